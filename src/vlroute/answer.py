@@ -1,0 +1,92 @@
+"""What comes back: the answer with its decision, and the events of a stream."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from vlroute.decision.policy import Decision
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request. `thinking_tokens` are part of `completion_tokens`, `vision_tokens` of `prompt_tokens`."""
+
+    prompt_tokens: int
+    vision_tokens: int
+    completion_tokens: int
+    thinking_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds per step of one request.
+
+    `caption`: what the captioner took (with the tower, if it ran for it); `decide`: the classifier; `vision`: picture
+    processing and tower, 0 where features were there already; `prefill`: until the first token; `decode`: after it.
+    """
+
+    caption: float
+    decide: float
+    vision: float
+    prefill: float
+    decode: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`text` is the answer alone, `thinking` the reasoning before it ("" for Instruct).
+
+    `finish_reason`: "stop", "length" (out of tokens: with Thinking, `text` is empty if that happened while it
+    still reasoned: a truncated thought is never an answer) or "cancelled".
+    """
+
+    text: str
+    thinking: str
+    decision: Decision
+    finish_reason: FinishReason
+    usage: Usage
+    timing: Timing
+
+    def __str__(self) -> str:
+        if self.text or self.finish_reason == "stop":
+            return self.text
+        return f"[no answer: {self.finish_reason} after {self.usage.thinking_tokens} tokens of thinking]"
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields by name, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """First event of a stream: which mode answers, and why."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingDelta:
+    """A piece of reasoning; all pieces joined are `Answer.thinking`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDelta:
+    """A piece of the answer; all pieces joined are `Answer.text`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Last event of a stream: the whole answer with usage and timing."""
+
+    answer: Answer
+
+
+Event = Decided | ThinkingDelta | AnswerDelta | Finished

@@ -1,0 +1,80 @@
+"""A trained router on disk: `router.json` to read, `weights.safetensors` to compute with.
+
+Nothing in it can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from vlroute.errors import ArtefactError
+
+SCHEMA = 1
+CARD_FILE = "router.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+def write_artefact(folder: str | Path, card: Mapping[str, Any], arrays: Arrays) -> None:
+    """Write both files. The card comes last and holds the weights' SHA-256: a torn write is refused later."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = save_tensors({name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()})
+    head = {"schema": SCHEMA, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+    text = json.dumps({**head, **card}, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    _replace(folder / WEIGHTS_FILE, weights)
+    _replace(folder / CARD_FILE, text.encode())
+
+
+def read_artefact(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
+    """The card and the float32 arrays. ArtefactError if missing, damaged, not finite or of another schema."""
+    folder = Path(folder)
+    try:
+        card = json.loads(_read(folder / CARD_FILE))
+    except ValueError as error:
+        raise ArtefactError(f"{folder / CARD_FILE} is no valid JSON ({error}); {REMEDY}") from error
+    if not isinstance(card, dict) or card.get("schema") != SCHEMA:
+        found = card.get("schema") if isinstance(card, dict) else None
+        raise ArtefactError(
+            f"{folder / CARD_FILE} has schema {found!r}, this version of vlroute reads {SCHEMA}: "
+            "retrain it with training/retrain.py, or install the version of vlroute that wrote it"
+        )
+    weights = _read(folder / WEIGHTS_FILE)
+    if hashlib.sha256(weights).hexdigest() != card.get("weights_sha256"):
+        raise ArtefactError(f"{folder / WEIGHTS_FILE} is damaged or belongs to another {CARD_FILE}; {REMEDY}")
+    try:
+        arrays: Arrays = load_tensors(weights)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ArtefactError(f"{folder / WEIGHTS_FILE} is no safetensors file ({error}); {REMEDY}") from error
+    for name, array in arrays.items():
+        if array.dtype != np.float32 or not bool(np.isfinite(array).all()):
+            raise ArtefactError(f"{folder / WEIGHTS_FILE}: {name!r} must be float32 and finite; {REMEDY}")
+    return card, arrays
+
+
+REMEDY = "copy the whole folder again or retrain it with training/retrain.py"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"cannot read {path} ({error.strerror}); {REMEDY}") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+    draft.write_bytes(content)
+    os.replace(draft, path)

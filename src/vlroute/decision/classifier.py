@@ -1,0 +1,139 @@
+"""The complexity classifier: how probably is each mode right, and how much will it write?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlroute.decision.artefact import CARD_FILE, REMEDY, Arrays, read_artefact, write_artefact
+from vlroute.decision.encoder import Floats, LexicalEncoder
+from vlroute.decision.features import DENSE, RequestEncoder
+from vlroute.decision.pace import Pace
+from vlroute.errors import ArtefactError
+
+ENCODERS = ("prompt", "caption", "crossed")
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What is expected of both modes before either runs. ValueError if a value is out of range.
+
+    `p_*`: probability that the mode answers correctly, 0 to 1. `tokens_*`: expected generated tokens, finite,
+    >= 0. `known`: share of the request's tokens that training has seen, 0 to 1; low means far from the
+    training data.
+    """
+
+    p_instruct: float
+    p_thinking: float
+    tokens_instruct: float
+    tokens_thinking: float
+    known: float
+
+    def __post_init__(self) -> None:
+        if not all(0 <= share <= 1 for share in (self.p_instruct, self.p_thinking, self.known)):
+            raise ValueError(f"probabilities and known must be within 0 and 1: {self}")
+        if not all(0 <= tokens < math.inf for tokens in (self.tokens_instruct, self.tokens_thinking)):
+            raise ValueError(f"tokens must be finite and >= 0: {self}")
+
+    @property
+    def gain(self) -> float:
+        """What thinking is worth here, in probability: p_thinking - p_instruct."""
+        return self.p_thinking - self.p_instruct
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Four linear heads over `width` features: right (Instruct, Thinking), ln tokens (Instruct, Thinking).
+
+    `weights` float32 `[width, 4]`, `bias` `[4]`. `calibration` `[2, 2, 2]`: head, without/with caption,
+    (slope, intercept) of Platt's sigmoid on the raw logit. `log_tokens` `[2, 3]`: mode, (lowest and highest
+    ln tokens of training, ln of Duan's smearing factor, which turns the exponential of a mean into a mean).
+    """
+
+    weights: Floats
+    bias: Floats
+    calibration: Floats
+    log_tokens: Floats
+
+    def check(self, width: int) -> None:
+        """ValueError if a shape does not fit `width` features."""
+        shapes = {"weights": (width, 4), "bias": (4,), "calibration": (2, 2, 2), "log_tokens": (2, 3)}
+        for name, shape in shapes.items():
+            found = getattr(self, name).shape
+            if found != shape:
+                raise ValueError(f"{name} has shape {list(found)}, expected {list(shape)}")
+
+
+class ComplexityClassifier:
+    """Prompt and caption in, `Prediction` out. Made by `vlroute.learning.train`, loaded with `load`."""
+
+    def __init__(
+        self, encoder: RequestEncoder, heads: Heads, pace: Pace, card: Mapping[str, Any] | None = None
+    ) -> None:
+        """`pace`: as measured with the records. `card`: provenance, metrics. ValueError if shapes differ."""
+        heads.check(encoder.width)
+        self.encoder, self.heads = encoder, heads
+        self.card: dict[str, Any] = dict(card or {})
+        self._pace = pace.to_dict()
+        # plain floats: arithmetic on single numpy items would take longer than the dot products
+        self._calibration: list[list[list[float]]] = heads.calibration.tolist()
+        self._log_tokens: list[list[float]] = heads.log_tokens.tolist()
+
+    @property
+    def pace(self) -> Pace:
+        """A fresh `Pace` that starts from what was measured when the records were collected."""
+        return Pace.from_dict(self._pace)
+
+    def predict(self, prompt: str, caption: str | None = None) -> Prediction:
+        """Predict for one request. No caption (None, "", blanks) is a condition with its own calibration."""
+        features = self.encoder.encode(prompt, caption)
+        raw = (features.values @ self.heads.weights[features.columns] + self.heads.bias).tolist()
+        condition = int(self.encoder.sees_caption(caption))
+        p_instruct, p_thinking = (
+            _sigmoid(slope * logit + intercept)
+            for logit, (slope, intercept) in zip(
+                raw[:2], (c[condition] for c in self._calibration), strict=True
+            )
+        )
+        tokens_instruct, tokens_thinking = (
+            math.exp(min(max(value, low), high) + smear)
+            for value, (low, high, smear) in zip(raw[2:], self._log_tokens, strict=True)
+        )
+        return Prediction(p_instruct, p_thinking, tokens_instruct, tokens_thinking, features.known)
+
+    def predict_many(self, requests: Iterable[tuple[str, str | None]]) -> list[Prediction]:
+        """Predict for each (prompt, caption)."""
+        return [self.predict(prompt, caption) for prompt, caption in requests]
+
+    def save(self, folder: str | Path) -> None:
+        """Write `router.json` and `weights.safetensors` into `folder`, replacing what was there."""
+        vocabulary = {name: list(getattr(self.encoder, name).terms) for name in ENCODERS}
+        arrays: Arrays = {f"idf_{name}": getattr(self.encoder, name).idf for name in ENCODERS}
+        arrays |= {"centre": self.encoder.centre, "scale": self.encoder.scale}
+        arrays |= {name: getattr(self.heads, name) for name in Heads.__slots__}
+        card = {**self.card, "pace": self._pace, "dense": list(DENSE), "vocabulary": vocabulary}
+        write_artefact(folder, card, arrays)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ComplexityClassifier:
+        """Read what `save` wrote. ArtefactError, with a remedy, if missing, damaged or of another schema."""
+        card, arrays = read_artefact(folder)
+        try:
+            vocabulary, dense, pace = (card.pop(name) for name in ("vocabulary", "dense", "pace"))
+            if dense != list(DENSE):
+                raise ValueError("its plain numbers are not those of this version")
+            lexical = {name: LexicalEncoder(vocabulary[name], arrays[f"idf_{name}"]) for name in ENCODERS}
+            encoder = RequestEncoder(**lexical, centre=arrays["centre"], scale=arrays["scale"])
+            heads = Heads(**{name: arrays[name] for name in Heads.__slots__})
+            return cls(encoder, heads, Pace.from_dict(pace), card)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtefactError(
+                f"{Path(folder) / CARD_FILE} and its weights do not fit ({error}); {REMEDY}"
+            ) from error
+
+
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-min(max(logit, -30.0), 30.0)))

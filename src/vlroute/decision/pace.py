@@ -1,0 +1,85 @@
+"""How long answering takes on this machine: prefill plus so much per generated token, for each mode."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+Mode = Literal["instruct", "thinking"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+#: Where nothing was measured: a 2B model decoding one request at a time on a small GPU. An assumption.
+ASSUMED_PER_TOKEN = 0.02
+ASSUMED_PREFILL = 0.2
+
+
+class Pace:
+    """Seconds per generated token and seconds of prefill per mode; learns from what it observes. Thread-safe.
+
+    An observation moves both figures by `weight` of the difference (exponential moving average), so a machine
+    that slows down under load is noticed within some ten answers.
+    """
+
+    def __init__(
+        self,
+        per_token: Mapping[Mode, float] | None = None,
+        prefill: Mapping[Mode, float] | None = None,
+        *,
+        weight: float = 0.1,
+    ) -> None:
+        """A missing mode takes the assumed value. ValueError for seconds < 0 or weight outside (0, 1]."""
+        if not 0 < weight <= 1:
+            raise ValueError(f"weight must be in (0, 1], not {weight}")
+        self._per_token = dict.fromkeys(MODES, ASSUMED_PER_TOKEN) | _checked(per_token or {})
+        self._prefill = dict.fromkeys(MODES, ASSUMED_PREFILL) | _checked(prefill or {})
+        self._weight = weight
+        self._lock = threading.Lock()
+
+    def expected(self, mode: Mode, tokens: float) -> float:
+        """Seconds until `mode` has generated `tokens`; always finite. ValueError if tokens is not, or < 0."""
+        if not 0 <= tokens < math.inf:
+            raise ValueError(f"tokens must be finite and >= 0, not {tokens}")
+        with self._lock:
+            seconds = self._prefill[mode] + self._per_token[mode] * tokens
+        return min(seconds, sys.float_info.max)
+
+    def observe(self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float) -> None:
+        """Learn from one answer; without tokens only its prefill. ValueError for values < 0 or infinite."""
+        if mode not in MODES or not 0 <= tokens < math.inf:
+            raise ValueError(f"expected a mode and tokens >= 0, not {mode!r} and {tokens!r}")
+        for seconds in (prefill_seconds, decode_seconds):
+            _check(seconds)
+        with self._lock:
+            self._prefill[mode] += self._weight * (prefill_seconds - self._prefill[mode])
+            if tokens:
+                self._per_token[mode] += self._weight * (decode_seconds / tokens - self._per_token[mode])
+
+    def to_dict(self) -> dict[str, dict[Mode, float]]:
+        """`{"per_token": {mode: s}, "prefill": {mode: s}}`, ready for JSON."""
+        with self._lock:
+            return {"per_token": {**self._per_token}, "prefill": {**self._prefill}}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Pace:
+        """The inverse of `to_dict`. ValueError if something is not as it writes it."""
+        if set(value) != {"per_token", "prefill"} or not all(
+            isinstance(part, Mapping) for part in value.values()
+        ):
+            raise ValueError(f"a pace has 'per_token' and 'prefill', each by mode; found {value!r}")
+        return cls(value["per_token"], value["prefill"])
+
+
+def _checked(by_mode: Mapping[Mode, float]) -> dict[Mode, float]:
+    for mode, seconds in by_mode.items():
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}; modes are {', '.join(MODES)}")
+        _check(seconds)
+    return dict(by_mode)
+
+
+def _check(seconds: float) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds must be a finite number >= 0, not {seconds!r}")

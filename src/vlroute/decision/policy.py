@@ -1,0 +1,111 @@
+"""When is thinking worth the wait? Gain against price."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from vlroute.decision.classifier import Prediction
+from vlroute.decision.pace import MODES, Mode, Pace
+
+Stage = Literal["prompt", "prefill", "answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which mode answers, and why.
+
+    `stage`: how much evidence it rests on. `p_*`, `gain`: probabilities. `seconds_*`: expected, for the whole
+    answer. `threshold`: the gain needed, price x extra seconds. `forced`: the caller chose the mode.
+    `caption`: what was read.
+    """
+
+    mode: Mode
+    stage: Stage
+    p_instruct: float
+    p_thinking: float
+    gain: float
+    seconds_instruct: float
+    seconds_thinking: float
+    threshold: float
+    reason: str
+    caption: str | None = None
+    forced: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields by name, ready for JSON: no NaN, no infinity."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Think when gain > price x extra seconds.
+
+    `price`: what one second of waiting is worth, in probability of a right answer. 0.1: wait one second more
+    for ten points. 0: think whenever it helps at all. `min_known`: a request of which a smaller share of
+    tokens is known is too far from the training data to judge, and gets `unsure_mode`.
+
+    Invariants, unless forced or unsure: `mode == "thinking"` exactly if `gain > threshold`; a gain <= 0 never
+    thinks; with the same prediction a higher price never turns Instruct into Thinking. Always: every number
+    in the decision is finite, `threshold >= 0`, `gain == p_thinking - p_instruct`.
+    """
+
+    price: float = 0.1
+    min_known: float = 0.3
+    unsure_mode: Mode = "instruct"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.price < math.inf:
+            raise ValueError(f"price must be finite and >= 0 (probability per second), not {self.price!r}")
+        if not 0 <= self.min_known <= 1:
+            raise ValueError(f"min_known must be within 0 and 1, not {self.min_known!r}")
+        _check_mode(self.unsure_mode)
+
+    def decide(
+        self, prediction: Prediction, pace: Pace, caption: str | None = None, forced: Mode | None = None
+    ) -> Decision:
+        """Weigh one prediction at this machine's pace. ValueError if `forced` is no mode."""
+        instruct = pace.expected("instruct", prediction.tokens_instruct)
+        thinking = pace.expected("thinking", prediction.tokens_thinking)
+        extra, gain = thinking - instruct, prediction.gain
+        threshold = min(self.price * max(extra, 0.0), sys.float_info.max)
+        mode: Mode = "thinking" if gain > threshold else "instruct"
+        if forced is not None:
+            _check_mode(forced)
+            mode, reason = forced, f"{forced} was asked for"
+        elif prediction.known < self.min_known:
+            mode = self.unsure_mode
+            reason = (
+                f"only {prediction.known:.0%} of the words are known: too far from the training data to judge"
+            )
+        else:
+            reason = _reason(gain, extra, threshold)
+        return Decision(
+            mode=mode,
+            stage="prompt",
+            p_instruct=prediction.p_instruct,
+            p_thinking=prediction.p_thinking,
+            gain=gain,
+            seconds_instruct=instruct,
+            seconds_thinking=thinking,
+            threshold=threshold,
+            reason=reason,
+            caption=caption,
+            forced=forced is not None,
+        )
+
+
+def _reason(gain: float, extra: float, threshold: float) -> str:
+    if gain <= 0:
+        return f"gain {gain:+.2f}: thinking would not help"
+    if extra <= 0:
+        return f"gain {gain:+.2f} and thinking takes no longer"
+    side = "over" if gain > threshold else "not over"
+    return f"gain {gain:+.2f} is {side} the price of {extra:.2g} s more ({threshold:.2g})"
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")

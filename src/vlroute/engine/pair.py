@@ -1,0 +1,185 @@
+"""Both checkpoints in one process; a tower that both share is kept once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
+
+from vlroute.engine.quantization import quantization_config
+from vlroute.engine.tower import tower_fingerprint
+from vlroute.errors import CheckpointError
+from vlroute.modes import MODES, Mode
+
+log = logging.getLogger("vlroute")
+
+CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # weights that could run code are never fetched
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One loaded checkpoint: the model, its processor, and what its vision features depend on.
+
+    `tower` is the fingerprint of the tower's weights; `vision_key` joins it with the processors' settings and the
+    dtype: features may pass from one mode to the other exactly if these are equal. Both are 64 hex characters.
+    """
+
+    mode: Mode
+    source: str
+    model: Any
+    processor: Any
+    tower: str
+    vision_key: str
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Both modes, ready to answer. `shared_tower` says whether one tower in memory serves both."""
+
+    instruct: Checkpoint
+    thinking: Checkpoint
+    load_seconds: float
+
+    def __getitem__(self, mode: Mode) -> Checkpoint:
+        return self.instruct if mode == "instruct" else self.thinking
+
+    @property
+    def shared_tower(self) -> bool:
+        return self.instruct.model.model.visual is self.thinking.model.model.visual
+
+    def parameter_bytes(self) -> int:
+        """Bytes of all weights in memory, a shared tower counted once."""
+        unique = {p.data_ptr(): p.numel() * p.element_size() for mode in MODES for p in self[mode].model.parameters()}
+        return sum(unique.values())
+
+    def __str__(self) -> str:
+        tower = "one tower for both modes" if self.shared_tower else "two different towers"
+        where = f"{self.instruct.device}, {str(self.instruct.model.dtype).removeprefix('torch.')}"
+        return f"{self.instruct.source} + {self.thinking.source} on {where}: {tower}"
+
+
+def checkpoint_folder(source: str | Path) -> Path:
+    """A checkpoint folder on this disk, or the local copy of a hub id (downloaded when it is not there yet).
+
+    Raises:
+        CheckpointError: neither a folder with a checkpoint nor an id that can be fetched.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise CheckpointError(f"{str(source)!r} is a folder without config.json; expected a Qwen3-VL checkpoint")
+        return folder
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=CHECKPOINT_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"cannot find the checkpoint {str(source)!r}: it is no folder here, and the hub gave "
+            f"{type(error).__name__}. Pass a folder or a hub id such as 'Qwen/Qwen3-VL-2B-Instruct'; without a "
+            "network, copy the checkpoint to this machine first"
+        ) from error
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """bfloat16 on CUDA, where Qwen3-VL was trained in it; float32 on a CPU, where it is exact and rarely slower."""
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+class _WithoutTower(Qwen3VLForConditionalGeneration):  # type: ignore[misc]
+    """Loads a checkpoint around an absent tower: its tensors in the files are passed over, not reported."""
+
+    _keys_to_ignore_on_load_unexpected = (r"visual\.",)
+
+
+def _load_model(folder: Path, options: Mapping[str, Any], tower: torch.nn.Module | None) -> Any:
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type != "qwen3_vl":
+        raise CheckpointError(
+            f"{folder.name!r} is of model type {config.model_type!r}; expected 'qwen3_vl' (a dense Qwen3-VL checkpoint)"
+        )
+    if tower is None:
+        return Qwen3VLForConditionalGeneration.from_pretrained(folder, config=config, **options).eval()
+    whole = config.vision_config.to_dict()
+    config.vision_config.depth, config.vision_config.deepstack_visual_indexes = 0, []
+    model = _WithoutTower.from_pretrained(folder, config=config, **options).eval()
+    model.model.visual = tower
+    model.config.vision_config = type(config.vision_config).from_dict(whole)
+    return model
+
+
+def _vision_key(tower: str, model: Any, processor: Any) -> str:
+    settings = [processor.image_processor.to_dict(), processor.video_processor.to_dict(), str(model.dtype)]
+    return hashlib.sha256(json.dumps([tower, *settings], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def load_pair(
+    instruct: str | Path,
+    thinking: str | Path,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    attn_implementation: str | None = None,
+    quantization: str | Any | None = None,
+) -> Pair:
+    """Load both checkpoints (folders or hub ids) into this process, an equal tower once.
+
+    Args:
+        device: "cuda", "cuda:1", "cpu", …; CUDA where there is one, else the CPU.
+        dtype: a torch dtype or its name; bfloat16 on CUDA, else float32.
+        attn_implementation: as in transformers ("sdpa", "eager", "flash_attention_2").
+        quantization: "4bit" or "8bit" (bitsandbytes), "int8" or "int4" (torchao), or a transformers quantization
+            config. A ready quantised checkpoint (AWQ, GPTQ) needs nothing here.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be found or is not Qwen3-VL.
+    """
+    began = time.perf_counter()
+    folders = {"instruct": checkpoint_folder(instruct), "thinking": checkpoint_folder(thinking)}
+    sources = {"instruct": str(instruct), "thinking": str(thinking)}
+    prints = {mode: tower_fingerprint(folder) for mode, folder in folders.items()}
+    device = device or default_device()
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    options: dict[str, Any] = {"dtype": dtype or default_dtype(device)}
+    if device != "cpu":
+        options["device_map"] = device
+    if attn_implementation:
+        options["attn_implementation"] = attn_implementation
+    if quantization is not None:
+        options["quantization_config"] = quantization_config(quantization)
+
+    loaded: dict[str, Checkpoint] = {}
+    for mode in MODES:
+        twin = loaded.get("instruct")
+        tower = twin.model.model.visual if twin and twin.tower == prints[mode] else None
+        model = _load_model(folders[mode], options, tower)
+        processor = AutoProcessor.from_pretrained(folders[mode])
+        loaded[mode] = Checkpoint(
+            mode, sources[mode], model, processor, prints[mode], _vision_key(prints[mode], model, processor)
+        )
+    pair = Pair(loaded["instruct"], loaded["thinking"], time.perf_counter() - began)
+    log.info("loaded %s in %.1f s", pair, pair.load_seconds)
+    if not pair.shared_tower:
+        log.warning("the two vision towers differ: features are kept per tower and not shared between the modes")
+    return pair

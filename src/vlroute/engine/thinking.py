@@ -1,0 +1,85 @@
+"""Reasoning apart from the answer, by token id; and a budget for reasoning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from tokenizers.decoders import DecodeStream
+from transformers import LogitsProcessor
+
+Channel = Literal["thinking", "answer"]
+THINK, END_THINK = "<think>", "</think>"
+#: What ends a thought that ran out of budget: the very bytes with which the Thinking template ends one itself.
+CLOSING = f"\n{END_THINK}\n\n"
+
+
+class Trimmed:
+    """Passes text on without white space at its start and end, however it is cut into pieces."""
+
+    def __init__(self) -> None:
+        self.begun, self.held = False, ""
+
+    def push(self, piece: str) -> str:
+        text = self.held + piece
+        if not self.begun:
+            text = text.lstrip()
+        kept = text.rstrip()
+        self.held = text[len(kept) :] if kept or self.begun else ""
+        self.begun = self.begun or bool(kept)
+        return kept
+
+
+class Splitter:
+    """Turns generated token ids, one at a time, into pieces of thinking and of answer.
+
+    The Thinking template ends the prompt with `<think>`, so only `</think>` appears in the output: everything before
+    it is thinking, and without it there is no answer. Instruct output is answer throughout.
+    """
+
+    def __init__(self, tokenizer: Any, thinking: bool) -> None:
+        self.tokenizer = tokenizer._tokenizer if hasattr(tokenizer, "_tokenizer") else tokenizer
+        self.start_id = tokenizer.convert_tokens_to_ids(THINK)
+        self.end_id = tokenizer.convert_tokens_to_ids(END_THINK)
+        self.channel: Channel = "thinking" if thinking else "answer"
+        self.texts: dict[Channel, str] = {"thinking": "", "answer": ""}
+        self.thinking_tokens = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        # a decoder of its own for each channel: no half character crosses the border
+        self.decoder, self.trimmed = DecodeStream(skip_special_tokens=True), Trimmed()
+
+    def push(self, token: int) -> Iterator[tuple[Channel, str]]:
+        if self.channel == "thinking":
+            self.thinking_tokens += 1
+            if token == self.end_id:
+                self.channel = "answer"
+                self._begin()
+                return
+            if token == self.start_id:
+                return
+        piece = self.trimmed.push(self.decoder.step(self.tokenizer, token) or "")
+        if piece:
+            self.texts[self.channel] += piece
+            yield self.channel, piece
+
+
+class ThinkingBudget(LogitsProcessor):  # type: ignore[misc]
+    """After `budget` tokens of thinking without `</think>`, makes the model write `CLOSING` and then answer."""
+
+    def __init__(self, tokenizer: Any, prompt_length: int, budget: int) -> None:
+        if budget < 0:
+            raise ValueError(f"thinking_budget must be 0 or more tokens, got {budget}")
+        self.closing = tokenizer(CLOSING, add_special_tokens=False)["input_ids"]
+        self.end_id = tokenizer.convert_tokens_to_ids(END_THINK)
+        self.prompt_length, self.budget = prompt_length, budget
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        for row, ids in enumerate(input_ids[:, self.prompt_length :].tolist()):
+            over = len(ids) - self.budget
+            if 0 <= over < len(self.closing) and self.end_id not in ids[: self.budget]:
+                scores[row, :] = -float("inf")
+                scores[row, self.closing[over]] = 0.0
+        return scores

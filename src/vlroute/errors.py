@@ -1,0 +1,31 @@
+"""Every error a caller can meet: what was wrong, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class VLRouteError(Exception):
+    """Base of all errors raised on purpose by vlroute."""
+
+
+class InputError(VLRouteError, ValueError):
+    """The request itself is at fault; sending it again unchanged cannot help."""
+
+
+class UnreadableMediaError(InputError):
+    """A picture or video cannot be opened or decoded: missing, truncated, of an unknown format."""
+
+
+class LimitError(InputError):
+    """A picture, video or request is over one of the limits in `vlroute.media.Limits`."""
+
+
+class MessageError(InputError):
+    """The message has the wrong shape: empty prompt, unknown role or part, nothing to answer."""
+
+
+class CheckpointError(VLRouteError):
+    """A checkpoint folder is missing, incomplete or not a Qwen3-VL model."""
+
+
+class ArtefactError(VLRouteError):
+    """A router artefact cannot be used: missing, damaged, or of another schema version."""

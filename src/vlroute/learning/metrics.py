@@ -1,0 +1,114 @@
+"""What a router is worth, in small functions. All take one value per record: float arrays `[n]`.
+
+`instruct`, `thinking`: how right each mode was, 0 to 1. `scores`: the higher, the sooner a record goes to
+Thinking. Nothing here assumes that Thinking is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+
+def accuracy_curve(scores: Values, instruct: Values, thinking: Values) -> Values:
+    """Accuracy when the k highest scores think, for k = 0 … n: `[n + 1]`.
+
+    Equal scores are shared out evenly, so a constant score gives exactly the random line, in whatever order
+    they come.
+    """
+    extra = _average_over_ties(scores, (thinking - instruct)[_order(scores)])
+    return np.asarray((instruct.sum() + np.concatenate([[0.0], extra.cumsum()])) / len(scores))
+
+
+def random_line(instruct: Values, thinking: Values) -> Values:
+    """Expected accuracy when k records drawn by chance think, for k = 0 … n: `[n + 1]`."""
+    return np.linspace(instruct.mean(), thinking.mean(), len(instruct) + 1)
+
+
+def area_over_random(scores: Values, instruct: Values, thinking: Values) -> float:
+    """Mean over all shares k/n sent to Thinking of (accuracy - random line), in points; 0: mere chance."""
+    gap = accuracy_curve(scores, instruct, thinking) - random_line(instruct, thinking)
+    return float(100 * gap.mean())
+
+
+def share_by_score(scores: Values, share: float) -> Values:
+    """Which records think (1; at the border a probability) if the top `share` of the scores does."""
+    n = len(scores)
+    sent = np.clip(share * n - np.arange(n), 0.0, 1.0)
+    result = np.empty(n)
+    result[_order(scores)] = _average_over_ties(scores, sent)
+    return result
+
+
+def headroom_captured(router: float, instruct: float, thinking: float, oracle: float) -> float | None:
+    """(router - better single mode) / (oracle - better single mode); None where there is no headroom.
+
+    Accuracies in, 1 = all of it; negative = worse than always using the better mode.
+    """
+    better = max(instruct, thinking)
+    return (router - better) / (oracle - better) if oracle - better > 1e-12 else None
+
+
+def gain_auc(scores: Values, instruct: Values, thinking: Values) -> float | None:
+    """Where the modes differ: how probably one that Thinking wins scores over one Instruct wins; ties half.
+
+    The Mann-Whitney form of the area under the ROC curve. None unless both kinds of record are there.
+    """
+    won, lost = scores[thinking > instruct], scores[thinking < instruct]
+    if not len(won) or not len(lost):
+        return None
+    lost = np.sort(lost)
+    below = np.searchsorted(lost, won, "left") + np.searchsorted(lost, won, "right")
+    return float(below.mean() / (2 * len(lost)))
+
+
+def brier(probabilities: Values, correct: Values) -> float:
+    """Mean squared difference of probability and outcome (Brier 1950). 0: perfect; 0.25: always 0.5."""
+    return float(np.mean((probabilities - correct) ** 2))
+
+
+def ece(probabilities: Values, correct: Values, bins: int = 10) -> float:
+    """Expected calibration error over `bins` bins of equal width (Naeini et al. 2015), 0 to 1.
+
+    |mean probability - share correct| in each bin, averaged with the bins' sizes as weights.
+    """
+    bin_of = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(bin_of, weights=probabilities - correct, minlength=bins)
+    return float(np.abs(gaps).sum() / len(probabilities))
+
+
+def bootstrap_interval(
+    statistic: Callable[[Indices], float | None],
+    n: int,
+    *,
+    level: float = 0.95,
+    samples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Percentile bootstrap (Efron 1979), (low, high), of `statistic(indices of the n records drawn)`.
+
+    Draws in which the statistic is undefined (None) are left out; None if that is all of them.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [statistic(rng.integers(0, n, n)) for _ in range(samples)]
+    values = [value for value in drawn if value is not None]
+    if not values:
+        return None
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _order(scores: Values) -> Indices:
+    return np.argsort(-scores, kind="stable")
+
+
+def _average_over_ties(scores: Values, in_order: Values) -> Values:
+    """`in_order` belongs to the scores from high to low; each value becomes the mean over its equal scores."""
+    _, group, size = np.unique(-scores, return_inverse=True, return_counts=True)
+    group = np.sort(group)
+    return np.asarray((np.bincount(group, weights=in_order) / size)[group])

@@ -1,0 +1,187 @@
+"""Labelled examples on disk: JSON lines, plain or gzipped, one record a line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vlroute.errors import InputError
+
+CHARS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one mode did on one request.
+
+    `correct`: true, false, or a share 0 to 1 of several tries. `tokens`: generated, reasoning included.
+    `seconds`: the whole answer, prefill included. None where unknown. InputError if a value is out of range.
+    """
+
+    correct: bool | float
+    tokens: int | None = None
+    seconds: float | None = None
+    prefill_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.correct, most=1):
+            raise InputError(f"'correct' must be true, false or a number 0 to 1, not {self.correct!r}")
+        if self.tokens is not None and (type(self.tokens) is not int or self.tokens < 0):
+            raise InputError(f"'tokens' must be a whole number >= 0 or null, not {self.tokens!r}")
+        for name in ("seconds", "prefill_seconds"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not _is_number(value)):
+                raise InputError(f"'{name}' must be a finite number >= 0 or null, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One labelled example: what was asked, and how both modes did. A blank caption is kept as None."""
+
+    id: str
+    prompt: str
+    caption: str | None
+    instruct: Outcome
+    thinking: Outcome
+    set: str = ""
+    family: str = ""
+    grade: str = ""
+    language: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("id", "prompt", "set", "family", "grade", "language"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"'{name}' must be a string, not {getattr(self, name)!r}")
+        if not self.id:
+            raise InputError("'id' must not be empty")
+        if self.caption is not None and not isinstance(self.caption, str):
+            raise InputError(f"'caption' must be a string or null, not {self.caption!r}")
+        object.__setattr__(self, "caption", (self.caption or "").strip() or None)
+
+
+def read_records(*paths: str | Path) -> Iterator[Record]:
+    """Stream records from `.jsonl` and `.jsonl.gz` files. Blank lines are skipped, unknown keys ignored.
+
+    Two forms are read: our own (`instruct` and `thinking`, as `write_records` writes them) and routing
+    records (`cheap` and `strong` with `chars`, taken as a quarter as many tokens). InputError, naming file
+    and line, for a line that is neither, for an id that came before, and for a file that cannot be read or is
+    cut off.
+    """
+    first_seen: dict[str, str] = {}
+    for path in map(Path, paths):
+        for number, line in enumerate(_lines(path), 1):
+            if line.isspace():
+                continue
+            place = f"{path}:{number}"
+            try:
+                record = _record(json.loads(line.decode()))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{place}: {error}") from error
+            if record.id in first_seen:
+                raise InputError(f"{place}: id {record.id!r} was already used in {first_seen[record.id]}")
+            first_seen[record.id] = place
+            yield record
+
+
+def write_records(path: str | Path, records: Iterable[Record], *, append: bool = False) -> int:
+    """Write `records` and return how many; gzipped if the name ends in `.gz`.
+
+    A new file appears whole or not at all. With `append` all lines go to the end in one write, after the torn
+    last line of an interrupted run, if there is one, has been removed; a gzipped file cannot be appended to
+    (InputError).
+    """
+    path = Path(path)
+    lines = [json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+    content = "".join(lines).encode()
+    if append:
+        if path.suffix == ".gz":
+            raise InputError(
+                f"{path}: cannot append to a gzipped file; write {path.stem} and compress it when done"
+            )
+        _append(path, content)
+        return len(lines)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # no time stamp, so that equal records make equal files
+    draft.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    os.replace(draft, path)
+    return len(lines)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield from file
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read to its end ({error}); expected JSON lines") from error
+
+
+def _append(path: Path, content: bytes) -> None:
+    with path.open("a+b") as file:
+        size = file.tell()
+        file.seek(max(0, size - 1))
+        if file.read() not in (b"", b"\n"):
+            file.seek(0)
+            last = file.read().rpartition(b"\n")[2]
+            if _is_json(last):
+                file.write(b"\n")
+            else:
+                file.truncate(size - len(last))
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _record(row: Any) -> Record:
+    if not isinstance(row, dict):
+        raise InputError(f"expected a JSON object, found {type(row).__name__}")
+    for names in (("instruct", "thinking"), ("cheap", "strong")):
+        if all(isinstance(row.get(name), dict) for name in names):
+            break
+    else:
+        raise InputError("expected the objects 'instruct' and 'thinking' (or 'cheap' and 'strong')")
+    for name in ("id", "prompt"):
+        if name not in row:
+            raise InputError(f"{name!r} is missing")
+    texts = {name: row[name] for name in ("set", "family", "grade", "language") if row.get(name) is not None}
+    return Record(
+        id=row["id"],
+        prompt=row["prompt"],
+        caption=row.get("caption"),
+        instruct=_outcome(row[names[0]], names[0]),
+        thinking=_outcome(row[names[1]], names[1]),
+        **texts,
+    )
+
+
+def _outcome(value: Mapping[str, Any], name: str) -> Outcome:
+    if "correct" not in value:
+        raise InputError(f"'correct' is missing in {name!r}")
+    tokens = value.get("tokens")
+    chars = value.get("chars")
+    if tokens is None and chars is not None:
+        if not _is_number(chars):
+            raise InputError(f"{name!r}: 'chars' must be a number >= 0 or null, not {chars!r}")
+        tokens = math.ceil(chars / CHARS_PER_TOKEN)
+    try:
+        return Outcome(value["correct"], tokens, value.get("seconds"), value.get("prefill_seconds"))
+    except InputError as error:
+        raise InputError(f"{name!r}: {error}") from None
+
+
+def _is_number(value: Any, most: float = math.inf) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= most and math.isfinite(value)

@@ -1,0 +1,274 @@
+"""What a caller may send: text, pictures, videos and history, parsed into one checked conversation."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from vlroute.errors import LimitError, MessageError
+from vlroute.media import (
+    DEFAULT_LIMITS,
+    Limits,
+    Picture,
+    PictureSource,
+    Video,
+    VideoSource,
+    is_timed,
+    load_picture,
+    load_video,
+)
+
+Role: TypeAlias = Literal["system", "user", "assistant"]
+Part: TypeAlias = str | Picture | Video
+
+# In text these would close a turn, forge another or open a slot for a picture that is not there.
+_CONTROL = re.compile(
+    r"<(\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: who speaks, and texts, pictures and videos in the order the model sees them.
+
+    Only users send pictures and videos. A past answer keeps no reasoning: a `<think>...</think>` head (or
+    what precedes a bare `</think>`) is cut off, and a control token that the model read off a picture is
+    broken up by a space. In all other text a control token such as `<|im_end|>` is a `MessageError`.
+    """
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):
+            raise MessageError(f"role must be system, user or assistant, got {str(self.role)[:40]!r}")
+        if not isinstance(self.parts, tuple):
+            raise MessageError(f"parts must be a tuple, got a {type(self.parts).__name__}")
+        for part in self.parts:
+            if not isinstance(part, str | Picture | Video):
+                raise MessageError(f"a part must be a str, Picture or Video, got a {type(part).__name__}")
+            if self.role != "user" and not isinstance(part, str):
+                raise MessageError(
+                    f"a message of the {self.role} holds text only; pictures come from the user"
+                )
+        if self.role == "assistant":
+            answer = _answer(self.text)
+            object.__setattr__(self, "parts", (answer,) if answer else ())
+        # Texts side by side are joined by the template: a token split over two of them is one again.
+        joined = "".join(part if isinstance(part, str) else " " for part in self.parts)
+        if token := _CONTROL.search(joined):
+            raise MessageError(
+                f"text holds the control token {token[0]}, which would forge a turn or a picture"
+            )
+        try:
+            joined.encode()
+        except UnicodeEncodeError as error:
+            raise MessageError("text holds half of a surrogate pair; send valid Unicode") from error
+
+    @property
+    def text(self) -> str:
+        """All text of the turn, joined without a gap, as the template renders it."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return tuple(part for part in self.parts if isinstance(part, Picture))
+
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        return tuple(part for part in self.parts if isinstance(part, Video))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns of which the last is a user's and holds text: something to answer. Else a `MessageError`."""
+
+    messages: tuple[Message, ...]
+
+    def __post_init__(self) -> None:
+        if not self.messages or self.messages[-1].role != "user":
+            raise MessageError("the last message must come from the user: there is nothing to answer")
+        if not self.prompt.strip():
+            raise MessageError("the prompt is empty; say in words what to do")
+
+    @property
+    def prompt(self) -> str:
+        """Text of the last message."""
+        return self.messages[-1].text
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All pictures, in the order of the template's image slots."""
+        return tuple(picture for message in self.messages for picture in message.pictures)
+
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        """All videos, in the order of the template's video slots."""
+        return tuple(video for message in self.messages for video in message.videos)
+
+    @property
+    def last_pictures(self) -> tuple[Picture, ...]:
+        """Pictures of the last message."""
+        return self.messages[-1].pictures
+
+    @property
+    def last_videos(self) -> tuple[Video, ...]:
+        """Videos of the last message."""
+        return self.messages[-1].videos
+
+    def template(self) -> list[dict[str, Any]]:
+        """What `processor.apply_chat_template` takes: slots for pictures and videos, no pixels."""
+        return [
+            {"role": turn.role, "content": [_slot(part) for part in turn.parts]} for turn in self.messages
+        ]
+
+
+def parse(
+    prompt: str | Sequence[Message | Mapping[str, Any]],
+    images: PictureSource | Sequence[PictureSource] | None = None,
+    videos: VideoSource | Sequence[VideoSource] | None = None,
+    history: Sequence[Message | Mapping[str, Any]] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Conversation:
+    """One checked conversation out of what a caller sends.
+
+    `prompt`: text, or a list of messages: `Message` values or dicts in OpenAI's form.
+    `images`: one source for `load_picture` or a list of them. `videos`: one source for `load_video` or a list
+    of them; a list made only of pictures, arrays or bytes is one video, frame by frame (docs/messages.md has
+    the rule). Both go before the text of the last user message, pictures first. `history`: earlier messages.
+    Raises `MessageError`, `LimitError` or `UnreadableMediaError`.
+    """
+    loader = _Loader(limits)
+    turns = [loader.message(turn) for turn in _listed(history or (), "history must be")]
+    if isinstance(prompt, str):
+        turns.append(Message("user", (prompt,)))
+    else:
+        turns += [loader.message(turn) for turn in _listed(prompt, "prompt must be a str or")]
+    conversation = Conversation(tuple(turns))
+    media: list[Part] = [loader.picture(source) for source in _image_sources(images)]
+    media += [loader.video(source) for source in _video_sources(videos)]
+    if not media:
+        return conversation
+    *earlier, last = conversation.messages
+    return Conversation((*earlier, Message("user", (*media, *last.parts))))
+
+
+class _Loader:
+    """Loads what one request names. Counts first, so that what is over a limit is never decoded."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.pictures = self.videos = 0
+
+    def picture(self, source: PictureSource) -> Picture:
+        self.pictures += 1
+        if self.pictures > self.limits.max_images:
+            raise LimitError(f"more than {self.limits.max_images} pictures in one request; send fewer")
+        return load_picture(source, self.limits)
+
+    def video(self, source: VideoSource, fps: float = 2.0) -> Video:
+        self.videos += 1
+        if self.videos > self.limits.max_videos:
+            raise LimitError(f"more than {self.limits.max_videos} videos in one request; send fewer")
+        return load_video(source, self.limits, fps)
+
+    def message(self, message: Message | Mapping[str, Any]) -> Message:
+        if isinstance(message, Message):
+            for part in message.parts:
+                if isinstance(part, Picture):
+                    self.picture(part)
+                elif isinstance(part, Video):
+                    self.video(part)
+            return message
+        if not isinstance(message, Mapping):
+            raise MessageError(f"a message must be a Message or a dict, got a {type(message).__name__}")
+        role = message.get("role")
+        content = message.get("content")
+        if content is None and role == "assistant":
+            content = ""  # an answer that was a tool call only
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        if not isinstance(content, list | tuple):
+            raise MessageError(f"content must be a str or a list of parts, got a {type(content).__name__}")
+        parts = tuple(self.part(part) for part in content)
+        return Message("system" if role == "developer" else role, parts)  # type: ignore[arg-type]
+
+    def part(self, part: Mapping[str, Any]) -> Part:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        match kind:
+            case "text" | "input_text" | "output_text":
+                text = part.get("text")
+                if not isinstance(text, str):
+                    raise MessageError(f"a part of type {kind!r} must hold a str as 'text'")
+                return text
+            case "image_url" | "input_image":
+                return self.picture(_data_uri(part, "image_url"))
+            case "video_url":
+                return self.video(_data_uri(part, "video_url"))
+            case "image" if "image" in part:
+                return self.picture(part["image"])
+            case "video" if "video" in part:
+                return self.video(part["video"], part.get("fps", 2.0))
+        raise MessageError(
+            f"unknown part (type {str(kind)[:40]!r}); known: text, image_url, image, video_url, video"
+        )
+
+
+def _answer(text: str) -> str:
+    """What an assistant said, without reasoning; a thought that never ended is no answer."""
+    _, closed, answer = text.rpartition("</think>")
+    if closed:
+        text = answer.lstrip()
+    return "" if text.lstrip().startswith("<think>") else _CONTROL.sub(r"< \1", text)
+
+
+def _data_uri(part: Mapping[str, Any], key: str) -> str:
+    """The address in an OpenAI part. Such parts come from the wire, so they must not name files or hosts."""
+    url = part.get(key)
+    if isinstance(url, Mapping):
+        url = url.get("url")
+    if not isinstance(url, str) or url[:5].lower() != "data:":
+        raise MessageError(f"{key} must be a data URI (data:image/png;base64,...): addresses are not fetched")
+    return url
+
+
+def _slot(part: Part) -> dict[str, str]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image" if isinstance(part, Picture) else "video"}
+
+
+def _listed(messages: object, must_be: str) -> Iterable[Any]:
+    if not isinstance(messages, list | tuple):
+        raise MessageError(f"{must_be} a list of messages, got a {type(messages).__name__}")
+    return messages
+
+
+def _image_sources(images: Any) -> Sequence[Any]:
+    if images is None:
+        return ()
+    return images if isinstance(images, list | tuple) else (images,)
+
+
+def _video_sources(videos: Any) -> Sequence[Any]:
+    """One source per video. A list is one video if all of it are frames, several if all of it are videos."""
+    if videos is None:
+        return ()
+    if not isinstance(videos, list | tuple) or is_timed(videos):
+        return (videos,)
+    whole = [_is_whole_video(item) for item in videos]
+    if any(whole) and not all(whole):
+        raise MessageError("videos mixes frames with whole videos; put the frames of each video in a list")
+    return videos if all(whole) else (videos,)
+
+
+def _is_whole_video(item: object) -> bool:
+    """Paths and data URIs name video files, lists hold frames; all else (PIL, array, bytes) is one frame."""
+    return isinstance(item, str | os.PathLike | Video | list | tuple) or (
+        isinstance(item, np.ndarray) and item.ndim == 4
+    )

@@ -1,0 +1,8 @@
+"""The two modes; the one word that every room shares."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Mode = Literal["instruct", "thinking"]
+MODES: tuple[Mode, ...] = get_args(Mode)

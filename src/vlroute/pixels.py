@@ -1,0 +1,70 @@
+"""Decoded pixels as a person sees them: upright, flattened on white, 8-bit RGB."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from vlroute.errors import UnreadableMediaError
+
+_Turn = Image.Transpose
+_EXIF_TURNS = {
+    2: _Turn.FLIP_LEFT_RIGHT,
+    3: _Turn.ROTATE_180,
+    4: _Turn.FLIP_TOP_BOTTOM,
+    5: _Turn.TRANSPOSE,
+    6: _Turn.ROTATE_270,
+    7: _Turn.TRANSVERSE,
+    8: _Turn.ROTATE_90,
+}
+
+
+def as_seen(image: Image.Image, name: str) -> Image.Image:
+    """A new RGB image of what `image` shows, without metadata. Raises what Pillow's decoders raise.
+
+    Modes I and I;16 hold 0..65535, mode F holds 0..1; other values are an `UnreadableMediaError`.
+    """
+    image.load()  # before the orientation is read: a PNG may hold it behind the pixels, a TIFF turns itself
+    turn = _EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode == "F":
+        image = from_array(np.asarray(image), name)
+    elif image.mode.startswith("I"):
+        image = _from_16_bit(np.asarray(image), name)
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque)
+    seen = image.convert("RGB")
+    seen.info = {}  # an orientation left here would be applied again by whoever comes next
+    return seen
+
+
+def from_array(array: NDArray[Any], name: str) -> Image.Image:
+    """The image in `array`: `[h, w]` or `[h, w, 1|3|4]`; uint8, bool, or floats in 0..1.
+
+    Raises `UnreadableMediaError` for every other shape, type or value.
+    """
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
+        raise UnreadableMediaError(f"{name}: pass the shape [h, w] or [h, w, 1|3|4]")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype == np.bool_:
+        array = array * np.uint8(255)
+    elif array.dtype.kind == "f":
+        # Written so that a NaN, which compares false with everything, is refused.
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise UnreadableMediaError(f"{name}: floats must lie in 0..1; scale or clip them first")
+        array = np.rint(array * 255)
+    elif array.dtype != np.uint8:
+        raise UnreadableMediaError(f"{name}: pass uint8, bool, or floats in 0..1")
+    return Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
+
+
+def _from_16_bit(grey: NDArray[Any], name: str) -> Image.Image:
+    if grey.min() < 0 or grey.max() > 65535:
+        raise UnreadableMediaError(f"{name}: grey values must lie in 0..65535; scale them first")
+    return Image.fromarray(((grey.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))

@@ -1,0 +1,79 @@
+"""A 96×96 canvas that remembers which glyph it put where.
+
+The remembered glyphs are the labels of the tower's dense training task (which glyph lies in which patch).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import cache
+
+from PIL import Image, ImageDraw, ImageFont
+
+SIDE = 96
+PITCH = 12  # as wide as a patch, so that no two glyphs of a word share one
+PAPERS = ((255, 255, 255), (245, 240, 225), (225, 238, 250))
+INKS = ((20, 20, 20), (180, 30, 30), (30, 60, 180), (20, 120, 50))
+LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"  # without I, O and Q: a person could not tell them from 1 and 0 at this size
+DIGITS = "0123456789"
+CIRCLE, SQUARE, TRIANGLE, LAMP_LIT = "o", "s", "t", "*"
+GLYPHS = tuple(LETTERS + DIGITS + ">?" + CIRCLE + SQUARE + TRIANGLE + LAMP_LIT)
+
+
+@cache
+def font(size: int = 13) -> ImageFont.FreeTypeFont:
+    loaded = ImageFont.load_default(size=size)
+    if not isinstance(loaded, ImageFont.FreeTypeFont):
+        raise RuntimeError("this Pillow has no FreeType support; install a Pillow wheel from PyPI")
+    return loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Glyph:
+    """One drawn glyph: its label and its centre in pixels."""
+
+    label: str
+    x: float
+    y: float
+
+
+class Canvas:
+    """One picture in the making; every draw call jitters by a pixel so that no two pictures are equal."""
+
+    def __init__(self, rng: random.Random, paper: tuple[int, int, int] | None = None) -> None:
+        self.rng = rng
+        self.paper = paper or rng.choice(PAPERS)
+        self.image = Image.new("RGB", (SIDE, SIDE), self.paper)
+        self.draw = ImageDraw.Draw(self.image)
+        self.glyphs: list[Glyph] = []
+
+    def text(self, x: float, y: float, text: str, ink: tuple[int, int, int] | None = None) -> None:
+        """Write `text` with its upper left corner near (x, y), one glyph every `PITCH` pixels."""
+        x += self.rng.randint(-1, 1) + PITCH / 2
+        y += self.rng.randint(-1, 1)
+        ink = ink or self.rng.choice(INKS)
+        for i, char in enumerate(text):
+            centre = x + PITCH * i
+            self.draw.text((centre, y), char, font=font(), fill=ink, anchor="ma")
+            _, top, _, bottom = font().getbbox(char)
+            self.glyphs.append(Glyph(char, centre, y + (top + bottom) / 2))
+
+    def shape(self, kind: str, x: int, y: int, size: int = 20) -> None:
+        """Fill a circle, square or triangle into the box of `size` pixels at (x, y)."""
+        fill = self.rng.choice(INKS[1:])
+        if kind == CIRCLE:
+            self.draw.ellipse([x, y, x + size, y + size], fill=fill)
+        elif kind == SQUARE:
+            self.draw.rectangle([x + 1, y + 1, x + size - 1, y + size - 1], fill=fill)
+        else:
+            self.draw.polygon([(x + size // 2, y), (x, y + size), (x + size, y + size)], fill=fill)
+        self.glyphs.append(Glyph(kind, x + size / 2, y + size / 2))
+
+    def lamp(self, x: int, y: int, lit: bool, radius: int = 13) -> None:
+        """Draw a lamp around (x, y): yellow with a glow when lit, grey when dark."""
+        box = [x - radius, y - radius, x + radius, y + radius]
+        self.draw.ellipse(box, fill=(255, 205, 30) if lit else (120, 120, 125), outline=(60, 60, 60), width=2)
+        self.draw.rectangle([x - 5, y + radius, x + 5, y + radius + 5], fill=(60, 60, 60))
+        if lit:
+            self.glyphs.append(Glyph(LAMP_LIT, x, y))

@@ -1,0 +1,268 @@
+"""Six families of drawn pictures with graded questions, exact answers and the steps that lead to them.
+
+In `math` and `gui` the question is the same however hard the picture is: only the picture tells.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL import Image
+
+from vlroute.pocket.canvas import CIRCLE, DIGITS, INKS, LETTERS, SIDE, SQUARE, TRIANGLE, Canvas, Glyph
+from vlroute.pocket.wording import SHAPE_NAMES, ask, counted
+
+LEVELS = ("easy", "medium", "hard")
+FRAMES = 8  # a video is eight frames, one a second
+LANGUAGES = ("en", "zh")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One picture (or video: eight frames) with a question and what is known about it.
+
+    `transcript` lists everything drawn, `steps` leads from there to `answer`; Thinking writes both.
+    `glyphs[i]` are the glyphs of frame i. `grade` is a name a person understands, `level` one of `LEVELS`.
+    """
+
+    family: str
+    grade: str
+    level: str
+    language: str
+    prompt: str
+    answer: str
+    transcript: str
+    steps: str
+    caption: str
+    frames: tuple[Image.Image, ...]
+    glyphs: tuple[tuple[Glyph, ...], ...]
+
+    @property
+    def is_video(self) -> bool:
+        return len(self.frames) > 1
+
+    @property
+    def thinking(self) -> str:
+        """What the Thinking model writes before `</think>`."""
+        return f"[{self.transcript}] {self.steps}".rstrip()
+
+
+def _task(
+    family: str, grade: str, level: str, language: str, canvases: list[Canvas], **texts: str
+) -> Task:
+    return Task(
+        family,
+        grade,
+        level,
+        language,
+        frames=tuple(c.image for c in canvases),
+        glyphs=tuple(tuple(c.glyphs) for c in canvases),
+        **texts,
+    )
+
+
+def _ocr(rng: random.Random, level: str, language: str) -> Task:
+    length = {"easy": rng.randint(2, 3), "medium": 4, "hard": rng.randint(5, 6)}[level]
+    text = "".join(rng.choice(LETTERS + DIGITS[2:]) for _ in range(length))
+    canvas = Canvas(rng)
+    y = rng.randint(4, 76)
+    left = rng.randint(4, 4 + 15 * (6 - length))
+    for i, char in enumerate(text):
+        canvas.text(left + 15 * i, y, char)
+    return _task(
+        "ocr", f"{length} characters", level, language, [canvas],
+        prompt=ask("ocr", language, rng), answer=text, transcript=text, steps="", caption=counted(length, "character"),
+    )  # fmt: skip
+
+
+def _count(rng: random.Random, level: str, language: str) -> Task:
+    total = rng.randint(*{"easy": (1, 3), "medium": (4, 6), "hard": (7, 9)}[level])
+    kinds = [rng.choice((CIRCLE, SQUARE, TRIANGLE)) for _ in range(total)]
+    canvas = Canvas(rng)
+    for cell, kind in zip(sorted(rng.sample(range(9), total)), kinds, strict=True):
+        canvas.shape(kind, 4 + 31 * (cell % 3) + rng.randint(0, 5), 4 + 31 * (cell // 3) + rng.randint(0, 5))
+    # mostly a kind that is there: "none" would otherwise be the most frequent answer
+    asked = rng.choice(kinds) if rng.random() < 0.85 else rng.choice((CIRCLE, SQUARE, TRIANGLE))
+    found = kinds.count(asked)
+    grade = {"easy": "1–3 shapes", "medium": "4–6 shapes", "hard": "7–9 shapes"}[level]
+    return _task(
+        "count", grade, level, language, [canvas],
+        prompt=ask("count", language, rng, shape=SHAPE_NAMES[language][asked]), answer=str(found),
+        transcript="".join(kinds), steps=f"{asked * found}={found}", caption=counted(total, "shape"),
+    )  # fmt: skip
+
+
+def _sum(rng: random.Random, level: str, language: str) -> Task:
+    how_many = {"easy": 1, "medium": 2, "hard": rng.randint(3, 4)}[level]
+    numbers = [rng.randint(10, 49) for _ in range(how_many)]
+    canvas = Canvas(rng)
+    rows = sorted(rng.sample(range(4), how_many))
+    for row, number in zip(rows, numbers, strict=True):
+        canvas.text(rng.randint(4, 66), 4 + 23 * row, str(number))
+    steps, total = [], numbers[0]
+    for number in numbers[1:]:
+        steps.append(f"{total}+{number}={total + number}")
+        total += number
+    return _task(
+        "math", counted(how_many, "number"), level, language, [canvas],
+        prompt=ask("sum", language, rng), answer=str(total), transcript=" ".join(map(str, numbers)),
+        steps=" ".join(steps), caption=counted(how_many, "number"),
+    )  # fmt: skip
+
+
+def _angle(rng: random.Random, level: str, language: str) -> Task:
+    canvas = Canvas(rng)
+    canvas.draw.polygon([(48, 24), (19, 70), (77, 70)], outline=rng.choice(INKS))
+    if rng.random() < 0.5:
+        top, left = rng.randint(20, 99), rng.randint(20, 60)
+        answer = 180 - top - left
+        labels = (str(top), str(left), "?")
+        steps = f"{top}+{left}={top + left} 180-{top + left}={answer}"
+    else:  # two equal angles
+        top = 2 * rng.randint(10, 49)
+        answer = (180 - top) // 2
+        labels = (str(top), "?", "?")
+        steps = f"180-{top}={180 - top} {180 - top}/2={answer}"
+    for (x, y), label in zip(((36, 5), (2, 77), (70, 77)), labels, strict=True):
+        canvas.text(x, y, label)
+    return _task(
+        "math", "triangle angle", level, language, [canvas],
+        prompt=ask("angle", language, rng), answer=str(answer), transcript=" ".join(labels), steps=steps,
+        caption="a triangle",
+    )  # fmt: skip
+
+
+def _math(rng: random.Random, level: str, language: str) -> Task:
+    return (_angle if level == "hard" and rng.random() < 0.4 else _sum)(rng, level, language)
+
+
+def _screens(rng: random.Random, how_many: int) -> list[str]:
+    """A tree of screens as strings "ABC": screen A has the buttons B and C. The root first, then level by level."""
+    names = rng.sample(LETTERS, 2 * how_many + 1)
+    screens: list[str] = []
+    level, below = [names.pop()], []
+    while len(screens) < how_many:
+        if not level:
+            level, below = below, []
+        name = level.pop(rng.randrange(len(level)))
+        buttons = [names.pop(), names.pop()]
+        screens.append(name + "".join(buttons))
+        below += buttons
+    return screens
+
+
+def _taps(screens: list[str], goal: str) -> list[str]:
+    """The screens and buttons from the goal back to the root, goal first."""
+    owner = {button: screen[0] for screen in screens for button in screen[1:]}
+    path = [goal]
+    while path[-1] in owner:
+        path.append(owner[path[-1]])
+    return path
+
+
+def _gui(rng: random.Random, level: str, language: str) -> Task:
+    taps = {"easy": 1, "medium": 2, "hard": 3}[level]
+    few = {1: rng.randint(1, 2), 2: rng.randint(2, 3), 3: 6}[taps]
+    how_many = 6 if rng.random() < 0.15 else few
+    screens = _screens(rng, how_many)
+    start = screens[0][0]
+    goals = [b for s in screens for b in s[1:] if len(_taps(screens, b)) == taps + 1]
+    path = _taps(screens, rng.choice(goals))
+    rng.shuffle(screens)
+    cells = sorted(rng.sample(range(6), how_many))
+    canvas = Canvas(rng)
+    for cell, screen in zip(cells, screens, strict=True):
+        x, y = 1 + 48 * (cell % 2), 1 + 32 * (cell // 2)
+        canvas.draw.rectangle([x, y, x + 45, y + 29], outline=(110, 110, 120))
+        canvas.draw.rectangle([x, y, x + 15, y + 29], fill=(205, 210, 225), outline=(110, 110, 120))
+        canvas.text(x + 2, y + 7, screen[0], INKS[0])
+        for i, button in enumerate(screen[1:]):
+            left = x + 17 + 14 * i
+            canvas.draw.rectangle([left, y + 5, left + 13, y + 24], fill=(250, 250, 250), outline=(150, 150, 160))
+            canvas.text(left + 1, y + 7, button, INKS[2])
+    return _task(
+        "gui", counted(taps, "tap"), level, language, [canvas],
+        prompt=ask("gui", language, rng, start=start, goal=path[0]), answer=" ".join(reversed(path[:-1])),
+        transcript=" ".join(screens), steps="<".join(path), caption=counted(how_many, "screen"),
+    )  # fmt: skip
+
+
+def _hop(rng: random.Random, level: str, language: str) -> Task:
+    hops = {"easy": 1, "medium": 2, "hard": rng.randint(3, 4)}[level]
+    ring = rng.sample(LETTERS, 6)
+    following = dict(zip(ring, ring[1:] + ring[:1], strict=True))
+    order = rng.sample(ring, 6)
+    canvas = Canvas(rng)
+    for cell, name in enumerate(order):
+        canvas.text(5 + 48 * (cell % 2), 7 + 30 * (cell // 2), f"{name}>{following[name]}")
+    path = [rng.choice(ring)]
+    for _ in range(hops):
+        path.append(following[path[-1]])
+    return _task(
+        "hop", counted(hops, "hop"), level, language, [canvas],
+        prompt=ask("hop", language, rng, start=path[0], count=hops), answer=path[-1],
+        transcript=" ".join(f"{name}{following[name]}" for name in order), steps=">".join(path),
+        caption=counted(6, "arrow"),
+    )  # fmt: skip
+
+
+def _lamp(rng: random.Random, level: str, language: str) -> Task:
+    flashes = {"easy": rng.randint(0, 1), "medium": 2, "hard": rng.randint(3, 4)}[level]
+    # a flash lasts one second and is followed by a dark one, so a person can tell two flashes from one
+    gaps = sorted(rng.sample(range(FRAMES - max(flashes - 1, 0)), flashes))
+    lit = {gap + i for i, gap in enumerate(gaps)}
+    x, y = rng.randint(18, SIDE - 18), rng.randint(18, SIDE - 24)
+    first = Canvas(rng)
+    canvases = [first] + [Canvas(rng, first.paper) for _ in range(FRAMES - 1)]
+    for second, canvas in enumerate(canvases):
+        canvas.lamp(x, y, second in lit)
+    seen = ["*" if second in lit else "." for second in range(FRAMES)]
+    grade = {"easy": "0–1 flashes", "medium": "2 flashes", "hard": "3–4 flashes"}[level]
+    return _task(
+        "video", grade, level, language, canvases,
+        prompt=ask("lamp", language, rng), answer=str(flashes), caption="a lamp",
+        transcript="".join(f"{i}{mark}" for i, mark in enumerate(seen)), steps=f"{'*' * flashes}={flashes}",
+    )  # fmt: skip
+
+
+def _letter(rng: random.Random, level: str, language: str) -> Task:
+    how_many = {"easy": 1, "medium": 2, "hard": 3}[level]
+    shown = dict(zip(rng.sample(range(FRAMES), how_many), rng.sample(LETTERS, how_many), strict=True))
+    first = Canvas(rng)
+    canvases = [first] + [Canvas(rng, first.paper) for _ in range(FRAMES - 1)]
+    for second, letter in shown.items():
+        canvases[second].text(rng.randint(6, SIDE - 18), rng.randint(6, SIDE - 22), letter)
+    second, letter = rng.choice(list(shown.items()))
+    return _task(
+        "video", counted(how_many, "letter"), level, language, canvases,
+        prompt=ask("letter", language, rng, letter=letter), answer=str(second), caption=counted(how_many, "letter"),
+        transcript="".join(f"{i}{shown.get(i, '.')}" for i in range(FRAMES)), steps=f"{second}{letter}",
+    )  # fmt: skip
+
+
+def _video(rng: random.Random, level: str, language: str) -> Task:
+    return rng.choice((_lamp, _letter))(rng, level, language)
+
+
+FAMILIES: dict[str, Callable[[random.Random, str, str], Task]] = {
+    "ocr": _ocr,
+    "count": _count,
+    "math": _math,
+    "gui": _gui,
+    "hop": _hop,
+    "video": _video,
+}
+
+
+def draw_task(
+    rng: random.Random, family: str | None = None, level: str | None = None, language: str | None = None
+) -> Task:
+    """Draw one fresh task; what is not given is drawn evenly. The same `rng` state gives the same task.
+
+    Raises:
+        KeyError: unknown family or level.
+    """
+    family = family or rng.choice(tuple(FAMILIES))
+    return FAMILIES[family](rng, level or rng.choice(LEVELS), language or rng.choice(LANGUAGES))

@@ -1,0 +1,148 @@
+"""Batches for training the pocket pair: patches, dense glyph labels, token sequences with labels.
+
+Patches are cut here in one numpy step for a whole batch; a test holds them equal to the real processors'.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from training.pocket.checkpoint import MERGE, PATCH
+from vlroute.pocket.canvas import GLYPHS, SIDE, Glyph
+from vlroute.pocket.families import FRAMES, Task
+from vlroute.pocket.wording import CAPTION_PROMPT, TRANSCRIPT_PROMPT
+
+GRID = SIDE // PATCH
+IMAGE_TOKENS = (GRID // MERGE) ** 2
+LABEL = {glyph: i + 1 for i, glyph in enumerate(GLYPHS)}  # 0: nothing lies there
+IGNORE = -100
+Pair = tuple[Image.Image, Image.Image]
+
+
+def cut_patches(pairs: Sequence[Pair]) -> torch.Tensor:
+    """Frame pairs → `[n · 64, 3 · 2 · 12 · 12]` in the order of the real processors; a picture is a pair of itself."""
+    pixels = np.stack([np.stack([np.asarray(frame) for frame in pair]) for pair in pairs])
+    n, grid = len(pairs), GRID // MERGE
+    cells = pixels.reshape(n, 2, grid, MERGE, PATCH, grid, MERGE, PATCH, 3)
+    ordered = cells.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(n * GRID * GRID, -1)
+    return torch.from_numpy(np.ascontiguousarray(ordered)).float() / 127.5 - 1.0
+
+
+def glyph_labels(pairs: Sequence[tuple[Sequence[Glyph], Sequence[Glyph]]]) -> torch.Tensor:
+    """Which glyph has its centre in each patch, per frame of the pair: `[n · 64, 2]`, in patch order."""
+    labels = np.zeros((len(pairs), GRID, GRID, 2), dtype=np.int64)
+    for i, pair in enumerate(pairs):
+        for slot, glyphs in enumerate(pair):
+            for glyph in glyphs:
+                labels[i, int(glyph.y // PATCH), int(glyph.x // PATCH), slot] = LABEL[glyph.label]
+    grid = GRID // MERGE
+    ordered = labels.reshape(-1, grid, MERGE, grid, MERGE, 2).transpose(0, 1, 3, 2, 4, 5)
+    return torch.from_numpy(np.ascontiguousarray(ordered).reshape(-1, 2))
+
+
+def frame_pairs(task: Task) -> list[Pair]:
+    """The pairs of frames that the tower sees as one: one for a picture, four for a video."""
+    frames = task.frames if task.is_video else task.frames * 2
+    return [(frames[i], frames[i + 1]) for i in range(0, len(frames), 2)]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training sequence: a prompt with or without the picture, and what the model should write."""
+
+    task: Task
+    question: str
+    target: str
+    as_text: bool = False  # the transcript stands in the prompt instead of the picture
+
+
+def caption_example(task: Task) -> Example:
+    return Example(task, CAPTION_PROMPT, task.caption)
+
+
+def transcript_example(task: Task) -> Example:
+    return Example(task, TRANSCRIPT_PROMPT, task.transcript)
+
+
+def answer_example(task: Task, mode: str, as_text: bool = False) -> Example:
+    answer = task.answer if mode == "instruct" else f"{task.thinking}\n</think>\n\n{task.answer}"
+    return Example(task, task.prompt, answer, as_text)
+
+
+class Sequences:
+    """Turns examples into padded model inputs, token for token as the real processor would."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, mode: str) -> None:
+        self.tokenizer = tokenizer
+        self.tail = "<think>\n" if mode == "thinking" else ""
+        self.image = f"<|vision_start|>{'<|image_pad|>' * IMAGE_TOKENS}<|vision_end|>"
+        frame = f"<|vision_start|>{'<|video_pad|>' * IMAGE_TOKENS}<|vision_end|>"
+        stamps = "".join(f"<{second + 0.5:.1f} seconds>{frame}" for second in range(0, FRAMES, 2))
+        self.video = f"<|vision_start|>{stamps}<|vision_end|>"
+        self.kinds = {
+            tokenizer.convert_tokens_to_ids("<|image_pad|>"): 1,
+            tokenizer.convert_tokens_to_ids("<|video_pad|>"): 2,
+        }
+
+    def prompt(self, example: Example) -> str:
+        seen = example.task.transcript + "\n" if example.as_text else self._media(example.task)
+        return f"<|im_start|>user\n{seen}{example.question}<|im_end|>\n<|im_start|>assistant\n{self.tail}"
+
+    def _media(self, task: Task) -> str:
+        return self.video if task.is_video else self.image
+
+    def pad(self, rows: Sequence[list[int]], value: int, left: bool = False) -> torch.Tensor:
+        width = max(map(len, rows))
+        fill = [[value] * (width - len(row)) for row in rows]
+        return torch.tensor([f + r if left else r + f for r, f in zip(rows, fill, strict=True)])
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return list(self.tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+
+    def inputs(self, examples: Sequence[Example], rows: Sequence[list[int]], left: bool) -> dict[str, torch.Tensor]:
+        pad = self.tokenizer.pad_token_id
+        ids = self.pad(rows, pad, left)
+        out = {"input_ids": ids, "attention_mask": self.pad([[1] * len(row) for row in rows], 0, left)}
+        out["mm_token_type_ids"] = sum(
+            ((ids == token).long() * kind for token, kind in self.kinds.items()), torch.zeros_like(ids)
+        )
+        seen = [e.task for e in examples if not e.as_text]
+        for name, tasks in (("image", [t for t in seen if not t.is_video]), ("video", [t for t in seen if t.is_video])):
+            if tasks:
+                values = cut_patches([pair for task in tasks for pair in frame_pairs(task)])
+                steps = len(frame_pairs(tasks[0]))
+                out["pixel_values" if name == "image" else "pixel_values_videos"] = values
+                out[f"{name}_grid_thw"] = torch.tensor([[steps, GRID, GRID]] * len(tasks))
+        return out
+
+    def training_batch(self, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Inputs padded on the right and labels (`IGNORE` on the prompt) of the same shape `[batch, length]`."""
+        prompts = self.encode([self.prompt(e) for e in examples])
+        targets = self.encode([e.target + "<|im_end|>" for e in examples])
+        rows = [p + t for p, t in zip(prompts, targets, strict=True)]
+        labels = [[IGNORE] * len(p) + t for p, t in zip(prompts, targets, strict=True)]
+        return self.inputs(examples, rows, left=False), self.pad(labels, IGNORE)
+
+    def prompt_batch(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Prompts padded on the left, for batched generation."""
+        return self.inputs(examples, self.encode([self.prompt(e) for e in examples]), left=True)
+
+
+def draw_pairs(rng: random.Random, tasks: Sequence[Task]) -> tuple[list[Pair], torch.Tensor]:
+    """One frame pair of each task with its dense labels; of a video, a pair where something is to be seen."""
+    pairs, glyphs = [], []
+    for task in tasks:
+        every = task.glyphs if task.is_video else task.glyphs * 2
+        choices = frame_pairs(task)
+        busy = [i for i in range(len(choices)) if every[2 * i] or every[2 * i + 1]]
+        i = rng.choice(busy) if busy else 0
+        pairs.append(choices[i])
+        glyphs.append((every[2 * i], every[2 * i + 1]))
+    return pairs, glyph_labels(glyphs)
