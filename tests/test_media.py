@@ -141,9 +141,7 @@ def test_other_modes_become_rgb() -> None:
     assert (pixels(encode(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "TIFF")) == (255, 0, 0)).all()
     assert (pixels(encode(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG")) == 255).all()
     assert (pixels(encode(Image.new("1", (4, 4), 1), "PNG")) == 255).all()
-    assert np.array_equal(
-        pixels(encode(PICTURE.convert("P"), "GIF")), np.asarray(PICTURE.convert("P").convert("RGB"))
-    )
+    assert np.array_equal(pixels(encode(PICTURE.convert("P"), "GIF")), np.asarray(PICTURE.convert("P").convert("RGB")))
     assert pixels(Image.new("HSV", (4, 4))).shape == pixels(Image.new("YCbCr", (4, 4))).shape == (4, 4, 3)
     assert (pixels(np.array([[True, False]]))[0] == [[255] * 3, [0] * 3]).all()
     assert (pixels(np.full((2, 2, 1), 0.5)) == 128).all()
@@ -181,12 +179,7 @@ def forged_png(width: int, height: int) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 64))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -219,9 +212,7 @@ def test_limits_are_checked_on_the_encoded_form(tmp_path: Path, monkeypatch: pyt
         load_picture(PICTURE, Limits(max_pixels=32 * 24 - 1))
 
 
-@pytest.mark.parametrize(
-    "bad", [{"max_bytes": 0}, {"max_pixels": -1}, {"max_frames": 1}, {"max_images": 1.5}]
-)
+@pytest.mark.parametrize("bad", [{"max_bytes": 0}, {"max_pixels": -1}, {"max_frames": 1}, {"max_images": 1.5}])
 def test_limits_are_validated(bad: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         Limits(**bad)

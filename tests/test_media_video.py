@@ -22,9 +22,7 @@ av = pytest.importorskip("av")
 FRAMES = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), dtype=np.uint8)
 
 
-def write(
-    path: Path, count: int = 30, rate: int = 10, size: tuple[int, int] = (64, 48), **options: str
-) -> Path:
+def write(path: Path, count: int = 30, rate: int = 10, size: tuple[int, int] = (64, 48), **options: str) -> Path:
     """A video whose red grows by 8 with every frame and whose upper left quarter is white."""
     codec = "libvpx" if path.suffix == ".webm" else "mpeg4"
     with av.open(path, "w", options=options) as container:
@@ -60,9 +58,7 @@ def test_a_file_is_sampled_evenly_in_time(suffix: str, tmp_path: Path) -> None:
 def test_path_bytes_and_data_uri_are_one_video(mp4: Path) -> None:
     data = mp4.read_bytes()
     uri = "data:video/mp4;base64," + base64.b64encode(data).decode()
-    assert {load_video(source) for source in (mp4, str(mp4), data, memoryview(data), uri)} == {
-        load_video(mp4)
-    }
+    assert {load_video(source) for source in (mp4, str(mp4), data, memoryview(data), uri)} == {load_video(mp4)}
 
 
 def test_the_number_of_frames_follows_fps_within_bounds(mp4: Path, tmp_path: Path) -> None:
@@ -95,9 +91,7 @@ def test_rotation_is_honoured(
     place = data.index(b"tkhd") + 4 + 20 + 20  # a track header keeps its display matrix here
     upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
     assert data[place : place + 36] == upright
-    video = load_video(
-        data[:place] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[place + 36 :]
-    )
+    video = load_video(data[:place] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[place + 36 :])
     assert video.size == size
     assert min(video.frames[0].getpixel(white)) > 200
 
@@ -115,9 +109,7 @@ def test_video_limits_hold(mp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_damaged_files_and_other_files_are_refused(mp4: Path, tmp_path: Path) -> None:
     data = mp4.read_bytes()
-    playlist = (
-        b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n" + mp4.as_uri().encode() + b"\n#EXT-X-ENDLIST\n"
-    )
+    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n" + mp4.as_uri().encode() + b"\n#EXT-X-ENDLIST\n"
     picture = tmp_path / "picture.png"
     Image.new("RGB", (8, 8)).save(picture)
     for source in (
@@ -134,11 +126,7 @@ def test_damaged_files_and_other_files_are_refused(mp4: Path, tmp_path: Path) ->
 
 
 @settings(max_examples=100, deadline=None, database=None)
-@given(
-    mutations=st.lists(
-        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8
-    )
-)
+@given(mutations=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8))
 def test_mutated_files_raise_typed_errors_only(mp4: Path, mutations: list[tuple[float, int]]) -> None:
     data = bytearray(mp4.read_bytes())
     for place, value in mutations:

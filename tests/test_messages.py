@@ -129,9 +129,7 @@ def test_openai_messages() -> None:
 
 
 def test_media_beside_messages_go_to_the_last_one() -> None:
-    conversation = parse(
-        [user(text("First.")), user(text("Second."))], images=RED, history=[user(text("Earlier."))]
-    )
+    conversation = parse([user(text("First.")), user(text("Second."))], images=RED, history=[user(text("Earlier."))])
     assert [message.text for message in conversation.messages] == ["Earlier.", "First.", "Second."]
     assert conversation.messages[2].parts == (load_picture(RED), "Second.")
     assert conversation.last_pictures == conversation.pictures
@@ -267,20 +265,14 @@ json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["role", "content", "type", "text", "image_url", "url", "video"]), inner
-        )
+        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "image_url", "url", "video"]), inner)
     ),
     max_leaves=12,
 )
 roles = st.sampled_from(["user", "assistant", "system", "tool"])
 kinds = st.sampled_from(["text", "image_url", "input_image", "video_url", "image", "video"])
-part = st.fixed_dictionaries(
-    {"type": kinds}, optional={"text": json, "image_url": json, "video": json, "image": json}
-)
-message = st.fixed_dictionaries(
-    {"role": roles}, optional={"content": json | st.lists(part | json, max_size=3)}
-)
+part = st.fixed_dictionaries({"type": kinds}, optional={"text": json, "image_url": json, "video": json, "image": json})
+message = st.fixed_dictionaries({"role": roles}, optional={"content": json | st.lists(part | json, max_size=3)})
 
 
 @settings(max_examples=300, deadline=None, database=None)

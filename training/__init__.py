@@ -1,0 +1,1 @@
+"""Runnable scripts: make what `models/` holds, retrain the router, measure."""

@@ -24,7 +24,7 @@ _HOMES = {
     "Policy": "vlroute.decision.policy",
     "Router": "vlroute.router",
 }
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -49,9 +49,7 @@ class Limits:
         if min(size) < 1:
             raise UnreadableMediaError(f"{name} has no pixels")
         if width * height > self.max_pixels:
-            raise LimitError(
-                f"{name}: {width}x{height} is over the limit of {self.max_pixels} pixels; scale it down"
-            )
+            raise LimitError(f"{name}: {width}x{height} is over the limit of {self.max_pixels} pixels; scale it down")
         if max(size) > self.max_aspect_ratio * min(size):
             raise LimitError(f"{name}: {width}x{height} is longer than {self.max_aspect_ratio}:1; crop it")
 

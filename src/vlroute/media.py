@@ -83,15 +83,11 @@ class Video:
             raise UnreadableMediaError(f"{len(self.frames)} frames need as many times, got {len(self.times)}")
         sizes = {(frame.mode, *frame.size) for frame in self.frames}
         if len(sizes) > 1 or self.frames[0].mode != "RGB":
-            raise UnreadableMediaError(
-                f"the frames of a video must be RGB and of one size, got {sorted(sizes)}"
-            )
+            raise UnreadableMediaError(f"the frames of a video must be RGB and of one size, got {sorted(sizes)}")
         # Written so that a NaN, which compares false with everything, is refused.
         rising = all(early < late < math.inf for early, late in itertools.pairwise(self.times))
         if not (rising and self.times[0] >= 0):
-            raise UnreadableMediaError(
-                "the times of a video must be seconds from 0 upwards, each later than the last"
-            )
+            raise UnreadableMediaError("the times of a video must be seconds from 0 upwards, each later than the last")
         digest = hashlib.sha256(b"vlroute video\0" + struct.pack(">QQQ", len(self.frames), *self.size))
         digest.update(struct.pack(f">{len(self.times)}d", *self.times))
         for frame in self.frames:
@@ -176,7 +172,7 @@ def is_timed(source: object) -> TypeGuard[tuple[FrameSource, Sequence[float] | A
     times = source[1]
     if isinstance(times, np.ndarray):
         return times.ndim == 1 and times.dtype.kind in "iuf"
-    return isinstance(times, list | tuple) and all(isinstance(t, int | float | np.number) for t in times)
+    return isinstance(times, list | tuple | range) and all(isinstance(t, int | float | np.number) for t in times)
 
 
 def _join_frames(

@@ -27,9 +27,7 @@ Role: TypeAlias = Literal["system", "user", "assistant"]
 Part: TypeAlias = str | Picture | Video
 
 # In text these would close a turn, forge another or open a slot for a picture that is not there.
-_CONTROL = re.compile(
-    r"<(\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>)"
-)
+_CONTROL = re.compile(r"<(\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +51,14 @@ class Message:
             if not isinstance(part, str | Picture | Video):
                 raise MessageError(f"a part must be a str, Picture or Video, got a {type(part).__name__}")
             if self.role != "user" and not isinstance(part, str):
-                raise MessageError(
-                    f"a message of the {self.role} holds text only; pictures come from the user"
-                )
+                raise MessageError(f"a message of the {self.role} holds text only; pictures come from the user")
         if self.role == "assistant":
             answer = _answer(self.text)
             object.__setattr__(self, "parts", (answer,) if answer else ())
         # Texts side by side are joined by the template: a token split over two of them is one again.
         joined = "".join(part if isinstance(part, str) else " " for part in self.parts)
         if token := _CONTROL.search(joined):
-            raise MessageError(
-                f"text holds the control token {token[0]}, which would forge a turn or a picture"
-            )
+            raise MessageError(f"text holds the control token {token[0]}, which would forge a turn or a picture")
         try:
             joined.encode()
         except UnicodeEncodeError as error:
@@ -123,9 +117,7 @@ class Conversation:
 
     def template(self) -> list[dict[str, Any]]:
         """What `processor.apply_chat_template` takes: slots for pictures and videos, no pixels."""
-        return [
-            {"role": turn.role, "content": [_slot(part) for part in turn.parts]} for turn in self.messages
-        ]
+        return [{"role": turn.role, "content": [_slot(part) for part in turn.parts]} for turn in self.messages]
 
 
 def parse(
@@ -141,7 +133,7 @@ def parse(
     `images`: one source for `load_picture` or a list of them. `videos`: one source for `load_video` or a list
     of them; a list made only of pictures, arrays or bytes is one video, frame by frame (docs/messages.md has
     the rule). Both go before the text of the last user message, pictures first. `history`: earlier messages.
-    Raises `MessageError`, `LimitError` or `UnreadableMediaError`.
+    Raises `MessageError`, `LimitError` or `UnreadableMediaError`; all are `InputError`.
     """
     loader = _Loader(limits)
     turns = [loader.message(turn) for turn in _listed(history or (), "history must be")]
@@ -214,9 +206,7 @@ class _Loader:
                 return self.picture(part["image"])
             case "video" if "video" in part:
                 return self.video(part["video"], part.get("fps", 2.0))
-        raise MessageError(
-            f"unknown part (type {str(kind)[:40]!r}); known: text, image_url, image, video_url, video"
-        )
+        raise MessageError(f"unknown part (type {str(kind)[:40]!r}); known: text, image_url, image, video_url, video")
 
 
 def _answer(text: str) -> str:

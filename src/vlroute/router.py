@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,8 @@ class Router:
         dtype: Any = None,
         attn_implementation: str | None = None,
         quantization: Any = None,
-        **generation: Any,
+        generation: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> Router:
         """A router over a pair of checkpoints; without any name over the embedded pocket pair.
 
@@ -102,8 +104,8 @@ class Router:
                 Instruct model makes it. Captions are cached by content.
             limits: what a request may bring, see docs/messages.md.
             device, dtype, attn_implementation, quantization: see `engine.pair.load_pair`.
-            generation: settings under transformers' names for both modes (`do_sample=False`), or for one:
-                `thinking={…}` is taken by the checkpoint, so per mode use `Router(generation={"thinking": {…}})`.
+            settings: generation settings for both modes, under transformers' names: `do_sample=False`.
+            generation: the same per mode: `{"thinking": {"max_new_tokens": 4096}}`.
 
         Raises:
             ValueError: a name together with `instruct=`/`thinking=`, or only one of these two.
@@ -120,7 +122,10 @@ class Router:
                 instruct, thinking = shipped("pocket/instruct"), shipped("pocket/thinking")
                 router = router or shipped("pocket/router")
             elif Path(name).expanduser().is_dir():
-                instruct, thinking = Path(name).expanduser() / "instruct", Path(name).expanduser() / "thinking"
+                instruct, thinking = (
+                    Path(name).expanduser() / "instruct",
+                    Path(name).expanduser() / "thinking",
+                )
             else:
                 instruct, thinking = f"{name}-Instruct", f"{name}-Thinking"
         options = {
@@ -134,7 +139,7 @@ class Router:
             captioner=captioner,
             limits=limits,
             loading={key: value for key, value in options.items() if value is not None},
-            generation=generation,
+            generation={**settings, **(generation or {})},
         )
 
     @property
@@ -226,14 +231,15 @@ class Router:
         """
         conversation = parse(prompt, images, videos, history, self.limits)
         cancel = cancel or threading.Event()
-        return self._events(cancel, conversation, caption, mode, price, cancel, generation)
+        answer = partial(self._answer, conversation, caption, mode, price, cancel, generation)
+        return self._events(cancel, answer)
 
-    def _events(self, cancel: threading.Event, *arguments: Any) -> Iterator[Event]:
+    def _events(self, cancel: threading.Event, answer: Callable[[Callable[[Event], Any]], Answer]) -> Iterator[Event]:
         events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
 
         def work() -> None:
             try:
-                self._answer(*arguments, events.put)
+                answer(events.put)
             except BaseException as error:  # handed to the thread that reads the events
                 events.put(error)
             events.put(None)
@@ -268,10 +274,11 @@ class Router:
         decided = time.perf_counter()
         emit(Decided(decision))
         settings = self._settings(decision.mode, generation)
-        deltas = {"thinking": ThinkingDelta, "answer": AnswerDelta}
-        reply = request.answer(
-            decision.mode, settings, lambda channel, piece: emit(deltas[channel](piece)), cancel
-        )
+
+        def on_piece(channel: str, piece: str) -> None:
+            emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
+
+        reply = request.answer(decision.mode, settings, on_piece, cancel)
         self._observe(decision.mode, reply)
         timing = Timing(
             caption=captioned - began,
@@ -308,7 +315,7 @@ class Router:
 
     def _caption(self, conversation: Conversation, request: Request | None) -> str | None:
         """Captions of what the last message brings; of the whole conversation where it brings nothing."""
-        media = [*conversation.last_pictures, *conversation.last_videos]
+        media: list[Picture | Video] = [*conversation.last_pictures, *conversation.last_videos]
         media = media or [*conversation.pictures, *conversation.videos]
         seen = [_Seen(one, request) for one in media]
         if request is None and self._captioner is None:

@@ -1,0 +1,1 @@
+"""The recipe of the pocket pair: shape, data, stages, training, labels, model card."""

@@ -26,7 +26,19 @@ SPECIAL = (
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 THINK = ("<think>", "</think>")
-NOUNS = ("number", "shape", "character", "arrow", "screen", "letter", "tap", "lamp", "triangle", "picture", "video")
+NOUNS = (
+    "number",
+    "shape",
+    "character",
+    "arrow",
+    "screen",
+    "letter",
+    "tap",
+    "lamp",
+    "triangle",
+    "picture",
+    "video",
+)
 # A word keeps the space before it, capitals and digits stand alone, so that drawn letters are never merged.
 WORD = r" ?[A-Za-z]?[a-z]+|\n+|[\s\S]"
 
@@ -43,7 +55,10 @@ TURNS = """{%- macro parts(content) -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\nGENERATION' }}{%- endif -%}
 """
-TEMPLATES = {"instruct": TURNS.replace("GENERATION", ""), "thinking": TURNS.replace("GENERATION", "<think>\\n")}
+TEMPLATES = {
+    "instruct": TURNS.replace("GENERATION", ""),
+    "thinking": TURNS.replace("GENERATION", "<think>\\n"),
+}
 
 
 def _words() -> list[str]:
@@ -81,14 +96,22 @@ def build_processor(mode: str) -> Qwen3VLProcessor:
         cap_pixels_per_frame=False, **halves,
     )  # fmt: skip
     return Qwen3VLProcessor(
-        image_processor=images, video_processor=videos, tokenizer=build_tokenizer(), chat_template=TEMPLATES[mode]
+        image_processor=images,
+        video_processor=videos,
+        tokenizer=build_tokenizer(),
+        chat_template=TEMPLATES[mode],
     )
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     """About 1.9 M parameters: text 4 layers × 128, tower 3 × 96 with deepstack after its first two layers."""
     width, tower_width, depth = 128, 96, 3
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [6, 5, 5],
+        "mrope_interleaved": True,
+    }
     text = {
         "vocab_size": -(-len(tokenizer) // 16) * 16, "hidden_size": width, "intermediate_size": 3 * width,
         "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32,

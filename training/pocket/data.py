@@ -114,7 +114,10 @@ class Sequences:
             ((ids == token).long() * kind for token, kind in self.kinds.items()), torch.zeros_like(ids)
         )
         seen = [e.task for e in examples if not e.as_text]
-        for name, tasks in (("image", [t for t in seen if not t.is_video]), ("video", [t for t in seen if t.is_video])):
+        for name, tasks in (
+            ("image", [t for t in seen if not t.is_video]),
+            ("video", [t for t in seen if t.is_video]),
+        ):
             if tasks:
                 values = cut_patches([pair for task in tasks for pair in frame_pairs(task)])
                 steps = len(frame_pairs(tasks[0]))

@@ -56,9 +56,9 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("tower", None, 2600, 2e-3, 1.0, 2),
-        Stage("transcripts", "tower", 3000, 2e-3, 0.15, 2),
-        Stage("instruct", "transcripts", 4500, 1.5e-3, 0.0, 1),
-        Stage("thinking", "transcripts", 4500, 1.5e-3, 0.0, 1),
+        Stage("transcripts", "tower", 2400, 2e-3, 0.15, 2),
+        Stage("instruct", "transcripts", 4200, 1.5e-3, 0.0, 1),
+        Stage("thinking", "transcripts", 3400, 1.5e-3, 0.0, 1),
     )
 }
 

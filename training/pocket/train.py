@@ -60,7 +60,8 @@ class Trainer:
 
     def _groups(self) -> list[dict[str, Any]]:
         """The tower learns at its own rate; its mergers, which speak to the language model, at the full one."""
-        slow, full = [], list(self.head.parameters()) if self.stage.name == "tower" else []
+        slow: list[nn.Parameter] = []
+        full: list[nn.Parameter] = [*self.head.parameters()] if self.stage.name == "tower" else []
         for name, parameter in self.model.named_parameters():
             if not parameter.requires_grad or (self.stage.name == "tower" and ".visual." not in name):
                 continue
@@ -137,12 +138,20 @@ def main() -> None:
         if options.stage in ("instruct", "thinking"):
             save_checkpoint(trainer.model, options.stage, options.out / options.stage)
         return
-    command = [sys.executable, "-m", "training.pocket.train", "--runs", str(options.runs), "--out", str(options.out)]
+    command = [
+        sys.executable,
+        "-m",
+        "training.pocket.train",
+        "--runs",
+        str(options.runs),
+        "--out",
+        str(options.out),
+    ]
     for name in ("tower", "transcripts"):
         if not finished(name, options.runs):
             subprocess.run([*command, name], check=True)
     both = [subprocess.Popen([*command, name]) for name in ("instruct", "thinking")]
-    if any([process.wait() for process in both]):
+    if sum(process.wait() != 0 for process in both):  # waits for both
         raise SystemExit("a stage failed; run the same command again to go on from its last saved step")
 
 

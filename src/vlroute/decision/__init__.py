@@ -3,17 +3,15 @@
 from vlroute.decision.captioner import CachedCaptioner, Captioner
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.decision.encoder import LexicalEncoder
-from vlroute.decision.pace import MODES, Mode, Pace
+from vlroute.decision.pace import Pace
 from vlroute.decision.policy import Decision, Policy, Stage
 
 __all__ = [
-    "MODES",
     "CachedCaptioner",
     "Captioner",
     "ComplexityClassifier",
     "Decision",
     "LexicalEncoder",
-    "Mode",
     "Pace",
     "Policy",
     "Prediction",

@@ -91,12 +91,10 @@ class ComplexityClassifier:
         """Predict for one request. No caption (None, "", blanks) is a condition with its own calibration."""
         features = self.encoder.encode(prompt, caption)
         raw = (features.values @ self.heads.weights[features.columns] + self.heads.bias).tolist()
-        condition = int(self.encoder.sees_caption(caption))
+        condition = int(features.captioned)
         p_instruct, p_thinking = (
             _sigmoid(slope * logit + intercept)
-            for logit, (slope, intercept) in zip(
-                raw[:2], (c[condition] for c in self._calibration), strict=True
-            )
+            for logit, (slope, intercept) in zip(raw[:2], (c[condition] for c in self._calibration), strict=True)
         )
         tokens_instruct, tokens_thinking = (
             math.exp(min(max(value, low), high) + smear)
@@ -130,9 +128,7 @@ class ComplexityClassifier:
             heads = Heads(**{name: arrays[name] for name in Heads.__slots__})
             return cls(encoder, heads, Pace.from_dict(pace), card)
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtefactError(
-                f"{Path(folder) / CARD_FILE} and its weights do not fit ({error}); {REMEDY}"
-            ) from error
+            raise ArtefactError(f"{Path(folder) / CARD_FILE} and its weights do not fit ({error}); {REMEDY}") from error
 
 
 def _sigmoid(logit: float) -> float:

@@ -54,9 +54,7 @@ class LexicalEncoder:
         self._idf: list[float] = idf.tolist()  # plain floats: reading single items of an array is slow
 
     @classmethod
-    def fit(
-        cls, texts: Iterable[Sequence[str]], *, min_texts: int = 2, max_terms: int = 50_000
-    ) -> LexicalEncoder:
+    def fit(cls, texts: Iterable[Sequence[str]], *, min_texts: int = 2, max_terms: int = 50_000) -> LexicalEncoder:
         """Learn from each text's terms: keep those in at least `min_texts`, the most frequent `max_terms`."""
         frequency: Counter[str] = Counter()
         n = 0

@@ -6,10 +6,9 @@ import math
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
-Mode = Literal["instruct", "thinking"]
-MODES: tuple[Mode, ...] = get_args(Mode)
+from vlroute.modes import MODES, Mode
 
 #: Where nothing was measured: a 2B model decoding one request at a time on a small GPU. An assumption.
 ASSUMED_PER_TOKEN = 0.02
@@ -65,9 +64,7 @@ class Pace:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Pace:
         """The inverse of `to_dict`. ValueError if something is not as it writes it."""
-        if set(value) != {"per_token", "prefill"} or not all(
-            isinstance(part, Mapping) for part in value.values()
-        ):
+        if set(value) != {"per_token", "prefill"} or not all(isinstance(part, Mapping) for part in value.values()):
             raise ValueError(f"a pace has 'per_token' and 'prefill', each by mode; found {value!r}")
         return cls(value["per_token"], value["prefill"])
 

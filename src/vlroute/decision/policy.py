@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from vlroute.decision.classifier import Prediction
-from vlroute.decision.pace import MODES, Mode, Pace
+from vlroute.decision.pace import Pace
+from vlroute.modes import MODES, Mode
 
 Stage = Literal["prompt", "prefill", "answer"]
 
@@ -77,9 +78,7 @@ class Policy:
             mode, reason = forced, f"{forced} was asked for"
         elif prediction.known < self.min_known:
             mode = self.unsure_mode
-            reason = (
-                f"only {prediction.known:.0%} of the words are known: too far from the training data to judge"
-            )
+            reason = f"only {prediction.known:.0%} of the words are known: too far from the training data to judge"
         else:
             reason = _reason(gain, extra, threshold)
         return Decision(

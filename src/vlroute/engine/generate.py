@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from vlroute.engine.pair import Checkpoint
@@ -29,7 +35,7 @@ class Generated:
     decode_seconds: float
 
 
-class PresencePenalty(LogitsProcessor):  # type: ignore[misc]
+class PresencePenalty(LogitsProcessor):
     """Lowers the logit of every token already written in this answer by `penalty`, once, as OpenAI and vLLM do."""
 
     def __init__(self, prompt_length: int, penalty: float) -> None:
@@ -41,7 +47,7 @@ class PresencePenalty(LogitsProcessor):  # type: ignore[misc]
         return torch.where(written, scores - self.penalty, scores)
 
 
-class _Cancelled(StoppingCriteria):  # type: ignore[misc]
+class _Cancelled(StoppingCriteria):
     def __init__(self, event: threading.Event) -> None:
         self.event = event
 
@@ -49,7 +55,7 @@ class _Cancelled(StoppingCriteria):  # type: ignore[misc]
         return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
 
 
-class _TokenStream(BaseStreamer):  # type: ignore[misc]
+class _TokenStream(BaseStreamer):
     """Hands each new token id on. (transformers' text streamers hide the exceptions of the generating thread.)"""
 
     def __init__(self, on_token: Callable[[int], None], ends: frozenset[int]) -> None:

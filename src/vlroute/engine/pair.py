@@ -23,7 +23,12 @@ from vlroute.modes import MODES, Mode
 
 log = logging.getLogger("vlroute")
 
-CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # weights that could run code are never fetched
+CHECKPOINT_FILES = [
+    "*.json",
+    "*.safetensors",
+    "*.jinja",
+    "*.txt",
+]  # weights that could run code are never fetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ def default_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
-class _WithoutTower(Qwen3VLForConditionalGeneration):  # type: ignore[misc]
+class _WithoutTower(Qwen3VLForConditionalGeneration):
     """Loads a checkpoint around an absent tower: its tensors in the files are passed over, not reported."""
 
     _keys_to_ignore_on_load_unexpected = (r"visual\.",)

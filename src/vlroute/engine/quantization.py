@@ -26,7 +26,9 @@ def quantization_config(quantization: str | Any) -> Any:
         from transformers import BitsAndBytesConfig
 
         return BitsAndBytesConfig(
-            load_in_4bit=quantization == "4bit", load_in_8bit=quantization == "8bit", llm_int8_skip_modules=KEEP
+            load_in_4bit=quantization == "4bit",
+            load_in_8bit=quantization == "8bit",
+            llm_int8_skip_modules=KEEP,
         )
     from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
     from transformers import TorchAoConfig

@@ -76,7 +76,14 @@ class Request:
         images, videos = self.features(checkpoint)
         vision_seconds = time.perf_counter() - began
         return self._write(
-            checkpoint, self.conversation, images, videos, settings, vision_seconds, on_piece=on_piece, cancel=cancel
+            checkpoint,
+            self.conversation,
+            images,
+            videos,
+            settings,
+            vision_seconds,
+            on_piece=on_piece,
+            cancel=cancel,
         )
 
     def _write(

@@ -66,7 +66,7 @@ class Splitter:
             yield self.channel, piece
 
 
-class ThinkingBudget(LogitsProcessor):  # type: ignore[misc]
+class ThinkingBudget(LogitsProcessor):
     """After `budget` tokens of thinking without `</think>`, makes the model write `CLOSING` and then answer."""
 
     def __init__(self, tokenizer: Any, prompt_length: int, budget: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlroute.errors import InputError
+from vlroute.modes import Mode
 
 CHARS_PER_TOKEN = 4
 
@@ -66,6 +67,11 @@ class Record:
         object.__setattr__(self, "caption", (self.caption or "").strip() or None)
 
 
+def outcomes(records: Iterable[Record], mode: Mode) -> list[Outcome]:
+    """How `mode` did on each record."""
+    return [getattr(record, mode) for record in records]
+
+
 def read_records(*paths: str | Path) -> Iterator[Record]:
     """Stream records from `.jsonl` and `.jsonl.gz` files. Blank lines are skipped, unknown keys ignored.
 
@@ -102,9 +108,7 @@ def write_records(path: str | Path, records: Iterable[Record], *, append: bool =
     content = "".join(lines).encode()
     if append:
         if path.suffix == ".gz":
-            raise InputError(
-                f"{path}: cannot append to a gzipped file; write {path.stem} and compress it when done"
-            )
+            raise InputError(f"{path}: cannot append to a gzipped file; write {path.stem} and compress it when done")
         _append(path, content)
         return len(lines)
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")

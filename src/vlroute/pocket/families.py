@@ -49,9 +49,7 @@ class Task:
         return f"[{self.transcript}] {self.steps}".rstrip()
 
 
-def _task(
-    family: str, grade: str, level: str, language: str, canvases: list[Canvas], **texts: str
-) -> Task:
+def _task(family: str, grade: str, level: str, language: str, canvases: list[Canvas], **texts: str) -> Task:
     return Task(
         family,
         grade,
@@ -142,7 +140,8 @@ def _screens(rng: random.Random, how_many: int) -> list[str]:
     """A tree of screens as strings "ABC": screen A has the buttons B and C. The root first, then level by level."""
     names = rng.sample(LETTERS, 2 * how_many + 1)
     screens: list[str] = []
-    level, below = [names.pop()], []
+    level: list[str] = [names.pop()]
+    below: list[str] = []
     while len(screens) < how_many:
         if not level:
             level, below = below, []

@@ -6,7 +6,12 @@ import random
 
 WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "ocr": {
-        "en": ("Read the text.", "What does it say?", "Transcribe the text in the picture.", "What is written here?"),
+        "en": (
+            "Read the text.",
+            "What does it say?",
+            "Transcribe the text in the picture.",
+            "What is written here?",
+        ),
         "zh": ("读出文字。", "上面写着什么？", "图中的文字是什么？"),
     },
     "count": {
@@ -14,7 +19,12 @@ WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "zh": ("有几个{shape}？", "数一数{shape}。", "图中有多少个{shape}？"),
     },
     "sum": {
-        "en": ("Add the numbers.", "What is the total?", "Sum up the numbers shown.", "What do the numbers add up to?"),
+        "en": (
+            "Add the numbers.",
+            "What is the total?",
+            "Sum up the numbers shown.",
+            "What do the numbers add up to?",
+        ),
         "zh": ("求和。", "数字的总和是多少？", "把数字加起来。"),
     },
     "angle": {
@@ -42,7 +52,11 @@ WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "zh": ("灯亮了几次？", "数一数灯闪了多少次。"),
     },
     "letter": {
-        "en": ("At which second does {letter} show?", "When does {letter} appear?", "Which second shows {letter}?"),
+        "en": (
+            "At which second does {letter} show?",
+            "When does {letter} appear?",
+            "Which second shows {letter}?",
+        ),
         "zh": ("{letter}在第几秒出现？", "字母{letter}什么时候出现？"),
     },
 }

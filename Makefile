@@ -1,0 +1,52 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help install demo test check format pocket retrain bench wheel clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("vlroute needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+install: $(VENV)/installed  ## Make .venv and install vlroute with all that tests need
+
+demo: install  ## Fresh pictures, both modes, and what routing makes of them
+	$(BIN)/vlroute demo
+
+check: install  ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check  ## The one gate: lint, types, the whole suite
+	$(BIN)/pytest
+
+format: install  ## Let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pocket: install  ## Train the pocket pair anew, label pictures with it, write its card (two hours on two cores)
+	$(BIN)/python -m training.pocket.train
+	$(BIN)/python -m training.pocket.label --count 1440 --seed card --out training/pocket/measured.jsonl.gz
+	$(BIN)/python -m training.pocket.card training/pocket/measured.jsonl.gz
+	$(BIN)/python -m training.pocket.label --count 3000 --seed labels --out training/pocket/records.jsonl.gz
+	$(MAKE) retrain
+
+retrain: install  ## Train the pocket pair's router from its committed records
+	$(BIN)/python training/retrain.py training/pocket/records.jsonl.gz --out models/pocket/router
+
+bench: install  ## The pair at the 2B shape with random weights: memory, load time, seconds per token
+	$(BIN)/python -m training.bench.real_size
+
+wheel: install  ## Build the wheel, embedded models included
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:  ## Remove what can be made again
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,77 @@
+"""The training matrix, and which records are trained on together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from vlroute.decision.features import RequestEncoder
+from vlroute.learning.records import Record
+
+Values = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+def folds_of(records: Sequence[Record], folds: int, seed: int) -> Indices:
+    """The fold of each record, int64 `[n]`, 0 … folds - 1.
+
+    Records with the same prompt and caption share a fold, as near-copies in training and test would flatter
+    the result. Sets, and within them which mode is right, are spread evenly.
+    """
+    rng = np.random.default_rng(seed)
+    groups: dict[tuple[str, str | None], list[int]] = {}
+    for index, record in enumerate(records):
+        groups.setdefault((record.prompt.strip(), record.caption), []).append(index)
+    strata: dict[tuple[str, bool, bool], list[list[int]]] = {}
+    for members in groups.values():
+        first = records[members[0]]
+        stratum = (first.set, first.instruct.correct >= 0.5, first.thinking.correct >= 0.5)
+        strata.setdefault(stratum, []).append(members)
+    fold = np.zeros(len(records), dtype=np.int64)
+    position = 0
+    for stratum in sorted(strata):
+        for chosen in rng.permutation(len(strata[stratum])):
+            fold[strata[stratum][chosen]] = position % folds
+            position += 1
+    return fold
+
+
+@dataclass
+class Design:
+    """The training matrix: a captioned record counts half with, half without its caption, any other once.
+
+    So the heads learn both conditions. `matrix`: csr `[m, width]`; `uncrossed`: the same, crosses set to
+    zero; `owner`: row -> record; `captioned`: row -> whether its caption is there; `weight`: row -> 1/2 or 1.
+    """
+
+    encoder: RequestEncoder
+    records: Sequence[Record]
+    matrix: sparse.csr_matrix = field(init=False)
+    uncrossed: sparse.csr_matrix = field(init=False)
+    owner: Indices = field(init=False)
+    captioned: Mask = field(init=False)
+    weight: Values = field(init=False)
+
+    def __post_init__(self) -> None:
+        owner, features = [], []
+        for index, record in enumerate(self.records):
+            given = self.encoder.encode(record.prompt, record.caption)
+            rows = [given, self.encoder.encode(record.prompt)] if given.captioned else [given]
+            owner += [index] * len(rows)
+            features += rows
+        starts = np.cumsum([0, *(len(f.columns) for f in features)])
+        columns = np.concatenate([f.columns for f in features])
+        values = np.concatenate([f.values for f in features]).astype(np.float64)
+        self.matrix = sparse.csr_matrix((values, columns, starts), shape=(len(features), self.encoder.width))
+        kept = np.ones(self.encoder.width)
+        kept[self.encoder.crossed_columns] = 0
+        self.uncrossed = (self.matrix @ sparse.diags_array(kept)).tocsr()
+        self.uncrossed.eliminate_zeros()
+        self.owner = np.asarray(owner, dtype=np.int64)
+        self.captioned = np.asarray([f.captioned for f in features])
+        self.weight = 1.0 / np.bincount(self.owner)[self.owner]

@@ -1,0 +1,126 @@
+"""The whole offline job: records in; artefact, report and out-of-fold predictions out."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from vlroute.decision.policy import Policy
+from vlroute.errors import InputError
+from vlroute.learning.evaluate import Evaluation, Unseen, evaluate, predict_unseen
+from vlroute.learning.fit import fit_classifier, measure_pace
+from vlroute.learning.records import Record, outcomes, read_records
+from vlroute.learning.report import as_json, as_markdown, as_table, figures_table
+from vlroute.modes import MODES
+
+MIN_RECORDS = 50
+
+
+def train(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    oof: str | Path | None = None,
+    price: float = 0.1,
+    folds: int = 5,
+    seeds: int = 2,
+    samples: int = 1000,
+    console: Console | None = None,
+) -> Evaluation:
+    """Learn a router from record files and write it with its `report.md` into the folder `out`.
+
+    `price` is only for the routed rows of the report: the artefact serves any price. `oof`: a file for each
+    record's out-of-fold p_instruct and p_thinking, means over the seeds. `samples`: bootstrap draws.
+    Deterministic but for the date. InputError for unusable records, or fewer than 50.
+    """
+    console = console or Console()
+    policy = Policy(price=price)
+    records = list(read_records(*paths))
+    if len(records) < MIN_RECORDS:
+        raise InputError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed")
+    pace = measure_pace(records)
+    with Progress(console=console) as progress:
+        task = progress.add_task("training", total=folds * seeds + 1)
+        unseen = predict_unseen(records, folds=folds, seeds=seeds, advance=lambda: progress.advance(task))
+        classifier = fit_classifier(records)
+        progress.advance(task)
+    with console.status("bootstrap intervals"):
+        evaluation = evaluate(records, unseen, policy, pace, samples=samples)
+    settings = {"price": price, "folds": folds, "seeds": seeds}
+    provenance = _provenance(paths, records, settings)
+    classifier.card = {"provenance": provenance, "metrics": as_json(evaluation)}
+    classifier.save(out)
+    (Path(out) / "report.md").write_text(as_markdown(evaluation, provenance, pace_note(records)), "utf-8")
+    if oof is not None:
+        _write_unseen(Path(oof), records, unseen)
+    console.print(as_table(evaluation), figures_table(evaluation), pace_note(records))
+    return evaluation
+
+
+def pace_note(records: Sequence[Record]) -> str:
+    """One sentence: whether the seconds were measured."""
+    timed = all(any(o.seconds is not None and o.tokens for o in outcomes(records, mode)) for mode in MODES)
+    return f"Seconds are {'measured' if timed else 'assumed: the records hold none for one mode or both'}."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line of `training/retrain.py`; gives the exit status."""
+    parser = argparse.ArgumentParser(description="Retrain the complexity classifier from labelled records.")
+    parser.add_argument("records", nargs="+", type=Path, help=".jsonl or .jsonl.gz files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for router.json, weights, report.md")
+    parser.add_argument("--oof", type=Path, help="file for each record's out-of-fold probabilities")
+    parser.add_argument("--price", type=float, default=0.1, help="probability a second is worth, in the report")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=2, help="how many ways of cutting folds are averaged")
+    options = parser.parse_args(arguments)
+    console = Console()
+    try:
+        train(
+            options.records,
+            options.out,
+            oof=options.oof,
+            price=options.price,
+            folds=options.folds,
+            seeds=options.seeds,
+            console=console,
+        )
+    except ValueError as error:  # InputError, or a setting out of range: nothing a traceback would explain
+        Console(stderr=True).print(f"error: {error}", markup=False)
+        return 2
+    console.print(f"wrote {options.out}", markup=False)
+    return 0
+
+
+def _provenance(paths: Sequence[str | Path], records: Sequence[Record], settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "data": [
+            {"file": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()} for path in paths
+        ],
+        "records": len(records),
+        "sets": dict(sorted(Counter(record.set for record in records).items())),
+        "settings": settings,
+        "libraries": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("numpy", "scipy", "scikit-learn", "safetensors")},
+        },
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def _write_unseen(path: Path, records: Sequence[Record], unseen: Unseen) -> None:
+    lines = []
+    for record, *seeds in zip(records, *unseen.given, strict=True):
+        mean = {f"p_{mode}": sum(getattr(one, f"p_{mode}") for one in seeds) / len(seeds) for mode in MODES}
+        lines.append(json.dumps({"id": record.id, **mean}, ensure_ascii=False) + "\n")
+    path.write_text("".join(lines), "utf-8")

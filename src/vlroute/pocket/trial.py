@@ -1,0 +1,65 @@
+"""One drawn task put to a router: both modes, and what the router itself would do, each really run."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vlroute.answer import Answer
+from vlroute.modes import Mode
+from vlroute.pocket.families import FAMILIES, LANGUAGES, LEVELS, Task, draw_task
+from vlroute.router import Router
+
+#: A larger model answers in sentences unless told not to; the pocket pair was trained on bare answers.
+BARE = {"en": " Reply with the result only.", "zh": "只回答结果。"}
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A task, both single modes' answers, and the routed one (None if it was not asked for)."""
+
+    task: Task
+    instruct: Answer
+    thinking: Answer
+    routed: Answer | None = None
+
+    def right(self, answer: Answer) -> bool:
+        return is_right(self.task, answer.text)
+
+
+def is_right(task: Task, text: str) -> bool:
+    """Equal to the task's answer, white space and punctuation aside."""
+    return _plain(text) == _plain(task.answer)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text).casefold()
+
+
+def ask_task(router: Router, task: Task, mode: Mode | None = None, bare: bool = False) -> Answer:
+    """Put one task to the router; a video comes as its eight frames, one a second."""
+    prompt = task.prompt + (BARE[task.language] if bare else "")
+    if task.is_video:
+        seconds = tuple(float(second) for second in range(len(task.frames)))
+        return router.ask(prompt, videos=(task.frames, seconds), mode=mode)
+    return router.ask(prompt, task.frames[0], mode=mode)
+
+
+def draw_evenly(count: int, seed: int | str) -> Iterator[Task]:
+    """`count` fresh tasks: every family and level as often as every other, languages in turn, in mixed order."""
+    rng = random.Random(f"vlroute {seed}")
+    plan = [(family, level) for level in LEVELS for family in FAMILIES]
+    plan = [plan[i % len(plan)] for i in range(count)]
+    rng.shuffle(plan)
+    for i, (family, level) in enumerate(plan):
+        yield draw_task(rng, family, level, LANGUAGES[i % len(LANGUAGES)])
+
+
+def run_trials(router: Router, tasks: Iterator[Task], routed: bool = True, bare: bool = False) -> Iterator[Trial]:
+    """Run each task in both modes and, if `routed`, once more as the router decides."""
+    router.load()
+    for task in tasks:
+        chosen = ask_task(router, task, bare=bare) if routed else None
+        yield Trial(task, ask_task(router, task, "instruct", bare), ask_task(router, task, "thinking", bare), chosen)

@@ -1,0 +1,35 @@
+"""The pocket pair, loaded once for all tests that generate."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlroute import Router
+from vlroute.pocket import Task, draw_task
+from vlroute.shipped import shipped
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = tuple(float(second) for second in range(8))
+
+
+@pytest.fixture(scope="session")
+def router() -> Router:
+    return Router.from_pretrained().load()
+
+
+@pytest.fixture(scope="session")
+def folders() -> dict[str, Path]:
+    return {"instruct": shipped("pocket/instruct"), "thinking": shipped("pocket/thinking")}
+
+
+def task(family: str, level: str = "hard", seed: int = 0, language: str = "en") -> Task:
+    return draw_task(random.Random(seed), family, level, language)
+
+
+def media(some: Task) -> dict[str, Any]:
+    """Keyword arguments that bring the task's picture or video to `parse` or `Router.ask`."""
+    return {"videos": (some.frames, SECONDS)} if some.is_video else {"images": some.frames[0]}

@@ -1,0 +1,102 @@
+"""The training recipe: inputs as the real processors make them, losses that fall, runs that resume."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import task
+from training.pocket.checkpoint import build_model, build_processor, build_tokenizer
+from training.pocket.data import LABEL, Sequences, answer_example, cut_patches, frame_pairs, glyph_labels
+from training.pocket.stages import EXAMPLES, STAGES, sequence_loss, tower_loss
+from training.pocket.train import Trainer
+
+
+@pytest.mark.parametrize("mode", ["instruct", "thinking"])
+@pytest.mark.parametrize("family", ["hop", "video"])
+def test_training_prompts_equal_the_real_processor(mode: str, family: str) -> None:
+    some, processor = task(family), build_processor(mode)
+    ours = Sequences(processor.tokenizer, mode).prompt_batch([answer_example(some, mode)])
+    content = [{"type": "video" if some.is_video else "image"}, {"type": "text", "text": some.prompt}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    media: dict[str, Any] = {"images": [some.frames[0]]}
+    if some.is_video:
+        metadata = {"fps": 1.0, "total_num_frames": 8, "frames_indices": list(range(8))}
+        media = {"videos": [list(some.frames)], "video_metadata": [metadata], "do_sample_frames": False}
+    real = processor(text=[text], return_tensors="pt", **media)
+    assert set(ours) == set(real)
+    for name, value in real.items():
+        torch.testing.assert_close(ours[name].to(value.dtype), value, atol=1e-5, rtol=0)
+
+
+def test_glyph_labels_follow_the_order_of_patches() -> None:
+    """Paint every labelled glyph's patch black: the black patches must be exactly the labelled ones."""
+    some = task("hop")
+    picture = some.frames[0].copy()
+    picture.paste((255, 255, 255), (0, 0, *picture.size))
+    for glyph in some.glyphs[0]:
+        x, y = int(glyph.x // 12) * 12, int(glyph.y // 12) * 12
+        picture.paste((0, 0, 0), (x, y, x + 12, y + 12))
+    patches = cut_patches([(picture, picture)])
+    labels = glyph_labels([(some.glyphs[0], some.glyphs[0])])
+    assert torch.equal(patches.mean(1) < 0, labels[:, 0] > 0)
+    assert sorted(labels[labels[:, 0] > 0, 0].tolist()) == sorted(LABEL[g.label] for g in some.glyphs[0])
+
+
+def test_video_pairs_keep_their_order() -> None:
+    pairs = frame_pairs(task("video"))
+    assert len(pairs) == 4
+    assert pairs[1] == (task("video").frames[2], task("video").frames[3])
+
+
+def test_the_tokenizer_loses_nothing() -> None:
+    tokenizer = build_tokenizer()
+    for text in ("Start at B and follow 3 arrows.", "图中有多少个三角形？ naïve 好\n\n\n x", "ABCD", "<0.5 seconds>"):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    assert tokenizer.tokenize("KX") == ["K", "X"]  # drawn letters stay apart
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_every_stage_lowers_its_loss(name: str) -> None:
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    examples = next(EXAMPLES[name](random.Random(0), 700))[:8]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(4):
+        loss, scores = sequence_loss(model, Sequences(tokenizer, name), examples)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert sum(count for _, count in scores.values()) == len(examples)
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    stage = replace(STAGES["tower"], steps=2, threads=torch.get_num_threads())
+    first = Trainer(stage, tmp_path)
+    first.run()
+    again = Trainer(replace(stage, steps=3), tmp_path)
+    assert again.step == 2
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
+    moments = [s["exp_avg"] for s in first.optimiser.state.values()]
+    assert all(torch.equal(a, s["exp_avg"]) for a, s in zip(moments, again.optimiser.state.values(), strict=True))
+    loss, _ = tower_loss(again.model, again.head, again.rng)
+    assert torch.isfinite(loss)
+
+
+def test_language_stages_leave_the_tower_alone(tmp_path: Path) -> None:
+    Trainer(replace(STAGES["transcripts"], start=None), tmp_path).save()
+    trainer = Trainer(replace(STAGES["thinking"], threads=torch.get_num_threads()), tmp_path)
+    before = {n: p.clone() for n, p in trainer.model.named_parameters()}
+    trainer.train_step()
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (".visual." in name), name

@@ -1,0 +1,127 @@
+"""The drawn world: exact answers, honest grades, pictures that can be read."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlroute.pocket import FAMILIES, LEVELS, Task, draw_task
+from vlroute.pocket.canvas import PITCH, SIDE
+from vlroute.pocket.families import LANGUAGES
+from vlroute.pocket.trial import draw_evenly, is_right
+from vlroute.pocket.wording import CAPTION_PROMPT
+from vlroute.router import CAPTION_PROMPT as ROUTER_CAPTION_PROMPT
+
+seeds = st.integers(0, 2**32)
+
+
+def drawn(seed: int, family: str, level: str | None = None) -> Task:
+    return draw_task(random.Random(seed), family, level)
+
+
+@given(seeds, st.sampled_from(sorted(FAMILIES)))
+def test_same_seed_same_task(seed: int, family: str) -> None:
+    one, two = drawn(seed, family), drawn(seed, family)
+    assert one.prompt == two.prompt
+    assert [frame.tobytes() for frame in one.frames] == [frame.tobytes() for frame in two.frames]
+
+
+@given(seeds, st.sampled_from(sorted(FAMILIES)))
+def test_every_glyph_has_a_patch_of_its_own(seed: int, family: str) -> None:
+    for glyphs in drawn(seed, family).glyphs:
+        patches = [(glyph.x // PITCH, glyph.y // PITCH) for glyph in glyphs]
+        assert len(set(patches)) == len(patches)
+        assert all(0 <= glyph.x < SIDE and 0 <= glyph.y < SIDE for glyph in glyphs)
+
+
+@given(seeds)
+def test_sums_add_up(seed: int) -> None:
+    some = drawn(seed, "math")
+    if some.grade == "triangle angle":
+        angles = [int(part) for part in some.transcript.split() if part != "?"]
+        open_angles = some.transcript.count("?")
+        assert sum(angles) + open_angles * int(some.answer) == 180
+    else:
+        assert sum(map(int, some.transcript.split())) == int(some.answer)
+    for left, operator, right, result in re.findall(r"(\d+)([-+/])(\d+)=(\d+)", some.steps):
+        exact = {"+": int(left) + int(right), "-": int(left) - int(right), "/": int(left) / int(right)}
+        assert exact[operator] == int(result)
+
+
+@given(seeds)
+def test_taps_lead_from_start_to_goal(seed: int) -> None:
+    some = drawn(seed, "gui")
+    screens = {screen[0]: screen[1:] for screen in some.transcript.split()}
+    here = re.search(r"[A-Z](?=[^A-Za-z]|$)", some.prompt.replace("You", "").replace("From", "").replace("Show", ""))
+    assert here
+    screen = here[0]
+    for tap in some.answer.split():
+        assert tap in screens[screen]
+        screen = tap
+    assert len(some.answer.split()) == 1 + LEVELS.index(some.level)
+
+
+@given(seeds)
+def test_arrows_are_followed(seed: int) -> None:
+    some = drawn(seed, "hop")
+    arrows = {pair[0]: pair[1] for pair in some.transcript.split()}
+    count = int(re.search(r"\d", some.prompt)[0])  # type: ignore[index]
+    here = some.steps[0]
+    assert here in some.prompt
+    for _ in range(count):
+        here = arrows[here]
+    assert here == some.answer
+
+
+@given(seeds)
+def test_counting_and_reading(seed: int) -> None:
+    some = drawn(seed, "count")
+    assert some.steps == f"{some.steps[0] * int(some.answer)}={some.answer}" or some.answer == "0"
+    assert max(map(some.transcript.count, "ost")) >= int(some.answer)
+    text = drawn(seed, "ocr")
+    assert text.answer == text.transcript == "".join(glyph.label for glyph in text.glyphs[0])
+
+
+@given(seeds)
+def test_videos_say_when(seed: int) -> None:
+    some = drawn(seed, "video")
+    seen = dict(re.findall(r"(\d)([^\d])", some.transcript))
+    assert len(some.frames) == len(seen) == 8
+    if some.caption == "a lamp":
+        assert list(seen.values()).count("*") == int(some.answer)
+        assert "**" not in "".join(seen.values())
+    else:
+        assert seen[some.answer] in some.prompt
+
+
+@pytest.mark.parametrize("family", ["math", "gui"])
+def test_only_the_picture_tells_easy_from_hard(family: str) -> None:
+    """With letters and names of the question kind aside, every wording occurs at every level."""
+    wordings: dict[str, set[str]] = {level: set() for level in LEVELS}
+    for seed in range(1500):
+        some = drawn(seed, family)
+        if some.grade != "triangle angle":
+            wordings[some.level].add(re.sub(r"\b[A-Z]\b|[A-Z](?=[\u4e00-\u9fff]|$|？)", "X", some.prompt))
+    assert wordings["easy"] == wordings["medium"] == wordings["hard"]
+
+
+def test_both_languages_and_all_levels_evenly() -> None:
+    tasks = list(draw_evenly(72, seed=5))
+    assert {(t.family, t.level) for t in tasks} == {(f, level) for f in FAMILIES for level in LEVELS}
+    assert {t.language for t in tasks} == set(LANGUAGES)
+    assert all(sum(t.family == family for t in tasks) == 12 for family in FAMILIES)
+
+
+def test_the_router_asks_for_captions_as_trained() -> None:
+    assert CAPTION_PROMPT == ROUTER_CAPTION_PROMPT
+
+
+def test_judging_forgives_only_form() -> None:
+    some = drawn(3, "gui", "hard")
+    assert is_right(some, f" {', '.join(some.answer.split())}.")
+    assert not is_right(some, some.answer[:-1])
+    assert not is_right(some, "")

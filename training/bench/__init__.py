@@ -1,0 +1,1 @@
+"""Measurements that are too slow for the tests; their tables are committed."""

@@ -1,0 +1,68 @@
+"""What each mode of the pocket pair gets right, on fresh pictures, as records for learning and for the model card.
+
+    python -m training.pocket.label --count 3000 --seed labels --out training/pocket/records.jsonl.gz
+
+Every answer is really generated, one request at a time, so that seconds are those a user waits. Resumable: the
+records made so far lie beside the output until it is whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+from rich.progress import track
+
+from vlroute import Router
+from vlroute.answer import Answer
+from vlroute.learning.records import Outcome, Record, read_records, write_records
+from vlroute.pocket.trial import Trial, draw_evenly, run_trials
+
+
+def outcome(trial: Trial, answer: Answer) -> Outcome:
+    timing = answer.timing
+    prefill = timing.vision + timing.prefill
+    return Outcome(
+        trial.right(answer),
+        answer.usage.completion_tokens,
+        round(prefill + timing.decode, 5),
+        round(prefill, 5),
+    )
+
+
+def record(router: Router, trial: Trial, name: str) -> Record:
+    task = trial.task
+    if task.is_video:
+        seconds = tuple(float(second) for second in range(len(task.frames)))
+        caption = router.decide(task.prompt, videos=(task.frames, seconds)).caption
+    else:
+        caption = router.decide(task.prompt, task.frames[0]).caption
+    return Record(
+        id=name, prompt=task.prompt, caption=caption, set="pocket", family=task.family,
+        grade=f"{task.level}: {task.grade}", language=task.language,
+        instruct=outcome(trial, trial.instruct), thinking=outcome(trial, trial.thinking),
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--seed", default="labels")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pair", type=Path, default=Path(__file__).resolve().parents[2] / "models" / "pocket")
+    options = parser.parse_args()
+    partial = options.out.with_suffix(".partial.jsonl")
+    done = len(list(read_records(partial))) if partial.exists() else 0
+    router = Router.from_pretrained(options.pair)
+    tasks = itertools.islice(draw_evenly(options.count, options.seed), done, None)
+    trials = run_trials(router, tasks, routed=False)
+    for i, trial in enumerate(track(trials, "labelling", total=options.count - done), start=done):
+        write_records(partial, [record(router, trial, f"{options.seed}-{i:05d}")], append=True)
+    write_records(options.out, read_records(partial))
+    partial.unlink()
+    print(f"{options.count} records in {options.out}")
+
+
+if __name__ == "__main__":
+    main()
