@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlroute.pocket import FAMILIES, LEVELS, Task, draw_task
-from vlroute.pocket.canvas import PITCH, SIDE
+from vlroute.pocket.canvas import SIDE
 from vlroute.pocket.families import LANGUAGES
 from vlroute.pocket.trial import draw_evenly, is_right
 from vlroute.pocket.wording import CAPTION_PROMPT
@@ -33,7 +33,7 @@ def test_same_seed_same_task(seed: int, family: str) -> None:
 @given(seeds, st.sampled_from(sorted(FAMILIES)))
 def test_every_glyph_has_a_patch_of_its_own(seed: int, family: str) -> None:
     for glyphs in drawn(seed, family).glyphs:
-        patches = [(glyph.x // PITCH, glyph.y // PITCH) for glyph in glyphs]
+        patches = [(glyph.x // 12, glyph.y // 12) for glyph in glyphs]
         assert len(set(patches)) == len(patches)
         assert all(0 <= glyph.x < SIDE and 0 <= glyph.y < SIDE for glyph in glyphs)
 

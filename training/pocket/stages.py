@@ -55,10 +55,10 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("tower", None, 2600, 2e-3, 1.0, 2),
-        Stage("transcripts", "tower", 2400, 2e-3, 0.15, 2),
-        Stage("instruct", "transcripts", 4200, 1.5e-3, 0.0, 1),
-        Stage("thinking", "transcripts", 3400, 1.5e-3, 0.0, 1),
+        Stage("tower", None, 700, 2e-3, 1.0, 2),
+        Stage("transcripts", "tower", 1400, 2e-3, 0.15, 2),
+        Stage("instruct", "transcripts", 3400, 1.5e-3, 0.0, 1),
+        Stage("thinking", "transcripts", 2800, 1.5e-3, 0.0, 1),
     )
 }
 
@@ -155,7 +155,7 @@ def instruct_examples(rng: random.Random, start: int) -> Iterator[list[Example]]
 def thinking_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
     """Step by step; looking up practised as text alone first, then every other batch as text."""
     for step in itertools.count(start):
-        if step < 500:
+        if step < 400:
             tasks = _draw(rng, {"hop": 1.0, "gui": 1.0}, HARDER, 96)
             yield [answer_example(task, "thinking", as_text=True) for task in tasks]
         elif step % 2:

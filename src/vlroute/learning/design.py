@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +17,22 @@ Values = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
+#: What shares a fold: all records of the same "text" (prompt and caption), or only a "record" with itself.
+Together = Literal["text", "record"]
 
-def folds_of(records: Sequence[Record], folds: int, seed: int) -> Indices:
+
+def folds_of(records: Sequence[Record], folds: int, seed: int, *, together: Together) -> Indices:
     """The fold of each record, int64 `[n]`, 0 … folds - 1.
 
-    Records with the same prompt and caption share a fold, as near-copies in training and test would flatter
-    the result. Sets, and within them which mode is right, are spread evenly.
+    With "text" each prediction is for a text that training has not seen: repeated texts cannot flatter the result.
+    With "record" they may be seen: right where the same few texts really come again, with other pictures. Sets, and
+    within them which mode is right, are spread evenly.
     """
     rng = np.random.default_rng(seed)
-    groups: dict[tuple[str, str | None], list[int]] = {}
+    groups: dict[Any, list[int]] = {}
     for index, record in enumerate(records):
-        groups.setdefault((record.prompt.strip(), record.caption), []).append(index)
+        key = (record.prompt.strip(), record.caption) if together == "text" else index
+        groups.setdefault(key, []).append(index)
     strata: dict[tuple[str, bool, bool], list[list[int]]] = {}
     for members in groups.values():
         first = records[members[0]]

@@ -10,7 +10,7 @@ import numpy as np
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.pace import Pace
 from vlroute.decision.policy import Policy
-from vlroute.learning.design import folds_of
+from vlroute.learning.design import Together, folds_of
 from vlroute.learning.fit import fit_classifier
 from vlroute.learning.metrics import (
     Indices,
@@ -50,7 +50,7 @@ class Row:
     name: str
     share: float
     accuracy: float
-    interval: Interval
+    interval: Interval | None
     tokens: float | None
     seconds: float | None
 
@@ -73,14 +73,20 @@ class Evaluation:
 
 
 def predict_unseen(
-    records: Sequence[Record], *, folds: int, seeds: int, advance: Callable[[], None] = lambda: None
+    records: Sequence[Record],
+    *,
+    folds: int,
+    seeds: int,
+    together: Together = "text",
+    advance: Callable[[], None] = lambda: None,
 ) -> Unseen:
-    """Train `folds` models per seed, each predicting the fold left out. `advance` is called after each model."""
-    if folds < 2 or seeds < 1:
-        raise ValueError(f"at least 2 folds and 1 seed are needed, not {folds} and {seeds}")
+    """Train `folds` models per seed, each predicting the fold left out. `advance` is called after each model.
+
+    `together`: what shares a fold, see `folds_of`.
+    """
     unseen = Unseen([], [])
     for seed in range(seeds):
-        fold = folds_of(records, folds, seed)
+        fold = folds_of(records, folds, seed, together=together)
         given: dict[int, Prediction] = {}
         bare: dict[int, Prediction] = {}
         for number in range(folds):
@@ -185,7 +191,6 @@ def _row(name: str, sent: Values, right: Values, costs: tuple[Values, Values], s
     value = right[0] + sent * (right[1] - right[0])
     interval = bootstrap_interval(lambda at: float(value[at].mean()), len(value), samples=samples)
     tokens, seconds = (_mean_cost(sent, cost) for cost in costs)
-    assert interval is not None  # a mean is always defined
     return Row(name, float(sent.mean()), float(value.mean()), interval, tokens, seconds)
 
 

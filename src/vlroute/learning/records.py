@@ -99,9 +99,8 @@ def read_records(*paths: str | Path) -> Iterator[Record]:
 def write_records(path: str | Path, records: Iterable[Record], *, append: bool = False) -> int:
     """Write `records` and return how many; gzipped if the name ends in `.gz`.
 
-    A new file appears whole or not at all. With `append` all lines go to the end in one write, after the torn
-    last line of an interrupted run, if there is one, has been removed; a gzipped file cannot be appended to
-    (InputError).
+    A new file appears whole or not at all. With `append` all lines go to the end in one write, after a torn last
+    line of an interrupted run, if there is one, has been removed. InputError for appending to a gzipped file.
     """
     path = Path(path)
     lines = [json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]

@@ -67,12 +67,11 @@ _HEADINGS = ("way", "to Thinking", "accuracy", "95 % interval", "tokens", "secon
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    low, high = row.interval
     return (
         row.name,
         f"{row.share:.1%}",
         f"{row.accuracy:.1%}",
-        f"{low:.1%} – {high:.1%}",
+        "–" if row.interval is None else "{:.1%} – {:.1%}".format(*row.interval),
         "–" if row.tokens is None else f"{row.tokens:.0f}",
         "–" if row.seconds is None else f"{row.seconds:.2f}",
     )

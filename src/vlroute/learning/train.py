@@ -6,18 +6,20 @@ import argparse
 import datetime
 import hashlib
 import json
+import math
 import platform
 from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.progress import Progress
 
 from vlroute.decision.policy import Policy
 from vlroute.errors import InputError
+from vlroute.learning.design import Together
 from vlroute.learning.evaluate import Evaluation, Unseen, evaluate, predict_unseen
 from vlroute.learning.fit import fit_classifier, measure_pace
 from vlroute.learning.records import Record, outcomes, read_records
@@ -35,16 +37,20 @@ def train(
     price: float = 0.1,
     folds: int = 5,
     seeds: int = 2,
+    together: Together = "text",
     samples: int = 1000,
     console: Console | None = None,
 ) -> Evaluation:
     """Learn a router from record files and write it with its `report.md` into the folder `out`.
 
     `price` is only for the routed rows of the report: the artefact serves any price. `oof`: a file for each
-    record's out-of-fold p_instruct and p_thinking, means over the seeds. `samples`: bootstrap draws.
-    Deterministic but for the date. InputError for unusable records, or fewer than 50.
+    record's out-of-fold p_instruct and p_thinking, means over the seeds. `together`: what shares a fold, see
+    `design.folds_of`. `samples`: bootstrap draws. Deterministic but for the date. InputError for unusable
+    records, fewer than 50 of them, or a setting out of range.
     """
     console = console or Console()
+    if folds < 2 or seeds < 1 or not 0 <= price < math.inf:
+        raise InputError(f"need folds >= 2, seeds >= 1 and a finite price >= 0, not {folds}, {seeds} and {price}")
     policy = Policy(price=price)
     records = list(read_records(*paths))
     if len(records) < MIN_RECORDS:
@@ -52,12 +58,14 @@ def train(
     pace = measure_pace(records)
     with Progress(console=console) as progress:
         task = progress.add_task("training", total=folds * seeds + 1)
-        unseen = predict_unseen(records, folds=folds, seeds=seeds, advance=lambda: progress.advance(task))
+        unseen = predict_unseen(
+            records, folds=folds, seeds=seeds, together=together, advance=lambda: progress.advance(task)
+        )
         classifier = fit_classifier(records)
         progress.advance(task)
     with console.status("bootstrap intervals"):
         evaluation = evaluate(records, unseen, policy, pace, samples=samples)
-    settings = {"price": price, "folds": folds, "seeds": seeds}
+    settings = {"price": price, "folds": folds, "seeds": seeds, "folds keep together": together}
     provenance = _provenance(paths, records, settings)
     classifier.card = {"provenance": provenance, "metrics": as_json(evaluation)}
     classifier.save(out)
@@ -83,6 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--price", type=float, default=0.1, help="probability a second is worth, in the report")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=2, help="how many ways of cutting folds are averaged")
+    parser.add_argument(
+        "--together",
+        choices=get_args(Together),
+        default="text",
+        help='what shares a fold: "text" predicts texts never seen, "record" suits prompts made from templates',
+    )
     options = parser.parse_args(arguments)
     console = Console()
     try:
@@ -93,10 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             price=options.price,
             folds=options.folds,
             seeds=options.seeds,
+            together=options.together,
             console=console,
         )
-    except ValueError as error:  # InputError, or a setting out of range: nothing a traceback would explain
-        Console(stderr=True).print(f"error: {error}", markup=False)
+    except InputError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
         return 2
     console.print(f"wrote {options.out}", markup=False)
     return 0
@@ -123,4 +138,5 @@ def _write_unseen(path: Path, records: Sequence[Record], unseen: Unseen) -> None
     for record, *seeds in zip(records, *unseen.given, strict=True):
         mean = {f"p_{mode}": sum(getattr(one, f"p_{mode}") for one in seeds) / len(seeds) for mode in MODES}
         lines.append(json.dumps({"id": record.id, **mean}, ensure_ascii=False) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines), "utf-8")

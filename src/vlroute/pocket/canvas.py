@@ -11,8 +11,9 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-SIDE = 96
-PITCH = 12  # as wide as a patch, so that no two glyphs of a word share one
+SIDE, CELL = 96, 24  # four by four cells, each what the tower merges into one token: one glyph a cell is well read
+SPOT = 16  # where in its cell a glyph has its centre: well within one patch
+Ink = tuple[int, int, int]
 PAPERS = ((255, 255, 255), (245, 240, 225), (225, 238, 250))
 INKS = ((20, 20, 20), (180, 30, 30), (30, 60, 180), (20, 120, 50))
 LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"  # without I, O and Q: a person could not tell them from 1 and 0 at this size
@@ -41,26 +42,27 @@ class Glyph:
 class Canvas:
     """One picture in the making; every draw call jitters by a pixel so that no two pictures are equal."""
 
-    def __init__(self, rng: random.Random, paper: tuple[int, int, int] | None = None) -> None:
+    def __init__(self, rng: random.Random, paper: Ink | None = None) -> None:
         self.rng = rng
         self.paper = paper or rng.choice(PAPERS)
         self.image = Image.new("RGB", (SIDE, SIDE), self.paper)
         self.draw = ImageDraw.Draw(self.image)
         self.glyphs: list[Glyph] = []
 
-    def text(self, x: float, y: float, text: str, ink: tuple[int, int, int] | None = None) -> None:
-        """Write `text` with its upper left corner near (x, y), one glyph every `PITCH` pixels."""
-        x += self.rng.randint(-1, 1) + PITCH / 2
-        y += self.rng.randint(-1, 1)
+    def text(self, column: float, row: float, text: str, ink: Ink | None = None, pitch: int = CELL) -> None:
+        """Write `text` with its first glyph in the lower right of a cell, then one glyph every `pitch` pixels."""
+        x = CELL * column + SPOT + self.rng.randint(-1, 1)
+        y = CELL * row + SPOT - 8 + self.rng.randint(-1, 1)
         ink = ink or self.rng.choice(INKS)
         for i, char in enumerate(text):
-            centre = x + PITCH * i
-            self.draw.text((centre, y), char, font=font(), fill=ink, anchor="ma")
+            self.draw.text((x + pitch * i, y), char, font=font(), fill=ink, anchor="ma")
             _, top, _, bottom = font().getbbox(char)
-            self.glyphs.append(Glyph(char, centre, y + (top + bottom) / 2))
+            self.glyphs.append(Glyph(char, x + pitch * i, y + (top + bottom) / 2))
 
-    def shape(self, kind: str, x: int, y: int, size: int = 20) -> None:
-        """Fill a circle, square or triangle into the box of `size` pixels at (x, y)."""
+    def shape(self, kind: str, column: int, row: int, size: int = 18) -> None:
+        """Fill a circle, square or triangle into a cell."""
+        x = CELL * column + self.rng.randint(1, CELL - size - 1)
+        y = CELL * row + self.rng.randint(1, CELL - size - 1)
         fill = self.rng.choice(INKS[1:])
         if kind == CIRCLE:
             self.draw.ellipse([x, y, x + size, y + size], fill=fill)
@@ -68,7 +70,7 @@ class Canvas:
             self.draw.rectangle([x + 1, y + 1, x + size - 1, y + size - 1], fill=fill)
         else:
             self.draw.polygon([(x + size // 2, y), (x, y + size), (x + size, y + size)], fill=fill)
-        self.glyphs.append(Glyph(kind, x + size / 2, y + size / 2))
+        self.glyphs.append(Glyph(kind, CELL * column + SPOT, CELL * row + SPOT))
 
     def lamp(self, x: int, y: int, lit: bool, radius: int = 13) -> None:
         """Draw a lamp around (x, y): yellow with a glow when lit, grey when dark."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from vlroute.pocket.canvas import CIRCLE, DIGITS, INKS, LETTERS, SIDE, SQUARE, TRIANGLE, Canvas, Glyph
+from vlroute.pocket.canvas import CELL, CIRCLE, DIGITS, INKS, LETTERS, SIDE, SQUARE, TRIANGLE, Canvas, Glyph
 from vlroute.pocket.wording import SHAPE_NAMES, ask, counted
 
 LEVELS = ("easy", "medium", "hard")
@@ -65,10 +65,9 @@ def _ocr(rng: random.Random, level: str, language: str) -> Task:
     length = {"easy": rng.randint(2, 3), "medium": 4, "hard": rng.randint(5, 6)}[level]
     text = "".join(rng.choice(LETTERS + DIGITS[2:]) for _ in range(length))
     canvas = Canvas(rng)
-    y = rng.randint(4, 76)
-    left = rng.randint(4, 4 + 15 * (6 - length))
-    for i, char in enumerate(text):
-        canvas.text(left + 15 * i, y, char)
+    top = rng.randint(0, 3 - (length - 1) // 4)
+    for i, char in enumerate(text):  # four a line
+        canvas.text(i % 4, top + i // 4, char)
     return _task(
         "ocr", f"{length} characters", level, language, [canvas],
         prompt=ask("ocr", language, rng), answer=text, transcript=text, steps="", caption=counted(length, "character"),
@@ -79,8 +78,8 @@ def _count(rng: random.Random, level: str, language: str) -> Task:
     total = rng.randint(*{"easy": (1, 3), "medium": (4, 6), "hard": (7, 9)}[level])
     kinds = [rng.choice((CIRCLE, SQUARE, TRIANGLE)) for _ in range(total)]
     canvas = Canvas(rng)
-    for cell, kind in zip(sorted(rng.sample(range(9), total)), kinds, strict=True):
-        canvas.shape(kind, 4 + 31 * (cell % 3) + rng.randint(0, 5), 4 + 31 * (cell // 3) + rng.randint(0, 5))
+    for cell, kind in zip(sorted(rng.sample(range(16), total)), kinds, strict=True):
+        canvas.shape(kind, cell % 4, cell // 4)
     # mostly a kind that is there: "none" would otherwise be the most frequent answer
     asked = rng.choice(kinds) if rng.random() < 0.85 else rng.choice((CIRCLE, SQUARE, TRIANGLE))
     found = kinds.count(asked)
@@ -98,7 +97,8 @@ def _sum(rng: random.Random, level: str, language: str) -> Task:
     canvas = Canvas(rng)
     rows = sorted(rng.sample(range(4), how_many))
     for row, number in zip(rows, numbers, strict=True):
-        canvas.text(rng.randint(4, 66), 4 + 23 * row, str(number))
+        # across the border of two cells, a digit in each
+        canvas.text(rng.randint(0, 2), row, str(number), pitch=CELL // 2)
     steps, total = [], numbers[0]
     for number in numbers[1:]:
         steps.append(f"{total}+{number}={total + number}")
@@ -112,7 +112,7 @@ def _sum(rng: random.Random, level: str, language: str) -> Task:
 
 def _angle(rng: random.Random, level: str, language: str) -> Task:
     canvas = Canvas(rng)
-    canvas.draw.polygon([(48, 24), (19, 70), (77, 70)], outline=rng.choice(INKS))
+    canvas.draw.polygon([(54, 30), (28, 74), (80, 74)], outline=rng.choice(INKS))
     if rng.random() < 0.5:
         top, left = rng.randint(20, 99), rng.randint(20, 60)
         answer = 180 - top - left
@@ -123,8 +123,8 @@ def _angle(rng: random.Random, level: str, language: str) -> Task:
         answer = (180 - top) // 2
         labels = (str(top), "?", "?")
         steps = f"180-{top}={180 - top} {180 - top}/2={answer}"
-    for (x, y), label in zip(((36, 5), (2, 77), (70, 77)), labels, strict=True):
-        canvas.text(x, y, label)
+    for (column, row), label in zip(((1, 0), (0, 3), (2, 3)), labels, strict=True):
+        canvas.text(column, row, label, pitch=CELL // 2)
     return _task(
         "math", "triangle angle", level, language, [canvas],
         prompt=ask("angle", language, rng), answer=str(answer), transcript=" ".join(labels), steps=steps,
@@ -137,18 +137,18 @@ def _math(rng: random.Random, level: str, language: str) -> Task:
 
 
 def _screens(rng: random.Random, how_many: int) -> list[str]:
-    """A tree of screens as strings "ABC": screen A has the buttons B and C. The root first, then level by level."""
-    names = rng.sample(LETTERS, 2 * how_many + 1)
-    screens: list[str] = []
-    level: list[str] = [names.pop()]
-    below: list[str] = []
-    while len(screens) < how_many:
-        if not level:
-            level, below = below, []
-        name = level.pop(rng.randrange(len(level)))
-        buttons = [names.pop(), names.pop()]
-        screens.append(name + "".join(buttons))
-        below += buttons
+    """A tree of screens as strings "ABCD": screen A has the buttons B, C and D. The root comes first.
+
+    Each further screen belongs to a button of the screen before it, so that the last one lies deepest; with four
+    screens one of them is a false trail from the root.
+    """
+    names = rng.sample(LETTERS, 3 * how_many + 1)
+    screens = [names[0] + "".join(names[1:4])]
+    for i in range(1, how_many):
+        above = screens[0] if i == 1 or how_many == 4 and i == 3 else screens[i - 1]
+        taken = {screen[0] for screen in screens}
+        name = rng.choice([button for button in above[1:] if button not in taken])
+        screens.append(name + "".join(names[3 * i + 1 : 3 * i + 4]))
     return screens
 
 
@@ -163,24 +163,23 @@ def _taps(screens: list[str], goal: str) -> list[str]:
 
 def _gui(rng: random.Random, level: str, language: str) -> Task:
     taps = {"easy": 1, "medium": 2, "hard": 3}[level]
-    few = {1: rng.randint(1, 2), 2: rng.randint(2, 3), 3: 6}[taps]
-    how_many = 6 if rng.random() < 0.15 else few
+    few = {1: rng.randint(1, 2), 2: rng.randint(2, 3), 3: rng.randint(3, 4)}[taps]
+    how_many = 4 if rng.random() < 0.15 else few
     screens = _screens(rng, how_many)
     start = screens[0][0]
     goals = [b for s in screens for b in s[1:] if len(_taps(screens, b)) == taps + 1]
     path = _taps(screens, rng.choice(goals))
     rng.shuffle(screens)
-    cells = sorted(rng.sample(range(6), how_many))
     canvas = Canvas(rng)
-    for cell, screen in zip(cells, screens, strict=True):
-        x, y = 1 + 48 * (cell % 2), 1 + 32 * (cell // 2)
-        canvas.draw.rectangle([x, y, x + 45, y + 29], outline=(110, 110, 120))
-        canvas.draw.rectangle([x, y, x + 15, y + 29], fill=(205, 210, 225), outline=(110, 110, 120))
-        canvas.text(x + 2, y + 7, screen[0], INKS[0])
-        for i, button in enumerate(screen[1:]):
-            left = x + 17 + 14 * i
-            canvas.draw.rectangle([left, y + 5, left + 13, y + 24], fill=(250, 250, 250), outline=(150, 150, 160))
-            canvas.text(left + 1, y + 7, button, INKS[2])
+    for row, screen in enumerate(screens):
+        top = CELL * row
+        canvas.draw.rectangle([2, top + 4, SIDE - 1, top + 23], fill=(235, 237, 242), outline=(110, 110, 120))
+        canvas.draw.rectangle([2, top + 4, 26, top + 23], fill=(200, 206, 224), outline=(110, 110, 120))
+        canvas.text(0, row, screen[0], INKS[0])
+        for i, button in enumerate(screen[1:], start=1):
+            box = [CELL * i + 8, top + 5, CELL * i + 23, top + 23]
+            canvas.draw.rounded_rectangle(box, radius=4, fill=(255, 255, 255), outline=(150, 150, 160))
+            canvas.text(i, row, button, INKS[2])
     return _task(
         "gui", counted(taps, "tap"), level, language, [canvas],
         prompt=ask("gui", language, rng, start=start, goal=path[0]), answer=" ".join(reversed(path[:-1])),
@@ -195,7 +194,7 @@ def _hop(rng: random.Random, level: str, language: str) -> Task:
     order = rng.sample(ring, 6)
     canvas = Canvas(rng)
     for cell, name in enumerate(order):
-        canvas.text(5 + 48 * (cell % 2), 7 + 30 * (cell // 2), f"{name}>{following[name]}")
+        canvas.text(2 * (cell % 2) - 0.35, cell // 2, f"{name}>{following[name]}", pitch=CELL // 2)
     path = [rng.choice(ring)]
     for _ in range(hops):
         path.append(following[path[-1]])
@@ -232,7 +231,7 @@ def _letter(rng: random.Random, level: str, language: str) -> Task:
     first = Canvas(rng)
     canvases = [first] + [Canvas(rng, first.paper) for _ in range(FRAMES - 1)]
     for second, letter in shown.items():
-        canvases[second].text(rng.randint(6, SIDE - 18), rng.randint(6, SIDE - 22), letter)
+        canvases[second].text(rng.randint(0, 3), rng.randint(0, 3), letter)
     second, letter = rng.choice(list(shown.items()))
     return _task(
         "video", counted(how_many, "letter"), level, language, canvases,

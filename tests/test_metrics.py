@@ -1,0 +1,149 @@
+"""Each metric against figures worked out by hand, and against scikit-learn; Thinking may be the worse mode."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from vlroute.learning import metrics
+from vlroute.learning.metrics import (
+    accuracy_curve,
+    area_over_random,
+    bootstrap_interval,
+    brier,
+    ece,
+    gain_auc,
+    headroom_captured,
+    random_line,
+    share_by_score,
+)
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# four records: Thinking wins the first, loses the second, the other two are equal
+INSTRUCT = np.array([0.0, 1.0, 1.0, 0.0])
+THINKING = np.array([1.0, 0.0, 1.0, 0.0])
+
+
+def scores(*values: float) -> np.ndarray:
+    return np.array(values)
+
+
+def test_accuracy_curve_by_hand() -> None:
+    np.testing.assert_allclose(accuracy_curve(scores(4, 1, 3, 2), INSTRUCT, THINKING), [0.5, 0.75, 0.75, 0.75, 0.5])
+    np.testing.assert_allclose(random_line(INSTRUCT, THINKING), [0.5] * 5)
+
+
+def test_area_by_hand() -> None:
+    assert area_over_random(scores(4, 1, 3, 2), INSTRUCT, THINKING) == pytest.approx(100 * 0.75 / 5)
+    assert area_over_random(scores(1, 4, 2, 3), INSTRUCT, THINKING) == pytest.approx(-100 * 0.75 / 5)
+
+
+def test_equal_scores_are_shared_out() -> None:
+    # the first two tie: half of each gain, so +1 - 1 = 0 on average
+    np.testing.assert_allclose(accuracy_curve(scores(2, 2, 1, 0), INSTRUCT, THINKING), [0.5] * 5)
+    always = np.ones(3)
+    np.testing.assert_allclose(accuracy_curve(scores(5, 5, 5), 0 * always, always), [0, 1 / 3, 2 / 3, 1])
+
+
+@given(st.integers(1, 40), st.integers(0, 2**16))
+def test_a_constant_score_is_chance_and_the_ends_are_the_single_modes(n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    instruct, thinking = rng.integers(0, 2, (2, n)).astype(float)
+    assert area_over_random(np.zeros(n), instruct, thinking) == pytest.approx(0, abs=1e-9)
+    curve = accuracy_curve(rng.random(n), instruct, thinking)
+    assert (curve[0], curve[-1]) == (pytest.approx(instruct.mean()), pytest.approx(thinking.mean()))
+    best = area_over_random(thinking - instruct, instruct, thinking)
+    assert best >= area_over_random(rng.random(n), instruct, thinking) - 1e-9
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared routing records lie outside the repository")
+@pytest.mark.parametrize(
+    ("name", "length", "oracle"), [("gsm8k", 2.20, 13.63), ("mmmu_pro", 1.09, 12.01), ("mathvista", 1.52, 14.81)]
+)
+def test_the_published_references_are_met(name: str, length: float, oracle: float) -> None:
+    with gzip.open(DATA / f"{name}.jsonl.gz") as file:
+        rows = [json.loads(line) for line in file]
+    instruct, thinking = (np.array([float(row[m]["correct"]) for row in rows]) for m in ("cheap", "strong"))
+    lengths = np.array([float(len(row["prompt"])) for row in rows])
+    assert area_over_random(lengths, instruct, thinking) == pytest.approx(length, abs=0.01)
+    assert area_over_random(thinking - instruct, instruct, thinking) == pytest.approx(oracle, abs=0.006)
+
+
+def test_share_by_score_by_hand() -> None:
+    np.testing.assert_allclose(share_by_score(scores(1, 9, 5, 3), 0.5), [0, 1, 1, 0])
+    np.testing.assert_allclose(share_by_score(scores(1, 9, 5, 3), 0.375), [0, 1, 0.5, 0])
+    np.testing.assert_allclose(share_by_score(scores(7, 7, 7, 7), 0.25), [0.25] * 4)
+    assert share_by_score(scores(1, 2), 0).tolist() == [0, 0]
+    assert share_by_score(scores(1, 2), 1).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("router", "instruct", "thinking", "oracle", "expected"),
+    [
+        (0.7, 0.5, 0.6, 0.8, 0.5),
+        (0.7, 0.6, 0.5, 0.8, 0.5),  # Thinking is the worse mode
+        (0.5, 0.5, 0.6, 0.8, -0.5),
+        (0.8, 0.5, 0.6, 0.8, 1.0),
+        (0.6, 0.5, 0.6, 0.6, None),
+    ],
+)
+def test_headroom(router: float, instruct: float, thinking: float, oracle: float, expected: float | None) -> None:
+    assert headroom_captured(router, instruct, thinking, oracle) == (
+        None if expected is None else pytest.approx(expected)
+    )
+
+
+def test_gain_auc_by_hand() -> None:
+    instruct, thinking = np.array([0.0, 0, 1, 1, 1]), np.array([1.0, 1, 0, 0, 1])
+    # won score 3 and 1, lost 2 and 1; pairs: 3>2, 3>1, 1<2, 1=1 -> 2.5 of 4
+    assert gain_auc(scores(3, 1, 2, 1, 99), instruct, thinking) == 0.625
+
+
+def test_gain_auc_is_undefined_where_one_mode_never_wins() -> None:
+    assert gain_auc(scores(1, 2), np.zeros(2), np.ones(2)) is None
+    assert gain_auc(scores(1, 2), np.ones(2), np.zeros(2)) is None
+    assert gain_auc(scores(1, 2), np.ones(2), np.ones(2)) is None
+
+
+@given(st.integers(0, 2**16))
+def test_gain_auc_equals_scikit_learn(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    instruct, thinking = rng.integers(0, 2, (2, 60)).astype(float)
+    values = rng.integers(0, 6, 60).astype(float)
+    differ = instruct != thinking
+    assert gain_auc(values, instruct, thinking) == pytest.approx(roc_auc_score(thinking[differ], values[differ]))
+
+
+def test_brier_and_ece_by_hand() -> None:
+    p, right = scores(0.15, 0.15, 0.95, 1.0), scores(0, 1, 1, 1)
+    assert brier(p, right) == pytest.approx((0.15**2 + 0.85**2 + 0.05**2) / 4)
+    # bins 0.1-0.2: |0.3 - 1|, 0.9-1.0: |1.95 - 2|
+    assert ece(p, right) == pytest.approx((0.7 + 0.05) / 4)
+    assert ece(scores(0, 1), scores(0, 1)) == 0
+    assert brier(np.full(4, 0.5), right) == 0.25
+
+
+def test_bootstrap_interval() -> None:
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    low, high = bootstrap_interval(lambda at: float(values[at].mean()), 400) or (0, 0)
+    error = 1.96 * values.std() / np.sqrt(400)
+    assert low == pytest.approx(values.mean() - error, abs=0.03)
+    assert high == pytest.approx(values.mean() + error, abs=0.03)
+    assert bootstrap_interval(lambda at: float(values[at].mean()), 400) == (low, high)
+    assert bootstrap_interval(lambda at: 3.0, 10, samples=5) == (3, 3)
+    assert bootstrap_interval(lambda at: None, 10, samples=5) is None
+
+
+def test_every_metric_survives_thinking_that_never_helps() -> None:
+    ones, zeros, some = np.ones(5), np.zeros(5), np.arange(5.0)
+    assert area_over_random(some, ones, zeros) == pytest.approx(0)
+    assert metrics.headroom_captured(1, 1, 0, 1) is None
+    assert metrics.gain_auc(some, ones, zeros) is None

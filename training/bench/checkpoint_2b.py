@@ -1,0 +1,233 @@
+"""Two random checkpoints of the 2B pair's shape: what does not hang on trained weights can be measured with them.
+
+Token ids, chat template, processors, limits and configuration are those of the real pair; text is tokenised by bytes
+(but for the words of the template), because the real vocabulary is not at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+from training.pocket.checkpoint import TEMPLATES
+from vlroute.modes import MODES, Mode
+
+Case = Literal["equal", "different"]
+CASES: tuple[Case, ...] = ("equal", "different")
+Sizes = dict[str, tuple[int, ...]]
+
+FIRST_SPECIAL = 151643  # ids below are bytes, words and fillers
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+ADDED = (
+    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
+    "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
+)  # fmt: skip
+TEMPLATE_WORDS = {"ĊĊ": 271, "user": 872, "system": 8948, "assistant": 77091}  # at their real ids
+WORD = r"[A-Za-z]+|\n+|[\s\S]"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of a checkpoint; as they stand those of the 2B pair. `mrope` splits half a head between t, h and w."""
+
+    tower_depth: int = 24
+    tower_width: int = 1024
+    tower_heads: int = 16
+    tower_mlp: int = 4096
+    deepstack: tuple[int, ...] = (5, 11, 17)
+    layers: int = 28
+    width: int = 2048
+    heads: int = 16
+    key_value_heads: int = 8
+    head_dim: int = 128
+    mlp: int = 6144
+    mrope: tuple[int, int, int] = (24, 20, 20)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte is a token, in the byte-level order of the real vocabulary, so that a line break has its real id."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(letters)} | TEMPLATE_WORDS
+    taken = set(vocabulary.values())
+    vocabulary |= {f"<filler {i}>": i for i in range(FIRST_SPECIAL) if i not in taken}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    split = pre_tokenizers.Split(Regex(WORD), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_tokens(list(ADDED))  # not special in the real checkpoints either: decoding shows them
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>", model_max_length=262144,
+        extra_special_tokens=[SPECIAL[1], *SPECIAL[3:]], clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def build_processor(mode: Mode) -> Qwen3VLProcessor:
+    """The real processors with the real patch and pixel limits, and the chat template of the mode's edition."""
+    common = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": 16, "merge_size": 2}
+    images = Qwen2VLImageProcessor(size={"shortest_edge": 65536, "longest_edge": 16777216}, **common)
+    videos = Qwen3VLVideoProcessor(
+        size={"shortest_edge": 4096, "longest_edge": 25165824}, cap_pixels_per_frame=False, **common
+    )
+    return Qwen3VLProcessor(
+        image_processor=images, video_processor=videos, tokenizer=build_tokenizer(), chat_template=TEMPLATES[mode]
+    )
+
+
+def build_config(shape: Shape) -> Qwen3VLConfig:
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": list(shape.mrope), "mrope_interleaved": True}
+    text = {
+        "vocab_size": 151936, "hidden_size": shape.width, "intermediate_size": shape.mlp,
+        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.key_value_heads, "head_dim": shape.head_dim, "max_position_embeddings": 262144,
+        "rope_parameters": rope, "tie_word_embeddings": True,
+    }  # fmt: skip
+    vision = {
+        "depth": shape.tower_depth, "hidden_size": shape.tower_width, "intermediate_size": shape.tower_mlp,
+        "num_heads": shape.tower_heads, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2,
+        "out_hidden_size": shape.width, "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": list(shape.deepstack),
+    }  # fmt: skip
+    return Qwen3VLConfig(
+        text_config=text, vision_config=vision, tie_word_embeddings=True, image_token_id=151655, video_token_id=151656,
+        vision_start_token_id=151652, vision_end_token_id=151653, dtype="bfloat16",
+        architectures=["Qwen3VLForConditionalGeneration"],
+    )  # fmt: skip
+
+
+def tensor_sizes(shape: Shape) -> dict[str, Sizes]:
+    """Names and sizes of a checkpoint's tensors, apart for the "language" model and the "tower"; nothing is drawn."""
+    with torch.device("meta"):
+        state = Qwen3VLForConditionalGeneration._from_config(build_config(shape)).state_dict()
+    parts: dict[str, Sizes] = {"language": {}, "tower": {}}
+    for name, tensor in state.items():
+        if name != "lm_head.weight":  # tied: it is the embedding
+            parts["tower" if ".visual." in name else "language"][name] = tuple(tensor.shape)
+    return parts
+
+
+def _draw(sizes: Sizes, seed: int) -> dict[str, torch.Tensor]:
+    """Norms one, biases zero, all else normal; drawn in bfloat16, so that no wider copy ever exists."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, size in sizes.items():
+        tensor = torch.empty(size, dtype=torch.bfloat16)
+        if name.endswith("bias"):
+            tensors[name] = tensor.zero_()
+        elif tensor.dim() == 1:
+            tensors[name] = tensor.fill_(1)
+        else:
+            tensors[name] = tensor.normal_(0, 0.02, generator=generator)
+    return tensors
+
+
+def _holds(file: Path, label: str) -> bool:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return bool((tensors.metadata() or {}).get("drawn") == label)
+    except (OSError, SafetensorError):
+        return False
+
+
+class PairWriter:
+    """Writes both checkpoints below a folder: `prepare`, then `write` a case at a time. Whole weight files are kept.
+
+    Each checkpoint has two weight files, language model and tower. Towers that are equal are one file with two
+    names, so that no more than four weight files are ever on the disk.
+    """
+
+    FILES: ClassVar[dict[str, str]] = {
+        "language": "model-00001-of-00002.safetensors",
+        "tower": "model-00002-of-00002.safetensors",
+    }
+
+    def __init__(self, folder: Path, shape: Shape) -> None:
+        self.folder, self.shape, self.parts = folder, shape, tensor_sizes(shape)
+
+    def part_bytes(self, part: str) -> int:
+        return 2 * sum(math.prod(size) for size in self.parts[part].values())
+
+    def missing_bytes(self) -> int:
+        """Bytes that writing all cases takes on the disk beyond what is there."""
+        whole = 2 * (self.part_bytes("language") + self.part_bytes("tower"))
+        there = {file.stat().st_ino: file.stat().st_size for file in self.folder.glob("*/*.safetensors")}
+        return max(0, whole - sum(there.values()))
+
+    def prepare(self) -> None:
+        """Write all but the weights. Raises OSError where the disk has too little room; 5 % are left to spare."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        needed, free = self.missing_bytes() * 1.05, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(
+                f"the two checkpoints need {needed / 1e9:.1f} GB more on the disk of {self.folder}, which has "
+                f"{free / 1e9:.1f} GB free; make room, or name a folder on another disk with --folder"
+            )
+        for mode in MODES:
+            self._write_surroundings(mode)
+
+    def write(self, case: Case) -> Iterator[str]:
+        """Write the weights of `case` that are missing; yields what it is doing, step by step."""
+        for mode in MODES:
+            yield f"{mode}: language model"
+            self._write_part(mode, "language", seed=1 + MODES.index(mode))
+            yield f"{mode}: tower"
+            if mode == "thinking" and case == "equal":
+                self._share_tower()
+            else:
+                self._write_part(mode, "tower", seed=11 + MODES.index(mode))
+
+    def _write_surroundings(self, mode: Mode) -> None:
+        folder = self.folder / mode
+        build_processor(mode).save_pretrained(folder)
+        build_config(self.shape).save_pretrained(folder)
+        GenerationConfig(do_sample=False, pad_token_id=151643, eos_token_id=151645).save_pretrained(folder)
+        index: dict[str, Any] = {
+            "metadata": {"total_size": sum(map(self.part_bytes, self.FILES))},
+            "weight_map": {name: file for part, file in self.FILES.items() for name in self.parts[part]},
+        }
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+    def _write_part(self, mode: Mode, part: str, seed: int) -> None:
+        file = self.folder / mode / self.FILES[part]
+        label = f"{part} with seed {seed}: {self.shape}"
+        if _holds(file, label):
+            return
+        file.unlink(missing_ok=True)  # it may be a second name of another checkpoint's tower
+        partial = file.with_suffix(".partial")
+        save_file(_draw(self.parts[part], seed), partial, metadata={"format": "pt", "drawn": label})
+        partial.replace(file)
+
+    def _share_tower(self) -> None:
+        whose, file = (self.folder / mode / self.FILES["tower"] for mode in MODES)
+        if file.exists() and file.samefile(whose):
+            return
+        file.unlink(missing_ok=True)
+        try:
+            os.link(whose, file)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(whose, file)
