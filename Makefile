@@ -34,13 +34,13 @@ format: install  ## Let ruff mend what it can
 
 pocket: install  ## Train the pocket pair anew, label pictures with it, write its card (two hours on two cores)
 	$(BIN)/python -m training.pocket.train
-	$(BIN)/python -m training.pocket.label --count 1440 --seed card --out training/pocket/measured.jsonl.gz
+	$(BIN)/python -m training.pocket.label --count 1260 --seed card --out training/pocket/measured.jsonl.gz
 	$(BIN)/python -m training.pocket.card training/pocket/measured.jsonl.gz
-	$(BIN)/python -m training.pocket.label --count 3000 --seed labels --out training/pocket/records.jsonl.gz
+	$(BIN)/python -m training.pocket.label --count 2160 --seed labels --out training/pocket/records.jsonl.gz
 	$(MAKE) retrain
 
 retrain: install  ## Train the pocket pair's router from its committed records
-	$(BIN)/python training/retrain.py training/pocket/records.jsonl.gz --out models/pocket/router
+	$(BIN)/python training/retrain.py training/pocket/records.jsonl.gz --together record --out models/pocket/router
 
 bench: install  ## The pair at the 2B shape with random weights: memory, load time, seconds per token
 	$(BIN)/python -m training.bench.real_size

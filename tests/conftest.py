@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from vlroute import Router
 from vlroute.pocket import Task, draw_task
+from vlroute.pocket.trial import media
 from vlroute.shipped import shipped
+
+__all__ = ["ROOT", "SECONDS", "media", "task"]
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = tuple(float(second) for second in range(8))
@@ -28,8 +30,3 @@ def folders() -> dict[str, Path]:
 
 def task(family: str, level: str = "hard", seed: int = 0, language: str = "en") -> Task:
     return draw_task(random.Random(seed), family, level, language)
-
-
-def media(some: Task) -> dict[str, Any]:
-    """Keyword arguments that bring the task's picture or video to `parse` or `Router.ask`."""
-    return {"videos": (some.frames, SECONDS)} if some.is_video else {"images": some.frames[0]}

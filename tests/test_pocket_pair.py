@@ -49,5 +49,7 @@ def test_the_model_card_has_every_requirement() -> None:
     assert len(rows) == 15
     for name, got, least, met in rows:
         assert (float(got) >= float(least)) == (met == "yes"), name
-    for _, _, pictures in re.findall(r"^\| \*\*(ocr|count|math|gui|hop|video)\*\* \| (all) \| (\d+) ", card, re.MULTILINE):
+    for _, _, pictures in re.findall(
+        r"^\| \*\*(ocr|count|math|gui|hop|video)\*\* \| (all) \| (\d+) ", card, re.MULTILINE
+    ):
         assert int(pictures) >= 200

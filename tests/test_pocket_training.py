@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-
-from tests.conftest import task
 from training.pocket.checkpoint import build_model, build_processor, build_tokenizer
 from training.pocket.data import LABEL, Sequences, answer_example, cut_patches, frame_pairs, glyph_labels
 from training.pocket.stages import EXAMPLES, STAGES, sequence_loss, tower_loss
 from training.pocket.train import Trainer
+
+from tests.conftest import task
 
 
 @pytest.mark.parametrize("mode", ["instruct", "thinking"])

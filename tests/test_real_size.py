@@ -149,14 +149,14 @@ def test_the_table_says_whether_the_bound_was_met() -> None:
     missed = replace(met, case="different", shared_tower=False, host_peak=8_860_000_000, anonymous=5 * 10**8)
     assert met.met
     assert not missed.met
-    page = render([met, missed], Shape())
+    page = render([met, missed], Shape(), load=0.5)
     assert "| equal | yes | 1.5 | 7.70 | 1.00 | 2.00 | unknown | 8.85 | 8.86 | yes |" in page
     assert "| different | no | 1.5 | 7.70 | 1.00 | 2.00 | 0.50 | 8.86 | 8.86 | **no** |" in page
     assert "| equal | thinking | 244 | 196 | 9.5 | 1.25 | 2.50 | 0.125 |" in page
     assert f"{NEW_TOKENS} new tokens" in page
     on_cuda = replace(missed, cuda_peak=8_000_000_000)
     assert on_cuda.met
-    assert "allocated on the CUDA device" in render([on_cuda], Shape())
+    assert "allocated on the CUDA device" in render([on_cuda], Shape(), load=0.5)
 
 
 def test_peak_is_of_this_process() -> None:

@@ -33,6 +33,8 @@ def _log_to_terminal() -> None:
     handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)
     logging.getLogger("vlroute").addHandler(handler)
     logging.getLogger("vlroute").setLevel(logging.INFO)
+    # with torchao installed, importing transformers prints warnings that no user of this command can act on
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
 @app.callback()

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlroute.answer import Answer
-from vlroute.learning.metrics import bootstrap_interval
+from vlroute.learning.metrics import mean_interval
 from vlroute.pocket.families import FAMILIES
 from vlroute.pocket.trial import Trial, draw_evenly, run_trials
 from vlroute.router import Router
@@ -57,7 +57,7 @@ def summary(trials: list[Trial]) -> Table:
     for strategy in STRATEGIES:
         answers = [strategy.choose(trial) for trial in trials]
         right = np.array([trial.right(answer) for trial, answer in zip(trials, answers, strict=True)], dtype=float)
-        bounds = bootstrap_interval(lambda rows, right=right: float(right[rows].mean()), len(right))
+        bounds = mean_interval(right)
         seconds = np.mean([answer.timing.total for answer in answers])
         share = np.mean([answer.decision.mode == "thinking" for answer in answers])
         table.add_row(

@@ -36,8 +36,8 @@ def _gb(size: int | float | None) -> str:
     return "unknown" if size is None else f"{size / 1e9:.2f}"
 
 
-def render(measurements: list[Measurement], shape: Shape) -> str:
-    """The page: hardware, versions, one table of memory and one of seconds."""
+def render(measurements: list[Measurement], shape: Shape, load: float) -> str:
+    """The page: hardware and its `load` from other work, versions, one table of memory and one of seconds."""
     cuda = any(m.cuda_peak is not None for m in measurements)
     memory = [
         [m.case, "yes" if m.shared_tower else "no", f"{m.load_seconds:.1f}", _gb(m.held), _gb(m.before),
@@ -59,7 +59,7 @@ def render(measurements: list[Measurement], shape: Shape) -> str:
         "weights in bfloat16: memory and seconds are real, what the pair says is not, so nothing here speaks of "
         "accuracy.",
         "",
-        f"* Hardware: {hardware()}, {measurements[0].device}.",
+        f"* Hardware: {hardware()}, {measurements[0].device}; load average before the start {load:.1f}.",
         f"* Versions: Python {platform.python_version()}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}; {platform.system()}. {time.strftime('%Y-%m-%d')}.",
         f"* Request: one drawn picture of {SIDE} × {SIDE} pixels, {NEW_TOKENS} new tokens, both modes.",
@@ -117,13 +117,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the checkpoints here, and use those that are here")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "real_size.md", help="where the table goes")
     options = parser.parse_args()
+    load = os.getloadavg()[0]
     columns = (SpinnerColumn(), TextColumn("{task.description}: {task.fields[step]}"), TimeElapsedColumn())
     with tempfile.TemporaryDirectory(prefix="vlroute-2b-") as temporary, Progress(*columns) as progress:
         try:
             found = bench(options.folder.resolve() if options.folder else Path(temporary), Shape(), progress)
         except OSError as error:
             raise SystemExit(str(error)) from error
-    options.out.write_text(render(found, Shape()), encoding="utf-8")
+    options.out.write_text(render(found, Shape(), load), encoding="utf-8")
     if not all(measurement.met for measurement in found):
         raise SystemExit(f"a bound was missed, see {options.out}")
 

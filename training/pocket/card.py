@@ -1,6 +1,6 @@
 """Write `models/pocket/README.md`, the pair's model card, from freshly measured records: no number by hand.
 
-python -m training.pocket.label --count 1440 --seed card --out training/pocket/measured.jsonl.gz
+python -m training.pocket.label --count 1260 --seed card --out training/pocket/measured.jsonl.gz
 python -m training.pocket.card training/pocket/measured.jsonl.gz
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from training.pocket.stages import STAGES
-from vlroute.learning.metrics import bootstrap_interval
+from vlroute.learning.metrics import mean_interval
 from vlroute.learning.records import Record, read_records
 from vlroute.modes import MODES, Mode
 from vlroute.pocket.families import FAMILIES, LEVELS
@@ -31,8 +31,7 @@ def accuracy(records: Picked, mode: Mode) -> float:
 
 
 def interval(records: Picked, mode: Mode) -> str:
-    right = np.array([float(getattr(r, mode).correct) for r in records])
-    bounds = bootstrap_interval(lambda rows: float(right[rows].mean()), len(right))
+    bounds = mean_interval(np.array([float(getattr(r, mode).correct) for r in records]))
     return f"{100 * bounds[0]:.0f}–{100 * bounds[1]:.0f}" if bounds else "undefined"
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from training.pocket.checkpoint import MERGE, PATCH
 from vlroute.pocket.canvas import GLYPHS, SIDE, Glyph
 from vlroute.pocket.families import FRAMES, Task
-from vlroute.pocket.wording import CAPTION_PROMPT, TRANSCRIPT_PROMPT
+from vlroute.pocket.wording import CAPTION_PROMPT, STEPS_PROMPT, TRANSCRIPT_PROMPT
 
 GRID = SIDE // PATCH
 IMAGE_TOKENS = (GRID // MERGE) ** 2
@@ -69,6 +69,10 @@ def caption_example(task: Task) -> Example:
 
 def transcript_example(task: Task) -> Example:
     return Example(task, TRANSCRIPT_PROMPT, task.transcript)
+
+
+def steps_example(task: Task, as_text: bool = False) -> Example:
+    return Example(task, task.prompt + STEPS_PROMPT, task.steps, as_text)
 
 
 def answer_example(task: Task, mode: str, as_text: bool = False) -> Example:

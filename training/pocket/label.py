@@ -1,6 +1,6 @@
 """What each mode of the pocket pair gets right, on fresh pictures, as records for learning and for the model card.
 
-    python -m training.pocket.label --count 3000 --seed labels --out training/pocket/records.jsonl.gz
+    python -m training.pocket.label --count 2160 --seed labels --out training/pocket/records.jsonl.gz
 
 Every answer is really generated, one request at a time, so that seconds are those a user waits. Resumable: the
 records made so far lie beside the output until it is whole.
@@ -17,7 +17,7 @@ from rich.progress import track
 from vlroute import Router
 from vlroute.answer import Answer
 from vlroute.learning.records import Outcome, Record, read_records, write_records
-from vlroute.pocket.trial import Trial, draw_evenly, run_trials
+from vlroute.pocket.trial import Trial, draw_evenly, media, run_trials
 
 
 def outcome(trial: Trial, answer: Answer) -> Outcome:
@@ -33,11 +33,7 @@ def outcome(trial: Trial, answer: Answer) -> Outcome:
 
 def record(router: Router, trial: Trial, name: str) -> Record:
     task = trial.task
-    if task.is_video:
-        seconds = tuple(float(second) for second in range(len(task.frames)))
-        caption = router.decide(task.prompt, videos=(task.frames, seconds)).caption
-    else:
-        caption = router.decide(task.prompt, task.frames[0]).caption
+    caption = router.decide(task.prompt, **media(task)).caption
     return Record(
         id=name, prompt=task.prompt, caption=caption, set="pocket", family=task.family,
         grade=f"{task.level}: {task.grade}", language=task.language,
@@ -47,7 +43,7 @@ def record(router: Router, trial: Trial, name: str) -> Record:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--count", type=int, default=2160)
     parser.add_argument("--seed", default="labels")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pair", type=Path, default=Path(__file__).resolve().parents[2] / "models" / "pocket")

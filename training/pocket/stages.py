@@ -31,6 +31,7 @@ from training.pocket.data import (
     caption_example,
     cut_patches,
     draw_pairs,
+    steps_example,
     transcript_example,
 )
 from vlroute.pocket.families import Task, draw_task
@@ -38,6 +39,7 @@ from vlroute.pocket.families import Task, draw_task
 Scores = dict[str, tuple[float, int]]  # name → (share right, how many)
 STILLS = ("ocr", "count", "math", "gui", "hop")
 REASONED = ("math", "gui", "hop")
+READING_STEPS = 1400
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,9 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("tower", None, 700, 2e-3, 1.0, 2),
-        Stage("transcripts", "tower", 1400, 2e-3, 0.15, 2),
-        Stage("instruct", "transcripts", 3400, 1.5e-3, 0.0, 1),
-        Stage("thinking", "transcripts", 2800, 1.5e-3, 0.0, 1),
+        Stage("transcripts", "tower", 2300, 2e-3, 0.15, 2),
+        Stage("instruct", "transcripts", 2000, 1.5e-3, 0.0, 1),
+        Stage("thinking", "transcripts", 1500, 1.5e-3, 0.0, 1),
     )
 }
 
@@ -104,7 +106,8 @@ def sequence_loss(
 def _name(example: Example) -> str:
     task = example.task
     if example.question != task.prompt:
-        return f"{'transcript' if example.target == task.transcript else 'caption'} {task.family}"
+        kind = {task.transcript: "transcript", task.caption: "caption"}.get(example.target, "steps")
+        return f"{kind} {task.family}"
     return f"{'text' if example.as_text else 'seen'} {task.family} {task.level}"
 
 
@@ -118,53 +121,66 @@ def _draw(rng: random.Random, families: dict[str, float], levels: dict[str, floa
 
 
 def transcripts_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
-    """Two thirds lists of everything, one third easy questions answered at once; every sixth batch videos."""
-    families = {"ocr": 1.5, "count": 1.0, "math": 1.0, "gui": 1.5, "hop": 1.2}
+    """First reading: lists of everything, and easy questions answered at once. Then following, seen and as text."""
+    reading = {"ocr": 1.5, "count": 1.0, "math": 1.0, "gui": 1.5, "hop": 1.2}
+    following = {"ocr": 0.5, "count": 1.0, "math": 1.0, "gui": 2.0, "hop": 2.0}
     for step in itertools.count(start):
-        if step % 6 == 5:
-            tasks = _draw(rng, {"video": 1.0}, EVENLY, 20)
+        if step < READING_STEPS:
+            video, tasks = step % 6 == 5, _draw(rng, reading, EVENLY, 64)
+            shares = (0.0, 0.75)
+        elif step % 4 == 1:
+            yield [steps_example(task, as_text=True) for task in _draw(rng, {"gui": 1.0, "hop": 1.0}, HARDER, 96)]
+            continue
         else:
-            tasks = _draw(rng, families, EVENLY, 64)
-        yield [
-            answer_example(task, "instruct")
-            if task.level == "easy" and rng.random() < 0.75
-            else transcript_example(task)
-            for task in tasks
-        ]
+            video, tasks = step % 4 == 3, _draw(rng, following, EVENLY, 64)
+            shares = (0.4, 0.9)
+        if video:
+            tasks = _draw(rng, {"video": 1.0}, EVENLY, 20)
+        yield [_early(rng, task, *shares) for task in tasks]
+
+
+def _early(rng: random.Random, task: Task, steps: float, answer: float) -> Example:
+    """With these chances the steps, if there are any, or the answer, if it is easy; else the list of everything."""
+    if task.family in REASONED and task.steps and rng.random() < steps:
+        return steps_example(task)
+    if task.level == "easy" and rng.random() < answer:
+        return answer_example(task, "instruct")
+    return transcript_example(task)
 
 
 def instruct_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
-    """Questions answered at once; looking up practised as text first; captions and lists mixed in."""
-    families = {"ocr": 1.5, "count": 1.0, "math": 1.0, "gui": 1.5, "hop": 1.5}
+    """Questions answered at once, a fifth of the batches as text; captions, lists and steps mixed in."""
+    families = {"ocr": 1.2, "count": 1.4, "math": 1.0, "gui": 1.2, "hop": 1.0}
     for step in itertools.count(start):
-        if step < 300 or step % 5 == 1:
-            tasks = _draw(rng, dict.fromkeys(REASONED, 1.0), EASIER, 96)
+        if step % 5 == 1:
+            tasks = _draw(rng, dict.fromkeys(REASONED, 1.0), EASIER, 80)
             yield [answer_example(task, "instruct", as_text=True) for task in tasks]
-            continue
-        tasks = _draw(rng, {"video": 1.0}, EVENLY, 20) if step % 6 == 5 else _draw(rng, families, EASIER, 64)
-        examples = []
-        for task in tasks:
-            draw = rng.random()
-            if draw < 0.12:
-                examples.append(caption_example(task))
-            else:
-                examples.append(transcript_example(task) if draw < 0.2 else answer_example(task, "instruct"))
-        yield examples
+        else:
+            tasks = _draw(rng, {"video": 1.0}, EVENLY, 24) if step % 5 == 3 else _draw(rng, families, EASIER, 64)
+            yield [_instruct_example(rng, task) for task in tasks]
+
+
+def _instruct_example(rng: random.Random, task: Task) -> Example:
+    draw = rng.random()
+    if draw < 0.1:
+        return caption_example(task)
+    if draw < 0.15:
+        return transcript_example(task)
+    if draw < 0.25 and task.family in REASONED and task.steps:
+        return steps_example(task)
+    return answer_example(task, "instruct")
 
 
 def thinking_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
-    """Step by step; looking up practised as text alone first, then every other batch as text."""
+    """Step by step, every other batch as text with the list in place of the picture; sums above all."""
+    families = {"ocr": 1.0, "count": 1.2, "math": 2.0, "gui": 0.8, "hop": 0.6}
     for step in itertools.count(start):
-        if step < 400:
-            tasks = _draw(rng, {"hop": 1.0, "gui": 1.0}, HARDER, 96)
+        if step % 2:
+            tasks = _draw(rng, {"math": 3.0, "gui": 0.7, "hop": 0.3}, HARDER, 72)
             yield [answer_example(task, "thinking", as_text=True) for task in tasks]
-        elif step % 2:
-            tasks = _draw(rng, {"math": 2.0, "gui": 1.0, "hop": 1.0}, HARDER, 80)
-            yield [answer_example(task, "thinking", as_text=True) for task in tasks]
-        elif step % 10 == 4:
-            yield [answer_example(task, "thinking") for task in _draw(rng, {"video": 1.0}, EVENLY, 20)]
+        elif step % 6 == 4:
+            yield [answer_example(task, "thinking") for task in _draw(rng, {"video": 1.0}, EVENLY, 24)]
         else:
-            families = {"ocr": 1.2, "count": 0.8, "math": 1.5, "gui": 1.3, "hop": 1.2}
             yield [answer_example(task, "thinking") for task in _draw(rng, families, EVENLY, 48)]
 
 

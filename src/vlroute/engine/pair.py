@@ -153,7 +153,7 @@ def load_pair(
         device: "cuda", "cuda:1", "cpu", …; CUDA where there is one, else the CPU.
         dtype: a torch dtype or its name; bfloat16 on CUDA, else float32.
         attn_implementation: as in transformers ("sdpa", "eager", "flash_attention_2").
-        quantization: "4bit" or "8bit" (bitsandbytes), "int8" or "int4" (torchao), or a transformers quantization
+        quantization: "4bit" or "8bit" (bitsandbytes), "int8" (torchao), or a transformers quantization
             config. A ready quantised checkpoint (AWQ, GPTQ) needs nothing here.
 
     Raises:

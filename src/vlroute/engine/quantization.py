@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 # A quantised tower would change what both modes see, and gains little: most weights are the language model's.
-KEEP = ["visual", "lm_head"]
-NAMES = ("4bit", "8bit", "int8", "int4")
+KEEP = ["model.visual", "lm_head"]
+NAMES = ("4bit", "8bit", "int8")
 
 
 def quantization_config(quantization: str | Any) -> Any:
@@ -30,8 +30,7 @@ def quantization_config(quantization: str | Any) -> Any:
             load_in_8bit=quantization == "8bit",
             llm_int8_skip_modules=KEEP,
         )
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
+    from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    kind = Int8WeightOnlyConfig() if quantization == "int8" else Int4WeightOnlyConfig()
-    return TorchAoConfig(kind, modules_to_not_convert=KEEP)
+    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=KEEP)

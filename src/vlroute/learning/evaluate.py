@@ -21,6 +21,7 @@ from vlroute.learning.metrics import (
     ece,
     gain_auc,
     headroom_captured,
+    mean_interval,
     share_by_score,
 )
 from vlroute.learning.records import Outcome, Record, outcomes
@@ -189,7 +190,7 @@ def _sent(predictions: list[list[Prediction]], policy: Policy, pace: Pace) -> Va
 
 def _row(name: str, sent: Values, right: Values, costs: tuple[Values, Values], samples: int) -> Row:
     value = right[0] + sent * (right[1] - right[0])
-    interval = bootstrap_interval(lambda at: float(value[at].mean()), len(value), samples=samples)
+    interval = mean_interval(value, samples=samples)
     tokens, seconds = (_mean_cost(sent, cost) for cost in costs)
     return Row(name, float(sent.mean()), float(value.mean()), interval, tokens, seconds)
 

@@ -103,6 +103,11 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def mean_interval(values: Values, *, samples: int = 1000) -> tuple[float, float] | None:
+    """95 % percentile bootstrap of the mean of `values` `[n]`."""
+    return bootstrap_interval(lambda at: float(values[at].mean()), len(values), samples=samples)
+
+
 def _order(scores: Values) -> Indices:
     return np.argsort(-scores, kind="stable")
 

@@ -5,6 +5,7 @@ In `math` and `gui` the question is the same however hard the picture is: only t
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def _screens(rng: random.Random, how_many: int) -> list[str]:
     names = rng.sample(LETTERS, 3 * how_many + 1)
     screens = [names[0] + "".join(names[1:4])]
     for i in range(1, how_many):
-        above = screens[0] if i == 1 or how_many == 4 and i == 3 else screens[i - 1]
+        above = screens[0] if i == 1 or (how_many == 4 and i == 3) else screens[i - 1]
         taken = {screen[0] for screen in screens}
         name = rng.choice([button for button in above[1:] if button not in taken])
         screens.append(name + "".join(names[3 * i + 1 : 3 * i + 4]))
@@ -169,6 +170,9 @@ def _gui(rng: random.Random, level: str, language: str) -> Task:
     start = screens[0][0]
     goals = [b for s in screens for b in s[1:] if len(_taps(screens, b)) == taps + 1]
     path = _taps(screens, rng.choice(goals))
+    buttons = {screen[0]: screen[1:] for screen in screens}
+    # from each tap on to the end of its row, and from there to the screen that holds it
+    steps = [f"{buttons[owner][buttons[owner].index(tap) :]}<{owner}" for tap, owner in itertools.pairwise(path)]
     rng.shuffle(screens)
     canvas = Canvas(rng)
     for row, screen in enumerate(screens):
@@ -183,7 +187,8 @@ def _gui(rng: random.Random, level: str, language: str) -> Task:
     return _task(
         "gui", counted(taps, "tap"), level, language, [canvas],
         prompt=ask("gui", language, rng, start=start, goal=path[0]), answer=" ".join(reversed(path[:-1])),
-        transcript=" ".join(screens), steps="<".join(path), caption=counted(how_many, "screen"),
+        transcript=" ".join(f"{screen[1:]}<{screen[0]}" for screen in screens), steps=" ".join(steps),
+        caption=counted(how_many, "screen"),
     )  # fmt: skip
 
 
@@ -201,7 +206,7 @@ def _hop(rng: random.Random, level: str, language: str) -> Task:
     return _task(
         "hop", counted(hops, "hop"), level, language, [canvas],
         prompt=ask("hop", language, rng, start=path[0], count=hops), answer=path[-1],
-        transcript=" ".join(f"{name}{following[name]}" for name in order), steps=">".join(path),
+        transcript=" ".join(f"{name}>{following[name]}" for name in order), steps=">".join(path),
         caption=counted(6, "arrow"),
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from vlroute.answer import Answer
 from vlroute.modes import Mode
@@ -38,13 +39,16 @@ def _plain(text: str) -> str:
     return re.sub(r"[\W_]+", "", text).casefold()
 
 
-def ask_task(router: Router, task: Task, mode: Mode | None = None, bare: bool = False) -> Answer:
-    """Put one task to the router; a video comes as its eight frames, one a second."""
-    prompt = task.prompt + (BARE[task.language] if bare else "")
+def media(task: Task) -> dict[str, Any]:
+    """The task's picture, or its eight frames one a second, as keyword arguments of `Router.ask` and `decide`."""
     if task.is_video:
-        seconds = tuple(float(second) for second in range(len(task.frames)))
-        return router.ask(prompt, videos=(task.frames, seconds), mode=mode)
-    return router.ask(prompt, task.frames[0], mode=mode)
+        return {"videos": (task.frames, range(len(task.frames)))}
+    return {"images": task.frames[0]}
+
+
+def ask_task(router: Router, task: Task, mode: Mode | None = None, bare: bool = False) -> Answer:
+    """Put one task to the router; `bare` asks for the result only."""
+    return router.ask(task.prompt + (BARE[task.language] if bare else ""), **media(task), mode=mode)
 
 
 def draw_evenly(count: int, seed: int | str) -> Iterator[Task]:

@@ -71,6 +71,9 @@ CAPTION_PROMPT = "Describe the picture in a few words."
 #: Asks for everything that is there to read, symbol by symbol; used in training only.
 TRANSCRIPT_PROMPT = "List everything in the picture."
 
+#: Behind a question, asks for the steps alone; used in training only.
+STEPS_PROMPT = " List everything on the way."
+
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
