@@ -36,7 +36,7 @@ pocket: install  ## Train the pocket pair anew, label pictures with it, write it
 	$(BIN)/python -m training.pocket.train
 	$(BIN)/python -m training.pocket.label --count 1260 --seed card --out training/pocket/measured.jsonl.gz
 	$(BIN)/python -m training.pocket.card training/pocket/measured.jsonl.gz
-	$(BIN)/python -m training.pocket.label --count 2160 --seed labels --out training/pocket/records.jsonl.gz
+	$(BIN)/python -m training.pocket.label --count 1440 --seed labels --out training/pocket/records.jsonl.gz
 	$(MAKE) retrain
 
 retrain: install  ## Train the pocket pair's router from its committed records

@@ -1,6 +1,6 @@
 """What each mode of the pocket pair gets right, on fresh pictures, as records for learning and for the model card.
 
-    python -m training.pocket.label --count 2160 --seed labels --out training/pocket/records.jsonl.gz
+    python -m training.pocket.label --count 1440 --seed labels --out training/pocket/records.jsonl.gz
 
 Every answer is really generated, one request at a time, so that seconds are those a user waits. Resumable: the
 records made so far lie beside the output until it is whole.
@@ -43,7 +43,7 @@ def record(router: Router, trial: Trial, name: str) -> Record:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=2160)
+    parser.add_argument("--count", type=int, default=1440)
     parser.add_argument("--seed", default="labels")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pair", type=Path, default=Path(__file__).resolve().parents[2] / "models" / "pocket")
