@@ -47,7 +47,7 @@ def test_cancel_ends_within_one_token(router: Router) -> None:
     request = Request(router.pair, parse(SOME.prompt, SOME.frames[0]))
     reply = request.answer("thinking", {}, stop_after_three, cancel)
     assert reply.finish_reason == "cancelled"
-    assert len(pieces) == 3
+    assert 3 <= len(pieces) <= 4
     assert reply.text == ""
 
 

@@ -43,6 +43,13 @@ def test_a_repeated_opening_tag_is_dropped(tokenizer: Any) -> None:
     assert split(tokenizer, "<think>\nA</think>B", thinking=True).texts == {"thinking": "A", "answer": "B"}
 
 
+def test_bytes_that_make_no_character_do_no_harm(tokenizer: Any) -> None:
+    splitter = Splitter(tokenizer, thinking=False)
+    for token in tokenizer.convert_tokens_to_ids(["<0xE5>", "<0xE5>", "<0x8F>", "A", "图"]):
+        list(splitter.push(token))
+    assert splitter.texts["answer"].endswith("A图")
+
+
 def test_instruct_output_is_answer_throughout(tokenizer: Any) -> None:
     splitter = split(tokenizer, "a 三角形 好 naïve", thinking=False)
     assert splitter.texts == {"thinking": "", "answer": "a 三角形 好 naïve"}

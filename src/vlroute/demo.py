@@ -84,7 +84,7 @@ def by_family(trials: list[Trial]) -> Table:
         for strategy in STRATEGIES:
             answers = [strategy.choose(trial) for trial in some]
             accuracy = np.mean([trial.right(answer) for trial, answer in zip(some, answers, strict=True)])
-            cells.append(f"{accuracy:.0%}  {np.mean([answer.timing.total for answer in answers]):.2f} s")
+            cells.append(f"{accuracy:.0%} {np.mean([answer.timing.total for answer in answers]):.2f}s")
         share = np.mean([_routed(trial).decision.mode == "thinking" for trial in some])
         table.add_row(family, str(len(some)), *cells, f"{share:.0%}")
     return table

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from tokenizers.decoders import DecodeStream
 from transformers import LogitsProcessor
 
 Channel = Literal["thinking", "answer"]
@@ -31,6 +30,29 @@ class Trimmed:
         return kept
 
 
+class Decoder:
+    """Token ids to text, one at a time: text is held back while its last character is incomplete.
+
+    (tokenizers' own DecodeStream raises on bytes that never make a character, which a sampling model may write.)
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.ids = tokenizer, list[int]()
+        self.start = self.read = 0  # decoding begins a little before what is new: some tokens depend on their neighbour
+
+    def push(self, token: int) -> str:
+        self.ids.append(token)
+        known = self._decode(self.ids[self.start : self.read])
+        text = self._decode(self.ids[self.start :])
+        if text.endswith("\ufffd") or len(text) <= len(known):
+            return ""
+        self.start, self.read = self.read, len(self.ids)
+        return text[len(known) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
 class Splitter:
     """Turns generated token ids, one at a time, into pieces of thinking and of answer.
 
@@ -39,7 +61,7 @@ class Splitter:
     """
 
     def __init__(self, tokenizer: Any, thinking: bool) -> None:
-        self.tokenizer = tokenizer._tokenizer if hasattr(tokenizer, "_tokenizer") else tokenizer
+        self.tokenizer = tokenizer
         self.start_id = tokenizer.convert_tokens_to_ids(THINK)
         self.end_id = tokenizer.convert_tokens_to_ids(END_THINK)
         self.channel: Channel = "thinking" if thinking else "answer"
@@ -49,7 +71,7 @@ class Splitter:
 
     def _begin(self) -> None:
         # a decoder of its own for each channel: no half character crosses the border
-        self.decoder, self.trimmed = DecodeStream(skip_special_tokens=True), Trimmed()
+        self.decoder, self.trimmed = Decoder(self.tokenizer), Trimmed()
 
     def push(self, token: int) -> Iterator[tuple[Channel, str]]:
         if self.channel == "thinking":
@@ -60,7 +82,7 @@ class Splitter:
                 return
             if token == self.start_id:
                 return
-        piece = self.trimmed.push(self.decoder.step(self.tokenizer, token) or "")
+        piece = self.trimmed.push(self.decoder.push(token))
         if piece:
             self.texts[self.channel] += piece
             yield self.channel, piece

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from vlroute.errors import CheckpointError
 
@@ -62,7 +62,7 @@ def tower_fingerprint(folder: str | Path) -> str:
             digest.update(f"{len(header)}:{header}".encode())
             digest.update(memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B"))
             count += 1
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot read the vision tower of {folder.name!r}: {error}; expected a Qwen3-VL checkpoint folder "
             "with config.json and safetensors weights"
