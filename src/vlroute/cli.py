@@ -62,7 +62,8 @@ def demo(
     console = Console()
     run_demo(Router.from_pretrained(pair, router=router), pictures, show, seed, pair is not None, console)
     if pair is None:
-        console.print("The same on the real pair (downloads about 9 GB):  vlroute demo --pair Qwen/Qwen3-VL-2B")
+        line = "The same on the real pair (downloads about 9 GB):  vlroute demo --pair Qwen/Qwen3-VL-2B"
+        console.print(line, soft_wrap=True)
 
 
 @app.command()
