@@ -32,7 +32,7 @@ format: install  ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pocket: install  ## Train the pocket pair anew, label pictures with it, write its card (two hours on two cores)
+pocket: install  ## Train the pocket pair anew, label pictures with it, write its card (an hour and a half on two cores)
 	$(BIN)/python -m training.pocket.train
 	$(BIN)/python -m training.pocket.label --count 1260 --seed card --out training/pocket/measured.jsonl.gz
 	$(BIN)/python -m training.pocket.card training/pocket/measured.jsonl.gz

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,18 @@ from typing import Any
 import pytest
 import torch
 from training.pocket.checkpoint import build_model, build_processor, build_tokenizer
-from training.pocket.data import LABEL, Sequences, answer_example, cut_patches, frame_pairs, glyph_labels
+from training.pocket.data import (
+    IGNORE,
+    LABEL,
+    Sequences,
+    answer_example,
+    cut_patches,
+    frame_pairs,
+    glyph_labels,
+    links_example,
+    sums_example,
+    tally_example,
+)
 from training.pocket.stages import EXAMPLES, STAGES, sequence_loss, tower_loss
 from training.pocket.train import Trainer
 
@@ -59,6 +71,18 @@ def test_the_tokenizer_loses_nothing() -> None:
     for text in ("Start at B and follow 3 arrows.", "图中有多少个三角形？ naïve 好\n\n\n x", "ABCD", "<0.5 seconds>"):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
     assert tokenizer.tokenize("KX") == ["K", "X"]  # drawn letters stay apart
+    assert tokenizer.tokenize("K>X<B") == ["K", ">X", "<B"]  # but for the arrow that led to them
+
+
+def test_only_what_can_be_known_is_asked() -> None:
+    rng, sequences = random.Random(3), Sequences(build_tokenizer(), "thinking")
+    for example, pattern in (
+        (links_example(rng, task("hop")), r"(>[A-Z]){6}<\|im_end\|>"),
+        (tally_example(task("count")), r"\d{3}<\|im_end\|>"),
+        (sums_example(rng), r"(\d\d=\d\d\d?)+<\|im_end\|>"),
+    ):
+        _, labels = sequences.training_batch([example])
+        assert re.fullmatch(pattern, sequences.tokenizer.decode(labels[labels != IGNORE]))
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))

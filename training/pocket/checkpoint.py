@@ -16,9 +16,17 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from vlroute.pocket.canvas import SIDE
+from vlroute.pocket.canvas import LETTERS, SIDE
 from vlroute.pocket.families import FRAMES
-from vlroute.pocket.wording import CAPTION_PROMPT, NUMBER_WORDS, SHAPE_NAMES, TRANSCRIPT_PROMPT, WORDINGS
+from vlroute.pocket.wording import (
+    CAPTION_PROMPT,
+    LINKS_PROMPT,
+    NUMBER_WORDS,
+    SHAPE_NAMES,
+    TALLY_PROMPT,
+    TRANSCRIPT_PROMPT,
+    WORDINGS,
+)
 
 PATCH, MERGE = 12, 2
 SPECIAL = (
@@ -39,8 +47,10 @@ NOUNS = (
     "picture",
     "video",
 )
-# A word keeps the space before it, capitals and digits stand alone, so that drawn letters are never merged.
-WORD = r" ?[A-Za-z]?[a-z]+|\n+|[\s\S]"
+# A word keeps the space before it, capitals and digits stand alone, so that drawn letters are never merged. A letter
+# that was looked up is one token with its arrow: what to look up next stands in the last token, not the one before.
+WORD = r"[<>][A-Z](?![a-z])| ?[A-Za-z]?[a-z]+|\n+|[\s\S]"
+LINKS = tuple(arrow + letter for arrow in "<>" for letter in LETTERS)
 
 TURNS = """{%- macro parts(content) -%}
 {%- if content is string -%}{{ content }}{%- else -%}
@@ -62,7 +72,8 @@ TEMPLATES = {
 
 
 def _words() -> list[str]:
-    texts = [CAPTION_PROMPT, TRANSCRIPT_PROMPT, "system user assistant seconds", " ".join(NUMBER_WORDS)]
+    texts = [CAPTION_PROMPT, TRANSCRIPT_PROMPT, TALLY_PROMPT, LINKS_PROMPT, "system user assistant seconds"]
+    texts += [" ".join(NUMBER_WORDS)]
     texts += [wording for languages in WORDINGS.values() for some in languages.values() for wording in some]
     texts += [name for names in SHAPE_NAMES.values() for name in names.values()]
     texts += [f"{noun} {noun}s a video of" for noun in NOUNS]
@@ -73,7 +84,7 @@ def _words() -> list[str]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Known words whole, other text by characters, unknown characters by bytes: nothing is ever lost."""
     characters = [chr(code) for code in range(32, 127)] + ["\n", "\n\n"]
-    tokens = [*SPECIAL, *THINK, *(f"<0x{byte:02X}>" for byte in range(256)), *characters, *_words()]
+    tokens = [*SPECIAL, *THINK, *(f"<0x{byte:02X}>" for byte in range(256)), *characters, *LINKS, *_words()]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), "isolated")
@@ -108,7 +119,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     width, tower_width, depth = 128, 96, 3
     rope = {
         "rope_type": "default",
-        "rope_theta": 10000.0,
+        "rope_theta": 100000.0,
         "mrope_section": [6, 5, 5],
         "mrope_interleaved": True,
     }

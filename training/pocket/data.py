@@ -6,6 +6,7 @@ Patches are cut here in one numpy step for a whole batch; a test holds them equa
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,9 +16,9 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from training.pocket.checkpoint import MERGE, PATCH
-from vlroute.pocket.canvas import GLYPHS, SIDE, Glyph
-from vlroute.pocket.families import FRAMES, Task
-from vlroute.pocket.wording import CAPTION_PROMPT, STEPS_PROMPT, TRANSCRIPT_PROMPT
+from vlroute.pocket.canvas import CIRCLE, GLYPHS, LETTERS, SIDE, SQUARE, TRIANGLE, Glyph
+from vlroute.pocket.families import FRAMES, Task, added
+from vlroute.pocket.wording import CAPTION_PROMPT, LINKS_PROMPT, TALLY_PROMPT, TRANSCRIPT_PROMPT, WORDINGS
 
 GRID = SIDE // PATCH
 IMAGE_TOKENS = (GRID // MERGE) ** 2
@@ -55,29 +56,68 @@ def frame_pairs(task: Task) -> list[Pair]:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training sequence: a prompt with or without the picture, and what the model should write."""
+    """One training sequence: a prompt with the task's picture, or without any, and what the model should write.
 
-    task: Task
+    Characters of the target that match `given` could not be known and are not asked for.
+    """
+
+    name: str
+    task: Task | None
     question: str
     target: str
-    as_text: bool = False  # the transcript stands in the prompt instead of the picture
+    given: str = ""
 
 
 def caption_example(task: Task) -> Example:
-    return Example(task, CAPTION_PROMPT, task.caption)
+    return Example(f"caption {task.family}", task, CAPTION_PROMPT, task.caption)
 
 
 def transcript_example(task: Task) -> Example:
-    return Example(task, TRANSCRIPT_PROMPT, task.transcript)
+    return Example(f"transcript {task.family}", task, TRANSCRIPT_PROMPT, task.transcript)
 
 
-def steps_example(task: Task, as_text: bool = False) -> Example:
-    return Example(task, task.prompt + STEPS_PROMPT, task.steps, as_text)
+def tally_example(task: Task) -> Example:
+    """How many circles, squares and triangles: three counts for one picture."""
+    counts = "".join(f"{kind}{task.transcript.count(kind)}" for kind in (CIRCLE, SQUARE, TRIANGLE))
+    return Example("tally", task, TALLY_PROMPT, counts, given=r"[ost]")
 
 
-def answer_example(task: Task, mode: str, as_text: bool = False) -> Example:
+def links_example(rng: random.Random, task: Task) -> Example:
+    """Every arrow or button of the picture, in an order that nobody could guess: only where each leads is asked."""
+    links = task.transcript.split()
+    rng.shuffle(links)
+    name = f"{task.grade if task.grade == 'practice' else 'links'} {task.family}"
+    return Example(name, task, LINKS_PROMPT, " ".join(links), given=r"[A-Z](?=[<>])| ")
+
+
+def sums_example(rng: random.Random) -> Example:
+    """Adding without a picture: only what follows from the numbers written so far is asked."""
+    numbers = [rng.randint(10, 60)]
+    while sum(numbers) <= 140:
+        numbers.append(rng.randint(10, 60))
+    return Example("sums", None, WORDINGS["sum"]["en"][0], added(numbers), given=r"\d\)\d\d:?| ")
+
+
+def angles_example(rng: random.Random) -> Example:
+    """As `sums_example`, for the third angle of several triangles."""
+    pairs = [(rng.randint(20, 99), rng.randint(20, 60)) for _ in range(3)]
+    lines = " ".join(f"{added([*pair])} 180-{sum(pair)}={180 - sum(pair)}" for pair in pairs)
+    return Example("angles", None, WORDINGS["angle"]["en"][0], lines, given=r"\d\)\d\d:?| ")
+
+
+def times_example(rng: random.Random) -> Example:
+    """Finding letters again in a list of seconds, without a video: only the seconds are asked."""
+    shown = dict(zip(rng.sample(range(FRAMES), 5), rng.sample(LETTERS, 5), strict=True))
+    listed = "".join(f"{second}{shown.get(second, '.')}" for second in range(FRAMES))
+    asked = rng.choices([*shown.items()], k=6)  # with repetition, so that leaving out what was asked is no help
+    target = " ".join([listed, *(f"{letter}{second}" for second, letter in asked)])
+    return Example("times", None, WORDINGS["letter"]["en"][0].format(letter=asked[0][1]), target,
+                   given=r"(\d[A-Z.]){8} | [A-Z]|[A-Z](?=\d)| ")  # fmt: skip
+
+
+def answer_example(task: Task, mode: str) -> Example:
     answer = task.answer if mode == "instruct" else f"{task.thinking}\n</think>\n\n{task.answer}"
-    return Example(task, task.prompt, answer, as_text)
+    return Example(f"{task.family} {task.level}", task, task.prompt, answer)
 
 
 class Sequences:
@@ -96,10 +136,12 @@ class Sequences:
         }
 
     def prompt(self, example: Example) -> str:
-        seen = example.task.transcript + "\n" if example.as_text else self._media(example.task)
-        return f"<|im_start|>user\n{seen}{example.question}<|im_end|>\n<|im_start|>assistant\n{self.tail}"
+        asked = self._media(example.task) + example.question
+        return f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n{self.tail}"
 
-    def _media(self, task: Task) -> str:
+    def _media(self, task: Task | None) -> str:
+        if task is None:
+            return ""
         return self.video if task.is_video else self.image
 
     def pad(self, rows: Sequence[list[int]], value: int, left: bool = False) -> torch.Tensor:
@@ -117,7 +159,7 @@ class Sequences:
         out["mm_token_type_ids"] = sum(
             ((ids == token).long() * kind for token, kind in self.kinds.items()), torch.zeros_like(ids)
         )
-        seen = [e.task for e in examples if not e.as_text]
+        seen = [e.task for e in examples if e.task]
         for name, tasks in (
             ("image", [t for t in seen if not t.is_video]),
             ("video", [t for t in seen if t.is_video]),
@@ -134,8 +176,18 @@ class Sequences:
         prompts = self.encode([self.prompt(e) for e in examples])
         targets = self.encode([e.target + "<|im_end|>" for e in examples])
         rows = [p + t for p, t in zip(prompts, targets, strict=True)]
-        labels = [[IGNORE] * len(p) + t for p, t in zip(prompts, targets, strict=True)]
+        labels = [[IGNORE] * len(p) + self._asked(e, t) for e, p, t in zip(examples, prompts, targets, strict=True)]
         return self.inputs(examples, rows, left=False), self.pad(labels, IGNORE)
+
+    def _asked(self, example: Example, target: list[int]) -> list[int]:
+        if not example.given:
+            return target
+        given = [span.span() for span in re.finditer(example.given, example.target)]
+        out, at = [], 0
+        for token, text in zip(target, self.tokenizer.convert_ids_to_tokens(target), strict=True):
+            out.append(IGNORE if any(start <= at < end for start, end in given) else token)
+            at += len(text)
+        return out
 
     def prompt_batch(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Prompts padded on the left, for batched generation."""

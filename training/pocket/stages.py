@@ -1,9 +1,10 @@
 """What each training stage practises. Every stage gives one loss and how often each family came out whole.
 
 tower        the vision encoder alone: which glyph lies in each patch, for both frames of a pair
-transcripts  the whole model: list everything in the picture; easy questions answered at once
+transcripts  the whole model: list, count and follow everything in the picture; easy questions answered at once
 instruct     the language model alone, tower frozen: answer at once, say a short caption
-thinking     the language model alone, tower frozen: list, reason step by step, answer
+thinking     the language model alone, tower frozen: look and reason step by step, answer
+..._more, ..._last   the same once more, with practice of what lagged behind
 
 A target predicted right token by token with the truth before it is exactly one that greedy decoding would write,
 so the share of whole targets in the (always fresh) training batches is the exact-match accuracy.
@@ -27,26 +28,32 @@ from training.pocket.data import (
     LABEL,
     Example,
     Sequences,
+    angles_example,
     answer_example,
     caption_example,
     cut_patches,
     draw_pairs,
-    steps_example,
+    links_example,
+    sums_example,
+    tally_example,
+    times_example,
     transcript_example,
 )
+from training.pocket.practice import draw_links
+from vlroute.modes import Mode
 from vlroute.pocket.families import Task, draw_task
 
 Scores = dict[str, tuple[float, int]]  # name → (share right, how many)
-STILLS = ("ocr", "count", "math", "gui", "hop")
-REASONED = ("math", "gui", "hop")
-READING_STEPS = 1400
+LINKED = {"gui": 1.0, "hop": 1.0}
+FIRST_READING = 400  # steps of the transcripts stage
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How one stage trains: where it starts, for how long, at which rate."""
+    """How one stage trains: where it starts, for how long, at which rate, for which mode (None: for both)."""
 
     name: str
+    mode: Mode | None
     start: str | None
     steps: int
     rate: float
@@ -57,10 +64,13 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("tower", None, 700, 2e-3, 1.0, 2),
-        Stage("transcripts", "tower", 2300, 2e-3, 0.15, 2),
-        Stage("instruct", "transcripts", 2000, 1.5e-3, 0.0, 1),
-        Stage("thinking", "transcripts", 1500, 1.5e-3, 0.0, 1),
+        Stage("tower", None, None, 700, 2e-3, 1.0, 2),
+        Stage("transcripts", None, "tower", 1800, 2e-3, 0.15, 2),
+        Stage("instruct", "instruct", "transcripts", 2000, 1.5e-3, 0.0, 1),
+        Stage("instruct_more", "instruct", "instruct", 700, 8e-4, 0.0, 1),
+        Stage("instruct_last", "instruct", "instruct_more", 600, 6e-4, 0.0, 1),
+        Stage("thinking", "thinking", "transcripts", 1600, 1.5e-3, 0.0, 1),
+        Stage("thinking_more", "thinking", "thinking", 700, 8e-4, 0.0, 1),
     )
 }
 
@@ -97,21 +107,13 @@ def sequence_loss(
     right[asked] = logits.argmax(-1) == labels[asked]
     scores: Scores = {}
     for example, whole in zip(examples, right.all(1).tolist(), strict=True):
-        name = _name(example)
-        share, count = scores.get(name, (0.0, 0))
-        scores[name] = ((share * count + whole) / (count + 1), count + 1)
+        share, count = scores.get(example.name, (0.0, 0))
+        scores[example.name] = ((share * count + whole) / (count + 1), count + 1)
     return loss, scores
 
 
-def _name(example: Example) -> str:
-    task = example.task
-    if example.question != task.prompt:
-        kind = {task.transcript: "transcript", task.caption: "caption"}.get(example.target, "steps")
-        return f"{kind} {task.family}"
-    return f"{'text' if example.as_text else 'seen'} {task.family} {task.level}"
-
-
 EASIER = {"easy": 0.5, "medium": 0.25, "hard": 0.25}
+MOSTLY_EASY = {"easy": 0.6, "medium": 0.25, "hard": 0.15}
 HARDER = {"easy": 0.2, "medium": 0.3, "hard": 0.5}
 EVENLY = {"easy": 1.0, "medium": 1.0, "hard": 1.0}
 
@@ -120,72 +122,89 @@ def _draw(rng: random.Random, families: dict[str, float], levels: dict[str, floa
     return [draw_task(rng, pick(rng, families), pick(rng, levels)) for _ in range(count)]
 
 
+def _videos(rng: random.Random) -> list[Task]:
+    return _draw(rng, {"video": 1.0}, EVENLY, 24)
+
+
 def transcripts_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
-    """First reading: lists of everything, and easy questions answered at once. Then following, seen and as text."""
-    reading = {"ocr": 1.5, "count": 1.0, "math": 1.0, "gui": 1.5, "hop": 1.2}
-    following = {"ocr": 0.5, "count": 1.0, "math": 1.0, "gui": 2.0, "hop": 2.0}
+    """First reading: links that share no letter and short lists; then lists, counts and links of everything."""
+    first = {"ocr": 2.0, "count": 1.0, "math": 1.0}
+    families = {"ocr": 0.8, "count": 1.0, "math": 1.0, "gui": 1.0, "hop": 1.0}
     for step in itertools.count(start):
-        if step < READING_STEPS:
-            video, tasks = step % 6 == 5, _draw(rng, reading, EVENLY, 64)
-            shares = (0.0, 0.75)
-        elif step % 4 == 1:
-            yield [steps_example(task, as_text=True) for task in _draw(rng, {"gui": 1.0, "hop": 1.0}, HARDER, 96)]
+        early = step < FIRST_READING
+        if step % 4 == 3 and not early:
+            yield [_reading(rng, task) for task in _videos(rng)]
             continue
-        else:
-            video, tasks = step % 4 == 3, _draw(rng, following, EVENLY, 64)
-            shares = (0.4, 0.9)
-        if video:
-            tasks = _draw(rng, {"video": 1.0}, EVENLY, 20)
-        yield [_early(rng, task, *shares) for task in tasks]
+        links = [draw_links(rng, pick(rng, LINKED), rng.randint(1, 4 if early else 8)) for _ in range(24)]
+        tasks = _draw(rng, first, EASIER, 40) if early else _draw(rng, families, EVENLY, 44)
+        yield [links_example(rng, task) for task in links] + [_reading(rng, task) for task in tasks]
 
 
-def _early(rng: random.Random, task: Task, steps: float, answer: float) -> Example:
-    """With these chances the steps, if there are any, or the answer, if it is easy; else the list of everything."""
-    if task.family in REASONED and task.steps and rng.random() < steps:
-        return steps_example(task)
-    if task.level == "easy" and rng.random() < answer:
+def _reading(rng: random.Random, task: Task) -> Example:
+    draw = rng.random()
+    if task.family in LINKED and draw < 0.6:
+        return links_example(rng, task)
+    if task.family == "count" and draw < 0.4:
+        return tally_example(task)
+    if task.level == "easy" and draw > 0.8:
         return answer_example(task, "instruct")
     return transcript_example(task)
 
 
 def instruct_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
-    """Questions answered at once, a fifth of the batches as text; captions, lists and steps mixed in."""
-    families = {"ocr": 1.2, "count": 1.4, "math": 1.0, "gui": 1.2, "hop": 1.0}
+    """Questions answered at once; captions, counts and links mixed in."""
+    families = {"ocr": 1.0, "count": 1.6, "math": 0.8, "gui": 1.2, "hop": 1.2}
     for step in itertools.count(start):
-        if step % 5 == 1:
-            tasks = _draw(rng, dict.fromkeys(REASONED, 1.0), EASIER, 80)
-            yield [answer_example(task, "instruct", as_text=True) for task in tasks]
-        else:
-            tasks = _draw(rng, {"video": 1.0}, EVENLY, 24) if step % 5 == 3 else _draw(rng, families, EASIER, 64)
-            yield [_instruct_example(rng, task) for task in tasks]
+        tasks = _videos(rng) if step % 5 == 3 else _draw(rng, families, EASIER, 64)
+        yield [_direct(rng, task) for task in tasks]
 
 
-def _instruct_example(rng: random.Random, task: Task) -> Example:
+def _direct(rng: random.Random, task: Task) -> Example:
     draw = rng.random()
     if draw < 0.1:
         return caption_example(task)
-    if draw < 0.15:
-        return transcript_example(task)
-    if draw < 0.25 and task.family in REASONED and task.steps:
-        return steps_example(task)
+    if draw < 0.2 and task.family in LINKED:
+        return links_example(rng, task)
+    if draw < 0.25 and task.family == "count":
+        return tally_example(task)
     return answer_example(task, "instruct")
 
 
 def thinking_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
-    """Step by step, every other batch as text with the list in place of the picture; sums above all."""
-    families = {"ocr": 1.0, "count": 1.2, "math": 2.0, "gui": 0.8, "hop": 0.6}
+    """Step by step; every fourth batch is adding alone, every fourth a video."""
+    families = {"ocr": 1.0, "count": 1.2, "math": 1.5, "gui": 1.2, "hop": 1.0}
     for step in itertools.count(start):
-        if step % 2:
-            tasks = _draw(rng, {"math": 3.0, "gui": 0.7, "hop": 0.3}, HARDER, 72)
-            yield [answer_example(task, "thinking", as_text=True) for task in tasks]
-        elif step % 6 == 4:
-            yield [answer_example(task, "thinking") for task in _draw(rng, {"video": 1.0}, EVENLY, 24)]
+        if step % 4 == 1:
+            yield [sums_example(rng) for _ in range(96)]
         else:
-            yield [answer_example(task, "thinking") for task in _draw(rng, families, EVENLY, 48)]
+            tasks = _videos(rng) if step % 4 == 3 else _draw(rng, families, EVENLY, 64)
+            yield [answer_example(task, "thinking") for task in tasks]
+
+
+def instruct_more_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
+    """As `instruct_examples`, mostly easy ones and more screens."""
+    families = {"ocr": 0.6, "count": 1.6, "math": 0.5, "gui": 3.0, "hop": 0.8}
+    for step in itertools.count(start):
+        tasks = _videos(rng) if step % 5 == 3 else _draw(rng, families, MOSTLY_EASY, 64)
+        yield [_direct(rng, task) for task in tasks]
+
+
+def thinking_more_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
+    """As `thinking_examples`, with angles and seconds practised without pictures."""
+    families = {"ocr": 0.8, "count": 1.6, "math": 1.5, "gui": 1.0, "hop": 0.8}
+    for step in itertools.count(start):
+        if step % 4 == 1:
+            yield [(angles_example if i % 3 == 0 else times_example)(rng) for i in range(96)]
+        else:
+            tasks = _videos(rng) if step % 4 == 3 else _draw(rng, families, EVENLY, 64)
+            yield [answer_example(task, "thinking") for task in tasks]
 
 
 EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "transcripts": transcripts_examples,
     "instruct": instruct_examples,
+    "instruct_more": instruct_more_examples,
+    "instruct_last": instruct_more_examples,
     "thinking": thinking_examples,
+    "thinking_more": thinking_more_examples,
 }

@@ -1,6 +1,6 @@
 """Train one stage of the pocket pair, or all of them: `python -m training.pocket.train [STAGE]`.
 
-Seeded, with progress, and resumable: a killed run goes on from its last saved step. About an hour and a half on
+Seeded, with progress, and resumable: a killed run goes on from its last saved step. About an hour and a quarter on
 two cores: tower and transcripts on both, then the two language models side by side, one core each.
 """
 
@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import nn
 from training.pocket.checkpoint import build_model, build_tokenizer, save_checkpoint
 from training.pocket.data import LABEL, Sequences
 from training.pocket.stages import EXAMPLES, STAGES, Scores, Stage, sequence_loss, tower_loss
+from vlroute.modes import MODES, Mode
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "runs" / "pocket"
@@ -38,7 +40,7 @@ class Trainer:
         tokenizer = build_tokenizer()
         self.model = build_model(tokenizer)
         self.head = nn.Linear(self.model.config.vision_config.hidden_size, 2 * (len(LABEL) + 1))
-        self.sequences = Sequences(tokenizer, stage.name)
+        self.sequences = Sequences(tokenizer, stage.mode or "instruct")
         if stage.start:
             self.model.load_state_dict(self._saved(stage.start)["model"])
         if stage.tower_rate == 0:
@@ -135,24 +137,22 @@ def main() -> None:
     if options.stage:
         trainer = Trainer(STAGES[options.stage], options.runs)
         trainer.run()
-        if options.stage in ("instruct", "thinking"):
-            save_checkpoint(trainer.model, options.stage, options.out / options.stage)
+        if mode := trainer.stage.mode:
+            save_checkpoint(trainer.model, mode, options.out / mode)
         return
-    command = [
-        sys.executable,
-        "-m",
-        "training.pocket.train",
-        "--runs",
-        str(options.runs),
-        "--out",
-        str(options.out),
-    ]
-    for name in ("tower", "transcripts"):
-        if not finished(name, options.runs):
-            subprocess.run([*command, name], check=True)
-    both = [subprocess.Popen([*command, name]) for name in ("instruct", "thinking")]
-    if sum(process.wait() != 0 for process in both):  # waits for both
-        raise SystemExit("a stage failed; run the same command again to go on from its last saved step")
+    python = [sys.executable, "-m", "training.pocket.train", "--runs", str(options.runs), "--out", str(options.out)]
+
+    def run_stages(mode: Mode | None) -> None:
+        for stage in STAGES.values():
+            if stage.mode == mode and not finished(stage.name, options.runs):
+                subprocess.run([*python, stage.name], check=True)
+
+    try:
+        run_stages(None)
+        with ThreadPoolExecutor() as pool:  # each stage is a process of its own
+            list(pool.map(run_stages, MODES))
+    except subprocess.CalledProcessError as error:
+        raise SystemExit("a stage failed; run the same command again to go on from its last saved step") from error
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ INKS = ((20, 20, 20), (180, 30, 30), (30, 60, 180), (20, 120, 50))
 LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"  # without I, O and Q: a person could not tell them from 1 and 0 at this size
 DIGITS = "0123456789"
 CIRCLE, SQUARE, TRIANGLE, LAMP_LIT = "o", "s", "t", "*"
-GLYPHS = tuple(LETTERS + DIGITS + ">?" + CIRCLE + SQUARE + TRIANGLE + LAMP_LIT)
+SHAPE_INKS = {CIRCLE: INKS[1], SQUARE: INKS[2], TRIANGLE: INKS[3]}
+GLYPHS = tuple(LETTERS + DIGITS + "?" + CIRCLE + SQUARE + TRIANGLE + LAMP_LIT)
 
 
 @cache
@@ -51,19 +52,38 @@ class Canvas:
 
     def text(self, column: float, row: float, text: str, ink: Ink | None = None, pitch: int = CELL) -> None:
         """Write `text` with its first glyph in the lower right of a cell, then one glyph every `pitch` pixels."""
-        x = CELL * column + SPOT + self.rng.randint(-1, 1)
-        y = CELL * row + SPOT - 8 + self.rng.randint(-1, 1)
+        x = CELL * column + SPOT + self.rng.randint(-1, 1) + (CELL - pitch) // 2
+        y = CELL * row + SPOT + self.rng.randint(-1, 1)
         ink = ink or self.rng.choice(INKS)
         for i, char in enumerate(text):
-            self.draw.text((x + pitch * i, y), char, font=font(), fill=ink, anchor="ma")
-            _, top, _, bottom = font().getbbox(char)
-            self.glyphs.append(Glyph(char, x + pitch * i, y + (top + bottom) / 2))
+            self._glyph(x + pitch * i, y, char, ink)
+
+    def _glyph(self, x: float, y: float, char: str, ink: Ink) -> None:
+        self.draw.text((x, y), char, font=font(), fill=ink, anchor="mm")
+        self.glyphs.append(Glyph(char, x, y))
+
+    def arrow(self, column: int, row: int, start: str, end: str) -> None:
+        """Write `start` into the upper left of a cell and an arrow from it to `end` in the lower right."""
+        x, y = CELL * column, CELL * row
+        ink = self.rng.choice(INKS)
+        self.draw.line([(x + 13, y + 5), (x + 19, y + 5), (x + 19, y + 9)], fill=(130, 130, 135))
+        self.draw.polygon([(x + 17, y + 8), (x + 21, y + 8), (x + 19, y + 11)], fill=(130, 130, 135))
+        self._glyph(x + 6 + self.rng.randint(-1, 1), y + 6 + self.rng.randint(-1, 1), start, ink)
+        self._glyph(x + 17 + self.rng.randint(-1, 1), y + 17 + self.rng.randint(-1, 0), end, ink)
+
+    def button(self, column: int, row: int, screen: str, label: str) -> None:
+        """Draw a button over a cell: its label in the lower right, the screen that it is on in the upper left."""
+        x, y = CELL * column, CELL * row
+        box = [x + 10, y + 10, x + 23, y + 23]
+        self.draw.rounded_rectangle(box, radius=3, fill=(255, 255, 255), outline=(150, 150, 160))
+        self._glyph(x + 6 + self.rng.randint(-1, 1), y + 6 + self.rng.randint(-1, 1), screen, INKS[0])
+        self._glyph(x + 17, y + 17 + self.rng.randint(-1, 0), label, INKS[2])
 
     def shape(self, kind: str, column: int, row: int, size: int = 18) -> None:
         """Fill a circle, square or triangle into a cell."""
         x = CELL * column + self.rng.randint(1, CELL - size - 1)
         y = CELL * row + self.rng.randint(1, CELL - size - 1)
-        fill = self.rng.choice(INKS[1:])
+        fill = SHAPE_INKS[kind]
         if kind == CIRCLE:
             self.draw.ellipse([x, y, x + size, y + size], fill=fill)
         elif kind == SQUARE:

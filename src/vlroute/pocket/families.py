@@ -5,14 +5,13 @@ In `math` and `gui` the question is the same however hard the picture is: only t
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from PIL import Image
 
-from vlroute.pocket.canvas import CELL, CIRCLE, DIGITS, INKS, LETTERS, SIDE, SQUARE, TRIANGLE, Canvas, Glyph
+from vlroute.pocket.canvas import CIRCLE, DIGITS, INKS, LETTERS, SIDE, SQUARE, TRIANGLE, Canvas, Glyph
 from vlroute.pocket.wording import SHAPE_NAMES, ask, counted
 
 LEVELS = ("easy", "medium", "hard")
@@ -24,7 +23,8 @@ LANGUAGES = ("en", "zh")
 class Task:
     """One picture (or video: eight frames) with a question and what is known about it.
 
-    `transcript` lists everything drawn, `steps` leads from there to `answer`; Thinking writes both.
+    `transcript` lists everything drawn; `thinking` is what the Thinking model writes before `</think>`: from what it
+    sees to `answer`, in steps of one look or one small sum each.
     `glyphs[i]` are the glyphs of frame i. `grade` is a name a person understands, `level` one of `LEVELS`.
     """
 
@@ -35,7 +35,7 @@ class Task:
     prompt: str
     answer: str
     transcript: str
-    steps: str
+    thinking: str
     caption: str
     frames: tuple[Image.Image, ...]
     glyphs: tuple[tuple[Glyph, ...], ...]
@@ -43,11 +43,6 @@ class Task:
     @property
     def is_video(self) -> bool:
         return len(self.frames) > 1
-
-    @property
-    def thinking(self) -> str:
-        """What the Thinking model writes before `</think>`."""
-        return f"[{self.transcript}] {self.steps}".rstrip()
 
 
 def _task(family: str, grade: str, level: str, language: str, canvases: list[Canvas], **texts: str) -> Task:
@@ -71,65 +66,70 @@ def _ocr(rng: random.Random, level: str, language: str) -> Task:
         canvas.text(i % 4, top + i // 4, char)
     return _task(
         "ocr", f"{length} characters", level, language, [canvas],
-        prompt=ask("ocr", language, rng), answer=text, transcript=text, steps="", caption=counted(length, "character"),
+        prompt=ask("ocr", language, rng), answer=text, transcript=text, thinking=text,
+        caption=counted(length, "character"),
     )  # fmt: skip
 
 
 def _count(rng: random.Random, level: str, language: str) -> Task:
-    total = rng.randint(*{"easy": (1, 3), "medium": (4, 6), "hard": (7, 9)}[level])
+    total = rng.randint(*{"easy": (1, 2), "medium": (3, 4), "hard": (5, 7)}[level])
     kinds = [rng.choice((CIRCLE, SQUARE, TRIANGLE)) for _ in range(total)]
-    canvas = Canvas(rng)
-    for cell, kind in zip(sorted(rng.sample(range(16), total)), kinds, strict=True):
+    canvas, cells = Canvas(rng), ["."] * 16
+    for cell, kind in zip(rng.sample(range(16), total), kinds, strict=True):
         canvas.shape(kind, cell % 4, cell // 4)
+        cells[cell] = kind
+    rows = "".join(f"{row + 1}{''.join(cells[4 * row : 4 * row + 4])}" for row in range(4))
     # mostly a kind that is there: "none" would otherwise be the most frequent answer
     asked = rng.choice(kinds) if rng.random() < 0.85 else rng.choice((CIRCLE, SQUARE, TRIANGLE))
     found = kinds.count(asked)
-    grade = {"easy": "1–3 shapes", "medium": "4–6 shapes", "hard": "7–9 shapes"}[level]
+    grade = {"easy": "1–2 shapes", "medium": "3–4 shapes", "hard": "5–7 shapes"}[level]
     return _task(
         "count", grade, level, language, [canvas],
         prompt=ask("count", language, rng, shape=SHAPE_NAMES[language][asked]), answer=str(found),
-        transcript="".join(kinds), steps=f"{asked * found}={found}", caption=counted(total, "shape"),
+        transcript=rows, thinking=f"{rows}={found}", caption=counted(total, "shape"),
     )  # fmt: skip
+
+
+def numbered(numbers: list[int]) -> str:
+    """`[34, 27]` is "1)34 2)27"."""
+    return " ".join(f"{i}){number}" for i, number in enumerate(numbers, start=1))
+
+
+def added(numbers: list[int]) -> str:
+    """`[34, 27]` is "1)34 2)27:11=61": behind each further number the sum of the units, then of everything so far."""
+    total = numbers[0]
+    parts = [numbered(numbers[:1])]
+    for i, number in enumerate(numbers[1:], start=2):
+        units = total % 10 + number % 10
+        total += number
+        parts.append(f"{i}){number}:{units:02d}={total}")
+    return " ".join(parts)
 
 
 def _sum(rng: random.Random, level: str, language: str) -> Task:
     how_many = {"easy": 1, "medium": 2, "hard": rng.randint(3, 4)}[level]
     numbers = [rng.randint(10, 49) for _ in range(how_many)]
     canvas = Canvas(rng)
-    rows = sorted(rng.sample(range(4), how_many))
-    for row, number in zip(rows, numbers, strict=True):
-        # across the border of two cells, a digit in each
-        canvas.text(rng.randint(0, 2), row, str(number), pitch=CELL // 2)
-    steps, total = [], numbers[0]
-    for number in numbers[1:]:
-        steps.append(f"{total}+{number}={total + number}")
-        total += number
+    for row, number in enumerate(numbers):
+        canvas.text(rng.randint(0, 2), row, str(number), pitch=20)
     return _task(
         "math", counted(how_many, "number"), level, language, [canvas],
-        prompt=ask("sum", language, rng), answer=str(total), transcript=" ".join(map(str, numbers)),
-        steps=" ".join(steps), caption=counted(how_many, "number"),
+        prompt=ask("sum", language, rng), answer=str(sum(numbers)), transcript=numbered(numbers),
+        thinking=added(numbers), caption=counted(how_many, "number"),
     )  # fmt: skip
 
 
 def _angle(rng: random.Random, level: str, language: str) -> Task:
     canvas = Canvas(rng)
     canvas.draw.polygon([(54, 30), (28, 74), (80, 74)], outline=rng.choice(INKS))
-    if rng.random() < 0.5:
-        top, left = rng.randint(20, 99), rng.randint(20, 60)
-        answer = 180 - top - left
-        labels = (str(top), str(left), "?")
-        steps = f"{top}+{left}={top + left} 180-{top + left}={answer}"
-    else:  # two equal angles
-        top = 2 * rng.randint(10, 49)
-        answer = (180 - top) // 2
-        labels = (str(top), "?", "?")
-        steps = f"180-{top}={180 - top} {180 - top}/2={answer}"
-    for (column, row), label in zip(((1, 0), (0, 3), (2, 3)), labels, strict=True):
-        canvas.text(column, row, label, pitch=CELL // 2)
+    top, left = rng.randint(20, 99), rng.randint(20, 60)
+    for (column, row), label in zip(((1, 0), (0, 3), (2, 3)), (str(top), str(left), "?"), strict=True):
+        canvas.text(column, row, label, pitch=20)
+    answer = 180 - top - left
     return _task(
         "math", "triangle angle", level, language, [canvas],
-        prompt=ask("angle", language, rng), answer=str(answer), transcript=" ".join(labels), steps=steps,
-        caption="a triangle",
+        prompt=ask("angle", language, rng), answer=str(answer), transcript=numbered([top, left]),
+        thinking=f"{added([top, left])} 180-{top + left}={answer}", caption="a triangle",
     )  # fmt: skip
 
 
@@ -165,49 +165,42 @@ def _taps(screens: list[str], goal: str) -> list[str]:
 def _gui(rng: random.Random, level: str, language: str) -> Task:
     taps = {"easy": 1, "medium": 2, "hard": 3}[level]
     few = {1: rng.randint(1, 2), 2: rng.randint(2, 3), 3: rng.randint(3, 4)}[taps]
-    how_many = 4 if rng.random() < 0.15 else few
+    how_many = 4 if taps > 1 and rng.random() < 0.15 else few  # so that screens do not quite give the taps away
     screens = _screens(rng, how_many)
     start = screens[0][0]
     goals = [b for s in screens for b in s[1:] if len(_taps(screens, b)) == taps + 1]
     path = _taps(screens, rng.choice(goals))
-    buttons = {screen[0]: screen[1:] for screen in screens}
-    # from each tap on to the end of its row, and from there to the screen that holds it
-    steps = [f"{buttons[owner][buttons[owner].index(tap) :]}<{owner}" for tap, owner in itertools.pairwise(path)]
     rng.shuffle(screens)
     canvas = Canvas(rng)
     for row, screen in enumerate(screens):
-        top = CELL * row
-        canvas.draw.rectangle([2, top + 4, SIDE - 1, top + 23], fill=(235, 237, 242), outline=(110, 110, 120))
-        canvas.draw.rectangle([2, top + 4, 26, top + 23], fill=(200, 206, 224), outline=(110, 110, 120))
-        canvas.text(0, row, screen[0], INKS[0])
-        for i, button in enumerate(screen[1:], start=1):
-            box = [CELL * i + 8, top + 5, CELL * i + 23, top + 23]
-            canvas.draw.rounded_rectangle(box, radius=4, fill=(255, 255, 255), outline=(150, 150, 160))
-            canvas.text(i, row, button, INKS[2])
+        for column, button in zip(sorted(rng.sample(range(4), 3)), screen[1:], strict=True):
+            canvas.button(column, row, screen[0], button)
     return _task(
         "gui", counted(taps, "tap"), level, language, [canvas],
         prompt=ask("gui", language, rng, start=start, goal=path[0]), answer=" ".join(reversed(path[:-1])),
-        transcript=" ".join(f"{screen[1:]}<{screen[0]}" for screen in screens), steps=" ".join(steps),
+        transcript=" ".join(f"{button}<{screen[0]}" for screen in screens for button in screen[1:]),
+        thinking="<".join(path),
         caption=counted(how_many, "screen"),
     )  # fmt: skip
 
 
 def _hop(rng: random.Random, level: str, language: str) -> Task:
     hops = {"easy": 1, "medium": 2, "hard": rng.randint(3, 4)}[level]
-    ring = rng.sample(LETTERS, 6)
+    arrows = {"easy": rng.randint(2, 4), "medium": rng.randint(3, 5), "hard": rng.randint(5, 6)}[level]
+    ring = rng.sample(LETTERS, arrows)
     following = dict(zip(ring, ring[1:] + ring[:1], strict=True))
-    order = rng.sample(ring, 6)
+    order = rng.sample(ring, arrows)
     canvas = Canvas(rng)
-    for cell, name in enumerate(order):
-        canvas.text(2 * (cell % 2) - 0.35, cell // 2, f"{name}>{following[name]}", pitch=CELL // 2)
+    for cell, name in zip(sorted(rng.sample(range(16), arrows)), order, strict=True):
+        canvas.arrow(cell % 4, cell // 4, name, following[name])
     path = [rng.choice(ring)]
     for _ in range(hops):
         path.append(following[path[-1]])
     return _task(
         "hop", counted(hops, "hop"), level, language, [canvas],
         prompt=ask("hop", language, rng, start=path[0], count=hops), answer=path[-1],
-        transcript=" ".join(f"{name}>{following[name]}" for name in order), steps=">".join(path),
-        caption=counted(6, "arrow"),
+        transcript=" ".join(f"{name}>{following[name]}" for name in order), thinking=">".join(path),
+        caption=counted(arrows, "arrow"),
     )  # fmt: skip
 
 
@@ -221,12 +214,12 @@ def _lamp(rng: random.Random, level: str, language: str) -> Task:
     canvases = [first] + [Canvas(rng, first.paper) for _ in range(FRAMES - 1)]
     for second, canvas in enumerate(canvases):
         canvas.lamp(x, y, second in lit)
-    seen = ["*" if second in lit else "." for second in range(FRAMES)]
+    listed = "".join(f"{second}{'*' if second in lit else '.'}" for second in range(FRAMES))
     grade = {"easy": "0–1 flashes", "medium": "2 flashes", "hard": "3–4 flashes"}[level]
     return _task(
         "video", grade, level, language, canvases,
         prompt=ask("lamp", language, rng), answer=str(flashes), caption="a lamp",
-        transcript="".join(f"{i}{mark}" for i, mark in enumerate(seen)), steps=f"{'*' * flashes}={flashes}",
+        transcript=listed, thinking=f"{listed} {'*' * flashes}={flashes}",
     )  # fmt: skip
 
 
@@ -238,10 +231,11 @@ def _letter(rng: random.Random, level: str, language: str) -> Task:
     for second, letter in shown.items():
         canvases[second].text(rng.randint(0, 3), rng.randint(0, 3), letter)
     second, letter = rng.choice(list(shown.items()))
+    listed = "".join(f"{i}{shown.get(i, '.')}" for i in range(FRAMES))
     return _task(
         "video", counted(how_many, "letter"), level, language, canvases,
         prompt=ask("letter", language, rng, letter=letter), answer=str(second), caption=counted(how_many, "letter"),
-        transcript="".join(f"{i}{shown.get(i, '.')}" for i in range(FRAMES)), steps=f"{second}{letter}",
+        transcript=listed, thinking=f"{listed} {letter}{second}",
     )  # fmt: skip
 
 

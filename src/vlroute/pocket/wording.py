@@ -70,9 +70,10 @@ SHAPE_NAMES = {
 CAPTION_PROMPT = "Describe the picture in a few words."
 #: Asks for everything that is there to read, symbol by symbol; used in training only.
 TRANSCRIPT_PROMPT = "List everything in the picture."
-
-#: Behind a question, asks for the steps alone; used in training only.
-STEPS_PROMPT = " List everything on the way."
+#: Asks for how many there are of each kind of shape; used in training only.
+TALLY_PROMPT = "Count everything in the picture."
+#: Asks where every arrow or button belongs, in any order; used in training only.
+LINKS_PROMPT = "Follow everything in the picture."
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
