@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo test check format pocket retrain bench wheel clean
+.PHONY: help install demo test check format pocket retrain bench soak wheel clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ retrain: install  ## Train the pocket pair's router from its committed records
 
 bench: install  ## The pair at the 2B shape with random weights: memory, load time, seconds per token
 	$(BIN)/python -m training.bench.real_size
+
+soak: install  ## Random conversations against plain transformers, 520 of them (about five minutes)
+	VLROUTE_CONVERSATIONS=520 $(BIN)/python -m pytest tests/test_chat.py -k fresh --hypothesis-show-statistics
 
 wheel: install  ## Build the wheel, embedded models included
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

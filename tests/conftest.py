@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vlroute import Router
+from vlroute.engine.request import Reply
+from vlroute.messages import Conversation
+from vlroute.modes import Mode
 from vlroute.pocket import Task, draw_task
 from vlroute.pocket.trial import media
 from vlroute.shipped import shipped
 
-__all__ = ["ROOT", "SECONDS", "media", "task"]
+__all__ = ["ROOT", "SECONDS", "media", "pixel_path", "reply", "task"]
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = tuple(float(second) for second in range(8))
@@ -28,5 +32,27 @@ def folders() -> dict[str, Path]:
     return {"instruct": shipped("pocket/instruct"), "thinking": shipped("pocket/thinking")}
 
 
+def reply(router: Router, conversation: Conversation, mode: Mode, *rest: Any) -> Reply:
+    """One answer of the engine alone, past decision and captions; `rest` as of `Request.answer`."""
+    with router.request(conversation) as request:
+        return request.answer(mode, *(rest or ({},)))
+
+
 def task(family: str, level: str = "hard", seed: int = 0, language: str = "en") -> Task:
     return draw_task(random.Random(seed), family, level, language)
+
+
+def pixel_path(processor: Any, conversation: Conversation) -> Any:
+    """Model inputs as plain transformers makes them, with pixels."""
+    text = processor.apply_chat_template(conversation.template(), add_generation_prompt=True, tokenize=False)
+    media: dict[str, Any] = {}
+    if conversation.pictures:
+        media["images"] = [picture.image for picture in conversation.pictures]
+    if conversation.videos:
+        media["videos"] = [list(video.frames) for video in conversation.videos]
+        media["do_sample_frames"] = False
+        media["video_metadata"] = [
+            {"fps": 1.0, "total_num_frames": len(video.times), "frames_indices": list(video.times)}
+            for video in conversation.videos
+        ]
+    return processor(text=[text], return_tensors="pt", **media)

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import media, task
+from tests.conftest import media, reply, task
 from vlroute import Router
 from vlroute.engine.generate import PresencePenalty
-from vlroute.engine.request import Request
 from vlroute.engine.settings import RECOMMENDED, resolve_settings
 from vlroute.messages import parse
 
@@ -27,11 +26,9 @@ def test_presence_penalty_by_hand() -> None:
 
 
 def test_a_large_presence_penalty_forbids_repetition(router: Router) -> None:
-    ids: list[int] = []
-    request = Request(router.pair, parse(SOME.prompt, SOME.frames[0]))
-    splitter_tokenizer = router.pair.thinking.tokenizer
-    reply = request.answer("thinking", {"presence_penalty": 1e4, "max_new_tokens": 30})
-    ids = splitter_tokenizer(reply.thinking, add_special_tokens=False)["input_ids"]
+    settings = {"presence_penalty": 1e4, "max_new_tokens": 30}
+    thinking = reply(router, parse(SOME.prompt, SOME.frames[0]), "thinking", settings).thinking
+    ids = router.pair.thinking.tokenizer(thinking, add_special_tokens=False)["input_ids"]
     assert len(ids) == len(set(ids))
 
 
@@ -44,11 +41,10 @@ def test_cancel_ends_within_one_token(router: Router) -> None:
         if len(pieces) == 3:
             cancel.set()
 
-    request = Request(router.pair, parse(SOME.prompt, SOME.frames[0]))
-    reply = request.answer("thinking", {}, stop_after_three, cancel)
-    assert reply.finish_reason == "cancelled"
+    stopped = reply(router, parse(SOME.prompt, SOME.frames[0]), "thinking", {}, stop_after_three, cancel)
+    assert stopped.finish_reason == "cancelled"
     assert 3 <= len(pieces) <= 4
-    assert reply.text == ""
+    assert stopped.text == ""
 
 
 def test_what_a_listener_raises_is_raised(router: Router) -> None:
@@ -56,7 +52,7 @@ def test_what_a_listener_raises_is_raised(router: Router) -> None:
         raise KeyError("listener")
 
     with pytest.raises(KeyError, match="listener"):
-        Request(router.pair, parse(SOME.prompt, SOME.frames[0])).answer("instruct", {}, fail)
+        reply(router, parse(SOME.prompt, SOME.frames[0]), "instruct", {}, fail)
 
 
 def test_settings_merge_in_order(router: Router) -> None:

@@ -132,3 +132,8 @@ def test_quantised_pairs_answer_on_the_cpu(folders: dict[str, Path], name: str) 
     assert type(plain) is torch.nn.Linear
     assert plain.weight.dtype == torch.float32
     assert router.pair.shared_tower
+
+
+def test_the_shipped_pair_shares_its_features(router: Router) -> None:
+    assert router.pair.shared_tower
+    assert router.pair.instruct.vision_key == router.pair.thinking.vision_key

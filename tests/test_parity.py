@@ -10,10 +10,9 @@ import pytest
 import torch
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-from tests.conftest import SECONDS, task
+from tests.conftest import SECONDS, pixel_path, reply, task
 from vlroute import Router
 from vlroute.engine.prompt import build_prompt
-from vlroute.engine.request import Request
 from vlroute.engine.vision import encoder_outputs
 from vlroute.messages import Conversation, parse
 from vlroute.modes import MODES, Mode
@@ -47,28 +46,14 @@ def conversation_for(case: str, history: bool) -> Conversation:
     return parse(HOP.prompt, **CASES[case], history=HISTORY if history else None)
 
 
-def pixel_path(processor: Any, conversation: Conversation) -> Any:
-    text = processor.apply_chat_template(conversation.template(), add_generation_prompt=True, tokenize=False)
-    media: dict[str, Any] = {}
-    if conversation.pictures:
-        media["images"] = [picture.image for picture in conversation.pictures]
-    if conversation.videos:
-        media["videos"] = [list(video.frames) for video in conversation.videos]
-        media["do_sample_frames"] = False
-        media["video_metadata"] = [
-            {"fps": 1.0, "total_num_frames": len(video.times), "frames_indices": list(video.times)}
-            for video in conversation.videos
-        ]
-    return processor(text=[text], return_tensors="pt", **media)
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("history", [False, True], ids=["fresh", "history"])
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_bit_identical(router: Router, plain: Any, case: str, history: bool, mode: Mode) -> None:
     conversation = conversation_for(case, history)
-    request, checkpoint = Request(router.pair, conversation), router.pair[mode]
-    images, videos = request.features(checkpoint)
+    checkpoint = router.pair[mode]
+    with router.request(conversation) as request:
+        images, videos = request.features(checkpoint, [*conversation.pictures], [*conversation.videos])
     prompt = build_prompt(checkpoint, conversation, [i.grid for i in images], [v.grid for v in videos])
     model, processor = plain[mode]
     expected = pixel_path(processor, conversation)
@@ -87,32 +72,32 @@ def test_greedy_text_is_the_same(router: Router, plain: Any, case: str, mode: Mo
     model, processor = plain[mode]
     inputs = pixel_path(processor, conversation)
     ids = model.generate(**inputs, do_sample=False, max_new_tokens=60)[0, inputs["input_ids"].shape[1] :].tolist()
-    reply = Request(router.pair, conversation).answer(mode, {"max_new_tokens": 60})
+    ours = reply(router, conversation, mode, {"max_new_tokens": 60})
     head, closed, tail = processor.tokenizer.decode(ids, skip_special_tokens=True).partition("</think>")
     expected = ("", head) if mode == "instruct" else (head, tail if closed else "")
-    assert (reply.thinking, reply.text) == tuple(part.strip() for part in expected)
+    assert (ours.thinking, ours.text) == tuple(part.strip() for part in expected)
 
 
 def test_positions_of_other_conversations_leave_no_trace(router: Router) -> None:
     """The model object remembers the positions of its last caller; with explicit ones that must not matter."""
     conversation = conversation_for("video", history=False)
-    alone = Request(router.pair, conversation).answer("thinking", {})
+    alone = reply(router, conversation, "thinking", {})
     router.pair.thinking.model.model.rope_deltas = torch.tensor([[-1000]])
-    assert Request(router.pair, conversation).answer("thinking", {}).thinking == alone.thinking
+    assert reply(router, conversation, "thinking", {}).thinking == alone.thinking
 
 
 def test_threads_give_what_one_gives_alone(router: Router) -> None:
     some = [task(family, seed=seed) for family in ("hop", "math", "ocr", "gui") for seed in range(2)]
     conversations = [parse(one.prompt, one.frames[0]) for one in some]
-    alone = [Request(router.pair, c).answer("thinking", {}) for c in conversations]
+    alone = [reply(router, c, "thinking", {}) for c in conversations]
     together: dict[int, str] = {}
 
     def work(i: int) -> None:
-        together[i] = Request(router.pair, conversations[i]).answer("thinking", {}).thinking
+        together[i] = reply(router, conversations[i], "thinking", {}).thinking
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(some))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [together[i] for i in range(len(some))] == [reply.thinking for reply in alone]
+    assert [together[i] for i in range(len(some))] == [one.thinking for one in alone]

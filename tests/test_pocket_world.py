@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlroute.judge import CAPTION_PROMPT as ROUTER_CAPTION_PROMPT
 from vlroute.pocket import FAMILIES, LEVELS, Task, draw_task
 from vlroute.pocket.canvas import SIDE
 from vlroute.pocket.families import LANGUAGES
 from vlroute.pocket.trial import draw_evenly, is_right
 from vlroute.pocket.wording import CAPTION_PROMPT
-from vlroute.router import CAPTION_PROMPT as ROUTER_CAPTION_PROMPT
 
 seeds = st.integers(0, 2**32)
 

@@ -187,3 +187,19 @@ def test_pace_loses_nothing_between_threads() -> None:
     for thread in threads:
         thread.join()
     assert pace.to_dict()["prefill"]["instruct"] == pytest.approx(1 - 0.99**2000)
+
+
+def test_what_must_be_read_first_counts_by_the_observed_pace() -> None:
+    pace = Pace({"instruct": 0.01, "thinking": 0.01}, {"instruct": 0.1, "thinking": 0.1})
+    assert pace.expected("thinking", 10, unread=500) == pace.expected("thinking", 10)  # reading was not observed yet
+    for mode in ("instruct", "thinking"):
+        pace.observe(mode, 10, prefill_seconds=2.0, decode_seconds=0.1, read=1000)
+    assert pace.expected("thinking", 10, unread=500) == pytest.approx(1.0 + 0.1)
+    stay, switch = (
+        Policy(price=0.1).decide(predict(0.4, 0.6), pace, unread={"instruct": 10, "thinking": unread})
+        for unread in (10, 2000)
+    )
+    assert (stay.mode, switch.mode) == ("thinking", "instruct")
+    assert switch.seconds_thinking - stay.seconds_thinking == pytest.approx(0.002 * 1990)
+    with pytest.raises(ValueError, match="tokens"):
+        pace.observe("instruct", 1, 0.1, 0.1, read=-1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlroute.answer import Answer as Answer
+    from vlroute.chat import Chat as Chat
     from vlroute.decision.policy import Decision as Decision
     from vlroute.decision.policy import Policy as Policy
     from vlroute.media import Limits as Limits
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Answer": "vlroute.answer",
+    "Chat": "vlroute.chat",
     "Decision": "vlroute.decision.policy",
     "Limits": "vlroute.media",
     "Policy": "vlroute.decision.policy",

@@ -12,12 +12,16 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request. `thinking_tokens` are part of `completion_tokens`, `vision_tokens` of `prompt_tokens`."""
+    """Tokens of one request. `thinking_tokens` are part of `completion_tokens`, `vision_tokens` of `prompt_tokens`.
+
+    `cached_tokens` of the prompt were read in an earlier turn of the conversation and not again.
+    """
 
     prompt_tokens: int
     vision_tokens: int
     completion_tokens: int
     thinking_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

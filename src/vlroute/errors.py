@@ -27,5 +27,9 @@ class CheckpointError(VLRouteError):
     """A checkpoint folder is missing, incomplete or not a Qwen3-VL model."""
 
 
+class ChatFileError(VLRouteError):
+    """A saved conversation cannot be read: missing, damaged, or of another format."""
+
+
 class ArtefactError(VLRouteError):
     """A router artefact cannot be used: missing, damaged, or of another schema version."""

@@ -4,46 +4,28 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from vlroute.answer import Answer, AnswerDelta, Decided, Event, Finished, ThinkingDelta, Timing, Usage
-from vlroute.decision.captioner import CachedCaptioner
-from vlroute.decision.classifier import ComplexityClassifier, Prediction
-from vlroute.decision.pace import Pace
+from vlroute.answer import Answer, Event
+from vlroute.answering import Answering, Wish, decide
+from vlroute.chat import Chat
+from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.policy import Decision, Policy
-from vlroute.media import DEFAULT_LIMITS, Limits, Picture, Video
+from vlroute.judge import Judge, MediaCaptioner
+from vlroute.media import DEFAULT_LIMITS, Limits
 from vlroute.messages import Conversation, parse
-from vlroute.modes import MODES, Mode
+from vlroute.modes import Mode
 from vlroute.shipped import shipped
 
 if TYPE_CHECKING:  # the engine brings torch and transformers: it is imported by `load`, not before
     from vlroute.engine.pair import Pair
-    from vlroute.engine.request import Reply, Request
+    from vlroute.engine.prefix_cache import PrefixCache
+    from vlroute.engine.request import Request
+    from vlroute.engine.vision_cache import VisionCache
 
 log = logging.getLogger("vlroute")
-
-#: What the Instruct model is asked for a caption; the pocket pair is trained on this very prompt.
-CAPTION_PROMPT = "Describe the picture in a few words."
-NO_ARTEFACT = Prediction(p_instruct=0.5, p_thinking=0.5, tokens_instruct=0, tokens_thinking=0, known=0)
-MediaCaptioner = Callable[[Picture | Video], str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """One picture or video as the captioner meets it: in a request that may hold its features already."""
-
-    media: Picture | Video
-    request: Request | None
-
-    @property
-    def digest(self) -> str:
-        return self.media.digest
 
 
 class Router:
@@ -63,15 +45,15 @@ class Router:
         limits: Limits = DEFAULT_LIMITS,
         loading: Mapping[str, Any] | None = None,
         generation: Mapping[str, Any] | None = None,
+        caching: Mapping[str, Any] | None = None,
     ) -> None:
-        """`loading` goes to `load_pair`; `generation` holds settings for both modes, or per mode under its name."""
-        self.instruct, self.thinking = instruct, thinking
-        self.classifier, self.policy, self.limits = classifier, policy or Policy(), limits
-        self.pace: Pace = classifier.pace if classifier else Pace()
-        self.loading, self.generation = dict(loading or {}), dict(generation or {})
-        self._captioner = captioner
-        self._captions: CachedCaptioner[_Seen] = CachedCaptioner(self._describe)
-        self._pair: Pair | None = None
+        """`loading` goes to `load_pair`; `generation` holds settings for both modes, or per mode under its name;
+        `caching` may hold a `vision_cache` and a `prefix_cache`.
+        """
+        self.instruct, self.thinking, self.limits = instruct, thinking, limits
+        self.judge = Judge(classifier, policy or Policy(), captioner)
+        self.loading, self.generation, self._caching = dict(loading or {}), dict(generation or {}), dict(caching or {})
+        self._answering: Answering | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -90,6 +72,8 @@ class Router:
         attn_implementation: str | None = None,
         quantization: Any = None,
         generation: Mapping[str, Any] | None = None,
+        vision_cache: VisionCache | None = None,
+        prefix_cache: PrefixCache | None = None,
         **settings: Any,
     ) -> Router:
         """A router over a pair of checkpoints; without any name over the embedded pocket pair.
@@ -106,6 +90,8 @@ class Router:
             device, dtype, attn_implementation, quantization: see `engine.pair.load_pair`.
             settings: generation settings for both modes, under transformers' names: `do_sample=False`.
             generation: the same per mode: `{"thinking": {"max_new_tokens": 4096}}`.
+            vision_cache, prefix_cache: with budgets of your own (see docs/conversations.md). Routers may share a
+                vision cache; a prefix cache belongs to one router.
 
         Raises:
             ValueError: a name together with `instruct=`/`thinking=`, or only one of these two.
@@ -140,22 +126,45 @@ class Router:
             limits=limits,
             loading={key: value for key, value in options.items() if value is not None},
             generation={**settings, **(generation or {})},
+            caching={"vision_cache": vision_cache, "prefix_cache": prefix_cache},
         )
+
+    def load(self) -> Router:
+        """Load both checkpoints now instead of at the first answer."""
+        _ = self._loaded
+        return self
 
     @property
     def pair(self) -> Pair:
         """The loaded pair; loads it at the first call."""
+        return self._loaded.pair
+
+    @property
+    def cache(self) -> VisionCache:
+        """The vision features kept; `router.cache.stats()` says what it did. Loads the pair at the first call."""
+        return self._loaded.vision
+
+    @property
+    def prefixes(self) -> PrefixCache:
+        """What conversations have read so far, see `PrefixCache.stats`. Loads the pair at the first call."""
+        return self._loaded.prefixes
+
+    @property
+    def _loaded(self) -> Answering:
         with self._lock:
-            if self._pair is None:
+            if self._answering is None:
                 from vlroute.engine.pair import load_pair
+                from vlroute.engine.prefix_cache import PrefixCache
+                from vlroute.engine.vision_cache import VisionCache
 
-                self._pair = load_pair(self.instruct, self.thinking, **self.loading)
-            return self._pair
-
-    def load(self) -> Router:
-        """Load both checkpoints now instead of at the first answer."""
-        _ = self.pair
-        return self
+                self._answering = Answering(
+                    load_pair(self.instruct, self.thinking, **self.loading),
+                    self._caching.get("vision_cache") or VisionCache(),
+                    self._caching.get("prefix_cache") or PrefixCache(),
+                    self.judge,
+                    self.generation,
+                )
+            return self._answering
 
     def decide(
         self,
@@ -178,8 +187,7 @@ class Router:
             ValueError: an unknown mode or an impossible price.
         """
         conversation = parse(prompt, images, videos, history, self.limits)
-        request = self._request(conversation) if self._pair else None
-        return self._decide(conversation, request, caption, mode, price)
+        return decide(self.judge, self._answering, conversation, Wish(caption, mode, price))
 
     def ask(
         self,
@@ -210,7 +218,7 @@ class Router:
             TypeError: an unknown generation setting.
         """
         conversation = parse(prompt, images, videos, history, self.limits)
-        return self._answer(conversation, caption, mode, price, cancel, generation, lambda event: None)
+        return self._loaded.answer(conversation, Wish(caption, mode, price, cancel, generation))
 
     def stream(
         self,
@@ -230,118 +238,27 @@ class Router:
         Bad input raises here, not at the first event. Closing the iterator cancels the generation.
         """
         conversation = parse(prompt, images, videos, history, self.limits)
-        cancel = cancel or threading.Event()
-        answer = partial(self._answer, conversation, caption, mode, price, cancel, generation)
-        return self._events(cancel, answer)
+        return self._loaded.stream(conversation, Wish(caption, mode, price, cancel, generation))
 
-    def _events(self, cancel: threading.Event, answer: Callable[[Callable[[Event], Any]], Answer]) -> Iterator[Event]:
-        events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
+    def request(self, conversation: Conversation) -> Request:
+        """The engine's side of one request, for what needs no decision; use it as a context manager."""
+        return self._loaded.request(conversation)
 
-        def work() -> None:
-            try:
-                answer(events.put)
-            except BaseException as error:  # handed to the thread that reads the events
-                events.put(error)
-            events.put(None)
+    def chat(self, system: str | None = None) -> Chat:
+        """A new conversation, answered turn by turn."""
+        return Chat(self, system=system)
 
-        worker = threading.Thread(target=work, name="vlroute-stream", daemon=True)
-        worker.start()
-        try:
-            while (event := events.get()) is not None:
-                if isinstance(event, BaseException):
-                    raise event
-                yield event
-        finally:
-            cancel.set()
-            worker.join()
+    def resume(self, folder: str | Path) -> Chat:
+        """The conversation that `Chat.save` wrote. ChatFileError if it cannot be read."""
+        from vlroute.chat_file import read_chat
 
-    def _answer(
-        self,
-        conversation: Conversation,
-        caption: str | None,
-        mode: Mode | None,
-        price: float | None,
-        cancel: threading.Event | None,
-        generation: Mapping[str, Any],
-        emit: Callable[[Event], Any],
-    ) -> Answer:
-        request = self._request(conversation)
-        began = time.perf_counter()
-        if caption is None and mode is None:
-            caption = self._caption(conversation, request)
-        captioned = time.perf_counter()
-        decision = self._decide(conversation, None, caption, mode, price)
-        decided = time.perf_counter()
-        emit(Decided(decision))
-        settings = self._settings(decision.mode, generation)
+        system, turns = read_chat(folder, self.limits)
+        return Chat(self, turns, system)
 
-        def on_piece(channel: str, piece: str) -> None:
-            emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
+    def answer_turn(self, conversation: Conversation, wish: Wish) -> Answer:
+        """As `ask`, for a `Chat`: what was read in earlier turns is not read again."""
+        return self._loaded.answer(conversation, wish, in_turns=True)
 
-        reply = request.answer(decision.mode, settings, on_piece, cancel)
-        self._observe(decision.mode, reply)
-        timing = Timing(
-            caption=captioned - began,
-            decide=decided - captioned,
-            vision=reply.vision_seconds,
-            prefill=reply.prefill_seconds,
-            decode=reply.decode_seconds,
-            total=time.perf_counter() - began,
-        )
-        usage = Usage(reply.prompt_tokens, reply.vision_tokens, reply.completion_tokens, reply.thinking_tokens)
-        answer = Answer(reply.text, reply.thinking, decision, reply.finish_reason, usage, timing)
-        emit(Finished(answer))
-        return answer
-
-    def _request(self, conversation: Conversation) -> Request:
-        from vlroute.engine.request import Request
-
-        return Request(self.pair, conversation)
-
-    def _settings(self, mode: Mode, generation: Mapping[str, Any]) -> dict[str, Any]:
-        both = {key: value for key, value in self.generation.items() if key not in MODES}
-        return {**both, **self.generation.get(mode, {}), **generation}
-
-    def _observe(self, mode: Mode, reply: Reply) -> None:
-        if reply.finish_reason != "cancelled":
-            self.pace.observe(mode, reply.completion_tokens, reply.prefill_seconds, reply.decode_seconds)
-
-    def _describe(self, seen: _Seen) -> str:
-        if self._captioner is not None:
-            return self._captioner(seen.media)
-        if seen.request is None:
-            raise RuntimeError("the Instruct model captions only within a request on a loaded pair")
-        return seen.request.caption(seen.media, CAPTION_PROMPT)
-
-    def _caption(self, conversation: Conversation, request: Request | None) -> str | None:
-        """Captions of what the last message brings; of the whole conversation where it brings nothing."""
-        media: list[Picture | Video] = [*conversation.last_pictures, *conversation.last_videos]
-        media = media or [*conversation.pictures, *conversation.videos]
-        seen = [_Seen(one, request) for one in media]
-        if request is None and self._captioner is None:
-            kept = [self._captions.cached(one) for one in seen]
-            return "; ".join(filter(None, kept)) if kept and None not in kept else None
-        return self._captions.describe(seen) if seen else None
-
-    def _decide(
-        self,
-        conversation: Conversation,
-        request: Request | None,
-        caption: str | None,
-        mode: Mode | None,
-        price: float | None,
-    ) -> Decision:
-        policy = self.policy if price is None else replace(self.policy, price=price)
-        if caption is None:
-            caption = self._caption(conversation, request) if mode is None else None
-        if self.classifier is None:
-            decision = policy.decide(NO_ARTEFACT, self.pace, caption, forced=mode or policy.unsure_mode)
-            if mode is None:
-                reason = "no router artefact for this pair: pass router=, or train one with training/retrain.py"
-                decision = replace(decision, forced=False, reason=reason)
-            return decision
-        decision = policy.decide(self.classifier.predict(conversation.prompt, caption), self.pace, caption, forced=mode)
-        if caption is None and mode is None and (conversation.pictures or conversation.videos):
-            reason = f"{decision.reason} (by the prompt alone: no caption before the pair is loaded)"
-            decision = replace(decision, reason=reason)
-        return decision
+    def stream_turn(self, conversation: Conversation, wish: Wish) -> Iterator[Event]:
+        """As `stream`, for a `Chat`."""
+        return self._loaded.stream(conversation, wish, in_turns=True)

@@ -35,24 +35,41 @@ class Pace:
         self._per_token = dict.fromkeys(MODES, ASSUMED_PER_TOKEN) | _checked(per_token or {})
         self._prefill = dict.fromkeys(MODES, ASSUMED_PREFILL) | _checked(prefill or {})
         self._weight = weight
+        self._read_seconds = dict.fromkeys(MODES, 0.0)  # moving averages; their ratio is the pace of reading
+        self._read_tokens = dict.fromkeys(MODES, 0.0)
         self._lock = threading.Lock()
 
-    def expected(self, mode: Mode, tokens: float) -> float:
-        """Seconds until `mode` has generated `tokens`; always finite. ValueError if tokens is not, or < 0."""
+    def expected(self, mode: Mode, tokens: float, unread: int | None = None) -> float:
+        """Seconds until `mode` has generated `tokens`; always finite. ValueError if tokens is not, or < 0.
+
+        `unread`: so many tokens of the prompt are to be read first, where that is known and reading was observed;
+        else the mean prefill counts.
+        """
         if not 0 <= tokens < math.inf:
             raise ValueError(f"tokens must be finite and >= 0, not {tokens}")
         with self._lock:
-            seconds = self._prefill[mode] + self._per_token[mode] * tokens
+            prefill = self._prefill[mode]
+            if unread is not None and self._read_tokens[mode]:
+                prefill = unread * self._read_seconds[mode] / self._read_tokens[mode]
+            seconds = prefill + self._per_token[mode] * tokens
         return min(seconds, sys.float_info.max)
 
-    def observe(self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float) -> None:
-        """Learn from one answer; without tokens only its prefill. ValueError for values < 0 or infinite."""
-        if mode not in MODES or not 0 <= tokens < math.inf:
-            raise ValueError(f"expected a mode and tokens >= 0, not {mode!r} and {tokens!r}")
+    def observe(
+        self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, read: int | None = None
+    ) -> None:
+        """Learn from one answer; without tokens only its prefill. ValueError for values < 0 or infinite.
+
+        `read`: how many tokens of the prompt the prefill took in.
+        """
+        if mode not in MODES or not 0 <= tokens < math.inf or (read is not None and read < 0):
+            raise ValueError(f"expected a mode and tokens >= 0, not {mode!r}, {tokens!r} and {read!r}")
         for seconds in (prefill_seconds, decode_seconds):
             _check(seconds)
         with self._lock:
             self._prefill[mode] += self._weight * (prefill_seconds - self._prefill[mode])
+            if read:
+                self._read_seconds[mode] += self._weight * (prefill_seconds - self._read_seconds[mode])
+                self._read_tokens[mode] += self._weight * (read - self._read_tokens[mode])
             if tokens:
                 self._per_token[mode] += self._weight * (decode_seconds / tokens - self._per_token[mode])
 

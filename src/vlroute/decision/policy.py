@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -65,11 +66,21 @@ class Policy:
         _check_mode(self.unsure_mode)
 
     def decide(
-        self, prediction: Prediction, pace: Pace, caption: str | None = None, forced: Mode | None = None
+        self,
+        prediction: Prediction,
+        pace: Pace,
+        caption: str | None = None,
+        forced: Mode | None = None,
+        unread: Mapping[Mode, int] | None = None,
     ) -> Decision:
-        """Weigh one prediction at this machine's pace. ValueError if `forced` is no mode."""
-        instruct = pace.expected("instruct", prediction.tokens_instruct)
-        thinking = pace.expected("thinking", prediction.tokens_thinking)
+        """Weigh one prediction at this machine's pace. ValueError if `forced` is no mode.
+
+        `unread`: how many tokens each mode has not read yet. In a conversation the mode that answered last has
+        little left to read, so changing the mode costs what the other one must read first.
+        """
+        left = unread or {}
+        instruct = pace.expected("instruct", prediction.tokens_instruct, left.get("instruct"))
+        thinking = pace.expected("thinking", prediction.tokens_thinking, left.get("thinking"))
         extra, gain = thinking - instruct, prediction.gain
         threshold = min(self.price * max(extra, 0.0), sys.float_info.max)
         mode: Mode = "thinking" if gain > threshold else "instruct"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -96,11 +97,14 @@ def generate(
     settings: Mapping[str, Any],
     on_token: Callable[[int], None] = lambda token: None,
     cancel: threading.Event | None = None,
+    cache: DynamicCache | None = None,
 ) -> Generated:
     """Write one answer token by token.
 
-    `encoder_outputs` must be fresh (see `vision.encoder_outputs`); `settings` come from `resolve_settings`.
-    `on_token` is called in this thread with each token id; what it raises ends the call and is raised here.
+    `cache` holds what was read of the prompt already, and afterwards what was read of prompt and answer.
+    `encoder_outputs` are those of the pictures not yet read, and must be fresh (see `vision.encoder_outputs`);
+    `settings` come from `resolve_settings`. `on_token` is called in this thread with each token id; what it raises
+    ends the call and is raised here.
     """
     settings = dict(settings)
     processors = _processors(checkpoint, prompt, settings)
@@ -111,6 +115,7 @@ def generate(
     output = checkpoint.model.generate(
         **prompt.inputs(),
         **({"mm_encoder_outputs": dict(encoder_outputs)} if encoder_outputs else {}),
+        **({"past_key_values": cache} if cache is not None else {}),
         generation_config=config,
         logits_processor=processors,
         stopping_criteria=StoppingCriteriaList([_Cancelled(cancel)] if cancel else []),

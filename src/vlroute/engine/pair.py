@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
@@ -35,8 +36,9 @@ CHECKPOINT_FILES = [
 class Checkpoint:
     """One loaded checkpoint: the model, its processor, and what its vision features depend on.
 
-    `tower` is the fingerprint of the tower's weights; `vision_key` joins it with the processors' settings and the
-    dtype: features may pass from one mode to the other exactly if these are equal. Both are 64 hex characters.
+    `tower` is the fingerprint of the tower's weights; `grid_key` that of the processors' settings, on which the number
+    of tokens depends; `vision_key` joins both with dtype, device, attention and versions: features may pass from one
+    mode to the other exactly if these are equal. All are 64 hex characters.
     """
 
     mode: Mode
@@ -44,6 +46,7 @@ class Checkpoint:
     model: Any
     processor: Any
     tower: str
+    grid_key: str
     vision_key: str
 
     @property
@@ -133,9 +136,18 @@ def _load_model(folder: Path, options: Mapping[str, Any], tower: torch.nn.Module
     return model
 
 
-def _vision_key(tower: str, model: Any, processor: Any) -> str:
-    settings = [processor.image_processor.to_dict(), processor.video_processor.to_dict(), str(model.dtype)]
-    return hashlib.sha256(json.dumps([tower, *settings], sort_keys=True, default=str).encode()).hexdigest()
+def _grid_key(processor: Any) -> str:
+    return _hash([processor.image_processor.to_dict(), processor.video_processor.to_dict()])
+
+
+def _vision_key(tower: str, grid_key: str, model: Any) -> str:
+    """Everything that decides the bits of the features: kept on disk they may meet other versions and devices."""
+    how = [str(model.dtype), model.device.type, str(model.config._attn_implementation)]
+    return _hash([tower, grid_key, *how, torch.__version__, transformers.__version__])
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def load_pair(
@@ -180,9 +192,9 @@ def load_pair(
         tower = twin.model.model.visual if twin and twin.tower == prints[mode] else None
         model = _load_model(folders[mode], options, tower)
         processor = AutoProcessor.from_pretrained(folders[mode])
-        loaded[mode] = Checkpoint(
-            mode, sources[mode], model, processor, prints[mode], _vision_key(prints[mode], model, processor)
-        )
+        grid_key = _grid_key(processor)
+        vision_key = _vision_key(prints[mode], grid_key, model)
+        loaded[mode] = Checkpoint(mode, sources[mode], model, processor, prints[mode], grid_key, vision_key)
     pair = Pair(loaded["instruct"], loaded["thinking"], time.perf_counter() - began)
     log.info("loaded %s in %.1f s", pair, pair.load_seconds)
     if not pair.shared_tower:

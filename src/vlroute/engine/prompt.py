@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from vlroute.engine.pair import Checkpoint
+from vlroute.engine.prefix_cache import Reading, Slot
 from vlroute.messages import Conversation
 
 Grid = tuple[int, int, int]
@@ -25,6 +27,7 @@ class Prompt:
     attention_mask: torch.Tensor
     mm_token_type_ids: torch.Tensor
     position_ids: torch.Tensor
+    reading: Reading
 
     @property
     def length(self) -> int:
@@ -89,4 +92,22 @@ def build_prompt(
         axes, _ = checkpoint.model.model.get_rope_index(ids, mm_token_type_ids=types, attention_mask=mask, **vision)
     else:
         axes = text_positions.expand(3, -1, -1)
-    return Prompt(ids, mask, types, torch.cat([text_positions, axes]))
+    reading = Reading(ids[0].cpu().numpy(), _slots(types[0].tolist(), conversation, videos))
+    return Prompt(ids, mask, types, torch.cat([text_positions, axes]), reading)
+
+
+def _slots(types: Sequence[int], conversation: Conversation, videos: Sequence[Grid]) -> tuple[Slot, ...]:
+    """Where each picture and video lies: a picture is one run of vision tokens, a video one for each time step."""
+    runs: dict[int, list[tuple[int, int]]] = {1: [], 2: []}
+    at = 0
+    for kind, group in itertools.groupby(types):
+        length = len(list(group))
+        if kind:
+            runs[kind].append((at, at + length))
+        at += length
+    slots = [Slot(*run, picture.digest) for run, picture in zip(runs[1], conversation.pictures, strict=True)]
+    steps = iter(runs[2])
+    for (t, _, _), video in zip(videos, conversation.videos, strict=True):
+        own = [next(steps) for _ in range(t)]
+        slots.append(Slot(own[0][0], own[-1][1], video.digest))
+    return tuple(sorted(slots, key=lambda slot: slot.start))

@@ -1,35 +1,45 @@
-"""One request on a loaded pair: pictures are encoded once, whoever captions and whichever mode answers."""
+"""One request on a loaded pair: nothing is encoded or read twice, whoever captions and whichever mode answers."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
 from typing import Any
+
+from transformers import DynamicCache
 
 from vlroute.engine.generate import FinishReason, generate
 from vlroute.engine.pair import Checkpoint, Pair
-from vlroute.engine.prompt import build_prompt
+from vlroute.engine.prefix_cache import PrefixCache
+from vlroute.engine.prompt import Prompt, build_prompt
 from vlroute.engine.settings import resolve_settings
 from vlroute.engine.thinking import Channel, Splitter
-from vlroute.engine.vision import VisionFeatures, encode, encoder_outputs
+from vlroute.engine.vision import VisionFeatures, encoder_outputs
+from vlroute.engine.vision_cache import Features, Grid, VisionCache, feature_key
 from vlroute.media import Picture, Video
 from vlroute.messages import Conversation, Message
-from vlroute.modes import Mode
+from vlroute.modes import MODES, Mode
 
-Features = tuple[list[VisionFeatures], list[VisionFeatures]]
 CAPTION_SETTINGS = {"do_sample": False, "max_new_tokens": 24}
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one mode wrote, with its counts of tokens and its seconds per step."""
+    """What one mode wrote, with its counts of tokens and its seconds per step.
+
+    `cached_tokens` of the prompt were read in an earlier turn.
+    """
 
     text: str
     thinking: str
     finish_reason: FinishReason
     prompt_tokens: int
+    cached_tokens: int
     vision_tokens: int
     completion_tokens: int
     thinking_tokens: int
@@ -39,29 +49,66 @@ class Reply:
 
 
 class Request:
-    """Holds the vision features of one conversation for as long as the request lasts."""
+    """One conversation to answer: a context manager that holds its vision features in memory until it ends.
 
-    def __init__(self, pair: Pair, conversation: Conversation) -> None:
-        self.pair, self.conversation = pair, conversation
-        self._features: dict[str, Features] = {}
+    With `prefixes` (a conversation in turns) what a mode has read before is not read again.
+    """
 
-    def features(self, checkpoint: Checkpoint) -> Features:
-        """Features of all pictures and all videos, in order; encoded at the first call per distinct tower."""
-        key = checkpoint.vision_key
-        if key not in self._features:
-            self._features[key] = encode(checkpoint, self.conversation.pictures, self.conversation.videos)
-        return self._features[key]
+    def __init__(
+        self,
+        pair: Pair,
+        conversation: Conversation,
+        vision: VisionCache,
+        prefixes: PrefixCache | None = None,
+        namespace: str = "",
+    ) -> None:
+        self.pair, self.conversation, self.vision = pair, conversation, vision
+        self.prefixes, self.namespace = prefixes, namespace
+        self._leases = ExitStack()
+        self._held: dict[str, VisionFeatures] = {}
+        self._prompts: dict[Mode, Prompt] = {}
+
+    def __enter__(self) -> Request:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leases.close()
+
+    def features(self, checkpoint: Checkpoint, pictures: list[Picture], videos: list[Video]) -> Features:
+        """Features in order, from the cache or the tower; they stay at hand until the request ends."""
+        key = partial(feature_key, checkpoint.vision_key, namespace=self.namespace)
+        new_pictures = [picture for picture in pictures if key(picture) not in self._held]
+        new_videos = [video for video in videos if key(video) not in self._held]
+        if new_pictures or new_videos:
+            lease = self.vision.lease(checkpoint, new_pictures, new_videos, self.namespace)
+            images, clips = self._leases.enter_context(lease)
+            new: list[Picture | Video] = [*new_pictures, *new_videos]
+            for item, features in zip(new, [*images, *clips], strict=True):
+                self._held[key(item)] = features
+        return [self._held[key(picture)] for picture in pictures], [self._held[key(video)] for video in videos]
 
     def caption(self, seen: Picture | Video, prompt: str) -> str:
         """What the Instruct model says of one picture or video of this conversation, asked `prompt`, greedily."""
-        checkpoint = self.pair.instruct
-        images, videos = self.features(checkpoint)
-        if isinstance(seen, Picture):
-            images, videos = [images[self.conversation.pictures.index(seen)]], []
-        else:
-            images, videos = [], [videos[self.conversation.videos.index(seen)]]
+        # all new ones of this turn in one tower call, not only the one that is described
+        last = self.conversation.messages[-1]
+        if seen in (*last.pictures, *last.videos):
+            self.features(self.pair.instruct, list(last.pictures), list(last.videos))
         asked = Conversation((Message("user", (seen, prompt)),))
-        return self._write(checkpoint, asked, images, videos, CAPTION_SETTINGS).text
+        with Request(self.pair, asked, self.vision, None, self.namespace) as alone:
+            alone._held = self._held
+            return alone.answer("instruct", CAPTION_SETTINGS).text
+
+    def unread(self) -> dict[Mode, int] | None:
+        """How many tokens of the prompt each mode would have to read; None while a picture's size in tokens is open."""
+        if any(None in grids for mode in MODES for grids in self._grids(self.pair[mode])):
+            return None
+        prompts = {mode: self._prompt(self.pair[mode]) for mode in MODES}
+        if self.prefixes is None:
+            return {mode: prompt.length for mode, prompt in prompts.items()}
+        known = {mode: self.prefixes.known(self._owner(mode), prompt.reading) for mode, prompt in prompts.items()}
+        return {mode: prompt.length - known[mode] for mode, prompt in prompts.items()}
 
     def answer(
         self,
@@ -73,50 +120,65 @@ class Request:
         """Answer the conversation in `mode`; `on_piece` gets each piece of thinking or answer as it is written."""
         checkpoint = self.pair[mode]
         began = time.perf_counter()
-        images, videos = self.features(checkpoint)
-        vision_seconds = time.perf_counter() - began
-        return self._write(
-            checkpoint,
-            self.conversation,
-            images,
-            videos,
-            settings,
-            vision_seconds,
-            on_piece=on_piece,
-            cancel=cancel,
-        )
-
-    def _write(
-        self,
-        checkpoint: Checkpoint,
-        conversation: Conversation,
-        images: list[VisionFeatures],
-        videos: list[VisionFeatures],
-        settings: Mapping[str, Any],
-        vision_seconds: float = 0.0,
-        on_piece: Callable[[Channel, str], None] = lambda channel, piece: None,
-        cancel: threading.Event | None = None,
-    ) -> Reply:
-        began = time.perf_counter()
-        prompt = build_prompt(checkpoint, conversation, [i.grid for i in images], [v.grid for v in videos])
-        splitter = Splitter(checkpoint.tokenizer, checkpoint.mode == "thinking")
+        self._see_new(checkpoint)
+        seen_new = time.perf_counter()
+        prompt = self._prompt(checkpoint)
+        owner = self._owner(mode)
+        known, cache = self.prefixes.take(owner, prompt.reading) if self.prefixes else (0, None)
+        if self.prefixes and cache is None:
+            cache = DynamicCache()
+        looked_up = time.perf_counter()
+        images, videos = self.features(checkpoint, *self._unread_media(prompt, known))
+        seen = time.perf_counter()
+        splitter = Splitter(checkpoint.tokenizer, mode == "thinking")
 
         def on_token(token: int) -> None:
             for channel, piece in splitter.push(token):
                 on_piece(channel, piece)
 
-        built = time.perf_counter() - began
-        resolved = resolve_settings(checkpoint, settings)
-        written = generate(checkpoint, prompt, encoder_outputs(images, videos), resolved, on_token, cancel)
+        written = generate(
+            checkpoint, prompt, encoder_outputs(images, videos), resolve_settings(checkpoint, settings), on_token,
+            cancel, cache,
+        )  # fmt: skip
+        if self.prefixes and cache is not None:
+            self.prefixes.put(owner, prompt.reading.extended(written.ids), cache)
         return Reply(
             text=splitter.texts["answer"],
             thinking=splitter.texts["thinking"],
             finish_reason=written.finish_reason,
             prompt_tokens=prompt.length,
+            cached_tokens=known,
             vision_tokens=prompt.vision_tokens,
             completion_tokens=len(written.ids),
             thinking_tokens=splitter.thinking_tokens,
-            vision_seconds=vision_seconds,
-            prefill_seconds=built + written.prefill_seconds,
+            vision_seconds=seen_new - began + seen - looked_up,
+            prefill_seconds=looked_up - seen_new + written.prefill_seconds,
             decode_seconds=written.decode_seconds,
         )
+
+    def _owner(self, mode: Mode) -> str:
+        return f"{mode} {self.namespace}"
+
+    def _grids(self, checkpoint: Checkpoint) -> tuple[list[Grid | None], list[Grid | None]]:
+        pictures, videos = list(self.conversation.pictures), list(self.conversation.videos)
+        grids = self.vision.grids(checkpoint, [*pictures, *videos], self.namespace)
+        return grids[: len(pictures)], grids[len(pictures) :]
+
+    def _see_new(self, checkpoint: Checkpoint) -> None:
+        """Encode what was never seen: the prompt cannot be built before its size in tokens is known."""
+        images, clips = self._grids(checkpoint)
+        pictures = [item for item, grid in zip(self.conversation.pictures, images, strict=True) if grid is None]
+        videos = [item for item, grid in zip(self.conversation.videos, clips, strict=True) if grid is None]
+        self.features(checkpoint, pictures, videos)
+
+    def _prompt(self, checkpoint: Checkpoint) -> Prompt:
+        if checkpoint.mode not in self._prompts:
+            images, clips = ([grid for grid in grids if grid is not None] for grids in self._grids(checkpoint))
+            self._prompts[checkpoint.mode] = build_prompt(checkpoint, self.conversation, images, clips)
+        return self._prompts[checkpoint.mode]
+
+    def _unread_media(self, prompt: Prompt, known: int) -> tuple[list[Picture], list[Video]]:
+        unread = [slot.start >= known for slot in prompt.reading.slots]
+        media = [part for message in self.conversation.messages for part in message.parts if not isinstance(part, str)]
+        left = [part for part, new in zip(media, unread, strict=True) if new]
+        return [p for p in left if isinstance(p, Picture)], [v for v in left if isinstance(v, Video)]

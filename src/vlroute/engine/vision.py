@@ -28,6 +28,18 @@ class VisionFeatures:
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self.merged, *self.deepstack))
 
+    def to(self, device: torch.device) -> VisionFeatures:
+        """On `device`; itself where it is there already."""
+        if self.merged.device == device:
+            return self
+        return VisionFeatures(self.grid, self.merged.to(device), tuple(layer.to(device) for layer in self.deepstack))
+
+    def fits(self, merge_size: int) -> bool:
+        """Whether every layer has the one row for each merged token that the grid asks for."""
+        t, h, w = self.grid
+        rows = t * h * w // merge_size**2
+        return all(layer.shape[0] == rows for layer in (self.merged, *self.deepstack))
+
 
 def _video_metadata(video: Video) -> dict[str, Any]:
     """Frame times as transformers wants them: an index for each frame, and frames a second of that index."""

@@ -1,0 +1,132 @@
+"""From a checked conversation to an answer: caption, decide, see, generate, observe; one direction, nothing twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from vlroute.answer import Answer, AnswerDelta, Decided, Event, Finished, ThinkingDelta, Timing, Usage
+from vlroute.decision.policy import Decision
+from vlroute.judge import Judge
+from vlroute.messages import Conversation
+from vlroute.modes import MODES, Mode
+
+if TYPE_CHECKING:  # the engine brings torch and transformers: it is imported when something is answered, not before
+    from vlroute.engine.pair import Pair
+    from vlroute.engine.prefix_cache import PrefixCache
+    from vlroute.engine.request import Request
+    from vlroute.engine.vision_cache import VisionCache
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller wants of one request beside its words and pictures; see `Router.ask`."""
+
+    caption: str | None = None
+    mode: Mode | None = None
+    price: float | None = None
+    cancel: threading.Event | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """A loaded pair with its caches, and the judge who chooses the mode. Thread-safe.
+
+    `generation` holds settings for both modes, or per mode under its name.
+    """
+
+    pair: Pair
+    vision: VisionCache
+    prefixes: PrefixCache
+    judge: Judge
+    generation: Mapping[str, Any]
+
+    def request(self, conversation: Conversation, in_turns: bool = False) -> Request:
+        from vlroute.engine.request import Request
+
+        return Request(self.pair, conversation, self.vision, self.prefixes if in_turns else None)
+
+    def answer(
+        self,
+        conversation: Conversation,
+        wish: Wish,
+        in_turns: bool = False,
+        emit: Callable[[Event], Any] = lambda event: None,
+    ) -> Answer:
+        """`in_turns`: what was read in earlier turns is not read again, and counts in the decision."""
+        began = time.perf_counter()
+        with self.request(conversation, in_turns) as request:
+            caption = wish.caption
+            if caption is None and wish.mode is None:
+                caption = self.judge.caption(conversation, request)
+            captioned = time.perf_counter()
+            unread = request.unread() if in_turns and wish.mode is None else None
+            decision = self.judge.decide(conversation, caption, wish.mode, wish.price, unread)
+            decided = time.perf_counter()
+            emit(Decided(decision))
+
+            def on_piece(channel: str, piece: str) -> None:
+                emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
+
+            reply = request.answer(decision.mode, self._settings(decision.mode, wish), on_piece, wish.cancel)
+        if reply.finish_reason != "cancelled":
+            read = reply.prompt_tokens - reply.cached_tokens
+            self.judge.pace.observe(
+                decision.mode, reply.completion_tokens, reply.prefill_seconds, reply.decode_seconds, read
+            )
+        answer = Answer(
+            reply.text, reply.thinking, decision, reply.finish_reason,
+            Usage(
+                reply.prompt_tokens, reply.vision_tokens, reply.completion_tokens, reply.thinking_tokens,
+                reply.cached_tokens,
+            ),
+            Timing(
+                caption=captioned - began, decide=decided - captioned, vision=reply.vision_seconds,
+                prefill=reply.prefill_seconds, decode=reply.decode_seconds, total=time.perf_counter() - began,
+            ),
+        )  # fmt: skip
+        emit(Finished(answer))
+        return answer
+
+    def stream(self, conversation: Conversation, wish: Wish, in_turns: bool = False) -> Iterator[Event]:
+        """The events of `answer`, made in a thread of its own; closing the iterator cancels it."""
+        events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
+        cancel = wish.cancel or threading.Event()
+        wish = Wish(wish.caption, wish.mode, wish.price, cancel, wish.generation)
+
+        def work() -> None:
+            try:
+                self.answer(conversation, wish, in_turns, events.put)
+            except BaseException as error:  # handed to the thread that reads the events
+                events.put(error)
+            events.put(None)
+
+        worker = threading.Thread(target=work, name="vlroute-stream", daemon=True)
+        worker.start()
+        try:
+            while (event := events.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            cancel.set()
+            worker.join()
+
+    def _settings(self, mode: Mode, wish: Wish) -> dict[str, Any]:
+        both = {key: value for key, value in self.generation.items() if key not in MODES}
+        return {**both, **self.generation.get(mode, {}), **wish.generation}
+
+
+def decide(judge: Judge, answering: Answering | None, conversation: Conversation, wish: Wish) -> Decision:
+    """The decision alone; a captioner that needs the pair runs only where the pair is loaded."""
+    with answering.request(conversation) if answering else nullcontext() as request:
+        caption = wish.caption
+        if caption is None and wish.mode is None:
+            caption = judge.caption(conversation, request)
+        return judge.decide(conversation, caption, wish.mode, wish.price)

@@ -1,0 +1,107 @@
+"""A conversation on disk: `chat.json` and the pictures as PNG files named by content. Nothing in it can run code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlroute.answer import Answer, Timing, Usage
+from vlroute.chat import Turn
+from vlroute.decision.policy import Decision
+from vlroute.errors import ChatFileError, InputError
+from vlroute.limits import DEFAULT_LIMITS, Limits
+from vlroute.media import Picture, Video, load_picture
+from vlroute.messages import Message, Part
+
+FORMAT = 1
+FILE, MEDIA = "chat.json", "media"
+
+
+def write_chat(folder: str | Path, system: str | None, turns: tuple[Turn, ...]) -> Path:
+    """Write pictures first, `chat.json` last and at once: a killed process leaves the old chat or the new one."""
+    folder = Path(folder)
+    (folder / MEDIA).mkdir(parents=True, exist_ok=True)
+    kept = [
+        {"parts": [_part(folder, part) for part in turn.message.parts], "answer": turn.answer.as_dict()}
+        for turn in turns
+    ]
+    text = json.dumps({"format": FORMAT, "system": system, "turns": kept}, ensure_ascii=False, indent=1)
+    _replace(folder / FILE, (text + "\n").encode())
+    return folder
+
+
+def read_chat(folder: str | Path, limits: Limits = DEFAULT_LIMITS) -> tuple[str | None, tuple[Turn, ...]]:
+    """System prompt and turns. ChatFileError if something is missing, damaged or of another format."""
+    folder = Path(folder)
+    try:
+        chat = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ChatFileError(
+            f"cannot read {FILE} in {folder.name!r}: {error}; expected a folder of Chat.save"
+        ) from error
+    if not isinstance(chat, dict) or chat.get("format") != FORMAT:
+        raise ChatFileError(f"{FILE} in {folder.name!r} is not of format {FORMAT}, the one this version reads")
+    try:
+        return chat["system"], tuple(_turn(folder, turn, limits) for turn in chat["turns"])
+    except (KeyError, TypeError, AttributeError, InputError) as error:
+        raise ChatFileError(f"{FILE} in {folder.name!r} is damaged: {error}; save the chat again") from error
+
+
+def _part(folder: Path, part: Part) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"text": part}
+    if isinstance(part, Picture):
+        return {"picture": _keep(folder, part.image), "digest": part.digest}
+    return {"video": [_keep(folder, frame) for frame in part.frames], "times": part.times, "digest": part.digest}
+
+
+def _keep(folder: Path, image: Image.Image) -> str:
+    name = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest() + ".png"
+    path = folder / MEDIA / name
+    if not path.exists():
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        image.save(partial, format="PNG")
+        partial.replace(path)
+    return name
+
+
+def _replace(path: Path, data: bytes) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _turn(folder: Path, turn: dict[str, Any], limits: Limits) -> Turn:
+    answer = dict(turn["answer"])
+    answer["decision"] = Decision(**answer["decision"])
+    answer["usage"] = Usage(**answer["usage"])
+    answer["timing"] = Timing(**answer["timing"])
+    return Turn(Message("user", tuple(_load(folder, part, limits) for part in turn["parts"])), Answer(**answer))
+
+
+def _load(folder: Path, part: dict[str, Any], limits: Limits) -> Part:
+    if "text" in part:
+        return str(part["text"])
+    loaded: Picture | Video
+    if "picture" in part:
+        loaded = _picture(folder, part["picture"], limits)
+    else:
+        frames = tuple(_picture(folder, name, limits).image for name in part["video"])
+        loaded = Video(frames, tuple(float(time) for time in part["times"]))
+    if loaded.digest != part["digest"]:
+        raise KeyError("a picture is not the one that was saved")
+    return loaded
+
+
+def _picture(folder: Path, name: str, limits: Limits) -> Picture:
+    if Path(name).name != name:
+        raise KeyError("a picture lies outside the folder")
+    return load_picture(folder / MEDIA / name, limits)

@@ -1,0 +1,246 @@
+"""Vision features across turns, requests and modes: each picture goes through each distinct tower once.
+
+A key names everything the features depend on, by content: the checkpoint's `vision_key` (tower weights, processor
+settings, dtype), the item's digest (kind, size, every pixel, of a video its times) and a namespace that keeps tenants
+apart. Whatever a caller names an item plays no part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from vlroute.engine.disk_tier import DiskTier
+from vlroute.engine.pair import Checkpoint
+from vlroute.engine.vision import VisionFeatures, encode
+from vlroute.media import Picture, Video
+
+log = logging.getLogger("vlroute")
+
+MiB = 2**20
+Features = tuple[list[VisionFeatures], list[VisionFeatures]]
+Grid = tuple[int, int, int]
+MAX_GRIDS = 2**16  # three numbers each; so many pictures are remembered by their size alone
+
+
+def feature_key(of: str, item: Picture | Video, namespace: str = "") -> str:
+    """SHA-256 over the framed parts, 64 hex characters; `of` is a checkpoint's `vision_key` or `grid_key`."""
+    kind = "picture" if isinstance(item, Picture) else "video"
+    framed = "".join(f"{len(part.encode())}:{part}" for part in ("vlroute features 1", namespace, of, kind))
+    return hashlib.sha256(f"{framed}{item.digest}".encode()).hexdigest()
+
+
+def _fits(features: VisionFeatures, checkpoint: Checkpoint) -> bool:
+    """Whether the number of rows is the one that the prompt will hold slots for."""
+    return features.fits(checkpoint.processor.image_processor.merge_size)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """What the cache did since it was made, in items; `bytes` and `host_bytes` are what it holds now.
+
+    `encodes` counts items that a tower really encoded, `tower_calls` how often one ran (each call takes all that one
+    request misses). `waits`: found in the making by another thread. `host_hits` and `disk_hits` are part of `hits`.
+    """
+
+    hits: int = 0
+    waits: int = 0
+    encodes: int = 0
+    tower_calls: int = 0
+    host_hits: int = 0
+    disk_hits: int = 0
+    evictions: int = 0
+    uncached: int = 0
+    items: int = 0
+    bytes: int = 0
+    host_bytes: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+class VisionCache:
+    """Least recently used features within a budget of bytes, never exceeded. Thread-safe.
+
+    Entries in use are never evicted; an item that finds no room beside them is served but not kept. Threads that miss
+    the same item share one encoding. Behind the first tier, which lives where the model lives, may stand two others:
+    `host_budget` bytes of main memory (of use where the model is on a GPU) and a `disk` tier that outlives the process.
+    """
+
+    def __init__(self, budget: int = 256 * MiB, host_budget: int = 0, disk: DiskTier | None = None) -> None:
+        """ValueError for a negative budget; 0 keeps nothing beyond the requests that run."""
+        if budget < 0 or host_budget < 0:
+            raise ValueError(f"a budget is a number of bytes >= 0, not {min(budget, host_budget)}")
+        self.budget, self.host_budget, self.disk = budget, host_budget, disk
+        self._kept: OrderedDict[str, VisionFeatures] = OrderedDict()
+        self._host: OrderedDict[str, VisionFeatures] = OrderedDict()
+        self._grids: OrderedDict[str, Grid] = OrderedDict()
+        self._pins: dict[str, int] = {}
+        self._making: dict[str, Future[VisionFeatures]] = {}
+        self._lock = threading.Lock()
+        self._stats = CacheStats()
+        self._bytes = self._host_bytes = 0
+
+    def stats(self) -> CacheStats:
+        with self._lock:
+            return replace(self._stats, items=len(self._kept), bytes=self._bytes, host_bytes=self._host_bytes)
+
+    def clear(self) -> None:
+        """Forget everything in memory that no request uses; the disk tier stays."""
+        with self._lock:
+            for key in [key for key in self._kept if key not in self._pins]:
+                self._bytes -= self._kept.pop(key).nbytes
+            self._host.clear()
+            self._host_bytes = 0
+
+    def grids(self, checkpoint: Checkpoint, items: Sequence[Picture | Video], namespace: str = "") -> list[Grid | None]:
+        """(t, h, w) in patches of each item once encoded, even if its features are gone; None if it never was."""
+        keys = [feature_key(checkpoint.grid_key, item, namespace) for item in items]
+        with self._lock:
+            return [self._grids.get(key) for key in keys]
+
+    @contextmanager
+    def lease(
+        self, checkpoint: Checkpoint, pictures: Sequence[Picture], videos: Sequence[Video], namespace: str = ""
+    ) -> Iterator[Features]:
+        """Features of all pictures and all videos in order, kept in memory until the block ends."""
+        items: list[Picture | Video] = [*pictures, *videos]
+        keys = [feature_key(checkpoint.vision_key, item, namespace) for item in items]
+        wanted = dict(zip(keys, items, strict=True))
+        with self._lock:
+            for key in wanted:
+                self._pins[key] = self._pins.get(key, 0) + 1
+        try:
+            found = self._find(checkpoint, wanted)
+            features = [found[key] for key in keys]
+            self._remember_grids([feature_key(checkpoint.grid_key, item, namespace) for item in items], features)
+            yield features[: len(pictures)], features[len(pictures) :]
+        finally:
+            with self._lock:
+                for key in wanted:
+                    self._pins[key] -= 1
+                    if not self._pins[key]:
+                        del self._pins[key]
+
+    def _remember_grids(self, keys: Sequence[str], features: Sequence[VisionFeatures]) -> None:
+        with self._lock:
+            for key, item in zip(keys, features, strict=True):
+                self._grids[key] = item.grid
+            while len(self._grids) > MAX_GRIDS:
+                self._grids.popitem(last=False)
+
+    def _find(self, checkpoint: Checkpoint, wanted: dict[str, Picture | Video]) -> dict[str, VisionFeatures]:
+        found: dict[str, VisionFeatures] = {}
+        while len(found) < len(wanted):
+            mine: dict[str, Future[VisionFeatures]] = {}
+            others: dict[str, Future[VisionFeatures]] = {}
+            with self._lock:
+                for key in wanted.keys() - found.keys():
+                    if key in self._making:
+                        others[key] = self._making[key]
+                    elif (kept := self._remembered(key, checkpoint)) is not None:
+                        found[key] = kept
+                    else:
+                        mine[key] = self._making[key] = Future()
+            if mine:
+                found.update(self._make(checkpoint, {key: wanted[key] for key in wanted if key in mine}, mine))
+            for key, future in others.items():
+                if future.exception() is None:  # else whoever made it failed: the next round tries again here
+                    found[key] = future.result()
+                    self._count(waits=1)
+        return found
+
+    def _remembered(self, key: str, checkpoint: Checkpoint) -> VisionFeatures | None:
+        """From device or main memory; called with the lock held."""
+        if (kept := self._kept.get(key)) is not None:
+            if _fits(kept, checkpoint):
+                self._kept.move_to_end(key)
+                self._bump(hits=1)
+                return kept
+            self._bytes -= self._kept.pop(key).nbytes
+        if (kept := self._host.pop(key, None)) is not None:
+            self._host_bytes -= kept.nbytes
+            if not _fits(kept, checkpoint):
+                return None
+            kept = kept.to(checkpoint.device)
+            self._keep(key, kept)
+            self._bump(hits=1, host_hits=1)
+        return kept
+
+    def _make(
+        self, checkpoint: Checkpoint, items: dict[str, Picture | Video], futures: dict[str, Future[VisionFeatures]]
+    ) -> dict[str, VisionFeatures]:
+        """Read from disk or encode, all in one tower call; hands the outcome to whoever waits for it."""
+        try:
+            made = self._from_disk(checkpoint, list(items))
+            missing = {key: item for key, item in items.items() if key not in made}
+            if missing:
+                pictures = {key: item for key, item in missing.items() if isinstance(item, Picture)}
+                clips = {key: item for key, item in missing.items() if isinstance(item, Video)}
+                images, videos = encode(checkpoint, list(pictures.values()), list(clips.values()))
+                fresh = dict(zip([*pictures, *clips], [*images, *videos], strict=True))
+                self._count(encodes=len(fresh), tower_calls=bool(pictures) + bool(clips))
+                made.update(fresh)
+                for key, features in fresh.items():
+                    if self.disk is not None:
+                        self.disk.put(key, features)
+        except BaseException as error:
+            with self._lock:
+                for key in futures:
+                    del self._making[key]
+            for future in futures.values():
+                future.set_exception(error)
+            raise
+        with self._lock:
+            for key, features in made.items():
+                self._keep(key, features)
+                del self._making[key]
+        for key, future in futures.items():
+            future.set_result(made[key])
+        return made
+
+    def _from_disk(self, checkpoint: Checkpoint, keys: Sequence[str]) -> dict[str, VisionFeatures]:
+        if self.disk is None:
+            return {}
+        found = {key: self.disk.get(key) for key in keys}
+        read = {key: features for key, features in found.items() if features and _fits(features, checkpoint)}
+        self._count(hits=len(read), disk_hits=len(read))
+        return {key: features.to(checkpoint.device) for key, features in read.items()}
+
+    def _keep(self, key: str, features: VisionFeatures) -> None:
+        """Make room and keep; where entries in use leave no room, serve uncached. Called with the lock held."""
+        idle = [old for old in self._kept if old not in self._pins]  # least recently used first
+        while self._bytes + features.nbytes > self.budget and idle:
+            self._evict(idle.pop(0))
+        if self._bytes + features.nbytes > self.budget:
+            self._bump(uncached=1)
+            return
+        self._kept[key] = features
+        self._bytes += features.nbytes
+
+    def _evict(self, key: str) -> None:
+        features = self._kept.pop(key)
+        self._bytes -= features.nbytes
+        self._bump(evictions=1)
+        if features.nbytes <= self.host_budget:
+            self._host[key] = features.to(torch.device("cpu"))
+            self._host_bytes += features.nbytes
+        while self._host_bytes > self.host_budget:
+            _, dropped = self._host.popitem(last=False)
+            self._host_bytes -= dropped.nbytes
+
+    def _count(self, **counts: int) -> None:
+        with self._lock:
+            self._bump(**counts)
+
+    def _bump(self, **counts: Any) -> None:
+        self._stats = replace(self._stats, **{name: getattr(self._stats, name) + n for name, n in counts.items()})
