@@ -11,7 +11,7 @@ from tests.conftest import media
 from vlroute import Router
 from vlroute.modes import MODES
 from vlroute.pocket.families import FAMILIES
-from vlroute.pocket.trial import draw_evenly, is_right
+from vlroute.pocket.trial import draw_evenly, is_right, run_trials
 from vlroute.shipped import shipped
 
 
@@ -32,6 +32,12 @@ def test_thinking_wins_the_hard_ones(router: Router, family: str) -> None:
     thinking, instruct = (share_right(router, mode, family, "hard") for mode in ("thinking", "instruct"))
     assert thinking >= 0.75
     assert instruct <= 0.6
+
+
+def test_every_trial_pays_for_its_own_picture(router: Router) -> None:
+    before = router.cache.stats().encodes
+    trials = list(run_trials(router, draw_evenly(2, "fair")))
+    assert router.cache.stats().encodes - before == 3 * len(trials)
 
 
 def test_captions_name_what_is_there(router: Router) -> None:

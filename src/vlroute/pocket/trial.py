@@ -47,7 +47,11 @@ def media(task: Task) -> dict[str, Any]:
 
 
 def ask_task(router: Router, task: Task, mode: Mode | None = None, bare: bool = False) -> Answer:
-    """Put one task to the router; `bare` asks for the result only."""
+    """Put one task to the router as if its picture were new, so that each answer's seconds hold the whole work.
+
+    `bare` asks for the result only.
+    """
+    router.cache.clear()
     return router.ask(task.prompt + (BARE[task.language] if bare else ""), **media(task), mode=mode)
 
 
