@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +62,7 @@ class Answering:
         """`in_turns`: what was read in earlier turns is not read again, and counts in the decision."""
         began = time.perf_counter()
         with self.request(conversation, in_turns) as request:
-            caption = wish.caption
-            if caption is None and wish.mode is None:
-                caption = self.judge.caption(conversation, request)
+            caption = _caption(self.judge, conversation, wish, request)
             captioned = time.perf_counter()
             unread = request.unread() if in_turns and wish.mode is None else None
             decision = self.judge.decide(conversation, caption, wish.mode, wish.price, unread)
@@ -98,7 +96,7 @@ class Answering:
         """The events of `answer`, made in a thread of its own; closing the iterator cancels it."""
         events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
         cancel = wish.cancel or threading.Event()
-        wish = Wish(wish.caption, wish.mode, wish.price, cancel, wish.generation)
+        wish = replace(wish, cancel=cancel)
 
         def work() -> None:
             try:
@@ -123,10 +121,15 @@ class Answering:
         return {**both, **self.generation.get(mode, {}), **wish.generation}
 
 
+def _caption(judge: Judge, conversation: Conversation, wish: Wish, request: Request | None) -> str | None:
+    """The caller's, else the captioner's; none where the mode is forced and nothing hangs on it."""
+    if wish.caption is None and wish.mode is None:
+        return judge.caption(conversation, request)
+    return wish.caption
+
+
 def decide(judge: Judge, answering: Answering | None, conversation: Conversation, wish: Wish) -> Decision:
     """The decision alone; a captioner that needs the pair runs only where the pair is loaded."""
     with answering.request(conversation) if answering else nullcontext() as request:
-        caption = wish.caption
-        if caption is None and wish.mode is None:
-            caption = judge.caption(conversation, request)
+        caption = _caption(judge, conversation, wish, request)
         return judge.decide(conversation, caption, wish.mode, wish.price)

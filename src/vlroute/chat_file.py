@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from vlroute.answer import Answer, Timing, Usage
 from vlroute.chat import Turn
 from vlroute.decision.policy import Decision
 from vlroute.errors import ChatFileError, InputError
+from vlroute.files import replace_file
 from vlroute.limits import DEFAULT_LIMITS, Limits
 from vlroute.media import Picture, Video, load_picture
 from vlroute.messages import Message, Part
@@ -31,7 +32,7 @@ def write_chat(folder: str | Path, system: str | None, turns: tuple[Turn, ...]) 
         for turn in turns
     ]
     text = json.dumps({"format": FORMAT, "system": system, "turns": kept}, ensure_ascii=False, indent=1)
-    _replace(folder / FILE, (text + "\n").encode())
+    replace_file(folder / FILE, (text + "\n").encode())
     return folder
 
 
@@ -64,19 +65,10 @@ def _keep(folder: Path, image: Image.Image) -> str:
     name = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest() + ".png"
     path = folder / MEDIA / name
     if not path.exists():
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        image.save(partial, format="PNG")
-        partial.replace(path)
+        png = io.BytesIO()
+        image.save(png, format="PNG")
+        replace_file(path, png.getvalue())
     return name
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _turn(folder: Path, turn: dict[str, Any], limits: Limits) -> Turn:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -151,11 +152,12 @@ def _reading(rng: random.Random, task: Task) -> Example:
     return transcript_example(task)
 
 
-def instruct_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
+def instruct_examples(
+    rng: random.Random, start: int, families: dict[str, float], levels: dict[str, float]
+) -> Iterator[list[Example]]:
     """Questions answered at once; captions, counts and links mixed in."""
-    families = {"ocr": 1.0, "count": 1.6, "math": 0.8, "gui": 1.2, "hop": 1.2}
     for step in itertools.count(start):
-        tasks = _videos(rng) if step % 5 == 3 else _draw(rng, families, EASIER, 64)
+        tasks = _videos(rng) if step % 5 == 3 else _draw(rng, families, levels, 64)
         yield [_direct(rng, task) for task in tasks]
 
 
@@ -170,41 +172,37 @@ def _direct(rng: random.Random, task: Task) -> Example:
     return answer_example(task, "instruct")
 
 
-def thinking_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
-    """Step by step; every fourth batch is adding alone, every fourth a video."""
-    families = {"ocr": 1.0, "count": 1.2, "math": 1.5, "gui": 1.2, "hop": 1.0}
+def thinking_examples(
+    rng: random.Random, start: int, families: dict[str, float], practice: Sequence[Callable[[random.Random], Example]]
+) -> Iterator[list[Example]]:
+    """Step by step; every fourth batch is practice without pictures, every fourth a video."""
     for step in itertools.count(start):
         if step % 4 == 1:
-            yield [sums_example(rng) for _ in range(96)]
+            yield [practice[i % len(practice)](rng) for i in range(96)]
         else:
             tasks = _videos(rng) if step % 4 == 3 else _draw(rng, families, EVENLY, 64)
             yield [answer_example(task, "thinking") for task in tasks]
 
 
-def instruct_more_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
-    """As `instruct_examples`, mostly easy ones and more screens."""
-    families = {"ocr": 0.6, "count": 1.6, "math": 0.5, "gui": 3.0, "hop": 0.8}
-    for step in itertools.count(start):
-        tasks = _videos(rng) if step % 5 == 3 else _draw(rng, families, MOSTLY_EASY, 64)
-        yield [_direct(rng, task) for task in tasks]
-
-
-def thinking_more_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
-    """As `thinking_examples`, with angles and seconds practised without pictures."""
-    families = {"ocr": 0.8, "count": 1.6, "math": 1.5, "gui": 1.0, "hop": 0.8}
-    for step in itertools.count(start):
-        if step % 4 == 1:
-            yield [(angles_example if i % 3 == 0 else times_example)(rng) for i in range(96)]
-        else:
-            tasks = _videos(rng) if step % 4 == 3 else _draw(rng, families, EVENLY, 64)
-            yield [answer_example(task, "thinking") for task in tasks]
-
-
+# the later stages practise what lagged behind: easy screens; angles, and at which second a letter showed
+more_instruct = partial(
+    instruct_examples, families={"ocr": 0.6, "count": 1.6, "math": 0.5, "gui": 3.0, "hop": 0.8}, levels=MOSTLY_EASY
+)
 EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "transcripts": transcripts_examples,
-    "instruct": instruct_examples,
-    "instruct_more": instruct_more_examples,
-    "instruct_last": instruct_more_examples,
-    "thinking": thinking_examples,
-    "thinking_more": thinking_more_examples,
+    "instruct": partial(
+        instruct_examples, families={"ocr": 1.0, "count": 1.6, "math": 0.8, "gui": 1.2, "hop": 1.2}, levels=EASIER
+    ),
+    "instruct_more": more_instruct,
+    "instruct_last": more_instruct,
+    "thinking": partial(
+        thinking_examples,
+        families={"ocr": 1.0, "count": 1.2, "math": 1.5, "gui": 1.2, "hop": 1.0},
+        practice=(sums_example,),
+    ),
+    "thinking_more": partial(
+        thinking_examples,
+        families={"ocr": 0.8, "count": 1.6, "math": 1.5, "gui": 1.0, "hop": 0.8},
+        practice=(angles_example, times_example, times_example),
+    ),
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from vlroute.errors import ArtefactError
+from vlroute.files import replace_file
 
 SCHEMA = 1
 CARD_FILE = "router.json"
@@ -34,8 +34,8 @@ def write_artefact(folder: str | Path, card: Mapping[str, Any], arrays: Arrays) 
     weights = save_tensors({name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()})
     head = {"schema": SCHEMA, "weights_sha256": hashlib.sha256(weights).hexdigest()}
     text = json.dumps({**head, **card}, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    _replace(folder / WEIGHTS_FILE, weights)
-    _replace(folder / CARD_FILE, text.encode())
+    replace_file(folder / WEIGHTS_FILE, weights)
+    replace_file(folder / CARD_FILE, text.encode())
 
 
 def read_artefact(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
@@ -72,9 +72,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ArtefactError(f"cannot read {path} ({error.strerror}); {REMEDY}") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-    draft.write_bytes(content)
-    os.replace(draft, path)

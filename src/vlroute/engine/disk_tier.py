@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 import threading
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from vlroute.engine.vision import VisionFeatures
+from vlroute.files import replace_file
 
 log = logging.getLogger("vlroute")
 KEY = re.compile(r"[0-9a-f]{64}")
@@ -57,18 +57,12 @@ class DiskTier:
         data = _pack(features)
         if len(data) > self.budget:
             return
-        partial = None
         try:
-            with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".partial", delete=False) as file:
-                partial = Path(file.name)
-                file.write(data)
-            partial.replace(self._path(key))
+            replace_file(self._path(key), data, durable=False)  # half a file fails its checksum
             with self._lock:
                 self._shrink()
         except OSError as error:
             log.warning("vision features not kept on disk: %s", error.strerror or type(error).__name__)
-            if partial is not None:
-                partial.unlink(missing_ok=True)
 
     def nbytes(self) -> int:
         """Bytes of all files of the folder."""

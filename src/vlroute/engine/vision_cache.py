@@ -8,13 +8,12 @@ apart. Whatever a caller names an item plays no part.
 from __future__ import annotations
 
 import hashlib
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,8 +22,6 @@ from vlroute.engine.disk_tier import DiskTier
 from vlroute.engine.pair import Checkpoint
 from vlroute.engine.vision import VisionFeatures, encode
 from vlroute.media import Picture, Video
-
-log = logging.getLogger("vlroute")
 
 MiB = 2**20
 Features = tuple[list[VisionFeatures], list[VisionFeatures]]
@@ -63,9 +60,6 @@ class CacheStats:
     items: int = 0
     bytes: int = 0
     host_bytes: int = 0
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
 
 
 class VisionCache:
