@@ -45,8 +45,8 @@ retrain: install  ## Train the pocket pair's router from its committed records
 bench: install  ## The pair at the 2B shape with random weights: memory, load time, seconds per token
 	$(BIN)/python -m training.bench.real_size
 
-soak: install  ## Random conversations against plain transformers, 520 of them (about five minutes)
-	VLROUTE_CONVERSATIONS=520 $(BIN)/python -m pytest tests/test_chat.py -k fresh --hypothesis-show-statistics
+soak: install  ## Random conversations against plain transformers, 520 of them (about ten minutes)
+	VLROUTE_CONVERSATIONS=520 $(BIN)/python -m pytest tests/test_chat_exact.py -k fresh --hypothesis-show-statistics
 
 wheel: install  ## Build the wheel, embedded models included
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

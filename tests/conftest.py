@@ -8,23 +8,39 @@ from typing import Any
 
 import pytest
 
-from vlroute import Router
+from vlroute import Limits, Router
+from vlroute.engine.prefix_cache import PrefixCache
 from vlroute.engine.request import Reply
+from vlroute.engine.vision_cache import VisionCache
 from vlroute.messages import Conversation
 from vlroute.modes import Mode
 from vlroute.pocket import Task, draw_task
 from vlroute.pocket.trial import media
 from vlroute.shipped import shipped
 
-__all__ = ["ROOT", "SECONDS", "media", "pixel_path", "reply", "task"]
+__all__ = ["BUDGETS", "MANY", "PICTURES", "ROOT", "SECONDS", "VIDEO", "media", "pixel_path", "reply", "task"]
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = tuple(float(second) for second in range(8))
+MANY = Limits(max_images=18, max_videos=6)  # six turns of three pictures and a video
+#: Bytes for vision features and for prefixes: roomy, room for about one picture, room for nothing.
+BUDGETS = {"roomy": (2**26, 2**26), "tight": (40_000, 300_000), "none": (0, 0)}
 
 
 @pytest.fixture(scope="session")
 def router() -> Router:
     return Router.from_pretrained().load()
+
+
+@pytest.fixture(scope="session")
+def routers() -> dict[str, Router]:
+    """The pocket pair under each of the budgets."""
+    return {
+        name: Router.from_pretrained(
+            limits=MANY, vision_cache=VisionCache(vision), prefix_cache=PrefixCache(prefix)
+        ).load()
+        for name, (vision, prefix) in BUDGETS.items()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +72,9 @@ def pixel_path(processor: Any, conversation: Conversation) -> Any:
             for video in conversation.videos
         ]
     return processor(text=[text], return_tensors="pt", **media)
+
+
+PICTURES = [task(family, level, seed).frames[0] for seed, (family, level) in enumerate(
+    [("ocr", "easy"), ("count", "hard"), ("math", "hard"), ("gui", "hard"), ("hop", "medium")])]  # fmt: skip
+PICTURES.append(PICTURES[0].resize((140, 70)))
+VIDEO = task("video", "hard").frames

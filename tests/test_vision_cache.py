@@ -97,6 +97,16 @@ def test_what_finds_no_room_is_served_uncached(checkpoint: Checkpoint, encoded: 
     assert cache.stats().uncached == 2
 
 
+def test_what_is_larger_than_the_budget_drives_nothing_out(checkpoint: Checkpoint, encoded: list[int]) -> None:
+    cache = VisionCache(budget=2 * ONE)
+    see(cache, checkpoint, PICTURES[0])
+    with cache.lease(checkpoint, [], [CLIP]):
+        pass
+    see(cache, checkpoint, PICTURES[0])
+    assert encoded == [1, 1]
+    assert (cache.stats().uncached, cache.stats().evictions) == (1, 0)
+
+
 def test_what_is_in_use_stays(checkpoint: Checkpoint, encoded: list[int]) -> None:
     cache = VisionCache(budget=2 * ONE)
     with cache.lease(checkpoint, PICTURES[:2], []):
@@ -189,6 +199,16 @@ def test_behind_the_first_tier_stands_main_memory(checkpoint: Checkpoint, encode
     stats = cache.stats()
     assert (stats.host_hits, stats.bytes) == (1, ONE)
     assert stats.host_bytes <= 2 * ONE
+
+
+def test_main_memory_keeps_what_finds_no_room_in_front_of_it(checkpoint: Checkpoint, encoded: list[int]) -> None:
+    cache = VisionCache(budget=ONE, host_budget=ONE)
+    see(cache, checkpoint, PICTURES[0])
+    with cache.lease(checkpoint, PICTURES[1:2], []):  # 0 goes to main memory, and 1 stays in use
+        for _ in range(3):
+            see(cache, checkpoint, PICTURES[0])
+    assert encoded == [1, 1]
+    assert cache.stats().host_hits == 3
 
 
 def test_the_disk_tier_outlives_the_cache(checkpoint: Checkpoint, encoded: list[int], tmp_path: Path) -> None:

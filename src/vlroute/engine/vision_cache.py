@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -154,53 +154,50 @@ class VisionCache:
         return found
 
     def _remembered(self, key: str, checkpoint: Checkpoint) -> VisionFeatures | None:
-        """From device or main memory; called with the lock held."""
-        if (kept := self._kept.get(key)) is not None:
-            if _fits(kept, checkpoint):
-                self._kept.move_to_end(key)
-                self._bump(hits=1)
-                return kept
+        """From the first tier; called with the lock held."""
+        if (kept := self._kept.get(key)) is None:
+            return None
+        if not _fits(kept, checkpoint):
             self._bytes -= self._kept.pop(key).nbytes
-        if (kept := self._host.pop(key, None)) is not None:
-            self._host_bytes -= kept.nbytes
-            if not _fits(kept, checkpoint):
-                return None
-            kept = kept.to(checkpoint.device)
-            self._keep(key, kept)
-            self._bump(hits=1, host_hits=1)
+            return None
+        self._kept.move_to_end(key)
+        self._bump(hits=1)
         return kept
 
     def _make(
         self, checkpoint: Checkpoint, items: dict[str, Picture | Video], futures: dict[str, Future[VisionFeatures]]
     ) -> dict[str, VisionFeatures]:
-        """Read from disk or encode, all in one tower call; hands the outcome to whoever waits for it."""
+        """From the tiers behind the first, else encoded, all in one tower call; whoever waits gets the outcome."""
         try:
-            made = self._from_disk(checkpoint, list(items))
-            missing = {key: item for key, item in items.items() if key not in made}
-            if missing:
-                pictures = {key: item for key, item in missing.items() if isinstance(item, Picture)}
-                clips = {key: item for key, item in missing.items() if isinstance(item, Video)}
-                images, videos = encode(checkpoint, list(pictures.values()), list(clips.values()))
-                fresh = dict(zip([*pictures, *clips], [*images, *videos], strict=True))
-                self._count(encodes=len(fresh), tower_calls=bool(pictures) + bool(clips))
-                made.update(fresh)
-                for key, features in fresh.items():
-                    if self.disk is not None:
-                        self.disk.put(key, features)
-        except BaseException as error:
+            made = self._from_host(checkpoint, list(items))
+            made.update(self._from_disk(checkpoint, [key for key in items if key not in made]))
+            made.update(self._encoded(checkpoint, {key: item for key, item in items.items() if key not in made}))
             with self._lock:
-                for key in futures:
-                    del self._making[key]
+                for key, features in made.items():
+                    self._keep(key, features)
+        except BaseException as error:
+            self._settle(futures)
             for future in futures.values():
                 future.set_exception(error)
             raise
-        with self._lock:
-            for key, features in made.items():
-                self._keep(key, features)
-                del self._making[key]
+        self._settle(futures)
         for key, future in futures.items():
             future.set_result(made[key])
         return made
+
+    def _settle(self, keys: Iterable[str]) -> None:
+        with self._lock:
+            for key in keys:
+                del self._making[key]
+
+    def _from_host(self, checkpoint: Checkpoint, keys: Sequence[str]) -> dict[str, VisionFeatures]:
+        with self._lock:
+            found = {key: self._host[key] for key in keys if key in self._host}
+            for key in found:
+                self._host.move_to_end(key)
+        fitting = {key: features for key, features in found.items() if _fits(features, checkpoint)}
+        self._count(hits=len(fitting), host_hits=len(fitting))
+        return {key: features.to(checkpoint.device) for key, features in fitting.items()}
 
     def _from_disk(self, checkpoint: Checkpoint, keys: Sequence[str]) -> dict[str, VisionFeatures]:
         if self.disk is None:
@@ -210,14 +207,29 @@ class VisionCache:
         self._count(hits=len(read), disk_hits=len(read))
         return {key: features.to(checkpoint.device) for key, features in read.items()}
 
+    def _encoded(self, checkpoint: Checkpoint, items: dict[str, Picture | Video]) -> dict[str, VisionFeatures]:
+        if not items:
+            return {}
+        pictures = {key: item for key, item in items.items() if isinstance(item, Picture)}
+        clips = {key: item for key, item in items.items() if isinstance(item, Video)}
+        images, videos = encode(checkpoint, list(pictures.values()), list(clips.values()))
+        self._count(encodes=len(items), tower_calls=bool(pictures) + bool(clips))
+        fresh = dict(zip([*pictures, *clips], [*images, *videos], strict=True))
+        if self.disk is not None:
+            for key, features in fresh.items():
+                self.disk.put(key, features)
+        return fresh
+
     def _keep(self, key: str, features: VisionFeatures) -> None:
-        """Make room and keep; where entries in use leave no room, serve uncached. Called with the lock held."""
+        """Make room and keep; where entries in use leave too little, serve uncached. Called with the lock held."""
         idle = [old for old in self._kept if old not in self._pins]  # least recently used first
-        while self._bytes + features.nbytes > self.budget and idle:
-            self._evict(idle.pop(0))
-        if self._bytes + features.nbytes > self.budget:
+        if features.nbytes > self.budget - self._bytes + sum(self._kept[old].nbytes for old in idle):
             self._bump(uncached=1)
             return
+        if (behind := self._host.pop(key, None)) is not None:
+            self._host_bytes -= behind.nbytes
+        while self._bytes + features.nbytes > self.budget:
+            self._evict(idle.pop(0))
         self._kept[key] = features
         self._bytes += features.nbytes
 
