@@ -57,8 +57,9 @@ class Picture:
     def __post_init__(self) -> None:
         if not isinstance(self.image, Image.Image) or self.image.mode != "RGB":
             raise UnreadableMediaError("a Picture holds a PIL image of mode RGB; use load_picture")
-        head = b"vlroute picture\0" + struct.pack(">QQ", *self.size)
-        object.__setattr__(self, "digest", hashlib.sha256(head + self.image.tobytes()).hexdigest())
+        digest = hashlib.sha256(b"vlroute picture\0" + struct.pack(">QQ", *self.size))
+        digest.update(self.image.tobytes())
+        object.__setattr__(self, "digest", digest.hexdigest())
 
     @property
     def size(self) -> tuple[int, int]:

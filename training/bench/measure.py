@@ -78,14 +78,20 @@ class Measurement:
         return self.peak <= self.bound
 
 
-def draw_picture() -> Image.Image:
+def draw_picture(side: int = SIDE, number: int = 24) -> Image.Image:
+    """Shapes and a sign; `number` makes it another picture of the same size."""
     picture = Image.new("RGB", (SIDE, SIDE), (245, 240, 225))
     draw = ImageDraw.Draw(picture)
     for i, ink in enumerate(((180, 30, 30), (30, 60, 180), (20, 120, 50))):
         draw.circle((90 + 130 * i, 130 + 70 * i), 50, fill=ink)
     draw.rectangle((40, 300, 200, 410), outline=(20, 20, 20), width=4)
-    draw.text((60, 330), "EXIT 24", fill=(20, 20, 20), font_size=32)
-    return picture
+    draw.text((60, 330), f"EXIT {number}", fill=(20, 20, 20), font_size=32)
+    return picture if side == SIDE else picture.resize((side, side))
+
+
+def device_name(device: torch.device) -> str:
+    cuda = device.type == "cuda"
+    return torch.cuda.get_device_name(device) if cuda else f"CPU ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def resident(field: str) -> int | None:
@@ -169,7 +175,7 @@ def measure(folder: Path, case: Case, report: Callable[[str], None] = lambda ste
     cuda = pair.instruct.device.type == "cuda"
     return Measurement(
         case=case,
-        device=torch.cuda.get_device_name() if cuda else f"CPU ({torch.backends.cpu.get_cpu_capability()})",
+        device=device_name(pair.instruct.device),
         load_seconds=pair.load_seconds,
         shared_tower=pair.shared_tower,
         held=pair.parameter_bytes(),
@@ -183,17 +189,23 @@ def measure(folder: Path, case: Case, report: Callable[[str], None] = lambda ste
     )
 
 
-def measure_apart(folder: Path, case: Case, report: Callable[[str], None] = lambda step: None) -> Measurement:
-    """`measure` in a fresh process, whose peak of memory is its own."""
-    command = [sys.executable, "-m", "training.bench.measure", str(folder), case]
+def in_own_process(module: str, arguments: list[str], report: Callable[[str], None]) -> dict[str, Any]:
+    """Run `python -m module`, which prints its steps and at last its findings as JSON. RuntimeError if it fails."""
+    command = [sys.executable, "-m", module, *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         last = ""
         for last in process.stdout or ():
             if not last.startswith("{"):
                 report(last.strip())
     if process.returncode or not last.startswith("{"):
-        raise RuntimeError(f"measuring the case {case!r} ended with status {process.returncode}; see above")
-    found = json.loads(last)
+        raise RuntimeError(f"{module} {' '.join(arguments)} ended with status {process.returncode}; see above")
+    found: dict[str, Any] = json.loads(last)
+    return found
+
+
+def measure_apart(folder: Path, case: Case, report: Callable[[str], None] = lambda step: None) -> Measurement:
+    """`measure` in a fresh process, whose peak of memory is its own."""
+    found = in_own_process("training.bench.measure", [str(folder), case], report)
     return Measurement(**{**found, "modes": {mode: Answered(**each) for mode, each in found["modes"].items()}})
 
 

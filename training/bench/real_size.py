@@ -9,27 +9,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from training.bench.checkpoint_2b import CASES, PairWriter, Shape
 from training.bench.measure import NEW_TOKENS, ROOT, SAMPLING_SECONDS, SIDE, SPARE, Measurement, measure_apart
-
-
-def hardware() -> str:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores, {memory:.0f} GiB of memory"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in [head, ["---"] + ["---:"] * (len(head) - 1), *rows]]
+from training.bench.page import hardware, table, versions
 
 
 def _gb(size: int | float | None) -> str:
@@ -60,13 +48,12 @@ def render(measurements: list[Measurement], shape: Shape, load: float) -> str:
         "accuracy.",
         "",
         f"* Hardware: {hardware()}, {measurements[0].device}; load average before the start {load:.1f}.",
-        f"* Versions: Python {platform.python_version()}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}; {platform.system()}. {time.strftime('%Y-%m-%d')}.",
+        f"* Versions: {versions()}",
         f"* Request: one drawn picture of {SIDE} × {SIDE} pixels, {NEW_TOKENS} new tokens, both modes.",
         "",
         "## Memory",
         "",
-        *_table(
+        *table(
             ["towers", "one tower kept", "load, s", "weights held, GB", "before loading, GB", "peak while loading, GB",
              "peak anonymous, GB", "peak, GB", "bound, GB", "bound met"],
             memory,
@@ -82,7 +69,7 @@ def render(measurements: list[Measurement], shape: Shape, load: float) -> str:
         "",
         "## Seconds",
         "",
-        *_table(
+        *table(
             ["towers", "mode", "prompt tokens", "of them vision", "first answer", "tower", "prefill",
              "each further token"],
             seconds,

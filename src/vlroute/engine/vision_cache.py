@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -31,9 +31,16 @@ MAX_GRIDS = 2**16  # three numbers each; so many pictures are remembered by thei
 
 def feature_key(of: str, item: Picture | Video, namespace: str = "") -> str:
     """SHA-256 over the framed parts, 64 hex characters; `of` is a checkpoint's `vision_key` or `grid_key`."""
-    kind = "picture" if isinstance(item, Picture) else "video"
+    key = _begun(namespace, of, "picture" if isinstance(item, Picture) else "video").copy()
+    key.update(item.digest.encode())
+    return key.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _begun(namespace: str, of: str, kind: str) -> hashlib._Hash:
+    """All of a key but its item: the same for every item of a tenant."""
     framed = "".join(f"{len(part.encode())}:{part}" for part in ("vlroute features 1", namespace, of, kind))
-    return hashlib.sha256(f"{framed}{item.digest}".encode()).hexdigest()
+    return hashlib.sha256(framed.encode())
 
 
 def _fits(features: VisionFeatures, checkpoint: Checkpoint) -> bool:
@@ -81,12 +88,12 @@ class VisionCache:
         self._pins: dict[str, int] = {}
         self._making: dict[str, Future[VisionFeatures]] = {}
         self._lock = threading.Lock()
-        self._stats = CacheStats()
+        self._counts: Counter[str] = Counter()
         self._bytes = self._host_bytes = 0
 
     def stats(self) -> CacheStats:
         with self._lock:
-            return replace(self._stats, items=len(self._kept), bytes=self._bytes, host_bytes=self._host_bytes)
+            return CacheStats(**self._counts, items=len(self._kept), bytes=self._bytes, host_bytes=self._host_bytes)
 
     def clear(self) -> None:
         """Forget everything in memory that no request uses; the disk tier stays."""
@@ -161,7 +168,7 @@ class VisionCache:
             self._bytes -= self._kept.pop(key).nbytes
             return None
         self._kept.move_to_end(key)
-        self._bump(hits=1)
+        self._counts["hits"] += 1
         return kept
 
     def _make(
@@ -224,7 +231,7 @@ class VisionCache:
         """Make room and keep; where entries in use leave too little, serve uncached. Called with the lock held."""
         idle = [old for old in self._kept if old not in self._pins]  # least recently used first
         if features.nbytes > self.budget - self._bytes + sum(self._kept[old].nbytes for old in idle):
-            self._bump(uncached=1)
+            self._counts["uncached"] += 1
             return
         if (behind := self._host.pop(key, None)) is not None:
             self._host_bytes -= behind.nbytes
@@ -236,7 +243,7 @@ class VisionCache:
     def _evict(self, key: str) -> None:
         features = self._kept.pop(key)
         self._bytes -= features.nbytes
-        self._bump(evictions=1)
+        self._counts["evictions"] += 1
         if features.nbytes <= self.host_budget:
             self._host[key] = features.to(torch.device("cpu"))
             self._host_bytes += features.nbytes
@@ -246,7 +253,4 @@ class VisionCache:
 
     def _count(self, **counts: int) -> None:
         with self._lock:
-            self._bump(**counts)
-
-    def _bump(self, **counts: Any) -> None:
-        self._stats = replace(self._stats, **{name: getattr(self._stats, name) + n for name, n in counts.items()})
+            self._counts.update(counts)
