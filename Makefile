@@ -42,8 +42,9 @@ pocket: install  ## Train the pocket pair anew, label pictures with it, write it
 retrain: install  ## Train the pocket pair's router from its committed records
 	$(BIN)/python training/retrain.py training/pocket/records.jsonl.gz --together record --out models/pocket/router
 
-bench: install  ## The pair at the 2B shape with random weights: memory, load time, seconds per token
+bench: install  ## The pair at the 2B shape with random weights: memory, speed, turns of a conversation (over an hour)
 	$(BIN)/python -m training.bench.real_size
+	$(BIN)/python -m training.bench.conversations
 
 soak: install  ## Random conversations against plain transformers, 520 of them (about ten minutes)
 	VLROUTE_CONVERSATIONS=520 $(BIN)/python -m pytest tests/test_chat_exact.py -k fresh --hypothesis-show-statistics

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from vlroute import Limits, Router
 from vlroute.engine.prefix_cache import PrefixCache
@@ -46,6 +49,17 @@ def routers() -> dict[str, Router]:
 @pytest.fixture(scope="session")
 def folders() -> dict[str, Path]:
     return {"instruct": shipped("pocket/instruct"), "thinking": shipped("pocket/thinking")}
+
+
+@pytest.fixture
+def other_tower(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """The Thinking checkpoint with one bit of its tower changed."""
+    folder = tmp_path / "thinking"
+    shutil.copytree(folders["thinking"], folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.visual.blocks.1.mlp.linear_fc1.bias"].view(torch.int32)[0] ^= 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def reply(router: Router, conversation: Conversation, mode: Mode, *rest: Any) -> Reply:

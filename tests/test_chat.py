@@ -11,8 +11,10 @@ import pytest
 from tests.conftest import PICTURES, SECONDS, VIDEO, media, task
 from vlroute import Chat, Router
 from vlroute.answer import Finished
+from vlroute.decision.pace import Pace
 from vlroute.errors import ChatFileError, InputError
 from vlroute.modes import MODES
+from vlroute.shipped import shipped
 
 GREEDY = {"do_sample": False, "max_new_tokens": 10}
 
@@ -28,6 +30,27 @@ def test_a_picture_is_encoded_once_whoever_asks_and_how_often(routers: dict[str,
     after = router.cache.stats()
     assert after.encodes - before.encodes == 3
     assert after.tower_calls - before.tower_calls == 1
+
+
+@pytest.mark.parametrize(("equal", "calls"), [(True, 2), (False, 4)])
+def test_each_distinct_tower_sees_each_picture_once(
+    folders: dict[str, Path], other_tower: Path, equal: bool, calls: int
+) -> None:
+    """Counted on the towers themselves, over two pictures in turns of their own, forks and both modes."""
+    router = Router.from_pretrained(
+        instruct=folders["instruct"], thinking=folders["thinking"] if equal else other_tower
+    ).load()
+    towers = {id(tower): tower for tower in (router.pair[mode].model.model.visual for mode in MODES)}
+    ran: list[int] = []
+    for tower in towers.values():
+        tower.register_forward_hook(lambda *_: ran.append(1))
+    chat = router.chat()
+    for picture in PICTURES[:2]:
+        for mode in (*MODES, *MODES):
+            chat.send("Read the text.", images=picture, mode=mode, **GREEDY)
+            chat = chat.fork()
+    assert len(towers) == (1 if equal else 2)
+    assert len(ran) == calls
 
 
 def test_a_mode_that_sat_out_catches_up(routers: dict[str, Router]) -> None:
@@ -61,19 +84,18 @@ def test_no_history_holds_reasoning(routers: dict[str, Router]) -> None:
     assert all(first.thinking not in message.text for message in chat._messages())
 
 
-def test_switching_counts_in_the_decision(routers: dict[str, Router]) -> None:
-    chat = routers["roomy"].chat()
-    big = task("gui", "hard", 11).frames[0].resize((960, 960))
-    chat.send("What is the total?", images=big, mode="instruct", **GREEDY)
-    chat.send("What is the total?", images=big, mode="thinking", **GREEDY)  # both have read it: both paces are known
-    other = chat.router.chat()
-    other.send("Read the text.", images=big, mode="instruct", **GREEDY)
-    other.router.prefixes.clear()
-    other.send("Read the text.", mode="instruct", **GREEDY)
-    with_cost = other.send("What is the total?", caption="three numbers", **GREEDY).decision
-    alone = chat.router.decide("What is the total?", caption="three numbers")
-    extra = with_cost.seconds_thinking - with_cost.seconds_instruct
-    assert extra > alone.seconds_thinking - alone.seconds_instruct
+def test_switching_counts_in_the_decision(folders: dict[str, Path]) -> None:
+    """At a hundredth of a second a token read, Thinking must first read what Instruct has read already."""
+    router = Router.from_pretrained(**folders, router=shipped("pocket/router"))
+    chat = router.chat()
+    first = chat.send("Read the text.", images=PICTURES[0], mode="instruct", **GREEDY)
+    router.judge.pace = Pace()
+    for mode in MODES:
+        router.judge.pace.observe(mode, 0, prefill_seconds=1.0, decode_seconds=0.0, read=100)
+    alone = router.decide("What is the total?", caption="three numbers")
+    turn = chat.send("What is the total?", caption="three numbers", **GREEDY).decision
+    dearer = (turn.seconds_thinking - turn.seconds_instruct) - (alone.seconds_thinking - alone.seconds_instruct)
+    assert dearer == pytest.approx(0.01 * first.usage.prompt_tokens, abs=0.05)
 
 
 def test_threads_give_what_each_gives_alone(routers: dict[str, Router]) -> None:

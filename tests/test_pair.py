@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tests.conftest import media, task
 from vlroute import Router
@@ -17,17 +17,6 @@ from vlroute.engine.quantization import quantization_config
 from vlroute.engine.tower import tower_fingerprint
 from vlroute.errors import CheckpointError
 from vlroute.modes import MODES
-
-
-@pytest.fixture
-def other_tower(folders: dict[str, Path], tmp_path: Path) -> Path:
-    """The Thinking checkpoint with one bit of its tower changed."""
-    folder = tmp_path / "thinking"
-    shutil.copytree(folders["thinking"], folder)
-    weights = load_file(folder / "model.safetensors")
-    weights["model.visual.blocks.1.mlp.linear_fc1.bias"].view(torch.int32)[0] ^= 1
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 def test_towers_are_one_byte_for_byte(router: Router, folders: dict[str, Path]) -> None:

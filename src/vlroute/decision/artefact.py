@@ -33,7 +33,8 @@ def write_artefact(folder: str | Path, card: Mapping[str, Any], arrays: Arrays) 
     folder.mkdir(parents=True, exist_ok=True)
     weights = save_tensors({name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()})
     head = {"schema": SCHEMA, "weights_sha256": hashlib.sha256(weights).hexdigest()}
-    text = json.dumps({**head, **card}, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    # the head comes first to the reader's eye, and last because a card that was read holds the old one
+    text = json.dumps({**head, **card, **head}, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     replace_file(folder / WEIGHTS_FILE, weights)
     replace_file(folder / CARD_FILE, text.encode())
 
