@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vlroute.chat import Chat as Chat
     from vlroute.decision.policy import Decision as Decision
     from vlroute.decision.policy import Policy as Policy
+    from vlroute.decision.target import Target as Target
     from vlroute.media import Limits as Limits
     from vlroute.router import Router as Router
 
@@ -25,6 +26,7 @@ _HOMES = {
     "Limits": "vlroute.media",
     "Policy": "vlroute.decision.policy",
     "Router": "vlroute.router",
+    "Target": "vlroute.decision.target",
 }
 __all__ = [*_HOMES, "__version__"]
 

@@ -75,7 +75,7 @@ class Answering:
             reply = request.answer(decision.mode, self._settings(decision.mode, wish), on_piece, wish.cancel)
         if reply.finish_reason != "cancelled":
             read = reply.prompt_tokens - reply.cached_tokens
-            self.judge.pace.observe(
+            self.judge.observe(
                 decision.mode, reply.completion_tokens, reply.prefill_seconds, reply.decode_seconds, read
             )
         answer = Answer(

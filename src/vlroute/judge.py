@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlroute.decision.captioner import CachedCaptioner
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
+from vlroute.decision.frontier import Frontier, Outlook
 from vlroute.decision.pace import Pace
 from vlroute.decision.policy import Decision, Policy
+from vlroute.decision.target import Target
+from vlroute.errors import ArtefactError
 from vlroute.media import Picture, Video
 from vlroute.messages import Conversation
 from vlroute.modes import Mode
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 #: What the Instruct model is asked for a caption; the pocket pair is trained on this very prompt.
 CAPTION_PROMPT = "Describe the picture in a few words."
 NO_ARTEFACT = Prediction(p_instruct=0.5, p_thinking=0.5, tokens_instruct=0, tokens_thinking=0, known=0)
+RESOLVE_EVERY = 32  # answers; sorting the calibration set takes about a millisecond
 MediaCaptioner = Callable[[Picture | Video], str]
 
 
@@ -35,16 +40,66 @@ class _Seen:
         return self.media.digest
 
 
+@dataclass(frozen=True, slots=True)
+class _Ruling:
+    """What decides: changed as a whole, so that no request meets one half of a change."""
+
+    classifier: ComplexityClassifier | None
+    policy: Policy
+
+
 class Judge:
     """Decides from words, numbers and captions; a model is asked for a caption only within a request. Thread-safe."""
 
     def __init__(
-        self, classifier: ComplexityClassifier | None, policy: Policy, captioner: MediaCaptioner | None
+        self, classifier: ComplexityClassifier | None, policy: Policy | Target, captioner: MediaCaptioner | None
     ) -> None:
-        self.classifier, self.policy = classifier, policy
-        self.pace = classifier.pace if classifier else Pace()
+        """ArtefactError for a target where there is no calibration set to resolve it on."""
+        self._wish = policy
         self._captioner = captioner
         self._captions: CachedCaptioner[_Seen] = CachedCaptioner(self._describe)
+        self._lock = threading.Lock()
+        self._observed = 0
+        self.pace = Pace()
+        self.use(classifier)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force; a target's price follows the pace of this machine."""
+        return self._ruling.policy
+
+    @property
+    def classifier(self) -> ComplexityClassifier | None:
+        return self._ruling.classifier
+
+    def use(self, classifier: ComplexityClassifier | None) -> None:
+        """Decide by `classifier` from now on. Decisions that run finish by the old one; what was observed of this
+        machine's pace stays. ArtefactError, and no change, if the target cannot be resolved on it."""
+        with self._lock:
+            pace = self.pace if self._observed or classifier is None else classifier.pace
+            ruling = _Ruling(classifier, self._resolved(classifier, pace))
+            self.pace, self._ruling = pace, ruling
+
+    def observe(self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, read: int) -> None:
+        """Learn this machine's pace from one answer, see `Pace.observe`; now and then the target's price follows."""
+        self.pace.observe(mode, tokens, prefill_seconds, decode_seconds, read)
+        with self._lock:
+            self._observed += 1
+            if isinstance(self._wish, Target) and self._observed % RESOLVE_EVERY == 1:
+                classifier = self._ruling.classifier
+                self._ruling = _Ruling(classifier, self._resolved(classifier, self.pace))
+
+    def outlook(self, target: Target | None = None) -> Outlook:
+        """What the policy in force, or `target`, is expected to give here. ArtefactError without a calibration set."""
+        ruling = self._ruling
+        frontier = _frontier(ruling.classifier, self.pace, ruling.policy)
+        return target.resolve(frontier) if target else frontier.at(ruling.policy.price)
+
+    def _resolved(self, classifier: ComplexityClassifier | None, pace: Pace) -> Policy:
+        if isinstance(self._wish, Policy):
+            return self._wish
+        policy = Policy()
+        return replace(policy, price=self._wish.resolve(_frontier(classifier, pace, policy)).price)
 
     def caption(self, conversation: Conversation, request: Request | None) -> str | None:
         """Captions of what the last message brings; of the whole conversation where it brings nothing."""
@@ -65,14 +120,15 @@ class Judge:
         unread: Mapping[Mode, int] | None = None,
     ) -> Decision:
         """`unread`: how many tokens each mode would have to read, where that is known."""
-        policy = self.policy if price is None else replace(self.policy, price=price)
-        if self.classifier is None:
+        ruling = self._ruling
+        policy = ruling.policy if price is None else replace(ruling.policy, price=price)
+        if ruling.classifier is None:
             decision = policy.decide(NO_ARTEFACT, self.pace, caption, mode or policy.unsure_mode, unread)
             if mode is None:
                 reason = "no router artefact for this pair: pass router=, or train one with training/retrain.py"
                 decision = replace(decision, forced=False, reason=reason)
             return decision
-        prediction = self.classifier.predict(conversation.prompt, caption)
+        prediction = ruling.classifier.predict(conversation.prompt, caption)
         decision = policy.decide(prediction, self.pace, caption, mode, unread)
         if caption is None and mode is None and (conversation.pictures or conversation.videos):
             reason = f"{decision.reason} (by the prompt alone: no caption before the pair is loaded)"
@@ -85,3 +141,12 @@ class Judge:
         if seen.request is None:
             raise RuntimeError("the Instruct model captions only within a request on a loaded pair")
         return seen.request.caption(seen.media, CAPTION_PROMPT)
+
+
+def _frontier(classifier: ComplexityClassifier | None, pace: Pace, policy: Policy) -> Frontier:
+    if classifier is None or classifier.calibration is None:
+        raise ArtefactError(
+            "targets and presets need a router artefact with a calibration set: pass router=, or retrain it with "
+            "training/retrain.py; Policy(price=…) works without one"
+        )
+    return Frontier(classifier.calibration, pace, policy.min_known, policy.unsure_mode)

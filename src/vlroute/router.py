@@ -12,7 +12,9 @@ from vlroute.answer import Answer, Event
 from vlroute.answering import Answering, Wish, decide
 from vlroute.chat import Chat
 from vlroute.decision.classifier import ComplexityClassifier
+from vlroute.decision.frontier import Outlook
 from vlroute.decision.policy import Decision, Policy
+from vlroute.decision.target import Preset, Target
 from vlroute.judge import Judge, MediaCaptioner
 from vlroute.media import DEFAULT_LIMITS, Limits
 from vlroute.messages import Conversation, parse
@@ -40,7 +42,7 @@ class Router:
         thinking: str | Path,
         *,
         classifier: ComplexityClassifier | None = None,
-        policy: Policy | None = None,
+        policy: Policy | Target | Preset | None = None,
         captioner: MediaCaptioner | None = None,
         limits: Limits = DEFAULT_LIMITS,
         loading: Mapping[str, Any] | None = None,
@@ -51,7 +53,7 @@ class Router:
         `caching` may hold a `vision_cache` and a `prefix_cache`.
         """
         self.instruct, self.thinking, self.limits = instruct, thinking, limits
-        self.judge = Judge(classifier, policy or Policy(), captioner)
+        self.judge = Judge(classifier, _policy(policy), captioner)
         self.loading, self.generation, self._caching = dict(loading or {}), dict(generation or {}), dict(caching or {})
         self._answering: Answering | None = None
         self._lock = threading.Lock()
@@ -64,7 +66,7 @@ class Router:
         instruct: str | Path | None = None,
         thinking: str | Path | None = None,
         router: str | Path | None = None,
-        policy: Policy | None = None,
+        policy: Policy | Target | Preset | None = None,
         captioner: MediaCaptioner | None = None,
         limits: Limits = DEFAULT_LIMITS,
         device: str | None = None,
@@ -83,7 +85,8 @@ class Router:
                 `instruct/` and `thinking/`.
             instruct, thinking: any two hub ids or folders, instead of `name`.
             router: folder of a router artefact (see docs/decision.md); the pocket pair brings its own.
-            policy: `Policy(price=…)`.
+            policy: `Policy(price=…)`, or a wish that becomes a price at this machine's pace: "fast", "balanced",
+                "accurate", "knee", or a `Target`. `outlook()` says what to expect of it.
             captioner: called with a `media.Picture` or `media.Video`, gives a short caption; without one the
                 Instruct model makes it. Captions are cached by content.
             limits: what a request may bring, see docs/messages.md.
@@ -128,6 +131,21 @@ class Router:
             generation={**settings, **(generation or {})},
             caching={"vision_cache": vision_cache, "prefix_cache": prefix_cache},
         )
+
+    def use(self, artefact: str | Path | ComplexityClassifier) -> None:
+        """Decide by another router artefact from the next request on, without a restart.
+
+        ArtefactError, and no change, if it cannot be used.
+        """
+        loaded = artefact if isinstance(artefact, ComplexityClassifier) else ComplexityClassifier.load(artefact)
+        self.judge.use(loaded)
+
+    def outlook(self, target: Target | Preset | None = None) -> Outlook:
+        """What the policy in force, or `target` instead, is expected to give at this machine's pace.
+
+        ArtefactError if the router artefact holds no calibration set.
+        """
+        return self.judge.outlook(Target(preset=target) if isinstance(target, str) else target)
 
     def load(self) -> Router:
         """Load both checkpoints now instead of at the first answer."""
@@ -262,3 +280,7 @@ class Router:
     def stream_turn(self, conversation: Conversation, wish: Wish) -> Iterator[Event]:
         """As `stream`, for a `Chat`."""
         return self._loaded.stream(conversation, wish, in_turns=True)
+
+
+def _policy(wish: Policy | Target | Preset | None) -> Policy | Target:
+    return Target(preset=wish) if isinstance(wish, str) else wish or Policy()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from vlroute.decision.artefact import CARD_FILE, REMEDY, Arrays, read_artefact, write_artefact
 from vlroute.decision.encoder import Floats, LexicalEncoder
 from vlroute.decision.features import DENSE, RequestEncoder
+from vlroute.decision.frontier import CalibrationSet
 from vlroute.decision.pace import Pace
 from vlroute.errors import ArtefactError
 
+CALIBRATION = "calibration_set."
 ENCODERS = ("prompt", "caption", "crossed")
 
 
@@ -71,15 +73,22 @@ class ComplexityClassifier:
     """Prompt and caption in, `Prediction` out. Made by `vlroute.learning.train`, loaded with `load`."""
 
     def __init__(
-        self, encoder: RequestEncoder, heads: Heads, pace: Pace, card: Mapping[str, Any] | None = None
+        self,
+        encoder: RequestEncoder,
+        heads: Heads,
+        pace: Pace,
+        card: Mapping[str, Any] | None = None,
+        calibration: CalibrationSet | None = None,
     ) -> None:
-        """`pace`: as measured with the records. `card`: provenance, metrics. ValueError if shapes differ."""
+        """`pace`: as measured with the records. `card`: provenance, metrics. `calibration`: what targets are resolved
+        on. ValueError if shapes differ."""
         heads.check(encoder.width)
         self.encoder, self.heads = encoder, heads
         self.card: dict[str, Any] = dict(card or {})
+        self.calibration = calibration
         self._pace = pace.to_dict()
         # plain floats: arithmetic on single numpy items would take longer than the dot products
-        self._calibration: list[list[list[float]]] = heads.calibration.tolist()
+        self._sigmoids: list[list[list[float]]] = heads.calibration.tolist()
         self._log_tokens: list[list[float]] = heads.log_tokens.tolist()
 
     @property
@@ -94,7 +103,7 @@ class ComplexityClassifier:
         condition = int(features.captioned)
         p_instruct, p_thinking = (
             _sigmoid(slope * logit + intercept)
-            for logit, (slope, intercept) in zip(raw[:2], (c[condition] for c in self._calibration), strict=True)
+            for logit, (slope, intercept) in zip(raw[:2], (c[condition] for c in self._sigmoids), strict=True)
         )
         tokens_instruct, tokens_thinking = (
             math.exp(min(max(value, low), high) + smear)
@@ -112,6 +121,8 @@ class ComplexityClassifier:
         arrays: Arrays = {f"idf_{name}": getattr(self.encoder, name).idf for name in ENCODERS}
         arrays |= {"centre": self.encoder.centre, "scale": self.encoder.scale}
         arrays |= {name: getattr(self.heads, name) for name in Heads.__slots__}
+        if self.calibration is not None:
+            arrays |= {f"{CALIBRATION}{f.name}": getattr(self.calibration, f.name) for f in fields(CalibrationSet)}
         card = {**self.card, "pace": self._pace, "dense": list(DENSE), "vocabulary": vocabulary}
         write_artefact(folder, card, arrays)
 
@@ -126,7 +137,9 @@ class ComplexityClassifier:
             lexical = {name: LexicalEncoder(vocabulary[name], arrays[f"idf_{name}"]) for name in ENCODERS}
             encoder = RequestEncoder(**lexical, centre=arrays["centre"], scale=arrays["scale"])
             heads = Heads(**{name: arrays[name] for name in Heads.__slots__})
-            return cls(encoder, heads, Pace.from_dict(pace), card)
+            known = {name.removeprefix(CALIBRATION): a for name, a in arrays.items() if name.startswith(CALIBRATION)}
+            calibration = CalibrationSet(**known) if known else None
+            return cls(encoder, heads, Pace.from_dict(pace), card, calibration)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"{Path(folder) / CARD_FILE} and its weights do not fit ({error}); {REMEDY}") from error
 

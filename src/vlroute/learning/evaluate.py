@@ -128,7 +128,7 @@ def evaluate(
         conditions[WITHHELD] = unseen.without_caption
         ways["routed" + WITHHELD] = _sent(unseen.without_caption, policy, pace)
     ways["oracle"] = (thinking > instruct).astype(float)
-    costs = _tokens(records), _seconds(records, pace)
+    costs = _tokens(records), seconds_of(records, pace)
     rows = [_row(name, sent, right, costs, samples) for name, sent in ways.items()]
 
     statistics = {"headroom captured": _headroom(routed, right)}
@@ -207,7 +207,7 @@ def _tokens(records: Sequence[Record]) -> Values:
     )
 
 
-def _seconds(records: Sequence[Record], pace: Pace) -> Values:
+def seconds_of(records: Sequence[Record], pace: Pace) -> Values:
     """As recorded; where only the tokens are known, what they take at `pace`."""
 
     def seconds(mode: Mode, outcome: Outcome) -> float:

@@ -7,6 +7,7 @@ Thinking. Nothing here assumes that Thinking is better.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,9 +78,34 @@ def ece(probabilities: Values, correct: Values, bins: int = 10) -> float:
 
     |mean probability - share correct| in each bin, averaged with the bins' sizes as weights.
     """
-    bin_of = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
-    gaps = np.bincount(bin_of, weights=probabilities - correct, minlength=bins)
+    gaps = np.bincount(_bin_of(probabilities, bins), weights=probabilities - correct, minlength=bins)
     return float(np.abs(gaps).sum() / len(probabilities))
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """One row per bin that holds a record, from low to high: what a reliability diagram shows, each `[bins]`.
+
+    `predicted`: mean probability, 0 to 1. `observed`: share correct, 0 to 1. `count`: records in the bin.
+    """
+
+    predicted: Values
+    observed: Values
+    count: Indices
+
+
+def reliability(probabilities: Values, correct: Values, bins: int = 10) -> Reliability:
+    """Predicted against observed in the bins of `ece` (Murphy and Winkler 1977): on the diagonal where calibrated.
+
+    scikit-learn's `calibration_curve` gives neither the counts nor takes shares of several tries as outcomes.
+    """
+    bin_of = _bin_of(probabilities, bins)
+    count = np.bincount(bin_of, minlength=bins)
+    held = count > 0
+    predicted, observed = (
+        np.bincount(bin_of, weights=values, minlength=bins)[held] / count[held] for values in (probabilities, correct)
+    )
+    return Reliability(predicted, observed, count[held])
 
 
 def bootstrap_interval(
@@ -106,6 +132,10 @@ def bootstrap_interval(
 def mean_interval(values: Values, *, samples: int = 1000) -> tuple[float, float] | None:
     """95 % percentile bootstrap of the mean of `values` `[n]`."""
     return bootstrap_interval(lambda at: float(values[at].mean()), len(values), samples=samples)
+
+
+def _bin_of(probabilities: Values, bins: int) -> Indices:
+    return np.minimum((probabilities * bins).astype(np.int64), bins - 1)
 
 
 def _order(scores: Values) -> Indices:

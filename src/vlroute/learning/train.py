@@ -14,9 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from vlroute.decision.classifier import Prediction
+from vlroute.decision.frontier import CalibrationSet
 from vlroute.decision.policy import Policy
 from vlroute.errors import InputError
 from vlroute.learning.design import Together
@@ -27,6 +30,7 @@ from vlroute.learning.report import as_json, as_markdown, as_table, figures_tabl
 from vlroute.modes import MODES
 
 MIN_RECORDS = 50
+MAX_CALIBRATION = 4096
 
 
 def train(
@@ -67,6 +71,7 @@ def train(
         evaluation = evaluate(records, unseen, policy, pace, samples=samples)
     settings = {"price": price, "folds": folds, "seeds": seeds, "folds keep together": together}
     provenance = _provenance(paths, records, settings)
+    classifier.calibration = calibration_set(records, unseen.given[0])
     classifier.card = {"provenance": provenance, "metrics": as_json(evaluation)}
     classifier.save(out)
     (Path(out) / "report.md").write_text(as_markdown(evaluation, provenance, pace_note(records)), "utf-8")
@@ -74,6 +79,25 @@ def train(
         _write_unseen(Path(oof), records, unseen)
     console.print(as_table(evaluation), figures_table(evaluation), pace_note(records))
     return evaluation
+
+
+def calibration_set(records: Sequence[Record], predictions: Sequence[Prediction]) -> CalibrationSet:
+    """What targets are resolved on: at most `MAX_CALIBRATION` records, drawn at random, as predicted unseen."""
+    rng = np.random.default_rng(0)
+    chosen = np.sort(rng.permutation(len(records))[:MAX_CALIBRATION]).tolist()
+    kept = [(predictions[i], records[i].instruct, records[i].thinking) for i in chosen]
+    expected = [(p.tokens_instruct, p.tokens_thinking) for p, _, _ in kept]
+    written = [
+        tuple(likely if o.tokens is None else o.tokens for o, likely in zip(both, tokens, strict=True))
+        for (_, *both), tokens in zip(kept, expected, strict=True)
+    ]
+    return CalibrationSet(
+        p=np.asarray([(p.p_instruct, p.p_thinking) for p, _, _ in kept], np.float32),
+        expected=np.asarray(expected, np.float32),
+        right=np.asarray([(float(i.correct), float(t.correct)) for _, i, t in kept], np.float32),
+        tokens=np.asarray(written, np.float32),
+        known=np.asarray([p.known for p, _, _ in kept], np.float32),
+    )
 
 
 def pace_note(records: Sequence[Record]) -> str:

@@ -1,0 +1,82 @@
+"""Ways to say what one wants; each becomes a price, and says what it is expected to give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+import numpy as np
+
+from vlroute.decision.frontier import Frontier, Outlook
+
+Preset = Literal["fast", "balanced", "accurate", "knee"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+#: How much of the extra time of always thinking a preset may spend.
+SPENDING: dict[Preset, float] = {"fast": 0.25, "balanced": 0.5}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Exactly one wish, resolved on the calibration records at this machine's pace.
+
+    `target_accuracy`: 0 to 1, reached in as few seconds as possible. `max_mean_seconds`: as right as possible within
+    so many seconds an answer. `thinking_share`: 0 to 1, of the requests think (fewer where thinking helps fewer).
+    `preset`: "fast" and "balanced" spend at most a quarter and half of the extra seconds that always thinking
+    takes; "accurate" thinks wherever it helps; "knee" is where more seconds begin to bring less (Kneedle,
+    Satopaa et al. 2011: farthest above the chord of accuracy over seconds).
+    """
+
+    target_accuracy: float | None = None
+    max_mean_seconds: float | None = None
+    thinking_share: float | None = None
+    preset: Preset | None = None
+
+    def __post_init__(self) -> None:
+        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        if len(given) != 1:
+            raise ValueError(f"a target holds exactly one wish of {[f.name for f in fields(self)]}, not {len(given)}")
+        name, value = given.popitem()
+        if name == "preset":
+            if value not in PRESETS:
+                raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {value!r}")
+        elif not 0 <= value <= (1 if name != "max_mean_seconds" else float("inf")):
+            raise ValueError(f"{name} must be {'seconds >= 0' if name == 'max_mean_seconds' else 'within 0 and 1'}")
+
+    def resolve(self, frontier: Frontier) -> Outlook:
+        """The price and what it gives. Where the wish is out of reach, what comes nearest."""
+        return frontier.outlook(self._position(frontier))
+
+    def _position(self, frontier: Frontier) -> int:
+        if self.target_accuracy is not None:
+            enough = np.flatnonzero(frontier.accuracies >= self.target_accuracy)
+            if not len(enough):
+                return int(np.argmax(frontier.accuracies))
+            return int(enough[np.argmin(frontier.seconds[enough])])
+        if self.thinking_share is not None:
+            return int(np.argmin(np.abs(frontier.shares - self.thinking_share)))
+        if self.preset == "accurate":
+            return len(frontier.prices) - 1
+        if self.preset == "knee":
+            return _knee(frontier)
+        if self.preset is not None:
+            instruct, thinking = frontier.single_seconds
+            return _best_within(frontier, float(instruct + SPENDING[self.preset] * max(0.0, thinking - instruct)))
+        return _best_within(frontier, float(self.max_mean_seconds or 0.0))
+
+
+def _best_within(frontier: Frontier, seconds: float) -> int:
+    affordable = np.flatnonzero(frontier.seconds <= seconds)
+    if not len(affordable):
+        return int(np.argmin(frontier.seconds))
+    return int(affordable[np.argmax(frontier.accuracies[affordable])])
+
+
+def _knee(frontier: Frontier) -> int:
+    """From the fastest point to the most accurate one, the point farthest above the straight line between them."""
+    seconds, accuracies = frontier.seconds, frontier.accuracies
+    start, end = int(np.argmin(seconds)), int(np.argmax(accuracies))
+    longer, better = seconds[end] - seconds[start], accuracies[end] - accuracies[start]
+    if longer <= 0 or better <= 0:
+        return end
+    above = (accuracies - accuracies[start]) / better - (seconds - seconds[start]) / longer
+    return int(np.argmax(above))

@@ -1,0 +1,97 @@
+"""`vlroute curves`: from labelled records and predictions for them to figures that people can read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlroute.errors import InputError
+from vlroute.learning.curves import trade_offs
+from vlroute.learning.curves_page import write_page
+from vlroute.learning.evaluate import Unseen, seconds_of
+from vlroute.learning.fit import measure_pace
+from vlroute.learning.labels import Language
+from vlroute.learning.metrics import Values
+from vlroute.learning.records import Record, outcomes
+from vlroute.modes import MODES
+
+
+def write_curves(
+    records: Sequence[Record],
+    unseen: Unseen | Values,
+    out: str | Path,
+    *,
+    language: Language = "en",
+    samples: int = 1000,
+) -> list[Path]:
+    """Write the figures and `curves.html` for `records` into the folder `out`; the paths written, the page last.
+
+    `unseen`: predictions by models that had not seen the records, from `predict_unseen` or `read_oof` (`[2, n]`).
+    Those of several seeds are averaged. Seconds are as recorded; where only tokens are known, what they take at
+    the records' own pace. `samples`: bootstrap draws. InputError for no records, or predictions for another number.
+    """
+    p = _mean_over_seeds(unseen) if isinstance(unseen, Unseen) else unseen
+    if not records or p.shape != (2, len(records)):
+        raise InputError(f"need at least one record and two probabilities each, not {len(records)} and {p.shape}")
+    right = np.asarray([[float(o.correct) for o in outcomes(records, mode)] for mode in MODES])
+    found = trade_offs(
+        p[1] - p[0],
+        right,
+        seconds_of(records, measure_pace(records)),
+        np.asarray([float(len(record.prompt)) for record in records]),
+        [record.family for record in records],
+        samples=samples,
+    )
+    measured = all(any(o.seconds is not None for o in outcomes(records, mode)) for mode in MODES)
+    return write_page(Path(out), found, p, right, language=language, measured=measured, samples=samples)
+
+
+def read_oof(path: str | Path, records: Sequence[Record]) -> Values:
+    """p_instruct and p_thinking `[2, n]` in the order of `records`, from the file that `train(oof=…)` writes.
+
+    Lines for other records are left out. InputError, naming file and line, for a file that cannot be read, a line
+    that is not `{"id": …, "p_instruct": …, "p_thinking": …}` with probabilities, an id that comes twice; and for
+    records that have no line.
+    """
+    path = Path(path)
+    found: dict[str, tuple[float, float]] = {}
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected the file that retraining wrote") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            name, p = _prediction(json.loads(line.decode()))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: {error}") from error
+        if name in found:
+            raise InputError(f"{path}:{number}: id {name!r} came before")
+        found[name] = p
+    missing = [record.id for record in records if record.id not in found]
+    if missing:
+        raise InputError(
+            f"{path}: no prediction for {len(missing)} of {len(records)} records, the first {missing[0]!r}; "
+            "give the records that the router was trained from"
+        )
+    return np.asarray([[found[record.id][mode] for record in records] for mode in (0, 1)], dtype=np.float64)
+
+
+def _prediction(row: Any) -> tuple[str, tuple[float, float]]:
+    if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+        raise InputError("expected a JSON object with a string 'id'")
+    for name in ("p_instruct", "p_thinking"):
+        p = row.get(name)
+        if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
+            raise InputError(f"{name!r} must be a number 0 to 1, not {p!r}")
+    return row["id"], (float(row["p_instruct"]), float(row["p_thinking"]))
+
+
+def _mean_over_seeds(unseen: Unseen) -> Values:
+    p = np.asarray([[(one.p_instruct, one.p_thinking) for one in seed] for seed in unseen.given], dtype=float)
+    return np.asarray(p.mean(axis=0).T)
