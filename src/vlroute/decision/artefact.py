@@ -20,18 +20,18 @@ from safetensors.numpy import save as save_tensors
 from vlroute.errors import ArtefactError
 from vlroute.files import replace_file
 
-SCHEMA = 1
+SCHEMA = 2
 CARD_FILE = "router.json"
 WEIGHTS_FILE = "weights.safetensors"
 
-Arrays = dict[str, NDArray[np.float32]]
+Arrays = dict[str, NDArray[Any]]  # float32, or uint64 for keys
 
 
 def write_artefact(folder: str | Path, card: Mapping[str, Any], arrays: Arrays) -> None:
     """Write both files. The card comes last and holds the weights' SHA-256: a torn write is refused later."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = save_tensors({name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()})
+    weights = save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     head = {"schema": SCHEMA, "weights_sha256": hashlib.sha256(weights).hexdigest()}
     # the head comes first to the reader's eye, and last because a card that was read holds the old one
     text = json.dumps({**head, **card, **head}, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
@@ -40,7 +40,7 @@ def write_artefact(folder: str | Path, card: Mapping[str, Any], arrays: Arrays) 
 
 
 def read_artefact(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
-    """The card and the float32 arrays. ArtefactError if missing, damaged, not finite or of another schema."""
+    """The card and the arrays. ArtefactError if missing, damaged, not finite or of another schema."""
     folder = Path(folder)
     try:
         card = json.loads(_read(folder / CARD_FILE))
@@ -60,8 +60,8 @@ def read_artefact(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
     except (SafetensorError, ValueError, KeyError) as error:
         raise ArtefactError(f"{folder / WEIGHTS_FILE} is no safetensors file ({error}); {REMEDY}") from error
     for name, array in arrays.items():
-        if array.dtype != np.float32 or not bool(np.isfinite(array).all()):
-            raise ArtefactError(f"{folder / WEIGHTS_FILE}: {name!r} must be float32 and finite; {REMEDY}")
+        if array.dtype not in (np.float32, np.uint64) or not bool(np.isfinite(array).all()):
+            raise ArtefactError(f"{folder / WEIGHTS_FILE}: {name!r} must be float32 and finite, or uint64; {REMEDY}")
     return card, arrays
 
 

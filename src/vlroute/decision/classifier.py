@@ -12,6 +12,7 @@ from vlroute.decision.artefact import CARD_FILE, REMEDY, Arrays, read_artefact, 
 from vlroute.decision.encoder import Floats, LexicalEncoder
 from vlroute.decision.features import DENSE, RequestEncoder
 from vlroute.decision.frontier import CalibrationSet
+from vlroute.decision.grams import GramEncoder
 from vlroute.decision.pace import Pace
 from vlroute.errors import ArtefactError
 
@@ -119,6 +120,7 @@ class ComplexityClassifier:
         """Write `router.json` and `weights.safetensors` into `folder`, replacing what was there."""
         vocabulary = {name: list(getattr(self.encoder, name).terms) for name in ENCODERS}
         arrays: Arrays = {f"idf_{name}": getattr(self.encoder, name).idf for name in ENCODERS}
+        arrays |= {"grams": self.encoder.grams.grams, "idf_grams": self.encoder.grams.idf}
         arrays |= {"centre": self.encoder.centre, "scale": self.encoder.scale}
         arrays |= {name: getattr(self.heads, name) for name in Heads.__slots__}
         if self.calibration is not None:
@@ -135,7 +137,8 @@ class ComplexityClassifier:
             if dense != list(DENSE):
                 raise ValueError("its plain numbers are not those of this version")
             lexical = {name: LexicalEncoder(vocabulary[name], arrays[f"idf_{name}"]) for name in ENCODERS}
-            encoder = RequestEncoder(**lexical, centre=arrays["centre"], scale=arrays["scale"])
+            grams = GramEncoder(arrays["grams"], arrays["idf_grams"])
+            encoder = RequestEncoder(**lexical, grams=grams, centre=arrays["centre"], scale=arrays["scale"])
             heads = Heads(**{name: arrays[name] for name in Heads.__slots__})
             known = {name.removeprefix(CALIBRATION): a for name, a in arrays.items() if name.startswith(CALIBRATION)}
             calibration = CalibrationSet(**known) if known else None

@@ -1,4 +1,4 @@
-"""A request as one sparse vector: prompt words | caption words | crossed words | a few plain numbers."""
+"""A request as one sparse vector: prompt words | its letters | caption words | crossed words | plain numbers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlroute.decision.encoder import Columns, Floats, LexicalEncoder, terms_of, tokenise
+from vlroute.decision.grams import GramEncoder
 
 #: Meaning of the plain numbers, in column order.
 DENSE = (
@@ -23,6 +24,9 @@ DENSE = (
 LAST_LATIN = "\u024f"
 #: Plain numbers are cut off this many standard deviations from the training mean.
 MAX_DEVIATION = 3.0
+#: One deviation of a plain number weighs as much as a word that is a tenth of its text. At full weight seven of them
+#: outweigh the words, which cost up to 0.3 points of area over random on the public sets.
+DENSE_WEIGHT = 0.1
 #: Only so many first distinct tokens of either text are crossed: a long caption stays cheap.
 MAX_CROSSED = 24
 #: A caption of which a smaller share of tokens is known is treated as absent: another captioner's language.
@@ -50,14 +54,21 @@ class RequestEncoder:
     """
 
     def __init__(
-        self, prompt: LexicalEncoder, caption: LexicalEncoder, crossed: LexicalEncoder, centre: Floats, scale: Floats
+        self,
+        prompt: LexicalEncoder,
+        grams: GramEncoder,
+        caption: LexicalEncoder,
+        crossed: LexicalEncoder,
+        centre: Floats,
+        scale: Floats,
     ) -> None:
         """`centre`, `scale`: float32 `[len(DENSE)]`, mean and (positive) deviation of the plain numbers."""
         if centre.shape != (len(DENSE),) or scale.shape != (len(DENSE),) or not bool((scale > 0).all()):
             raise ValueError(f"centre and scale must have shape [{len(DENSE)}] and scale must be positive")
-        self.prompt, self.caption, self.crossed = prompt, caption, crossed
+        self.prompt, self.grams, self.caption, self.crossed = prompt, grams, caption, crossed
         self.centre, self.scale = centre, scale
-        self._caption_starts = prompt.width
+        self._grams_start = prompt.width
+        self._caption_starts = self._grams_start + grams.width
         self._crossed_starts = self._caption_starts + caption.width
         self._dense_starts = self._crossed_starts + crossed.width
         self.width = self._dense_starts + len(DENSE)
@@ -75,6 +86,7 @@ class RequestEncoder:
         spread = np.std(plain, axis=0)
         return cls(
             LexicalEncoder.fit(terms_of(ours) for ours, _ in tokens),
+            GramEncoder.fit(prompt for prompt, _ in requests),
             LexicalEncoder.fit(terms_of(theirs) for _, theirs in captioned),
             LexicalEncoder.fit(
                 (_cross(ours, theirs) for ours, theirs in captioned),
@@ -90,11 +102,17 @@ class RequestEncoder:
         """Where the crosses lie."""
         return slice(self._crossed_starts, self._dense_starts)
 
+    def without_crosses(self) -> RequestEncoder:
+        """The same without the columns of the crosses."""
+        nothing = LexicalEncoder([], np.zeros(0, np.float32))
+        return RequestEncoder(self.prompt, self.grams, self.caption, nothing, self.centre, self.scale)
+
     def encode(self, prompt: str, caption: str | None = None) -> Features:
         """The features of one request, `width` columns wide."""
         ours = tokenise(prompt)
         columns, values = self.prompt.encode_terms(terms_of(ours))
-        all_columns, all_values = [columns], [values]
+        gram_columns, gram_values = self.grams.encode(prompt)
+        all_columns, all_values = [columns, gram_columns + self._grams_start], [values, gram_values]
         known, counted = self.prompt.count_known(ours)
         theirs = tokenise(caption) if caption else []
         caption_known, caption_counted = self.caption.count_known(theirs)
@@ -110,7 +128,7 @@ class RequestEncoder:
                 all_values.append(values)
         plain = np.asarray(_plain_numbers(prompt, ours, theirs if captioned else []), np.float32)
         all_columns.append(np.arange(self._dense_starts, self.width, dtype=np.int64))
-        all_values.append(((plain - self.centre) / self.scale).clip(-MAX_DEVIATION, MAX_DEVIATION))
+        all_values.append(DENSE_WEIGHT * ((plain - self.centre) / self.scale).clip(-MAX_DEVIATION, MAX_DEVIATION))
         return Features(
             np.concatenate(all_columns),
             np.concatenate(all_values),

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlroute.decision.classifier import ComplexityClassifier, Heads
-from vlroute.decision.encoder import LexicalEncoder
 from vlroute.decision.features import RequestEncoder
 from vlroute.decision.pace import Pace
 from vlroute.learning.design import Design, folds_of
@@ -36,8 +35,7 @@ def fit_classifier(records: Sequence[Record], *, seed: int = 0) -> ComplexityCla
     weights = np.column_stack([head[0] for head in (*right, *length)]).astype(np.float32)
     if not weights[encoder.crossed_columns].any():  # no head wants crosses: leave them out of the artefact
         weights = np.delete(weights, encoder.crossed_columns, axis=0)
-        nothing = LexicalEncoder([], np.zeros(0, np.float32))
-        encoder = RequestEncoder(encoder.prompt, encoder.caption, nothing, encoder.centre, encoder.scale)
+        encoder = encoder.without_crosses()
     heads = Heads(
         weights=weights,
         bias=np.asarray([head[1] for head in (*right, *length)], dtype=np.float32),

@@ -14,6 +14,7 @@ from vlroute.modes import Mode
 
 #: Inverse strengths of the right/wrong heads' L2 penalty to choose from, ascending (one fit starts the next).
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+PATIENCE = 2
 #: Strengths of the token heads' L2 penalty to choose from.
 PENALTIES = (1.0, 5.0, 25.0)
 #: A condition (with or without caption) with fewer examples is calibrated together with the other.
@@ -52,14 +53,24 @@ def fit_right(design: Design, fold: Indices, mode: Mode) -> Head:
 
 
 def _choose_strength(design: Design, matrix: sparse.csr_matrix, target: Values, fold: Indices) -> tuple[int, Values]:
-    """The strength with the lowest loss on unseen records, by position, and its raw logits there."""
-    unseen = np.zeros((len(STRENGTHS), len(target)))
-    for test in _tests(fold):
-        path = _logistic_path(matrix, target, design.weight, ~test, STRENGTHS)
-        for row, (weights, bias) in zip(unseen, path, strict=True):
-            row[test] = matrix[test] @ weights + bias
-    best = int(np.argmin(_log_loss(unseen, target) @ design.weight))
-    return best, unseen[best]
+    """The strength with the lowest loss on unseen records, by position, and its raw logits there.
+
+    The loss falls, then rises: weaker penalties, which take longest, are not tried once it has risen twice.
+    """
+    tests = list(_tests(fold))
+    paths = [_logistic_path(matrix, target, design.weight, ~test, STRENGTHS) for test in tests]
+    best, lowest, chosen = 0, np.inf, np.zeros(len(target))
+    for position in range(len(STRENGTHS)):
+        logits = np.zeros(len(target))
+        for test, path in zip(tests, paths, strict=True):
+            weights, bias = next(path)
+            logits[test] = matrix[test] @ weights + bias
+        loss = float(_log_loss(logits, target) @ design.weight)
+        if loss < lowest:
+            best, lowest, chosen = position, loss, logits
+        elif position - best == PATIENCE:
+            break
+    return best, chosen
 
 
 def _log_loss(logits: Values, target: Values) -> Values:
