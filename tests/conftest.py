@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from vlroute.pocket import Task, draw_task
 from vlroute.pocket.trial import media
 from vlroute.shipped import shipped
 
-__all__ = ["BUDGETS", "MANY", "PICTURES", "ROOT", "SECONDS", "VIDEO", "media", "pixel_path", "reply", "task"]
+__all__ = ["BUDGETS", "MANY", "PICTURES", "ROOT", "SECONDS", "VIDEO", "lacking", "media", "pixel_path", "reply", "task"]
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = tuple(float(second) for second in range(8))
@@ -60,6 +61,13 @@ def other_tower(folders: dict[str, Path], tmp_path: Path) -> Path:
     weights["model.visual.blocks.1.mlp.linear_fc1.bias"].view(torch.int32)[0] ^= 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def lacking(part: str) -> NoReturn:
+    """Skip the test, or fail it where every system part is meant to be there."""
+    if os.environ.get("VLROUTE_ALL_PARTS"):
+        pytest.fail(f"{part}, and VLROUTE_ALL_PARTS is set")
+    pytest.skip(part)
 
 
 def reply(router: Router, conversation: Conversation, mode: Mode, *rest: Any) -> Reply:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import task
+from tests.synthetic_records import draw_records
+from vlroute.learning.records import write_records
 
 
 def vlroute(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -61,3 +63,28 @@ def test_errors_are_one_line(arguments: list[str], says: str) -> None:
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_train_and_curves(tmp_path: Path) -> None:
+    write_records(tmp_path / "records.jsonl", draw_records(120)[1])
+    few = ("--folds", "2", "--seeds", "1", "--together", "record")
+    trained = vlroute("train", "records.jsonl", "--out", "router", "--oof", "oof.jsonl", *few, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "wrote router" in trained.stdout
+    drawn = vlroute("curves", "records.jsonl", "--oof", "oof.jsonl", "--out", "curves", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    page = (tmp_path / "curves" / "curves.html").read_text(encoding="utf-8")
+    assert "data:image/png;base64," in page
+    for preset in ("fast", "accurate"):
+        done = vlroute("route", "What is the total?", "--caption", "two numbers", "--router", "router",
+                       "--policy", preset, "--json", cwd=tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert (json.loads(done.stdout)["threshold"] == 0) == (preset == "accurate")
+
+
+def test_records_that_cannot_be_used_end_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text("{}\n", encoding="utf-8")
+    for command in ("train", "curves"):
+        done = vlroute(command, "records.jsonl", "--out", "out", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "records.jsonl:1:" in done.stderr

@@ -54,6 +54,8 @@ class Answer:
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
+    id: str = ""
+    """What `Router.feedback` takes: 128 random bits as 32 hex characters."""
 
     def __str__(self) -> str:
         if self.text or self.finish_reason == "stop":

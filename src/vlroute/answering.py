@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlroute.answer import Answer, AnswerDelta, Decided, Event, Finished, ThinkingDelta, Timing, Usage
 from vlroute.decision.policy import Decision
+from vlroute.errors import VLRouteError
 from vlroute.judge import Judge
 from vlroute.messages import Conversation
 from vlroute.modes import MODES, Mode
@@ -21,6 +24,9 @@ if TYPE_CHECKING:  # the engine brings torch and transformers: it is imported wh
     from vlroute.engine.prefix_cache import PrefixCache
     from vlroute.engine.request import Request
     from vlroute.engine.vision_cache import VisionCache
+    from vlroute.store import Store
+
+log = logging.getLogger("vlroute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,7 @@ class Answering:
     prefixes: PrefixCache
     judge: Judge
     generation: Mapping[str, Any]
+    store: Store | None = None
 
     def request(self, conversation: Conversation, in_turns: bool = False) -> Request:
         from vlroute.engine.request import Request
@@ -88,7 +95,9 @@ class Answering:
                 caption=captioned - began, decide=decided - captioned, vision=reply.vision_seconds,
                 prefill=reply.prefill_seconds, decode=reply.decode_seconds, total=time.perf_counter() - began,
             ),
+            id=secrets.token_hex(16),
         )  # fmt: skip
+        self._keep(answer, conversation)
         emit(Finished(answer))
         return answer
 
@@ -115,6 +124,15 @@ class Answering:
         finally:
             cancel.set()
             worker.join()
+
+    def _keep(self, answer: Answer, conversation: Conversation) -> None:
+        """Before the answer is handed out, so that feedback finds it; a store that fails costs no answer."""
+        if self.store is None or answer.finish_reason == "cancelled":
+            return
+        try:
+            self.store.record(answer, conversation, id=answer.id)
+        except VLRouteError as error:
+            log.error("the answer %s is not stored: %s", answer.id, error)
 
     def _settings(self, mode: Mode, wish: Wish) -> dict[str, Any]:
         both = {key: value for key, value in self.generation.items() if key not in MODES}

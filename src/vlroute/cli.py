@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from vlroute.cli_learning import collect, curves, export, feedback, train
+from vlroute.decision.target import Preset
 from vlroute.errors import VLRouteError
 from vlroute.modes import Mode
 
@@ -26,6 +28,7 @@ RouterFolder = Annotated[Path | None, typer.Option("--router", help="Folder of a
 Images = Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture file; may be repeated.")]
 Caption = Annotated[str | None, typer.Option(help="What is in the picture, instead of the captioner's words.")]
 Price = Annotated[float | None, typer.Option(help="What one second of waiting is worth, in probability.")]
+Wanted = Annotated[Preset | None, typer.Option("--policy", help="What to aim for, instead of a price.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -75,6 +78,7 @@ def ask(
     mode: Annotated[Mode | None, typer.Option(help="Force a mode instead of deciding.")] = None,
     caption: Caption = None,
     price: Price = None,
+    policy: Wanted = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask one question about pictures; the router decides which mode answers.
@@ -84,7 +88,7 @@ def ask(
     from vlroute.answer import AnswerDelta, Decided, Finished, ThinkingDelta
     from vlroute.router import Router
 
-    routed = Router.from_pretrained(pair, router=router)
+    routed = Router.from_pretrained(pair, router=router, policy=policy)
     if as_json:
         answer = routed.ask(prompt, image, mode=mode, caption=caption, price=price)
         typer.echo(json.dumps(answer.as_dict(), ensure_ascii=False, indent=2))
@@ -110,6 +114,7 @@ def route(
     router: RouterFolder = None,
     caption: Caption = None,
     price: Price = None,
+    policy: Wanted = None,
     as_json: AsJson = False,
 ) -> None:
     """Decide only: which mode should answer, and why. Loads no model.
@@ -118,12 +123,17 @@ def route(
     """
     from vlroute.router import Router
 
-    routed = Router.from_pretrained(pair, router=router)
+    routed = Router.from_pretrained(pair, router=router, policy=policy)
     decision = routed.decide(prompt, image, caption=caption, price=price)
     if as_json:
         typer.echo(json.dumps(decision.as_dict(), ensure_ascii=False, indent=2))
     else:
         typer.echo(f"{decision.mode}: {decision.reason}")
+
+
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)(collect)
+for command in (train, curves, feedback, export):
+    app.command()(command)
 
 
 def run() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,15 +18,14 @@ from vlroute.judge import Judge, MediaCaptioner
 from vlroute.media import DEFAULT_LIMITS, Limits
 from vlroute.messages import Conversation, parse
 from vlroute.modes import Mode
-from vlroute.shipped import shipped
+from vlroute.pair_names import resolve_pair
 
 if TYPE_CHECKING:  # the engine brings torch and transformers: it is imported by `load`, not before
     from vlroute.engine.pair import Pair
     from vlroute.engine.prefix_cache import PrefixCache
     from vlroute.engine.request import Request
     from vlroute.engine.vision_cache import VisionCache
-
-log = logging.getLogger("vlroute")
+    from vlroute.store import Store
 
 
 class Router:
@@ -48,6 +46,7 @@ class Router:
         loading: Mapping[str, Any] | None = None,
         generation: Mapping[str, Any] | None = None,
         caching: Mapping[str, Any] | None = None,
+        store: Store | str | Path | None = None,
     ) -> None:
         """`loading` goes to `load_pair`; `generation` holds settings for both modes, or per mode under its name;
         `caching` may hold a `vision_cache` and a `prefix_cache`.
@@ -55,6 +54,7 @@ class Router:
         self.instruct, self.thinking, self.limits = instruct, thinking, limits
         self.judge = Judge(classifier, _policy(policy), captioner)
         self.loading, self.generation, self._caching = dict(loading or {}), dict(generation or {}), dict(caching or {})
+        self.store = _opened(store)
         self._answering: Answering | None = None
         self._lock = threading.Lock()
 
@@ -76,6 +76,7 @@ class Router:
         generation: Mapping[str, Any] | None = None,
         vision_cache: VisionCache | None = None,
         prefix_cache: PrefixCache | None = None,
+        store: Store | str | Path | None = None,
         **settings: Any,
     ) -> Router:
         """A router over a pair of checkpoints; without any name over the embedded pocket pair.
@@ -95,28 +96,13 @@ class Router:
             generation: the same per mode: `{"thinking": {"max_new_tokens": 4096}}`.
             vision_cache, prefix_cache: with budgets of your own (see docs/conversations.md). Routers may share a
                 vision cache; a prefix cache belongs to one router.
+            store: where answers are remembered for `feedback`: a `Store`, a file, or a postgresql:// URL.
 
         Raises:
             ValueError: a name together with `instruct=`/`thinking=`, or only one of these two.
             ArtefactError: the router artefact cannot be used.
         """
-        if (instruct is None) != (thinking is None) or (name is not None and instruct is not None):
-            raise ValueError("pass one name for the pair, or both instruct= and thinking=")
-        if instruct is None or thinking is None:
-            if name is None:
-                log.warning(
-                    "using the embedded pocket pair: 1.9 M parameters, trained on small drawn pictures only; "
-                    'for real pictures: Router.from_pretrained("Qwen/Qwen3-VL-2B")'
-                )
-                instruct, thinking = shipped("pocket/instruct"), shipped("pocket/thinking")
-                router = router or shipped("pocket/router")
-            elif Path(name).expanduser().is_dir():
-                instruct, thinking = (
-                    Path(name).expanduser() / "instruct",
-                    Path(name).expanduser() / "thinking",
-                )
-            else:
-                instruct, thinking = f"{name}-Instruct", f"{name}-Thinking"
+        instruct, thinking, router = resolve_pair(name, instruct, thinking, router)
         options = {
             "device": device, "dtype": dtype, "attn_implementation": attn_implementation, "quantization": quantization,
         }  # fmt: skip
@@ -130,6 +116,7 @@ class Router:
             loading={key: value for key, value in options.items() if value is not None},
             generation={**settings, **(generation or {})},
             caching={"vision_cache": vision_cache, "prefix_cache": prefix_cache},
+            store=store,
         )
 
     def use(self, artefact: str | Path | ComplexityClassifier) -> None:
@@ -181,6 +168,7 @@ class Router:
                     self._caching.get("prefix_cache") or PrefixCache(),
                     self.judge,
                     self.generation,
+                    self.store,
                 )
             return self._answering
 
@@ -258,6 +246,19 @@ class Router:
         conversation = parse(prompt, images, videos, history, self.limits)
         return self._loaded.stream(conversation, Wish(caption, mode, price, cancel, generation))
 
+    def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
+        """Say how right an answer was (`Answer.id`): true, false or a share 0 to 1. The last word on an answer counts.
+
+        Raises:
+            UnknownAnswerError: no answer of this id is stored.
+            InputError: `correct` is out of range.
+            StoreError: it could not be stored.
+            ValueError: the router has no store.
+        """
+        if self.store is None:
+            raise ValueError("this router stores no answers; make it with store='answers.db'")
+        self.store.feedback(answer_id, correct=correct, comment=comment)
+
     def request(self, conversation: Conversation) -> Request:
         """The engine's side of one request, for what needs no decision; use it as a context manager."""
         return self._loaded.request(conversation)
@@ -280,6 +281,14 @@ class Router:
     def stream_turn(self, conversation: Conversation, wish: Wish) -> Iterator[Event]:
         """As `stream`, for a `Chat`."""
         return self._loaded.stream(conversation, wish, in_turns=True)
+
+
+def _opened(store: Store | str | Path | None) -> Store | None:
+    if not isinstance(store, str | Path):
+        return store
+    from vlroute.store import Store  # brings SQLAlchemy
+
+    return Store(store)
 
 
 def _policy(wish: Policy | Target | Preset | None) -> Policy | Target:

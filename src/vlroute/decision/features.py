@@ -128,7 +128,8 @@ class RequestEncoder:
                 all_values.append(values)
         plain = np.asarray(_plain_numbers(prompt, ours, theirs if captioned else []), np.float32)
         all_columns.append(np.arange(self._dense_starts, self.width, dtype=np.int64))
-        all_values.append(DENSE_WEIGHT * ((plain - self.centre) / self.scale).clip(-MAX_DEVIATION, MAX_DEVIATION))
+        spread = ((plain - self.centre) / self.scale).clip(-MAX_DEVIATION, MAX_DEVIATION)
+        all_values.append(spread * np.float32(DENSE_WEIGHT))
         return Features(
             np.concatenate(all_columns),
             np.concatenate(all_values),

@@ -1,0 +1,32 @@
+"""Which two checkpoints a name stands for, and the router artefact that comes with them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from vlroute.shipped import shipped
+
+log = logging.getLogger("vlroute")
+
+Source = str | Path
+
+
+def resolve_pair(
+    name: Source | None, instruct: Source | None, thinking: Source | None, router: Source | None
+) -> tuple[Source, Source, Source | None]:
+    """(instruct, thinking, router artefact), see `Router.from_pretrained`. ValueError for names that do not fit."""
+    if (instruct is None) != (thinking is None) or (name is not None and instruct is not None):
+        raise ValueError("pass one name for the pair, or both instruct= and thinking=")
+    if instruct is not None and thinking is not None:
+        return instruct, thinking, router
+    if name is None:
+        log.warning(
+            "using the embedded pocket pair: 1.9 M parameters, trained on small drawn pictures only; "
+            'for real pictures: Router.from_pretrained("Qwen/Qwen3-VL-2B")'
+        )
+        return shipped("pocket/instruct"), shipped("pocket/thinking"), router or shipped("pocket/router")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder / "instruct", folder / "thinking", router
+    return f"{name}-Instruct", f"{name}-Thinking", router

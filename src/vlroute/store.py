@@ -1,0 +1,264 @@
+"""What was answered and what feedback came, in SQLite or PostgreSQL. Pictures are never stored, only their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from vlroute.answer import Answer
+from vlroute.errors import InputError
+from vlroute.learning.records import Outcome, Record
+from vlroute.messages import Conversation
+from vlroute.modes import MODES, Mode
+from vlroute.store_tables import (
+    ANSWERS,
+    BUSY_SECONDS,
+    FEEDBACK,
+    LOCK,
+    SCHEMA,
+    SCHEMAS,
+    TABLES,
+    StoreError,
+    UnknownAnswerError,
+    open_engine,
+    read_url,
+)
+
+__all__ = ["Export", "Judged", "Store", "StoreError", "UnknownAnswerError", "export", "new_id", "request_digest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One answer on which feedback came: how the mode that answered did. What the other would have done is unknown.
+
+    `request`: equal for equal conversations, pictures included. `created`: seconds since 1970, UTC.
+    """
+
+    id: str
+    request: str
+    prompt: str
+    caption: str | None
+    mode: Mode
+    forced: bool
+    outcome: Outcome
+    created: float
+
+
+class Store:
+    """Answers and feedback. Thread-safe; several processes may share one.
+
+    What a call has stored when it returns survives a killed process, and in SQLite (write-ahead log, synced) a power
+    failure too.
+    """
+
+    def __init__(self, where: str | Path, *, keep_text: bool = False) -> None:
+        """`where`: a file for SQLite, made with its folder if it is not there and readable by its owner only, or an
+        SQLAlchemy URL such as postgresql://user@host/name. `keep_text`: store what was answered too.
+
+        StoreError if it cannot be opened, or is of another schema version.
+        """
+        self.keep_text = keep_text
+        url = read_url(where)
+        self._name = url.render_as_string(hide_password=True)
+        with self._errors("opened"):
+            self._engine = open_engine(url)
+            self._prepare()
+
+    def record(self, answer: Answer, conversation: Conversation, *, id: str | None = None) -> str:
+        """Store an answer and give its id: 32 hex characters, fresh ones unless given. StoreError if that fails."""
+        id = id or new_id()
+        timing, decision = answer.timing, answer.decision
+        prefill = timing.vision + timing.prefill
+        row = {
+            "id": id,
+            "created": time.time(),
+            "request": request_digest(conversation),
+            "prompt": _storable(conversation.prompt),
+            "caption": _storable(decision.caption),
+            "mode": decision.mode,
+            "forced": decision.forced,
+            "decision": decision.as_dict(),
+            "tokens": answer.usage.completion_tokens,
+            "seconds": prefill + timing.decode,
+            "prefill_seconds": prefill,
+            "finish_reason": answer.finish_reason,
+            "text": _storable(answer.text) if self.keep_text else None,
+        }
+        with self._errors("written"), self._engine.begin() as connection:
+            connection.execute(sa.insert(ANSWERS), row)
+        return id
+
+    def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
+        """Say how right an answer was: true, false or a share 0 to 1. Of several for one answer the last one counts.
+
+        Raises:
+            UnknownAnswerError: no such answer is stored.
+            InputError: `correct` is out of range.
+            StoreError: it could not be stored.
+        """
+        right = float(Outcome(correct).correct)
+        known = sa.select(
+            ANSWERS.c.id,
+            sa.literal(right, sa.Double),
+            ANSWERS.c.mode,
+            sa.literal(_storable(comment), sa.Text),
+            sa.literal(time.time(), sa.Double),
+        ).where(ANSWERS.c.id == str(answer_id))
+        # one statement, so that no prune comes in between
+        insert = sa.insert(FEEDBACK).from_select(["answer", "correct", "mode", "comment", "created"], known)
+        with self._errors("written"), self._engine.begin() as connection:
+            stored = connection.execute(insert.returning(FEEDBACK.c.id)).first()
+        if stored is None:
+            raise UnknownAnswerError(
+                f"no answer with the id {str(answer_id)[:64]!r} is stored; expected an Answer.id from a router with "
+                "this store, not yet pruned"
+            )
+
+    def records(self) -> Iterator[Judged]:
+        """Every answer on which feedback came, equal requests side by side. Streamed. StoreError if reading fails."""
+        last = sa.select(sa.func.max(FEEDBACK.c.id)).group_by(FEEDBACK.c.answer)
+        query = (
+            sa.select(ANSWERS, FEEDBACK.c.correct)
+            .join(FEEDBACK, FEEDBACK.c.answer == ANSWERS.c.id)
+            .where(FEEDBACK.c.id.in_(last))
+            .order_by(ANSWERS.c.request, ANSWERS.c.created, ANSWERS.c.id)
+        )
+        with self._errors("read"), self._engine.connect() as connection:
+            for row in connection.execution_options(yield_per=256).execute(query):
+                outcome = Outcome(row.correct, row.tokens, row.seconds, row.prefill_seconds)
+                yield Judged(row.id, row.request, row.prompt, row.caption, row.mode, row.forced, outcome, row.created)
+
+    def count(self) -> tuple[int, int]:
+        """Answers stored, and how many of them have feedback."""
+        judged = sa.select(sa.func.count(sa.distinct(FEEDBACK.c.answer)))
+        with self._errors("read"), self._engine.connect() as connection:
+            stored = connection.execute(sa.select(sa.func.count()).select_from(ANSWERS)).scalar_one()
+            return stored, connection.execute(judged).scalar_one()
+
+    def prune(self, older_than: timedelta) -> int:
+        """Delete answers older than this, with their feedback; gives how many. Export before.
+
+        InputError for a negative age, StoreError if it fails: then nothing is deleted.
+        """
+        if older_than < timedelta(0):
+            raise InputError(f"older_than must not be negative, got {older_than}")
+        old = ANSWERS.c.created < time.time() - older_than.total_seconds()
+        with self._errors("written"), self._engine.begin() as connection:
+            return int(connection.execute(sa.delete(ANSWERS).where(old)).rowcount)
+
+    def close(self) -> None:
+        """Close all connections; a later call opens new ones."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _prepare(self) -> None:
+        """Make the tables that are not there, and check the version of those that are."""
+        with self._engine.begin() as connection:
+            # one process at a time makes the tables
+            lock = "BEGIN IMMEDIATE" if connection.dialect.name == "sqlite" else f"SELECT pg_advisory_xact_lock({LOCK})"
+            connection.exec_driver_sql(lock)
+            if not sa.inspect(connection).has_table(SCHEMAS.name):
+                TABLES.create_all(connection)
+                connection.execute(sa.insert(SCHEMAS), {"version": SCHEMA})
+            versions = connection.execute(sa.select(SCHEMAS.c.version)).scalars().all()
+        if versions != [SCHEMA]:
+            raise StoreError(
+                f"{self._name} is of schema {versions}, this vlroute reads {SCHEMA}; use the vlroute that made it, or "
+                "another file"
+            )
+
+    @contextmanager
+    def _errors(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except (SQLAlchemyError, OSError) as error:
+            why = str(getattr(error, "orig", None) or error).strip().splitlines()
+            raise StoreError(f"{self._name} could not be {verb}: {why[0] if why else error!r}{_advice(why)}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """`records`: requests on which both modes got feedback. `one_sided`: requests left out, for only one mode did."""
+
+    records: tuple[Record, ...]
+    one_sided: int
+
+
+def export(store: Store) -> Export:
+    """The feedback as records to learn from: only requests that both modes answered and that were judged in both.
+
+    Several answers of one mode to one request become shares and means. Such requests are asked twice on purpose
+    (a comparison, a retry in the other mode), so they are no even sample of what is asked; and the mode that came
+    second found the picture's features kept, so its seconds are short. StoreError.
+    """
+    records, one_sided = [], 0
+    for request, group in groupby(store.records(), lambda one: one.request):
+        judged = list(group)
+        by_mode = {mode: [one.outcome for one in judged if one.mode == mode] for mode in MODES}
+        if not all(by_mode.values()):
+            one_sided += 1
+            continue
+        # an answer whose mode was forced has no caption
+        caption = next((one.caption for one in reversed(judged) if one.caption), None)
+        instruct, thinking = (_mean(by_mode[mode]) for mode in MODES)
+        records.append(Record(request, judged[-1].prompt, caption, instruct, thinking, set="feedback"))
+    return Export(tuple(records), one_sided)
+
+
+def new_id() -> str:
+    """128 random bits as 32 hex characters: cannot be guessed, so knowing an id is leave to judge its answer."""
+    return secrets.token_hex(16)
+
+
+def request_digest(conversation: Conversation) -> str:
+    """SHA-256 over all turns, their words and the digests of their pictures and videos; 64 hex characters."""
+    turns = [
+        [turn.role, *(["text", part] if isinstance(part, str) else ["media", part.digest] for part in turn.parts)]
+        for turn in conversation.messages
+    ]
+    return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
+
+
+def _mean(outcomes: list[Outcome]) -> Outcome:
+    tokens = [one.tokens for one in outcomes if one.tokens is not None]
+    seconds = [one.seconds for one in outcomes if one.seconds is not None]
+    prefill = [one.prefill_seconds for one in outcomes if one.prefill_seconds is not None]
+    return Outcome(
+        fmean(float(one.correct) for one in outcomes),
+        round(fmean(tokens)) if tokens else None,
+        fmean(seconds) if seconds else None,
+        fmean(prefill) if prefill else None,
+    )
+
+
+def _storable(text: str | None) -> str | None:
+    """PostgreSQL's text holds no NUL."""
+    return None if text is None else text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _advice(why: list[str]) -> str:
+    said = " ".join(why).lower()
+    if "full" in said or "no space" in said or "disk i/o" in said:
+        return "; free some space on its disk, or prune it"
+    if "locked" in said:
+        return f"; another process has held it for {BUSY_SECONDS} s"
+    if "not a database" in said or "malformed" in said:
+        return "; it is damaged or no store: move it away, or name another file"
+    return ""

@@ -1,0 +1,103 @@
+"""The store's tables, and how a file or URL becomes a database with them."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+
+from vlroute.errors import VLRouteError
+
+SCHEMA = 1
+BUSY_SECONDS = 30
+LOCK = 0x766C726F757465  # PostgreSQL's advisory locks share one space of numbers: ours spells vlroute
+TABLES = sa.MetaData()
+SCHEMAS = sa.Table("vlroute_schema", TABLES, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
+ANSWERS = sa.Table(
+    "answers",
+    TABLES,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("created", sa.Double, nullable=False, index=True),  # seconds since 1970, UTC
+    sa.Column("request", sa.String(64), nullable=False, index=True),  # digest of all words, pictures and videos
+    sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("caption", sa.Text),
+    sa.Column("mode", sa.String(16), nullable=False),
+    sa.Column("forced", sa.Boolean, nullable=False),
+    sa.Column("decision", sa.JSON, nullable=False),
+    sa.Column("tokens", sa.Integer, nullable=False),
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("prefill_seconds", sa.Double, nullable=False),
+    sa.Column("finish_reason", sa.String(16), nullable=False),
+    sa.Column("text", sa.Text),
+)
+FEEDBACK = sa.Table(
+    "feedback",
+    TABLES,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("answer", sa.String(32), sa.ForeignKey("answers.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("correct", sa.Double, nullable=False),
+    sa.Column("mode", sa.String(16), nullable=False),
+    sa.Column("comment", sa.Text),
+    sa.Column("created", sa.Double, nullable=False),
+)
+
+
+class StoreError(VLRouteError):
+    """The store cannot be opened, read or written; nothing of the call was stored."""
+
+
+class UnknownAnswerError(VLRouteError, LookupError):
+    """No answer of this id is stored: a slip, pruned since, or answered without a store."""
+
+
+def read_url(where: str | Path) -> sa.URL:
+    """A file's path, or an SQLAlchemy URL, as a URL. StoreError if it cannot be read."""
+    if isinstance(where, Path) or "://" not in where:
+        return sa.URL.create("sqlite", database=str(Path(where).expanduser()))
+    try:
+        url = sa.make_url(where)
+    except SQLAlchemyError as error:
+        raise StoreError("the store's URL cannot be read; expected e.g. postgresql://user@host/name") from error
+    return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgresql", "postgres") else url
+
+
+def open_engine(url: sa.URL) -> sa.Engine:
+    """Connections to the database, made if it is a file that is not there.
+
+    StoreError for another database than SQLite and PostgreSQL, one in memory, and a missing driver. OSError.
+    """
+    backend = url.get_backend_name()
+    if backend not in ("sqlite", "postgresql"):
+        raise StoreError(f"{backend} is no store that vlroute knows; use a file for SQLite, or a postgresql:// URL")
+    if backend == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            raise StoreError("a store needs a file: one in memory would not outlive the process")
+        path = Path(str(url.database))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)  # prompts are nobody else's business; an existing file keeps its mode
+    try:
+        options = {"timeout": BUSY_SECONDS} if backend == "sqlite" else {}
+        engine = sa.create_engine(url, connect_args=options, pool_pre_ping=backend != "sqlite")
+    except (ModuleNotFoundError, NoSuchModuleError) as error:
+        raise StoreError(f"{backend} needs a driver: pip install 'psycopg[binary]'") from error
+    if backend == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError:  # SQLite does not wait where others switch the mode at the same time
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
