@@ -55,6 +55,7 @@ def fit_right(design: Design, fold: Indices, mode: Mode) -> Head:
 def _choose_strength(design: Design, matrix: sparse.csr_matrix, target: Values, fold: Indices) -> tuple[int, Values]:
     """The strength with the lowest loss on unseen records, by position, and its raw logits there.
 
+    The loss counts after calibration, which comes anyway: a strong penalty makes raw probabilities timid, not wrong.
     The loss falls, then rises: weaker penalties, which take longest, are not tried once it has risen twice.
     """
     tests = list(_tests(fold))
@@ -65,7 +66,8 @@ def _choose_strength(design: Design, matrix: sparse.csr_matrix, target: Values, 
         for test, path in zip(tests, paths, strict=True):
             weights, bias = next(path)
             logits[test] = matrix[test] @ weights + bias
-        loss = float(_log_loss(logits, target) @ design.weight)
+        slope, intercept = _platt(logits, target, design.weight)
+        loss = float(_log_loss(slope * logits + intercept, target) @ design.weight)
         if loss < lowest:
             best, lowest, chosen = position, loss, logits
         elif position - best == PATIENCE:
