@@ -21,6 +21,7 @@ from vlroute.learning.metrics import Values, brier, ece, reliability
 #: What accuracy is drawn against.
 Against = Literal["share", "mean_seconds", "p95_seconds"]
 
+HIGHEST = 1.015  # accuracies end at 1; a mark there is drawn whole
 MAX_FAMILIES = 12
 #: Fonts with simplified Chinese characters, under the names that matplotlib knows them by, the best first.
 CHINESE_FONTS = (
@@ -163,6 +164,9 @@ def _draw(axes: Axes, found: TradeOff, against: Against, language: Language) -> 
         (drawn,) = axes.plot(_x(point, against), point.accuracy, marker, color=colour, markersize=size, zorder=3)
         drawn.set_label(say(name, language))
     axes.yaxis.set_major_formatter(_percent)
+    low, high = axes.get_ylim()
+    if high > HIGHEST:  # a flat line at the top would else stand in the middle of ticks beyond 100 %
+        axes.set_ylim(max(-0.015, min(low, 0.9)), HIGHEST)
     if against == "share":
         axes.xaxis.set_major_formatter(_percent)
         axes.set_xlim(-0.03, 1.03)
