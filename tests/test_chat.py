@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from training.bench.second_turn import tower_calls
 
 from tests.conftest import PICTURES, SECONDS, VIDEO, media, task
 from vlroute import Chat, Router
@@ -40,16 +41,13 @@ def test_each_distinct_tower_sees_each_picture_once(
     router = Router.from_pretrained(
         instruct=folders["instruct"], thinking=folders["thinking"] if equal else other_tower
     ).load()
-    towers = {id(tower): tower for tower in (router.pair[mode].model.model.visual for mode in MODES)}
-    ran: list[int] = []
-    for tower in towers.values():
-        tower.register_forward_hook(lambda *_: ran.append(1))
-    chat = router.chat()
-    for picture in PICTURES[:2]:
-        for mode in (*MODES, *MODES):
-            chat.send("Read the text.", images=picture, mode=mode, **GREEDY)
-            chat = chat.fork()
-    assert len(towers) == (1 if equal else 2)
+    with tower_calls(router) as ran:
+        chat = router.chat()
+        for picture in PICTURES[:2]:
+            for mode in (*MODES, *MODES):
+                chat.send("Read the text.", images=picture, mode=mode, **GREEDY)
+                chat = chat.fork()
+    assert router.pair.shared_tower == equal
     assert len(ran) == calls
 
 

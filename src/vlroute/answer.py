@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -96,3 +97,8 @@ class Finished:
 
 
 Event = Decided | ThinkingDelta | AnswerDelta | Finished
+
+
+def new_id() -> str:
+    """128 random bits as 32 hex characters: cannot be guessed, so knowing an id is leave to judge its answer."""
+    return secrets.token_hex(16)

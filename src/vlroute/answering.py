@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from vlroute.answer import Answer, AnswerDelta, Decided, Event, Finished, ThinkingDelta, Timing, Usage
+from vlroute.answer import Answer, AnswerDelta, Decided, Event, Finished, ThinkingDelta, Timing, Usage, new_id
 from vlroute.decision.policy import Decision
 from vlroute.errors import VLRouteError
 from vlroute.judge import Judge
@@ -95,7 +94,7 @@ class Answering:
                 caption=captioned - began, decide=decided - captioned, vision=reply.vision_seconds,
                 prefill=reply.prefill_seconds, decode=reply.decode_seconds, total=time.perf_counter() - began,
             ),
-            id=secrets.token_hex(16),
+            id=new_id(),
         )  # fmt: skip
         self._keep(answer, conversation)
         emit(Finished(answer))

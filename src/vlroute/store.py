@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from statistics import fmean
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from vlroute.answer import Answer
+from vlroute.answer import Answer, new_id
 from vlroute.errors import InputError
 from vlroute.learning.records import Outcome, Record
 from vlroute.messages import Conversation
@@ -220,11 +219,6 @@ def export(store: Store) -> Export:
         instruct, thinking = (_mean(by_mode[mode]) for mode in MODES)
         records.append(Record(request, judged[-1].prompt, caption, instruct, thinking, set="feedback"))
     return Export(tuple(records), one_sided)
-
-
-def new_id() -> str:
-    """128 random bits as 32 hex characters: cannot be guessed, so knowing an id is leave to judge its answer."""
-    return secrets.token_hex(16)
 
 
 def request_digest(conversation: Conversation) -> str:

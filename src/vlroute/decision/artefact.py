@@ -33,8 +33,7 @@ def write_artefact(folder: str | Path, card: Mapping[str, Any], arrays: Arrays) 
     folder.mkdir(parents=True, exist_ok=True)
     weights = save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     head = {"schema": SCHEMA, "weights_sha256": hashlib.sha256(weights).hexdigest()}
-    # the head comes first to the reader's eye, and last because a card that was read holds the old one
-    text = json.dumps({**head, **card, **head}, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    text = json.dumps({**head, **card}, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     replace_file(folder / WEIGHTS_FILE, weights)
     replace_file(folder / CARD_FILE, text.encode())
 
@@ -53,7 +52,8 @@ def read_artefact(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
             "retrain it with training/retrain.py, or install the version of vlroute that wrote it"
         )
     weights = _read(folder / WEIGHTS_FILE)
-    if hashlib.sha256(weights).hexdigest() != card.get("weights_sha256"):
+    del card["schema"]  # the head belongs to the files, not to what they hold: saved again it is written anew
+    if hashlib.sha256(weights).hexdigest() != card.pop("weights_sha256", None):
         raise ArtefactError(f"{folder / WEIGHTS_FILE} is damaged or belongs to another {CARD_FILE}; {REMEDY}")
     try:
         arrays: Arrays = load_tensors(weights)

@@ -22,11 +22,16 @@ _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fff
 _TOKEN = re.compile(rf"[{_CJK}]|\d+(?:\.\d+)?|(?:(?![{_CJK}])[^\W\d_])+")
 
 
+def lowered(text: str, end_chars: int) -> str:
+    """Lower-cased, in one Unicode form; of a longer text only `end_chars` characters at either end."""
+    if len(text) > 2 * end_chars:
+        text = f"{text[:end_chars]}\n{text[-end_chars:]}"
+    return unicodedata.normalize("NFKC", text).lower()
+
+
 def tokenise(text: str) -> list[str]:
     """The tokens of `text` in order: lower-cased words, each number as one token, single CJK characters."""
-    if len(text) > 2 * MAX_END_CHARS:
-        text = f"{text[:MAX_END_CHARS]}\n{text[-MAX_END_CHARS:]}"
-    return _TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
+    return _TOKEN.findall(lowered(text, MAX_END_CHARS))
 
 
 def terms_of(tokens: Sequence[str]) -> list[str]:

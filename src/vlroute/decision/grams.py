@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlroute.decision.encoder import Columns, Floats
+from vlroute.decision.encoder import Columns, Floats, lowered
 
 Grams = NDArray[np.uint64]
 
@@ -21,9 +20,7 @@ _BLANKS = re.compile(r"[\s\0]+")
 
 def plain(text: str) -> str:
     """Lower-cased, in one Unicode form, every stretch of white space one blank; of a long text both ends."""
-    if len(text) > 2 * MAX_END_CHARS:
-        text = f"{text[:MAX_END_CHARS]}\n{text[-MAX_END_CHARS:]}"
-    return _BLANKS.sub(" ", unicodedata.normalize("NFKC", text).lower())
+    return _BLANKS.sub(" ", lowered(text, MAX_END_CHARS))
 
 
 def grams_of(text: str) -> Grams:

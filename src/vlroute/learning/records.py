@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlroute.errors import InputError
+from vlroute.files import replace_file
 from vlroute.modes import Mode
 
 CHARS_PER_TOKEN = 4
@@ -110,10 +111,8 @@ def write_records(path: str | Path, records: Iterable[Record], *, append: bool =
             raise InputError(f"{path}: cannot append to a gzipped file; write {path.stem} and compress it when done")
         _append(path, content)
         return len(lines)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     # no time stamp, so that equal records make equal files
-    draft.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-    os.replace(draft, path)
+    replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return len(lines)
 
 
