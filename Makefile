@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo test check format pocket retrain bench soak wheel clean
+.PHONY: help install demo test check format pocket retrain notebooks bench soak wheel clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,9 +42,14 @@ pocket: install  ## Train the pocket pair anew, label pictures with it, write it
 retrain: install  ## Train the pocket pair's router from its committed records
 	$(BIN)/python training/retrain.py training/pocket/records.jsonl.gz --together record --out models/pocket/router
 
+notebooks: install  ## Run the notebooks and write their outputs
+	$(BIN)/python examples/run_notebooks.py
+
 bench: install  ## The pair at the 2B shape with random weights: memory, speed, turns of a conversation (over an hour)
 	$(BIN)/python -m training.bench.real_size
 	$(BIN)/python -m training.bench.conversations
+	$(BIN)/python -m training.bench.decision
+	$(BIN)/python -m training.bench.retraining
 
 soak: install  ## Random conversations against plain transformers, 520 of them (about ten minutes)
 	VLROUTE_CONVERSATIONS=520 $(BIN)/python -m pytest tests/test_chat_exact.py -k fresh --hypothesis-show-statistics

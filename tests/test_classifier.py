@@ -161,7 +161,7 @@ def swap_weights(folder: Path) -> None:
         (lambda folder: (folder / CARD_FILE).write_text("{"), "no valid JSON"),
         (lambda folder: (folder / CARD_FILE).write_text("[]"), "schema None"),
         (lambda folder: (folder / CARD_FILE).write_bytes(b"\xff\xfe"), "no valid JSON"),
-        (edit_card(lambda card: card.update(schema=99)), "schema 99, this version of vlroute reads 2"),
+        (edit_card(lambda card: card.update(schema=99)), "schema 99, this version of vlroute reads 3"),
         (edit_card(lambda card: card.pop("vocabulary")), "vocabulary"),
         (edit_card(lambda card: card["vocabulary"]["prompt"].pop()), "idf has shape"),
         (edit_card(lambda card: card.update(pace={})), "per_token"),

@@ -20,6 +20,7 @@ def test_the_wheel_works_anywhere(tmp_path: Path) -> None:
         archive.extractall(installed)
     for name in ("instruct/model.safetensors", "thinking/model.safetensors", "router/router.json"):
         assert f"vlroute/models/pocket/{name}" in names
+    assert "vlroute/models/encoder/0_StaticEmbedding/model.safetensors" in names
     some = task("ocr", "easy", seed=1)
     some.frames[0].save(tmp_path / "x.png")
     code = (

@@ -16,7 +16,7 @@ from tests.synthetic_records import draw_records
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.pace import ASSUMED_PER_TOKEN
 from vlroute.errors import InputError
-from vlroute.learning import heads
+from vlroute.learning.candidates import by_condition
 from vlroute.learning.design import Design, folds_of
 from vlroute.learning.evaluate import Evaluation
 from vlroute.learning.fit import fit_classifier, measure_pace
@@ -150,20 +150,16 @@ def test_a_captioned_record_is_trained_on_with_and_without_its_caption() -> None
     assert np.bincount(design.owner, weights=design.weight).tolist() == [1.0] * 40
 
 
-def test_each_condition_gets_its_own_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_condition_gets_its_own_calibration() -> None:
     """Raw logits that are right with captions and twice too bold without: the slopes must be 1 and 1/2."""
     _, records = draw_records(400)
     rng = np.random.default_rng(0)
     design = Design(fit_classifier(records).encoder, records)
     truth = rng.choice([-2.0, 0.5, 2.0], len(records))
     right = rng.random(len(records)) < 1 / (1 + np.exp(-truth))
-    records[:] = [
-        dataclasses.replace(record, instruct=Outcome(bool(one))) for record, one in zip(records, right, strict=True)
-    ]
     bold = np.where(design.captioned, 1, 2) * truth[design.owner]
-    monkeypatch.setattr(heads, "_choose_strength", lambda *_: (0, bold))
-    _, _, calibration = heads.fit_right(design, folds_of(records, 4, 0, together="record"), "instruct")
-    without, with_caption = calibration
+    design.right = np.column_stack([right, right])[design.owner].astype(float)
+    without, with_caption = by_condition(design, np.column_stack([bold, bold]))[0]
     assert with_caption[0] == pytest.approx(1, abs=0.25)
     assert without[0] == pytest.approx(with_caption[0] / 2, abs=0.01)
 

@@ -1,7 +1,8 @@
-"""The commands that gather labels and learn from them: collect, feedback, export, train, curves."""
+"""The commands that gather labels and learn from them: collect, feedback, export, train, eval, curves."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +10,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from vlroute.errors import VLRouteError
+from vlroute.decision.target import Preset
+from vlroute.errors import InputError, VLRouteError
+from vlroute.files import replace_file
 
 Records = Annotated[list[Path], typer.Argument(help=".jsonl or .jsonl.gz files of labelled records.")]
 Together = Annotated[
@@ -17,7 +20,13 @@ Together = Annotated[
     typer.Option(help='What shares a fold: "text" predicts texts never seen, "record" suits prompts from templates.'),
 ]
 Folds = Annotated[int, typer.Option(min=2, help="How many parts; each is predicted by a model that saw the others.")]
-Seeds = Annotated[int, typer.Option(min=1, help="How many ways of cutting the parts are averaged.")]
+Seeds = Annotated[
+    int | None, typer.Option(min=1, help="How many ways of cutting the parts are averaged: two; of many records one.")
+]
+Encoder = Annotated[
+    str,
+    typer.Option(help='A text encoder by name or folder beside the words; "static" is shipped, "none": words only.'),
+]
 StoreAt = Annotated[str, typer.Option("--store", help="The file of the store, or a postgresql:// URL.")]
 
 
@@ -34,8 +43,11 @@ def train(
     oof: Annotated[Path | None, typer.Option(help="File for each record's out-of-fold probabilities.")] = None,
     price: Annotated[float, typer.Option(help="For the routed rows of the report only.")] = 0.1,
     folds: Folds = 5,
-    seeds: Seeds = 2,
+    seeds: Seeds = None,
     together: Together = "text",
+    encoder: Encoder = "static",
+    cache: Annotated[Path | None, typer.Option(help="Folder that keeps the embeddings for the next run.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes at the same time; by default one a core.")] = None,
 ) -> None:
     """Retrain the router from records of what each mode got right; see docs/decision.md for their form.
 
@@ -45,8 +57,56 @@ def train(
         from vlroute.learning.train import train as learn
     except ModuleNotFoundError as error:
         raise TrainingExtraMissing(error) from error
-    learn(records, out, oof=oof, price=price, folds=folds, seeds=seeds, together=together)
+    learn(
+        records,
+        out,
+        oof=oof,
+        price=price,
+        folds=folds,
+        seeds=seeds,
+        together=together,
+        encoder=None if encoder == "none" else encoder,
+        cache=cache,
+        jobs=jobs,
+    )
     typer.echo(f"wrote {out}")
+
+
+def evaluate(
+    records: Records,
+    router: Annotated[Path, typer.Option(help="Folder of the trained router artefact.")],
+    price: Annotated[float | None, typer.Option(help="What a second is worth, in probability. Default: 0.1.")] = None,
+    policy: Annotated[Preset | None, typer.Option(help="What to aim for, instead of a price.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Markdown file for the report.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="File for all figures as JSON.")] = None,
+) -> None:
+    """Report what a trained router is worth on new records: accuracy, seconds, calibration, by family.
+
+    vlroute eval new-records.jsonl --router my-router --out report.md
+    """
+    try:
+        from vlroute.learning.eval_command import as_page, as_values, assess
+        from vlroute.learning.report import as_table, families_table, figures_table
+    except ModuleNotFoundError as error:
+        raise TrainingExtraMissing(error) from error
+    if price is not None and policy is not None:
+        raise InputError("a price and a policy were given; a policy becomes a price of its own: leave one out")
+    console, notes = Console(), Console(stderr=True)
+    found = assess(records, router, policy or (0.1 if price is None else price), console=notes)
+    for warning in found.warnings:
+        notes.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+    console.print(as_table(found.evaluation, found.kind))
+    if found.families:
+        console.print(families_table(found.families))
+    console.print(figures_table(found.evaluation))
+    for path, text in (
+        (out, as_page(found, router)),
+        (as_json, json.dumps(as_values(found, router), ensure_ascii=False, indent=1) + "\n"),
+    ):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, text.encode())
+            typer.echo(f"wrote {path}")
 
 
 def curves(
@@ -54,8 +114,9 @@ def curves(
     out: Annotated[Path, typer.Option(help="Folder for curves.html and the figures as PNG.")],
     oof: Annotated[Path | None, typer.Option(help="What `vlroute train --oof` wrote; else models are trained.")] = None,
     folds: Folds = 5,
-    seeds: Seeds = 2,
+    seeds: Seeds = None,
     together: Together = "text",
+    encoder: Encoder = "static",
     language: Annotated[Literal["en", "zh"], typer.Option(help="Of the page and its figures.")] = "en",
 ) -> None:
     """Draw accuracy against latency and thinking share, and how well calibrated the probabilities are.
@@ -65,22 +126,28 @@ def curves(
     vlroute curves records.jsonl --oof oof.jsonl --out curves
     """
     try:
+        from vlroute.decision.text_encoder import load_text_encoder
         from vlroute.learning.curves_command import read_oof, write_curves
-        from vlroute.learning.evaluate import predict_unseen
+        from vlroute.learning.embeddings import remember
+        from vlroute.learning.evaluate import Unseen, predict_unseen
+        from vlroute.learning.metrics import Values
         from vlroute.learning.records import read_records
+        from vlroute.learning.train import default_seeds
     except ModuleNotFoundError as error:
         raise TrainingExtraMissing(error) from error
     found = list(read_records(*records))
     console = Console()
-    with Progress(console=console) as progress:
-        task = progress.add_task("training", total=folds * seeds, visible=oof is None)
-        predicted = (
-            read_oof(oof, found)
-            if oof is not None
-            else predict_unseen(
-                found, folds=folds, seeds=seeds, together=together, advance=lambda: progress.advance(task)
+    predicted: Unseen | Values
+    if oof is not None:
+        predicted = read_oof(oof, found)
+    else:
+        text = None if encoder == "none" else remember(found, load_text_encoder(encoder), console=console)
+        seeds = seeds or default_seeds(found)
+        with Progress(console=console) as progress:
+            task = progress.add_task("training", total=folds * seeds)
+            predicted = predict_unseen(
+                found, folds=folds, seeds=seeds, together=together, text=text, advance=lambda: progress.advance(task)
             )
-        )
     with console.status("drawing"):
         written = write_curves(found, predicted, out, language=language)
     typer.echo(f"wrote {written[-1]}")

@@ -20,11 +20,13 @@ from safetensors.numpy import save as save_tensors
 from vlroute.errors import ArtefactError
 from vlroute.files import replace_file
 
-SCHEMA = 2
+SCHEMA = 3
 CARD_FILE = "router.json"
 WEIGHTS_FILE = "weights.safetensors"
 
-Arrays = dict[str, NDArray[Any]]  # float32, or uint64 for keys
+Arrays = dict[str, NDArray[Any]]
+#: float32, float16 to save room, and whole numbers as keys and places.
+DTYPES = (np.float32, np.float16, np.uint64, np.int64, np.int32)
 
 
 def write_artefact(folder: str | Path, card: Mapping[str, Any], arrays: Arrays) -> None:
@@ -60,8 +62,8 @@ def read_artefact(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
     except (SafetensorError, ValueError, KeyError) as error:
         raise ArtefactError(f"{folder / WEIGHTS_FILE} is no safetensors file ({error}); {REMEDY}") from error
     for name, array in arrays.items():
-        if array.dtype not in (np.float32, np.uint64) or not bool(np.isfinite(array).all()):
-            raise ArtefactError(f"{folder / WEIGHTS_FILE}: {name!r} must be float32 and finite, or uint64; {REMEDY}")
+        if array.dtype not in DTYPES or not bool(np.isfinite(array).all()):
+            raise ArtefactError(f"{folder / WEIGHTS_FILE}: {name!r} is {array.dtype} or not finite; {REMEDY}")
     return card, arrays
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vlroute.decision.artefact import CARD_FILE, REMEDY, Arrays, read_artefact, write_artefact
-from vlroute.decision.encoder import Floats, LexicalEncoder
+from vlroute.decision.encoder import LexicalEncoder
 from vlroute.decision.features import DENSE, RequestEncoder
 from vlroute.decision.frontier import CalibrationSet
 from vlroute.decision.grams import GramEncoder
+from vlroute.decision.heads import Heads
 from vlroute.decision.pace import Pace
+from vlroute.decision.text_encoder import TextEncoder, load_text_encoder
 from vlroute.errors import ArtefactError
 
 CALIBRATION = "calibration_set."
@@ -47,29 +49,6 @@ class Prediction:
         return self.p_thinking - self.p_instruct
 
 
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """Four linear heads over `width` features: right (Instruct, Thinking), ln tokens (Instruct, Thinking).
-
-    `weights` float32 `[width, 4]`, `bias` `[4]`. `calibration` `[2, 2, 2]`: head, without/with caption,
-    (slope, intercept) of Platt's sigmoid on the raw logit. `log_tokens` `[2, 3]`: mode, (lowest and highest
-    ln tokens of training, ln of Duan's smearing factor, which turns the exponential of a mean into a mean).
-    """
-
-    weights: Floats
-    bias: Floats
-    calibration: Floats
-    log_tokens: Floats
-
-    def check(self, width: int) -> None:
-        """ValueError if a shape does not fit `width` features."""
-        shapes = {"weights": (width, 4), "bias": (4,), "calibration": (2, 2, 2), "log_tokens": (2, 3)}
-        for name, shape in shapes.items():
-            found = getattr(self, name).shape
-            if found != shape:
-                raise ValueError(f"{name} has shape {list(found)}, expected {list(shape)}")
-
-
 class ComplexityClassifier:
     """Prompt and caption in, `Prediction` out. Made by `vlroute.learning.train`, loaded with `load`."""
 
@@ -83,7 +62,7 @@ class ComplexityClassifier:
     ) -> None:
         """`pace`: as measured with the records. `card`: provenance, metrics. `calibration`: what targets are resolved
         on. ValueError if shapes differ."""
-        heads.check(encoder.width)
+        heads.check(encoder.width, encoder.embedding_width, len(DENSE) + encoder.embedding_width)
         self.encoder, self.heads = encoder, heads
         self.card: dict[str, Any] = dict(card or {})
         self.calibration = calibration
@@ -100,7 +79,7 @@ class ComplexityClassifier:
     def predict(self, prompt: str, caption: str | None = None) -> Prediction:
         """Predict for one request. No caption (None, "", blanks) is a condition with its own calibration."""
         features = self.encoder.encode(prompt, caption)
-        raw = (features.values @ self.heads.weights[features.columns] + self.heads.bias).tolist()
+        raw = self.heads.raw(features)
         condition = int(features.captioned)
         p_instruct, p_thinking = (
             _sigmoid(slope * logit + intercept)
@@ -122,29 +101,55 @@ class ComplexityClassifier:
         arrays: Arrays = {f"idf_{name}": getattr(self.encoder, name).idf for name in ENCODERS}
         arrays |= {"grams": self.encoder.grams.grams, "idf_grams": self.encoder.grams.idf}
         arrays |= {"centre": self.encoder.centre, "scale": self.encoder.scale}
-        arrays |= {name: getattr(self.heads, name) for name in Heads.__slots__}
+        arrays |= self.heads.to_arrays()
         if self.calibration is not None:
             arrays |= {f"{CALIBRATION}{f.name}": getattr(self.calibration, f.name) for f in fields(CalibrationSet)}
-        card = {**self.card, "pace": self._pace, "dense": list(DENSE), "vocabulary": vocabulary}
+        text = self.encoder.text
+        card = {
+            **self.card,
+            "pace": self._pace,
+            "text_encoder": {"name": text.name, "fingerprint": text.fingerprint} if text else None,
+            "dense": list(DENSE),
+            "vocabulary": vocabulary,
+        }
         write_artefact(folder, card, arrays)
 
     @classmethod
     def load(cls, folder: str | Path) -> ComplexityClassifier:
-        """Read what `save` wrote. ArtefactError, with a remedy, if missing, damaged or of another schema."""
+        """Read what `save` wrote. ArtefactError, with a remedy, if missing, damaged, of another schema or learnt with
+        another text encoder than the one that its name stands for here."""
         card, arrays = read_artefact(folder)
+        text = _text_encoder(folder, card.pop("text_encoder", None))
         try:
             vocabulary, dense, pace = (card.pop(name) for name in ("vocabulary", "dense", "pace"))
             if dense != list(DENSE):
                 raise ValueError("its plain numbers are not those of this version")
             lexical = {name: LexicalEncoder(vocabulary[name], arrays[f"idf_{name}"]) for name in ENCODERS}
             grams = GramEncoder(arrays["grams"], arrays["idf_grams"])
-            encoder = RequestEncoder(**lexical, grams=grams, centre=arrays["centre"], scale=arrays["scale"])
-            heads = Heads(**{name: arrays[name] for name in Heads.__slots__})
+            encoder = RequestEncoder(**lexical, grams=grams, centre=arrays["centre"], scale=arrays["scale"], text=text)
+            heads = Heads.from_arrays(arrays)
             known = {name.removeprefix(CALIBRATION): a for name, a in arrays.items() if name.startswith(CALIBRATION)}
             calibration = CalibrationSet(**known) if known else None
             return cls(encoder, heads, Pace.from_dict(pace), card, calibration)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"{Path(folder) / CARD_FILE} and its weights do not fit ({error}); {REMEDY}") from error
+
+
+def _text_encoder(folder: str | Path, wanted: Any) -> TextEncoder | None:
+    if wanted is None:
+        return None
+    path = Path(folder) / CARD_FILE
+    try:
+        name, fingerprint = wanted["name"], wanted["fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise ArtefactError(f"{path}: 'text_encoder' needs a name and a fingerprint; {REMEDY}") from error
+    text = load_text_encoder(name)
+    if text.fingerprint != fingerprint:
+        raise ArtefactError(
+            f"{path} was learnt with another text encoder {name!r} (fingerprint {fingerprint[:12]}…, here "
+            f"{text.fingerprint[:12]}…): put that encoder back, or retrain the router with this one"
+        )
+    return text
 
 
 def _sigmoid(logit: float) -> float:

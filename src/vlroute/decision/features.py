@@ -1,4 +1,4 @@
-"""A request as one sparse vector: prompt words | its letters | caption words | crossed words | plain numbers."""
+"""A request as numbers: prompt words | its letters | caption words | crossed words | plain numbers, and embeddings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from vlroute.decision.encoder import Columns, Floats, LexicalEncoder, terms_of, tokenise
 from vlroute.decision.grams import GramEncoder
+from vlroute.decision.text_encoder import TextEncoder
 
 #: Meaning of the plain numbers, in column order.
 DENSE = (
@@ -33,17 +34,27 @@ MAX_CROSSED = 24
 MIN_CAPTION_KNOWN = 0.5
 
 
+_NO_EMBEDDING = np.zeros(0, np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class Features:
     """Non-zero `columns` (int64 `[k]`, distinct) and their `values` (float32 `[k]`).
 
-    `known`: share of the tokens used that training has seen. `captioned`: whether the caption was used.
+    `known`: share of the tokens used that training has seen. `captioned`: whether the caption was used. `embedding`:
+    of the prompt, then of the caption (zeros without one), each of length 1: float32 `[2 * width]`, or `[0]`.
     """
 
     columns: Columns
     values: Floats
     known: float
     captioned: bool
+    embedding: Floats
+
+    @property
+    def dense(self) -> Floats:
+        """What trees look at: the plain numbers, then the embedding."""
+        return np.concatenate([self.values[-len(DENSE) :], self.embedding])
 
 
 class RequestEncoder:
@@ -61,20 +72,23 @@ class RequestEncoder:
         crossed: LexicalEncoder,
         centre: Floats,
         scale: Floats,
+        text: TextEncoder | None = None,
     ) -> None:
-        """`centre`, `scale`: float32 `[len(DENSE)]`, mean and (positive) deviation of the plain numbers."""
+        """`centre`, `scale`: float32 `[len(DENSE)]`, mean and (positive) deviation of the plain numbers. `text`: embeds
+        prompt and caption beside their words."""
         if centre.shape != (len(DENSE),) or scale.shape != (len(DENSE),) or not bool((scale > 0).all()):
             raise ValueError(f"centre and scale must have shape [{len(DENSE)}] and scale must be positive")
         self.prompt, self.grams, self.caption, self.crossed = prompt, grams, caption, crossed
-        self.centre, self.scale = centre, scale
+        self.centre, self.scale, self.text = centre, scale, text
         self._grams_start = prompt.width
         self._caption_starts = self._grams_start + grams.width
         self._crossed_starts = self._caption_starts + caption.width
         self._dense_starts = self._crossed_starts + crossed.width
         self.width = self._dense_starts + len(DENSE)
+        self.embedding_width = 2 * text.width if text else 0
 
     @classmethod
-    def fit(cls, requests: Sequence[tuple[str, str | None]]) -> RequestEncoder:
+    def fit(cls, requests: Sequence[tuple[str, str | None]], text: TextEncoder | None = None) -> RequestEncoder:
         """Learn vocabularies and scales from (prompt, caption) pairs; no labels are involved."""
         tokens = [(tokenise(prompt), tokenise(caption or "")) for prompt, caption in requests]
         captioned = [(ours, theirs) for ours, theirs in tokens if theirs]
@@ -95,6 +109,7 @@ class RequestEncoder:
             ),
             np.mean(plain, axis=0).astype(np.float32),
             np.where(spread > 1e-6, spread, 1.0).astype(np.float32),
+            text,
         )
 
     @property
@@ -105,10 +120,14 @@ class RequestEncoder:
     def without_crosses(self) -> RequestEncoder:
         """The same without the columns of the crosses."""
         nothing = LexicalEncoder([], np.zeros(0, np.float32))
-        return RequestEncoder(self.prompt, self.grams, self.caption, nothing, self.centre, self.scale)
+        return RequestEncoder(self.prompt, self.grams, self.caption, nothing, self.centre, self.scale, self.text)
+
+    def with_text(self, text: TextEncoder | None) -> RequestEncoder:
+        """The same with another way to embed, or none."""
+        return RequestEncoder(self.prompt, self.grams, self.caption, self.crossed, self.centre, self.scale, text)
 
     def encode(self, prompt: str, caption: str | None = None) -> Features:
-        """The features of one request, `width` columns wide."""
+        """The features of one request: `width` columns, and an embedding of `embedding_width`."""
         ours = tokenise(prompt)
         columns, values = self.prompt.encode_terms(terms_of(ours))
         gram_columns, gram_values = self.grams.encode(prompt)
@@ -135,7 +154,11 @@ class RequestEncoder:
             np.concatenate(all_values),
             known / counted if counted else 0.0,
             captioned,
+            self._embed(prompt, caption if captioned and caption else ""),
         )
+
+    def _embed(self, *texts: str) -> Floats:
+        return self.text.encode(texts).reshape(-1) if self.text else _NO_EMBEDDING
 
 
 def _cross(prompt: Sequence[str], caption: Sequence[str]) -> list[str]:

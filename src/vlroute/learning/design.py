@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from vlroute.decision.features import RequestEncoder
+from vlroute.decision.features import DENSE, RequestEncoder
 from vlroute.learning.records import Record
 
 Values = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Dense = NDArray[np.float32]
 
 #: What shares a fold: all records of the same "text" (prompt and caption), or only a "record" with itself.
 Together = Literal["text", "record"]
@@ -52,15 +53,20 @@ class Design:
     """The training matrix: a captioned record counts half with, half without its caption, any other once.
 
     So the heads learn both conditions. `matrix`: csr `[m, width]`; `uncrossed`: the same, crosses set to
-    zero; `owner`: row -> record; `captioned`: row -> whether its caption is there; `weight`: row -> 1/2 or 1.
+    zero; `dense`: plain numbers and embedding, float32 `[m, d]`, and `embedding`, its last columns; `owner`: row ->
+    record; `given`: record -> its row as it is; `captioned`: row -> whether its caption is there; `right` `[m, 2]`:
+    how right both modes were, 0 to 1; `weight`: row -> 1/2 or 1.
     """
 
     encoder: RequestEncoder
     records: Sequence[Record]
     matrix: sparse.csr_matrix = field(init=False)
     uncrossed: sparse.csr_matrix = field(init=False)
+    dense: Dense = field(init=False)
     owner: Indices = field(init=False)
+    given: Indices = field(init=False)
     captioned: Mask = field(init=False)
+    right: Values = field(init=False)
     weight: Values = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,6 +84,14 @@ class Design:
         kept[self.encoder.crossed_columns] = 0
         self.uncrossed = (self.matrix @ sparse.diags_array(kept)).tocsr()
         self.uncrossed.eliminate_zeros()
+        self.dense = np.stack([f.dense for f in features])
         self.owner = np.asarray(owner, dtype=np.int64)
+        self.given = np.unique(self.owner, return_index=True)[1]
         self.captioned = np.asarray([f.captioned for f in features])
+        right = [(float(record.instruct.correct), float(record.thinking.correct)) for record in self.records]
+        self.right = np.asarray(right)[self.owner]
         self.weight = 1.0 / np.bincount(self.owner)[self.owner]
+
+    @property
+    def embedding(self) -> Dense:
+        return self.dense[:, len(DENSE) :]

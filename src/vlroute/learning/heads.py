@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy import sparse
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from vlroute.learning.design import Design, Indices, Mask, Values
@@ -13,74 +15,65 @@ from vlroute.learning.records import outcomes
 from vlroute.modes import Mode
 
 #: Inverse strengths of the right/wrong heads' L2 penalty to choose from, ascending (one fit starts the next).
-STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
 PATIENCE = 2
 #: Strengths of the token heads' L2 penalty to choose from.
 PENALTIES = (1.0, 5.0, 25.0)
-#: A condition (with or without caption) with fewer examples is calibrated together with the other.
-MIN_CALIBRATION = 50
 #: With fewer known lengths a mode is taken to write `ASSUMED_TOKENS`.
 MIN_LENGTHS = 20
 ASSUMED_TOKENS: dict[Mode, float] = {"instruct": 60.0, "thinking": 600.0}
 
-Head = tuple[Values, float, list[list[float]]]
+Matrix = Any  # csr or float64 `[m, columns]`
 LengthHead = tuple[Values, float, list[float]]
 
 
-def fit_right(design: Design, fold: Indices, mode: Mode) -> Head:
-    """Weights, bias and the calibration without and with caption of one right/wrong head.
+@dataclass(frozen=True, slots=True)
+class RightHeads:
+    """`weights` `[columns, 2]` and `bias` `[2]` of the heads "Instruct is right" and "Thinking is right", and their raw
+    logits on rows they had not seen, `[m, 2]`."""
 
-    Crosses are used only where they lower the loss on unseen records by more than one standard error: some
-    data needs them, elsewhere they are noise.
+    weights: Values
+    bias: Values
+    unseen: Values
+
+
+def fit_right(matrix: Matrix, right: Values, weight: Values, fold: Indices) -> RightHeads:
+    """Logistic heads over `matrix` `[m, columns]`; `right` `[m, 2]`: how right both modes were, 0 to 1.
+
+    Both get the same penalty, the one with the lowest squared error of the *gain* on unseen rows, after calibration.
+    Not of the lowest log loss: weak penalties pay for each mode alone, but errors that both heads share cancel in the
+    gain, and those that each makes alone do not. The error falls, then rises: weaker penalties, which take longest, are
+    not tried once it has risen twice.
     """
-    target = np.asarray([float(o.correct) for o in outcomes(design.records, mode)])[design.owner]
-    matrix = design.uncrossed
-    best, logits = _choose_strength(design, matrix, target, fold)
-    if design.matrix.nnz > matrix.nnz:
-        crossed_best, crossed_logits = _choose_strength(design, design.matrix, target, fold)
-        lower = _log_loss(logits, target) - _log_loss(crossed_logits, target)
-        saved = np.bincount(design.owner, weights=design.weight * lower)
-        if saved.mean() > saved.std() / np.sqrt(len(saved)):
-            matrix, best, logits = design.matrix, crossed_best, crossed_logits
-    every_row = np.full(len(target), True)
-    *_, (weights, bias) = _logistic_path(matrix, target, design.weight, every_row, STRENGTHS[: best + 1])
-    both = _platt(logits, target, design.weight)
-    calibration = [
-        _platt(logits[rows], target[rows], design.weight[rows]) if rows.sum() >= MIN_CALIBRATION else both
-        for rows in (~design.captioned, design.captioned)
-    ]
-    return weights, bias, calibration
-
-
-def _choose_strength(design: Design, matrix: sparse.csr_matrix, target: Values, fold: Indices) -> tuple[int, Values]:
-    """The strength with the lowest loss on unseen records, by position, and its raw logits there.
-
-    The loss counts after calibration, which comes anyway: a strong penalty makes raw probabilities timid, not wrong.
-    The loss falls, then rises: weaker penalties, which take longest, are not tried once it has risen twice.
-    """
-    tests = list(_tests(fold))
-    paths = [_logistic_path(matrix, target, design.weight, ~test, STRENGTHS) for test in tests]
-    best, lowest, chosen = 0, np.inf, np.zeros(len(target))
+    tests = list(tests_of(fold))
+    paths = [[_logistic_path(matrix, own, weight, ~test, STRENGTHS) for own in right.T] for test in tests]
+    best, lowest, unseen = 0, np.inf, np.zeros(right.shape)
     for position in range(len(STRENGTHS)):
-        logits = np.zeros(len(target))
-        for test, path in zip(tests, paths, strict=True):
-            weights, bias = next(path)
-            logits[test] = matrix[test] @ weights + bias
-        slope, intercept = _platt(logits, target, design.weight)
-        loss = float(_log_loss(slope * logits + intercept, target) @ design.weight)
-        if loss < lowest:
-            best, lowest, chosen = position, loss, logits
+        logits = np.zeros(right.shape)
+        for test, heads in zip(tests, paths, strict=True):
+            for head, path in enumerate(heads):
+                weights, bias = next(path)
+                logits[test, head] = matrix[test] @ weights + bias
+        error = float(weight @ (_gain(logits, right, weight) - right[:, 1] + right[:, 0]) ** 2)
+        if error < lowest:
+            best, lowest, unseen = position, error, logits
         elif position - best == PATIENCE:
             break
-    return best, chosen
+    every_row = np.full(len(right), True)
+    last = [list(_logistic_path(matrix, own, weight, every_row, STRENGTHS[: best + 1]))[-1] for own in right.T]
+    return RightHeads(np.column_stack([one[0] for one in last]), np.asarray([one[1] for one in last]), unseen)
 
 
-def _log_loss(logits: Values, target: Values) -> Values:
-    return np.asarray(np.logaddexp(0, logits) - target * logits)
+def _gain(logits: Values, right: Values, weight: Values) -> Values:
+    p = []
+    for own, target in zip(logits.T, right.T, strict=True):
+        slope, intercept = platt(own, target, weight)
+        p.append(expit(slope * own + intercept))
+    return np.asarray(p[1] - p[0])
 
 
 def _logistic_path(
-    matrix: sparse.csr_matrix,
+    matrix: Matrix,
     target: Values,
     weight: Values,
     rows: Mask,
@@ -88,22 +81,22 @@ def _logistic_path(
 ) -> Iterator[tuple[Values, float]]:
     """Weights and bias for each strength. A target between 0 and 1 counts in part as right, in part as wrong."""
     matrix, right, weight = matrix[rows], target[rows], weight[rows]
-    weights = np.concatenate([weight * right, weight * (1 - right)])
-    used = weights > 0
-    labels = np.repeat([1, 0], len(right))[used]
-    if len(set(labels.tolist())) < 2:  # always right or always wrong: only the add-one share can be learnt
+    wins, losses = np.flatnonzero(right > 0), np.flatnonzero(right < 1)
+    if not len(wins) or not len(losses):  # always right or always wrong: only the add-one share can be learnt
         share = (float(right.sum()) + 1) / (len(right) + 2)
         for _ in strengths:
             yield np.zeros(matrix.shape[1]), float(np.log(share / (1 - share)))
         return
-    stacked = sparse.vstack([matrix, matrix]).tocsr()[used]
+    matrix = matrix[np.concatenate([wins, losses])]
+    labels = np.repeat([1, 0], [len(wins), len(losses)])
+    weights = np.concatenate([(weight * right)[wins], (weight * (1 - right))[losses]])
     model = LogisticRegression(max_iter=500, tol=1e-3, warm_start=True)
     for strength in strengths:
-        model.set_params(C=strength).fit(stacked, labels, sample_weight=weights[used])
+        model.set_params(C=strength).fit(matrix, labels, sample_weight=weights)
         yield model.coef_[0].copy(), float(model.intercept_[0])
 
 
-def _platt(logits: Values, target: Values, weight: Values) -> list[float]:
+def platt(logits: Values, target: Values, weight: Values) -> list[float]:
     """Slope and intercept of a sigmoid on the raw logit (Platt 1999). A head that misleads is flattened, not turned."""
     total = float(weight.sum())
     # Platt's targets: n+1 right of n+2, so that a perfect head does not become certain
@@ -132,7 +125,7 @@ def fit_length(design: Design, fold: Indices, mode: Mode) -> LengthHead:
     if high - low < 1e-9:
         return nothing, low, [low, high, 0.0]
     unseen = np.zeros((len(PENALTIES), len(target)))
-    for test in _tests(fold):
+    for test in tests_of(fold):
         if not (~test & known).any():
             continue
         for row, penalty in zip(unseen, PENALTIES, strict=True):
@@ -151,7 +144,7 @@ def _ridge(design: Design, target: Values, rows: Mask, penalty: float) -> tuple[
     return model.coef_, float(model.intercept_)
 
 
-def _tests(fold: Indices) -> Iterator[Mask]:
+def tests_of(fold: Indices) -> Iterator[Mask]:
     """Each fold in turn as the rows to predict."""
     for number in range(int(fold.max()) + 1):
         yield fold == number

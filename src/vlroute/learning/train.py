@@ -21,16 +21,20 @@ from rich.progress import Progress
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.frontier import CalibrationSet
 from vlroute.decision.policy import Policy
+from vlroute.decision.text_encoder import STATIC, load_text_encoder
 from vlroute.errors import InputError
+from vlroute.learning.candidates import Comparison
 from vlroute.learning.design import Together
+from vlroute.learning.embeddings import remember
 from vlroute.learning.evaluate import Evaluation, Unseen, evaluate, predict_unseen
 from vlroute.learning.fit import fit_classifier, measure_pace
 from vlroute.learning.records import Record, outcomes, read_records
-from vlroute.learning.report import as_json, as_markdown, as_table, figures_table
+from vlroute.learning.report import as_json, as_markdown, as_table, candidates_table, figures_table
 from vlroute.modes import MODES
 
 MIN_RECORDS = 50
 MAX_CALIBRATION = 4096
+MANY_RECORDS = 5000
 
 
 def train(
@@ -40,45 +44,71 @@ def train(
     oof: str | Path | None = None,
     price: float = 0.1,
     folds: int = 5,
-    seeds: int = 2,
+    seeds: int | None = None,
     together: Together = "text",
+    encoder: str | None = STATIC,
+    cache: str | Path | None = None,
+    jobs: int | None = None,
     samples: int = 1000,
     console: Console | None = None,
 ) -> Evaluation:
     """Learn a router from record files and write it with its `report.md` into the folder `out`.
 
     `price` is only for the routed rows of the report: the artefact serves any price. `oof`: a file for each
-    record's out-of-fold p_instruct and p_thinking, means over the seeds. `together`: what shares a fold, see
-    `design.folds_of`. `samples`: bootstrap draws. Deterministic but for the date. InputError for unusable
-    records, fewer than 50 of them, or a setting out of range.
+    record's out-of-fold p_instruct and p_thinking, means over the seeds. `seeds`: see `default_seeds`. `together`:
+    what shares a fold, see `design.folds_of`. `encoder`: a text encoder by name or folder, see `load_text_encoder`;
+    None: words only. `cache`: a folder that keeps its vectors for the next run. `jobs`: processes at the same time, see
+    `predict_unseen`. `samples`: bootstrap draws. Deterministic but for the date. InputError for unusable records, fewer
+    than 50 of them, or a setting out of range.
     """
     console = console or Console()
-    if folds < 2 or seeds < 1 or not 0 <= price < math.inf:
+    if folds < 2 or (seeds is not None and seeds < 1) or not 0 <= price < math.inf:
         raise InputError(f"need folds >= 2, seeds >= 1 and a finite price >= 0, not {folds}, {seeds} and {price}")
     policy = Policy(price=price)
     records = list(read_records(*paths))
     if len(records) < MIN_RECORDS:
         raise InputError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed")
     pace = measure_pace(records)
+    text = load_text_encoder(encoder) if encoder else None
+    remembered = remember(records, text, cache=cache, console=console) if text else None
+    seeds = seeds or default_seeds(records)
     with Progress(console=console) as progress:
         task = progress.add_task("training", total=folds * seeds + 1)
         unseen = predict_unseen(
-            records, folds=folds, seeds=seeds, together=together, advance=lambda: progress.advance(task)
+            records,
+            folds=folds,
+            seeds=seeds,
+            together=together,
+            text=remembered,
+            jobs=jobs,
+            advance=lambda: progress.advance(task),
         )
-        classifier = fit_classifier(records)
+        classifier = fit_classifier(records, text=remembered)
         progress.advance(task)
+    if classifier.encoder.text is not None:  # from now on texts come that were not in the records
+        classifier.encoder = classifier.encoder.with_text(text)
     with console.status("bootstrap intervals"):
         evaluation = evaluate(records, unseen, policy, pace, samples=samples)
-    settings = {"price": price, "folds": folds, "seeds": seeds, "folds keep together": together}
+    settings = {
+        "price": price, "folds": folds, "seeds": seeds, "folds keep together": together,
+        "encoder offered": encoder or "none",
+    }  # fmt: skip
     provenance = _provenance(paths, records, settings)
     classifier.calibration = calibration_set(records, unseen.given[0])
-    classifier.card = {"provenance": provenance, "metrics": as_json(evaluation)}
+    candidates = [Comparison(**one) for one in classifier.card["candidates"]]
+    classifier.card |= {"provenance": provenance, "metrics": as_json(evaluation)}
     classifier.save(out)
-    (Path(out) / "report.md").write_text(as_markdown(evaluation, provenance, pace_note(records)), "utf-8")
+    report = as_markdown(evaluation, provenance, pace_note(records), candidates)
+    (Path(out) / "report.md").write_text(report, "utf-8")
     if oof is not None:
         _write_unseen(Path(oof), records, unseen)
-    console.print(as_table(evaluation), figures_table(evaluation), pace_note(records))
+    console.print(as_table(evaluation), figures_table(evaluation), candidates_table(candidates), pace_note(records))
     return evaluation
+
+
+def default_seeds(records: Sequence[Record]) -> int:
+    """Two ways of cutting folds; of many records one says enough."""
+    return 1 if len(records) >= MANY_RECORDS else 2
 
 
 def calibration_set(records: Sequence[Record], predictions: Sequence[Prediction]) -> CalibrationSet:
@@ -114,7 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--oof", type=Path, help="file for each record's out-of-fold probabilities")
     parser.add_argument("--price", type=float, default=0.1, help="probability a second is worth, in the report")
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=2, help="how many ways of cutting folds are averaged")
+    parser.add_argument(
+        "--seeds", type=int, help="how many ways of cutting folds are averaged (two; many records: one)"
+    )
+    parser.add_argument("--encoder", default=STATIC, help='a text encoder by name or folder; "none": words only')
     parser.add_argument(
         "--together",
         choices=get_args(Together),
@@ -132,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folds=options.folds,
             seeds=options.seeds,
             together=options.together,
+            encoder=None if options.encoder == "none" else options.encoder,
             console=console,
         )
     except InputError as error:
@@ -151,7 +185,9 @@ def _provenance(paths: Sequence[str | Path], records: Sequence[Record], settings
         "settings": settings,
         "libraries": {
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("numpy", "scipy", "scikit-learn", "safetensors")},
+            **{
+                name: metadata.version(name) for name in ("numpy", "scipy", "scikit-learn", "safetensors", "tokenizers")
+            },
         },
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }

@@ -1,0 +1,74 @@
+"""The shipped static encoder, and how any encoder is found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlroute.decision.text_encoder import STATIC, load_text_encoder
+from vlroute.errors import ArtefactError
+from vlroute.shipped import shipped
+
+TEXTS = ["How many red circles are there?", "图中有几个红色的圆？", "x² + ½ = 3", "Ⅳ ＡＢＣ", "a " * 2000]
+PARALLEL = Path(__file__).parent / "parallel_prompts.jsonl"
+
+
+def test_the_same_vectors_as_model2vec() -> None:
+    from model2vec import StaticModel
+
+    ours = load_text_encoder(STATIC).encode(TEXTS)
+    theirs = StaticModel.from_pretrained(shipped("encoder"), normalize=True, max_length=None).encode(TEXTS)
+    np.testing.assert_allclose(ours, theirs, atol=2e-3)  # theirs is summed in float16
+
+
+def test_the_same_vectors_as_sentence_transformers() -> None:
+    from sentence_transformers import SentenceTransformer
+
+    encoder = load_text_encoder(STATIC)
+    model = SentenceTransformer(str(shipped("encoder")), device="cpu").float()
+    np.testing.assert_allclose(encoder.encode(TEXTS), model.encode(TEXTS), atol=1e-5)
+
+
+def test_nothing_known_is_zero_and_all_else_has_length_one() -> None:
+    vectors = load_text_encoder(STATIC).encode(["", "   ", "word"])
+    assert not vectors[:2].any()
+    assert np.linalg.norm(vectors[2]) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_same_meaning_is_nearer_than_another_across_languages() -> None:
+    pairs = [json.loads(line) for line in PARALLEL.read_text("utf-8").splitlines()]
+    encoder = load_text_encoder(STATIC)
+    english, chinese = (encoder.encode([pair[language] for pair in pairs]) for language in ("en", "zh"))
+    cosine = english @ chinese.T
+    same, other = np.diag(cosine), (cosine.sum(axis=1) - np.diag(cosine)) / (len(pairs) - 1)
+    assert (same > other).mean() > 0.9
+
+
+def test_it_is_small() -> None:
+    assert sum(path.stat().st_size for path in shipped("encoder").rglob("*") if path.is_file()) <= 12 * 2**20
+
+
+def test_reading_it_imports_no_torch() -> None:
+    code = (
+        "import sys\nfrom vlroute.decision.text_encoder import load_text_encoder\n"
+        "load_text_encoder('static').encode(['a'])\n"
+        "print({'torch', 'transformers', 'sentence_transformers', 'sklearn', 'scipy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_damaged_folder_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.StaticEmbedding"}]')
+    with pytest.raises(ArtefactError, match="cannot be read"):
+        load_text_encoder(str(tmp_path))
+
+
+def test_an_unknown_name_says_what_to_do() -> None:
+    with pytest.raises(ArtefactError, match=r"(?s)cannot be loaded.*'static'"):
+        load_text_encoder("no/such/folder/anywhere")  # no hub id either: nothing is looked up
