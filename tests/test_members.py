@@ -74,7 +74,7 @@ def test_whoever_wins_is_saved_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert again.p_instruct == pytest.approx(ours.p_instruct, abs=1e-3)
         assert again.p_thinking == pytest.approx(ours.p_thinking, abs=1e-3)
     spread = np.std([classifier.predict(r.prompt, r.caption).gain for r in records])
-    assert spread > 0.02
+    assert spread > 0.01
 
 
 def test_another_encoder_under_the_same_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,37 @@ def test_the_same_meaning_is_nearer_than_another_across_languages() -> None:
     assert (same > other).mean() > 0.9
 
 
+def test_half_a_surrogate_pair_is_read_as_a_question_mark() -> None:
+    encoder = load_text_encoder(STATIC)
+    np.testing.assert_array_equal(encoder.encode(["how \ud800 many"]), encoder.encode(["how ? many"]))
+
+
+def test_layers_after_the_table_are_not_skipped(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Dense
+
+    static = SentenceTransformer(str(shipped("encoder")), device="cpu").float()
+    narrowed = SentenceTransformer(modules=[static[0], Dense(128, 16)], device="cpu")
+    narrowed.save(str(tmp_path))
+    ours = load_text_encoder(str(tmp_path))
+    assert ours.width == 16
+    np.testing.assert_allclose(ours.encode(TEXTS), narrowed.encode(TEXTS, normalize_embeddings=True), atol=1e-5)
+    assert not ours.encode(["", "  "]).any()
+    assert ours.encode([]).shape == (0, 16)
+
+
+def test_a_folder_saved_by_model2vec_or_sentence_transformers_is_read_alike(tmp_path: Path) -> None:
+    from model2vec import StaticModel
+    from sentence_transformers import SentenceTransformer
+
+    StaticModel.from_pretrained(shipped("encoder")).save_pretrained(tmp_path / "model2vec")
+    SentenceTransformer(str(shipped("encoder")), device="cpu").save(str(tmp_path / "sentence"))
+    shipped_vectors = load_text_encoder(STATIC).encode(TEXTS)
+    for kind in ("model2vec", "sentence"):
+        saved = load_text_encoder(str(tmp_path / kind))
+        np.testing.assert_allclose(saved.encode(TEXTS), shipped_vectors, atol=1e-6)
+
+
 def test_it_is_small() -> None:
     assert sum(path.stat().st_size for path in shipped("encoder").rglob("*") if path.is_file()) <= 12 * 2**20
 

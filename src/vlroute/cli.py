@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from vlroute.cli_learning import collect, curves, evaluate, export, feedback, train
+from vlroute.cli_learning import collect, curves, evaluate, export, feedback, probe, train
 from vlroute.decision.target import Preset
 from vlroute.errors import VLRouteError
 from vlroute.modes import Mode
@@ -133,7 +133,7 @@ def route(
 
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)(collect)
 app.command("eval")(evaluate)
-for command in (train, curves, feedback, export):
+for command in (probe, train, curves, feedback, export):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""The commands that gather labels and learn from them: collect, feedback, export, train, eval, curves."""
+"""The commands that gather labels and learn from them: collect, probe, feedback, export, train, eval, curves."""
 
 from __future__ import annotations
 
@@ -161,6 +161,37 @@ def collect(context: typer.Context) -> None:
     from vlroute.learning.collect_command import main
 
     raise typer.Exit(main(context.args))
+
+
+def probe(
+    source: Annotated[str, typer.Argument(help="The data set that was collected: a file, folder or hub name.")],
+    records: Annotated[Path, typer.Option(help="What `vlroute collect` wrote of it: captions are taken from there.")],
+    router: Annotated[Path, typer.Option(help="Folder of the router artefact that gets the probe.")],
+    pair: Annotated[str | None, typer.Option(help="Hub name, or a folder with instruct/ and thinking/.")] = None,
+    device: Annotated[str | None, typer.Option()] = None,
+    split: Annotated[str | None, typer.Option(help="Of a data set that has several.")] = None,
+    config: Annotated[str | None, typer.Option(help="Of a hub data set that has several.")] = None,
+    columns: Annotated[str, typer.Option("--map", help="Columns named otherwise: prompt=question.")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+) -> None:
+    """Teach a vision probe to caption from the tower's features, instead of the Instruct model: nearly free.
+
+    vlroute probe questions.jsonl --records records.jsonl --router my-router
+    """
+    try:
+        from vlroute.learning.probe_command import learn_probe
+    except ModuleNotFoundError as error:
+        raise TrainingExtraMissing(error) from error
+    from vlroute.decision.vision_probe import PROBE_FOLDER
+    from vlroute.learning.dataset import parse_columns
+    from vlroute.learning.rows import Source
+    from vlroute.router import Router
+
+    loaded = Router.from_pretrained(pair, router=router, device=device)
+    learnt = learn_probe(loaded, Source(source, split, config), records, columns=parse_columns(columns), limit=limit)
+    learnt.save(router / PROBE_FOLDER)
+    (name, value), *_ = learnt.card["out of fold"].items()
+    typer.echo(f"wrote {router / PROBE_FOLDER}: {len(learnt.texts)} texts, {name} {value:.1%} out of fold")
 
 
 def feedback(

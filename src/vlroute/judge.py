@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vlroute.decision.captioner import CachedCaptioner
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
@@ -13,6 +15,7 @@ from vlroute.decision.frontier import Frontier, Outlook
 from vlroute.decision.pace import Pace
 from vlroute.decision.policy import Decision, Policy
 from vlroute.decision.target import Target
+from vlroute.decision.vision_probe import VisionProbe
 from vlroute.errors import ArtefactError
 from vlroute.media import Picture, Video
 from vlroute.messages import Conversation
@@ -21,11 +24,14 @@ from vlroute.modes import Mode
 if TYPE_CHECKING:
     from vlroute.engine.request import Request
 
+log = logging.getLogger("vlroute")
+
 #: What the Instruct model is asked for a caption; the pocket pair is trained on this very prompt.
 CAPTION_PROMPT = "Describe the picture in a few words."
 NO_ARTEFACT = Prediction(p_instruct=0.5, p_thinking=0.5, tokens_instruct=0, tokens_thinking=0, known=0)
 RESOLVE_EVERY = 32  # answers; sorting the calibration set takes about a millisecond
 MediaCaptioner = Callable[[Picture | Video], str]
+CaptionSource = Literal["instruct", "probe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +52,35 @@ class _Ruling:
 
     classifier: ComplexityClassifier | None
     policy: Policy
+    probe: VisionProbe | None
+    captions: CachedCaptioner[_Seen]  # by this probe: another one says something else
 
 
 class Judge:
     """Decides from words, numbers and captions; a model is asked for a caption only within a request. Thread-safe."""
 
     def __init__(
-        self, classifier: ComplexityClassifier | None, policy: Policy | Target, captioner: MediaCaptioner | None
+        self,
+        classifier: ComplexityClassifier | None,
+        policy: Policy | Target,
+        captioner: MediaCaptioner | CaptionSource | None = None,
+        probe: VisionProbe | None = None,
     ) -> None:
-        """ArtefactError for a target where there is no calibration set to resolve it on."""
+        """`captioner`: a callable, or who captions within a request: "instruct", "probe", or None for `probe` where it
+        fits the pair's tower and else Instruct.
+
+        ArtefactError for a target where there is no calibration set to resolve it on, and for "probe" without one.
+        ValueError for another word.
+        """
+        if isinstance(captioner, str) and captioner not in get_args(CaptionSource):
+            raise ValueError(f"captioner must be 'instruct', 'probe', a callable or None, not {captioner!r}")
         self._wish = policy
         self._captioner = captioner
-        self._captions: CachedCaptioner[_Seen] = CachedCaptioner(self._describe)
         self._lock = threading.Lock()
         self._observed = 0
+        self._warned = False
         self.pace = Pace()
-        self.use(classifier)
+        self.use(classifier, probe)
 
     @property
     def policy(self) -> Policy:
@@ -72,12 +91,22 @@ class Judge:
     def classifier(self) -> ComplexityClassifier | None:
         return self._ruling.classifier
 
-    def use(self, classifier: ComplexityClassifier | None) -> None:
-        """Decide by `classifier` from now on. Decisions that run finish by the old one; what was observed of this
-        machine's pace stays. ArtefactError, and no change, if the target cannot be resolved on it."""
+    @property
+    def probe(self) -> VisionProbe | None:
+        return self._ruling.probe
+
+    def use(self, classifier: ComplexityClassifier | None, probe: VisionProbe | None) -> None:
+        """Decide by `classifier` and `probe` from now on. Decisions that run finish by the old ones; what was observed
+        of this machine's pace stays. ArtefactError, and no change, if the wishes cannot be met with them."""
+        if self._captioner == "probe" and probe is None:
+            raise ArtefactError(
+                "captioner='probe' needs a router artefact with a vision probe in its folder probe/: train one "
+                "(docs/decision.md, Captions), or pass captioner='instruct'"
+            )
         with self._lock:
             pace = self.pace if self._observed or classifier is None else classifier.pace
-            ruling = _Ruling(classifier, self._resolved(classifier, pace))
+            captions: CachedCaptioner[_Seen] = CachedCaptioner(partial(self._describe, probe))
+            ruling = _Ruling(classifier, self._resolved(classifier, pace), probe, captions)
             self.pace, self._ruling = pace, ruling
 
     def observe(self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, read: int) -> None:
@@ -86,8 +115,8 @@ class Judge:
         with self._lock:
             self._observed += 1
             if isinstance(self._wish, Target) and self._observed % RESOLVE_EVERY == 1:
-                classifier = self._ruling.classifier
-                self._ruling = _Ruling(classifier, self._resolved(classifier, self.pace))
+                policy = self._resolved(self._ruling.classifier, self.pace)
+                self._ruling = replace(self._ruling, policy=policy)
 
     def outlook(self, target: Target | None = None) -> Outlook:
         """What the policy in force, or `target`, is expected to give here. ArtefactError without a calibration set."""
@@ -106,10 +135,11 @@ class Judge:
         media: list[Picture | Video] = [*conversation.last_pictures, *conversation.last_videos]
         media = media or [*conversation.pictures, *conversation.videos]
         seen = [_Seen(one, request) for one in media]
-        if request is None and self._captioner is None:
-            kept = [self._captions.cached(one) for one in seen]
+        captions = self._ruling.captions
+        if request is None and not callable(self._captioner):
+            kept = [captions.cached(one) for one in seen]
             return "; ".join(filter(None, kept)) if kept and None not in kept else None
-        return self._captions.describe(seen) if seen else None
+        return captions.describe(seen) if seen else None
 
     def decide(
         self,
@@ -135,12 +165,29 @@ class Judge:
             decision = replace(decision, reason=reason)
         return decision
 
-    def _describe(self, seen: _Seen) -> str:
-        if self._captioner is not None:
+    def _describe(self, probe: VisionProbe | None, seen: _Seen) -> str:
+        if callable(self._captioner):
             return self._captioner(seen.media)
         if seen.request is None:
-            raise RuntimeError("the Instruct model captions only within a request on a loaded pair")
+            raise RuntimeError("probe and Instruct model caption only within a request on a loaded pair")
+        if probe is not None and self._fits(probe, seen.request):
+            return probe.describe(seen.request.pooled(seen.media))
         return seen.request.caption(seen.media, CAPTION_PROMPT)
+
+    def _fits(self, probe: VisionProbe, request: Request) -> bool:
+        """Whether the probe is wanted and may speak. ArtefactError where it must, but knows another tower."""
+        if self._captioner == "instruct":
+            return False
+        try:
+            probe.check_tower(request.pair.instruct.tower)
+        except ArtefactError as error:
+            if self._captioner == "probe":
+                raise
+            if not self._warned:
+                log.warning("the Instruct model captions instead: %s", error)
+            self._warned = True
+            return False
+        return True
 
 
 def _frontier(classifier: ComplexityClassifier | None, pace: Pace, policy: Policy) -> Frontier:

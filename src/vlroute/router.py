@@ -14,7 +14,8 @@ from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.frontier import Outlook
 from vlroute.decision.policy import Decision, Policy
 from vlroute.decision.target import Preset, Target
-from vlroute.judge import Judge, MediaCaptioner
+from vlroute.decision.vision_probe import VisionProbe, probe_of
+from vlroute.judge import CaptionSource, Judge, MediaCaptioner
 from vlroute.media import DEFAULT_LIMITS, Limits
 from vlroute.messages import Conversation, parse
 from vlroute.modes import Mode
@@ -41,18 +42,18 @@ class Router:
         *,
         classifier: ComplexityClassifier | None = None,
         policy: Policy | Target | Preset | None = None,
-        captioner: MediaCaptioner | None = None,
+        captioner: MediaCaptioner | CaptionSource | None = None,
+        probe: VisionProbe | None = None,
         limits: Limits = DEFAULT_LIMITS,
         loading: Mapping[str, Any] | None = None,
         generation: Mapping[str, Any] | None = None,
         caching: Mapping[str, Any] | None = None,
         store: Store | str | Path | None = None,
     ) -> None:
-        """`loading` goes to `load_pair`; `generation` holds settings for both modes, or per mode under its name;
-        `caching` may hold a `vision_cache` and a `prefix_cache`.
-        """
+        """`loading` goes to `load_pair`; `generation`: settings for both modes, or per mode under its name; `caching`
+        may hold a `vision_cache` and a `prefix_cache`."""
         self.instruct, self.thinking, self.limits = instruct, thinking, limits
-        self.judge = Judge(classifier, _policy(policy), captioner)
+        self.judge = Judge(classifier, _policy(policy), captioner, probe)
         self.loading, self.generation, self._caching = dict(loading or {}), dict(generation or {}), dict(caching or {})
         self.store = _opened(store)
         self._answering: Answering | None = None
@@ -67,7 +68,7 @@ class Router:
         thinking: str | Path | None = None,
         router: str | Path | None = None,
         policy: Policy | Target | Preset | None = None,
-        captioner: MediaCaptioner | None = None,
+        captioner: MediaCaptioner | CaptionSource | None = None,
         limits: Limits = DEFAULT_LIMITS,
         device: str | None = None,
         dtype: Any = None,
@@ -88,19 +89,20 @@ class Router:
             router: folder of a router artefact (see docs/decision.md); the pocket pair brings its own.
             policy: `Policy(price=…)`, or a wish that becomes a price at this machine's pace: "fast", "balanced",
                 "accurate", "knee", or a `Target`. `outlook()` says what to expect of it.
-            captioner: called with a `media.Picture` or `media.Video`, gives a short caption; without one the
-                Instruct model makes it. Captions are cached by content.
+            captioner: who describes pictures and videos: "probe", the artefact's vision probe (nearly free);
+                "instruct", the Instruct model; or a callable, given a `media.Picture` or `media.Video`. By default
+                the probe if one knows this pair's tower, else Instruct. Captions are cached by content.
             limits: what a request may bring, see docs/messages.md.
             device, dtype, attn_implementation, quantization: see `engine.pair.load_pair`.
             settings: generation settings for both modes, under transformers' names: `do_sample=False`.
             generation: the same per mode: `{"thinking": {"max_new_tokens": 4096}}`.
-            vision_cache, prefix_cache: with budgets of your own (see docs/conversations.md). Routers may share a
-                vision cache; a prefix cache belongs to one router.
+            vision_cache, prefix_cache: with budgets of your own (see docs/conversations.md). Routers may share a vision
+                cache.
             store: where answers are remembered for `feedback`: a `Store`, a file, or a postgresql:// URL.
 
         Raises:
             ValueError: a name together with `instruct=`/`thinking=`, or only one of these two.
-            ArtefactError: the router artefact cannot be used.
+            ArtefactError: the router artefact or its probe cannot be used, or "probe" was asked for and there is none.
         """
         instruct, thinking, router = resolve_pair(name, instruct, thinking, router)
         options = {
@@ -112,6 +114,7 @@ class Router:
             classifier=ComplexityClassifier.load(router) if router else None,
             policy=policy,
             captioner=captioner,
+            probe=probe_of(router) if router else None,
             limits=limits,
             loading={key: value for key, value in options.items() if value is not None},
             generation={**settings, **(generation or {})},
@@ -122,10 +125,12 @@ class Router:
     def use(self, artefact: str | Path | ComplexityClassifier) -> None:
         """Decide by another router artefact from the next request on, without a restart.
 
-        ArtefactError, and no change, if it cannot be used.
-        """
-        loaded = artefact if isinstance(artefact, ComplexityClassifier) else ComplexityClassifier.load(artefact)
-        self.judge.use(loaded)
+        A folder brings its own vision probe, if it has one; a classifier keeps the probe that is there.
+        ArtefactError, and no change, if it cannot be used."""
+        if isinstance(artefact, ComplexityClassifier):
+            self.judge.use(artefact, self.judge.probe)
+        else:
+            self.judge.use(ComplexityClassifier.load(artefact), probe_of(artefact))
 
     def outlook(self, target: Target | Preset | None = None) -> Outlook:
         """What the policy in force, or `target` instead, is expected to give at this machine's pace.
@@ -185,8 +190,8 @@ class Router:
     ) -> Decision:
         """Which mode should answer? Never loads a checkpoint.
 
-        Without `caption` a cached one is used, or one made now if the captioner is at hand: one given to the router,
-        or the Instruct model once it is loaded. Else the prompt alone decides, and `reason` says so.
+        Without `caption` a cached one is used, or one made now if the captioner is at hand: a callable, or probe and
+        Instruct model once the pair is loaded. Else the prompt alone decides, and `reason` says so.
 
         Raises:
             InputError: the message cannot be used (see docs/messages.md).
@@ -241,8 +246,7 @@ class Router:
     ) -> Iterator[Event]:
         """As `ask`, as events: `Decided`, `ThinkingDelta`s, `AnswerDelta`s, `Finished`.
 
-        Bad input raises here, not at the first event. Closing the iterator cancels the generation.
-        """
+        Bad input raises here, not at the first event. Closing the iterator cancels the generation."""
         conversation = parse(prompt, images, videos, history, self.limits)
         return self._loaded.stream(conversation, Wish(caption, mode, price, cancel, generation))
 

@@ -48,26 +48,34 @@ def load_text_encoder(name: str) -> TextEncoder:
     if not folder.is_dir():
         return _load_sentence_transformer(name)
     folder = folder.resolve()
-    return _load_static(name, folder) if _is_static(folder) else _load_sentence_transformer(name, folder)
+    table = _static_table(folder)
+    return _load_static(name, folder, table) if table else _load_sentence_transformer(name, folder)
 
 
-def _is_static(folder: Path) -> bool:
+def _static_table(folder: Path) -> Path | None:
+    """Where the files of a static embedding lie. None if `folder` is anything else: layers after it would change it."""
     try:
-        modules = json.loads((folder / "modules.json").read_bytes())
-        return str(modules[0]["type"]).endswith("StaticEmbedding")
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
+        first, *rest = json.loads((folder / "modules.json").read_bytes())
+        if str(first["type"]).endswith("StaticEmbedding") and all(str(m["type"]).endswith("Normalize") for m in rest):
+            return folder / str(first.get("path", ""))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def _sayable(text: str) -> str:
+    """Half a surrogate pair, as JSON may bring it, becomes "?": tokenizers refuse it."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class _Static:
     """A table of vectors, one a token: the mean of a text's tokens, scaled to length 1.
 
-    The same vectors as sentence-transformers and model2vec give from this folder (a test compares), in a sixth of the
-    latter's time for one short text.
+    The same vectors as sentence-transformers and model2vec give from this folder (a test compares), without their
+    work a call that one short text does not need.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
-        where = next((f for f in (folder, folder / "0_StaticEmbedding") if (f / "tokenizer.json").is_file()), folder)
+    def __init__(self, name: str, folder: Path, where: Path) -> None:
         tensors = load_file(where / "model.safetensors")
         table = tensors.get("embedding.weight", tensors.get("embeddings"))
         if table is None:
@@ -85,8 +93,8 @@ class _Static:
     def encode(self, texts: Sequence[str], /) -> Floats:
         vectors = np.zeros((len(texts), self.width), np.float32)
         for vector, text in zip(vectors, texts, strict=True):
-            if ids := self._tokenizer.encode(text, add_special_tokens=False).ids:
-                total = self._table[ids].sum(axis=0)
+            if ids := self._tokenizer.encode(_sayable(text), add_special_tokens=False).ids:
+                total = self._table.take(ids, axis=0).sum(axis=0)
                 vector[:] = total / max(float(np.sqrt(total @ total)), 1e-9)
         return vectors
 
@@ -95,21 +103,23 @@ class _SentenceTransformer:
     def __init__(self, name: str, folder: Path | None) -> None:
         from sentence_transformers import SentenceTransformer
 
-        self._model: Any = SentenceTransformer(str(folder or name))
+        self._model: Any = SentenceTransformer(str(folder or name)).float()  # in half precision 0 / 0 is not caught
         self.name, self.width = name, int(self._model.encode(["one"], show_progress_bar=False).shape[1])
         self.fingerprint = _fingerprint(folder) if folder else _state_fingerprint(self._model)
 
     def encode(self, texts: Sequence[str], /) -> Floats:
-        found = self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
-        found = np.asarray(found, np.float32)
-        found[[not text for text in texts]] = 0
-        return found
+        vectors = np.zeros((len(texts), self.width), np.float32)
+        if said := [i for i, text in enumerate(texts) if text.strip()]:
+            vectors[said] = self._model.encode(
+                [_sayable(texts[i]) for i in said], normalize_embeddings=True, show_progress_bar=False
+            )
+        return vectors
 
 
 @lru_cache(maxsize=4)
-def _load_static(name: str, folder: Path) -> TextEncoder:
+def _load_static(name: str, folder: Path, table: Path) -> TextEncoder:
     try:
-        return _Static(name, folder)
+        return _Static(name, folder, table)
     except Exception as error:
         raise ArtefactError(f"the text encoder in {folder} cannot be read ({error}); copy the folder again") from error
 

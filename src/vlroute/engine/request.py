@@ -11,6 +11,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from vlroute.engine.generate import FinishReason, generate
@@ -91,14 +94,23 @@ class Request:
 
     def caption(self, seen: Picture | Video, prompt: str) -> str:
         """What the Instruct model says of one picture or video of this conversation, asked `prompt`, greedily."""
-        # all new ones of this turn in one tower call, not only the one that is described
-        last = self.conversation.messages[-1]
-        if seen in (*last.pictures, *last.videos):
-            self.features(self.pair.instruct, list(last.pictures), list(last.videos))
+        self._see_turn(seen)
         asked = Conversation((Message("user", (seen, prompt)),))
         with Request(self.pair, asked, self.vision, None, self.namespace) as alone:
             alone._held = self._held
             return alone.answer("instruct", CAPTION_SETTINGS).text
+
+    def pooled(self, seen: Picture | Video) -> NDArray[np.float32]:
+        """Mean, then standard deviation, of the Instruct tower's merged tokens of one picture or video: `[2 · width]`.
+
+        What a vision probe reads. Nothing is encoded for it that an answer would not need as well, unless the towers
+        differ and Thinking answers.
+        """
+        self._see_turn(seen)
+        pictures, videos = ([seen], []) if isinstance(seen, Picture) else ([], [seen])
+        images, clips = self.features(self.pair.instruct, pictures, videos)
+        merged = [*images, *clips][0].merged.float()
+        return np.asarray(torch.cat([merged.mean(0), merged.std(0, correction=0)]).cpu())
 
     def unread(self) -> dict[Mode, int] | None:
         """How many tokens of the prompt each mode would have to read; None while a picture's size in tokens is open."""
@@ -155,6 +167,12 @@ class Request:
             prefill_seconds=looked_up - seen_new + written.prefill_seconds,
             decode_seconds=written.decode_seconds,
         )
+
+    def _see_turn(self, seen: Picture | Video) -> None:
+        """If `seen` is new in this turn, all that is new in it goes through the tower in one call."""
+        last = self.conversation.messages[-1]
+        if seen in (*last.pictures, *last.videos):
+            self.features(self.pair.instruct, list(last.pictures), list(last.videos))
 
     def _owner(self, mode: Mode) -> str:
         return f"{mode} {self.namespace}"

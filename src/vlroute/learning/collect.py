@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vlroute.errors import CheckpointError, InputError
 from vlroute.files import replace_file
 from vlroute.learning.collect_report import as_markdown, as_table
-from vlroute.learning.dataset import Example, to_example
+from vlroute.learning.dataset import Example, examples
 from vlroute.learning.judges import Agreement, AnswerJudge, exact
 from vlroute.learning.records import Outcome, Record, read_records, write_records
 from vlroute.learning.rows import Source
@@ -97,7 +97,7 @@ def collect(
     job = _Job(router, judge, agreement, dict(generation or {}), result)
     with _Output(out, None if answers is None else Path(answers)) as output, _progress(console) as progress:
         task = progress.add_task("both modes", total=total)
-        for found in _examples(source, columns, limit):
+        for found in examples(source, columns, limit):
             if isinstance(found, InputError):
                 result.fail(str(found))
             elif found.id in done:
@@ -204,28 +204,6 @@ class _Output:
         if self._batch:
             write_records(self._records, self._batch, append=True)
         self._batch, self._said, self._written = [], [], time.monotonic()
-
-
-def _examples(
-    source: Source, columns: Mapping[str, Sequence[str]] | None, limit: int | None
-) -> Iterator[Example | InputError]:
-    """The first `limit` rows; an error stands for one that cannot be used, or whose id came before."""
-    first: dict[str, str] = {}
-    for number, row in enumerate(source.rows()):
-        if number == limit:
-            return
-        if isinstance(row, InputError):
-            yield row
-            continue
-        try:
-            example = to_example(row, columns)
-            if example.id in first:
-                raise InputError(f"{example.place}: the same row (id {example.id}) as {first[example.id]}; left out")
-        except InputError as error:
-            yield error
-            continue
-        first[example.id] = example.place
-        yield example
 
 
 def _outcome(right: float | bool, answer: Answer) -> Outcome:

@@ -6,13 +6,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any
 
 from vlroute.errors import InputError
-from vlroute.learning.rows import Row
+from vlroute.learning.rows import Row, Source
 
 COLUMNS = (
     "id", "prompt", "images", "image", "video", "answer", "options", "caption", "set", "family", "grade", "language",
@@ -56,6 +56,28 @@ def to_example(row: Row, columns: Mapping[str, Sequence[str]] | None = None) -> 
         return _example(row, columns)
     except InputError as error:
         raise InputError(f"{row.place}: {error}") from error
+
+
+def examples(
+    source: Source, columns: Mapping[str, Sequence[str]] | None, limit: int | None
+) -> Iterator[Example | InputError]:
+    """The first `limit` rows; an error stands for one that cannot be used, or whose id came before."""
+    first: dict[str, str] = {}
+    for number, row in enumerate(source.rows()):
+        if number == limit:
+            return
+        if isinstance(row, InputError):
+            yield row
+            continue
+        try:
+            example = to_example(row, columns)
+            if example.id in first:
+                raise InputError(f"{example.place}: the same row (id {example.id}) as {first[example.id]}; left out")
+        except InputError as error:
+            yield error
+            continue
+        first[example.id] = example.place
+        yield example
 
 
 def parse_columns(text: str) -> dict[str, list[str]]:

@@ -16,6 +16,8 @@ from vlroute.modes import Mode
 
 #: Inverse strengths of the right/wrong heads' L2 penalty to choose from, ascending (one fit starts the next).
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
+USUAL = STRENGTHS.index(0.3)
+ERRORS = 2.0  # another strength must be better than the usual one by so many standard errors
 PATIENCE = 2
 #: Strengths of the token heads' L2 penalty to choose from.
 PENALTIES = (1.0, 5.0, 25.0)
@@ -40,28 +42,32 @@ class RightHeads:
 def fit_right(matrix: Matrix, right: Values, weight: Values, fold: Indices) -> RightHeads:
     """Logistic heads over `matrix` `[m, columns]`; `right` `[m, 2]`: how right both modes were, 0 to 1.
 
-    Both get the same penalty, the one with the lowest squared error of the *gain* on unseen rows, after calibration.
-    Not of the lowest log loss: weak penalties pay for each mode alone, but errors that both heads share cancel in the
-    gain, and those that each makes alone do not. The error falls, then rises: weaker penalties, which take longest, are
-    not tried once it has risen twice.
+    Both get the same penalty: the usual one, or the one with the lowest squared error of the *gain* on unseen rows,
+    after calibration, if that is lower by more than `ERRORS` standard errors. On a thousand records the best penalty is
+    mostly chance. Nor is it the one of lowest log loss: weak penalties pay for each mode alone, but errors that both
+    heads share cancel in the gain, and those that each makes alone do not. The error falls, then rises: weaker
+    penalties, which take longest, are not tried once it has risen twice.
     """
     tests = list(tests_of(fold))
     paths = [[_logistic_path(matrix, own, weight, ~test, STRENGTHS) for own in right.T] for test in tests]
-    best, lowest, unseen = 0, np.inf, np.zeros(right.shape)
+    unseen, errors = [], []
     for position in range(len(STRENGTHS)):
         logits = np.zeros(right.shape)
         for test, heads in zip(tests, paths, strict=True):
             for head, path in enumerate(heads):
-                weights, bias = next(path)
-                logits[test, head] = matrix[test] @ weights + bias
-        error = float(weight @ (_gain(logits, right, weight) - right[:, 1] + right[:, 0]) ** 2)
-        if error < lowest:
-            best, lowest, unseen = position, error, logits
-        elif position - best == PATIENCE:
+                weights, start = next(path)
+                logits[test, head] = matrix[test] @ weights + start
+        unseen.append(logits)
+        errors.append(weight * (_gain(logits, right, weight) - right[:, 1] + right[:, 0]) ** 2)
+        if position >= USUAL and position - int(np.argmin(np.sum(errors, axis=1))) >= PATIENCE:
             break
+    saved = errors[USUAL] - errors
+    better = saved.sum(axis=1) > ERRORS * np.sqrt(len(right)) * saved.std(axis=1)
+    best = int(np.argmax(np.where(better, saved.sum(axis=1), 0))) if better.any() else USUAL
     every_row = np.full(len(right), True)
     last = [list(_logistic_path(matrix, own, weight, every_row, STRENGTHS[: best + 1]))[-1] for own in right.T]
-    return RightHeads(np.column_stack([one[0] for one in last]), np.asarray([one[1] for one in last]), unseen)
+    bias = np.asarray([one[1] for one in last])
+    return RightHeads(np.column_stack([one[0] for one in last]), bias, unseen[best])
 
 
 def _gain(logits: Values, right: Values, weight: Values) -> Values:

@@ -127,7 +127,7 @@ def reliability_figure(probabilities: Values, right: Values, *, language: Langua
         bins = reliability(p, correct)
         above.plot([0, 1], [0, 1], color=_GREY, linestyle=":", label=say("calibrated", language))
         label = say("observed in bins of 0.1", language)
-        above.plot(bins.predicted, bins.observed, color=_BLUE, marker="o", label=label)
+        above.plot(bins.predicted, bins.observed, color=_BLUE, marker="o", label=label, clip_on=False)
         above.set(title=f"{name}: ECE {ece(p, correct):.3f}, Brier {brier(p, correct):.3f}", xlim=(0, 1), ylim=(0, 1))
         below.hist(p, bins=10, range=(0, 1), color=_BLUE, alpha=0.6, edgecolor="white")
         below.set_xlabel(say("predicted probability of a right answer", language))

@@ -1,0 +1,69 @@
+"""Train the pocket router's vision probe from its committed records, into `models/pocket/router/probe`.
+
+    python -m training.pocket.probe
+
+The pictures of the records are drawn again from their seed: what the probe learns from is what a user has who
+collected records, pictures and captions. Takes about a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.progress import Progress, track
+
+from vlroute import Router
+from vlroute.decision.vision_probe import PROBE_FOLDER
+from vlroute.errors import InputError
+from vlroute.learning.records import Record, read_records
+from vlroute.learning.train_probe import STEPS, Floats, pool, train_probe
+from vlroute.media import DEFAULT_LIMITS
+from vlroute.messages import parse
+from vlroute.pocket.trial import draw_evenly, media
+
+RECORDS = Path(__file__).with_name("records.jsonl.gz")
+POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
+
+
+def redraw(router: Router, records: list[Record], seed: str) -> Floats:
+    """Pooled features `[n, 2 · width]` of the records' pictures. InputError if `seed` draws others."""
+    rows = []
+    drawn = draw_evenly(len(records), seed)
+    for record, task in track(zip(records, drawn, strict=True), "seeing the pictures again", total=len(records)):
+        if record.prompt != task.prompt:
+            raise InputError(
+                f"record {record.id!r} asks {record.prompt!r}, but seed {seed!r} now draws {task.prompt!r}: the "
+                "drawn world has changed since; label anew with training.pocket.label"
+            )
+        sent = media(task)
+        conversation = parse(task.prompt, sent.get("images"), sent.get("videos"), None, DEFAULT_LIMITS)
+        rows += pool(router, conversation)
+        router.cache.clear()
+    return np.stack(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--seed", default="labels", help="what the records' pictures were drawn from")
+    parser.add_argument("--out", type=Path, default=POCKET / "router" / PROBE_FOLDER)
+    options = parser.parse_args()
+    records = list(read_records(options.records))
+    router = Router.from_pretrained(POCKET).load()
+    pooled = redraw(router, records, options.seed)
+    captions = [record.caption or "" for record in records]
+    with Progress() as progress:
+        task = progress.add_task("fitting", total=STEPS)
+        probe = train_probe(pooled, captions, router.pair.instruct.tower, advance=lambda: progress.advance(task))
+    data = {"file": options.records.name, "sha256": hashlib.sha256(options.records.read_bytes()).hexdigest()}
+    probe = replace(probe, card={**probe.card, "data": data})
+    probe.save(options.out)
+    print(f"{len(probe.texts)} texts, {probe.card}; wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()
