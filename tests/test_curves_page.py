@@ -17,9 +17,9 @@ from PIL import Image
 from vlroute.decision.classifier import Prediction
 from vlroute.errors import InputError
 from vlroute.learning import labels, plots
+from vlroute.learning.cross_fit import Unseen
 from vlroute.learning.curves import trade_off
 from vlroute.learning.curves_command import read_oof, write_curves
-from vlroute.learning.evaluate import Unseen
 from vlroute.learning.records import Outcome, Record
 
 

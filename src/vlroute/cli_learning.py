@@ -127,9 +127,9 @@ def curves(
     """
     try:
         from vlroute.decision.text_encoder import load_text_encoder
+        from vlroute.learning.cross_fit import Unseen, cross_fit
         from vlroute.learning.curves_command import read_oof, write_curves
         from vlroute.learning.embeddings import remember
-        from vlroute.learning.evaluate import Unseen, predict_unseen
         from vlroute.learning.metrics import Values
         from vlroute.learning.records import read_records
         from vlroute.learning.train import default_seeds
@@ -144,8 +144,8 @@ def curves(
         text = None if encoder == "none" else remember(found, load_text_encoder(encoder), console=console)
         seeds = seeds or default_seeds(found)
         with Progress(console=console) as progress:
-            task = progress.add_task("training", total=folds * seeds)
-            predicted = predict_unseen(
+            task = progress.add_task("training", total=1 + folds * seeds)
+            _, predicted = cross_fit(
                 found, folds=folds, seeds=seeds, together=together, text=text, advance=lambda: progress.advance(task)
             )
     with console.status("drawing"):

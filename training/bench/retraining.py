@@ -34,14 +34,14 @@ INTRODUCTION = """\
 ## What retraining costs
 
 Written by `python -m training.bench.retraining` from `docs/retraining.json`. `vlroute train` with its defaults (five
-folds, two seeds, the final model, the report), each size in a process of its own, on records drawn from the wordings
+folds, one seed, the final model, the report), each size in a process of its own, on records drawn from the wordings
 in `training/prior`: English and Chinese, two thirds with captions, names from a long tail. Which mode is right on them
 is made up, so the area only says that something was learnt.
 """
 READING = """\
 Asked for at {bar} records: at most {seconds:.0f} s and {gib:.0f} GiB on two cores. What falls short is bold. *Peak*:
-most memory ever resident. *Linearity*: seconds a record, in parts of those at {reference} records; 1 where time grows
-as the records do."""
+most memory resident at a time, worker processes included. *Linearity*: seconds a record, in parts of those at
+{reference} records; 1 where time grows as the records do."""
 
 
 def render(found: dict[str, Any]) -> str:

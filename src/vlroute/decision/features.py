@@ -57,6 +57,17 @@ class Features:
         return np.concatenate([self.values[-len(DENSE) :], self.embedding])
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A prompt without its caption: tokens; columns and values of words and letters; tokens (known, counted)."""
+
+    prompt: str
+    tokens: list[str]
+    columns: list[Columns]
+    values: list[Floats]
+    known: tuple[int, int]
+
+
 class RequestEncoder:
     """Prompt and caption encoded apart and joined, with crosses: "add"|"three" tells what neither does alone.
 
@@ -128,11 +139,26 @@ class RequestEncoder:
 
     def encode(self, prompt: str, caption: str | None = None) -> Features:
         """The features of one request: `width` columns, and an embedding of `embedding_width`."""
-        ours = tokenise(prompt)
-        columns, values = self.prompt.encode_terms(terms_of(ours))
+        return self._join(self._read(prompt), caption)
+
+    def encode_both(self, prompt: str, caption: str | None) -> list[Features]:
+        """The features with and then without the caption; only the latter where it is none or not used."""
+        read = self._read(prompt)
+        found = [self._join(read, caption)]
+        return [*found, self._join(read, None)] if found[0].captioned else found
+
+    def _read(self, prompt: str) -> _Read:
+        tokens = tokenise(prompt)
+        columns, values = self.prompt.encode_terms(terms_of(tokens))
         gram_columns, gram_values = self.grams.encode(prompt)
-        all_columns, all_values = [columns, gram_columns + self._grams_start], [values, gram_values]
-        known, counted = self.prompt.count_known(ours)
+        return _Read(
+            prompt, tokens, [columns, gram_columns + self._grams_start], [values, gram_values],
+            self.prompt.count_known(tokens),
+        )  # fmt: skip
+
+    def _join(self, read: _Read, caption: str | None) -> Features:
+        all_columns, all_values = [*read.columns], [*read.values]
+        known, counted = read.known
         theirs = tokenise(caption) if caption else []
         caption_known, caption_counted = self.caption.count_known(theirs)
         captioned = caption_known > 0 and caption_known >= MIN_CAPTION_KNOWN * caption_counted
@@ -142,10 +168,10 @@ class RequestEncoder:
             all_columns.append(columns + self._caption_starts)
             all_values.append(values)
             if self.crossed.width:
-                columns, values = self.crossed.encode_terms(_cross(ours, theirs))
+                columns, values = self.crossed.encode_terms(_cross(read.tokens, theirs))
                 all_columns.append(columns + self._crossed_starts)
                 all_values.append(values)
-        plain = np.asarray(_plain_numbers(prompt, ours, theirs if captioned else []), np.float32)
+        plain = np.asarray(_plain_numbers(read.prompt, read.tokens, theirs if captioned else []), np.float32)
         all_columns.append(np.arange(self._dense_starts, self.width, dtype=np.int64))
         spread = ((plain - self.centre) / self.scale).clip(-MAX_DEVIATION, MAX_DEVIATION)
         all_values.append(spread * np.float32(DENSE_WEIGHT))
@@ -154,7 +180,7 @@ class RequestEncoder:
             np.concatenate(all_values),
             known / counted if counted else 0.0,
             captioned,
-            self._embed(prompt, caption if captioned and caption else ""),
+            self._embed(read.prompt, caption if captioned and caption else ""),
         )
 
     def _embed(self, *texts: str) -> Floats:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from vlroute.errors import InputError
+from vlroute.learning.cross_fit import Unseen
 from vlroute.learning.curves import trade_offs
 from vlroute.learning.curves_page import write_page
-from vlroute.learning.evaluate import Unseen, seconds_of
+from vlroute.learning.evaluate import seconds_of
 from vlroute.learning.fit import measure_pace
 from vlroute.learning.labels import Language
 from vlroute.learning.metrics import Values
@@ -30,7 +31,7 @@ def write_curves(
 ) -> list[Path]:
     """Write the figures and `curves.html` for `records` into the folder `out`; the paths written, the page last.
 
-    `unseen`: predictions by models that had not seen the records, from `predict_unseen` or `read_oof` (`[2, n]`).
+    `unseen`: predictions by models that had not seen the records, from `cross_fit` or `read_oof` (`[2, n]`).
     Those of several seeds are averaged. Seconds are as recorded; where only tokens are known, what they take at
     the records' own pace. `samples`: bootstrap draws. InputError for no records, or predictions for another number.
     """

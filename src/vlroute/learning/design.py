@@ -72,8 +72,7 @@ class Design:
     def __post_init__(self) -> None:
         owner, features = [], []
         for index, record in enumerate(self.records):
-            given = self.encoder.encode(record.prompt, record.caption)
-            rows = [given, self.encoder.encode(record.prompt)] if given.captioned else [given]
+            rows = self.encoder.encode_both(record.prompt, record.caption)
             owner += [index] * len(rows)
             features += rows
         starts = np.cumsum([0, *(len(f.columns) for f in features)])

@@ -17,7 +17,8 @@ from vlroute.decision.policy import Policy
 from vlroute.decision.target import Preset, Target
 from vlroute.errors import InputError
 from vlroute.judge import Judge
-from vlroute.learning.evaluate import Evaluation, Unseen, evaluate
+from vlroute.learning.cross_fit import Unseen
+from vlroute.learning.evaluate import Evaluation, evaluate
 from vlroute.learning.fit import measure_pace
 from vlroute.learning.records import Record, outcomes, read_records
 from vlroute.learning.report import as_json, sections

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import joblib
 import numpy as np
 
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.pace import Pace
 from vlroute.decision.policy import Policy
-from vlroute.learning.design import Mask, Together, folds_of
-from vlroute.learning.embeddings import Remembered
-from vlroute.learning.fit import fit_classifier
+from vlroute.learning.cross_fit import Unseen
 from vlroute.learning.metrics import (
     Indices,
     Values,
@@ -32,15 +29,6 @@ from vlroute.modes import MODES, Mode
 Interval = tuple[float, float]
 
 WITHHELD = ", captions withheld"
-MIN_PARALLEL = 10_000  # records times models: with fewer, starting processes takes longer than they save
-
-
-@dataclass(frozen=True, slots=True)
-class Unseen:
-    """Predictions by models that had not seen the record: `[seed][record]`, as it is and without its caption."""
-
-    given: list[list[Prediction]]
-    without_caption: list[list[Prediction]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,55 +62,6 @@ class Evaluation:
     records: int
     rows: list[Row]
     figures: dict[str, Figure]
-
-
-def predict_unseen(
-    records: Sequence[Record],
-    *,
-    folds: int,
-    seeds: int,
-    together: Together = "text",
-    text: Remembered | None = None,
-    jobs: int | None = None,
-    advance: Callable[[], None] = lambda: None,
-) -> Unseen:
-    """Train `folds` models per seed, each predicting the fold left out. `advance` is called after each model.
-
-    `together`: what shares a fold, see `folds_of`. `text`: the embedded texts, see `embeddings.remember`. `jobs`:
-    processes at the same time; by default one a core, and one in all for a job of seconds.
-    """
-    unseen = Unseen([[] for _ in range(seeds)], [[] for _ in range(seeds)])
-    if jobs is None:
-        jobs = 1 if len(records) * folds * seeds < MIN_PARALLEL else min(joblib.cpu_count(), folds * seeds)
-    cuts = [folds_of(records, folds, seed, together=together) for seed in range(seeds)]
-    work = (
-        joblib.delayed(_predict_fold)(records, cut == number, seed, text)
-        for seed, cut in enumerate(cuts)
-        for number in range(folds)
-    )
-    found: list[dict[int, tuple[Prediction, Prediction]]] = [{} for _ in range(seeds)]
-    for seed, predicted in joblib.Parallel(jobs, return_as="generator_unordered")(work):
-        found[seed] |= predicted
-        advance()
-    for given, bare, by_index in zip(unseen.given, unseen.without_caption, found, strict=True):
-        pairs = [by_index[index] for index in range(len(records))]
-        given += [pair[0] for pair in pairs]
-        bare += [pair[1] for pair in pairs]
-    return unseen
-
-
-def _predict_fold(
-    records: Sequence[Record], left_out: Mask, seed: int, text: Remembered | None
-) -> tuple[int, dict[int, tuple[Prediction, Prediction]]]:
-    """The seed, and by index what a model that had not seen the record predicts, with and without its caption."""
-    kept = [record for record, out in zip(records, left_out, strict=True) if not out]
-    classifier = fit_classifier(kept, seed=seed, text=text)
-    predicted = {}
-    for index in np.flatnonzero(left_out).tolist():
-        record = records[index]
-        given = classifier.predict(record.prompt, record.caption)
-        predicted[index] = given, classifier.predict(record.prompt) if record.caption else given
-    return seed, predicted
 
 
 def evaluate(

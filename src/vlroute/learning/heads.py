@@ -18,7 +18,6 @@ from vlroute.modes import Mode
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
 USUAL = STRENGTHS.index(0.3)
 ERRORS = 2.0  # another strength must be better than the usual one by so many standard errors
-PATIENCE = 2
 #: Strengths of the token heads' L2 penalty to choose from.
 PENALTIES = (1.0, 5.0, 25.0)
 #: With fewer known lengths a mode is taken to write `ASSUMED_TOKENS`.
@@ -46,7 +45,7 @@ def fit_right(matrix: Matrix, right: Values, weight: Values, fold: Indices) -> R
     after calibration, if that is lower by more than `ERRORS` standard errors. On a thousand records the best penalty is
     mostly chance. Nor is it the one of lowest log loss: weak penalties pay for each mode alone, but errors that both
     heads share cancel in the gain, and those that each makes alone do not. The error falls, then rises: weaker
-    penalties, which take longest, are not tried once it has risen twice.
+    penalties, which take longest, are not tried once it has risen.
     """
     tests = list(tests_of(fold))
     paths = [[_logistic_path(matrix, own, weight, ~test, STRENGTHS) for own in right.T] for test in tests]
@@ -59,7 +58,7 @@ def fit_right(matrix: Matrix, right: Values, weight: Values, fold: Indices) -> R
                 logits[test, head] = matrix[test] @ weights + start
         unseen.append(logits)
         errors.append(weight * (_gain(logits, right, weight) - right[:, 1] + right[:, 0]) ** 2)
-        if position >= USUAL and position - int(np.argmin(np.sum(errors, axis=1))) >= PATIENCE:
+        if position > USUAL and errors[position].sum() > errors[position - 1].sum():
             break
     saved = errors[USUAL] - errors
     better = saved.sum(axis=1) > ERRORS * np.sqrt(len(right)) * saved.std(axis=1)
@@ -145,7 +144,7 @@ def fit_length(design: Design, fold: Indices, mode: Mode) -> LengthHead:
 
 
 def _ridge(design: Design, target: Values, rows: Mask, penalty: float) -> tuple[Values, float]:
-    model = Ridge(alpha=penalty, solver="sparse_cg", tol=1e-4)
+    model = Ridge(alpha=penalty, solver="sparse_cg", tol=1e-3)
     model.fit(design.uncrossed[rows], target[rows], sample_weight=design.weight[rows])
     return model.coef_, float(model.intercept_)
 

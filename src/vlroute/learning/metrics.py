@@ -22,7 +22,8 @@ def accuracy_curve(scores: Values, instruct: Values, thinking: Values) -> Values
     Equal scores are shared out evenly, so a constant score gives exactly the random line, in whatever order
     they come.
     """
-    extra = _average_over_ties(scores, (thinking - instruct)[_order(scores)])
+    order = _order(scores)
+    extra = _average_over_ties(scores[order], (thinking - instruct)[order])
     return np.asarray((instruct.sum() + np.concatenate([[0.0], extra.cumsum()])) / len(scores))
 
 
@@ -42,7 +43,8 @@ def share_by_score(scores: Values, share: float) -> Values:
     n = len(scores)
     sent = np.clip(share * n - np.arange(n), 0.0, 1.0)
     result = np.empty(n)
-    result[_order(scores)] = _average_over_ties(scores, sent)
+    order = _order(scores)
+    result[order] = _average_over_ties(scores[order], sent)
     return result
 
 
@@ -139,11 +141,11 @@ def _bin_of(probabilities: Values, bins: int) -> Indices:
 
 
 def _order(scores: Values) -> Indices:
-    return np.argsort(-scores, kind="stable")
+    """From high to low; of equal scores in any order, for they share what they get."""
+    return np.argsort(-scores)
 
 
-def _average_over_ties(scores: Values, in_order: Values) -> Values:
-    """`in_order` belongs to the scores from high to low; each value becomes the mean over its equal scores."""
-    _, group, size = np.unique(-scores, return_inverse=True, return_counts=True)
-    group = np.sort(group)
-    return np.asarray((np.bincount(group, weights=in_order) / size)[group])
+def _average_over_ties(scores: Values, values: Values) -> Values:
+    """Of `scores` from high to low and their `values`, each the mean over its equal scores."""
+    group = np.concatenate([[0], (scores[1:] != scores[:-1]).cumsum()])
+    return np.asarray((np.bincount(group, weights=values) / np.bincount(group))[group])

@@ -24,10 +24,11 @@ from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
 from vlroute.errors import InputError
 from vlroute.learning.candidates import Comparison
+from vlroute.learning.cross_fit import Unseen, cross_fit
 from vlroute.learning.design import Together
 from vlroute.learning.embeddings import remember
-from vlroute.learning.evaluate import Evaluation, Unseen, evaluate, predict_unseen
-from vlroute.learning.fit import fit_classifier, measure_pace
+from vlroute.learning.evaluate import Evaluation, evaluate
+from vlroute.learning.fit import measure_pace
 from vlroute.learning.records import Record, outcomes, read_records
 from vlroute.learning.report import as_json, as_markdown, as_table, candidates_table, figures_table
 from vlroute.modes import MODES
@@ -58,7 +59,7 @@ def train(
     record's out-of-fold p_instruct and p_thinking, means over the seeds. `seeds`: see `default_seeds`. `together`:
     what shares a fold, see `design.folds_of`. `encoder`: a text encoder by name or folder, see `load_text_encoder`;
     None: words only. `cache`: a folder that keeps its vectors for the next run. `jobs`: processes at the same time, see
-    `predict_unseen`. `samples`: bootstrap draws. Deterministic but for the date. InputError for unusable records, fewer
+    `cross_fit`. `samples`: bootstrap draws. Deterministic but for the date. InputError for unusable records, fewer
     than 50 of them, or a setting out of range.
     """
     console = console or Console()
@@ -74,7 +75,7 @@ def train(
     seeds = seeds or default_seeds(records)
     with Progress(console=console) as progress:
         task = progress.add_task("training", total=folds * seeds + 1)
-        unseen = predict_unseen(
+        classifier, unseen = cross_fit(
             records,
             folds=folds,
             seeds=seeds,
@@ -83,8 +84,6 @@ def train(
             jobs=jobs,
             advance=lambda: progress.advance(task),
         )
-        classifier = fit_classifier(records, text=remembered)
-        progress.advance(task)
     if classifier.encoder.text is not None:  # from now on texts come that were not in the records
         classifier.encoder = classifier.encoder.with_text(text)
     with console.status("bootstrap intervals"):
