@@ -12,7 +12,7 @@ from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.forest import Forest
 from vlroute.decision.neighbours import Neighbours
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
-from vlroute.errors import ArtefactError
+from vlroute.errors import ArtefactError, InputError
 from vlroute.learning import candidates, members
 from vlroute.learning.design import Design, folds_of
 from vlroute.learning.embeddings import remember
@@ -75,6 +75,15 @@ def test_whoever_wins_is_saved_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert again.p_thinking == pytest.approx(ours.p_thinking, abs=1e-3)
     spread = np.std([classifier.predict(r.prompt, r.caption).gain for r in records])
     assert spread > 0.01
+
+
+def test_only_one_candidate_may_be_asked_for() -> None:
+    _, records = draw_records(100)
+    classifier = fit_classifier(records, text=load_text_encoder(STATIC), only="embedding")
+    assert [one["name"] for one in classifier.card["candidates"]] == ["embedding"]
+    assert not classifier.heads.weights[:, :2].any()
+    with pytest.raises(InputError, match="no candidate 'trees'; these records allow: words"):
+        fit_classifier(records, only="trees")
 
 
 def test_another_encoder_under_the_same_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

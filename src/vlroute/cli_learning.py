@@ -47,6 +47,10 @@ def train(
     together: Together = "text",
     encoder: Encoder = "static",
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps the embeddings for the next run.")] = None,
+    candidate: Annotated[
+        str | None,
+        typer.Option(help='Let none compete, but take this: "words + embedding". For records of few wordings.'),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes at the same time; by default one a core.")] = None,
 ) -> None:
     """Retrain the router from records of what each mode got right; see docs/decision.md for their form.
@@ -67,6 +71,7 @@ def train(
         together=together,
         encoder=None if encoder == "none" else encoder,
         cache=cache,
+        candidate=candidate,
         jobs=jobs,
     )
     typer.echo(f"wrote {out}")

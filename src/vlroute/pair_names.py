@@ -11,6 +11,9 @@ log = logging.getLogger("vlroute")
 
 Source = str | Path
 
+#: Pairs on the hub for which this package carries a router artefact.
+SHIPPED_ROUTERS = {"Qwen/Qwen3-VL-2B": "qwen3-vl-2b/router"}
+
 
 def resolve_pair(
     name: Source | None, instruct: Source | None, thinking: Source | None, router: Source | None
@@ -29,4 +32,10 @@ def resolve_pair(
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder / "instruct", folder / "thinking", router
+    if router is None and str(name) in SHIPPED_ROUTERS:
+        log.warning(
+            "deciding by a router made from published scores, not from this pair's own answers; for one of your own: "
+            "vlroute collect, then vlroute train (docs/decision.md)"
+        )
+        router = shipped(SHIPPED_ROUTERS[str(name)])
     return f"{name}-Instruct", f"{name}-Thinking", router

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
+from vlroute.errors import InputError
 from vlroute.learning import members
 from vlroute.learning.design import Design, Indices, Values
 from vlroute.learning.heads import platt
@@ -57,12 +58,13 @@ class Choice:
 Shares = Mapping[str, float]
 
 
-def choose(design: Design, fold: Indices) -> Choice:
+def choose(design: Design, fold: Indices, only: str | None = None) -> Choice:
     """Compare all candidates that these records allow.
 
     Words, averaged with the embedding where there is a text encoder, are the incumbent. Crosses, and then any other
     candidate, take over only with an area over random higher by more than two standard errors (paired bootstrap): on a
     thousand records areas differ by chance. In an average words count double: they are two views, words and letters.
+    `only`: the one candidate to consider; InputError if these records do not allow it.
     """
     known = {"words": members.words(design, fold)}
     if design.encoder.crossed.width:
@@ -83,6 +85,10 @@ def choose(design: Design, fold: Indices) -> Choice:
         lexical, incumbent = incumbent, f"{incumbent} + embedding"
         candidates[incumbent] = {lexical: 2 / 3, "embedding": 1 / 3}
         candidates["stack"] = {lexical: 2 / 5, "embedding": 1 / 5, "neighbours": 1 / 5, "boosting": 1 / 5}
+    if only is not None:
+        if only not in candidates:
+            raise InputError(f"no candidate {only!r}; these records allow: {', '.join(candidates)}")
+        candidates, incumbent = {only: candidates[only]}, only
     winner, comparisons = _best(design, candidates, logits, incumbent)
     shares = candidates[winner]
     return Choice(

@@ -34,22 +34,23 @@ def cross_fit(
     seeds: int,
     together: Together = "text",
     text: Remembered | None = None,
+    only: str | None = None,
     jobs: int | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[ComplexityClassifier, Unseen]:
     """Train a classifier of all records and, per seed, `folds` models that each predict the fold left out.
 
     `advance` is called after each of the `1 + folds * seeds` models. `together`: what shares a fold, see `folds_of`.
-    `text`: the embedded texts, see `embeddings.remember`. `jobs`: processes at the same time; by default one a core,
-    and one in all for a job of seconds.
+    `text`: the embedded texts, see `embeddings.remember`. `only`: see `fit_classifier`. `jobs`: processes at the same
+    time; by default one a core, and one in all for a job of seconds.
     """
     models = 1 + folds * seeds
     if jobs is None:
         jobs = 1 if len(records) * models < MIN_PARALLEL else min(joblib.cpu_count(), models)
     cuts = [folds_of(records, folds, seed, together=together) for seed in range(seeds)]
-    work = [joblib.delayed(_fit)(records, None, 0, text)]  # the longest first, so that no core waits for it
+    work = [joblib.delayed(_fit)(records, None, 0, text, only)]  # the longest first, so that no core waits for it
     work += [
-        joblib.delayed(_fit)(records, cut == number, seed, text)
+        joblib.delayed(_fit)(records, cut == number, seed, text, only)
         for seed, cut in enumerate(cuts)
         for number in range(folds)
     ]
@@ -66,13 +67,13 @@ def cross_fit(
 
 
 def _fit(
-    records: Sequence[Record], left_out: Mask | None, seed: int, text: Remembered | None
+    records: Sequence[Record], left_out: Mask | None, seed: int, text: Remembered | None, only: str | None
 ) -> tuple[int, ComplexityClassifier | None, Predicted]:
     """Of all records the classifier; else by index what one predicts of those left out, with and without caption."""
     if left_out is None:
-        return seed, fit_classifier(records, seed=seed, text=text), {}
+        return seed, fit_classifier(records, seed=seed, text=text, only=only), {}
     kept = [record for record, out in zip(records, left_out, strict=True) if not out]
-    classifier = fit_classifier(kept, seed=seed, text=text)
+    classifier = fit_classifier(kept, seed=seed, text=text, only=only)
     predicted = {}
     for index in np.flatnonzero(left_out).tolist():
         record = records[index]

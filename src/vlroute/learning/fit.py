@@ -22,7 +22,7 @@ INNER_FOLDS = 4
 
 
 def fit_classifier(
-    records: Sequence[Record], *, seed: int = 0, text: TextEncoder | None = None
+    records: Sequence[Record], *, seed: int = 0, text: TextEncoder | None = None, only: str | None = None
 ) -> ComplexityClassifier:
     """Learn vocabulary, members, heads and calibration; how the candidates compared stands in the card.
 
@@ -30,14 +30,15 @@ def fit_classifier(
     weights. Everything is chosen, and the calibration is fitted, on predictions for records the members had not seen
     (`INNER_FOLDS` folds). Texts may come again there, as they may in use: keeping them apart would calibrate for
     strange texts only, which on prompts made from templates measurably shifts the probabilities.
-    ValueError for fewer than 20 records.
+    `only`: a candidate that is not to compete, where these folds cannot tell: records filled into few wordings flatter
+    what remembers them. ValueError for fewer than 20 records.
     """
     if len(records) < 20:
         raise ValueError(f"{len(records)} records are too few to learn from: at least 20 are needed")
     encoder = RequestEncoder.fit([(record.prompt, record.caption) for record in records], text)
     design = Design(encoder, records)
     fold = folds_of(records, INNER_FOLDS, seed, together="record")[design.owner]
-    choice = choose(design, fold)
+    choice = choose(design, fold, only)
     heads = _joined(choice, design, [fit_length(design, fold, mode) for mode in MODES])
     if not heads.weights[encoder.crossed_columns].any():  # no head wants crosses: leave them out of the artefact
         heads = replace(heads, weights=np.delete(heads.weights, encoder.crossed_columns, axis=0))

@@ -49,6 +49,7 @@ def train(
     together: Together = "text",
     encoder: str | None = STATIC,
     cache: str | Path | None = None,
+    candidate: str | None = None,
     jobs: int | None = None,
     samples: int = 1000,
     console: Console | None = None,
@@ -58,7 +59,8 @@ def train(
     `price` is only for the routed rows of the report: the artefact serves any price. `oof`: a file for each
     record's out-of-fold p_instruct and p_thinking, means over the seeds. `seeds`: see `default_seeds`. `together`:
     what shares a fold, see `design.folds_of`. `encoder`: a text encoder by name or folder, see `load_text_encoder`;
-    None: words only. `cache`: a folder that keeps its vectors for the next run. `jobs`: processes at the same time, see
+    None: words only. `cache`: a folder that keeps its vectors for the next run. `candidate`: the
+    only one to consider. `jobs`: processes at the same time, see
     `cross_fit`. `samples`: bootstrap draws. Deterministic but for the date. InputError for unusable records, fewer
     than 50 of them, or a setting out of range.
     """
@@ -81,6 +83,7 @@ def train(
             seeds=seeds,
             together=together,
             text=remembered,
+            only=candidate,
             jobs=jobs,
             advance=lambda: progress.advance(task),
         )
@@ -90,7 +93,7 @@ def train(
         evaluation = evaluate(records, unseen, policy, pace, samples=samples)
     settings = {
         "price": price, "folds": folds, "seeds": seeds, "folds keep together": together,
-        "encoder offered": encoder or "none",
+        "encoder offered": encoder or "none", "candidate": candidate or "the best",
     }  # fmt: skip
     provenance = _provenance(paths, records, settings)
     classifier.calibration = calibration_set(records, unseen.given[0])
