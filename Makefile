@@ -38,6 +38,8 @@ pocket: install  ## Train the pocket pair anew, label pictures with it, write it
 	$(BIN)/python -m training.pocket.card training/pocket/measured.jsonl.gz
 	$(BIN)/python -m training.pocket.label --count 1440 --seed labels --out training/pocket/records.jsonl.gz
 	$(MAKE) retrain
+	$(BIN)/python -m training.pocket.probe
+	$(BIN)/python -m training.pocket.proof
 
 retrain: install  ## Train the pocket pair's router from its committed records
 	$(BIN)/python training/retrain.py training/pocket/records.jsonl.gz --together record --out models/pocket/router

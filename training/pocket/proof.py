@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
 
+from training.bench.page import table
 from training.pocket.proof_tables import Proof, summarise
 from training.pocket.proving import fingerprint, run
 from vlroute import Router
@@ -85,15 +86,15 @@ def markdown(proof: Proof, head: dict[str, Any]) -> str:
         "# Does routing pay? The pocket pair, proved",
         f"{proof.pictures} fresh pictures. {settings}. {platform.machine()}, CPU, float32.",
         f"Policy: `Target(thinking_share={THINKING_SHARE:.3f})`, resolved on the router's calibration records.",
-        "## What must be shown", _table(("requirement", "measured", "bound", "met"), must),
+        "## What must be shown", _lines(("requirement", "measured", "bound", "met"), must),
         "## Ways of choosing the mode",
-        _table(("way", "accuracy", "95 % interval", "seconds", "of always thinking", "to Thinking"), ways),
+        _lines(("way", "accuracy", "95 % interval", "seconds", "of always thinking", "to Thinking"), ways),
         READING,
         "## Families",
-        _table(("family", "pictures", "Instruct", "Thinking", "routed", "to Thinking", "routed seconds"), families),
-        "## Figures", _table(("figure", "value", "95 % interval"), figures),
+        _lines(("family", "pictures", "Instruct", "Thinking", "routed", "to Thinking", "routed seconds"), families),
+        "## Figures", _lines(("figure", "value", "95 % interval"), figures),
         "## What the decision rests on",
-        _table(("words from", "area over random", "95 % interval", "accuracy", "to Thinking", "captioning, s",
+        _lines(("words from", "area over random", "95 % interval", "accuracy", "to Thinking", "captioning, s",
                 "seconds", "same words"), sources),
         SOURCES,
         "This file is written by `training/pocket/proof.py`.",
@@ -104,9 +105,8 @@ def _interval(interval: tuple[float, float] | None, form: str) -> str:
     return "–" if interval is None else " – ".join(form.format(end) for end in interval)
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---"] + ["--:"] * (len(headings) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(table(head, rows))
 
 
 def main() -> None:
