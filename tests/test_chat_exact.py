@@ -64,14 +64,14 @@ class Recorder(threading.local):
 
 @pytest.fixture(scope="module")
 def recorder() -> Iterator[Recorder]:
-    made, original = Recorder(), engine._processors
+    made, original = Recorder(), engine.take_own_processors
 
     def recording(*args: Any) -> LogitsProcessorList:
         made.latest = FirstScores()
         return LogitsProcessorList([*original(*args), made.latest])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_processors", recording)
+        patch.setattr(engine, "take_own_processors", recording)
         yield made
 
 

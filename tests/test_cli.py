@@ -3,21 +3,88 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.conftest import task
+from tests.conftest import ROOT, task
 from tests.synthetic_records import draw_records
+from vlroute import __version__
+from vlroute.cli import PANELS, app
 from vlroute.learning.records import write_records
 
+COMMANDS = [name for panel in PANELS.values() for name in panel]
 
-def vlroute(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+
+def vlroute(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from vlroute.cli import run; run()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env={**os.environ, **env})
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_help_has_an_example_and_fits_80_columns(name: str) -> None:
+    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert shown.exit_code == 0, shown.stderr
+    assert re.search(rf"^ *vlroute {name}\b", shown.stdout, re.MULTILINE)
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+
+
+def test_the_main_help_lists_commands_and_exit_codes() -> None:
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert {line.split()[1] for line in shown.stdout.splitlines() if line.startswith("│ ")} >= {*COMMANDS}
+    assert "Exit codes: 0 fine; 1 " in shown.stdout
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"vlroute {__version__}\n"
+
+
+def test_every_command_is_in_the_docs() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    assert [name for name in COMMANDS if f"| `{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("arguments", ["['--help']", "['serve', '--help']", "['route', 'x', '--caption', 'y']"])
+def test_what_needs_no_model_loads_no_torch(arguments: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['vlroute', *{arguments}]\nfrom vlroute.cli import run\n"
+        "try: run()\n"
+        "finally: print([name for name in ('torch', 'transformers', 'gradio', 'fastapi') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("do", {"doctor"}),
+        ("ask --pol", {"--policy"}),
+        ("ask --mode ", {"instruct", "thinking"}),
+        ("c", {"chat", "collect", "curves"}),
+    ],
+)
+def test_completion(words: str, offered: set[str]) -> None:
+    typed = f"vlroute {words}"
+    env = {"_VLROUTE_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    code = "import sys; sys.argv = ['vlroute']; from vlroute.cli import run; run()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env})
+    assert {*done.stdout.split()} == offered, done.stderr
+
+
+def test_what_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = vlroute("export", "file/records.jsonl", "--store", "answers.db", cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "file/records.jsonl" in done.stderr
+
+
+def test_serving_strangers_needs_keys() -> None:
+    done = vlroute("serve", "--host", "0.0.0.0", "--port", "0", VLROUTE_API_KEYS="")
+    assert done.returncode == 2
+    assert "set VLROUTE_API_KEYS" in done.stderr
 
 
 def test_demo_shows_pictures_and_the_table() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import media, reply, task
 from vlroute import Router
-from vlroute.engine.generate import PresencePenalty
+from vlroute.engine.sampling import Penalties
 from vlroute.engine.settings import RECOMMENDED, resolve_settings
 from vlroute.messages import parse
 
@@ -18,7 +18,7 @@ SOME = task("hop")
 
 
 def test_presence_penalty_by_hand() -> None:
-    penalty = PresencePenalty(prompt_length=2, penalty=1.5)
+    penalty = Penalties(prompt_length=2, presence=1.5)
     scores = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
     # token 0 stands in the prompt only, token 2 was written twice: lowered once; token 3 once
     assert penalty(torch.tensor([[0, 1, 2, 2, 3]]), scores).tolist() == [[0.0, 1.0, 0.5, 1.5]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -70,9 +71,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """First event of a stream: which mode answers, and why."""
+    """First event of a stream: which mode answers, and why; `id` is that of the answer to come."""
 
     decision: Decision
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,8 @@ class Finished:
 
 
 Event = Decided | ThinkingDelta | AnswerDelta | Finished
+#: Closing it cancels what is still being written.
+Events = Generator[Event, None, None]
 
 
 def new_id() -> str:

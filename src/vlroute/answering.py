@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from vlroute.answer import Answer, AnswerDelta, Decided, Event, Finished, ThinkingDelta, Timing, Usage, new_id
+from vlroute.answer import Answer, AnswerDelta, Decided, Event, Events, Finished, ThinkingDelta, Timing, Usage, new_id
 from vlroute.decision.policy import Decision
 from vlroute.errors import VLRouteError
 from vlroute.judge import Judge
@@ -19,6 +19,7 @@ from vlroute.messages import Conversation
 from vlroute.modes import MODES, Mode
 
 if TYPE_CHECKING:  # the engine brings torch and transformers: it is imported when something is answered, not before
+    from vlroute.engine.batching import Batching
     from vlroute.engine.pair import Pair
     from vlroute.engine.prefix_cache import PrefixCache
     from vlroute.engine.request import Request
@@ -37,6 +38,8 @@ class Wish:
     price: float | None = None
     cancel: threading.Event | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
+    namespace: str = ""
+    """Whose request it is: nothing cached for another namespace serves it, nor shows in its seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,14 @@ class Answering:
     judge: Judge
     generation: Mapping[str, Any]
     store: Store | None = None
+    batching: Batching | None = None
 
-    def request(self, conversation: Conversation, in_turns: bool = False) -> Request:
+    def request(self, conversation: Conversation, in_turns: bool = False, namespace: str = "") -> Request:
+        from vlroute.engine.generate import generate
         from vlroute.engine.request import Request
 
-        return Request(self.pair, conversation, self.vision, self.prefixes if in_turns else None)
+        write = self.batching.generate if self.batching else generate
+        return Request(self.pair, conversation, self.vision, self.prefixes if in_turns else None, namespace, write)
 
     def answer(
         self,
@@ -66,14 +72,14 @@ class Answering:
         emit: Callable[[Event], Any] = lambda event: None,
     ) -> Answer:
         """`in_turns`: what was read in earlier turns is not read again, and counts in the decision."""
-        began = time.perf_counter()
-        with self.request(conversation, in_turns) as request:
+        began, id = time.perf_counter(), new_id()
+        with self.request(conversation, in_turns, wish.namespace) as request:
             caption = _caption(self.judge, conversation, wish, request)
             captioned = time.perf_counter()
             unread = request.unread() if in_turns and wish.mode is None else None
             decision = self.judge.decide(conversation, caption, wish.mode, wish.price, unread)
             decided = time.perf_counter()
-            emit(Decided(decision))
+            emit(Decided(decision, id))
 
             def on_piece(channel: str, piece: str) -> None:
                 emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
@@ -94,13 +100,13 @@ class Answering:
                 caption=captioned - began, decide=decided - captioned, vision=reply.vision_seconds,
                 prefill=reply.prefill_seconds, decode=reply.decode_seconds, total=time.perf_counter() - began,
             ),
-            id=new_id(),
+            id=id,
         )  # fmt: skip
         self._keep(answer, conversation)
         emit(Finished(answer))
         return answer
 
-    def stream(self, conversation: Conversation, wish: Wish, in_turns: bool = False) -> Iterator[Event]:
+    def stream(self, conversation: Conversation, wish: Wish, in_turns: bool = False) -> Events:
         """The events of `answer`, made in a thread of its own; closing the iterator cancels it."""
         events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
         cancel = wish.cancel or threading.Event()
@@ -138,6 +144,24 @@ class Answering:
         return {**both, **self.generation.get(mode, {}), **wish.generation}
 
 
+def begin(
+    pair: Pair,
+    judge: Judge,
+    generation: Mapping[str, Any],
+    store: Store | None = None,
+    rows: int = 1,
+    vision_cache: VisionCache | None = None,
+    prefix_cache: PrefixCache | None = None,
+) -> Answering:
+    """With caches of the usual budgets where none are given; see `Router.from_pretrained`."""
+    from vlroute.engine.batching import Batching
+    from vlroute.engine.prefix_cache import PrefixCache
+    from vlroute.engine.vision_cache import VisionCache
+
+    vision, prefixes = vision_cache or VisionCache(), prefix_cache or PrefixCache()
+    return Answering(pair, vision, prefixes, judge, generation, store, Batching(rows) if rows > 1 else None)
+
+
 def _caption(judge: Judge, conversation: Conversation, wish: Wish, request: Request | None) -> str | None:
     """The caller's, else the captioner's; none where the mode is forced and nothing hangs on it."""
     if wish.caption is None and wish.mode is None:
@@ -147,6 +171,7 @@ def _caption(judge: Judge, conversation: Conversation, wish: Wish, request: Requ
 
 def decide(judge: Judge, answering: Answering | None, conversation: Conversation, wish: Wish) -> Decision:
     """The decision alone; a captioner that needs the pair runs only where the pair is loaded."""
-    with answering.request(conversation) if answering else nullcontext() as request:
+    named = answering.request(conversation, namespace=wish.namespace) if answering else nullcontext()
+    with named as request:
         caption = _caption(judge, conversation, wish, request)
         return judge.decide(conversation, caption, wish.mode, wish.price)

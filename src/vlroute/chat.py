@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlroute.answer import Answer, Event, Finished
+from vlroute.answer import Answer, Events, Finished
 from vlroute.answering import Wish
 from vlroute.messages import Conversation, Message, parse
 from vlroute.modes import Mode
@@ -75,7 +74,7 @@ class Chat:
         price: float | None = None,
         cancel: threading.Event | None = None,
         **generation: Any,
-    ) -> Iterator[Event]:
+    ) -> Events:
         """As `send`, as events: see `Router.stream`. Other turns of this chat wait until the iterator is exhausted or
         closed; bad input raises at the first event."""
         with self._lock:

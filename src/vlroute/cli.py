@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from vlroute import __version__
+from vlroute.cli_chat import chat
+from vlroute.cli_doctor import doctor
 from vlroute.cli_learning import collect, curves, evaluate, export, feedback, probe, train
-from vlroute.decision.target import Preset
+from vlroute.cli_options import AsJson, Caption, Forced, Images, Pair, Price, Prompt, RouterFolder, Wanted
+from vlroute.cli_screen import Screen
 from vlroute.errors import VLRouteError
-from vlroute.modes import Mode
+from vlroute.serving.command import serve, ui
 
 app = typer.Typer(
-    help="Adaptive router for Qwen3-VL: Instruct answers at once, Thinking reasons first.",
+    help="Adaptive router for Qwen3-VL: Instruct answers at once, Thinking reasons first."
+    '\n\nvlroute ask "How many circles?" --image x.png'
+    "\n\nvlroute COMMAND --help has more examples; vlroute doctor says what is missing.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 fine; 1 something did not succeed, or problems were found; 2 the input was wrong.",
 )
-PAIR_HELP = "Hub name such as Qwen/Qwen3-VL-2B, or a folder with instruct/ and thinking/. Default: the pocket pair."
-Pair = Annotated[str | None, typer.Option("--pair", help=PAIR_HELP)]
-RouterFolder = Annotated[Path | None, typer.Option("--router", help="Folder of a trained router artefact.")]
-Images = Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture file; may be repeated.")]
-Caption = Annotated[str | None, typer.Option(help="What is in the picture, instead of the captioner's words.")]
-Price = Annotated[float | None, typer.Option(help="What one second of waiting is worth, in probability.")]
-Wanted = Annotated[Preset | None, typer.Option("--policy", help="What to aim for, instead of a price.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _log_to_terminal() -> None:
@@ -40,12 +39,74 @@ def _log_to_terminal() -> None:
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vlroute {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     _log_to_terminal()
 
 
-@app.command()
+def ask(
+    prompt: Prompt,
+    image: Images = None,
+    pair: Pair = None,
+    router: RouterFolder = None,
+    mode: Forced = None,
+    caption: Caption = None,
+    price: Price = None,
+    policy: Wanted = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask one question about pictures; the router decides which mode answers.
+
+    vlroute ask "How many circles?" --image x.png
+
+    vlroute ask "What changed?" -i before.png -i after.png --mode thinking --json
+    """
+    from vlroute.router import Router
+
+    routed = Router.from_pretrained(pair, router=router, policy=policy)
+    if as_json:
+        answer = routed.ask(prompt, image, mode=mode, caption=caption, price=price)
+        typer.echo(json.dumps(answer.as_dict(), ensure_ascii=False, indent=2))
+        return
+    screen = Screen()
+    for event in routed.stream(prompt, image, mode=mode, caption=caption, price=price):
+        screen.show(event)
+
+
+def route(
+    prompt: Prompt,
+    image: Images = None,
+    pair: Pair = None,
+    router: RouterFolder = None,
+    caption: Caption = None,
+    price: Price = None,
+    policy: Wanted = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decide only: which mode should answer, and why. Loads no model.
+
+    vlroute route "Add the numbers." --caption "three numbers"
+    """
+    from vlroute.router import Router
+
+    routed = Router.from_pretrained(pair, router=router, policy=policy)
+    decision = routed.decide(prompt, image, caption=caption, price=price)
+    if as_json:
+        typer.echo(json.dumps(decision.as_dict(), ensure_ascii=False, indent=2))
+    else:
+        typer.echo(f"{decision.mode}: {decision.reason}")
+
+
 def demo(
     pair: Pair = None,
     router: RouterFolder = None,
@@ -69,78 +130,38 @@ def demo(
         console.print(line, soft_wrap=True)
 
 
-@app.command()
-def ask(
-    prompt: str,
-    image: Images = None,
-    pair: Pair = None,
-    router: RouterFolder = None,
-    mode: Annotated[Mode | None, typer.Option(help="Force a mode instead of deciding.")] = None,
-    caption: Caption = None,
-    price: Price = None,
-    policy: Wanted = None,
-    as_json: AsJson = False,
-) -> None:
-    """Ask one question about pictures; the router decides which mode answers.
-
-    vlroute ask "How many circles?" --image x.png
-    """
-    from vlroute.answer import AnswerDelta, Decided, Finished, ThinkingDelta
-    from vlroute.router import Router
-
-    routed = Router.from_pretrained(pair, router=router, policy=policy)
-    if as_json:
-        answer = routed.ask(prompt, image, mode=mode, caption=caption, price=price)
-        typer.echo(json.dumps(answer.as_dict(), ensure_ascii=False, indent=2))
-        return
-    notes, out = Console(stderr=True), Console(soft_wrap=True, highlight=False, markup=False)
-    for event in routed.stream(prompt, image, mode=mode, caption=caption, price=price):
-        if isinstance(event, Decided):
-            notes.print(f"{event.decision.mode}: {event.decision.reason}", style="dim", markup=False)
-        elif isinstance(event, ThinkingDelta):
-            notes.print(event.text, end="", style="dim", markup=False, highlight=False)
-        elif isinstance(event, AnswerDelta):
-            out.print(event.text, end="")
-        elif isinstance(event, Finished):
-            out.print()
-            notes.print(f"{event.answer.finish_reason}, {event.answer.timing.total:.2f} s", style="dim")
-
-
-@app.command()
-def route(
-    prompt: str,
-    image: Images = None,
-    pair: Pair = None,
-    router: RouterFolder = None,
-    caption: Caption = None,
-    price: Price = None,
-    policy: Wanted = None,
-    as_json: AsJson = False,
-) -> None:
-    """Decide only: which mode should answer, and why. Loads no model.
-
-    vlroute route "Add the numbers." --caption "three numbers"
-    """
-    from vlroute.router import Router
-
-    routed = Router.from_pretrained(pair, router=router, policy=policy)
-    decision = routed.decide(prompt, image, caption=caption, price=price)
-    if as_json:
-        typer.echo(json.dumps(decision.as_dict(), ensure_ascii=False, indent=2))
-    else:
-        typer.echo(f"{decision.mode}: {decision.reason}")
-
-
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)(collect)
-app.command("eval")(evaluate)
-for command in (probe, train, curves, feedback, export):
-    app.command()(command)
+#: The commands in the order of the help, under the heads of its panels.
+PANELS: dict[str, dict[str, Callable[..., Any]]] = {
+    "Look": {"demo": demo, "doctor": doctor},
+    "Answer": {"ask": ask, "chat": chat, "route": route, "serve": serve, "ui": ui},
+    "Learn": {
+        "collect": collect, "train": train, "probe": probe, "eval": evaluate, "curves": curves, "feedback": feedback,
+        "export": export,
+    },
+}  # fmt: skip
+#: Commands that hand their arguments on to a parser of their own.
+_PASSING: dict[str, Any] = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+    "add_help_option": False,
+}
+for panel, commands in PANELS.items():
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=panel, **(_PASSING if command is collect else {}))(command)
 
 
 def run() -> None:
-    """Entry point: errors made on purpose end in one line and exit code 2, all else in a traceback."""
+    """Entry point: errors made on purpose end in one line and exit code 2; what this machine lacks or refuses (a
+    package, a file, its disk) in one line and exit code 1; all else in a traceback."""
     try:
         app()
     except (VLRouteError, ValueError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False)
-        raise SystemExit(2) from None
+        _end(str(error), 2)
+    except ImportError as error:
+        _end(f"{error}; vlroute doctor says what is missing", 1)
+    except OSError as error:
+        _end(str(error), 1)
+
+
+def _end(why: str, status: int) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"error: {why}", style="red", markup=False)
+    raise SystemExit(status) from None

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from vlroute.decision.target import Preset
-from vlroute.errors import InputError, VLRouteError
+from vlroute.cli_options import Device, Wanted
+from vlroute.errors import ExtraMissing, InputError
 from vlroute.files import replace_file
+
+if TYPE_CHECKING:
+    from vlroute.store import Store
 
 Records = Annotated[list[Path], typer.Argument(help=".jsonl or .jsonl.gz files of labelled records.")]
 Together = Annotated[
@@ -28,13 +31,6 @@ Encoder = Annotated[
     typer.Option(help='A text encoder by name or folder beside the words; "static" is shipped, "none": words only.'),
 ]
 StoreAt = Annotated[str, typer.Option("--store", help="The file of the store, or a postgresql:// URL.")]
-
-
-class TrainingExtraMissing(VLRouteError):
-    """Training needs packages that answering does not."""
-
-    def __init__(self, error: ModuleNotFoundError) -> None:
-        super().__init__(f"{error}: training needs more than running; pip install 'vlroute[train]'")
 
 
 def train(
@@ -60,7 +56,7 @@ def train(
     try:
         from vlroute.learning.train import train as learn
     except ModuleNotFoundError as error:
-        raise TrainingExtraMissing(error) from error
+        raise ExtraMissing(error, "train") from error
     learn(
         records,
         out,
@@ -81,7 +77,7 @@ def evaluate(
     records: Records,
     router: Annotated[Path, typer.Option(help="Folder of the trained router artefact.")],
     price: Annotated[float | None, typer.Option(help="What a second is worth, in probability. Default: 0.1.")] = None,
-    policy: Annotated[Preset | None, typer.Option(help="What to aim for, instead of a price.")] = None,
+    policy: Wanted = None,
     out: Annotated[Path | None, typer.Option(help="Markdown file for the report.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="File for all figures as JSON.")] = None,
 ) -> None:
@@ -93,7 +89,7 @@ def evaluate(
         from vlroute.learning.eval_command import as_page, as_values, assess
         from vlroute.learning.report import as_table, families_table, figures_table
     except ModuleNotFoundError as error:
-        raise TrainingExtraMissing(error) from error
+        raise ExtraMissing(error, "train") from error
     if price is not None and policy is not None:
         raise InputError("a price and a policy were given; a policy becomes a price of its own: leave one out")
     console, notes = Console(), Console(stderr=True)
@@ -139,7 +135,7 @@ def curves(
         from vlroute.learning.records import read_records
         from vlroute.learning.train import default_seeds
     except ModuleNotFoundError as error:
-        raise TrainingExtraMissing(error) from error
+        raise ExtraMissing(error, "train") from error
     found = list(read_records(*records))
     console = Console()
     predicted: Unseen | Values
@@ -159,10 +155,12 @@ def curves(
 
 
 def collect(context: typer.Context) -> None:
-    """Run both modes over your own questions and pictures, and record what each got right. More: --help.
+    """Run both modes over your own questions and pictures, and record what each got right.
 
     vlroute collect questions.jsonl --out records.jsonl
     """
+    if {"-h", "--help"} & {*context.args}:  # its parser knows no examples
+        typer.echo("vlroute collect questions.jsonl --out records.jsonl\n")
     from vlroute.learning.collect_command import main
 
     raise typer.Exit(main(context.args))
@@ -173,7 +171,7 @@ def probe(
     records: Annotated[Path, typer.Option(help="What `vlroute collect` wrote of it: captions are taken from there.")],
     router: Annotated[Path, typer.Option(help="Folder of the router artefact that gets the probe.")],
     pair: Annotated[str | None, typer.Option(help="Hub name, or a folder with instruct/ and thinking/.")] = None,
-    device: Annotated[str | None, typer.Option()] = None,
+    device: Device = None,
     split: Annotated[str | None, typer.Option(help="Of a data set that has several.")] = None,
     config: Annotated[str | None, typer.Option(help="Of a hub data set that has several.")] = None,
     columns: Annotated[str, typer.Option("--map", help="Columns named otherwise: prompt=question.")] = "",
@@ -186,7 +184,7 @@ def probe(
     try:
         from vlroute.learning.probe_command import learn_probe
     except ModuleNotFoundError as error:
-        raise TrainingExtraMissing(error) from error
+        raise ExtraMissing(error, "train") from error
     from vlroute.decision.vision_probe import PROBE_FOLDER
     from vlroute.learning.dataset import parse_columns
     from vlroute.learning.rows import Source
@@ -203,15 +201,14 @@ def feedback(
     answer: Annotated[str, typer.Argument(help="The id of an answer, `Answer.id`.")],
     store: StoreAt,
     correct: Annotated[bool, typer.Option("--correct/--wrong", help="Was it right?")],
-    comment: Annotated[str | None, typer.Option()] = None,
+    comment: Annotated[str | None, typer.Option(help="Why; it is kept beside the judgement.")] = None,
 ) -> None:
     """Say whether a stored answer was right.
 
     vlroute feedback 4f0c… --wrong --store answers.db
     """
-    from vlroute.store import Store
-
-    Store(store).feedback(answer, correct=correct, comment=comment)
+    with _store(store) as opened:
+        opened.feedback(answer, correct=correct, comment=comment)
 
 
 def export(
@@ -221,10 +218,18 @@ def export(
 
     vlroute export records.jsonl --store answers.db
     """
-    from vlroute.learning.records import write_records
-    from vlroute.store import Store
-    from vlroute.store import export as records_of
+    with _store(store) as opened:
+        from vlroute.learning.records import write_records
+        from vlroute.store import export as records_of
 
-    found = records_of(Store(store))
-    written = write_records(out, found.records)
+        found = records_of(opened)
+        written = write_records(out, found.records)
     typer.echo(f"wrote {written} records; {found.one_sided} requests have feedback on one mode only and were left out")
+
+
+def _store(where: str) -> Store:
+    try:
+        from vlroute.store import Store
+    except ModuleNotFoundError as error:
+        raise ExtraMissing(error, "store") from error
+    return Store(where)

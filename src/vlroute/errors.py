@@ -7,6 +7,13 @@ class VLRouteError(Exception):
     """Base of all errors raised on purpose by vlroute."""
 
 
+class ExtraMissing(VLRouteError):
+    """A command needs packages that answering does not."""
+
+    def __init__(self, error: ModuleNotFoundError, extra: str) -> None:
+        super().__init__(f"{error}: this needs more than answering does; pip install 'vlroute[{extra}]'")
+
+
 class InputError(VLRouteError, ValueError):
     """The request itself is at fault; sending it again unchanged cannot help."""
 

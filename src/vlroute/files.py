@@ -1,10 +1,16 @@
-"""Writing a file so that a killed process leaves the old one or the new one, never half of one."""
+"""Files read within a bound, and written so that a killed process leaves the old one or the new one, never half."""
 
 from __future__ import annotations
 
 import os
 import uuid
 from pathlib import Path
+
+
+def read_at_most(file: str | Path, most: int) -> bytes:
+    """At most `most` bytes, and one more where there are more: enough for whoever checks to refuse it. OSError."""
+    with open(file, "rb") as stream:
+        return stream.read(most + 1)
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:

@@ -43,7 +43,7 @@ class _Seen:
 
     @property
     def digest(self) -> str:
-        return self.media.digest
+        return f"{self.request.namespace if self.request else ''} {self.media.digest}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlroute.answer import Answer, Event
-from vlroute.answering import Answering, Wish, decide
+from vlroute.answer import Answer, Event, Events
+from vlroute.answering import Answering, Wish, begin, decide
 from vlroute.chat import Chat
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.frontier import Outlook
@@ -22,6 +22,7 @@ from vlroute.modes import Mode
 from vlroute.pair_names import resolve_pair
 
 if TYPE_CHECKING:  # the engine brings torch and transformers: it is imported by `load`, not before
+    from vlroute.engine.batching import Batching
     from vlroute.engine.pair import Pair
     from vlroute.engine.prefix_cache import PrefixCache
     from vlroute.engine.request import Request
@@ -49,13 +50,13 @@ class Router:
         generation: Mapping[str, Any] | None = None,
         caching: Mapping[str, Any] | None = None,
         store: Store | str | Path | None = None,
+        rows: int = 1,
     ) -> None:
-        """`loading` goes to `load_pair`; `generation`: settings for both modes, or per mode under its name; `caching`
-        may hold a `vision_cache` and a `prefix_cache`."""
+        """See `from_pretrained`. `loading`: for `load_pair`; `caching` may hold `vision_cache` and `prefix_cache`."""
         self.instruct, self.thinking, self.limits = instruct, thinking, limits
         self.judge = Judge(classifier, _policy(policy), captioner, probe)
         self.loading, self.generation, self._caching = dict(loading or {}), dict(generation or {}), dict(caching or {})
-        self.store = _opened(store)
+        self.store, self.rows = _open(store), rows
         self._answering: Answering | None = None
         self._lock = threading.Lock()
 
@@ -78,6 +79,7 @@ class Router:
         vision_cache: VisionCache | None = None,
         prefix_cache: PrefixCache | None = None,
         store: Store | str | Path | None = None,
+        rows: int = 1,
         **settings: Any,
     ) -> Router:
         """A router over a pair of checkpoints; without any name over the embedded pocket pair.
@@ -99,6 +101,7 @@ class Router:
             vision_cache, prefix_cache: with budgets of your own (see docs/conversations.md). Routers may share a vision
                 cache.
             store: where answers are remembered for `feedback`: a `Store`, a file, or a postgresql:// URL.
+            rows: answers that several threads wait for share forward passes, up to so many in each mode; 1: none do.
 
         Raises:
             ValueError: a name together with `instruct=`/`thinking=`, or only one of these two.
@@ -120,12 +123,11 @@ class Router:
             generation={**settings, **(generation or {})},
             caching={"vision_cache": vision_cache, "prefix_cache": prefix_cache},
             store=store,
+            rows=rows,
         )
 
     def use(self, artefact: str | Path | ComplexityClassifier) -> None:
-        """Decide by another router artefact from the next request on, without a restart.
-
-        A folder brings its own vision probe, if it has one; a classifier keeps the probe that is there.
+        """Decide by another router artefact, a folder with its own probe, from the next request on, without a restart.
         ArtefactError, and no change, if it cannot be used."""
         if isinstance(artefact, ComplexityClassifier):
             self.judge.use(artefact, self.judge.probe)
@@ -133,10 +135,8 @@ class Router:
             self.judge.use(ComplexityClassifier.load(artefact), probe_of(artefact))
 
     def outlook(self, target: Target | Preset | None = None) -> Outlook:
-        """What the policy in force, or `target` instead, is expected to give at this machine's pace.
-
-        ArtefactError if the router artefact holds no calibration set.
-        """
+        """What the policy in force, or `target` instead, is expected to give at this machine's pace. ArtefactError if
+        the router artefact holds no calibration set."""
         return self.judge.outlook(Target(preset=target) if isinstance(target, str) else target)
 
     def load(self) -> Router:
@@ -164,17 +164,9 @@ class Router:
         with self._lock:
             if self._answering is None:
                 from vlroute.engine.pair import load_pair
-                from vlroute.engine.prefix_cache import PrefixCache
-                from vlroute.engine.vision_cache import VisionCache
 
-                self._answering = Answering(
-                    load_pair(self.instruct, self.thinking, **self.loading),
-                    self._caching.get("vision_cache") or VisionCache(),
-                    self._caching.get("prefix_cache") or PrefixCache(),
-                    self.judge,
-                    self.generation,
-                    self.store,
-                )
+                pair = load_pair(self.instruct, self.thinking, **self.loading)
+                self._answering = begin(pair, self.judge, self.generation, self.store, self.rows, **self._caching)
             return self._answering
 
     def decide(
@@ -197,8 +189,11 @@ class Router:
             InputError: the message cannot be used (see docs/messages.md).
             ValueError: an unknown mode or an impossible price.
         """
-        conversation = parse(prompt, images, videos, history, self.limits)
-        return decide(self.judge, self._answering, conversation, Wish(caption, mode, price))
+        return self.decide_on(parse(prompt, images, videos, history, self.limits), Wish(caption, mode, price))
+
+    def decide_on(self, conversation: Conversation, wish: Wish) -> Decision:
+        """`decide` for a conversation that is parsed already."""
+        return decide(self.judge, self._answering, conversation, wish)
 
     def ask(
         self,
@@ -243,25 +238,28 @@ class Router:
         price: float | None = None,
         cancel: threading.Event | None = None,
         **generation: Any,
-    ) -> Iterator[Event]:
-        """As `ask`, as events: `Decided`, `ThinkingDelta`s, `AnswerDelta`s, `Finished`.
-
-        Bad input raises here, not at the first event. Closing the iterator cancels the generation."""
+    ) -> Events:
+        """As `ask`, as events: `Decided`, deltas, `Finished`. Bad input raises here; closing it cancels what is written."""
         conversation = parse(prompt, images, videos, history, self.limits)
         return self._loaded.stream(conversation, Wish(caption, mode, price, cancel, generation))
 
     def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
         """Say how right an answer was (`Answer.id`): true, false or a share 0 to 1. The last word on an answer counts.
-
-        Raises:
-            UnknownAnswerError: no answer of this id is stored.
-            InputError: `correct` is out of range.
-            StoreError: it could not be stored.
-            ValueError: the router has no store.
-        """
+        Errors as of `Store.feedback`; ValueError if the router has no store."""
         if self.store is None:
             raise ValueError("this router stores no answers; make it with store='answers.db'")
         self.store.feedback(answer_id, correct=correct, comment=comment)
+
+    @property
+    def batching(self) -> Batching | None:
+        """Who writes several answers at the same time; None unless `rows` is above 1 and the pair is loaded."""
+        return self._answering.batching if self._answering else None
+
+    def close(self) -> None:
+        """Cancel what is being written in shared rows. Nothing is answered afterwards; other routers go on."""
+        with self._lock:
+            if self.batching is not None:
+                self.batching.close()
 
     def request(self, conversation: Conversation) -> Request:
         """The engine's side of one request, for what needs no decision; use it as a context manager."""
@@ -278,16 +276,18 @@ class Router:
         system, turns = read_chat(folder, self.limits)
         return Chat(self, turns, system)
 
-    def answer_turn(self, conversation: Conversation, wish: Wish) -> Answer:
-        """As `ask`, for a `Chat`: what was read in earlier turns is not read again."""
-        return self._loaded.answer(conversation, wish, in_turns=True)
+    def answer_turn(
+        self, conversation: Conversation, wish: Wish, emit: Callable[[Event], Any] = lambda event: None
+    ) -> Answer:
+        """As `ask`, for a `Chat`: earlier turns are not read again. `emit` is told each event, in this thread."""
+        return self._loaded.answer(conversation, wish, in_turns=True, emit=emit)
 
-    def stream_turn(self, conversation: Conversation, wish: Wish) -> Iterator[Event]:
+    def stream_turn(self, conversation: Conversation, wish: Wish) -> Events:
         """As `stream`, for a `Chat`."""
         return self._loaded.stream(conversation, wish, in_turns=True)
 
 
-def _opened(store: Store | str | Path | None) -> Store | None:
+def _open(store: Store | str | Path | None) -> Store | None:
     if not isinstance(store, str | Path):
         return store
     from vlroute.store import Store  # brings SQLAlchemy

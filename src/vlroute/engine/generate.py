@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from vlroute.engine.pair import Checkpoint
-from vlroute.engine.prompt import Prompt
-from vlroute.engine.thinking import ThinkingBudget
+from vlroute.engine.rows import OnToken, Row, Rows, Writing, begin
+from vlroute.engine.sampling import Sampler, take_own_processors
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -36,18 +27,6 @@ class Generated:
     decode_seconds: float
 
 
-class PresencePenalty(LogitsProcessor):
-    """Lowers the logit of every token already written in this answer by `penalty`, once, as OpenAI and vLLM do."""
-
-    def __init__(self, prompt_length: int, penalty: float) -> None:
-        self.prompt_length, self.penalty = prompt_length, penalty
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        written = torch.zeros_like(scores, dtype=torch.bool)
-        written.scatter_(1, input_ids[:, self.prompt_length :], True)
-        return torch.where(written, scores - self.penalty, scores)
-
-
 class _Cancelled(StoppingCriteria):
     def __init__(self, event: threading.Event) -> None:
         self.event = event
@@ -59,8 +38,9 @@ class _Cancelled(StoppingCriteria):
 class _TokenStream(BaseStreamer):
     """Hands each new token id on. (transformers' text streamers hide the exceptions of the generating thread.)"""
 
-    def __init__(self, on_token: Callable[[int], None], ends: frozenset[int]) -> None:
+    def __init__(self, on_token: OnToken, ends: frozenset[int]) -> None:
         self.on_token, self.ends = on_token, ends
+        self.ended = threading.Event()  # the listener has heard enough
         self.prompt_seen = False
         self.first_at: float | None = None
 
@@ -71,59 +51,67 @@ class _TokenStream(BaseStreamer):
         if self.first_at is None:
             self.first_at = time.perf_counter()
         for token in value.flatten().tolist():
-            if token not in self.ends:
-                self.on_token(token)
+            if token not in self.ends and self.on_token(token):
+                self.ended.set()
 
     def end(self) -> None:
         pass
 
 
-def _processors(checkpoint: Checkpoint, prompt: Prompt, settings: dict[str, Any]) -> LogitsProcessorList:
-    """Takes the settings that transformers does not know out of `settings` and returns what does their work."""
-    processors = LogitsProcessorList()
-    if penalty := settings.pop("presence_penalty", 0.0):
-        processors.append(PresencePenalty(prompt.length, penalty))
-    budget = settings.pop("thinking_budget", None)
-    if budget is not None and checkpoint.mode == "thinking":
-        processors.append(ThinkingBudget(checkpoint.tokenizer, prompt.length, budget))
-    return processors
-
-
 @torch.inference_mode()
-def generate(
-    checkpoint: Checkpoint,
-    prompt: Prompt,
-    encoder_outputs: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    on_token: Callable[[int], None] = lambda token: None,
-    cancel: threading.Event | None = None,
-    cache: DynamicCache | None = None,
-) -> Generated:
-    """Write one answer token by token.
+def generate(writing: Writing) -> Generated:
+    """Write one answer token by token, in this thread.
 
-    `cache` holds what was read of the prompt already, and afterwards what was read of prompt and answer.
-    `encoder_outputs` are those of the pictures not yet read, and must be fresh (see `vision.encoder_outputs`);
-    `settings` come from `resolve_settings`. `on_token` is called in this thread with each token id; what it raises
-    ends the call and is raised here.
+    ValueError for a `seed` beside settings that only transformers' own `generate` knows.
     """
-    settings = dict(settings)
-    processors = _processors(checkpoint, prompt, settings)
+    checkpoint, prompt, cancel = writing.checkpoint, writing.prompt, writing.cancel
+    if writing.settings.get("seed") is not None:
+        return _seeded(writing)
+    settings = {key: value for key, value in writing.settings.items() if key != "seed"}
+    processors = take_own_processors(checkpoint, prompt.length, settings)
     config = GenerationConfig(**settings)
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    stream = _TokenStream(on_token, frozenset(ends))
+    stream = _TokenStream(writing.on_token, frozenset(ends))
     began = time.perf_counter()
     output = checkpoint.model.generate(
         **prompt.inputs(),
-        **({"mm_encoder_outputs": dict(encoder_outputs)} if encoder_outputs else {}),
-        **({"past_key_values": cache} if cache is not None else {}),
+        **({"mm_encoder_outputs": dict(writing.encoder_outputs)} if writing.encoder_outputs else {}),
+        **({"past_key_values": writing.cache} if writing.cache is not None else {}),
         generation_config=config,
         logits_processor=processors,
-        stopping_criteria=StoppingCriteriaList([_Cancelled(cancel)] if cancel else []),
+        stopping_criteria=StoppingCriteriaList([_Cancelled(event) for event in (stream.ended, cancel) if event]),
         streamer=stream,
     )
     ended = time.perf_counter()
     ids = output[0, prompt.length :].tolist()
-    stopped = bool(ids) and ids[-1] in ends
+    at_end = bool(ids) and ids[-1] in ends
+    stopped = at_end or stream.ended.is_set()
     reason: FinishReason = "stop" if stopped else "cancelled" if cancel and cancel.is_set() else "length"
     first = stream.first_at or ended
-    return Generated(tuple(ids[:-1] if stopped else ids), reason, first - began, ended - first)
+    return Generated(tuple(ids[:-1] if at_end else ids), reason, first - began, ended - first)
+
+
+def _seeded(writing: Writing) -> Generated:
+    """transformers draws from one generator for the whole process; here the draws are this answer's own."""
+    if unknown := sorted(set(writing.settings) - Sampler.KNOWN):
+        raise ValueError(f"seed does not go together with {', '.join(unknown)}; leave one of them out")
+    began = time.perf_counter()
+    row = begin(writing)
+    rows = Rows(writing.checkpoint)
+    if not row.reason:
+        rows.join(row)
+    while not row.reason:
+        rows.step()
+    return generated(row, began)
+
+
+def generated(row: Row, began: float) -> Generated:
+    """What came of a row whose answer was begun at `began` (`time.perf_counter`). Raises what ended it, if it did."""
+    if row.error is not None:
+        raise row.error
+    ended = time.perf_counter()
+    ids = row.written
+    if ids and ids[-1] in row.ends:
+        ids.pop()
+    first = row.first_at or ended
+    return Generated(tuple(ids), cast(FinishReason, row.reason), first - began, ended - first)

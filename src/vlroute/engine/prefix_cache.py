@@ -136,6 +136,8 @@ class PrefixCache:
 
     def put(self, owner: str, reading: Reading, cache: DynamicCache) -> None:
         """Keep what `cache` holds of `reading`; entries that are a beginning of it are dropped, it serves for them."""
+        if not cache.get_seq_length():  # cancelled before a token of it was read
+            return
         entry = _Entry(
             owner, reading.head(cache.get_seq_length()), tuple((layer.keys, layer.values) for layer in cache.layers)
         )

@@ -16,18 +16,22 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from vlroute.engine.generate import FinishReason, generate
+from vlroute.engine.generate import FinishReason, Generated, generate
 from vlroute.engine.pair import Checkpoint, Pair
 from vlroute.engine.prefix_cache import PrefixCache
 from vlroute.engine.prompt import Prompt, build_prompt
+from vlroute.engine.rows import Writing
 from vlroute.engine.settings import resolve_settings
 from vlroute.engine.thinking import Channel, Splitter
 from vlroute.engine.vision import VisionFeatures, encoder_outputs
 from vlroute.engine.vision_cache import Features, Grid, VisionCache, feature_key
+from vlroute.errors import LimitError
 from vlroute.media import Picture, Video
 from vlroute.messages import Conversation, Message
 from vlroute.modes import MODES, Mode
 
+#: `generate.generate`, or another that does the same.
+Generate = Callable[[Writing], Generated]
 CAPTION_SETTINGS = {"do_sample": False, "max_new_tokens": 24}
 
 
@@ -54,7 +58,8 @@ class Reply:
 class Request:
     """One conversation to answer: a context manager that holds its vision features in memory until it ends.
 
-    With `prefixes` (a conversation in turns) what a mode has read before is not read again.
+    With `prefixes` (a conversation in turns) what a mode has read before is not read again. `namespace` keeps the
+    caches of tenants apart.
     """
 
     def __init__(
@@ -64,9 +69,10 @@ class Request:
         vision: VisionCache,
         prefixes: PrefixCache | None = None,
         namespace: str = "",
+        generate: Generate = generate,
     ) -> None:
         self.pair, self.conversation, self.vision = pair, conversation, vision
-        self.prefixes, self.namespace = prefixes, namespace
+        self.prefixes, self.namespace, self.generate = prefixes, namespace, generate
         self._leases = ExitStack()
         self._held: dict[str, VisionFeatures] = {}
         self._prompts: dict[Mode, Prompt] = {}
@@ -96,7 +102,7 @@ class Request:
         """What the Instruct model says of one picture or video of this conversation, asked `prompt`, greedily."""
         self._see_turn(seen)
         asked = Conversation((Message("user", (seen, prompt)),))
-        with Request(self.pair, asked, self.vision, None, self.namespace) as alone:
+        with Request(self.pair, asked, self.vision, None, self.namespace, self.generate) as alone:
             alone._held = self._held
             return alone.answer("instruct", CAPTION_SETTINGS).text
 
@@ -135,6 +141,7 @@ class Request:
         self._see_new(checkpoint)
         seen_new = time.perf_counter()
         prompt = self._prompt(checkpoint)
+        _check_length(checkpoint, prompt)
         owner = self._owner(mode)
         known, cache = self.prefixes.take(owner, prompt.reading) if self.prefixes else (0, None)
         if self.prefixes and cache is None:
@@ -142,16 +149,18 @@ class Request:
         looked_up = time.perf_counter()
         images, videos = self.features(checkpoint, *self._unread_media(prompt, known))
         seen = time.perf_counter()
-        splitter = Splitter(checkpoint.tokenizer, mode == "thinking")
+        resolved = resolve_settings(checkpoint, settings)
+        splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
 
-        def on_token(token: int) -> None:
+        def on_token(token: int) -> bool:
             for channel, piece in splitter.push(token):
                 on_piece(channel, piece)
+            return splitter.stop.found
 
-        written = generate(
-            checkpoint, prompt, encoder_outputs(images, videos), resolve_settings(checkpoint, settings), on_token,
-            cancel, cache,
-        )  # fmt: skip
+        outputs = encoder_outputs(images, videos)
+        written = self.generate(Writing(checkpoint, prompt, outputs, resolved, on_token, cancel, cache))
+        for channel, piece in splitter.flush():
+            on_piece(channel, piece)
         if self.prefixes and cache is not None:
             self.prefixes.put(owner, prompt.reading.extended(written.ids), cache)
         return Reply(
@@ -200,3 +209,12 @@ class Request:
         media = [part for message in self.conversation.messages for part in message.parts if not isinstance(part, str)]
         left = [part for part, new in zip(media, unread, strict=True) if new]
         return [p for p in left if isinstance(p, Picture)], [v for v in left if isinstance(v, Video)]
+
+
+def _check_length(checkpoint: Checkpoint, prompt: Prompt) -> None:
+    most = checkpoint.model.config.text_config.max_position_embeddings
+    if prompt.length >= most:
+        raise LimitError(
+            f"the conversation has {prompt.length} tokens, {prompt.vision_tokens} of them pictures; the model reads at "
+            f"most {most - 1}: send fewer turns or smaller pictures"
+        )

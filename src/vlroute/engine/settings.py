@@ -20,7 +20,7 @@ RECOMMENDED: dict[str, dict[str, Any]] = {
         "max_new_tokens": 8192,
     },
 }  # fmt: skip
-OURS = ("presence_penalty", "thinking_budget")
+OURS = ("presence_penalty", "frequency_penalty", "thinking_budget", "seed", "stop")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "presence_penalty")
 _KNOWN = frozenset(GenerationConfig().to_dict()) | frozenset(OURS)
 
@@ -31,7 +31,7 @@ def check_names(settings: Mapping[str, Any]) -> None:
     if unknown:
         raise TypeError(
             f"unknown generation setting{'s'[: len(unknown) > 1]} {', '.join(unknown)}; expected names of "
-            f"transformers.GenerationConfig (do_sample, max_new_tokens, …) or {' and '.join(OURS)}"
+            f"transformers.GenerationConfig (do_sample, max_new_tokens, …) or one of {', '.join(OURS)}"
         )
 
 

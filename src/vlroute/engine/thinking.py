@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from transformers import LogitsProcessor
+
+from vlroute.engine.stop_text import StopText
 
 Channel = Literal["thinking", "answer"]
 THINK, END_THINK = "<think>", "</think>"
@@ -57,16 +59,18 @@ class Splitter:
     """Turns generated token ids, one at a time, into pieces of thinking and of answer.
 
     The Thinking template ends the prompt with `<think>`, so only `</think>` appears in the output: everything before
-    it is thinking, and without it there is no answer. Instruct output is answer throughout.
+    it is thinking, and without it there is no answer. Instruct output is answer throughout. `stops` end the answer, not
+    the thinking: a stop string in a thought would leave no answer.
     """
 
-    def __init__(self, tokenizer: Any, thinking: bool) -> None:
+    def __init__(self, tokenizer: Any, thinking: bool, stops: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
         self.start_id = tokenizer.convert_tokens_to_ids(THINK)
         self.end_id = tokenizer.convert_tokens_to_ids(END_THINK)
         self.channel: Channel = "thinking" if thinking else "answer"
         self.texts: dict[Channel, str] = {"thinking": "", "answer": ""}
         self.thinking_tokens = 0
+        self.stop = StopText(stops)
         self._begin()
 
     def _begin(self) -> None:
@@ -83,6 +87,15 @@ class Splitter:
             if token == self.start_id:
                 return
         piece = self.trimmed.push(self.decoder.push(token))
+        if self.channel == "answer":
+            piece = self.stop.push(piece)
+        yield from self._said(piece)
+
+    def flush(self) -> Iterator[tuple[Channel, str]]:
+        """What was held back in case a stop string had begun."""
+        yield from self._said(self.stop.flush())
+
+    def _said(self, piece: str) -> Iterator[tuple[Channel, str]]:
         if piece:
             self.texts[self.channel] += piece
             yield self.channel, piece

@@ -32,7 +32,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / "model.safetensors"]
 
 
-def _tower_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def tower_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The tower's tensors by their name within the tower, in order of that name, one at a time."""
     where: dict[str, tuple[Path, str]] = {}
     for file in _weight_files(folder):
@@ -57,7 +57,7 @@ def tower_fingerprint(folder: str | Path) -> str:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vision_config"]
         digest.update(json.dumps({key: config.get(key) for key in SHAPE_KEYS}, sort_keys=True).encode())
         count = 0
-        for name, tensor in _tower_tensors(folder):
+        for name, tensor in tower_tensors(folder):
             header = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
             digest.update(f"{len(header)}:{header}".encode())
             digest.update(memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B"))

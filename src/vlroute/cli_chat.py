@@ -1,0 +1,170 @@
+"""`vlroute chat`: a conversation in the terminal, or line by line from a pipe."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlroute.cli_options import AsJson, Forced, Images, Pair, Price, RouterFolder, Wanted
+from vlroute.cli_screen import Screen
+from vlroute.errors import InputError, VLRouteError
+from vlroute.modes import MODES, Mode
+
+if TYPE_CHECKING:
+    from vlroute.answer import Event
+    from vlroute.chat import Chat
+
+HELP = """\
+/image FILE …     pictures for the next question; /image alone takes them back
+/mode MODE        instruct, thinking, or auto to decide again
+/save FOLDER      write the conversation with its pictures; --resume FOLDER goes on
+/help, /quit      this list; the end (also Ctrl-D)
+Ctrl-C stops an answer; its question is then forgotten."""
+
+
+@dataclass(slots=True)
+class Talk:
+    """What holds from one question to the next. `waiting`: pictures for the next question."""
+
+    chat: Chat
+    mode: Mode | None = None
+    price: float | None = None
+    as_json: bool = False
+    waiting: list[Path] = field(default_factory=list)
+    screen: Screen = field(default_factory=Screen)
+
+    def command(self, line: str) -> bool:
+        """Do what a line that begins with / says; false to end. InputError for one that cannot be done."""
+        try:
+            name, *arguments = shlex.split(line)
+        except ValueError as error:
+            raise InputError(f"{line[:80]}: {error}") from error
+        match name, arguments:
+            case "/quit" | "/exit", []:
+                return False
+            case "/help", []:
+                self.screen.notes.print(HELP)
+            case "/image", []:
+                self.waiting = []
+            case "/image", _:
+                self.add([Path(path).expanduser() for path in arguments])
+            case "/mode", ["auto" | "instruct" | "thinking" as word]:
+                self.mode = next((mode for mode in MODES if mode == word), None)
+            case "/save", [folder]:
+                self.screen.note(f"saved in {self.chat.save(Path(folder).expanduser())}")
+            case _:
+                raise InputError(f"{line[:80]!r} is no command; /help lists them")
+        return True
+
+    def add(self, paths: Sequence[Path]) -> None:
+        """Pictures for the next question. InputError, and none added, if one of them cannot be used."""
+        from vlroute.media import load_picture
+
+        for path in paths:
+            load_picture(path, self.chat.router.limits)
+        self.waiting += paths
+
+    def ask(self, prompt: str) -> None:
+        """One turn. KeyboardInterrupt once its answer has stopped, which leaves no trace in the conversation."""
+        cancel = threading.Event()
+        events = self.chat.stream(prompt, self.waiting or None, mode=self.mode, price=self.price, cancel=cancel)
+        try:
+            for event in events:
+                self._show(event)
+        finally:
+            cancel.set()
+            events.close()  # waits until the writing has stopped
+        self.waiting = []
+
+    def _show(self, event: Event) -> None:
+        from vlroute.answer import Finished
+
+        if not self.as_json:
+            self.screen.show(event)
+        elif isinstance(event, Finished):
+            typer.echo(json.dumps(event.answer.as_dict(), ensure_ascii=False))
+
+
+def _lines(typed: bool) -> Iterator[str]:
+    """What is typed or piped, line by line; Ctrl-C at the prompt begins the line anew."""
+    if typed:
+        with suppress(ImportError):  # not on every system
+            import readline  # noqa: F401 - makes input() editable, with a history
+    while True:
+        try:
+            yield input("> " if typed else "")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if not typed:
+                raise
+            print(file=sys.stderr)
+
+
+def _converse(talk: Talk, typed: bool) -> bool:
+    """Until the end of the input or /quit; whether every line succeeded."""
+    fine = True
+    for line in _lines(typed):
+        try:
+            if line.startswith("/"):
+                if not talk.command(line):
+                    break
+            elif line.strip():
+                talk.ask(line)
+        except KeyboardInterrupt:
+            talk.screen.note("\nstopped; this question is forgotten")
+            if not typed:
+                raise
+        except (VLRouteError, ValueError, OSError, RuntimeError) as error:  # RuntimeError: the GPU's memory is full
+            fine = False
+            talk.screen.error(error)
+    return fine
+
+
+def chat(
+    image: Images = None,
+    pair: Pair = None,
+    router: RouterFolder = None,
+    mode: Forced = None,
+    price: Price = None,
+    policy: Wanted = None,
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with a conversation that was saved here.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Save the conversation here at its end.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Talk about pictures; each question is decided anew.
+
+    /help lists what else can be typed. From a pipe each line is a question, and with --json each answer a line.
+
+    vlroute chat --image x.png
+
+    vlroute chat --image x.png --json < questions.txt
+    """
+    from vlroute.router import Router
+
+    if resume is not None and system is not None:
+        raise InputError("a conversation that is resumed has its system prompt already; leave --system out")
+    routed = Router.from_pretrained(pair, router=router, policy=policy)
+    talk = Talk(routed.resume(resume) if resume else routed.chat(system), mode, price, as_json)
+    talk.add(image or ())
+    routed.load()  # now: stopping the first answer must not break an import
+    typed = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
+    if typed:
+        talk.screen.note("/help lists commands; Ctrl-C stops an answer; Ctrl-D ends")
+    try:
+        fine = _converse(talk, typed)
+    finally:
+        if save is not None:
+            talk.chat.save(save)
+    if not fine and not typed:
+        raise typer.Exit(1)

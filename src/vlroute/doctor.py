@@ -1,0 +1,297 @@
+"""What is here and what is wrong with it: packages, devices, the pair, its router, caches. Loads no model."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vlroute.errors import CheckpointError, VLRouteError
+from vlroute.modes import MODES, Mode
+from vlroute.pair_names import Source, resolve_pair
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+State = Literal["fine", "note", "problem"]
+MiB, GiB = 2**20, 2**30
+LITTLE_DISK = 10 * GiB  # the 2B pair takes about 9
+#: What each extra of the package is for.
+EXTRAS = {
+    "serve": "the OpenAI-compatible server", "ui": "the web page", "store": "keeping answers and feedback",
+    "train": "retraining the router, curves", "collect": "asking both modes for labels", "video": "video files",
+    "encoders": "sentence-transformers as text encoder", "ocr": "reading text for captions",
+    "quantize": "4- and 8-bit weights", "notebooks": "the notebooks of examples/",
+}  # fmt: skip
+#: What to do where a section cannot be examined at all.
+ADVICE = {
+    "packages": "install anew: pip install --force-reinstall vlroute",
+    "extras": "install anew: pip install --force-reinstall vlroute",
+    "devices": "install torch anew: pip install --force-reinstall torch torchvision",
+    "pair": "pass --pair with a hub name or a folder; a damaged checkpoint: fetch or copy it again",
+    "router": "pass --router with a folder that vlroute train wrote; a damaged one: train it anew",
+    "store": "pass --store with a file that vlroute wrote, or one that is not there yet",
+    "caches": "set HF_HOME to a folder that can be read and written",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `state`: a "problem" prevents answering, a "note" does not; `advice` says what to do."""
+
+    section: str
+    what: str
+    found: str
+    state: State = "fine"
+    advice: str = ""
+
+
+def examine(pair: str | None = None, router: Source | None = None, store: str | None = None) -> Iterator[Finding]:
+    """All findings, by section; arguments as of `Router.from_pretrained`. Whatever fails becomes a finding."""
+    return _Examination(pair, router, store).findings()
+
+
+@dataclass(slots=True)
+class _Examination:
+    pair: str | None
+    router: Source | None
+    store: str | None
+    #: Fingerprints of the towers that are here, by mode: read once, as they may be large.
+    towers: dict[Mode, str] = field(default_factory=dict)
+
+    def findings(self) -> Iterator[Finding]:
+        looks: dict[str, Callable[[], Iterator[Finding]]] = {
+            "packages": packages, "extras": extras, "devices": devices, "pair": self._pair, "router": self._router,
+            "store": self._store, "caches": caches,
+        }  # fmt: skip
+        for section, look in looks.items():
+            try:
+                yield from look()
+            except Exception as error:  # a broken installation fails anywhere, and is what this is for
+                yield Finding(section, "could not be examined", _why(error), "problem", ADVICE[section])
+
+    def _pair(self) -> Iterator[Finding]:
+        from vlroute.engine.tower import tower_fingerprint
+
+        instruct, thinking, self.router = resolve_pair(self.pair, None, None, self.router)
+        sources: dict[Mode, Source] = {"instruct": instruct, "thinking": thinking}
+        folders: dict[Mode, Path] = {}
+        for mode, source in sources.items():
+            try:
+                if (folder := local(source)) is not None:
+                    self.towers[mode] = tower_fingerprint(folder)
+                    folders[mode] = folder
+                yield checkpoint(mode, source, folder)
+            except (VLRouteError, OSError, ValueError) as error:
+                yield Finding("pair", mode, _why(error), "problem", ADVICE["pair"])
+        if len(folders) < len(MODES):
+            return
+        if self.towers["instruct"] == self.towers["thinking"]:
+            saved = tower_bytes(folders["thinking"]) / MiB
+            yield Finding("pair", "towers", f"equal: kept once, {saved:,.1f} MiB saved, features shared")
+        else:
+            yield Finding("pair", "towers", "different: each is kept, features are not shared between the modes")
+
+    def _router(self) -> Iterator[Finding]:
+        from vlroute.decision.classifier import ComplexityClassifier
+        from vlroute.decision.vision_probe import probe_of
+
+        if self.router is None:
+            advice = "pass --router, or train one: vlroute collect, then vlroute train"
+            yield Finding("router", "artefact", "none for this pair: Instruct answers everything", "note", advice)
+            return
+        classifier = ComplexityClassifier.load(self.router)
+        records = classifier.card.get("provenance", {}).get("records")
+        made = f"trained on {records} records" if records else "it does not say of what it was made"
+        yield Finding("router", "artefact", f"{self.router} loads; {made}")
+        if classifier.calibration is None:
+            advice = "retrain it with vlroute train; a price works without"
+            yield Finding("router", "calibration set", "none: no presets, targets or trade-off", "note", advice)
+        else:
+            yield Finding("router", "calibration set", f"{len(classifier.calibration.known)} records")
+        probe = probe_of(self.router)
+        train = "train one: vlroute probe"
+        if probe is None:
+            yield Finding("router", "vision probe", "none: the Instruct model captions pictures", "note", train)
+        elif self.towers.get("instruct", probe.tower) != probe.tower:
+            yield Finding("router", "vision probe", "knows another tower: Instruct captions", "note", train)
+        else:
+            unsure = "" if "instruct" in self.towers else "; whether for this tower is not known yet"
+            yield Finding("router", "vision probe", f"{len(probe.texts)} words and phrases{unsure}")
+
+    def _store(self) -> Iterator[Finding]:
+        if self.store is None:
+            return
+        try:
+            from vlroute.store import Store
+        except ImportError as error:
+            yield Finding("store", "store", _why(error), "problem", "pip install 'vlroute[store]'")
+            return
+        if "://" not in self.store and not _has_tables(Path(self.store).expanduser()):
+            yield Finding("store", "store", "not there yet", "note", "it is made at the first answer")
+            return
+        with Store(self.store) as opened:
+            answers, judged = opened.count()
+        yield Finding("store", "store", f"{answers} answers, {judged} of them judged")
+
+
+def _has_tables(file: Path) -> bool:
+    """Whether it is an SQLite file with something in it: looking must not make one. sqlite3.Error if it is no such."""
+    if not file.exists():
+        return False
+    with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        return bool(database.execute("SELECT 1 FROM sqlite_master WHERE name LIKE 'vlroute%'").fetchone())
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, VLRouteError) else f"{type(error).__name__}: {error}"
+
+
+def _requirements(extra: str = "") -> Iterator[Requirement]:
+    """What the package asks for, alone or with an extra; the build has put in what extras take from others."""
+    from packaging.requirements import Requirement
+
+    for line in metadata.requires("vlroute") or ():
+        requirement = Requirement(line)
+        marker = requirement.marker
+        if not extra and (marker is None or marker.evaluate({"extra": ""})):
+            yield requirement
+        if extra and marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}):
+            yield requirement
+
+
+def _version(requirement: Requirement) -> tuple[str | None, bool]:
+    """The version that is installed, and whether it is one that is asked for."""
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return None, False
+    return version, requirement.specifier.contains(version, prereleases=True)
+
+
+def packages() -> Iterator[Finding]:
+    """Python and what every use of the package needs, each against what is asked for."""
+    from packaging.specifiers import SpecifierSet
+
+    about = metadata.metadata("vlroute")
+    yield Finding("packages", "vlroute", about["Version"])
+    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    asked = about["Requires-Python"]
+    if SpecifierSet(asked).contains(platform.python_version(), prereleases=True):
+        yield Finding("packages", "Python", python)
+    else:
+        yield Finding("packages", "Python", f"{python}, asked for {asked}", "problem", f"use a Python {asked}")
+    for requirement in _requirements():
+        version, fits = _version(requirement)
+        if fits:
+            yield Finding("packages", requirement.name, version or "")
+        else:
+            found = f"{version or 'missing'}, asked for {requirement.specifier}"
+            advice = f"pip install '{requirement.name}{requirement.specifier}'"
+            yield Finding("packages", requirement.name, found, "problem", advice)
+
+
+def extras() -> Iterator[Finding]:
+    """Which extras are whole, what each is for, and the line that brings it."""
+    known = metadata.metadata("vlroute").get_all("Provides-Extra") or ()
+    for extra, purpose in EXTRAS.items():
+        lacking = [one.name for one in _requirements(extra) if not _version(one)[1]]
+        if extra not in known:
+            found, advice = "the installed vlroute is older than its files", "install it again, as it was installed"
+            yield Finding("extras", extra, f"not known: {found} ({purpose})", "note", advice)
+        elif lacking:
+            found, advice = f"lacks {', '.join(lacking)} ({purpose})", f"pip install 'vlroute[{extra}]'"
+            yield Finding("extras", extra, found, "note", advice)
+        else:
+            yield Finding("extras", extra, f"there ({purpose})")
+
+
+def devices() -> Iterator[Finding]:
+    """The CPU and each CUDA device, with their memory."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GiB if hasattr(os, "sysconf") else 0
+    held = f", {memory:.0f} GiB of memory" if memory else ""
+    yield Finding("devices", "CPU", f"{os.cpu_count()} cores{held}, {torch.get_num_threads()} threads for torch")
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        found = f"{torch.cuda.get_device_name(index)}, {free / GiB:.1f} of {total / GiB:.1f} GiB free"
+        yield Finding("devices", f"cuda:{index}", found)
+    if torch.cuda.is_available():
+        return
+    if torch.version.cuda is None:
+        advice = "for a GPU of NVIDIA: install a torch that is built with CUDA (pytorch.org says how)"
+        yield Finding("devices", "CUDA", "not in this torch: the CPU answers", "note", advice)
+    else:
+        advice = "the real pair is slow on a CPU: a GPU with 12 GiB holds it; if there is one, look at its driver"
+        yield Finding("devices", "CUDA", "no GPU, or no driver for it: the CPU answers", "note", advice)
+
+
+def local(source: Source) -> Path | None:
+    """Its folder on this machine, None where it would have to be fetched. CheckpointError for a folder without one."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    from vlroute.engine.pair import CHECKPOINT_FILES, checkpoint_folder
+
+    if Path(source).expanduser().is_dir():
+        return checkpoint_folder(source)
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=CHECKPOINT_FILES, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise CheckpointError(f"{str(source)!r} is neither a folder here nor the name of a checkpoint") from error
+
+
+def checkpoint(mode: Mode, source: Source, folder: Path | None) -> Finding:
+    """One checkpoint of the pair: here, to be fetched, or of the wrong kind. OSError, ValueError for broken files."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if folder is None:
+        if HF_HUB_OFFLINE:
+            advice = "unset HF_HUB_OFFLINE, or copy the checkpoint into the hub cache"
+            return Finding("pair", mode, f"{source}: not on this machine, and the hub is off", "problem", advice)
+        advice = "it is fetched from the hub at the first answer"
+        return Finding("pair", mode, f"{source}: not on this machine", "note", advice)
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != "qwen3_vl":
+        found = f"{source} is of model type {kind!r}, expected 'qwen3_vl'"
+        return Finding("pair", mode, found, "problem", ADVICE["pair"])
+    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        return Finding("pair", mode, f"{source} has no tokenizer.json", "problem", ADVICE["pair"])
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return Finding("pair", mode, f"{source}, {weights / MiB:,.0f} MiB of weights")
+
+
+def tower_bytes(folder: Path) -> int:
+    """Bytes of the tower's weights, as the files hold them."""
+    from vlroute.engine.tower import tower_tensors
+
+    return sum(tensor.numel() * tensor.element_size() for _, tensor in tower_tensors(folder))
+
+
+def caches() -> Iterator[Finding]:
+    """The hub cache: its size, whether it can be written, and how much disk is left beside it."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE)
+    size = sum(file.stat().st_size for file in folder.glob("*/blobs/*") if file.is_file())
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(nearest).free
+    found = f"{folder}: {size / GiB:.1f} GiB, {free / GiB:.0f} GiB of disk free"
+    if not os.access(nearest, os.W_OK):
+        yield Finding("caches", "hub", f"{found}, cannot be written", "note", ADVICE["caches"])
+    elif free < LITTLE_DISK:
+        advice = "the 2B pair takes 9 GiB: free some, or set HF_HOME to another disk"
+        yield Finding("caches", "hub", found, "note", advice)
+    else:
+        yield Finding("caches", "hub", found)

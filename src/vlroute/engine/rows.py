@@ -1,0 +1,193 @@
+"""Several answers of one checkpoint, one forward pass a token for all of them; each may join and leave at any token."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from vlroute.engine.pair import Checkpoint
+from vlroute.engine.prompt import Prompt
+from vlroute.engine.sampling import Sampler
+
+#: Told each token id; true ends the answer there.
+OnToken = Callable[[int], bool | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """All that one answer is written from.
+
+    `encoder_outputs` are those of the pictures not yet read, and must be fresh (see `vision.encoder_outputs`);
+    `settings` come from `resolve_settings`. `on_token` is called with each token id; true ends the answer there, and
+    what it raises ends the answer and is raised to whoever waits for it. `cache` holds what was read of the prompt
+    already, and afterwards what was read of prompt and answer.
+    """
+
+    checkpoint: Checkpoint
+    prompt: Prompt
+    encoder_outputs: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    on_token: OnToken = lambda token: None
+    cancel: threading.Event | None = None
+    cache: DynamicCache | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One answer under way. `read`: tokens that keys and values are there for; `ids`: prompt and answer `[1, n]`."""
+
+    sampler: Sampler
+    ends: frozenset[int]
+    most: int
+    on_token: OnToken
+    cancel: threading.Event | None
+    ids: torch.Tensor
+    read: int
+    position: int
+    """Of the token to be read next, on all three axes: an answer is text."""
+    prompt_length: int
+    first_at: float = 0.0
+    reason: str = ""
+    error: BaseException | None = None
+    cache: DynamicCache = field(default_factory=DynamicCache)
+    kept: bool = False
+    """Whether the caller wants keys and values in `cache` when the answer is written."""
+    done: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def written(self) -> list[int]:
+        ids: list[int] = self.ids[0, self.prompt_length :].tolist()
+        return ids
+
+    def take(self, logits: torch.Tensor) -> None:
+        """Choose the next token from `logits` `[1, vocabulary]`, and see whether the answer ends with it."""
+        try:
+            token = self.sampler(self.ids, logits)
+            self.first_at = self.first_at or time.perf_counter()
+            self.ids = torch.cat([self.ids, self.ids.new_tensor([[token]])], dim=1)
+            ended = token in self.ends or bool(self.on_token(token))
+        except BaseException as error:  # a listener's or sampler's: it ends this answer and no other
+            self.error, self.reason = error, "error"
+            return
+        if ended:
+            self.reason = "stop"
+        elif self.cancel is not None and self.cancel.is_set():
+            self.reason = "cancelled"
+        elif self.ids.shape[1] - self.prompt_length >= self.most:
+            self.reason = "length"
+
+
+def begin(writing: Writing) -> Row:
+    """Read the prompt, alone, as `generate` does, and choose the first token."""
+    prompt, settings = writing.prompt, writing.settings
+    ends: Any = settings.get("eos_token_id")
+    row = Row(
+        Sampler(writing.checkpoint, prompt.length, settings), frozenset(ends if isinstance(ends, list) else [ends]),
+        int(settings["max_new_tokens"]), writing.on_token, writing.cancel, prompt.input_ids, prompt.length,
+        int(prompt.position_ids[1:, 0, -1].max()) + 1, prompt.length,
+    )  # fmt: skip
+    if writing.cache is not None:
+        row.cache, row.kept = writing.cache, True
+    past = row.cache.get_seq_length()
+    output = writing.checkpoint.model(
+        input_ids=prompt.input_ids[:, past:],
+        attention_mask=prompt.attention_mask,
+        position_ids=prompt.position_ids[:, :, past:],
+        past_key_values=row.cache,
+        mm_encoder_outputs=dict(writing.encoder_outputs) or None,
+        logits_to_keep=1,
+        use_cache=True,
+    )
+    row.take(output.logits[:, -1])
+    return row
+
+
+class Rows:
+    """Keys and values of all rows under way, padded at the left to one length. Not thread-safe."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.rows: list[Row] = []
+        self._cache = DynamicCache()
+
+    def join(self, row: Row) -> None:
+        """From the next step on `row` is written too."""
+        layers = [(layer.keys, layer.values) for layer in row.cache.layers]
+        if self.rows:
+            length = max(self._cache.get_seq_length(), row.read)
+            layers = [
+                (_stacked(layer.keys, keys, length), _stacked(layer.values, values, length))
+                for layer, (keys, values) in zip(self._cache.layers, layers, strict=True)
+            ]
+        self._cache = _cache(layers)
+        _fill(row.cache, [(keys.new_empty(0), values.new_empty(0)) for keys, values in layers])  # not held twice
+        self.rows.append(row)
+
+    def step(self) -> list[Row]:
+        """One token for every row; gives those that ended with it, their keys and values in their own cache again."""
+        length = self._cache.get_seq_length()
+        device = self.checkpoint.device
+        read = torch.tensor([row.read for row in self.rows], device=device)[:, None]
+        index = torch.arange(length + 1, device=device)[None]
+        at = torch.tensor([row.position for row in self.rows], device=device)[:, None]
+        output = self.checkpoint.model(
+            input_ids=torch.cat([row.ids[:, -1:] for row in self.rows]),
+            attention_mask=(index >= length - read).long(),
+            position_ids=torch.cat([read[None], at.expand(3, -1, -1)]),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        for i, row in enumerate(self.rows):
+            row.read, row.position = row.read + 1, row.position + 1
+            row.take(output.logits[i : i + 1, -1])
+        ended = [row for row in self.rows if row.reason]
+        if ended:
+            self._leave()
+        return ended
+
+    def drop(self) -> list[Row]:
+        """Forget all rows, as after an error in a step that was everyone's; gives them."""
+        rows, self.rows, self._cache = self.rows, [], DynamicCache()
+        return rows
+
+    def _leave(self) -> None:
+        length = self._cache.get_seq_length()
+        layers = [(layer.keys, layer.values) for layer in self._cache.layers]
+        for i, row in enumerate(self.rows):
+            if row.reason and row.kept:
+                _fill(row.cache, [(_own(k, i, row.read), _own(v, i, row.read)) for k, v in layers])
+        stay = [i for i, row in enumerate(self.rows) if not row.reason]
+        self.rows = [self.rows[i] for i in stay]
+        longest = max((row.read for row in self.rows), default=0)
+        cut = slice(length - longest, None)
+        kept = [(keys[stay][..., cut, :], values[stay][..., cut, :]) for keys, values in layers]
+        self._cache = _cache(kept) if stay else DynamicCache()
+
+
+def _stacked(many: torch.Tensor, one: torch.Tensor, length: int) -> torch.Tensor:
+    """`[b + 1, heads, length, width]`, padded at the left."""
+    return torch.cat([pad(part, (0, 0, length - part.shape[-2], 0)) for part in (many, one)])
+
+
+def _own(layer: torch.Tensor, row: int, read: int) -> torch.Tensor:
+    """One row without its padding, in memory of its own: a view would keep all rows alive."""
+    return layer[row : row + 1, :, layer.shape[-2] - read :].clone()
+
+
+def _cache(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
+    cache = DynamicCache()
+    for i, (keys, values) in enumerate(layers):
+        cache.update(keys, values, i)
+    return cache
+
+
+def _fill(cache: DynamicCache, layers: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for layer, (keys, values) in zip(cache.layers, layers, strict=True):
+        layer.keys, layer.values = keys, values

@@ -1,0 +1,37 @@
+"""Ends an answer before one of several strings, whatever pieces it comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopText:
+    """Passes text on up to the first stop string; holds back what may be the beginning of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """ValueError for an empty stop string, TypeError for a single string instead of a list."""
+        if isinstance(stops, str) or not all(isinstance(stop, str) for stop in stops):
+            raise TypeError(f"stop must be a list of strings, not {stops!r}")
+        if "" in stops:
+            raise ValueError("a stop string must not be empty")
+        self.stops, self.held, self.found = tuple(stops), "", False
+
+    def push(self, piece: str) -> str:
+        if self.found or not self.stops:
+            return "" if self.found else piece
+        text = self.held + piece
+        at = min((i for stop in self.stops if (i := text.find(stop)) >= 0), default=-1)
+        self.found = at >= 0
+        safe = at if self.found else len(text) - max(_begun(text, stop) for stop in self.stops)
+        self.held = "" if self.found else text[safe:]
+        return text[:safe]
+
+    def flush(self) -> str:
+        """What was held back when the text is at its end."""
+        held, self.held = self.held, ""
+        return held
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many characters at the end of `text` are the beginning of `stop`."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,1 @@
+"""Who else may call: the HTTP server and the web page."""

@@ -1,0 +1,91 @@
+"""`vlroute serve` and `vlroute ui`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from vlroute.cli_options import Device, Pair, RouterFolder, StoreAt, Wanted
+from vlroute.errors import ExtraMissing
+
+KEYS = "VLROUTE_API_KEYS"
+Host = Annotated[str, typer.Option(help=f"Address to listen on; any but this machine's own needs keys in {KEYS}.")]
+Rows = Annotated[int, typer.Option(min=1, help="Answers written at the same time in each mode.")]
+Waiting = Annotated[int, typer.Option(min=0, help="Requests that may wait beyond those; more get 429.")]
+Deadline = Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens of one answer, reasoning included.")]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(help="A host (host or host:port) from which pictures may be fetched; may be repeated. Default: none."),
+]
+NoPage = Annotated[bool, typer.Option("--no-page", help="Leave the web page out, and the extra ui it needs.")]
+
+
+def serve(
+    pair: Pair = None,
+    router: RouterFolder = None,
+    policy: Wanted = None,
+    store: StoreAt = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
+    rows: Rows = 8,
+    max_waiting: Waiting = 64,
+    deadline: Deadline = 600.0,
+    max_tokens: MaxTokens = 32_768,
+    allow_host: AllowHost = None,
+    device: Device = None,
+    no_page: NoPage = False,
+) -> None:
+    """Serve OpenAI's API, and the web page at /.
+
+    vlroute serve --pair Qwen/Qwen3-VL-2B --store answers.db
+
+    VLROUTE_API_KEYS=$(openssl rand -hex 32) vlroute serve --host 0.0.0.0
+    """
+    try:
+        import uvicorn
+
+        from vlroute.serving.api import GRACE_SECONDS, create_app
+        from vlroute.serving.settings import ServerSettings
+    except ModuleNotFoundError as error:
+        raise ExtraMissing(error, "serve") from error
+    from vlroute.router import Router
+
+    settings = ServerSettings(
+        host=host, port=port, api_keys=tuple(os.environ.get(KEYS, "").replace(",", " ").split()),
+        rows=rows, max_waiting=max_waiting, deadline=deadline, max_tokens=max_tokens,
+        allowed_hosts=tuple(allow_host or ()),
+    )  # fmt: skip
+    routed = Router.from_pretrained(pair, router=router, policy=policy, store=store, device=device, rows=rows)
+    app = create_app(routed, settings)
+    if not no_page:
+        try:
+            from vlroute.serving.mount import mount_page
+        except ModuleNotFoundError as error:
+            raise ExtraMissing(error, "ui") from error
+        app = mount_page(app)
+    uvicorn.run(
+        app, host=host, port=port, log_level="info", access_log=False, server_header=False,
+        timeout_keep_alive=75,  # longer than clients and proxies keep theirs: who closes first must not be this side
+        timeout_graceful_shutdown=round(GRACE_SECONDS), limit_concurrency=settings.max_connections,
+    )  # fmt: skip
+
+
+def ui(
+    pair: Pair = None,
+    router: RouterFolder = None,
+    policy: Wanted = None,
+    store: StoreAt = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 7860,
+    device: Device = None,
+) -> None:
+    """Open the web page: chat, compare, batch, trade-off. The API is there too.
+
+    vlroute ui
+
+    vlroute ui --pair Qwen/Qwen3-VL-2B --store answers.db
+    """
+    serve(pair, router, policy, store, host, port, device=device)

@@ -1,0 +1,95 @@
+"""Errors in OpenAI's shape. They name no path and no address of this machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from vlroute.errors import InputError, LimitError, MessageError, UnreadableMediaError, VLRouteError
+from vlroute.store import StoreError, UnknownAnswerError
+
+log = logging.getLogger("vlroute")
+Count = Callable[[int, str], None]
+
+_CODES = {LimitError: "limit_exceeded", UnreadableMediaError: "unreadable_media", MessageError: "bad_message"}
+_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class APIError(VLRouteError):
+    """A refusal with its HTTP status, as OpenAI's client expects it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers
+
+    def body(self) -> dict[str, Any]:
+        kind = _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {
+            "message": _writable(self.message), "type": kind, "param": _writable(self.param), "code": self.code,
+        }}  # fmt: skip
+
+
+def api_error(error: BaseException) -> APIError:
+    """What a caller may know of `error`; all of it goes to the log if it is this side's fault."""
+    match error:
+        case APIError():
+            return error
+        case UnknownAnswerError():
+            return APIError(404, str(error), "answer_not_found")
+        case InputError():
+            code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), "bad_request")
+            return APIError(400, str(error), code)
+        case StoreError():
+            log.error("the store failed: %s", error)
+            return APIError(503, "the store of answers cannot be used now; its log says why", "store_failed")
+    log.error("a request failed", exc_info=error)
+    return APIError(500, "the server failed on this request; its log says why", "internal_error")
+
+
+def response(error: BaseException, count: Count = lambda status, code: None) -> JSONResponse:
+    said = api_error(error)
+    count(said.status, said.code)
+    return JSONResponse(said.body(), said.status, said.headers)
+
+
+def add_error_handlers(app: FastAPI, count: Count) -> None:
+    """Whatever goes wrong leaves `app` in this shape; `count` is told status and code."""
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"] if step != "body")[:200]
+        status = 400 if first["type"] == "json_invalid" else 422
+        said = APIError(status, f"{where or 'the body'}: {first['msg']}", "invalid_value", where or None)
+        return response(said, count)
+
+    async def http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
+        return response(APIError(error.status_code, str(error.detail), code, headers=dict(error.headers or {})), count)
+
+    async def other(_: Request, error: Exception) -> JSONResponse:
+        return response(error, count)
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    for kind in (APIError, InputError, StoreError, UnknownAnswerError, Exception):
+        app.add_exception_handler(kind, other)
+
+
+def _writable(text: str | None) -> str | None:
+    """Without halves of surrogate pairs, which a client may send and no reply can hold."""
+    return None if text is None else text.encode("utf-8", "replace").decode()

@@ -1,0 +1,87 @@
+"""What a server counts, in Prometheus' format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from vlroute.answer import Answer
+
+#: Seconds; a pocket answer takes 0.02, a long thought minutes.
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """One registry a server, so that several may run in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        made: dict[str, Any] = {"registry": self.registry}
+        self.answers = Counter(
+            "vlroute_answers", "Answers given.", ["mode", "stage", "forced", "finish_reason"], **made
+        )
+        self.refusals = Counter("vlroute_errors", "Requests that ended in an error.", ["status", "code"], **made)
+        self.decisions = Counter("vlroute_decisions", "Decisions without an answer.", ["mode"], **made)
+        self.feedback = Counter("vlroute_feedback", "Judgements received.", **made)
+        self.seconds = Histogram("vlroute_answer_seconds", "Arrival to last token.", ["mode"], buckets=BUCKETS, **made)
+        self.first = Histogram(
+            "vlroute_first_token_seconds",
+            "Arrival to first token, reasoning included.",
+            ["mode"],
+            buckets=BUCKETS,
+            **made,
+        )
+        self.steps = Histogram(
+            "vlroute_step_seconds", "Seconds of one step of an answer.", ["mode", "step"], buckets=BUCKETS, **made
+        )
+        self.tokens = Counter("vlroute_tokens", "Tokens, by kind.", ["mode", "kind"], **made)
+        self.running = Gauge("vlroute_requests_running", "Requests admitted and not yet answered.", **made)
+        self.waiting = Gauge("vlroute_requests_waiting", "Requests that wait for a free row.", ["mode"], **made)
+
+    def answered(self, answer: Answer, seconds: float, first_token: float | None) -> None:
+        """`seconds` since the request came in; `first_token` until its first token, None if there was none."""
+        mode, decision = answer.decision.mode, answer.decision
+        self.answers.labels(mode, decision.stage, str(decision.forced).lower(), answer.finish_reason).inc()
+        self.seconds.labels(mode).observe(seconds)
+        if first_token is not None:
+            self.first.labels(mode).observe(first_token)
+        for step in ("caption", "decide", "vision", "prefill", "decode"):
+            self.steps.labels(mode, step).observe(getattr(answer.timing, step))
+        used = answer.usage
+        for kind, count in {
+            "prompt": used.prompt_tokens, "cached": used.cached_tokens, "vision": used.vision_tokens,
+            "completion": used.completion_tokens, "thinking": used.thinking_tokens,
+        }.items():  # fmt: skip
+            self.tokens.labels(mode, kind).inc(count)
+
+    def refused(self, status: int, code: str) -> None:
+        """Count a request that ended in an error."""
+        self.refusals.labels(str(status), code).inc()
+
+    def watch_caches(self, read: Callable[[], Mapping[str, Any] | None]) -> None:
+        """`read` gives the caches' stats by name ("vision", "prefix") when asked; None while nothing is loaded."""
+        self.registry.register(_Caches(read))
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _Caches(Collector):
+    _COUNTS = ("hits", "evictions", "encodes", "tokens", "tokens_reused", "prompts")
+
+    def __init__(self, read: Callable[[], Mapping[str, Any] | None]) -> None:
+        self.read = read
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        found = self.read() or {}
+        for name in (*self._COUNTS, "bytes", "items"):
+            kind = CounterMetricFamily if name in self._COUNTS else GaugeMetricFamily
+            family = kind(f"vlroute_cache_{name}", f"{name} of a cache.", labels=["cache"])
+            for cache, stats in found.items():
+                if hasattr(stats, name):
+                    family.add_metric([cache], getattr(stats, name))
+            yield family

@@ -1,0 +1,106 @@
+"""The web page: Chat, Compare, Batch and Trade-off over a router, in English and Chinese."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any, Protocol
+
+import gradio as gr
+
+from vlroute.answer import Events
+from vlroute.answering import Wish
+from vlroute.decision.policy import Decision
+from vlroute.judge import Judge
+from vlroute.limits import Limits
+from vlroute.messages import Conversation
+from vlroute.serving.page_batch import add_batch
+from vlroute.serving.page_chat import add_chat
+from vlroute.serving.page_compare import add_compare
+from vlroute.serving.page_style import CSS, HEAD, theme
+from vlroute.serving.page_tradeoff import add_tradeoff
+from vlroute.serving.page_words import EN, ZH, Words
+
+if TYPE_CHECKING:
+    from vlroute.store import Store
+
+#: Files of uploads and downloads are deleted when so old; looked at every so many seconds.
+KEPT_SECONDS, SWEEP_SECONDS = 24 * 3600, 3600
+
+
+class Answerer(Protocol):
+    """Who answers for the page: a `Router`, or what stands before one. Errors are `VLRouteError`."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def judge(self) -> Judge: ...
+
+    @property
+    def store(self) -> Store | None: ...
+
+    def stream_turn(self, conversation: Conversation, wish: Wish) -> Events:
+        """Closing the iterator cancels the generation."""
+        ...
+
+    def decide(self, prompt: str, images: Any = None, *, videos: Any = None, price: float | None = None) -> Decision:
+        """Which mode should answer?"""
+        ...
+
+    def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
+        """Say how right an answer was."""
+        ...
+
+
+def build_page(answerer: Answerer, *, title: str = "vlroute") -> gr.Blocks:
+    """English at the page's own address, Chinese below it at `zh`. Loads no model.
+
+    To serve it, both ways with the settings of `page_settings`:
+
+        gr.mount_gradio_app(app, build_page(router), "/ui", **page_settings(router.limits))
+        build_page(router).launch(server_port=7860, share=False, **page_settings(router.limits))
+    """
+    page = gr.Blocks(title=title, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS))
+    with page:
+        _lay_out(answerer, title, EN)
+    with page.route(EN.other, "zh", show_in_navbar=False):
+        _lay_out(answerer, title, ZH)
+    page.queue(max_size=64, default_concurrency_limit=8, api_open=False)
+    return page
+
+
+def page_settings(limits: Limits) -> dict[str, Any]:
+    """What `gr.mount_gradio_app` and `Blocks.launch` are to be given: looks, bounds on uploads, nothing public.
+
+    An upload is at most as large as a video may be.
+    """
+    return {
+        "theme": theme(),
+        "css": CSS,
+        "head": HEAD,
+        "max_file_size": max(limits.max_bytes, limits.max_video_bytes),
+        "footer_links": [],
+        "run_history": False,  # Gradio would keep what was asked in the browser
+        "show_error": False,
+        "ssr_mode": False,
+        "enable_monitoring": False,
+        "mcp_server": False,
+    }
+
+
+def _lay_out(answerer: Answerer, title: str, words: Words) -> None:
+    price = gr.State(None)
+    gr.HTML(
+        f'<div id="head"><h1>{escape(title)}</h1><p>{words.tagline}</p>'
+        f'<a id="language" href="{words.other_link}" lang="{"zh" if words is EN else "en"}">{words.other}</a></div>',
+        padding=False,
+    )
+    with gr.Tabs(elem_id="tabs"):
+        with gr.Tab(words.chat, id="chat"):
+            add_chat(answerer, words, price)
+        with gr.Tab(words.compare, id="compare"):
+            add_compare(answerer, words, price)
+        with gr.Tab(words.batch, id="batch"):
+            add_batch(answerer, words, price)
+        with gr.Tab(words.tradeoff, id="tradeoff") as tab:
+            add_tradeoff(answerer, words, price, tab)

@@ -1,0 +1,103 @@
+"""Answers and events in OpenAI's shape, with the decision in a field `vlroute`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from vlroute.answer import Answer, AnswerDelta, Decided, Event, Finished, ThinkingDelta
+from vlroute.decision.policy import Decision
+
+PREFIX = "chatcmpl-"
+
+
+def completion(answer: Answer, ignored: Sequence[str]) -> dict[str, Any]:
+    """One answer as a `chat.completion`."""
+    message = {"role": "assistant", "content": answer.text, "refusal": None}
+    if answer.decision.mode == "thinking":
+        message |= _reasoning(answer.thinking)
+    choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason, "logprobs": None}
+    return {
+        **_head("chat.completion", answer.id, answer.decision), "choices": [choice], "usage": usage(answer),
+        "vlroute": {
+            "id": answer.id, "decision": answer.decision.as_dict(), "timing": asdict(answer.timing),
+            "ignored": list(ignored),
+        },
+    }  # fmt: skip
+
+
+def usage(answer: Answer) -> dict[str, Any]:
+    """Tokens, under OpenAI's names; those of pictures and videos as `image_tokens`."""
+    used = answer.usage
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": used.cached_tokens, "image_tokens": used.vision_tokens},
+        "completion_tokens_details": {"reasoning_tokens": used.thinking_tokens},
+    }
+
+
+def headers(decided: Decided) -> dict[str, str]:
+    """The decision for whoever does not read the body."""
+    return {
+        "X-VLRoute-Id": decided.id,
+        "X-VLRoute-Mode": decided.decision.mode,
+        "X-VLRoute-Gain": f"{decided.decision.gain:.4f}",
+        "X-VLRoute-Forced": str(decided.decision.forced).lower(),
+    }
+
+
+class Chunks:
+    """The `chat.completion.chunk`s of one stream, as server-sent events."""
+
+    def __init__(self, decided: Decided, with_usage: bool, ignored: Sequence[str]) -> None:
+        self.decided, self.with_usage, self.ignored = decided, with_usage, list(ignored)
+        self.created = int(time.time())
+
+    def first(self) -> str:
+        told = {"id": self.decided.id, "decision": self.decided.decision.as_dict(), "ignored": self.ignored}
+        return self._chunk({"role": "assistant", "content": ""}, vlroute=told)
+
+    def of(self, event: Event) -> Iterator[str]:
+        match event:
+            case ThinkingDelta(text):
+                yield self._chunk(_reasoning(text))
+            case AnswerDelta(text):
+                yield self._chunk({"content": text})
+            case Finished(answer):
+                told = {"id": answer.id, "timing": asdict(answer.timing)}
+                yield self._chunk({}, answer.finish_reason, vlroute=told)
+                if self.with_usage:
+                    yield data({**self._head(), "choices": [], "usage": usage(answer)})
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+        empty = {"usage": None} if self.with_usage else {}
+        return data({**self._head(), "choices": [choice], **empty, **more})
+
+    def _head(self) -> dict[str, Any]:
+        return {**_head("chat.completion.chunk", self.decided.id, self.decided.decision), "created": self.created}
+
+
+def data(value: dict[str, Any]) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(value, ensure_ascii=True, separators=(',', ':'))}\n\n"
+
+
+DONE = "data: [DONE]\n\n"
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    """Under the names of vLLM (`reasoning`) and of SGLang and transformers (`reasoning_content`)."""
+    return {"reasoning_content": text, "reasoning": text}
+
+
+def _head(kind: str, id: str, decision: Decision) -> dict[str, Any]:
+    return {
+        "id": PREFIX + id, "object": kind, "created": int(time.time()), "model": decision.mode,
+        "system_fingerprint": None,
+    }  # fmt: skip

@@ -1,0 +1,194 @@
+"""Between the doors (API, page) and the router: how many may be inside, how long, and who has left."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from vlroute.answer import Answer, AnswerDelta, Event, Events, Finished, ThinkingDelta
+from vlroute.answering import Wish
+from vlroute.decision.policy import Decision
+from vlroute.judge import Judge
+from vlroute.media import Limits
+from vlroute.messages import Conversation, parse
+from vlroute.modes import MODES, Mode
+from vlroute.router import Router
+from vlroute.serving.errors import APIError
+from vlroute.serving.metrics import Metrics
+from vlroute.serving.running import Emit, Running
+from vlroute.serving.settings import ServerSettings
+from vlroute.store import Store
+
+SMOOTHING = 0.1  # weight of the latest answer in the mean seconds that Retry-After is made of
+
+
+class Service:
+    """A router with a bounded number of requests inside. Thread-safe.
+
+    At most `2 · rows + max_waiting` are inside; the next is refused with 429. Who leaves, or stays past the deadline,
+    stops being written for within one token.
+    """
+
+    def __init__(self, router: Router, settings: ServerSettings) -> None:
+        self.router, self.settings, self.metrics = router, settings, Metrics()
+        self.metrics.watch_caches(self._caches)
+        self.most = 2 * settings.rows + settings.max_waiting
+        self.ready = self.draining = False
+        self._pool = ThreadPoolExecutor(self.most + 2, thread_name_prefix="vlroute-answer")
+        self._inside: set[threading.Event] = set()
+        self._lock = threading.Lock()
+        self._mean_seconds = 1.0
+        for mode in MODES:
+            self.metrics.waiting.labels(mode).set_function(partial(self._waiting, mode))
+        self.metrics.running.set_function(lambda: len(self._inside))
+
+    @property
+    def judge(self) -> Judge:
+        return self.router.judge
+
+    @property
+    def limits(self) -> Limits:
+        return self.settings.limits
+
+    @property
+    def store(self) -> Store | None:
+        return self.router.store
+
+    def load(self) -> None:
+        """Load both checkpoints; from then on `ready`."""
+        self.router.load()
+        self.ready = True
+
+    def start(self, prepare: Callable[[], Conversation], wish: Wish, arrived: float, deltas: bool = True) -> Running:
+        """Begin to answer; `prepare` makes the conversation, in the thread that answers.
+
+        `arrived`: `time.perf_counter()` when the request came in. Without `deltas` only decision and whole answer wake
+        the event loop. Among the events may come an InputError of `prepare`, and APIError 504 past the deadline, 503
+        when the server stops.
+
+        APIError: 429 too many inside, 503 not ready.
+        """
+        cancel = self._enter()
+
+        def work(emit: Emit) -> None:
+            watch = _Watch(self, arrived, emit, deltas)
+            self.router.answer_turn(prepare(), replace(wish, cancel=cancel), watch)
+
+        left = self.settings.deadline - (time.perf_counter() - arrived)
+        return Running(self._pool, work, cancel, partial(self._leave, cancel), left)
+
+    def stream_turn(self, conversation: Conversation, wish: Wish) -> Events:
+        """`start` for threads, as of `Router.stream_turn`; for the page."""
+        arrived, cancel = time.perf_counter(), self._enter()
+        alarm = threading.Timer(self.settings.deadline, cancel.set)
+        alarm.daemon = True
+        alarm.start()
+        watch = _Watch(self, arrived, lambda event: None)
+        try:
+            for event in self.router.stream_turn(conversation, replace(wish, cancel=cancel)):
+                watch(event)
+                yield event
+        finally:
+            alarm.cancel()
+            self._leave(cancel)
+
+    def decide(self, prompt: str, images: Any = None, *, videos: Any = None, price: float | None = None) -> Decision:
+        """See `Router.decide`."""
+        return self.router.decide_on(parse(prompt, images, videos, limits=self.limits), Wish(price=price))
+
+    def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
+        """See `Router.feedback`. APIError 400 where nothing is stored."""
+        if self.router.store is None:
+            raise APIError(400, "this server stores no answers; start it with --store FILE", "no_store")
+        self.router.feedback(answer_id, correct=correct, comment=comment)
+        self.metrics.feedback.inc()
+
+    async def in_thread(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives, made in a thread of the same bounded number."""
+        cancel = self._enter()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._leave(cancel)
+
+    async def drain(self, seconds: float) -> None:
+        """Let nobody in, give those inside so many seconds, then cancel them."""
+        self.draining = True
+        until = time.monotonic() + seconds
+        while self._inside and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        with self._lock:
+            for cancel in self._inside:
+                cancel.set()
+        await asyncio.to_thread(self._pool.shutdown, True)
+        self.router.close()
+
+    def _enter(self) -> threading.Event:
+        cancel = threading.Event()
+        with self._lock:
+            if self.draining:
+                raise self._stopping()
+            if not self.ready:
+                raise APIError(503, "the models are being loaded", "loading", headers={"Retry-After": "5"})
+            if len(self._inside) >= self.most:
+                wait = math.ceil(self._mean_seconds * len(self._inside) / (2 * self.settings.rows))
+                raise APIError(
+                    429, f"{len(self._inside)} requests are being answered or wait already; try again later",
+                    "too_many_requests", headers={"Retry-After": str(min(max(wait, 1), 60))},
+                )  # fmt: skip
+            self._inside.add(cancel)
+        return cancel
+
+    def _stopping(self) -> APIError:
+        return APIError(503, "the server is shutting down", "shutting_down", headers={"Retry-After": "5"})
+
+    def _leave(self, cancel: threading.Event) -> None:
+        with self._lock:
+            self._inside.discard(cancel)
+
+    def observe(self, answer: Answer, seconds: float, first: float | None) -> None:
+        """Count an answer that took `seconds`. APIError 504 or 503 if it was cut off by the deadline or a shutdown."""
+        self.metrics.answered(answer, seconds, first)
+        if answer.finish_reason != "cancelled":
+            with self._lock:
+                self._mean_seconds += SMOOTHING * (seconds - self._mean_seconds)
+        elif seconds >= self.settings.deadline:
+            raise APIError(
+                504, f"not answered within {self.settings.deadline:g} s; ask for fewer tokens or less reasoning",
+                "deadline_exceeded",
+            )  # fmt: skip
+        elif self.draining:
+            raise self._stopping()
+
+    def _caches(self) -> dict[str, Any] | None:
+        if not self.ready:
+            return None
+        return {"vision": self.router.cache.stats(), "prefix": self.router.prefixes.stats()}
+
+    def _waiting(self, mode: Mode) -> int:
+        batching = self.router.batching
+        return batching.waiting().get(mode, 0) if batching else 0
+
+
+class _Watch:
+    """Hands events on and takes the times."""
+
+    def __init__(self, service: Service, arrived: float, emit: Emit, deltas: bool = True) -> None:
+        self.service, self.arrived, self.emit, self.deltas = service, arrived, emit, deltas
+        self.first: float | None = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, ThinkingDelta | AnswerDelta):
+            self.first = self.first or time.perf_counter() - self.arrived
+            if not self.deltas:
+                return
+        if isinstance(event, Finished):
+            self.service.observe(event.answer, time.perf_counter() - self.arrived, self.first)
+        self.emit(event)
