@@ -131,7 +131,7 @@ def _rows(name: str, data: bytes) -> Iterator[Row]:
 
 def _csv(name: str, text: str) -> Iterator[dict[str, object]]:
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         titles = {str(title).strip().lower() for title in reader.fieldnames or ()}
         if not titles & set(PROMPTS):
             raise InputError(f"{name} needs a column 'prompt' (and 'image' for pictures); found: {sorted(titles)[:10]}")
