@@ -26,7 +26,7 @@ check: install  ## Lint, format and types
 	$(BIN)/mypy
 
 test: check  ## The one gate: lint, types, the whole suite
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile  # a thread a process: tiny models gain nothing from more
 
 format: install  ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .

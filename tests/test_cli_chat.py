@@ -141,7 +141,10 @@ class Terminal:
         before, self.unread = self.unread.split(text, 1)
         return before
 
-    def type(self, text: str) -> None:
+    def answer_prompt(self, text: str = "") -> None:
+        """Type `text` once the prompt is shown, a moment later: what comes before it listens is lost."""
+        self.read_until("> ")
+        time.sleep(0.5)
         os.write(self.fd, text.encode())
 
 
@@ -159,25 +162,20 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_ends() -> None:
         [sys.executable, "-c", code], stdin=there, stdout=there, stderr=there, start_new_session=True
     )
     try:
-        terminal.read_until("> ")
-        terminal.type(f"{SOME.prompt}\n")
+        terminal.answer_prompt(f"{SOME.prompt}\n")
         terminal.read_until("asked for")
         time.sleep(1.0)
         began = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)
         terminal.read_until("stopped")
         assert time.monotonic() - began < 5
-        terminal.read_until("> ")
-        time.sleep(0.5)  # the prompt is shown a moment before it listens
+        terminal.answer_prompt()
         os.killpg(process.pid, signal.SIGINT)  # at the prompt: nothing but a new line
-        terminal.read_until("> ")
-        terminal.type("/mode instruct\n")
-        terminal.type(f"{SOME.prompt}\n")
+        terminal.answer_prompt("/mode instruct\n")
+        terminal.answer_prompt(f"{SOME.prompt}\n")
         shown = terminal.read_until("stop, ")
         assert SOME.answer in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
-        terminal.read_until("> ")
-        time.sleep(0.5)  # sent before the prompt listens, Ctrl-D would be lost
-        terminal.type("\x04")
+        terminal.answer_prompt("\x04")
         assert process.wait(20) == 0
     finally:
         process.kill()

@@ -76,7 +76,9 @@ class Answering:
         with self.request(conversation, in_turns, wish.namespace) as request:
             caption = _caption(self.judge, conversation, wish, request)
             captioned = time.perf_counter()
-            unread = request.unread() if in_turns and wish.mode is None else None
+            # before the first answer neither mode has less to read than the other
+            weighed = in_turns and wish.mode is None and len(conversation.messages) > 1
+            unread = request.unread() if weighed else None
             decision = self.judge.decide(conversation, caption, wish.mode, wish.price, unread)
             decided = time.perf_counter()
             emit(Decided(decision, id))
