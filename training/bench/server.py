@@ -36,6 +36,7 @@ from vlroute.pocket.trial import media
 OUT = ROOT / "docs" / "server_speed.json"
 FAMILIES = ("ocr", "count", "math", "gui", "hop")
 ANSWERS, DECIDING_SECONDS, CONNECTIONS, CLIENTS = 200, 10.0, 8, 200
+REST = 0.05
 MOST_OVERHEAD, LEAST_DECISIONS, MOST_GROWTH = 0.005, 500.0, 0.05
 PAGE = """\
 # The server's speed
@@ -46,7 +47,7 @@ process, clients in another, on the same cores. What falls short of what was ask
 {table}
 
 *Overhead*: median of the differences of {answers} pairs, a fresh picture each: the same question over HTTP and by
-`Router.ask` in the client's process, one after the other, turn about. *Decisions*: `/v1/route` with prompt and
+`Router.ask` in the client's process, 50 ms apart, turn about. *Decisions*: `/v1/route` with prompt and
 caption, {connections} connections that ask again at once. *Crowd*: {clients} clients stream answers for
 {seconds:.0f} s, and wait when told to (429); lost is a stream without its end. *Memory*: the server's, from
 {settled:.0f} s after the crowd came until it left.
@@ -110,7 +111,7 @@ async def overhead(port: int, router: Router, asked: Sequence[Task]) -> tuple[fl
     for i, task in enumerate(asked):
         sent, seconds = message(task), {}
         for way in ("http", "ask") if i % 2 else ("ask", "http"):
-            await asyncio.sleep(0.05)  # idle threads of the other process spin for a while: not at this one's cost
+            await asyncio.sleep(REST)  # idle threads of the other process spin for a while: not at this one's cost
             began = time.perf_counter()
             if way == "http":
                 status, *_ = await connection.send(sent)

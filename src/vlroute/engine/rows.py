@@ -135,11 +135,12 @@ class Rows:
         length = self._cache.get_seq_length()
         device = self.checkpoint.device
         read = torch.tensor([row.read for row in self.rows], device=device)[:, None]
-        index = torch.arange(length + 1, device=device)[None]
+        # one row is not padded: the model needs no mask
+        mask = (torch.arange(length + 1, device=device)[None] >= length - read).long() if len(self.rows) > 1 else None
         at = torch.tensor([row.position for row in self.rows], device=device)[:, None]
         output = self.checkpoint.model(
             input_ids=torch.cat([row.ids[:, -1:] for row in self.rows]),
-            attention_mask=(index >= length - read).long(),
+            attention_mask=mask,
             position_ids=torch.cat([read[None], at.expand(3, -1, -1)]),
             past_key_values=self._cache,
             use_cache=True,
