@@ -239,7 +239,7 @@ class Router:
         cancel: threading.Event | None = None,
         **generation: Any,
     ) -> Events:
-        """As `ask`, as events: `Decided`, deltas, `Finished`. Bad input raises here; closing it cancels what is written."""
+        """As `ask`, as events: `Decided`, deltas, `Finished`. Bad input raises here; closing it cancels the answer."""
         conversation = parse(prompt, images, videos, history, self.limits)
         return self._loaded.stream(conversation, Wish(caption, mode, price, cancel, generation))
 
