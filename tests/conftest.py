@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from vlroute import Limits, Router
 from vlroute.engine.prefix_cache import PrefixCache
-from vlroute.engine.request import Reply
+from vlroute.engine.protocol import Reply
 from vlroute.engine.vision_cache import VisionCache
 from vlroute.messages import Conversation
 from vlroute.modes import Mode

@@ -45,10 +45,12 @@ class Served:
 
 
 @contextmanager
-def served(settings: ServerSettings | None = None, wrap: Any = lambda app: app, **options: Any) -> Iterator[Served]:
+def served(
+    settings: ServerSettings | None = None, wrap: Any = lambda app: app, router: Router | None = None, **options: Any
+) -> Iterator[Served]:
     """The pocket pair behind uvicorn on a free port, ready. `options`: of `Router.from_pretrained`."""
     settings = settings or ServerSettings()
-    router = Router.from_pretrained(rows=settings.rows, **options)
+    router = router or Router.from_pretrained(rows=settings.rows, **options)
     app = create_app(router, settings)
     config = uvicorn.Config(wrap(app), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)

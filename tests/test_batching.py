@@ -178,7 +178,7 @@ def test_cancel_ends_one_row_within_a_token(together: Router) -> None:
 def test_cancelled_while_waiting_for_a_row(router: Router) -> None:
     batching = Batching(1)
     one = Router.from_pretrained(rows=2).load()
-    object.__setattr__(one._loaded, "batching", batching)
+    object.__setattr__(one._local, "batching", batching)
     with ThreadPoolExecutor(2) as pool:
         writing = pool.submit(ask, one, TASKS[2], "thinking", **LONG)
         while not batching._writers:

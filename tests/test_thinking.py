@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import media, task
 from vlroute import Router
-from vlroute.engine.thinking import Splitter, ThinkingBudget, Trimmed
+from vlroute.engine.thinking import Splitter, ThinkingBudget
+from vlroute.engine.trimmed import Trimmed
 
 
 @pytest.fixture(scope="module")

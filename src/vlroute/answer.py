@@ -5,11 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from vlroute.decision.policy import Decision
-
-FinishReason = Literal["stop", "length", "cancelled"]
+from vlroute.engine.protocol import FinishReason
 
 
 @dataclass(frozen=True, slots=True)

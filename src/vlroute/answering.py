@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from vlroute.answer import Answer, AnswerDelta, Decided, Event, Events, Finished, ThinkingDelta, Timing, Usage, new_id
 from vlroute.decision.policy import Decision
-from vlroute.errors import VLRouteError
+from vlroute.errors import ModeUnavailable, VLRouteError
 from vlroute.judge import Judge
 from vlroute.messages import Conversation
-from vlroute.modes import MODES, Mode
+from vlroute.modes import MODES, Mode, other
 
-if TYPE_CHECKING:  # the engine brings torch and transformers: it is imported when something is answered, not before
-    from vlroute.engine.batching import Batching
-    from vlroute.engine.pair import Pair
-    from vlroute.engine.prefix_cache import PrefixCache
-    from vlroute.engine.request import Request
-    from vlroute.engine.vision_cache import VisionCache
+if TYPE_CHECKING:
+    from vlroute.engine.protocol import Asked, Engine
     from vlroute.store import Store
 
 log = logging.getLogger("vlroute")
@@ -44,25 +40,15 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """A loaded pair with its caches, and the judge who chooses the mode. Thread-safe.
+    """What answers, and the judge who chooses the mode. Thread-safe.
 
     `generation` holds settings for both modes, or per mode under its name.
     """
 
-    pair: Pair
-    vision: VisionCache
-    prefixes: PrefixCache
+    engine: Engine
     judge: Judge
     generation: Mapping[str, Any]
     store: Store | None = None
-    batching: Batching | None = None
-
-    def request(self, conversation: Conversation, in_turns: bool = False, namespace: str = "") -> Request:
-        from vlroute.engine.generate import generate
-        from vlroute.engine.request import Request
-
-        write = self.batching.generate if self.batching else generate
-        return Request(self.pair, conversation, self.vision, self.prefixes if in_turns else None, namespace, write)
 
     def answer(
         self,
@@ -73,7 +59,7 @@ class Answering:
     ) -> Answer:
         """`in_turns`: what was read in earlier turns is not read again, and counts in the decision."""
         began, id = time.perf_counter(), new_id()
-        with self.request(conversation, in_turns, wish.namespace) as request:
+        with self.engine.request(conversation, in_turns, wish.namespace) as request:
             caption = _caption(self.judge, conversation, wish, request)
             captioned = time.perf_counter()
             # before the first answer neither mode has less to read than the other
@@ -86,7 +72,14 @@ class Answering:
             def on_piece(channel: str, piece: str) -> None:
                 emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
 
-            reply = request.answer(decision.mode, self._settings(decision.mode, wish), on_piece, wish.cancel)
+            try:
+                reply = request.answer(decision.mode, self._settings(decision.mode, wish), on_piece, wish.cancel)
+            except ModeUnavailable as error:
+                if decision.forced or error.begun:
+                    raise
+                decision = _fallen_back(decision, error)
+                emit(Decided(decision, id))
+                reply = request.answer(decision.mode, self._settings(decision.mode, wish), on_piece, wish.cancel)
         if reply.finish_reason != "cancelled":
             read = reply.prompt_tokens - reply.cached_tokens
             self.judge.observe(
@@ -146,34 +139,26 @@ class Answering:
         return {**both, **self.generation.get(mode, {}), **wish.generation}
 
 
-def begin(
-    pair: Pair,
-    judge: Judge,
-    generation: Mapping[str, Any],
-    store: Store | None = None,
-    rows: int = 1,
-    vision_cache: VisionCache | None = None,
-    prefix_cache: PrefixCache | None = None,
-) -> Answering:
-    """With caches of the usual budgets where none are given; see `Router.from_pretrained`."""
-    from vlroute.engine.batching import Batching
-    from vlroute.engine.prefix_cache import PrefixCache
-    from vlroute.engine.vision_cache import VisionCache
-
-    vision, prefixes = vision_cache or VisionCache(), prefix_cache or PrefixCache()
-    return Answering(pair, vision, prefixes, judge, generation, store, Batching(rows) if rows > 1 else None)
+def _fallen_back(decision: Decision, error: ModeUnavailable) -> Decision:
+    log.warning("%s answers instead of %s: %s", other(decision.mode), decision.mode, error)
+    reason = f"{decision.reason}; but {error}, so {other(decision.mode)} answers"
+    return replace(decision, mode=other(decision.mode), reason=reason, fallback=True)
 
 
-def _caption(judge: Judge, conversation: Conversation, wish: Wish, request: Request | None) -> str | None:
+def _caption(judge: Judge, conversation: Conversation, wish: Wish, request: Asked | None) -> str | None:
     """The caller's, else the captioner's; none where the mode is forced and nothing hangs on it."""
-    if wish.caption is None and wish.mode is None:
+    if wish.caption is not None or wish.mode is not None:
+        return wish.caption
+    try:
         return judge.caption(conversation, request)
-    return wish.caption
+    except ModeUnavailable as error:  # who captions is down: whoever answers need not be
+        log.warning("no caption: %s", error)
+        return None
 
 
-def decide(judge: Judge, answering: Answering | None, conversation: Conversation, wish: Wish) -> Decision:
-    """The decision alone; a captioner that needs the pair runs only where the pair is loaded."""
-    named = answering.request(conversation, namespace=wish.namespace) if answering else nullcontext()
+def decide(judge: Judge, engine: Engine | None, conversation: Conversation, wish: Wish) -> Decision:
+    """The decision alone; a captioner that needs the models runs only where they are at hand."""
+    named = engine.request(conversation, False, wish.namespace) if engine else nullcontext()
     with named as request:
         caption = _caption(judge, conversation, wish, request)
         return judge.decide(conversation, caption, wish.mode, wish.price)

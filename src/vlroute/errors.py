@@ -34,6 +34,19 @@ class CheckpointError(VLRouteError):
     """A checkpoint folder is missing, incomplete or not a Qwen3-VL model."""
 
 
+class ModeUnavailable(VLRouteError):
+    """One mode cannot answer now, whatever is asked: its endpoint is down, overloaded or broke off."""
+
+    def __init__(self, message: str, begun: bool = False) -> None:
+        super().__init__(message)
+        self.begun = begun
+        """Whether some of the answer was handed out: then no other mode may take over."""
+
+
+class EndpointError(VLRouteError):
+    """An endpoint refuses on principle: wrong key, unknown model, no such address."""
+
+
 class ChatFileError(VLRouteError):
     """A saved conversation cannot be read: missing, damaged, or of another format."""
 

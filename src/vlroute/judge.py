@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.decision.frontier import Frontier, Outlook
 from vlroute.decision.pace import Pace
 from vlroute.decision.policy import Decision, Policy
-from vlroute.decision.target import Target
+from vlroute.decision.target import Preset, Target
 from vlroute.decision.vision_probe import VisionProbe
 from vlroute.errors import ArtefactError
 from vlroute.media import Picture, Video
@@ -22,7 +23,7 @@ from vlroute.messages import Conversation
 from vlroute.modes import Mode
 
 if TYPE_CHECKING:
-    from vlroute.engine.request import Request
+    from vlroute.engine.protocol import Asked
 
 log = logging.getLogger("vlroute")
 
@@ -39,7 +40,7 @@ class _Seen:
     """One picture or video as the captioner meets it: in a request that may hold its features already."""
 
     media: Picture | Video
-    request: Request | None
+    request: Asked | None
 
     @property
     def digest(self) -> str:
@@ -62,24 +63,26 @@ class Judge:
     def __init__(
         self,
         classifier: ComplexityClassifier | None,
-        policy: Policy | Target,
+        policy: Policy | Target | Preset | None = None,
         captioner: MediaCaptioner | CaptionSource | None = None,
         probe: VisionProbe | None = None,
+        half_life: float = math.inf,
     ) -> None:
         """`captioner`: a callable, or who captions within a request: "instruct", "probe", or None for `probe` where it
-        fits the pair's tower and else Instruct.
+        fits the pair's tower and else Instruct. `half_life`: of the pace, see `Pace`.
 
         ArtefactError for a target where there is no calibration set to resolve it on, and for "probe" without one.
         ValueError for another word.
         """
         if isinstance(captioner, str) and captioner not in get_args(CaptionSource):
             raise ValueError(f"captioner must be 'instruct', 'probe', a callable or None, not {captioner!r}")
-        self._wish = policy
+        self._wish = Target(preset=policy) if isinstance(policy, str) else policy or Policy()
         self._captioner = captioner
         self._lock = threading.Lock()
         self._observed = 0
         self._warned = False
-        self.pace = Pace()
+        self._half_life = half_life
+        self.pace = Pace(half_life=half_life)
         self.use(classifier, probe)
 
     @property
@@ -105,6 +108,7 @@ class Judge:
             )
         with self._lock:
             pace = self.pace if self._observed or classifier is None else classifier.pace
+            pace.half_life = self._half_life
             captions: CachedCaptioner[_Seen] = CachedCaptioner(partial(self._describe, probe))
             ruling = _Ruling(classifier, self._resolved(classifier, pace), probe, captions)
             self.pace, self._ruling = pace, ruling
@@ -130,7 +134,7 @@ class Judge:
         policy = Policy()
         return replace(policy, price=self._wish.resolve(_frontier(classifier, pace, policy)).price)
 
-    def caption(self, conversation: Conversation, request: Request | None) -> str | None:
+    def caption(self, conversation: Conversation, request: Asked | None) -> str | None:
         """Captions of what the last message brings; of the whole conversation where it brings nothing."""
         media: list[Picture | Video] = [*conversation.last_pictures, *conversation.last_videos]
         media = media or [*conversation.pictures, *conversation.videos]
@@ -174,12 +178,14 @@ class Judge:
             return probe.describe(seen.request.pooled(seen.media))
         return seen.request.caption(seen.media, CAPTION_PROMPT)
 
-    def _fits(self, probe: VisionProbe, request: Request) -> bool:
+    def _fits(self, probe: VisionProbe, request: Asked) -> bool:
         """Whether the probe is wanted and may speak. ArtefactError where it must, but knows another tower."""
         if self._captioner == "instruct":
             return False
         try:
-            probe.check_tower(request.pair.instruct.tower)
+            if request.tower is None:
+                raise ArtefactError("endpoints give no vision features for the probe; pass captioner='instruct'")
+            probe.check_tower(request.tower)
         except ArtefactError as error:
             if self._captioner == "probe":
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,6 +95,19 @@ class Conversation:
     def prompt(self) -> str:
         """Text of the last message."""
         return self.messages[-1].text
+
+    @property
+    def key(self) -> str:
+        """The same for all turns of a conversation, however often it is sent anew: SHA-256 over everything up to the
+        end of the first user message; 64 hex characters."""
+        digest = hashlib.sha256(b"vlroute conversation")
+        for message in self.messages:
+            for part in (message.role, *message.parts):
+                said = (part if isinstance(part, str) else part.digest).encode()
+                digest.update(len(said).to_bytes(8, "big") + said)
+            if message.role == "user":
+                break
+        return digest.hexdigest()
 
     @property
     def pictures(self) -> tuple[Picture, ...]:

@@ -6,3 +6,7 @@ from typing import Literal, get_args
 
 Mode = Literal["instruct", "thinking"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+def other(mode: Mode) -> Mode:
+    return "thinking" if mode == "instruct" else "instruct"

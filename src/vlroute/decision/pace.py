@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vlroute.modes import MODES, Mode
@@ -20,6 +21,9 @@ class Pace:
 
     An observation moves both figures by `weight` of the difference (exponential moving average), so a machine
     that slows down under load is noticed within some ten answers.
+
+    With a finite `half_life` a slow mode that nobody asks any more is believed to recover: so many seconds halve what
+    it takes beyond its fastest. Else what a queue of a minute ago taught would keep requests away for good.
     """
 
     def __init__(
@@ -28,13 +32,19 @@ class Pace:
         prefill: Mapping[Mode, float] | None = None,
         *,
         weight: float = 0.1,
+        half_life: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A missing mode takes the assumed value. ValueError for seconds < 0 or weight outside (0, 1]."""
+        """A missing mode takes the assumed value. ValueError for seconds < 0, weight outside (0, 1], half-life <= 0."""
         if not 0 < weight <= 1:
             raise ValueError(f"weight must be in (0, 1], not {weight}")
+        if not half_life > 0:  # NaN, too
+            raise ValueError(f"half_life must be a number of seconds over 0, not {half_life}")
         self._per_token = dict.fromkeys(MODES, ASSUMED_PER_TOKEN) | _checked(per_token or {})
         self._prefill = dict.fromkeys(MODES, ASSUMED_PREFILL) | _checked(prefill or {})
-        self._weight = weight
+        self._weight, self.half_life, self._clock = weight, half_life, clock
+        self._fastest: dict[Mode, tuple[float, float]] = {}  # prefill and per token, of the modes observed
+        self._observed_at: dict[Mode, float] = {}
         self._read_seconds = dict.fromkeys(MODES, 0.0)  # moving averages; their ratio is the pace of reading
         self._read_tokens = dict.fromkeys(MODES, 0.0)
         self._lock = threading.Lock()
@@ -48,10 +58,10 @@ class Pace:
         if not 0 <= tokens < math.inf:
             raise ValueError(f"tokens must be finite and >= 0, not {tokens}")
         with self._lock:
-            prefill = self._prefill[mode]
+            prefill, per_token = self._believed(mode)
             if unread is not None and self._read_tokens[mode]:
                 prefill = unread * self._read_seconds[mode] / self._read_tokens[mode]
-            seconds = prefill + self._per_token[mode] * tokens
+            seconds = prefill + per_token * tokens
         return min(seconds, sys.float_info.max)
 
     def observe(
@@ -72,6 +82,21 @@ class Pace:
                 self._read_tokens[mode] += self._weight * (read - self._read_tokens[mode])
             if tokens:
                 self._per_token[mode] += self._weight * (decode_seconds / tokens - self._per_token[mode])
+            prefill, per_token = self._fastest.get(mode, (math.inf, math.inf))
+            per_token = min(per_token, decode_seconds / tokens) if tokens else per_token
+            self._fastest[mode] = min(prefill, prefill_seconds), per_token
+            self._observed_at[mode] = self._clock()
+
+    def _believed(self, mode: Mode) -> tuple[float, float]:
+        now = self._prefill[mode], self._per_token[mode]
+        if mode not in self._fastest or math.isinf(self.half_life):
+            return now
+        left = 0.5 ** ((self._clock() - self._observed_at[mode]) / self.half_life)
+        prefill, per_token = (
+            value - (1 - left) * max(value - fastest, 0.0)
+            for value, fastest in zip(now, self._fastest[mode], strict=True)
+        )
+        return prefill, per_token
 
     def to_dict(self) -> dict[str, dict[Mode, float]]:
         """`{"per_token": {mode: s}, "prefill": {mode: s}}`, ready for JSON."""

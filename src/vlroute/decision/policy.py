@@ -21,7 +21,7 @@ class Decision:
 
     `stage`: how much evidence it rests on. `p_*`, `gain`: probabilities. `seconds_*`: expected, for the whole
     answer. `threshold`: the gain needed, price x extra seconds. `forced`: the caller chose the mode.
-    `caption`: what was read.
+    `caption`: what was read. `fallback`: the mode that was chosen could not answer, so `mode` is the other one.
     """
 
     mode: Mode
@@ -35,6 +35,7 @@ class Decision:
     reason: str
     caption: str | None = None
     forced: bool = False
+    fallback: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """All fields by name, ready for JSON: no NaN, no infinity."""
@@ -49,8 +50,8 @@ class Policy:
     for ten points. 0: think whenever it helps at all. `min_known`: a request of which a smaller share of
     tokens is known is too far from the training data to judge, and gets `unsure_mode`.
 
-    Invariants, unless forced or unsure: `mode == "thinking"` exactly if `gain > threshold`; a gain <= 0 never
-    thinks; with the same prediction a higher price never turns Instruct into Thinking. Always: every number
+    Invariants, unless forced, unsure or fallen back: `mode == "thinking"` exactly if `gain > threshold`; a gain <= 0
+    never thinks; with the same prediction a higher price never turns Instruct into Thinking. Always: every number
     in the decision is finite, `threshold >= 0`, `gain == p_thinking - p_instruct`.
     """
 

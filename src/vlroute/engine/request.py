@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -16,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from vlroute.engine.generate import FinishReason, Generated, generate
+from vlroute.engine.generate import Generated, generate
 from vlroute.engine.pair import Checkpoint, Pair
 from vlroute.engine.prefix_cache import PrefixCache
 from vlroute.engine.prompt import Prompt, build_prompt
+from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
 from vlroute.engine.rows import Writing
 from vlroute.engine.settings import resolve_settings
-from vlroute.engine.thinking import Channel, Splitter
+from vlroute.engine.thinking import Splitter
 from vlroute.engine.vision import VisionFeatures, encoder_outputs
 from vlroute.engine.vision_cache import Features, Grid, VisionCache, feature_key
 from vlroute.errors import LimitError
@@ -32,27 +32,6 @@ from vlroute.modes import MODES, Mode
 
 #: `generate.generate`, or another that does the same.
 Generate = Callable[[Writing], Generated]
-CAPTION_SETTINGS = {"do_sample": False, "max_new_tokens": 24}
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What one mode wrote, with its counts of tokens and its seconds per step.
-
-    `cached_tokens` of the prompt were read in an earlier turn.
-    """
-
-    text: str
-    thinking: str
-    finish_reason: FinishReason
-    prompt_tokens: int
-    cached_tokens: int
-    vision_tokens: int
-    completion_tokens: int
-    thinking_tokens: int
-    vision_seconds: float
-    prefill_seconds: float
-    decode_seconds: float
 
 
 class Request:
@@ -84,6 +63,10 @@ class Request:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leases.close()
+
+    @property
+    def tower(self) -> str:
+        return self.pair.instruct.tower
 
     def features(self, checkpoint: Checkpoint, pictures: list[Picture], videos: list[Video]) -> Features:
         """Features in order, from the cache or the tower; they stay at hand until the request ends."""
@@ -132,7 +115,7 @@ class Request:
         self,
         mode: Mode,
         settings: Mapping[str, Any],
-        on_piece: Callable[[Channel, str], None] = lambda channel, piece: None,
+        on_piece: OnPiece = lambda channel, piece: None,
         cancel: threading.Event | None = None,
     ) -> Reply:
         """Answer the conversation in `mode`; `on_piece` gets each piece of thinking or answer as it is written."""

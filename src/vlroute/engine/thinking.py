@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import LogitsProcessor
 
+from vlroute.engine.protocol import Channel
 from vlroute.engine.stop_text import StopText
+from vlroute.engine.trimmed import Trimmed
 
-Channel = Literal["thinking", "answer"]
 THINK, END_THINK = "<think>", "</think>"
 #: What ends a thought that ran out of budget: the very bytes with which the Thinking template ends one itself.
 CLOSING = f"\n{END_THINK}\n\n"
-
-
-class Trimmed:
-    """Passes text on without white space at its start and end, however it is cut into pieces."""
-
-    def __init__(self) -> None:
-        self.begun, self.held = False, ""
-
-    def push(self, piece: str) -> str:
-        text = self.held + piece
-        if not self.begun:
-            text = text.lstrip()
-        kept = text.rstrip()
-        self.held = text[len(kept) :] if kept or self.begun else ""
-        self.begun = self.begun or bool(kept)
-        return kept
 
 
 class Decoder:

@@ -84,8 +84,6 @@ def collect(
         CheckpointError: a checkpoint cannot be loaded.
         OSError: the disk refuses.
     """
-    from vlroute.engine.settings import check_names  # brings torch
-
     console = console or Console()
     source = source if isinstance(source, Source) else Source(str(source))
     out, settings = Path(out), _settings(router, source, judge, agreement, columns, generation)
@@ -93,7 +91,10 @@ def collect(
     result, total = Collected(), source.count()
     total = limit if total is None else min(total, total if limit is None else limit)
     router.load()
-    check_names(generation or {})
+    if router.remote is None:
+        from vlroute.engine.settings import check_names  # brings torch
+
+        check_names(generation or {})
     job = _Job(router, judge, agreement, dict(generation or {}), result)
     with _Output(out, None if answers is None else Path(answers)) as output, _progress(console) as progress:
         task = progress.add_task("both modes", total=total)
@@ -164,7 +165,8 @@ class _Job:
             self.router.ask(list(conversation.messages), mode=mode, **{**self.generation, "max_new_tokens": 2})
 
     def _ask(self, conversation: Conversation, mode: Mode) -> Answer:
-        self.router.cache.clear()  # each mode pays for its own picture
+        if self.router.remote is None:
+            self.router.cache.clear()  # each mode pays for its own picture
         return self.router.ask(list(conversation.messages), mode=mode, **self.generation)
 
     def _right(self, example: Example, instruct: str, thinking: str) -> tuple[float | bool, float | bool]:

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from vlroute.errors import InputError, LimitError, MessageError, UnreadableMediaError, VLRouteError
+from vlroute.errors import InputError, LimitError, MessageError, ModeUnavailable, UnreadableMediaError, VLRouteError
 from vlroute.store import StoreError, UnknownAnswerError
 
 log = logging.getLogger("vlroute")
@@ -52,6 +52,10 @@ def api_error(error: BaseException) -> APIError:
         case InputError():
             code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), "bad_request")
             return APIError(400, str(error), code)
+        case ModeUnavailable():
+            log.error("no mode could answer: %s", error)
+            return APIError(503, "the model servers cannot answer now; try again later", "unavailable",
+                            headers={"Retry-After": "5"})  # fmt: skip
         case StoreError():
             log.error("the store failed: %s", error)
             return APIError(503, "the store of answers cannot be used now; its log says why", "store_failed")
@@ -86,7 +90,7 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    for kind in (APIError, InputError, StoreError, UnknownAnswerError, Exception):
+    for kind in (APIError, InputError, ModeUnavailable, StoreError, UnknownAnswerError, Exception):
         app.add_exception_handler(kind, other)
 
 

@@ -64,6 +64,9 @@ class Chunks:
 
     def of(self, event: Event) -> Iterator[str]:
         match event:
+            case Decided(decision):  # anew: the mode chosen first cannot answer
+                self.decided = event
+                yield self._chunk({}, vlroute={"id": event.id, "decision": decision.as_dict()})
             case ThinkingDelta(text):
                 yield self._chunk(_reasoning(text))
             case AnswerDelta(text):

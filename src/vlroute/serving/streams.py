@@ -34,7 +34,7 @@ async def whole(running: Running, request: Request) -> tuple[Answer, Decided]:
     async def read() -> tuple[Answer, Decided]:
         decided = await first(running)
         while not isinstance(event := await running.next(), Finished):
-            pass
+            decided = event if isinstance(event, Decided) else decided
         return event.answer, decided
 
     async def left() -> None:

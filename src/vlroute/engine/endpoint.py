@@ -1,0 +1,125 @@
+"""One OpenAI-compatible server that answers in one mode: where it is, and how it is asked."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+from vlroute.errors import InputError
+from vlroute.media import Picture
+from vlroute.messages import Conversation, Message
+
+log = logging.getLogger("vlroute")
+Headers = Mapping[str, str] | Callable[[Conversation], Mapping[str, str]]
+Reasoning = Literal["auto", "parsed", "raw"]
+#: Settings under transformers' names that OpenAI has under the same name, and under another.
+_SAME = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed")
+_RENAMED = {"max_new_tokens": "max_tokens"}
+#: What OpenAI does not know, but vLLM, SGLang, llama-server and `vlroute serve` do.
+_EXTRA = ("top_k", "min_p", "repetition_penalty")
+#: Done on this side or said otherwise.
+_HANDLED = ("do_sample", "stop", "thinking_budget")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server's address and how to treat it.
+
+    `headers`: sent with each request; a callable gets the conversation, so that a proxy can keep it on one replica
+    (`lambda conversation: {"x-session-id": conversation.key}`). `connect_seconds`, `read_seconds`: until the connection
+    stands, and between two pieces of an answer, the wait for the first included. `retries`: of a request that was
+    not begun to be answered, with jitter. `budget_field`: the name under which the server takes a thinking budget in
+    tokens (`thinking_budget` for `vlroute serve`); without one a budget is not sent. `reasoning`: whether the
+    server has a reasoning parser; "auto" finds out from each stream.
+    """
+
+    base_url: str
+    model: str
+    api_key: str | None = field(default=None, repr=False)
+    headers: Headers = field(default_factory=dict, repr=False)
+    connect_seconds: float = 5.0
+    read_seconds: float = 120.0
+    retries: int = 2
+    budget_field: str | None = None
+    reasoning: Reasoning = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.base_url.lower().startswith(("http://", "https://")):
+            raise ValueError(f"base_url must be http(s)://host:port/v1, not {self.base_url!r}")
+        if not self.model:
+            raise ValueError("model must be the name the server knows the model by; its /v1/models lists them")
+
+    @classmethod
+    def of(cls, wish: Endpoint | tuple[str, str]) -> Endpoint:
+        """ValueError for what is neither an Endpoint nor (base URL, model)."""
+        if isinstance(wish, Endpoint):
+            return wish
+        if isinstance(wish, tuple) and len(wish) == 2 and all(isinstance(one, str) for one in wish):
+            return cls(*wish)
+        raise ValueError(f"an endpoint is an Endpoint or a tuple (base_url, model), not {type(wish).__name__}")
+
+    @property
+    def name(self) -> str:
+        """For logs and records: the model and where it is, without user names or passwords."""
+        scheme, _, rest = self.base_url.partition("://")
+        return f"{self.model} at {scheme}://{rest.rpartition('@')[2]}"
+
+    def body(self, conversation: Conversation, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of `chat.completions.create`. The same conversation gives the same bytes up to its last message,
+        so that the server's own prefix cache hits.
+
+        TypeError for a setting that endpoints do not take, InputError for a video.
+        """
+        known = {*_SAME, *_RENAMED, *_EXTRA, *_HANDLED}
+        if unknown := sorted(set(settings) - known):
+            raise TypeError(
+                f"endpoints do not take the setting{'s'[: len(unknown) > 1]} {', '.join(unknown)}; expected some of "
+                f"{', '.join(sorted(known))}"
+            )
+        body: dict[str, Any] = {"model": self.model, "messages": [_message(one) for one in conversation.messages]}
+        body |= {name: settings[name] for name in _SAME if settings.get(name) is not None}
+        body |= {new: settings[name] for name, new in _RENAMED.items() if settings.get(name) is not None}
+        if settings.get("do_sample") is False:
+            body["temperature"] = 0.0
+        extra = {name: settings[name] for name in _EXTRA if settings.get(name) is not None}
+        if (budget := settings.get("thinking_budget")) is not None:
+            if self.budget_field:
+                extra[self.budget_field] = budget
+            else:
+                _warn_of_budget(self.name)
+        return body | ({"extra_body": extra} if extra else {})
+
+    def headers_for(self, conversation: Conversation) -> dict[str, str]:
+        return dict(self.headers(conversation) if callable(self.headers) else self.headers)
+
+
+@lru_cache
+def _warn_of_budget(name: str) -> None:  # once an endpoint
+    log.warning("%s takes no thinking budget: set Endpoint(budget_field=…) if its server has one", name)
+
+
+def _message(message: Message) -> dict[str, Any]:
+    if all(isinstance(part, str) for part in message.parts):
+        return {"role": message.role, "content": message.text}
+    return {"role": message.role, "content": [_part(part) for part in message.parts]}
+
+
+def _part(part: object) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if isinstance(part, Picture):
+        return {"type": "image_url", "image_url": {"url": _data_uri(part)}}
+    raise InputError("videos cannot be sent to endpoints: send some of its frames as pictures")
+
+
+@lru_cache(maxsize=16)  # a picture is sent again with every turn
+def _data_uri(picture: Picture) -> str:
+    """Lossless: the server sees the very pixels that were checked and captioned here."""
+    buffer = io.BytesIO()
+    picture.image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

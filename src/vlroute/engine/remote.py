@@ -1,0 +1,214 @@
+"""The same pair behind two OpenAI-compatible servers, asked with the openai package. Brings no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlroute.engine.breaker import Breaker, State
+from vlroute.engine.endpoint import Endpoint
+from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
+from vlroute.engine.remote_stream import RemoteStream, failure
+from vlroute.errors import ExtraMissing, ModeUnavailable, VLRouteError
+from vlroute.media import Picture, Video
+from vlroute.messages import Conversation, Message
+from vlroute.modes import MODES, Mode
+
+log = logging.getLogger("vlroute")
+HEALTH_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Of one endpoint. `listed`: its /v1/models names the model. `breaker`: "open" while it is left alone."""
+
+    reachable: bool
+    listed: bool
+    breaker: State
+    said: str
+
+
+class RemoteEngine:
+    """Both endpoints, with a breaker each, and the thread that reads their streams. Thread-safe."""
+
+    #: Seconds in which what a queue taught is half forgotten, so that a mode is tried again once its queue may be gone.
+    half_life = 30.0
+
+    def __init__(self, endpoints: Mapping[Mode, Endpoint]) -> None:
+        """ExtraMissing without the openai package."""
+        try:
+            import openai
+        except ModuleNotFoundError as error:
+            raise ExtraMissing(error, "remote") from error
+        self.endpoints = dict(endpoints)
+        self.breakers = {mode: Breaker() for mode in MODES}
+        self._clients = {mode: _client(openai, endpoint) for mode, endpoint in self.endpoints.items()}
+        self._loop = asyncio.new_event_loop()
+        self._running: set[Future[None]] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+        threading.Thread(target=self._loop.run_forever, name="vlroute-endpoints", daemon=True).start()
+
+    @classmethod
+    def over(cls, instruct: Endpoint | tuple[str, str], thinking: Endpoint | tuple[str, str]) -> RemoteEngine:
+        """ValueError as of `Endpoint.of`."""
+        return cls({"instruct": Endpoint.of(instruct), "thinking": Endpoint.of(thinking)})
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.endpoints["instruct"].name, self.endpoints["thinking"].name
+
+    def request(self, conversation: Conversation, in_turns: bool = False, namespace: str = "") -> RemoteRequest:
+        """`in_turns` changes nothing: the servers find what they read by its content."""
+        return RemoteRequest(self, conversation, namespace)
+
+    def health(self) -> dict[Mode, Health]:
+        """Ask both what models they serve; what is amiss is logged, too. Takes at most `HEALTH_SECONDS`."""
+        asked = {mode: asyncio.run_coroutine_threadsafe(self._check(mode), self._loop) for mode in MODES}
+        found = {mode: future.result() for mode, future in asked.items()}
+        for mode, health in found.items():
+            if not (health.reachable and health.listed):
+                log.warning("%s: %s", mode, health.said)
+        return found
+
+    def submit(self, mode: Mode, body: dict[str, Any], headers: dict[str, str], put: Callable[[Any], None]) -> Any:
+        """Read one stream in the engine's thread. `put` gets each chunk, perhaps an Exception, and at last None."""
+        future: Future[None] = self._start(_read(self._clients[mode], body, headers, put))
+
+        def over(ended: Future[None]) -> None:
+            with self._lock:
+                self._running.discard(ended)
+            put(None)
+
+        future.add_done_callback(over)
+        return future
+
+    def close(self) -> None:
+        """Cancel what is being read."""
+        with self._lock:
+            self._closed = True
+            running = [*self._running]
+        for future in running:
+            future.cancel()
+        closing = asyncio.run_coroutine_threadsafe(self._close_clients(), self._loop)
+        closing.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._loop.stop))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> Future[None]:
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise RuntimeError("the router was closed")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            self._running.add(future)
+            return future
+
+    async def _close_clients(self) -> None:
+        for client in self._clients.values():
+            await client.close()
+
+    async def _check(self, mode: Mode) -> Health:
+        endpoint, state = self.endpoints[mode], self.breakers[mode].state
+        try:
+            listing = self._clients[mode].with_options(timeout=HEALTH_SECONDS, max_retries=0).models.list()
+            models = [one.id async for one in await asyncio.wait_for(_awaited(listing), HEALTH_SECONDS)]
+        except Exception as error:
+            return Health(False, False, state, str(failure(error, endpoint.name, begun=False)))
+        listed = endpoint.model in models
+        said = "ok" if listed else f"{endpoint.name} is not among the server's models: {', '.join(models[:10])}"
+        return Health(True, listed, state, said)
+
+
+class RemoteRequest:
+    """One conversation to answer through the endpoints: see `protocol.Asked`."""
+
+    tower = None
+
+    def __init__(self, engine: RemoteEngine, conversation: Conversation, namespace: str) -> None:
+        self.engine, self.conversation, self.namespace = engine, conversation, namespace
+
+    def __enter__(self) -> RemoteRequest:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def caption(self, seen: Picture | Video, prompt: str) -> str:
+        """See `protocol.Asked`. InputError for a video."""
+        asked = Conversation((Message("user", (seen, prompt)),))
+        return RemoteRequest(self.engine, asked, self.namespace).answer("instruct", CAPTION_SETTINGS).text
+
+    def pooled(self, seen: Picture | Video) -> NDArray[np.float32]:
+        raise RuntimeError("endpoints give no vision features")
+
+    def unread(self) -> None:
+        """Unknown: the servers keep their own caches."""
+
+    def answer(
+        self,
+        mode: Mode,
+        settings: Mapping[str, Any],
+        on_piece: OnPiece = lambda channel, piece: None,
+        cancel: threading.Event | None = None,
+    ) -> Reply:
+        """Answer in `mode`. The server's queue counts as prefill.
+
+        ModeUnavailable: the endpoint is down, overloaded, left alone by its breaker, or broke off. EndpointError: it
+        refuses key, model or address. InputError: it refuses the request.
+        """
+        endpoint, breaker = self.engine.endpoints[mode], self.engine.breakers[mode]
+        body = endpoint.body(self.conversation, settings)
+        stream = RemoteStream(endpoint, mode, settings.get("stop") or (), on_piece, cancel)
+        if not breaker.admit():
+            raise ModeUnavailable(f"{endpoint.name} failed several times in a row and is left alone for a while")
+        try:
+            reading = self.engine.submit(mode, body, endpoint.headers_for(self.conversation), stream.queue.put)
+            try:
+                reply = stream.read()
+            finally:
+                reading.cancel()
+        except ModeUnavailable as error:
+            breaker.gave_up() if stream.overloaded else breaker.failed()
+            raise error
+        except BaseException as error:
+            # it answered, if only to refuse; a listener's error or Ctrl-C says nothing about it
+            breaker.succeeded() if isinstance(error, VLRouteError) else breaker.gave_up()
+            raise
+        breaker.gave_up() if reply.finish_reason == "cancelled" else breaker.succeeded()
+        return reply
+
+
+def _client(openai: Any, endpoint: Endpoint) -> Any:
+    read, connect = endpoint.read_seconds, endpoint.connect_seconds
+    return openai.AsyncOpenAI(
+        base_url=endpoint.base_url,
+        api_key=endpoint.api_key or "none",  # the package wants one, even where the server wants none
+        max_retries=endpoint.retries,
+        timeout=openai.Timeout(read, connect=connect),
+    )
+
+
+async def _awaited(listing: Any) -> Any:
+    return await listing
+
+
+async def _read(client: Any, body: dict[str, Any], headers: dict[str, str], put: Callable[[Any], None]) -> None:
+    try:
+        stream = await client.chat.completions.create(
+            **body, stream=True, stream_options={"include_usage": True}, extra_headers=headers
+        )
+        async with stream:
+            async for chunk in stream:
+                put(chunk)
+    except Exception as error:  # handed to the thread that waits
+        put(error)

@@ -1,0 +1,72 @@
+"""Servers in processes of their own, for the tests of the remote pair: they can be killed, frozen and started again."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+
+import httpx
+
+#: `vlroute serve` but for thoughts that have no end: no token is their last.
+ENDLESS = """
+import sys, uvicorn
+from vlroute import Router
+from vlroute.serving.api import create_app
+long = {"thinking": {"eos_token_id": -1, "max_new_tokens": 20_000}}
+uvicorn.run(create_app(Router.from_pretrained(rows=2, generation=long)), port=int(sys.argv[1]), log_level="error")
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@dataclass(slots=True)
+class Server:
+    """One `vlroute serve` with the pocket pair; `start` again after `kill` gives it the same address."""
+
+    endless: bool = False
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def begin(self) -> Server:
+        serve = ["-c", ENDLESS, str(self.port)] if self.endless else []
+        serve = serve or ["-m", "vlroute", "serve", "--port", str(self.port), "--no-page", "--rows", "2"]
+        self.process = subprocess.Popen([sys.executable, *serve], stderr=subprocess.DEVNULL)
+        return self
+
+    def wait(self) -> Server:
+        until = time.monotonic() + 90
+        while time.monotonic() < until:
+            assert self.process is not None
+            assert self.process.poll() is None
+            try:
+                if httpx.get(self.url.removesuffix("/v1") + "/ready", timeout=5).status_code == 200:
+                    return self
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError("the server did not start")
+
+    def freeze(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
