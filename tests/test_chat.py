@@ -27,7 +27,9 @@ def test_a_picture_is_encoded_once_whoever_asks_and_how_often(routers: dict[str,
     chat = router.chat()
     pictures = [task("count", seed=90 + i).frames[0] for i in range(3)]
     for i, mode in enumerate(["instruct", "thinking", None, "thinking", "instruct"]):
-        chat.send("How many circles?", images=[*pictures, pictures[0]] if i < 2 else None, mode=mode, **GREEDY)
+        images = [*pictures, pictures[0]] if i < 2 else None
+        answer = chat.send("How many circles?", images=images, mode=mode, **GREEDY)
+        assert answer.usage.encoded == (0 if i else 3)
     after = router.cache.stats()
     assert after.encodes - before.encodes == 3
     assert after.tower_calls - before.tower_calls == 1

@@ -23,6 +23,8 @@ class Usage:
     completion_tokens: int
     thinking_tokens: int
     cached_tokens: int = 0
+    encoded: int | None = None
+    """Pictures and videos that went through the tower for this request: 0 where all were known, None if not said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ class Answering:
             reply.text, reply.thinking, decision, reply.finish_reason,
             Usage(
                 reply.prompt_tokens, reply.vision_tokens, reply.completion_tokens, reply.thinking_tokens,
-                reply.cached_tokens,
+                reply.cached_tokens, reply.encoded,
             ),
             Timing(
                 caption=captioned - began, decide=decided - captioned, vision=reply.vision_seconds,

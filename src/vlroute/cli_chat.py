@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,12 +78,11 @@ class Talk:
         """One turn. KeyboardInterrupt once its answer has stopped, which leaves no trace in the conversation."""
         cancel = threading.Event()
         events = self.chat.stream(prompt, self.waiting or None, mode=self.mode, price=self.price, cancel=cancel)
-        try:
+        with closing(events), _ctrl_c_sets(cancel):
             for event in events:
+                if cancel.is_set():
+                    raise KeyboardInterrupt
                 self._show(event)
-        finally:
-            cancel.set()
-            events.close()  # waits until the writing has stopped
         self.waiting = []
 
     def _show(self, event: Event) -> None:
@@ -92,6 +92,25 @@ class Talk:
             self.screen.show(event)
         elif isinstance(event, Finished):
             typer.echo(json.dumps(event.answer.as_dict(), ensure_ascii=False))
+
+
+@contextmanager
+def _ctrl_c_sets(cancel: threading.Event) -> Iterator[None]:
+    """Instead of raising wherever this thread is: in a destructor, say, the exception would be lost."""
+
+    def stop(*_: object) -> None:
+        if cancel.is_set():  # the second time: at once
+            raise KeyboardInterrupt
+        cancel.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _lines(typed: bool) -> Iterator[str]:

@@ -40,6 +40,8 @@ class Reply:
     vision_seconds: float
     prefill_seconds: float
     decode_seconds: float
+    encoded: int | None = None
+    """Pictures and videos that went through the tower for this request; None where a server does not say."""
 
 
 class Asked(Protocol):

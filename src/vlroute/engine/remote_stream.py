@@ -32,6 +32,7 @@ class RemoteStream:
         self._endpoint, self._on_piece, self._cancel = endpoint, on_piece, cancel
         self._text = RemoteText(mode == "thinking", endpoint.reasoning, stops)
         self._usage: Any = None
+        self._encoded: int | None = None
         self._finish: str | None = None
         self._pieces = {"thinking": 0, "answer": 0}
         self._began, self._first = time.perf_counter(), 0.0
@@ -66,7 +67,8 @@ class RemoteStream:
 
     def _take(self, chunk: Any) -> None:
         self._usage = getattr(chunk, "usage", None) or self._usage
-        if self._text.reasoning == "auto" and "vlroute" in (chunk.model_extra or {}):
+        if told := (chunk.model_extra or {}).get("vlroute"):  # a server of this kind
+            self._encoded = told.get("encoded", self._encoded)
             self._text.reasoning = "parsed"
         for choice in chunk.choices[:1]:
             self._finish = choice.finish_reason or self._finish
@@ -100,6 +102,7 @@ class RemoteStream:
             vision_seconds=0.0,
             prefill_seconds=first - self._began,
             decode_seconds=ended - first,
+            encoded=self._encoded,
         )
 
 

@@ -54,6 +54,7 @@ class Request:
         self.prefixes, self.namespace, self.generate = prefixes, namespace, generate
         self._leases = ExitStack()
         self._held: dict[str, VisionFeatures] = {}
+        self._encoded: set[str] = set()
         self._prompts: dict[Mode, Prompt] = {}
 
     def __enter__(self) -> Request:
@@ -74,7 +75,7 @@ class Request:
         new_pictures = [picture for picture in pictures if key(picture) not in self._held]
         new_videos = [video for video in videos if key(video) not in self._held]
         if new_pictures or new_videos:
-            lease = self.vision.lease(checkpoint, new_pictures, new_videos, self.namespace)
+            lease = self.vision.lease(checkpoint, new_pictures, new_videos, self.namespace, self._encoded)
             images, clips = self._leases.enter_context(lease)
             new: list[Picture | Video] = [*new_pictures, *new_videos]
             for item, features in zip(new, [*images, *clips], strict=True):
@@ -86,7 +87,7 @@ class Request:
         self._see_turn(seen)
         asked = Conversation((Message("user", (seen, prompt)),))
         with Request(self.pair, asked, self.vision, None, self.namespace, self.generate) as alone:
-            alone._held = self._held
+            alone._held, alone._encoded = self._held, self._encoded
             return alone.answer("instruct", CAPTION_SETTINGS).text
 
     def pooled(self, seen: Picture | Video) -> NDArray[np.float32]:
@@ -158,6 +159,7 @@ class Request:
             vision_seconds=seen_new - began + seen - looked_up,
             prefill_seconds=looked_up - seen_new + written.prefill_seconds,
             decode_seconds=written.decode_seconds,
+            encoded=len(self._encoded),
         )
 
     def _see_turn(self, seen: Picture | Video) -> None:

@@ -111,9 +111,15 @@ class VisionCache:
 
     @contextmanager
     def lease(
-        self, checkpoint: Checkpoint, pictures: Sequence[Picture], videos: Sequence[Video], namespace: str = ""
+        self,
+        checkpoint: Checkpoint,
+        pictures: Sequence[Picture],
+        videos: Sequence[Video],
+        namespace: str = "",
+        encoded: set[str] | None = None,
     ) -> Iterator[Features]:
-        """Features of all pictures and all videos in order, kept in memory until the block ends."""
+        """Features of all pictures and all videos in order, kept in memory until the block ends. The digests of those
+        that went through the tower for this call are added to `encoded`."""
         items: list[Picture | Video] = [*pictures, *videos]
         keys = [feature_key(checkpoint.vision_key, item, namespace) for item in items]
         wanted = dict(zip(keys, items, strict=True))
@@ -121,7 +127,7 @@ class VisionCache:
             for key in wanted:
                 self._pins[key] = self._pins.get(key, 0) + 1
         try:
-            found = self._find(checkpoint, wanted)
+            found = self._find(checkpoint, wanted, set() if encoded is None else encoded)
             features = [found[key] for key in keys]
             self._remember_grids([feature_key(checkpoint.grid_key, item, namespace) for item in items], features)
             yield features[: len(pictures)], features[len(pictures) :]
@@ -139,7 +145,9 @@ class VisionCache:
             while len(self._grids) > MAX_GRIDS:
                 self._grids.popitem(last=False)
 
-    def _find(self, checkpoint: Checkpoint, wanted: dict[str, Picture | Video]) -> dict[str, VisionFeatures]:
+    def _find(
+        self, checkpoint: Checkpoint, wanted: dict[str, Picture | Video], encoded: set[str]
+    ) -> dict[str, VisionFeatures]:
         found: dict[str, VisionFeatures] = {}
         while len(found) < len(wanted):
             mine: dict[str, Future[VisionFeatures]] = {}
@@ -153,7 +161,8 @@ class VisionCache:
                     else:
                         mine[key] = self._making[key] = Future()
             if mine:
-                found.update(self._make(checkpoint, {key: wanted[key] for key in wanted if key in mine}, mine))
+                items = {key: wanted[key] for key in wanted if key in mine}
+                found.update(self._make(checkpoint, items, mine, encoded))
             for key, future in others.items():
                 if future.exception() is None:  # else whoever made it failed: the next round tries again here
                     found[key] = future.result()
@@ -172,13 +181,19 @@ class VisionCache:
         return kept
 
     def _make(
-        self, checkpoint: Checkpoint, items: dict[str, Picture | Video], futures: dict[str, Future[VisionFeatures]]
+        self,
+        checkpoint: Checkpoint,
+        items: dict[str, Picture | Video],
+        futures: dict[str, Future[VisionFeatures]],
+        encoded: set[str],
     ) -> dict[str, VisionFeatures]:
         """From the tiers behind the first, else encoded, all in one tower call; whoever waits gets the outcome."""
         try:
             made = self._from_host(checkpoint, list(items))
             made.update(self._from_disk(checkpoint, [key for key in items if key not in made]))
-            made.update(self._encoded(checkpoint, {key: item for key, item in items.items() if key not in made}))
+            new = {key: item for key, item in items.items() if key not in made}
+            made.update(self._encoded(checkpoint, new))
+            encoded.update(item.digest for item in new.values())
             with self._lock:
                 for key, features in made.items():
                     self._keep(key, features)

@@ -8,24 +8,19 @@ from vlroute.answer import Answer
 from vlroute.decision.policy import Decision
 from vlroute.serving.page_words import Words
 
-#: Seconds that looking features up hardly ever takes, and a vision encoder always does.
-LOOKUP_SECONDS = 0.005
 
-
-def badge(answer: Answer, words: Words, predicted: bool, new_media: bool) -> str:
-    """As HTML. `predicted`: whether a router artefact stands behind the gain. `new_media`: whether this turn brought a
-    picture or video."""
+def badge(answer: Answer, words: Words, predicted: bool) -> str:
+    """As HTML. `predicted`: whether a router artefact stands behind the gain."""
     decision, usage, timing = answer.decision, answer.usage, answer.timing
     items = [_item(words.modes[decision.mode], decision.mode)]
     if predicted:
         help = words.gain_help.format(decision.p_instruct, decision.p_thinking)
         items.append(_item(words.gain.format(signed(decision.gain)), "gain", help))
     items.append(_item(words.seconds.format(timing.total), "seconds"))
-    if usage.vision_tokens:
+    if usage.vision_tokens and usage.encoded is not None:
         spent = timing.caption + timing.vision  # the encoder runs for the captioner where that comes first
-        kept = not new_media and usage.cached_tokens > usage.vision_tokens
-        known = kept or spent < LOOKUP_SECONDS
-        items.append(_item(words.known if known else words.read.format(spent), "known" if known else "read"))
+        read = words.read.format(spent) if usage.encoded else words.known
+        items.append(_item(read, "read" if usage.encoded else "known"))
     if usage.cached_tokens:
         items.append(_item(words.kept.format(usage.cached_tokens, usage.prompt_tokens), "kept", words.kept_help))
     if answer.finish_reason == "length":
@@ -43,8 +38,8 @@ def why(decision: Decision, words: Words, predicted: bool) -> str:
     """The reason of a decision in the language of the page."""
     extra = decision.seconds_thinking - decision.seconds_instruct
     worth = decision.gain > decision.threshold
-    if decision.forced:
-        reason = "forced"
+    if decision.forced or decision.fallback:
+        reason = "forced" if decision.forced else "fallback"
     elif not predicted:
         reason = "no_artefact"
     elif worth != (decision.mode == "thinking"):

@@ -15,7 +15,7 @@ import gradio as gr
 
 from vlroute.answer import Answer, AnswerDelta, Finished, ThinkingDelta
 from vlroute.answering import Wish
-from vlroute.errors import InputError, LimitError, VLRouteError
+from vlroute.errors import EndpointError, InputError, LimitError, ModeUnavailable, VLRouteError
 from vlroute.files import read_at_most
 from vlroute.limits import Limits
 from vlroute.media import Picture, Video, load_picture, load_video
@@ -71,7 +71,6 @@ def told(
     Once `stop` is set, or when this iterator is closed, the stream is closed. Errors as of `stream_turn`.
     """
     predicted = answerer.judge.classifier is not None
-    new_media = bool(conversation.last_pictures or conversation.last_videos)
     thinking, text, drawn = "", "", 0.0
     with closing(answerer.stream_turn(conversation, wish)) as events:
         for event in events:
@@ -87,7 +86,7 @@ def told(
                 case Finished(answer):
                     body = answer.text or words.no_text[answer.finish_reason]
                     tokens = words.tokens.format(answer.usage.thinking_tokens)
-                    below = badge(answer, words, predicted, new_media)
+                    below = badge(answer, words, predicted)
                     yield _messages(answer.thinking, body, below, words, tokens), answer
                     return
             if time.monotonic() - drawn > REDRAW_SECONDS:
@@ -114,7 +113,7 @@ class Noticed:
 
 def error_words(error: Exception, words: Words) -> str:
     """What to tell a visitor of an error. What is not made to be read by others goes to the log instead."""
-    if not isinstance(error, VLRouteError):
+    if not isinstance(error, VLRouteError) or isinstance(error, ModeUnavailable | EndpointError):
         log.error("the web page could not answer", exc_info=error)
         return words.failed
     names = [kind.__name__ for kind in type(error).__mro__]

@@ -128,6 +128,7 @@ EN = Words(
     kept_help="Tokens of the prompt that were read in an earlier turn and not again.",
     why={
         "forced": "This mode was asked for.",
+        "fallback": "The other mode was chosen, but its server cannot answer now.",
         "no_artefact": "There is no router artefact for this pair, so nothing was predicted.",
         "unsure": "Too far from the training data to judge.",
         "no_gain": "Thinking would not help.",
@@ -213,6 +214,7 @@ ZH = Words(
     kept_help="提示中此前轮次已读过、这次不必重读的词元数。",
     why={
         "forced": "此模式由用户指定。",
+        "fallback": "原本选择了另一种模式，但其服务器现在无法作答。",
         "no_artefact": "这对模型没有路由器文件，因此没有预测。",
         "unsure": "与训练数据相差太远，无法判断。",
         "no_gain": "思考没有帮助。",

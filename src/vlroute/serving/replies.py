@@ -24,7 +24,7 @@ def completion(answer: Answer, ignored: Sequence[str]) -> dict[str, Any]:
         **_head("chat.completion", answer.id, answer.decision), "choices": [choice], "usage": usage(answer),
         "vlroute": {
             "id": answer.id, "decision": answer.decision.as_dict(), "timing": asdict(answer.timing),
-            "ignored": list(ignored),
+            "encoded": answer.usage.encoded, "ignored": list(ignored),
         },
     }  # fmt: skip
 
@@ -72,7 +72,7 @@ class Chunks:
             case AnswerDelta(text):
                 yield self._chunk({"content": text})
             case Finished(answer):
-                told = {"id": answer.id, "timing": asdict(answer.timing)}
+                told = {"id": answer.id, "timing": asdict(answer.timing), "encoded": answer.usage.encoded}
                 yield self._chunk({}, answer.finish_reason, vlroute=told)
                 if self.with_usage:
                     yield data({**self._head(), "choices": [], "usage": usage(answer)})
