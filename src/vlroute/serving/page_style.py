@@ -91,6 +91,8 @@ CSS = (
 html:lang(zh) .toast-title::after { content: "NOTICE_ZH"; }
 .position input[type=number], .position .reset-button, .position .min_value, .position .max_value,
 .position .head .tab-like-container { display: none !important; }
+.position input[type=range]::-webkit-slider-thumb { border: 3px solid ROUTER !important; }
+.position input[type=range]::-moz-range-thumb { border: 3px solid ROUTER !important; }
 .ends { display: flex; justify-content: space-between; gap: 16px; font-size: 13px;
   color: var(--body-text-color-subdued); }
 .ends span:last-child { text-align: right; }
