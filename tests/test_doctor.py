@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from tests.conftest import ROOT
 from vlroute.cli import app
-from vlroute.doctor import EXTRAS, Finding, examine
+from vlroute.doctor import EXTRAS, examine
+from vlroute.finding import Finding
 from vlroute.shipped import shipped
 from vlroute.store import Store
 

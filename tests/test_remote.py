@@ -295,6 +295,10 @@ def test_a_file_of_endpoints_serves_every_command(servers: tuple[Server, Server]
     done = subprocess.run([sys.executable, "-c", code, *asked], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["text"] == SOME.answer
+    done = subprocess.run(
+        [sys.executable, "-m", "vlroute", "doctor", "--pair", str(file)], capture_output=True, text=True
+    )
+    assert f"{servers[1].url} answers" in " ".join(done.stdout.split())
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": SOME.prompt, "image": "one.png", "answer": SOME.answer}) + "\n")
     out = tmp_path / "records.jsonl"

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vlroute.cli_options import AsJson, Pair, RouterFolder, StoreAt
-from vlroute.doctor import Finding, examine
+from vlroute.doctor import examine
+from vlroute.finding import Finding
 
 MARKS = {"fine": "[green]✓[/]", "note": "[yellow]•[/]", "problem": "[red]✗[/]"}
 

@@ -12,21 +12,22 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vlroute.errors import CheckpointError, VLRouteError
+from vlroute.finding import Finding
 from vlroute.modes import MODES, Mode
 from vlroute.pair_names import Source, resolve_pair
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-State = Literal["fine", "note", "problem"]
 MiB, GiB = 2**20, 2**30
 LITTLE_DISK = 10 * GiB  # the 2B pair takes about 9
 #: What each extra of the package is for.
 EXTRAS = {
     "serve": "the OpenAI-compatible server", "ui": "the web page", "store": "keeping answers and feedback",
+    "remote": "a pair behind endpoints",
     "train": "retraining the router, curves", "collect": "asking both modes for labels", "video": "video files",
     "encoders": "sentence-transformers as text encoder", "ocr": "reading text for captions",
     "quantize": "4- and 8-bit weights", "notebooks": "the notebooks of examples/",
@@ -41,17 +42,6 @@ ADVICE = {
     "store": "pass --store with a file that vlroute wrote, or one that is not there yet",
     "caches": "set HF_HOME to a folder that can be read and written",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. `state`: a "problem" prevents answering, a "note" does not; `advice` says what to do."""
-
-    section: str
-    what: str
-    found: str
-    state: State = "fine"
-    advice: str = ""
 
 
 def examine(pair: str | None = None, router: Source | None = None, store: str | None = None) -> Iterator[Finding]:
@@ -79,6 +69,11 @@ class _Examination:
                 yield Finding(section, "could not be examined", _why(error), "problem", ADVICE[section])
 
     def _pair(self) -> Iterator[Finding]:
+        if str(self.pair).endswith(".json"):
+            from vlroute.doctor_endpoints import endpoints
+
+            yield from endpoints(Path(str(self.pair)))
+            return
         from vlroute.engine.tower import tower_fingerprint
 
         instruct, thinking, self.router = resolve_pair(self.pair, None, None, self.router)

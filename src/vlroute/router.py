@@ -98,6 +98,11 @@ class Router(Sources):
         """What conversations have read so far, see `PrefixCache.stats`. As `pair`."""
         return self._local.prefixes
 
+    def forget(self) -> None:
+        """Forget the vision features that no request uses; endpoints keep theirs."""
+        if self.remote is None:
+            self.cache.clear()
+
     @property
     def _local(self) -> LocalEngine:
         if self.remote is not None:

@@ -167,6 +167,8 @@ class RemoteRequest:
         refuses key, model or address. InputError: it refuses the request.
         """
         endpoint, breaker = self.engine.endpoints[mode], self.engine.breakers[mode]
+        if mode == "instruct":
+            settings = {name: value for name, value in settings.items() if name != "thinking_budget"}
         body = endpoint.body(self.conversation, settings)
         stream = RemoteStream(endpoint, mode, settings.get("stop") or (), on_piece, cancel)
         if not breaker.admit():

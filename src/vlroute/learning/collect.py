@@ -165,8 +165,7 @@ class _Job:
             self.router.ask(list(conversation.messages), mode=mode, **{**self.generation, "max_new_tokens": 2})
 
     def _ask(self, conversation: Conversation, mode: Mode) -> Answer:
-        if self.router.remote is None:
-            self.router.cache.clear()  # each mode pays for its own picture
+        self.router.forget()  # each mode pays for its own picture
         return self.router.ask(list(conversation.messages), mode=mode, **self.generation)
 
     def _right(self, example: Example, instruct: str, thinking: str) -> tuple[float | bool, float | bool]:

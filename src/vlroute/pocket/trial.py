@@ -51,7 +51,7 @@ def ask_task(router: Router, task: Task, mode: Mode | None = None, bare: bool = 
 
     `bare` asks for the result only.
     """
-    router.cache.clear()
+    router.forget()
     return router.ask(task.prompt + (BARE[task.language] if bare else ""), **media(task), mode=mode)
 
 
