@@ -1,0 +1,1 @@
+"""A small simulator of replicas under load; see docs/scaling.md."""
