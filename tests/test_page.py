@@ -30,7 +30,7 @@ from tests.page.browser import (
     visit,
     visiting,
 )
-from tests.serving import Served, served
+from tests.serving import KEY, Served, served
 from vlroute import Router
 from vlroute.answer import AnswerDelta, Decided, Events
 from vlroute.serving.mount import mount_page
@@ -282,3 +282,17 @@ def test_a_visitor_who_leaves_stops_the_answer(context: Any) -> None:
             one.ask("ask", "Go on.")
             one.page.wait_for_selector("text=on on on")
         assert answerer.closed.wait(10)
+
+
+def test_who_logs_in_finds_nothing_of_others(browser: Any, files: Path) -> None:
+    with served(ServerSettings(api_keys=(KEY,)), mount_page) as server:
+        for _ in range(2):
+            with visiting(browser) as context:
+                assert not context.request.post(f"{server.url}/login", form={"username": "ann", "password": "no"}).ok
+                assert context.request.post(f"{server.url}/login", form={"username": "ann", "password": KEY}).ok
+                with visit(context, server.url) as visitor:
+                    visitor.ask("ask", TEXT.prompt, files / "text.png")
+                    assert "picture read" in visitor.badges("talk")[0]
+                    visitor.ask("ask", TEXT.prompt)
+                    assert "picture known" in visitor.badges("talk", 2)[1]
+        assert server.router.cache.stats().encodes == 2

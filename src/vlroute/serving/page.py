@@ -43,7 +43,7 @@ class Answerer(Protocol):
         """Closing the iterator cancels the generation."""
         ...
 
-    def decide(self, prompt: str, images: Any = None, *, videos: Any = None, price: float | None = None) -> Decision:
+    def decide_on(self, conversation: Conversation, wish: Wish) -> Decision:
         """Which mode should answer?"""
         ...
 

@@ -24,7 +24,7 @@ from vlroute.messages import parse
 from vlroute.serving.page_badge import signed
 from vlroute.serving.page_box import ANSWERING, INSTANT, halt, mode_choice, wished
 from vlroute.serving.page_table import TABLES, Job, Row, read_job
-from vlroute.serving.page_turn import REDRAW_SECONDS, SESSION_SECONDS, Noticed, error_words
+from vlroute.serving.page_turn import REDRAW_SECONDS, SESSION_SECONDS, Noticed, error_words, tenant
 from vlroute.serving.page_words import Words
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def add_batch(answerer: Answerer, words: Words, price: gr.State) -> None:
         visible=False, column_widths=WIDTHS, max_height=420, datatype="str", buttons=[],
     )  # fmt: skip
 
-    def answer_all(paths: list[str] | None, choice: str, price: float | None) -> Iterator[dict[Any, Any]]:
+    def answer_all(
+        paths: list[str] | None, choice: str, price: float | None, request: gr.Request
+    ) -> Iterator[dict[Any, Any]]:
         """The table as it fills; at the end, stopped or not, the results as a file."""
         began = drawn = time.monotonic()
         results: list[Result] = []
@@ -87,7 +89,7 @@ def add_batch(answerer: Answerer, words: Words, price: gr.State) -> None:
                 stop: gr.Button(visible=True), download: gr.DownloadButton(visible=False),
             }  # fmt: skip
             for row in job.rows:
-                wish = Wish(mode=wished(choice), price=price)
+                wish = Wish(mode=wished(choice), price=price, namespace=tenant(request))
                 result = _answer(answerer, job, row, wish, now.stop, words)
                 if result is None:
                     break

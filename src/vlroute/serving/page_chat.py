@@ -23,7 +23,7 @@ from vlroute.serving.page_box import (
     wished,
 )
 from vlroute.serving.page_thumbs import add_thumbs
-from vlroute.serving.page_turn import LATEX, SESSION_SECONDS, Noticed, Shown, attached, told
+from vlroute.serving.page_turn import LATEX, SESSION_SECONDS, Noticed, Shown, attached, tenant, told
 from vlroute.serving.page_words import Words
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def add_chat(answerer: Answerer, words: Words, price: gr.State) -> None:
     if answerer.store is None:
         gr.Markdown(words.no_store, elem_classes="lead")
 
-    def turn(asked: dict[str, Any], talk: Talk | None, choice: str, price: float | None) -> Iterator[dict[Any, Any]]:
+    def turn(
+        asked: dict[str, Any], talk: Talk | None, choice: str, price: float | None, request: gr.Request
+    ) -> Iterator[dict[Any, Any]]:
         """The page as it grows. A turn that fails leaves page, box and conversation as they were."""
         before = talk or Talk()
         with Noticed(words):
@@ -70,7 +72,7 @@ def add_chat(answerer: Answerer, words: Words, price: gr.State) -> None:
             after = (*shown, {"role": "assistant", "content": "…"})
             now = replace(before, stop=threading.Event())
             yield {view: list(after), state: now, box: waiting_box(), new: gr.Button(interactive=False)}
-            wish = Wish(mode=wished(choice), price=price)
+            wish = Wish(mode=wished(choice), price=price, namespace=tenant(request))
             for messages, answer in told(answerer, conversation, wish, now.stop, words):
                 after = (*shown, *messages)
                 yield {view: list(after)}

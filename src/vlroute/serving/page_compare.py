@@ -16,7 +16,7 @@ from vlroute.modes import MODES, Mode
 from vlroute.serving.page_badge import signed, why
 from vlroute.serving.page_box import ANSWERING, INSTANT, halt, open_box, question_box
 from vlroute.serving.page_thumbs import add_thumbs
-from vlroute.serving.page_turn import LATEX, SESSION_SECONDS, Noticed, attached, told
+from vlroute.serving.page_turn import LATEX, SESSION_SECONDS, Noticed, attached, tenant, told
 from vlroute.serving.page_words import Words
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def add_compare(answerer: Answerer, words: Words, price: gr.State) -> None:
                     height=None, placeholder=words.compare_empty, buttons=["copy"], latex_delimiters=LATEX,
                 )  # fmt: skip
 
-    def both(asked: dict[str, Any], price: float | None) -> Iterator[dict[Any, Any]]:
+    def both(asked: dict[str, Any], price: float | None, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """Both answers as they grow, Instruct first; then which mode Auto would have chosen."""
         with Noticed(words):
             pictures, videos = attached(asked["files"], answerer.limits)
@@ -64,11 +64,12 @@ def add_compare(answerer: Answerer, words: Words, price: gr.State) -> None:
             for mode, view in views.items():
                 if now.stop.is_set():
                     break
-                for messages, answer in told(answerer, conversation, Wish(mode=mode), now.stop, words):
+                wish = Wish(mode=mode, namespace=tenant(request))
+                for messages, answer in told(answerer, conversation, wish, now.stop, words):
                     yield {view: messages}
                     if answer is not None:
                         ids[mode] = answer.id
-            decision = answerer.decide(asked["text"], pictures or None, videos=videos or None, price=price)
+            decision = answerer.decide_on(conversation, Wish(price=price, namespace=tenant(request)))
             reason = why(decision, words, answerer.judge.classifier is not None)
             said = words.chosen.format(mode=words.modes[decision.mode], gain=signed(decision.gain), why=reason)
             yield {state: Compared(ids, now.stop), box: open_box(), chosen: gr.Markdown(said, visible=True)}

@@ -63,6 +63,11 @@ def attached(files: Sequence[str], limits: Limits) -> tuple[list[Picture], list[
     return pictures, videos
 
 
+def tenant(request: gr.Request) -> str:
+    """The namespace of a visitor's caches: where people log in, a session of its own, as names are not secret."""
+    return f"page {request.session_hash}" if request.username else ""
+
+
 def told(
     answerer: Answerer, conversation: Conversation, wish: Wish, stop: threading.Event, words: Words
 ) -> Iterator[tuple[list[Shown], Answer | None]]:

@@ -17,7 +17,7 @@ from vlroute.answering import Wish
 from vlroute.decision.policy import Decision
 from vlroute.judge import Judge
 from vlroute.media import Limits
-from vlroute.messages import Conversation, parse
+from vlroute.messages import Conversation
 from vlroute.modes import MODES, Mode
 from vlroute.router import Router
 from vlroute.serving.errors import APIError
@@ -99,9 +99,9 @@ class Service:
             alarm.cancel()
             self._leave(cancel)
 
-    def decide(self, prompt: str, images: Any = None, *, videos: Any = None, price: float | None = None) -> Decision:
-        """See `Router.decide`."""
-        return self.router.decide_on(parse(prompt, images, videos, limits=self.limits), Wish(price=price))
+    def decide_on(self, conversation: Conversation, wish: Wish) -> Decision:
+        """See `Router.decide_on`."""
+        return self.router.decide_on(conversation, wish)
 
     def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
         """See `Router.feedback`. APIError 400 where nothing is stored."""
