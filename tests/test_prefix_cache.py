@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
+from vlroute.engine import prefix_index
 from vlroute.engine.prefix_cache import PrefixCache, Reading, Slot
 
 PAD = 9  # fills the slots of pictures
@@ -34,6 +35,12 @@ def cache_of(length: int, fill: float = 0.0) -> DynamicCache:
         rows = torch.arange(length, dtype=torch.float32)[None, None, :, None].expand(1, 1, length, 4) + fill
         cache.update(rows, rows, layer)
     return cache
+
+
+@pytest.fixture(autouse=True)
+def blocks_of_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that these short readings are found as real ones are."""
+    monkeypatch.setattr(prefix_index, "BLOCK", 1)
 
 
 parts = st.lists(st.one_of(st.integers(0, 2), st.sampled_from(["a", "b"])), max_size=8)
@@ -114,3 +121,47 @@ def test_the_budget_holds(puts: list[tuple[int, int]], tokens: int) -> None:
 def test_a_negative_budget_is_refused() -> None:
     with pytest.raises(ValueError, match="bytes"):
         PrefixCache(-1)
+
+
+@given(st.lists(parts, min_size=1, max_size=6), parts, st.integers(1, 5))
+def test_found_by_blocks_as_by_looking_at_each(kept: list[list[int | str]], asked: list[int | str], block: int) -> None:
+    """Beginnings of whole blocks are never missed; what is within the last block may be."""
+    before, prefix_index.BLOCK = prefix_index.BLOCK, block
+    try:
+        cache = PrefixCache()
+        readings = [reading(*one) for one in kept]
+        for one in readings:
+            if len(one):
+                cache.put("o", one, cache_of(len(one)))
+        wanted = reading(*asked, 5)
+        best = max(one.common(wanted.head(len(wanted) - 1)) for one in readings)
+        found = cache.known("o", wanted)
+        assert best // block * block <= found <= best
+        assert cache.known("another", wanted) == 0
+        cache.budget = 0
+        cache.put("o", reading(1), cache_of(1))
+        assert {number for holding in cache._index._holding.values() for number in holding} == set(
+            cache._entries if block == 1 else (n for n, entry in cache._entries.items() if len(entry.reading) >= block)
+        )  # nothing dropped is still pointed to
+    finally:
+        prefix_index.BLOCK = before
+
+
+def test_finding_takes_no_longer_for_thousands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_index, "BLOCK", 16)
+    cache = PrefixCache(2**40)
+    empty = cache_of(48)
+    for i in range(3000):
+        cache.put("o", Reading(np.array([*range(32), *[i] * 16]), ()), empty)
+    before, seen = Reading.common, 0
+
+    def counted(self: Reading, other: Reading) -> int:
+        nonlocal seen
+        seen += 1
+        return before(self, other)
+
+    monkeypatch.setattr(Reading, "common", counted)
+    assert cache.known("o", Reading(np.array([*range(32), *[7] * 16, 1, 2]), ())) == 48
+    assert seen == 1
+    assert cache.known("o", Reading(np.array([*range(32), 5, 5, 1, 2]), ())) >= 32
+    assert seen <= 1 + prefix_index.MOST

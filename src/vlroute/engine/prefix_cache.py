@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
+from vlroute.engine.prefix_index import PrefixIndex
+
 MiB = 2**20
 Layers = tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
@@ -88,7 +90,8 @@ class PrefixStats:
 class PrefixCache:
     """Least recently used prefixes within a budget of bytes over all conversations and both modes. Thread-safe.
 
-    `owner` names whose prefixes may serve a prompt: the checkpoint that made them, and a tenant.
+    `owner` names whose prefixes may serve a prompt: the checkpoint that made them, and a tenant. A beginning of fewer
+    than `prefix_index.BLOCK` tokens is not looked for, and the best one is found to within as many.
     """
 
     def __init__(self, budget: int = 256 * MiB) -> None:
@@ -97,6 +100,7 @@ class PrefixCache:
             raise ValueError(f"a budget is a number of bytes >= 0, not {budget}")
         self.budget = budget
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
+        self._index = PrefixIndex()
         self._numbers = itertools.count()
         self._bytes = 0
         self._stats = PrefixStats()
@@ -109,6 +113,7 @@ class PrefixCache:
     def clear(self) -> None:
         with self._lock:
             self._entries.clear()
+            self._index = PrefixIndex()
             self._bytes = 0
 
     def known(self, owner: str, reading: Reading) -> int:
@@ -142,23 +147,30 @@ class PrefixCache:
             owner, reading.head(cache.get_seq_length()), tuple((layer.keys, layer.values) for layer in cache.layers)
         )
         with self._lock:
-            for number, old in [*self._entries.items()]:
-                if old.owner == owner and old.reading.common(entry.reading) == len(old.reading):
-                    self._bytes -= self._entries.pop(number).nbytes
+            for number in self._index.within(owner, entry.reading):
+                old = self._entries[number].reading
+                if old.common(entry.reading) == len(old):
+                    self._drop(number)
             if entry.nbytes > self.budget:
                 return
             while self._bytes + entry.nbytes > self.budget:
-                _, dropped = self._entries.popitem(last=False)
-                self._bytes -= dropped.nbytes
+                self._drop(next(iter(self._entries)))
                 self._stats = replace(self._stats, evictions=self._stats.evictions + 1)
-            self._entries[next(self._numbers)] = entry
+            number = next(self._numbers)
+            self._entries[number] = entry
+            self._index.add(number, owner, entry.reading)
             self._bytes += entry.nbytes
+
+    def _drop(self, number: int) -> None:
+        entry = self._entries.pop(number)
+        self._index.remove(number, entry.owner, entry.reading)
+        self._bytes -= entry.nbytes
 
     def _best(self, owner: str, reading: Reading) -> tuple[int, int | None]:
         """Longest usable beginning and its entry. At least one token is left to read: a model must be asked anew."""
         asked = reading.head(len(reading) - 1)
         best: tuple[int, int | None] = (0, None)
-        for number, entry in self._entries.items():
-            if entry.owner == owner and (length := entry.reading.common(asked)) > best[0]:
+        for number in self._index.sharing(owner, asked):
+            if (length := self._entries[number].reading.common(asked)) > best[0]:
                 best = (length, number)
         return best

@@ -244,14 +244,14 @@ class VisionCache:
 
     def _keep(self, key: str, features: VisionFeatures) -> None:
         """Make room and keep; where entries in use leave too little, serve uncached. Called with the lock held."""
-        idle = [old for old in self._kept if old not in self._pins]  # least recently used first
-        if features.nbytes > self.budget - self._bytes + sum(self._kept[old].nbytes for old in idle):
+        in_use = sum(self._kept[pinned].nbytes for pinned in self._pins if pinned in self._kept)
+        if features.nbytes > self.budget - in_use:
             self._counts["uncached"] += 1
             return
         if (behind := self._host.pop(key, None)) is not None:
             self._host_bytes -= behind.nbytes
-        while self._bytes + features.nbytes > self.budget:
-            self._evict(idle.pop(0))
+        while self._bytes + features.nbytes > self.budget:  # least recently used first
+            self._evict(next(old for old in self._kept if old not in self._pins))
         self._kept[key] = features
         self._bytes += features.nbytes
 
