@@ -63,7 +63,7 @@ def test_what_needs_no_model_loads_no_torch(arguments: str) -> None:
         ("do", {"doctor"}),
         ("ask --pol", {"--policy"}),
         ("ask --mode ", {"instruct", "thinking"}),
-        ("c", {"chat", "collect", "curves"}),
+        ("c", {"chat", "cluster", "collect", "curves"}),
     ],
 )
 def test_completion(words: str, offered: set[str]) -> None:

@@ -72,6 +72,10 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         return
     url = request.getfixturevalue("postgres")
     yield url
+    drop_tables(url)
+
+
+def drop_tables(url: str) -> None:
     engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
         connection.execute(sa.text("DROP TABLE IF EXISTS feedback, answers, vlroute_schema"))

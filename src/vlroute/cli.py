@@ -18,6 +18,7 @@ from vlroute.cli_learning import collect, curves, evaluate, export, feedback, pr
 from vlroute.cli_options import AsJson, Caption, Forced, Images, Pair, Price, Prompt, RouterFolder, Wanted
 from vlroute.cli_screen import Screen
 from vlroute.errors import VLRouteError
+from vlroute.serving.cluster_command import cluster
 from vlroute.serving.command import serve, ui
 
 app = typer.Typer(
@@ -133,7 +134,7 @@ def demo(
 #: The commands in the order of the help, under the heads of its panels.
 PANELS: dict[str, dict[str, Callable[..., Any]]] = {
     "Look": {"demo": demo, "doctor": doctor},
-    "Answer": {"ask": ask, "chat": chat, "route": route, "serve": serve, "ui": ui},
+    "Answer": {"ask": ask, "chat": chat, "route": route, "serve": serve, "ui": ui, "cluster": cluster},
     "Learn": {
         "collect": collect, "train": train, "probe": probe, "eval": evaluate, "curves": curves, "feedback": feedback,
         "export": export,

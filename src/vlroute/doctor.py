@@ -27,7 +27,7 @@ LITTLE_DISK = 10 * GiB  # the 2B pair takes about 9
 #: What each extra of the package is for.
 EXTRAS = {
     "serve": "the OpenAI-compatible server", "ui": "the web page", "store": "keeping answers and feedback",
-    "remote": "a pair behind endpoints",
+    "remote": "a pair behind endpoints", "cluster": "several replicas of the pair, on Ray",
     "train": "retraining the router, curves", "collect": "asking both modes for labels", "video": "video files",
     "encoders": "sentence-transformers as text encoder", "ocr": "reading text for captions",
     "quantize": "4- and 8-bit weights", "notebooks": "the notebooks of examples/",

@@ -1,0 +1,55 @@
+"""Ray for one machine, closed to all others."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from vlroute.errors import ExtraMissing
+from vlroute.serving.settings import is_loopback
+
+#: Read by Ray when it is imported or starts. Without the first its ports listen on every address of this machine; its
+#: name is historical, and so is that it is off on Linux only.
+SAFE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def start_here(cpus: int | None = None, **options: Any) -> str:
+    """Start Ray on the loopback address, without dashboard and statistics for its makers; whoever connects needs the
+    token that Ray keeps in the user's home. It ends with this process. Gives its address, host and port.
+
+    `cpus`: cores to hand out, by default all. `options`: of `ray.init`.
+
+    ExtraMissing without Ray. RuntimeError if Ray was imported before in this process: it is too late then.
+    """
+    _keep_safe()
+    ray = _ray()
+    mask = os.umask(0o077)  # the token and the logs are nobody else's to read
+    try:
+        started = ray.init(num_cpus=cpus, include_dashboard=False, **options)
+    finally:
+        os.umask(mask)
+    return str(started.address_info["address"])
+
+
+def join(address: str) -> None:
+    """Connect to a Ray that runs: host and port, or "auto" for that of a cluster to which this machine belongs. One of
+    `start_here` has a loopback address, which Ray would exchange for another one unless told. Errors as there, and
+    ConnectionError if nobody is there."""
+    if is_loopback(address.rpartition(":")[0]):
+        _keep_safe()
+    _ray().init(address=address)
+
+
+def _keep_safe() -> None:
+    if "ray" in sys.modules and any(os.environ.get(name) != value for name, value in SAFE.items()):
+        raise RuntimeError(f"Ray was imported already; set {', '.join(f'{k}={v}' for k, v in SAFE.items())} before")
+    os.environ.update(SAFE)
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ExtraMissing(error, "cluster") from error
+    return ray
