@@ -319,6 +319,16 @@ def test_a_stream_that_has_begun_ends_with_an_error(cluster: Cluster) -> None:
     assert last["error"]["type"] == "server_error"
 
 
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = subprocess.run(
+            [sys.executable, "-m", "vlroute", "cluster", "--port", str(taken.getsockname()[1])],
+            capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "(Address already in use); choose another --port" in done.stderr
+
+
 def test_without_ray_the_error_says_what_to_install() -> None:
     code = "import sys; sys.modules['ray'] = None; import vlroute.serving.cluster"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -51,11 +51,12 @@ def cluster(
 
     VLROUTE_API_KEYS=… vlroute cluster --address auto --host 0.0.0.0 --router my-router
     """
-    from vlroute.serving.cluster_start import join, start_here
+    from vlroute.serving.cluster_start import join, start_here, vacant
 
     server = _server(host, port, max_waiting, deadline, max_tokens, allow_host)
     here: str | None = None
     if address is None:
+        vacant(host, port)
         here = start_here()  # first of all: Ray must not be imported before
     else:
         join(address)

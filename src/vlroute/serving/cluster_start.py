@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from typing import Any
 
-from vlroute.errors import ExtraMissing
+from vlroute.errors import ExtraMissing, InputError
 from vlroute.serving.settings import is_loopback
 
 #: Read by Ray when it is imported or starts. Without the first its ports listen on every address of this machine; its
@@ -39,6 +40,16 @@ def join(address: str) -> None:
     if is_loopback(address.rpartition(":")[0]):
         _keep_safe()
     _ray().init(address=address)
+
+
+def vacant(host: str, port: int) -> None:
+    """InputError if nobody can listen there. Ray would not say so: two of its proxies share a port, and each would get
+    a part of the requests."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        why = str(error.strerror).partition(" (")[0]
+        raise InputError(f"cannot listen on {host}:{port} ({why}); choose another --port") from error
 
 
 def _keep_safe() -> None:
