@@ -5,158 +5,302 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from training.simulation import sizes
-from training.simulation.run import drawn, poisson, replicas_needed, saturated, simulate
-from training.simulation.work import Machine, Work, per_token, works
+from training import simulate as command
+from training.simulation.choosing import ByRouter, ByShare
+from training.simulation.run import closed, drawn, poisson, replicas_needed, simulate
+from training.simulation.work import Machine, Request, Slower, Work, requests_of
 
+from vlroute.decision.classifier import Prediction
+from vlroute.decision.pace import Pace
+from vlroute.decision.policy import Policy
 from vlroute.errors import InputError
 from vlroute.learning.records import Outcome, Record
-from vlroute.modes import Mode
 
 ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "training/pocket/records.jsonl.gz"
+NOTHING = Work(0.0, 0.0)
+ONE = 0.1  # seconds of a token
 
 
-def reading(seconds: float, mode: Mode = "instruct") -> Work:
-    return Work(mode, 0.0, seconds, 0)
+def writing(tokens: int, prefill: float = 0.0) -> Work:
+    return Work(prefill, ONE * tokens, tokens)
 
 
-def seconds(machine: Machine, arrivals: list[float], jobs: list[Work]) -> list[float]:
-    return simulate(machine, arrivals, jobs, warm_up=0).seconds.round(9).tolist()
+def reading(seconds: float, front: float = 0.0) -> Request:
+    """The same in both modes, without a token to write."""
+    return Request(Work(seconds, 0.0), Work(seconds, 0.0), front)
+
+
+def share(value: float) -> Callable[[int], ByShare]:
+    return lambda number: ByShare(value, number)
+
+
+def seconds(machine: Machine, arrivals: list[float], jobs: list[Request], thinking: float = 0.0) -> list[float]:
+    return simulate(machine, arrivals, jobs, share(thinking), warm_up=0).seconds.round(9).tolist()
+
+
+class InTurns:
+    """Instruct, Thinking, Instruct, …"""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.seen: list[tuple[str, int, float, float]] = []
+
+    def choose(self, request: Request, queue: object) -> str:
+        self.asked += 1
+        return "instruct" if self.asked % 2 else "thinking"
+
+    def observe(self, mode: str, tokens: int, prefill: float, decode: float) -> None:
+        self.seen.append((mode, tokens, round(prefill, 9), round(decode, 9)))
 
 
 def test_one_row_is_a_line_first_come_first_served() -> None:
-    one = Machine((0.1,), cores=9, rows=1)
-    jobs = [reading(1.0), reading(1.0), Work("instruct", 0.0, 0.5, 5)]
+    one = Machine(cores=9, rows=1)
+    jobs = [reading(1.0), reading(1.0), Request(writing(5, 0.5), NOTHING)]
     assert seconds(one, [0.0, 0.25, 0.5], jobs) == [1.0, 1.75, 2.5]
 
 
+def test_regular_arrivals_wait_exactly_what_is_left() -> None:
+    # one comes every second and takes 1.5: each waits half a second longer than the one before
+    found = seconds(Machine(rows=1), [float(i) for i in range(6)], [reading(1.5)] * 6)
+    assert found == [1.5 + 0.5 * i for i in range(6)]
+    assert seconds(Machine(rows=1), [2.0 * i for i in range(6)], [reading(1.5)] * 6) == [1.5] * 6
+
+
 def test_before_a_row_is_needed_nobody_waits_for_one() -> None:
-    one = Machine((0.1,), cores=9, rows=1)
-    assert seconds(one, [0.0, 0.0], [Work("instruct", 1.0, 1.0, 0)] * 2) == [2.0, 3.0]
+    one = Machine(cores=9, rows=1)
+    assert seconds(one, [0.0, 0.0], [reading(1.0, front=1.0)] * 2) == [2.0, 3.0]
+    assert seconds(one, [0.0, 0.0], [Request(NOTHING, NOTHING, 0.5, 0.5)] * 2) == [1.0, 1.0]
 
 
 def test_rows_share_a_step() -> None:
-    two = Machine((0.1, 0.15), cores=9, rows=2)
+    two = Machine((1.0, 1.5), cores=9, rows=2)
     # both write 10 tokens in steps of 0.15 until the first is done; the third then takes its row
-    jobs = [Work("thinking", 0.0, 0.0, tokens) for tokens in (10, 20, 10)]
-    assert seconds(two, [0.0, 0.0, 0.0], jobs) == [1.5, 3.0, 3.0]
+    jobs = [Request(NOTHING, writing(tokens)) for tokens in (10, 20, 10)]
+    assert seconds(two, [0.0, 0.0, 0.0], jobs, thinking=1) == [1.5, 3.0, 3.0]
     # alone it writes the rest faster
-    assert seconds(two, [0.0, 0.0], jobs[:2]) == [1.5, 2.5]
+    assert seconds(two, [0.0, 0.0], jobs[:2], thinking=1) == [1.5, 2.5]
 
 
 def test_modes_have_rows_of_their_own_and_share_the_machine() -> None:
-    jobs = [Work("thinking", 0.0, 0.0, 10), Work("instruct", 0.0, 0.0, 5)]
-    assert seconds(Machine((0.1,), cores=2, rows=1), [0.0, 0.0], jobs) == [1.0, 0.5]
-    # on one core each goes at half speed until the shorter one is done
-    assert seconds(Machine((0.1,), cores=1, rows=1), [0.0, 0.0], jobs) == [1.5, 1.0]
+    jobs = [Request(writing(5), NOTHING), Request(NOTHING, writing(10))]
+    for cores, expected in ((2.0, [0.5, 1.0]), (1.0, [1.0, 1.5])):  # each at half speed until the shorter one is done
+        found = simulate(Machine(cores=cores, rows=1), [0.0, 0.0], jobs, lambda number: InTurns(), warm_up=0)
+        assert found.seconds.round(9).tolist() == expected
+        assert found.thinking == 0.5
 
 
-def test_steps_beyond_those_measured() -> None:
-    assert [Machine((1.0, 1.5)).step(k) for k in (1, 2, 4)] == [1.0, 1.5, 2.5]
-    assert Machine((1.0,)).step(3) == 3.0
+def test_stages_take_as_long_as_was_measured() -> None:
+    # alone as on the idle replica; two inside: twice, three, four and five times as long
+    machine = Machine(slower=Slower(*((1.0, times) for times in (2.0, 3.0, 4.0, 5.0))))
+    job = Request(writing(10, 1.0), NOTHING, 1.0, 1.0)
+    assert seconds(machine, [0.0], [job]) == [4.0]
+    assert seconds(machine, [0.0, 0.0], [job, job]) == [14.0, 14.0]
+    assert machine.times("front", 1, 5) == 5.0  # as fast as with two, for so many more
+    for wrong in ((1.0,), (0.0, 1.0)):
+        with pytest.raises(ValueError, match="each stage"):
+            Slower((1.0, 1.0), (1.0, 1.0), (1.0, 1.0), wrong)
+
+
+def test_steps_beyond_those_known() -> None:
+    assert [Machine((1.0, 1.5)).times("writing", 1, 1, k) for k in (1, 2, 4)] == [1.0, 1.5, 2.5]
+    assert Machine().times("writing", 1, 1, 3) == 3.0
 
 
 @pytest.mark.parametrize("load", [0.3, 0.7])
 def test_chance_arrivals_wait_as_the_formulas_say(load: float) -> None:
-    count = 40_000
-    arrivals = poisson(load, count, seed=3)
-    constant = simulate(Machine((1.0,), rows=1, inside=10**6), arrivals, [reading(1.0)] * count)
-    assert constant.seconds.mean() == pytest.approx(1 + load / (2 * (1 - load)), rel=0.05)  # M/D/1
-    assert constant.busy == pytest.approx(load, rel=0.03)
-    sizes = np.random.default_rng(4).exponential(1.0, count)
-    shared = simulate(Machine((1.0,), rows=10**6, inside=10**6), arrivals, [reading(float(size)) for size in sizes])
-    assert shared.seconds.mean() == pytest.approx(1 / (1 - load), rel=0.06)  # M/M/1, processor sharing
+    runs, count = 8, 3000
+    lines, shared = [], []
+    for seed in range(runs):
+        arrivals = poisson(load, count, seed)
+        line = simulate(Machine(rows=1, inside=10**6), arrivals, [reading(1.0)] * count, share(0))
+        assert line.busy == pytest.approx(load, rel=0.05)
+        lines.append(line.seconds.mean())
+        jobs = [reading(float(size)) for size in np.random.default_rng(100 + seed).exponential(1.0, count)]
+        every = simulate(Machine(rows=10**6, inside=10**6), arrivals, jobs, share(0))
+        shared.append(every.seconds.mean())
+    for found, formula in (
+        (lines, 1 + load / (2 * (1 - load))),  # M/D/1: Pollaczek and Khinchine
+        (shared, 1 / (1 - load)),  # M/M/1, processor sharing
+    ):
+        error = np.std(found, ddof=1) / np.sqrt(runs)
+        assert error < 0.05 * formula
+        assert abs(np.mean(found) - formula) < 4 * error
 
 
 def test_full_replicas_spill_and_then_refuse() -> None:
-    one = Machine((1.0,), rows=1, inside=2)
+    one = Machine(rows=1, inside=2)
     jobs = [reading(10.0)] * 5
-    assert simulate(one, [0.0] * 5, jobs, 1, warm_up=0).refused == 3
-    assert simulate(one, [0.0] * 5, jobs, 2, warm_up=0).refused == 1
-    assert simulate(one, [0.0] * 5, jobs, 3, warm_up=0).refused == 0
+    for replicas, refused in ((1, 3), (2, 1), (3, 0)):
+        found = simulate(one, [0.0] * 5, jobs, share(0), replicas, warm_up=0)
+        assert (found.refused, len(found.seconds)) == (refused, 5 - refused)
+    # with rows for all of them nobody waits: who finds the home replica full goes on round the ring
+    four = simulate(Machine(cores=9, rows=2, inside=80), [0.0] * 8, jobs[:1] * 8, share(0.0), 4, warm_up=0)
+    assert max(four.seconds) <= 20.0
 
 
-def test_thinking_share_and_replicas_needed() -> None:
-    jobs = drawn([reading(0.5), reading(0.5, "thinking")], 2000, seed=1)
-    found = simulate(Machine((0.1,), rows=8), poisson(1.0, 2000), jobs)
-    assert found.thinking == pytest.approx(0.5, abs=0.05)
-    needed = [replicas_needed(Machine((0.1,)), poisson(rate, 1000), jobs[:1000], 2.0) for rate in (1.0, 4.0, 16.0)]
-    assert None not in needed
-    assert needed == sorted(needed)  # type: ignore[type-var]
-    assert needed[0] <= 2 < needed[2]
-    assert needed[2] >= 8  # each brings half a second of work a request: 16 a second fill eight machines
-    assert replicas_needed(Machine((0.1,)), poisson(1.0, 500), jobs[:500], 0.4) is None  # faster than one alone
+@pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
+def test_thinking_share(value: float) -> None:
+    jobs = [Request(Work(0.1, 0.0), Work(0.3, 0.0))] * 2000
+    found = simulate(Machine(), poisson(1.0, 2000), jobs, share(value))
+    assert found.thinking == pytest.approx(value, abs=0.03 if 0 < value < 1 else 0)
+    if value in (0.0, 1.0):
+        assert min(found.seconds) == pytest.approx(0.3 if value else 0.1)
+
+
+def predicted(gain: float) -> Request:
+    """Gain, and 10 more tokens for it."""
+    return Request(writing(10), writing(20), predicted=Prediction(0.4, 0.4 + gain, 10, 20, 1.0))
+
+
+def test_the_router_decides_by_its_own_rule() -> None:
+    pace = Pace({"instruct": 0.1, "thinking": 0.1}, {"instruct": 0.0, "thinking": 0.0})
+    # a second more, at 0.2 a second
+    choosing = ByRouter(Policy(price=0.2), pace)
+    assert [choosing.choose(predicted(gain), {}) for gain in (0.15, 0.25)] == ["instruct", "thinking"]
+    for _ in range(100):
+        choosing.observe("thinking", 20, 0.0, 4.0)  # twice as slow as thought: the pace follows
+    assert choosing.choose(predicted(0.25), {}) == "instruct"
+    assert choosing.again().choose(predicted(0.25), {}) == "thinking"
+    with pytest.raises(ValueError, match="decides on predictions"):
+        choosing.choose(reading(1.0), {})
+
+
+def test_the_price_rule_follows_load_if_told_to() -> None:
+    pace = Pace({"instruct": 0.1, "thinking": 0.1}, {"instruct": 0.0, "thinking": 0.0})
+    jobs, waits = [predicted(0.25)] * 600, {"instruct": 0.0, "thinking": 1.0}
+    for queue, expected in ((False, "thinking"), (True, "instruct")):
+        assert ByRouter(Policy(price=0.2), pace, queue).choose(jobs[0], waits) == expected
+    machine = Machine(cores=2.0, rows=1)
+    blind, seeing = (
+        simulate(machine, poisson(0.6, 600), jobs, lambda number, queue=queue: ByRouter(Policy(price=0.2), pace, queue))
+        for queue in (False, True)
+    )
+    assert blind.thinking == 1.0
+    assert 0.2 < seeing.thinking < 0.9
+    assert seeing.quantile(0.95) < 0.5 * blind.quantile(0.95)
+
+
+def test_what_a_replica_tells_of_its_answers() -> None:
+    told = InTurns()
+    machine = Machine(cores=2.0)
+    simulate(
+        machine,
+        [0.0, 5.0],
+        [Request(writing(10, 0.5), NOTHING), Request(NOTHING, writing(3, 1.0))],
+        lambda number: told,
+    )
+    assert told.seen == [("instruct", 10, 0.5, 1.0), ("thinking", 3, 1.0, 0.3)]
+
+
+def test_replicas_needed_grow_with_load_and_fall_with_patience() -> None:
+    jobs = drawn([reading(0.5)], 600)
+    machine = Machine()
+    needed = [replicas_needed(machine, poisson(rate, 600), jobs, share(0), 2.0) or 999 for rate in (1.0, 4.0, 16.0)]
+    assert needed == sorted(needed)
+    assert needed[0] <= 2
+    assert 8 <= needed[2] < 999  # each brings half a second of work a request: 16 a second fill eight machines
+    patient = [replicas_needed(machine, poisson(8.0, 600), jobs, share(0), p95) or 999 for p95 in (0.6, 1.0, 5.0)]
+    assert patient == sorted(patient, reverse=True)
+    assert replicas_needed(machine, poisson(1.0, 300), jobs[:300], share(0), 0.4) is None  # faster than one alone
+    with pytest.raises(ValueError, match="p95 to keep must be over 0"):
+        replicas_needed(machine, poisson(1.0, 300), jobs[:300], share(0), 0.0)
 
 
 def test_clients_that_ask_again_at_once() -> None:
-    assert saturated(Machine((0.1,), cores=1, rows=8), [reading(0.5)] * 200, 4) == pytest.approx(2.0, rel=0.02)
-    assert saturated(Machine((0.1,), cores=2, rows=8), [reading(0.5)] * 200, 4) == pytest.approx(4.0, rel=0.02)
-    assert saturated(Machine((0.1,), cores=2, rows=8), [reading(0.5)] * 200, 1) == pytest.approx(2.0, rel=0.02)
+    for cores, clients, rate in ((1.0, 4, 2.0), (2.0, 4, 4.0), (2.0, 1, 2.0)):
+        found, ended = closed(Machine(cores=cores), [reading(0.5)] * 200, ByShare(0), clients)
+        assert found == pytest.approx(rate, rel=0.02)
+        assert len(ended) >= 190
 
 
-def test_records_become_work() -> None:
-    outcome = Outcome(True, 11, 1.2, 0.2)
-    record = Record("a", "?", None, outcome, Outcome(True, 21, 2.2, 0.2))
-    assert per_token([record]) == pytest.approx(0.1)
-    assert works([record, record], ["instruct", "thinking"]) == [
-        Work("instruct", 0.0, 0.2, 10), Work("thinking", 0.0, 0.2, 20),
-    ]  # fmt: skip
-    with pytest.raises(InputError, match="lacks tokens"):
-        works([Record("b", "?", None, Outcome(True), outcome)], ["instruct"])
-    with pytest.raises(InputError, match="no record holds"):
-        per_token([])
+def test_records_become_requests() -> None:
+    record = Record("a", "?", None, Outcome(True, 10, 1.2, 0.2), Outcome(True, 20, 2.2, 0.2))
+    assert requests_of([record]) == [Request(Work(0.2, 1.0, 10), Work(0.2, 2.0, 20))]
+    with pytest.raises(InputError, match="'b' lacks tokens, seconds or prefill_seconds of thinking"):
+        requests_of([Record("b", "?", None, record.instruct, Outcome(True))])
 
 
-def test_what_makes_no_machine() -> None:
-    for wrong in ({"steps": ()}, {"steps": (0.0,)}, {"steps": (1.0,), "cores": 0}, {"steps": (1.0,), "rows": 0}):
+def test_what_cannot_be_simulated() -> None:
+    for steps in ((), (0.0,)):
         with pytest.raises(ValueError, match="must be over 0"):
-            Machine(**wrong)  # type: ignore[arg-type]
+            Machine(steps)
+    for wrong in ({"cores": 0}, {"inside": 0}, {"rows": 0}):
+        with pytest.raises(ValueError, match="must be over 0"):
+            Machine((1.0,), **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rate must be"):
         poisson(0.0, 5)
+    with pytest.raises(ValueError, match="must be 0 or more"):
+        Work(-1.0, 0)
+    with pytest.raises(ValueError, match="never fall"):
+        simulate(Machine(), [1.0, 0.0], [reading(1.0)] * 2, share(0))
+    with pytest.raises(ValueError, match="at least 1 replica"):
+        simulate(Machine(), [0.0], [reading(1.0)], share(0), 0)
 
 
-def test_the_command() -> None:
-    records = ROOT / "training/pocket/records.jsonl.gz"
-    asked = [sys.executable, "-m", "training.simulate"]
+def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> dict[str, object]:
+    monkeypatch.setattr(sys, "argv", ["simulate", *map(str, words), "--json"])
+    command.main()
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = ("--records", RECORDS, "--requests", 500)
+    found = told(capsys, monkeypatch, *said, "--rate", 20, "--p95", 1, "--share", 1)
+    assert found["thinking"] == 1.0
+    assert 0 < found["p50"] < found["p95"]  # type: ignore[operator]
+    assert found["needed"] == 1
+    routed = [
+        told(capsys, monkeypatch, *said, "--rate", 5, "--router", ROOT / "models/pocket/router", "--price", price)
+        for price in (0, 50)
+    ]
+    assert routed[0]["thinking"] > 0.3 > routed[1]["thinking"]  # type: ignore[operator]
+    (tmp_path / "trace").write_text("\n".join(str(10 + i / 4) for i in range(200)))
+    assert told(capsys, monkeypatch, *said[:2], "--trace", tmp_path / "trace")["rate"] == pytest.approx(4.0)
+    machine = Machine(slower=Slower((1.0, 2.0), (1.0, 3.0), (1.0, 4.0), (1.0, 5.0)))
+    (tmp_path / "check.json").write_text(json.dumps({"machines": [asdict(machine)]}))
+    assert command.machine_of(tmp_path / "check.json") == machine
+
+
+def test_the_command_on_bad_input() -> None:
+    """One clear line, and status 1."""
     done = subprocess.run(
-        [*asked, str(records), "--rate", "20", "--p95", "1", "--share", "1", "--json"],
+        [sys.executable, "-m", "training.simulate", "--records", "nowhere.jsonl", "--rate", "1"],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["thinking"] == 1.0
-    assert 0 < found["p50"] < found["p95"]
-    for wrong, said in (
-        (["nowhere.jsonl", "--rate", "1"], "nowhere.jsonl"),
-        ([str(records), "--rate", "0"], "the rate must be over 0"),
-        ([str(records), "--rate", "1", "--share", "2"], "--share must lie in 0..1"),
-        ([str(records), "--rate", "1", "--router", "nowhere"], "nowhere"),
-    ):
-        done = subprocess.run([*asked, *wrong], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
-        assert said in done.stderr
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: nowhere.jsonl")
+    assert done.stderr.count("\n") == 1
 
 
-def test_the_arithmetic_of_layouts(tmp_path: Path) -> None:
-    # one token of one row: 3.44 GB of weights and 1324 x 114688 bytes, at 936 GB/s
-    assert sizes.tokens_a_second(sizes.SMALL, 1, 1324) == pytest.approx(936e9 / (3.44e9 + 1324 * 114688))
-    free, rows, _ = sizes.two_servers(sizes.SMALL)["instruct"]
-    assert free / 2**30 == pytest.approx(10.8 - 3.962 - 1.5, abs=0.01)
-    assert rows == int(free / (1324 * 114688)) == 37
-    equal, different = sizes.pair_in_one(sizes.LARGE, True), sizes.pair_in_one(sizes.LARGE, False)
-    assert different[0] - equal[0] == pytest.approx(0.814e9)
-    assert equal[2] > different[2] > 0
-    page = tmp_path / "scaling.md"
-    page.write_text(f"before\n{sizes.BEGIN}\nyesterday\n{sizes.END}\nafter\n")
-    sizes.main(page)
-    assert "yesterday" not in page.read_text()
-    assert page.read_text().startswith("before\n")
-    assert page.read_text().endswith(f"{sizes.END}\nafter\n")
-    committed = (ROOT / "docs/scaling.md").read_text("utf-8")
-    assert sizes.render() in committed  # nobody typed a figure
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rate", "0"], "the rate must be over 0"),
+        (["--rate", "1", "--share", "2"], "share must lie in 0..1"),
+        (["--rate", "1", "--router", "nowhere"], "nowhere"),
+        (["--rate", "1", "--replicas", "0"], "at least 1 replica"),
+        (["--rate", "1", "--rows", "0"], "rows and inside at least 1"),
+        (["--rate", "1", "--p95", "-1"], "p95 to keep must be over 0"),
+        (["--rate", "1", "--follow-load"], "give --router, too"),
+        (["--rate", "1", "--requests", "1"], "--requests must be at least 100"),
+        (["--rate", "1", "--machine", "nowhere.json"], "simulate_check wrote"),
+        (["--trace", "nowhere.txt"], "seconds of arrival"),
+    ],
+)
+def test_what_the_command_refuses(monkeypatch: pytest.MonkeyPatch, words: list[str], said: str) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["simulate", "--records", str(RECORDS), *words])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    line = str(ended.value)
+    assert line.startswith("error: ")
+    assert said in line
+    assert "\n" not in line

@@ -1,79 +1,133 @@
-"""What requests cost: drawn from measured records, each request as one of them was."""
+"""What requests cost, and how fast a replica works: values that are measured, not fitted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-
+from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.errors import InputError
 from vlroute.learning.records import Outcome, Record
-from vlroute.modes import MODES, Mode
+from vlroute.modes import Mode
+
+Stage = Literal["front", "seeing", "reading", "writing"]
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One request on an idle replica: seconds before it needs a row (parsing, caption, decision), seconds of reading
-    its prompt in a row, and tokens written after the first."""
+    """What one mode does for a request on an idle replica: `prefill` seconds of reading in a row, then `decode` seconds
+    of writing `tokens`. ValueError for less than 0."""
 
-    mode: Mode
-    before: float
     prefill: float
-    tokens: int
+    decode: float
+    tokens: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.before, self.prefill, self.tokens) < 0:
+        if not min(self.prefill, self.decode, self.tokens) >= 0:
             raise ValueError(f"seconds and tokens must be 0 or more, not {self}")
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """One replica. `steps[k - 1]`: seconds of one token for k rows of a mode together, alone on the machine; more rows
-    go on along the last slope. `cores`: how many things proceed at full speed at the same time (prompts being read,
-    modes that write); more of them share. `rows` a mode, and `inside` in all, as of `vlroute serve`."""
+class Request:
+    """One request in both modes, on an idle replica.
 
-    steps: tuple[float, ...]
+    `front`: seconds of parsing, deciding and sending; `seeing`: seconds of tower and caption. Both before a row is
+    needed. `predicted`: what the router expects of it; None where modes go by share. ValueError for less than 0.
+    """
+
+    instruct: Work
+    thinking: Work
+    front: float = 0.0
+    seeing: float = 0.0
+    predicted: Prediction | None = None
+
+    def __post_init__(self) -> None:
+        if not min(self.front, self.seeing) >= 0:
+            raise ValueError(f"seconds must be 0 or more, not {self.front} and {self.seeing}")
+
+    def work(self, mode: Mode) -> Work:
+        return self.instruct if mode == "instruct" else self.thinking
+
+
+@dataclass(frozen=True, slots=True)
+class Slower:
+    """How many times longer each stage takes than on the idle replica, `[k - 1]` with k requests inside; measured, as
+    of a flow-equivalent server (Chandy, Herzog and Woo 1975). Beyond the last it grows with the requests.
+
+    ValueError unless all are as long, and over 0.
+    """
+
+    front: tuple[float, ...]
+    seeing: tuple[float, ...]
+    reading: tuple[float, ...]
+    writing: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        each = (self.front, self.seeing, self.reading, self.writing)
+        if not self.front or len({*map(len, each)}) > 1 or not min(map(min, each)) > 0:
+            raise ValueError(f"each stage must be so many times slower for as many requests, and over 0: {self}")
+
+    def of(self, stage: Stage, inside: int) -> float:
+        times: tuple[float, ...] = getattr(self, stage)
+        return times[inside - 1] if inside <= len(times) else times[-1] * inside / len(times)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One replica.
+
+    `growth[k - 1]`: how many times longer a token of k rows takes than one of a single row; more rows go on along the
+    last slope. `cores`: seconds of work that can be done in a second, at most one by each thing at work: 1 on one GPU.
+    `slower`: measured, in place of these two. `rows` a mode, `inside` in all, as of `vlroute serve`. ValueError for
+    what makes no machine.
+    """
+
+    growth: tuple[float, ...] = (1.0,)
     cores: float = 1.0
+    slower: Slower | None = None
     rows: int = 8
     inside: int = 80
 
     def __post_init__(self) -> None:
-        if not self.steps or min(self.steps) <= 0 or self.cores <= 0 or self.rows < 1 or self.inside < 1:
-            raise ValueError(f"steps and cores must be over 0, rows and inside at least 1: {self}")
+        if not self.growth or not min(*self.growth, self.cores) > 0 or self.rows < 1 or self.inside < 1:
+            raise ValueError(f"growth and cores must be over 0, rows and inside at least 1: {self}")
 
-    def step(self, rows: int) -> float:
-        """Seconds until each of so many rows has one token more."""
-        known = len(self.steps)
+    def times(self, stage: Stage, active: int, inside: int, rows: int = 1) -> float:
+        """How many times longer than on the idle replica: `active` things at work, requests `inside`, `rows` that write
+        together."""
+        if self.slower:
+            return self.slower.of(stage, inside)
+        shared = max(active / self.cores, 1.0)
+        return shared * self._growth(rows) if stage == "writing" else shared
+
+    def _growth(self, rows: int) -> float:
+        known = len(self.growth)
         if rows <= known:
-            return self.steps[rows - 1]
-        slope = self.steps[-1] - self.steps[-2] if known > 1 else self.steps[-1]
-        return self.steps[-1] + slope * (rows - known)
+            return self.growth[rows - 1]
+        slope = self.growth[-1] - self.growth[-2] if known > 1 else self.growth[-1]
+        return self.growth[-1] + slope * (rows - known)
 
 
-def works(records: Iterable[Record], modes: Sequence[Mode]) -> list[Work]:
-    """What each record's request costs in the mode chosen for it. InputError where tokens or seconds are missing."""
-    return [_work(record.id, mode, _outcome(record, mode)) for record, mode in zip(records, modes, strict=True)]
-
-
-def per_token(records: Sequence[Record]) -> float:
-    """Median seconds of a token after the first. InputError where no record tells."""
-    found = [
-        (outcome.seconds - outcome.prefill_seconds) / (outcome.tokens - 1)
+def requests_of(records: Iterable[Record], classifier: ComplexityClassifier | None = None) -> list[Request]:
+    """Each record as a request, with what `classifier` predicts of it. InputError where tokens or seconds lack."""
+    return [
+        Request(
+            _work(record, "instruct"), _work(record, "thinking"),
+            predicted=classifier.predict(record.prompt, record.caption) if classifier else None,
+        )
         for record in records
-        for outcome in (_outcome(record, mode) for mode in MODES)
-        if outcome.seconds and outcome.prefill_seconds is not None and outcome.tokens and outcome.tokens > 1
-    ]
-    if not found:
-        raise InputError("no record holds tokens, seconds and prefill_seconds: collect some with vlroute collect")
-    return float(np.median(found))
+    ]  # fmt: skip
 
 
 def _outcome(record: Record, mode: Mode) -> Outcome:
     return record.instruct if mode == "instruct" else record.thinking
 
 
-def _work(id: str, mode: Mode, outcome: Outcome) -> Work:
-    if outcome.tokens is None or outcome.prefill_seconds is None:
-        raise InputError(f"record {id!r} lacks tokens or prefill_seconds of {mode}: collect it with vlroute collect")
-    return Work(mode, 0.0, outcome.prefill_seconds, max(outcome.tokens - 1, 0))
+def _work(record: Record, mode: Mode) -> Work:
+    outcome = _outcome(record, mode)
+    if outcome.tokens is None or outcome.seconds is None or outcome.prefill_seconds is None:
+        raise InputError(
+            f"record {record.id!r} lacks tokens, seconds or prefill_seconds of {mode}: collect it with vlroute collect"
+        )
+    return Work(outcome.prefill_seconds, max(outcome.seconds - outcome.prefill_seconds, 0.0), outcome.tokens)
