@@ -14,8 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from tests.conftest import lacking, media, task
-from tests.serving import KEY, user
+from tests.serving import KEY, until, user
 from tests.test_store import drop_tables, postgres  # noqa: F401 - a fixture
 from vlroute import Router
 from vlroute.decision.classifier import ComplexityClassifier
@@ -113,13 +112,6 @@ def cluster(store: str) -> Iterator[Cluster]:
         serve.shutdown()
     finally:
         ray.shutdown()
-
-
-def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def drawn(seed: int) -> Task:

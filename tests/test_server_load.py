@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from tests.conftest import task
-from tests.serving import Served, served, user
+from tests.serving import Served, served, until, user
 from vlroute.pocket import draw_task
 from vlroute.serving.settings import ServerSettings
 
@@ -28,13 +28,6 @@ SHORT: dict[str, Any] = {"model": "thinking", "max_tokens": 30}
 def server() -> Iterator[Served]:
     with served(ServerSettings(rows=2, max_waiting=2), generation=LONG) as one:
         yield one
-
-
-def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def inside(server: Served) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from training import simulate as command
 from training.simulation.choosing import ByRouter, ByShare
-from training.simulation.run import closed, drawn, poisson, replicas_needed, simulate
+from training.simulation.run import drawn, poisson, replicas_needed, simulate
 from training.simulation.work import Machine, Request, Slower, Work, requests_of
 
 from vlroute.decision.classifier import Prediction
@@ -211,13 +211,6 @@ def test_replicas_needed_grow_with_load_and_fall_with_patience() -> None:
     assert replicas_needed(machine, poisson(1.0, 300), jobs[:300], share(0), 0.4) is None  # faster than one alone
     with pytest.raises(ValueError, match="p95 to keep must be over 0"):
         replicas_needed(machine, poisson(1.0, 300), jobs[:300], share(0), 0.0)
-
-
-def test_clients_that_ask_again_at_once() -> None:
-    for cores, clients, rate in ((1.0, 4, 2.0), (2.0, 4, 4.0), (2.0, 1, 2.0)):
-        found, ended = closed(Machine(cores=cores), [reading(0.5)] * 200, ByShare(0), clients)
-        assert found == pytest.approx(rate, rel=0.02)
-        assert len(ended) >= 190
 
 
 def test_records_become_requests() -> None:

@@ -23,7 +23,7 @@ import psutil
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from training.bench.measure import ROOT
-from training.bench.page import hardware, versions
+from training.bench.page import hardware, put_section, versions
 from training.bench.server import serving
 from training.simulation.calibrate import Crowd, Writing, crowd_of, machine_of, requests_from
 from training.simulation.checked import Shown, compared, render
@@ -114,9 +114,7 @@ def predict(seen: Measured) -> dict[str, Any]:
 
 def write(found: dict[str, Any], page: Path) -> None:
     """The section of `page` between the markers."""
-    before, _, rest = page.read_text("utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    replace_file(page, f"{before}{BEGIN}\n{render(found)}{END}{after}".encode())
+    put_section(page, BEGIN, END, render(found))
 
 
 def main() -> None:

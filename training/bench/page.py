@@ -6,14 +6,23 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import transformers
+
+from vlroute.files import replace_file
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table: the first column to the left, all others to the right."""
     return [f"| {' | '.join(row)} |" for row in [head, ["---"] + ["---:"] * (len(head) - 1), *rows]]
+
+
+def put_section(page: Path, begin: str, end: str, section: str) -> None:
+    """Write `section` between the marks of `page`, or with them at its end. OSError."""
+    before, _, rest = page.read_text("utf-8").partition(begin)
+    replace_file(page, f"{before}{begin}\n{section}{end}{rest.partition(end)[2]}".encode())
 
 
 def hardware() -> str:

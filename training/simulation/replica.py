@@ -16,15 +16,13 @@ from vlroute.modes import MODES, Mode
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One request under way. `left`: seconds of the stage it is in, were the replica idle. `*_at`: when the stage
-    began, the mode was chosen, the last token was written."""
+    """One request under way. `left`: seconds of the stage it is in, were the replica idle. `*_at`: when
+    reading and writing began, and when the last token was written."""
 
     request: Request
     arrived: float
     left: float = 0.0
     mode: Mode = "instruct"
-    seeing_at: float = 0.0
-    chosen_at: float = 0.0
     reading_at: float = 0.0
     writing_at: float = 0.0
     written_at: float = 0.0
@@ -99,10 +97,10 @@ class Replica:
         """Move on whoever is done with its stage; a free row goes to the first in line."""
         ended: list[Job] = []
         for job in _done(self.front):
-            job.left, job.seeing_at = job.request.seeing, self.now
+            job.left = job.request.seeing
             self.seeing.append(job)
         for job in _done(self.seeing):
-            job.mode, job.chosen_at = self.choosing.choose(job.request, self._queue()), self.now
+            job.mode = self.choosing.choose(job.request, self._queue())
             self.line[job.mode].append(job)
         moved = True
         while moved:

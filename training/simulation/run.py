@@ -126,21 +126,6 @@ def _place(machines: Sequence[Replica], home: int) -> int:
     return min(range(len(machines)), key=lambda one: machines[one].inside)
 
 
-def closed(machine: Machine, requests: Sequence[Request], choosing: Choosing, clients: int) -> tuple[float, list[Job]]:
-    """Answers a second when so many clients ask again at once, and the answers until the first had nothing to ask."""
-    one, coming, ended = Replica(machine, choosing), iter(requests), list[Job]()
-    for _, request in zip(range(clients), coming, strict=False):
-        one.arrive(Job(request, 0.0))
-    while one.inside:
-        for job in one.advance(one.next_at()):
-            ended.append(job)
-            following = next(coming, None)
-            if following is None:
-                return len(ended) / one.now, ended
-            one.arrive(Job(following, one.now))
-    return len(ended) / one.now, ended
-
-
 def replicas_needed(
     machine: Machine,
     arrivals: Sequence[float] | Times,

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.bench.measure import ROOT
-from training.bench.page import table
-from vlroute.files import replace_file
+from training.bench.page import put_section, table
 from vlroute.modes import MODES, Mode
 
 KiB, GiB = 2**10, 2**30
@@ -187,9 +186,7 @@ def _left(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def main(page: Path = PAGE) -> None:
-    before, _, rest = page.read_text("utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    replace_file(page, f"{before}{BEGIN}\n{render()}{END}{after}".encode())
+    put_section(page, BEGIN, END, render())
 
 
 if __name__ == "__main__":

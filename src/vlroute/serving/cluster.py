@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ except ModuleNotFoundError as error:
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.serving.cluster_replica import PairReplica
 from vlroute.serving.cluster_settings import ClusterSettings
-from vlroute.serving.command import KEYS
+from vlroute.serving.command import keys
 
 NAME = "vlroute"
 
@@ -70,11 +69,6 @@ def app(args: Mapping[str, Any]) -> serve.Application:
     """`build` from the arguments of `serve run`, or of a Serve config file: fields of `ClusterSettings` and
     `ServerSettings` by their names. Keys come from VLROUTE_API_KEYS. ValueError, ArtefactError."""
     return build(ClusterSettings.read(args, {"api_keys": keys()}))
-
-
-def keys() -> tuple[str, ...]:
-    """The API keys of the environment."""
-    return tuple(os.environ.get(KEYS, "").replace(",", " ").split())
 
 
 def _of(deployment: serve.Deployment, version: str) -> serve.Deployment:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from vlroute.cli_options import Device, Pair, RouterFolder, StoreAt, Wanted
-from vlroute.serving.command import KEYS, AllowHost, Deadline, Host, MaxTokens, Rows, Waiting
-
-if TYPE_CHECKING:  # what it imports may be missing: `vlroute doctor` must start all the same
-    from vlroute.serving.settings import ServerSettings
+from vlroute.serving.command import AllowHost, Deadline, Host, MaxTokens, Rows, Waiting, bounds
 
 Address = Annotated[
     str | None,
@@ -53,7 +49,7 @@ def cluster(
     """
     from vlroute.serving.cluster_start import join, start_here, vacant
 
-    server = _server(host, port, max_waiting, deadline, max_tokens, allow_host)
+    server = bounds(allow_host, host=host, port=port, max_waiting=max_waiting, deadline=deadline, max_tokens=max_tokens)
     here: str | None = None
     if address is None:
         vacant(host, port)
@@ -88,18 +84,6 @@ def cluster(
         if here is not None:
             serve.shutdown()
         ray.shutdown()
-
-
-def _server(
-    host: str, port: int, max_waiting: int, deadline: float, max_tokens: int, allow_host: list[str] | None
-) -> ServerSettings:
-    from vlroute.serving.settings import ServerSettings
-
-    keys = tuple(os.environ.get(KEYS, "").replace(",", " ").split())
-    return ServerSettings(
-        host=host, port=port, api_keys=keys, max_waiting=max_waiting, deadline=deadline, max_tokens=max_tokens,
-        allowed_hosts=tuple(allow_host or ()),
-    )  # fmt: skip
 
 
 def _absolute(pair: str | None) -> str | None:

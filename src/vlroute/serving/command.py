@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlroute.cli_options import Device, Pair, RouterFolder, StoreAt, Wanted
 from vlroute.errors import ExtraMissing
+
+if TYPE_CHECKING:  # its imports may be missing
+    from vlroute.serving.settings import ServerSettings
 
 KEYS = "VLROUTE_API_KEYS"
 Host = Annotated[str, typer.Option(help=f"Address to listen on; any but this machine's own needs keys in {KEYS}.")]
@@ -21,6 +24,18 @@ AllowHost = Annotated[
     typer.Option(help="A host (host or host:port) from which pictures may be fetched; may be repeated. Default: none."),
 ]
 NoPage = Annotated[bool, typer.Option("--no-page", help="Leave the web page out, and the extra ui it needs.")]
+
+
+def keys() -> tuple[str, ...]:
+    """The API keys of the environment."""
+    return tuple(os.environ.get(KEYS, "").replace(",", " ").split())
+
+
+def bounds(allow_host: list[str] | None, **options: Any) -> ServerSettings:
+    """The server that a command line asks for; `options` by their names there. ValueError as of ServerSettings."""
+    from vlroute.serving.settings import ServerSettings
+
+    return ServerSettings(api_keys=keys(), allowed_hosts=tuple(allow_host or ()), **options)
 
 
 def serve(
@@ -48,16 +63,13 @@ def serve(
         import uvicorn
 
         from vlroute.serving.api import GRACE_SECONDS, create_app
-        from vlroute.serving.settings import ServerSettings
     except ModuleNotFoundError as error:
         raise ExtraMissing(error, "serve") from error
     from vlroute.router import Router
 
-    settings = ServerSettings(
-        host=host, port=port, api_keys=tuple(os.environ.get(KEYS, "").replace(",", " ").split()),
-        rows=rows, max_waiting=max_waiting, deadline=deadline, max_tokens=max_tokens,
-        allowed_hosts=tuple(allow_host or ()),
-    )  # fmt: skip
+    settings = bounds(
+        allow_host, host=host, port=port, rows=rows, max_waiting=max_waiting, deadline=deadline, max_tokens=max_tokens
+    )
     routed = Router.from_pretrained(pair, router=router, policy=policy, store=store, device=device, rows=rows)
     app = create_app(routed, settings)
     if not no_page:
