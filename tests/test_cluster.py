@@ -194,6 +194,21 @@ def test_who_leaves_is_written_for_no_longer(cluster: Cluster) -> None:
         until(lambda: sum(cluster.running()) == 0, 5)
 
 
+def test_who_asks_again_at_once_is_not_sent_away_by_its_own_answer(cluster: Cluster) -> None:
+    """As many as one replica takes, all about one picture: it never has a place free for long, but nobody too many."""
+    crowd, encodes = cluster.settings.ongoing, cluster.total("vision", "encodes")
+    body = {"messages": [user(drawn(3001))], "model": "instruct", "max_tokens": 1}
+
+    def ask(index: int) -> None:
+        with cluster.http() as http:
+            for _ in range(25):
+                assert http.post("/v1/chat/completions", json=body).status_code == 200
+
+    with ThreadPoolExecutor(crowd) as pool:
+        list(pool.map(ask, range(crowd)))
+    assert cluster.total("vision", "encodes") - encodes == 1
+
+
 def test_a_full_replica_spills_to_the_next(cluster: Cluster) -> None:
     crowd, encodes = cluster.settings.ongoing + 3, cluster.total("vision", "encodes")
     begun, leave = list[int](), threading.Event()
