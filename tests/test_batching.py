@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import media
+from tests.serving import until
 from vlroute import Answer, Router
 from vlroute.engine.batching import Batching
 from vlroute.engine.rows import Rows
@@ -53,6 +54,50 @@ def crowd(router: Router, *asked: Any, **settings: Any) -> list[Answer]:
 
 def said(answer: Answer) -> tuple[str, str, str, int]:
     return answer.text, answer.thinking, answer.finish_reason, answer.usage.completion_tokens
+
+
+def test_pictures_and_prompts_are_read_one_at_a_time(together: Router) -> None:
+    """Many threads at it would take Python's interpreter from each other: see `Turn`."""
+    reading, most, read = list[int](), 0, 0
+
+    def reads(kwargs: dict[str, Any]) -> bool:
+        return "inputs_embeds" not in kwargs or kwargs["inputs_embeds"].shape[1] > 1  # else it writes
+
+    def begins(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal most, read
+        if reads(kwargs):
+            reading.append(1)
+            most, read = max(most, len(reading)), read + 1
+
+    def ends(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if reads(kwargs):
+            reading.pop()
+
+    parts = {part for mode in MODES for body in [together.pair[mode].model.model]
+             for part in (body.visual, body.language_model)}  # fmt: skip
+    hooks = [part.register_forward_pre_hook(begins, with_kwargs=True) for part in parts]
+    hooks += [part.register_forward_hook(ends, with_kwargs=True) for part in parts]
+    together.cache.clear()
+    try:
+        crowd(together, max_new_tokens=3)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert most == 1
+    assert read > 2 * len(TASKS)
+
+
+def test_who_left_before_its_turn_is_not_read_for(together: Router) -> None:
+    cancel, answers = threading.Event(), list[Answer]()
+    turn = together.pair.instruct.turn
+    with turn:
+        thread = threading.Thread(target=lambda: answers.append(together.ask("Hello?", mode="instruct", cancel=cancel)))
+        thread.start()
+        until(lambda: turn._ahead)
+        cancel.set()
+    thread.join(10)
+    assert (answers[0].finish_reason, answers[0].usage.completion_tokens) == ("cancelled", 0)
+    assert together.ask("Hello?", mode="instruct").finish_reason != "cancelled"
 
 
 @pytest.mark.parametrize("settings", [{}, {**HOT, "seed": 7}, {"max_new_tokens": 5}, {"thinking_budget": 9}])

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGenerat
 
 from vlroute.engine.quantization import quantization_config
 from vlroute.engine.tower import tower_fingerprint
+from vlroute.engine.turn import Turn
 from vlroute.errors import CheckpointError
 from vlroute.modes import MODES, Mode
 
@@ -48,6 +49,8 @@ class Checkpoint:
     tower: str
     grid_key: str
     vision_key: str
+    turn: Turn = field(default_factory=Turn, repr=False)
+    """Whoever encodes pictures or, beside others, reads a prompt takes it; the same for both of a pair."""
 
     @property
     def tokenizer(self) -> Any:
@@ -187,6 +190,7 @@ def load_pair(
         options["quantization_config"] = quantization_config(quantization)
 
     loaded: dict[str, Checkpoint] = {}
+    turn = Turn()
     for mode in MODES:
         twin = loaded.get("instruct")
         tower = twin.model.model.visual if twin and twin.tower == prints[mode] else None
@@ -194,7 +198,7 @@ def load_pair(
         processor = AutoProcessor.from_pretrained(folders[mode])
         grid_key = _grid_key(processor)
         vision_key = _vision_key(prints[mode], grid_key, model)
-        loaded[mode] = Checkpoint(mode, sources[mode], model, processor, prints[mode], grid_key, vision_key)
+        loaded[mode] = Checkpoint(mode, sources[mode], model, processor, prints[mode], grid_key, vision_key, turn)
     pair = Pair(loaded["instruct"], loaded["thinking"], time.perf_counter() - began)
     log.info("loaded %s in %.1f s", pair, pair.load_seconds)
     if not pair.shared_tower:

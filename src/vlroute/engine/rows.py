@@ -85,7 +85,7 @@ class Row:
 
 
 def begin(writing: Writing) -> Row:
-    """Read the prompt, alone, as `generate` does, and choose the first token."""
+    """Read the prompt, alone, as `generate` does, and choose the first token; neither if cancelled before."""
     prompt, settings = writing.prompt, writing.settings
     ends: Any = settings.get("eos_token_id")
     row = Row(
@@ -96,15 +96,19 @@ def begin(writing: Writing) -> Row:
     if writing.cache is not None:
         row.cache, row.kept = writing.cache, True
     past = row.cache.get_seq_length()
-    output = writing.checkpoint.model(
-        input_ids=prompt.input_ids[:, past:],
-        attention_mask=prompt.attention_mask,
-        position_ids=prompt.position_ids[:, :, past:],
-        past_key_values=row.cache,
-        mm_encoder_outputs=dict(writing.encoder_outputs) or None,
-        logits_to_keep=1,
-        use_cache=True,
-    )
+    with writing.checkpoint.turn.ahead():
+        if row.cancel is not None and row.cancel.is_set():  # while others read
+            row.reason = "cancelled"
+            return row
+        output = writing.checkpoint.model(
+            input_ids=prompt.input_ids[:, past:],
+            attention_mask=prompt.attention_mask,
+            position_ids=prompt.position_ids[:, :, past:],
+            past_key_values=row.cache,
+            mm_encoder_outputs=dict(writing.encoder_outputs) or None,
+            logits_to_keep=1,
+            use_cache=True,
+        )
     row.take(output.logits[:, -1])
     return row
 

@@ -66,19 +66,20 @@ def encode(
     checkpoint: Checkpoint, pictures: Sequence[Picture], videos: Sequence[Video]
 ) -> tuple[list[VisionFeatures], list[VisionFeatures]]:
     """Run the image processor and the tower once over all pictures and once over all videos."""
-    pixels = _process(checkpoint, pictures, videos)
-    body = checkpoint.model.model
-    images: list[VisionFeatures] = []
-    clips: list[VisionFeatures] = []
-    if pictures:
-        grid = pixels["image_grid_thw"].to(checkpoint.device)
-        values = pixels["pixel_values"].to(checkpoint.device, checkpoint.model.dtype)
-        images = _split(body.get_image_features(values, grid, return_dict=True), grid)
-    if videos:
-        grid = pixels["video_grid_thw"].to(checkpoint.device)
-        values = pixels["pixel_values_videos"].to(checkpoint.device, checkpoint.model.dtype)
-        clips = _split(body.get_video_features(values, grid, return_dict=True), grid)
-    return images, clips
+    with checkpoint.turn:
+        pixels = _process(checkpoint, pictures, videos)
+        body = checkpoint.model.model
+        images: list[VisionFeatures] = []
+        clips: list[VisionFeatures] = []
+        if pictures:
+            grid = pixels["image_grid_thw"].to(checkpoint.device)
+            values = pixels["pixel_values"].to(checkpoint.device, checkpoint.model.dtype)
+            images = _split(body.get_image_features(values, grid, return_dict=True), grid)
+        if videos:
+            grid = pixels["video_grid_thw"].to(checkpoint.device)
+            values = pixels["pixel_values_videos"].to(checkpoint.device, checkpoint.model.dtype)
+            clips = _split(body.get_video_features(values, grid, return_dict=True), grid)
+        return images, clips
 
 
 def _split(out: Any, grids: torch.Tensor) -> list[VisionFeatures]:
