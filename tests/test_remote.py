@@ -24,6 +24,7 @@ from vlroute.answer import AnswerDelta, Decided, Finished, ThinkingDelta
 from vlroute.engine.breaker import Breaker
 from vlroute.engine.endpoint import Endpoint
 from vlroute.errors import EndpointError, InputError, ModeUnavailable
+from vlroute.messages import parse
 from vlroute.modes import MODES
 from vlroute.serving.api import create_app
 from vlroute.serving.settings import ServerSettings
@@ -128,6 +129,9 @@ def test_a_budget_is_sent_where_the_server_has_one(
     assert (there.text, there.thinking) == (here.text, here.thinking)
     over(*servers).ask(SOME.prompt, **asked)
     assert "takes no thinking budget" in caplog.text
+    within = Endpoint("http://127.0.0.1/v1", "m", budget_field="custom_params.thinking_budget")  # as SGLang has it
+    extra = within.body(parse("?"), {"thinking_budget": 3, "top_k": 5})["extra_body"]
+    assert extra == {"top_k": 5, "custom_params": {"thinking_budget": 3}}
 
 
 def test_what_endpoints_do_not_take(remote: Router) -> None:

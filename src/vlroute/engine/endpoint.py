@@ -34,7 +34,8 @@ class Endpoint:
     (`lambda conversation: {"x-session-id": conversation.key}`). `connect_seconds`, `read_seconds`: until the connection
     stands, and between two pieces of an answer, the wait for the first included. `retries`: of a request that was
     not begun to be answered, with jitter. `budget_field`: the name under which the server takes a thinking budget in
-    tokens (`thinking_budget` for `vlroute serve`); without one a budget is not sent. `reasoning`: whether the
+    tokens, with dots where it lies within others (`thinking_budget` for `vlroute serve`, `thinking_token_budget` for
+    vLLM, `custom_params.thinking_budget` for SGLang); without one a budget is not sent. `reasoning`: whether the
     server has a reasoning parser; "auto" finds out from each stream.
     """
 
@@ -89,7 +90,9 @@ class Endpoint:
         extra = {name: settings[name] for name in _EXTRA if settings.get(name) is not None}
         if (budget := settings.get("thinking_budget")) is not None:
             if self.budget_field:
-                extra[self.budget_field] = budget
+                for name in reversed(self.budget_field.split(".")):
+                    budget = {name: budget}
+                extra |= budget
             else:
                 _warn_of_budget(self.name)
         return body | ({"extra_body": extra} if extra else {})
