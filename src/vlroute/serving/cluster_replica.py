@@ -18,6 +18,7 @@ from vlroute.messages import Conversation
 from vlroute.pair_names import resolve_pair
 from vlroute.router import Router
 from vlroute.serving.cluster_settings import ClusterSettings
+from vlroute.serving.collection import spare_what_is_loaded
 from vlroute.serving.running import Emit, Running
 
 
@@ -53,6 +54,7 @@ class PairReplica:
                 wanted.pair, router=folder, policy=wanted.policy, store=wanted.store, device=wanted.device,
                 rows=wanted.rows, generation=wanted.generation,
             ).load()  # fmt: skip
+            spare_what_is_loaded()
         else:
             take_up(self.router, self.settings.pair, folder)
         self._artefact = folder

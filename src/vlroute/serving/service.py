@@ -20,6 +20,7 @@ from vlroute.media import Limits
 from vlroute.messages import Conversation
 from vlroute.modes import MODES, Mode
 from vlroute.router import Router
+from vlroute.serving.collection import spare_what_is_loaded
 from vlroute.serving.errors import APIError
 from vlroute.serving.metrics import Metrics
 from vlroute.serving.running import Emit, Running
@@ -64,6 +65,7 @@ class Service:
     def load(self) -> None:
         """Load both checkpoints; from then on `ready`."""
         self.router.load()
+        spare_what_is_loaded()
         self.ready = True
 
     def start(self, prepare: Callable[[], Conversation], wish: Wish, arrived: float, deltas: bool = True) -> Running:
