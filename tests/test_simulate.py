@@ -6,15 +6,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from training import simulate as command
 from training.simulation.choosing import ByRouter, ByShare
+from training.simulation.closed import asked_again
 from training.simulation.run import drawn, poisson, replicas_needed, simulate
-from training.simulation.work import Machine, Request, Slower, Work, requests_of
+from training.simulation.work import Machine, Request, Work, requests_of
 
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.pace import Pace
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "training/pocket/records.jsonl.gz"
 NOTHING = Work(0.0, 0.0)
 ONE = 0.1  # seconds of a token
+MANY = tuple(float(k) for k in range(1, 10))  # things at work do not slow each other
 
 
 def writing(tokens: int, prefill: float = 0.0) -> Work:
@@ -61,7 +63,7 @@ class InTurns:
 
 
 def test_one_row_is_a_line_first_come_first_served() -> None:
-    one = Machine(cores=9, rows=1)
+    one = Machine(speeds=MANY, rows=1)
     jobs = [reading(1.0), reading(1.0), Request(writing(5, 0.5), NOTHING)]
     assert seconds(one, [0.0, 0.25, 0.5], jobs) == [1.0, 1.75, 2.5]
 
@@ -74,13 +76,28 @@ def test_regular_arrivals_wait_exactly_what_is_left() -> None:
 
 
 def test_before_a_row_is_needed_nobody_waits_for_one() -> None:
-    one = Machine(cores=9, rows=1)
+    one = Machine(speeds=MANY, rows=1)
     assert seconds(one, [0.0, 0.0], [reading(1.0, front=1.0)] * 2) == [2.0, 3.0]
-    assert seconds(one, [0.0, 0.0], [Request(NOTHING, NOTHING, 0.5, 0.5)] * 2) == [1.0, 1.0]
+    assert seconds(one, [0.0, 0.0], [Request(NOTHING, NOTHING, 0.5)] * 2) == [0.5, 0.5]
+
+
+def test_one_at_a_time_sees_or_reads_and_who_was_seen_reads_first() -> None:
+    many = Machine(speeds=MANY)
+    job = Request(Work(1.0, 0.0), NOTHING, seeing=2.0)
+    assert seconds(many, [0.0, 0.0], [job, job]) == [3.0, 6.0]
+    # two that come while the first is seen: one has nothing to see, and reads before the other is seen
+    assert seconds(many, [0.0, 0.5, 0.6], [job, reading(1.0), job]) == [4.0, 2.5, 6.4]
+    half = Machine(speeds=MANY, in_turn={"seeing": 0.5})
+    assert seconds(half, [0.0, 0.0], [Request(NOTHING, NOTHING, seeing=2.0)] * 2) == [2.0, 3.0]
+
+
+def test_a_row_that_joins_others_waits_for_their_step() -> None:
+    machine = Machine((1.0, 1.0), MANY, join=0.5)
+    assert seconds(machine, [0.0, 0.5], [Request(writing(10), NOTHING)] * 2) == [1.0, 1.05]
 
 
 def test_rows_share_a_step() -> None:
-    two = Machine((1.0, 1.5), cores=9, rows=2)
+    two = Machine((1.0, 1.5), MANY, rows=2)
     # both write 10 tokens in steps of 0.15 until the first is done; the third then takes its row
     jobs = [Request(NOTHING, writing(tokens)) for tokens in (10, 20, 10)]
     assert seconds(two, [0.0, 0.0, 0.0], jobs, thinking=1) == [1.5, 3.0, 3.0]
@@ -90,27 +107,43 @@ def test_rows_share_a_step() -> None:
 
 def test_modes_have_rows_of_their_own_and_share_the_machine() -> None:
     jobs = [Request(writing(5), NOTHING), Request(NOTHING, writing(10))]
-    for cores, expected in ((2.0, [0.5, 1.0]), (1.0, [1.0, 1.5])):  # each at half speed until the shorter one is done
-        found = simulate(Machine(cores=cores, rows=1), [0.0, 0.0], jobs, lambda number: InTurns(), warm_up=0)
+    # one for both: each at half speed until the shorter one is done
+    for speeds, expected in (((1.0, 2.0), [0.5, 1.0]), ((1.0,), [1.0, 1.5])):
+        found = simulate(Machine(speeds=speeds, rows=1), [0.0, 0.0], jobs, lambda number: InTurns(), warm_up=0)
         assert found.seconds.round(9).tolist() == expected
         assert found.thinking == 0.5
 
 
-def test_stages_take_as_long_as_was_measured() -> None:
-    # alone as on the idle replica; two inside: twice, three, four and five times as long
-    machine = Machine(slower=Slower(*((1.0, times) for times in (2.0, 3.0, 4.0, 5.0))))
-    job = Request(writing(10, 1.0), NOTHING, 1.0, 1.0)
-    assert seconds(machine, [0.0], [job]) == [4.0]
-    assert seconds(machine, [0.0, 0.0], [job, job]) == [14.0, 14.0]
-    assert machine.times("front", 1, 5) == 5.0  # as fast as with two, for so many more
-    for wrong in ((1.0,), (0.0, 1.0)):
-        with pytest.raises(ValueError, match="each stage"):
-            Slower((1.0, 1.0), (1.0, 1.0), (1.0, 1.0), wrong)
+def test_who_works_at_the_same_time_shares_the_machine() -> None:
+    machine = Machine((1.0, 1.5), (1.0, 1.2), {"front": 3.0})
+    assert machine.shares([]) == []
+    assert machine.shares([("reading", 1)]) == [1.0]
+    assert machine.shares([("reading", 1), ("seeing", 1)]) == [0.6, 0.6]
+    assert machine.shares([("front", 1), ("seeing", 1)]) == pytest.approx([0.9, 0.3])
+    assert machine.shares([("reading", 1)] * 4) == pytest.approx([0.3] * 4)  # the last speed holds for more
+    assert machine.shares([("writing", 2), ("seeing", 1)]) == pytest.approx([0.4, 0.6])
+    assert machine.shares([("writing", 4)]) == [1 / 2.5]  # steps beyond those known: along the last slope
+    # no faster than alone, whatever its weight: what it leaves is for the other
+    two = Machine(speeds=(1.0, 1.5), weights={"front": 9.0})
+    assert two.shares([("seeing", 1), ("front", 1)]) == pytest.approx([0.5, 1.0])
+    assert Machine().shares([("writing", 3)]) == [1 / 3]
 
 
-def test_steps_beyond_those_known() -> None:
-    assert [Machine((1.0, 1.5)).times("writing", 1, 1, k) for k in (1, 2, 4)] == [1.0, 1.5, 2.5]
-    assert Machine().times("writing", 1, 1, 3) == 3.0
+def test_a_mode_that_is_asked_for_is_not_decided() -> None:
+    jobs = [replace(Request(writing(5), writing(10)), mode=mode) for mode in ("instruct", "thinking")]
+    assert seconds(Machine(speeds=MANY), [0.0, 10.0], jobs, thinking=1) == [0.5, 1.0]
+
+
+def test_clients_who_ask_again_at_once() -> None:
+    jobs = [replace(Request(writing(tokens), NOTHING), mode="instruct") for tokens in (10, 30, 10, 5)]
+    ended = asked_again(Machine((1.0, 1.0), MANY), jobs, 2)
+    # the second keeps its client for three seconds; the other one asks all the rest
+    assert [(round(job.arrived, 9), round(job.written_at, 9)) for job in ended] == [
+        (0.0, 1.0), (1.0, 2.0), (2.0, 2.5), (0.0, 3.0),
+    ]  # fmt: skip
+    assert len(asked_again(Machine(), [Request(NOTHING, NOTHING)] * 5, 2)) == 5
+    with pytest.raises(ValueError, match="at least 1 client"):
+        asked_again(Machine(), jobs, 0)
 
 
 @pytest.mark.parametrize("load", [0.3, 0.7])
@@ -122,7 +155,8 @@ def test_chance_arrivals_wait_as_the_formulas_say(load: float) -> None:
         line = simulate(Machine(rows=1, inside=10**6), arrivals, [reading(1.0)] * count, share(0))
         assert line.busy == pytest.approx(load, rel=0.05)
         lines.append(line.seconds.mean())
-        jobs = [reading(float(size)) for size in np.random.default_rng(100 + seed).exponential(1.0, count)]
+        sizes = np.random.default_rng(100 + seed).exponential(1.0, count)
+        jobs = [Request(Work(0.0, float(size)), NOTHING) for size in sizes]
         every = simulate(Machine(rows=10**6, inside=10**6), arrivals, jobs, share(0))
         shared.append(every.seconds.mean())
     for found, formula in (
@@ -141,7 +175,8 @@ def test_full_replicas_spill_and_then_refuse() -> None:
         found = simulate(one, [0.0] * 5, jobs, share(0), replicas, warm_up=0)
         assert (found.refused, len(found.seconds)) == (refused, 5 - refused)
     # with rows for all of them nobody waits: who finds the home replica full goes on round the ring
-    four = simulate(Machine(cores=9, rows=2, inside=80), [0.0] * 8, jobs[:1] * 8, share(0.0), 4, warm_up=0)
+    job = Request(writing(100), NOTHING)
+    four = simulate(Machine((1.0,) * 2, MANY, rows=2, inside=80), [0.0] * 8, [job] * 8, share(0.0), 4, warm_up=0)
     assert max(four.seconds) <= 20.0
 
 
@@ -177,7 +212,7 @@ def test_the_price_rule_follows_load_if_told_to() -> None:
     jobs, waits = [predicted(0.25)] * 600, {"instruct": 0.0, "thinking": 1.0}
     for queue, expected in ((False, "thinking"), (True, "instruct")):
         assert ByRouter(Policy(price=0.2), pace, queue).choose(jobs[0], waits) == expected
-    machine = Machine(cores=2.0, rows=1)
+    machine = Machine(speeds=(1.0, 2.0), rows=1)
     blind, seeing = (
         simulate(machine, poisson(0.6, 600), jobs, lambda number, queue=queue: ByRouter(Policy(price=0.2), pace, queue))
         for queue in (False, True)
@@ -189,7 +224,7 @@ def test_the_price_rule_follows_load_if_told_to() -> None:
 
 def test_what_a_replica_tells_of_its_answers() -> None:
     told = InTurns()
-    machine = Machine(cores=2.0)
+    machine = Machine(speeds=(1.0, 2.0))
     simulate(
         machine,
         [0.0, 5.0],
@@ -224,9 +259,13 @@ def test_what_cannot_be_simulated() -> None:
     for steps in ((), (0.0,)):
         with pytest.raises(ValueError, match="must be over 0"):
             Machine(steps)
-    for wrong in ({"cores": 0}, {"inside": 0}, {"rows": 0}):
+    for wrong in ({"speeds": ()}, {"speeds": (1.0, 0.0)}, {"weights": {"front": 0.0}}, {"inside": 0}, {"rows": 0}):
         with pytest.raises(ValueError, match="must be over 0"):
             Machine((1.0,), **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        Machine(in_turn={"seeing": 2.0})
+    with pytest.raises(ValueError, match="not sleeping"):
+        Machine(weights={"sleeping": 1.0})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="rate must be"):
         poisson(0.0, 5)
     with pytest.raises(ValueError, match="must be 0 or more"):
@@ -257,8 +296,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert routed[0]["thinking"] > 0.3 > routed[1]["thinking"]  # type: ignore[operator]
     (tmp_path / "trace").write_text("\n".join(str(10 + i / 4) for i in range(200)))
     assert told(capsys, monkeypatch, *said[:2], "--trace", tmp_path / "trace")["rate"] == pytest.approx(4.0)
-    machine = Machine(slower=Slower((1.0, 2.0), (1.0, 3.0), (1.0, 4.0), (1.0, 5.0)))
-    (tmp_path / "check.json").write_text(json.dumps({"machines": [asdict(machine)]}))
+    machine = Machine((1.0, 1.5), (1.0, 1.2), {"front": 2.0}, {"reading": 0.5}, 0.2)
+    (tmp_path / "check.json").write_text(json.dumps({"fitted": {"machine": asdict(machine)}}))
     assert command.machine_of(tmp_path / "check.json") == machine
 
 

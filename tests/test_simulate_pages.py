@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +11,20 @@ import psutil
 import pytest
 from training.simulate_check import write
 from training.simulation import sizes
-from training.simulation.calibrate import Answered, Crowd, Writing, crowd_of, machine_of, requests_from
-from training.simulation.checked import Shown, compared, interval, render
+from training.simulation.calibrate import Answered, Crowd, fit, named, request_from, simulated, slower
+from training.simulation.checked import Round, compared, interval, render
 from training.simulation.choosing import ByShare
+from training.simulation.measured import Seen
 from training.simulation.quiet import Others
 from training.simulation.run import drawn, poisson, simulate
-from training.simulation.work import Machine, Request, Work
+from training.simulation.work import STAGES, Machine, Request, Stage, Work
 
 from vlroute.decision.classifier import Prediction
+from vlroute.modes import MODES, Mode
 
 ROOT = Path(__file__).parents[1]
 REQUESTS = [Request(Work(0.004, 0.001 * n, n), Work(0.004, 0.006 * n, 6 * n), 0.002, 0.004) for n in (1, 2, 3)]
+TASKS = drawn(REQUESTS, 1000)
 
 
 def test_the_arithmetic_of_layouts(tmp_path: Path) -> None:
@@ -54,57 +57,83 @@ def test_the_page_holds_what_was_computed(tmp_path: Path) -> None:
     assert render(json.loads((ROOT / "docs/scaling_check.json").read_text("utf-8"))) in committed
 
 
-def test_a_machine_is_what_crowds_showed() -> None:
-    crowds = {1: Crowd(10.0, 1.0, 2.0, 4.0, 1.0), 3: Crowd(20.0, 3.0, 4.0, 4.0, 5.0)}
-    slower = machine_of(crowds, crowds[1]).slower
-    assert slower is not None
-    assert slower.front == (1.0, 2.0, 3.0)
-    assert slower.seeing == (1.0, 1.5, 2.0)
-    assert slower.reading == (1.0, 1.0, 1.0)
-    assert slower.writing == (1.0, 3.0, 5.0)
-    assert crowds[1].mean(crowds[3]) == Crowd(15.0, 2.0, 3.0, 4.0, 3.0)
+def answered(mode: Mode, tokens: int, seeing: float = 0.004, line: float = 0.0) -> Answered:
+    return Answered(mode, tokens, 0.002, seeing, 0.005, 0.001 + 0.0009 * tokens, line)
 
 
-def test_what_was_asked_both_ways_becomes_requests() -> None:
-    def answered(mode: str, tokens: int, seeing: float) -> Answered:
-        return Answered(mode, tokens, 0.002, seeing, 0.005, 0.001 + 0.0009 * tokens)  # type: ignore[arg-type]
+def seen(mode: Mode, spent: float) -> Seen:
+    return Seen(mode, 1, 0.0, 0.0, 0.0, spent, 0.0, spent)
 
+
+def test_what_was_asked_both_ways_becomes_a_request() -> None:
     expected = Prediction(0.5, 0.6, 2, 9, 1.0)
-    both = [
-        (answered("thinking", 9, 0.004), answered("instruct", 1, 0.0)),
-        (answered("instruct", 3, 0.003), answered("thinking", 12, 0.0)),
-    ]
-    writing = Writing.of([one for pair in both for one in pair])
-    assert (writing.start, writing.token) == pytest.approx((0.001, 0.0009))
-    slow = [replace(one, decode=2 * one.decode) for pair in both for one in pair]
-    crowd = crowd_of(5.0, slow, writing)
-    assert (crowd.rate, crowd.front, crowd.reading, crowd.writing) == pytest.approx((5.0, 0.002, 0.005, 2.0))
-    requests = requests_from(both, [expected, expected])
-    assert requests[0].instruct.prefill == 0.005
-    assert [(one.instruct.tokens, one.thinking.tokens, one.seeing) for one in requests] == [
-        (1, 9, 0.004), (3, 12, 0.003),
-    ]  # fmt: skip
-    assert requests[1].predicted == expected
+    first = answered("thinking", 9, 0.004, 0.001), answered("instruct", 1, 0.004)
+    last = answered("instruct", 1, 0.006), answered("thinking", 9, 0.006, 0.001)
+    request = request_from([first, last], expected)
+    assert (request.instruct.prefill, request.instruct.decode) == pytest.approx((0.005, 0.0019))
+    assert (request.thinking.tokens, request.thinking.decode) == (9, pytest.approx(0.0091))
+    assert (request.front, request.seeing) == pytest.approx((0.0025, 0.005))  # what nobody accounts for comes first
+    assert (request.predicted, request.mode) == (expected, None)
+    crowd = [replace(answered("thinking", 9), decode=0.0182), replace(answered("instruct", 1), front=0.01)]
+    assert slower([(one, request) for one in crowd]) == pytest.approx(
+        {"front": 2.4, "seeing": 0.8, "reading": 1.0, "writing": (0.0182 + 0.0019) / (0.0091 + 0.0019)}
+    )
+
+
+def test_a_machine_is_found_by_how_crowds_slow_each_other() -> None:
+    growth = (1.0, *(1.4 + 0.1 * k for k in range(7)))
+    weights: dict[Stage, float] = {"front": 3.0, "writing": 1.5}
+    hidden = Machine(growth, (1.0, 1.3, 1.4, 1.5), weights, {"seeing": 0.9, "reading": 0.6}, 0.3)
+    crowds = []
+    for size in (2, 8):
+        for modes in (MODES, MODES[:1], MODES[1:]):
+            asked = [named(one, modes[i % len(modes)]) for i, one in enumerate(drawn(REQUESTS, 60, size))]
+            crowds.append(Crowd(f"{size}, {modes}", size, asked, simulated(hidden, asked, size)))
+    fitted = fit(crowds, most=12)
+    assert fitted.off < 0.04
+    last = crowds[-1]
+    assert fitted.measured[last.name] == last.measured
+    assert fitted.simulated[last.name] == simulated(fitted.machine, last.requests, last.clients)
+    arrivals, load = poisson(35.0, 1500), drawn(REQUESTS, 1500)
+    true, found = (
+        simulate(machine, arrivals, load, lambda number: ByShare(0.5)) for machine in (hidden, fitted.machine)
+    )
+    assert true.busy > 0.4
+    for quantile in (0.5, 0.95):
+        assert found.quantile(quantile) == pytest.approx(true.quantile(quantile), rel=0.08)
 
 
 def test_what_was_measured_beside_what_was_predicted(tmp_path: Path) -> None:
-    machine, count = Machine(), 2000
-    asked = drawn(REQUESTS, count, 99)
-    real = simulate(machine, poisson(20.0, count, 98), asked, lambda number: ByShare(0.5), warm_up=0)
-    shown = Shown(real.arrived, real.seconds, np.arange(count) % 2 == 0, 0, 20.0, count / 20, 0.05)
-    found = compared(0.5, shown, machine, REQUESTS, lambda number: ByShare(0.5, number))
+    machine, count, rate = Machine(), 1000, 20.0
+    rounds = []
+    for number in range(2):
+        arrivals = poisson(rate, count, number)
+        asked = [named(one, "thinking") for one in TASKS]
+        real = simulate(machine, arrivals, asked, lambda number: ByShare(0), warm_up=0)
+        answers: list[Seen | None] = [seen("thinking", spent) for spent in real.seconds]
+        answers[-1] = None
+        rounds.append(Round(arrivals, answers, 0.05))
+    assert len(rounds[0].kept) == 899
+    found = compared(0.5, 2 * rate, rounds, machine, TASKS, lambda: ByShare(1.0))
+    assert (found["rate"], found["thinking"]) == (rate, {"measured": 1.0, "predicted": 1.0})
+    assert found["refused"]["measured"] == pytest.approx(0.001)
     for name in ("p50", "p95"):
-        assert abs(found[name]["predicted"] / found[name]["measured"] - 1) < 0.15  # of the same machine
-        assert found[name]["interval"][0] <= found[name]["measured"] <= found[name]["interval"][1]
-        assert found[name]["runs"][0] <= found[name]["predicted"] <= found[name]["runs"][1]
+        value = found[name]
+        assert value["predicted"] == pytest.approx(value["measured"], rel=0.01)  # the same machine and arrivals
+        assert value["by_rate"] == pytest.approx(value["measured"], rel=0.15)
+        assert value["interval"][0] <= value["measured"] <= value["interval"][1]
+        assert value["runs"][0] <= value["by_rate"] <= value["runs"][1]
     found["p95"]["measured"] *= 2
     page = tmp_path / "page.md"
     page.write_text("before\n")
-    all = {"where": "here", "capacity": 80.0, "full": 32, "singles": 3, "loads": [found]}
+    slowed = {"2": dict.fromkeys(STAGES, 2.0)}
+    fitted = {"machine": asdict(replace(machine, growth=(1.0,) * 8)), "off": 0.05}
+    fitted |= {"measured": slowed, "simulated": slowed}
+    all = {"where": "here", "capacity": 80.0, "crowd": 120, "tasks": 3, "loads": [found], "fitted": fitted}
     for _ in range(2):
         write(all, page)
     lines = page.read_text("utf-8").splitlines()
-    assert [line.count("**") for line in lines if line.startswith("| ") and "p95" in line] == [2]  # a miss is bold
+    assert [line.count("**") for line in lines if line.startswith("| ") and "p95" in line] == [4]  # misses are bold
     assert [line.count("**") for line in lines if line.startswith("| ") and "p50" in line] == [0]
 
 

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from training.simulation.choosing import ByRouter, ByShare
 from training.simulation.run import Chooses, Times, drawn, poisson, replicas_needed, simulate
-from training.simulation.work import Machine, Request, Slower, requests_of
+from training.simulation.work import Machine, Request, requests_of
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.policy import Policy
 from vlroute.errors import InputError, VLRouteError
@@ -45,10 +45,10 @@ def trace(path: Path) -> Times:
 
 
 def machine_of(path: Path) -> Machine:
-    """The machine that `training.simulate_check` measured at its lowest load. InputError if there is none."""
+    """The machine that `training.simulate_check` fitted. InputError if there is none."""
     try:
-        written = json.loads(path.read_text("utf-8"))["machines"][0]["slower"]
-        return Machine(slower=Slower(**{stage: tuple(times) for stage, times in written.items()}))
+        written = json.loads(path.read_text("utf-8"))["fitted"]["machine"]
+        return Machine(**{**written, "growth": tuple(written["growth"]), "speeds": tuple(written["speeds"])})
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise InputError(f"{path}: {error!r}; expected what training.simulate_check wrote with --out") from error
 

@@ -22,9 +22,10 @@ class Tally:
     """Streams without a finish_reason or without their end."""
 
 
-def request(path: str, body: bytes) -> bytes:
+def request(path: str, body: bytes, key: str | None = None) -> bytes:
     """One HTTP/1.1 POST of JSON over a connection that stays open."""
-    lines = f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", f"Content-Length: {len(body)}"
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    lines += [f"Content-Length: {len(body)}", *([f"Authorization: Bearer {key}"] if key else [])]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 

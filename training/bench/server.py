@@ -11,6 +11,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import random
 import re
 import statistics
@@ -66,8 +67,8 @@ def tasks(count: int, seed: str) -> list[Task]:
     ]
 
 
-def message(task: Task, **fields: Any) -> bytes:
-    """One question over HTTP."""
+def message(task: Task, key: str | None = None, **fields: Any) -> bytes:
+    """One question over HTTP; `key`: an API key."""
     parts: list[dict[str, Any]] = []
     for frame in task.frames:
         buffer = io.BytesIO()
@@ -75,14 +76,15 @@ def message(task: Task, **fields: Any) -> bytes:
         uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
         parts.append({"type": "image_url", "image_url": {"url": uri}})
     asked = {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": task.prompt}]}], **fields}
-    return request("/v1/chat/completions", json.dumps(asked).encode())
+    return request("/v1/chat/completions", json.dumps(asked).encode(), key)
 
 
 @contextmanager
-def serving() -> Iterator[tuple[int, psutil.Process]]:
-    """Port and process of a server that is ready."""
+def serving(keys: Sequence[str] = ()) -> Iterator[tuple[int, psutil.Process]]:
+    """Port and process of a server that is ready; with `keys` it asks for one of them."""
     command = [sys.executable, "-m", "vlroute", "serve", "--port", "0", "--no-page"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    known = {**os.environ, "VLROUTE_API_KEYS": ",".join(keys)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=known) as process:
         assert process.stderr is not None
         try:
             found = next(filter(None, (re.search(r"http://127\.0\.0\.1:(\d+)", line) for line in process.stderr)))

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from training.bench.page import table
-from training.simulation.run import Chooses, Times, drawn, poisson, simulate
-from training.simulation.work import Machine, Request
+from training.simulation.calibrate import Answered
+from training.simulation.choosing import Choosing
+from training.simulation.measured import Seen
+from training.simulation.run import Times, drawn, poisson, simulate
+from training.simulation.work import STAGES, Machine, Request
 
 MOST_ERROR, RUNS, WARM_UP = 0.15, 20, 0.1
 QUANTILES = {"p50": 0.5, "p95": 0.95}
 SECTION = """\
 Written by `python -m training.simulate_check` from `docs/scaling_check.json`: `vlroute serve` with the pocket pair, one
-thread a model, asked by a client on the same cores, with fresh pictures that arrive by chance, whether or not earlier
-ones are answered. Loads are parts of the {capacity:.0f} answers a second that {full} clients get who ask again at once.
-What the simulator is told: what {singles} tasks cost on the idle server in each mode, and how many times longer each
-stage takes while 1, 2, 4 … 64 clients ask again at once, right before and after each load. Not the seconds that it
-predicts. Asked: within {asked:.0%}; what misses is bold.
+thread a model, asked by a client on the same cores, with pictures that it does not know and that arrive by chance,
+whether or not earlier ones are answered. Loads are parts of the {capacity:.1f} answers a second that a crowd gets at
+most whose clients ask again at once. What the simulator is told: what each of {tasks} tasks costs on the idle server
+in each mode, asked one by one before and after all else; how crowds slow each stage; and when which task comes. It
+decides by the same router. Asked: within {asked:.0%}; what misses is bold.
 
 {table}
 
-*Measured*, in brackets: 95 % bootstrap interval, by blocks of a second, as neighbours wait together. *Predicted*:
-{runs} runs as long as the measured one with other arrivals and requests; in brackets the lowest and highest run, which
-is what chance alone does. *Rule of thumb*: the error of seconds on the idle server ÷ (1 − load). *Others*: cores that
-other processes took in the meantime; over 0.1, what is measured is theirs, too.
+*Measured*: all {rounds} rounds together; in brackets a 95 % bootstrap interval by blocks of a second, as neighbours
+wait together. *These arrivals*: each round simulated with its own. *By rate alone*: {runs} runs with other arrivals and
+with tasks drawn anew, as `training.simulate --rate` does; in brackets the lowest and highest of them, each as long as
+one round: what chance alone does. *Rule of thumb*: the error of seconds on the idle server ÷ (1 − load). *Others*:
+cores that other processes took in the meantime; over 0.1, what is measured is theirs, too.
+
+How many times longer each stage takes in a crowd of {crowd} tasks, measured and as the fitted machine has it (root mean
+square of the differences {off:.0%}):
+
+{crowds}
+
+The machine: 1, 2, 3 and more things at work do {speeds} times what one does alone; a step of two rows takes
+{two:.2f} times that of one, of eight {eight:.2f} times, and who joins others loses {join:.2f} steps; beside seeing and
+reading (1) the others get these shares: {weights}; done in turn: {in_turn}.
 
 Taken on: {where}
 """
@@ -36,61 +48,87 @@ Taken on: {where}
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One quantile in seconds: what was measured, what was predicted, each with an interval, and the rule of thumb."""
+    """One quantile in seconds: what was measured and predicted, the latter from the same arrivals and from the rate
+    alone, with intervals, and the rule of thumb."""
 
     measured: float
     interval: tuple[float, float]
     predicted: float
+    by_rate: float
     runs: tuple[float, float]
     thumb: float
 
-    @property
-    def error(self) -> float:
-        return self.predicted / self.measured - 1
+    def error(self, predicted: float) -> float:
+        return predicted / self.measured - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """Arrivals, seconds and thinking of the answers of one load, in the order of arrival; `asked` a second for
-    `seconds`; `others`: cores that were not ours."""
+class Round:
+    """One load: when each request came, in seconds, and its answer, None where refused. `others`: cores that were not
+    ours."""
 
-    arrived: Times
-    spent: Times
-    thinks: NDArray[np.bool_]
-    refused: int
-    asked: float
-    seconds: float
+    arrivals: Times
+    answers: Sequence[Seen | None]
     others: float
+
+    @property
+    def kept(self) -> list[tuple[float, Seen]]:
+        """Arrival and answer, warm-up and refused ones left out."""
+        first = int(WARM_UP * len(self.arrivals))
+        both = [*zip(self.arrivals, self.answers, strict=True)][first:]
+        return [(float(at), answer) for at, answer in both if answer is not None]
 
 
 def compared(
-    part: float, shown: Shown, machine: Machine, requests: Sequence[Request], chooses: Chooses
+    part: float,
+    capacity: float,
+    rounds: Sequence[Round],
+    machine: Machine,
+    tasks: Sequence[Request],
+    again: Callable[[], Choosing],
 ) -> dict[str, Any]:
-    """One load's figures, ready for JSON. `requests` are what a load is drawn from."""
-    count = len(shown.spent) + shown.refused
-    runs = [
-        simulate(machine, poisson(shown.asked, count, 1000 + seed), drawn(requests, count, seed), chooses, seed=seed)
-        for seed in range(RUNS)
+    """One load's figures, ready for JSON. Each round asked the first of `tasks`, in their order; `again` makes a
+    chooser that has seen nothing."""
+    rate, count = part * capacity, sum(len(one.arrivals) for one in rounds)
+    same = [
+        simulate(machine, one.arrivals, tasks[: len(one.arrivals)], lambda number: again(), warm_up=WARM_UP)
+        for one in rounds
     ]
-    thinking = float(np.mean([run.thinking for run in runs]))
-    first = int(WARM_UP * len(shown.spent))
-    arrived, spent = shown.arrived[first:], shown.spent[first:]
-    idle = _idle(requests, thinking)
+    runs = [
+        simulate(
+            machine, poisson(rate, count // len(rounds), 1000 + seed), drawn(tasks, count // len(rounds), seed),
+            lambda number: again(), warm_up=WARM_UP,
+        )
+        for seed in range(RUNS)
+    ]  # fmt: skip
+    kept = [one.kept for one in rounds]
+    answers: list[Seen] = [answer for one in kept for _, answer in one]
+    spent = np.array([answer.spent for answer in answers])
+    # the rounds one after the other, so that each block of a second is of one
+    at = np.concatenate([[when + 1e4 * number for when, _ in one] for number, one in enumerate(kept)])
+    thinking = float(np.mean([run.thinking for run in same]))
+    predicted, by_rate = (np.concatenate([run.seconds for run in each]) for each in (same, runs))
+    idle = _idle(tasks, thinking)
+    refused = sum(answer is None for one in rounds for answer in one.answers)
     found: dict[str, Any] = {
-        "part": part, "rate": shown.asked, "requests": count, "others": shown.others,
-        "refused": {"measured": shown.refused / count, "predicted": float(np.mean([r.refused for r in runs])) / count},
-        "thinking": {"measured": float(np.mean(shown.thinks[first:])), "predicted": thinking},
-        "busy": float(np.mean([run.busy for run in runs])),
+        "part": part, "rate": rate, "requests": count, "rounds": len(rounds),
+        "others": float(np.mean([one.others for one in rounds])),
+        "refused": {"measured": refused / count, "predicted": sum(run.refused for run in same) / count},
+        "thinking": {"measured": _share(answers), "predicted": thinking},
+        "busy": float(np.mean([run.busy for run in same])),
     }  # fmt: skip
-    pooled = np.concatenate([run.seconds for run in runs])
     for name, share in QUANTILES.items():
         each = [run.quantile(share) for run in runs]
         found[name] = {
-            "measured": float(np.quantile(spent, share)), "interval": interval(arrived, spent, share),
-            "predicted": float(np.quantile(pooled, share)), "runs": (min(each), max(each)),
-            "thumb": float(np.quantile(idle, share)) / (1 - part),
+            "measured": float(np.quantile(spent, share)), "interval": interval(at, spent, share),
+            "predicted": float(np.quantile(predicted, share)), "by_rate": float(np.quantile(by_rate, share)),
+            "runs": (min(each), max(each)), "thumb": float(np.quantile(idle, share)) / (1 - part),
         }  # fmt: skip
     return found
+
+
+def _share(answers: Sequence[Answered]) -> float:
+    return sum(answer.mode == "thinking" for answer in answers) / max(len(answers), 1)
 
 
 def interval(arrived: Times, spent: Times, share: float, draws: int = 500) -> tuple[float, float]:
@@ -122,26 +160,43 @@ def render(found: dict[str, Any]) -> str:
     rows = []
     for one in found["loads"]:
         for name in QUANTILES:
-            value = Figure(**one[name])
-            said = f"{value.error:+.0%}"
+            value, first = Figure(**one[name]), name == "p50"
             rows.append([
-                f"{one['part']:.0%}, {one['rate']:.1f} a second" if name == "p50" else "",
+                f"{one['part']:.0%}, {one['rate']:.1f} a second" if first else "",
                 name,
                 _milliseconds(value.measured, value.interval),
-                _milliseconds(value.predicted, value.runs),
-                said if abs(value.error) <= MOST_ERROR else f"**{said}**",
-                f"{value.thumb / value.measured - 1:+.0%}",
-                f"{one['thinking']['measured']:.0%}, {one['thinking']['predicted']:.0%}" if name == "p50" else "",
-                f"{one['others']:.2f}" if name == "p50" else "",
+                f"{1e3 * value.predicted:.0f}",
+                _error(value.error(value.predicted)),
+                _milliseconds(value.by_rate, value.runs),
+                _error(value.error(value.by_rate)),
+                f"{value.error(value.thumb):+.0%}",
+                f"{one['thinking']['measured']:.0%}, {one['thinking']['predicted']:.0%}" if first else "",
+                f"{one['others']:.2f}" if first else "",
             ])  # fmt: skip
     head = [
-        "load", "", "measured, ms", "predicted, ms", "error", "rule of thumb", "thinking: measured, predicted",
-        "others",
+        "load", "", "measured, ms", "predicted, these arrivals", "error", "by rate alone", "error", "rule of thumb",
+        "thinking: measured, predicted", "others",
     ]  # fmt: skip
+    fitted, machine = found["fitted"], found["fitted"]["machine"]
+    crowds = [
+        [name, *(f"{slowed[stage]:.1f}, {fitted['simulated'][name][stage]:.1f}" for stage in STAGES)]
+        for name, slowed in fitted["measured"].items()
+    ]
+    speeds = ", ".join(f"{speed:.2f}" for speed in machine["speeds"])
+    weights = ", ".join(f"{stage} {weight:.1f}" for stage, weight in machine["weights"].items())
+    in_turn = ", ".join(f"{part:.0%} of {stage}" for stage, part in machine["in_turn"].items())
+    step = [machine["growth"][rows - 1] for rows in (2, 8)]
     return SECTION.format(
-        table="\n".join(table(head, rows)), asked=MOST_ERROR, runs=RUNS,
-        **{name: found[name] for name in ("where", "singles", "capacity", "full")},
+        table="\n".join(table(head, rows)), asked=MOST_ERROR, runs=RUNS, rounds=found["loads"][0]["rounds"],
+        crowds="\n".join(table(["clients, model", *STAGES], crowds)), off=fitted["off"],
+        speeds=speeds, two=step[0], eight=step[1], weights=weights, in_turn=in_turn,
+        join=machine["join"],
+        **{name: found[name] for name in ("where", "tasks", "capacity", "crowd")},
     )  # fmt: skip
+
+
+def _error(value: float) -> str:
+    return f"{value:+.0%}" if abs(value) <= MOST_ERROR else f"**{value:+.0%}**"
 
 
 def _milliseconds(value: float, around: tuple[float, float]) -> str:

@@ -1,112 +1,113 @@
-"""A real server as a client sees it: `vlroute serve` with the pocket pair, asked by `training.simulate_check`."""
+"""A real server as a client sees it: `vlroute serve` with the pocket pair, asked by `training.simulate_check`.
+
+Each part of the measurement comes with an API key of its own. The server keeps the caches of keys apart, so the same
+pictures are new to it every time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from training.bench.load_client import Connection
-from training.bench.server import message, tasks
+from training.bench.server import message
 from training.simulation.calibrate import Answered
-from training.simulation.run import poisson
+from training.simulation.run import Times
 from vlroute.modes import other
 from vlroute.pocket import Task
+
+#: Mean seconds of rest between requests of the idle server: users pause, and whoever wakes up is slower than who runs.
+REST_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Seen(Answered):
-    """An answer, and what only its client knows: seconds `at` which its request was to be sent and `spent` until all of
-    it was there. `caption`: what the decision had read; `text`: what was answered."""
+    """An answer, and what only its client knows: seconds `spent` until all of it was there. `caption`: what the
+    decision had read."""
 
-    at: float
-    spent: float
-    caption: str | None
-    text: str
+    spent: float = 0.0
+    caption: str | None = None
 
     @classmethod
-    def of(cls, at: float, spent: float, body: bytes) -> Seen:
+    def of(cls, spent: float, body: bytes) -> Seen:
         said = json.loads(body)
         decision, timing = said["vlroute"]["decision"], said["vlroute"]["timing"]
+        seeing, prefill, decode = timing["caption"] + timing["vision"], timing["prefill"], timing["decode"]
+        inside = timing["total"] - timing["decide"]
         return cls(
-            said["model"], said["usage"]["completion_tokens"], spent - timing["total"] + timing["decide"],
-            timing["caption"] + timing["vision"], timing["prefill"], timing["decode"], at, spent,
-            decision["caption"], said["choices"][0]["message"]["content"] or "",
+            said["model"], said["usage"]["completion_tokens"], spent - inside, seeing, prefill, decode,
+            inside - seeing - prefill - decode, spent, decision["caption"],
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class BothWays:
-    """A task asked as the router chooses, and then in the other mode, of an idle server."""
-
-    task: Task
-    routed: Seen
-    forced: Seen
+BothWays = tuple[Seen, Seen]
+"""A task asked as the router chooses, and in the other mode."""
 
 
-async def _sent(connection: Connection, asked: bytes) -> tuple[int, float, bytes]:
-    """Status, `time.perf_counter` when all of it was there, and body."""
+async def _ask(connection: Connection, asked: bytes, planned: float) -> Seen | None:
+    """None if refused for want of room. `planned`: `time.perf_counter` when it was to be sent."""
     status, _, body, _ = await connection.send(asked)
+    ended = time.perf_counter()
     if status not in (200, 429):
         raise RuntimeError(f"the server answered {status}: {body.decode(errors='replace')[:200]}")
-    return status, time.perf_counter(), body
+    return Seen.of(ended - planned, body) if status == 200 else None
 
 
-async def both_ways(port: int, count: int, seed: str) -> list[BothWays]:
-    """So many tasks, one request after the other."""
-    connection, found = await Connection(port).open(), []
+async def both_ways(port: int, tasks: Sequence[Task], keys: tuple[str, str], seed: int) -> list[BothWays]:
+    """Every task by both keys, one request after the other, with rests."""
+    chance, connection = random.Random(seed), await Connection(port).open()
 
     async def ask(asked: bytes) -> Seen:
-        began = time.perf_counter()
-        _, ended, body = await _sent(connection, asked)
-        return Seen.of(0.0, ended - began, body)
+        await asyncio.sleep(chance.expovariate(1 / REST_SECONDS))
+        seen = await _ask(connection, asked, time.perf_counter())
+        assert seen is not None  # nobody else is inside
+        return seen
 
-    for one in tasks(count, seed):
-        routed = await ask(message(one))
-        found.append(BothWays(one, routed, await ask(message(one, model=other(routed.mode)))))
+    found = []
+    for one in tasks:
+        routed = await ask(message(one, keys[0]))
+        found.append((routed, await ask(message(one, keys[1], model=other(routed.mode)))))
     connection.close()
     return found
 
 
-async def crowd(port: int, clients: int, count: int, seed: str) -> tuple[float, list[Seen]]:
-    """Answers a second, and the answers, when so many clients ask again at once, each time about a fresh picture. Both
-    of the time in which all clients were at it."""
-    coming, ended = iter([message(one) for one in tasks(count, seed)]), list[tuple[float, float, bytes]]()
+async def crowd(port: int, clients: int, model: str, tasks: Sequence[Task], key: str) -> list[tuple[int, Seen]]:
+    """Number of the task and answer, in the order of their end, when so many clients ask again at once. `model`:
+    "auto", or a mode."""
+    coming = iter([message(one, key, model=model) for one in tasks])
+    numbers, ended = iter(range(len(tasks))), list[tuple[int, Seen]]()
 
     async def client() -> None:
         connection = await Connection(port).open()
         for asked in coming:
-            began = time.perf_counter()
-            _, over, body = await _sent(connection, asked)
-            ended.append((over, over - began, body))
+            number = next(numbers)
+            seen = await _ask(connection, asked, time.perf_counter())
+            assert seen is not None  # so few find room
+            ended.append((number, seen))
         connection.close()
 
     await asyncio.gather(*(client() for _ in range(clients)))
-    kept = ended[min(2 * clients, count // 4) : count - clients]
-    rate = (len(kept) - 1) / (kept[-1][0] - kept[0][0])
-    return rate, [Seen.of(over, spent, body) for over, spent, body in kept]
+    return ended
 
 
-async def load(port: int, rate: float, seconds: float, seed: str) -> tuple[list[Seen], int]:
-    """Answers in the order of arrival, and how many were refused; a late client delays no other."""
-    count = round(rate * seconds)
-    arrivals = poisson(rate, count, zlib.crc32(seed.encode()))
-    sent = [message(one) for one in tasks(count, f"load {seed}")]
+async def load(port: int, arrivals: Times, tasks: Sequence[Task], key: str) -> list[Seen | None]:
+    """Answers in the order of arrival, None where refused; a late client delays no other."""
+    sent = [message(one, key) for one in tasks]
     idle: list[Connection] = []
-    found: list[tuple[float, float, bytes]] = []
     start = time.perf_counter() + 0.5
 
-    async def one(at: float, asked: bytes) -> None:
+    async def one(at: float, asked: bytes) -> Seen | None:
         await asyncio.sleep(start + at - time.perf_counter())
         connection = idle.pop() if idle else await Connection(port).open()
-        status, ended, body = await _sent(connection, asked)
+        seen = await _ask(connection, asked, start + at)
         idle.append(connection)
-        if status == 200:
-            found.append((at, ended - start - at, body))
+        return seen
 
-    await asyncio.gather(*(one(float(at), asked) for at, asked in zip(arrivals, sent, strict=True)))
+    found = await asyncio.gather(*(one(float(at), asked) for at, asked in zip(arrivals, sent, strict=True)))
     for connection in idle:
         connection.close()
-    return [Seen.of(*one) for one in sorted(found)], count - len(found)
+    return found

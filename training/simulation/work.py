@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.errors import InputError
@@ -12,6 +12,7 @@ from vlroute.learning.records import Outcome, Record
 from vlroute.modes import Mode
 
 Stage = Literal["front", "seeing", "reading", "writing"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class Request:
     """One request in both modes, on an idle replica.
 
     `front`: seconds of parsing, deciding and sending; `seeing`: seconds of tower and caption. Both before a row is
-    needed. `predicted`: what the router expects of it; None where modes go by share. ValueError for less than 0.
+    needed. `predicted`: what the router expects of it; None where modes go by share. `mode`: asked for by name; None:
+    to be decided. ValueError for less than 0.
     """
 
     instruct: Work
@@ -41,6 +43,7 @@ class Request:
     front: float = 0.0
     seeing: float = 0.0
     predicted: Prediction | None = None
+    mode: Mode | None = None
 
     def __post_init__(self) -> None:
         if not min(self.front, self.seeing) >= 0:
@@ -51,55 +54,48 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Slower:
-    """How many times longer each stage takes than on the idle replica, `[k - 1]` with k requests inside; measured, as
-    of a flow-equivalent server (Chandy, Herzog and Woo 1975). Beyond the last it grows with the requests.
-
-    ValueError unless all are as long, and over 0.
-    """
-
-    front: tuple[float, ...]
-    seeing: tuple[float, ...]
-    reading: tuple[float, ...]
-    writing: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        each = (self.front, self.seeing, self.reading, self.writing)
-        if not self.front or len({*map(len, each)}) > 1 or not min(map(min, each)) > 0:
-            raise ValueError(f"each stage must be so many times slower for as many requests, and over 0: {self}")
-
-    def of(self, stage: Stage, inside: int) -> float:
-        times: tuple[float, ...] = getattr(self, stage)
-        return times[inside - 1] if inside <= len(times) else times[-1] * inside / len(times)
-
-
-@dataclass(frozen=True, slots=True)
 class Machine:
     """One replica.
 
+    `speeds[k - 1]`: seconds of work that k things at work do in a second, each alone one at most; the last holds for
+    more, too. One for all: a GPU, or threads that take turns. `weights`: shares of it by stage, if they are not equal.
+    `in_turn`: parts of seeing and reading, the last ones, that are done by one request at a time; by default all.
     `growth[k - 1]`: how many times longer a token of k rows takes than one of a single row; more rows go on along the
-    last slope. `cores`: seconds of work that can be done in a second, at most one by each thing at work: 1 on one GPU.
-    `slower`: measured, in place of these two. `rows` a mode, `inside` in all, as of `vlroute serve`. ValueError for
-    what makes no machine.
+    last slope. `join`: tokens' time that a row loses as it joins others, whose step it waits for. `rows` a mode,
+    `inside` in all, as of `vlroute serve`. ValueError for what makes no machine.
     """
 
     growth: tuple[float, ...] = (1.0,)
-    cores: float = 1.0
-    slower: Slower | None = None
+    speeds: tuple[float, ...] = (1.0,)
+    weights: Mapping[Stage, float] = field(default_factory=dict)
+    in_turn: Mapping[Stage, float] = field(default_factory=dict)
+    join: float = 0.0
     rows: int = 8
     inside: int = 80
 
     def __post_init__(self) -> None:
-        if not self.growth or not min(*self.growth, self.cores) > 0 or self.rows < 1 or self.inside < 1:
-            raise ValueError(f"growth and cores must be over 0, rows and inside at least 1: {self}")
+        positive = (*self.growth, *self.speeds, *self.weights.values())
+        if not (self.growth and self.speeds and min(positive) > 0 and self.rows >= 1 and self.inside >= 1):
+            raise ValueError(f"growth, speeds and weights must be over 0, rows and inside at least 1: {self}")
+        if not all(0 <= part <= 1 for part in self.in_turn.values()):
+            raise ValueError(f"what is done in turn is a part of a stage, from 0 to 1: {self}")
+        if unknown := {*self.weights, *self.in_turn} - set(STAGES):
+            raise ValueError(f"stages are {', '.join(STAGES)}, not {', '.join(sorted(unknown))}")
 
-    def times(self, stage: Stage, active: int, inside: int, rows: int = 1) -> float:
-        """How many times longer than on the idle replica: `active` things at work, requests `inside`, `rows` that write
-        together."""
-        if self.slower:
-            return self.slower.of(stage, inside)
-        shared = max(active / self.cores, 1.0)
-        return shared * self._growth(rows) if stage == "writing" else shared
+    def shares(self, at_work: Sequence[tuple[Stage, int]]) -> list[float]:
+        """How fast each thing at work is, 1 being alone: a stage, and how many rows share its step (else 1)."""
+        if not at_work:
+            return []
+        left = self.speeds[min(len(at_work), len(self.speeds)) - 1]
+        weights = [self.weights.get(stage, 1.0) for stage, _ in at_work]
+        unserved, found = sum(weights), [0.0] * len(at_work)
+        # the weightiest first: what it cannot use, being no faster than alone, is for the others
+        for i in sorted(range(len(at_work)), key=weights.__getitem__, reverse=True):
+            share = min(1.0, left * weights[i] / unserved)
+            left, unserved = left - share, unserved - weights[i]
+            stage, rows = at_work[i]
+            found[i] = share / self._growth(rows) if stage == "writing" else share
+        return found
 
     def _growth(self, rows: int) -> float:
         known = len(self.growth)
