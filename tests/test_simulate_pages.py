@@ -83,7 +83,7 @@ def test_what_was_asked_both_ways_becomes_a_request() -> None:
 def test_a_machine_is_found_by_how_crowds_slow_each_other() -> None:
     growth = (1.0, *(1.4 + 0.1 * k for k in range(7)))
     weights: dict[Stage, float] = {"front": 3.0, "writing": 1.5}
-    hidden = Machine(growth, (1.0, 1.3, 1.4, 1.5), weights, {"seeing": 0.9, "reading": 0.6}, 0.3)
+    hidden = Machine(growth, (1.0, 1.4), weights, {"seeing": 0.9, "reading": 0.6}, 0.3)
     crowds = []
     for size in (2, 8):
         for modes in (MODES, MODES[:1], MODES[1:]):

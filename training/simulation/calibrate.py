@@ -16,12 +16,12 @@ from vlroute.modes import Mode
 
 Slower = dict[Stage, float]
 Array = NDArray[np.float64]
-#: Where the search begins, and within what: speeds of 2, 3 and more things at work; how much longer a second row makes
+#: Where the search begins, and within what: speed of two and more things at work; how much longer a second row makes
 #: a step, and each further one; weights of front and writing beside seeing and reading; what of these is done in turn;
 #: steps that a row loses as it joins others.
-START = (1.1, 1.2, 1.2, 0.4, 0.3, 2.0, 1.0, 0.8, 0.7, 0.5)
-LEAST = (0.5, 0.5, 0.5, 0.0, 0.0, 0.2, 0.2, 0.1, 0.1, 0.0)
-MOST = (2.0, 3.0, 4.0, 3.0, 1.0, 20.0, 5.0, 1.0, 1.0, 4.0)
+START = (1.2, 0.4, 0.3, 2.0, 1.0, 0.8, 0.7, 0.5)
+LEAST = (0.5, 0.0, 0.0, 0.2, 0.2, 0.1, 0.1, 0.0)
+MOST = (2.0, 3.0, 1.0, 20.0, 5.0, 1.0, 1.0, 4.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +126,10 @@ def named(request: Request, mode: Mode) -> Request:
 
 
 def _machine(values: Array) -> Machine:
-    two, three, more, second, further, front, writing, see, read, join = map(float, values)
+    speed, second, further, front, writing, see, read, join = map(float, values)
     growth = (1.0, *(1.0 + second + further * k for k in range(7)))
     weights: dict[Stage, float] = {"front": front, "writing": writing}
-    return Machine(growth, (1.0, two, three, more), weights, {"seeing": see, "reading": read}, join)
+    return Machine(growth, (1.0, speed), weights, {"seeing": see, "reading": read}, join)
 
 
 def _seconds(work: Work) -> tuple[float, float]:

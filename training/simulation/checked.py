@@ -38,9 +38,9 @@ square of the differences {off:.0%}):
 
 {crowds}
 
-The machine: 1, 2, 3 and more things at work do {speeds} times what one does alone; a step of two rows takes
-{two:.2f} times that of one, of eight {eight:.2f} times, and who joins others loses {join:.2f} steps; beside seeing and
-reading (1) the others get these shares: {weights}; done in turn: {in_turn}.
+The machine: two or more things at work do {speed:.2f} times what one does alone; a step of two rows takes {two:.2f}
+times that of one, of eight {eight:.2f} times, and who joins others loses {join:.2f} steps; beside seeing and reading
+(1) the others get these shares: {weights}; done in turn: {in_turn}.
 
 Taken on: {where}
 """
@@ -182,14 +182,13 @@ def render(found: dict[str, Any]) -> str:
         [name, *(f"{slowed[stage]:.1f}, {fitted['simulated'][name][stage]:.1f}" for stage in STAGES)]
         for name, slowed in fitted["measured"].items()
     ]
-    speeds = ", ".join(f"{speed:.2f}" for speed in machine["speeds"])
     weights = ", ".join(f"{stage} {weight:.1f}" for stage, weight in machine["weights"].items())
     in_turn = ", ".join(f"{part:.0%} of {stage}" for stage, part in machine["in_turn"].items())
     step = [machine["growth"][rows - 1] for rows in (2, 8)]
     return SECTION.format(
         table="\n".join(table(head, rows)), asked=MOST_ERROR, runs=RUNS, rounds=found["loads"][0]["rounds"],
         crowds="\n".join(table(["clients, model", *STAGES], crowds)), off=fitted["off"],
-        speeds=speeds, two=step[0], eight=step[1], weights=weights, in_turn=in_turn,
+        speed=machine["speeds"][-1], two=step[0], eight=step[1], weights=weights, in_turn=in_turn,
         join=machine["join"],
         **{name: found[name] for name in ("where", "tasks", "capacity", "crowd")},
     )  # fmt: skip
