@@ -12,7 +12,7 @@ from scipy.optimize import least_squares
 from training.simulation.closed import asked_again
 from training.simulation.work import STAGES, Machine, Request, Stage, Work
 from vlroute.decision.classifier import Prediction
-from vlroute.modes import Mode
+from vlroute.modes import MODES, Mode
 
 Slower = dict[Stage, float]
 Array = NDArray[np.float64]
@@ -42,7 +42,7 @@ def request_from(asked: Iterable[tuple[Answered, Answered]], predicted: Predicti
     """A request that was asked in both modes of an idle server, perhaps several times: the mean of each stage."""
     answers = [one for pair in asked for one in pair]
     works = {}
-    for mode in ("instruct", "thinking"):
+    for mode in MODES:
         same = [one for one in answers if one.mode == mode]
         works[mode] = Work(_mean(same, "prefill"), _mean(same, "decode"), same[0].tokens)
     front = _mean(answers, "front") + _mean(answers, "line")
