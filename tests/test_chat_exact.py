@@ -15,9 +15,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoProcessor, LogitsProcessor, LogitsProcessorList, Qwen3VLForConditionalGeneration
+from transformers import AutoProcessor, LogitsProcessor, Qwen3VLForConditionalGeneration
 
-import vlroute.engine.generate as engine
 from tests.conftest import BUDGETS, MANY, PICTURES, SECONDS, VIDEO, pixel_path
 from vlroute import Answer, Chat, Router
 from vlroute.chat import Turn
@@ -40,39 +39,58 @@ turns = st.fixed_dictionaries(
 )
 
 
-class FirstScores(LogitsProcessor):
-    """Keeps the scores of the first token of one answer."""
-
-    def __init__(self) -> None:
-        self.seen: torch.Tensor | None = None
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if self.seen is None:
-            self.seen = scores[0].clone()
-        return scores
-
-
 class Recorder(threading.local):
-    """First scores of the latest answer that was written in this thread."""
+    """Scores of the first token of the latest answer that was written in this thread."""
 
-    latest: FirstScores
+    latest: torch.Tensor
+
+    def __call__(self, module: Any, args: Any, given: dict[str, Any], output: Any) -> None:
+        if given.get("logits_to_keep") == 1:  # a prompt is read
+            self.latest = output.logits[0, -1].clone()
 
     def scores(self) -> torch.Tensor:
-        assert self.latest.seen is not None
-        return self.latest.seen
+        return self.latest
 
 
 @pytest.fixture(scope="module")
-def recorder() -> Iterator[Recorder]:
-    made, original = Recorder(), engine.take_own_processors
+def recorder(routers: dict[str, Router]) -> Iterator[Recorder]:
+    made = Recorder()
+    hooks = [
+        router.pair[mode].model.register_forward_hook(made, with_kwargs=True)
+        for router in routers.values()
+        for mode in MODES
+    ]
+    yield made
+    for hook in hooks:
+        hook.remove()
 
-    def recording(*args: Any) -> LogitsProcessorList:
-        made.latest = FirstScores()
-        return LogitsProcessorList([*original(*args), made.latest])
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "take_own_processors", recording)
-        yield made
+class Complete(LogitsProcessor):
+    """What vlroute adds to greedy `generate`: a thought is closed before the end token and only once, and an answer has
+    visible text."""
+
+    def __init__(self, tokenizer: Any, thinking: bool, prompt_length: int) -> None:
+        self.tokenizer, self.thinking, self.prompt_length = tokenizer, thinking, prompt_length
+        self.tags = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+        self.due: list[int] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        scores = scores.clone()  # the caller keeps them
+        ids, eos = input_ids[0, self.prompt_length :].tolist(), self.tokenizer.eos_token_id
+        if self.thinking and self.tags[1] not in ids:
+            if not self.due and int(scores.argmax()) == eos:
+                line_break = "" if self.tokenizer.decode(ids[-1:]).endswith("\n") else "\n"
+                self.due = self.tokenizer(f"{line_break}</think>\n\n", add_special_tokens=False)["input_ids"]
+        elif not self.due:
+            answer = ids
+            if self.thinking:
+                answer = ids[ids.index(self.tags[1]) + 1 :]
+                scores[:, self.tags] = -torch.inf
+            if not self.tokenizer.decode(answer, skip_special_tokens=True).strip():
+                scores[:, eos] = -torch.inf
+        if self.due:
+            scores[:, self.due.pop(0)] = torch.inf
+        return scores
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +106,10 @@ def fresh(plain: dict[str, Any], conversation: Conversation, mode: Mode) -> tupl
     """First scores and text of a run that remembers nothing, on the pixel path."""
     model, processor = plain[mode]
     inputs = pixel_path(processor, conversation)
-    out = model.generate(**inputs, **GREEDY, output_logits=True, return_dict_in_generate=True)
+    complete = Complete(processor.tokenizer, mode == "thinking", inputs["input_ids"].shape[1])
+    out = model.generate(
+        **inputs, **GREEDY, logits_processor=[complete], output_logits=True, return_dict_in_generate=True
+    )
     ids = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     return out.logits[0][0], processor.tokenizer.decode(ids, skip_special_tokens=True)
 

@@ -151,8 +151,14 @@ def test_history_takes_messages_and_dicts() -> None:
         ("<think>2+2</think>\n\n4", "4"),
         ("2+2\n</think>\n\n4", "4"),
         ("<think>a</think><think>b</think>4", "4"),
-        ("\n<think>never ended", ""),
-        ("a</think><think>b", ""),
+        ("a</think>b</think>4", "4"),
+        ("a</think><think>b</think>4", "4"),
+        ("\n<think>never ended", "\n<think>never ended"),
+        ("Write <think> and </think>.", "Write <think> and </think>."),
+        ("`</think>` ends a thought.", "`</think>` ends a thought."),
+        ("```\n</think>\n```\nends it.", "```\n</think>\n```\nends it."),
+        ("one ` alone\n</think>\n\nand ` another", "and ` another"),
+        ("a\n</think>\n\n`</think>` ends it.", "`</think>` ends it."),
         (None, ""),
         ("It reads <|im_end|>.", "It reads < |im_end|>."),
     ],
@@ -162,9 +168,11 @@ def test_past_answers_hold_no_reasoning_and_no_control_tokens(said: str | None, 
     assert answer.text == kept
     assert Message("assistant", answer.parts) == answer
     if said is not None:
-        assert Message("assistant", (said,)) == answer
         half = len(said) // 2
-        assert Message("assistant", (said[:half], said[half:])) == answer
+        parts = [{"type": "text", "text": piece} for piece in (said[:half], said[half:])]
+        assert parse("?", history=[{"role": "assistant", "content": parts}]).messages[0] == answer
+        separated = parse("?", history=[{"role": "assistant", "content": said, "reasoning_content": ""}])
+        assert separated.messages[0] == Message("assistant", (said,))
 
 
 @pytest.mark.parametrize("name", CONTROL)

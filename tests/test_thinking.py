@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import media, task
 from vlroute import Router
-from vlroute.engine.thinking import Splitter, ThinkingBudget
+from vlroute.engine.thinking import OutputControl, Splitter
 from vlroute.engine.trimmed import Trimmed
 
 
@@ -75,13 +74,9 @@ def test_budget_ends_the_thought_and_an_answer_follows(router: Router) -> None:
     assert (ample.thinking, ample.text) == (free.thinking, free.text)
 
 
-def test_budget_leaves_a_finished_thought_alone(tokenizer: Any) -> None:
-    budget = ThinkingBudget(tokenizer, prompt_length=1, budget=2)
-    ids = torch.tensor([[7, tokenizer.convert_tokens_to_ids("</think>"), 9, 9]])
-    scores = torch.randn(1, 600)
-    assert torch.equal(budget(ids, scores.clone()), scores)
+def test_a_negative_budget_is_refused(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="0 or more"):
-        ThinkingBudget(tokenizer, 1, -1)
+        OutputControl(tokenizer, True, frozenset(), -1)
 
 
 def test_a_truncated_thought_is_reported(router: Router) -> None:

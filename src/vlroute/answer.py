@@ -47,8 +47,9 @@ class Timing:
 class Answer:
     """`text` is the answer alone, `thinking` the reasoning before it ("" for Instruct).
 
-    `finish_reason`: "stop", "length" (out of tokens: with Thinking, `text` is empty if that happened while it
-    still reasoned: a truncated thought is never an answer) or "cancelled".
+    `finish_reason`: "stop" (the answer is complete, or reached a stop string), "length" (out of tokens or at the end of
+    the model's context; `text` is empty if Thinking still reasoned: a truncated thought is never an answer) or
+    "cancelled".
     """
 
     text: str

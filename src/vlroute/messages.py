@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -27,6 +29,9 @@ from vlroute.media import (
 Role: TypeAlias = Literal["system", "user", "assistant"]
 Part: TypeAlias = str | Picture | Video
 
+_REASONING = ("reasoning_content", "reasoning")
+_TAG = re.compile(r"</?think>")
+_MARK = re.compile(r"(?P<line>^ {0,3})?(?P<mark>`+|~{3,})", re.MULTILINE)  # what begins and ends code in Markdown
 # In text these would close a turn, forge another or open a slot for a picture that is not there.
 _CONTROL = re.compile(r"<(\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>)")
 
@@ -35,9 +40,9 @@ _CONTROL = re.compile(r"<(\|(?:im_start|im_end|endoftext|vision_start|vision_end
 class Message:
     """One turn: who speaks, and texts, pictures and videos in the order the model sees them.
 
-    Only users send pictures and videos. A past answer keeps no reasoning: a `<think>...</think>` head (or
-    what precedes a bare `</think>`) is cut off, and a control token that the model read off a picture is
-    broken up by a space. In all other text a control token such as `<|im_end|>` is a `MessageError`.
+    Only users send pictures and videos. The text of an assistant message is the answer alone, without its reasoning;
+    a control token in it, which the model read off a picture, is broken up by a space. In all other text a control
+    token such as `<|im_end|>` is a `MessageError`.
     """
 
     role: Role
@@ -54,7 +59,7 @@ class Message:
             if self.role != "user" and not isinstance(part, str):
                 raise MessageError(f"a message of the {self.role} holds text only; pictures come from the user")
         if self.role == "assistant":
-            answer = _answer(self.text)
+            answer = _CONTROL.sub(r"< \1", self.text)
             object.__setattr__(self, "parts", (answer,) if answer else ())
         # Texts side by side are joined by the template: a token split over two of them is one again.
         joined = "".join(part if isinstance(part, str) else " " for part in self.parts)
@@ -130,8 +135,19 @@ class Conversation:
         return self.messages[-1].videos
 
     def template(self) -> list[dict[str, Any]]:
-        """What `processor.apply_chat_template` takes: slots for pictures and videos, no pixels."""
-        return [{"role": turn.role, "content": [_slot(part) for part in turn.parts]} for turn in self.messages]
+        """What `processor.apply_chat_template` takes: slots for pictures and videos, no pixels.
+
+        Past answers carry an empty `reasoning_content`: where it is missing, published templates look for tags in the
+        answer and cut it there.
+        """
+        return [
+            {
+                "role": turn.role,
+                "content": [_slot(part) for part in turn.parts],
+                **({"reasoning_content": ""} if turn.role == "assistant" else {}),
+            }
+            for turn in self.messages
+        ]
 
 
 def parse(
@@ -202,6 +218,10 @@ class _Loader:
         if not isinstance(content, list | tuple):
             raise MessageError(f"content must be a str or a list of parts, got a {type(content).__name__}")
         parts = tuple(self.part(part) for part in content)
+        texts = [part for part in parts if isinstance(part, str)]
+        separated = any(isinstance(message.get(key), str) for key in _REASONING)
+        if role == "assistant" and not separated and len(texts) == len(parts):
+            parts = (without_reasoning("".join(texts)),)
         return Message("system" if role == "developer" else role, parts)  # type: ignore[arg-type]
 
     def part(self, part: Mapping[str, Any]) -> Part:
@@ -223,12 +243,60 @@ class _Loader:
         raise MessageError(f"unknown part (type {str(kind)[:40]!r}); known: text, image_url, image, video_url, video")
 
 
-def _answer(text: str) -> str:
-    """What an assistant said, without reasoning; a thought that never ended is no answer."""
-    _, closed, answer = text.rpartition("</think>")
-    if closed:
-        text = answer.lstrip()
-    return "" if text.lstrip().startswith("<think>") else _CONTROL.sub(r"< \1", text)
+def without_reasoning(text: str) -> str:
+    """The answer in `text`, which may begin with reasoning as servers send it that do not separate the two.
+
+    Removed are `<think>...</think>` at the beginning, and everything up to a `</think>` that no `<think>` opened. Tags
+    in code (between backticks) and later pairs of tags belong to the answer.
+    """
+    code = _code(text)
+    cut, begins, opened = 0, _begin(text, 0), -1
+    for tag in _TAG.finditer(text):
+        while code and code[0][1] <= tag.start():
+            code.popleft()
+        if code and code[0][0] <= tag.start():
+            continue
+        if tag[0] == "<think>":
+            opened = tag.start() if opened < 0 else opened
+        else:
+            if opened in (-1, begins):
+                cut, begins = tag.end(), _begin(text, tag.end())
+            opened = -1
+    return text[begins:] if cut else text
+
+
+def _begin(text: str, at: int) -> int:
+    """Where the first character from `at` on lies that is not white space."""
+    found = re.compile(r"\S").search(text, at)
+    return found.start() if found else len(text)
+
+
+def _code(text: str) -> deque[tuple[int, int]]:
+    """Where code lies in Markdown, ascending: fenced blocks, an unclosed one to the end, and spans in one paragraph."""
+    marks = [*_MARK.finditer(text)]
+    after: dict[str, list[int]] = {}
+    for i, mark in enumerate(marks):
+        after.setdefault(mark["mark"], []).append(i)
+    breaks = [found.start() for found in re.finditer(r"\n[ \t]*\n", text)]
+    code = deque[tuple[int, int]]()
+    i = 0
+    while i < len(marks):
+        mark = marks[i]
+        same = after[mark["mark"]]
+        at = bisect_right(same, i)
+        closing = marks[same[at]] if at < len(same) else None
+        fence = len(mark["mark"]) >= 3 and mark["line"] is not None
+        paragraph = bisect_right(breaks, mark.start())
+        end_of_paragraph = breaks[paragraph] if paragraph < len(breaks) else len(text)
+        if closing is not None and (fence or closing.start() < end_of_paragraph):
+            code.append((mark.start(), closing.end()))
+            i = same[at] + 1
+        elif fence:
+            code.append((mark.start(), len(text)))
+            break
+        else:
+            i += 1
+    return code
 
 
 def _data_uri(part: Mapping[str, Any], key: str) -> str:

@@ -12,10 +12,9 @@ from collections import deque
 
 import torch
 
-from vlroute.engine.generate import Generated, generate, generated
+from vlroute.engine.generate import Generated, generated
 from vlroute.engine.pair import Checkpoint
 from vlroute.engine.rows import Row, Rows, Writing, begin
-from vlroute.engine.sampling import Sampler
 from vlroute.modes import Mode
 
 CLOSED = "the router was closed"
@@ -38,7 +37,7 @@ class Batching:
         self._lock = threading.Lock()
 
     def generate(self, writing: Writing) -> Generated:
-        """As `generate.generate`; waits for a free row first. Settings that only transformers knows are written alone.
+        """As `generate.generate`; waits for a free row first.
 
         RuntimeError after `close`.
         """
@@ -46,9 +45,6 @@ class Batching:
         if not writer.enter(writing.cancel):
             return Generated((), "cancelled", 0.0, 0.0)
         try:
-            if not Sampler.KNOWN.issuperset(writing.settings):
-                alone: Generated = generate(writing)
-                return alone
             began = time.perf_counter()
             with torch.inference_mode():
                 row = begin(writing)

@@ -1,19 +1,15 @@
-"""One decoding call: explicit positions, given vision features, every token reported, stoppable at every token."""
+"""One answer, generated token by token in the calling thread."""
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 from vlroute.engine.protocol import FinishReason
-from vlroute.engine.rows import OnToken, Row, Rows, Writing, begin
-from vlroute.engine.sampling import Sampler, take_own_processors
+from vlroute.engine.rows import Row, Rows, Writing, begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,74 +22,9 @@ class Generated:
     decode_seconds: float
 
 
-class _Cancelled(StoppingCriteria):
-    def __init__(self, event: threading.Event) -> None:
-        self.event = event
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
-        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
-
-
-class _TokenStream(BaseStreamer):
-    """Hands each new token id on. (transformers' text streamers hide the exceptions of the generating thread.)"""
-
-    def __init__(self, on_token: OnToken, ends: frozenset[int]) -> None:
-        self.on_token, self.ends = on_token, ends
-        self.ended = threading.Event()  # the listener has heard enough
-        self.prompt_seen = False
-        self.first_at: float | None = None
-
-    def put(self, value: torch.Tensor) -> None:
-        if not self.prompt_seen:  # the first call brings the prompt
-            self.prompt_seen = True
-            return
-        if self.first_at is None:
-            self.first_at = time.perf_counter()
-        for token in value.flatten().tolist():
-            if token not in self.ends and self.on_token(token):
-                self.ended.set()
-
-    def end(self) -> None:
-        pass
-
-
 @torch.inference_mode()
 def generate(writing: Writing) -> Generated:
-    """Write one answer token by token, in this thread.
-
-    ValueError for a `seed` beside settings that only transformers' own `generate` knows.
-    """
-    checkpoint, prompt, cancel = writing.checkpoint, writing.prompt, writing.cancel
-    if writing.settings.get("seed") is not None:
-        return _seeded(writing)
-    settings = {key: value for key, value in writing.settings.items() if key != "seed"}
-    processors = take_own_processors(checkpoint, prompt.length, settings)
-    config = GenerationConfig(**settings)
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    stream = _TokenStream(writing.on_token, frozenset(ends))
-    began = time.perf_counter()
-    output = checkpoint.model.generate(
-        **prompt.inputs(),
-        **({"mm_encoder_outputs": dict(writing.encoder_outputs)} if writing.encoder_outputs else {}),
-        **({"past_key_values": writing.cache} if writing.cache is not None else {}),
-        generation_config=config,
-        logits_processor=processors,
-        stopping_criteria=StoppingCriteriaList([_Cancelled(event) for event in (stream.ended, cancel) if event]),
-        streamer=stream,
-    )
-    ended = time.perf_counter()
-    ids = output[0, prompt.length :].tolist()
-    at_end = bool(ids) and ids[-1] in ends
-    stopped = at_end or stream.ended.is_set()
-    reason: FinishReason = "stop" if stopped else "cancelled" if cancel and cancel.is_set() else "length"
-    first = stream.first_at or ended
-    return Generated(tuple(ids[:-1] if at_end else ids), reason, first - began, ended - first)
-
-
-def _seeded(writing: Writing) -> Generated:
-    """transformers draws from one generator for the whole process; here the draws are this answer's own."""
-    if unknown := sorted(set(writing.settings) - Sampler.KNOWN):
-        raise ValueError(f"seed does not go together with {', '.join(unknown)}; leave one of them out")
+    """Write one answer in this thread, by the same steps as answers that share forward passes."""
     began = time.perf_counter()
     row = begin(writing)
     rows = Rows(writing.checkpoint)

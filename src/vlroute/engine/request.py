@@ -125,7 +125,7 @@ class Request:
         self._see_new(checkpoint)
         seen_new = time.perf_counter()
         prompt = self._prompt(checkpoint)
-        _check_length(checkpoint, prompt)
+        room = _room(checkpoint, prompt)
         owner = self._owner(mode)
         known, cache = self.prefixes.take(owner, prompt.reading) if self.prefixes else (0, None)
         if self.prefixes and cache is None:
@@ -134,6 +134,7 @@ class Request:
         images, videos = self.features(checkpoint, *self._unread_media(prompt, known))
         seen = time.perf_counter()
         resolved = resolve_settings(checkpoint, settings)
+        resolved["max_new_tokens"] = min(resolved["max_new_tokens"], room)
         splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
 
         def on_token(token: int) -> bool:
@@ -147,9 +148,10 @@ class Request:
             on_piece(channel, piece)
         if self.prefixes and cache is not None:
             self.prefixes.put(owner, prompt.reading.extended(written.ids), cache)
+        texts = splitter.texts
         return Reply(
-            text=splitter.texts["answer"],
-            thinking=splitter.texts["thinking"],
+            text=texts["answer"],
+            thinking=texts["thinking"],
             finish_reason=written.finish_reason,
             prompt_tokens=prompt.length,
             cached_tokens=known,
@@ -196,10 +198,12 @@ class Request:
         return [p for p in left if isinstance(p, Picture)], [v for v in left if isinstance(v, Video)]
 
 
-def _check_length(checkpoint: Checkpoint, prompt: Prompt) -> None:
-    most = checkpoint.model.config.text_config.max_position_embeddings
+def _room(checkpoint: Checkpoint, prompt: Prompt) -> int:
+    """Tokens that the model's context has left for the output. LimitError if there is none."""
+    most: int = checkpoint.model.config.text_config.max_position_embeddings
     if prompt.length >= most:
         raise LimitError(
             f"the conversation has {prompt.length} tokens, {prompt.vision_tokens} of them pictures; the model reads at "
             f"most {most - 1}: send fewer turns or smaller pictures"
         )
+    return most - prompt.length

@@ -87,9 +87,9 @@ class Row:
 def begin(writing: Writing) -> Row:
     """Read the prompt, alone, as `generate` does, and choose the first token; neither if cancelled before."""
     prompt, settings = writing.prompt, writing.settings
-    ends: Any = settings.get("eos_token_id")
+    sampler = Sampler(writing.checkpoint, prompt.length, settings)
     row = Row(
-        Sampler(writing.checkpoint, prompt.length, settings), frozenset(ends if isinstance(ends, list) else [ends]),
+        sampler, sampler.ends,
         int(settings["max_new_tokens"]), writing.on_token, writing.cancel, prompt.input_ids, prompt.length,
         int(prompt.position_ids[1:, 0, -1].max()) + 1, prompt.length,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from vlroute.engine.pair import Checkpoint
-from vlroute.engine.thinking import ThinkingBudget
+from vlroute.engine.thinking import OutputControl
 
 
 class Penalties(LogitsProcessor):
@@ -35,25 +35,13 @@ class Penalties(LogitsProcessor):
         return scores - self.presence * (counts > 0) - self.frequency * counts
 
 
-def take_own_processors(checkpoint: Checkpoint, prompt_length: int, settings: dict[str, Any]) -> LogitsProcessorList:
-    """Takes the settings that transformers does not know out of `settings` and returns what does their work."""
-    processors = LogitsProcessorList()
-    presence, frequency = (settings.pop(f"{name}_penalty", 0.0) for name in ("presence", "frequency"))
-    if presence or frequency:
-        processors.append(Penalties(prompt_length, presence, frequency))
-    budget = settings.pop("thinking_budget", None)
-    if budget is not None and checkpoint.mode == "thinking":
-        processors.append(ThinkingBudget(checkpoint.tokenizer, prompt_length, budget))
-    return processors
-
-
 class Sampler:
     """Chooses token by token for one answer, in the order of transformers' `generate`.
 
     With a `seed` the draws are this answer's own, whatever else is being written.
     """
 
-    #: All that it understands; where more is asked for, transformers' own `generate` must write the answer.
+    #: All settings that it understands.
     KNOWN = frozenset({
         "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
         "frequency_penalty", "thinking_budget", "seed", "max_new_tokens", "bos_token_id", "eos_token_id",
@@ -61,12 +49,24 @@ class Sampler:
     })  # fmt: skip
 
     def __init__(self, checkpoint: Checkpoint, prompt_length: int, settings: Mapping[str, Any]) -> None:
-        settings = dict(settings)
+        """ValueError for a setting that it does not understand."""
+        if unknown := sorted(set(settings) - self.KNOWN):
+            raise ValueError(
+                f"{', '.join(unknown)} cannot be set here; expected one of {', '.join(sorted(self.KNOWN))}"
+            )
+        ends: Any = settings.get("eos_token_id")
+        #: Ids that end the output.
+        self.ends: frozenset[int] = frozenset(ends if isinstance(ends, list) else [ends])
+        self.control = OutputControl(
+            checkpoint.tokenizer, checkpoint.mode == "thinking", self.ends, settings.get("thinking_budget")
+        )
         self.draws = bool(settings.get("do_sample"))
         self.processors = LogitsProcessorList()
         if (penalty := settings.get("repetition_penalty", 1.0)) not in (None, 1.0):
             self.processors.append(RepetitionPenaltyLogitsProcessor(penalty))
-        self.processors.extend(take_own_processors(checkpoint, prompt_length, settings))
+        presence, frequency = (settings.get(f"{name}_penalty") or 0.0 for name in ("presence", "frequency"))
+        if presence or frequency:
+            self.processors.append(Penalties(prompt_length, presence, frequency))
         if self.draws:
             self.processors.extend(_warpers(settings))
         self.generator: torch.Generator | None = None
@@ -75,10 +75,12 @@ class Sampler:
 
     def __call__(self, ids: torch.Tensor, logits: torch.Tensor) -> int:
         """`ids` `[1, n]`: prompt and answer so far. `logits` `[1, vocabulary]` of what follows."""
-        scores = self.processors(ids, logits.to(torch.float32, copy=True))
+        if (forced := self.control.forced()) is not None:
+            return forced
+        scores = self.processors(ids, self.control.mask(logits.to(torch.float32, copy=True)))
         if not self.draws:
-            return int(scores.argmax(-1))
-        return int(torch.multinomial(scores.softmax(-1), 1, generator=self.generator))
+            return self.control.chosen(int(scores.argmax(-1)))
+        return self.control.chosen(int(torch.multinomial(scores.softmax(-1), 1, generator=self.generator)))
 
 
 def _warpers(settings: Mapping[str, Any]) -> list[LogitsProcessor]:

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from vlroute.engine.pair import Checkpoint
+from vlroute.engine.sampling import Sampler
 
 #: What Qwen recommends for each edition, where a checkpoint's own generation config does not say otherwise.
 RECOMMENDED: dict[str, dict[str, Any]] = {
@@ -46,7 +47,7 @@ def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any]) -> d
         check_names(override)
         asked.update(override)
     own = checkpoint.model.generation_config.to_diff_dict()
-    own = {key: value for key, value in own.items() if key in _KNOWN and value is not None}
+    own = {key: value for key, value in own.items() if key in Sampler.KNOWN and value is not None}
     settings = {**RECOMMENDED[checkpoint.mode], **own, **asked}
     if not settings["do_sample"]:
         kept_by_caller = {"presence_penalty"} & set(asked)

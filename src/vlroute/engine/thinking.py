@@ -1,43 +1,68 @@
-"""Reasoning apart from the answer, by token id; and a budget for reasoning."""
+"""Reasoning and answer: told apart by token id, and kept complete while they are generated."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor
 
 from vlroute.engine.protocol import Channel
 from vlroute.engine.stop_text import StopText
 from vlroute.engine.trimmed import Trimmed
 
 THINK, END_THINK = "<think>", "</think>"
-#: What ends a thought that ran out of budget: the very bytes with which the Thinking template ends one itself.
+#: How a thought is closed where the model does not close it: as Qwen's chat templates write a past thought.
 CLOSING = f"\n{END_THINK}\n\n"
 
 
 class Decoder:
-    """Token ids to text, one at a time: text is held back while its last character is incomplete.
+    """Decodes token ids one at a time; text is held back while its last character is incomplete.
 
-    (tokenizers' own DecodeStream raises on bytes that never make a character, which a sampling model may write.)
+    (tokenizers' own DecodeStream raises on bytes that never form a character, which a sampling model may generate.)
     """
 
+    #: With this many tokens pending, the first of them cannot belong to one unfinished character (4 bytes at most).
+    MAX_PENDING = 8
+
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.ids = tokenizer, list[int]()
-        self.start = self.read = 0  # decoding begins a little before what is new: some tokens depend on their neighbour
+        self._tokenizer, self._ids = tokenizer, list[int]()
+        self._special = frozenset(tokenizer.all_special_ids)
+        # decoding starts a little before the new tokens, because the text of some tokens depends on the one before
+        self._start = self._end = 0
 
     def push(self, token: int) -> str:
-        self.ids.append(token)
-        known = self._decode(self.ids[self.start : self.read])
-        text = self._decode(self.ids[self.start :])
-        if text.endswith("\ufffd") or len(text) <= len(known):
+        """Text that `token` completes."""
+        if token in self._special:
             return ""
-        self.start, self.read = self.read, len(self.ids)
+        self._ids.append(token)
+        if not self._decode(self._start, len(self._ids)).endswith("\ufffd"):
+            return self._release(len(self._ids))
+        if len(self._ids) - self._end < self.MAX_PENDING:
+            return ""
+        return self._release(self._boundary())
+
+    def flush(self) -> str:
+        """Text of the tokens still held back; bytes that form no character become U+FFFD."""
+        return self._release(len(self._ids))
+
+    def _boundary(self) -> int:
+        """An index near the end at which no character is cut in two."""
+        most = len(self._ids)
+        whole = self._decode(self._end, most)
+        candidates = range(most - 3, most)
+        cuts = (i for i in candidates if self._decode(self._end, i) + self._decode(i, most) == whole)
+        return next(cuts, most)
+
+    def _release(self, end: int) -> str:
+        known = self._decode(self._start, self._end)
+        text = self._decode(self._start, end)
+        self._start, self._end = self._end, end
         return text[len(known) :]
 
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def _decode(self, start: int, end: int) -> str:
+        return str(self._tokenizer.decode(self._ids[start:end], clean_up_tokenization_spaces=False))
 
 
 class Splitter:
@@ -53,53 +78,105 @@ class Splitter:
         self.start_id = tokenizer.convert_tokens_to_ids(THINK)
         self.end_id = tokenizer.convert_tokens_to_ids(END_THINK)
         self.channel: Channel = "thinking" if thinking else "answer"
-        self.texts: dict[Channel, str] = {"thinking": "", "answer": ""}
         self.thinking_tokens = 0
         self.stop = StopText(stops)
+        self._pieces: dict[Channel, list[str]] = {"thinking": [], "answer": []}
         self._begin()
 
-    def _begin(self) -> None:
-        # a decoder of its own for each channel: no half character crosses the border
-        self.decoder, self.trimmed = Decoder(self.tokenizer), Trimmed()
+    @property
+    def texts(self) -> dict[Channel, str]:
+        """Thinking and answer so far."""
+        return {channel: "".join(pieces) for channel, pieces in self._pieces.items()}
 
     def push(self, token: int) -> Iterator[tuple[Channel, str]]:
+        """Pieces of text that `token` completes."""
         if self.channel == "thinking":
             self.thinking_tokens += 1
             if token == self.end_id:
+                yield from self._emit(self.decoder.flush())
                 self.channel = "answer"
                 self._begin()
                 return
             if token == self.start_id:
                 return
-        piece = self.trimmed.push(self.decoder.push(token))
-        if self.channel == "answer":
-            piece = self.stop.push(piece)
-        yield from self._said(piece)
+        yield from self._emit(self.decoder.push(token))
 
     def flush(self) -> Iterator[tuple[Channel, str]]:
-        """What was held back in case a stop string had begun."""
-        yield from self._said(self.stop.flush())
+        """What was held back: an unfinished character, or the beginning of a stop string."""
+        yield from self._emit(self.decoder.flush())
+        yield from self._kept(self.stop.flush())
 
-    def _said(self, piece: str) -> Iterator[tuple[Channel, str]]:
+    def _begin(self) -> None:
+        # a decoder of its own for each channel: no half character crosses the border
+        self.decoder, self.trimmed = Decoder(self.tokenizer), Trimmed()
+
+    def _emit(self, text: str) -> Iterator[tuple[Channel, str]]:
+        piece = self.trimmed.push(text)
+        yield from self._kept(self.stop.push(piece) if self.channel == "answer" else piece)
+
+    def _kept(self, piece: str) -> Iterator[tuple[Channel, str]]:
         if piece:
-            self.texts[self.channel] += piece
+            self._pieces[self.channel].append(piece)
             yield self.channel, piece
 
 
-class ThinkingBudget(LogitsProcessor):
-    """After `budget` tokens of thinking without `</think>`, makes the model write `CLOSING` and then answer."""
+class OutputControl:
+    """Forbids and forces tokens so that every output is complete. One object per answer, told each token in order.
 
-    def __init__(self, tokenizer: Any, prompt_length: int, budget: int) -> None:
-        if budget < 0:
+    * A thought is closed exactly once: by the model, after `budget` tokens, or in place of an end token that comes
+      before `</think>`. Afterwards the model cannot generate `<think>` or `</think>` again.
+    * An answer does not end before it holds visible text: an empty answer would look like success.
+    """
+
+    def __init__(self, tokenizer: Any, thinking: bool, ends: frozenset[int], budget: int | None = None) -> None:
+        """`ends`: ids that end the output. `budget`: tokens of thinking; None: no bound.
+
+        ValueError for a negative budget.
+        """
+        if budget is not None and budget < 0:
             raise ValueError(f"thinking_budget must be 0 or more tokens, got {budget}")
-        self.closing = tokenizer(CLOSING, add_special_tokens=False)["input_ids"]
-        self.end_id = tokenizer.convert_tokens_to_ids(END_THINK)
-        self.prompt_length, self.budget = prompt_length, budget
+        self._tokenizer, self._ends, self._budget = tokenizer, ends, budget if thinking else None
+        self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in (THINK, END_THINK)] if thinking else []
+        self._thinking, self._blank = thinking, True
+        self._count = 0
+        self._last: int | None = None
+        self._forced = deque[int]()
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        for row, ids in enumerate(input_ids[:, self.prompt_length :].tolist()):
-            over = len(ids) - self.budget
-            if 0 <= over < len(self.closing) and self.end_id not in ids[: self.budget]:
-                scores[row, :] = -float("inf")
-                scores[row, self.closing[over]] = 0.0
+    def forced(self) -> int | None:
+        """The id that must come next, if only one may."""
+        if self._thinking and not self._forced and self._count == self._budget:
+            self._close()
+        return self._told(self._forced.popleft()) if self._forced else None
+
+    def mask(self, scores: torch.Tensor) -> torch.Tensor:
+        """Exclude, in place, ids that must not come next. `scores`: `[1, vocabulary]`."""
+        if not self._thinking:
+            scores[:, self._tags] = -torch.inf
+            if self._blank:
+                scores[:, [end for end in self._ends if 0 <= end < scores.shape[-1]]] = -torch.inf
         return scores
+
+    def chosen(self, token: int) -> int:
+        """Take the model's choice; gives the id that stands in the output, which is another one where the model would
+        end a thought without an answer."""
+        if self._thinking and token in self._ends:
+            self._close()
+            token = self._forced.popleft()
+        return self._told(token)
+
+    def _close(self) -> None:
+        closing = self._tokenizer(CLOSING, add_special_tokens=False)["input_ids"]
+        if self._last is not None and self._text(self._last).endswith("\n"):
+            closing = closing[closing.index(self._tags[1]) :]  # the line break is there already
+        self._forced.extend(closing)
+
+    def _told(self, token: int) -> int:
+        self._count, self._last = self._count + 1, token
+        if self._thinking:
+            self._thinking = token != self._tags[1]
+        elif self._blank:
+            self._blank = not self._text(token).strip()
+        return token
+
+    def _text(self, token: int) -> str:
+        return str(self._tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False))

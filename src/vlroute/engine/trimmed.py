@@ -7,13 +7,18 @@ class Trimmed:
     """Passes text on without white space at its start and end, however it is cut into pieces."""
 
     def __init__(self) -> None:
-        self.begun, self.held = False, ""
+        self._begun = False
+        self._held: list[str] = []  # white space that is passed on if text follows
 
     def push(self, piece: str) -> str:
-        text = self.held + piece
-        if not self.begun:
-            text = text.lstrip()
-        kept = text.rstrip()
-        self.held = text[len(kept) :] if kept or self.begun else ""
-        self.begun = self.begun or bool(kept)
-        return kept
+        """The part of the text so far that can be passed on now."""
+        if not self._begun:
+            piece = piece.lstrip()
+        kept = piece.rstrip()
+        if not kept:
+            if self._begun and piece:
+                self._held.append(piece)
+            return ""
+        text = "".join(self._held) + kept
+        self._begun, self._held = True, [piece[len(kept) :]]
+        return text

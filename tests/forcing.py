@@ -1,0 +1,72 @@
+"""Makes a loaded model generate what a test needs, whatever it was trained to say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from vlroute import Router
+
+STRONG = 1e4  # above any logit of a model
+
+
+def token_ids(router: Router, text: str, mode: Any = "thinking") -> list[int]:
+    """Token ids of `text`, tags included."""
+    ids: list[int] = router.pair[mode].tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def end_id(router: Router, mode: Any = "thinking") -> int:
+    """The id that ends an answer."""
+    return int(router.pair[mode].tokenizer.eos_token_id)
+
+
+@contextmanager
+def biased(router: Router, mode: Any, bias: Mapping[int, float]) -> Iterator[None]:
+    """Every answer of `mode` prefers the ids in `bias`, in rows of its own and in shared ones."""
+
+    def add(module: Any, args: Any, output: Any) -> None:
+        for token, value in bias.items():
+            output.logits[:, -1, token] += value
+
+    hook = router.pair[mode].model.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def scripted(router: Router, mode: Any, ids: Sequence[int]) -> Iterator[None]:
+    """One answer of `mode` at a time: the model prefers `ids[k]` as its k-th token, and its end token after them.
+
+    A token that the router forces or forbids takes its place in the count.
+    """
+    wanted = iter([*ids])
+
+    def prefer(module: Any, args: Any, output: Any) -> None:
+        output.logits[:, -1, next(wanted, end_id(router, mode))] += STRONG
+
+    hook = router.pair[mode].model.register_forward_hook(prefer)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def prompts(router: Router, mode: Any) -> Iterator[list[str]]:
+    """Collects what `mode` reads before it generates: the whole prompt, or what is new in a conversation."""
+    read: list[str] = []
+    checkpoint = router.pair[mode]
+
+    def keep(module: Any, args: Any, given: dict[str, Any]) -> None:
+        if given.get("logits_to_keep") == 1:
+            read.append(str(checkpoint.tokenizer.decode(given["input_ids"][0])))
+
+    hook = checkpoint.model.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield read
+    finally:
+        hook.remove()
