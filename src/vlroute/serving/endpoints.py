@@ -19,7 +19,7 @@ from vlroute.serving.door import Door, Entered
 from vlroute.serving.errors import APIError
 from vlroute.serving.replies import PREFIX, Chunks, completion, headers
 from vlroute.serving.streams import EventStream, first, whole
-from vlroute.serving.wire import ChatRequest, FeedbackRequest, RouteRequest
+from vlroute.serving.wire import ChatRequest, FeedbackRequest
 
 STARTED = int(time.time())
 ASKING = (400, 401, 404, 413, 415, 421, 422, 429, 503)
@@ -34,22 +34,23 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 async def chat_completions(asked: ChatRequest, request: Request, entry: Entered) -> Response:
     """Answer a conversation; in the mode that the router decides on, unless one is asked for."""
     arrived, door = time.perf_counter(), entry.door
-    ignored, wish = asked.ignored(), asked.wish(door.settings, entry.namespace)
+    wish = asked.wish(door.settings, entry.namespace)
     messages = await fetched(asked.messages, door.fetcher, door.settings)
-    running = door.service.start(prepared(messages, door.settings), wish, arrived, asked.stream)
+    running = door.service.start(prepared(messages, door.settings), wish, arrived, bool(asked.stream))
     if not asked.stream:
         answer, decided = await whole(running, request)
-        return JSONResponse(completion(answer, ignored), headers=headers(decided))
+        return JSONResponse(completion(answer, asked.ignored, asked.hides_reasoning), headers=headers(decided))
     decided = await first(running)
-    chunks = Chunks(decided, bool(asked.stream_options and asked.stream_options.include_usage), ignored)
+    with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+    chunks = Chunks(decided, with_usage, asked.ignored, asked.hides_reasoning)
     return EventStream(running, chunks, door.service.metrics.refused, headers(decided))
 
 
 @endpoints.post("/v1/route", responses=_errors(*ASKING))
-async def route(asked: RouteRequest, entry: Entered) -> dict[str, Any]:
-    """The decision alone, captions of its pictures included."""
+async def route(asked: ChatRequest, entry: Entered) -> dict[str, Any]:
+    """The decision alone for the same request, captions of its pictures included."""
     door = entry.door
-    ignored, wish = asked.ignored(), asked.wish(door.settings, entry.namespace)
+    wish = asked.wish(door.settings, entry.namespace)
     prepare = prepared(await fetched(asked.messages, door.fetcher, door.settings), door.settings)
 
     def decide() -> Decision:
@@ -58,7 +59,7 @@ async def route(asked: RouteRequest, entry: Entered) -> dict[str, Any]:
     # a few words take a fraction of a millisecond, less than going to a thread and back
     decision: Decision = decide() if is_quick(asked.messages) else await door.service.in_thread(decide)
     door.service.metrics.decisions.labels(decision.mode).inc()
-    return {"model": decision.mode, "decision": decision.as_dict(), "ignored": ignored}
+    return {"model": decision.mode, "decision": decision.as_dict(), "ignored": asked.ignored}
 
 
 @endpoints.post("/v1/feedback", responses=_errors(400, 401, 404, 413, 415, 421, 422, 503))

@@ -38,7 +38,8 @@ class APIError(VLRouteError):
     def body(self) -> dict[str, Any]:
         kind = _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {
-            "message": _writable(self.message), "type": kind, "param": _writable(self.param), "code": self.code,
+            "message": writable(self.message), "type": kind, "param": self.param and writable(self.param),
+            "code": self.code,
         }}  # fmt: skip
 
 
@@ -74,14 +75,12 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"] if step != "body")[:200]
-        status = 400 if first["type"] == "json_invalid" else 422
-        said = APIError(status, f"{where or 'the body'}: {first['msg']}", "invalid_value", where or None)
-        return response(said, count)
+        return response(_invalid(error), count)
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        if error.status_code == 400 and isinstance(error.__cause__, Exception):  # FastAPI could not parse the body
+            return response(APIError(400, "the body cannot be read as JSON in UTF-8", "invalid_json"), count)
         code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
         return response(APIError(error.status_code, str(error.detail), code, headers=dict(error.headers or {})), count)
 
@@ -94,6 +93,38 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
         app.add_exception_handler(kind, other)
 
 
-def _writable(text: str | None) -> str | None:
+def _invalid(error: RequestValidationError) -> APIError:
+    """One error out of those that pydantic found: the first refused field, else what is wrong with the first value."""
+    found = error.errors()
+    if found[0]["type"] == "json_invalid":
+        why, at = found[0]["ctx"]["error"], found[0]["loc"][-1]
+        return APIError(400, f"the body is not valid JSON: {why} at character {at}", "invalid_json")
+    for one in found:
+        if one["type"] in ("unknown_parameter", "unsupported_parameter"):
+            inside = _path(one, error.body)
+            where = ".".join((*inside, one["ctx"]["name"]))
+            return APIError(400, (f"{'.'.join(inside)}: " if inside else "") + one["msg"], one["type"], where)
+    paths = [_path(one, error.body) for one in found]
+    if not paths[0]:
+        return APIError(400, "the body must be a JSON object", "invalid_json")
+    path = max((one for one in paths if one[:1] == paths[0][:1]), key=len)
+    why = " or: ".join(dict.fromkeys(one["msg"] for one, its in zip(found, paths, strict=True) if its == path))
+    where = ".".join(path)[:200]
+    return APIError(422, f"{where}: {why}", "invalid_value", where)
+
+
+def _path(error: dict[str, Any], body: Any) -> tuple[str, ...]:
+    """Where in `body` an error lies, without the names that pydantic gives to the alternatives of a union."""
+    path = []
+    for step in error["loc"][1:]:
+        if step in body if isinstance(body, dict) else isinstance(body, list) and isinstance(step, int):
+            body = body[step]
+        elif error["type"] != "missing" or step != error["loc"][-1]:
+            continue
+        path.append(str(step))
+    return tuple(path)
+
+
+def writable(text: str) -> str:
     """Without halves of surrogate pairs, which a client may send and no reply can hold."""
-    return None if text is None else text.encode("utf-8", "replace").decode()
+    return text.encode("utf-8", "replace").decode()

@@ -6,19 +6,20 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from vlroute.answering import Wish
 from vlroute.messages import Conversation, parse
 from vlroute.serving.door import Entered
 from vlroute.serving.errors import APIError
 from vlroute.serving.streams import whole
-from vlroute.serving.wire import mode_of
+from vlroute.serving.wire import Fields, mode_of
 
 
-class PredictRequest(BaseModel):
+class PredictRequest(Fields):
     """`data`: a picture (base64, a data URI, or null), the prompt, and optionally a model's name."""
 
+    harmless = frozenset({"fn_index", "session_hash", "event_data"})  # Gradio's pages send them
     data: list[str | None] = Field(min_length=2, max_length=3)
 
 

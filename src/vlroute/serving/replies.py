@@ -14,10 +14,10 @@ from vlroute.decision.policy import Decision
 PREFIX = "chatcmpl-"
 
 
-def completion(answer: Answer, ignored: Sequence[str]) -> dict[str, Any]:
+def completion(answer: Answer, ignored: Sequence[str], hide_reasoning: bool = False) -> dict[str, Any]:
     """One answer as a `chat.completion`."""
     message = {"role": "assistant", "content": answer.text, "refusal": None}
-    if answer.decision.mode == "thinking":
+    if answer.decision.mode == "thinking" and not hide_reasoning:
         message |= _reasoning(answer.thinking)
     choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason, "logprobs": None}
     return {
@@ -54,8 +54,11 @@ def headers(decided: Decided) -> dict[str, str]:
 class Chunks:
     """The `chat.completion.chunk`s of one stream, as server-sent events."""
 
-    def __init__(self, decided: Decided, with_usage: bool, ignored: Sequence[str]) -> None:
+    def __init__(
+        self, decided: Decided, with_usage: bool, ignored: Sequence[str], hide_reasoning: bool = False
+    ) -> None:
         self.decided, self.with_usage, self.ignored = decided, with_usage, list(ignored)
+        self.hide_reasoning = hide_reasoning
         self.created = int(time.time())
 
     def first(self) -> str:
@@ -67,6 +70,8 @@ class Chunks:
             case Decided(decision):  # anew: the mode chosen first cannot answer
                 self.decided = event
                 yield self._chunk({}, vlroute={"id": event.id, "decision": decision.as_dict()})
+            case ThinkingDelta() if self.hide_reasoning:
+                yield ": thinking\n\n"  # a comment: proxies cut a silent stream
             case ThinkingDelta(text):
                 yield self._chunk(_reasoning(text))
             case AnswerDelta(text):

@@ -9,7 +9,7 @@ from vlroute.media import Limits
 
 MiB = 2**20
 #: Tokens of reasoning for each `reasoning_effort` of OpenAI's; None: as many as the answer may have.
-EFFORTS: dict[str, int | None] = {"minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None}
+EFFORTS: dict[str, int | None] = {"minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None, "max": None}
 
 
 @dataclass(frozen=True, slots=True)
