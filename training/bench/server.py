@@ -67,16 +67,20 @@ def tasks(count: int, seed: str) -> list[Task]:
     ]
 
 
-def message(task: Task, key: str | None = None, **fields: Any) -> bytes:
-    """One question over HTTP; `key`: an API key."""
+def user_message(task: Task) -> dict[str, Any]:
+    """The task's pictures and question in OpenAI's form."""
     parts: list[dict[str, Any]] = []
     for frame in task.frames:
         buffer = io.BytesIO()
         frame.save(buffer, "PNG")
         uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
         parts.append({"type": "image_url", "image_url": {"url": uri}})
-    asked = {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": task.prompt}]}], **fields}
-    return request("/v1/chat/completions", json.dumps(asked).encode(), key)
+    return {"role": "user", "content": [*parts, {"type": "text", "text": task.prompt}]}
+
+
+def message(task: Task, key: str | None = None, **fields: Any) -> bytes:
+    """One question over HTTP; `key`: an API key."""
+    return request("/v1/chat/completions", json.dumps({"messages": [user_message(task)], **fields}).encode(), key)
 
 
 @contextmanager
