@@ -79,7 +79,7 @@ def test_a_mode_nobody_asks_is_believed_to_recover() -> None:
 
 def test_without_a_half_life_nothing_is_forgotten() -> None:
     clock = Clock()
-    pace = Pace(weight=1.0, clock=clock)
+    pace = Pace(weight=1.0, half_life=math.inf, clock=clock)
     pace.observe("thinking", 0, 0.1, 0.0)
     pace.observe("thinking", 0, 9.0, 0.0)
     clock.now = 1e6

@@ -132,12 +132,13 @@ def test_as_dict_holds_every_field() -> None:
 
 
 def test_pace_starts_from_assumptions_and_follows_what_it_sees() -> None:
-    pace = Pace()
+    pace = Pace(clock=lambda: 0.0)
     assert pace.expected("thinking", 100) == pytest.approx(ASSUMED_PREFILL + 100 * ASSUMED_PER_TOKEN)
     pace.observe("thinking", 100, prefill_seconds=1.2, decode_seconds=12.0)
     assert pace.to_dict()["prefill"]["thinking"] == pytest.approx(0.9 * ASSUMED_PREFILL + 0.1 * 1.2)
     assert pace.to_dict()["per_token"]["thinking"] == pytest.approx(0.9 * ASSUMED_PER_TOKEN + 0.1 * 0.12)
-    assert pace.expected("instruct", 0) == ASSUMED_PREFILL
+    assert pace.expected("instruct", 0) == pytest.approx(0.9 * ASSUMED_PREFILL + 0.1 * 1.2)  # the same machine
+    assert Pace(shared=False).expected("instruct", 0) == ASSUMED_PREFILL
     for _ in range(200):
         pace.observe("thinking", 10, 0.5, 1.0)
     assert pace.expected("thinking", 20) == pytest.approx(2.5)
@@ -178,7 +179,7 @@ def test_wrong_paces_are_refused(make) -> None:
 
 
 def test_pace_loses_nothing_between_threads() -> None:
-    pace = Pace({"instruct": 0.0}, {"instruct": 0.0}, weight=0.01)
+    pace = Pace({"instruct": 0.0}, {"instruct": 0.0}, weight=0.01, clock=lambda: 0.0)
     threads = [
         threading.Thread(target=lambda: [pace.observe("instruct", 1, 1.0, 1.0) for _ in range(500)]) for _ in range(4)
     ]
@@ -190,7 +191,7 @@ def test_pace_loses_nothing_between_threads() -> None:
 
 
 def test_what_must_be_read_first_counts_by_the_observed_pace() -> None:
-    pace = Pace({"instruct": 0.01, "thinking": 0.01}, {"instruct": 0.1, "thinking": 0.1})
+    pace = Pace({"instruct": 0.01, "thinking": 0.01}, {"instruct": 0.1, "thinking": 0.1}, clock=lambda: 0.0)
     assert pace.expected("thinking", 10, unread=500) == pace.expected("thinking", 10)  # reading was not observed yet
     for mode in ("instruct", "thinking"):
         pace.observe(mode, 10, prefill_seconds=2.0, decode_seconds=0.1, read=1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from vlroute.decision.captioner import CachedCaptioner
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.decision.frontier import Frontier, Outlook
-from vlroute.decision.pace import Pace
+from vlroute.decision.pace import HALF_LIFE, Pace
 from vlroute.decision.policy import Decision, Policy
 from vlroute.decision.target import Preset, Target
 from vlroute.decision.vision_probe import VisionProbe
@@ -30,7 +31,8 @@ log = logging.getLogger("vlroute")
 #: What the Instruct model is asked for a caption; the pocket pair is trained on this very prompt.
 CAPTION_PROMPT = "Describe the picture in a few words."
 NO_ARTEFACT = Prediction(p_instruct=0.5, p_thinking=0.5, tokens_instruct=0, tokens_thinking=0, known=0)
-RESOLVE_EVERY = 32  # answers; sorting the calibration set takes about a millisecond
+#: A target's price is resolved again after so many answers, or after `HALF_LIFE` seconds: it takes about a millisecond.
+RESOLVE_EVERY = 32
 MediaCaptioner = Callable[[Picture | Video], str]
 CaptionSource = Literal["instruct", "probe"]
 
@@ -66,10 +68,10 @@ class Judge:
         policy: Policy | Target | Preset | None = None,
         captioner: MediaCaptioner | CaptionSource | None = None,
         probe: VisionProbe | None = None,
-        half_life: float = math.inf,
+        shared: bool = True,
     ) -> None:
         """`captioner`: a callable, or who captions within a request: "instruct", "probe", or None for `probe` where it
-        fits the pair's tower and else Instruct. `half_life`: of the pace, see `Pace`.
+        fits the pair's tower and else Instruct. `shared`: whether both modes run on one machine, see `Pace`.
 
         ArtefactError for a target where there is no calibration set to resolve it on, and for "probe" without one.
         ValueError for another word.
@@ -80,15 +82,16 @@ class Judge:
         self._captioner = captioner
         self._lock = threading.Lock()
         self._observed = 0
-        self._warned = False
-        self._half_life = half_life
-        self.pace = Pace(half_life=half_life)
+        self._warned = self._warned_of_price = False
+        self._resolved_at = -math.inf
+        self._shared = shared
+        self.pace = Pace(shared=shared)
         self.use(classifier, probe)
 
     @property
     def policy(self) -> Policy:
         """The policy in force; a target's price follows the pace of this machine."""
-        return self._ruling.policy
+        return self._current().policy
 
     @property
     def classifier(self) -> ComplexityClassifier | None:
@@ -108,7 +111,7 @@ class Judge:
             )
         with self._lock:
             pace = self.pace if self._observed or classifier is None else classifier.pace
-            pace.half_life = self._half_life
+            pace.shared = self._shared
             captions: CachedCaptioner[_Seen] = CachedCaptioner(partial(self._describe, probe))
             ruling = _Ruling(classifier, self._resolved(classifier, pace), probe, captions)
             self.pace, self._ruling = pace, ruling
@@ -118,20 +121,34 @@ class Judge:
         self.pace.observe(mode, tokens, prefill_seconds, decode_seconds, read)
         with self._lock:
             self._observed += 1
-            if isinstance(self._wish, Target) and self._observed % RESOLVE_EVERY == 1:
-                policy = self._resolved(self._ruling.classifier, self.pace)
-                self._ruling = replace(self._ruling, policy=policy)
+            if self._observed % RESOLVE_EVERY == 1:
+                self._resolve_again()
 
     def outlook(self, target: Target | None = None) -> Outlook:
         """What the policy in force, or `target`, is expected to give here. ArtefactError without a calibration set."""
-        ruling = self._ruling
+        ruling = self._current()
         frontier = _frontier(ruling.classifier, self.pace, ruling.policy)
         return target.resolve(frontier) if target else frontier.at(ruling.policy.price)
+
+    def _current(self) -> _Ruling:
+        """What decides now. The pace changes while nothing is answered, and a target's price with it."""
+        if isinstance(self._wish, Target) and self._is_old():
+            with self._lock:
+                if self._is_old():  # no other thread was first
+                    self._resolve_again()
+        return self._ruling
+
+    def _is_old(self) -> bool:
+        return time.monotonic() - self._resolved_at > HALF_LIFE
+
+    def _resolve_again(self) -> None:
+        policy = self._resolved(self._ruling.classifier, self.pace)
+        self._ruling = replace(self._ruling, policy=policy)
 
     def _resolved(self, classifier: ComplexityClassifier | None, pace: Pace) -> Policy:
         if isinstance(self._wish, Policy):
             return self._wish
-        policy = Policy()
+        policy, self._resolved_at = Policy(), time.monotonic()
         return replace(policy, price=self._wish.resolve(_frontier(classifier, pace, policy)).price)
 
     def caption(self, conversation: Conversation, request: Asked | None) -> str | None:
@@ -154,7 +171,7 @@ class Judge:
         unread: Mapping[Mode, int] | None = None,
     ) -> Decision:
         """`unread`: how many tokens each mode would have to read, where that is known."""
-        ruling = self._ruling
+        ruling = self._current()
         policy = ruling.policy if price is None else replace(ruling.policy, price=price)
         if ruling.classifier is None:
             decision = policy.decide(NO_ARTEFACT, self.pace, caption, mode or policy.unsure_mode, unread)
@@ -164,10 +181,24 @@ class Judge:
             return decision
         prediction = ruling.classifier.predict(conversation.prompt, caption)
         decision = policy.decide(prediction, self.pace, caption, mode, unread)
+        self._warn_of_price(decision, policy.price)
         if caption is None and mode is None and (conversation.pictures or conversation.videos):
             reason = f"{decision.reason} (by the prompt alone: no caption before the pair is loaded)"
             decision = replace(decision, reason=reason)
         return decision
+
+    def _warn_of_price(self, decision: Decision, price: float) -> None:
+        """Once: no gain exceeds 1, so such a threshold keeps every request of this kind away from Thinking."""
+        if decision.threshold <= 1 or decision.forced or self._warned_of_price:
+            return
+        self._warned_of_price = True
+        extra = decision.seconds_thinking - decision.seconds_instruct
+        log.warning(
+            "Thinking would need a gain of %.2g, and no gain exceeds 1: the price is %.3g per second and Thinking is "
+            "expected to take %.3g s longer. Set a lower price or policy='balanced'; if the seconds are wrong, train "
+            "the router again with records that hold tokens and seconds (said once per router)",
+            decision.threshold, price, extra,
+        )  # fmt: skip
 
     def _describe(self, probe: VisionProbe | None, seen: _Seen) -> str:
         if callable(self._captioner):

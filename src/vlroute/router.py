@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +58,7 @@ class Router(Sources):
         """See `from_pretrained`. `loading`: for `load_pair`; `caching` may hold `vision_cache` and `prefix_cache`.
         `remote` answers instead of checkpoints."""
         self.instruct, self.thinking, self.limits = instruct, thinking, limits
-        self.judge = Judge(classifier, policy, captioner, probe, remote.half_life if remote else math.inf)
+        self.judge = Judge(classifier, policy, captioner, probe, shared=remote is None)
         self.loading, self.generation, self._caching = dict(loading or {}), dict(generation or {}), dict(caching or {})
         self.store, self.rows, self.remote = _open(store), rows, remote
         self._engine: LocalEngine | RemoteEngine | None = remote

@@ -14,7 +14,9 @@ from vlroute.modes import MODES, Mode
 
 
 class Choosing(Protocol):
-    """One replica's decisions."""
+    """One replica's decisions. `now`: the simulated time, which the replica sets before each call."""
+
+    now: float
 
     def choose(self, request: Request, queue: Mapping[Mode, float]) -> Mode:
         """`queue`: seconds until a row of each mode is free, as far as the replica can know."""
@@ -29,6 +31,7 @@ class ByShare:
     def __init__(self, share: float, seed: int = 0) -> None:
         if not 0 <= share <= 1:
             raise ValueError(f"the thinking share must lie in 0..1, not {share:g}")
+        self.now = 0.0
         self._share, self._chance = share, np.random.default_rng([seed, 3])
 
     def choose(self, request: Request, queue: Mapping[Mode, float]) -> Mode:
@@ -47,7 +50,8 @@ class ByRouter:
 
     def __init__(self, policy: Policy, pace: Pace, queue: bool = False) -> None:
         self._policy, self._start, self._queue = policy, pace.to_dict(), queue
-        self._pace = Pace.from_dict(self._start)
+        self.now = 0.0
+        self._pace = Pace(self._start["per_token"], self._start["prefill"], clock=lambda: self.now)
 
     def again(self) -> ByRouter:
         """The same from its start: each replica learns a pace of its own."""

@@ -148,6 +148,7 @@ class Replica:
         """From seeing to the line of its mode, from reading to the rows."""
         if job.stage == "seeing":
             job.lined_at = self.now
+            self.choosing.now = self.now
             job.mode = job.request.mode or self.choosing.choose(job.request, self._queue())
             self.line[job.mode].append(job)
         else:
@@ -161,6 +162,7 @@ class Replica:
         kept = self.now - job.reading_at
         self._row_seconds[job.mode] += 0.1 * (kept - self._row_seconds[job.mode])
         tokens = job.request.work(job.mode).tokens
+        self.choosing.now = self.now
         self.choosing.observe(job.mode, tokens, job.writing_at - job.reading_at, self.now - job.writing_at)
 
 

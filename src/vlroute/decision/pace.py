@@ -7,23 +7,67 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from vlroute.modes import MODES, Mode
+from vlroute.modes import MODES, Mode, other
 
 #: Where nothing was measured: a 2B model decoding one request at a time on a small GPU. An assumption.
 ASSUMED_PER_TOKEN = 0.02
 ASSUMED_PREFILL = 0.2
+#: Seconds after which half of what recent answers showed is forgotten.
+HALF_LIFE = 30.0
+# How quickly the usual pace follows, in half-lives: in minutes of answers, not in a number of them. Load only makes a
+# machine slower, so answers that are faster than usual count more.
+SLOWER, FASTER = 20, 10
+#: Half-lives after which the usual pace of a mode that is not asked follows the other mode's, on a shared machine.
+STALE = 4
+#: Half-lives after which a mode that is not asked is believed to be as far from its first pace as the other one is.
+UNOBSERVED = 20
+#: For the usual pace one answer is at most this many times slower or faster than usual.
+OUTLIER = 4.0
+_MOST = sys.float_info.max
+
+
+@dataclass(slots=True)
+class _Work:
+    """One kind of work in one mode: moving averages of seconds and of the amount of work; their ratio is the pace.
+
+    `prior`: seconds per unit before anything was observed. `at`: when this mode was last observed. `fresh`: 1 after an
+    observation; lower with each later one of the other mode, if both share a machine.
+    """
+
+    prior: float
+    usual_seconds: float
+    usual_amount: float = 1.0
+    recent_seconds: float = 0.0
+    recent_amount: float = 0.0
+    at: float = -math.inf
+    fresh: float = 1.0
+
+    @property
+    def usual(self) -> float:
+        return self.usual_seconds / self.usual_amount
+
+    @property
+    def recent(self) -> float:
+        return self.recent_seconds / self.recent_amount if self.recent_amount else self.usual
+
+
+_Kind = dict[Mode, _Work]
 
 
 class Pace:
-    """Seconds per generated token and seconds of prefill per mode; learns from what it observes. Thread-safe.
+    """Expected seconds of prefill and per generated token, for each mode; learns from answers. Thread-safe.
 
-    An observation moves both figures by `weight` of the difference (exponential moving average), so a machine
-    that slows down under load is noticed within some ten answers.
+    The *recent* pace moves by `weight` of the difference with each answer, so a machine that slows down under load is
+    noticed within about ten answers. The *usual* pace follows much more slowly, over minutes of answers. In each
+    `half_life` without an answer, half of the difference between recent and usual pace is forgotten. So a busy minute
+    does not keep requests away from a mode for good, and a machine that is always slow stays estimated as slow.
 
-    With a finite `half_life` a slow mode that nobody asks any more is believed to recover: so many seconds halve what
-    it takes beyond its fastest. Else what a queue of a minute ago taught would keep requests away for good.
+    `shared`: both modes run on one machine. Then a slowdown seen in one mode is expected of the other mode too, as far
+    as that one has no answers as new that show otherwise. Two servers have queues of their own: there the estimate of
+    a mode that is not asked returns to its usual pace, whatever the other mode shows.
     """
 
     def __init__(
@@ -32,76 +76,110 @@ class Pace:
         prefill: Mapping[Mode, float] | None = None,
         *,
         weight: float = 0.1,
-        half_life: float = math.inf,
-        clock: Callable[[], float] = time.monotonic,
+        half_life: float = HALF_LIFE,
+        shared: bool = True,
+        clock: Callable[[], float] = lambda: time.monotonic(),
     ) -> None:
         """A missing mode takes the assumed value. ValueError for seconds < 0, weight outside (0, 1], half-life <= 0."""
         if not 0 < weight <= 1:
             raise ValueError(f"weight must be in (0, 1], not {weight}")
         if not half_life > 0:  # NaN, too
             raise ValueError(f"half_life must be a number of seconds over 0, not {half_life}")
-        self._per_token = dict.fromkeys(MODES, ASSUMED_PER_TOKEN) | _checked(per_token or {})
-        self._prefill = dict.fromkeys(MODES, ASSUMED_PREFILL) | _checked(prefill or {})
-        self._weight, self.half_life, self._clock = weight, half_life, clock
-        self._fastest: dict[Mode, tuple[float, float]] = {}  # prefill and per token, of the modes observed
-        self._observed_at: dict[Mode, float] = {}
-        self._read_seconds = dict.fromkeys(MODES, 0.0)  # moving averages; their ratio is the pace of reading
-        self._read_tokens = dict.fromkeys(MODES, 0.0)
+        self.shared = shared
+        self._weight, self._half_life, self._clock = weight, half_life, clock
+        self._per_token = _kind(dict.fromkeys(MODES, ASSUMED_PER_TOKEN) | _checked(per_token or {}))
+        self._prefill = _kind(dict.fromkeys(MODES, ASSUMED_PREFILL) | _checked(prefill or {}))
+        self._reading: _Kind = {}  # per prompt token; nothing is assumed
         self._lock = threading.Lock()
 
     def expected(self, mode: Mode, tokens: float, unread: int | None = None) -> float:
         """Seconds until `mode` has generated `tokens`; always finite. ValueError if tokens is not, or < 0.
 
-        `unread`: so many tokens of the prompt are to be read first, where that is known and reading was observed;
-        else the mean prefill counts.
+        `unread`: number of prompt tokens to read first, where it is known. It counts once reading was observed in
+        either mode; otherwise the mean prefill counts.
         """
         if not 0 <= tokens < math.inf:
             raise ValueError(f"tokens must be finite and >= 0, not {tokens}")
         with self._lock:
-            prefill, per_token = self._believed(mode)
-            if unread is not None and self._read_tokens[mode]:
-                prefill = unread * self._read_seconds[mode] / self._read_tokens[mode]
-            seconds = prefill + per_token * tokens
-        return min(seconds, sys.float_info.max)
+            now = self._clock()
+            if unread is not None and self._reading:
+                prefill = unread * self._believed(self._reading, mode, now)
+            else:
+                prefill = self._believed(self._prefill, mode, now)
+            seconds = prefill + self._believed(self._per_token, mode, now) * tokens
+        return min(seconds, _MOST)
 
     def observe(
         self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, read: int | None = None
     ) -> None:
-        """Learn from one answer; without tokens only its prefill. ValueError for values < 0 or infinite.
+        """Learn from one answer. ValueError for values < 0 or infinite.
 
-        `read`: how many tokens of the prompt the prefill took in.
+        `read`: number of prompt tokens that the prefill read. An answer of fewer than two tokens says nothing about
+        decoding: its first token belongs to the prefill.
         """
         if mode not in MODES or not 0 <= tokens < math.inf or (read is not None and read < 0):
             raise ValueError(f"expected a mode and tokens >= 0, not {mode!r}, {tokens!r} and {read!r}")
         for seconds in (prefill_seconds, decode_seconds):
             _check(seconds)
         with self._lock:
-            self._prefill[mode] += self._weight * (prefill_seconds - self._prefill[mode])
+            now = self._clock()
+            self._learn(self._prefill, mode, prefill_seconds, 1.0, now)
             if read:
-                self._read_seconds[mode] += self._weight * (prefill_seconds - self._read_seconds[mode])
-                self._read_tokens[mode] += self._weight * (read - self._read_tokens[mode])
-            if tokens:
-                self._per_token[mode] += self._weight * (decode_seconds / tokens - self._per_token[mode])
-            prefill, per_token = self._fastest.get(mode, (math.inf, math.inf))
-            per_token = min(per_token, decode_seconds / tokens) if tokens else per_token
-            self._fastest[mode] = min(prefill, prefill_seconds), per_token
-            self._observed_at[mode] = self._clock()
+                first = prefill_seconds, float(read)
+                self._reading = self._reading or {mode: _Work(first[0] / first[1], *first) for mode in MODES}
+                self._learn(self._reading, mode, prefill_seconds, float(read), now)
+            if tokens > 1:
+                self._learn(self._per_token, mode, decode_seconds / tokens, 1.0, now)
 
-    def _believed(self, mode: Mode) -> tuple[float, float]:
-        now = self._prefill[mode], self._per_token[mode]
-        if mode not in self._fastest or math.isinf(self.half_life):
-            return now
-        left = 0.5 ** ((self._clock() - self._observed_at[mode]) / self.half_life)
-        prefill, per_token = (
-            value - (1 - left) * max(value - fastest, 0.0)
-            for value, fastest in zip(now, self._fastest[mode], strict=True)
-        )
-        return prefill, per_token
+    def _learn(self, kind: _Kind, mode: Mode, seconds: float, amount: float, now: float) -> None:
+        own, that, weight = kind[mode], kind[other(mode)], self._weight
+        own.recent_seconds = self._believed(kind, mode, now) * own.recent_amount
+        own.recent_seconds += weight * (seconds - own.recent_seconds)
+        own.recent_amount += weight * (amount - own.recent_amount)
+        if own.at > -math.inf:  # the first answer of a process is often slower
+            self._follow(own, that, seconds, amount, now)
+        own.at, own.fresh = now, 1.0
+        if self.shared:
+            that.fresh *= 1 - weight
+
+    def _follow(self, own: _Work, that: _Work, seconds: float, amount: float, now: float) -> None:
+        """Move the usual pace towards what was observed, and the other mode's with it as far as it is out of date."""
+        usual, gap = own.usual, now - own.at
+        if usual:
+            like_usual = min(usual * amount, _MOST)
+            seconds = min(max(seconds, like_usual / OUTLIER), like_usual * OUTLIER, _MOST)
+        slower = seconds > usual * amount
+        share = min(self._weight, 1 - self._left(gap, SLOWER if slower else FASTER))
+        own.usual_seconds += share * (seconds - own.usual_seconds)
+        own.usual_amount += share * (amount - own.usual_amount)
+        if self.shared:
+            stale = 1 - self._left(now - that.at, STALE)
+            that.usual_seconds = min(that.usual_seconds * (1 + stale * (_ratio(own.usual, usual) - 1)), _MOST)
+        like = min(that.prior * that.usual_amount * _ratio(own.usual, own.prior), _MOST)
+        share = (1 - self._left(gap, UNOBSERVED)) * (1 - self._left(now - that.at, UNOBSERVED))
+        that.usual_seconds += share * (like - that.usual_seconds)
+
+    def _believed(self, kind: _Kind, mode: Mode, now: float) -> float:
+        """Seconds per unit at the time `now`: the recent pace, as far as it is not forgotten, else the usual one."""
+        own, that = kind[mode], kind[other(mode)]
+        slowdown = 1.0
+        if self.shared:
+            slowdown += self._left(now - that.at) * (_ratio(that.recent, that.usual) - 1)
+        left = own.fresh * self._left(now - own.at)
+        return left * own.recent + (1 - left) * min(own.usual * slowdown, _MOST)
+
+    def _left(self, seconds: float, times: float = 1.0) -> float:
+        """Share that is not forgotten after `seconds`; `times`: how many times more slowly."""
+        return 0.0 if math.isinf(seconds) else 0.5 ** (seconds / (times * self._half_life))
 
     def to_dict(self) -> dict[str, dict[Mode, float]]:
-        """`{"per_token": {mode: s}, "prefill": {mode: s}}`, ready for JSON."""
+        """`{"per_token": {mode: s}, "prefill": {mode: s}}` as expected now, ready for JSON."""
         with self._lock:
-            return {"per_token": {**self._per_token}, "prefill": {**self._prefill}}
+            now = self._clock()
+            return {
+                name: {mode: self._believed(kind, mode, now) for mode in MODES}
+                for name, kind in (("per_token", self._per_token), ("prefill", self._prefill))
+            }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Pace:
@@ -109,6 +187,15 @@ class Pace:
         if set(value) != {"per_token", "prefill"} or not all(isinstance(part, Mapping) for part in value.values()):
             raise ValueError(f"a pace has 'per_token' and 'prefill', each by mode; found {value!r}")
         return cls(value["per_token"], value["prefill"])
+
+
+def _kind(by_mode: Mapping[Mode, float]) -> _Kind:
+    return {mode: _Work(seconds, seconds, 1.0, seconds, 1.0) for mode, seconds in by_mode.items()}
+
+
+def _ratio(value: float, to: float) -> float:
+    """How many times `to`; 1 where that is unknown."""
+    return min(value / to, 1e9) if to else 1.0
 
 
 def _checked(by_mode: Mapping[Mode, float]) -> dict[Mode, float]:

@@ -40,9 +40,6 @@ class Health:
 class RemoteEngine:
     """Both endpoints, with a breaker each, and the thread that reads their streams. Thread-safe."""
 
-    #: Seconds in which what a queue taught is half forgotten, so that a mode is tried again once its queue may be gone.
-    half_life = 30.0
-
     def __init__(self, endpoints: Mapping[Mode, Endpoint]) -> None:
         """ExtraMissing without the openai package."""
         try:
