@@ -10,10 +10,10 @@ import pytest
 from tests.conftest import media, task
 from tests.test_cli import vlroute
 from vlroute import Router
+from vlroute.errors import UnknownAnswerError
 from vlroute.learning.records import read_records
 from vlroute.modes import MODES
 from vlroute.store import Store, export
-from vlroute.store_tables import UnknownAnswerError
 
 
 def test_feedback_on_both_modes_becomes_a_record(tmp_path: Path) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from vlroute.answer import Answer, AnswerDelta, Decided, Event, Events, Finished, ThinkingDelta, Timing, Usage, new_id
 from vlroute.decision.policy import Decision
-from vlroute.errors import ModeUnavailable, VLRouteError
+from vlroute.errors import InputError, ModeUnavailable, RouterClosedError, VLRouteError
 from vlroute.judge import Judge
 from vlroute.messages import Conversation
-from vlroute.modes import MODES, Mode, other
+from vlroute.modes import MODES, Mode, forced_mode, other
 
 if TYPE_CHECKING:
     from vlroute.engine.protocol import Asked, Engine
@@ -25,17 +27,123 @@ if TYPE_CHECKING:
 log = logging.getLogger("vlroute")
 
 
+#: Makes an answer and passes on each of its events.
+Work = Callable[[Callable[[Event], Any]], Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a caller wants of one request beside its words and pictures; see `Router.ask`."""
+    """What a caller wants of one request beside its words and pictures; see `Router.ask`.
+
+    Raises:
+        InputError: the mode, price, caption or cancel event cannot be used.
+    """
 
     caption: str | None = None
     mode: Mode | None = None
+    """"auto" becomes None."""
     price: float | None = None
     cancel: threading.Event | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     namespace: str = ""
     """Whose request it is: nothing cached for another namespace serves it, nor shows in its seconds."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", forced_mode(self.mode))
+        if self.caption is not None and not isinstance(self.caption, str):
+            raise InputError(f"caption must be a string, not {type(self.caption).__name__}")
+        if self.price is not None and not _is_price(self.price):
+            raise InputError(f"price must be a finite number >= 0 (probability per second), not {self.price!r}")
+        if self.cancel is not None and not hasattr(self.cancel, "is_set"):
+            raise InputError(f"cancel must be a threading.Event, not {type(self.cancel).__name__}")
+
+
+def _is_price(price: Any) -> bool:
+    try:
+        return not isinstance(price, bool | str) and 0 <= float(price) < math.inf
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+class Stream(Generator[Event, None, None]):
+    """The events of one answer, made by a thread of its own, which starts when the first event is asked for.
+
+    Any thread may read or close it. Closing cancels the answer and waits until its thread has ended. A stream that is
+    dropped before its end is cancelled when it is collected; a collector must not wait.
+    """
+
+    def __init__(self, work: Work | None, cancel: threading.Event) -> None:
+        self._work, self._cancel = work, cancel
+        self._events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
+        self._worker: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._ended = False
+
+    def _begin(self) -> Work:
+        """Called by the thread that asks for the first event."""
+        assert self._work is not None
+        return self._work
+
+    def send(self, value: None) -> Event:
+        if self._ended:
+            raise StopIteration
+        try:
+            with self._starting:
+                if self._worker is None:
+                    work = partial(_make_events, self._begin(), self._events.put)
+                    if self._ended:  # closed by another thread meanwhile
+                        raise StopIteration
+                    worker = threading.Thread(target=work, name="vlroute-stream", daemon=True)
+                    worker.start()
+                    self._worker = worker
+            event = self._events.get()
+        except BaseException:
+            self.close()
+            raise
+        if event is not None and not isinstance(event, BaseException):
+            return event
+        self._ended = True
+        self._events.put(None)  # for another thread that reads
+        raise StopIteration if event is None else event
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Event:
+        self.close()
+        raise typ
+
+    def close(self) -> None:
+        self._drop()
+        if self._worker is not None:
+            self._worker.join()
+
+    def __del__(self) -> None:
+        self._drop()
+
+    def _drop(self) -> None:
+        """Cancel what is still to come. Does not wait."""
+        if self._worker is not None and not self._ended:
+            self._cancel.set()
+        self._ended = True
+        self._events.put(None)  # for another thread that reads
+
+
+def _make_events(work: Work, put: Callable[[Event | BaseException | None], None]) -> None:
+    """Not a method: a thread that knew its stream would keep it from being collected."""
+    try:
+        work(put)
+    except BaseException as error:  # handed to the thread that reads the events
+        put(error)
+    put(None)
+
+
+class _EitherEvent(threading.Event):
+    """Set once one of `events` is."""
+
+    def __init__(self, *events: threading.Event | None) -> None:
+        super().__init__()
+        self._events = [event for event in events if event is not None]
+
+    def is_set(self) -> bool:
+        return any(event.is_set() for event in self._events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +157,8 @@ class Answering:
     judge: Judge
     generation: Mapping[str, Any]
     store: Store | None = None
+    closing: threading.Event = field(default_factory=threading.Event)
+    """Set when the router is closed: it cancels every answer."""
 
     def answer(
         self,
@@ -59,6 +169,32 @@ class Answering:
     ) -> Answer:
         """`in_turns`: what was read in earlier turns is not read again, and counts in the decision."""
         began, id = time.perf_counter(), new_id()
+        try:
+            if self.closing.is_set():
+                raise RouterClosedError
+            answer = self._answer(conversation, wish, in_turns, emit, began, id)
+        except BaseException as error:
+            log.debug("request %s failed after %.3f s: %s", id, time.perf_counter() - began, type(error).__name__)
+            raise
+        decision, usage = answer.decision, answer.usage
+        log.debug(
+            "request %s: %s (stage %s, gain %+.3f, threshold %.3f), %s, %d prompt + %d completion tokens, %.3f s",
+            id, decision.mode, decision.stage, decision.gain, decision.threshold, answer.finish_reason,
+            usage.prompt_tokens, usage.completion_tokens, answer.timing.total,
+        )  # fmt: skip
+        emit(Finished(answer))
+        return answer
+
+    def _answer(
+        self,
+        conversation: Conversation,
+        wish: Wish,
+        in_turns: bool,
+        emit: Callable[[Event], Any],
+        began: float,
+        id: str,
+    ) -> Answer:
+        cancel = _EitherEvent(wish.cancel, self.closing)
         with self.engine.request(conversation, in_turns, wish.namespace) as request:
             caption = _caption(self.judge, conversation, wish, request)
             captioned = time.perf_counter()
@@ -73,13 +209,13 @@ class Answering:
                 emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
 
             try:
-                reply = request.answer(decision.mode, self._settings(decision.mode, wish), on_piece, wish.cancel)
+                reply = request.answer(decision.mode, self._settings(decision.mode, wish), on_piece, cancel)
             except ModeUnavailable as error:
                 if decision.forced or error.begun:
                     raise
                 decision = _fallen_back(decision, error)
                 emit(Decided(decision, id))
-                reply = request.answer(decision.mode, self._settings(decision.mode, wish), on_piece, wish.cancel)
+                reply = request.answer(decision.mode, self._settings(decision.mode, wish), on_piece, cancel)
         if reply.finish_reason != "cancelled":
             read = reply.prompt_tokens - reply.cached_tokens
             self.judge.observe(
@@ -98,32 +234,13 @@ class Answering:
             id=id,
         )  # fmt: skip
         self._keep(answer, conversation)
-        emit(Finished(answer))
         return answer
 
     def stream(self, conversation: Conversation, wish: Wish, in_turns: bool = False) -> Events:
-        """The events of `answer`, made in a thread of its own; closing the iterator cancels it."""
-        events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
+        """The events of `answer`."""
         cancel = wish.cancel or threading.Event()
-        wish = replace(wish, cancel=cancel)
-
-        def work() -> None:
-            try:
-                self.answer(conversation, wish, in_turns, events.put)
-            except BaseException as error:  # handed to the thread that reads the events
-                events.put(error)
-            events.put(None)
-
-        worker = threading.Thread(target=work, name="vlroute-stream", daemon=True)
-        worker.start()
-        try:
-            while (event := events.get()) is not None:
-                if isinstance(event, BaseException):
-                    raise event
-                yield event
-        finally:
-            cancel.set()
-            worker.join()
+        work = partial(self.answer, conversation, replace(wish, cancel=cancel), in_turns)
+        return Stream(work, cancel)
 
     def _keep(self, answer: Answer, conversation: Conversation) -> None:
         """Before the answer is handed out, so that feedback finds it; a store that fails costs no answer."""

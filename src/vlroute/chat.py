@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlroute.answer import Answer, Events, Finished
-from vlroute.answering import Wish
+from vlroute.answer import Answer, Event, Events, Finished
+from vlroute.answering import Stream, Wish, Work
+from vlroute.errors import ChatBusyError
 from vlroute.messages import Conversation, Message, parse
-from vlroute.modes import Mode
+from vlroute.modes import ModeChoice, forced_mode
 
 if TYPE_CHECKING:
     from vlroute.router import Router
@@ -38,6 +42,7 @@ class Chat:
         self._head = (Message("system", (system,)),) if system else ()
         self._turns = turns
         self._lock = threading.Lock()
+        self._holder: threading.Thread | None = None
 
     @property
     def history(self) -> tuple[Turn, ...]:
@@ -51,17 +56,25 @@ class Chat:
         *,
         videos: Any = None,
         caption: str | None = None,
-        mode: Mode | None = None,
+        mode: ModeChoice | None = None,
         price: float | None = None,
         cancel: threading.Event | None = None,
         **generation: Any,
     ) -> Answer:
-        """The next turn: arguments, answer and errors as of `Router.ask`."""
-        with self._lock:
+        """The next turn: arguments, answer and errors as of `Router.ask`.
+
+        Raises:
+            ChatBusyError: this thread has an open stream of this chat.
+        """
+        wish = Wish(caption, forced_mode(mode), price, cancel, generation)
+        self._take()
+        try:
             conversation = self._conversation(prompt, images, videos)
-            answer = self.router.answer_turn(conversation, Wish(caption, mode, price, cancel, generation))
+            answer = self.router.answer_turn(conversation, wish)
             self._add(conversation, answer)
             return answer
+        finally:
+            self._release()
 
     def stream(
         self,
@@ -70,19 +83,16 @@ class Chat:
         *,
         videos: Any = None,
         caption: str | None = None,
-        mode: Mode | None = None,
+        mode: ModeChoice | None = None,
         price: float | None = None,
         cancel: threading.Event | None = None,
         **generation: Any,
     ) -> Events:
-        """As `send`, as events: see `Router.stream`. Other turns of this chat wait until the iterator is exhausted or
-        closed; bad input raises at the first event."""
-        with self._lock:
-            conversation = self._conversation(prompt, images, videos)
-            for event in self.router.stream_turn(conversation, Wish(caption, mode, price, cancel, generation)):
-                if isinstance(event, Finished):
-                    self._add(conversation, event.answer)
-                yield event
+        """As `send`, as events: see `Router.stream`. Its turn begins with the first event and ends with `Finished`,
+        an error or `close`; other threads wait for that, and this one gets a ChatBusyError. A message that cannot be
+        used raises at the first event, a wrong `mode`, `price` or `caption` here."""
+        wish = Wish(caption, forced_mode(mode), price, cancel or threading.Event(), generation)
+        return _TurnStream(self, partial(self._conversation, prompt, images, videos), wish)
 
     def fork(self) -> Chat:
         """Another chat with the same history so far; from here on the two go their own ways."""
@@ -93,6 +103,21 @@ class Chat:
         from vlroute.chat_file import write_chat
 
         return write_chat(folder, self.system, self._turns)
+
+    def _take(self) -> None:
+        """Wait until no other turn is under way. ChatBusyError where that would last for ever."""
+        if not self._lock.acquire(blocking=False):
+            if self._holder is threading.current_thread():
+                raise ChatBusyError(
+                    "this thread has a turn of this chat that is not over: read its stream to the end, or close it, "
+                    "before the next turn; a fork() goes on from the turns so far"
+                )
+            self._lock.acquire()
+        self._holder = threading.current_thread()
+
+    def _release(self) -> None:
+        self._holder = None
+        self._lock.release()
 
     def _conversation(self, prompt: str, images: Any, videos: Any) -> Conversation:
         return parse(prompt, images, videos, self._messages(), self.router.limits)
@@ -106,3 +131,46 @@ class Chat:
     def _add(self, conversation: Conversation, answer: Answer) -> None:
         if answer.finish_reason != "cancelled":
             self._turns = (*self._turns, Turn(conversation.messages[-1], answer))
+
+
+class _TurnStream(Stream):
+    """A turn as events. It holds the chat's turn from the first event to `Finished`, an error or its end."""
+
+    def __init__(self, chat: Chat, conversation: Callable[[], Conversation], wish: Wish) -> None:
+        super().__init__(None, wish.cancel or threading.Event())
+        self._chat, self._conversation, self._wish = chat, conversation, wish
+        self._turn: list[Conversation] = []
+        """What is asked, while the turn is held; else empty."""
+
+    def _begin(self) -> Work:
+        self._chat._take()
+        try:
+            conversation = self._conversation()
+        except BaseException:
+            self._chat._release()
+            raise
+        self._turn.append(conversation)
+        return partial(self._chat.router.answer_turn, conversation, self._wish)
+
+    def send(self, value: None) -> Event:
+        if self._turn:  # the thread that reads the stream is the one that must not wait for it
+            self._chat._holder = threading.current_thread()
+        try:
+            event = super().send(value)
+        except BaseException:
+            self._end_turn()
+            raise
+        if isinstance(event, Finished):
+            self._end_turn(event.answer)
+        return event
+
+    def _drop(self) -> None:
+        super()._drop()
+        self._end_turn()
+
+    def _end_turn(self, answer: Answer | None = None) -> None:
+        with suppress(IndexError):  # ended before, perhaps by another thread
+            conversation = self._turn.pop()
+            if answer is not None:
+                self._chat._add(conversation, answer)
+            self._chat._release()

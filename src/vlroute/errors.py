@@ -47,9 +47,29 @@ class EndpointError(VLRouteError):
     """An endpoint refuses on principle: wrong key, unknown model, no such address."""
 
 
+class RouterClosedError(VLRouteError, RuntimeError):
+    """The router was closed: it answers nothing any more. Make a new one."""
+
+    def __init__(self, message: str = "this router was closed and answers nothing any more; make a new Router") -> None:
+        super().__init__(message)
+
+
+class ChatBusyError(VLRouteError, RuntimeError):
+    """A turn of the chat is under way in this very thread, so waiting for it would never end: exhaust or close its
+    stream first."""
+
+
 class ChatFileError(VLRouteError):
     """A saved conversation cannot be read: missing, damaged, or of another format."""
 
 
 class ArtefactError(VLRouteError):
     """A router artefact cannot be used: missing, damaged, or of another schema version."""
+
+
+class StoreError(VLRouteError):
+    """The store cannot be opened, read or written; nothing of the call was stored."""
+
+
+class UnknownAnswerError(VLRouteError, LookupError):
+    """No answer of this id is stored: a slip, pruned since, or answered without a store."""

@@ -94,6 +94,11 @@ class Judge:
         return self._current().policy
 
     @property
+    def target(self) -> Target | None:
+        """What the policy's price is resolved from, if it is."""
+        return self._wish if isinstance(self._wish, Target) else None
+
+    @property
     def classifier(self) -> ComplexityClassifier | None:
         return self._ruling.classifier
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vlroute.answer import Answer, Event, Events
 from vlroute.answering import Answering, Wish, decide
@@ -15,11 +16,15 @@ from vlroute.decision.frontier import Outlook
 from vlroute.decision.policy import Decision, Policy
 from vlroute.decision.target import Preset, Target
 from vlroute.decision.vision_probe import VisionProbe, probe_of
+from vlroute.errors import ExtraMissing, RouterClosedError
 from vlroute.judge import CaptionSource, Judge, MediaCaptioner
 from vlroute.media import DEFAULT_LIMITS, Limits
 from vlroute.messages import Conversation, parse
-from vlroute.modes import Mode
+from vlroute.modes import ModeChoice, forced_mode
 from vlroute.sources import Sources
+
+log = logging.getLogger("vlroute")
+Self = TypeVar("Self", bound="Router")
 
 if TYPE_CHECKING:  # the engine brings torch and transformers: it is imported by `load`, not before
     from vlroute.engine.batching import Batching
@@ -61,8 +66,29 @@ class Router(Sources):
         self.judge = Judge(classifier, policy, captioner, probe, shared=remote is None)
         self.loading, self.generation, self._caching = dict(loading or {}), dict(generation or {}), dict(caching or {})
         self.store, self.rows, self.remote = _open(store), rows, remote
+        self._owns_store = self.store is not store
         self._engine: LocalEngine | RemoteEngine | None = remote
         self._lock = threading.Lock()
+        self._closing = threading.Event()
+        if classifier is None:
+            log.info(
+                "no router artefact for %s + %s: %s answers unless a mode is asked for; pass router=, or train one "
+                "(docs/decision.md)", instruct, thinking, self.judge.policy.unsure_mode,
+            )  # fmt: skip
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "not loaded" if self._engine is None else "loaded"
+        return (
+            f"{type(self).__name__}(instruct={str(self.instruct)!r}, thinking={str(self.thinking)!r}, "
+            f"policy={self.judge.target or self.judge.policy!r}, rows={self.rows}, "
+            f"{'endpoints' if self.remote and not self.closed else state})"
+        )
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def use(self, artefact: str | Path | ComplexityClassifier) -> None:
         """Decide by another router artefact, a folder with its own probe, from the next request on, without a restart.
@@ -79,6 +105,7 @@ class Router(Sources):
 
     def load(self) -> Router:
         """Load both checkpoints now instead of at the first answer; over endpoints, see that both are there."""
+        self._check_open()
         _ = self._local if self.remote is None else self.remote.health()
         return self
 
@@ -107,15 +134,26 @@ class Router(Sources):
         if self.remote is not None:
             raise ValueError("this router answers through endpoints: it holds no pair and no caches")
         with self._lock:
-            if self._engine is None:
+            self._check_open()
+            engine = self._engine
+            if engine is None:
                 from vlroute.engine.local import LocalEngine
 
-                self._engine = LocalEngine.load(self.instruct, self.thinking, self.loading, self.rows, **self._caching)
-            return cast("LocalEngine", self._engine)
+                engine = LocalEngine.load(self.instruct, self.thinking, self.loading, self.rows, **self._caching)
+                self._engine = engine
+                if self.closed:  # meanwhile; `close` does not wait for what is being loaded
+                    self._release()
+                    raise RouterClosedError
+            return cast("LocalEngine", engine)
 
     @property
     def _answering(self) -> Answering:
-        return Answering(self.remote or self._local, self.judge, self.generation, self.store)
+        self._check_open()
+        return Answering(self.remote or self._local, self.judge, self.generation, self.store, self._closing)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RouterClosedError
 
     def decide(
         self,
@@ -125,7 +163,7 @@ class Router(Sources):
         videos: Any = None,
         history: Sequence[Any] | None = None,
         caption: str | None = None,
-        mode: Mode | None = None,
+        mode: ModeChoice | None = None,
         price: float | None = None,
     ) -> Decision:
         """Which mode should answer? Never loads a checkpoint.
@@ -134,13 +172,15 @@ class Router(Sources):
         Instruct model once the pair is loaded. Else the prompt alone decides, and `reason` says so.
 
         Raises:
-            InputError: the message cannot be used (see docs/messages.md).
-            ValueError: an unknown mode or an impossible price.
+            InputError: the message cannot be used (see docs/messages.md), or mode, price or caption.
+            RouterClosedError: the router was closed.
         """
-        return self.decide_on(parse(prompt, images, videos, history, self.limits), Wish(caption, mode, price))
+        wish = Wish(caption, forced_mode(mode), price)
+        return self.decide_on(parse(prompt, images, videos, history, self.limits), wish)
 
     def decide_on(self, conversation: Conversation, wish: Wish) -> Decision:
         """`decide` for a conversation that is parsed already."""
+        self._check_open()
         return decide(self.judge, self._engine, conversation, wish)
 
     def ask(
@@ -151,7 +191,7 @@ class Router(Sources):
         videos: Any = None,
         history: Sequence[Any] | None = None,
         caption: str | None = None,
-        mode: Mode | None = None,
+        mode: ModeChoice | None = None,
         price: float | None = None,
         cancel: threading.Event | None = None,
         **generation: Any,
@@ -161,18 +201,19 @@ class Router(Sources):
         Args:
             prompt, images, videos, history: see docs/messages.md.
             caption: what is in the pictures, instead of the captioner's words.
-            mode: "instruct" or "thinking" forces that mode.
-            price: instead of the policy's, for this request.
+            mode: "instruct" or "thinking" forces that mode; "auto", as None, lets the router decide.
+            price: for this request instead of the policy's, also where the policy is a target such as "fast".
             cancel: once set, generation ends within one token, with `finish_reason="cancelled"`.
             generation: settings under transformers' names, and `presence_penalty`, `thinking_budget` (tokens).
 
         Raises:
-            InputError: the message cannot be used.
+            InputError: the message, mode, price or caption cannot be used.
             CheckpointError: a checkpoint cannot be loaded.
             TypeError: an unknown generation setting.
+            RouterClosedError: the router was closed.
         """
-        conversation = parse(prompt, images, videos, history, self.limits)
-        return self._answering.answer(conversation, Wish(caption, mode, price, cancel, generation))
+        wish = Wish(caption, forced_mode(mode), price, cancel, generation)
+        return self._answering.answer(parse(prompt, images, videos, history, self.limits), wish)
 
     def stream(
         self,
@@ -182,18 +223,19 @@ class Router(Sources):
         videos: Any = None,
         history: Sequence[Any] | None = None,
         caption: str | None = None,
-        mode: Mode | None = None,
+        mode: ModeChoice | None = None,
         price: float | None = None,
         cancel: threading.Event | None = None,
         **generation: Any,
     ) -> Events:
         """As `ask`, as events: `Decided`, deltas, `Finished`. Bad input raises here; closing it cancels the answer."""
-        conversation = parse(prompt, images, videos, history, self.limits)
-        return self._answering.stream(conversation, Wish(caption, mode, price, cancel, generation))
+        wish = Wish(caption, forced_mode(mode), price, cancel, generation)
+        return self._answering.stream(parse(prompt, images, videos, history, self.limits), wish)
 
     def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
         """Say how right an answer was (`Answer.id`): true, false or a share 0 to 1. The last word on an answer counts.
         Errors as of `Store.feedback`; ValueError if the router has no store."""
+        self._check_open()
         if self.store is None:
             raise ValueError("this router stores no answers; make it with store='answers.db'")
         self.store.feedback(answer_id, correct=correct, comment=comment)
@@ -203,10 +245,27 @@ class Router(Sources):
         """Who writes several answers at the same time; None unless `rows` is above 1 and the pair is loaded."""
         return getattr(self._engine, "batching", None)
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing.is_set()
+
     def close(self) -> None:
-        """Cancel what is being written in shared rows or by endpoints. Nothing is answered afterwards."""
-        if self._engine is not None:
-            self._engine.close()
+        """Cancel what is being written, and release the models, the endpoints' connections, and the store if the router
+        opened it itself.
+
+        Answers under way end within one token with `finish_reason="cancelled"`; later calls raise a RouterClosedError.
+        Closing twice does nothing. `with Router.from_pretrained() as router:` closes at its end.
+        """
+        self._closing.set()
+        self._release()
+
+    def _release(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+        if self.store is not None and self._owns_store:
+            self.store.close()
 
     def request(self, conversation: Conversation) -> Request:
         """The engine's side of one request, for what needs no decision; use it as a context manager."""
@@ -214,10 +273,12 @@ class Router(Sources):
 
     def chat(self, system: str | None = None) -> Chat:
         """A new conversation, answered turn by turn."""
+        self._check_open()
         return Chat(self, system=system)
 
     def resume(self, folder: str | Path) -> Chat:
         """The conversation that `Chat.save` wrote. ChatFileError if it cannot be read."""
+        self._check_open()
         from vlroute.chat_file import read_chat
 
         system, turns = read_chat(folder, self.limits)
@@ -237,6 +298,8 @@ class Router(Sources):
 def _open(store: Store | str | Path | None) -> Store | None:
     if not isinstance(store, str | Path):
         return store
-    from vlroute.store import Store  # brings SQLAlchemy
-
+    try:
+        from vlroute.store import Store
+    except ModuleNotFoundError as error:
+        raise ExtraMissing(error, "store") from error
     return Store(store)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from vlroute.answer import Answer, new_id
-from vlroute.errors import InputError
+from vlroute.errors import InputError, StoreError, UnknownAnswerError
 from vlroute.learning.records import Outcome, Record
 from vlroute.messages import Conversation
 from vlroute.modes import MODES, Mode
@@ -29,8 +29,6 @@ from vlroute.store_tables import (
     SCHEMA,
     SCHEMAS,
     TABLES,
-    StoreError,
-    UnknownAnswerError,
     open_engine,
     read_url,
 )

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
-from vlroute.errors import VLRouteError
+from vlroute.errors import StoreError
 
 SCHEMA = 1
 BUSY_SECONDS = 30
@@ -44,14 +44,6 @@ FEEDBACK = sa.Table(
     sa.Column("comment", sa.Text),
     sa.Column("created", sa.Double, nullable=False),
 )
-
-
-class StoreError(VLRouteError):
-    """The store cannot be opened, read or written; nothing of the call was stored."""
-
-
-class UnknownAnswerError(VLRouteError, LookupError):
-    """No answer of this id is stored: a slip, pruned since, or answered without a store."""
 
 
 def read_url(where: str | Path) -> sa.URL:

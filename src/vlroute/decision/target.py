@@ -15,7 +15,7 @@ PRESETS: tuple[Preset, ...] = get_args(Preset)
 SPENDING: dict[Preset, float] = {"fast": 0.25, "balanced": 0.5}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Target:
     """Exactly one wish, resolved on the calibration records at this machine's pace.
 
@@ -41,6 +41,10 @@ class Target:
                 raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {value!r}")
         elif not 0 <= value <= (1 if name != "max_mean_seconds" else float("inf")):
             raise ValueError(f"{name} must be {'seconds >= 0' if name == 'max_mean_seconds' else 'within 0 and 1'}")
+
+    def __repr__(self) -> str:
+        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return f"Target({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     def resolve(self, frontier: Frontier) -> Outlook:
         """The price and what it gives. Where the wish is out of reach, what comes nearest."""

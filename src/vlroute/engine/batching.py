@@ -15,9 +15,8 @@ import torch
 from vlroute.engine.generate import Generated, generated
 from vlroute.engine.pair import Checkpoint
 from vlroute.engine.rows import Row, Rows, Writing, begin
+from vlroute.errors import RouterClosedError
 from vlroute.modes import Mode
-
-CLOSED = "the router was closed"
 
 
 class Batching:
@@ -39,8 +38,10 @@ class Batching:
     def generate(self, writing: Writing) -> Generated:
         """As `generate.generate`; waits for a free row first.
 
-        RuntimeError after `close`.
+        RouterClosedError after `close`.
         """
+        if writing.cancel is not None and writing.cancel.is_set():
+            return Generated((), "cancelled", 0.0, 0.0)
         writer = self._writer(writing.checkpoint)
         if not writer.enter(writing.cancel):
             return Generated((), "cancelled", 0.0, 0.0)
@@ -70,7 +71,7 @@ class Batching:
     def _writer(self, checkpoint: Checkpoint) -> _Writer:
         with self._lock:
             if self._closed:
-                raise RuntimeError(CLOSED)
+                raise RouterClosedError
             if checkpoint.mode not in self._writers:
                 self._writers[checkpoint.mode] = _Writer(checkpoint, self.rows)
             return self._writers[checkpoint.mode]
@@ -100,10 +101,10 @@ class _Writer:
             self._line.append(ticket)
             try:
                 while self._line[0] is not ticket or not self.free:
-                    if self._closed:
-                        raise RuntimeError(CLOSED)
-                    if cancel is not None and cancel.is_set():
+                    if cancel is not None and cancel.is_set():  # before: closing the router cancels
                         return False
+                    if self._closed:
+                        raise RouterClosedError
                     self._changed.wait(0.05 if cancel is not None else None)
                 self.free -= 1
                 return True
@@ -120,7 +121,8 @@ class _Writer:
         """Until `row` is written to its end."""
         with self._changed:
             if self._closed:
-                raise RuntimeError(CLOSED)
+                row.reason = "cancelled"
+                return
             self._joining.append(row)
             self._changed.notify_all()
         row.done.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -66,9 +67,9 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """For logs and records: the model and where it is, without user names or passwords."""
+        """For logs and records: the model and where it is, without user names, passwords or a query."""
         scheme, _, rest = self.base_url.partition("://")
-        return f"{self.model} at {scheme}://{rest.rpartition('@')[2]}"
+        return f"{self.model} at {scheme}://{re.split('[?#]', rest.rpartition('@')[2])[0]}"
 
     def body(self, conversation: Conversation, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of `chat.completions.create`. The same conversation gives the same bytes up to its last message,

@@ -18,7 +18,7 @@ from vlroute.engine.breaker import Breaker, State
 from vlroute.engine.endpoint import Endpoint
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
 from vlroute.engine.remote_stream import RemoteStream, failure
-from vlroute.errors import ExtraMissing, ModeUnavailable, VLRouteError
+from vlroute.errors import ExtraMissing, ModeUnavailable, RouterClosedError, VLRouteError
 from vlroute.media import Picture, Video
 from vlroute.messages import Conversation, Message
 from vlroute.modes import MODES, Mode
@@ -53,7 +53,8 @@ class RemoteEngine:
         self._running: set[Future[None]] = set()
         self._lock = threading.Lock()
         self._closed = False
-        threading.Thread(target=self._loop.run_forever, name="vlroute-endpoints", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="vlroute-endpoints", daemon=True)
+        self._thread.start()
 
     @classmethod
     def over(cls, instruct: Endpoint | tuple[str, str], thinking: Endpoint | tuple[str, str]) -> RemoteEngine:
@@ -69,7 +70,12 @@ class RemoteEngine:
         return RemoteRequest(self, conversation, namespace)
 
     def health(self) -> dict[Mode, Health]:
-        """Ask both what models they serve; what is amiss is logged, too. Takes at most `HEALTH_SECONDS`."""
+        """Ask both what models they serve; what is amiss is logged, too. Takes at most `HEALTH_SECONDS`.
+
+        RouterClosedError after `close`.
+        """
+        if self._closed:
+            raise RouterClosedError
         asked = {mode: asyncio.run_coroutine_threadsafe(self._check(mode), self._loop) for mode in MODES}
         found = {mode: future.result() for mode, future in asked.items()}
         for mode, health in found.items():
@@ -90,25 +96,33 @@ class RemoteEngine:
         return future
 
     def close(self) -> None:
-        """Cancel what is being read."""
+        """Cancel what is being read, and close all connections."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             running = [*self._running]
         for future in running:
             future.cancel()
         closing = asyncio.run_coroutine_threadsafe(self._close_clients(), self._loop)
         closing.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._loop.stop))
+        self._thread.join(HEALTH_SECONDS)
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> Future[None]:
         with self._lock:
             if self._closed:
                 work.close()
-                raise RuntimeError("the router was closed")
+                raise RouterClosedError
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
             self._running.add(future)
             return future
 
     async def _close_clients(self) -> None:
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
         for client in self._clients.values():
             await client.close()
 

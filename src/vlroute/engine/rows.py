@@ -6,16 +6,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
-from transformers import DynamicCache
+from transformers import DynamicCache, Qwen3VLForConditionalGeneration
 
 from vlroute.engine.pair import Checkpoint
 from vlroute.engine.prompt import Prompt
 from vlroute.engine.sampling import Sampler
 
+#: The argument of transformers that takes keys and values; older releases call it `past_key_values`.
+CACHE = "cache" if "cache" in signature(Qwen3VLForConditionalGeneration.forward).parameters else "past_key_values"
 #: Told each token id; true ends the answer there.
 OnToken = Callable[[int], bool | None]
 
@@ -104,10 +107,10 @@ def begin(writing: Writing) -> Row:
             input_ids=prompt.input_ids[:, past:],
             attention_mask=prompt.attention_mask,
             position_ids=prompt.position_ids[:, :, past:],
-            past_key_values=row.cache,
             mm_encoder_outputs=dict(writing.encoder_outputs) or None,
             logits_to_keep=1,
             use_cache=True,
+            **{CACHE: row.cache},
         )
     row.take(output.logits[:, -1])
     return row
@@ -146,8 +149,8 @@ class Rows:
             input_ids=torch.cat([row.ids[:, -1:] for row in self.rows]),
             attention_mask=mask,
             position_ids=torch.cat([read[None], at.expand(3, -1, -1)]),
-            past_key_values=self._cache,
             use_cache=True,
+            **{CACHE: self._cache},
         )
         for i, row in enumerate(self.rows):
             row.read, row.position = row.read + 1, row.position + 1

@@ -170,7 +170,7 @@ class Service:
             raise self._stopping()
 
     def _caches(self) -> dict[str, Any] | None:
-        if not self.ready or self.router.remote is not None:
+        if not self.ready or self.router.closed or self.router.remote is not None:
             return None
         return {"vision": self.router.cache.stats(), "prefix": self.router.prefixes.stats()}
 
