@@ -203,7 +203,7 @@ def test_a_turn_that_cannot_begin_gives_the_next_one_way(made: Router, wrong: di
     chat = made.chat()
     events = chat.stream(**wrong)
     with pytest.raises((InputError, TypeError, ValueError)):
-        next(events)
+        list(events)
     assert next(events, None) is None
     within(30, lambda: chat.send("And now?", mode="instruct", **GREEDY))
 
@@ -392,7 +392,7 @@ def test_importing_names_brings_no_torch() -> None:
 
 
 def test_auto_is_no_mode(made: Router) -> None:
-    assert made.decide("How many?", mode="auto") == made.decide("How many?")
+    assert not made.decide("How many?", mode="auto").forced
     assert not made.ask("How many?", mode="auto", **GREEDY).decision.forced
     assert not made.chat().send("How many?", mode="auto", **GREEDY).decision.forced
     *_, last = made.stream("How many?", mode="auto", **GREEDY)
