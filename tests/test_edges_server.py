@@ -264,6 +264,8 @@ def test_a_body_that_is_no_object_is_called_so(http: httpx.Client, body: bytes) 
     ({"enable_thinking": "false"}, "enable_thinking"), ({"enable_thinking": 0}, "enable_thinking"),
     ({"chat_template_kwargs": {"enable_thinking": "no"}}, "chat_template_kwargs.enable_thinking"),
     ({"chat_template_kwargs": "x"}, "chat_template_kwargs"), ({"vlroute": {"price": -1}}, "vlroute.price"),
+    ({"temperature": float("nan")}, "temperature"), ({"vlroute": {"price": float("inf")}}, "vlroute.price"),
+    ({"seed": float("inf")}, "seed"), ({"max_tokens": 10**400}, "max_tokens"),
 ])  # fmt: skip
 def test_a_wrong_value_names_its_field_and_nothing_else(http: httpx.Client, fields: Any, param: str) -> None:
     assert error(post(http, fields), 422)["param"] == param
@@ -282,3 +284,17 @@ def test_a_repeat_penalty_is_a_repetition_penalty(server: Served, http: httpx.Cl
     for name in ("repeat_penalty", "repetition_penalty"):
         said = http.post(CHAT, json={"messages": [user(SOME)], "model": "thinking", name: 5.0}).json()
         assert said["choices"][0]["message"]["reasoning"] == alone.thinking
+
+
+@pytest.mark.parametrize("fields", [
+    {"refusal": None, "annotations": None, "audio": None, "function_call": None, "tool_calls": None},  # openai
+    {"annotations": [], "tool_calls": [], "reasoning": "r", "reasoning_content": "r"},  # vLLM's own, sent back
+    {"reasoning_content": "r", "provider_specific_fields": {"reasoning": "r", "refusal": None}},  # litellm
+    {"name": "someone"}, {"content": [{"type": "text", "text": "Yes."}]}, {"reasoning_content": ""},
+])  # fmt: skip
+def test_what_clients_send_back_as_past_answers_passes(http: httpx.Client, fields: dict[str, Any]) -> None:
+    question = {"role": "user", "content": "Is it?"}
+    messages = [{"role": "system", "content": "Be brief."}, question,
+                {"role": "assistant", "content": "Yes.", **fields}, question]  # fmt: skip
+    said = http.post(CHAT, json={"messages": messages, "model": "instruct", "max_tokens": 8})
+    assert said.status_code == 200, said.text

@@ -177,8 +177,8 @@ class ChatRequest(Fields):
     vlroute: RouterWish | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    max_completion_tokens: int | None = Field(None, ge=1, description="Reasoning included.")
-    max_tokens: int | None = Field(None, ge=1, description="Older name of max_completion_tokens.")
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**63, description="Reasoning included.")
+    max_tokens: int | None = Field(None, ge=1, lt=2**63, description="Older name of max_completion_tokens.")
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=1_000_000, description="-1 and 0: all tokens.")

@@ -1,0 +1,1 @@
+"""Public client libraries against a running server."""

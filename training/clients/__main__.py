@@ -1,0 +1,160 @@
+"""Eight public client libraries against `vlroute serve` with the pocket pair. `python -m training.clients`
+
+Each client runs in an environment of its own, made from PyPI or npm under `--envs` at the first run (needs a
+network, npm, and 1.5 GB of disk). The table goes to docs/clients.md and docs/clients.json; the exit code is 1 if a
+cell fails. `--url` tests a server that runs already, for example of an earlier version; with it, or with names of
+clients, nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from vlroute.files import replace_file
+from vlroute.pocket import draw_task
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = Path(__file__).parent / "scripts"
+#: Name in the table, and the packages of each script.
+PYTHON: dict[str, tuple[str, list[str]]] = {
+    "openai": ("openai", ["openai"]),
+    "litellm": ("litellm", ["litellm"]),
+    "langchain": ("langchain-openai", ["langchain-openai"]),
+    "llamaindex": ("llama-index (OpenAILike)", ["llama-index-llms-openai-like"]),
+    "pydanticai": ("pydantic-ai", ["pydantic-ai-slim[openai]"]),
+    "instructor": ("instructor", ["instructor"]),
+    "openwebui": ("Open WebUI", []),
+}
+NPM: dict[str, tuple[str, list[str]]] = {
+    "aisdk": ("ai-sdk (openai-compatible, openai)", ["ai@6", "@ai-sdk/openai-compatible@2", "@ai-sdk/openai@3"]),
+}
+CELLS = ("plain", "stream", "picture", "turns", "reasoning", "errors")
+START_SECONDS, CLIENT_SECONDS = 120.0, 300.0
+PAGE = """\
+# Client libraries
+
+Written by `python -m training.clients`: public client libraries, each in an environment of its own, against
+`vlroute serve` with the pocket pair.
+
+{table}
+
+*plain*: a question and an answer. *stream*: the streamed text equals the whole answer. *picture*: a picture of the
+client's own type. *turns*: past answers are sent back as the client returned them, those with reasoning included.
+*reasoning*: a thinking switch of the client chooses Thinking, its opposite Instruct, and the reasoning or the
+number of its tokens arrives. *errors*: an unknown model and an unknown field arrive as the client's own error
+types, with the server's message.
+
+Open WebUI is an application of its own; its requests are replayed as its source sends them.
+"""
+
+
+def command(name: str, envs: Path) -> list[str]:
+    """The command that runs the script of `name`; makes its environment first if there is none."""
+    place = envs / name
+    if name in NPM:
+        script = place / "run.mjs"  # beside its packages, where Node looks for them
+        if not (place / "node_modules").is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["npm", "install", "--silent", "--prefix", place, *NPM[name][1]], check=True)
+        script.write_bytes((SCRIPTS / f"run_{name}.mjs").read_bytes())
+        return ["node", str(script)]
+    python = place / "bin" / "python"
+    if not (place / "made").exists():
+        venv.create(place, with_pip=True, clear=True)
+        if packages := PYTHON[name][1]:
+            subprocess.run([python, "-m", "pip", "install", "-qqq", *packages], check=True)
+        (place / "made").touch()
+    return [str(python), str(SCRIPTS / f"run_{name}.py")]
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """The URL of `vlroute serve` in a process of its own."""
+    serve = [sys.executable, "-m", "vlroute", "serve", "--port", "0", "--no-page"]
+    with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            found = next(filter(None, (re.search(r"http://127\.0\.0\.1:\d+", line) for line in process.stderr)))
+            subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)  # so that it never blocks
+            until = time.monotonic() + START_SECONDS
+            while not _ready(found[0]):
+                if time.monotonic() > until:
+                    raise SystemExit("the server is not ready")
+                time.sleep(0.2)
+            yield f"{found[0]}/v1"
+        finally:
+            process.terminate()
+
+
+def _ready(url: str) -> bool:
+    try:
+        return bool(urlopen(f"{url}/ready", timeout=5).status == 200)
+    except URLError:
+        return False
+
+
+def measured(name: str, envs: Path, url: str, picture: Path) -> dict[str, Any]:
+    """The version of one client, and for each cell whether it passed and what was said."""
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    run = subprocess.run(
+        [*command(name, envs), url, str(picture)],
+        stdout=subprocess.PIPE, text=True, env=clean, timeout=CLIENT_SECONDS, check=False,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    cells = {one["cell"]: {"ok": one["ok"], "said": one["said"]} for one in lines if "cell" in one}
+    missing = {cell: {"ok": False, "said": "not run"} for cell in CELLS if cell not in cells}
+    version = next((one["version"] for one in lines if "version" in one), "unknown")
+    return {"client": (PYTHON | NPM)[name][0], "version": version, "cells": cells | missing}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clients", nargs="*", help=f"some of {', '.join(PYTHON | NPM)}; default: all")
+    parser.add_argument("--envs", type=Path, default=ROOT / "build" / "clients", help="folder of the environments")
+    parser.add_argument("--url", help="a running server, up to /v1; default: start one")
+    given = parser.parse_args()
+    if unknown := set(given.clients) - set(PYTHON | NPM):
+        parser.error(f"unknown client {', '.join(sorted(unknown))}; expected some of {', '.join(PYTHON | NPM)}")
+    given.envs.mkdir(parents=True, exist_ok=True)
+    picture = given.envs / "picture.png"
+    draw_task(random.Random(7), "ocr", "hard", "en").frames[0].save(picture)
+
+    def run(url: str) -> list[dict[str, Any]]:
+        found = []
+        for name in given.clients or (PYTHON | NPM):
+            found.append(measured(name, given.envs.resolve(), url, picture.resolve()))
+            failed = [cell for cell in CELLS if not found[-1]["cells"][cell]["ok"]]
+            print(f"{name} {found[-1]['version']}: {'failed: ' + ', '.join(failed) if failed else 'all cells passed'}")
+        return found
+
+    if given.url:
+        clients = run(given.url)
+    else:
+        with served() as url:
+            clients = run(url)
+    if not given.url and not given.clients:
+        head = ["client", "version", *CELLS]
+        rows = [[one["client"], one["version"], *("yes" if one["cells"][cell]["ok"] else "**no**" for cell in CELLS)]
+                for one in clients]  # fmt: skip
+        lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
+        replace_file(ROOT / "docs" / "clients.json", (json.dumps({"clients": clients}, indent=1) + "\n").encode())
+        replace_file(ROOT / "docs" / "clients.md", PAGE.format(table="\n".join(lines)).encode())
+    return 0 if all(cell["ok"] for one in clients for cell in one["cells"].values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
