@@ -44,9 +44,13 @@ if TYPE_CHECKING:
     from vlroute.errors import UnknownAnswerError as UnknownAnswerError
     from vlroute.errors import UnreadableMediaError as UnreadableMediaError
     from vlroute.errors import VLRouteError as VLRouteError
+    from vlroute.media import FrameSampling as FrameSampling
     from vlroute.media import Limits as Limits
     from vlroute.media import Picture as Picture
+    from vlroute.media import PixelBudget as PixelBudget
     from vlroute.media import Video as Video
+    from vlroute.media import load_picture as load_picture
+    from vlroute.media import load_video as load_video
     from vlroute.modes import Mode as Mode
     from vlroute.router import Router as Router
 
@@ -68,6 +72,7 @@ _HOMES = {
     "Event": "vlroute.answer",
     "ExtraMissing": "vlroute.errors",
     "Finished": "vlroute.answer",
+    "FrameSampling": "vlroute.media",
     "InputError": "vlroute.errors",
     "LimitError": "vlroute.errors",
     "Limits": "vlroute.media",
@@ -77,6 +82,7 @@ _HOMES = {
     "OcrCaptioner": "vlroute.decision.ocr_captioner",
     "Outlook": "vlroute.decision.frontier",
     "Picture": "vlroute.media",
+    "PixelBudget": "vlroute.media",
     "Policy": "vlroute.decision.policy",
     "PrefixCache": "vlroute.engine.prefix_cache",
     "Router": "vlroute.router",
@@ -92,6 +98,8 @@ _HOMES = {
     "VLRouteError": "vlroute.errors",
     "Video": "vlroute.media",
     "VisionCache": "vlroute.engine.vision_cache",
+    "load_picture": "vlroute.media",
+    "load_video": "vlroute.media",
 }
 __all__ = [*_HOMES, "__version__"]
 

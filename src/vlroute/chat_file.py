@@ -16,7 +16,7 @@ from vlroute.decision.policy import Decision
 from vlroute.errors import ChatFileError, InputError
 from vlroute.files import replace_file
 from vlroute.limits import DEFAULT_LIMITS, Limits
-from vlroute.media import Picture, Video, load_picture
+from vlroute.media import Picture, PixelBudget, Video, load_picture
 from vlroute.messages import Message, Part
 
 FORMAT = 1
@@ -57,8 +57,12 @@ def _part(folder: Path, part: Part) -> dict[str, Any]:
     if isinstance(part, str):
         return {"text": part}
     if isinstance(part, Picture):
-        return {"picture": _keep(folder, part.image), "digest": part.digest}
-    return {"video": [_keep(folder, frame) for frame in part.frames], "times": part.times, "digest": part.digest}
+        kept: dict[str, Any] = {"picture": _keep(folder, part.image)}
+    else:
+        kept = {"video": [_keep(folder, frame) for frame in part.frames], "times": part.times}
+    if budget := part.budget.as_dict():
+        kept["budget"] = budget
+    return {**kept, "digest": part.digest}
 
 
 def _keep(folder: Path, image: Image.Image) -> str:
@@ -83,11 +87,12 @@ def _load(folder: Path, part: dict[str, Any], limits: Limits) -> Part:
     if "text" in part:
         return str(part["text"])
     loaded: Picture | Video
+    budget = PixelBudget(**part.get("budget", {}))
     if "picture" in part:
-        loaded = _picture(folder, part["picture"], limits)
+        loaded = load_picture(_picture(folder, part["picture"], limits), limits, budget=budget)
     else:
         frames = tuple(_picture(folder, name, limits).image for name in part["video"])
-        loaded = Video(frames, tuple(float(time) for time in part["times"]))
+        loaded = Video(frames, tuple(float(time) for time in part["times"]), budget)
     if loaded.digest != part["digest"]:
         raise KeyError("a picture is not the one that was saved")
     return loaded

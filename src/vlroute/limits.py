@@ -18,6 +18,9 @@ class Limits:
     """Bytes of one encoded picture."""
     max_pixels: int = 2**26
     """Width x height of one picture or of one frame (64 Mi: every phone camera up to 64 megapixels)."""
+    max_scaled_pixels: int = 2**25
+    """Width x height, of a video times frames, to which a request may have a picture or video scaled for the model.
+    Qwen3-VL's own processor stops at 2**24 for a picture and at 25 million for a video."""
     max_aspect_ratio: int = 200
     """Longer side over shorter side; Qwen3-VL's processor refuses more than 200."""
     max_images: int = 16
@@ -52,6 +55,11 @@ class Limits:
             raise LimitError(f"{name}: {width}x{height} is over the limit of {self.max_pixels} pixels; scale it down")
         if max(size) > self.max_aspect_ratio * min(size):
             raise LimitError(f"{name}: {width}x{height} is longer than {self.max_aspect_ratio}:1; crop it")
+
+    def check_scaled(self, pixels: int, name: str) -> None:
+        """LimitError if the model is to see more than `max_scaled_pixels`; `name` says by which field."""
+        if pixels > self.max_scaled_pixels:
+            raise LimitError(f"{name} asks for {pixels} pixels, over the limit of {self.max_scaled_pixels}")
 
 
 DEFAULT_LIMITS = Limits()

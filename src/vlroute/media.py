@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import itertools
 import math
 import os
 import re
-import stat
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from vlroute.encoded import Encoded, is_open_file, name_of, read_encoded
 from vlroute.errors import InputError, LimitError, UnreadableMediaError
+from vlroute.frame_sampling import DEFAULT_SAMPLING, FrameSampling
 from vlroute.limits import DEFAULT_LIMITS, Limits
-from vlroute.pixels import as_seen, from_array
+from vlroute.metadata import without_metadata
+from vlroute.pixel_budget import OWN_SIZE, PixelBudget
+from vlroute.pixels import as_seen, channels_last, from_array
 from vlroute.video_file import decode_video
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "DEFAULT_SAMPLING",
+    "OWN_SIZE",
+    "FrameSampling",
     "Limits",
     "Picture",
     "PictureSource",
+    "PixelBudget",
     "Video",
     "VideoSource",
+    "is_encoded",
     "is_timed",
     "load_picture",
     "load_video",
@@ -42,23 +48,25 @@ Array: TypeAlias = NDArray[Any]
 
 # Formats whose header tells the true size and whose decoder starts no other program (EPS would).
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_SVG = re.compile(rb"\s*(<\?xml|<!--|<!DOCTYPE\s+svg|<svg)[^\0]*<svg|\s*<svg", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One upright, opaque RGB picture. Equal pixels are equal pictures, wherever they came from."""
+    """One upright, opaque RGB picture. Equal pixels and budgets are equal pictures, wherever they came from."""
 
     image: Image.Image = field(repr=False, compare=False)
     """Mode RGB. Not to be changed in place: `digest` would no longer fit."""
+    budget: PixelBudget = field(default=OWN_SIZE, repr=False, compare=False)
+    """How large the model sees it; `image` keeps its size."""
     digest: str = field(init=False)
-    """SHA-256 over kind, width, height and RGB bytes; 64 hex characters."""
+    """SHA-256 over kind, width, height, RGB bytes and budget; 64 hex characters."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.image, Image.Image) or self.image.mode != "RGB":
             raise UnreadableMediaError("a Picture holds a PIL image of mode RGB; use load_picture")
         digest = hashlib.sha256(b"vlroute picture\0" + struct.pack(">QQ", *self.size))
-        digest.update(self.image.tobytes())
+        digest.update(self.image.tobytes() + self.budget.tag())
         object.__setattr__(self, "digest", digest.hexdigest())
 
     @property
@@ -69,13 +77,15 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """At least two RGB frames of one size, each with its time. Equal frames and times are equal videos."""
+    """At least two RGB frames of one size, each with its time. Equal frames, times and budgets are equal videos."""
 
     frames: tuple[Image.Image, ...] = field(repr=False, compare=False)
     times: tuple[float, ...] = field(repr=False, compare=False)
     """Seconds since the start, strictly increasing, never negative."""
+    budget: PixelBudget = field(default=OWN_SIZE, repr=False, compare=False)
+    """How large the model sees it; `frames` keep their size."""
     digest: str = field(init=False)
-    """SHA-256 over kind, frame count, width, height, times and RGB bytes; 64 hex characters."""
+    """SHA-256 over kind, frame count, width, height, times, RGB bytes and budget; 64 hex characters."""
 
     def __post_init__(self) -> None:
         if len(self.frames) < 2:
@@ -93,6 +103,7 @@ class Video:
         digest.update(struct.pack(f">{len(self.times)}d", *self.times))
         for frame in self.frames:
             digest.update(frame.tobytes())
+        digest.update(self.budget.tag())
         object.__setattr__(self, "digest", digest.hexdigest())
 
     @property
@@ -106,55 +117,86 @@ class Video:
         return (len(self.times) - 1) / (self.times[-1] - self.times[0])
 
 
-Encoded: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
-"""A path, a data URI, or the bytes of a file."""
 PictureSource: TypeAlias = Encoded | Image.Image | Array | Picture
 FrameSource: TypeAlias = Sequence[PictureSource] | Array
 VideoSource: TypeAlias = Encoded | Video | FrameSource | tuple[FrameSource, Sequence[float] | Array]
 
 
-def load_picture(source: PictureSource, limits: Limits = DEFAULT_LIMITS) -> Picture:
+def load_picture(
+    source: PictureSource,
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    budget: PixelBudget = OWN_SIZE,
+    channel_axis: int | None = None,
+) -> Picture:
     """The picture in `source` as a person sees it: upright, flattened on white, 8-bit RGB, first frame.
 
-    `source` is a path, a data URI, the bytes of a file, a PIL image, a numpy array (`[h, w]` or
-    `[h, w, 1|3|4]`; uint8, bool, or floats in 0..1) or a `Picture`, which is returned as it is.
-    Raises `LimitError` before decoding what is over `limits`, `UnreadableMediaError` for all else that fails.
+    Args:
+        source: a path, a data URI, the bytes of a file, a file opened in binary mode, a PIL image, a numpy array
+            (`[h, w]` or `[h, w, 1|3|4]`; uint8, bool, or floats in 0..1) or a `Picture`.
+        limits: checked before pixels are decoded.
+        budget: how large the model sees it.
+        channel_axis: the axis of an array that holds the channels, if it is not the last one.
+
+    Raises:
+        LimitError: it is over `limits`.
+        UnreadableMediaError: it cannot be read or decoded.
     """
-    if isinstance(source, Picture):
-        return source
+    budget.check(limits)
     name = _name(source)
+    if channel_axis is not None and not isinstance(source, np.ndarray):
+        raise UnreadableMediaError(f"channel_axis is for numpy arrays, not for {name}; leave it out")
+    if isinstance(source, Picture):
+        return source if budget in (OWN_SIZE, source.budget) else replace(source, budget=budget)
     with _decoding(name):
         if isinstance(source, Image.Image):
             image = source
         elif isinstance(source, np.ndarray):
-            image = from_array(source, name)
+            image = from_array(source, name, channel_axis)
         else:
-            Image.init()  # fills Image.OPEN, which an older Pillow or a lean build holds fewer formats in
-            data = io.BytesIO(_read(source, name, limits, limits.max_bytes))
-            image = Image.open(data, formats=[known for known in _FORMATS if known in Image.OPEN])
+            image = _opened(read_encoded(source, name, limits, limits.max_bytes), name)
         limits.check_size(image.size, name)
-        return Picture(as_seen(image, name))
+        return Picture(as_seen(image, name), budget)
 
 
-def load_video(source: VideoSource, limits: Limits = DEFAULT_LIMITS, fps: float = 2.0) -> Video:
+def load_video(
+    source: VideoSource,
+    limits: Limits = DEFAULT_LIMITS,
+    fps: float | None = None,
+    *,
+    sampling: FrameSampling = DEFAULT_SAMPLING,
+    budget: PixelBudget = OWN_SIZE,
+    channel_axis: int | None = None,
+) -> Video:
     """The frames of `source` with their times in seconds.
 
-    `source` is a video file (path, data URI or bytes; needs `vlroute[video]`), a list or tuple of frames or
-    an array `[n, h, w, c]` (frame i is then at i / `fps` seconds), a tuple `(frames, times)`, or a `Video`,
-    which is returned as it is. A file is sampled evenly at about `fps` frames a second, like Qwen3-VL's own
-    processor: at least 4 frames where it has them, at most `limits.max_frames`.
-    Raises `LimitError` and `UnreadableMediaError` as `load_picture` does, `InputError` for an unusable `fps`.
+    Args:
+        source: a video file (path, data URI, bytes or open file; needs `vlroute[video]`), a list or tuple of frames,
+            an array `[n, h, w, c]`, a tuple `(frames, times)`, or a `Video`.
+        limits: checked before frames are decoded; a file is sampled more thinly rather than over `limits.max_frames`.
+        fps: frames a second; of a file how many are taken, instead of `sampling.fps`; of a list or array how far its
+            frames lie apart (2 if absent).
+        sampling: which frames of a file are taken.
+        budget: how large the model sees it.
+        channel_axis: the axis of an array that holds the channels, if it is not the last one.
+
+    Raises:
+        LimitError: it is over `limits`.
+        UnreadableMediaError: it cannot be read or decoded.
+        InputError: an unusable `fps`, or frames asked for that are not there.
     """
+    if fps is not None:
+        sampling = replace(sampling, fps=fps)
     if isinstance(source, Video):
-        return source
-    if not isinstance(fps, int | float) or not 0 < fps < math.inf:
-        raise InputError(f"fps must be a positive number of frames a second, got {fps!r}")
-    if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
+        budget.check(limits, len(source.frames))
+        return source if budget in (OWN_SIZE, source.budget) else replace(source, budget=budget)
+    if is_encoded(source):
         name = _name(source)
         with _decoding(name):
-            data = _read(source, name, limits, limits.max_video_bytes)
-            frames, times = decode_video(data, name, limits, fps)
-            return Video(tuple(frames), tuple(times))
+            data = read_encoded(source, name, limits, limits.max_video_bytes)
+            frames, times = decode_video(data, name, limits, sampling)
+            budget.check(limits, len(frames))
+            return Video(tuple(frames), tuple(times), budget)
     seconds: Sequence[float] | Array | None = None
     if is_timed(source):
         source, seconds = source
@@ -163,7 +205,18 @@ def load_video(source: VideoSource, limits: Limits = DEFAULT_LIMITS, fps: float 
             f"a video cannot be read from {_name(source)}; pass a path, data URI, bytes, a list of frames, "
             "an array [n, h, w, c] or a tuple (frames, times)"
         )
-    return _join_frames(source, seconds, limits, fps)
+    if channel_axis is not None and isinstance(source, np.ndarray):
+        source, channel_axis = channels_last(source, _name(source), channel_axis), None
+    budget.check(limits, len(source))
+    frames = _join_frames(source, limits, channel_axis)
+    spacing = 2.0 if fps is None else fps
+    seconds = [index / spacing for index in range(len(frames))] if seconds is None else seconds
+    return Video(tuple(frames), tuple(float(time) for time in seconds), budget)
+
+
+def is_encoded(source: object) -> TypeGuard[Encoded]:
+    """Whether `source` holds or names the bytes of a file."""
+    return isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or is_open_file(source)
 
 
 def is_timed(source: object) -> TypeGuard[tuple[FrameSource, Sequence[float] | Array]]:
@@ -177,8 +230,8 @@ def is_timed(source: object) -> TypeGuard[tuple[FrameSource, Sequence[float] | A
 
 
 def _join_frames(
-    source: Sequence[PictureSource] | Array, times: Sequence[float] | Array | None, limits: Limits, fps: float
-) -> Video:
+    source: Sequence[PictureSource] | Array, limits: Limits, channel_axis: int | None
+) -> list[Image.Image]:
     count = len(source)
     if count > limits.max_frames:
         raise LimitError(f"a video of {count} frames is over the limit of {limits.max_frames}")
@@ -187,27 +240,41 @@ def _join_frames(
     frames = []
     for index, frame in enumerate(source):
         try:
-            frames.append(load_picture(frame, limits).image)
+            frames.append(load_picture(frame, limits, channel_axis=channel_axis).image)
         except InputError as error:
             raise type(error)(f"frame {index} of a video: {error}") from error
-    seconds = [index / fps for index in range(count)] if times is None else times
-    return Video(tuple(frames), tuple(float(time) for time in seconds))
+    return frames
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    """The picture file in `data`, not decoded yet."""
+    Image.init()  # fills Image.OPEN, which an older Pillow or a lean build holds fewer formats in
+    formats = [known for known in _FORMATS if known in Image.OPEN]
+    try:
+        return Image.open(io.BytesIO(without_metadata(data)), formats=formats)
+    except UnidentifiedImageError as error:
+        kind = _foreign(data)
+        is_what = f"is {kind}, an unknown format here" if kind else "is damaged or of an unknown format"
+        raise UnreadableMediaError(f"{name} {is_what}; convert it to one of {', '.join(formats)}") from error
+
+
+def _foreign(data: bytes) -> str | None:
+    """The name of a well-known format that is not read."""
+    if data[4:8] == b"ftyp":
+        return "HEIC" if data[8:11] in (b"hei", b"hev", b"mif", b"msf") else "a video (pass it as one)"
+    if _SVG.match(data[:4096].removeprefix(b"\xef\xbb\xbf")):
+        return "SVG"
+    known = {b"%PDF": "PDF", b"%!PS": "PostScript", b"8BPS": "a Photoshop file", b"\xff\x0a": "JPEG XL"}
+    return next((kind for start, kind in known.items() if data.startswith(start)), None)
 
 
 def _name(source: object) -> str:
     """What to call `source` in a message: short, and never its content."""
-    if isinstance(source, str) and source[:5].lower() == "data:":
-        return "data URI"
-    if isinstance(source, str | os.PathLike):
-        path = Path(os.fsdecode(source)).name
-        return f"file {path!r}" if len(path) <= 100 else f"path of {len(path)} characters"
-    if isinstance(source, bytes | bytearray | memoryview):
-        return "bytes"
     if isinstance(source, Image.Image):
         return f"PIL image of mode {source.mode}"
     if isinstance(source, np.ndarray):
         return f"numpy array of shape {source.shape} and type {source.dtype}"
-    return f"a {type(source).__name__}"
+    return name_of(source)
 
 
 @contextmanager
@@ -220,48 +287,4 @@ def _decoding(name: str) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise LimitError(f"{name} has more pixels than Pillow decodes; scale it down") from error
     except Exception as error:
-        why = "unknown format" if isinstance(error, UnidentifiedImageError) else type(error).__name__
-        raise UnreadableMediaError(f"{name} cannot be decoded, it may be damaged ({why})") from error
-
-
-def _read(source: Encoded, name: str, limits: Limits, most: int) -> bytes:
-    """The bytes of a file, given as they are, as a data URI or as a path; at most `most`."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        size = source.nbytes if isinstance(source, memoryview) else len(source)
-        _check_bytes(size, name, most)
-        return bytes(source)
-    if not isinstance(source, str | os.PathLike):
-        raise UnreadableMediaError(
-            f"{name} is not a picture; pass a path, data URI, bytes, PIL image or numpy array [h, w, c]"
-        )
-    text = os.fsdecode(source)
-    if text[:5].lower() == "data:":
-        return _read_data_uri(text, name, most)
-    if _URL.match(text):
-        raise UnreadableMediaError("vlroute fetches nothing: download it first, then pass its path or bytes")
-    if not limits.local_files:
-        raise UnreadableMediaError("paths are not allowed here: send a data URI (data:image/png;base64,...)")
-    try:
-        status = os.stat(text)  # before opening: to open a pipe would wait for its other end
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableMediaError(f"{name} is not a regular file")
-        _check_bytes(status.st_size, name, most)
-        return Path(text).read_bytes()
-    except OSError as error:
-        raise UnreadableMediaError(f"{name} cannot be read: {error.strerror}") from error
-
-
-def _read_data_uri(uri: str, name: str, most: int) -> bytes:
-    head, comma, payload = uri.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
-        raise UnreadableMediaError("a data URI must look like data:image/png;base64,...")
-    _check_bytes(len(payload) * 3 // 4 - payload.count("=", -2), name, most)
-    try:
-        return base64.b64decode(payload, validate=True)
-    except ValueError as error:
-        raise UnreadableMediaError("the base64 of a data URI is damaged") from error
-
-
-def _check_bytes(size: int, name: str, most: int) -> None:
-    if size > most:
-        raise LimitError(f"{name} has {size} bytes, over the limit of {most}; compress it or scale it down")
+        raise UnreadableMediaError(f"{name} cannot be decoded, it may be damaged ({type(error).__name__})") from error

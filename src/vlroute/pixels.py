@@ -22,19 +22,34 @@ _EXIF_TURNS = {
 }
 
 
+#: By what Pillow multiplies grey values of 2 and 4 bits.
+_GREY_STEPS = {"L;2": 85, "L;4": 17}
+
+
 def as_seen(image: Image.Image, name: str) -> Image.Image:
     """A new RGB image of what `image` shows, without metadata. Raises what Pillow's decoders raise.
 
     Modes I and I;16 hold 0..65535, mode F holds 0..1; other values are an `UnreadableMediaError`.
     """
+    rawmode = image.tile[0][3] if getattr(image, "tile", None) else None  # type: ignore[attr-defined]
     image.load()  # before the orientation is read: a PNG may hold it behind the pixels, a TIFF turns itself
-    turn = _EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    turn, clear = _orientation(image), image.info.get("transparency")
+    # Pillow scales the pixels to 8 bits but not the transparent value: corrected in place, once, as the pixels are
+    if rawmode in _GREY_STEPS and isinstance(clear, int):
+        image.info["transparency"] = clear * _GREY_STEPS[rawmode]
+    elif rawmode == "RGB;16B" and isinstance(clear, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "F":
         image = from_array(np.asarray(image), name)
     elif image.mode.startswith("I"):
-        image = _from_16_bit(np.asarray(image), name)
+        grey = np.asarray(image)
+        image = _from_16_bit(grey, name)
+        if isinstance(clear, int):
+            image.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
+    elif image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         opaque = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque)
@@ -43,13 +58,18 @@ def as_seen(image: Image.Image, name: str) -> Image.Image:
     return seen
 
 
-def from_array(array: NDArray[Any], name: str) -> Image.Image:
+def from_array(array: NDArray[Any], name: str, channel_axis: int | None = None) -> Image.Image:
     """The image in `array`: `[h, w]` or `[h, w, 1|3|4]`; uint8, bool, or floats in 0..1.
 
-    Raises `UnreadableMediaError` for every other shape, type or value.
+    `channel_axis`: where the channels are, if not last. Raises `UnreadableMediaError` for every other shape, type or
+    value.
     """
+    if channel_axis is not None:
+        array = channels_last(array, name, channel_axis)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
-        raise UnreadableMediaError(f"{name}: pass the shape [h, w] or [h, w, 1|3|4]")
+        raise UnreadableMediaError(
+            f"{name}: pass the shape [h, w] or [h, w, 1|3|4], or say by channel_axis which axis holds the channels"
+        )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.dtype == np.bool_:
@@ -62,6 +82,21 @@ def from_array(array: NDArray[Any], name: str) -> Image.Image:
     elif array.dtype != np.uint8:
         raise UnreadableMediaError(f"{name}: pass uint8, bool, or floats in 0..1")
     return Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
+
+
+def channels_last(array: NDArray[Any], name: str, channel_axis: object) -> NDArray[Any]:
+    """`array` with its axis `channel_axis` moved to the end. `UnreadableMediaError` if it has no such axis."""
+    if type(channel_axis) is not int or not -array.ndim <= channel_axis < array.ndim:
+        raise UnreadableMediaError(f"{name}: channel_axis must be one of its {array.ndim} axes, not {channel_axis!r}")
+    return np.moveaxis(array, channel_axis, -1)
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    """How to turn `image`; None where its metadata say nothing that can be read."""
+    try:
+        return _EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF raises anything
+        return None
 
 
 def _from_16_bit(grey: NDArray[Any], name: str) -> Image.Image:

@@ -8,23 +8,24 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from vlroute.errors import LimitError, UnreadableMediaError
+from vlroute.frame_sampling import FrameSampling
 from vlroute.limits import Limits
 
 # Containers that cannot point to other files or addresses, as playlists can.
 _CONTAINERS = {"format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,ogg,gif"}
-_MIN_FRAMES = 4  # as Qwen3VLVideoProcessor.min_frames: a clip of half a second is still a video
 _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
 
-def decode_video(data: bytes, name: str, limits: Limits, fps: float) -> tuple[list[Image.Image], list[float]]:
-    """Upright RGB frames of one size and their seconds since the first frame, about `fps` a second.
+def decode_video(
+    data: bytes, name: str, limits: Limits, sampling: FrameSampling
+) -> tuple[list[Image.Image], list[float]]:
+    """Upright RGB frames of one size, chosen by `sampling`, and their seconds since the first frame of the file.
 
-    Raises `LimitError` over a limit, `UnreadableMediaError` where there is no video to decode or PyAV is
-    missing, and whatever PyAV raises for damaged files.
+    Raises `LimitError` over a limit, `MessageError` for frames that are not there, `UnreadableMediaError` where there
+    is no video to decode or PyAV is missing, and whatever PyAV raises for damaged files.
     """
     try:
         import av
@@ -44,10 +45,15 @@ def decode_video(data: bytes, name: str, limits: Limits, fps: float) -> tuple[li
                 raise LimitError(f"{name} has over {limits.max_coded_frames} frames; cut or thin it out")
             if packet.is_corrupt:
                 raise UnreadableMediaError(f"{name} is truncated or damaged at its frame {count}")
-            stamps.add(_seconds(packet))
-    wanted = _sample(sorted(stamp for stamp in stamps if stamp is not None), fps, limits.max_frames)
-    if not len(wanted):
+            if not packet.is_discard:  # cut off by an edit list: decoded, but never shown
+                stamps.add(_seconds(packet))
+        rate = float(stream.average_rate or 0)
+    every = np.array(sorted(stamp for stamp in stamps if stamp is not None))
+    if not len(every):
         raise UnreadableMediaError(f"{name} has no frame times")
+    if not 0 < rate < math.inf:
+        rate = (len(every) - 1) / max(float(every[-1] - every[0]), 1e-6) or 1.0
+    wanted = every[sampling.indices(every - every[0], rate, limits.max_frames)]
 
     frames: list[Image.Image] = []
     times: list[float] = []
@@ -67,7 +73,7 @@ def decode_video(data: bytes, name: str, limits: Limits, fps: float) -> tuple[li
             turn = _TURNS.get(round(getattr(frame, "rotation", 0)) % 360)
             image: Image.Image = frame.to_image(width=width, height=height, interpolation="AREA")
             frames.append(image if turn is None else image.transpose(turn))
-            times.append(max(0.0, float(time - wanted[0])))
+            times.append(max(0.0, float(time - every[0])))
             taken = int(np.searchsorted(wanted, time + 1e-6, side="right"))
             if taken == len(wanted):
                 break
@@ -78,14 +84,3 @@ def _seconds(timed: Any) -> float | None:
     """When a packet or frame is shown; old containers such as AVI store the decoding time only."""
     stamp = timed.dts if timed.pts is None else timed.pts
     return None if stamp is None or timed.time_base is None else float(stamp * timed.time_base)
-
-
-def _sample(stamps: list[float], fps: float, most: int) -> NDArray[np.float64]:
-    """Those of the ascending `stamps` that lie nearest to an even spacing from the first to the last."""
-    every = np.array(stamps)
-    if len(every) < 2:
-        return every
-    seconds = (every[-1] - every[0]) * len(every) / (len(every) - 1)
-    count = min(max(int(seconds * fps), _MIN_FRAMES), most, len(every))
-    middles = (every[1:] + every[:-1]) / 2
-    return every[np.unique(np.searchsorted(middles, np.linspace(every[0], every[-1], count)))]

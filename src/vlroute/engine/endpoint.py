@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
+from PIL import Image
+
 from vlroute.errors import InputError
 from vlroute.media import Picture
 from vlroute.messages import Conversation, Message
@@ -123,7 +125,9 @@ def _part(part: object) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)  # a picture is sent again with every turn
 def _data_uri(picture: Picture) -> str:
-    """Lossless: the server sees the very pixels that were checked and captioned here."""
-    buffer = io.BytesIO()
-    picture.image.save(buffer, "PNG")
+    """Lossless: the server sees the pixels that were checked and captioned here, scaled to the picture's budget."""
+    image, size, buffer = picture.image, picture.budget.target_size(picture.size), io.BytesIO()
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

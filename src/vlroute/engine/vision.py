@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from vlroute.engine.pair import Checkpoint
+from vlroute.errors import LimitError
 from vlroute.media import Picture, Video
 
 
@@ -41,24 +45,61 @@ class VisionFeatures:
         return all(layer.shape[0] == rows for layer in (self.merged, *self.deepstack))
 
 
-def _video_metadata(video: Video) -> dict[str, Any]:
-    """Frame times as transformers wants them: an index for each frame, and frames a second of that index."""
-    fps = 1000.0  # indices in milliseconds hold uneven frame times as well
-    indices = [round(time * fps) for time in video.times]
-    return {"fps": fps, "total_num_frames": indices[-1] + 1, "frames_indices": indices}
-
-
 def _process(checkpoint: Checkpoint, pictures: Sequence[Picture], videos: Sequence[Video]) -> dict[str, torch.Tensor]:
     out: dict[str, torch.Tensor] = {}
+    image_processor, video_processor = checkpoint.processor.image_processor, checkpoint.processor.video_processor
     if pictures:
-        images = [picture.image for picture in pictures]
-        out.update(checkpoint.processor.image_processor(images=images, return_tensors="pt"))
+        out |= _batched(image_processor, "images", [_image_arguments(image_processor, one) for one in pictures])
     if videos:
-        frames = [list(video.frames) for video in videos]
-        metadata = [_video_metadata(video) for video in videos]
-        processor = checkpoint.processor.video_processor
-        out.update(processor(videos=frames, video_metadata=metadata, do_sample_frames=False, return_tensors="pt"))
+        out |= _batched(video_processor, "videos", [_video_arguments(video_processor, one) for one in videos])
     return out
+
+
+def _batched(processor: Any, kind: str, items: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, torch.Tensor]:
+    """Tensors of all items, each an input with its keyword arguments: one call of the processor for equal arguments."""
+    found = [
+        processor(**{kind: [item for item, _ in group]}, return_tensors="pt", **arguments)
+        for arguments, group in itertools.groupby(items, key=lambda item: item[1])
+    ]
+    return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+
+
+def _image_arguments(processor: Any, picture: Picture) -> tuple[Image.Image, dict[str, Any]]:
+    """What the image processor is given, and how: as plain transformers is asked for the same size."""
+    size = picture.budget.exact_size(processor.patch_size * processor.merge_size)
+    if size is not None:
+        return picture.image.resize(size, Image.Resampling.BICUBIC), {"do_resize": False}
+    return picture.image, _size(processor, picture.budget.bounds)
+
+
+def _video_arguments(processor: Any, video: Video) -> tuple[list[Image.Image], dict[str, Any]]:
+    """As `_image_arguments`. Without the layout a frame 3 pixels high would be taken for one channel first."""
+    how: dict[str, Any] = {"do_sample_frames": False, "input_data_format": "channels_last"}
+    frames = list(video.frames)
+    size = video.budget.exact_size(processor.patch_size * processor.merge_size)
+    if size is not None:
+        return [frame.resize(size, Image.Resampling.BICUBIC) for frame in frames], {**how, "do_resize": False}
+    return frames, how | _size(processor, partial(video.budget.bounds, frames=len(frames)))
+
+
+def _size(processor: Any, bounds: Callable[[int, int], tuple[int, int]]) -> dict[str, Any]:
+    """The argument `size` where it differs from the processor's own."""
+    own = (processor.size["shortest_edge"], processor.size["longest_edge"])
+    asked = bounds(*own)
+    return {} if asked == own else {"size": {"shortest_edge": asked[0], "longest_edge": asked[1]}}
+
+
+def _check_tokens(checkpoint: Checkpoint, pixels: dict[str, torch.Tensor]) -> None:
+    """LimitError for what no prompt has room for, before the tower spends its time on it."""
+    most = checkpoint.model.config.text_config.max_position_embeddings
+    for name, kind in (("image_grid_thw", "picture"), ("video_grid_thw", "video")):
+        if name in pixels:
+            tokens = int(pixels[name].prod(-1).max()) // checkpoint.processor.image_processor.merge_size**2
+            if tokens >= most:
+                raise LimitError(
+                    f"a {kind} has {tokens} tokens, the model reads at most {most - 1}; send it smaller, or ask for "
+                    "fewer pixels by max_pixels"
+                )
 
 
 @torch.inference_mode()
@@ -68,6 +109,7 @@ def encode(
     """Run the image processor and the tower once over all pictures and once over all videos."""
     with checkpoint.turn:
         pixels = _process(checkpoint, pictures, videos)
+        _check_tokens(checkpoint, pixels)
         body = checkpoint.model.model
         images: list[VisionFeatures] = []
         clips: list[VisionFeatures] = []

@@ -1,0 +1,145 @@
+"""Which frames of a video file the model is given: as the checkpoint's own video processor chooses them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlroute.errors import InputError, LimitError, MessageError
+from vlroute.pixel_budget import whole_number
+
+#: Where transformers looks for the settings of a video processor, in this order.
+_FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSampling:
+    """How many frames of a video file are taken, and from which part of it. Defaults are those of Qwen3-VL.
+
+    Raises:
+        InputError: an unusable `fps`.
+        MessageError: another value is wrong, or two contradict each other; the message names the field.
+    """
+
+    fps: float = 2.0
+    """Frames taken of each second."""
+    min_frames: int = 4
+    """But at least so many, where the file has them."""
+    max_frames: int = 768
+    """And at most so many."""
+    nframes: int | None = None
+    """Exactly so many, whatever the three fields above say."""
+    video_start: float | None = None
+    """From this second on."""
+    video_end: float | None = None
+    """Up to this second."""
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.fps) or not 0 < self.fps < math.inf:
+            raise InputError(f"fps must be a positive number of frames a second, got {str(self.fps)[:40]!r}")
+        for name, least in (("min_frames", 1), ("max_frames", 1), ("nframes", 2)):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name, least))
+        if self.min_frames > self.max_frames:
+            raise MessageError(f"min_frames ({self.min_frames}) is more than max_frames ({self.max_frames})")
+        for name in ("video_start", "video_end"):
+            second = getattr(self, name)
+            if second is not None and not (_is_number(second) and 0 <= second < math.inf):
+                raise MessageError(f"{name} must be a number of seconds from 0 up, got {str(second)[:40]!r}")
+        if self.video_end is not None and (self.video_start or 0) >= self.video_end:
+            raise MessageError(f"video_start ({self.video_start or 0}) must be less than video_end ({self.video_end})")
+
+    def asked(self, **options: Any) -> FrameSampling:
+        """With what a request asks for; a bound of the checkpoint that contradicts one of the request gives way."""
+        if "nframes" in options and "fps" in options:
+            raise MessageError("fps and nframes contradict each other: send one of them")
+        changed = replace(self, **{name: value for name, value in options.items() if not name.endswith("_frames")})
+        least, most = (whole_number(options.get(name), name) for name in ("min_frames", "max_frames"))
+        if least is not None and most is not None:
+            return replace(changed, min_frames=least, max_frames=most)
+        if least is not None:
+            return replace(changed, min_frames=least, max_frames=max(least, self.max_frames))
+        if most is not None:
+            return replace(changed, min_frames=min(most, self.min_frames), max_frames=most)
+        return changed
+
+    def indices(self, times: NDArray[np.float64], rate: float, most: int) -> NDArray[np.int64]:
+        """Which frames are taken: the arithmetic of `Qwen3VLVideoProcessor.sample_frames`.
+
+        Args:
+            times: seconds of each frame since the first, ascending.
+            rate: mean frames a second, as the container says.
+            most: never more than these, whatever `min_frames` says.
+
+        Raises:
+            LimitError: `nframes` is over `most`.
+            MessageError: there are not so many frames, or none between `video_start` and `video_end`.
+        """
+        first, last = 0, len(times)
+        if self.video_start is not None:
+            first = int(np.searchsorted(times, self.video_start - 1e-6))
+        if self.video_end is not None:
+            last = int(np.searchsorted(times, self.video_end + 1e-6, side="right"))
+        total = last - first
+        if total < 2 and (self.video_start is not None or self.video_end is not None):
+            raise MessageError(
+                f"there are fewer than 2 frames between video_start and video_end; the video ends at {times[-1]:.2f} s"
+            )
+        if self.nframes is not None:
+            if self.nframes > most:
+                raise LimitError(f"nframes asks for {self.nframes} frames, over the limit of {most}")
+            if self.nframes > total:
+                raise MessageError(f"nframes asks for {self.nframes} frames, but there are only {total}")
+            count = self.nframes
+        else:
+            count = min(max(int(min(total / rate * self.fps, total)), self.min_frames), self.max_frames, most, total)
+        return np.asarray(first + np.linspace(0, total - 1, count).round(), dtype=np.int64)
+
+
+DEFAULT_SAMPLING = FrameSampling()
+
+
+def sampling_of(checkpoint: str | Path) -> FrameSampling | None:
+    """What the video processor of a checkpoint is set to; None while the checkpoint is not on this disk.
+
+    Args:
+        checkpoint: a folder, or a hub id that may have been downloaded. Nothing is loaded or fetched.
+    """
+    for name in _FILES:
+        file = _found(checkpoint, name)
+        if file is None:
+            continue
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            if name == _FILES[0]:
+                settings = settings.get("video_processor")
+            if settings is None:
+                continue
+            known = {key: settings[key] for key in ("fps", "min_frames", "max_frames") if settings.get(key) is not None}
+            return FrameSampling(**known)
+        except (OSError, ValueError, AttributeError, TypeError):
+            return None  # damaged: loading the checkpoint will say so
+    return None
+
+
+def _found(checkpoint: str | Path, name: str) -> Path | None:
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(str(checkpoint), name)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
