@@ -41,7 +41,7 @@ BUDGETS: list[Any] = [
     lambda n: {"thinking_budget": n}, lambda n: {"thinking_token_budget": n}, lambda n: {"thinking_budget_tokens": n},
     lambda n: {"custom_params": {"thinking_budget": n}}, lambda n: {"chat_template_kwargs": {"thinking_budget": n}},
     lambda n: {"thinking": {"type": "enabled", "budget_tokens": n}}, lambda n: {"reasoning": {"max_tokens": n}},
-    lambda n: {"thinking": {"type": "adaptive", "budget_tokens": n}},
+    lambda n: {"thinking": {"type": "adaptive", "budget_tokens": n}}, lambda n: {"reasoning_budget": n},
 ]  # fmt: skip
 
 

@@ -102,7 +102,7 @@ class StreamOptions(Fields):
 
     neutral = {"continuous_usage_stats": (False,)}
     harmless = frozenset({"include_obfuscation"})
-    include_usage: bool | None = None
+    include_usage: StrictBool | None = None
 
 
 class ThinkingSwitch(Fields):
@@ -206,6 +206,7 @@ class ChatRequest(Fields):
     )
     thinking_token_budget: Budget | None = Field(None, description="vLLM's name of thinking_budget.")
     thinking_budget_tokens: Budget | None = Field(None, description="llama.cpp's name of thinking_budget.")
+    reasoning_budget: Budget | None = Field(None, description="NVIDIA's name of thinking_budget.")
     custom_params: CustomParams | None = None
 
     def wish(self, settings: ServerSettings, namespace: str) -> Wish:
@@ -271,8 +272,9 @@ class ChatRequest(Fields):
     def _budget(self) -> int | None:
         """Most tokens of reasoning: as given, else those of the effort."""
         budget = _agreed(self._values(
-            "thinking_budget", "thinking_token_budget", "thinking_budget_tokens", "custom_params.thinking_budget",
-            "chat_template_kwargs.thinking_budget", "thinking.budget_tokens", "reasoning.max_tokens",
+            "thinking_budget", "thinking_token_budget", "thinking_budget_tokens", "reasoning_budget",
+            "custom_params.thinking_budget", "chat_template_kwargs.thinking_budget", "thinking.budget_tokens",
+            "reasoning.max_tokens",
         ))  # fmt: skip
         names = ("reasoning_effort", "think", "reasoning.effort", "chat_template_kwargs.reasoning_effort")
         effort = _agreed((name, value) for name, value in self._values(*names) if isinstance(value, str))
