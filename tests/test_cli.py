@@ -17,6 +17,7 @@ from tests.synthetic_records import draw_records
 from vlroute import __version__
 from vlroute.cli import PANELS, app
 from vlroute.learning.records import write_records
+from vlroute.store import Store
 
 COMMANDS = [name for panel in PANELS.values() for name in panel]
 
@@ -62,7 +63,7 @@ def test_what_needs_no_model_loads_no_torch(arguments: str) -> None:
     [
         ("do", {"doctor"}),
         ("ask --pol", {"--policy"}),
-        ("ask --mode ", {"instruct", "thinking"}),
+        ("ask --mode ", {"auto", "instruct", "thinking"}),
         ("c", {"chat", "cluster", "collect", "curves"}),
     ],
 )
@@ -76,6 +77,7 @@ def test_completion(words: str, offered: set[str]) -> None:
 
 def test_what_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+    Store(tmp_path / "answers.db").close()
     done = vlroute("export", "file/records.jsonl", "--store", "answers.db", cwd=tmp_path)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     assert "file/records.jsonl" in done.stderr

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
+import warnings
 from collections.abc import Callable
+from contextlib import closing
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +19,26 @@ from vlroute import __version__
 from vlroute.cli_chat import chat
 from vlroute.cli_doctor import doctor
 from vlroute.cli_learning import collect, curves, evaluate, export, feedback, probe, train
-from vlroute.cli_options import AsJson, Caption, Forced, Images, Pair, Price, Prompt, RouterFolder, Wanted
+from vlroute.cli_options import (
+    AsJson,
+    Caption,
+    Device,
+    Forced,
+    Images,
+    MaxNewTokens,
+    Pair,
+    Price,
+    Prompt,
+    RouterFolder,
+    Seed,
+    StoreAt,
+    System,
+    ThinkingBudget,
+    Videos,
+    Wanted,
+    check_price,
+    given,
+)
 from vlroute.cli_screen import Screen
 from vlroute.errors import VLRouteError
 from vlroute.serving.cluster_command import cluster
@@ -36,8 +59,15 @@ def _log_to_terminal() -> None:
     handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)
     logging.getLogger("vlroute").addHandler(handler)
     logging.getLogger("vlroute").setLevel(logging.INFO)
-    # with torchao installed, importing transformers prints warnings that no user of this command can act on
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+
+
+def _quiet_others() -> None:
+    """Warnings of other packages are for their developers, not for users of this command; `python -W` shows them."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for processes that a command starts
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _say_version(wanted: bool) -> None:
@@ -58,12 +88,19 @@ def main(
 def ask(
     prompt: Prompt,
     image: Images = None,
+    video: Videos = None,
+    system: System = None,
     pair: Pair = None,
     router: RouterFolder = None,
     mode: Forced = None,
     caption: Caption = None,
     price: Price = None,
     policy: Wanted = None,
+    max_new_tokens: MaxNewTokens = None,
+    thinking_budget: ThinkingBudget = None,
+    seed: Seed = None,
+    device: Device = None,
+    store: StoreAt = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask one question about pictures; the router decides which mode answers.
@@ -74,19 +111,26 @@ def ask(
     """
     from vlroute.router import Router
 
-    routed = Router.from_pretrained(pair, router=router, policy=policy)
-    if as_json:
-        answer = routed.ask(prompt, image, mode=mode, caption=caption, price=price)
-        typer.echo(json.dumps(answer.as_dict(), ensure_ascii=False, indent=2))
-        return
-    screen = Screen()
-    for event in routed.stream(prompt, image, mode=mode, caption=caption, price=price):
-        screen.show(event)
+    check_price(price, policy)
+    wanted: dict[str, Any] = {
+        "videos": video, "history": _history(system), "mode": mode, "caption": caption, "price": price,
+        **given(max_new_tokens=max_new_tokens, thinking_budget=thinking_budget, seed=seed),
+    }  # fmt: skip
+    with Router.from_pretrained(pair, router=router, policy=policy, device=device, store=store) as routed:
+        if as_json:
+            typer.echo(json.dumps(routed.ask(prompt, image, **wanted).as_dict(), ensure_ascii=False, indent=2))
+            return
+        screen = Screen(store)
+        with closing(routed.stream(prompt, image, **wanted)) as events:
+            for event in events:
+                screen.show(event)
 
 
 def route(
     prompt: Prompt,
     image: Images = None,
+    video: Videos = None,
+    system: System = None,
     pair: Pair = None,
     router: RouterFolder = None,
     caption: Caption = None,
@@ -100,12 +144,17 @@ def route(
     """
     from vlroute.router import Router
 
+    check_price(price, policy)
     routed = Router.from_pretrained(pair, router=router, policy=policy)
-    decision = routed.decide(prompt, image, caption=caption, price=price)
+    decision = routed.decide(prompt, image, videos=video, history=_history(system), caption=caption, price=price)
     if as_json:
         typer.echo(json.dumps(decision.as_dict(), ensure_ascii=False, indent=2))
     else:
         typer.echo(f"{decision.mode}: {decision.reason}")
+
+
+def _history(system: str | None) -> list[dict[str, str]] | None:
+    return [{"role": "system", "content": system}] if system else None
 
 
 def demo(
@@ -153,6 +202,7 @@ for panel, commands in PANELS.items():
 def run() -> None:
     """Entry point: errors made on purpose end in one line and exit code 2; what this machine lacks or refuses (a
     package, a file, its disk) in one line and exit code 1; all else in a traceback."""
+    _quiet_others()
     try:
         app()
     except (VLRouteError, ValueError) as error:

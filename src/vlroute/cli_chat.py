@@ -7,18 +7,35 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlroute.cli_options import AsJson, Forced, Images, Pair, Price, RouterFolder, Wanted
+from vlroute.cli_options import (
+    AsJson,
+    Device,
+    Forced,
+    Images,
+    MaxNewTokens,
+    Pair,
+    Price,
+    RouterFolder,
+    Seed,
+    StoreAt,
+    System,
+    ThinkingBudget,
+    Videos,
+    Wanted,
+    check_price,
+    given,
+)
 from vlroute.cli_screen import Screen
 from vlroute.errors import InputError, VLRouteError
-from vlroute.modes import MODES, Mode
+from vlroute.modes import Mode, forced_mode
 
 if TYPE_CHECKING:
     from vlroute.answer import Event
@@ -26,6 +43,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 /image FILE …     pictures for the next question; /image alone takes them back
+/video FILE …     the same for videos
 /mode MODE        instruct, thinking, or auto to decide again
 /save FOLDER      write the conversation with its pictures; --resume FOLDER goes on
 /help, /quit      this list; the end (also Ctrl-D)
@@ -34,13 +52,15 @@ Ctrl-C stops an answer; its question is then forgotten."""
 
 @dataclass(slots=True)
 class Talk:
-    """What holds from one question to the next. `waiting`: pictures for the next question."""
+    """What holds from one question to the next. `waiting`, `videos`: pictures and videos for the next question."""
 
     chat: Chat
     mode: Mode | None = None
     price: float | None = None
     as_json: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
     waiting: list[Path] = field(default_factory=list)
+    videos: list[Path] = field(default_factory=list)
     screen: Screen = field(default_factory=Screen)
 
     def command(self, line: str) -> bool:
@@ -58,8 +78,12 @@ class Talk:
                 self.waiting = []
             case "/image", _:
                 self.add([Path(path).expanduser() for path in arguments])
-            case "/mode", ["auto" | "instruct" | "thinking" as word]:
-                self.mode = next((mode for mode in MODES if mode == word), None)
+            case "/video", []:
+                self.videos = []
+            case "/video", _:
+                self.add_videos([Path(path).expanduser() for path in arguments])
+            case "/mode", [word]:
+                self.mode = forced_mode(word)
             case "/save", [folder]:
                 self.screen.note(f"saved in {self.chat.save(Path(folder).expanduser())}")
             case _:
@@ -74,16 +98,27 @@ class Talk:
             load_picture(path, self.chat.router.limits)
         self.waiting += paths
 
+    def add_videos(self, paths: Sequence[Path]) -> None:
+        """As `add`."""
+        from vlroute.media import load_video
+
+        for path in paths:
+            load_video(path, self.chat.router.limits)
+        self.videos += paths
+
     def ask(self, prompt: str) -> None:
         """One turn. KeyboardInterrupt once its answer has stopped, which leaves no trace in the conversation."""
         cancel = threading.Event()
-        events = self.chat.stream(prompt, self.waiting or None, mode=self.mode, price=self.price, cancel=cancel)
+        events = self.chat.stream(
+            prompt, self.waiting or None, videos=self.videos or None, mode=self.mode, price=self.price, cancel=cancel,
+            **self.settings,
+        )  # fmt: skip
         with closing(events), _ctrl_c_sets(cancel):
             for event in events:
                 if cancel.is_set():
                     raise KeyboardInterrupt
                 self._show(event)
-        self.waiting = []
+        self.waiting, self.videos = [], []
 
     def _show(self, event: Event) -> None:
         from vlroute.answer import Finished
@@ -151,12 +186,18 @@ def _converse(talk: Talk, typed: bool) -> bool:
 
 def chat(
     image: Images = None,
+    video: Videos = None,
     pair: Pair = None,
     router: RouterFolder = None,
     mode: Forced = None,
     price: Price = None,
     policy: Wanted = None,
-    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = None,
+    thinking_budget: ThinkingBudget = None,
+    seed: Seed = None,
+    device: Device = None,
+    store: StoreAt = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with a conversation that was saved here.")] = None,
     save: Annotated[Path | None, typer.Option(help="Save the conversation here at its end.")] = None,
     as_json: AsJson = False,
@@ -173,9 +214,13 @@ def chat(
 
     if resume is not None and system is not None:
         raise InputError("a conversation that is resumed has its system prompt already; leave --system out")
-    routed = Router.from_pretrained(pair, router=router, policy=policy)
-    talk = Talk(routed.resume(resume) if resume else routed.chat(system), mode, price, as_json)
+    check_price(price, policy)
+    settings = given(max_new_tokens=max_new_tokens, thinking_budget=thinking_budget, seed=seed)
+    routed = Router.from_pretrained(pair, router=router, policy=policy, device=device, store=store)
+    begun = routed.resume(resume) if resume else routed.chat(system)
+    talk = Talk(begun, forced_mode(mode), price, as_json, settings, screen=Screen(store))
     talk.add(image or ())
+    talk.add_videos(video or ())
     routed.load()  # now: stopping the first answer must not break an import
     typed = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     if typed:

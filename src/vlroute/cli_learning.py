@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from vlroute.cli_options import Device, Wanted
-from vlroute.errors import ExtraMissing, InputError
+from vlroute.cli_options import Device, Wanted, check_price
+from vlroute.errors import ExtraMissing
 from vlroute.files import replace_file
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ def evaluate(
         from vlroute.learning.report import as_table, families_table, figures_table
     except ModuleNotFoundError as error:
         raise ExtraMissing(error, "train") from error
-    if price is not None and policy is not None:
-        raise InputError("a price and a policy were given; a policy becomes a price of its own: leave one out")
+    check_price(price, policy)
     console, notes = Console(), Console(stderr=True)
     found = assess(records, router, policy or (0.1 if price is None else price), console=notes)
     for warning in found.warnings:
@@ -228,8 +227,9 @@ def export(
 
 
 def _store(where: str) -> Store:
+    """One that is there: a slip in its name must not make an empty one."""
     try:
         from vlroute.store import Store
     except ModuleNotFoundError as error:
         raise ExtraMissing(error, "store") from error
-    return Store(where)
+    return Store(where, create=False)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlroute.modes import Mode
+from vlroute.errors import InputError
+from vlroute.modes import ModeChoice
 
 if TYPE_CHECKING:
     from vlroute.decision.target import Preset
@@ -23,11 +24,30 @@ Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The question, in 
 Pair = Annotated[str | None, typer.Option("--pair", help=PAIR_HELP)]
 RouterFolder = Annotated[Path | None, typer.Option("--router", help="Folder of a trained router artefact.")]
 Images = Annotated[list[Path] | None, typer.Option("--image", "-i", metavar="FILE", help="A picture; may be repeated.")]
+Videos = Annotated[list[Path] | None, typer.Option("--video", metavar="FILE", help="A video; may be repeated.")]
+System = Annotated[str | None, typer.Option(help="A system prompt.")]
 Caption = Annotated[str | None, typer.Option(help="What is in the picture, instead of the captioner's words.")]
 Price = Annotated[float | None, typer.Option(help="What one second of waiting is worth, in probability.")]
 # a metavar of its own: all four words are wider than the column at 80 characters
 Wanted = Annotated[Preset | None, typer.Option("--policy", metavar="AIM", help=POLICY_HELP)]
-Forced = Annotated[Mode | None, typer.Option("--mode", help="Force a mode instead of deciding.")]
+Forced = Annotated[ModeChoice | None, typer.Option("--mode", help="Force a mode; auto, the default, decides.")]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="At most so many tokens, reasoning included.")]
+ThinkingBudget = Annotated[int | None, typer.Option(min=0, help="At most so many tokens of reasoning.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answer again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StoreAt = Annotated[str | None, typer.Option("--store", help="File or postgresql:// URL for answers and feedback.")]
 Device = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu, …; by default CUDA if there is one.")]
+
+
+def check_price(price: float | None, policy: str | None) -> None:
+    """InputError where both are given, or the price is none."""
+    from vlroute.answering import Wish
+
+    Wish(price=price)
+    if price is not None and policy is not None:
+        raise InputError("a price and a policy were given; a policy becomes a price of its own: leave one out")
+
+
+def given(**settings: int | None) -> dict[str, int]:
+    """The generation settings that a command line holds."""
+    return {name: value for name, value in settings.items() if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING
 
 import typer
@@ -18,7 +19,9 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 class Screen:
     """Text is shown as it is, without markup; control characters in it are shown as �."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: str | None = None) -> None:
+        """`store`: where answers are stored; then each answer's id is shown, for feedback on it."""
+        self.store = store
         self.notes = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
         self._reasons = False
 
@@ -43,6 +46,9 @@ class Screen:
                 self.note(
                     f"{answer.finish_reason}, {answer.usage.completion_tokens} tokens, {answer.timing.total:.2f} s"
                 )
+                if self.store is not None and answer.finish_reason != "cancelled":
+                    where = "URL" if "://" in self.store else shlex.quote(self.store)  # a URL may hold a password
+                    self.note(f"vlroute feedback {answer.id} --correct --store {where}    (or --wrong)")
 
     def note(self, text: str) -> None:
         """A line beside the answer."""

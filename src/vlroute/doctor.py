@@ -6,9 +6,7 @@ import json
 import os
 import platform
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -127,23 +125,16 @@ class _Examination:
             return
         try:
             from vlroute.store import Store
+            from vlroute.store_tables import holds_store
         except ImportError as error:
             yield Finding("store", "store", _why(error), "problem", "pip install 'vlroute[store]'")
             return
-        if "://" not in self.store and not _has_tables(Path(self.store).expanduser()):
+        if "://" not in self.store and not holds_store(Path(self.store).expanduser()):
             yield Finding("store", "store", "not there yet", "note", "it is made at the first answer")
             return
         with Store(self.store) as opened:
             answers, judged = opened.count()
         yield Finding("store", "store", f"{answers} answers, {judged} of them judged")
-
-
-def _has_tables(file: Path) -> bool:
-    """Whether it is an SQLite file with something in it: looking must not make one. sqlite3.Error if it is no such."""
-    if not file.exists():
-        return False
-    with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
-        return bool(database.execute("SELECT 1 FROM sqlite_master WHERE name LIKE 'vlroute%'").fetchone())
 
 
 def _why(error: Exception) -> str:

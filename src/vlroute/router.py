@@ -213,7 +213,8 @@ class Router(Sources):
             RouterClosedError: the router was closed.
         """
         wish = Wish(caption, forced_mode(mode), price, cancel, generation)
-        return self._answering.answer(parse(prompt, images, videos, history, self.limits), wish)
+        conversation = parse(prompt, images, videos, history, self.limits)  # before anything is loaded
+        return self._answering.answer(conversation, wish)
 
     def stream(
         self,
@@ -230,7 +231,8 @@ class Router(Sources):
     ) -> Events:
         """As `ask`, as events: `Decided`, deltas, `Finished`. Bad input raises here; closing it cancels the answer."""
         wish = Wish(caption, forced_mode(mode), price, cancel, generation)
-        return self._answering.stream(parse(prompt, images, videos, history, self.limits), wish)
+        conversation = parse(prompt, images, videos, history, self.limits)
+        return self._answering.stream(conversation, wish)
 
     def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
         """Say how right an answer was (`Answer.id`): true, false or a share 0 to 1. The last word on an answer counts.

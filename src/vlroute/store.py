@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,18 +61,19 @@ class Store:
     failure too.
     """
 
-    def __init__(self, where: str | Path, *, keep_text: bool = False) -> None:
-        """`where`: a file for SQLite, made with its folder if it is not there and readable by its owner only, or an
-        SQLAlchemy URL such as postgresql://user@host/name. `keep_text`: store what was answered too.
+    def __init__(self, where: str | Path, *, keep_text: bool = False, create: bool = True) -> None:
+        """`where`: a file for SQLite, or an SQLAlchemy URL such as postgresql://user@host/name. `keep_text`: store what
+        was answered too. `create`: make the tables where there are none, and the file, with its folder and readable by
+        its owner only.
 
-        StoreError if it cannot be opened, or is of another schema version.
+        StoreError if it cannot be opened, is of another schema version, or, without `create`, is no store.
         """
         self.keep_text = keep_text
         url = read_url(where)
         self._name = url.render_as_string(hide_password=True)
         with self._errors("opened"):
-            self._engine = open_engine(url)
-            self._prepare()
+            self._engine = open_engine(url, create)
+            self._prepare(create)
 
     def record(self, answer: Answer, conversation: Conversation, *, id: str | None = None) -> str:
         """Store an answer and give its id: 32 hex characters, fresh ones unless given. StoreError if that fails."""
@@ -165,13 +167,15 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _prepare(self) -> None:
+    def _prepare(self, create: bool) -> None:
         """Make the tables that are not there, and check the version of those that are."""
         with self._engine.begin() as connection:
             # one process at a time makes the tables
             lock = "BEGIN IMMEDIATE" if connection.dialect.name == "sqlite" else f"SELECT pg_advisory_xact_lock({LOCK})"
             connection.exec_driver_sql(lock)
             if not sa.inspect(connection).has_table(SCHEMAS.name):
+                if not create:
+                    raise StoreError(f"{self._name} has no answers of vlroute in it")
                 TABLES.create_all(connection)
                 connection.execute(sa.insert(SCHEMAS), {"version": SCHEMA})
             versions = connection.execute(sa.select(SCHEMAS.c.version)).scalars().all()
@@ -185,9 +189,11 @@ class Store:
     def _errors(self, verb: str) -> Iterator[None]:
         try:
             yield
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             why = str(getattr(error, "orig", None) or error).strip().splitlines()
-            raise StoreError(f"{self._name} could not be {verb}: {why[0] if why else error!r}{_advice(why)}") from error
+            raise StoreError(
+                f"{self._name} could not be {verb}: {why[0] if why else type(error).__name__}{_advice(why)}"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -57,10 +58,11 @@ def read_url(where: str | Path) -> sa.URL:
     return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgresql", "postgres") else url
 
 
-def open_engine(url: sa.URL) -> sa.Engine:
-    """Connections to the database, made if it is a file that is not there.
+def open_engine(url: sa.URL, create: bool = True) -> sa.Engine:
+    """Connections to the database. With `create` a file that is not there is made; else only a store is opened.
 
-    StoreError for another database than SQLite and PostgreSQL, one in memory, and a missing driver. OSError.
+    StoreError for another database than SQLite and PostgreSQL, one in memory, a missing
+    driver, and, without `create`, a file that is no store. OSError, sqlite3.Error.
     """
     backend = url.get_backend_name()
     if backend not in ("sqlite", "postgresql"):
@@ -69,6 +71,11 @@ def open_engine(url: sa.URL) -> sa.Engine:
         if url.database in (None, "", ":memory:"):
             raise StoreError("a store needs a file: one in memory would not outlive the process")
         path = Path(str(url.database))
+        if path.is_dir():
+            raise StoreError(f"{path} is a folder; give the file of a store")
+        if not create and not holds_store(path):
+            what = "has no answers of vlroute in it" if path.exists() else "does not exist"
+            raise StoreError(f"{path} {what}; give the file that was --store or store= when the answers were made")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)  # prompts are nobody else's business; an existing file keeps its mode
     try:
@@ -79,6 +86,15 @@ def open_engine(url: sa.URL) -> sa.Engine:
     if backend == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
     return engine
+
+
+def holds_store(file: Path) -> bool:
+    """Whether `file` is an SQLite file with a store's tables. Does not change it, nor make it. sqlite3.Error."""
+    if not file.exists():
+        return False
+    with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        found = database.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (SCHEMAS.name,))
+        return found.fetchone() is not None
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
