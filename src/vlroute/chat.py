@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,8 @@ class Turn:
 
     message: Message
     answer: Answer
+    before: tuple[Message, ...] = ()
+    """Messages that were sent with `message`, in front of it."""
 
 
 class Chat:
@@ -51,7 +53,7 @@ class Chat:
 
     def send(
         self,
-        prompt: str,
+        prompt: str | Sequence[Any],
         images: Any = None,
         *,
         videos: Any = None,
@@ -61,7 +63,8 @@ class Chat:
         cancel: threading.Event | None = None,
         **generation: Any,
     ) -> Answer:
-        """The next turn: arguments, answer and errors as of `Router.ask`.
+        """The next turn: arguments, answer and errors as of `Router.ask`. A list of messages goes behind the history as
+        a whole; its last message is what is answered.
 
         Raises:
             ChatBusyError: this thread has an open stream of this chat.
@@ -78,7 +81,7 @@ class Chat:
 
     def stream(
         self,
-        prompt: str,
+        prompt: str | Sequence[Any],
         images: Any = None,
         *,
         videos: Any = None,
@@ -119,18 +122,19 @@ class Chat:
         self._holder = None
         self._lock.release()
 
-    def _conversation(self, prompt: str, images: Any, videos: Any) -> Conversation:
-        return parse(prompt, images, videos, self._messages(), self.router.limits)
+    def _conversation(self, prompt: str | Sequence[Any], images: Any, videos: Any) -> Conversation:
+        return parse(prompt, images, videos, self._messages(), self.router.limits, self.router.sampling)
 
     def _messages(self) -> list[Message]:
         messages = [*self._head]
         for turn in self._turns:
-            messages += [turn.message, Message("assistant", (turn.answer.text,))]
+            messages += [*turn.before, turn.message, Message("assistant", (turn.answer.text,))]
         return messages
 
     def _add(self, conversation: Conversation, answer: Answer) -> None:
         if answer.finish_reason != "cancelled":
-            self._turns = (*self._turns, Turn(conversation.messages[-1], answer))
+            *before, last = conversation.messages[len(self._messages()) :]
+            self._turns = (*self._turns, Turn(last, answer, tuple(before)))
 
 
 class _TurnStream(Stream):

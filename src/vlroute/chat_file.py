@@ -17,7 +17,7 @@ from vlroute.errors import ChatFileError, InputError
 from vlroute.files import replace_file
 from vlroute.limits import DEFAULT_LIMITS, Limits
 from vlroute.media import Picture, PixelBudget, Video, load_picture
-from vlroute.messages import Message, Part
+from vlroute.messages import Message, Part, Role
 
 FORMAT = 1
 FILE, MEDIA = "chat.json", "media"
@@ -28,7 +28,11 @@ def write_chat(folder: str | Path, system: str | None, turns: tuple[Turn, ...]) 
     folder = Path(folder)
     (folder / MEDIA).mkdir(parents=True, exist_ok=True)
     kept = [
-        {"parts": [_part(folder, part) for part in turn.message.parts], "answer": turn.answer.as_dict()}
+        {
+            "before": [{"role": one.role, "parts": _parts(folder, one)} for one in turn.before],
+            "parts": _parts(folder, turn.message),
+            "answer": turn.answer.as_dict(),
+        }
         for turn in turns
     ]
     text = json.dumps({"format": FORMAT, "system": system, "turns": kept}, ensure_ascii=False, indent=1)
@@ -51,6 +55,10 @@ def read_chat(folder: str | Path, limits: Limits = DEFAULT_LIMITS) -> tuple[str 
         return chat["system"], tuple(_turn(folder, turn, limits) for turn in chat["turns"])
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise ChatFileError(f"{FILE} in {folder.name!r} is damaged: {error}; save the chat again") from error
+
+
+def _parts(folder: Path, message: Message) -> list[dict[str, Any]]:
+    return [_part(folder, part) for part in message.parts]
 
 
 def _part(folder: Path, part: Part) -> dict[str, Any]:
@@ -80,7 +88,12 @@ def _turn(folder: Path, turn: dict[str, Any], limits: Limits) -> Turn:
     answer["decision"] = Decision(**answer["decision"])
     answer["usage"] = Usage(**answer["usage"])
     answer["timing"] = Timing(**answer["timing"])
-    return Turn(Message("user", tuple(_load(folder, part, limits) for part in turn["parts"])), Answer(**answer))
+    before = tuple(_message(folder, one["role"], one["parts"], limits) for one in turn.get("before", ()))
+    return Turn(_message(folder, "user", turn["parts"], limits), Answer(**answer), before)
+
+
+def _message(folder: Path, role: Role, parts: list[dict[str, Any]], limits: Limits) -> Message:
+    return Message(role, tuple(_load(folder, part, limits) for part in parts))
 
 
 def _load(folder: Path, part: dict[str, Any], limits: Limits) -> Part:

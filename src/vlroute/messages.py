@@ -7,28 +7,35 @@ import os
 import re
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from vlroute.encoded import decode_base64, is_data_uri
 from vlroute.errors import LimitError, MessageError
 from vlroute.media import (
     DEFAULT_LIMITS,
+    FrameSampling,
     Limits,
     Picture,
     PictureSource,
+    PixelBudget,
     Video,
     VideoSource,
+    is_encoded,
     is_timed,
     load_picture,
     load_video,
 )
+from vlroute.message_fields import BUDGET, IMAGE, VIDEO, known_fields, message_fields, nested_fields
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
 Part: TypeAlias = str | Picture | Video
 
+_BYTES = bytes | bytearray | memoryview
+_SOURCES = ("url", "path", "base64")
 _REASONING = ("reasoning_content", "reasoning")
 _TAG = re.compile(r"</?think>")
 _MARK = re.compile(r"(?P<line>^ {0,3})?(?P<mark>`+|~{3,})", re.MULTILINE)  # what begins and ends code in Markdown
@@ -156,6 +163,7 @@ def parse(
     videos: VideoSource | Sequence[VideoSource] | None = None,
     history: Sequence[Message | Mapping[str, Any]] | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    sampling: Callable[[], FrameSampling] = FrameSampling,
 ) -> Conversation:
     """One checked conversation out of what a caller sends.
 
@@ -163,9 +171,10 @@ def parse(
     `images`: one source for `load_picture` or a list of them. `videos`: one source for `load_video` or a list
     of them; a list made only of pictures, arrays or bytes is one video, frame by frame (docs/messages.md has
     the rule). Both go before the text of the last user message, pictures first. `history`: earlier messages.
+    `sampling`: called where a video file is met, for which of its frames are taken unless its part says otherwise.
     Raises `MessageError`, `LimitError` or `UnreadableMediaError`; all are `InputError`.
     """
-    loader = _Loader(limits)
+    loader = _Loader(limits, sampling)
     turns = [loader.message(turn) for turn in _listed(history or (), "history must be")]
     if isinstance(prompt, str):
         turns.append(Message("user", (prompt,)))
@@ -183,21 +192,35 @@ def parse(
 class _Loader:
     """Loads what one request names. Counts first, so that what is over a limit is never decoded."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, sampling: Callable[[], FrameSampling]) -> None:
+        self.limits, self.sampling = limits, sampling
         self.pictures = self.videos = 0
 
-    def picture(self, source: PictureSource) -> Picture:
+    def picture(self, source: PictureSource, options: Mapping[str, Any] | None = None) -> Picture:
+        """`options`: fields of the part that brings it."""
         self.pictures += 1
         if self.pictures > self.limits.max_images:
             raise LimitError(f"more than {self.limits.max_images} pictures in one request; send fewer")
-        return load_picture(source, self.limits)
+        return load_picture(source, self.limits, **_with_budget(options or {}))
 
-    def video(self, source: VideoSource, fps: float = 2.0) -> Video:
+    def video(self, source: VideoSource, options: Mapping[str, Any] | None = None) -> Video:
+        """`options`: fields of the part that brings it."""
         self.videos += 1
         if self.videos > self.limits.max_videos:
             raise LimitError(f"more than {self.limits.max_videos} videos in one request; send fewer")
-        return load_video(source, self.limits, fps)
+        arguments = _with_budget(options or {})
+        if "num_frames" in arguments:
+            if "nframes" in arguments:
+                raise MessageError("num_frames and nframes mean the same: send one of them")
+            arguments["nframes"] = arguments.pop("num_frames")
+        loading = {name: arguments.pop(name) for name in ("budget", "channel_axis") if name in arguments}
+        if not is_encoded(source):
+            return load_video(source, self.limits, _spacing(source, arguments), **loading)
+        if "sample_fps" in arguments:
+            raise MessageError("sample_fps says how far the frames of a list lie apart; for a video file send fps")
+        if (least := arguments.get("min_frames", 0)) and isinstance(least, int) and least > self.limits.max_frames:
+            raise LimitError(f"min_frames asks for {least} frames, over the limit of {self.limits.max_frames}")
+        return load_video(source, self.limits, sampling=self.sampling().asked(**arguments), **loading)
 
     def message(self, message: Message | Mapping[str, Any]) -> Message:
         if isinstance(message, Message):
@@ -209,38 +232,99 @@ class _Loader:
             return message
         if not isinstance(message, Mapping):
             raise MessageError(f"a message must be a Message or a dict, got a {type(message).__name__}")
-        role = message.get("role")
-        content = message.get("content")
+        fields = message_fields(message)
+        role, content, name = fields.get("role"), fields.get("content"), fields.get("name")
         if content is None and role == "assistant":
             content = ""  # an answer that was a tool call only
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
         if not isinstance(content, list | tuple):
             raise MessageError(f"content must be a str or a list of parts, got a {type(content).__name__}")
-        parts = tuple(self.part(part) for part in content)
+        parts: tuple[Part, ...] = tuple(self.part(part) for part in content)
+        if "refusal" in fields:
+            if any(parts):
+                raise MessageError("refusal and content contradict each other: an answer is one of them")
+            parts = (fields["refusal"],)
         texts = [part for part in parts if isinstance(part, str)]
-        separated = any(isinstance(message.get(key), str) for key in _REASONING)
-        if role == "assistant" and not separated and len(texts) == len(parts):
-            parts = (without_reasoning("".join(texts)),)
+        if role == "assistant":
+            separated = any(isinstance(message.get(key), str) for key in _REASONING)
+            if not separated and len(texts) == len(parts):
+                parts = (without_reasoning("".join(texts)),)
+        elif name and any(text.strip() for text in texts):
+            parts = (f"{name}: ", *parts)
+        if "images" in fields:
+            parts = (*self._ollama_images(fields["images"]), *parts)
         return Message("system" if role == "developer" else role, parts)  # type: ignore[arg-type]
+
+    def _ollama_images(self, images: object) -> list[Picture]:
+        """Pictures beside a text, as Ollama's clients send them: in base64."""
+        if not isinstance(images, list | tuple) or not all(isinstance(image, str | bytes) for image in images):
+            raise MessageError("images of a message must be a list of pictures in base64")
+        return [self.picture(self._base64(image, "images", self.limits.max_bytes)) for image in images]
 
     def part(self, part: Mapping[str, Any]) -> Part:
         kind = part.get("type") if isinstance(part, Mapping) else None
+        where = f"a part of type {str(kind)[:40]!r}"
         match kind:
             case "text" | "input_text" | "output_text":
-                text = part.get("text")
-                if not isinstance(text, str):
-                    raise MessageError(f"a part of type {kind!r} must hold a str as 'text'")
-                return text
+                return _text(known_fields(part, where, ("text", "annotations", "logprobs")), where, "text")
+            case "refusal":
+                return _text(known_fields(part, where, ("refusal",)), where, "refusal")
             case "image_url" | "input_image":
-                return self.picture(_data_uri(part, "image_url"))
+                fields = nested_fields(part, "image_url", IMAGE)
+                return self.picture(_data_uri(fields.pop("image_url", None), "image_url"), fields)
             case "video_url":
-                return self.video(_data_uri(part, "video_url"))
-            case "image" if "image" in part:
-                return self.picture(part["image"])
-            case "video" if "video" in part:
-                return self.video(part["video"], part.get("fps", 2.0))
+                fields = nested_fields(part, "video_url", VIDEO)
+                return self.video(_data_uri(fields.pop("video_url", None), "video_url"), fields)
+            case "image":
+                fields = known_fields(part, where, ("image", *_SOURCES, *IMAGE))
+                return self.picture(self._source(fields, "image", self.limits.max_bytes), fields)
+            case "video":
+                fields = known_fields(part, where, ("video", *_SOURCES, *VIDEO))
+                return self.video(self._source(fields, "video", self.limits.max_video_bytes), fields)
         raise MessageError(f"unknown part (type {str(kind)[:40]!r}); known: text, image_url, image, video_url, video")
+
+    def _source(self, fields: dict[str, Any], kind: str, most: int) -> Any:
+        """Takes the source of a picture or video out of the fields of a part in the form of transformers."""
+        given = [name for name in (kind, *_SOURCES) if name in fields]
+        if len(given) != 1:
+            raise MessageError(f"a part of type {kind!r} must hold one of {kind}, {', '.join(_SOURCES)}; got {given}")
+        source = fields.pop(given[0])
+        if given[0] == "base64":
+            return self._base64(source, f"base64 of a part of type {kind!r}", most)
+        if given[0] != kind and not isinstance(source, str | os.PathLike):
+            raise MessageError(f"{given[0]} of a part of type {kind!r} must be a str, got a {type(source).__name__}")
+        return source
+
+    def _base64(self, text: object, name: str, most: int) -> bytes:
+        if not isinstance(text, str | bytes):
+            raise MessageError(f"{name} must be a str, got a {type(text).__name__}")
+        return decode_base64(text if isinstance(text, str) else text.decode("latin-1"), name, most)
+
+
+def _with_budget(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with those that say how large the model sees a picture or video in one value."""
+    arguments = dict(options)
+    if sizes := {name: arguments.pop(name) for name in BUDGET if name in arguments}:
+        arguments["budget"] = PixelBudget(**sizes)
+    return arguments
+
+
+def _spacing(source: VideoSource, options: Mapping[str, Any]) -> float | None:
+    """Frames a second of a video that is sent as frames. MessageError for options that choose frames of a file."""
+    if wrong := sorted(set(options) - {"fps", "sample_fps"}):
+        raise MessageError(f"{wrong[0]} chooses frames of a video file, but this video is sent as frames; leave it out")
+    if options and (isinstance(source, Video) or is_timed(source)):
+        raise MessageError(f"{min(options)} has no effect on a video that is sent with its times; leave it out")
+    if len(options) > 1:
+        raise MessageError("fps and sample_fps mean the same for a list of frames: send one of them")
+    return next(iter(options.values()), None)
+
+
+def _text(fields: Mapping[str, Any], where: str, key: str) -> str:
+    if not isinstance(fields.get(key), str):
+        raise MessageError(f"{where} must hold a str as {key!r}")
+    return str(fields[key])
 
 
 def without_reasoning(text: str) -> str:
@@ -299,12 +383,9 @@ def _code(text: str) -> deque[tuple[int, int]]:
     return code
 
 
-def _data_uri(part: Mapping[str, Any], key: str) -> str:
+def _data_uri(url: object, key: str) -> str:
     """The address in an OpenAI part. Such parts come from the wire, so they must not name files or hosts."""
-    url = part.get(key)
-    if isinstance(url, Mapping):
-        url = url.get("url")
-    if not isinstance(url, str) or url[:5].lower() != "data:":
+    if not is_data_uri(url):
         raise MessageError(f"{key} must be a data URI (data:image/png;base64,...): addresses are not fetched")
     return url
 
@@ -340,7 +421,7 @@ def _video_sources(videos: Any) -> Sequence[Any]:
 
 
 def _is_whole_video(item: object) -> bool:
-    """Paths and data URIs name video files, lists hold frames; all else (PIL, array, bytes) is one frame."""
+    """Paths, data URIs and open files are video files, lists hold frames; all else (PIL, array, bytes) is one frame."""
     return isinstance(item, str | os.PathLike | Video | list | tuple) or (
-        isinstance(item, np.ndarray) and item.ndim == 4
+        item.ndim == 4 if isinstance(item, np.ndarray) else is_encoded(item) and not isinstance(item, _BYTES)
     )

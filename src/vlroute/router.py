@@ -17,8 +17,9 @@ from vlroute.decision.policy import Decision, Policy
 from vlroute.decision.target import Preset, Target
 from vlroute.decision.vision_probe import VisionProbe, probe_of
 from vlroute.errors import ExtraMissing, RouterClosedError
+from vlroute.frame_sampling import sampling_of
 from vlroute.judge import CaptionSource, Judge, MediaCaptioner
-from vlroute.media import DEFAULT_LIMITS, Limits
+from vlroute.media import DEFAULT_LIMITS, DEFAULT_SAMPLING, FrameSampling, Limits
 from vlroute.messages import Conversation, parse
 from vlroute.modes import ModeChoice, forced_mode
 from vlroute.sources import Sources
@@ -68,6 +69,7 @@ class Router(Sources):
         self.store, self.rows, self.remote = _open(store), rows, remote
         self._owns_store = self.store is not store
         self._engine: LocalEngine | RemoteEngine | None = remote
+        self._sampling: FrameSampling | None = None
         self._lock = threading.Lock()
         self._closing = threading.Event()
         if classifier is None:
@@ -155,6 +157,13 @@ class Router(Sources):
         if self.closed:
             raise RouterClosedError
 
+    def sampling(self) -> FrameSampling:
+        """Which frames of a video file are taken: those that the Instruct checkpoint's own processor takes, where the
+        checkpoint is on this disk; it is not loaded for that. Else those of Qwen3-VL, so over endpoints too."""
+        if self._sampling is None and self.remote is None:
+            self._sampling = sampling_of(self.instruct)
+        return self._sampling or DEFAULT_SAMPLING
+
     def decide(
         self,
         prompt: str | Sequence[Any],
@@ -176,7 +185,7 @@ class Router(Sources):
             RouterClosedError: the router was closed.
         """
         wish = Wish(caption, forced_mode(mode), price)
-        return self.decide_on(parse(prompt, images, videos, history, self.limits), wish)
+        return self.decide_on(parse(prompt, images, videos, history, self.limits, self.sampling), wish)
 
     def decide_on(self, conversation: Conversation, wish: Wish) -> Decision:
         """`decide` for a conversation that is parsed already."""
@@ -213,7 +222,7 @@ class Router(Sources):
             RouterClosedError: the router was closed.
         """
         wish = Wish(caption, forced_mode(mode), price, cancel, generation)
-        conversation = parse(prompt, images, videos, history, self.limits)  # before anything is loaded
+        conversation = parse(prompt, images, videos, history, self.limits, self.sampling)  # before anything is loaded
         return self._answering.answer(conversation, wish)
 
     def stream(
@@ -231,7 +240,7 @@ class Router(Sources):
     ) -> Events:
         """As `ask`, as events: `Decided`, deltas, `Finished`. Bad input raises here; closing it cancels the answer."""
         wish = Wish(caption, forced_mode(mode), price, cancel, generation)
-        conversation = parse(prompt, images, videos, history, self.limits)
+        conversation = parse(prompt, images, videos, history, self.limits, self.sampling)
         return self._answering.stream(conversation, wish)
 
     def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:

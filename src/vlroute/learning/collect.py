@@ -138,7 +138,9 @@ class _Job:
             if not example.answers and self.agreement is None:
                 raise InputError("no gold answer; give one in 'answer', or judge by agreement (--agreement)")
             videos = None if example.video is None else [example.video]
-            conversation = parse(example.prompt, list(example.images), videos, limits=self.router.limits)
+            conversation = parse(
+                example.prompt, list(example.images), videos, None, self.router.limits, self.router.sampling
+            )
             if not self.result.recorded:
                 self._warm_up(conversation)
             instruct, thinking = (self._ask(conversation, mode) for mode in MODES)

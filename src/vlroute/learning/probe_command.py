@@ -84,7 +84,7 @@ def _see(
             if example.id not in captions:
                 raise InputError(f"{example.place}: no record with a caption has its id, {example.id!r}")
             videos = None if example.video is None else [example.video]
-            conversation = parse(example.prompt, list(example.images), videos, limits=router.limits)
+            conversation = parse(example.prompt, list(example.images), videos, None, router.limits, router.sampling)
             pooled = pool(router, conversation)
             if len(pooled) != 1:
                 raise InputError(f"{example.place}: {len(pooled)} pictures and videos; a caption is of one")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vlroute.encoded import is_data_uri
 from vlroute.errors import LimitError
+from vlroute.media import FrameSampling
+from vlroute.message_fields import IMAGE, VIDEO, nested_fields
 from vlroute.messages import Conversation, parse
 from vlroute.serving.fetch import Fetcher
 from vlroute.serving.settings import ServerSettings
@@ -24,12 +27,12 @@ async def fetched(messages: Messages, fetcher: Fetcher, settings: ServerSettings
         if isinstance(content, list):
             parts = []
             for part in content:
-                kind, address = _address(part)
+                kind, key, address = _address(part)
                 if address is not None:
                     left[kind] -= 1
                     if left[kind] < 0:
                         raise LimitError(f"more {kind}s in one request than the server takes; send fewer")
-                    part = {"type": kind, kind: await fetcher.fetch(address, most[kind])}
+                    part = _with_data(part, kind, key, await fetcher.fetch(address, most[kind]))
                 parts.append(part)
             message = {**message, "content": parts}
         found.append(message)
@@ -43,11 +46,16 @@ def is_quick(messages: Messages) -> bool:
     return len(texts) == len(contents) and sum(map(len, texts)) <= QUICK_CHARACTERS
 
 
-def prepared(messages: Messages, settings: ServerSettings) -> Callable[[], Conversation]:
-    """What makes the conversation, for the thread that answers: decoding pictures takes a while. InputError."""
+def prepared(
+    messages: Messages, settings: ServerSettings, sampling: Callable[[], FrameSampling]
+) -> Callable[[], Conversation]:
+    """What makes the conversation, for the thread that answers: decoding pictures takes a while. InputError.
+
+    `sampling`: see `parse`.
+    """
 
     def prepare() -> Conversation:
-        conversation = parse(list(messages), limits=settings.limits)
+        conversation = parse(list(messages), limits=settings.limits, sampling=sampling)
         length = sum(len(turn.text) for turn in conversation.messages)
         if length > settings.max_prompt:
             raise LimitError(f"{length} characters of text, over the limit of {settings.max_prompt}; send fewer turns")
@@ -56,14 +64,32 @@ def prepared(messages: Messages, settings: ServerSettings) -> Callable[[], Conve
     return prepare
 
 
-def _address(part: Any) -> tuple[str, str | None]:
-    """("image" or "video", address) of a part that names one on the network; else ("", None)."""
-    if not isinstance(part, Mapping) or part.get("type") not in ("image_url", "input_image", "video_url"):
-        return "", None
-    kind = "video" if part["type"] == "video_url" else "image"
-    url = part.get(f"{kind}_url")
-    if isinstance(url, Mapping):
-        url = url.get("url")
-    if not isinstance(url, str) or url[:5].lower() == "data:":
-        return "", None
-    return kind, url
+def _address(part: Any) -> tuple[str, str, str | None]:
+    """("image" or "video", field, address) of a part that names one on the network; else ("", "", None)."""
+    if not isinstance(part, Mapping):
+        return "", "", None
+    match part.get("type"):
+        case "image_url" | "input_image":
+            kind, keys = "image", ["image_url"]
+        case "video_url":
+            kind, keys = "video", ["video_url"]
+        case "image" | "video" as kind:
+            keys = [kind, "url"]
+        case _:
+            return "", "", None
+    for key in keys:
+        url = part.get(key)
+        if key.endswith("_url") and isinstance(url, Mapping):
+            url = url.get("url")
+        if isinstance(url, str) and not is_data_uri(url):
+            return kind, key, url
+    return "", "", None
+
+
+def _with_data(part: Mapping[str, Any], kind: str, key: str, data: bytes) -> dict[str, Any]:
+    """`part` in the form of transformers, with what was fetched instead of its address; its options stay."""
+    options = {name: value for name, value in part.items() if name not in ("type", key)}
+    if isinstance(part[key], Mapping):
+        inside = nested_fields(part, key, IMAGE if kind == "image" else VIDEO)
+        options |= {name: value for name, value in inside.items() if name != key}
+    return {**options, "type": kind, kind: data}

@@ -36,7 +36,9 @@ async def chat_completions(asked: ChatRequest, request: Request, entry: Entered)
     arrived, door = time.perf_counter(), entry.door
     wish = asked.wish(door.settings, entry.namespace)
     messages = await fetched(asked.messages, door.fetcher, door.settings)
-    running = door.service.start(prepared(messages, door.settings), wish, arrived, bool(asked.stream))
+    running = door.service.start(
+        prepared(messages, door.settings, door.service.sampling), wish, arrived, bool(asked.stream)
+    )
     if not asked.stream:
         answer, decided = await whole(running, request)
         return JSONResponse(completion(answer, asked.ignored, asked.hides_reasoning), headers=headers(decided))
@@ -51,7 +53,7 @@ async def route(asked: ChatRequest, entry: Entered) -> dict[str, Any]:
     """The decision alone for the same request, captions of its pictures included."""
     door = entry.door
     wish = asked.wish(door.settings, entry.namespace)
-    prepare = prepared(await fetched(asked.messages, door.fetcher, door.settings), door.settings)
+    prepare = prepared(await fetched(asked.messages, door.fetcher, door.settings), door.settings, door.service.sampling)
 
     def decide() -> Decision:
         return door.service.router.decide_on(prepare(), wish)

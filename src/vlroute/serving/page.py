@@ -12,6 +12,7 @@ from vlroute.answering import Wish
 from vlroute.decision.policy import Decision
 from vlroute.judge import Judge
 from vlroute.limits import Limits
+from vlroute.media import FrameSampling
 from vlroute.messages import Conversation
 from vlroute.serving.page_batch import add_batch
 from vlroute.serving.page_chat import add_chat
@@ -32,6 +33,8 @@ class Answerer(Protocol):
 
     @property
     def limits(self) -> Limits: ...
+
+    def sampling(self) -> FrameSampling: ...
 
     @property
     def judge(self) -> Judge: ...

@@ -65,7 +65,7 @@ def add_chat(answerer: Answerer, words: Words, price: gr.State) -> None:
         """The page as it grows. A turn that fails leaves page, box and conversation as they were."""
         before = talk or Talk()
         with Noticed(words):
-            pictures, videos = attached(asked["files"], answerer.limits)
+            pictures, videos = attached(asked["files"], answerer.limits, answerer.sampling())
             conversation = parse(asked["text"], pictures, videos, before.messages, answerer.limits)
             files = [{"path": file, "alt_text": Path(file).name} for file in asked["files"]]
             shown = (*before.shown, {"role": "user", "content": [*files, asked["text"]]})

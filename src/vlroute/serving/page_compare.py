@@ -50,7 +50,7 @@ def add_compare(answerer: Answerer, words: Words, price: gr.State) -> None:
     def both(asked: dict[str, Any], price: float | None, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """Both answers as they grow, Instruct first; then which mode Auto would have chosen."""
         with Noticed(words):
-            pictures, videos = attached(asked["files"], answerer.limits)
+            pictures, videos = attached(asked["files"], answerer.limits, answerer.sampling())
             conversation = parse(asked["text"], pictures, videos, None, answerer.limits)
             now = Compared()
             asking = [{"role": "assistant", "content": "…"}]

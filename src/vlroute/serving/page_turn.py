@@ -18,7 +18,7 @@ from vlroute.answering import Wish
 from vlroute.errors import EndpointError, InputError, LimitError, ModeUnavailable, VLRouteError
 from vlroute.files import read_at_most
 from vlroute.limits import Limits
-from vlroute.media import Picture, Video, load_picture, load_video
+from vlroute.media import FrameSampling, Picture, Video, load_picture, load_video
 from vlroute.messages import Conversation
 from vlroute.serving.page_badge import badge, stopped_badge
 from vlroute.serving.page_words import Words
@@ -42,7 +42,7 @@ LATEX: list[dict[str, str | bool]] = [
 ]
 
 
-def attached(files: Sequence[str], limits: Limits) -> tuple[list[Picture], list[Video]]:
+def attached(files: Sequence[str], limits: Limits, sampling: FrameSampling) -> tuple[list[Picture], list[Video]]:
     """Uploaded files as pictures and videos, told apart by the ending. InputError names the file at fault."""
     clips = [file for file in files if file.lower().endswith(VIDEOS)]
     stills = [file for file in files if file not in clips]
@@ -55,7 +55,7 @@ def attached(files: Sequence[str], limits: Limits) -> tuple[list[Picture], list[
     for file in files:
         try:
             if file in clips:
-                videos.append(load_video(read_at_most(file, limits.max_video_bytes), limits))
+                videos.append(load_video(read_at_most(file, limits.max_video_bytes), limits, sampling=sampling))
             else:
                 pictures.append(load_picture(read_at_most(file, limits.max_bytes), limits))
         except InputError as error:

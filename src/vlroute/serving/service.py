@@ -16,7 +16,7 @@ from vlroute.answer import Answer, AnswerDelta, Event, Events, Finished, Thinkin
 from vlroute.answering import Wish
 from vlroute.decision.policy import Decision
 from vlroute.judge import Judge
-from vlroute.media import Limits
+from vlroute.media import FrameSampling, Limits
 from vlroute.messages import Conversation
 from vlroute.modes import MODES, Mode
 from vlroute.router import Router
@@ -57,6 +57,10 @@ class Service:
     @property
     def limits(self) -> Limits:
         return self.settings.limits
+
+    def sampling(self) -> FrameSampling:
+        """See `Router.sampling`."""
+        return self.router.sampling()
 
     @property
     def store(self) -> Store | None:
