@@ -42,7 +42,7 @@ pocket: install  ## Train the pocket pair anew, label pictures with it, write it
 	$(BIN)/python -m training.pocket.proof
 
 retrain: install  ## Train the pocket pair's router from its committed records
-	$(BIN)/python training/retrain.py training/pocket/records.jsonl.gz --together record --out models/pocket/router
+	$(BIN)/python training/retrain.py training/pocket/records.jsonl.gz --together record --pair models/pocket --out models/pocket/router
 
 notebooks: install  ## Run the notebooks and write their outputs
 	$(BIN)/python examples/run_notebooks.py

@@ -48,6 +48,9 @@ def train(
         typer.Option(help='Let none compete, but take this: "words + embedding". For records of few wordings.'),
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes at the same time; by default one a core.")] = None,
+    pair: Annotated[
+        str | None, typer.Option(help="The pair that answered, where the records do not say: a hub name or a folder.")
+    ] = None,
 ) -> None:
     """Retrain the router from records of what each mode got right; see docs/decision.md for their form.
 
@@ -69,6 +72,7 @@ def train(
         cache=cache,
         candidate=candidate,
         jobs=jobs,
+        pair=pair,
     )
     typer.echo(f"wrote {out}")
 

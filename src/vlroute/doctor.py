@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -12,9 +11,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlroute.engine.checkpoint_files import CheckpointFiles, check_distinct, check_sizes
 from vlroute.errors import CheckpointError, VLRouteError
 from vlroute.finding import Finding
 from vlroute.modes import MODES, Mode
+from vlroute.pair_identity import PairIdentity, identify, pair_name
 from vlroute.pair_names import Source, resolve_pair
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class _Examination:
     store: str | None
     #: Fingerprints of the towers that are here, by mode: read once, as they may be large.
     towers: dict[Mode, str] = field(default_factory=dict)
+    #: The pair: by name, and by fingerprint once both checkpoints were read.
+    identity: PairIdentity | None = None
 
     def findings(self) -> Iterator[Finding]:
         looks: dict[str, Callable[[], Iterator[Finding]]] = {
@@ -72,26 +75,42 @@ class _Examination:
 
             yield from endpoints(Path(str(self.pair)))
             return
+        from vlroute.engine.checkpoint_kind import check_kinds
+        from vlroute.engine.pair import load_processor
         from vlroute.engine.tower import tower_fingerprint
 
         instruct, thinking, self.router = resolve_pair(self.pair, None, None, self.router)
         sources: dict[Mode, Source] = {"instruct": instruct, "thinking": thinking}
-        folders: dict[Mode, Path] = {}
+        found: dict[Mode, CheckpointFiles] = {}
+        self.identity = PairIdentity(pair_name(instruct, thinking))
         for mode, source in sources.items():
             try:
-                if (folder := local(source)) is not None:
-                    self.towers[mode] = tower_fingerprint(folder)
-                    folders[mode] = folder
-                yield checkpoint(mode, source, folder)
+                if (folder := local(source)) is None:
+                    yield absent(mode, source)
+                    continue
+                files = CheckpointFiles.read(mode, source, folder)
+                self.towers[mode] = tower_fingerprint(folder)
+                found[mode] = files
+                weights = sum(place.size for place in files.tensors.values())
+                yield Finding("pair", mode, f"{source}, {weights / MiB:,.0f} MiB of weights")
             except (VLRouteError, OSError, ValueError) as error:
                 yield Finding("pair", mode, _why(error), "problem", ADVICE["pair"])
-        if len(folders) < len(MODES):
+        if len(found) < len(MODES):
             return
+        try:
+            check_sizes(found["instruct"], found["thinking"])
+            check_kinds(found, {mode: load_processor(files) for mode, files in found.items()})
+            check_distinct(found["instruct"], found["thinking"])
+        except VLRouteError as error:
+            yield Finding("pair", "kinds", _why(error), "problem", "pass --pair with a hub name or a folder")
+            return
+        yield Finding("pair", "kinds", "an Instruct and a Thinking checkpoint of one size")
         if self.towers["instruct"] == self.towers["thinking"]:
-            saved = tower_bytes(folders["thinking"]) / MiB
+            saved = tower_bytes(found["thinking"].folder) / MiB
             yield Finding("pair", "towers", f"equal: kept once, {saved:,.1f} MiB saved, features shared")
         else:
             yield Finding("pair", "towers", "different: each is kept, features are not shared between the modes")
+        self.identity = identify(found["instruct"].folder, found["thinking"].folder)
 
     def _router(self) -> Iterator[Finding]:
         from vlroute.decision.classifier import ComplexityClassifier
@@ -105,6 +124,14 @@ class _Examination:
         records = classifier.card.get("provenance", {}).get("records")
         made = f"trained on {records} records" if records else "it does not say of what it was made"
         yield Finding("router", "artefact", f"{self.router} loads; {made}")
+        train = "train one for this pair: vlroute collect, then vlroute train"
+        if classifier.pair is None:
+            yield Finding("router", "trained for", "it does not say for which pair it was trained", "note", train)
+        elif self.identity is not None and classifier.pair.differs(self.identity):
+            found = f"another pair: {classifier.pair}; this one is {self.identity}"
+            yield Finding("router", "trained for", found, "note", train)
+        else:
+            yield Finding("router", "trained for", str(classifier.pair))
         if classifier.calibration is None:
             advice = "retrain it with vlroute train; a price works without"
             yield Finding("router", "calibration set", "none: no presets, targets or trade-off", "note", advice)
@@ -238,24 +265,15 @@ def local(source: Source) -> Path | None:
         raise CheckpointError(f"{str(source)!r} is neither a folder here nor the name of a checkpoint") from error
 
 
-def checkpoint(mode: Mode, source: Source, folder: Path | None) -> Finding:
-    """One checkpoint of the pair: here, to be fetched, or of the wrong kind. OSError, ValueError for broken files."""
+def absent(mode: Mode, source: Source) -> Finding:
+    """A checkpoint that is not on this machine: to be fetched, or out of reach."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    if folder is None:
-        if HF_HUB_OFFLINE:
-            advice = "unset HF_HUB_OFFLINE, or copy the checkpoint into the hub cache"
-            return Finding("pair", mode, f"{source}: not on this machine, and the hub is off", "problem", advice)
-        advice = "it is fetched from the hub at the first answer"
-        return Finding("pair", mode, f"{source}: not on this machine", "note", advice)
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind != "qwen3_vl":
-        found = f"{source} is of model type {kind!r}, expected 'qwen3_vl'"
-        return Finding("pair", mode, found, "problem", ADVICE["pair"])
-    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
-        return Finding("pair", mode, f"{source} has no tokenizer.json", "problem", ADVICE["pair"])
-    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return Finding("pair", mode, f"{source}, {weights / MiB:,.0f} MiB of weights")
+    if HF_HUB_OFFLINE:
+        advice = "unset HF_HUB_OFFLINE, or copy the checkpoint into the hub cache"
+        return Finding("pair", mode, f"{source}: not on this machine, and the hub is off", "problem", advice)
+    advice = "it is fetched from the hub at the first answer"
+    return Finding("pair", mode, f"{source}: not on this machine", "note", advice)
 
 
 def tower_bytes(folder: Path) -> int:

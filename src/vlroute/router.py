@@ -16,12 +16,14 @@ from vlroute.decision.frontier import Outlook
 from vlroute.decision.policy import Decision, Policy
 from vlroute.decision.target import Preset, Target
 from vlroute.decision.vision_probe import VisionProbe, probe_of
+from vlroute.engine.checkpoint_files import local_folder
 from vlroute.errors import ExtraMissing, RouterClosedError
 from vlroute.frame_sampling import sampling_of
 from vlroute.judge import CaptionSource, Judge, MediaCaptioner
 from vlroute.media import DEFAULT_LIMITS, DEFAULT_SAMPLING, FrameSampling, Limits
 from vlroute.messages import Conversation, parse
-from vlroute.modes import ModeChoice, forced_mode
+from vlroute.modes import MODES, ModeChoice, forced_mode
+from vlroute.pair_identity import PairIdentity, common_name, identify, pair_name
 from vlroute.sources import Sources
 
 log = logging.getLogger("vlroute")
@@ -36,6 +38,9 @@ if TYPE_CHECKING:  # the engine brings torch and transformers: it is imported by
     from vlroute.engine.request import Request
     from vlroute.engine.vision_cache import VisionCache
     from vlroute.store import Store
+
+
+log = logging.getLogger("vlroute")
 
 
 class Router(Sources):
@@ -77,6 +82,7 @@ class Router(Sources):
                 "no router artefact for %s + %s: %s answers unless a mode is asked for; pass router=, or train one "
                 "(docs/decision.md)", instruct, thinking, self.judge.policy.unsure_mode,
             )  # fmt: skip
+        self._warn_of_another_pair()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "not loaded" if self._engine is None else "loaded"
@@ -99,6 +105,28 @@ class Router(Sources):
             self.judge.use(artefact, self.judge.probe)
         else:
             self.judge.use(ComplexityClassifier.load(artefact), probe_of(artefact))
+        self._warn_of_another_pair()
+
+    @property
+    def identity(self) -> PairIdentity:
+        """Which pair this is: its name, and the fingerprint of its weights where they are on this machine. Over
+        endpoints, the names of their models."""
+        if self.remote is not None:
+            return PairIdentity(common_name(*(self.remote.endpoints[mode].model for mode in MODES)))
+        loaded: Pair | None = getattr(self._engine, "pair", None)
+        if loaded is None:
+            return identify(self.instruct, self.thinking)
+        return PairIdentity(pair_name(self.instruct, self.thinking), loaded.fingerprint)
+
+    def _warn_of_another_pair(self) -> None:
+        trained_for = self.judge.classifier.pair if self.judge.classifier else None
+        if trained_for is not None and trained_for.differs(here := self.identity):
+            log.warning(
+                "the router artifact was trained for the pair %s, but this pair is %s: its decisions may be wrong; "
+                "train one for this pair (vlroute collect, then vlroute train) and pass it as router=",
+                trained_for,
+                here,
+            )
 
     def outlook(self, target: Target | Preset | None = None) -> Outlook:
         """What the policy in force, or `target` instead, is expected to give at this machine's pace. ArtefactError if
@@ -146,6 +174,8 @@ class Router(Sources):
                 if self.closed:  # meanwhile; `close` does not wait for what is being loaded
                     self._release()
                     raise RouterClosedError
+                if None in (local_folder(self.instruct), local_folder(self.thinking)):  # compared by name only so far
+                    self._warn_of_another_pair()
             return cast("LocalEngine", engine)
 
     @property

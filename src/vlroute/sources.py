@@ -10,6 +10,7 @@ from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.policy import Policy
 from vlroute.decision.target import Preset, Target
 from vlroute.decision.vision_probe import probe_of
+from vlroute.engine.checkpoint_files import check_folders
 from vlroute.errors import ArtefactError
 from vlroute.judge import CaptionSource, MediaCaptioner
 from vlroute.media import DEFAULT_LIMITS, Limits
@@ -56,7 +57,7 @@ class Sources:
 
         Args:
             name: "Qwen/Qwen3-VL-2B" stands for "…-Instruct" and "…-Thinking"; or a folder that holds
-                `instruct/` and `thinking/`; or a .json file of endpoints, see `from_endpoints`.
+                `instruct/` and `thinking/`, and perhaps `router/`; or a .json file of endpoints, see `from_endpoints`.
             instruct, thinking: any two hub ids or folders, instead of `name`.
             router: folder of a router artefact (see docs/decision.md); the pocket pair brings its own.
             policy: `Policy(price=…)`, or a wish that becomes a price at this machine's pace: "fast", "balanced",
@@ -75,6 +76,8 @@ class Sources:
 
         Raises:
             ValueError: a name together with `instruct=`/`thinking=`, or only one of these two.
+            CheckpointError: the name stands for no pair, or a folder is missing, incomplete or damaged. What only the
+                loaded tokenizers and weights show is checked by `load`.
             ArtefactError: the router artefact or its probe cannot be used, or "probe" was asked for and there is none.
         """
         options = {
@@ -98,6 +101,7 @@ class Sources:
                 generation=generation, store=store, **settings,
             )  # fmt: skip
         instruct, thinking, router = resolve_pair(name, instruct, thinking, router)
+        check_folders(instruct, thinking)
         return cls(
             instruct,
             thinking,

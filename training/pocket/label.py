@@ -37,6 +37,7 @@ def record(router: Router, trial: Trial, name: str) -> Record:
     return Record(
         id=name, prompt=task.prompt, caption=caption, set="pocket", family=task.family,
         grade=f"{task.level}: {task.grade}", language=task.language,
+        pair=router.identity.name, fingerprint=router.identity.fingerprint or "",
         instruct=outcome(trial, trial.instruct), thinking=outcome(trial, trial.thinking),
     )  # fmt: skip
 
@@ -50,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     partial = options.out.with_suffix(".partial.jsonl")
     done = len(list(read_records(partial))) if partial.exists() else 0
-    router = Router.from_pretrained(options.pair)
+    router = Router.from_pretrained(options.pair, captioner="instruct")
     tasks = itertools.islice(draw_evenly(options.count, options.seed), done, None)
     trials = run_trials(router, tasks, routed=False)
     for i, trial in enumerate(track(trials, "labelling", total=options.count - done), start=done):

@@ -17,6 +17,7 @@ from vlroute.decision.heads import Heads
 from vlroute.decision.pace import Pace
 from vlroute.decision.text_encoder import TextEncoder, load_text_encoder
 from vlroute.errors import ArtefactError
+from vlroute.pair_identity import PairIdentity
 
 CALIBRATION = "calibration_set."
 ENCODERS = ("prompt", "caption", "crossed")
@@ -70,6 +71,11 @@ class ComplexityClassifier:
         # plain floats: arithmetic on single numpy items would take longer than the dot products
         self._sigmoids: list[list[list[float]]] = heads.calibration.tolist()
         self._log_tokens: list[list[float]] = heads.log_tokens.tolist()
+
+    @property
+    def pair(self) -> PairIdentity | None:
+        """The pair whose answers it learned from; None if the artifact does not say."""
+        return PairIdentity.from_card(self.card.get("pair"))
 
     @property
     def pace(self) -> Pace:
@@ -130,6 +136,7 @@ class ComplexityClassifier:
             heads = Heads.from_arrays(arrays)
             known = {name.removeprefix(CALIBRATION): a for name, a in arrays.items() if name.startswith(CALIBRATION)}
             calibration = CalibrationSet(**known) if known else None
+            PairIdentity.from_card(card.get("pair"))
             return cls(encoder, heads, Pace.from_dict(pace), card, calibration)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"{Path(folder) / CARD_FILE} and its weights do not fit ({error}); {REMEDY}") from error

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
 
+from vlroute.engine.checkpoint_files import (
+    REMEDY,
+    CheckpointFiles,
+    check_distinct,
+    check_sizes,
+    local_folder,
+    pair_fingerprint,
+)
+from vlroute.engine.checkpoint_kind import check_kinds
 from vlroute.engine.quantization import quantization_config
 from vlroute.engine.tower import tower_fingerprint
 from vlroute.engine.turn import Turn
@@ -25,12 +34,9 @@ from vlroute.modes import MODES, Mode
 
 log = logging.getLogger("vlroute")
 
-CHECKPOINT_FILES = [
-    "*.json",
-    "*.safetensors",
-    "*.jinja",
-    "*.txt",
-]  # weights that could run code are never fetched
+#: Fetched and checked before the weights.
+SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
+CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors"]  # weights that could run code are never fetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +69,15 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Both modes, ready to answer. `shared_tower` says whether one tower in memory serves both."""
+    """Both modes, ready to answer. `shared_tower` says whether one tower in memory serves both.
+
+    `fingerprint` (64 hex characters) tells the weights of this pair from those of others.
+    """
 
     instruct: Checkpoint
     thinking: Checkpoint
     load_seconds: float
+    fingerprint: str
 
     def __getitem__(self, mode: Mode) -> Checkpoint:
         return self.instruct if mode == "instruct" else self.thinking
@@ -87,19 +97,22 @@ class Pair:
         return f"{self.instruct.source} + {self.thinking.source} on {where}: {tower}"
 
 
-def checkpoint_folder(source: str | Path) -> Path:
+def checkpoint_folder(source: str | Path, patterns: Sequence[str] = CHECKPOINT_FILES) -> Path:
     """A checkpoint folder on this disk, or the local copy of a hub id (downloaded when it is not there yet).
+
+    Args:
+        source: a folder or a hub id.
+        patterns: which files to download.
 
     Raises:
         CheckpointError: neither a folder with a checkpoint nor an id that can be fetched.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    if (folder := local_folder(source)) is not None:
         if not (folder / "config.json").exists():
             raise CheckpointError(f"{str(source)!r} is a folder without config.json; expected a Qwen3-VL checkpoint")
         return folder
     try:
-        return Path(snapshot_download(str(source), allow_patterns=CHECKPOINT_FILES))
+        return Path(snapshot_download(str(source), allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"cannot find the checkpoint {str(source)!r}: it is no folder here, and the hub gave "
@@ -123,20 +136,48 @@ class _WithoutTower(Qwen3VLForConditionalGeneration):
     _keys_to_ignore_on_load_unexpected = (r"visual\.",)
 
 
-def _load_model(folder: Path, options: Mapping[str, Any], tower: torch.nn.Module | None) -> Any:
-    config = AutoConfig.from_pretrained(folder)
-    if config.model_type != "qwen3_vl":
-        raise CheckpointError(
-            f"{folder.name!r} is of model type {config.model_type!r}; expected 'qwen3_vl' (a dense Qwen3-VL checkpoint)"
-        )
-    if tower is None:
-        return Qwen3VLForConditionalGeneration.from_pretrained(folder, config=config, **options).eval()
+def load_processor(files: CheckpointFiles) -> Any:
+    """Tokenizer and processors of a checkpoint. CheckpointError if they cannot be loaded."""
+    try:
+        return AutoProcessor.from_pretrained(files.folder)
+    except Exception as error:  # transformers and tokenizers raise almost any type for a damaged file
+        raise _unreadable(files, "tokenizer, chat template or processor", error) from error
+
+
+def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch.nn.Module | None) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(files.folder)
+    except Exception as error:  # as above
+        raise _unreadable(files, "config.json", error) from error
     whole = config.vision_config.to_dict()
-    config.vision_config.depth, config.vision_config.deepstack_visual_indexes = 0, []
-    model = _WithoutTower.from_pretrained(folder, config=config, **options).eval()
-    model.model.visual = tower
-    model.config.vision_config = type(config.vision_config).from_dict(whole)
-    return model
+    kind = Qwen3VLForConditionalGeneration
+    if tower is not None:
+        kind = _WithoutTower
+        config.vision_config.depth, config.vision_config.deepstack_visual_indexes = 0, []
+    try:
+        model, report = kind.from_pretrained(files.folder, config=config, output_loading_info=True, **options)
+    except (torch.OutOfMemoryError, MemoryError, ImportError):
+        raise  # of this machine, not of the checkpoint
+    except Exception as error:  # as above
+        raise _unreadable(files, "weights", error) from error
+    if report["missing_keys"] and not getattr(model, "is_quantized", False):
+        absent = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"the {files.mode} checkpoint {files.source!r} lacks {len(absent)} tensors, the first is {absent[0]!r}; "
+            f"{REMEDY}"
+        )
+    if tower is not None:
+        model.model.visual = tower
+        model.config.vision_config = type(config.vision_config).from_dict(whole)
+    return model.eval()
+
+
+def _unreadable(files: CheckpointFiles, what: str, error: Exception) -> CheckpointError:
+    why = " ".join(str(error).split())[:300]
+    return CheckpointError(
+        f"the {what} of the {files.mode} checkpoint {files.source!r} cannot be loaded "
+        f"({type(error).__name__}: {why}); {REMEDY}"
+    )
 
 
 def _grid_key(processor: Any) -> str:
@@ -151,6 +192,21 @@ def _vision_key(tower: str, grid_key: str, model: Any) -> str:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _checked(instruct: str | Path, thinking: str | Path) -> tuple[dict[Mode, CheckpointFiles], dict[Mode, Any]]:
+    """Files and processors of both checkpoints, once both are known to be a pair. Weights are fetched last."""
+    sources: dict[Mode, str | Path] = {"instruct": instruct, "thinking": thinking}
+    files = {
+        mode: CheckpointFiles.read(mode, source, checkpoint_folder(source, SMALL_FILES), weights=False)
+        for mode, source in sources.items()
+    }
+    check_sizes(files["instruct"], files["thinking"])
+    processors = {mode: load_processor(one) for mode, one in files.items()}
+    check_kinds(files, processors)
+    files = {mode: CheckpointFiles.read(mode, source, checkpoint_folder(source)) for mode, source in sources.items()}
+    check_distinct(files["instruct"], files["thinking"])
+    return files, processors
 
 
 def load_pair(
@@ -172,12 +228,12 @@ def load_pair(
             config. A ready quantised checkpoint (AWQ, GPTQ) needs nothing here.
 
     Raises:
-        CheckpointError: a checkpoint cannot be found or is not Qwen3-VL.
+        CheckpointError: a checkpoint cannot be found, is damaged or is not Qwen3-VL, or the two are not an Instruct
+            and a Thinking checkpoint of one size.
     """
     began = time.perf_counter()
-    folders = {"instruct": checkpoint_folder(instruct), "thinking": checkpoint_folder(thinking)}
-    sources = {"instruct": str(instruct), "thinking": str(thinking)}
-    prints = {mode: tower_fingerprint(folder) for mode, folder in folders.items()}
+    files, processors = _checked(instruct, thinking)
+    prints = {mode: tower_fingerprint(one.folder) for mode, one in files.items()}
     device = device or default_device()
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype)
@@ -194,12 +250,14 @@ def load_pair(
     for mode in MODES:
         twin = loaded.get("instruct")
         tower = twin.model.model.visual if twin and twin.tower == prints[mode] else None
-        model = _load_model(folders[mode], options, tower)
-        processor = AutoProcessor.from_pretrained(folders[mode])
-        grid_key = _grid_key(processor)
+        model = _load_model(files[mode], options, tower)
+        grid_key = _grid_key(processors[mode])
         vision_key = _vision_key(prints[mode], grid_key, model)
-        loaded[mode] = Checkpoint(mode, sources[mode], model, processor, prints[mode], grid_key, vision_key, turn)
-    pair = Pair(loaded["instruct"], loaded["thinking"], time.perf_counter() - began)
+        loaded[mode] = Checkpoint(
+            mode, files[mode].source, model, processors[mode], prints[mode], grid_key, vision_key, turn
+        )
+    fingerprint = pair_fingerprint(*(files[mode].fingerprint() for mode in MODES))
+    pair = Pair(loaded["instruct"], loaded["thinking"], time.perf_counter() - began, fingerprint)
     log.info("loaded %s in %.1f s", pair, pair.load_seconds)
     if not pair.shared_tower:
         log.warning("the two vision towers differ: features are kept per tower and not shared between the modes")

@@ -150,6 +150,7 @@ class _Job:
             record = Record(
                 example.id, example.prompt, caption, _outcome(right[0], instruct), _outcome(right[1], thinking),
                 set=example.set, family=example.family, grade=example.grade, language=example.language,
+                pair=self.router.identity.name, fingerprint=self.router.identity.fingerprint or "",
             )  # fmt: skip
         except CheckpointError:  # no row can do better
             raise

@@ -17,6 +17,8 @@ from vlroute.files import replace_file
 from vlroute.modes import Mode
 
 CHARS_PER_TOKEN = 4
+#: Fields of a record that may be missing.
+TEXTS = ("set", "family", "grade", "language", "pair", "fingerprint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One labelled example: what was asked, and how both modes did. A blank caption is kept as None."""
+    """One labelled example: what was asked, and how both modes did. A blank caption is kept as None.
+
+    `pair` and `fingerprint`: which pair answered, see `PairIdentity`; empty where unknown.
+    """
 
     id: str
     prompt: str
@@ -56,9 +61,11 @@ class Record:
     family: str = ""
     grade: str = ""
     language: str = ""
+    pair: str = ""
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("id", "prompt", "set", "family", "grade", "language"):
+        for name in ("id", "prompt", *TEXTS):
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"'{name}' must be a string, not {getattr(self, name)!r}")
         if not self.id:
@@ -159,7 +166,7 @@ def _record(row: Any) -> Record:
     for name in ("id", "prompt"):
         if name not in row:
             raise InputError(f"{name!r} is missing")
-    texts = {name: row[name] for name in ("set", "family", "grade", "language") if row.get(name) is not None}
+    texts = {name: row[name] for name in TEXTS if row.get(name) is not None}
     return Record(
         id=row["id"],
         prompt=row["prompt"],

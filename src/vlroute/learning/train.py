@@ -22,7 +22,7 @@ from vlroute.decision.classifier import Prediction
 from vlroute.decision.frontier import CalibrationSet
 from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
-from vlroute.errors import InputError
+from vlroute.errors import CheckpointError, InputError
 from vlroute.learning.candidates import Comparison
 from vlroute.learning.cross_fit import Unseen, cross_fit
 from vlroute.learning.design import Together
@@ -32,6 +32,8 @@ from vlroute.learning.fit import measure_pace
 from vlroute.learning.records import Record, outcomes, read_records
 from vlroute.learning.report import as_json, as_markdown, as_table, candidates_table, figures_table
 from vlroute.modes import MODES
+from vlroute.pair_identity import PairIdentity, identify
+from vlroute.pair_names import resolve_pair
 
 MIN_RECORDS = 50
 MAX_CALIBRATION = 4096
@@ -52,6 +54,7 @@ def train(
     candidate: str | None = None,
     jobs: int | None = None,
     samples: int = 1000,
+    pair: str | Path | None = None,
     console: Console | None = None,
 ) -> Evaluation:
     """Learn a router from record files and write it with its `report.md` into the folder `out`.
@@ -61,13 +64,15 @@ def train(
     what shares a fold, see `design.folds_of`. `encoder`: a text encoder by name or folder, see `load_text_encoder`;
     None: words only. `cache`: a folder that keeps its vectors for the next run. `candidate`: the
     only one to consider. `jobs`: processes at the same time, see
-    `cross_fit`. `samples`: bootstrap draws. Deterministic but for the date. InputError for unusable records, fewer
-    than 50 of them, or a setting out of range.
+    `cross_fit`. `samples`: bootstrap draws. `pair`: the pair that answered, as `name` of `Router.from_pretrained`,
+    where the records do not say; the artifact records it, so that a router over another pair can warn. Deterministic
+    but for the date. InputError for unusable records, fewer than 50 of them, or a setting out of range.
     """
     console = console or Console()
     if folds < 2 or (seeds is not None and seeds < 1) or not 0 <= price < math.inf:
         raise InputError(f"need folds >= 2, seeds >= 1 and a finite price >= 0, not {folds}, {seeds} and {price}")
     policy = Policy(price=price)
+    named = None if pair is None else identify(*resolve_pair(pair, None, None, out)[:2])
     records = list(read_records(*paths))
     if len(records) < MIN_RECORDS:
         raise InputError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed")
@@ -98,6 +103,8 @@ def train(
     provenance = _provenance(paths, records, settings)
     classifier.calibration = calibration_set(records, unseen.given[0])
     candidates = [Comparison(**one) for one in classifier.card["candidates"]]
+    if (answered := named or _answered(records, console)) is not None:
+        classifier.card["pair"] = answered.as_card()
     classifier.card |= {"provenance": provenance, "metrics": as_json(evaluation)}
     classifier.save(out)
     report = as_markdown(evaluation, provenance, pace_note(records), candidates)
@@ -106,6 +113,15 @@ def train(
         _write_unseen(Path(oof), records, unseen)
     console.print(as_table(evaluation), figures_table(evaluation), candidates_table(candidates), pace_note(records))
     return evaluation
+
+
+def _answered(records: Sequence[Record], console: Console) -> PairIdentity | None:
+    """The pair that the records name, if it is one."""
+    named = {PairIdentity(record.pair, record.fingerprint or None) for record in records if record.pair}
+    if len(named) > 1:
+        several = ", ".join(sorted(map(str, named)))
+        console.print(f"warning: the records are of several pairs: {several}", style="yellow", markup=False)
+    return named.pop() if len(named) == 1 else None
 
 
 def default_seeds(records: Sequence[Record]) -> int:
@@ -156,12 +172,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="text",
         help='what shares a fold: "text" predicts texts never seen, "record" suits prompts made from templates',
     )
+    parser.add_argument("--pair", help="the pair that answered, where the records do not say: a hub name or a folder")
     options = parser.parse_args(arguments)
     console = Console()
     try:
         train(
             options.records,
             options.out,
+            pair=options.pair,
             oof=options.oof,
             price=options.price,
             folds=options.folds,
@@ -170,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             encoder=None if options.encoder == "none" else options.encoder,
             console=console,
         )
-    except InputError as error:
+    except (InputError, CheckpointError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
         return 2
     console.print(f"wrote {options.out}", markup=False)
