@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -18,23 +17,35 @@ from vlroute.serving.fetch import Fetcher
 from vlroute.serving.guards import Guards
 from vlroute.serving.keys import Keys
 from vlroute.serving.predict import predictions
-from vlroute.serving.service import Service
+from vlroute.serving.service import Service, log_failure
 from vlroute.serving.settings import ServerSettings, is_loopback
 
-log = logging.getLogger("vlroute")
 GRACE_SECONDS = 20.0  # for answers under way when the server is told to stop
 
 
-def create_app(router: Router, settings: ServerSettings | None = None) -> FastAPI:
-    """The server over `router`, which should be made with `rows=settings.rows`. The pair is loaded at start-up."""
+def create_app(
+    router: Router, settings: ServerSettings | None = None, on_failure: Callable[[BaseException], Any] = log_failure
+) -> FastAPI:
+    """The server over `router`, which should be made with `rows=settings.rows`.
+
+    The pair is loaded in the background at start-up, or at the first request where the start-up of this application is
+    not run (mounted in another one). If that fails, requests, `/ready` and `/health` are answered with 503 and the
+    state "failed" until the process is restarted.
+
+    Args:
+        router: what answers.
+        settings: bounds and keys; by default those of `ServerSettings`.
+        on_failure: called with the error, in another thread, if the pair cannot be loaded; by default it is logged.
+            `vlroute serve` ends its process.
+    """
     settings = settings or ServerSettings()
     service = Service(router, settings)
+    service.on_failure = on_failure
     door = Door(settings, service, Fetcher(settings.allowed_hosts, settings.fetch_seconds), Keys(settings.api_keys))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(asyncio.to_thread(service.load))
-        loading.add_done_callback(_log_failure)
+        service.begin()
         try:
             yield
         finally:
@@ -52,8 +63,3 @@ def create_app(router: Router, settings: ServerSettings | None = None) -> FastAP
     app.include_router(endpoints)
     app.include_router(predictions)
     return app
-
-
-def _log_failure(loading: asyncio.Task[None]) -> None:
-    if not loading.cancelled() and (error := loading.exception()) is not None:
-        log.error("the models could not be loaded: %s", error)

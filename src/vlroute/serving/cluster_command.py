@@ -47,9 +47,18 @@ def cluster(
 
     VLROUTE_API_KEYS=… vlroute cluster --address auto --host 0.0.0.0 --router my-router
     """
-    from vlroute.serving.cluster_start import join, start_here, vacant
+    from vlroute.engine.checkpoint_files import check_folders
+    from vlroute.pair_names import resolve_pair
+    from vlroute.serving.cluster_settings import ClusterSettings
+    from vlroute.serving.cluster_start import deploy, join, start_here, vacant
 
     server = bounds(allow_host, host=host, port=port, max_waiting=max_waiting, deadline=deadline, max_tokens=max_tokens)
+    settings = ClusterSettings(
+        pair=_absolute(pair), router=str(router) if router else None, policy=policy, store=_placed(store),
+        device=device, replicas=replicas, most_replicas=most_replicas, rows=rows, cpus=cpus, gpus=gpus, server=server,
+    )  # fmt: skip
+    if pair is not None:  # said now, not after Ray and each replica have started
+        check_folders(*resolve_pair(pair, None, None, router)[:2])
     here: str | None = None
     if address is None:
         vacant(host, port)
@@ -60,19 +69,13 @@ def cluster(
     from ray import serve
 
     from vlroute.serving.cluster import NAME, build
-    from vlroute.serving.cluster_settings import ClusterSettings
 
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:
-        settings = ClusterSettings(
-            pair=_absolute(pair), router=str(router) if router else None, policy=policy, store=_placed(store),
-            device=device, replicas=replicas, most_replicas=most_replicas, rows=rows, cpus=cpus, gpus=gpus,
-            server=server,
-        )  # fmt: skip
         application = build(settings)
         serve.start(http_options={"host": host, "port": port})
-        serve.run(application, name=NAME)
+        deploy(application, NAME)
         typer.echo(f"answers at http://{host}:{port}/v1", err=True)
         if here is not None:
             typer.echo(f"deploy again with: vlroute cluster --address {here} …", err=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 from typing import Any
 
-from vlroute.errors import ExtraMissing, InputError
+from vlroute.errors import ExtraMissing, InputError, VLRouteError
 from vlroute.serving.settings import is_loopback
 
 #: Read by Ray when it is imported or starts. Without the first its ports listen on every address of this machine; its
@@ -50,6 +51,32 @@ def vacant(host: str, port: int) -> None:
     except OSError as error:
         why = str(error.strerror).partition(" (")[0]
         raise InputError(f"cannot listen on {host}:{port} ({why}); choose another --port") from error
+
+
+def deploy(application: Any, name: str) -> None:
+    """Deploy a Ray Serve application and wait until it runs.
+
+    Raises:
+        VLRouteError: a replica or the ingress could not start; the message holds the last line of its error. An
+            application without any replica that runs is deleted, so that its ingress does not wait for ever.
+    """
+    from ray import serve
+
+    try:
+        serve.run(application, name=name)
+    except RuntimeError as error:
+        found = serve.status().applications.get(name)
+        parts = [*found.deployments.values()] if found else []
+        reasons = [lines[-1] for part in parts if (lines := _errors(part.message))]
+        if not all("RUNNING" in part.replica_states for part in parts):
+            serve.delete(name)
+        raise VLRouteError(f"the cluster could not start: {reasons[0] if reasons else error}") from error
+
+
+def _errors(message: str) -> list[str]:
+    """The lines of a traceback that say what was raised, without module names."""
+    found = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception|Missing): .*)$", message, re.MULTILINE)
+    return [str(line) for line in found]
 
 
 def _keep_safe() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +12,8 @@ from vlroute.cli_options import Device, Pair, RouterFolder, StoreAt, Wanted
 from vlroute.errors import ExtraMissing
 
 if TYPE_CHECKING:  # its imports may be missing
+    from fastapi import FastAPI
+
     from vlroute.serving.settings import ServerSettings
 
 KEYS = "VLROUTE_API_KEYS"
@@ -23,7 +26,7 @@ AllowHost = Annotated[
     list[str] | None,
     typer.Option(help="A host (host or host:port) from which pictures may be fetched; may be repeated. Default: none."),
 ]
-NoPage = Annotated[bool, typer.Option("--no-page", help="Leave the web page out, and the extra ui it needs.")]
+NoPage = Annotated[bool, typer.Option("--no-page", help="Leave the web page out.")]
 
 
 def keys() -> tuple[str, ...]:
@@ -59,30 +62,10 @@ def serve(
 
     VLROUTE_API_KEYS=$(openssl rand -hex 32) vlroute serve --host 0.0.0.0
     """
-    try:
-        import uvicorn
-
-        from vlroute.serving.api import GRACE_SECONDS, create_app
-    except ModuleNotFoundError as error:
-        raise ExtraMissing(error, "serve") from error
-    from vlroute.router import Router
-
     settings = bounds(
         allow_host, host=host, port=port, rows=rows, max_waiting=max_waiting, deadline=deadline, max_tokens=max_tokens
     )
-    routed = Router.from_pretrained(pair, router=router, policy=policy, store=store, device=device, rows=rows)
-    app = create_app(routed, settings)
-    if not no_page:
-        try:
-            from vlroute.serving.mount import mount_page
-        except ModuleNotFoundError as error:
-            raise ExtraMissing(error, "ui") from error
-        app = mount_page(app)
-    uvicorn.run(
-        app, host=host, port=port, log_level="info", access_log=False, server_header=False,
-        timeout_keep_alive=75,  # longer than clients and proxies keep theirs: who closes first must not be this side
-        timeout_graceful_shutdown=round(GRACE_SECONDS), limit_concurrency=settings.max_connections,
-    )  # fmt: skip
+    _run(settings, "none" if no_page else "wanted", pair=pair, router=router, policy=policy, store=store, device=device)
 
 
 def ui(
@@ -100,4 +83,56 @@ def ui(
 
     vlroute ui --pair Qwen/Qwen3-VL-2B --store answers.db
     """
-    serve(pair, router, policy, store, host, port, device=device)
+    settings = bounds(None, host=host, port=port)
+    _run(settings, "needed", pair=pair, router=router, policy=policy, store=store, device=device)
+
+
+def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **pair: Any) -> None:
+    """Serve until told to stop. Ends the process with an error if the server cannot start or the pair cannot be loaded.
+
+    `pair`: arguments of `Router.from_pretrained`, its `name` as `pair`.
+    """
+    try:
+        import uvicorn
+
+        from vlroute.serving.api import GRACE_SECONDS, create_app
+    except ModuleNotFoundError as error:
+        raise ExtraMissing(error, "serve") from error
+    from vlroute.router import Router
+    from vlroute.serving.cluster_start import vacant
+
+    vacant(settings.host, settings.port)
+    router = Router.from_pretrained(pair.pop("pair"), rows=settings.rows, **pair)
+    mount = None if page == "none" else _page(needed=page == "needed")
+    failures: list[BaseException] = []
+
+    def end(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    app = create_app(router, settings, end)
+    config = uvicorn.Config(
+        mount(app) if mount else app, host=settings.host, port=settings.port, log_level="info", access_log=False,
+        server_header=False, lifespan="on",  # "auto" takes an exception at start-up for an application without one
+        timeout_keep_alive=75,  # longer than clients and proxies keep theirs: who closes first must not be this side
+        timeout_graceful_shutdown=round(GRACE_SECONDS), limit_concurrency=settings.max_connections,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        return
+    if failures:
+        raise failures[0]
+
+
+def _page(needed: bool) -> Callable[[FastAPI], FastAPI] | None:
+    """What puts the web page on the server; None, and a line on stderr, where the extra ui is not installed."""
+    try:
+        from vlroute.serving.mount import mount_page
+    except ModuleNotFoundError as error:
+        if needed:
+            raise ExtraMissing(error, "ui") from error
+        typer.echo(f"serving without the web page ({error}); for the page: pip install 'vlroute[ui]'", err=True)
+        return None
+    return mount_page

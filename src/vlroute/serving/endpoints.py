@@ -15,9 +15,10 @@ from vlroute import __version__
 from vlroute.decision.policy import Decision
 from vlroute.modes import MODES
 from vlroute.serving.conversations import fetched, is_quick, prepared
-from vlroute.serving.door import Door, Entered
+from vlroute.serving.door import Entered
 from vlroute.serving.errors import APIError
 from vlroute.serving.replies import PREFIX, Chunks, completion, headers
+from vlroute.serving.service import failure_reason
 from vlroute.serving.streams import EventStream, first, whole
 from vlroute.serving.wire import ChatRequest, FeedbackRequest
 
@@ -87,18 +88,25 @@ async def model(name: str, entry: Entered) -> dict[str, Any]:
     return _model(name)
 
 
-@endpoints.get("/health", responses=_errors(421))
-async def health() -> dict[str, str]:
-    """The process lives."""
-    return {"status": "ok", "version": __version__}
+@endpoints.get("/health", response_model=None, responses={503: {"description": "The models could not be loaded."}})
+async def health(request: Request) -> Response:
+    """The process can still serve: 503 only if the models could not be loaded, so that it has to be restarted."""
+    service = request.app.state.door.service
+    if service.failure is None:
+        return JSONResponse({"status": "ok", "version": __version__})
+    said = {"status": "failed", "reason": failure_reason(service.failure), "version": __version__}
+    return JSONResponse(said, 503)
 
 
-@endpoints.get("/ready", response_model=None, responses={503: {"description": "Loading, or shutting down."}})
+@endpoints.get("/ready", response_model=None, responses={503: {"description": "Loading, failed or shutting down."}})
 async def ready(request: Request) -> Response:
     """Requests are taken: the models are loaded and nobody has told the server to stop."""
-    door: Door = request.app.state.door
-    state = "shutting down" if door.service.draining else "ready" if door.service.ready else "loading"
-    return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+    service = request.app.state.door.service
+    service.begin()
+    said = {"status": service.state}
+    if service.state == "failed":
+        said["reason"] = failure_reason(service.failure)
+    return JSONResponse(said, 200 if said["status"] == "ready" else 503)
 
 
 @endpoints.get("/metrics", response_model=None, responses=_errors(401, 421))

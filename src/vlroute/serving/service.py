@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -10,11 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from vlroute.answer import Answer, AnswerDelta, Event, Events, Finished, ThinkingDelta
 from vlroute.answering import Wish
 from vlroute.decision.policy import Decision
+from vlroute.errors import ArtefactError, CheckpointError, VLRouteError
 from vlroute.judge import Judge
 from vlroute.media import FrameSampling, Limits
 from vlroute.messages import Conversation
@@ -27,6 +29,8 @@ from vlroute.serving.running import Emit, Running
 from vlroute.serving.settings import ServerSettings
 from vlroute.store import Store
 
+log = logging.getLogger("vlroute")
+State = Literal["loading", "ready", "failed", "shutting down"]
 SMOOTHING = 0.1  # weight of the latest answer in the mean seconds that Retry-After is made of
 
 
@@ -42,6 +46,9 @@ class Service:
         self.metrics.watch_caches(self._caches)
         self.most = 2 * settings.rows + settings.max_waiting
         self.ready = self.draining = False
+        self.failure: BaseException | None = None
+        self.on_failure: Callable[[BaseException], Any] = log_failure
+        self._loader: threading.Thread | None = None
         self._pool = ThreadPoolExecutor(self.most + 2, thread_name_prefix="vlroute-answer")
         self._inside: set[threading.Event] = set()
         self._lock = threading.Lock()
@@ -66,11 +73,31 @@ class Service:
     def store(self) -> Store | None:
         return self.router.store
 
-    def load(self) -> None:
-        """Load both checkpoints; from then on `ready`."""
-        self.router.load()
-        spare_what_is_loaded()
-        self.ready = True
+    @property
+    def state(self) -> State:
+        if self.draining:
+            return "shutting down"
+        return "ready" if self.ready else "failed" if self.failure is not None else "loading"
+
+    def begin(self) -> None:
+        """Start to load both checkpoints in a thread, once; calls after the first do nothing.
+
+        Afterwards the state is "ready", or "failed" with `failure` set; then `on_failure` is called in that thread. It
+        is a daemon thread, so that a process which has to end does not wait for a download.
+        """
+        with self._lock:
+            if self._loader is None:
+                self._loader = threading.Thread(target=self._load, name="vlroute-load", daemon=True)
+                self._loader.start()
+
+    def _load(self) -> None:
+        try:
+            self.router.load()
+            spare_what_is_loaded()
+            self.ready = True
+        except BaseException as error:
+            self.failure = error
+            self.on_failure(error)
 
     def start(self, prepare: Callable[[], Conversation], wish: Wish, arrived: float, deltas: bool = True) -> Running:
         """Begin to answer; `prepare` makes the conversation, in the thread that answers.
@@ -137,10 +164,13 @@ class Service:
         self.router.close()
 
     def _enter(self) -> threading.Event:
+        self.begin()  # for applications that are mounted in others, whose start-up is not run
         cancel = threading.Event()
         with self._lock:
             if self.draining:
                 raise self._stopping()
+            if self.failure is not None:
+                raise APIError(503, failure_reason(self.failure), "failed")
             if not self.ready:
                 raise APIError(503, "the models are being loaded", "loading", headers={"Retry-After": "5"})
             if len(self._inside) >= self.most:
@@ -181,6 +211,26 @@ class Service:
     def _waiting(self, mode: Mode) -> int:
         batching = self.router.batching
         return batching.waiting().get(mode, 0) if batching else 0
+
+
+def log_failure(error: BaseException) -> None:
+    """Log why the models could not be loaded; the traceback only if it is no error of this package."""
+    unexpected = None if isinstance(error, VLRouteError) else error
+    log.error("the models could not be loaded: %s", error, exc_info=unexpected)
+
+
+def failure_reason(error: BaseException) -> str:
+    """Why the models could not be loaded, without paths and addresses of this machine."""
+    match error:
+        case CheckpointError():
+            why = "a checkpoint is missing, damaged or of the wrong kind"
+        case ArtefactError():
+            why = "the router artifact cannot be used"
+        case MemoryError():
+            why = "there is too little memory"
+        case _:
+            why = type(error).__name__
+    return f"the models could not be loaded: {why}; the server's log says more"
 
 
 class _Watch:
