@@ -96,8 +96,9 @@ class Service:
             spare_what_is_loaded()
             self.ready = True
         except BaseException as error:
-            self.failure = error
-            self.on_failure(error)
+            if not self.draining:  # a router that was closed while it loaded has not failed
+                self.failure = error
+                self.on_failure(error)
 
     def start(self, prepare: Callable[[], Conversation], wish: Wish, arrived: float, deltas: bool = True) -> Running:
         """Begin to answer; `prepare` makes the conversation, in the thread that answers.
