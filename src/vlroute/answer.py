@@ -15,10 +15,12 @@ from vlroute.engine.protocol import FinishReason
 class Usage:
     """Tokens of one request. `thinking_tokens` are part of `completion_tokens`, `vision_tokens` of `prompt_tokens`.
 
-    `cached_tokens` of the prompt were read in an earlier turn of the conversation and not again.
+    `cached_tokens` of the prompt were read in an earlier turn of the conversation and not again. An endpoint
+    sends its counts at the end of a stream. If it sends none, or if the stream was cut at a stop string,
+    `prompt_tokens` is None, and each chunk of the stream counts as one token of `completion_tokens`.
     """
 
-    prompt_tokens: int
+    prompt_tokens: int | None
     vision_tokens: int
     completion_tokens: int
     thinking_tokens: int
@@ -47,9 +49,13 @@ class Timing:
 class Answer:
     """`text` is the answer alone, `thinking` the reasoning before it ("" for Instruct).
 
-    `finish_reason`: "stop" (the answer is complete, or reached a stop string), "length" (out of tokens or at the end of
-    the model's context; `text` is empty if Thinking still reasoned: a truncated thought is never an answer) or
-    "cancelled".
+    `finish_reason`:
+        "stop": the answer is complete, or reached a stop string.
+        "length": it is not complete. The tokens ran out or the context of the model ended (`text` is empty if Thinking
+            still reasoned: a truncated thought is never an answer), or an endpoint gave no answer or ended for a
+            reason of its own, which `decision.reason` states.
+        "content_filter": an endpoint withheld the answer or a part of it, or refused.
+        "cancelled": the caller cancelled it.
     """
 
     text: str

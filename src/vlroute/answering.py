@@ -217,10 +217,12 @@ class Answering:
                 emit(Decided(decision, id))
                 reply = request.answer(decision.mode, self._settings(decision.mode, wish), on_piece, cancel)
         if reply.finish_reason != "cancelled":
-            read = reply.prompt_tokens - reply.cached_tokens
+            read = None if reply.prompt_tokens is None else reply.prompt_tokens - reply.cached_tokens
             self.judge.observe(
                 decision.mode, reply.completion_tokens, reply.prefill_seconds, reply.decode_seconds, read
             )
+        if reply.note:
+            decision = replace(decision, reason=f"{decision.reason}; {reply.note}")
         answer = Answer(
             reply.text, reply.thinking, decision, reply.finish_reason,
             Usage(

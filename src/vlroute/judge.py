@@ -121,7 +121,7 @@ class Judge:
             ruling = _Ruling(classifier, self._resolved(classifier, pace), probe, captions)
             self.pace, self._ruling = pace, ruling
 
-    def observe(self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, read: int) -> None:
+    def observe(self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, read: int | None) -> None:
         """Learn this machine's pace from one answer, see `Pace.observe`; now and then the target's price follows."""
         self.pace.observe(mode, tokens, prefill_seconds, decode_seconds, read)
         with self._lock:

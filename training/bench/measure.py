@@ -146,7 +146,7 @@ def _answered(first: Answer, second: Answer) -> Answered:
         vision_seconds=timing.vision,
         prefill_seconds=timing.prefill,
         seconds_per_token=timing.decode / (NEW_TOKENS - 1),  # the first comes with the prefill
-        prompt_tokens=usage.prompt_tokens,
+        prompt_tokens=usage.prompt_tokens or 0,
         vision_tokens=usage.vision_tokens,
     )
 

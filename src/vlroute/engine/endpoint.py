@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from PIL import Image
 
@@ -33,13 +34,24 @@ _HANDLED = ("do_sample", "stop", "thinking_budget")
 class Endpoint:
     """A server's address and how to treat it.
 
-    `headers`: sent with each request; a callable gets the conversation, so that a proxy can keep it on one replica
-    (`lambda conversation: {"x-session-id": conversation.key}`). `connect_seconds`, `read_seconds`: until the connection
-    stands, and between two pieces of an answer, the wait for the first included. `retries`: of a request that was
-    not begun to be answered, with jitter. `budget_field`: the name under which the server takes a thinking budget in
-    tokens, with dots where it lies within others (`thinking_budget` for `vlroute serve`, `thinking_token_budget` for
-    vLLM, `custom_params.thinking_budget` for SGLang); without one a budget is not sent. `reasoning`: whether the
-    server has a reasoning parser; "auto" finds out from each stream.
+    Args:
+        base_url: `http(s)://host:port/v1`.
+        model: the name under which the server knows the model.
+        api_key: sent as a bearer token.
+        headers: sent with each request. A callable gets the conversation, so that a proxy can keep it on one replica:
+            `lambda conversation: {"x-session-id": conversation.key}`.
+        connect_seconds: until the connection is made.
+        read_seconds: until the first token, retries included.
+        idle_seconds: between two tokens. `read_seconds` holds if it is less.
+        retries: of a request before its first token, with growing pauses.
+        budget_field: the name under which the server takes a thinking budget in tokens, with dots if it is nested:
+            `thinking_budget` (vlroute serve), `thinking_token_budget` (vLLM), `thinking_budget_tokens` (llama.cpp),
+            `custom_params.thinking_budget` (SGLang). Without one, budgets are not sent.
+        reasoning: "parsed" if the server has a reasoning parser, "raw" if it sends thoughts as text that `</think>`
+            ends, "auto" to find out from each stream.
+
+    Raises:
+        ValueError: a value is out of range, or of the wrong type.
     """
 
     base_url: str
@@ -48,15 +60,30 @@ class Endpoint:
     headers: Headers = field(default_factory=dict, repr=False)
     connect_seconds: float = 5.0
     read_seconds: float = 120.0
+    idle_seconds: float = 20.0
     retries: int = 2
     budget_field: str | None = None
     reasoning: Reasoning = "auto"
 
     def __post_init__(self) -> None:
-        if not self.base_url.lower().startswith(("http://", "https://")):
+        if not isinstance(self.base_url, str) or not self.base_url.lower().startswith(("http://", "https://")):
             raise ValueError(f"base_url must be http(s)://host:port/v1, not {self.base_url!r}")
-        if not self.model:
+        if not isinstance(self.model, str) or not self.model:
             raise ValueError("model must be the name the server knows the model by; its /v1/models lists them")
+        for name in ("connect_seconds", "read_seconds", "idle_seconds"):
+            seconds = getattr(self, name)
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+                raise ValueError(f"{name} must be a finite number of seconds above 0, not {seconds!r}")
+        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
+            raise ValueError(f"retries must be an integer of 0 or more, not {self.retries!r}")
+        if self.reasoning not in get_args(Reasoning):
+            raise ValueError(f"reasoning must be one of {', '.join(get_args(Reasoning))}, not {self.reasoning!r}")
+        if not isinstance(self.budget_field, str | None) or self.budget_field == "":
+            raise ValueError(f"budget_field must be the name of a field or None, not {self.budget_field!r}")
+        if not (callable(self.headers) or isinstance(self.headers, Mapping)):
+            raise ValueError(f"headers must be a mapping or a callable, not {type(self.headers).__name__}")
+        if not isinstance(self.api_key, str | None):
+            raise ValueError(f"api_key must be a string or None, not {type(self.api_key).__name__}")
 
     @classmethod
     def of(cls, wish: Endpoint | tuple[str, str]) -> Endpoint:
@@ -91,6 +118,8 @@ class Endpoint:
         if settings.get("do_sample") is False:
             body["temperature"] = 0.0
         extra = {name: settings[name] for name in _EXTRA if settings.get(name) is not None}
+        if "repetition_penalty" in extra:
+            extra["repeat_penalty"] = extra["repetition_penalty"]  # llama.cpp knows it by this name only
         if (budget := settings.get("thinking_budget")) is not None:
             if self.budget_field:
                 for name in reversed(self.budget_field.split(".")):

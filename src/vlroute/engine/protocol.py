@@ -15,7 +15,7 @@ from vlroute.media import Picture, Video
 from vlroute.messages import Conversation
 from vlroute.modes import Mode
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "content_filter", "cancelled"]
 Channel = Literal["thinking", "answer"]
 #: Told each piece of thinking or answer as it is written.
 OnPiece = Callable[[Channel, str], None]
@@ -26,13 +26,13 @@ CAPTION_SETTINGS = {"do_sample": False, "max_new_tokens": 24}
 class Reply:
     """What one mode wrote, with its counts of tokens and its seconds per step.
 
-    `cached_tokens` of the prompt were read in an earlier turn.
+    `cached_tokens` of the prompt were read in an earlier turn. `prompt_tokens` is None where a server did not say.
     """
 
     text: str
     thinking: str
     finish_reason: FinishReason
-    prompt_tokens: int
+    prompt_tokens: int | None
     cached_tokens: int
     vision_tokens: int
     completion_tokens: int
@@ -42,6 +42,8 @@ class Reply:
     decode_seconds: float
     encoded: int | None = None
     """Pictures and videos that went through the tower for this request; None where a server does not say."""
+    note: str = ""
+    """What a caller should know of an answer that is not as it should be; it becomes part of the decision's reason."""
 
 
 class Asked(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from vlroute.engine.breaker import Breaker, State
 from vlroute.engine.endpoint import Endpoint
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
-from vlroute.engine.remote_stream import RemoteStream, failure
-from vlroute.errors import ExtraMissing, ModeUnavailable, RouterClosedError, VLRouteError
+from vlroute.engine.remote_errors import failure, is_temporary
+from vlroute.engine.remote_stream import RemoteStream
+from vlroute.errors import ExtraMissing, InputError, ModeUnavailable, RouterClosedError, VLRouteError
 from vlroute.media import Picture, Video
 from vlroute.messages import Conversation, Message
 from vlroute.modes import MODES, Mode
@@ -70,7 +72,9 @@ class RemoteEngine:
         return RemoteRequest(self, conversation, namespace)
 
     def health(self) -> dict[Mode, Health]:
-        """Ask both what models they serve; what is amiss is logged, too. Takes at most `HEALTH_SECONDS`.
+        """Ask both servers which models they serve, and log what is wrong. Takes at most `HEALTH_SECONDS`.
+
+        A server that answers is asked again at once: its breaker is closed.
 
         RouterClosedError after `close`.
         """
@@ -85,7 +89,8 @@ class RemoteEngine:
 
     def submit(self, mode: Mode, body: dict[str, Any], headers: dict[str, str], put: Callable[[Any], None]) -> Any:
         """Read one stream in the engine's thread. `put` gets each chunk, perhaps an Exception, and at last None."""
-        future: Future[None] = self._start(_read(self._clients[mode], body, headers, put))
+        retries = self.endpoints[mode].retries
+        future: Future[None] = self._start(_read(self._clients[mode], retries, body, headers, put))
 
         def over(ended: Future[None]) -> None:
             with self._lock:
@@ -127,15 +132,16 @@ class RemoteEngine:
             await client.close()
 
     async def _check(self, mode: Mode) -> Health:
-        endpoint, state = self.endpoints[mode], self.breakers[mode].state
+        endpoint, breaker = self.endpoints[mode], self.breakers[mode]
         try:
             listing = self._clients[mode].with_options(timeout=HEALTH_SECONDS, max_retries=0).models.list()
             models = [one.id async for one in await asyncio.wait_for(_awaited(listing), HEALTH_SECONDS)]
         except Exception as error:
-            return Health(False, False, state, str(failure(error, endpoint.name, begun=False)))
-        listed = endpoint.model in models
+            return Health(False, False, breaker.state, str(failure(error, endpoint.name, begun=False)))
+        if listed := endpoint.model in models:
+            breaker.succeeded()
         said = "ok" if listed else f"{endpoint.name} is not among the server's models: {', '.join(models[:10])}"
-        return Health(True, listed, state, said)
+        return Health(True, listed, breaker.state, said)
 
 
 class RemoteRequest:
@@ -178,6 +184,8 @@ class RemoteRequest:
         refuses key, model or address. InputError: it refuses the request.
         """
         endpoint, breaker = self.engine.endpoints[mode], self.engine.breakers[mode]
+        if (budget := settings.get("thinking_budget")) is not None and budget < 0:
+            raise InputError(f"thinking_budget must be 0 or more tokens, not {budget}")
         if mode == "instruct":
             settings = {name: value for name, value in settings.items() if name != "thinking_budget"}
         body = endpoint.body(self.conversation, settings)
@@ -215,13 +223,42 @@ async def _awaited(listing: Any) -> Any:
     return await listing
 
 
-async def _read(client: Any, body: dict[str, Any], headers: dict[str, str], put: Callable[[Any], None]) -> None:
-    try:
-        stream = await client.chat.completions.create(
-            **body, stream=True, stream_options={"include_usage": True}, extra_headers=headers
-        )
-        async with stream:
-            async for chunk in stream:
-                put(chunk)
-    except Exception as error:  # handed to the thread that waits
-        put(error)
+async def _read(
+    client: Any, retries: int, body: dict[str, Any], headers: dict[str, str], put: Callable[[Any], None]
+) -> None:
+    """Errors within a stream are retried here if no token came before them, errors before a stream by `client`."""
+    for attempt in range(retries + 1):
+        begun = False
+        try:
+            stream = await client.chat.completions.create(
+                **body, stream=True, stream_options={"include_usage": True}, extra_headers=headers
+            )
+            async with stream:
+                async for chunk in stream:
+                    if getattr(chunk, "object", None) == "error":  # as older servers have it
+                        raise _in_stream(stream, chunk)
+                    begun = begun or _has_text_or_end(chunk)
+                    put(chunk)
+            if begun or attempt == retries:
+                return
+        except Exception as error:  # handed to the thread that waits
+            if begun or attempt == retries or not is_temporary(error) or hasattr(error, "status_code"):
+                put(error)
+                return
+        await asyncio.sleep(min(0.5 * 2**attempt, 8.0) * random.uniform(0.75, 1.0))
+
+
+def _has_text_or_end(chunk: Any) -> bool:
+    for choice in getattr(chunk, "choices", None) or []:
+        delta = getattr(choice, "delta", None)
+        parts = (getattr(delta, name, None) for name in ("content", "reasoning_content", "reasoning", "refusal"))
+        if getattr(choice, "finish_reason", None) or any(parts):
+            return True
+    return False
+
+
+def _in_stream(stream: Any, chunk: Any) -> Exception:
+    import openai
+
+    body = chunk.to_dict()
+    return openai.APIError(str(body.get("message")), stream.response.request, body=body)

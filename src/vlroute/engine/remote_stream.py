@@ -1,27 +1,34 @@
-"""One stream of an endpoint: chunks to pieces, counts and seconds; errors to what the caller can do about them."""
+"""Reads one stream of an endpoint: chunks to pieces, token counts and seconds; errors to what a caller can do."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from vlroute.engine.endpoint import Endpoint
 from vlroute.engine.protocol import FinishReason, OnPiece, Reply
-from vlroute.engine.remote_text import RemoteText
-from vlroute.errors import EndpointError, InputError, ModeUnavailable, VLRouteError
+from vlroute.engine.remote_errors import failure, is_overload
+from vlroute.engine.remote_text import Pieces, RemoteText
+from vlroute.errors import ModeUnavailable
 from vlroute.modes import Mode
 
 POLL_SECONDS = 0.02
-_REFUSED, _MISCONFIGURED, OVERLOADED = (400, 413, 415, 422), (401, 403, 404), 429
+#: How long to wait, once the answer is complete, for the token counts and the end of the stream.
+END_SECONDS = 2.0
+_FINISH: dict[str, FinishReason] = {
+    "stop": "stop", "eos_token": "stop", "length": "length", "max_tokens": "length", "content_filter": "content_filter",
+}  # fmt: skip
+_FAILED = ("error", "abort", "insufficient_system_resource")
 
 
 class RemoteStream:
-    """Read by the thread that asked, from `queue`, which another one fills with chunks, errors, and at last None.
+    """One stream. The thread that asked reads it from `queue`, which another thread fills with chunks, errors and at
+    last None.
 
-    Tokens are the server's own counts; where it sends none, a piece counts as a token.
+    Token counts are the server's own. Where it sends none, a chunk counts as one token.
     """
 
     def __init__(
@@ -34,34 +41,40 @@ class RemoteStream:
         self._usage: Any = None
         self._encoded: int | None = None
         self._finish: str | None = None
-        self._pieces = {"thinking": 0, "answer": 0}
+        self._refused = self._begun = False
         self._began, self._first = time.perf_counter(), 0.0
+        self._deadline, self._patience = self._began + endpoint.read_seconds, endpoint.read_seconds
 
     def read(self) -> Reply:
-        """Until the answer ends, is cancelled, or comes to a stop string. Errors as of `RemoteRequest.answer`."""
+        """Until the answer ends, is cancelled, or reaches a stop string. Errors as of `RemoteRequest.answer`."""
         while (chunk := self._next()) is not None:
             if isinstance(chunk, Exception):
-                error = failure(chunk, self._endpoint.name, bool(self._first))
-                self.overloaded = getattr(chunk, "status_code", None) == OVERLOADED
-                raise error from chunk
+                if self._finish is not None:  # the answer is complete; only its token counts are missing
+                    break
+                self.overloaded = is_overload(chunk)
+                raise failure(chunk, self._endpoint.name, self._begun) from chunk
             self._take(chunk)
             if self._text.stop.found:
                 return self._reply("stop")
-        if self._cancel is not None and self._cancel.is_set():
-            return self._reply("cancelled")
-        if self._finish is None:
-            raise ModeUnavailable(f"{self._endpoint.name} broke off before the end of its answer", bool(self._first))
-        for channel, piece in self._text.flush():
-            self._on_piece(channel, piece)
-        return self._reply("length" if self._finish == "length" else "stop")
+        cancelled = self._cancel is not None and self._cancel.is_set()
+        if self._finish in _FAILED or (self._finish is None and not cancelled):
+            raise ModeUnavailable(f"{self._endpoint.name} broke off before the end of its answer", self._begun)
+        reason = "cancelled" if cancelled else _FINISH.get(self._finish or "", "length")
+        self._hand_out(self._text.flush(complete=reason == "stop"))
+        return self._reply(reason)
 
     def _next(self) -> Any:
-        """None at the end and once cancelled."""
+        """The next chunk or error. None at the end, and once cancelled."""
         while True:
             if self._cancel is not None and self._cancel.is_set():
                 return None
+            left = self._deadline - time.perf_counter()
+            if left <= 0 and self._finish is not None:
+                return None
+            if left <= 0:
+                raise ModeUnavailable(f"{self._endpoint.name} sent no token for {self._patience:g} s", self._begun)
             try:
-                return self.queue.get(timeout=None if self._cancel is None else POLL_SECONDS)
+                return self.queue.get(timeout=left if self._cancel is None else min(left, POLL_SECONDS))
             except Empty:
                 continue
 
@@ -69,57 +82,83 @@ class RemoteStream:
         self._usage = getattr(chunk, "usage", None) or self._usage
         if told := (chunk.model_extra or {}).get("vlroute"):  # a server of this kind
             self._encoded = told.get("encoded", self._encoded)
-            self._text.reasoning = "parsed"
-        for choice in chunk.choices[:1]:
-            self._finish = choice.finish_reason or self._finish
-            delta = choice.delta
-            # vLLM says `reasoning`, SGLang and transformers `reasoning_content`, some both
-            reasoning = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None) or ""
-            content = delta.content or ""
+            self._hand_out(self._text.parsed())
+        for choice in (getattr(chunk, "choices", None) or [])[:1]:
+            delta = getattr(choice, "delta", None)
+            # vLLM says `reasoning`, SGLang, llama.cpp and transformers `reasoning_content`, some both
+            reasoning = self._part(delta, "reasoning_content") or self._part(delta, "reasoning")
+            refusal = self._part(delta, "refusal")
+            self._refused = self._refused or bool(refusal)
+            content = self._part(delta, "content") + refusal
+            self._finish = getattr(choice, "finish_reason", None) or self._finish
             if reasoning or content:
                 self._first = self._first or time.perf_counter()
-            for channel, piece in self._text.push(reasoning, content):
-                self._pieces[channel] += 1
-                self._on_piece(channel, piece)
+                self._wait(min(self._endpoint.idle_seconds, self._endpoint.read_seconds))
+                self._hand_out(self._text.push(reasoning, content))
+            if self._finish is not None:
+                self._wait(min(END_SECONDS, self._patience))
+
+    def _part(self, delta: Any, name: str) -> str:
+        value = getattr(delta, name, None) or ""
+        if not isinstance(value, str):
+            raise ModeUnavailable(f"{self._endpoint.name} sent a {name} that is not text", self._begun)
+        return value
+
+    def _wait(self, seconds: float) -> None:
+        self._deadline, self._patience = time.perf_counter() + seconds, seconds
+
+    def _hand_out(self, pieces: Pieces) -> None:
+        for channel, piece in pieces:
+            self._begun = True
+            self._on_piece(channel, piece)
 
     def _reply(self, reason: FinishReason) -> Reply:
         ended = time.perf_counter()
         first = self._first or ended
-        used = self._usage
-        prompt = getattr(used, "prompt_tokens_details", None)
-        completion = getattr(used, "completion_tokens_details", None)
-        total = used.completion_tokens if used else sum(self._pieces.values())
-        thought = getattr(completion, "reasoning_tokens", None)
+        text, thinking, notes = self._text.text("answer"), self._text.text("thinking"), []
+        if self._refused:
+            reason = "content_filter" if reason == "stop" else reason
+            notes.append("the server refused to answer")
+        if self._finish is not None and self._finish not in _FINISH:
+            notes.append(f"the server ended with finish_reason {self._finish[:40]!r}")
+        if not text and reason != "cancelled" and not self._text.stop.found:
+            reason = "length" if reason == "stop" else reason
+            notes.append("the server returned no answer")
+        prompt = getattr(self._usage, "prompt_tokens_details", None)
+        chunks = self._text.chunks
+        total = _count(self._usage, "completion_tokens")
+        total = sum(chunks.values()) if total is None else total
+        thought = _count(getattr(self._usage, "completion_tokens_details", None), "reasoning_tokens")
+        if thinking and not thought:  # vLLM's deepseek_r1 parser reports 0
+            seen, whole = chunks["thinking"], sum(chunks.values())
+            if 2 * whole < total:  # many tokens to a chunk
+                seen, whole = len(thinking), len(thinking) + len(text)
+            thought = min(max(round(total * seen / whole), 1), max(total - bool(text), 0))
         return Reply(
-            text=self._text.texts["answer"],
-            thinking=self._text.texts["thinking"],
+            text=text,
+            thinking=thinking,
             finish_reason=reason,
-            prompt_tokens=used.prompt_tokens if used else 0,
-            cached_tokens=getattr(prompt, "cached_tokens", None) or 0,
-            vision_tokens=getattr(prompt, "image_tokens", None) or 0,
+            prompt_tokens=_count(self._usage, "prompt_tokens"),
+            cached_tokens=_count(prompt, "cached_tokens") or 0,
+            vision_tokens=_vision_tokens(prompt),
             completion_tokens=total,
-            thinking_tokens=min(self._pieces["thinking"], total) if thought is None else thought,
+            thinking_tokens=min(thought or 0, total),
             vision_seconds=0.0,
             prefill_seconds=first - self._began,
             decode_seconds=ended - first,
             encoded=self._encoded,
+            note="; ".join(notes),
         )
 
 
-def failure(error: Exception, name: str, begun: bool) -> VLRouteError:
-    """What an error of the openai package means for whoever asked."""
-    status, said = getattr(error, "status_code", None), _said(error)
-    if status in _REFUSED:
-        return InputError(f"{name} refuses the request: {said}")
-    if status in _MISCONFIGURED:
-        return EndpointError(f"{name} answers {status}: {said}; check key, model and address")
-    if status == OVERLOADED:
-        return ModeUnavailable(f"{name} has too much to do", begun)
-    what = f"answers {status}" if status else "broke off" if begun else "cannot be reached"
-    return ModeUnavailable(f"{name} {what}: {said}", begun)
+def _count(counts: Any, name: str) -> int | None:
+    value = counts.get(name) if isinstance(counts, Mapping) else getattr(counts, name, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _said(error: Exception) -> str:
-    body = getattr(error, "body", None)
-    message = body.get("message") if isinstance(body, dict) else None
-    return " ".join(str(message or error or type(error).__name__).split())[:300]
+def _vision_tokens(prompt: Any) -> int:
+    """Of pictures and videos: `image_tokens`, or vLLM's `multimodal_tokens`, a number or one per modality."""
+    parts = getattr(prompt, "multimodal_tokens", None)
+    if isinstance(parts, Mapping):
+        return sum(_count(parts, name) or 0 for name in ("image", "video"))
+    return _count(prompt, "image_tokens") or _count(prompt, "multimodal_tokens") or 0

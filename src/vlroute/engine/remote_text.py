@@ -1,4 +1,4 @@
-"""Reasoning apart from the answer in what a server streams, whichever way it marks it."""
+"""Separates reasoning from the answer in the text that a server streams."""
 
 from __future__ import annotations
 
@@ -8,53 +8,121 @@ from vlroute.engine.endpoint import Reasoning
 from vlroute.engine.protocol import Channel
 from vlroute.engine.stop_text import StopText
 from vlroute.engine.trimmed import Trimmed
+from vlroute.think_tags import Tag, ThinkTags
 
-END = "</think>"
+Pieces = Iterator[tuple[Channel, str]]
 
 
 class RemoteText:
-    """Pieces of a stream to pieces of thinking and of answer. `stops` end the answer, not the thinking.
+    """Turns the chunks of a stream into pieces of thinking and of answer, the same ones however the text is cut.
 
-    A server with a reasoning parser sends reasoning in a field of its own; one without sends all as content, where
-    `</think>` ends the thought. "auto": the first piece that comes says which one it is.
+    A server with a reasoning parser sends reasoning in a field of its own and the answer as content. A server without
+    one sends everything as content, in which `</think>` ends the thought. With "auto" the stream itself shows which of
+    them it is. Until it does, content is held back. If it never does, content is the answer when the server completed
+    it, and a thought that was cut off when not.
     """
 
     def __init__(self, thinking: bool, reasoning: Reasoning = "auto", stops: Sequence[str] = ()) -> None:
-        self.reasoning: Reasoning = reasoning if thinking else "parsed"
-        self.texts: dict[Channel, str] = {"thinking": "", "answer": ""}
+        """
+        Args:
+            thinking: whether the server was asked to think first.
+            reasoning: see `Endpoint`.
+            stops: strings that end the answer, but not the thinking.
+        """
         self.stop = StopText(stops)
+        self.chunks: dict[Channel, int] = {"thinking": 0, "answer": 0}  # how many brought text
+        self._said: dict[Channel, list[str]] = {"thinking": [], "answer": []}
         self._trimmed: dict[Channel, Trimmed] = {"thinking": Trimmed(), "answer": Trimmed()}
-        self._end = StopText([END])  # holds back what may be the beginning of the mark
-        self._ended = False
+        self._raw = thinking and reasoning != "parsed"  # content may contain the thought
+        self._undecided: list[str] | None = [] if self._raw and reasoning == "auto" else None  # all content so far
+        self._channel: Channel | None = "thinking" if self._raw else "answer"  # of content; None if not known yet
+        self._held: list[str] = []  # content while its channel is not known
+        self._held_chunks = 0
+        self._tags = ThinkTags(thought=self._raw)
+        if self._undecided is not None:
+            self._channel = None
 
-    def push(self, reasoning: str, content: str) -> Iterator[tuple[Channel, str]]:
-        """What a chunk brought, either of them may be empty."""
-        if self.reasoning == "auto" and (reasoning or content):
-            self.reasoning = "parsed" if reasoning else "raw"
-        yield from self._said("thinking", reasoning)
-        if self.reasoning != "raw" or self._ended:
-            yield from self._said("answer", content)
+    def text(self, channel: Channel) -> str:
+        """All pieces of one channel, joined."""
+        return "".join(self._said[channel])
+
+    def push(self, reasoning: str, content: str) -> Pieces:
+        """Take in one chunk. Either part may be empty."""
+        if reasoning:
+            yield from self.parsed()
+            self.chunks["thinking"] += 1
+            yield from self._say("thinking", reasoning)
+        if content:
+            if self._channel is None:
+                self._held_chunks += 1
+            else:
+                self.chunks[self._channel] += 1
+            if self._undecided is not None:
+                self._undecided.append(content)
+            yield from self._take(self._tags.push(content))
+
+    def parsed(self) -> Pieces:
+        """Take note that the server has a reasoning parser, so that content is the answer."""
+        if not self._raw:
             return
-        held = self._end.held
-        thought = self._end.push(content.replace("<think>", ""))
-        yield from self._said("thinking", thought)
-        if self._end.found:
-            self._ended = True
-            _, _, answer = (held + content).partition(END)
-            yield from self._said("answer", answer)
+        self._raw = False
+        if self._undecided is not None:
+            content, self._undecided, self._held, self._tags = self._undecided, None, [], ThinkTags(thought=False)
+            self._settle("answer")
+            yield from self._take(self._tags.push("".join(content)))
+        elif self._channel == "thinking":
+            yield from self._take(self._tags.flush())
+            self._channel, self._tags = "answer", ThinkTags(thought=False)
 
-    def flush(self) -> Iterator[tuple[Channel, str]]:
-        """What was held back in case a mark or a stop string had begun."""
-        if self.reasoning == "raw" and not self._ended:
-            yield from self._said("thinking", self._end.flush())
+    def flush(self, complete: bool) -> Pieces:
+        """What was held back.
+
+        Args:
+            complete: whether the server says that its answer is complete.
+        """
+        yield from self._take(self._tags.flush())
+        if self._undecided is not None and complete:
+            yield from self.parsed()
+            yield from self._take(self._tags.flush())
+        if self._channel is None:  # a thought that was cut off, or an answer that begins with the word <think>
+            yield from self._release("answer" if self._undecided is None else "thinking")
         if rest := self.stop.flush():
-            self.texts["answer"] += rest
+            self._said["answer"].append(rest)
             yield "answer", rest
 
-    def _said(self, channel: Channel, text: str) -> Iterator[tuple[Channel, str]]:
-        piece = self._trimmed[channel].push(text) if text else ""
+    def _take(self, items: Iterator[str | Tag]) -> Pieces:
+        for item in items:
+            if item is Tag.CLOSE:
+                if self._channel is None:
+                    if self._undecided is None:
+                        del self._held[0]  # the opening tag
+                    yield from self._release("thinking")
+                self._channel, self._undecided = "answer", None
+            elif isinstance(item, str):
+                if self._channel is None:
+                    self._held.append(item)
+                else:
+                    yield from self._say(self._channel, item)
+            elif self._undecided is not None and self._tags.empty:  # a thought that begins with <think>
+                self._undecided = None
+                yield from self._release("thinking")
+            elif self._channel == "answer":  # an answer that begins with <think>
+                self._channel = "thinking" if self._raw else None
+                self._held = [] if self._raw else [item.value]
+
+    def _release(self, channel: Channel) -> Pieces:
+        held, self._held = self._held, []
+        self._settle(channel)
+        yield from self._say(channel, "".join(held))
+
+    def _settle(self, channel: Channel) -> None:
+        self.chunks[channel] += self._held_chunks
+        self._held_chunks, self._channel = 0, channel
+
+    def _say(self, channel: Channel, text: str) -> Pieces:
+        piece = self._trimmed[channel].push(text)
         if channel == "answer":
             piece = self.stop.push(piece)
         if piece:
-            self.texts[channel] += piece
+            self._said[channel].append(piece)
             yield channel, piece

@@ -130,7 +130,7 @@ class ClusterRouter(Router):
         """Learn the replicas' pace, which the decisions made here go by."""
         if answer.finish_reason != "cancelled":
             timing, used = answer.timing, answer.usage
-            read = used.prompt_tokens - used.cached_tokens
+            read = None if used.prompt_tokens is None else used.prompt_tokens - used.cached_tokens
             self.judge.observe(answer.decision.mode, used.completion_tokens, timing.prefill, timing.decode, read)
 
     def _guess(self, conversation: Conversation, wish: Wish, emit: Callable[[Event], Any]) -> Decided:

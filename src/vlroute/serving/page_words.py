@@ -113,7 +113,8 @@ EN = Words(
     tokens="{} tokens",
     no_text={
         "stop": "(empty answer)",
-        "length": "No answer: out of tokens while still reasoning.", "cancelled": "Stopped before an answer.",
+        "length": "No answer: the reasoning had no end.", "cancelled": "Stopped before an answer.",
+        "content_filter": "No answer: the model server withheld it.",
     },
     cut="cut off: out of tokens",
     stopped="stopped; left out of the conversation",
@@ -199,7 +200,8 @@ ZH = Words(
     tokens="{} 词元",
     no_text={
         "stop": "（空回答）",
-        "length": "没有答案：推理尚未结束，词元已用完。", "cancelled": "在给出答案前已停止。",
+        "length": "没有答案：推理没有结束。", "cancelled": "在给出答案前已停止。",
+        "content_filter": "没有答案：模型服务器拒绝给出。",
     },
     cut="未写完：词元已用完",
     stopped="已停止；不计入对话",

@@ -29,9 +29,11 @@ def completion(answer: Answer, ignored: Sequence[str], hide_reasoning: bool = Fa
     }  # fmt: skip
 
 
-def usage(answer: Answer) -> dict[str, Any]:
-    """Tokens, under OpenAI's names; those of pictures and videos as `image_tokens`."""
+def usage(answer: Answer) -> dict[str, Any] | None:
+    """Tokens, under OpenAI's names; those of pictures and videos as `image_tokens`. None if an endpoint sent none."""
     used = answer.usage
+    if used.prompt_tokens is None:
+        return None
     return {
         "prompt_tokens": used.prompt_tokens,
         "completion_tokens": used.completion_tokens,
@@ -78,6 +80,8 @@ class Chunks:
                 yield self._chunk({"content": text})
             case Finished(answer):
                 told = {"id": answer.id, "timing": asdict(answer.timing), "encoded": answer.usage.encoded}
+                if answer.decision != self.decided.decision:  # its reason says what is wrong with the answer
+                    told["decision"] = answer.decision.as_dict()
                 yield self._chunk({}, answer.finish_reason, vlroute=told)
                 if self.with_usage:
                     yield data({**self._head(), "choices": [], "usage": usage(answer)})

@@ -1,0 +1,219 @@
+"""Finds `<think>` and `</think>` in text that arrives in pieces. A tag inside Markdown code is text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterable, Iterator
+from enum import Enum
+
+
+class Tag(Enum):
+    """A border between thought and answer."""
+
+    OPEN = "<think>"
+    CLOSE = "</think>"
+
+
+_TOKENS = re.compile(r"</?think>|`+|~+|\n|[^<`~\n]+|<")
+_PARTIAL = re.compile(r"</?(?:t(?:h(?:i(?:nk?)?)?)?)?$")  # a tag may continue in the next piece
+#: What may precede a code fence in its line: quote and list markers.
+_INDENT = re.compile(r"(?:[ \t\r>]|[-*+](?=[ \t]|$)|\d{1,9}(?:[.)](?=[ \t]|$)|$))*$")
+_LONGEST_INDENT = 100
+
+
+class ThinkTags:
+    """Splits text into thoughts and answers, whatever pieces it arrives in. Takes linear time.
+
+    A thought ends at the first `</think>` outside code. An answer that begins with `<think>` opens another thought. Any
+    other `<think>` in an answer is text; any other `</think>` outside code is dropped.
+
+    Code is a Markdown code span (between two runs of equally many backticks in one paragraph) or a fenced block. A
+    fence that is left open in an answer reaches to the end, as in Markdown. A fence that is left open in a thought
+    hides no tag, because otherwise the whole answer would be lost.
+    """
+
+    def __init__(self, thought: bool) -> None:
+        """
+        Args:
+            thought: whether the text begins inside a thought, as it does after a prompt that ends with `<think>`.
+        """
+        self._partial = ""
+        self._begin(thought)
+
+    def _begin(self, thought: bool) -> None:
+        self.thought, self.empty, self._document = thought, True, _Document(thought)  # empty but for white space
+
+    def push(self, piece: str) -> Iterator[str | Tag]:
+        """Text, and the tags at a border or (`OPEN`) within a thought, as soon as they are certain."""
+        text = self._partial + piece
+        found = _PARTIAL.search(text, max(len(text) - len(Tag.CLOSE.value), 0))
+        cut = found.start() if found else len(text)
+        self._partial = text[cut:]
+        yield from self._scan(text[:cut])
+
+    def flush(self) -> Iterator[str | Tag]:
+        """What was held back, when the text has ended."""
+        rest, self._partial = self._partial, ""
+        yield from self._scan(rest)
+        while True:
+            document = self._document
+            rest = yield from self._passed(list(document.end()))
+            if document is self._document:  # no other border was found
+                return
+            yield from self._scan(rest)
+
+    def _scan(self, text: str) -> Iterator[str | Tag]:
+        todo = [_TOKENS.finditer(text)]
+        while todo:
+            if (token := next(todo[-1], None)) is None:
+                todo.pop()
+            elif rest := (yield from self._passed(list(self._document.read(token[0])))):
+                todo.append(_TOKENS.finditer(rest))
+
+    def _passed(self, items: list[str | Tag]) -> Generator[str | Tag, None, str]:
+        """Pass items on; returns the text after a border, which belongs to a new document."""
+        for i, item in enumerate(items):
+            if item is (Tag.CLOSE if self.thought else Tag.OPEN) and (self.thought or self.empty):
+                rest = _text(items[i + 1 :]) + _text(self._document.held)
+                self._begin(not self.thought)
+                yield item
+                return rest
+            if isinstance(item, str):
+                self.empty = self.empty and not item.strip()
+                yield item
+            elif item is Tag.OPEN:
+                yield item if self.thought else item.value
+        return ""
+
+
+class _Document:
+    """Markdown, read token by token; gives each tag as a Tag or, if it is inside code, as text."""
+
+    def __init__(self, thought: bool) -> None:
+        self._thought = thought
+        self.held: list[str | Tag] = []  # from the first tag of which it is not known whether it is inside code
+        self._runs: list[tuple[int, int]] = []  # of backticks, from the first without a partner: length, place in held
+        self._run = ("", 0, 0)  # the run of backticks or tildes that may go on: character, length, place
+        self._indent: str | None = ""  # the line so far, while a fence may follow
+        self._opening: tuple[str, int, int] | None = None  # the run that makes this line a fence if no backtick follows
+        self._fence: tuple[str, int, int] | None = None
+        self._closing = False
+
+    def read(self, token: str) -> Iterator[str | Tag]:
+        kind = token[0]
+        if kind in "`~" and kind == self._run[0]:
+            self._run = (kind, self._run[1] + len(token), self._run[2])
+            yield from self._given(token)
+            return
+        yield from self._end_run()
+        if kind in "`~":
+            self._run = (kind, len(token), len(self.held))
+            yield from self._given(token)
+        elif token == "\n":
+            yield from self._end_line()
+            yield from self._given(token)
+        elif token in (Tag.OPEN.value, Tag.CLOSE.value):
+            yield from self._tag(Tag(token))
+        else:
+            if self._indent is not None:
+                self._indent += token
+                if len(self._indent) > _LONGEST_INDENT or not _INDENT.match(self._indent):
+                    self._indent = None
+            self._closing = self._closing and not token.strip()
+            yield from self._given(token)
+
+    def end(self) -> Iterator[str | Tag]:
+        """What was held back."""
+        yield from self._end_run()
+        yield from self._end_line()
+        yield from self._released()
+
+    def _given(self, item: str | Tag) -> Iterator[str | Tag]:
+        if self.held:
+            self.held.append(item)
+        else:
+            yield item
+
+    def _tag(self, tag: Tag) -> Iterator[str | Tag]:
+        if self._closing and tag is Tag.CLOSE:  # "```</think>"
+            yield from self._end_line()
+        self._indent, self._closing = None, False
+        if self._fence and not self._thought:
+            yield from self._given(tag.value)
+        elif self._fence or self._runs or self._opening:
+            self.held.append(tag)
+        else:
+            yield from self._given(tag)
+
+    def _end_run(self) -> Iterator[str | Tag]:
+        (kind, length, place), self._run = self._run, ("", 0, 0)
+        if not kind:
+            return
+        first, self._indent = self._indent is not None and length >= 3, None
+        if self._fence:
+            self._closing = first and kind == self._fence[0] and length >= self._fence[1]
+            return
+        if kind == "`" and self._opening and self._opening[0] == "`":  # what opened this line was no fence
+            (_, opened, place), self._opening = self._opening, None
+            if len(self._runs) > 1 and self._runs[0][0] == opened:  # but it closed a span
+                code, after, self.held, self._runs = self.held[:place], self.held[place:], [], []
+                yield _text(code)
+                yield from after
+                place = 0
+        if first:
+            self._opening = (kind, length, place)
+        elif self._opening or kind == "~":
+            return
+        elif self._runs and self._runs[0][0] == length:
+            self._runs.clear()
+            yield from self._as_text()
+            return
+        if kind == "`":
+            self._runs.append((length, place))
+
+    def _end_line(self) -> Iterator[str | Tag]:
+        if self._fence and self._closing:
+            self._fence, self._closing = None, False
+            yield from self._as_text()
+        elif self._opening:
+            (kind, _, place), self._fence, self._opening = self._opening, self._opening, None
+            if kind == "`":
+                self._runs.pop()
+            after, self.held = self.held[place:], self.held[:place]
+            yield from self._released()
+            if self._thought and any(isinstance(item, Tag) for item in after):
+                self.held = after
+            else:
+                yield _text(after)
+        elif not self._fence and self._indent is not None and not self._indent.strip():  # the paragraph ends
+            yield from self._released()
+        self._indent = ""
+
+    def _as_text(self) -> Iterator[str]:
+        """What was held, all of it inside code."""
+        if self.held:
+            yield _text(self.held)
+            self.held = []
+
+    def _released(self) -> Iterator[str | Tag]:
+        """What was held: tags inside the code spans of this paragraph as text, the others as tags."""
+        partner: dict[int, int] = {}  # place of the next run of the same length
+        following: dict[int, int] = {}
+        for i in range(len(self._runs) - 1, -1, -1):
+            length = self._runs[i][0]
+            if length in following:
+                partner[i] = following[length]
+            following[length] = i
+        i = place = 0
+        while i < len(self._runs):
+            if (end := partner.get(i)) is not None:
+                yield from self.held[place : self._runs[i][1]]
+                yield _text(self.held[self._runs[i][1] : self._runs[end][1]])
+                i, place = end, self._runs[end][1]
+            i += 1
+        yield from self.held[place:]
+        self.held, self._runs = [], []
+
+
+def _text(items: Iterable[str | Tag]) -> str:
+    return "".join(item if isinstance(item, str) else item.value for item in items)

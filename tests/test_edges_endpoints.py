@@ -1,0 +1,394 @@
+"""Endpoints at the edges: every dialect of reasoning, every end of a stream, every fault; against a scripted server."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.scripted_endpoint import DONE, HANG_UP, USAGE, Scripted, failed, said, scripted_endpoint
+from vlroute import Answer, Policy, Router
+from vlroute.answer import AnswerDelta, Finished, ThinkingDelta
+from vlroute.engine.endpoint import Endpoint
+from vlroute.errors import EndpointError, InputError, ModeUnavailable
+
+END = [said(end="stop"), USAGE, DONE]
+CUT = [said(end="length"), USAGE, DONE]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Scripted]:
+    with scripted_endpoint() as script:
+        yield script
+
+
+@pytest.fixture(scope="module")
+def routers(server: Scripted) -> dict[str, Router]:
+    return {reasoning: server.router(reasoning=reasoning) for reasoning in ("auto", "parsed", "raw")}
+
+
+def asked(server: Scripted, router: Router, steps: Sequence[Any], mode: Any = "thinking", **options: Any) -> Answer:
+    """The answer to one script, whose pieces must be its text."""
+    server.play(steps)
+    events = list(router.stream("How many?", mode=mode, **options))
+    answer = events[-1].answer if isinstance(events[-1], Finished) else pytest.fail("no answer")
+    assert answer.text == "".join(one.text for one in events if isinstance(one, AnswerDelta))
+    assert answer.thinking == "".join(one.text for one in events if isinstance(one, ThinkingDelta))
+    return answer
+
+
+FIELD = [said(None, "so"), said("2")]
+SPACE_FIRST = [said("\n"), said(None, "so"), said("\n2")]
+ANSWER_FIRST = [said("2"), said(None, "so")]
+MIXED = [said(" "), said("2", "s"), said(None, "o"), said("")]
+IN_TEXT = [said("\nso\n"), said("</th"), said("ink>"), said("\n\n2")]
+BOTH_TAGS = [said("<thi"), said("nk>\nso</thin"), said("k>2")]
+PLAIN = [said("2")]
+
+
+@pytest.mark.parametrize(
+    ("steps", "reasoning", "expected"),
+    [
+        *((steps, setting, ("so", "2")) for steps in (FIELD, SPACE_FIRST, ANSWER_FIRST, MIXED)
+          for setting in ("auto", "parsed")),
+        *((steps, setting, ("so", "2")) for steps in (FIELD, SPACE_FIRST, IN_TEXT, BOTH_TAGS)
+          for setting in ("auto", "raw")),
+        (BOTH_TAGS, "parsed", ("so", "2")),
+        (PLAIN, "auto", ("", "2")),
+        (PLAIN, "parsed", ("", "2")),
+        ([said("so </think> `</think>` 2 </think>")], "auto", ("so", "`</think>` 2")),
+        ([said("so `</think>` so</think>2")], "auto", ("so `</think>` so", "2")),
+        ([said("so ```\nx\n</think>\n\n2")], "raw", ("so ```\nx", "2")),
+        ([said("so</think><think>so</think>2")], "raw", ("soso", "2")),
+        ([said(None, "so"), said("so </think>\n\n2")], "auto", ("so", "so \n\n2")),
+        ([said(None, "so"), said("```\n</think>\n```")], "auto", ("so", "```\n</think>\n```")),
+    ],
+)  # fmt: skip
+def test_reasoning_and_answer_of_every_dialect(
+    server: Scripted, routers: dict[str, Router], steps: Any, reasoning: str, expected: tuple[str, str]
+) -> None:
+    answer = asked(server, routers[reasoning], [*steps, *END])
+    assert (answer.thinking, answer.text, answer.finish_reason) == (*expected, "stop")
+
+
+@pytest.mark.parametrize("mode", ["instruct", "thinking"])
+@pytest.mark.parametrize("text", ["2</think>", "</think>2", "2 </think>\n</think>"])
+def test_no_closing_tag_stays_in_an_answer(server: Scripted, routers: dict[str, Router], mode: Any, text: str) -> None:
+    answer = asked(server, routers["parsed"], [said(text), *END], mode)
+    assert (answer.text, answer.finish_reason) == ("2", "stop")
+
+
+@pytest.mark.parametrize("reasoning", ["auto", "parsed", "raw"])
+@pytest.mark.parametrize("mode", ["instruct", "thinking"])
+@pytest.mark.parametrize("steps", [[said(None, "so")], [said("")], [said("\n")], [said("so</think>\n")], []])
+def test_an_empty_answer_is_no_success(
+    server: Scripted, routers: dict[str, Router], steps: Any, mode: Any, reasoning: str
+) -> None:
+    if mode == "instruct" and steps == [said("so</think>\n")]:
+        steps = [said("</think>\n")]
+    answer = asked(server, routers[reasoning], [*steps, *END], mode)
+    if reasoning == "parsed" and answer.text == "so":  # by its setting, content is the answer
+        return
+    assert (answer.text, answer.finish_reason) == ("", "length")
+    assert "no answer" in answer.decision.reason
+
+
+@pytest.mark.parametrize("reasoning", ["auto", "raw"])
+def test_a_thought_that_is_cut_off_is_no_answer(server: Scripted, routers: dict[str, Router], reasoning: str) -> None:
+    answer = asked(server, routers[reasoning], [said("so"), *CUT])
+    assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "", "length")
+
+
+def test_a_thought_of_a_raw_server_that_ends_by_itself(server: Scripted, routers: dict[str, Router]) -> None:
+    answer = asked(server, routers["raw"], [said("so"), *END])
+    assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "", "length")
+    assert "no answer" in answer.decision.reason
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        ("stop", "stop"),
+        ("length", "length"),
+        ("content_filter", "content_filter"),
+        ("tool_calls", "length"),
+        ("something_new", "length"),
+    ],
+)
+def test_finish_reasons(server: Scripted, routers: dict[str, Router], end: str, expected: str) -> None:
+    for mode in ("instruct", "thinking"):
+        answer = asked(server, routers["auto"], [said(None, "so"), said("2"), said(end=end), DONE], mode)
+        assert (answer.text, answer.finish_reason) == ("2", expected)
+        assert (repr(end) in answer.decision.reason) == (end in ("tool_calls", "something_new"))
+
+
+def test_a_refusal_is_an_answer_that_was_withheld(server: Scripted, routers: dict[str, Router]) -> None:
+    answer = asked(server, routers["auto"], [said(None, refusal="I can't "), said(None, refusal="say."), *END])
+    assert (answer.text, answer.finish_reason) == ("I can't say.", "content_filter")
+    assert "refused" in answer.decision.reason
+
+
+@pytest.mark.parametrize("end", ["error", "abort"])
+def test_a_server_that_gives_up_gave_no_answer(server: Scripted, routers: dict[str, Router], end: str) -> None:
+    with pytest.raises(ModeUnavailable):
+        asked(server, routers["auto"], [said(None, "so"), said("2"), said(end=end), DONE])
+
+
+TEXT = st.lists(
+    st.sampled_from([
+        "</think>", "<think>", "`", "``", "```", "```\n", "\n", "\n\n", "~~~\n", "~", " ", "a", "<", "</", "</thin",
+        "think>", "- ", "> ", "1. ", "END", "EN", "\r\n", "é",
+    ]),
+    max_size=14,
+).map("".join)  # fmt: skip
+CUTS = st.lists(st.integers(0, 60), max_size=10)
+
+
+def pieces(text: str, cuts: list[int]) -> list[str]:
+    at = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
+    return [text[a:b] for a, b in itertools.pairwise(at)]
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    TEXT, TEXT, CUTS, st.sampled_from(["auto", "parsed", "raw"]), st.sampled_from(["instruct", "thinking"]),
+    st.sampled_from([END, CUT]), st.booleans(),
+)  # fmt: skip
+def test_chunks_do_not_matter(
+    server: Scripted, routers: dict[str, Router], reasoning: str, text: str, cuts: list[int], setting: str, mode: str,
+    end: Any, stop: bool,
+) -> None:  # fmt: skip
+    first = [said(None, reasoning)] if reasoning else []
+    options: Any = {"mode": mode, "stop": ["END", "a<"] if stop else None}
+    whole = asked(server, routers[setting], [*first, said(text), *end], **options)
+    parts = asked(server, routers[setting], [*first, *map(said, pieces(text, cuts)), *end], **options)
+    letters = asked(server, routers[setting], [*first, *map(said, text), *end], **options)
+    assert (
+        (whole.text, whole.thinking, whole.finish_reason)
+        == (parts.text, parts.thinking, parts.finish_reason)
+        == (letters.text, letters.thinking, letters.finish_reason)
+    )
+    assert whole.text or stop or whole.finish_reason != "stop"
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(TEXT)
+def test_tags_in_code_are_kept_and_others_removed(server: Scripted, routers: dict[str, Router], text: str) -> None:
+    markdown = pytest.importorskip("markdown_it")
+    text = "x " + text.replace("<think>", "").replace("```</think>", "").replace("\n> ", "\n")
+    parser = markdown.MarkdownIt("commonmark", {"html": False}).disable(["html_block", "html_inline", "code"])
+    inline = [child for token in parser.parse(text) for child in token.children or []]
+    code = [token.info + token.content for token in parser.parse(text) if token.type == "fence"]
+    code += [child.content for child in inline if child.type == "code_inline"]
+    answer = asked(server, routers["parsed"], [said(text), *END])
+    assert answer.text.count("</think>") == "".join(code).count("</think>") or "<" in text.replace("</think>", "")
+
+
+def test_usage_after_a_stop_string_is_right_or_absent(server: Scripted, routers: dict[str, Router]) -> None:
+    steps = [said(None, "so"), said("4"), said("EN"), said("D 5"), said(" 6"), *END]
+    answer = asked(server, routers["auto"], steps, stop=["END"])
+    assert (answer.text, answer.finish_reason) == ("4", "stop")
+    assert answer.usage.prompt_tokens is None
+    assert 0 < answer.usage.thinking_tokens < answer.usage.completion_tokens
+    running = [{**step, "usage": USAGE["usage"]} for step in steps[:4]]
+    answer = asked(server, routers["auto"], [*running, *steps[4:]], stop=["END"])
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (20, 9)
+    assert asked(server, routers["auto"], [said("2"), said(end="stop"), DONE]).usage.prompt_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ({"image_tokens": 5}, 5),
+        ({"multimodal_tokens": 5}, 5),
+        ({"multimodal_tokens": {"image": 3, "video": 2, "audio": 1}}, 5),
+        ({"multimodal_tokens": None}, 0),
+        ({}, 0),
+    ],
+)
+def test_usage_of_every_dialect(server: Scripted, routers: dict[str, Router], prompt: Any, expected: int) -> None:
+    used = {
+        "choices": [],
+        "usage": {
+            **USAGE["usage"], "prompt_tokens_details": {"cached_tokens": 4, **prompt},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        },
+    }  # fmt: skip
+    thought = [said(None, one) for one in "think"]
+    usage = asked(server, routers["auto"], [*thought, said("2"), said(end="stop"), used, DONE]).usage
+    assert (usage.prompt_tokens, usage.cached_tokens, usage.vision_tokens) == (20, 4, expected)
+    assert 0 < usage.thinking_tokens < usage.completion_tokens == 9
+
+
+def test_chunks_without_anything(server: Scripted, routers: dict[str, Router]) -> None:
+    empty = [
+        ": keep-alive\n\n", {"choices": []}, {"choices": None}, {"object": "chat.completion.chunk"},
+        said(None, None, role="assistant"), {"choices": [{"index": 0, "delta": None, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {"content": None, "reasoning": None}}], "usage": None},
+        {"choices": [{"index": 0}]},
+    ]  # fmt: skip
+    answer = asked(
+        server, routers["auto"], [*empty, said(None, "so", field="reasoning"), *empty, said("2"), *empty, *END]
+    )
+    assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "2", "stop")
+    with pytest.raises(ModeUnavailable, match="not text"):
+        asked(server, routers["auto"], [said(None, reasoning_content=[{"type": "text", "text": "2"}]), *END])
+
+
+REFUSALS = [
+    (400, None, InputError), ("400", None, InputError), (422, None, InputError), (401, None, EndpointError),
+    (404, None, EndpointError), (None, "BadRequestError", InputError), ("context_length_exceeded", None, InputError),
+    ("limit_exceeded", "invalid_request_error", InputError), (None, "exceed_context_size_error", InputError),
+    ("invalid_api_key", "invalid_request_error", EndpointError),
+    ("model_not_found", "invalid_request_error", EndpointError),
+]  # fmt: skip
+OUTAGES = [500, "500", 502, None, "server_error", "InternalServerError", "something_new"]
+OVERLOADS = [429, 503, "rate_limit_exceeded", "ServiceUnavailableError", "overloaded_error"]
+
+
+@pytest.mark.parametrize(("code", "kind", "error"), REFUSALS)
+def test_a_refusal_in_a_stream_is_no_outage(server: Scripted, code: Any, kind: Any, error: type[Exception]) -> None:
+    router = server.router(retries=2)
+    assert router.remote is not None
+    for flat in (False, True):
+        event = failed(code, kind)
+        server.play([{"object": "error", **event["error"]} if flat else event, DONE])
+        for _ in range(2):
+            with pytest.raises(error, match="that went wrong"):
+                router.ask("?", mode="thinking")
+        assert len(server.bodies) == 2  # and is not sent again
+    assert router.remote.breakers["thinking"].state == "closed"
+
+
+@pytest.mark.parametrize("code", [*OUTAGES, *OVERLOADS])
+def test_an_outage_in_a_stream_is_retried_before_the_first_token(server: Scripted, code: Any) -> None:
+    router = server.router(retries=1)
+    for steps in ([failed(code), DONE], [said(None, role="assistant"), failed(code, "what"), DONE]):
+        server.play(steps, [said("2"), *END])
+        assert router.ask("?", mode="instruct").text == "2"
+        assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize("steps", [[HANG_UP], [said(None, role="assistant"), HANG_UP], [": ping\n\n"], ["data: {\n\n"]])
+def test_a_stream_that_breaks_off_before_the_first_token(server: Scripted, steps: Any) -> None:
+    router = server.router(retries=1)
+    server.play(steps, [said("2"), *END])
+    if steps == ["data: {\n\n"]:  # no HTTP at fault: sent again it would say the same
+        with pytest.raises(ModeUnavailable):
+            router.ask("?", mode="instruct")
+        return
+    assert router.ask("?", mode="instruct").text == "2"
+
+
+@pytest.mark.parametrize("fault", [HANG_UP, failed(500), failed(503), failed("server_error")])
+def test_after_the_first_token_nothing_is_sent_again(server: Scripted, fault: Any) -> None:
+    router = server.router(retries=2)
+    server.play([said(None, "so"), said("2"), fault])
+    began = time.monotonic()
+    with pytest.raises(ModeUnavailable) as broken:
+        router.ask("?", mode="thinking")
+    assert broken.value.begun
+    assert len(server.bodies) == 1
+    assert time.monotonic() - began < 5  # a closed connection is noticed at once
+
+
+def test_only_outages_open_the_breaker_and_health_closes_it(server: Scripted) -> None:
+    router = server.router()
+    assert router.remote is not None
+    breaker = router.remote.breakers["instruct"]
+    for code in (*OVERLOADS, 400):
+        server.play([failed(code), DONE])
+        with pytest.raises((ModeUnavailable, InputError)):
+            router.ask("?", mode="instruct")
+    assert breaker.state == "closed"
+    server.play([failed(500), DONE])
+    for _ in range(3):
+        with pytest.raises(ModeUnavailable):
+            router.ask("?", mode="instruct")
+    assert breaker.state == "open"
+    server.play([said("2"), *END])
+    with pytest.raises(ModeUnavailable):
+        router.ask("?", mode="instruct")
+    health = router.remote.health()["instruct"]
+    assert (health.reachable, health.breaker, breaker.state) == (True, "closed", "closed")
+    assert router.ask("?", mode="instruct").text == "2"
+
+
+def test_what_was_held_back_was_not_handed_out(server: Scripted) -> None:
+    """The other mode may answer if the first one broke off before any piece was certain."""
+    router = Router.from_endpoints(
+        *2 * (Endpoint(server.url, "m", retries=0),), policy=Policy(price=0.0, unsure_mode="thinking")
+    )
+    server.play([said("so"), failed(500)], [said("2"), *END])
+    answer = router.ask("?")
+    assert (answer.text, answer.decision.mode, answer.decision.fallback) == ("2", "instruct", True)
+
+
+@pytest.mark.parametrize("steps", [[], [said("2")], [said(None, "so"), said("2")]])
+def test_a_server_that_stops_does_not_hold_the_client(server: Scripted, steps: Any) -> None:
+    router = server.router(idle_seconds=0.3, read_seconds=0.6 if not steps else 60.0)
+    for silent in ([30.0], 300 * [0.1, ": ping\n\n", said("")]):  # keep-alives are no tokens
+        server.play([*steps, *silent])
+        began = time.monotonic()
+        with pytest.raises(ModeUnavailable, match="no token for") as broken:
+            router.ask("?", mode="instruct")
+        assert broken.value.begun == bool(steps)
+        assert time.monotonic() - began < 10
+
+
+def test_a_slow_first_token_is_waited_for(server: Scripted) -> None:
+    router = server.router(idle_seconds=0.2)
+    server.play([0.8, said("2"), *END])
+    assert router.ask("?", mode="instruct").text == "2"
+
+
+@pytest.mark.parametrize("last", [30.0, HANG_UP, failed(500)])
+def test_a_complete_answer_needs_no_end_of_the_stream(server: Scripted, routers: dict[str, Router], last: Any) -> None:
+    began = time.monotonic()
+    answer = asked(server, routers["auto"], [said(None, "so"), said("2"), said(end="stop"), last])
+    assert (answer.text, answer.finish_reason, answer.usage.prompt_tokens) == ("2", "stop", None)
+    assert time.monotonic() - began < 8
+
+
+def test_an_endpoint_takes_only_what_it_can_use(tmp_path: Path) -> None:
+    file = tmp_path / "ends.json"
+    good = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
+    for name, value in (
+        ("idle_seconds", 0), ("idle_seconds", "5"), ("read_seconds", -1), ("connect_seconds", True), ("retries", -1),
+        ("retries", 1.5), ("reasoning", "deepseek"), ("reasoning", None), ("budget_field", ""), ("budget_field", 3),
+        ("model", 3), ("base_url", None), ("headers", "x"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            Endpoint(**{**good, name: value})
+        file.write_text(json.dumps({"instruct": good, "thinking": {**good, name: value}}))
+        with pytest.raises(InputError, match=name):
+            Router.from_pretrained(file)
+    file.write_text(json.dumps({"instruct": {**good, "idle_seconds": 3}, "thinking": good}))
+    remote = Router.from_pretrained(file).remote
+    assert remote is not None
+    assert [remote.endpoints[mode].idle_seconds for mode in ("instruct", "thinking")] == [3, 20]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "field", ["thinking_budget", "thinking_token_budget", "thinking_budget_tokens", "custom_params.thinking_budget"]
+)
+def test_budgets_and_penalties_under_every_name(server: Scripted, field: str) -> None:
+    router = server.router(budget_field=field)
+    server.play([said(None, "so"), said("2"), *END])
+    router.ask("?", mode="thinking", thinking_budget=0, repetition_penalty=1.5)
+    body = server.bodies[0]
+    assert body["repetition_penalty"] == body["repeat_penalty"] == 1.5
+    for name in field.split("."):
+        body = body[name]
+    assert body == 0
+    for mode in ("thinking", "instruct"):
+        with pytest.raises(ValueError, match="thinking_budget"):
+            router.ask("?", mode=mode, thinking_budget=-1)  # type: ignore[arg-type]
+    assert len(server.bodies) == 1
