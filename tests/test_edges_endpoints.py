@@ -72,10 +72,22 @@ PLAIN = [said("2")]
     ],
 )  # fmt: skip
 def test_reasoning_and_answer_of_every_dialect(
-    server: Scripted, routers: dict[str, Router], steps: Any, reasoning: str, expected: tuple[str, str]
+    server: Scripted, steps: Any, reasoning: str, expected: tuple[str, str]
 ) -> None:
-    answer = asked(server, routers[reasoning], [*steps, *END])
+    answer = asked(server, server.router(reasoning=reasoning), [*steps, *END])
     assert (answer.thinking, answer.text, answer.finish_reason) == (*expected, "stop")
+
+
+def test_a_stream_that_shows_nothing_is_read_as_earlier_ones(server: Scripted) -> None:
+    router = server.router()
+    assert asked(server, router, [*PLAIN, *END]).text == "2"
+    asked(server, router, [*IN_TEXT, *END])
+    answer = asked(server, router, [said("so"), *END])  # a thought that ended by itself
+    assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "", "length")
+    asked(server, router, [*FIELD, *END])
+    for end, reason in ((END, "stop"), (CUT, "length")):
+        answer = asked(server, router, [*PLAIN, *end])
+        assert (answer.thinking, answer.text, answer.finish_reason) == ("", "2", reason)
 
 
 @pytest.mark.parametrize("mode", ["instruct", "thinking"])
@@ -88,12 +100,10 @@ def test_no_closing_tag_stays_in_an_answer(server: Scripted, routers: dict[str, 
 @pytest.mark.parametrize("reasoning", ["auto", "parsed", "raw"])
 @pytest.mark.parametrize("mode", ["instruct", "thinking"])
 @pytest.mark.parametrize("steps", [[said(None, "so")], [said("")], [said("\n")], [said("so</think>\n")], []])
-def test_an_empty_answer_is_no_success(
-    server: Scripted, routers: dict[str, Router], steps: Any, mode: Any, reasoning: str
-) -> None:
+def test_an_empty_answer_is_no_success(server: Scripted, steps: Any, mode: Any, reasoning: str) -> None:
     if mode == "instruct" and steps == [said("so</think>\n")]:
         steps = [said("</think>\n")]
-    answer = asked(server, routers[reasoning], [*steps, *END], mode)
+    answer = asked(server, server.router(reasoning=reasoning), [*steps, *END], mode)
     if reasoning == "parsed" and answer.text == "so":  # by its setting, content is the answer
         return
     assert (answer.text, answer.finish_reason) == ("", "length")
@@ -101,8 +111,8 @@ def test_an_empty_answer_is_no_success(
 
 
 @pytest.mark.parametrize("reasoning", ["auto", "raw"])
-def test_a_thought_that_is_cut_off_is_no_answer(server: Scripted, routers: dict[str, Router], reasoning: str) -> None:
-    answer = asked(server, routers[reasoning], [said("so"), *CUT])
+def test_a_thought_that_is_cut_off_is_no_answer(server: Scripted, reasoning: str) -> None:
+    answer = asked(server, server.router(reasoning=reasoning), [said("so"), *CUT])
     assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "", "length")
 
 

@@ -48,7 +48,7 @@ class Endpoint:
             `thinking_budget` (vlroute serve), `thinking_token_budget` (vLLM), `thinking_budget_tokens` (llama.cpp),
             `custom_params.thinking_budget` (SGLang). Without one, budgets are not sent.
         reasoning: "parsed" if the server has a reasoning parser, "raw" if it sends thoughts as text that `</think>`
-            ends, "auto" to find out from each stream.
+            ends, "auto" to find out from its streams.
 
     Raises:
         ValueError: a value is out of range, or of the wrong type.

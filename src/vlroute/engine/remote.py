@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlroute.engine.breaker import Breaker, State
-from vlroute.engine.endpoint import Endpoint
+from vlroute.engine.endpoint import Endpoint, Reasoning
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
 from vlroute.engine.remote_errors import failure, is_temporary
 from vlroute.engine.remote_stream import RemoteStream
@@ -50,6 +50,7 @@ class RemoteEngine:
             raise ExtraMissing(error, "remote") from error
         self.endpoints = dict(endpoints)
         self.breakers = {mode: Breaker() for mode in MODES}
+        self.shown: dict[Mode, Reasoning] = {}
         self._clients = {mode: _client(openai, endpoint) for mode, endpoint in self.endpoints.items()}
         self._loop = asyncio.new_event_loop()
         self._running: set[Future[None]] = set()
@@ -99,6 +100,15 @@ class RemoteEngine:
 
         future.add_done_callback(over)
         return future
+
+    def learn(self, mode: Mode, shown: Reasoning) -> None:
+        """Remember how the server of a mode marks reasoning, for streams that do not show it."""
+        if shown == "auto":
+            return
+        if shown == "raw" and self.shown.get(mode) != "raw" and self.endpoints[mode].reasoning == "auto":
+            name = self.endpoints[mode].name
+            log.info("%s sends thoughts as text; with Endpoint(reasoning='raw') they are passed on at once", name)
+        self.shown[mode] = shown
 
     def close(self) -> None:
         """Cancel what is being read, and close all connections."""
@@ -189,7 +199,8 @@ class RemoteRequest:
         if mode == "instruct":
             settings = {name: value for name, value in settings.items() if name != "thinking_budget"}
         body = endpoint.body(self.conversation, settings)
-        stream = RemoteStream(endpoint, mode, settings.get("stop") or (), on_piece, cancel)
+        known = self.engine.shown.get(mode, "auto")
+        stream = RemoteStream(endpoint, mode, settings.get("stop") or (), on_piece, cancel, known)
         if not breaker.admit():
             raise ModeUnavailable(f"{endpoint.name} failed several times in a row and is left alone for a while")
         try:
@@ -198,6 +209,7 @@ class RemoteRequest:
                 reply = stream.read()
             finally:
                 reading.cancel()
+                self.engine.learn(mode, stream.shown)
         except ModeUnavailable as error:
             breaker.gave_up() if stream.overloaded else breaker.failed()
             raise error

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from vlroute.engine.endpoint import Endpoint
+from vlroute.engine.endpoint import Endpoint, Reasoning
 from vlroute.engine.protocol import FinishReason, OnPiece, Reply
 from vlroute.engine.remote_errors import failure, is_overload
 from vlroute.engine.remote_text import Pieces, RemoteText
@@ -32,18 +32,29 @@ class RemoteStream:
     """
 
     def __init__(
-        self, endpoint: Endpoint, mode: Mode, stops: Sequence[str], on_piece: OnPiece, cancel: threading.Event | None
+        self,
+        endpoint: Endpoint,
+        mode: Mode,
+        stops: Sequence[str],
+        on_piece: OnPiece,
+        cancel: threading.Event | None,
+        known: Reasoning = "auto",
     ) -> None:
         self.queue: SimpleQueue[Any] = SimpleQueue()
         self.overloaded = False
         self._endpoint, self._on_piece, self._cancel = endpoint, on_piece, cancel
-        self._text = RemoteText(mode == "thinking", endpoint.reasoning, stops)
+        self._text = RemoteText(mode == "thinking", endpoint.reasoning, stops, known)
         self._usage: Any = None
         self._encoded: int | None = None
         self._finish: str | None = None
         self._refused = self._begun = False
         self._began, self._first = time.perf_counter(), 0.0
         self._deadline, self._patience = self._began + endpoint.read_seconds, endpoint.read_seconds
+
+    @property
+    def shown(self) -> Reasoning:
+        """Whether the stream showed that the server has a reasoning parser ("parsed") or none ("raw")."""
+        return self._text.shown
 
     def read(self) -> Reply:
         """Until the answer ends, is cancelled, or reaches a stop string. Errors as of `RemoteRequest.answer`."""

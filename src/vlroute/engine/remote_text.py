@@ -18,16 +18,19 @@ class RemoteText:
 
     A server with a reasoning parser sends reasoning in a field of its own and the answer as content. A server without
     one sends everything as content, in which `</think>` ends the thought. With "auto" the stream itself shows which of
-    them it is. Until it does, content is held back. If it never does, content is the answer when the server completed
-    it, and a thought that was cut off when not.
+    them it is. Until it does, content is held back. If it never does, what earlier streams of the server showed
+    decides. If they showed nothing, content is the answer when the server completed it, and else a cut-off thought.
     """
 
-    def __init__(self, thinking: bool, reasoning: Reasoning = "auto", stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self, thinking: bool, reasoning: Reasoning = "auto", stops: Sequence[str] = (), known: Reasoning = "auto"
+    ) -> None:
         """
         Args:
             thinking: whether the server was asked to think first.
             reasoning: see `Endpoint`.
             stops: strings that end the answer, but not the thinking.
+            known: what earlier streams of the server showed: "parsed", "raw", or "auto" for nothing.
         """
         self.stop = StopText(stops)
         self.chunks: dict[Channel, int] = {"thinking": 0, "answer": 0}  # how many brought text
@@ -36,6 +39,8 @@ class RemoteText:
         self._raw = thinking and reasoning != "parsed"  # content may contain the thought
         self._undecided: list[str] | None = [] if self._raw and reasoning == "auto" else None  # all content so far
         self._channel: Channel | None = "thinking" if self._raw else "answer"  # of content; None if not known yet
+        self._known = known
+        self.shown: Reasoning = "auto"  # by this stream
         self._held: list[str] = []  # content while its channel is not known
         self._held_chunks = 0
         self._tags = ThinkTags(thought=self._raw)
@@ -49,6 +54,7 @@ class RemoteText:
     def push(self, reasoning: str, content: str) -> Pieces:
         """Take in one chunk. Either part may be empty."""
         if reasoning:
+            self.shown = "parsed"
             yield from self.parsed()
             self.chunks["thinking"] += 1
             yield from self._say("thinking", reasoning)
@@ -81,7 +87,7 @@ class RemoteText:
             complete: whether the server says that its answer is complete.
         """
         yield from self._take(self._tags.flush())
-        if self._undecided is not None and complete:
+        if self._undecided is not None and (self._known == "parsed" or (complete and self._known == "auto")):
             yield from self.parsed()
             yield from self._take(self._tags.flush())
         if self._channel is None:  # a thought that was cut off, or an answer that begins with the word <think>
@@ -93,6 +99,7 @@ class RemoteText:
     def _take(self, items: Iterator[str | Tag]) -> Pieces:
         for item in items:
             if item is Tag.CLOSE:
+                self.shown = "raw" if self._raw else self.shown
                 if self._channel is None:
                     if self._undecided is None:
                         del self._held[0]  # the opening tag
