@@ -57,10 +57,12 @@ def _process(checkpoint: Checkpoint, pictures: Sequence[Picture], videos: Sequen
 
 def _batched(processor: Any, kind: str, items: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, torch.Tensor]:
     """Tensors of all items, each an input with its keyword arguments: one call of the processor for equal arguments."""
-    found = [
-        processor(**{kind: [item for item, _ in group]}, return_tensors="pt", **arguments)
-        for arguments, group in itertools.groupby(items, key=lambda item: item[1])
-    ]
+    found = []
+    for arguments, group in itertools.groupby(items, key=lambda item: item[1]):
+        inputs = [item for item, _ in group]
+        if kind == "videos":  # else transformers guesses the layout of each, and warns
+            arguments = {**arguments, "video_metadata": [{"total_num_frames": len(frames)} for frames in inputs]}
+        found.append(processor(**{kind: inputs}, return_tensors="pt", **arguments))
     return {name: torch.cat([one[name] for one in found]) for name in found[0]}
 
 
