@@ -1,9 +1,8 @@
-"""Collect labelled records: `python training/collect.py DATA --out records.jsonl`; see docs/decision.md."""
+"""Collect labelled records: the same command as `vlroute collect`; see docs/decision.md."""
 
-try:
-    from vlroute.learning.collect_command import main
-except ModuleNotFoundError as error:
-    raise SystemExit(f"{error}: collecting needs more than running; pip install 'vlroute[collect]'") from error
+import sys
+
+from vlroute.cli import run
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run(["collect", *sys.argv[1:]])

@@ -1,9 +1,8 @@
-"""Retrain the complexity classifier: `python training/retrain.py RECORDS… --out FOLDER`; see docs/decision.md."""
+"""Retrain the router: the same command as `vlroute train`; see docs/decision.md."""
 
-try:
-    from vlroute.learning.train import main
-except ModuleNotFoundError as error:
-    raise SystemExit(f"{error}: training needs more than running; pip install 'vlroute[train]'") from error
+import sys
+
+from vlroute.cli import run
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run(["train", *sys.argv[1:]])

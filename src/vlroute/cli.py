@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Annotated, Any
 
@@ -199,12 +199,15 @@ for panel, commands in PANELS.items():
         app.command(name, rich_help_panel=panel, **(_PASSING if command is collect else {}))(command)
 
 
-def run() -> None:
-    """Entry point: errors made on purpose end in one line and exit code 2; what this machine lacks or refuses (a
-    package, a file, its disk) in one line and exit code 1; all else in a traceback."""
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Entry point, with the arguments of the process or those given.
+
+    Errors made on purpose end in one line and exit code 2; what this machine lacks or refuses (a package, a file, its
+    disk) in one line and exit code 1; all else in a traceback.
+    """
     _quiet_others()
     try:
-        app()
+        app(arguments, prog_name="vlroute")
     except (VLRouteError, ValueError) as error:
         _end(str(error), 2)
     except ImportError as error:

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from vlroute.cli_options import Device, Wanted, check_price
 from vlroute.errors import ExtraMissing
-from vlroute.files import replace_file
+from vlroute.files import check_outputs, replace_file
 
 if TYPE_CHECKING:
     from vlroute.store import Store
@@ -30,6 +30,7 @@ Encoder = Annotated[
     str,
     typer.Option(help='A text encoder by name or folder beside the words; "static" is shipped, "none": words only.'),
 ]
+Strict = Annotated[bool, typer.Option(help="A line that cannot be used is an error. Default: skip and count it.")]
 StoreAt = Annotated[str, typer.Option("--store", help="The file of the store, or a postgresql:// URL.")]
 
 
@@ -51,6 +52,7 @@ def train(
     pair: Annotated[
         str | None, typer.Option(help="The pair that answered, where the records do not say: a hub name or a folder.")
     ] = None,
+    strict: Strict = False,
 ) -> None:
     """Retrain the router from records of what each mode got right; see docs/decision.md for their form.
 
@@ -73,6 +75,7 @@ def train(
         candidate=candidate,
         jobs=jobs,
         pair=pair,
+        strict=strict,
     )
     typer.echo(f"wrote {out}")
 
@@ -84,6 +87,7 @@ def evaluate(
     policy: Wanted = None,
     out: Annotated[Path | None, typer.Option(help="Markdown file for the report.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="File for all figures as JSON.")] = None,
+    strict: Strict = False,
 ) -> None:
     """Report what a trained router is worth on new records: accuracy, seconds, calibration, by family.
 
@@ -95,8 +99,9 @@ def evaluate(
     except ModuleNotFoundError as error:
         raise ExtraMissing(error, "train") from error
     check_price(price, policy)
+    check_outputs(*filter(None, (out, as_json)), inputs=records)
     console, notes = Console(), Console(stderr=True)
-    found = assess(records, router, policy or (0.1 if price is None else price), console=notes)
+    found = assess(records, router, policy or (0.1 if price is None else price), strict=strict, console=notes)
     for warning in found.warnings:
         notes.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     console.print(as_table(found.evaluation, found.kind))
@@ -122,6 +127,7 @@ def curves(
     together: Together = "text",
     encoder: Encoder = "static",
     language: Annotated[Literal["en", "zh"], typer.Option(help="Of the page and its figures.")] = "en",
+    strict: Strict = False,
 ) -> None:
     """Draw accuracy against latency and thinking share, and how well calibrated the probabilities are.
 
@@ -130,20 +136,29 @@ def curves(
     vlroute curves records.jsonl --oof oof.jsonl --out curves
     """
     try:
+        import numpy as np
+
         from vlroute.decision.text_encoder import load_text_encoder
         from vlroute.learning.cross_fit import Unseen, cross_fit
         from vlroute.learning.curves_command import read_oof, write_curves
+        from vlroute.learning.curves_page import PAGE
         from vlroute.learning.embeddings import remember
         from vlroute.learning.metrics import Values
-        from vlroute.learning.records import read_records
+        from vlroute.learning.records import Skipped, read_all
         from vlroute.learning.train import default_seeds
     except ModuleNotFoundError as error:
         raise ExtraMissing(error, "train") from error
-    found = list(read_records(*records))
+    check_outputs(out / PAGE)
     console = Console()
+    found, _ = read_all(records, strict=strict, console=console)
     predicted: Unseen | Values
     if oof is not None:
-        predicted = read_oof(oof, found)
+        broken = Skipped()
+        predicted = read_oof(oof, found, skipped=None if strict else broken)
+        known = ~np.isnan(predicted[0])
+        predicted, found = predicted[:, known], [one for one, there in zip(found, known, strict=True) if there]
+        if broken.count:
+            console.print(f"warning: {broken}", style="yellow", markup=False, soft_wrap=True)
     else:
         text = None if encoder == "none" else remember(found, load_text_encoder(encoder), console=console)
         seeds = seeds or default_seeds(found)
@@ -179,6 +194,7 @@ def probe(
     config: Annotated[str | None, typer.Option(help="Of a hub data set that has several.")] = None,
     columns: Annotated[str, typer.Option("--map", help="Columns named otherwise: prompt=question.")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    strict: Strict = False,
 ) -> None:
     """Teach a vision probe to caption from the tower's features, instead of the Instruct model: nearly free.
 
@@ -188,13 +204,17 @@ def probe(
         from vlroute.learning.probe_command import learn_probe
     except ModuleNotFoundError as error:
         raise ExtraMissing(error, "train") from error
+    from vlroute.decision.artefact import CARD_FILE, WEIGHTS_FILE
     from vlroute.decision.vision_probe import PROBE_FOLDER
     from vlroute.learning.dataset import parse_columns
     from vlroute.learning.rows import Source
     from vlroute.router import Router
 
     loaded = Router.from_pretrained(pair, router=router, device=device)
-    learnt = learn_probe(loaded, Source(source, split, config), records, columns=parse_columns(columns), limit=limit)
+    check_outputs(*(router / PROBE_FOLDER / name for name in (CARD_FILE, WEIGHTS_FILE)))
+    learnt = learn_probe(
+        loaded, Source(source, split, config), records, columns=parse_columns(columns), limit=limit, strict=strict
+    )
     learnt.save(router / PROBE_FOLDER)
     (name, value), *_ = learnt.card["out of fold"].items()
     typer.echo(f"wrote {router / PROBE_FOLDER}: {len(learnt.texts)} texts, {name} {value:.1%} out of fold")
@@ -221,11 +241,13 @@ def export(
 
     vlroute export records.jsonl --store answers.db
     """
+    check_outputs(out)
     with _store(store) as opened:
         from vlroute.learning.records import write_records
         from vlroute.store import export as records_of
 
         found = records_of(opened)
+        out.parent.mkdir(parents=True, exist_ok=True)
         written = write_records(out, found.records)
     typer.echo(f"wrote {written} records; {found.one_sided} requests have feedback on one mode only and were left out")
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
+
+from vlroute.errors import InputError
 
 
 def read_at_most(file: str | Path, most: int) -> bytes:
@@ -13,9 +16,37 @@ def read_at_most(file: str | Path, most: int) -> bytes:
         return stream.read(most + 1)
 
 
+def check_outputs(*files: str | Path, inputs: Sequence[str | Path] = ()) -> None:
+    """Find out now whether these files can be written later, before long work is done for them.
+
+    Folders may be missing; nothing is left behind. `inputs`: files that are read and must not be overwritten.
+    InputError that says which file and why not.
+    """
+    for file in map(Path, files):
+        made: list[Path] = []
+        try:
+            if file.exists() and not file.is_file():
+                raise InputError(f"cannot write {file}: it is {'a folder' if file.is_dir() else 'no regular file'}")
+            if any(file.exists() and Path(one).exists() and file.samefile(one) for one in inputs):
+                raise InputError(f"cannot write {file}: it is also an input; choose another file")
+            for folder in reversed([one for one in file.parents if not one.exists()]):
+                folder.mkdir()
+                made.append(folder)
+            draft = _draft(file)
+            try:
+                draft.write_bytes(b"\n")
+            finally:
+                draft.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write {file}: {error.strerror or error}; choose another place") from error
+        finally:
+            for folder in reversed(made):
+                folder.rmdir()
+
+
 def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write aside, then rename. `durable` waits until the bytes are on the disk. OSError if the disk refuses."""
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # of its own: others may write the same file
+    draft = _draft(path)
     try:
         with draft.open("wb") as file:
             file.write(data)
@@ -25,3 +56,8 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _draft(path: Path) -> Path:
+    """A name beside `path` of its own: others may write the same file."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vlroute.errors import CheckpointError, InputError
-from vlroute.files import replace_file
+from vlroute.files import check_outputs, replace_file
 from vlroute.learning.collect_report import as_markdown, as_table
 from vlroute.learning.dataset import Example, examples
 from vlroute.learning.judges import Agreement, AnswerJudge, exact
-from vlroute.learning.records import Outcome, Record, read_records, write_records
+from vlroute.learning.records import Outcome, Record, Skipped, read_records, write_records
 from vlroute.learning.rows import Source
 from vlroute.messages import Conversation, parse
 from vlroute.modes import MODES, Mode
@@ -59,6 +59,7 @@ def collect(
     generation: Mapping[str, Any] | None = None,
     limit: int | None = None,
     answers: str | Path | None = None,
+    strict: bool = False,
     console: Console | None = None,
 ) -> Collected:
     """Answer every row in both modes and append a record of it to `out`; then write the report beside it.
@@ -76,18 +77,20 @@ def collect(
         generation: settings for both modes, over the router's; without any, each checkpoint's own.
         limit: stop after so many rows of the data set.
         answers: a `.jsonl` file for what the modes said, to check the judge by.
+        strict: end at the first row that fails, or line of `out` that cannot be read, instead of passing over it.
 
     Raises:
         TypeError: an unknown generation setting.
-        InputError: the source cannot be read, the settings differ from those `out` was begun with, or every row
-            failed (already when the first 20 did).
+        InputError: a file cannot be written (at once), the source cannot be read, the settings differ from those
+            `out` was begun with, or every row failed (already when the first 20 did).
         CheckpointError: a checkpoint cannot be loaded.
         OSError: the disk refuses.
     """
     console = console or Console()
     source = source if isinstance(source, Source) else Source(str(source))
     out, settings = Path(out), _settings(router, source, judge, agreement, columns, generation)
-    done = _begin(out, settings)
+    check_outputs(*outputs(out, answers))
+    done = _begin(out, settings, strict, console)
     result, total = Collected(), source.count()
     total = limit if total is None else min(total, total if limit is None else limit)
     router.load()
@@ -100,6 +103,8 @@ def collect(
         task = progress.add_task("both modes", total=total)
         for found in examples(source, columns, limit):
             if isinstance(found, InputError):
+                if strict:
+                    raise found
                 result.fail(str(found))
             elif found.id in done:
                 result.skipped += 1
@@ -111,11 +116,13 @@ def collect(
             left = None if total is None else total - result.skipped
             ran, note = result.recorded + result.failed, f"both modes, {result.failed} failed"
             progress.update(task, total=left, completed=ran, description=note)
+            if strict and result.failed:
+                raise InputError(result.reasons[0])
             if result.failed >= HOPELESS and not result.recorded and not result.skipped:
                 break
     if result.failed and not result.recorded and not result.skipped:
         raise InputError(f"all of the first {result.failed} rows failed; the first: {result.reasons[0]}")
-    records = list(read_records(out)) if out.exists() else []
+    records = list(read_records(out, skipped=Skipped())) if out.exists() else []
     if not records:
         raise InputError(f"{source.name}: holds no rows")
     replace_file(_beside(out, "report.md"), as_markdown(records, settings, result).encode())
@@ -203,6 +210,7 @@ class _Output:
 
     def _flush(self) -> None:
         if self._answers is not None and self._said:
+            self._answers.parent.mkdir(parents=True, exist_ok=True)
             with self._answers.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in self._said)
         if self._batch:
@@ -216,7 +224,13 @@ def _outcome(right: float | bool, answer: Answer) -> Outcome:
     return Outcome(right, answer.usage.completion_tokens, seconds, round(prefill, 5))
 
 
-def _begin(out: Path, settings: dict[str, Any]) -> set[str]:
+def outputs(out: str | Path, answers: str | Path | None = None) -> list[Path]:
+    """The files that `collect` writes."""
+    files = [Path(out), *(_beside(Path(out), ending) for ending in ("settings.json", "report.md"))]
+    return files if answers is None else [*files, Path(answers)]
+
+
+def _begin(out: Path, settings: dict[str, Any], strict: bool, console: Console) -> set[str]:
     """The ids recorded so far. InputError if `out` was begun with other settings, or by something else."""
     if out.suffix != ".jsonl":
         raise InputError(f"{out}: records are appended to a .jsonl file; compress it when it is whole")
@@ -239,7 +253,11 @@ def _begin(out: Path, settings: dict[str, Any]) -> set[str]:
             "go on with the same settings, or choose another file"
         )
     write_records(out, [], append=True)  # mends a last line that a kill tore
-    return {record.id for record in read_records(out)}
+    skipped = Skipped()
+    done = {record.id for record in read_records(out, skipped=None if strict else skipped)}
+    if skipped.count:  # their rows are answered again
+        console.print(f"warning: {skipped}", style="yellow", markup=False, soft_wrap=True)
+    return done
 
 
 def _settings(

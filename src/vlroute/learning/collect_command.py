@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from vlroute.errors import InputError, VLRouteError
-from vlroute.learning.collect import collect
+from vlroute.files import check_outputs
+from vlroute.learning.collect import collect, outputs
 from vlroute.learning.dataset import parse_columns
 from vlroute.learning.judges import Agreement, AnswerJudge, judge_named, load_judge
 from vlroute.learning.rows import Source
@@ -46,6 +47,7 @@ def run(options: argparse.Namespace, console: Console) -> Any:
     agreement = None if options.agreement is None else parse_agreement(options.agreement, judge)
     columns = parse_columns(options.map)
     settings = parse_settings(options.set)
+    check_outputs(*outputs(options.out, options.answers), inputs=[options.source])
     from vlroute.router import Router
 
     router = Router.from_pretrained(
@@ -61,6 +63,7 @@ def run(options: argparse.Namespace, console: Console) -> Any:
         columns=columns,
         limit=options.limit,
         answers=options.answers,
+        strict=options.strict,
         console=console,
     )
 
@@ -131,4 +134,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="generation setting; may be repeated")
     add("--limit", type=int, help="only the first rows")
     add("--answers", type=Path, help=".jsonl file for what the modes said, to check the judge by")
+    add("--strict", action="store_true", help="end at the first row or line that cannot be used; default: pass over it")
     return parser

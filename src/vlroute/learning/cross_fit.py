@@ -9,9 +9,10 @@ import joblib
 import numpy as np
 
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
+from vlroute.errors import InputError
 from vlroute.learning.design import Mask, Together, folds_of
 from vlroute.learning.embeddings import Remembered
-from vlroute.learning.fit import fit_classifier
+from vlroute.learning.fit import LEAST, fit_classifier
 from vlroute.learning.records import Record
 
 MIN_PARALLEL = 10_000  # records times models: with fewer, starting processes takes longer than they save
@@ -42,12 +43,18 @@ def cross_fit(
 
     `advance` is called after each of the `1 + folds * seeds` models. `together`: what shares a fold, see `folds_of`.
     `text`: the embedded texts, see `embeddings.remember`. `only`: see `fit_classifier`. `jobs`: processes at the same
-    time; by default one a core, and one in all for a job of seconds.
+    time; by default one a core, and one in all for a job of seconds. InputError where a fold leaves too few records.
     """
     models = 1 + folds * seeds
     if jobs is None:
         jobs = 1 if len(records) * models < MIN_PARALLEL else min(joblib.cpu_count(), models)
     cuts = [folds_of(records, folds, seed, together=together) for seed in range(seeds)]
+    if len(records) - max(int(np.bincount(cut).max()) for cut in cuts) < LEAST:
+        texts = len({(record.prompt.strip(), record.caption) for record in records})
+        raise InputError(
+            f"{len(records)} records of {texts} different texts are too few to predict texts that training has not "
+            "seen. If the same texts come again in use, train with --together record; otherwise give more prompts"
+        )
     work = [joblib.delayed(_fit)(records, None, 0, text, only)]  # the longest first, so that no core waits for it
     work += [
         joblib.delayed(_fit)(records, cut == number, seed, text, only)

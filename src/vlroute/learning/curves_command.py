@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from vlroute.learning.evaluate import seconds_of
 from vlroute.learning.fit import measure_pace
 from vlroute.learning.labels import Language
 from vlroute.learning.metrics import Values
-from vlroute.learning.records import Record, outcomes
+from vlroute.learning.records import Record, Skipped, outcomes
 from vlroute.modes import MODES
 
 
@@ -51,15 +52,25 @@ def write_curves(
     return write_page(Path(out), found, p, right, language=language, measured=measured, samples=samples)
 
 
-def read_oof(path: str | Path, records: Sequence[Record]) -> Values:
+def read_oof(path: str | Path, records: Sequence[Record], *, skipped: Skipped | None = None) -> Values:
     """p_instruct and p_thinking `[2, n]` in the order of `records`, from the file that `train(oof=…)` writes.
 
-    Lines for other records are left out. InputError, naming file and line, for a file that cannot be read, a line
-    that is not `{"id": …, "p_instruct": …, "p_thinking": …}` with probabilities, an id that comes twice; and for
-    records that have no line.
+    Lines for other records are left out.
+
+    Args:
+        path: the file.
+        records: those to find.
+        skipped: collects lines that cannot be used, which are then left out; as many records may then lack a line and
+            get NaN. Without it they raise.
+
+    Raises:
+        InputError: the file cannot be read, or records have no line. Without `skipped` also, naming file and line, for
+            a line that is not `{"id": …, "p_instruct": …, "p_thinking": …}` with probabilities, and an id that comes
+            twice.
     """
     path = Path(path)
     found: dict[str, tuple[float, float]] = {}
+    broken = 0
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -68,19 +79,27 @@ def read_oof(path: str | Path, records: Sequence[Record]) -> Values:
         if not line.strip():
             continue
         try:
-            name, p = _prediction(json.loads(line.decode()))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: {error}") from error
-        if name in found:
-            raise InputError(f"{path}:{number}: id {name!r} came before")
+            try:
+                name, p = _prediction(json.loads(line.decode()))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}:{number}: {error}") from error
+            if name in found:
+                raise InputError(f"{path}:{number}: id {name!r} came before")
+        except InputError as error:
+            if skipped is None:
+                raise
+            broken += 1
+            skipped.add(error)
+            continue
         found[name] = p
     missing = [record.id for record in records if record.id not in found]
-    if missing:
+    if len(missing) > broken:
         raise InputError(
             f"{path}: no prediction for {len(missing)} of {len(records)} records, the first {missing[0]!r}; "
             "give the records that the router was trained from"
         )
-    return np.asarray([[found[record.id][mode] for record in records] for mode in (0, 1)], dtype=np.float64)
+    nothing = (math.nan, math.nan)
+    return np.asarray([[found.get(record.id, nothing)[mode] for record in records] for mode in (0, 1)])
 
 
 def _prediction(row: Any) -> tuple[str, tuple[float, float]]:

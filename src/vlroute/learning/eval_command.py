@@ -15,12 +15,11 @@ from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.pace import Pace
 from vlroute.decision.policy import Policy
 from vlroute.decision.target import Preset, Target
-from vlroute.errors import InputError
 from vlroute.judge import Judge
 from vlroute.learning.cross_fit import Unseen
 from vlroute.learning.evaluate import Evaluation, evaluate
 from vlroute.learning.fit import measure_pace
-from vlroute.learning.records import Record, outcomes, read_records
+from vlroute.learning.records import Record, outcomes, read_all
 from vlroute.learning.report import as_json, sections
 from vlroute.modes import MODES
 
@@ -39,6 +38,7 @@ class Assessment:
 
     `files`: SHA-256 of each record file, by its path. `warnings`: why the figures may flatter. `wish` became `policy`.
     `timed`: whether the records hold seconds for both modes; if not they follow from tokens at the router's pace.
+    `skipped`: lines that could not be used.
     """
 
     evaluation: Evaluation
@@ -48,6 +48,7 @@ class Assessment:
     wish: float | Preset
     policy: Policy
     timed: bool
+    skipped: int = 0
 
     @property
     def kind(self) -> str:
@@ -63,19 +64,19 @@ def assess(
     wish: float | Preset,
     *,
     samples: int = 1000,
+    strict: bool = False,
     console: Console | None = None,
 ) -> Assessment:
     """Let the artefact in the folder `router` predict every record, with and without its caption, and compare.
 
     `wish`: a price, or a preset, which becomes a price on the router's own calibration set. Pace is that of the
     records where they were timed, as a running router follows it; else the router's own. `samples`: bootstrap draws.
+    `strict`: a line that cannot be used is an error; otherwise it is skipped and counted.
     InputError for files that cannot be used or hold no record; ArtefactError for a router that cannot be used, or has
     nothing to resolve a preset on; ValueError for an impossible price.
     """
     classifier = ComplexityClassifier.load(router)
-    records = list(read_records(*paths))
-    if not records:
-        raise InputError(f"{', '.join(map(str, paths))}: no records; expected at least one JSON object a line")
+    records, skipped = read_all(paths, strict=strict, console=console or Console())
     files = {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
     timed = all(any(o.seconds is not None and o.tokens for o in outcomes(records, mode)) for mode in MODES)
     pace = measure_pace(records) if timed else classifier.pace
@@ -96,7 +97,9 @@ def assess(
 
         everything = on(range(len(records)))
         by_family = {name: on(at) for name, at in families.items()}
-    return Assessment(everything, by_family, files, _warnings(files, classifier.card), wish, policy, timed)
+    return Assessment(
+        everything, by_family, files, _warnings(files, classifier.card), wish, policy, timed, skipped.count
+    )
 
 
 def as_page(found: Assessment, router: str | Path) -> str:
@@ -108,7 +111,8 @@ def as_page(found: Assessment, router: str | Path) -> str:
         f"# Router report: {found.kind}",
         *(f"> **{warning}.**" for warning in found.warnings),
         f"{found.evaluation.records} records from {files}; router `{Path(router).name}`, "
-        f"{wished}price {found.policy.price:.4g}. Seconds are {seconds}.",
+        f"{wished}price {found.policy.price:.4g}. Seconds are {seconds}."
+        + (f" Lines skipped, as they could not be used: {found.skipped}." if found.skipped else ""),
         *sections(found.evaluation, found.families),
     ]
     return "\n\n".join(parts) + "\n"
@@ -123,6 +127,7 @@ def as_values(found: Assessment, router: str | Path) -> dict[str, Any]:
         "wish": found.wish,
         "policy": asdict(found.policy),
         "seconds_measured": found.timed,
+        "skipped_lines": found.skipped,
         **as_json(found.evaluation),
         "families": {name: as_json(one) for name, one in found.families.items()},
     }

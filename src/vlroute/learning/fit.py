@@ -12,13 +12,15 @@ from vlroute.decision.features import RequestEncoder
 from vlroute.decision.heads import Heads
 from vlroute.decision.pace import Pace
 from vlroute.decision.text_encoder import TextEncoder
+from vlroute.learning.assumptions import paces
 from vlroute.learning.candidates import Choice, choose
 from vlroute.learning.design import Design, folds_of
 from vlroute.learning.heads import LengthHead, fit_length
-from vlroute.learning.records import Record, outcomes
-from vlroute.modes import MODES, Mode
+from vlroute.learning.records import Record
+from vlroute.modes import MODES
 
 INNER_FOLDS = 4
+LEAST = 20  # records
 
 
 def fit_classifier(
@@ -33,8 +35,8 @@ def fit_classifier(
     `only`: a candidate that is not to compete, where these folds cannot tell: records filled into few wordings flatter
     what remembers them. ValueError for fewer than 20 records.
     """
-    if len(records) < 20:
-        raise ValueError(f"{len(records)} records are too few to learn from: at least 20 are needed")
+    if len(records) < LEAST:
+        raise ValueError(f"{len(records)} records are too few to learn from: at least {LEAST} are needed")
     encoder = RequestEncoder.fit([(record.prompt, record.caption) for record in records], text)
     design = Design(encoder, records)
     fold = folds_of(records, INNER_FOLDS, seed, together="record")[design.owner]
@@ -83,28 +85,6 @@ def _joined(choice: Choice, design: Design, length: Sequence[LengthHead]) -> Hea
 
 
 def measure_pace(records: Sequence[Record]) -> Pace:
-    """Seconds per token and of prefill as the records show them; the assumed values where they say nothing.
-
-    Decoding is what `seconds` leaves after `prefill_seconds`. Where prefill was not timed, a line is laid
-    through (tokens, seconds): its slope is the time per token, its start the prefill.
-    """
-    per_token: dict[Mode, float] = {}
-    prefill: dict[Mode, float] = {}
-    for mode in MODES:
-        timed = [o for o in outcomes(records, mode) if o.seconds is not None and o.tokens]
-        if not timed:
-            continue
-        tokens = np.asarray([o.tokens for o in timed], dtype=float)
-        seconds = np.asarray([o.seconds for o in timed], dtype=float)
-        first = np.asarray([np.nan if o.prefill_seconds is None else o.prefill_seconds for o in timed])
-        known = ~np.isnan(first)
-        if known.any():
-            per_token[mode] = max(0.0, float((seconds - first)[known].sum() / tokens[known].sum()))
-            prefill[mode] = float(first[known].mean())
-        else:
-            spread = tokens.var()
-            slope = float(((tokens - tokens.mean()) * seconds).mean() / spread) if spread else 0.0
-            # neither part can be negative, whatever noise says
-            per_token[mode] = min(max(0.0, slope), float(seconds.sum() / tokens.sum()))
-            prefill[mode] = max(0.0, float(seconds.mean() - per_token[mode] * tokens.mean()))
-    return Pace(per_token, prefill)
+    """Seconds per token and of prefill as the records show them, see `assumptions`."""
+    found = paces(records)
+    return Pace({mode: found[mode][1] for mode in MODES}, {mode: found[mode][0] for mode in MODES})

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from vlroute.learning.assumptions import mean_tokens
 from vlroute.learning.design import Design, Indices, Mask, Values
 from vlroute.learning.records import outcomes
 from vlroute.modes import Mode
@@ -20,9 +21,8 @@ USUAL = STRENGTHS.index(0.3)
 ERRORS = 2.0  # another strength must be better than the usual one by so many standard errors
 #: Strengths of the token heads' L2 penalty to choose from.
 PENALTIES = (1.0, 5.0, 25.0)
-#: With fewer known lengths a mode is taken to write `ASSUMED_TOKENS`.
+#: With fewer known lengths a mode is taken to write the same for every request.
 MIN_LENGTHS = 20
-ASSUMED_TOKENS: dict[Mode, float] = {"instruct": 60.0, "thinking": 600.0}
 
 Matrix = Any  # csr or float64 `[m, columns]`
 LengthHead = tuple[Values, float, list[float]]
@@ -124,7 +124,7 @@ def fit_length(design: Design, fold: Indices, mode: Mode) -> LengthHead:
     target = np.log(np.maximum(np.asarray([count or 0 for count in counts], dtype=float), 1))[design.owner]
     nothing = np.zeros(design.matrix.shape[1])
     if known.sum() < MIN_LENGTHS:
-        level = float(np.log(ASSUMED_TOKENS[mode]))
+        level = float(np.log(max(mean_tokens(design.records)[mode], 1.0)))
         return nothing, level, [level, level, 0.0]
     low, high = float(target[known].min()), float(target[known].max())
     if high - low < 1e-9:

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from vlroute.decision.vision_probe import VisionProbe
 from vlroute.errors import InputError
 from vlroute.learning.dataset import Example, examples
-from vlroute.learning.records import read_records
+from vlroute.learning.records import read_all
 from vlroute.learning.rows import Source
 from vlroute.learning.train_probe import STEPS, Floats, pool, train_probe
 from vlroute.messages import parse
@@ -39,24 +39,27 @@ def learn_probe(
     columns: Mapping[str, Sequence[str]] | None = None,
     limit: int | None = None,
     seed: int = 0,
+    strict: bool = False,
     console: Console | None = None,
 ) -> VisionProbe:
     """Teach a probe for `router`'s pair to say of each picture in `source` what `records` say of it.
 
     A row is used if it has one picture or video, and a record of the same id with a caption: what `collect` wrote of
     this source. Each picture goes once through the tower; nothing is generated. `columns`: as `collect`'s.
+    `strict`: a row or a line of `records` that cannot be read is an error; otherwise it is passed over and counted.
 
     Raises:
         InputError: the files cannot be read, or too few rows can be used.
         CheckpointError: the pair cannot be loaded.
     """
     console = console or Console()
-    captions = {record.id: record.caption for record in read_records(records) if record.caption}
+    found, _ = read_all([records], strict=strict, console=console)
+    captions = {record.id: record.caption for record in found if record.caption}
     router.load()
     total = source.count()
     with Progress(console=console) as progress:
         task = progress.add_task("seeing", total=total if limit is None else min(limit, total or limit))
-        seen = _see(router, examples(source, columns, limit), captions, lambda: progress.advance(task))
+        seen = _see(router, examples(source, columns, limit), captions, lambda: progress.advance(task), strict)
         if seen.passed:
             console.print(f"{seen.passed} rows passed over; the first: {seen.reason}", markup=False, soft_wrap=True)
         if not seen.pooled:
@@ -75,6 +78,7 @@ def _see(
     found: Iterable[Example | InputError],
     captions: Mapping[str, str],
     advance: Callable[[], None],
+    strict: bool,
 ) -> Seen:
     seen = Seen()
     for example in found:
@@ -91,6 +95,8 @@ def _see(
             seen.pooled += pooled
             seen.captions.append(captions[example.id])
         except InputError as error:
+            if strict:
+                raise
             seen.passed += 1
             seen.reason = seen.reason or str(error)
         advance()

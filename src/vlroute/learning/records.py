@@ -8,17 +8,21 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlroute.errors import InputError
 from vlroute.files import replace_file
 from vlroute.modes import Mode
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 CHARS_PER_TOKEN = 4
 #: Fields of a record that may be missing.
 TEXTS = ("set", "family", "grade", "language", "pair", "fingerprint")
+KEPT_REASONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +79,43 @@ class Record:
         object.__setattr__(self, "caption", (self.caption or "").strip() or None)
 
 
+@dataclass(slots=True)
+class Skipped:
+    """Lines that could not be used: how many, and file, line and reason of the first."""
+
+    count: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, error: InputError) -> None:
+        """Count one line."""
+        self.count += 1
+        if len(self.reasons) < KEPT_REASONS:
+            self.reasons.append(str(error))
+
+    def __str__(self) -> str:
+        lines = "1 line was skipped" if self.count == 1 else f"{self.count} lines were skipped"
+        rest = f"; and {self.count - len(self.reasons)} more" if self.count > len(self.reasons) else ""
+        return f"{lines}: {'; '.join(self.reasons)}{rest} (--strict makes this an error)"
+
+
 def outcomes(records: Iterable[Record], mode: Mode) -> list[Outcome]:
     """How `mode` did on each record."""
     return [getattr(record, mode) for record in records]
 
 
-def read_records(*paths: str | Path) -> Iterator[Record]:
+def read_records(*paths: str | Path, skipped: Skipped | None = None) -> Iterator[Record]:
     """Stream records from `.jsonl` and `.jsonl.gz` files. Blank lines are skipped, unknown keys ignored.
 
     Two forms are read: our own (`instruct` and `thinking`, as `write_records` writes them) and routing
-    records (`cheap` and `strong` with `chars`, taken as a quarter as many tokens). InputError, naming file
-    and line, for a line that is neither, for an id that came before, and for a file that cannot be read or is
-    cut off.
+    records (`cheap` and `strong` with `chars`, taken as a quarter as many tokens).
+
+    Args:
+        paths: the files.
+        skipped: collects the lines that cannot be used, which are then left out. Without it they raise.
+
+    Raises:
+        InputError: a file cannot be read or is cut off. Without `skipped` also, naming file and line, a line that is
+            in neither form, or whose id came before.
     """
     first_seen: dict[str, str] = {}
     for path in map(Path, paths):
@@ -95,13 +124,36 @@ def read_records(*paths: str | Path) -> Iterator[Record]:
                 continue
             place = f"{path}:{number}"
             try:
-                record = _record(json.loads(line.decode()))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{place}: {error}") from error
-            if record.id in first_seen:
-                raise InputError(f"{place}: id {record.id!r} was already used in {first_seen[record.id]}")
+                try:
+                    record = _record(json.loads(line.decode("utf-8-sig")))
+                except (ValueError, RecursionError) as error:
+                    raise InputError(f"{place}: {error}") from error
+                if record.id in first_seen:
+                    raise InputError(f"{place}: id {record.id!r} was already used in {first_seen[record.id]}")
+            except InputError as error:
+                if skipped is None:
+                    raise
+                skipped.add(error)
+                continue
             first_seen[record.id] = place
             yield record
+
+
+def read_all(paths: Iterable[str | Path], *, strict: bool, console: Console) -> tuple[list[Record], Skipped]:
+    """All records of the files, and the lines that were left out, which the `console` is told.
+
+    InputError as of `read_records`, with `strict` also for the first line that cannot be used; and if nothing is left.
+    """
+    skipped = Skipped()
+    with console.status("reading records"):
+        records = list(read_records(*paths, skipped=None if strict else skipped))
+    names = ", ".join(map(str, paths))
+    if not records:
+        why = f"; {skipped}" if skipped.count else ""
+        raise InputError(f"{names}: no records that can be used; expected at least one JSON object a line{why}")
+    if skipped.count:
+        console.print(f"warning: {skipped}", style="yellow", markup=False, soft_wrap=True)
+    return records, skipped
 
 
 def write_records(path: str | Path, records: Iterable[Record], *, append: bool = False) -> int:

@@ -54,14 +54,19 @@ def candidates_table(candidates: Sequence[Comparison]) -> Table:
 
 
 def as_markdown(
-    evaluation: Evaluation, provenance: Mapping[str, Any], pace_note: str, candidates: Sequence[Comparison]
+    evaluation: Evaluation,
+    provenance: Mapping[str, Any],
+    pace_note: str,
+    candidates: Sequence[Comparison],
+    warnings: Sequence[str] = (),
 ) -> str:
-    """The whole report. `provenance` as in `router.json`."""
+    """The whole report. `provenance` as in `router.json`. `warnings`: sentences without a full stop."""
     files = ", ".join(f"`{one['file']}` ({one['sha256'][:12]}…)" for one in provenance["data"])
     settings = ", ".join(f"{name} {value}" for name, value in provenance["settings"].items())
     sets = ", ".join(f"{name or 'unnamed'} {count}" for name, count in provenance["sets"].items())
     parts = [
         "# Router report",
+        *(f"> **{warning}.**" for warning in warnings),
         f"{evaluation.records} records ({sets}) from {files}. {settings}. {provenance['date']}. {pace_note}",
         *sections(evaluation),
         "## Candidates",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import hashlib
 import json
@@ -12,30 +11,35 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from vlroute.decision.artefact import CARD_FILE, WEIGHTS_FILE
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.frontier import CalibrationSet
 from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
-from vlroute.errors import CheckpointError, InputError
+from vlroute.errors import InputError
+from vlroute.files import check_outputs, replace_file
+from vlroute.learning.advice import of_records, of_result, of_routing
+from vlroute.learning.assumptions import Assumed, assumed, note
 from vlroute.learning.candidates import Comparison
 from vlroute.learning.cross_fit import Unseen, cross_fit
 from vlroute.learning.design import Together
 from vlroute.learning.embeddings import remember
 from vlroute.learning.evaluate import Evaluation, evaluate
 from vlroute.learning.fit import measure_pace
-from vlroute.learning.records import Record, outcomes, read_records
+from vlroute.learning.records import Record, read_all
 from vlroute.learning.report import as_json, as_markdown, as_table, candidates_table, figures_table
 from vlroute.modes import MODES
 from vlroute.pair_identity import PairIdentity, identify
 from vlroute.pair_names import resolve_pair
 
 MIN_RECORDS = 50
+REPORT_FILE = "report.md"
 MAX_CALIBRATION = 4096
 MANY_RECORDS = 5000
 
@@ -55,9 +59,13 @@ def train(
     jobs: int | None = None,
     samples: int = 1000,
     pair: str | Path | None = None,
+    strict: bool = False,
     console: Console | None = None,
 ) -> Evaluation:
     """Learn a router from record files and write it with its `report.md` into the folder `out`.
+
+    The `console` and the report also say what speaks against using the router: labels of one kind, a ranking no better
+    than chance, a mode that no request is routed to.
 
     `price` is only for the routed rows of the report: the artefact serves any price. `oof`: a file for each
     record's out-of-fold p_instruct and p_thinking, means over the seeds. `seeds`: see `default_seeds`. `together`:
@@ -65,17 +73,29 @@ def train(
     None: words only. `cache`: a folder that keeps its vectors for the next run. `candidate`: the
     only one to consider. `jobs`: processes at the same time, see
     `cross_fit`. `samples`: bootstrap draws. `pair`: the pair that answered, as `name` of `Router.from_pretrained`,
-    where the records do not say; the artifact records it, so that a router over another pair can warn. Deterministic
-    but for the date. InputError for unusable records, fewer than 50 of them, or a setting out of range.
+    where the records do not say; the artifact records it, so that a router over another pair can warn. `strict`: a
+    line that cannot be used is an error; otherwise it is skipped and counted. Deterministic but for the date.
+
+    Raises:
+        InputError: `out`, `oof` or `cache` cannot be written (before anything is read), the records cannot be used or
+            are fewer than 50, or a setting is out of range.
     """
     console = console or Console()
     if folds < 2 or (seeds is not None and seeds < 1) or not 0 <= price < math.inf:
         raise InputError(f"need folds >= 2, seeds >= 1 and a finite price >= 0, not {folds}, {seeds} and {price}")
     policy = Policy(price=price)
     named = None if pair is None else identify(*resolve_pair(pair, None, None, out)[:2])
-    records = list(read_records(*paths))
+    out = Path(out)
+    outputs = [out / name for name in (CARD_FILE, WEIGHTS_FILE, REPORT_FILE)]
+    outputs += [] if oof is None else [Path(oof)]
+    outputs += [] if cache is None else [Path(cache) / "new"]
+    check_outputs(*outputs, inputs=paths)
+    records, skipped = read_all(paths, strict=strict, console=console)
     if len(records) < MIN_RECORDS:
-        raise InputError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed")
+        why = f" ({skipped})" if skipped.count else ""
+        raise InputError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed{why}")
+    warnings = [str(skipped)] * (skipped.count > 0)
+    warnings += _said(console, of_records(records, together))
     pace = measure_pace(records)
     text = load_text_encoder(encoder) if encoder else None
     remembered = remember(records, text, cache=cache, console=console) if text else None
@@ -100,18 +120,26 @@ def train(
         "price": price, "folds": folds, "seeds": seeds, "folds keep together": together,
         "encoder offered": encoder or "none", "candidate": candidate or "the best",
     }  # fmt: skip
-    provenance = _provenance(paths, records, settings)
+    provenance = {**_provenance(paths, records, settings), "skipped lines": skipped.count}
+    if (found := assumed(records)) != Assumed({}, {}):
+        provenance["assumed"] = {
+            "tokens of an answer": found.tokens,
+            "prefill and seconds per token": {mode: list(figures) for mode, figures in found.seconds.items()},
+        }
     classifier.calibration = calibration_set(records, unseen.given[0])
+    advice = of_result(evaluation) + of_routing(unseen.given[0], classifier.calibration, pace, price)
     candidates = [Comparison(**one) for one in classifier.card["candidates"]]
     if (answered := named or _answered(records, console)) is not None:
         classifier.card["pair"] = answered.as_card()
-    classifier.card |= {"provenance": provenance, "metrics": as_json(evaluation)}
+    classifier.card |= {"provenance": provenance, "metrics": as_json(evaluation), "warnings": warnings + advice}
     classifier.save(out)
-    report = as_markdown(evaluation, provenance, pace_note(records), candidates)
-    (Path(out) / "report.md").write_text(report, "utf-8")
+    report = as_markdown(evaluation, provenance, note(records), candidates, warnings + advice)
+    replace_file(out / REPORT_FILE, report.encode())
     if oof is not None:
         _write_unseen(Path(oof), records, unseen)
-    console.print(as_table(evaluation), figures_table(evaluation), candidates_table(candidates), pace_note(records))
+    console.print(as_table(evaluation), figures_table(evaluation), candidates_table(candidates))
+    console.print(note(records), markup=False, soft_wrap=True)
+    _said(console, advice)
     return evaluation
 
 
@@ -122,6 +150,13 @@ def _answered(records: Sequence[Record], console: Console) -> PairIdentity | Non
         several = ", ".join(sorted(map(str, named)))
         console.print(f"warning: the records are of several pairs: {several}", style="yellow", markup=False)
     return named.pop() if len(named) == 1 else None
+
+
+def _said(console: Console, warnings: list[str]) -> list[str]:
+    """`warnings`, after the console has shown them."""
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+    return warnings
 
 
 def default_seeds(records: Sequence[Record]) -> int:
@@ -148,53 +183,6 @@ def calibration_set(records: Sequence[Record], predictions: Sequence[Prediction]
     )
 
 
-def pace_note(records: Sequence[Record]) -> str:
-    """One sentence: whether the seconds were measured."""
-    timed = all(any(o.seconds is not None and o.tokens for o in outcomes(records, mode)) for mode in MODES)
-    return f"Seconds are {'measured' if timed else 'assumed: the records hold none for one mode or both'}."
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line of `training/retrain.py`; gives the exit status."""
-    parser = argparse.ArgumentParser(description="Retrain the complexity classifier from labelled records.")
-    parser.add_argument("records", nargs="+", type=Path, help=".jsonl or .jsonl.gz files")
-    parser.add_argument("--out", type=Path, required=True, help="folder for router.json, weights, report.md")
-    parser.add_argument("--oof", type=Path, help="file for each record's out-of-fold probabilities")
-    parser.add_argument("--price", type=float, default=0.1, help="probability a second is worth, in the report")
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument(
-        "--seeds", type=int, help="how many ways of cutting folds are averaged (two; many records: one)"
-    )
-    parser.add_argument("--encoder", default=STATIC, help='a text encoder by name or folder; "none": words only')
-    parser.add_argument(
-        "--together",
-        choices=get_args(Together),
-        default="text",
-        help='what shares a fold: "text" predicts texts never seen, "record" suits prompts made from templates',
-    )
-    parser.add_argument("--pair", help="the pair that answered, where the records do not say: a hub name or a folder")
-    options = parser.parse_args(arguments)
-    console = Console()
-    try:
-        train(
-            options.records,
-            options.out,
-            pair=options.pair,
-            oof=options.oof,
-            price=options.price,
-            folds=options.folds,
-            seeds=options.seeds,
-            together=options.together,
-            encoder=None if options.encoder == "none" else options.encoder,
-            console=console,
-        )
-    except (InputError, CheckpointError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
-        return 2
-    console.print(f"wrote {options.out}", markup=False)
-    return 0
-
-
 def _provenance(paths: Sequence[str | Path], records: Sequence[Record], settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "data": [
@@ -219,4 +207,4 @@ def _write_unseen(path: Path, records: Sequence[Record], unseen: Unseen) -> None
         mean = {f"p_{mode}": sum(getattr(one, f"p_{mode}") for one in seeds) / len(seeds) for mode in MODES}
         lines.append(json.dumps({"id": record.id, **mean}, ensure_ascii=False) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(lines), "utf-8")
+    replace_file(path, "".join(lines).encode())

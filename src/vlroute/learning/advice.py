@@ -1,0 +1,106 @@
+"""What to know before a router learnt from these records is used: one sentence each, none if all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vlroute.decision.classifier import Prediction
+from vlroute.decision.frontier import CalibrationSet, Frontier
+from vlroute.decision.pace import Pace
+from vlroute.decision.policy import Policy
+from vlroute.decision.target import PRESETS, Target
+from vlroute.learning.design import Together
+from vlroute.learning.evaluate import Evaluation
+from vlroute.learning.records import Record, outcomes
+from vlroute.modes import MODES, Mode, other
+
+FEW = 200
+
+
+def of_records(records: Sequence[Record], together: Together) -> list[str]:
+    """What the records themselves cannot teach."""
+    found = []
+    if len(records) < FEW:
+        found.append(f"Only {len(records)} records: the figures are uncertain; a thousand records are better")
+    if len({record.prompt.strip() for record in records}) == 1:
+        remedy = "; if the requests in use have this prompt too, train with --together record"
+        found.append(
+            "All prompts are equal: only captions can tell the requests apart" + (remedy if together == "text" else "")
+        )
+    return found + _of_labels(records)
+
+
+def _of_labels(records: Sequence[Record]) -> list[str]:
+    right = {mode: np.asarray([float(o.correct) for o in outcomes(records, mode)]) for mode in MODES}
+    gain = right["thinking"] - right["instruct"]
+    found = [
+        f"{mode.capitalize()} {_always(values[0])} on every record: the labels of this mode are all of one kind"
+        for mode, values in right.items()
+        if np.ptp(values) == 0
+    ]
+    if np.ptp(gain) == 0:
+        better = "Neither mode is better" if gain[0] == 0 else f"{_better(gain[0])} is always better by the same amount"
+        found.append(f"{better}: there is nothing to learn about which mode to choose")
+    elif gain.max() <= 0 or gain.min() >= 0:
+        best = _better(-1.0 if gain.max() <= 0 else 1.0)
+        found.append(f"{best} is at least as good as the other mode on every record: no record teaches the opposite")
+    return found
+
+
+def _always(value: float) -> str:
+    return {0.0: "is wrong", 1.0: "is right"}.get(value, f"has the label {value:g}")
+
+
+def _better(gain: float) -> str:
+    return "Thinking" if gain > 0 else "Instruct"
+
+
+def of_result(evaluation: Evaluation) -> list[str]:
+    """Whether the out-of-fold figures speak for the router."""
+    found = []
+    area = evaluation.figures["area over random"]
+    if area.value is not None and area.interval is not None and area.interval[0] <= 0 <= area.interval[1]:
+        low, high = area.interval
+        found.append(
+            f"The 95 % interval of the area over random, {low:.2f} to {high:.2f}, includes zero: these records do not "
+            "show that the router ranks requests better than chance"
+        )
+    rows = {row.name: row for row in evaluation.rows}
+    routed, single = rows["routed"], max((rows[f"always {mode}"] for mode in MODES), key=lambda row: row.accuracy)
+    if routed.accuracy < single.accuracy - 1e-9:
+        cost = ""
+        if routed.seconds is not None and single.seconds is not None:
+            cost = f", in {routed.seconds:.2f} s an answer instead of {single.seconds:.2f} s"
+        found.append(
+            f"The router is right less often than '{single.name}': {routed.accuracy:.1%} instead of "
+            f"{single.accuracy:.1%}{cost}"
+        )
+    return found
+
+
+def of_routing(predictions: Sequence[Prediction], calibration: CalibrationSet, pace: Pace, price: float) -> list[str]:
+    """Whether a mode gets no request at all, at the default price, at `price`, and at each preset."""
+    found = []
+    for one in dict.fromkeys((Policy().price, price)):
+        decisions = [Policy(price=one).decide(prediction, pace) for prediction in predictions]
+        chosen = {decision.mode for decision in decisions}
+        name = "the default price" if one == Policy().price else "the price"
+        if len(chosen) == 1:
+            mode: Mode = decisions[0].mode
+            needed = min(decision.threshold for decision in decisions)
+            highest = max(decision.gain for decision in decisions)
+            why = ""
+            if mode == "instruct":
+                why = f": a gain of at least {needed:.2g} is needed, the highest is {highest:.2g}"
+            found.append(
+                f"At {name} of {one:g} no record is routed to {other(mode).capitalize()}{why}. Another price or a "
+                "preset (policy='balanced') may do"
+            )
+    frontier = Frontier(calibration, pace, Policy().min_known, Policy().unsure_mode)
+    shares = {Target(preset=preset).resolve(frontier).thinking_share for preset in PRESETS}
+    if shares in ({0.0}, {1.0}):
+        left_out = "Instruct" if shares == {1.0} else "Thinking"
+        found.append(f"At every preset ({', '.join(PRESETS)}) no record is routed to {left_out}")
+    return found
