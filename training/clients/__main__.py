@@ -58,7 +58,9 @@ client's own type. *turns*: past answers are sent back as the client returned th
 number of its tokens arrives. *errors*: an unknown model and an unknown field arrive as the client's own error
 types, with the server's message.
 
-Open WebUI is an application of its own; its requests are replayed as its source sends them.
+Open WebUI is an application of its own; its requests are replayed as its source sends them. Its browser page also adds
+built-in tools, which the server refuses: in the model's settings, set *Function Calling* to *Legacy* or switch off
+*Builtin Tools*.
 """
 
 
