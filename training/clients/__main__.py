@@ -1,9 +1,9 @@
 """Eight public client libraries against `vlroute serve` with the pocket pair. `python -m training.clients`
 
 Each client runs in an environment of its own, made from PyPI or npm under `--envs` at the first run (needs a
-network, npm, and 1.5 GB of disk). The table goes to docs/clients.md and docs/clients.json; the exit code is 1 if a
-cell fails. `--url` tests a server that runs already, for example of an earlier version; with it, or with names of
-clients, nothing is written.
+network, npm, and 9 GB of disk, 7.4 of them for Open WebUI). The table goes to docs/clients.md and
+docs/clients.json; the exit code is 1 if a cell fails. `--url` tests a server that runs already, for example of an
+earlier version; with it, or with names of clients, nothing is written.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PYTHON: dict[str, tuple[str, list[str]]] = {
     "llamaindex": ("llama-index (OpenAILike)", ["llama-index-llms-openai-like"]),
     "pydanticai": ("pydantic-ai", ["pydantic-ai-slim[openai]"]),
     "instructor": ("instructor", ["instructor"]),
-    "openwebui": ("Open WebUI", []),
+    "openwebui": ("Open WebUI", ["open-webui"]),
 }
 NPM: dict[str, tuple[str, list[str]]] = {
     "aisdk": ("ai-sdk (openai-compatible, openai)", ["ai@6", "@ai-sdk/openai-compatible@2", "@ai-sdk/openai@3"]),
@@ -58,9 +58,9 @@ client's own type. *turns*: past answers are sent back as the client returned th
 number of its tokens arrives. *errors*: an unknown model and an unknown field arrive as the client's own error
 types, with the server's message.
 
-Open WebUI is an application of its own; its requests are replayed as its source sends them. Its browser page also adds
-built-in tools, which the server refuses: in the model's settings, set *Function Calling* to *Legacy* or switch off
-*Builtin Tools*.
+Open WebUI is started with an empty database and asked through its own API; it refuses an unknown model itself. Its
+browser page also adds built-in tools, which the server refuses: in the settings of a model, set *Function Calling*
+to *Legacy* or switch off *Builtin Tools*.
 """
 
 
@@ -77,8 +77,7 @@ def command(name: str, envs: Path) -> list[str]:
     python = place / "bin" / "python"
     if not (place / "made").exists():
         venv.create(place, with_pip=True, clear=True)
-        if packages := PYTHON[name][1]:
-            subprocess.run([python, "-m", "pip", "install", "-qqq", *packages], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-qqq", *PYTHON[name][1]], check=True)
         (place / "made").touch()
     return [str(python), str(SCRIPTS / f"run_{name}.py")]
 

@@ -1,34 +1,44 @@
-"""Requests as Open WebUI 0.12.4 sends them to an OpenAI connection (its routers/openai.py and utils/middleware.py).
-
-Open WebUI is an application with databases and models of its own, so its requests are replayed, not made by it.
-"""
+"""Open WebUI itself, started with an empty database, and asked through its own API."""
 
 import json
-from urllib.error import HTTPError
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from cells import DATA_URI, KEY, QUESTION, TURNS, URL, run, same
+from cells import DATA_URI, KEY, MADE_UP, QUESTION, TURNS, URL, run, same
 
-HEADERS = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
-#: A model's "advanced parameters", all of those that its OpenAI mapping knows and that have a number.
-PARAMETERS = {"temperature": 0.8, "top_p": 0.9, "min_p": 0.0, "max_tokens": 128, "frequency_penalty": 0.0,
-              "presence_penalty": 0.0, "seed": 0, "stop": ["###"]}  # fmt: skip
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    PORT = free.getsockname()[1]
+SETTINGS = {
+    "WEBUI_AUTH": "False", "WEBUI_SECRET_KEY": "known to nobody, and for one run only",
+    "ENABLE_PERSISTENT_CONFIG": "False", "ENABLE_OLLAMA_API": "False",
+    "OPENAI_API_BASE_URLS": URL, "OPENAI_API_KEYS": KEY,
+    "OFFLINE_MODE": "True", "HF_HUB_OFFLINE": "1", "RAG_EMBEDDING_ENGINE": "openai",  # downloads no models
+}  # fmt: skip
+START_SECONDS = 180.0
+token = ""
 
 
-def post(body):
-    with urlopen(Request(f"{URL}/chat/completions", json.dumps(body).encode(), HEADERS), timeout=120) as reply:
+def call(path, body=None):
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+    data = None if body is None else json.dumps(body).encode()
+    with urlopen(Request(f"http://127.0.0.1:{PORT}{path}", data, headers), timeout=120) as reply:
         return reply.read().decode()
 
 
-def ask(model, messages, **more):
-    return json.loads(post({"stream": False, "model": model, "messages": messages, **more}))["choices"][0]["message"]
+def ask(model, messages, stream=False, **params):
+    return call("/api/chat/completions", {"model": model, "messages": messages, "stream": stream, "params": params})
 
 
-def streamed(model, messages, name="content", **more):
-    body = {"stream": True, "model": model, "messages": messages, "stream_options": {"include_usage": True}, **more}
-    chunks = [json.loads(line[6:]) for line in post(body).splitlines() if line.startswith("data: {")]
-    assert chunks[-1]["usage"]
-    return "".join(one["choices"][0]["delta"].get(name) or "" for one in chunks if one["choices"])
+def message(model, messages, **params):
+    return json.loads(ask(model, messages, **params))["choices"][0]["message"]
 
 
 def user(content=QUESTION):
@@ -36,52 +46,72 @@ def user(content=QUESTION):
 
 
 def plain():
-    title = "### Task:\nGenerate a concise title for the chat history:\nUSER: hello"  # its background task
-    ask("auto", [user(title)], max_tokens=1000)
-    ask("auto", [user()], user={"name": "A", "id": "1", "email": "a@b.example", "role": "user"}, **PARAMETERS)
-    return ask("instruct", [user()])["content"]
+    for task in ("title", "tags", "follow_up"):  # its background tasks
+        past = [user(), {"role": "assistant", "content": "0"}]
+        json.loads(call(f"/api/v1/tasks/{task}/completions", {"model": "auto", "messages": past}))
+    message("auto", [user()], temperature=0.8, top_p=0.9, top_k=20, min_p=0.0, max_tokens=64, seed=0, stop=["###"],
+            frequency_penalty=0.0, presence_penalty=0.0, repeat_penalty=1.0)  # fmt: skip
+    return message("instruct", [user()])["content"]
 
 
 def stream():
-    return same(streamed("instruct", [user()]), plain())
+    lines = ask("instruct", [user()], stream=True).splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    return same("".join(one["choices"][0]["delta"].get("content") or "" for one in chunks if one["choices"]), plain())
 
 
 def picture():
-    return streamed("auto", [user([
-        {"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": DATA_URI}},
-    ])])  # fmt: skip
+    parts = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": DATA_URI}}]
+    return message("auto", [user(parts)])["content"]
 
 
 def turns():
     messages = [{"role": "system", "content": "Be brief."}]
     for model, question in TURNS:
         messages.append(user(question))
-        said = ask(model, messages)
-        # the three ways in which it sends past reasoning: not at all, as a field, in the content
-        messages.append([
-            {"role": "assistant", "content": said["content"]},
-            {"role": "assistant", "content": said["content"], "reasoning_content": said.get("reasoning_content", "")},
-            {"role": "assistant", "content": f"<think>{said.get('reasoning', '')}</think>\n{said['content']}"},
-        ][len(messages) // 2 - 1])  # fmt: skip
-    return streamed("auto", [*messages, user()])
+        messages.append(message(model, messages))
+    return message("auto", [*messages, user()])["content"]
 
 
 def reasoning():
-    thought = streamed("auto", [user()], "reasoning_content", reasoning_effort="low")
-    assert not streamed("auto", [user()], "reasoning_content", reasoning_effort="none")
-    assert not streamed("auto", [user()], "reasoning_content", chat_template_kwargs={"enable_thinking": False})
-    return thought
+    for off in (
+        {"reasoning_effort": "none"},
+        {"custom_params": {"chat_template_kwargs": '{"enable_thinking": false}'}},
+    ):
+        assert "reasoning" not in message("auto", [user()], **off)
+    return message("auto", [user()], reasoning_effort="low")["reasoning"]
 
 
 def errors():
-    told = {}
-    for model, more in (("no-such-model", {}), ("auto", {"never_heard_of": 1})):
-        try:
-            streamed(model, [user()], **more)
-        except HTTPError as error:
-            told[error.code] = json.load(error)["error"]["message"]
-    assert set(told) == {404, 400}
-    return "; ".join(told.values())
+    try:
+        ask("auto", [user()], custom_params={MADE_UP: "1"})
+    except HTTPError as error:
+        said = error.read().decode()
+        assert MADE_UP in said
+        return f"{error.code}: {said}"
+    raise AssertionError(f"{MADE_UP} was not refused")
 
 
-run("0.12.4, replayed", plain=plain, stream=stream, picture=picture, turns=turns, reasoning=reasoning, errors=errors)
+with tempfile.TemporaryDirectory() as data:
+    command = [sys.executable, "-c", "from open_webui import app; app()", "serve", "--host", "127.0.0.1"]
+    log = Path(data) / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--port", str(PORT)], env={**os.environ, **SETTINGS, "DATA_DIR": data},
+            stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        until = time.monotonic() + START_SECONDS
+        while not token:
+            try:
+                token = json.loads(call("/api/v1/auths/signin", {"email": "", "password": ""}))["token"]
+            except URLError:
+                if process.poll() is not None or time.monotonic() > until:
+                    print(log.read_text()[-3000:], file=sys.stderr)
+                    raise
+                time.sleep(1)
+        json.loads(call("/api/models"))
+        run("open-webui", plain=plain, stream=stream, picture=picture, turns=turns, reasoning=reasoning, errors=errors)
+    finally:
+        process.terminate()
+        process.wait()
