@@ -156,6 +156,7 @@ def test_a_pair_brings_its_own_choice_of_frames(clip: Path, folders: dict[str, P
         assert chosen(chat.history[0].message.videos[0]) == expected(clip, processor)
     # as older checkpoints keep them
     (folder / "instruct" / "processor_config.json").unlink()
+    (folder / "instruct" / "preprocessor_config.json").write_text(json.dumps(settings["image_processor"]))
     (folder / "instruct" / "video_preprocessor_config.json").write_text(json.dumps({"fps": 3, "max_frames": 30}))
     router = Router.from_pretrained(folder)
     assert (router.sampling().fps, router.sampling().min_frames, router.sampling().max_frames) == (3, 4, 30)
