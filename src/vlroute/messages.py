@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -30,6 +28,7 @@ from vlroute.media import (
     load_video,
 )
 from vlroute.message_fields import BUDGET, IMAGE, VIDEO, known_fields, message_fields, nested_fields
+from vlroute.think_tags import without_reasoning
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
 Part: TypeAlias = str | Picture | Video
@@ -37,8 +36,6 @@ Part: TypeAlias = str | Picture | Video
 _BYTES = bytes | bytearray | memoryview
 _SOURCES = ("url", "path", "base64")
 _REASONING = ("reasoning_content", "reasoning")
-_TAG = re.compile(r"</?think>")
-_MARK = re.compile(r"(?P<line>^ {0,3})?(?P<mark>`+|~{3,})", re.MULTILINE)  # what begins and ends code in Markdown
 # In text these would close a turn, forge another or open a slot for a picture that is not there.
 _CONTROL = re.compile(r"<(\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>)")
 
@@ -325,62 +322,6 @@ def _text(fields: Mapping[str, Any], where: str, key: str) -> str:
     if not isinstance(fields.get(key), str):
         raise MessageError(f"{where} must hold a str as {key!r}")
     return str(fields[key])
-
-
-def without_reasoning(text: str) -> str:
-    """The answer in `text`, which may begin with reasoning as servers send it that do not separate the two.
-
-    Removed are `<think>...</think>` at the beginning, and everything up to a `</think>` that no `<think>` opened. Tags
-    in code (between backticks) and later pairs of tags belong to the answer.
-    """
-    code = _code(text)
-    cut, begins, opened = 0, _begin(text, 0), -1
-    for tag in _TAG.finditer(text):
-        while code and code[0][1] <= tag.start():
-            code.popleft()
-        if code and code[0][0] <= tag.start():
-            continue
-        if tag[0] == "<think>":
-            opened = tag.start() if opened < 0 else opened
-        else:
-            if opened in (-1, begins):
-                cut, begins = tag.end(), _begin(text, tag.end())
-            opened = -1
-    return text[begins:] if cut else text
-
-
-def _begin(text: str, at: int) -> int:
-    """Where the first character from `at` on lies that is not white space."""
-    found = re.compile(r"\S").search(text, at)
-    return found.start() if found else len(text)
-
-
-def _code(text: str) -> deque[tuple[int, int]]:
-    """Where code lies in Markdown, ascending: fenced blocks, an unclosed one to the end, and spans in one paragraph."""
-    marks = [*_MARK.finditer(text)]
-    after: dict[str, list[int]] = {}
-    for i, mark in enumerate(marks):
-        after.setdefault(mark["mark"], []).append(i)
-    breaks = [found.start() for found in re.finditer(r"\n[ \t]*\n", text)]
-    code = deque[tuple[int, int]]()
-    i = 0
-    while i < len(marks):
-        mark = marks[i]
-        same = after[mark["mark"]]
-        at = bisect_right(same, i)
-        closing = marks[same[at]] if at < len(same) else None
-        fence = len(mark["mark"]) >= 3 and mark["line"] is not None
-        paragraph = bisect_right(breaks, mark.start())
-        end_of_paragraph = breaks[paragraph] if paragraph < len(breaks) else len(text)
-        if closing is not None and (fence or closing.start() < end_of_paragraph):
-            code.append((mark.start(), closing.end()))
-            i = same[at] + 1
-        elif fence:
-            code.append((mark.start(), len(text)))
-            break
-        else:
-            i += 1
-    return code
 
 
 def _data_uri(url: object, key: str) -> str:

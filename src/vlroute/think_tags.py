@@ -1,8 +1,10 @@
-"""Finds `<think>` and `</think>` in text that arrives in pieces. A tag inside Markdown code is text."""
+"""Finds `<think>` and `</think>` in text, whole or in pieces. A tag inside Markdown code is text."""
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from enum import Enum
 
@@ -217,3 +219,64 @@ class _Document:
 
 def _text(items: Iterable[str | Tag]) -> str:
     return "".join(item if isinstance(item, str) else item.value for item in items)
+
+
+_TAG = re.compile(r"</?think>")
+_MARK = re.compile(r"(?P<line>^ {0,3})?(?P<mark>`+|~{3,})", re.MULTILINE)  # what begins and ends code in Markdown
+
+
+def without_reasoning(text: str) -> str:
+    """The answer in `text`, which may begin with reasoning as servers send it that do not separate the two.
+
+    Removed are `<think>...</think>` at the beginning, and everything up to a `</think>` that no `<think>` opened. Tags
+    in code (between backticks) and later pairs of tags belong to the answer.
+    """
+    code = _code(text)
+    cut, begins, opened = 0, _begin(text, 0), -1
+    for tag in _TAG.finditer(text):
+        while code and code[0][1] <= tag.start():
+            code.popleft()
+        if code and code[0][0] <= tag.start():
+            continue
+        if tag[0] == "<think>":
+            opened = tag.start() if opened < 0 else opened
+        else:
+            if opened in (-1, begins):
+                cut, begins = tag.end(), _begin(text, tag.end())
+            opened = -1
+    return text[begins:] if cut else text
+
+
+def _begin(text: str, at: int) -> int:
+    """Where the first character from `at` on lies that is not white space."""
+    found = re.compile(r"\S").search(text, at)
+    return found.start() if found else len(text)
+
+
+def _code(text: str) -> deque[tuple[int, int]]:
+    """Where code lies in Markdown, ascending: fenced blocks, an unclosed one to the end, and spans in one paragraph."""
+    marks = [*_MARK.finditer(text)]
+    after: dict[str, list[int]] = {}
+    for i, mark in enumerate(marks):
+        after.setdefault(mark["mark"], []).append(i)
+    breaks = [found.start() for found in re.finditer(r"\n[ \t]*\n", text)]
+    code = deque[tuple[int, int]]()
+    i = 0
+    while i < len(marks):
+        mark = marks[i]
+        same = after[mark["mark"]]
+        at = bisect_right(same, i)
+        closing = marks[same[at]] if at < len(same) else None
+        fence = len(mark["mark"]) >= 3 and mark["line"] is not None
+        paragraph = bisect_right(breaks, mark.start())
+        end_of_paragraph = breaks[paragraph] if paragraph < len(breaks) else len(text)
+        in_paragraph = mark["mark"][0] == "`" and closing is not None and closing.start() < end_of_paragraph
+        if closing is not None and (fence or in_paragraph):
+            code.append((mark.start(), closing.end()))
+            i = same[at] + 1
+        elif fence:
+            code.append((mark.start(), len(text)))
+            break
+        else:
+            i += 1
+    return code
