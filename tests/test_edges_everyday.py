@@ -5,17 +5,19 @@ from __future__ import annotations
 import gc
 import importlib
 import inspect
+import json
 import logging
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vlroute
@@ -46,6 +48,12 @@ def rows(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="module")
 def made(rows: int) -> Iterator[Router]:
     with Router.from_pretrained(rows=rows) as router:
+        yield router.load()
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Router]:
+    with Router.from_pretrained() as router:
         yield router.load()
 
 
@@ -208,6 +216,45 @@ def test_a_turn_that_cannot_begin_gives_the_next_one_way(made: Router, wrong: di
     within(30, lambda: chat.send("And now?", mode="instruct", **GREEDY))
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from(["open", "read", "finish", "close", "drop", "send", "fork"]), max_size=12))
+def test_any_order_of_turns_ends(small: Router, plan: list[str]) -> None:
+    """A second turn is refused exactly while a stream is open; the history holds what was finished."""
+
+    def run() -> None:
+        chat, streams, finished = small.chat(), [], 0
+        is_open = False
+        for step in plan:
+            if step == "open" and not is_open:
+                streams.append(chat.stream("How many?", mode="instruct", **GREEDY))
+            elif step == "send":
+                if is_open:
+                    with pytest.raises(ChatBusyError):
+                        chat.send("And now?", mode="instruct", **GREEDY)
+                else:
+                    chat.send("And now?", mode="instruct", **GREEDY)
+                    finished += 1
+            elif step == "fork":
+                assert len(chat.fork().history) == finished
+            elif step == "read" and streams and not is_open:
+                next(streams[-1])
+                is_open = True
+            elif step == "finish" and is_open:
+                *_, last = streams.pop()
+                assert isinstance(last, Finished)
+                finished, is_open = finished + 1, False
+            elif step == "close" and streams:
+                streams[-1].close()
+                streams.pop()
+                is_open = False
+            elif step == "drop" and streams:
+                del streams[-1]
+                is_open = False
+        assert len(chat.history) == finished
+
+    within(60, run)
+
+
 # a closed router
 
 
@@ -331,6 +378,47 @@ def test_endpoints_are_released_too() -> None:
         with pytest.raises(RouterClosedError):
             within(10, use)
     assert "vlroute-endpoints" not in {thread.name for thread in threading.enumerate()}
+
+
+class _Stalls(BaseHTTPRequestHandler):
+    """Sends a piece of an answer, and nothing more."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        delta = {"index": 0, "delta": {"role": "assistant", "content": "one"}, "finish_reason": None}
+        chunk = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "a", "choices": [delta]}
+        self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        self.wfile.flush()
+        self.rfile.read(1)  # until the client leaves
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_streams_of_endpoints_end_cancelled_and_refuse_a_second_turn() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Stalls) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        with Router.from_endpoints((url, "a"), (url, "b")) as there:
+            chat = there.chat()
+            events, turn = there.stream("How many?", mode="instruct"), chat.stream("How many?", mode="instruct")
+            for stream in (events, turn):
+                next(stream)
+                assert within(30, lambda stream=stream: next(stream)).text == "one"
+            next_turn = chat.stream("And now?")
+            turn.close()
+            turn = chat.stream("How many?", mode="instruct")
+            next(turn)
+            with pytest.raises(ChatBusyError):
+                next(next_turn)
+        for stream in (events, turn):
+            *_, last = within(30, lambda stream=stream: [*stream])
+            assert last.answer.finish_reason == "cancelled"
+        assert chat.history == ()
+        server.shutdown()
 
 
 def test_repr_says_what_it_is_and_loads_nothing() -> None:

@@ -131,7 +131,8 @@ class _Writer:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        if self._thread is not threading.current_thread():  # a listener may close the router
+            self._thread.join()
 
     @torch.inference_mode()
     def _run(self) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -126,9 +127,10 @@ class Service:
         alarm.start()
         watch = _Watch(self, arrived, lambda event: None)
         try:
-            for event in self.router.stream_turn(conversation, replace(wish, cancel=cancel)):
-                watch(event)
-                yield event
+            with closing(self.router.stream_turn(conversation, replace(wish, cancel=cancel))) as events:
+                for event in events:
+                    watch(event)
+                    yield event
         finally:
             alarm.cancel()
             self._leave(cancel)
