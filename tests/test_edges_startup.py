@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
 import signal
 import socket
@@ -12,15 +14,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from tests.conftest import lacking
 from tests.serving import create_app
 from tests.test_doctor import BLOCKED
 from vlroute import Router
+from vlroute.errors import ModeUnavailable, VLRouteError
 from vlroute.shipped import shipped
 
 LIMIT = 180  # seconds; a start takes a few, more on a busy machine
@@ -118,6 +123,53 @@ def get(port: int, path: str) -> tuple[int, bytes] | None:
         return error.code, error.read()
     except OSError:
         return None
+
+
+@pytest.mark.parametrize("others_run", [True, False])
+def test_replicas_that_cannot_start_are_one_error(others_run: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own error does not say why; an application of which nothing runs does not stay behind."""
+    if importlib.util.find_spec("ray") is None:
+        lacking("Ray is not installed: pip install 'vlroute[cluster]'")
+    from vlroute.serving.cluster_start import SAFE, deploy
+
+    os.environ.update(SAFE)  # to be set before Ray is imported
+    from ray import serve
+
+    def run(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Deploying application failed")
+
+    trace = "ray said: Traceback\n  File x\nvlroute.errors.CheckpointError: Swap the two\n\nsome more"
+    pair = SimpleNamespace(message=trace, replica_states={"RUNNING": 1} if others_run else {"STOPPING": 1})
+    ingress = SimpleNamespace(message="", replica_states={"RUNNING": 1})
+    deployed = {"it": SimpleNamespace(deployments={"Ingress": ingress, "Pair": pair})}
+    deleted: list[str] = []
+    monkeypatch.setattr(serve, "run", run)
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=deployed))
+    monkeypatch.setattr(serve, "delete", deleted.append)
+    with pytest.raises(VLRouteError, match=r"CheckpointError: Swap the two$"):
+        deploy(object(), "it")
+    assert deleted == ([] if others_run else ["it"])
+
+
+def test_what_may_come_back_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas of a cluster: another deployment may bring them."""
+    router, real = Router.from_pretrained(rows=8), Router.load
+    there: list[bool] = []
+
+    def load() -> Router:
+        if not there:
+            raise ModeUnavailable("no replica is there")
+        return real(router)
+
+    monkeypatch.setattr(router, "load", load)
+    with TestClient(create_app(router), base_url=LOCAL) as client:
+        until(client, "failed")
+        there.append(True)
+        end = time.monotonic() + LIMIT
+        while client.get("/ready").status_code != 200:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        assert client.get("/health").status_code == 200
 
 
 def until(client: TestClient, state: str) -> Any:

@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from vlroute.errors import ModeUnavailable
 
@@ -24,6 +24,10 @@ class GaveUp(Exception):
 
 class ReplicaLost(ModeUnavailable):
     """The replica that was at it died, or none could be reached; another one may answer."""
+
+
+class ReplicasFailed(ReplicaLost):
+    """No replica can be started; Ray has given up until the next deployment."""
 
 
 class Calls:
@@ -114,5 +118,7 @@ def _known(error: Exception) -> BaseException:
     if isinstance(error, RayTaskError):
         cause: BaseException = error.cause
         return cause
+    if isinstance(error, DeploymentUnavailableError):
+        return ReplicasFailed("no replica could be started; `serve status` and the replicas' logs say why")
     log.warning("a call to a replica failed: %s: %s", type(error).__name__, str(error).partition("\n")[0])
     return ReplicaLost(f"the replica that was at it is gone ({type(error).__name__})")

@@ -15,7 +15,7 @@ from vlroute.decision.policy import Decision
 from vlroute.messages import Conversation
 from vlroute.router import Router
 from vlroute.serving.cluster_affinity import affinity
-from vlroute.serving.cluster_calls import Calls, GaveUp, ReplicaLost
+from vlroute.serving.cluster_calls import Calls, GaveUp, ReplicaLost, ReplicasFailed
 from vlroute.serving.cluster_replica import Asked
 
 if TYPE_CHECKING:
@@ -41,11 +41,14 @@ class ClusterRouter(Router):
         return self
 
     def load(self) -> ClusterRouter:
-        """Wait until a replica is there; from then on look at their caches now and then."""
+        """Wait until a replica is there; from then on look at their caches now and then. ReplicasFailed if Ray has
+        given up to start one."""
         while not self._closed.is_set():
             try:
                 self._calls.call("stats", "", timeout=READY_SECONDS)
                 break
+            except ReplicasFailed:
+                raise
             except (ReplicaLost, TimeoutError):
                 self._closed.wait(0.1)
         threading.Thread(target=self._watch, name="vlroute-caches", daemon=True).start()

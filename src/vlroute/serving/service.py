@@ -17,7 +17,7 @@ from typing import Any, Literal
 from vlroute.answer import Answer, AnswerDelta, Event, Events, Finished, ThinkingDelta
 from vlroute.answering import Wish
 from vlroute.decision.policy import Decision
-from vlroute.errors import ArtefactError, CheckpointError, VLRouteError
+from vlroute.errors import ArtefactError, CheckpointError, ModeUnavailable, VLRouteError
 from vlroute.judge import Judge
 from vlroute.media import FrameSampling, Limits
 from vlroute.messages import Conversation
@@ -32,6 +32,7 @@ from vlroute.store import Store
 
 log = logging.getLogger("vlroute")
 State = Literal["loading", "ready", "failed", "shutting down"]
+RETRY_SECONDS = 1.0  # until loading is tried again
 SMOOTHING = 0.1  # weight of the latest answer in the mean seconds that Retry-After is made of
 
 
@@ -83,8 +84,9 @@ class Service:
     def begin(self) -> None:
         """Start to load both checkpoints in a thread, once; calls after the first do nothing.
 
-        Afterwards the state is "ready", or "failed" with `failure` set; then `on_failure` is called in that thread. It
-        is a daemon thread, so that a process which has to end does not wait for a download.
+        Afterwards the state is "ready", or "failed" with `failure` set; then `on_failure` is called in that thread.
+        Only after a ModeUnavailable, such as of replicas that another deployment may bring, it is tried again. The
+        thread is a daemon, so that a process which has to end does not wait for a download.
         """
         with self._lock:
             if self._loader is None:
@@ -92,14 +94,19 @@ class Service:
                 self._loader.start()
 
     def _load(self) -> None:
-        try:
-            self.router.load()
-            spare_what_is_loaded()
-            self.ready = True
-        except BaseException as error:
-            if not self.draining:  # a router that was closed while it loaded has not failed
-                self.failure = error
-                self.on_failure(error)
+        while not self.draining:  # a router that was closed while it loaded has not failed
+            try:
+                self.router.load()
+                spare_what_is_loaded()
+                self.ready, self.failure = True, None
+                return
+            except BaseException as error:
+                first, self.failure = self.failure is None, error
+                if first and not self.draining:
+                    self.on_failure(error)
+                if not isinstance(error, ModeUnavailable):
+                    return
+            time.sleep(RETRY_SECONDS)
 
     def start(self, prepare: Callable[[], Conversation], wish: Wish, arrived: float, deltas: bool = True) -> Running:
         """Begin to answer; `prepare` makes the conversation, in the thread that answers.
@@ -229,6 +236,8 @@ def failure_reason(error: BaseException) -> str:
             why = "a checkpoint is missing, damaged or of the wrong kind"
         case ArtefactError():
             why = "the router artifact cannot be used"
+        case ModeUnavailable():
+            why = "no replica could be started"
         case MemoryError():
             why = "there is too little memory"
         case _:
