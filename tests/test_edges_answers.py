@@ -202,7 +202,7 @@ def test_streams_lose_no_character(router: Router, pieces: list[str | bytes]) ->
     answer = finished.answer  # type: ignore[union-attr]
     assert "".join(event.text for event in events[1:]) == answer.text  # type: ignore[union-attr]
     whole = b"".join(piece if isinstance(piece, bytes) else piece.encode() for piece in pieces)
-    if all(isinstance(piece, str) for piece in pieces):
+    if "\ufffd" not in whole.decode(errors="replace"):  # bytes may form a character with their neighbours
         assert answer.text == whole.decode().strip()
     else:
         assert "\ufffd" in answer.text

@@ -206,7 +206,7 @@ def test_a_turn_within_a_turn_is_refused() -> None:
     assert len(chat.history) == 1
 
 
-@pytest.mark.parametrize("wrong", [{"prompt": ""}, {"prompt": "x", "nonsense": 1}])
+@pytest.mark.parametrize("wrong", [{"prompt": ""}, {"prompt": "x", "suppress_tokens": [10**6]}])
 def test_a_turn_that_cannot_begin_gives_the_next_one_way(made: Router, wrong: dict[str, Any]) -> None:
     chat = made.chat()
     events = chat.stream(**wrong)
@@ -525,7 +525,7 @@ def test_one_debug_line_a_request(made: Router, caplog: pytest.LogCaptureFixture
         made.chat().send("A secret question?", mode="thinking", **GREEDY)
         [*made.stream("A secret question?", **GREEDY)]
         with pytest.raises((TypeError, ValueError)):
-            made.ask("A secret question?", mode="instruct", nonsense=1)
+            made.ask("A secret question?", mode="instruct", suppress_tokens=[10**6])  # more than it has
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
     assert len(lines) == 4
     for said in (

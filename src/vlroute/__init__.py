@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vlroute.errors import MessageError as MessageError
     from vlroute.errors import ModeUnavailable as ModeUnavailable
     from vlroute.errors import RouterClosedError as RouterClosedError
+    from vlroute.errors import SettingsError as SettingsError
     from vlroute.errors import StoreError as StoreError
     from vlroute.errors import UnknownAnswerError as UnknownAnswerError
     from vlroute.errors import UnreadableMediaError as UnreadableMediaError
@@ -87,6 +88,7 @@ _HOMES = {
     "PrefixCache": "vlroute.engine.prefix_cache",
     "Router": "vlroute.router",
     "RouterClosedError": "vlroute.errors",
+    "SettingsError": "vlroute.errors",
     "StoreError": "vlroute.errors",
     "Target": "vlroute.decision.target",
     "ThinkingDelta": "vlroute.answer",

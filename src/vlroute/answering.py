@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -14,8 +13,10 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from vlroute.answer import Answer, AnswerDelta, Decided, Event, Events, Finished, ThinkingDelta, Timing, Usage, new_id
-from vlroute.decision.policy import Decision
-from vlroute.errors import InputError, ModeUnavailable, RouterClosedError, VLRouteError
+from vlroute.checks import refused
+from vlroute.decision.policy import PRICE, Decision
+from vlroute.engine.settings import checked, combined
+from vlroute.errors import ModeUnavailable, RouterClosedError, VLRouteError
 from vlroute.judge import Judge
 from vlroute.messages import Conversation
 from vlroute.modes import MODES, Mode, forced_mode, other
@@ -49,20 +50,15 @@ class Wish:
     """Whose request it is: nothing cached for another namespace serves it, nor shows in its seconds."""
 
     def __post_init__(self) -> None:
+        """SettingsError for what cannot be obeyed, before anything is captioned, loaded or generated."""
         object.__setattr__(self, "mode", forced_mode(self.mode))
-        if self.caption is not None and not isinstance(self.caption, str):
-            raise InputError(f"caption must be a string, not {type(self.caption).__name__}")
-        if self.price is not None and not _is_price(self.price):
-            raise InputError(f"price must be a finite number >= 0 (probability per second), not {self.price!r}")
+        if not isinstance(self.caption, str | None):
+            raise refused("caption", self.caption, "a string")
+        if self.price is not None:
+            object.__setattr__(self, "price", PRICE.read("price", self.price))
         if self.cancel is not None and not hasattr(self.cancel, "is_set"):
-            raise InputError(f"cancel must be a threading.Event, not {type(self.cancel).__name__}")
-
-
-def _is_price(price: Any) -> bool:
-    try:
-        return not isinstance(price, bool | str) and 0 <= float(price) < math.inf
-    except (TypeError, ValueError, OverflowError):
-        return False
+            raise refused("cancel", self.cancel, "a threading.Event")
+        object.__setattr__(self, "generation", checked(self.generation))
 
 
 class Stream(Generator[Event, None, None]):
@@ -150,7 +146,7 @@ class _EitherEvent(threading.Event):
 class Answering:
     """What answers, and the judge who chooses the mode. Thread-safe.
 
-    `generation` holds settings for both modes, or per mode under its name.
+    `generation` holds settings for both modes, or per mode under its name, as `settings.checked_per_mode` gives them.
     """
 
     engine: Engine
@@ -196,6 +192,9 @@ class Answering:
     ) -> Answer:
         cancel = _EitherEvent(wish.cancel, self.closing)
         with self.engine.request(conversation, in_turns, wish.namespace) as request:
+            settings = {mode: self._settings(mode, wish) for mode in MODES}
+            for mode in MODES if wish.mode is None else (wish.mode,):
+                request.check(mode, settings[mode])
             caption = _caption(self.judge, conversation, wish, request)
             captioned = time.perf_counter()
             # before the first answer neither mode has less to read than the other
@@ -209,13 +208,13 @@ class Answering:
                 emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
 
             try:
-                reply = request.answer(decision.mode, self._settings(decision.mode, wish), on_piece, cancel)
+                reply = request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
             except ModeUnavailable as error:
                 if decision.forced or error.begun:
                     raise
                 decision = _fallen_back(decision, error)
                 emit(Decided(decision, id))
-                reply = request.answer(decision.mode, self._settings(decision.mode, wish), on_piece, cancel)
+                reply = request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
         if reply.finish_reason != "cancelled":
             read = None if reply.prompt_tokens is None else reply.prompt_tokens - reply.cached_tokens
             self.judge.observe(
@@ -255,7 +254,7 @@ class Answering:
 
     def _settings(self, mode: Mode, wish: Wish) -> dict[str, Any]:
         both = {key: value for key, value in self.generation.items() if key not in MODES}
-        return {**both, **self.generation.get(mode, {}), **wish.generation}
+        return combined(both, self.generation.get(mode, {}), wish.generation)
 
 
 def _fallen_back(decision: Decision, error: ModeUnavailable) -> Decision:

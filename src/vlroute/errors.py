@@ -30,6 +30,13 @@ class MessageError(InputError):
     """The message has the wrong shape: empty prompt, unknown role or part, nothing to answer."""
 
 
+class SettingsError(InputError, TypeError):
+    """A generation setting or an argument of a constructor has an unknown name, a wrong type or a value out of range.
+
+    It is raised before a model is loaded or asked. It is a `ValueError` and a `TypeError`: either may be expected.
+    """
+
+
 class CheckpointError(VLRouteError):
     """A checkpoint folder is missing, incomplete or not a Qwen3-VL model."""
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
+from vlroute.checks import refused
 from vlroute.decision.captioner import CachedCaptioner
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.decision.frontier import Frontier, Outlook
 from vlroute.decision.pace import HALF_LIFE, Pace
 from vlroute.decision.policy import Decision, Policy
-from vlroute.decision.target import Preset, Target
+from vlroute.decision.target import PRESETS, Preset, Target
 from vlroute.decision.vision_probe import VisionProbe
 from vlroute.errors import ArtefactError
 from vlroute.media import Picture, Video
@@ -74,10 +75,12 @@ class Judge:
         fits the pair's tower and else Instruct. `shared`: whether both modes run on one machine, see `Pace`.
 
         ArtefactError for a target where there is no calibration set to resolve it on, and for "probe" without one.
-        ValueError for another word.
+        SettingsError for a policy or captioner of another kind.
         """
-        if isinstance(captioner, str) and captioner not in get_args(CaptionSource):
-            raise ValueError(f"captioner must be 'instruct', 'probe', a callable or None, not {captioner!r}")
+        if not (captioner is None or callable(captioner)) and captioner not in get_args(CaptionSource):
+            raise refused("captioner", captioner, "'instruct', 'probe', a callable or None")
+        if not isinstance(policy, Policy | Target | str | None):
+            raise refused("policy", policy, f"Policy(price=…), a Target, or one of {', '.join(PRESETS)}")
         self._wish = Target(preset=policy) if isinstance(policy, str) else policy or Policy()
         self._captioner = captioner
         self._lock = threading.Lock()

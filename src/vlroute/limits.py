@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from vlroute.checks import Whole, refused
 from vlroute.errors import LimitError, UnreadableMediaError
 
 
@@ -11,7 +12,7 @@ from vlroute.errors import LimitError, UnreadableMediaError
 class Limits:
     """What one request may cost. Checked before pixels are decoded; over a limit is a `LimitError`.
 
-    A number that is not positive (or `max_frames` below 2) is a `ValueError`.
+    A number that is not positive (or `max_frames` below 2) is a `SettingsError`.
     """
 
     max_bytes: int = 20 * 2**20
@@ -43,8 +44,10 @@ class Limits:
         for item in fields(self):
             value = getattr(self, item.name)
             least = 2 if item.name == "max_frames" else 1
-            if item.name != "local_files" and not (isinstance(value, int) and value >= least):
-                raise ValueError(f"Limits.{item.name} must be a whole number from {least} up, not {value!r}")
+            if item.name != "local_files":
+                object.__setattr__(self, item.name, Whole(least, 2**63 - 1).read(f"Limits.{item.name}", value))
+            elif not isinstance(value, bool):
+                raise refused(f"Limits.{item.name}", value, "True or False")
 
     def check_size(self, size: tuple[int, int], name: str) -> None:
         """Raises unless a picture of `size` (width, height) may be decoded; errors call it `name`."""

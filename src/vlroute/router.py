@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from vlroute.answer import Answer, Event, Events
 from vlroute.answering import Answering, Wish, decide
 from vlroute.chat import Chat
+from vlroute.checks import refused
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.frontier import Outlook
 from vlroute.decision.policy import Decision, Policy
 from vlroute.decision.target import Preset, Target
 from vlroute.decision.vision_probe import VisionProbe, probe_of
 from vlroute.engine.checkpoint_files import local_folder
-from vlroute.errors import ExtraMissing, RouterClosedError
+from vlroute.engine.loading import ROWS, checked_loading
+from vlroute.engine.settings import checked_per_mode
+from vlroute.errors import ExtraMissing, RouterClosedError, SettingsError
 from vlroute.frame_sampling import sampling_of
 from vlroute.judge import CaptionSource, Judge, MediaCaptioner
 from vlroute.media import DEFAULT_LIMITS, DEFAULT_SAMPLING, FrameSampling, Limits
@@ -67,11 +71,19 @@ class Router(Sources):
         remote: RemoteEngine | None = None,
     ) -> None:
         """See `from_pretrained`. `loading`: for `load_pair`; `caching` may hold `vision_cache` and `prefix_cache`.
-        `remote` answers instead of checkpoints."""
+        `remote` answers instead of checkpoints.
+
+        Raises:
+            SettingsError: an argument that cannot be obeyed, found without loading anything.
+        """
+        if not isinstance(limits, Limits):
+            raise refused("limits", limits, "vlroute.Limits(…)")
         self.instruct, self.thinking, self.limits = instruct, thinking, limits
         self.judge = Judge(classifier, policy, captioner, probe, shared=remote is None)
-        self.loading, self.generation, self._caching = dict(loading or {}), dict(generation or {}), dict(caching or {})
-        self.store, self.rows, self.remote = _open(store), rows, remote
+        self.loading = checked_loading({} if loading is None else loading)
+        self.generation = checked_per_mode({} if generation is None else generation, endpoints=remote is not None)
+        self._caching = _checked_caches({} if caching is None else caching)
+        self.store, self.rows, self.remote = _open(store), ROWS.read("rows", rows), remote
         self._owns_store = self.store is not store
         self._engine: LocalEngine | RemoteEngine | None = remote
         self._sampling: FrameSampling | None = None
@@ -243,12 +255,14 @@ class Router(Sources):
             mode: "instruct" or "thinking" forces that mode; "auto", as None, lets the router decide.
             price: for this request instead of the policy's, also where the policy is a target such as "fast".
             cancel: once set, generation ends within one token, with `finish_reason="cancelled"`.
-            generation: settings under transformers' names, and `presence_penalty`, `thinking_budget` (tokens).
+            generation: settings under transformers' names, see docs/engine.md: `temperature=0` (greedy),
+                `max_new_tokens=64`, `thinking_budget=500` (tokens of reasoning), …. None means "not set here".
 
         Raises:
             InputError: the message, mode, price or caption cannot be used.
+            SettingsError: a setting that is unknown, not supported or out of range, or settings that contradict each
+                other. It is raised before anything is loaded, captioned or generated.
             CheckpointError: a checkpoint cannot be loaded.
-            TypeError: an unknown generation setting.
             RouterClosedError: the router was closed.
         """
         wish = Wish(caption, forced_mode(mode), price, cancel, generation)
@@ -338,9 +352,29 @@ class Router(Sources):
 
 def _open(store: Store | str | Path | None) -> Store | None:
     if not isinstance(store, str | Path):
+        if not (store is None or hasattr(store, "record")):
+            raise refused("store", store, "a vlroute.store.Store, a file or a postgresql:// URL")
         return store
     try:
         from vlroute.store import Store
     except ModuleNotFoundError as error:
         raise ExtraMissing(error, "store") from error
     return Store(store)
+
+
+#: Classes of the caches by argument; their modules bring torch.
+_CACHES = {
+    "vision_cache": ("vlroute.engine.vision_cache", "VisionCache"),
+    "prefix_cache": ("vlroute.engine.prefix_cache", "PrefixCache"),
+}
+
+
+def _checked_caches(caches: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in caches.items():
+        if name not in _CACHES:
+            raise SettingsError(f"unknown cache {name}; expected some of {', '.join(_CACHES)}")
+        module, kind = _CACHES[name]
+        # where the module is not loaded, the value cannot be an object of its class
+        if value is not None and not (module in sys.modules and isinstance(value, getattr(sys.modules[module], kind))):
+            raise refused(name, value, f"a vlroute.{kind}")
+    return dict(caches)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from vlroute.checks import refused
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.policy import Policy
 from vlroute.decision.target import Preset, Target
 from vlroute.decision.vision_probe import probe_of
 from vlroute.engine.checkpoint_files import check_folders
-from vlroute.errors import ArtefactError
+from vlroute.engine.settings import SETTINGS, UNSUPPORTED
+from vlroute.errors import ArtefactError, SettingsError
 from vlroute.judge import CaptionSource, MediaCaptioner
 from vlroute.media import DEFAULT_LIMITS, Limits
 from vlroute.pair_names import resolve_pair
@@ -42,7 +46,7 @@ class Sources:
         policy: Policy | Target | Preset | None = None,
         captioner: MediaCaptioner | CaptionSource | None = None,
         limits: Limits = DEFAULT_LIMITS,
-        device: str | None = None,
+        device: Any = None,
         dtype: Any = None,
         attn_implementation: str | None = None,
         quantization: Any = None,
@@ -68,7 +72,7 @@ class Sources:
             limits: what a request may bring, see docs/messages.md.
             device, dtype, attn_implementation, quantization: see `engine.pair.load_pair`.
             settings: generation settings for both modes, under transformers' names: `do_sample=False`.
-            generation: the same per mode: `{"thinking": {"max_new_tokens": 4096}}`.
+            generation: the same per mode: `{"thinking": {"max_new_tokens": 4096}}`. docs/engine.md lists all settings.
             vision_cache, prefix_cache: with budgets of your own (see docs/conversations.md). Routers may share a vision
                 cache.
             store: where answers are remembered for `feedback`: a `Store`, a file, or a postgresql:// URL.
@@ -78,8 +82,13 @@ class Sources:
             ValueError: a name together with `instruct=`/`thinking=`, or only one of these two.
             CheckpointError: the name stands for no pair, or a folder is missing, incomplete or damaged. What only the
                 loaded tokenizers and weights show is checked by `load`.
+            SettingsError: an argument of the wrong type or out of range. torch is not needed to find it.
             ArtefactError: the router artefact or its probe cannot be used, or "probe" was asked for and there is none.
         """
+        given = cls._settings(settings, generation)
+        for argument, value in (("name", name), ("instruct", instruct), ("thinking", thinking), ("router", router)):
+            if not isinstance(value, str | Path | None):
+                raise refused(argument, value, "a hub id or a folder")
         options = {
             "device": device, "dtype": dtype, "attn_implementation": attn_implementation, "quantization": quantization,
         }  # fmt: skip
@@ -98,7 +107,7 @@ class Sources:
 
             return cls.from_endpoints(
                 *read_endpoints(Path(name)), router=router, policy=policy, captioner=captioner, limits=limits,
-                generation=generation, store=store, **settings,
+                generation=given, store=store,
             )  # fmt: skip
         instruct, thinking, router = resolve_pair(name, instruct, thinking, router)
         check_folders(instruct, thinking)
@@ -110,8 +119,8 @@ class Sources:
             captioner=captioner,
             probe=probe_of(router) if router else None,
             limits=limits,
-            loading={key: value for key, value in options.items() if value is not None},
-            generation={**settings, **(generation or {})},
+            loading=options,
+            generation=given,
             caching={"vision_cache": vision_cache, "prefix_cache": prefix_cache},
             store=store,
             rows=rows,
@@ -141,13 +150,29 @@ class Sources:
         from vlroute.engine.remote import RemoteEngine
 
         remote = RemoteEngine.over(instruct, thinking)
-        return cls(
-            *remote.names,
-            classifier=ComplexityClassifier.load(router) if router else None,
-            policy=policy,
-            captioner=captioner,
-            limits=limits,
-            generation={**settings, **(generation or {})},
-            store=store,
-            remote=remote,
-        )
+        try:
+            return cls(
+                *remote.names,
+                classifier=ComplexityClassifier.load(router) if router else None,
+                policy=policy,
+                captioner=captioner,
+                limits=limits,
+                generation=cls._settings(settings, generation),
+                store=store,
+                remote=remote,
+            )
+        except BaseException:
+            remote.close()
+            raise
+
+    @classmethod
+    def _settings(cls, settings: Mapping[str, Any], generation: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Both together. SettingsError for what is no setting, but perhaps another argument that is misspelled."""
+        if not isinstance(generation, Mapping | None):
+            raise refused("generation", generation, "a mapping of settings, or of settings per mode")
+        arguments = [name for name in inspect.signature(cls.from_pretrained).parameters if name != "settings"]
+        for name in settings:
+            like = difflib.get_close_matches(name, [*arguments, *SETTINGS], 1)
+            if name not in SETTINGS and name not in UNSUPPORTED and like and like[0] in arguments:
+                raise SettingsError(f"unknown argument {name}; did you mean {like[0]}?")
+        return {**settings, **(generation or {})}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from vlroute.checks import Number
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.pace import Pace
 from vlroute.modes import MODES, Mode
 
 Stage = Literal["prompt", "prefill", "answer"]
+#: Of one second of waiting, in probability of a right answer.
+PRICE = Number(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,8 @@ class Policy:
     unsure_mode: Mode = "instruct"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.price < math.inf:
-            raise ValueError(f"price must be finite and >= 0 (probability per second), not {self.price!r}")
-        if not 0 <= self.min_known <= 1:
-            raise ValueError(f"min_known must be within 0 and 1, not {self.min_known!r}")
+        object.__setattr__(self, "price", PRICE.read("price", self.price))
+        object.__setattr__(self, "min_known", Number(0, 1).read("min_known", self.min_known))
         _check_mode(self.unsure_mode)
 
     def decide(

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from vlroute.checks import Number, refused
 from vlroute.decision.frontier import Frontier, Outlook
 
 Preset = Literal["fast", "balanced", "accurate", "knee"]
@@ -37,10 +38,11 @@ class Target:
             raise ValueError(f"a target holds exactly one wish of {[f.name for f in fields(self)]}, not {len(given)}")
         name, value = given.popitem()
         if name == "preset":
-            if value not in PRESETS:
-                raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {value!r}")
-        elif not 0 <= value <= (1 if name != "max_mean_seconds" else float("inf")):
-            raise ValueError(f"{name} must be {'seconds >= 0' if name == 'max_mean_seconds' else 'within 0 and 1'}")
+            if not (isinstance(value, str) and value in PRESETS):
+                raise refused("preset", value, f"one of {', '.join(PRESETS)}")
+        else:
+            accepted = Number(0) if name == "max_mean_seconds" else Number(0, 1)
+            object.__setattr__(self, name, accepted.read(name, value))
 
     def __repr__(self) -> str:
         given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}

@@ -13,6 +13,7 @@ from collections import deque
 import torch
 
 from vlroute.engine.generate import Generated, generated
+from vlroute.engine.loading import ROWS
 from vlroute.engine.pair import Checkpoint
 from vlroute.engine.rows import Row, Rows, Writing, begin
 from vlroute.errors import RouterClosedError
@@ -27,10 +28,8 @@ class Batching:
     """
 
     def __init__(self, rows: int = 8) -> None:
-        """ValueError for fewer than one row."""
-        if rows < 1:
-            raise ValueError(f"rows must be at least 1, not {rows}")
-        self.rows = rows
+        """SettingsError for fewer than one row."""
+        self.rows = ROWS.read("rows", rows)
         self._writers: dict[Mode, _Writer] = {}
         self._closed = False
         self._lock = threading.Lock()

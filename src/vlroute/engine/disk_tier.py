@@ -8,11 +8,13 @@ import logging
 import os
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from vlroute.checks import BYTES
 from vlroute.engine.vision import VisionFeatures
 from vlroute.files import replace_file
 
@@ -30,10 +32,8 @@ class DiskTier:
     """
 
     def __init__(self, folder: str | Path, budget: int = 2**30) -> None:
-        """ValueError for a budget < 1; OSError if the folder cannot be made."""
-        if budget < 1:
-            raise ValueError(f"a disk budget is a number of bytes >= 1, not {budget}")
-        self.folder, self.budget = Path(folder), budget
+        """SettingsError for a budget below 1 byte; OSError if the folder cannot be made."""
+        self.folder, self.budget = Path(folder), replace(BYTES, low=1).read("budget (bytes)", budget)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
 

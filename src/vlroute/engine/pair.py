@@ -26,10 +26,12 @@ from vlroute.engine.checkpoint_files import (
     pair_fingerprint,
 )
 from vlroute.engine.checkpoint_kind import check_kinds
+from vlroute.engine.loading import checked_loading
 from vlroute.engine.quantization import quantization_config
+from vlroute.engine.settings import own_settings
 from vlroute.engine.tower import tower_fingerprint
 from vlroute.engine.turn import Turn
-from vlroute.errors import CheckpointError
+from vlroute.errors import CheckpointError, SettingsError
 from vlroute.modes import MODES, Mode
 
 log = logging.getLogger("vlroute")
@@ -57,6 +59,8 @@ class Checkpoint:
     vision_key: str
     turn: Turn = field(default_factory=Turn, repr=False)
     """Whoever encodes pictures or, beside others, reads a prompt takes it; the same for both of a pair."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """What is supported of its own generation config."""
 
     @property
     def tokenizer(self) -> Any:
@@ -128,6 +132,18 @@ def default_device() -> str:
 def default_dtype(device: str) -> torch.dtype:
     """bfloat16 on CUDA, where Qwen3-VL was trained in it; float32 on a CPU, where it is exact and rarely slower."""
     return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+def _check_device(device: str) -> None:
+    """SettingsError if this machine does not have it."""
+    kind, _, index = device.partition(":")
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()),
+              "xpu": torch.xpu.device_count()}  # fmt: skip
+    if int(index or 0) >= counts[kind]:
+        here = ", ".join(
+            f"{name}:{i}" if name in ("cuda", "xpu") else name for name, n in counts.items() for i in range(n)
+        )
+        raise SettingsError(f"device {device!r} does not exist on this machine; PyTorch finds {here}")
 
 
 class _WithoutTower(Qwen3VLForConditionalGeneration):
@@ -213,7 +229,7 @@ def load_pair(
     instruct: str | Path,
     thinking: str | Path,
     *,
-    device: str | None = None,
+    device: str | int | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     attn_implementation: str | None = None,
     quantization: str | Any | None = None,
@@ -221,8 +237,10 @@ def load_pair(
     """Load both checkpoints (folders or hub ids) into this process, an equal tower once.
 
     Args:
-        device: "cuda", "cuda:1", "cpu", …; CUDA where there is one, else the CPU.
-        dtype: a torch dtype or its name; bfloat16 on CUDA, else float32.
+        device: "cuda", "cuda:1", "cpu", "mps", "xpu", a `torch.device`, or the index of a CUDA device; by default, and
+            with "auto", CUDA where there is one, else the CPU.
+        dtype: a torch dtype or its name ("bfloat16", "bf16", "fp16", …), or "auto" for the one that the checkpoint is
+            stored in; by default bfloat16 on CUDA, else float32.
         attn_implementation: as in transformers ("sdpa", "eager", "flash_attention_2").
         quantization: "4bit" or "8bit" (bitsandbytes), "int8" (torchao), or a transformers quantization
             config. A ready quantised checkpoint (AWQ, GPTQ) needs nothing here.
@@ -230,20 +248,22 @@ def load_pair(
     Raises:
         CheckpointError: a checkpoint cannot be found, is damaged or is not Qwen3-VL, or the two are not an Instruct
             and a Thinking checkpoint of one size.
+        SettingsError: an option that cannot be, or a device that this machine does not have.
     """
     began = time.perf_counter()
+    asked = checked_loading({
+        "device": device, "dtype": dtype, "attn_implementation": attn_implementation, "quantization": quantization,
+    })  # fmt: skip
+    where = asked.pop("device", None) or default_device()
+    _check_device(where)
     files, processors = _checked(instruct, thinking)
     prints = {mode: tower_fingerprint(one.folder) for mode, one in files.items()}
-    device = device or default_device()
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
-    options: dict[str, Any] = {"dtype": dtype or default_dtype(device)}
-    if device != "cpu":
-        options["device_map"] = device
-    if attn_implementation:
-        options["attn_implementation"] = attn_implementation
+    options: dict[str, Any] = {"dtype": asked.pop("dtype", default_dtype(where))}
+    if where != "cpu":
+        options["device_map"] = where
     if quantization is not None:
-        options["quantization_config"] = quantization_config(quantization)
+        options["quantization_config"] = quantization_config(asked.pop("quantization"))
+    options |= asked
 
     loaded: dict[str, Checkpoint] = {}
     turn = Turn()
@@ -253,8 +273,9 @@ def load_pair(
         model = _load_model(files[mode], options, tower)
         grid_key = _grid_key(processors[mode])
         vision_key = _vision_key(prints[mode], grid_key, model)
+        generation = own_settings(model.generation_config.to_diff_dict(), files[mode].source)
         loaded[mode] = Checkpoint(
-            mode, files[mode].source, model, processors[mode], prints[mode], grid_key, vision_key, turn
+            mode, files[mode].source, model, processors[mode], prints[mode], grid_key, vision_key, turn, generation
         )
     fingerprint = pair_fingerprint(*(files[mode].fingerprint() for mode in MODES))
     pair = Pair(loaded["instruct"], loaded["thinking"], time.perf_counter() - began, fingerprint)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
+from vlroute.checks import BYTES
 from vlroute.engine.prefix_index import PrefixIndex
 
 MiB = 2**20
@@ -95,10 +96,8 @@ class PrefixCache:
     """
 
     def __init__(self, budget: int = 256 * MiB) -> None:
-        """ValueError for a negative budget; 0 keeps nothing."""
-        if budget < 0:
-            raise ValueError(f"a budget is a number of bytes >= 0, not {budget}")
-        self.budget = budget
+        """A budget in bytes; 0 keeps nothing. SettingsError for another kind of value."""
+        self.budget = BYTES.read("budget (bytes)", budget)
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._index = PrefixIndex()
         self._numbers = itertools.count()

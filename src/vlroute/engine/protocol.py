@@ -55,6 +55,9 @@ class Asked(Protocol):
     def tower(self) -> str | None:
         """Fingerprint of the Instruct tower whose features `pooled` gives; None where there are none to be had."""
 
+    def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
+        """Raises SettingsError if `mode` cannot answer with these settings, before anything is encoded or generated."""
+
     def caption(self, seen: Picture | Video, prompt: str) -> str:
         """What the Instruct model says of one picture or video of the conversation, asked `prompt`, greedily."""
 

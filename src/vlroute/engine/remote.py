@@ -20,6 +20,7 @@ from vlroute.engine.endpoint import Endpoint, Reasoning
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
 from vlroute.engine.remote_errors import failure, is_temporary
 from vlroute.engine.remote_stream import RemoteStream
+from vlroute.engine.settings import checked
 from vlroute.errors import ExtraMissing, InputError, ModeUnavailable, RouterClosedError, VLRouteError
 from vlroute.media import Picture, Video
 from vlroute.messages import Conversation, Message
@@ -169,6 +170,10 @@ class RemoteRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         pass
+
+    def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
+        """See `protocol.Asked`."""
+        checked(settings, endpoints=True)
 
     def caption(self, seen: Picture | Video, prompt: str) -> str:
         """See `protocol.Asked`. InputError for a video."""

@@ -82,6 +82,10 @@ class Request:
                 self._held[key(item)] = features
         return [self._held[key(picture)] for picture in pictures], [self._held[key(video)] for video in videos]
 
+    def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
+        """See `protocol.Asked`."""
+        resolve_settings(self.pair[mode], settings)
+
     def caption(self, seen: Picture | Video, prompt: str) -> str:
         """What the Instruct model says of one picture or video of this conversation, asked `prompt`, greedily."""
         self._see_turn(seen)

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
     LogitsProcessor,
     LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
-)
+    TypicalLogitsWarper,
+)  # fmt: skip
 
 from vlroute.engine.pair import Checkpoint
 from vlroute.engine.thinking import OutputControl
+
+#: Settings that exclude tokens.
+EXCLUDING = ("no_repeat_ngram_size", "bad_words_ids", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens")
 
 
 class Penalties(LogitsProcessor):
@@ -41,34 +53,24 @@ class Sampler:
     With a `seed` the draws are this answer's own, whatever else is being written.
     """
 
-    #: All settings that it understands.
-    KNOWN = frozenset({
-        "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
-        "frequency_penalty", "thinking_budget", "seed", "max_new_tokens", "bos_token_id", "eos_token_id",
-        "pad_token_id", "transformers_version", "use_cache",
-    })  # fmt: skip
-
     def __init__(self, checkpoint: Checkpoint, prompt_length: int, settings: Mapping[str, Any]) -> None:
-        """ValueError for a setting that it does not understand."""
-        if unknown := sorted(set(settings) - self.KNOWN):
-            raise ValueError(
-                f"{', '.join(unknown)} cannot be set here; expected one of {', '.join(sorted(self.KNOWN))}"
-            )
+        """`settings` as `resolve_settings` gives them."""
         ends: Any = settings.get("eos_token_id")
         #: Ids that end the output.
         self.ends: frozenset[int] = frozenset(ends if isinstance(ends, list) else [ends])
+        #: What is written where every token is excluded: it ends the output, unless nothing may.
+        self.last_resort = max(self.ends) if max(self.ends) >= 0 else int(checkpoint.tokenizer.eos_token_id)
         self.control = OutputControl(
             checkpoint.tokenizer, checkpoint.mode == "thinking", self.ends, settings.get("thinking_budget")
         )
         self.draws = bool(settings.get("do_sample"))
-        self.processors = LogitsProcessorList()
-        if (penalty := settings.get("repetition_penalty", 1.0)) not in (None, 1.0):
-            self.processors.append(RepetitionPenaltyLogitsProcessor(penalty))
+        self.processors = LogitsProcessorList(_processors(settings, prompt_length, [*self.ends], checkpoint.device))
+        self.excludes = any(settings.get(name) for name in EXCLUDING)
         presence, frequency = (settings.get(f"{name}_penalty") or 0.0 for name in ("presence", "frequency"))
         if presence or frequency:
             self.processors.append(Penalties(prompt_length, presence, frequency))
         if self.draws:
-            self.processors.extend(_warpers(settings))
+            self.processors.extend(_warpers(settings, checkpoint.device))
         self.generator: torch.Generator | None = None
         if (seed := settings.get("seed")) is not None:
             self.generator = torch.Generator(checkpoint.device).manual_seed(seed)
@@ -78,19 +80,46 @@ class Sampler:
         if (forced := self.control.forced()) is not None:
             return forced
         scores = self.processors(ids, self.control.mask(logits.to(torch.float32, copy=True)))
+        if self.excludes and bool((scores == -torch.inf).all()):  # nothing may be written any more
+            return self.control.chosen(self.last_resort)
         if not self.draws:
             return self.control.chosen(int(scores.argmax(-1)))
         return self.control.chosen(int(torch.multinomial(scores.softmax(-1), 1, generator=self.generator)))
 
 
-def _warpers(settings: Mapping[str, Any]) -> list[LogitsProcessor]:
-    warpers: list[LogitsProcessor] = []
-    if (temperature := settings.get("temperature")) not in (None, 1.0):
-        warpers.append(TemperatureLogitsWarper(temperature))
+def _processors(
+    settings: Mapping[str, Any], prompt_length: int, ends: list[int], device: torch.device
+) -> Iterator[LogitsProcessor]:
+    """What changes scores whether or not a token is drawn, in the order of transformers' `generate`."""
+    if bias := settings.get("sequence_bias"):
+        yield SequenceBiasLogitsProcessor(bias)
+    if (penalty := settings.get("repetition_penalty", 1.0)) != 1.0:
+        yield RepetitionPenaltyLogitsProcessor(penalty)
+    if size := settings.get("no_repeat_ngram_size"):
+        yield NoRepeatNGramLogitsProcessor(size)
+    if words := settings.get("bad_words_ids"):
+        yield NoBadWordsLogitsProcessor(words, ends)
+    if least := settings.get("min_new_tokens"):
+        yield MinNewTokensLengthLogitsProcessor(prompt_length, least, ends, device=device)
+    if ids := settings.get("suppress_tokens"):
+        yield SuppressTokensLogitsProcessor(ids, device=device)
+    if ids := settings.get("begin_suppress_tokens"):
+        yield SuppressTokensAtBeginLogitsProcessor(ids, prompt_length, device=device)
+
+
+def _warpers(settings: Mapping[str, Any], device: torch.device) -> Iterator[LogitsProcessor]:
+    """What shapes a draw, in the order of transformers' `generate`."""
+    if (temperature := settings.get("temperature", 1.0)) != 1.0:
+        yield TemperatureLogitsWarper(temperature)
     if top_k := settings.get("top_k"):
-        warpers.append(TopKLogitsWarper(top_k))
-    if (top_p := settings.get("top_p")) is not None and top_p < 1.0:
-        warpers.append(TopPLogitsWarper(top_p))
-    if (min_p := settings.get("min_p")) is not None:
-        warpers.append(MinPLogitsWarper(min_p))
-    return warpers
+        yield TopKLogitsWarper(top_k)
+    if (top_p := settings.get("top_p", 1.0)) < 1.0:
+        yield TopPLogitsWarper(top_p)
+    if min_p := settings.get("min_p"):
+        yield MinPLogitsWarper(min_p)
+    if (typical_p := settings.get("typical_p", 1.0)) < 1.0:
+        yield TypicalLogitsWarper(typical_p)
+    if epsilon := settings.get("epsilon_cutoff"):
+        yield EpsilonLogitsWarper(epsilon)
+    if eta := settings.get("eta_cutoff"):
+        yield EtaLogitsWarper(eta, device=device)

@@ -1,14 +1,24 @@
-"""Generation settings per mode, under transformers' own names."""
+"""Generation settings: which are supported, with which values, and what is used where nothing is set.
+
+`SETTINGS` is the one table for checks, error messages and docs/engine.md. Brings neither torch nor transformers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import difflib
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from transformers import GenerationConfig
+from vlroute.checks import Number, Whole, refused, shown
+from vlroute.errors import SettingsError
+from vlroute.modes import MODES
 
-from vlroute.engine.pair import Checkpoint
-from vlroute.engine.sampling import Sampler
+if TYPE_CHECKING:
+    from vlroute.engine.pair import Checkpoint
+
+log = logging.getLogger("vlroute")
 
 #: What Qwen recommends for each edition, where a checkpoint's own generation config does not say otherwise.
 RECOMMENDED: dict[str, dict[str, Any]] = {
@@ -21,35 +31,334 @@ RECOMMENDED: dict[str, dict[str, Any]] = {
         "max_new_tokens": 8192,
     },
 }  # fmt: skip
-OURS = ("presence_penalty", "frequency_penalty", "thinking_budget", "seed", "stop")
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "presence_penalty")
-_KNOWN = frozenset(GenerationConfig().to_dict()) | frozenset(OURS)
+#: A temperature below this one is greedy: dividing scores by less overflows.
+COLDEST = 1e-3
 
 
-def check_names(settings: Mapping[str, Any]) -> None:
-    """Raises TypeError for a name that neither transformers' GenerationConfig nor vlroute knows."""
-    unknown = sorted(set(settings) - _KNOWN)
-    if unknown:
-        raise TypeError(
-            f"unknown generation setting{'s'[: len(unknown) > 1]} {', '.join(unknown)}; expected names of "
-            f"transformers.GenerationConfig (do_sample, max_new_tokens, …) or one of {', '.join(OURS)}"
-        )
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One supported setting. `accepts` and `meaning` are words for errors and docs; `read` checks and converts a value.
+
+    `sampling`: it shapes what is drawn, so it has no effect on greedy answers. `off`: the value with which it changes
+    nothing. `endpoints`: it can be sent to an OpenAI-compatible server.
+    """
+
+    accepts: str
+    read: Callable[[str, Any], Any]
+    meaning: str
+    sampling: bool = False
+    off: Any = None
+    endpoints: bool = False
+
+
+def _ranged(range_: Number | Whole, meaning: str, **rest: Any) -> Setting:
+    return Setting(str(range_), range_.read, meaning, **rest)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not (isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")):  # numpy's has either name
+        raise refused(name, value, "True or False")
+    return bool(value)
+
+
+_TOKEN, _TOP_K = Whole(), Whole(-1)
+
+
+def _ids(name: str, value: Any) -> list[int]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise refused(name, value, "a list of token ids")
+    return [_TOKEN.read(f"a token id in {name}", one) for one in value]
+
+
+def _end_ids(name: str, value: Any) -> int | list[int]:
+    if not isinstance(value, Iterable):
+        return Whole(-1).read(name, value)
+    if not (ids := _ids(name, value)):
+        raise refused(name, value, "a token id or a list of at least one")
+    return ids
+
+
+def _top_k(name: str, value: Any) -> int:
+    return max(_TOP_K.read(name, value), 0)
+
+
+def _words(name: str, value: Any) -> list[list[int]]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise refused(name, value, "a list of lists of token ids")
+    words = [_ids(name, one) for one in value]
+    if not all(words):
+        raise refused(name, value, "a list of lists that hold at least one token id each")
+    return words
+
+
+_BIAS = Number(-10_000, 10_000)
+
+
+def _biases(name: str, value: Any) -> dict[tuple[int, ...], float]:
+    accepts = "a dict of {(token ids): bias} or a list of [[token ids], bias]"
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if isinstance(pairs, str | bytes) or not isinstance(pairs, Iterable):
+        raise refused(name, value, accepts)
+    biases: dict[tuple[int, ...], float] = {}
+    for pair in pairs:
+        if not (isinstance(pair, list | tuple) and len(pair) == 2):
+            raise refused(name, value, accepts)
+        ids = tuple(_ids(name, pair[0]))
+        if not ids:
+            raise refused(name, value, accepts)
+        biases[ids] = _BIAS.read(f"a bias in {name}", pair[1])
+    return biases
+
+
+def _stops(name: str, value: Any) -> list[str]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise refused(name, value, "a list of strings", "for one, write stop=['…']")
+    stops = list(value)
+    if not all(isinstance(stop, str) and stop for stop in stops):
+        raise refused(name, value, "a list of strings that are not empty")
+    return stops
+
+
+#: All settings that are supported, by name.
+SETTINGS: dict[str, Setting] = {
+    "max_new_tokens": _ranged(Whole(1), "most tokens of an answer, reasoning included", endpoints=True),
+    "min_new_tokens": _ranged(Whole(), "no end token before so many tokens", off=0),
+    "do_sample": Setting("True or False", _flag, "draw each token, or take the likeliest one", endpoints=True),
+    "temperature": _ranged(
+        Number(0, 1000), f"divides the scores; below {COLDEST:g} the answer is greedy", sampling=True, off=1.0,
+        endpoints=True,
+    ),
+    "top_k": Setting(
+        str(_TOP_K), _top_k, "draw from so many likeliest tokens; 0 and -1: from all", sampling=True, off=0,
+        endpoints=True,
+    ),
+    "top_p": _ranged(
+        Number(0, 1), "draw from the likeliest tokens that hold this share of probability", sampling=True, off=1.0,
+        endpoints=True,
+    ),
+    "min_p": _ranged(
+        Number(0, 1), "draw from tokens with at least this share of the likeliest one's probability", sampling=True,
+        off=0.0, endpoints=True,
+    ),
+    "typical_p": _ranged(
+        Number(0, 1, above=True), "draw from the most typical tokens that hold this share of probability",
+        sampling=True, off=1.0,
+    ),
+    "epsilon_cutoff": _ranged(
+        Number(0, 1, below=True), "draw from tokens of at least this probability", sampling=True, off=0.0
+    ),
+    "eta_cutoff": _ranged(
+        Number(0, 1, below=True), "as `epsilon_cutoff`, lower where the entropy is high", sampling=True, off=0.0
+    ),
+    "seed": _ranged(Whole(-(2**63), 2**64 - 1), "makes what is drawn repeatable", endpoints=True),
+    "presence_penalty": _ranged(
+        Number(-10_000, 10_000), "lowers the score of every token of the answer so far, once", off=0.0, endpoints=True
+    ),
+    "frequency_penalty": _ranged(
+        Number(-10_000, 10_000), "lowers it once for each time the token occurs", off=0.0, endpoints=True
+    ),
+    "repetition_penalty": _ranged(
+        Number(0.01, 100), "scales down the score of every token of prompt and answer so far", off=1.0, endpoints=True
+    ),
+    "no_repeat_ngram_size": _ranged(Whole(), "no sequence of so many tokens occurs twice, the prompt included", off=0),
+    "bad_words_ids": Setting("a list of lists of token ids", _words, "sequences that are never written"),
+    "sequence_bias": Setting(
+        "a dict of {(token ids): bias} or a list of [[token ids], bias]", _biases,
+        f"added to the score of a sequence's last token; {_BIAS}",
+    ),
+    "suppress_tokens": Setting("a list of token ids", _ids, "tokens that are never written"),
+    "begin_suppress_tokens": Setting("a list of token ids", _ids, "tokens that an answer does not begin with"),
+    "eos_token_id": Setting(
+        "a token id or a list of at least one", _end_ids, "tokens that end an answer; -1: none does"
+    ),
+    "stop": Setting(
+        "a list of strings that are not empty", _stops, "strings that end the answer, not the reasoning",
+        endpoints=True,
+    ),
+    "thinking_budget": _ranged(
+        Whole(), "most tokens of reasoning; then the answer follows. Instruct ignores it", endpoints=True
+    ),
+    "pad_token_id": _ranged(Whole(), "accepted without effect: answers are not padded"),
+    "bos_token_id": _ranged(Whole(), "accepted without effect: the chat template begins the prompt"),
+}  # fmt: skip
+SAMPLING = frozenset(name for name, setting in SETTINGS.items() if setting.sampling)
+
+_ONE_ANSWER = "one answer is written at a time; ask several times with different seeds"
+_BEAMS = "there is no beam search; leave it out, or sample with do_sample=True"
+_ASSISTED = "there is no assisted or speculative generation; leave it out"
+_TEXT_ONLY = "an answer holds text and token counts only; leave it out"
+_CACHES = "keys and values are kept by PrefixCache; leave it out, or pass prefix_cache="
+_ENCODER = "it belongs to encoder-decoder models; leave it out"
+_NEVER = "leave it out"
+#: Other names, of transformers and of other APIs: the values that ask for nothing, and what to do instead.
+UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "num_return_sequences": ((1,), _ONE_ANSWER), "n": ((1,), _ONE_ANSWER), "best_of": ((1,), _ONE_ANSWER),
+    "num_beams": ((1,), _BEAMS), "num_beam_groups": ((1,), _BEAMS), "diversity_penalty": ((0,), _BEAMS),
+    "early_stopping": ((False,), _BEAMS), "length_penalty": ((1,), _BEAMS), "constraints": ((), _BEAMS),
+    "force_words_ids": ((), _BEAMS), "penalty_alpha": ((0,), "there is no contrastive search; leave it out"),
+    "dola_layers": ((), _NEVER), "low_memory": ((False,), _NEVER), "guidance_scale": ((1,), _NEVER),
+    "top_h": ((1,), "use min_p or typical_p"), "watermarking_config": ((), _NEVER), "token_healing": ((False,), _NEVER),
+    "remove_invalid_values": ((False,), _NEVER), "renormalize_logits": ((False,), "it changes no choice; leave it out"),
+    "exponential_decay_length_penalty": ((), "use max_new_tokens"), "forced_bos_token_id": ((), _NEVER),
+    "forced_eos_token_id": ((), "use eos_token_id"), "decoder_start_token_id": ((), _ENCODER),
+    "encoder_repetition_penalty": ((1,), _ENCODER), "encoder_no_repeat_ngram_size": ((0,), _ENCODER),
+    "max_length": ((), "use max_new_tokens"), "min_length": ((0,), "use min_new_tokens"),
+    "max_tokens": ((), "use max_new_tokens"), "max_completion_tokens": ((), "use max_new_tokens"),
+    "min_tokens": ((0,), "use min_new_tokens"), "max_time": ((), "set the event that you pass as cancel="),
+    "stop_strings": ((), "use stop="), "stop_sequences": ((), "use stop="), "stop_token_ids": ((), "use eos_token_id="),
+    "bad_words": ((), "use bad_words_ids= with token ids"), "logit_bias": ((), "use sequence_bias="),
+    "repeat_penalty": ((1,), "use repetition_penalty="), "enable_thinking": ((), "use mode='thinking' or 'instruct'"),
+    "reasoning_effort": ((), "use mode= and thinking_budget="), "streamer": ((), "use Router.stream"),
+    "return_dict_in_generate": ((False,), _TEXT_ONLY), "output_scores": ((False,), _TEXT_ONLY),
+    "output_logits": ((False,), _TEXT_ONLY), "output_attentions": ((False,), _TEXT_ONLY),
+    "output_hidden_states": ((False,), _TEXT_ONLY), "use_cache": ((True,), _CACHES),
+    "cache_implementation": ((), _CACHES), "cache_config": ((), _CACHES), "max_cache_len": ((), _CACHES),
+    "prefill_chunk_size": ((), _NEVER), "compile_config": ((), _NEVER), "disable_compile": ((False,), _NEVER),
+    "continuous_batching_config": ((), "make the router with rows="), "use_mtp": ((False,), _ASSISTED),
+    "is_assistant": ((False,), _ASSISTED), "num_assistant_tokens": ((20,), _ASSISTED),
+    "num_assistant_tokens_schedule": (("constant",), _ASSISTED), "assistant_early_exit": ((), _ASSISTED),
+    "assistant_confidence_threshold": ((0.4,), _ASSISTED), "assistant_lookbehind": ((10,), _ASSISTED),
+    "assistant_ensemble_weight": ((), _ASSISTED), "target_lookbehind": ((10,), _ASSISTED),
+    "prompt_lookup_num_tokens": ((), _ASSISTED), "max_matching_ngram_size": ((), _ASSISTED),
+    "speculation_type": ((), _ASSISTED), "assistant_model": ((), _ASSISTED),
+}  # fmt: skip
+#: Names that a dump of a GenerationConfig holds and that say nothing about an answer.
+_NOTES = frozenset({"transformers_version", "_from_model_config"})
+
+
+def checked(settings: Mapping[str, Any], endpoints: bool = False) -> dict[str, Any]:
+    """The settings of one source (a call, a router, a mode), checked and converted to plain Python values.
+
+    None means "not set here". A temperature asks for sampling, and so does any other setting that shapes what is drawn;
+    `temperature=0` asks for a greedy answer. What is drawn and what is greedy is settled here, so that the result holds
+    `do_sample` if any of these was set.
+
+    Args:
+        settings: values by name.
+        endpoints: whether they are for servers, which take fewer of them.
+
+    Raises:
+        SettingsError: an unknown or unsupported name, a value of the wrong type or out of range, or two settings that
+            contradict each other.
+    """
+    if not isinstance(settings, Mapping):
+        raise refused("generation", settings, "a mapping of generation settings")
+    if unknown := sorted(str(name) for name in settings if name not in SETTINGS and not _is_foreign(name)):
+        raise SettingsError(_unknown(unknown, _names(endpoints)))
+    read: dict[str, Any] = {}
+    for name, value in settings.items():
+        if value is None or name in _NOTES:
+            continue
+        if name in UNSUPPORTED:
+            neutral, instead = UNSUPPORTED[name]
+            if not (isinstance(value, bool | int | float | str) and value in neutral):
+                raise SettingsError(f"{name}={shown(value)} is not supported: {instead}")
+            continue
+        read[name] = SETTINGS[name].read(name, value)
+        if endpoints and not SETTINGS[name].endpoints and read.pop(name) != SETTINGS[name].off:
+            raise SettingsError(f"endpoints do not take the setting {name}; expected some of {_names(endpoints)}")
+    return _settled(read)
+
+
+def checked_per_mode(generation: Mapping[str, Any], endpoints: bool = False) -> dict[str, Any]:
+    """As `checked`, for settings that may hold more under "instruct" and "thinking". SettingsError as there."""
+    both = checked({name: value for name, value in generation.items() if name not in MODES}, endpoints)
+    modes = {mode: checked(generation[mode], endpoints) for mode in MODES if generation.get(mode) is not None}
+    return both | modes
+
+
+def combined(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """`checked` settings of several sources; the last one wins. A greedy one ends the sampling of those before it."""
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        if layer.get("do_sample") is False:
+            settings = {name: value for name, value in settings.items() if name not in SAMPLING}
+        settings |= layer
+    return settings
+
+
+def own_settings(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What is supported of a checkpoint's generation config; one warning names the rest."""
+    own: dict[str, Any] = {}
+    left_out: list[str] = []
+    for name, value in config.items():
+        try:
+            if value is not None and name in SETTINGS:
+                own[name] = SETTINGS[name].read(name, value)
+            else:
+                checked({name: value})
+        except SettingsError:
+            left_out.append(f"{name}={shown(value)}")
+    if own.get("temperature", 1.0) < COLDEST:
+        own["do_sample"] = False
+        del own["temperature"]
+    if left_out:
+        log.warning("%s: not supported in its generation_config.json, so ignored: %s", source, ", ".join(left_out))
+    return own
 
 
 def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Recommended values, then the checkpoint's own, then each of `overrides`, the last one winning.
 
-    Without sampling, what only belongs to it falls away (a penalty of the recommended recipe too), unless an
-    override asks for it.
+    Without sampling, what only belongs to it is left out, a penalty of the recommended recipe included.
+
+    Raises:
+        SettingsError: as of `checked`; also for a token id that the vocabulary does not have, for settings that
+            suppress every token, and for more `min_new_tokens` than `max_new_tokens`.
     """
-    asked: dict[str, Any] = {}
-    for override in overrides:
-        check_names(override)
-        asked.update(override)
-    own = checkpoint.model.generation_config.to_diff_dict()
-    own = {key: value for key, value in own.items() if key in Sampler.KNOWN and value is not None}
-    settings = {**RECOMMENDED[checkpoint.mode], **own, **asked}
+    asked = combined(*map(checked, overrides))
+    ends = {"eos_token_id": checkpoint.tokenizer.eos_token_id}
+    settings = ends | RECOMMENDED[checkpoint.mode] | dict(checkpoint.generation) | asked
     if not settings["do_sample"]:
-        kept_by_caller = {"presence_penalty"} & set(asked)
-        settings = {key: value for key, value in settings.items() if key not in _SAMPLING or key in kept_by_caller}
+        recipe = set() if "presence_penalty" in asked else {"presence_penalty"}
+        settings = {name: value for name, value in settings.items() if name not in SAMPLING | recipe}
+    _check_tokens(settings, checkpoint.model.config.text_config.vocab_size)
+    least, most = settings.get("min_new_tokens", 0), settings["max_new_tokens"]
+    if least > most:
+        raise SettingsError(f"min_new_tokens={least} is more than max_new_tokens={most}")
     return settings
+
+
+def _is_foreign(name: object) -> bool:
+    return name in UNSUPPORTED or name in _NOTES
+
+
+def _names(endpoints: bool) -> str:
+    return ", ".join(name for name, setting in SETTINGS.items() if setting.endpoints or not endpoints)
+
+
+def _unknown(names: Collection[str], expected: str) -> str:
+    close = [match for name in names for match in difflib.get_close_matches(name, SETTINGS, 1)]
+    meant = f" (did you mean {', '.join(close)}?)" if close else ""
+    return f"unknown generation setting{'s'[: len(names) > 1]} {', '.join(names)}{meant}; expected some of {expected}"
+
+
+def _settled(settings: dict[str, Any]) -> dict[str, Any]:
+    """With `do_sample` said wherever it follows. SettingsError where it contradicts the other settings."""
+    drawn = {name for name in SAMPLING & settings.keys() if settings[name] != SETTINGS[name].off}
+    cold = settings.get("temperature", 1.0) < COLDEST
+    if settings.get("do_sample") is False and drawn and not cold:
+        name = min(drawn)
+        raise SettingsError(
+            f"{name}={shown(settings[name])} contradicts do_sample=False, which draws nothing; leave one of them out"
+        )
+    if settings.get("do_sample") is False or cold:
+        # the likeliest token is what remains as the temperature falls to 0, whatever else shapes the draw
+        return {name: value for name, value in settings.items() if name not in SAMPLING} | {"do_sample": False}
+    return settings | ({"do_sample": True} if drawn or "temperature" in settings else {})
+
+
+def _check_tokens(settings: Mapping[str, Any], vocabulary: int) -> None:
+    ends, words = settings["eos_token_id"], settings.get("bad_words_ids", [])
+    ends = ends if isinstance(ends, list) else [ends]
+    suppressed = {*settings.get("suppress_tokens", []), *(word[0] for word in words if len(word) == 1)}
+    lists = {
+        "eos_token_id": ends, "suppress_tokens": suppressed, "bad_words_ids": [one for word in words for one in word],
+        "begin_suppress_tokens": settings.get("begin_suppress_tokens", []),
+        "sequence_bias": [one for ids in settings.get("sequence_bias", ()) for one in ids],
+    }  # fmt: skip
+    for name, ids in lists.items():
+        if (largest := max(ids, default=0)) >= vocabulary:
+            raise SettingsError(f"{name} names token {largest}; the model has tokens 0 to {vocabulary - 1}")
+    if len(suppressed | set(lists["begin_suppress_tokens"]) | set(ends) - {-1}) >= vocabulary:
+        raise SettingsError("suppress_tokens, begin_suppress_tokens and bad_words_ids leave no token to write")

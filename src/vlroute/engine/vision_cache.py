@@ -18,6 +18,7 @@ from functools import lru_cache
 
 import torch
 
+from vlroute.checks import BYTES, refused
 from vlroute.engine.disk_tier import DiskTier
 from vlroute.engine.pair import Checkpoint
 from vlroute.engine.vision import VisionFeatures, encode
@@ -78,10 +79,12 @@ class VisionCache:
     """
 
     def __init__(self, budget: int = 256 * MiB, host_budget: int = 0, disk: DiskTier | None = None) -> None:
-        """ValueError for a negative budget; 0 keeps nothing beyond the requests that run."""
-        if budget < 0 or host_budget < 0:
-            raise ValueError(f"a budget is a number of bytes >= 0, not {min(budget, host_budget)}")
-        self.budget, self.host_budget, self.disk = budget, host_budget, disk
+        """Budgets in bytes; 0 keeps nothing beyond the requests that run. SettingsError for another kind of value."""
+        self.budget = BYTES.read("budget (bytes)", budget)
+        self.host_budget = BYTES.read("host_budget (bytes)", host_budget)
+        if not isinstance(disk, DiskTier | None):
+            raise refused("disk", disk, "a DiskTier or None")
+        self.disk = disk
         self._kept: OrderedDict[str, VisionFeatures] = OrderedDict()
         self._host: OrderedDict[str, VisionFeatures] = OrderedDict()
         self._grids: OrderedDict[str, Grid] = OrderedDict()

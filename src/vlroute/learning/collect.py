@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vlroute.engine.settings import checked
 from vlroute.errors import CheckpointError, InputError
 from vlroute.files import check_outputs, replace_file
 from vlroute.learning.collect_report import as_markdown, as_table
@@ -80,7 +81,7 @@ def collect(
         strict: end at the first row that fails, or line of `out` that cannot be read, instead of passing over it.
 
     Raises:
-        TypeError: an unknown generation setting.
+        SettingsError: a generation setting that is unknown or has an impossible value.
         InputError: a file cannot be written (at once), the source cannot be read, the settings differ from those
             `out` was begun with, or every row failed (already when the first 20 did).
         CheckpointError: a checkpoint cannot be loaded.
@@ -88,17 +89,14 @@ def collect(
     """
     console = console or Console()
     source = source if isinstance(source, Source) else Source(str(source))
+    generation = checked(generation or {}, endpoints=router.remote is not None)
     out, settings = Path(out), _settings(router, source, judge, agreement, columns, generation)
     check_outputs(*outputs(out, answers))
     done = _begin(out, settings, strict, console)
     result, total = Collected(), source.count()
     total = limit if total is None else min(total, total if limit is None else limit)
     router.load()
-    if router.remote is None:
-        from vlroute.engine.settings import check_names  # brings torch
-
-        check_names(generation or {})
-    job = _Job(router, judge, agreement, dict(generation or {}), result)
+    job = _Job(router, judge, agreement, generation, result)
     with _Output(out, None if answers is None else Path(answers)) as output, _progress(console) as progress:
         task = progress.add_task("both modes", total=total)
         for found in examples(source, columns, limit):
@@ -172,7 +170,9 @@ class _Job:
     def _warm_up(self, conversation: Conversation) -> None:
         """A process's first answers are slow, for memory and kernels are set up: they are not recorded."""
         for mode in MODES:
-            self.router.ask(list(conversation.messages), mode=mode, **{**self.generation, "max_new_tokens": 2})
+            self.router.ask(
+                list(conversation.messages), mode=mode, **{**self.generation, "min_new_tokens": 0, "max_new_tokens": 2}
+            )
 
     def _ask(self, conversation: Conversation, mode: Mode) -> Answer:
         self.router.forget()  # each mode pays for its own picture
@@ -266,13 +266,13 @@ def _settings(
     judge: AnswerJudge,
     agreement: Agreement | None,
     columns: Mapping[str, Sequence[str]] | None,
-    generation: Mapping[str, Any] | None,
+    generation: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All that the labels depend on, as plain JSON values."""
     found = {
         "source": asdict(source),
         "pair": [str(router.instruct), str(router.thinking)],
-        "generation": {**router.generation, **(generation or {})},
+        "generation": {**router.generation, **generation},
         "judge": _name(judge),
         "agreement": None if agreement is None else {**asdict(agreement), "alike": _name(agreement.alike)},
         "columns": {name: list(theirs) for name, theirs in (columns or {}).items()},

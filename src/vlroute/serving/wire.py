@@ -15,8 +15,6 @@ from vlroute.modes import MODES, Mode
 from vlroute.serving.errors import APIError, writable
 from vlroute.serving.settings import EFFORTS, ServerSettings
 
-#: Cooler than this is greedy: a division by less overflows.
-COLDEST = 1e-3
 #: Unknown fields named in one error message, and characters of each.
 NAMED, LONGEST = 10, 80
 T = TypeVar("T")
@@ -221,12 +219,6 @@ class ChatRequest(Fields):
             for name in ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed")
             if (value := getattr(self, name)) is not None
         }
-        if "top_k" in given:
-            given["top_k"] = max(given["top_k"], 0)
-        if "temperature" in given:
-            given["do_sample"] = given["temperature"] > COLDEST
-            if not given["do_sample"]:
-                del given["temperature"]
         given["repetition_penalty"] = _agreed(self._values("repetition_penalty", "repeat_penalty"))
         given["stop"] = self._stops()
         given["max_new_tokens"] = self._most(settings)

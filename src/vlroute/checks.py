@@ -1,0 +1,99 @@
+"""Checks of single values; every error names the argument and says what is accepted. Brings neither torch nor numpy."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from vlroute.errors import SettingsError
+
+#: Largest count that is accepted where nothing else bounds it.
+MANY = 2**31 - 1
+
+
+def shown(value: object) -> str:
+    """`value` for an error message: its `repr`, shortened; its type where it has none (a very large integer)."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def refused(name: str, value: object, accepts: str, hint: str = "") -> SettingsError:
+    """The error for a `value` that `name` does not accept."""
+    return SettingsError(f"{name} must be {accepts}, not {shown(value)}{hint and f'; {hint}'}")
+
+
+def _plain(value: Any) -> int | float:
+    """Python's own number for any other kind of number; NaN for what is none, a boolean included."""
+    if isinstance(value, bool):
+        return math.nan
+    if isinstance(value, Integral):
+        return operator.index(value)
+    return float(value) if isinstance(value, Real) else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A range of finite numbers. `above` and `below` exclude the lower and the upper end."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"a finite number, {'above' if self.above else 'at least'} {self.low:g}"
+        lower = f"above {self.low:g}," if self.above else f"from {self.low:g}"
+        return f"a number {lower} {'below' if self.below else 'to'} {self.high:g}"
+
+    def read(self, name: str, value: Any) -> float:
+        """`value` as a float. numpy scalars count as numbers, booleans and strings do not.
+
+        Raises:
+            SettingsError: not a number, not finite, or outside the range.
+        """
+        try:
+            number = float(_plain(value))
+        except OverflowError:
+            number = math.nan
+        lower = number > self.low if self.above else number >= self.low
+        upper = number < self.high if self.below else number <= self.high
+        if not (lower and upper and math.isfinite(number)):
+            raise refused(name, value, str(self))
+        return number
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A range of whole numbers, both ends included."""
+
+    low: int = 0
+    high: int = MANY
+
+    def __str__(self) -> str:
+        return (
+            f"a whole number from {self.low} to {self.high}"
+            if self.high < MANY
+            else f"a whole number, at least {self.low}"
+        )
+
+    def read(self, name: str, value: Any) -> int:
+        """`value` as an int. numpy integers and floats without a fraction are accepted, booleans are not.
+
+        Raises:
+            SettingsError: not a whole number, or outside the range.
+        """
+        number = _plain(value)
+        if not (self.low <= number <= self.high and number == int(number)):
+            raise refused(name, value, str(self), f"the largest is {self.high}" if number > self.high else "")
+        return int(number)
+
+
+#: The budget of a cache.
+BYTES = Whole(0, 2**63 - 1)

@@ -1,0 +1,85 @@
+"""How a pair is to be loaded: device, dtype, attention and quantization, checked without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlroute.checks import Whole, refused
+from vlroute.engine.quantization import NAMES as QUANTIZATIONS
+from vlroute.errors import SettingsError
+
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+DEVICE_WORDS = "'auto', 'cpu', 'cuda', 'cuda:1', an index of a CUDA device, 'mps', 'xpu', or a torch.device"
+#: Names of floating-point types; the values are torch's own names.
+DTYPES = {
+    "auto": "auto", "float32": "float32", "fp32": "float32", "float": "float32", "bfloat16": "bfloat16",
+    "bf16": "bfloat16", "float16": "float16", "fp16": "float16", "half": "float16", "float64": "float64",
+    "double": "float64",
+}  # fmt: skip
+DTYPE_WORDS = "'auto', 'bfloat16' ('bf16'), 'float16' ('fp16'), 'float32' ('fp32'), 'float64', or such a torch.dtype"
+ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+#: Answers that are written at the same time in each mode.
+ROWS = Whole(1)
+NAMES = ("device", "dtype", "attn_implementation", "quantization")
+
+
+def device_name(device: Any) -> str | None:
+    """The device in torch's words; None for "auto": CUDA where there is one, else the CPU.
+
+    Raises:
+        SettingsError: no device that torch could have. Whether this machine has it is checked when the pair is loaded.
+    """
+    if device is None or device == "auto":
+        return None
+    if type(device).__module__ == "torch" and type(device).__name__ == "device":
+        return device_name(str(device))
+    if isinstance(device, str):
+        kind, colon, index = device.strip().lower().partition(":")
+        if kind in DEVICES and (index.isascii() and index.isdigit() if colon else not index):
+            number = int(index or 0)
+            if kind != "cpu":
+                return f"{kind}:{number}" if colon else kind
+            if number == 0:
+                return kind
+        hint = "torch calls NVIDIA and AMD GPUs 'cuda'" if kind in ("gpu", "rocm", "hip", "nvidia", "amd") else ""
+        raise refused("device", device, DEVICE_WORDS, hint)
+    try:
+        return f"cuda:{Whole().read('device', device)}"
+    except SettingsError:
+        raise refused("device", device, DEVICE_WORDS) from None
+
+
+def dtype_name(dtype: Any) -> str | None:
+    """The dtype by torch's name, "auto" for the checkpoint's own, None for the device's default. SettingsError."""
+    if dtype is None:
+        return None
+    is_torch = type(dtype).__module__ == "torch" and type(dtype).__name__ == "dtype"
+    name = str(dtype).strip().lower().removeprefix("torch.") if is_torch or isinstance(dtype, str) else ""
+    if name not in DTYPES:
+        hint = "for 8 or 4 bits pass quantization=" if name in ("int8", "int4", "8bit", "4bit", "uint8", "fp8") else ""
+        raise refused("dtype", dtype, DTYPE_WORDS, hint)
+    return DTYPES[name]
+
+
+def checked_loading(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `engine.pair.load_pair` by name, without those that are None. SettingsError for a wrong one."""
+    if unknown := sorted(set(options) - set(NAMES)):
+        raise SettingsError(f"unknown loading option {', '.join(unknown)}; expected some of {', '.join(NAMES)}")
+    attention, quantization = options.get("attn_implementation"), options.get("quantization")
+    if attention is not None and not (
+        isinstance(attention, str) and (attention in ATTENTIONS or attention.count("/") == 1)
+    ):
+        accepts = f"one of {', '.join(ATTENTIONS)}, or a kernel of the hub such as 'kernels-community/flash-attn2'"
+        raise refused("attn_implementation", attention, accepts)
+    is_named = isinstance(quantization, str) and quantization in QUANTIZATIONS
+    is_config = isinstance(quantization, Mapping) or hasattr(quantization, "quant_method")
+    if not (quantization is None or is_named or is_config):
+        raise refused(
+            "quantization", quantization, f"one of {', '.join(QUANTIZATIONS)} or a transformers quantization config"
+        )
+    checked = {
+        "device": device_name(options.get("device")), "dtype": dtype_name(options.get("dtype")),
+        "attn_implementation": attention, "quantization": quantization,
+    }  # fmt: skip
+    return {name: value for name, value in checked.items() if value is not None}
