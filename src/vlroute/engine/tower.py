@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from vlroute.engine.checkpoint_files import INDEX, WEIGHTS
 from vlroute.errors import CheckpointError
 
 # what decides the numbers a tower computes; names and versions in the config do not
@@ -25,11 +26,10 @@ SHAPE_KEYS = (
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(names))]
-    return [folder / "model.safetensors"]
+    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():  # as transformers: one file before several
+        return [folder / WEIGHTS]
+    names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+    return [folder / name for name in sorted(set(names))]
 
 
 def tower_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
