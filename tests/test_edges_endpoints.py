@@ -14,10 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.scripted_endpoint import DONE, HANG_UP, USAGE, Scripted, failed, said, scripted_endpoint
+from tests.serving import served
 from vlroute import Answer, Policy, Router
 from vlroute.answer import AnswerDelta, Finished, ThinkingDelta
 from vlroute.engine.endpoint import Endpoint
 from vlroute.errors import EndpointError, InputError, ModeUnavailable
+from vlroute.serving.settings import ServerSettings
 
 END = [said(end="stop"), USAGE, DONE]
 CUT = [said(end="length"), USAGE, DONE]
@@ -373,7 +375,8 @@ def test_an_endpoint_takes_only_what_it_can_use(tmp_path: Path) -> None:
     for name, value in (
         ("idle_seconds", 0), ("idle_seconds", "5"), ("read_seconds", -1), ("connect_seconds", True), ("retries", -1),
         ("retries", 1.5), ("reasoning", "deepseek"), ("reasoning", None), ("budget_field", ""), ("budget_field", 3),
-        ("model", 3), ("base_url", None), ("headers", "x"),
+        ("model", 3), ("base_url", None), ("base_url", "http://"), ("base_url", "http://a:port/v1"),
+        ("base_url", "http://a:99999/v1"), ("headers", "x"), ("headers", {"x": 3}),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=name):
             Endpoint(**{**good, name: value})
@@ -402,3 +405,31 @@ def test_budgets_and_penalties_under_every_name(server: Scripted, field: str) ->
         with pytest.raises(ValueError, match="thinking_budget"):
             router.ask("?", mode=mode, thinking_budget=-1)  # type: ignore[arg-type]
     assert len(server.bodies) == 1
+
+
+def test_a_past_answer_about_tags_is_sent_whole(server: Scripted) -> None:
+    chat = server.router().chat()
+    text = "`</think>` ends a thought"
+    server.play([said(text), *END])
+    assert chat.send("What is it?", mode="instruct").text == text
+    chat.send("And then?", mode="thinking")
+    past = server.bodies[1]["messages"][1]
+    assert (past["content"], past["reasoning_content"]) == (text, "")
+
+
+def test_what_is_wrong_with_an_answer_reaches_clients(server: Scripted) -> None:
+    asked: Any = {"model": "thinking", "messages": [{"role": "user", "content": "?"}]}
+    with served(ServerSettings(), router=server.router()) as front:
+        client = front.openai()
+        server.play([said(None, "so"), *END])
+        whole: Any = client.chat.completions.create(**asked)
+        assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == ("", "length")
+        assert "no answer" in whole.vlroute["decision"]["reason"]
+        server.play([said(None, "so"), said("2"), said(end="content_filter"), DONE])
+        whole = client.chat.completions.create(**asked)
+        assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == ("2", "content_filter")
+        assert whole.usage is None
+        server.play([said(None, "so"), *END])
+        chunks: list[Any] = list(client.chat.completions.create(**asked, stream=True))
+        assert chunks[-1].choices[0].finish_reason == "length"
+        assert "no answer" in chunks[-1].vlroute["decision"]["reason"]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -66,7 +67,7 @@ class Endpoint:
     reasoning: Reasoning = "auto"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.base_url, str) or not self.base_url.lower().startswith(("http://", "https://")):
+        if not isinstance(self.base_url, str) or not _is_address(self.base_url):
             raise ValueError(f"base_url must be http(s)://host:port/v1, not {self.base_url!r}")
         if not isinstance(self.model, str) or not self.model:
             raise ValueError("model must be the name the server knows the model by; its /v1/models lists them")
@@ -80,8 +81,11 @@ class Endpoint:
             raise ValueError(f"reasoning must be one of {', '.join(get_args(Reasoning))}, not {self.reasoning!r}")
         if not isinstance(self.budget_field, str | None) or self.budget_field == "":
             raise ValueError(f"budget_field must be the name of a field or None, not {self.budget_field!r}")
-        if not (callable(self.headers) or isinstance(self.headers, Mapping)):
-            raise ValueError(f"headers must be a mapping or a callable, not {type(self.headers).__name__}")
+        named = self.headers if isinstance(self.headers, Mapping) else {}
+        if not (callable(self.headers) or isinstance(self.headers, Mapping)) or not all(
+            isinstance(text, str) for pair in named.items() for text in pair
+        ):
+            raise ValueError("headers must be a mapping of strings to strings, or a callable")
         if not isinstance(self.api_key, str | None):
             raise ValueError(f"api_key must be a string or None, not {type(self.api_key).__name__}")
 
@@ -133,6 +137,14 @@ class Endpoint:
         return dict(self.headers(conversation) if callable(self.headers) else self.headers)
 
 
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no port
+        return False
+
+
 @lru_cache
 def _warn_of_budget(name: str) -> None:  # once an endpoint
     log.warning("%s takes no thinking budget: set Endpoint(budget_field=…) if its server has one", name)
@@ -140,7 +152,9 @@ def _warn_of_budget(name: str) -> None:  # once an endpoint
 
 def _message(message: Message) -> dict[str, Any]:
     if all(isinstance(part, str) for part in message.parts):
-        return {"role": message.role, "content": message.text}
+        # without this field, published chat templates take what precedes a </think> for reasoning, and drop it
+        tagged = message.role == "assistant" and "think>" in message.text
+        return {"role": message.role, "content": message.text, **({"reasoning_content": ""} if tagged else {})}
     return {"role": message.role, "content": [_part(part) for part in message.parts]}
 
 

@@ -83,8 +83,8 @@ class Chunks:
                 if answer.decision != self.decided.decision:  # its reason says what is wrong with the answer
                     told["decision"] = answer.decision.as_dict()
                 yield self._chunk({}, answer.finish_reason, vlroute=told)
-                if self.with_usage:
-                    yield data({**self._head(), "choices": [], "usage": usage(answer)})
+                if self.with_usage and (used := usage(answer)):
+                    yield data({**self._head(), "choices": [], "usage": used})
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
