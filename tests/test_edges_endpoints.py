@@ -168,26 +168,30 @@ def pieces(text: str, cuts: list[int]) -> list[str]:
     return [text[a:b] for a, b in itertools.pairwise(at)]
 
 
+FIELDS = st.sampled_from(["content", "content", "reasoning_content", "reasoning"])
+
+
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    TEXT, TEXT, CUTS, st.sampled_from(["auto", "parsed", "raw"]), st.sampled_from(["instruct", "thinking"]),
-    st.sampled_from([END, CUT]), st.booleans(),
+    st.lists(st.tuples(FIELDS, TEXT), max_size=4), CUTS, st.sampled_from(["auto", "parsed", "raw"]),
+    st.sampled_from(["instruct", "thinking"]), st.sampled_from([END, CUT]), st.booleans(),
 )  # fmt: skip
 def test_chunks_do_not_matter(
-    server: Scripted, routers: dict[str, Router], reasoning: str, text: str, cuts: list[int], setting: str, mode: str,
-    end: Any, stop: bool,
-) -> None:  # fmt: skip
-    first = [said(None, reasoning)] if reasoning else []
-    options: Any = {"mode": mode, "stop": ["END", "a<"] if stop else None}
-    whole = asked(server, routers[setting], [*first, said(text), *end], **options)
-    parts = asked(server, routers[setting], [*first, *map(said, pieces(text, cuts)), *end], **options)
-    letters = asked(server, routers[setting], [*first, *map(said, text), *end], **options)
-    assert (
-        (whole.text, whole.thinking, whole.finish_reason)
-        == (parts.text, parts.thinking, parts.finish_reason)
-        == (letters.text, letters.thinking, letters.finish_reason)
-    )
-    assert whole.text or stop or whole.finish_reason != "stop"
+    server: Scripted, stream: list[tuple[str, str]], cuts: list[int], setting: str, mode: str, end: Any, stop: bool
+) -> None:
+    router = server.router(reasoning=setting)
+
+    def told(cut: Any) -> tuple[str, str, str]:
+        parts = [(field, part) for field, text in stream for part in cut(text)]
+        steps = [said(part) if field == "content" else said(None, part, field=field) for field, part in parts]
+        options: Any = {"mode": mode, "stop": ["END", "a<"] if stop else None}
+        answer = asked(server, router, [*steps, *end], **options)
+        return answer.text, answer.thinking, answer.finish_reason
+
+    whole = told(lambda text: [text])
+    assert whole == told(lambda text: pieces(text, cuts)) == told(list)
+    assert whole[0] or stop or whole[2] != "stop"
+    router.close()
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

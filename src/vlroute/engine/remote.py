@@ -141,6 +141,7 @@ class RemoteEngine:
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
         for client in self._clients.values():
             await client.close()
+        await self._loop.shutdown_asyncgens()  # streams that were left
 
     async def _check(self, mode: Mode) -> Health:
         endpoint, breaker = self.endpoints[mode], self.breakers[mode]
