@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from vlroute.checks import Number, Whole
 from vlroute.errors import InputError
 from vlroute.media import Picture
 from vlroute.messages import Conversation, Message
@@ -72,11 +72,8 @@ class Endpoint:
         if not isinstance(self.model, str) or not self.model:
             raise ValueError("model must be the name the server knows the model by; its /v1/models lists them")
         for name in ("connect_seconds", "read_seconds", "idle_seconds"):
-            seconds = getattr(self, name)
-            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-                raise ValueError(f"{name} must be a finite number of seconds above 0, not {seconds!r}")
-        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
-            raise ValueError(f"retries must be an integer of 0 or more, not {self.retries!r}")
+            object.__setattr__(self, name, Number(0, above=True).read(name, getattr(self, name)))
+        object.__setattr__(self, "retries", Whole().read("retries", self.retries))
         if self.reasoning not in get_args(Reasoning):
             raise ValueError(f"reasoning must be one of {', '.join(get_args(Reasoning))}, not {self.reasoning!r}")
         if not isinstance(self.budget_field, str | None) or self.budget_field == "":

@@ -21,7 +21,7 @@ from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
 from vlroute.engine.remote_errors import failure, is_temporary
 from vlroute.engine.remote_stream import RemoteStream
 from vlroute.engine.settings import checked
-from vlroute.errors import ExtraMissing, InputError, ModeUnavailable, RouterClosedError, VLRouteError
+from vlroute.errors import ExtraMissing, ModeUnavailable, RouterClosedError, VLRouteError
 from vlroute.media import Picture, Video
 from vlroute.messages import Conversation, Message
 from vlroute.modes import MODES, Mode
@@ -200,8 +200,6 @@ class RemoteRequest:
         refuses key, model or address. InputError: it refuses the request.
         """
         endpoint, breaker = self.engine.endpoints[mode], self.engine.breakers[mode]
-        if (budget := settings.get("thinking_budget")) is not None and budget < 0:
-            raise InputError(f"thinking_budget must be 0 or more tokens, not {budget}")
         if mode == "instruct":
             settings = {name: value for name, value in settings.items() if name != "thinking_budget"}
         body = endpoint.body(self.conversation, settings)
