@@ -229,6 +229,14 @@ def test_pictures_beside_the_text_as_in_ollama() -> None:
         parse([user(images=[BASE64] * 3)], limits=Limits(max_images=2))
 
 
+def test_numbers_may_come_from_numpy() -> None:
+    budgets = [
+        seen(user({"type": "image", "image": RED, "max_pixels": most})).pictures[0].budget
+        for most in (9999, 9999.0, np.int64(9999), np.float64(9999))
+    ]
+    assert {(type(budget.max_pixels), budget.max_pixels) for budget in budgets} == {(int, 9999)}
+
+
 def test_frames_take_their_distance() -> None:
     for name in ("fps", "sample_fps"):
         found = seen(user({"type": "video", "video": FRAMES, name: 4})).videos
@@ -271,3 +279,24 @@ def test_a_list_of_messages_keeps_all_of_them_in_a_chat(router: Router, tmp_path
     ]
     again = [talk.send("Again?", mode="instruct", max_new_tokens=4) for talk in (chat, resumed, resumed.fork())]
     assert len({(answer.text, answer.usage.prompt_tokens) for answer in again[:2]}) == 1
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 10**9) | st.floats() | st.sampled_from(["low", "", "x", URI, BASE64]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from([*sorted(KNOWN)]), inner, max_size=2),
+    max_leaves=5,
+)
+FIELDS = st.dictionaries(st.sampled_from([*sorted(KNOWN - {"type"})]), VALUES, max_size=3)
+
+
+@settings(max_examples=400, deadline=None, database=None)
+@given(st.sampled_from([*PARTS, {"type": "refusal"}]), FIELDS, st.sampled_from(["user", "assistant", "system"]), FIELDS)
+def test_any_value_of_any_field_is_read_or_refused(
+    part: dict[str, Any], more: dict[str, Any], role: str, fields: dict[str, Any]
+) -> None:
+    try:
+        conversation = seen({"role": role, "content": [{**more, **part}, TEXT], **fields}, user({**part, **more}))
+    except InputError as error:
+        assert len(str(error)) < 1000
+        return
+    assert conversation.prompt.strip()

@@ -12,14 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlroute.errors import InputError, LimitError, MessageError
-from vlroute.pixel_budget import whole_number
+from vlroute.pixel_budget import is_number, whole_number
 
 #: Where transformers looks for the settings of a video processor, in this order.
 _FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +41,7 @@ class FrameSampling:
     """Up to this second."""
 
     def __post_init__(self) -> None:
-        if not _is_number(self.fps) or not 0 < self.fps < math.inf:
+        if not is_number(self.fps) or not 0 < self.fps < math.inf:
             raise InputError(f"fps must be a positive number of frames a second, got {str(self.fps)[:40]!r}")
         for name, least in (("min_frames", 1), ("max_frames", 1), ("nframes", 2)):
             object.__setattr__(self, name, whole_number(getattr(self, name), name, least))
@@ -53,7 +49,7 @@ class FrameSampling:
             raise MessageError(f"min_frames ({self.min_frames}) is more than max_frames ({self.max_frames})")
         for name in ("video_start", "video_end"):
             second = getattr(self, name)
-            if second is not None and not (_is_number(second) and 0 <= second < math.inf):
+            if second is not None and not (is_number(second) and 0 <= second < math.inf):
                 raise MessageError(f"{name} must be a number of seconds from 0 up, got {str(second)[:40]!r}")
         if self.video_end is not None and (self.video_start or 0) >= self.video_end:
             raise MessageError(f"video_start ({self.video_start or 0}) must be less than video_end ({self.video_end})")

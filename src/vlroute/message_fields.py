@@ -66,8 +66,9 @@ def nested_fields(part: Mapping[Any, Any], key: str, known: Iterable[str]) -> di
         inside = known_fields(fields[key], f"{key} of {where}", ("url", *known))
         fields[key] = inside.pop("url", None)
         for name, value in inside.items():
-            if fields.setdefault(name, value) != value:
+            if name in fields and fields[name] != value:
                 raise MessageError(f"{where} holds {name} twice, with different values; send it once")
+            fields[name] = value
     return fields
 
 

@@ -28,6 +28,7 @@ from vlroute.media import (
     load_video,
 )
 from vlroute.message_fields import BUDGET, IMAGE, VIDEO, known_fields, message_fields, nested_fields
+from vlroute.pixel_budget import whole_number
 from vlroute.think_tags import without_reasoning
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
@@ -215,7 +216,8 @@ class _Loader:
             return load_video(source, self.limits, _spacing(source, arguments), **loading)
         if "sample_fps" in arguments:
             raise MessageError("sample_fps says how far the frames of a list lie apart; for a video file send fps")
-        if (least := arguments.get("min_frames", 0)) and isinstance(least, int) and least > self.limits.max_frames:
+        least = whole_number(arguments.get("min_frames"), "min_frames")
+        if least is not None and least > self.limits.max_frames:
             raise LimitError(f"min_frames asks for {least} frames, over the limit of {self.limits.max_frames}")
         return load_video(source, self.limits, sampling=self.sampling().asked(**arguments), **loading)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -9,6 +10,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 #: would refuse the whole file for.
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _JPEG = b"\xff\xd8"
+_FILL = re.compile(rb"\xff+")
 
 
 def without_metadata(data: bytes) -> bytes:
@@ -46,10 +48,10 @@ def _jpeg_segments(data: bytes) -> list[bytes]:
     complete JFIF and Adobe segments (color space)."""
     kept: list[bytes] = []
     at = len(_JPEG)
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:  # up to the start of the scan
-        if data[at + 1] == 0xFF:  # fill byte
-            at += 1
-            continue
+    while fill := _FILL.match(data, at):
+        at = fill.end() - 1
+        if at + 4 > len(data) or data[at + 1] == 0xDA:  # the scan begins
+            break
         kind, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         body = data[at + 4 : end]
         wanted = not (0xE0 <= kind <= 0xEF or kind == 0xFE)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from numbers import Real
+from typing import Any, Literal, TypeGuard
 
 from vlroute.errors import MessageError
 from vlroute.limits import Limits
@@ -118,11 +119,16 @@ class PixelBudget:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a number, of Python or numpy; `True` is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def whole_number(value: object, name: str, least: int = 1) -> int | None:
     """`value` as an int; None stays None. MessageError that names `name` for all but whole numbers from `least` up."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or value < least:
+    if not is_number(value) or value != value // 1 or value < least:
         raise MessageError(f"{name} must be a whole number from {least} up, got {str(value)[:40]!r}")
     return int(value)
 

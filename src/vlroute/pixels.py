@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -84,11 +85,13 @@ def from_array(array: NDArray[Any], name: str, channel_axis: int | None = None) 
     return Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
 
 
-def channels_last(array: NDArray[Any], name: str, channel_axis: object) -> NDArray[Any]:
+def channels_last(array: NDArray[Any], name: str, channel_axis: int) -> NDArray[Any]:
     """`array` with its axis `channel_axis` moved to the end. `UnreadableMediaError` if it has no such axis."""
-    if type(channel_axis) is not int or not -array.ndim <= channel_axis < array.ndim:
-        raise UnreadableMediaError(f"{name}: channel_axis must be one of its {array.ndim} axes, not {channel_axis!r}")
-    return np.moveaxis(array, channel_axis, -1)
+    try:
+        return np.moveaxis(array, operator.index(channel_axis), -1)
+    except (TypeError, ValueError) as error:
+        axes = f"one of its {array.ndim} axes"
+        raise UnreadableMediaError(f"{name}: channel_axis must be {axes}, not {channel_axis!r}") from error
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:

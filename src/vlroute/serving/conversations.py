@@ -41,9 +41,9 @@ async def fetched(messages: Messages, fetcher: Fetcher, settings: ServerSettings
 
 def is_quick(messages: Messages) -> bool:
     """Whether it is plain text, and short: nothing to decode, and decided at once."""
-    contents = [message.get("content") for message in messages]
+    contents = [message.get("content") for message in messages if not message.get("images")]
     texts = [content for content in contents if isinstance(content, str)]
-    return len(texts) == len(contents) and sum(map(len, texts)) <= QUICK_CHARACTERS
+    return len(texts) == len(messages) and sum(map(len, texts)) <= QUICK_CHARACTERS
 
 
 def prepared(
