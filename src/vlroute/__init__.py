@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from vlroute.errors import LimitError as LimitError
     from vlroute.errors import MessageError as MessageError
     from vlroute.errors import ModeUnavailable as ModeUnavailable
+    from vlroute.errors import OutputError as OutputError
     from vlroute.errors import RouterClosedError as RouterClosedError
     from vlroute.errors import SettingsError as SettingsError
     from vlroute.errors import StoreError as StoreError
@@ -87,6 +88,7 @@ _HOMES = {
     "Policy": "vlroute.decision.policy",
     "PrefixCache": "vlroute.engine.prefix_cache",
     "Router": "vlroute.router",
+    "OutputError": "vlroute.errors",
     "RouterClosedError": "vlroute.errors",
     "SettingsError": "vlroute.errors",
     "StoreError": "vlroute.errors",

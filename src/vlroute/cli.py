@@ -208,12 +208,12 @@ def run(arguments: Sequence[str] | None = None) -> None:
     _quiet_others()
     try:
         app(arguments, prog_name="vlroute")
+    except OSError as error:  # OutputError, too
+        _end(str(error), 1)
     except (VLRouteError, ValueError) as error:
         _end(str(error), 2)
     except ImportError as error:
         _end(f"{error}; vlroute doctor says what is missing", 1)
-    except OSError as error:
-        _end(str(error), 1)
 
 
 def _end(why: str, status: int) -> None:

@@ -78,5 +78,9 @@ class StoreError(VLRouteError):
     """The store cannot be opened, read or written; nothing of the call was stored."""
 
 
+class OutputError(VLRouteError, OSError):
+    """A file cannot be written; found out before the work that would fill it began."""
+
+
 class UnknownAnswerError(VLRouteError, LookupError):
     """No answer of this id is stored: a slip, pruned since, or answered without a store."""

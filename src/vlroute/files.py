@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from vlroute.errors import InputError
+from vlroute.errors import InputError, OutputError
 
 
 def read_at_most(file: str | Path, most: int) -> bytes:
@@ -20,13 +21,13 @@ def check_outputs(*files: str | Path, inputs: Sequence[str | Path] = ()) -> None
     """Find out now whether these files can be written later, before long work is done for them.
 
     Folders may be missing; nothing is left behind. `inputs`: files that are read and must not be overwritten.
-    InputError that says which file and why not.
+    OutputError that says which file and why not; InputError for an input.
     """
     for file in map(Path, files):
         made: list[Path] = []
         try:
             if file.exists() and not file.is_file():
-                raise InputError(f"cannot write {file}: it is {'a folder' if file.is_dir() else 'no regular file'}")
+                raise OutputError(f"cannot write {file}: it is {'a folder' if file.is_dir() else 'no regular file'}")
             if any(file.exists() and Path(one).exists() and file.samefile(one) for one in inputs):
                 raise InputError(f"cannot write {file}: it is also an input; choose another file")
             for folder in reversed([one for one in file.parents if not one.exists()]):
@@ -37,11 +38,14 @@ def check_outputs(*files: str | Path, inputs: Sequence[str | Path] = ()) -> None
                 draft.write_bytes(b"\n")
             finally:
                 draft.unlink(missing_ok=True)
+        except OutputError:
+            raise
         except OSError as error:
-            raise InputError(f"cannot write {file}: {error.strerror or error}; choose another place") from error
+            raise OutputError(f"cannot write {file}: {error.strerror or error}; choose another place") from error
         finally:
-            for folder in reversed(made):
-                folder.rmdir()
+            with suppress(OSError):  # another process may have put something there
+                for folder in reversed(made):
+                    folder.rmdir()
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:

@@ -82,8 +82,9 @@ def collect(
 
     Raises:
         SettingsError: a generation setting that is unknown or has an impossible value.
-        InputError: a file cannot be written (at once), the source cannot be read, the settings differ from those
-            `out` was begun with, or every row failed (already when the first 20 did).
+        OutputError: a file cannot be written; before anything else.
+        InputError: the source cannot be read, the settings differ from those `out` was begun with, or every row
+            failed (already when the first 20 did).
         CheckpointError: a checkpoint cannot be loaded.
         OSError: the disk refuses.
     """

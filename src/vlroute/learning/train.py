@@ -77,8 +77,8 @@ def train(
     line that cannot be used is an error; otherwise it is skipped and counted. Deterministic but for the date.
 
     Raises:
-        InputError: `out`, `oof` or `cache` cannot be written (before anything is read), the records cannot be used or
-            are fewer than 50, or a setting is out of range.
+        OutputError: `out`, `oof` or `cache` cannot be written; before anything is read.
+        InputError: the records cannot be used or are fewer than 50, or a setting is out of range.
     """
     console = console or Console()
     if folds < 2 or (seeds is not None and seeds < 1) or not 0 <= price < math.inf:
