@@ -54,9 +54,10 @@ bench: install  ## The pair at the 2B shape with random weights: memory, speed, 
 	$(BIN)/python -m training.bench.retraining
 	$(BIN)/python -m training.bench.server
 
-soak: install  ## Random conversations against plain transformers, 520 of them; 1000 requests an endpoint (a quarter of an hour)
+soak: install  ## Random conversations against plain transformers, 520 of them; 1000 requests an endpoint; 3000 over all settings (half an hour)
 	VLROUTE_CONVERSATIONS=520 $(BIN)/python -m pytest tests/test_chat_exact.py -k fresh --hypothesis-show-statistics
 	VLROUTE_SCHEMA_CASES=1000 $(BIN)/python -m pytest tests/test_server_safety.py -k schema
+	VLROUTE_SETTINGS_CASES=1000 $(BIN)/python -m pytest tests/test_edges_settings.py -k random
 
 wheel: install  ## Build the wheel, embedded models included
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

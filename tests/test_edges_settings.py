@@ -20,12 +20,14 @@ from transformers import AutoProcessor, GenerationConfig, Qwen3VLForConditionalG
 
 from tests.conftest import ROOT, media, pixel_path, task
 from tests.forcing import end_id, scripted, token_ids
+from tests.serving import Served, served, user
 from vlroute import Router
 from vlroute.answer import Decided
 from vlroute.engine.settings import SETTINGS, UNSUPPORTED
 from vlroute.errors import SettingsError, VLRouteError
 from vlroute.messages import parse
 from vlroute.modes import MODES, Mode
+from vlroute.serving.settings import ServerSettings
 
 #: Random requests; `make soak` asks for more.
 CASES = int(os.environ.get("VLROUTE_SETTINGS_CASES", "60"))
@@ -318,7 +320,7 @@ def a_request(chance: random.Random) -> tuple[dict[str, Any], bool]:
     elif kind == "contradiction":
         settings = {name: value for name, value in settings.items() if name != "temperature"}
         settings |= {"do_sample": False, chance.choice(["temperature", "top_p", "min_p"]): 0.5}
-    if (settings.get("min_new_tokens") or 0) > (settings.get("max_new_tokens") or 9):
+    if kind == "right" and (settings.get("min_new_tokens") or 0) > (settings.get("max_new_tokens") or 9):
         kind = "contradiction"
     return settings, kind == "right"
 
@@ -346,3 +348,57 @@ def test_random_requests_answer_or_are_refused_at_once(router: Router, together:
             assert not obeyed, (settings, error)
             assert not calls, settings
     assert CASES * 0.15 < answered < CASES * 0.5
+
+
+#: Fields of a request over HTTP; the first list is obeyed, the second refused.
+FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
+    "max_tokens": ([1, 8, None], [0, -1, 2.5, "x", 10**9, 10**40]),
+    "max_completion_tokens": ([2, 12], [0, [], {}]),
+    "temperature": ([0, 0.0, 1e-9, 0.7, 2], [-1, 2.1, "hot", [], 1e400]),
+    "top_p": ([1e-9, 0.5, 1], [-0.1, 1.1, "x", {}]),
+    "top_k": ([-1, 0, 1, 50], [-2, 1.5, "x", 10**40]),
+    "min_p": ([0, 0.1, 1], [-0.1, 2, []]),
+    "presence_penalty": ([-2, 0, 1.5, None], [-3, 9, "x"]),
+    "frequency_penalty": ([-2, 0, 2], [3, {}]),
+    "repetition_penalty": ([0.5, 1, 1.2], [0, -1, 99]),
+    "seed": ([0, 7, -(2**63), 2**63 - 1], [2**64, "x", 0.5]),
+    "stop": ([[], ["x"], "7", None], [[""], [3], {}, ["x"] * 17]),
+    "thinking_budget": ([0, 1, 5, None], [-1, True, 0.5, "x", 10**40]),
+    "nonsense": ([None], [1, "x"]),
+    "num_beams": ([], [2]),
+    "n": ([1], [2, "x"]),
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with served(ServerSettings(rows=8)) as one:
+        yield one
+
+
+def test_random_requests_over_http_answer_or_are_refused_at_once(server: Served) -> None:
+    answered = 0
+    with server.http(headers={"Content-Type": "application/json"}) as client:
+        for number in range(CASES):
+            chance = random.Random(f"http {number}")
+            names = [name for name in chance.sample([*FIELDS], chance.randint(1, 5)) if name != "max_tokens"]
+            wrong = chance.choice([*names, None, None]) if names else None
+            body: dict[str, Any] = {
+                "model": chance.choice(["auto", *MODES]),
+                "messages": [user(SOME)],
+                "max_tokens": 12,
+            }
+            if "max_completion_tokens" in names:
+                del body["max_tokens"]
+            refused = False
+            for name in names:
+                right, bad = FIELDS[name]
+                refused = refused or name == wrong or not right
+                body[name] = chance.choice(bad if name == wrong or not right else right)
+            with forward_calls(server.router) as calls:
+                reply = client.post("/v1/chat/completions", content=json.dumps(body).encode())
+            assert reply.status_code in ((400, 422) if refused else (200,)), (body, reply.text)
+            assert refused == ("error" in reply.json()), body
+            assert not (refused and calls), body
+            answered += not refused
+    assert CASES * 0.15 < answered < CASES * 0.9

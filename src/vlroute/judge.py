@@ -79,7 +79,7 @@ class Judge:
         """
         if not (captioner is None or callable(captioner)) and captioner not in get_args(CaptionSource):
             raise refused("captioner", captioner, "'instruct', 'probe', a callable or None")
-        if not isinstance(policy, Policy | Target | str | None):
+        if not (isinstance(policy, Policy | Target | None) or policy in PRESETS):
             raise refused("policy", policy, f"Policy(price=…), a Target, or one of {', '.join(PRESETS)}")
         self._wish = Target(preset=policy) if isinstance(policy, str) else policy or Policy()
         self._captioner = captioner
