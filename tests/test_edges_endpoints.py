@@ -283,6 +283,25 @@ def test_a_refusal_in_a_stream_is_no_outage(server: Scripted, code: Any, kind: A
     assert router.remote.breakers["thinking"].state == "closed"
 
 
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(400, 599), st.booleans(), st.sampled_from(["code", "status"]), st.booleans())
+def test_every_code_in_a_stream(server: Scripted, code: int, text: bool, field: str, in_chunk: bool) -> None:
+    """What refuses the request or the key is no outage; the rest may be sent again."""
+    router = server.router(retries=1, read_seconds=20.0)
+    assert router.remote is not None
+    error = {"message": "that went wrong", field: str(code) if text else code}
+    again = code >= 500 or code in (408, 409, 425, 429, 499)
+    server.play([{"object": "error", **error} if in_chunk else {"error": error}], [said("2"), *END])
+    if again:
+        assert router.ask("?", mode="instruct").text == "2"
+    else:
+        with pytest.raises((InputError, EndpointError)):
+            router.ask("?", mode="instruct")
+    assert len(server.bodies) == 1 + again
+    assert router.remote.breakers["instruct"].state == "closed"
+    router.close()
+
+
 @pytest.mark.parametrize("code", [*OUTAGES, *OVERLOADS])
 def test_an_outage_in_a_stream_is_retried_before_the_first_token(server: Scripted, code: Any) -> None:
     router = server.router(retries=1)

@@ -150,8 +150,8 @@ class RemoteEngine:
             models = [one.id async for one in await asyncio.wait_for(_awaited(listing), HEALTH_SECONDS)]
         except Exception as error:
             return Health(False, False, breaker.state, str(failure(error, endpoint.name, begun=False)))
-        if listed := endpoint.model in models:
-            breaker.succeeded()
+        breaker.succeeded()
+        listed = endpoint.model in models
         said = "ok" if listed else f"{endpoint.name} is not among the server's models: {', '.join(models[:10])}"
         return Health(True, listed, breaker.state, said)
 
