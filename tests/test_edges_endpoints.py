@@ -17,8 +17,10 @@ from tests.scripted_endpoint import DONE, HANG_UP, USAGE, Scripted, failed, said
 from tests.serving import served
 from vlroute import Answer, Policy, Router
 from vlroute.answer import AnswerDelta, Finished, ThinkingDelta
+from vlroute.answering import Wish
 from vlroute.engine.endpoint import Endpoint
-from vlroute.errors import EndpointError, InputError, ModeUnavailable
+from vlroute.errors import EndpointError, InputError, ModeUnavailable, VLRouteError
+from vlroute.messages import parse
 from vlroute.serving.settings import ServerSettings
 
 END = [said(end="stop"), USAGE, DONE]
@@ -177,21 +179,19 @@ FIELDS = st.sampled_from(["content", "content", "reasoning_content", "reasoning"
     st.sampled_from(["instruct", "thinking"]), st.sampled_from([END, CUT]), st.booleans(),
 )  # fmt: skip
 def test_chunks_do_not_matter(
-    server: Scripted, stream: list[tuple[str, str]], cuts: list[int], setting: str, mode: str, end: Any, stop: bool
-) -> None:
-    router = server.router(reasoning=setting)
-
+    server: Scripted, routers: dict[str, Router], stream: list[tuple[str, str]], cuts: list[int], setting: str,
+    mode: str, end: Any, stop: bool,
+) -> None:  # fmt: skip
     def told(cut: Any) -> tuple[str, str, str]:
         parts = [(field, part) for field, text in stream for part in cut(text)]
         steps = [said(part) if field == "content" else said(None, part, field=field) for field, part in parts]
         options: Any = {"mode": mode, "stop": ["END", "a<"] if stop else None}
-        answer = asked(server, router, [*steps, *end], **options)
+        answer = asked(server, routers[setting], [*steps, *end], **options)
         return answer.text, answer.thinking, answer.finish_reason
 
     whole = told(lambda text: [text])
     assert whole == told(lambda text: pieces(text, cuts)) == told(list)
     assert whole[0] or stop or whole[2] != "stop"
-    router.close()
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -456,3 +456,42 @@ def test_what_is_wrong_with_an_answer_reaches_clients(server: Scripted) -> None:
         chunks: list[Any] = list(client.chat.completions.create(**asked, stream=True))
         assert chunks[-1].choices[0].finish_reason == "length"
         assert "no answer" in chunks[-1].vlroute["decision"]["reason"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+DELTAS = st.dictionaries(st.sampled_from(["content", "reasoning", "reasoning_content", "refusal", "role"]), JSON)
+CHOICES = st.fixed_dictionaries({}, optional={"delta": DELTAS | JSON, "finish_reason": JSON, "index": JSON})
+CHUNKS = st.fixed_dictionaries(
+    {},
+    optional={
+        "choices": st.lists(CHOICES | JSON, max_size=2) | JSON, "usage": st.just(USAGE["usage"]) | JSON, "error": JSON,
+        "object": JSON, "vlroute": JSON,
+    },
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(CHUNKS | JSON, max_size=4), st.sampled_from(["instruct", "thinking"]))
+def test_whatever_a_server_sends_ends_in_an_answer_or_a_typed_error(
+    server: Scripted, routers: dict[str, Router], chunks: list[Any], mode: Any
+) -> None:
+    remote = routers["auto"].remote
+    assert remote is not None
+    remote.breakers[mode].succeeded()
+    server.play([*(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks), *END])
+    try:
+        answer = routers["auto"].ask("?", mode=mode)
+    except VLRouteError:
+        return
+    assert answer.text or answer.finish_reason != "stop"
+
+
+def test_a_slow_listener_is_not_a_slow_server(server: Scripted) -> None:
+    server.play([said("2"), said("3"), *END])
+    router = server.router(idle_seconds=0.2)
+    answer = router.answer_turn(parse("?"), Wish(mode="instruct"), emit=lambda event: time.sleep(0.5))
+    assert answer.text == "23"

@@ -19,7 +19,7 @@ from vlroute.engine.breaker import Breaker, State
 from vlroute.engine.endpoint import Endpoint, Reasoning
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
 from vlroute.engine.remote_errors import failure, is_temporary
-from vlroute.engine.remote_stream import RemoteStream
+from vlroute.engine.remote_stream import RemoteStream, first_choice
 from vlroute.engine.settings import checked
 from vlroute.errors import ExtraMissing, ModeUnavailable, RouterClosedError, VLRouteError
 from vlroute.media import Picture, Video
@@ -265,12 +265,10 @@ async def _read(
 
 
 def _has_text_or_end(chunk: Any) -> bool:
-    for choice in getattr(chunk, "choices", None) or []:
-        delta = getattr(choice, "delta", None)
-        parts = (getattr(delta, name, None) for name in ("content", "reasoning_content", "reasoning", "refusal"))
-        if getattr(choice, "finish_reason", None) or any(parts):
-            return True
-    return False
+    choice = first_choice(chunk)
+    delta = getattr(choice, "delta", None)
+    parts = (getattr(delta, name, None) for name in ("content", "reasoning_content", "reasoning", "refusal"))
+    return bool(getattr(choice, "finish_reason", None)) or any(parts)
 
 
 def _in_stream(stream: Any, chunk: Any) -> Exception:

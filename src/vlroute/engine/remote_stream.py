@@ -72,36 +72,38 @@ class RemoteStream:
             raise ModeUnavailable(f"{self._endpoint.name} broke off before the end of its answer", self._begun)
         reason = "cancelled" if cancelled else _FINISH.get(self._finish or "", "length")
         self._hand_out(self._text.flush(complete=reason == "stop"))
-        return self._reply(reason)
+        return self._reply("stop" if self._text.stop.found and not cancelled else reason)
 
     def _next(self) -> Any:
         """The next chunk or error. None at the end, and once cancelled."""
         while True:
             if self._cancel is not None and self._cancel.is_set():
                 return None
-            left = self._deadline - time.perf_counter()
-            if left <= 0 and self._finish is not None:
-                return None
-            if left <= 0:
-                raise ModeUnavailable(f"{self._endpoint.name} sent no token for {self._patience:g} s", self._begun)
-            try:
+            left = max(self._deadline - time.perf_counter(), 0.0)
+            try:  # even if no time is left: a slow listener is not the server's fault
                 return self.queue.get(timeout=left if self._cancel is None else min(left, POLL_SECONDS))
             except Empty:
-                continue
+                if left > 0:
+                    continue
+            if self._finish is not None:
+                return None
+            raise ModeUnavailable(f"{self._endpoint.name} sent no token for {self._patience:g} s", self._begun)
 
     def _take(self, chunk: Any) -> None:
         self._usage = getattr(chunk, "usage", None) or self._usage
-        if told := (chunk.model_extra or {}).get("vlroute"):  # a server of this kind
+        told = (getattr(chunk, "model_extra", None) or {}).get("vlroute")
+        if isinstance(told, Mapping):  # a server of this kind
             self._encoded = told.get("encoded", self._encoded)
             self._hand_out(self._text.parsed())
-        for choice in (getattr(chunk, "choices", None) or [])[:1]:
+        if (choice := first_choice(chunk)) is not None:
             delta = getattr(choice, "delta", None)
             # vLLM says `reasoning`, SGLang, llama.cpp and transformers `reasoning_content`, some both
             reasoning = self._part(delta, "reasoning_content") or self._part(delta, "reasoning")
             refusal = self._part(delta, "refusal")
             self._refused = self._refused or bool(refusal)
             content = self._part(delta, "content") + refusal
-            self._finish = getattr(choice, "finish_reason", None) or self._finish
+            if end := getattr(choice, "finish_reason", None):
+                self._finish = str(end)
             if reasoning or content:
                 self._first = self._first or time.perf_counter()
                 self._wait(min(self._endpoint.idle_seconds, self._endpoint.read_seconds))
@@ -160,6 +162,12 @@ class RemoteStream:
             encoded=self._encoded,
             note="; ".join(notes),
         )
+
+
+def first_choice(chunk: Any) -> Any:
+    """The part of a chunk that holds text and the end; None if it has none."""
+    choices = getattr(chunk, "choices", None)
+    return choices[0] if isinstance(choices, list) and choices else None
 
 
 def _count(counts: Any, name: str) -> int | None:
