@@ -254,8 +254,10 @@ def _opened(data: bytes, name: str) -> Image.Image:
         return Image.open(io.BytesIO(without_metadata(data)), formats=formats)
     except UnidentifiedImageError as error:
         kind = _foreign(data)
-        is_what = f"is {kind}, an unknown format here" if kind else "is damaged or of an unknown format"
-        raise UnreadableMediaError(f"{name} {is_what}; convert it to one of {', '.join(formats)}") from error
+        why = f"it is {kind}, an unknown format here" if kind else "it is damaged or of an unknown format"
+        raise UnreadableMediaError(
+            f"{name} cannot be decoded: {why}; convert it to one of {', '.join(formats)}"
+        ) from error
 
 
 def _foreign(data: bytes) -> str | None:
