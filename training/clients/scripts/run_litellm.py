@@ -1,5 +1,9 @@
 """LiteLLM: as an OpenAI-compatible server, and as a vLLM server, which has thinking switches."""
 
+import os
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # not fetched from GitHub
+
 import litellm
 from cells import DATA_URI, KEY, MADE_UP, QUESTION, TURNS, URL, refusals, run, same
 
