@@ -171,7 +171,7 @@ def test_a_batch_out_of_a_zip(visitor: Visit, files: Path, tmp_path: Path) -> No
     assert (got[1]["answer"], got[1]["error"]) == (TEXT.answer, "")
     assert float(got[0]["gain"]) > float(got[1]["gain"])
     assert float(got[0]["seconds"]) > 0
-    assert "damaged" in got[2]["error"]
+    assert "bytes" in got[2]["error"]
     assert "was not uploaded" in got[3]["error"]
     assert got[3]["prompt"] == "'=1+1"
 
