@@ -112,6 +112,7 @@ def test_an_empty_answer_is_no_success(server: Scripted, steps: Any, mode: Any, 
         return
     assert (answer.text, answer.finish_reason) == ("", "length")
     assert "no answer" in answer.decision.reason
+    assert ("parser" in answer.decision.reason) == (mode == "instruct" and steps == [said(None, "so")])
 
 
 @pytest.mark.parametrize("reasoning", ["auto", "raw"])

@@ -42,7 +42,7 @@ class RemoteStream:
     ) -> None:
         self.queue: SimpleQueue[Any] = SimpleQueue()
         self.overloaded = False
-        self._endpoint, self._on_piece, self._cancel = endpoint, on_piece, cancel
+        self._endpoint, self._mode, self._on_piece, self._cancel = endpoint, mode, on_piece, cancel
         self._text = RemoteText(mode == "thinking", endpoint.reasoning, stops, known)
         self._usage: Any = None
         self._encoded: int | None = None
@@ -136,7 +136,8 @@ class RemoteStream:
             notes.append(f"the server ended with finish_reason {self._finish[:40]!r}")
         if not text and reason != "cancelled" and not self._text.stop.found:
             reason = "length" if reason == "stop" else reason
-            notes.append("the server returned no answer")
+            hint = " (an Instruct server must run without a reasoning parser)"
+            notes.append(f"the server returned no answer{hint if thinking and self._mode == 'instruct' else ''}")
         prompt = getattr(self._usage, "prompt_tokens_details", None)
         chunks = self._text.chunks
         total = _count(self._usage, "completion_tokens")
