@@ -496,3 +496,12 @@ def test_a_slow_listener_is_not_a_slow_server(server: Scripted) -> None:
     router = server.router(idle_seconds=0.2)
     answer = router.answer_turn(parse("?"), Wish(mode="instruct"), emit=lambda event: time.sleep(0.5))
     assert answer.text == "23"
+
+
+def test_settings_that_change_nothing_are_not_sent(server: Scripted) -> None:
+    server.play([said("2"), *END])
+    assert server.router().ask("?", mode="instruct", min_new_tokens=0, no_repeat_ngram_size=0).text == "2"
+    assert not {"min_new_tokens", "no_repeat_ngram_size"} & set(server.bodies[0])
+    with pytest.raises(TypeError, match="min_new_tokens"):
+        server.router().ask("?", mode="instruct", min_new_tokens=1)
+    assert len(server.bodies) == 1

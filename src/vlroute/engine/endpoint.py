@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from vlroute.checks import Number, Whole
+from vlroute.engine.settings import checked
 from vlroute.errors import InputError
 from vlroute.media import Picture
 from vlroute.messages import Conversation, Message
@@ -27,8 +28,6 @@ _SAME = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed"
 _RENAMED = {"max_new_tokens": "max_tokens"}
 #: What OpenAI does not know, but vLLM, SGLang, llama-server and `vlroute serve` do.
 _EXTRA = ("top_k", "min_p", "repetition_penalty")
-#: Done on this side or said otherwise.
-_HANDLED = ("do_sample", "stop", "thinking_budget")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +104,9 @@ class Endpoint:
         """Arguments of `chat.completions.create`. The same conversation gives the same bytes up to its last message,
         so that the server's own prefix cache hits.
 
-        TypeError for a setting that endpoints do not take, InputError for a video.
+        SettingsError for a setting that endpoints do not take, InputError for a video.
         """
-        known = {*_SAME, *_RENAMED, *_EXTRA, *_HANDLED}
-        if unknown := sorted(set(settings) - known):
-            raise TypeError(
-                f"endpoints do not take the setting{'s'[: len(unknown) > 1]} {', '.join(unknown)}; expected some of "
-                f"{', '.join(sorted(known))}"
-            )
+        settings = checked(settings, endpoints=True)
         body: dict[str, Any] = {"model": self.model, "messages": [_message(one) for one in conversation.messages]}
         body |= {name: settings[name] for name in _SAME if settings.get(name) is not None}
         body |= {new: settings[name] for name, new in _RENAMED.items() if settings.get(name) is not None}
