@@ -6,6 +6,8 @@ import base64
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,20 @@ def test_broken_exif_does_not_refuse_any_format(format: str, head: bytes, tail: 
         except Exception:  # a library that does not even write this
             return
     assert sorted(load_picture(file).size) == [24, 32]
+
+
+def test_broken_exif_is_no_warning() -> None:
+    """In a process of its own: pytest resets the filters."""
+    script = """
+import io
+from PIL import Image
+from vlroute import load_picture
+file = io.BytesIO()
+Image.new("RGB", (30, 20)).save(file, "JPEG", exif=b"Exif\\0\\0II*\\0\\x08\\0\\0\\0\\xff\\xff\\x12\\x01")
+load_picture(file.getvalue())
+"""
+    done = subprocess.run([sys.executable, "-W", "default", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_the_orientation_of_good_exif_is_kept_beside_broken_metadata() -> None:

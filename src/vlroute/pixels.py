@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from vlroute.errors import UnreadableMediaError
+
+# damaged EXIF is ignored here, so Pillow's warning about it would help nobody
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning, r"PIL\.")
 
 _Turn = Image.Transpose
 _EXIF_TURNS = {
