@@ -244,8 +244,8 @@ def test_the_table_shows_intervals_and_what_is_not_known() -> None:
         Record(str(i), "p", None, Outcome(i % 2 == 0, 3, 0.5), Outcome(True, 9), family="a|b") for i in range(40)
     ] + [Record("x", "p", None, Outcome(False), Outcome(0.5), set="lonely")]
     report = as_markdown(records, {"agreement": None}, Collected(recorded=41, failed=1, reasons=["f:1: a | b"]))
-    assert "| a\\|b | 40 | 50.0% (35% – 65%) | 100.0% (100% – 100%) | 0.50 (0.50 – 0.50) | – |" in report
-    assert "| lonely | 1 | 0.0% | 50.0% | – | – |" in report
+    assert "| a\\|b | 40 | 50.0% (35% – 65%) | 100.0% (91% – 100%) | 0.50 (0.50 – 0.50) | – |" in report
+    assert "| lonely | 1 | 0.0% (0% – 79%) | 50.0% (5% – 95%) | – | – |" in report
     assert "| all | 41 | " in report
     assert "* f:1: a \\| b" in report
     assert as_table(records).row_count == 3

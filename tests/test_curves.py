@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 from vlroute.learning import plots
 from vlroute.learning.curves import ALL, SHARES, UNNAMED, TradeOff, trade_off, trade_offs
-from vlroute.learning.metrics import accuracy_curve, bootstrap_interval, share_by_score
+from vlroute.learning.metrics import share_by_score
 from vlroute.learning.plots import family_figure, reliability_figure, trade_off_figure
 
 # four records: Thinking wins the first, loses the second, the other two are equal
@@ -31,7 +31,7 @@ def drawn(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
 
 
 def test_curves_by_hand() -> None:
-    found = trade_off(SCORES, RIGHT, SECONDS, LENGTH, samples=20)
+    found = trade_off(SCORES, RIGHT, SECONDS, LENGTH)
     quarters = slice(None, None, 25)
     np.testing.assert_allclose(SHARES[quarters], [0, 0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(found.routed.accuracy[quarters], [0.5, 0.75, 0.75, 0.75, 0.5])
@@ -46,7 +46,7 @@ def test_curves_by_hand() -> None:
 
 
 def test_single_modes_and_oracle_by_hand() -> None:
-    found = trade_off(SCORES, RIGHT, SECONDS, LENGTH, samples=20)
+    found = trade_off(SCORES, RIGHT, SECONDS, LENGTH)
     for point, share, accuracy, mean, p95 in (
         (found.instruct, 0, 0.5, 1, 1),
         (found.thinking, 1, 0.5, 3.5, 5),
@@ -59,7 +59,7 @@ def test_single_modes_and_oracle_by_hand() -> None:
 
 def test_the_95th_percentile_is_that_of_all_answers() -> None:
     scores, right, seconds, length = drawn(300)
-    found = trade_off(scores, right, seconds, length, samples=2)
+    found = trade_off(scores, right, seconds, length)
     assert found.routed.p95_seconds is not None
     for index in (0, 50, 100):
         sent = share_by_score(scores, float(SHARES[index])) == 1
@@ -67,37 +67,39 @@ def test_the_95th_percentile_is_that_of_all_answers() -> None:
         assert found.routed.p95_seconds[index] == np.quantile(answers, 0.95, method="inverted_cdf")
 
 
-def test_the_band_is_the_bootstrap_interval_of_each_share() -> None:
+def test_the_band_holds_the_curve_and_ends_at_the_intervals_of_the_single_modes() -> None:
     scores, right, seconds, length = drawn(60)
-    found = trade_off(scores.round(), right, seconds, length, samples=200)
-    for index in (0, 20, 45, 100):
-
-        def accuracy(at: np.ndarray, index: int = index) -> float:
-            curve = accuracy_curve(scores.round()[at], *right[:, at])
-            return float(np.interp(SHARES[index], np.linspace(0, 1, 61), curve))
-
-        band = (found.routed.low[index], found.routed.high[index])
-        assert band == pytest.approx(bootstrap_interval(accuracy, 60, samples=200))
+    found = trade_off(scores.round(), right, seconds, length)
+    band = found.routed
+    assert (band.low <= band.accuracy).all()
+    assert (band.accuracy <= band.high).all()
+    assert (band.high - band.low > 0.05).all()
+    for index, point in ((0, found.instruct), (100, found.thinking)):
+        assert (band.low[index], band.high[index]) == pytest.approx(point.interval)
 
 
 def test_figures_have_intervals_and_stay_undefined_where_thinking_is_worse() -> None:
     scores, right, seconds, length = drawn(200)
     better = right.copy()
     better[0, :60] = 0
-    figures = trade_off(scores, better, seconds, length, samples=50).routed.figures
-    assert all(f.value is not None and f.interval is not None and f.interval[0] <= f.value for f in figures.values())
-    figures = trade_off(scores, better[::-1], seconds, length, samples=50).routed.figures
+    figures = trade_off(scores, better, seconds, length).routed.figures
+    assert all(figure.value is not None for figure in figures.values())
+    value, interval = figures["area over random"].value, figures["area over random"].interval
+    assert value is not None
+    assert interval is not None
+    assert interval[0] < value < interval[1]
+    figures = trade_off(scores, better[::-1], seconds, length).routed.figures
     assert {name for name, f in figures.items() if f.value is None} == {"APGR", "CPT 50 %", "CPT 80 %", "QNC"}
 
 
 def test_unknown_seconds_are_left_out() -> None:
     scores, right, seconds, length = drawn(100)
     seconds[0, :40] = np.nan
-    found = trade_off(scores, right, seconds, length, samples=20)
+    found = trade_off(scores, right, seconds, length)
     assert found.timed == 60
     assert found.thinking.mean_seconds == pytest.approx(seconds[1, 40:].mean())
     assert found.thinking.accuracy == pytest.approx(right[1].mean())
-    nothing = trade_off(scores, right, np.full((2, 100), np.nan), length, samples=20)
+    nothing = trade_off(scores, right, np.full((2, 100), np.nan), length)
     assert nothing.timed == 0
     assert nothing.routed.mean_seconds is nothing.oracle.p95_seconds is nothing.routed.figures["AIQ"].value is None
     with pytest.raises(ValueError, match="no record has seconds"):
@@ -107,11 +109,11 @@ def test_unknown_seconds_are_left_out() -> None:
 def test_families_come_largest_first_and_small_ones_not_at_all() -> None:
     scores, right, seconds, length = drawn(100)
     families = ["few"] * 10 + ["some"] * 30 + [""] * 60
-    found = trade_offs(scores, right, seconds, length, families, samples=10)
+    found = trade_offs(scores, right, seconds, length, families)
     assert [(one.name, one.records) for one in found] == [(ALL, 100), (UNNAMED, 60), ("some", 30)]
-    alone = trade_off(scores[10:40], right[:, 10:40], seconds[:, 10:40], length[10:40], samples=10)
+    alone = trade_off(scores[10:40], right[:, 10:40], seconds[:, 10:40], length[10:40])
     np.testing.assert_allclose(found[2].routed.accuracy, alone.routed.accuracy)
-    assert len(trade_offs(scores, right, seconds, length, ["one"] * 100, samples=10)) == 1
+    assert len(trade_offs(scores, right, seconds, length, ["one"] * 100)) == 1
     with pytest.raises(ValueError, match="100 records, not 1"):
         trade_offs(scores, right, seconds, length, ["one"])
 
@@ -137,7 +139,7 @@ def test_unusable_arrays_are_refused(scores: np.ndarray, right: np.ndarray, seco
 @pytest.fixture(scope="module")
 def found() -> list[TradeOff]:
     scores, right, seconds, length = drawn(200)
-    return trade_offs(scores, right, seconds, length, ["几何", "a & b"] * 100, samples=20)
+    return trade_offs(scores, right, seconds, length, ["几何", "a & b"] * 100)
 
 
 def texts(figure: plots.Figure) -> set[str]:

@@ -77,12 +77,10 @@ def test_every_word_of_figures_and_page_has_a_translation(tmp_path: Path, monkey
     records, p = labelled(60)
     right, seconds = np.zeros((2, 60)), np.ones((2, 60))
     for against in ("share", "mean_seconds", "p95_seconds"):
-        one = plots.trade_off_figure(
-            trade_off(p[0], right, seconds, p[1], samples=5), against, language="zh", measured=False
-        )
+        one = plots.trade_off_figure(trade_off(p[0], right, seconds, p[1]), against, language="zh", measured=False)
         words = {text.get_text() for text in one.findobj(Text)}
         assert {word for word in words if any(c.isalpha() for c in word)} <= {"ZH", "ZHZH"}
-    page = write_curves(records, p, tmp_path, language="zh", samples=5)[-1].read_text("utf-8")
+    page = write_curves(records, p, tmp_path, language="zh")[-1].read_text("utf-8")
     kept = {"Instruct", "Thinking", "APGR", "CPT 50 %", "CPT 80 %", "AIQ", "nAUC", "QNC", "ECE", "Brier", "vlroute: ZH"}
     words = {text for text in read(page).texts if any(c.isalpha() for c in text)} - kept - {"ZH", "ZH ZH"}
     assert words == {"<script>alert(1)</script>", "a & b"}
@@ -90,7 +88,7 @@ def test_every_word_of_figures_and_page_has_a_translation(tmp_path: Path, monkey
 
 def test_the_page_stands_alone(tmp_path: Path) -> None:
     records, p = labelled(80)
-    *figures, path = write_curves(records, p, tmp_path / "new" / "folder", samples=20)
+    *figures, path = write_curves(records, p, tmp_path / "new" / "folder")
     assert [figure.name for figure in figures] == [
         *(f"accuracy-{name}.png" for name in ("share", "mean-seconds", "p95-seconds")),
         *(f"families-{name}.png" for name in ("share", "mean-seconds", "p95-seconds")),
@@ -118,7 +116,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
 
 def test_assumed_seconds_are_called_so(tmp_path: Path) -> None:
     records, p = labelled(60, seconds=False)
-    page = write_curves(records, p, tmp_path, samples=5)[-1].read_text("utf-8")
+    page = write_curves(records, p, tmp_path)[-1].read_text("utf-8")
     assert "Seconds are assumed" in page
 
 
@@ -127,8 +125,8 @@ def test_predictions_of_several_seeds_are_averaged_and_equal_input_makes_equal_f
     records = [replace(record, family="") for record in records]
     p = (p * 64).round() / 128 + 0.25  # so that the means are exact
     seeds = [[Prediction(*(one + shift), 1, 1, 1) for one in p.T] for shift in (-0.25, 0.25)]
-    by_seed = write_curves(records, Unseen(seeds, seeds), tmp_path / "seeds", samples=5)
-    by_mean = write_curves(records, p, tmp_path / "mean", samples=5)
+    by_seed = write_curves(records, Unseen(seeds, seeds, 5, "text"), tmp_path / "seeds")
+    by_mean = write_curves(records, p, tmp_path / "mean")
     assert [path.read_bytes() for path in by_seed] == [path.read_bytes() for path in by_mean]
     assert not any(path.name.startswith("families") for path in by_seed)
 

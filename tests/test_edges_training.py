@@ -57,7 +57,7 @@ def written(path: Path, lines: list[Any]) -> Path:
 def learn(folder: Path, lines: list[Any], **options: Any) -> str:
     """Train on these lines; what was said. The artefact lies in `folder / "router"`."""
     said = io.StringIO()
-    quick: dict[str, Any] = {"folds": 2, "seeds": 1, "encoder": None, "candidate": "words", "samples": 40}
+    quick: dict[str, Any] = {"folds": 2, "seeds": 1, "encoder": None, "candidate": "words"}
     train(
         [written(folder / "records.jsonl", lines)], folder / "router", console=Console(file=said, width=1000),
         **quick | options,

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("eval")
     write_records(where / "old.jsonl", draw_records(200, seed=1)[1])
     write_records(where / "new.jsonl", with_families(draw_records(150, seed=2)[1]))
-    train([where / "old.jsonl"], where / "router", folds=2, seeds=1, together="record", samples=10)
+    train([where / "old.jsonl"], where / "router", folds=2, seeds=1, together="record")
     return where
 
 

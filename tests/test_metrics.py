@@ -27,7 +27,6 @@ from vlroute.learning.curve_metrics import (
 from vlroute.learning.metrics import (
     accuracy_curve,
     area_over_random,
-    bootstrap_interval,
     brier,
     ece,
     gain_auc,
@@ -260,17 +259,6 @@ def test_accuracy_against_seconds_by_hand() -> None:
     np.testing.assert_allclose(mean, [3 / 3, 5 / 3, 6 / 3, 10 / 3])
     np.testing.assert_allclose(accuracy, [2 / 3, 3 / 3, 3 / 3, 2 / 3])
     assert accuracy_seconds_curve(scores(4, 1, 3, 2), right, np.full((2, 4), np.nan)) is None
-
-
-def test_bootstrap_interval() -> None:
-    values = np.random.default_rng(1).normal(5, 2, 400)
-    low, high = bootstrap_interval(lambda at: float(values[at].mean()), 400) or (0, 0)
-    error = 1.96 * values.std() / np.sqrt(400)
-    assert low == pytest.approx(values.mean() - error, abs=0.03)
-    assert high == pytest.approx(values.mean() + error, abs=0.03)
-    assert bootstrap_interval(lambda at: float(values[at].mean()), 400) == (low, high)
-    assert bootstrap_interval(lambda at: 3.0, 10, samples=5) == (3, 3)
-    assert bootstrap_interval(lambda at: None, 10, samples=5) is None
 
 
 def test_every_metric_survives_thinking_that_never_helps() -> None:

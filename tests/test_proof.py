@@ -44,7 +44,7 @@ def picture(kind: int) -> Proved:
 
 
 def test_the_figures_of_ten_known_pictures() -> None:
-    proof = summarise([picture(kind) for kind in (0, 0, 0, 0, 1, 1, 1, 1, 1, 2)], samples=50)
+    proof = summarise([picture(kind) for kind in (0, 0, 0, 0, 1, 1, 1, 1, 1, 2)])
     accuracy = {way.name: way.accuracy for way in proof.ways}
     assert accuracy == pytest.approx(
         {"always instruct": 0.6, "always thinking": 0.9, "random, same share": 0.75,
@@ -66,25 +66,28 @@ def test_the_figures_of_ten_known_pictures() -> None:
     assert (families["a"].pictures, families["a"].routed, families["a"].share) == (5, 0.8, 1)
     value, interval = proof.figures["ECE instruct"]
     assert value == pytest.approx((4 * 0.05 + 5 * 0.5 + 0.7) / 10)
-    assert interval is not None
-    assert interval[0] <= interval[1]
+    assert interval is None
+    assert (proof.figures["chance level of ECE instruct"][0] or 0) > 0
+    for name in ("area over random", "area of the oracle", "share of the oracle's area"):
+        found, bounds = proof.figures[name]
+        assert bounds is None or bounds[0] <= (found or 0) <= bounds[1]
 
 
 def test_what_must_be_shown_can_fail() -> None:
     rows = [picture(kind) for kind in (0, 0, 0, 0, 1, 1, 1, 1, 1, 2)]
-    met = {one.name.split(",")[0]: one.met for one in summarise(rows, samples=50).requirements}
+    met = {one.name.split(",")[0]: one.met for one in summarise(rows).requirements}
     assert met["routed accuracy above the better single mode"]
     assert met["area over random"]
     assert not met["routed seconds"]
     assert not met["ECE instruct"]
     worse = [replace(row, routed=Measured(False, 0.1)) for row in rows]
-    met = {one.name.split(",")[0]: one.met for one in summarise(worse, samples=50).requirements}
+    met = {one.name.split(",")[0]: one.met for one in summarise(worse).requirements}
     assert not met["routed accuracy above the better single mode"]
     assert met["routed seconds"]
 
 
 def test_undefined_figures_meet_nothing() -> None:
-    proof = summarise([picture(1)] * 4, samples=20)
+    proof = summarise([picture(1)] * 4)
     assert proof.figures["headroom captured"] == (None, None)
     assert proof.figures["share of the oracle's area"] == (None, None)
     assert not next(one for one in proof.requirements if "oracle" in one.name).met
@@ -103,7 +106,7 @@ def test_a_dozen_pictures_really_answered(router: Router, tmp_path: Path) -> Non
         assert row.sources["vision probe"].caption == row.decision.caption
         assert row.sources["vision probe"].seconds < row.sources["caption by Instruct"].seconds
         assert 0 < row.decision.seconds < row.routed.seconds
-    page = markdown(summarise(rows, samples=50), HEAD)
+    page = markdown(summarise(rows), HEAD)
     assert page.startswith("# Does routing pay?")
     ways = dict(re.findall(r"^\| ([a-z, ]+) \| ([\d.]+)% \|", page, re.MULTILINE))
     assert float(ways["routed"]) == pytest.approx(100 * np.mean([row.routed.right for row in rows]), abs=0.05)

@@ -11,7 +11,8 @@ NAMES = ("gain AUC", "ECE instruct", "ECE thinking", "area of the longest prompt
 
 def test_what_falls_short_is_bold() -> None:
     def one(area: float) -> dict[str, object]:
-        return {"records": 1000, "seeds": 2, "figures": {"area over random": [area, 1, 4]} | {n: [0.5] for n in NAMES}}
+        figures = {"area over random": [area, 1, 4]} | {n: [0.5] for n in NAMES}
+        return {"records": 1000, "seeds": 2, "covers": "", "figures": figures}
 
     page = render({"gsm8k, static": one(2.7), "gsm8k, other": one(2.7), "math_v, static": one(-0.1)})
     assert "| gsm8k | static | 1,000 | 2 | 2.70 (1.00 – 4.00) | 2.7 |" in page

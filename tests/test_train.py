@@ -40,7 +40,6 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation, lis
         folds=3,
         seeds=1,
         together="record",
-        samples=100,
         console=QUIET,
     )
     return folder, evaluation, records
@@ -58,10 +57,13 @@ def test_routing_beats_every_baseline_on_learnable_data(job: tuple[Path, Evaluat
     assert rows["always thinking"].seconds == pytest.approx(1.3, abs=0.05)
     figures = job[1].figures
     assert (figures["area over random"].value or 0) > (figures["area over random, captions withheld"].value or 0) + 0.5
-    for figure in figures.values():
+    for name, figure in figures.items():
         assert figure.value is not None
-        assert figure.interval is not None
-        assert figure.interval[0] <= figure.interval[1]
+        if "ECE" in name:  # biased on few records: a chance level instead of an interval
+            assert figure.interval is None
+        else:
+            assert figure.interval is not None
+            assert figure.interval[0] <= figure.value <= figure.interval[1]
 
 
 def test_rows_are_right(job: tuple[Path, Evaluation, list[Record]]) -> None:
@@ -181,7 +183,7 @@ def noise(count: int, rng: random.Random) -> list[Record]:
 
 def test_where_nothing_can_be_learnt_no_harm_is_done(tmp_path: Path) -> None:
     write_records(tmp_path / "r.jsonl", noise(300, random.Random(3)))
-    evaluation = train([tmp_path / "r.jsonl"], tmp_path / "out", folds=3, seeds=1, samples=50, console=QUIET)
+    evaluation = train([tmp_path / "r.jsonl"], tmp_path / "out", folds=3, seeds=1, console=QUIET)
     rows = {row.name: row for row in evaluation.rows}
     better = max(rows["always instruct"].accuracy, rows["always thinking"].accuracy)
     assert rows["routed"].accuracy > better - 0.03
@@ -192,7 +194,7 @@ def test_where_nothing_can_be_learnt_no_harm_is_done(tmp_path: Path) -> None:
 def test_modes_that_are_always_alike(tmp_path: Path, correct: tuple[bool | float, bool | float]) -> None:
     records = [Record(f"c{i}", f"Read sign {i}", None, Outcome(correct[0]), Outcome(correct[1])) for i in range(60)]
     write_records(tmp_path / "r.jsonl", records)
-    evaluation = train([tmp_path / "r.jsonl"], tmp_path / "out", folds=2, seeds=1, samples=10, console=QUIET)
+    evaluation = train([tmp_path / "r.jsonl"], tmp_path / "out", folds=2, seeds=1, console=QUIET)
     assert evaluation.figures["headroom captured"].value is None
     assert evaluation.rows[0].tokens is None
     prediction = ComplexityClassifier.load(tmp_path / "out").predict("Read sign 3")
@@ -240,7 +242,7 @@ def test_too_few_records_and_wrong_settings_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared routing records lie outside the repository")
 def test_on_real_records_it_beats_prompt_length(tmp_path: Path) -> None:
-    evaluation = train([DATA / "gsm8k.jsonl.gz"], tmp_path, folds=3, seeds=1, samples=10, console=QUIET)
+    evaluation = train([DATA / "gsm8k.jsonl.gz"], tmp_path, folds=3, seeds=1, console=QUIET)
     assert (evaluation.figures["area over random"].value or 0) > 2.3
     assert evaluation.figures["area of the longest prompts"].value == pytest.approx(2.20, abs=0.01)
     assert "Seconds are assumed" in (tmp_path / "report.md").read_text("utf-8")

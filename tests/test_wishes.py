@@ -26,7 +26,7 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wishes")
     write_records(folder / "records.jsonl", draw_records(600)[1])
     train(
-        [folder / "records.jsonl"], folder / "router", folds=3, seeds=1, together="record", samples=20,
+        [folder / "records.jsonl"], folder / "router", folds=3, seeds=1, together="record",
         console=Console(file=io.StringIO()),
     )  # fmt: skip
     return folder / "router"

@@ -85,6 +85,10 @@ def evaluate(
     router: Annotated[Path, typer.Option(help="Folder of the trained router artefact.")],
     price: Annotated[float | None, typer.Option(help="What a second is worth, in probability. Default: 0.1.")] = None,
     policy: Wanted = None,
+    together: Annotated[
+        Literal["text", "record"],
+        typer.Option(help='What counts as one draw in intervals: each "record", or all records of the same "text".'),
+    ] = "record",
     out: Annotated[Path | None, typer.Option(help="Markdown file for the report.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="File for all figures as JSON.")] = None,
     strict: Strict = False,
@@ -101,7 +105,8 @@ def evaluate(
     check_price(price, policy)
     check_outputs(*filter(None, (out, as_json)), inputs=records)
     console, notes = Console(), Console(stderr=True)
-    found = assess(records, router, policy or (0.1 if price is None else price), strict=strict, console=notes)
+    wish = policy or (0.1 if price is None else price)
+    found = assess(records, router, wish, together=together, strict=strict, console=notes)
     for warning in found.warnings:
         notes.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     console.print(as_table(found.evaluation, found.kind))
@@ -168,7 +173,7 @@ def curves(
                 found, folds=folds, seeds=seeds, together=together, text=text, advance=lambda: progress.advance(task)
             )
     with console.status("drawing"):
-        written = write_curves(found, predicted, out, language=language)
+        written = write_curves(found, predicted, out, language=language, folds=folds, together=together)
     typer.echo(f"wrote {written[-1]}")
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlroute.answer import Answer
-from vlroute.learning.metrics import mean_interval
+from vlroute.decision.wilson import share_interval
 from vlroute.pocket.families import FAMILIES
 from vlroute.pocket.trial import Trial, draw_evenly, run_trials
 from vlroute.router import Router
@@ -47,17 +47,17 @@ STRATEGIES = (
 
 
 def summary(trials: list[Trial]) -> Table:
-    """Accuracy with its 95 % bootstrap interval, mean seconds and share of thinking, per strategy."""
+    """Accuracy with its 95 % interval, mean seconds and share of thinking, per strategy."""
     table = Table(
         title=f"{len(trials)} fresh pictures",
-        caption="interval: 95 %, bootstrap · seconds: what a user waits",
+        caption="interval: 95 %, for the drawing of the pictures · seconds: what a user waits",
     )
     for column in ("", "accuracy", "interval", "mean seconds", "thinking"):
         table.add_column(column, justify="left" if not column else "right")
     for strategy in STRATEGIES:
         answers = [strategy.choose(trial) for trial in trials]
         right = np.array([trial.right(answer) for trial, answer in zip(trials, answers, strict=True)], dtype=float)
-        bounds = mean_interval(right)
+        bounds = share_interval(right)
         seconds = np.mean([answer.timing.total for answer in answers])
         share = np.mean([answer.decision.mode == "thinking" for answer in answers])
         table.add_row(

@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="vlroute-decision-") as temporary:
         names = {folder: os.path.relpath(folder.resolve(), ROOT) for folder in options.router}
         if options.records:
-            train(options.records, temporary, folds=2, seeds=1, samples=10, console=Console(stderr=True))
+            train(options.records, temporary, folds=2, seeds=1, console=Console(stderr=True))
             names[Path(temporary)] = "trained on " + ", ".join(path.name for path in options.records)
         with Progress(*columns) as progress:
             task = progress.add_task("decisions", total=None, step="")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from training.pocket.stages import STAGES
-from vlroute.learning.metrics import mean_interval
+from vlroute.decision.wilson import share_interval
 from vlroute.learning.records import Record, read_records
 from vlroute.modes import MODES, Mode
 from vlroute.pocket.families import FAMILIES, LEVELS
@@ -31,7 +31,7 @@ def accuracy(records: Picked, mode: Mode) -> float:
 
 
 def interval(records: Picked, mode: Mode) -> str:
-    bounds = mean_interval(np.array([float(getattr(r, mode).correct) for r in records]))
+    bounds = share_interval(np.array([float(getattr(r, mode).correct) for r in records]))
     return f"{100 * bounds[0]:.0f}–{100 * bounds[1]:.0f}" if bounds else "undefined"
 
 

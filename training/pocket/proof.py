@@ -39,8 +39,9 @@ Every picture is drawn afresh and answered three times, one request at a time, i
 picture: as the router decides, by Instruct, by Thinking, each as if the picture were new (vision features forgotten).
 Seconds are a whole answer; `routed` holds all that the router itself spends (tower for the caption, caption, decision).
 `random` and `longest prompts` are expected values at the routed share, without any cost of choosing. `oracle` thinks
-where only Thinking is right. Brackets are 95 % bootstrap intervals over the pictures: they cover chance in the drawing,
-not another kind of picture. The machine may have been shared: compare seconds with each other only."""
+where only Thinking is right. Intervals are 95 % intervals. They cover the drawing of the pictures, with the router
+and the pair as they are, and not another kind of picture. 95 % of drawings of this size stay below the chance level of
+an ECE if the probabilities are right. The machine may have been shared: compare seconds with each other only."""
 
 SOURCES = """\
 The same pictures and the same answers, decided by one source of words at a time. Captioning: caption and decision,

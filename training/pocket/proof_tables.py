@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from training.pocket.proving import SOURCES, Judged, Proved
+from vlroute.decision.wilson import share_interval
+from vlroute.learning.intervals import Interval, Sampling
 from vlroute.learning.metrics import (
-    Indices,
     Values,
     area_over_random,
-    bootstrap_interval,
     ece,
+    ece_if_calibrated,
     headroom_captured,
     share_by_score,
 )
 from vlroute.modes import MODES
 
-Interval = tuple[float, float]
 WAYS = (*MODES, "routed")
 
 
@@ -95,7 +95,7 @@ class Proof:
         return next(way for way in self.ways if way.name == name)
 
 
-def summarise(rows: Sequence[Proved], samples: int = 1000) -> Proof:
+def summarise(rows: Sequence[Proved]) -> Proof:
     """All tables of the pictures measured. ValueError for none."""
     if not rows:
         raise ValueError("a proof needs at least one picture")
@@ -105,7 +105,7 @@ def summarise(rows: Sequence[Proved], samples: int = 1000) -> Proof:
     share = float(routed.mean())
     length = np.asarray([float(len(row.prompt)) for row in rows])
     ways = [
-        _way(name, sent, _mix(right, sent), _mix(seconds, sent), seconds, samples)
+        _way(name, sent, _mix(right, sent), _mix(seconds, sent), seconds)
         for name, sent in {
             "always instruct": np.zeros(len(rows)),
             "always thinking": np.ones(len(rows)),
@@ -114,35 +114,42 @@ def summarise(rows: Sequence[Proved], samples: int = 1000) -> Proof:
         }.items()
     ]
     got = np.asarray([float(row.routed.right) for row in rows])
-    ways.append(_way("routed", routed, got, np.asarray([row.routed.seconds for row in rows]), seconds, samples))
+    ways.append(_way("routed", routed, got, np.asarray([row.routed.seconds for row in rows]), seconds))
     best = (right[1] > right[0]).astype(float)
-    ways.append(_way("oracle", best, _mix(right, best), _mix(seconds, best), seconds, samples))
+    ways.append(_way("oracle", best, _mix(right, best), _mix(seconds, best), seconds))
     gains = np.asarray([row.decision.gain for row in rows])
     p = {mode: np.asarray([getattr(row.decision, f"p_{mode}") for row in rows]) for mode in MODES}
-    statistics: dict[str, Callable[[Indices], float | None]] = {
-        "area over random": _area(gains, right),
-        "area of the oracle": _area(right[1] - right[0], right),
-        "share of the oracle's area": lambda at: _share(_area(gains, right)(at), _area(right[1] - right[0], right)(at)),
-        "area of the longest prompts": _area(length, right),
-        "headroom captured": lambda at: headroom_captured(
-            float(got[at].mean()), *(float(one[at].mean()) for one in (*right, np.maximum(*right)))
+    gain, area, whole = (
+        right[1] - right[0],
+        area_over_random(gains, *right),
+        area_over_random(right[1] - right[0], *right),
+    )
+    prompt_alone, sampling = _gains(rows, SOURCES[0]), Sampling(len(rows))
+    figures: dict[str, tuple[float | None, Interval | None]] = {
+        "area over random": (area, sampling.area(gains[None], gain)),
+        "area of the oracle": (whole, sampling.oracle_area(gain)),
+        "share of the oracle's area": (
+            area / whole if whole else None, sampling.share_of_oracle_area(gains, gain) if whole else None
+        ),
+        "area of the longest prompts": (area_over_random(length, *right), sampling.area(length[None], gain)),
+        "headroom captured": (
+            headroom_captured(*(float(one.mean()) for one in (got, *right, np.maximum(*right)))),
+            sampling.headroom(got, *right),
         ),
         **{
-            f"area by {name} above the prompt alone": _difference(_gains(rows, name), _gains(rows, SOURCES[0]), right)
+            f"area by {name} above the prompt alone": (
+                area_over_random(_gains(rows, name), *right) - area_over_random(prompt_alone, *right),
+                sampling.area_difference(_gains(rows, name), prompt_alone, gain),
+            )
             for name in SOURCES[1:]
         },
-        "ECE instruct": lambda at: ece(p["instruct"][at], right[0, at]),
-        "ECE thinking": lambda at: ece(p["thinking"][at], right[1, at]),
-    }
-    everything = np.arange(len(rows))
-    figures = {
-        name: (statistic(everything), bootstrap_interval(statistic, len(rows), samples=samples))
-        for name, statistic in statistics.items()
-    }
+        **{f"ECE {mode}": (ece(p[mode], correct), None) for mode, correct in zip(MODES, right, strict=True)},
+        **{f"chance level of ECE {mode}": (ece_if_calibrated(p[mode]), None) for mode in MODES},
+    }  # fmt: skip
     figures["seconds of caption and decision, with the tower"] = (
         float(np.mean([row.decision.seconds for row in rows])), None,
     )  # fmt: skip
-    sources = [_source(name, rows, right, seconds, samples) for name in SOURCES]
+    sources = [_source(name, rows, right, seconds) for name in SOURCES]
     proof = Proof(len(rows), ways, figures, sources, _families(rows), [])
     return replace(proof, requirements=_requirements(proof))
 
@@ -156,37 +163,25 @@ def _mix(both: Values, sent: Values) -> Values:
     return np.asarray(both[0] + sent * (both[1] - both[0]))
 
 
-def _way(name: str, sent: Values, right: Values, took: Values, seconds: Values, samples: int) -> Way:
-    interval = bootstrap_interval(lambda at: float(right[at].mean()), len(right), samples=samples)
+def _way(name: str, sent: Values, right: Values, took: Values, seconds: Values) -> Way:
     mean = float(took.mean())
-    return Way(name, float(right.mean()), interval, mean, mean / float(seconds[1].mean()), float(sent.mean()))
-
-
-def _area(scores: Values, right: Values) -> Callable[[Indices], float | None]:
-    return lambda at: area_over_random(scores[at], right[0, at], right[1, at])
-
-
-def _difference(scores: Values, others: Values, right: Values) -> Callable[[Indices], float | None]:
-    return lambda at: area_over_random(scores[at], *right[:, at]) - area_over_random(others[at], *right[:, at])
+    return Way(
+        name, float(right.mean()), share_interval(right), mean, mean / float(seconds[1].mean()), float(sent.mean())
+    )
 
 
 def _gains(rows: Sequence[Proved], source: str) -> Values:
     return np.asarray([row.sources[source].gain for row in rows])
 
 
-def _share(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part is not None and whole else None
-
-
-def _source(name: str, rows: Sequence[Proved], right: Values, seconds: Values, samples: int) -> Source:
+def _source(name: str, rows: Sequence[Proved], right: Values, seconds: Values) -> Source:
     judged = [row.sources[name] for row in rows]
     sent, gains = _thinks(judged), _gains(rows, name)
-    area = _area(gains, right)
     given = [row.sources["caption given"].caption for row in rows]
     same = [one.caption == caption for one, caption in zip(judged, given, strict=True)]
     spent = np.asarray([one.seconds for one in judged])
     return Source(
-        name, area_over_random(gains, *right), bootstrap_interval(area, len(rows), samples=samples),
+        name, area_over_random(gains, *right), Sampling(len(rows)).area(gains[None], right[1] - right[0]),
         float(_mix(right, sent).mean()), float(sent.mean()), float(spent.mean()),
         float((_mix(seconds, sent) + spent).mean()),
         float(np.mean(same)) if any(one.caption for one in judged) else None,

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from vlroute.decision.encoder import Floats
 from vlroute.decision.pace import Pace
+from vlroute.decision.wilson import share_interval
 from vlroute.modes import MODES, Mode
 
 Values = NDArray[np.float64]
-NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,10 @@ class CalibrationSet:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What `price` is expected to give. `interval`: 95 % of the accuracy, for chance in the calibration records only.
+    """What `price` is expected to give.
 
-    `mean_seconds` an answer at the pace given; `thinking_share` 0 to 1.
+    `interval`: 95 % of the accuracy (Wilson); it covers the sampling of the calibration records. `mean_seconds` an
+    answer at the pace given; `thinking_share` 0 to 1.
     """
 
     price: float
@@ -74,7 +75,7 @@ class Frontier:
         always, possible = int(np.isposinf(most).sum()), int((most > 0).sum())
         falls = np.flatnonzero(most[:-1] > most[1:]) + 1  # equal records think together
         cuts = np.unique([always, *falls[(falls >= always) & (falls <= possible)], possible])
-        self._most, self._right, self._n = most, right, n
+        self._most, self._right = most, right
         self._cuts = cuts
         self.prices: Values = np.asarray([_price(most, int(cut)) for cut in cuts])
         self.shares: Values = cuts / n
@@ -87,10 +88,8 @@ class Frontier:
         """Of one cut by its position in `prices`."""
         cut = int(self._cuts[position])
         got = np.concatenate([self._right[:cut, 1], self._right[cut:, 0]])
-        spread = NORMAL_95 * float(got.std()) / math.sqrt(self._n)
-        accuracy = float(self.accuracies[position])
         return Outlook(
-            float(self.prices[position]), accuracy, (max(0.0, accuracy - spread), min(1.0, accuracy + spread)),
+            float(self.prices[position]), float(self.accuracies[position]), share_interval(got) or (0.0, 1.0),
             float(self.seconds[position]), float(self.shares[position]),
         )  # fmt: skip
 

@@ -12,15 +12,16 @@ from vlroute.errors import InputError
 from vlroute.learning import members
 from vlroute.learning.design import Design, Indices, Values
 from vlroute.learning.heads import platt
+from vlroute.learning.intervals import Interval, Sampling, area_influence
 from vlroute.learning.members import Member
 from vlroute.learning.metrics import area_over_random
 
-SAMPLES = 100
+#: On how many folds of the training records candidates compete.
+INNER_FOLDS = 4
 ERRORS = 2.0  # a challenger must be ahead by so many standard errors
 #: A condition (with or without caption) with fewer examples is calibrated together with the other.
 MIN_CALIBRATION = 50
 
-Interval = tuple[float, float]
 Calibration = list[list[list[float]]]
 
 
@@ -28,13 +29,12 @@ Calibration = list[list[list[float]]]
 class Comparison:
     """One candidate on records its members had not seen: area over random in points with its 95 % interval.
 
-    `behind`: how much lower its area is than the chosen one's, and the standard error of this, from the same bootstrap
-    draws.
+    `behind`: how much lower its area is than the chosen one's. `error`: the standard error of this difference.
     """
 
     name: str
     area: float
-    interval: Interval
+    interval: Interval | None
     behind: float
     error: float
     chosen: bool
@@ -62,8 +62,9 @@ def choose(design: Design, fold: Indices, only: str | None = None) -> Choice:
     """Compare all candidates that these records allow.
 
     Words, averaged with the embedding where there is a text encoder, are the incumbent. Crosses, and then any other
-    candidate, take over only with an area over random higher by more than two standard errors (paired bootstrap): on a
-    thousand records areas differ by chance. In an average words count double: they are two views, words and letters.
+    candidate, take over only with an area over random higher by more than two standard errors of the paired
+    difference: on a thousand records areas differ by chance. In an average words count double: they are two views,
+    words and letters.
     `only`: the one candidate to consider; InputError if these records do not allow it.
     """
     known = {"words": members.words(design, fold)}
@@ -80,11 +81,12 @@ def choose(design: Design, fold: Indices, only: str | None = None) -> Choice:
     logits = {name: member.unseen * sigmoids[name][:, 0] + sigmoids[name][:, 1] for name, member in known.items()}
     incumbent, candidates = "words", {name: {name: 1.0} for name in known}
     if "crosses" in known:
-        incumbent = _best(design, {name: candidates[name] for name in ("words", "crosses")}, logits, incumbent)[0]
+        lexical = {name: candidates[name] for name in ("words", "crosses")}
+        incumbent = _best(design, lexical, logits, incumbent)[0]
     if "embedding" in known:
-        lexical, incumbent = incumbent, f"{incumbent} + embedding"
-        candidates[incumbent] = {lexical: 2 / 3, "embedding": 1 / 3}
-        candidates["stack"] = {lexical: 2 / 5, "embedding": 1 / 5, "neighbours": 1 / 5, "boosting": 1 / 5}
+        words, incumbent = incumbent, f"{incumbent} + embedding"
+        candidates[incumbent] = {words: 2 / 3, "embedding": 1 / 3}
+        candidates["stack"] = {words: 2 / 5, "embedding": 1 / 5, "neighbours": 1 / 5, "boosting": 1 / 5}
     if only is not None:
         if only not in candidates:
             raise InputError(f"no candidate {only!r}; these records allow: {', '.join(candidates)}")
@@ -105,28 +107,33 @@ def _mixed(shares: Shares, logits: Mapping[str, Values]) -> Values:
 
 
 def _best(
-    design: Design, candidates: Mapping[str, Shares], logits: Mapping[str, Values], incumbent: str
+    design: Design,
+    candidates: Mapping[str, Shares],
+    logits: Mapping[str, Values],
+    incumbent: str,
 ) -> tuple[str, list[Comparison]]:
     right = design.right[design.given].T
-    gains = {name: _gain(design, _mixed(shares, logits)) for name, shares in candidates.items()}
-    rng = np.random.default_rng(0)
-    draws = [rng.integers(0, right.shape[1], right.shape[1]) for _ in range(SAMPLES)]
-    area = {name: area_over_random(gain, *right) for name, gain in gains.items()}
-    drawn = {
-        name: np.asarray([area_over_random(gain[at], *right[:, at]) for at in draws]) for name, gain in gains.items()
-    }
-    better = [name for name in gains if area[name] - area[incumbent] > ERRORS * (drawn[name] - drawn[incumbent]).std()]
+    difference = right[1] - right[0]
+    sampling = Sampling(len(difference), folds=INNER_FOLDS)
+    scores = {name: _gain(design, _mixed(shares, logits)) for name, shares in candidates.items()}
+    area = {name: area_over_random(score, *right) for name, score in scores.items()}
+    influence = {name: area_influence(score, difference) for name, score in scores.items()}
+
+    def error(name: str, other: str) -> float:
+        return float(100 * (influence[name] - influence[other]).std() / len(difference) ** 0.5)
+
+    better = [name for name in scores if area[name] - area[incumbent] > ERRORS * error(name, incumbent)]
     winner = max(better, key=lambda name: area[name], default=incumbent)
     return winner, [
         Comparison(
             name,
             area[name],
-            (float(np.quantile(drawn[name], 0.025)), float(np.quantile(drawn[name], 0.975))),
+            sampling.area(score[None], difference),
             area[winner] - area[name],
-            float((drawn[winner] - drawn[name]).std()),
+            error(winner, name),
             name == winner,
         )
-        for name in gains
+        for name, score in scores.items()
     ]
 
 

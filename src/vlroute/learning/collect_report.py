@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
 
-from vlroute.learning.metrics import mean_interval
+from vlroute.decision.wilson import share_interval
+from vlroute.learning.intervals import Interval, Sampling, Values
 from vlroute.learning.records import Record, outcomes
 from vlroute.modes import MODES
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 _HEADINGS = ("family", "records", "accuracy Instruct", "accuracy Thinking", "seconds Instruct", "seconds Thinking")
 _READING = """\
 Accuracy: mean of `correct`. Seconds: mean of what a user waits for one answer, picture and prefill included, with one
-request at a time. Brackets are 95 % bootstrap intervals over the records: where those of the two modes overlap widely,
-the table cannot tell which is better. `vlroute train` learns a router from the records."""
+request at a time. Brackets are 95 % intervals (Wilson for accuracy). They cover the sampling of the records, as if each
+were drawn alone, and not other kinds of questions: where those of the two modes overlap widely, the table cannot tell
+which is better. `vlroute train` learns a router from the records."""
 _AGREEMENT = """\
 Rows without a gold answer were labelled by whether the two modes agree, at the shares in the settings below. Their
 accuracies are therefore assumed and not measured: only the share of agreement is. See `learning.judges.Agreement`."""
@@ -28,7 +30,10 @@ accuracies are therefore assumed and not measured: only the share of agreement i
 
 def as_table(records: Sequence[Record]) -> Table:
     """Accuracy and seconds by family and mode, for the terminal."""
-    table = Table(title=f"{len(records)} records", caption="brackets: 95 %, bootstrap · seconds: what a user waits")
+    table = Table(
+        title=f"{len(records)} records",
+        caption="brackets: 95 % intervals · seconds: what a user waits",
+    )
     for index, name in enumerate(_HEADINGS):
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in _rows(records):
@@ -72,17 +77,21 @@ def _row(name: str, records: Sequence[Record]) -> tuple[str, ...]:
     return (
         name,
         str(len(records)),
-        *(_mean(values, "{:.1%}", "{:.0%}") for values in right),
-        *(_mean(values, "{:.2f}", "{:.2f}") for values in seconds),
+        *(_mean(values, share_interval, "{:.1%}", "{:.0%}") for values in right),
+        *(_mean(values, _of_seconds, "{:.2f}", "{:.2f}") for values in seconds),
     )
 
 
-def _mean(values: Sequence[float], form: str, bound: str) -> str:
-    """Mean and its interval; no interval for fewer than two values."""
+def _of_seconds(values: Values) -> Interval | None:
+    return Sampling(len(values)).positive_mean(values)
+
+
+def _mean(values: Sequence[float], interval_of: Callable[[Values], Interval | None], form: str, bound: str) -> str:
+    """Mean and its interval."""
     if not values:
         return "–"
     array = np.asarray(values, np.float64)
-    interval = mean_interval(array) if len(array) > 1 else None
+    interval = interval_of(array)
     bounds = "" if interval is None else f" ({bound.format(interval[0])} – {bound.format(interval[1])})"
     return form.format(array.mean()) + bounds
 

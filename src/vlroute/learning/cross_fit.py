@@ -22,10 +22,16 @@ Predicted = dict[int, tuple[Prediction, Prediction]]
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """Predictions by models that had not seen the record: `[seed][record]`, as it is and without its caption."""
+    """Predictions by models that had not seen the record: `[seed][record]`, as it is and without its caption.
+
+    `folds`: into how many parts the records were cut; None if one given router predicts all of them. `together`: what
+    shared a fold; with "text", records of the same text count as one draw in intervals.
+    """
 
     given: list[list[Prediction]]
     without_caption: list[list[Prediction]]
+    folds: int | None = None
+    together: Together = "record"
 
 
 def cross_fit(
@@ -70,7 +76,8 @@ def cross_fit(
             whole.append(classifier)
         advance()
     pairs = [[by_index[index] for index in range(len(records))] for by_index in found]
-    return whole[0], Unseen(*([[pair[side] for pair in seed] for seed in pairs] for side in (0, 1)))
+    given, without_caption = ([[pair[side] for pair in seed] for seed in pairs] for side in (0, 1))
+    return whole[0], Unseen(given, without_caption, folds, together)
 
 
 def _fit(

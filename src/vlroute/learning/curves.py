@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlroute.learning.curve_metrics import aiq, apgr, area_over_random_line, cpt, nauc, qnc
-from vlroute.learning.evaluate import Figure, Interval
-from vlroute.learning.metrics import Values, mean_interval, share_by_score
+from vlroute.learning.evaluate import Figure, learned_part
+from vlroute.learning.intervals import Interval, Sampling, marginal_gain
+from vlroute.learning.metrics import Values, share_by_score
 
 #: Where a curve is taken: 0, 1 … 100 % to Thinking.
 SHARES: Values = np.linspace(0, 1, 101)
@@ -23,7 +24,7 @@ UNNAMED = "unnamed"
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One way of choosing the mode. `share` to Thinking and `accuracy` 0 to 1, `interval` 95 % bootstrap.
+    """One way of choosing the mode. `share` to Thinking and `accuracy` 0 to 1, its 95 % `interval`.
 
     `mean_seconds`, `p95_seconds` an answer, over the records whose seconds are known for both modes; None if there
     are none. The 95th percentile is the least time within which at least 95 % of the answers are there.
@@ -38,10 +39,11 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One way of ranking, at each of `SHARES` `[k]`: `accuracy`, its 95 % bootstrap band `low` to `high`, seconds.
+    """One way of ranking, at each of `SHARES` `[k]`: `accuracy`, its 95 % band `low` to `high`, seconds.
 
-    `mean_seconds`, `p95_seconds`: as in `Point`, `[k]` or None. `figures`: the metrics of `curve_metrics` by name, with
-    95 % bootstrap intervals if it is the router's.
+    `mean_seconds`, `p95_seconds`: as in `Point`, `[k]` or None. `figures`: the metrics of `curve_metrics` by name; the
+    area of the router has a 95 % interval. The others divide by a gap that may be 0, or take a minimum or a hull of a
+    noisy curve: no interval is known that holds its level on few records.
     """
 
     accuracy: Values
@@ -72,24 +74,31 @@ class TradeOff:
 
 
 def trade_off(
-    scores: Values, right: Values, seconds: Values, length: Values, *, name: str = ALL, samples: int = 1000
+    scores: Values,
+    right: Values,
+    seconds: Values,
+    length: Values,
+    *,
+    name: str = ALL,
+    sampling: Sampling | None = None,
 ) -> TradeOff:
     """Curves of the router's `scores`, of the prompts' `length` `[n]` and of chance; arrays as the module tells.
 
-    `samples`: bootstrap draws of the records, the same ones for each curve. Deterministic. ValueError for arrays
-    of another shape, no records, values that are not finite, or `right` outside 0 to 1.
+    `sampling`: how the records were drawn and predicted; by default independently, by a given router. ValueError for
+    arrays of another shape, no records, values that are not finite, or `right` outside 0 to 1.
     """
     _check(scores, right, seconds, length)
+    sampling = sampling or Sampling(len(scores))
     rankings = {"routed": scores, "longest": length, "random": np.zeros(len(scores))}
-    curves = {way: _curve(ranking, right, seconds, samples, way == "routed") for way, ranking in rankings.items()}
+    curves = {way: _curve(ranking, right, seconds, sampling, way == "routed") for way, ranking in rankings.items()}
     return TradeOff(
         name,
         len(scores),
         int((~np.isnan(seconds).any(axis=0)).sum()),
         **curves,
-        instruct=_point(np.zeros(len(scores)), right, seconds, samples),
-        thinking=_point(np.ones(len(scores)), right, seconds, samples),
-        oracle=_point((right[1] > right[0]).astype(float), right, seconds, samples),
+        instruct=_point(np.zeros(len(scores)), right, seconds, sampling),
+        thinking=_point(np.ones(len(scores)), right, seconds, sampling),
+        oracle=_point((right[1] > right[0]).astype(float), right, seconds, sampling),
     )
 
 
@@ -100,7 +109,7 @@ def trade_offs(
     length: Values,
     families: Sequence[str],
     *,
-    samples: int = 1000,
+    sampling: Sampling | None = None,
     least: int = 20,
 ) -> list[TradeOff]:
     """First that of all records, then that of each family with at least `least` records, the largest first.
@@ -109,36 +118,48 @@ def trade_offs(
     """
     if len(families) != len(scores):
         raise ValueError(f"expected a family for each of {len(scores)} records, not {len(families)}")
-    found = [trade_off(scores, right, seconds, length, samples=samples)]
+    sampling = sampling or Sampling(len(scores))
+    found = [trade_off(scores, right, seconds, length, sampling=sampling)]
     names, of, counts = np.unique(np.asarray(families, dtype=object), return_inverse=True, return_counts=True)
     for family in np.argsort(-counts, kind="stable") if len(names) > 1 else []:
         at = of == family
         if counts[family] >= least:
-            one = trade_off(
-                scores[at], right[:, at], seconds[:, at], length[at], name=names[family] or UNNAMED, samples=samples
-            )
+            name = names[family] or UNNAMED
+            one = trade_off(scores[at], right[:, at], seconds[:, at], length[at], name=name, sampling=sampling.of(at))
             found.append(one)
     return found
 
 
-def _curve(scores: Values, right: Values, seconds: Values, samples: int, intervals: bool) -> Curve:
-    points = [_measure(share_by_score(scores, float(share)), right, seconds) for share in SHARES]
+def interval_at(
+    scores: Values, gain: Values, instruct: Values, share: float, sampling: Sampling, predicted: bool
+) -> Interval | None:
+    """95 % interval of the accuracy when the top `share` of the `scores` thinks; arrays `[n]`.
+
+    `predicted`: whether a router made the scores, so that they take part in the randomness of fitting.
+    """
+    sent = share_by_score(scores, share)
+    influence = instruct + sent * gain + marginal_gain(scores, gain, share) * (share - sent)
+    return sampling.share(influence, learned=learned_part(sent, gain) if predicted else None)
+
+
+def _curve(scores: Values, right: Values, seconds: Values, sampling: Sampling, predicted: bool) -> Curve:
+    gain = right[1] - right[0]
+    sent = [share_by_score(scores, float(share)) for share in SHARES]
+    points = [_measure(one, right, seconds) for one in sent]
     accuracy = np.asarray([point[0] for point in points])
     timed = points[0][1] is not None
     mean_seconds, p95_seconds = (np.asarray([p[i] for p in points], dtype=float) if timed else None for i in (1, 2))
-    drawn = _resample(scores, right, samples)
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    draws = []
-    if intervals:
-        drawn_seconds = _resample(scores, seconds, samples) if timed else [None] * samples
-        draws = [_figures(*one) for one in zip(drawn, drawn_seconds, strict=True)]
-    values = _figures(accuracy, mean_seconds)
-    figures = {name: Figure(value, _interval([draw[name] for draw in draws])) for name, value in values.items()}
+    bands = [interval_at(scores, gain, right[0], float(share), sampling, predicted) for share in SHARES]
+    low, high = np.asarray([(np.nan, np.nan) if band is None else band for band in bands]).T
+    figures = {name: Figure(value, None) for name, value in _figures(accuracy, mean_seconds).items()}
+    if predicted:
+        area = figures["area over random"].value
+        figures["area over random"] = Figure(area, sampling.area(scores[None], gain))
     return Curve(accuracy, low, high, mean_seconds, p95_seconds, figures)
 
 
-def _point(sent: Values, right: Values, seconds: Values, samples: int) -> Point:
-    interval = mean_interval(right[0] + sent * (right[1] - right[0]), samples=samples)
+def _point(sent: Values, right: Values, seconds: Values, sampling: Sampling) -> Point:
+    interval = sampling.share(right[0] + sent * (right[1] - right[0]))
     accuracy, mean_seconds, p95_seconds = _measure(sent, right, seconds)
     return Point(float(sent.mean()), accuracy, interval, mean_seconds, p95_seconds)
 
@@ -157,26 +178,6 @@ def _measure(sent: Values, right: Values, seconds: Values) -> tuple[float, float
     return accuracy, float((seconds[0] + sent * (seconds[1] - seconds[0])).mean()), float(p95)
 
 
-def _resample(scores: Values, values: Values, samples: int) -> Values:
-    """The curve of the mean of `values` `[2, n]` (NaN: left out) for records drawn with replacement: `[samples, k]`.
-
-    Equal scores are shared out, as in `metrics.accuracy_curve`. The draws are those of `metrics.bootstrap_interval`.
-    """
-    n = len(scores)
-    order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.diff(-scores[order], append=np.inf))  # of each run of equal scores
-    known = ~np.isnan(values[:, order]).any(axis=0)
-    start, extra = np.where(known, [values[0, order], (values[1] - values[0])[order]], 0.0)
-    rng = np.random.default_rng(0)
-    curves = np.empty((samples, len(SHARES)))
-    for curve in curves:
-        times = np.bincount(rng.integers(0, n, n), minlength=n)[order]
-        sent = np.concatenate([[0], times.cumsum()[last]])
-        gained = np.concatenate([[0.0], (times * extra).cumsum()[last]])
-        curve[:] = (times @ start + np.interp(SHARES * n, sent, gained)) / ((times @ known) or np.nan)
-    return curves
-
-
 def _figures(accuracy: Values, mean_seconds: Values | None) -> dict[str, float | None]:
     figures = {
         "area over random": area_over_random_line(accuracy),
@@ -184,19 +185,9 @@ def _figures(accuracy: Values, mean_seconds: Values | None) -> dict[str, float |
         "CPT 50 %": cpt(accuracy, 0.5),
         "CPT 80 %": cpt(accuracy, 0.8),
     }
-    if mean_seconds is not None and np.isnan(mean_seconds).any():  # no timed record was drawn
-        mean_seconds = None
     for name, metric in {"AIQ": aiq, "nAUC": nauc, "QNC": qnc}.items():
         figures[name] = None if mean_seconds is None else metric(mean_seconds, accuracy)
     return figures
-
-
-def _interval(draws: Sequence[float | None]) -> Interval | None:
-    defined = [value for value in draws if value is not None]
-    if not defined:
-        return None
-    low, high = np.quantile(defined, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _check(scores: Values, right: Values, seconds: Values, length: Values) -> None:

@@ -14,7 +14,8 @@ from vlroute.errors import InputError
 from vlroute.learning.cross_fit import Unseen
 from vlroute.learning.curves import trade_offs
 from vlroute.learning.curves_page import write_page
-from vlroute.learning.evaluate import seconds_of
+from vlroute.learning.design import Together
+from vlroute.learning.evaluate import sampling_of, seconds_of
 from vlroute.learning.fit import measure_pace
 from vlroute.learning.labels import Language
 from vlroute.learning.metrics import Values
@@ -28,17 +29,20 @@ def write_curves(
     out: str | Path,
     *,
     language: Language = "en",
-    samples: int = 1000,
+    folds: int = 5,
+    together: Together = "text",
 ) -> list[Path]:
     """Write the figures and `curves.html` for `records` into the folder `out`; the paths written, the page last.
 
     `unseen`: predictions by models that had not seen the records, from `cross_fit` or `read_oof` (`[2, n]`).
     Those of several seeds are averaged. Seconds are as recorded; where only tokens are known, what they take at
-    the records' own pace. `samples`: bootstrap draws. InputError for no records, or predictions for another number.
+    the records' own pace. `folds`, `together`: how the records were cut for predictions that come as an array;
+    `Unseen` says it itself. InputError for no records, or predictions for another number.
     """
     p = _mean_over_seeds(unseen) if isinstance(unseen, Unseen) else unseen
     if not records or p.shape != (2, len(records)):
         raise InputError(f"need at least one record and two probabilities each, not {len(records)} and {p.shape}")
+    sampling = sampling_of(records, unseen if isinstance(unseen, Unseen) else Unseen([], [], folds, together))
     right = np.asarray([[float(o.correct) for o in outcomes(records, mode)] for mode in MODES])
     found = trade_offs(
         p[1] - p[0],
@@ -46,10 +50,10 @@ def write_curves(
         seconds_of(records, measure_pace(records)),
         np.asarray([float(len(record.prompt)) for record in records]),
         [record.family for record in records],
-        samples=samples,
+        sampling=sampling,
     )
     measured = all(any(o.seconds is not None for o in outcomes(records, mode)) for mode in MODES)
-    return write_page(Path(out), found, p, right, language=language, measured=measured, samples=samples)
+    return write_page(Path(out), found, p, right, language=language, measured=measured, sampling=sampling)
 
 
 def read_oof(path: str | Path, records: Sequence[Record], *, skipped: Skipped | None = None) -> Values:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from vlroute.files import replace_file
 from vlroute.learning.curves import TradeOff
 from vlroute.learning.curves_tables import tables
+from vlroute.learning.intervals import Sampling
 from vlroute.learning.labels import Language, say
 from vlroute.learning.metrics import Values
 from vlroute.learning.plots import Against, family_figure, reliability_figure, trade_off_figure, usable_language
@@ -26,8 +27,8 @@ _CAPTIONS: dict[Against, str] = {
     "p95_seconds": "Accuracy against the 95th percentile of the time per answer.",
 }
 _READING = (
-    "Every prediction is by a model that had not seen the record. Bands and brackets are 95 % bootstrap intervals over "
-    "the records: they cover chance in the sample, not another kind of request."
+    "Every prediction is by a model that had not seen the record. Bands and brackets are 95 % intervals. They cover "
+    "the sampling of the records and, approximately, the randomness of fitting; not another kind of request."
 )
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:62em;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
@@ -46,13 +47,14 @@ def write_page(
     *,
     language: Language = "en",
     measured: bool = True,
-    samples: int = 1000,
+    sampling: Sampling | None = None,
 ) -> list[Path]:
     """Write PNG figures and `curves.html` into the folder `out`, made if missing; the paths written, the page last.
 
     `found`: from `trade_offs`. `probabilities`, `right`: `[2, n]`, Instruct and Thinking. `measured`: whether the
-    seconds were. The page needs no other file and no network. Each file appears whole or not at all. Where no font
-    has Chinese characters, "zh" gives a Chinese page with English figures. OSError if the disk refuses.
+    seconds were. `sampling`: as in `trade_off`. The page needs no other file and no network. Each file appears whole or
+    not at all. Where no font has Chinese characters, "zh" gives a Chinese page with English figures. OSError if the
+    disk refuses.
     """
     everything, families = found[0], found[1:]
     drawable = usable_language(language)
@@ -83,7 +85,7 @@ def write_page(
             written.append(out / file)
             parts.append(_embedded(png, say(caption, language)))
     parts.append(f"<h2>{escape(say('Numbers', language))}</h2>")
-    parts += tables(found, probabilities, right, language=language, samples=samples)
+    parts += tables(found, probabilities, right, language=language, sampling=sampling)
     replace_file(out / PAGE, _page(parts, language, measured).encode())
     return [*written, out / PAGE]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from math import isnan
 
-from vlroute.learning import evaluate
 from vlroute.learning.curves import SHARES, Point, TradeOff
+from vlroute.learning.evaluate import Figure
+from vlroute.learning.intervals import Sampling
 from vlroute.learning.labels import Language, name_of, say
-from vlroute.learning.metrics import Values, bootstrap_interval, brier, ece, reliability
+from vlroute.learning.metrics import Values, brier, ece, ece_if_calibrated, reliability
 
 UNKNOWN = "–"
 
@@ -21,11 +23,17 @@ _SECONDS = ("mean (s)", "95th percentile (s)")
 
 
 def tables(
-    found: Sequence[TradeOff], probabilities: Values, right: Values, *, language: Language = "en", samples: int = 1000
+    found: Sequence[TradeOff],
+    probabilities: Values,
+    right: Values,
+    *,
+    language: Language = "en",
+    sampling: Sampling | None = None,
 ) -> list[str]:
     """One `<table>` each for the single modes, the curve, its metrics, the families, calibration and its bins.
 
-    `found`: from `trade_offs`. `probabilities`, `right`: `[2, n]`, Instruct and Thinking. `samples`: bootstrap draws.
+    `found`: from `trade_offs`. `probabilities`, `right`: `[2, n]`, Instruct and Thinking. `sampling`: as in
+    `trade_off`.
     """
     everything, families = found[0], found[1:]
     singles = {
@@ -34,6 +42,7 @@ def tables(
         "oracle": everything.oracle,
     }
     curves = {"router": everything.routed, "longest prompts first": everything.longest, "random": everything.random}
+    sampling = sampling or Sampling(right.shape[1])
     modes = list(zip(("Instruct", "Thinking"), probabilities, right, strict=True))
     written = [
         _table(
@@ -64,9 +73,10 @@ def tables(
             language,
         ),
         _table(
-            "How far probabilities and outcomes differ; 0 is perfect.",
-            ("mode", "ECE", "Brier"),
-            [(mode, *_calibration(p, correct, samples, language)) for mode, p, correct in modes],
+            "How far probabilities and outcomes differ; 0 is perfect. Chance level of the ECE: 95 % of samples of this "
+            "size stay below it if the probabilities are right.",
+            ("mode", "ECE", "chance level", "Brier"),
+            [(mode, *_calibration(p, correct, sampling, language)) for mode, p, correct in modes],
             language,
         ),
         _table(
@@ -114,13 +124,10 @@ def _family(found: TradeOff, language: Language) -> tuple[str, ...]:
     return name_of(found, language), str(found.records), *accuracies, *figures
 
 
-def _calibration(p: Values, correct: Values, samples: int, language: Language) -> list[str]:
-    intervals = (
-        bootstrap_interval(lambda at: ece(p[at], correct[at]), len(p), samples=samples),
-        bootstrap_interval(lambda at: brier(p[at], correct[at]), len(p), samples=samples),
-    )
-    values = (ece(p, correct), brier(p, correct))
-    return [_figure(evaluate.Figure(*one), language) for one in zip(values, intervals, strict=True)]
+def _calibration(p: Values, correct: Values, sampling: Sampling, language: Language) -> list[str]:
+    learned = 2 * (p - p.mean()) * (correct - correct.mean())
+    score = Figure(brier(p, correct), sampling.share((p - correct) ** 2, learned=learned))
+    return [_number(ece(p, correct)), _number(ece_if_calibrated(p)), _figure(score, language)]
 
 
 def _bins(p: Values, correct: Values) -> list[tuple[str, ...]]:
@@ -129,7 +136,7 @@ def _bins(p: Values, correct: Values) -> list[tuple[str, ...]]:
     return [(f"{predicted:.3f}", f"{observed:.3f}", str(count)) for predicted, observed, count in rows]
 
 
-def _figure(figure: evaluate.Figure, language: Language) -> str:
+def _figure(figure: Figure, language: Language) -> str:
     if figure.value is None:
         return say("undefined", language)
     interval = "" if figure.interval is None else " ({} – {})".format(*map(_number, figure.interval))
@@ -141,7 +148,7 @@ def _number(value: float) -> str:
 
 
 def _range(low: float, high: float) -> str:
-    return f"{low:.1%} – {high:.1%}"
+    return UNKNOWN if isnan(low) else f"{low:.1%} – {high:.1%}"
 
 
 def _seconds(value: float | None) -> str:

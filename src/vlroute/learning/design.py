@@ -32,8 +32,7 @@ def folds_of(records: Sequence[Record], folds: int, seed: int, *, together: Toge
     rng = np.random.default_rng(seed)
     groups: dict[Any, list[int]] = {}
     for index, record in enumerate(records):
-        key = (record.prompt.strip(), record.caption) if together == "text" else index
-        groups.setdefault(key, []).append(index)
+        groups.setdefault(group_of(record) if together == "text" else index, []).append(index)
     strata: dict[tuple[str, bool, bool], list[list[int]]] = {}
     for members in groups.values():
         first = records[members[0]]
@@ -46,6 +45,11 @@ def folds_of(records: Sequence[Record], folds: int, seed: int, *, together: Toge
             fold[strata[stratum][chosen]] = position % folds
             position += 1
     return fold
+
+
+def group_of(record: Record) -> tuple[str, str | None]:
+    """What records of the same text have in common: prompt and caption."""
+    return record.prompt.strip(), record.caption
 
 
 @dataclass

@@ -17,6 +17,7 @@ from vlroute.decision.policy import Policy
 from vlroute.decision.target import Preset, Target
 from vlroute.judge import Judge
 from vlroute.learning.cross_fit import Unseen
+from vlroute.learning.design import Together
 from vlroute.learning.evaluate import Evaluation, evaluate
 from vlroute.learning.fit import measure_pace
 from vlroute.learning.records import Record, outcomes, read_all
@@ -63,14 +64,16 @@ def assess(
     router: str | Path,
     wish: float | Preset,
     *,
-    samples: int = 1000,
+    together: Together = "record",
     strict: bool = False,
     console: Console | None = None,
 ) -> Assessment:
     """Let the artefact in the folder `router` predict every record, with and without its caption, and compare.
 
     `wish`: a price, or a preset, which becomes a price on the router's own calibration set. Pace is that of the
-    records where they were timed, as a running router follows it; else the router's own. `samples`: bootstrap draws.
+    records where they were timed, as a running router follows it; else the router's own. `together`: "text" if
+    records of equal prompt and caption depend on each other (the same question several times): intervals then count
+    them as one draw; "record" if each was drawn alone.
     `strict`: a line that cannot be used is an error; otherwise it is skipped and counted.
     InputError for files that cannot be used or hold no record; ArtefactError for a router that cannot be used, or has
     nothing to resolve a preset on; ValueError for an impossible price.
@@ -87,11 +90,11 @@ def assess(
         for record in progress.track(records, description="predicting"):
             given.append(classifier.predict(record.prompt, record.caption))
             bare.append(classifier.predict(record.prompt) if record.caption else given[-1])
-        task = progress.add_task("bootstrap intervals", total=1 + len(families))
+        task = progress.add_task("intervals", total=1 + len(families))
 
         def on(at: Sequence[int]) -> Evaluation:
-            unseen = Unseen([[given[index] for index in at]], [[bare[index] for index in at]])
-            found = evaluate([records[index] for index in at], unseen, policy, pace, samples=samples)
+            unseen = Unseen([[given[index] for index in at]], [[bare[index] for index in at]], together=together)
+            found = evaluate([records[index] for index in at], unseen, policy, pace)
             progress.advance(task)
             return found
 

@@ -13,13 +13,12 @@ from vlroute.decision.heads import Heads
 from vlroute.decision.pace import Pace
 from vlroute.decision.text_encoder import TextEncoder
 from vlroute.learning.assumptions import paces
-from vlroute.learning.candidates import Choice, choose
+from vlroute.learning.candidates import INNER_FOLDS, Choice, choose
 from vlroute.learning.design import Design, folds_of
 from vlroute.learning.heads import LengthHead, fit_length
 from vlroute.learning.records import Record
 from vlroute.modes import MODES
 
-INNER_FOLDS = 4
 LEAST = 20  # records
 
 

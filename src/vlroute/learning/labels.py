@@ -60,7 +60,11 @@ _CHINESE = {
         "QNC：达到 Thinking 准确率所需耗时与 Thinking 耗时之比。"
     ),
     "Each family of at least 20 records, the largest first.": "每个不少于 20 条记录的类别，从大到小。",
-    "How far probabilities and outcomes differ; 0 is perfect.": "概率与结果的差距；0 为完美。",
+    "How far probabilities and outcomes differ; 0 is perfect. Chance level of the ECE: 95 % of samples of this "
+    "size stay below it if the probabilities are right.": (
+        "概率与结果的差距；0 为完美。ECE 的偶然水平：若概率正确，95% 的同规模样本低于此值。"
+    ),
+    "chance level": "偶然水平",
     "What the reliability diagrams show, bin by bin.": "可靠性图各组的数值。",
     "Accuracy against the share of requests sent to Thinking.": "准确率与交给 Thinking 的请求占比。",
     "Accuracy against the mean time per answer.": "准确率与平均回答耗时。",
@@ -68,10 +72,10 @@ _CHINESE = {
     "Reliability: on the dotted line, probabilities say how often the answer is right.": (
         "可靠性：落在虚线上，概率就等于答对的频率。"
     ),
-    "Every prediction is by a model that had not seen the record. Bands and brackets are 95 % bootstrap intervals over "
-    "the records: they cover chance in the sample, not another kind of request.": (
-        "每个预测都来自没见过该记录的模型。色带与括号为对记录做自助法得到的 95% 区间："
-        "只反映抽样的偶然，不涵盖其他种类的请求。"
+    "Every prediction is by a model that had not seen the record. Bands and brackets are 95 % intervals. They cover "
+    "the sampling of the records and, approximately, the randomness of fitting; not another kind of request.": (
+        "每个预测都来自没见过该记录的模型。色带与括号为 95% 区间：反映记录抽样的偶然，"
+        "并近似反映训练的随机性，不涵盖其他种类的请求。"
     ),
     "Seconds are measured.": "耗时为实测。",
     "Seconds are assumed: the records hold none for one mode or both.": "耗时为假定：至少一个模式没有耗时记录。",

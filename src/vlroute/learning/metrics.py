@@ -6,7 +6,6 @@ Thinking. Nothing here assumes that Thinking is better.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +83,17 @@ def ece(probabilities: Values, correct: Values, bins: int = 10) -> float:
     return float(np.abs(gaps).sum() / len(probabilities))
 
 
+def ece_if_calibrated(probabilities: Values, bins: int = 10) -> float:
+    """The `ece` that 95 % of samples stay below if outcomes happen exactly with these `probabilities`.
+
+    The ECE of a sample is above 0 by chance alone, so an interval around it would be biased. Consistency resampling
+    (Bröcker and Smith 2007), with the normal approximation of the sum in each bin.
+    """
+    variance = np.bincount(_bin_of(probabilities, bins), weights=probabilities * (1 - probabilities), minlength=bins)
+    gaps = np.abs(np.random.default_rng(0).normal(size=(4000, bins)) * np.sqrt(variance))
+    return float(np.quantile(gaps.sum(axis=1), 0.95) / len(probabilities))
+
+
 @dataclass(frozen=True, slots=True)
 class Reliability:
     """One row per bin that holds a record, from low to high: what a reliability diagram shows, each `[bins]`.
@@ -108,32 +118,6 @@ def reliability(probabilities: Values, correct: Values, bins: int = 10) -> Relia
         np.bincount(bin_of, weights=values, minlength=bins)[held] / count[held] for values in (probabilities, correct)
     )
     return Reliability(predicted, observed, count[held])
-
-
-def bootstrap_interval(
-    statistic: Callable[[Indices], float | None],
-    n: int,
-    *,
-    level: float = 0.95,
-    samples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float] | None:
-    """Percentile bootstrap (Efron 1979), (low, high), of `statistic(indices of the n records drawn)`.
-
-    Draws in which the statistic is undefined (None) are left out; None if that is all of them.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = [statistic(rng.integers(0, n, n)) for _ in range(samples)]
-    values = [value for value in drawn if value is not None]
-    if not values:
-        return None
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def mean_interval(values: Values, *, samples: int = 1000) -> tuple[float, float] | None:
-    """95 % percentile bootstrap of the mean of `values` `[n]`."""
-    return bootstrap_interval(lambda at: float(values[at].mean()), len(values), samples=samples)
 
 
 def _bin_of(probabilities: Values, bins: int) -> Indices:

@@ -16,14 +16,15 @@ READING = """\
 `always` rows, `random` and `longest prompts` at the same share; the `oracle` knows the answers and is out of reach.
 Area over random: mean over all shares sent to Thinking of (accuracy − random line), in points. Gain AUC: of a record
 that Thinking wins and one that Instruct wins, how often the gain ranks the first higher. Headroom captured: 0 = the
-better single mode, 1 = the oracle. ECE, Brier: how far the probabilities are off; 0 is perfect. Brackets are 95 %
-bootstrap intervals over the records. More in docs/decision.md."""
+better single mode, 1 = the oracle. ECE, Brier: how far the probabilities are off; 0 is perfect. An ECE is above 0 by
+chance alone: if the probabilities are right, 95 % of samples of this size stay below its chance level.
+More in docs/decision.md."""
 
 
 CANDIDATES = """\
 What the final model chose among, ranked on records that its members had not seen (inner folds; these figures chose, so
 they flatter the chosen one a little: the figures above do not). Behind: how much less area than the chosen one, ± the
-standard error of this over paired bootstrap draws. The incumbent is words, with the embedding where there is one;
+standard error of this difference. The incumbent is words, with the embedding where there is one;
 others take over only when ahead by more than two standard errors."""
 
 
@@ -39,7 +40,7 @@ def as_table(evaluation: Evaluation, kind: str = "out of fold") -> Table:
 
 def figures_table(evaluation: Evaluation) -> Table:
     """The metrics, for the terminal."""
-    table = Table("figure", "value", "95 % interval")
+    table = Table("figure", "value", "95 % interval", caption=evaluation.covers)
     for name, figure in evaluation.figures.items():
         table.add_row(name, *_figure_cells(figure))
     return table
@@ -88,7 +89,7 @@ def sections(evaluation: Evaluation, families: Mapping[str, Evaluation] | None =
             [(name, *_figure_cells(figure)) for name, figure in evaluation.figures.items()],
         ),
         "## How to read this",
-        READING,
+        f"{evaluation.covers}\n\n{READING}",
     ]
 
 
@@ -127,7 +128,8 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _candidate_cells(one: Comparison) -> tuple[str, ...]:
     behind = "chosen" if one.chosen else f"{one.behind:+.2f} ± {one.error:.2f}"
-    return one.name, f"{one.area:.2f}", "{:.2f} – {:.2f}".format(*one.interval), behind
+    interval = "–" if one.interval is None else "{:.2f} – {:.2f}".format(*one.interval)
+    return one.name, f"{one.area:.2f}", interval, behind
 
 
 def _families(families: Mapping[str, Evaluation]) -> str:

@@ -57,7 +57,6 @@ def train(
     cache: str | Path | None = None,
     candidate: str | None = None,
     jobs: int | None = None,
-    samples: int = 1000,
     pair: str | Path | None = None,
     strict: bool = False,
     console: Console | None = None,
@@ -72,7 +71,7 @@ def train(
     what shares a fold, see `design.folds_of`. `encoder`: a text encoder by name or folder, see `load_text_encoder`;
     None: words only. `cache`: a folder that keeps its vectors for the next run. `candidate`: the
     only one to consider. `jobs`: processes at the same time, see
-    `cross_fit`. `samples`: bootstrap draws. `pair`: the pair that answered, as `name` of `Router.from_pretrained`,
+    `cross_fit`. `pair`: the pair that answered, as `name` of `Router.from_pretrained`,
     where the records do not say; the artifact records it, so that a router over another pair can warn. `strict`: a
     line that cannot be used is an error; otherwise it is skipped and counted. Deterministic but for the date.
 
@@ -114,8 +113,7 @@ def train(
         )
     if classifier.encoder.text is not None:  # from now on texts come that were not in the records
         classifier.encoder = classifier.encoder.with_text(text)
-    with console.status("bootstrap intervals"):
-        evaluation = evaluate(records, unseen, policy, pace, samples=samples)
+    evaluation = evaluate(records, unseen, policy, pace)
     settings = {
         "price": price, "folds": folds, "seeds": seeds, "folds keep together": together,
         "encoder offered": encoder or "none", "candidate": candidate or "the best",

@@ -1,0 +1,316 @@
+"""How often the intervals of reports hold the true value, by simulation: `python -m training.bench.coverage`
+
+Draws samples from populations whose true values are known, evaluates each as `vlroute eval` and `vlroute train` do, and
+counts. Figures go to docs/intervals.json, from there to docs/intervals.md. What is there already is not computed again:
+a stopped run continues, and `--fresh` starts anew. `--real N` also trains routers on N files of noise, and N of a
+signal, as `vlroute train` does (about ten seconds a file). Everything is seeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from training.bench.coverage_page import render
+from training.bench.measure import ROOT
+from vlroute.decision.pace import Pace
+from vlroute.decision.policy import Policy
+from vlroute.decision.text_encoder import STATIC, load_text_encoder
+from vlroute.files import replace_file
+from vlroute.learning.cross_fit import cross_fit
+from vlroute.learning.curves import interval_at
+from vlroute.learning.design import folds_of
+from vlroute.learning.embeddings import remember
+from vlroute.learning.evaluate import compare, evaluate
+from vlroute.learning.intervals import Sampling, Values
+from vlroute.learning.metrics import area_over_random, share_by_score
+from vlroute.learning.records import Outcome, Record
+
+OUT = ROOT / "docs" / "intervals.json"
+SIZES = (100, 300, 1000)
+SIMULATIONS = 500
+#: Of the gain, over which a record is sent to Thinking.
+THRESHOLD = 0.01
+FOLDED_SIZES = (100, 150, 300, 1000)
+FOLDED_FILES = 400
+POPULATION = 300_000
+WORDS = """
+how many what is the color of largest number in this picture chart count red blue objects angle triangle area find value
+solve equation left right year sales city name read sign text bottle dog cat person table plot percent difference sum
+ratio total highest lowest median label axis line bar circle square shape behind above under next
+"""
+KINDS = ("noise", "signal")
+HARD = {"solve", "equation", "angle"}
+
+Generator = np.random.Generator
+#: Lower and upper limit by the name of the quantity; None where no interval is given.
+Bounds = dict[str, tuple[float, float] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Requests of a population: predicted probabilities and outcomes `[2, n]`, Instruct and Thinking.
+
+    `text`: a number for each text. `other`: scores of another router.
+    """
+
+    p: Values
+    right: Values
+    text: Values
+    other: Values
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A population. `draw` gives a sample of n records; `repeated`: records of one text depend on each other."""
+
+    about: str
+    draw: Callable[[Generator, int], Sample]
+    repeated: bool = False
+
+
+def _modes(
+    instruct: Callable[[Values], Values],
+    thinking: Callable[[Values], Values],
+    *,
+    score: Callable[[Values], Values] = lambda x: x,
+    tries: int = 1,
+    together: float = 0.0,
+    repeats: int = 1,
+) -> Callable[[Generator, int], Sample]:
+    """Draws requests with a hidden difficulty x: logits of being right by mode; the router sees `score(x)`.
+
+    `tries`: answers averaged per record. `together`: how often both modes share their luck. `repeats`: records per
+    text, which share x and some luck of their own.
+    """
+
+    def draw(rng: Generator, n: int) -> Sample:
+        text = np.arange(n) // repeats
+        x = rng.normal(size=n)[text]
+        own = rng.normal(size=(2, n))[:, text] * (repeats > 1)
+        true = _sigmoid(np.stack([instruct(x), thinking(x)]) + own)
+        luck = rng.random((tries, 2, n))
+        luck[:, 1] = np.where(rng.random((tries, n)) < together, luck[:, 0], luck[:, 1])
+        seen = score(x)
+        p = _sigmoid(np.stack([instruct(seen), thinking(seen)]))
+        other = (x + rng.normal(size=n))[text * repeats]
+        return Sample(p, (luck < true).mean(axis=0), text.astype(float), other)
+
+    return draw
+
+
+def _sigmoid(x: Values) -> Values:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def _noise(rng: Generator, n: int) -> Sample:
+    x = rng.normal(size=n)
+    p = _sigmoid(np.stack([0.5 - 0.5 * x, 0.8 + 0 * x]))
+    return Sample(p, (rng.random((2, n)) < [[0.6], [0.7]]).astype(float), np.arange(n, dtype=float), rng.normal(size=n))
+
+
+SCENARIOS = {
+    "noise": Scenario("the predictions tell nothing", _noise),
+    "weak signal": Scenario(
+        "thinking helps a little more on hard requests", _modes(lambda x: 0.5 - 0.4 * x, lambda x: 0.8 + 0 * x)
+    ),
+    "strong signal": Scenario(
+        "Instruct fails on hard requests", _modes(lambda x: 0.5 - 2.5 * x, lambda x: 1.2 - 0.3 * x)
+    ),
+    "thinking worse": Scenario(
+        "Thinking is 16 points less accurate", _modes(lambda x: 1.2 - x, lambda x: 0.2 - 0.2 * x)
+    ),
+    "equal modes": Scenario("both modes are equally accurate", _modes(lambda x: 0.5 - x, lambda x: 0.4 + 0 * x)),
+    "ties": Scenario(
+        "the router tells four kinds of requests apart",
+        _modes(lambda x: 0.5 - x, lambda x: 0.8 + 0 * x, score=lambda x: np.clip(np.floor(1.2 * x), -2, 1)),
+    ),
+    "rare disagreement": Scenario(
+        "the modes differ on one record of twenty",
+        _modes(lambda x: 2.5 - 0.7 * x, lambda x: 3 - 0.5 * x, together=0.75),
+    ),
+    "four tries": Scenario(
+        "`correct` is a share of four tries", _modes(lambda x: 0.5 - x, lambda x: 0.8 + 0 * x, tries=4)
+    ),
+    "equal texts": Scenario(
+        "each text comes five times, and the records of a text depend on each other",
+        _modes(lambda x: 0.5 - x, lambda x: 0.8 + 0 * x, repeats=5),
+        repeated=True,
+    ),
+}
+
+
+def bounds_of(sample: Sample, repeated: bool, *, values: bool = False) -> tuple[Bounds, dict[str, float]]:
+    """All intervals of one sample, or with `values` its figures, by the name of the quantity.
+
+    Exactly as `vlroute eval` computes them, and beside them what the curves and the other tables show.
+    """
+    n = sample.right.shape[1]
+    groups = sample.text.tolist() if repeated else None
+    sampling, unknown = Sampling(n, groups), np.full((2, n), np.nan)
+    routed = (sample.p[1] - sample.p[0] > THRESHOLD).astype(float)
+    length = 10.0 + sample.text * 7919 % 97
+    found = compare(sample.right, {"": sample.p.T[None]}, {"": routed}, length, (unknown, unknown), sampling)
+    gains, gain = sample.p[1] - sample.p[0], sample.right[1] - sample.right[0]
+    bounds: Bounds = {f"accuracy, {row.name}": row.interval for row in found.rows}
+    figures = {f"accuracy, {row.name}": row.accuracy for row in found.rows}
+    for name, figure in found.figures.items():
+        if not name.startswith(("ECE", "chance level")):
+            bounds[name] = figure.interval
+            if figure.value is not None:
+                figures[name] = figure.value
+    for share in (0.1, 0.3, 0.5):
+        name = f"accuracy at {share:.0%} to Thinking"
+        bounds[name] = interval_at(gains, gain, sample.right[0], share, sampling, True)
+        figures[name] = float((sample.right[0] + share_by_score(gains, share) * gain).mean())
+    bounds["share of the oracle's area"] = sampling.share_of_oracle_area(gains, gain)
+    bounds["area above another ranking"] = sampling.area_difference(gains, sample.other, gain)
+    if values:
+        area, oracle = area_over_random(gains, *sample.right), area_over_random(gain, *sample.right)
+        figures["share of the oracle's area"] = area / oracle
+        figures["area above another ranking"] = area - area_over_random(sample.other, *sample.right)
+    return bounds, figures
+
+
+@functools.cache
+def true_values(scenario: str) -> dict[str, float]:
+    """Of a very large sample, by the name of the quantity."""
+    rng = np.random.default_rng([1, list(SCENARIOS).index(scenario)])
+    return bounds_of(SCENARIOS[scenario].draw(rng, POPULATION), SCENARIOS[scenario].repeated, values=True)[1]
+
+
+def simulate(scenario: str, n: int, simulations: int, seed: int = 0) -> dict[str, list[int]]:
+    """[intervals that hold the true value, intervals, samples] by the name of the quantity."""
+    this, truth = SCENARIOS[scenario], true_values(scenario)
+    number = list(SCENARIOS).index(scenario)
+    rng = np.random.default_rng([seed, number, n])
+    held = {name: [0, 0, 0] for name in truth}
+    for _ in track(range(simulations), f"{scenario}, {n} records"):
+        bounds, _ = bounds_of(this.draw(rng, n), this.repeated)
+        for name, value in truth.items():
+            interval = bounds[name]
+            held[name][2] += 1
+            if interval is not None:
+                held[name][1] += 1
+                held[name][0] += bool(interval[0] <= value <= interval[1])
+    return held
+
+
+def simulate_seconds(n: int, simulations: int, seed: int = 0) -> dict[str, list[int]]:
+    """The same of mean seconds that are log-normal with a standard deviation of 0.7 of their logarithm."""
+    rng = np.random.default_rng([seed, n])
+    bounds = (Sampling(n).positive_mean(np.exp(0.7 * rng.normal(size=n))) for _ in range(simulations))
+    held = sum(low <= np.exp(0.7**2 / 2) <= high for low, high in filter(None, bounds))
+    return {"mean seconds": [int(held), simulations, simulations]}
+
+
+def simulate_folds(kind: str, n: int, files: int, seed: int = 0) -> dict[str, Any]:
+    """Out-of-fold areas of a small model, ridge regression of the gain on 300 features, on `files` drawn files.
+
+    One feature tells something for the kind "signal", none for "noise". As in `vlroute train`: five folds, cut
+    in two ways.
+    """
+    signal = kind == "signal"
+    rng = np.random.default_rng([seed, n, signal])
+    found = [_folded(rng, n, signal) for _ in track(range(files), f"out of fold, {n} records")]
+    areas = np.asarray([area for area, _ in found])
+    bounds = {"corrected": [pair[0] for _, pair in found], "uncorrected": [pair[1] for _, pair in found]}
+    return {
+        "files": files,
+        "mean area": float(areas.mean()),
+        **{
+            name: {
+                "above zero": sum(bool(low > 0) for low, _ in pairs),
+                "below zero": sum(bool(high < 0) for _, high in pairs),
+                "holds the mean area": sum(bool(low <= areas.mean() <= high) for low, high in pairs),
+            }
+            for name, pairs in bounds.items()
+        },
+    }
+
+
+def _folded(rng: Generator, n: int, signal: bool) -> tuple[float, list[tuple[float, float]]]:
+    width, folds = 300, 5
+    features = rng.normal(size=(n, width)) / np.sqrt(width)
+    logit = 0.5 * np.ones(n)
+    if signal:
+        features[:, 0] = rng.normal(size=n)
+        logit -= 1.2 * features[:, 0]
+    right = np.stack([rng.random(n) < _sigmoid(logit), rng.random(n) < 0.68]).astype(float)
+    gain = right[1] - right[0]
+    records = [
+        Record(str(index), str(index), None, Outcome(float(i)), Outcome(float(t)))
+        for index, (i, t) in enumerate(right.T)
+    ]
+    scores = np.empty((2, n))
+    for cut in (0, 1):
+        fold = folds_of(records, folds, int(rng.integers(1 << 30)), together="record")
+        for number in range(folds):
+            out = fold == number
+            seen, mean = features[~out], gain[~out].mean()
+            penalized = seen.T @ seen + 0.01 * len(seen) * np.eye(width)
+            scores[cut, out] = mean + features[out] @ np.linalg.solve(penalized, seen.T @ (gain[~out] - mean))
+    area = float(np.mean([area_over_random(one, *right) for one in scores]))
+    bounds = [Sampling(n, folds=given).area(scores, gain) for given in (folds, None)]
+    return area, [one for one in bounds if one is not None]
+
+
+def train_once(kind: str, n: int, number: int) -> dict[str, Any]:
+    """Area and interval, as `vlroute train` reports them, on one drawn file of n records: "noise" or "signal"."""
+    rng = np.random.default_rng([7, n, number])
+    records = []
+    for index in range(n):
+        words = [str(word) for word in rng.choice(WORDS.split(), size=rng.integers(5, 16))]
+        right = (0.6, 0.7)
+        if kind == "signal":
+            right = (0.35, 0.75) if HARD & set(words) else (0.75, 0.68)
+        outcome = [Outcome(bool(rng.random() < p)) for p in right]
+        records.append(Record(f"r{index}", f"{' '.join(words)} {index}?", None, outcome[0], outcome[1]))
+    text = remember(records, load_text_encoder(STATIC))
+    _, unseen = cross_fit(records, folds=5, seeds=2, text=text, jobs=1)
+    figure = evaluate(records, unseen, Policy(), Pace()).figures["area over random"]
+    return {"area": figure.value, "interval": figure.interval}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--simulations", type=int, default=SIMULATIONS)
+    parser.add_argument("--files", type=int, default=FOLDED_FILES, help="drawn files of the out-of-fold areas")
+    parser.add_argument("--real", type=int, default=0, help="files of noise and of a signal to train a router on")
+    parser.add_argument("--real-size", type=int, default=150, help="records of each")
+    parser.add_argument("--fresh", action="store_true", help="compute everything anew")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    found: dict[str, Any] = {"fixed": {}, "folds": {}, "real": {}}
+    if options.out.exists() and not options.fresh:
+        found = json.loads(options.out.read_text("utf-8"))
+
+    def put(part: str, name: str, compute: Callable[..., Any], *arguments: Any) -> None:
+        if name not in found[part]:
+            found[part][name] = compute(*arguments)
+            replace_file(options.out, (json.dumps(found, indent=1) + "\n").encode())
+
+    for n in SIZES:
+        put("fixed", f"seconds, {n}", simulate_seconds, n, options.simulations)
+        for scenario in SCENARIOS:
+            put("fixed", f"{scenario}, {n}", simulate, scenario, n, options.simulations)
+    for n in FOLDED_SIZES:
+        for kind in KINDS:
+            put("folds", f"{kind}, {n}", simulate_folds, kind, n, options.files)
+    for number in range(options.real):
+        for kind in KINDS:
+            put("real", f"{kind}, {options.real_size}, {number}", train_once, kind, options.real_size, number)
+    page = render(found, {name: scenario.about for name, scenario in SCENARIOS.items()})
+    replace_file(options.out.with_suffix(".md"), page.encode())
+
+
+if __name__ == "__main__":
+    main()
