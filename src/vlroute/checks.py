@@ -1,4 +1,4 @@
-"""Checks of single values; every error names the argument and says what is accepted. Brings neither torch nor numpy."""
+"""Checks of single values. Each error names the argument and says what is accepted. Imports neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from vlroute.errors import SettingsError
 
-#: Largest count that is accepted where nothing else bounds it.
+#: The largest accepted count if there is no other bound.
 MANY = 2**31 - 1
 
 
 def shown(value: object) -> str:
-    """`value` for an error message: its `repr`, shortened; its type where it has none (a very large integer)."""
+    """`value` for an error message: its shortened `repr`, or its type if `repr` fails (a very large integer)."""
     try:
         text = repr(value)
     except Exception:
@@ -29,7 +29,7 @@ def refused(name: str, value: object, accepts: str, hint: str = "") -> SettingsE
 
 
 def _plain(value: Any) -> int | float:
-    """Python's own number for any other kind of number; NaN for what is none, a boolean included."""
+    """`value` as a Python number; NaN if it is not a number. Booleans are not numbers."""
     if isinstance(value, bool):
         return math.nan
     if isinstance(value, Integral):
@@ -49,8 +49,8 @@ class Number:
     def __str__(self) -> str:
         if self.high == math.inf:
             return f"a finite number, {'above' if self.above else 'at least'} {self.low:g}"
-        lower = f"above {self.low:g}," if self.above else f"from {self.low:g}"
-        return f"a number {lower} {'below' if self.below else 'to'} {self.high:g}"
+        lower = f"above {self.low:g} and up" if self.above else f"from {self.low:g}"
+        return f"a number {lower} to {'below ' if self.below else ''}{self.high:g}"
 
     def read(self, name: str, value: Any) -> float:
         """`value` as a float. numpy scalars count as numbers, booleans and strings do not.

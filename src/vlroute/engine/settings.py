@@ -1,6 +1,6 @@
 """Generation settings: which are supported, with which values, and what is used where nothing is set.
 
-`SETTINGS` is the one table for checks, error messages and docs/engine.md. Brings neither torch nor transformers.
+`SETTINGS` is the one table for checks, error messages and docs/engine.md. Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ RECOMMENDED: dict[str, dict[str, Any]] = {
         "max_new_tokens": 8192,
     },
 }  # fmt: skip
-#: A temperature below this one is greedy: dividing scores by less overflows.
+#: Below this temperature, decoding is greedy: dividing scores by a smaller number overflows.
 COLDEST = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One supported setting. `accepts` and `meaning` are words for errors and docs; `read` checks and converts a value.
+    """One supported setting. `accepts` and `meaning` are texts for errors and docs; `read` checks and converts a value.
 
-    `sampling`: it shapes what is drawn, so it has no effect on greedy answers. `off`: the value with which it changes
-    nothing. `endpoints`: it can be sent to an OpenAI-compatible server.
+    `sampling`: it affects sampling only, so it has no effect on greedy answers. `off`: the value without
+    effect. `endpoints`: it can be sent to an OpenAI-compatible server.
     """
 
     accepts: str
@@ -56,7 +56,7 @@ def _ranged(range_: Number | Whole, meaning: str, **rest: Any) -> Setting:
 
 
 def _flag(name: str, value: Any) -> bool:
-    if not (isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")):  # numpy's has either name
+    if not (isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")):  # numpy's
         raise refused(name, value, "True or False")
     return bool(value)
 
@@ -74,7 +74,7 @@ def _end_ids(name: str, value: Any) -> int | list[int]:
     if not isinstance(value, Iterable):
         return Whole(-1).read(name, value)
     if not (ids := _ids(name, value)):
-        raise refused(name, value, "a token id or a list of at least one")
+        raise refused(name, value, "a token id or a list of at least one token id")
     return ids
 
 
@@ -87,7 +87,7 @@ def _words(name: str, value: Any) -> list[list[int]]:
         raise refused(name, value, "a list of lists of token ids")
     words = [_ids(name, one) for one in value]
     if not all(words):
-        raise refused(name, value, "a list of lists that hold at least one token id each")
+        raise refused(name, value, "a list of lists of at least one token id each")
     return words
 
 
@@ -112,93 +112,98 @@ def _biases(name: str, value: Any) -> dict[tuple[int, ...], float]:
 
 def _stops(name: str, value: Any) -> list[str]:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise refused(name, value, "a list of strings", "for one, write stop=['…']")
+        raise refused(name, value, "a list of strings", "for one string, write stop=['…']")
     stops = list(value)
     if not all(isinstance(stop, str) and stop for stop in stops):
-        raise refused(name, value, "a list of strings that are not empty")
+        raise refused(name, value, "a list of non-empty strings")
     return stops
 
 
 #: All settings that are supported, by name.
 SETTINGS: dict[str, Setting] = {
-    "max_new_tokens": _ranged(Whole(1), "most tokens of an answer, reasoning included", endpoints=True),
-    "min_new_tokens": _ranged(Whole(), "no end token before so many tokens", off=0),
-    "do_sample": Setting("True or False", _flag, "draw each token, or take the likeliest one", endpoints=True),
+    "max_new_tokens": _ranged(Whole(1), "maximum number of tokens of an answer, reasoning included", endpoints=True),
+    "min_new_tokens": _ranged(Whole(), "no end token before this many tokens", off=0),
+    "do_sample": Setting("True or False", _flag, "sample each token, or take the most likely one", endpoints=True),
     "temperature": _ranged(
         Number(0, 1000), f"divides the scores; below {COLDEST:g} the answer is greedy", sampling=True, off=1.0,
         endpoints=True,
     ),
     "top_k": Setting(
-        str(_TOP_K), _top_k, "draw from so many likeliest tokens; 0 and -1: from all", sampling=True, off=0,
+        str(_TOP_K), _top_k, "sample from this many most likely tokens; 0 and -1: from all", sampling=True, off=0,
         endpoints=True,
     ),
     "top_p": _ranged(
-        Number(0, 1), "draw from the likeliest tokens that hold this share of probability", sampling=True, off=1.0,
+        Number(0, 1), "sample from the most likely tokens with this total probability", sampling=True, off=1.0,
         endpoints=True,
     ),
     "min_p": _ranged(
-        Number(0, 1), "draw from tokens with at least this share of the likeliest one's probability", sampling=True,
+        Number(0, 1), "sample from tokens with at least this fraction of the highest probability", sampling=True,
         off=0.0, endpoints=True,
     ),
     "typical_p": _ranged(
-        Number(0, 1, above=True), "draw from the most typical tokens that hold this share of probability",
+        Number(0, 1, above=True), "sample from the most typical tokens with this total probability",
         sampling=True, off=1.0,
     ),
     "epsilon_cutoff": _ranged(
-        Number(0, 1, below=True), "draw from tokens of at least this probability", sampling=True, off=0.0
+        Number(0, 1, below=True), "sample from tokens with at least this probability", sampling=True, off=0.0
     ),
     "eta_cutoff": _ranged(
-        Number(0, 1, below=True), "as `epsilon_cutoff`, lower where the entropy is high", sampling=True, off=0.0
+        Number(0, 1, below=True), "as `epsilon_cutoff`, but lower if the entropy is high", sampling=True, off=0.0
     ),
-    "seed": _ranged(Whole(-(2**63), 2**64 - 1), "makes what is drawn repeatable", endpoints=True),
+    "seed": _ranged(Whole(-(2**63), 2**64 - 1), "makes sampling reproducible", endpoints=True),
     "presence_penalty": _ranged(
         Number(-10_000, 10_000), "lowers the score of every token of the answer so far, once", off=0.0, endpoints=True
     ),
     "frequency_penalty": _ranged(
-        Number(-10_000, 10_000), "lowers it once for each time the token occurs", off=0.0, endpoints=True
+        Number(-10_000, 10_000), "lowers the score of every token of the answer so far, once per occurrence", off=0.0,
+        endpoints=True,
     ),
     "repetition_penalty": _ranged(
         Number(0.01, 100), "scales down the score of every token of prompt and answer so far", off=1.0, endpoints=True
     ),
-    "no_repeat_ngram_size": _ranged(Whole(), "no sequence of so many tokens occurs twice, the prompt included", off=0),
-    "bad_words_ids": Setting("a list of lists of token ids", _words, "sequences that are never written"),
+    "no_repeat_ngram_size": _ranged(
+        Whole(), "no sequence of this many tokens occurs twice, the prompt included", off=0
+    ),
+    "bad_words_ids": Setting("a list of lists of token ids", _words, "sequences that are never generated"),
     "sequence_bias": Setting(
         "a dict of {(token ids): bias} or a list of [[token ids], bias]", _biases,
         f"added to the score of a sequence's last token; {_BIAS}",
     ),
-    "suppress_tokens": Setting("a list of token ids", _ids, "tokens that are never written"),
-    "begin_suppress_tokens": Setting("a list of token ids", _ids, "tokens that an answer does not begin with"),
+    "suppress_tokens": Setting("a list of token ids", _ids, "tokens that are never generated"),
+    "begin_suppress_tokens": Setting(
+        "a list of token ids", _ids, "tokens that are never the first token of the output"
+    ),
     "eos_token_id": Setting(
-        "a token id or a list of at least one", _end_ids, "tokens that end an answer; -1: none does"
+        "a token id or a list of at least one token id", _end_ids, "tokens that end an answer; -1: none does"
     ),
     "stop": Setting(
-        "a list of strings that are not empty", _stops, "strings that end the answer, not the reasoning",
+        "a list of non-empty strings", _stops, "strings that end the answer, not the reasoning",
         endpoints=True,
     ),
     "thinking_budget": _ranged(
-        Whole(), "most tokens of reasoning; then the answer follows. Instruct ignores it", endpoints=True
+        Whole(), "maximum number of reasoning tokens; then the answer follows. Instruct ignores it", endpoints=True
     ),
     "pad_token_id": _ranged(Whole(), "accepted without effect: answers are not padded"),
     "bos_token_id": _ranged(Whole(), "accepted without effect: the chat template begins the prompt"),
 }  # fmt: skip
 SAMPLING = frozenset(name for name, setting in SETTINGS.items() if setting.sampling)
 
-_ONE_ANSWER = "one answer is written at a time; ask several times with different seeds"
-_BEAMS = "there is no beam search; leave it out, or sample with do_sample=True"
-_ASSISTED = "there is no assisted or speculative generation; leave it out"
-_TEXT_ONLY = "an answer holds text and token counts only; leave it out"
-_CACHES = "keys and values are kept by PrefixCache; leave it out, or pass prefix_cache="
+_ONE_ANSWER = "one answer is generated at a time; ask several times with different seeds"
+_BEAMS = "beam search is not supported; leave it out, or sample with do_sample=True"
+_ASSISTED = "assisted and speculative generation are not supported; leave it out"
+_TEXT_ONLY = "an answer contains only text and token counts; leave it out"
+_CACHES = "PrefixCache stores the keys and values; leave it out, or pass prefix_cache="
 _ENCODER = "it belongs to encoder-decoder models; leave it out"
 _NEVER = "leave it out"
-#: Other names, of transformers and of other APIs: the values that ask for nothing, and what to do instead.
+#: Settings of transformers and other APIs: the values without effect, which are accepted, and what to use instead.
 UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "num_return_sequences": ((1,), _ONE_ANSWER), "n": ((1,), _ONE_ANSWER), "best_of": ((1,), _ONE_ANSWER),
     "num_beams": ((1,), _BEAMS), "num_beam_groups": ((1,), _BEAMS), "diversity_penalty": ((0,), _BEAMS),
     "early_stopping": ((False,), _BEAMS), "length_penalty": ((1,), _BEAMS), "constraints": ((), _BEAMS),
-    "force_words_ids": ((), _BEAMS), "penalty_alpha": ((0,), "there is no contrastive search; leave it out"),
+    "force_words_ids": ((), _BEAMS), "penalty_alpha": ((0,), "contrastive search is not supported; leave it out"),
     "dola_layers": ((), _NEVER), "low_memory": ((False,), _NEVER), "guidance_scale": ((1,), _NEVER),
     "top_h": ((1,), "use min_p or typical_p"), "watermarking_config": ((), _NEVER), "token_healing": ((False,), _NEVER),
-    "remove_invalid_values": ((False,), _NEVER), "renormalize_logits": ((False,), "it changes no choice; leave it out"),
+    "remove_invalid_values": ((False,), _NEVER), "renormalize_logits": ((False,), "it has no effect; leave it out"),
     "exponential_decay_length_penalty": ((), "use max_new_tokens"), "forced_bos_token_id": ((), _NEVER),
     "forced_eos_token_id": ((), "use eos_token_id"), "decoder_start_token_id": ((), _ENCODER),
     "encoder_repetition_penalty": ((1,), _ENCODER), "encoder_no_repeat_ngram_size": ((0,), _ENCODER),
@@ -222,20 +227,19 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "prompt_lookup_num_tokens": ((), _ASSISTED), "max_matching_ngram_size": ((), _ASSISTED),
     "speculation_type": ((), _ASSISTED), "assistant_model": ((), _ASSISTED),
 }  # fmt: skip
-#: Names that a dump of a GenerationConfig holds and that say nothing about an answer.
+#: Names in a dump of a GenerationConfig that have no effect on an answer.
 _NOTES = frozenset({"transformers_version", "_from_model_config"})
 
 
 def checked(settings: Mapping[str, Any], endpoints: bool = False) -> dict[str, Any]:
     """The settings of one source (a call, a router, a mode), checked and converted to plain Python values.
 
-    None means "not set here". A temperature asks for sampling, and so does any other setting that shapes what is drawn;
-    `temperature=0` asks for a greedy answer. What is drawn and what is greedy is settled here, so that the result holds
-    `do_sample` if any of these was set.
+    None means "not set here". A temperature turns sampling on, and so does every other sampling setting;
+    `temperature=0` gives a greedy answer. The result contains `do_sample` if any of these settings is set.
 
     Args:
         settings: values by name.
-        endpoints: whether they are for servers, which take fewer of them.
+        endpoints: whether they are for endpoints, which accept fewer settings.
 
     Raises:
         SettingsError: an unknown or unsupported name, a value of the wrong type or out of range, or two settings that
@@ -261,14 +265,14 @@ def checked(settings: Mapping[str, Any], endpoints: bool = False) -> dict[str, A
 
 
 def checked_per_mode(generation: Mapping[str, Any], endpoints: bool = False) -> dict[str, Any]:
-    """As `checked`, for settings that may hold more under "instruct" and "thinking". SettingsError as there."""
+    """As `checked`, for settings that may contain settings per mode under "instruct" and "thinking"; same errors."""
     both = checked({name: value for name, value in generation.items() if name not in MODES}, endpoints)
     modes = {mode: checked(generation[mode], endpoints) for mode in MODES if generation.get(mode) is not None}
     return both | modes
 
 
 def combined(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """`checked` settings of several sources; the last one wins. A greedy one ends the sampling of those before it."""
+    """`checked` settings of several sources; the last one wins. `do_sample=False` removes earlier sampling settings."""
     settings: dict[str, Any] = {}
     for layer in layers:
         if layer.get("do_sample") is False:
@@ -278,7 +282,7 @@ def combined(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_settings(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What is supported of a checkpoint's generation config; one warning names the rest."""
+    """The supported settings of a checkpoint's generation config; one warning names the others."""
     own: dict[str, Any] = {}
     left_out: list[str] = []
     for name, value in config.items():
@@ -293,18 +297,18 @@ def own_settings(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         own["do_sample"] = False
         del own["temperature"]
     if left_out:
-        log.warning("%s: not supported in its generation_config.json, so ignored: %s", source, ", ".join(left_out))
+        log.warning("%s: unsupported settings in generation_config.json are ignored: %s", source, ", ".join(left_out))
     return own
 
 
 def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Recommended values, then the checkpoint's own, then each of `overrides`, the last one winning.
 
-    Without sampling, what only belongs to it is left out, a penalty of the recommended recipe included.
+    Without sampling, the sampling settings and the recommended presence penalty are left out.
 
     Raises:
-        SettingsError: as of `checked`; also for a token id that the vocabulary does not have, for settings that
-            suppress every token, and for more `min_new_tokens` than `max_new_tokens`.
+        SettingsError: as of `checked`; also if a token id is not in the vocabulary, if the settings suppress every
+            token, or if `min_new_tokens` is greater than `max_new_tokens`.
     """
     asked = combined(*map(checked, overrides))
     ends = {"eos_token_id": checkpoint.tokenizer.eos_token_id}
@@ -315,7 +319,7 @@ def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any]) -> d
     _check_tokens(settings, checkpoint.model.config.text_config.vocab_size)
     least, most = settings.get("min_new_tokens", 0), settings["max_new_tokens"]
     if least > most:
-        raise SettingsError(f"min_new_tokens={least} is more than max_new_tokens={most}")
+        raise SettingsError(f"min_new_tokens={least} is greater than max_new_tokens={most}")
     return settings
 
 
@@ -334,16 +338,16 @@ def _unknown(names: Collection[str], expected: str) -> str:
 
 
 def _settled(settings: dict[str, Any]) -> dict[str, Any]:
-    """With `do_sample` said wherever it follows. SettingsError where it contradicts the other settings."""
+    """`settings` with `do_sample` where the others imply it. SettingsError if it contradicts them."""
     drawn = {name for name in SAMPLING & settings.keys() if settings[name] != SETTINGS[name].off}
     cold = settings.get("temperature", 1.0) < COLDEST
     if settings.get("do_sample") is False and drawn and not cold:
         name = min(drawn)
         raise SettingsError(
-            f"{name}={shown(settings[name])} contradicts do_sample=False, which draws nothing; leave one of them out"
+            f"{name}={shown(settings[name])} contradicts do_sample=False (no sampling); leave one of them out"
         )
     if settings.get("do_sample") is False or cold:
-        # the likeliest token is what remains as the temperature falls to 0, whatever else shapes the draw
+        # as the temperature approaches 0, only the most likely token remains, whatever the other sampling settings
         return {name: value for name, value in settings.items() if name not in SAMPLING} | {"do_sample": False}
     return settings | ({"do_sample": True} if drawn or "temperature" in settings else {})
 
@@ -359,6 +363,6 @@ def _check_tokens(settings: Mapping[str, Any], vocabulary: int) -> None:
     }  # fmt: skip
     for name, ids in lists.items():
         if (largest := max(ids, default=0)) >= vocabulary:
-            raise SettingsError(f"{name} names token {largest}; the model has tokens 0 to {vocabulary - 1}")
+            raise SettingsError(f"{name} contains token id {largest}; the model has token ids 0 to {vocabulary - 1}")
     if len(suppressed | set(lists["begin_suppress_tokens"]) | set(ends) - {-1}) >= vocabulary:
-        raise SettingsError("suppress_tokens, begin_suppress_tokens and bad_words_ids leave no token to write")
+        raise SettingsError("suppress_tokens, begin_suppress_tokens and bad_words_ids leave no token to generate")
