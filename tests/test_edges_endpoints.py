@@ -505,3 +505,15 @@ def test_settings_that_change_nothing_are_not_sent(server: Scripted) -> None:
     with pytest.raises(TypeError, match="min_new_tokens"):
         server.router().ask("?", mode="instruct", min_new_tokens=1)
     assert len(server.bodies) == 1
+
+
+def test_an_answer_without_a_thought_is_no_thought(server: Scripted) -> None:
+    """Neither under a budget of 0 nor where the server counts reasoning tokens, whatever came before."""
+    counted = {"choices": [], "usage": {**USAGE["usage"], "completion_tokens_details": {"reasoning_tokens": 0}}}
+    for end in ("stop", "length"):
+        router = server.router(budget_field="thinking_budget")
+        asked(server, router, [*IN_TEXT, *END])
+        answer = asked(server, router, [*PLAIN, said(end=end), USAGE, DONE], thinking_budget=0)
+        assert (answer.thinking, answer.text, answer.finish_reason) == ("", "2", end)
+        answer = asked(server, router, [*PLAIN, said(end=end), counted, DONE])
+        assert (answer.thinking, answer.text, answer.finish_reason) == ("", "2", end)

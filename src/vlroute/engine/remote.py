@@ -204,6 +204,8 @@ class RemoteRequest:
             settings = {name: value for name, value in settings.items() if name != "thinking_budget"}
         body = endpoint.body(self.conversation, settings)
         known = self.engine.shown.get(mode, "auto")
+        if endpoint.budget_field and settings.get("thinking_budget") == 0:
+            known = "parsed"  # no thought is expected
         stream = RemoteStream(endpoint, mode, settings.get("stop") or (), on_piece, cancel, known)
         if not breaker.admit():
             raise ModeUnavailable(f"{endpoint.name} failed several times in a row and is left alone for a while")

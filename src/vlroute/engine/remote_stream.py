@@ -54,7 +54,12 @@ class RemoteStream:
     @property
     def shown(self) -> Reasoning:
         """Whether the stream showed that the server has a reasoning parser ("parsed") or none ("raw")."""
-        return self._text.shown
+        return "parsed" if self._reasoning_tokens is not None else self._text.shown
+
+    @property
+    def _reasoning_tokens(self) -> int | None:
+        """The server's count. None from a server without a reasoning parser."""
+        return _count(getattr(self._usage, "completion_tokens_details", None), "reasoning_tokens")
 
     def read(self) -> Reply:
         """Until the answer ends, is cancelled, or reaches a stop string. Errors as of `RemoteRequest.answer`."""
@@ -71,6 +76,8 @@ class RemoteStream:
         if self._finish in _FAILED or (self._finish is None and not cancelled):
             raise ModeUnavailable(f"{self._endpoint.name} broke off before the end of its answer", self._begun)
         reason = "cancelled" if cancelled else _FINISH.get(self._finish or "", "length")
+        if self._reasoning_tokens is not None:
+            self._text.known = "parsed"
         self._hand_out(self._text.flush(complete=reason == "stop"))
         return self._reply("stop" if self._text.stop.found and not cancelled else reason)
 
@@ -142,7 +149,7 @@ class RemoteStream:
         chunks = self._text.chunks
         total = _count(self._usage, "completion_tokens")
         total = sum(chunks.values()) if total is None else total
-        thought = _count(getattr(self._usage, "completion_tokens_details", None), "reasoning_tokens")
+        thought = self._reasoning_tokens
         if thinking and not thought:  # vLLM's deepseek_r1 parser reports 0
             seen, whole = chunks["thinking"], sum(chunks.values())
             if 2 * whole < total:  # many tokens to a chunk

@@ -39,7 +39,7 @@ class RemoteText:
         self._raw = thinking and reasoning != "parsed"  # content may contain the thought
         self._undecided: list[str] | None = [] if self._raw and reasoning == "auto" else None  # all content so far
         self._channel: Channel | None = "thinking" if self._raw else "answer"  # of content; None if not known yet
-        self._known = known
+        self.known = known
         self.shown: Reasoning = "auto"  # by this stream
         self._held: list[str] = []  # content while its channel is not known
         self._held_chunks = 0
@@ -87,7 +87,7 @@ class RemoteText:
             complete: whether the server says that its answer is complete.
         """
         yield from self._take(self._tags.flush())
-        if self._undecided is not None and (self._known == "parsed" or (complete and self._known == "auto")):
+        if self._undecided is not None and (self.known == "parsed" or (complete and self.known == "auto")):
             yield from self.parsed()
             yield from self._take(self._tags.flush())
         if self._channel is None:  # a thought that was cut off, or an answer that begins with the word <think>
