@@ -107,7 +107,7 @@ _HOMES = {
 }
 __all__ = [*_HOMES, "__version__"]
 
-# transformers imports torchao where it is installed, and torch then logs a deprecation that no user can act on
+# if torchao is installed, transformers imports it and torch logs a deprecation that users cannot act on
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: "register_constant" not in str(record.msg))
 
 

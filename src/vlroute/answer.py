@@ -15,9 +15,9 @@ from vlroute.engine.protocol import FinishReason
 class Usage:
     """Tokens of one request. `thinking_tokens` are part of `completion_tokens`, `vision_tokens` of `prompt_tokens`.
 
-    `cached_tokens` of the prompt were read in an earlier turn of the conversation and not again. An endpoint
-    sends its counts at the end of a stream. If it sends none, or if the stream was cut at a stop string,
-    `prompt_tokens` is None, and each chunk of the stream counts as one token of `completion_tokens`.
+    `cached_tokens` is the number of prompt tokens that were taken from a prefix cache. An endpoint sends its counts
+    at the end of a stream. If it sends none, or if the stream was cut at a stop string, `prompt_tokens` is None and
+    each chunk of the stream counts as one token of `completion_tokens`.
     """
 
     prompt_tokens: int | None
@@ -51,9 +51,9 @@ class Answer:
 
     `finish_reason`:
         "stop": the answer is complete, or reached a stop string.
-        "length": it is not complete. The tokens ran out or the context of the model ended (`text` is empty if Thinking
-            still reasoned: a truncated thought is never an answer), or an endpoint gave no answer or ended for a
-            reason of its own, which `decision.reason` states.
+        "length": the answer is not complete. The tokens or the context of the model ran out (`text` is empty if this
+            happened during the reasoning), or an endpoint returned no answer or ended for another reason, which
+            `decision.reason` states.
         "content_filter": an endpoint withheld the answer or a part of it, or refused.
         "cancelled": the caller cancelled it.
     """

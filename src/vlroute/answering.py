@@ -34,7 +34,7 @@ Work = Callable[[Callable[[Event], Any]], Any]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a caller wants of one request beside its words and pictures; see `Router.ask`.
+    """Options of one request, besides its messages; see `Router.ask`.
 
     Raises:
         InputError: the mode, price, caption or cancel event cannot be used.
@@ -50,7 +50,7 @@ class Wish:
     """Whose request it is: nothing cached for another namespace serves it, nor shows in its seconds."""
 
     def __post_init__(self) -> None:
-        """SettingsError for what cannot be obeyed, before anything is captioned, loaded or generated."""
+        """SettingsError for a wrong value, before anything is captioned, loaded or generated."""
         object.__setattr__(self, "mode", forced_mode(self.mode))
         if not isinstance(self.caption, str | None):
             raise refused("caption", self.caption, "a string")
@@ -62,10 +62,10 @@ class Wish:
 
 
 class Stream(Generator[Event, None, None]):
-    """The events of one answer, made by a thread of its own, which starts when the first event is asked for.
+    """The events of one answer. A separate thread produces them; it starts when the first event is requested.
 
-    Any thread may read or close it. Closing cancels the answer and waits until its thread has ended. A stream that is
-    dropped before its end is cancelled when it is collected; a collector must not wait.
+    Any thread may read or close the stream. Closing cancels the answer and waits until its thread has ended. A stream
+    that is garbage-collected before its end is cancelled without waiting.
     """
 
     def __init__(self, work: Work | None, cancel: threading.Event) -> None:
@@ -76,7 +76,7 @@ class Stream(Generator[Event, None, None]):
         self._ended = False
 
     def _begin(self) -> Work:
-        """Called by the thread that asks for the first event."""
+        """Called by the thread that requests the first event."""
         assert self._work is not None
         return self._work
 
@@ -87,7 +87,7 @@ class Stream(Generator[Event, None, None]):
             with self._starting:
                 if self._worker is None:
                     work = partial(_make_events, self._begin(), self._events.put)
-                    if self._ended:  # closed by another thread meanwhile
+                    if self._ended:  # another thread has closed the stream
                         raise StopIteration
                     worker = threading.Thread(target=work, name="vlroute-stream", daemon=True)
                     worker.start()
@@ -115,7 +115,7 @@ class Stream(Generator[Event, None, None]):
         self._drop()
 
     def _drop(self) -> None:
-        """Cancel what is still to come. Does not wait."""
+        """Cancel the rest of the answer without waiting."""
         if self._worker is not None and not self._ended:
             self._cancel.set()
         self._ended = True
@@ -123,7 +123,7 @@ class Stream(Generator[Event, None, None]):
 
 
 def _make_events(work: Work, put: Callable[[Event | BaseException | None], None]) -> None:
-    """Not a method: a thread that knew its stream would keep it from being collected."""
+    """Not a method: a thread with a reference to its stream would prevent garbage collection of the stream."""
     try:
         work(put)
     except BaseException as error:  # handed to the thread that reads the events
@@ -132,7 +132,7 @@ def _make_events(work: Work, put: Callable[[Event | BaseException | None], None]
 
 
 class _EitherEvent(threading.Event):
-    """Set once one of `events` is."""
+    """Set as soon as one of `events` is set."""
 
     def __init__(self, *events: threading.Event | None) -> None:
         super().__init__()

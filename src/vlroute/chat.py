@@ -27,7 +27,7 @@ class Turn:
     message: Message
     answer: Answer
     before: tuple[Message, ...] = ()
-    """Messages that were sent with `message`, in front of it."""
+    """Messages that were sent together with `message`, before it."""
 
 
 class Chat:
@@ -63,8 +63,8 @@ class Chat:
         cancel: threading.Event | None = None,
         **generation: Any,
     ) -> Answer:
-        """The next turn: arguments, answer and errors as of `Router.ask`. A list of messages goes behind the history as
-        a whole; its last message is what is answered.
+        """Send the next turn; arguments, answer and errors are those of `Router.ask`. A list of messages is appended to
+        the history, and its last message is answered.
 
         Raises:
             ChatBusyError: this thread has an open stream of this chat.
@@ -91,9 +91,9 @@ class Chat:
         cancel: threading.Event | None = None,
         **generation: Any,
     ) -> Events:
-        """As `send`, as events: see `Router.stream`. Its turn begins with the first event and ends with `Finished`,
-        an error or `close`; other threads wait for that, and this one gets a ChatBusyError. A message that cannot be
-        used raises at the first event, a wrong `mode`, `price` or `caption` here."""
+        """As `send`, but returns events; see `Router.stream`. The turn begins with the first event and ends with
+        `Finished`, an error or `close`. Until then, a second turn waits in other threads and raises a ChatBusyError in
+        this thread. A wrong message raises at the first event; a wrong `mode`, `price` or `caption` raises here."""
         wish = Wish(caption, forced_mode(mode), price, cancel or threading.Event(), generation)
         return _TurnStream(self, partial(self._conversation, prompt, images, videos), wish)
 
@@ -108,12 +108,12 @@ class Chat:
         return write_chat(folder, self.system, self._turns)
 
     def _take(self) -> None:
-        """Wait until no other turn is under way. ChatBusyError where that would last for ever."""
+        """Wait until no other turn is running. ChatBusyError if that would be a deadlock."""
         if not self._lock.acquire(blocking=False):
             if self._holder is threading.current_thread():
                 raise ChatBusyError(
-                    "this thread has a turn of this chat that is not over: read its stream to the end, or close it, "
-                    "before the next turn; a fork() goes on from the turns so far"
+                    "this thread has an open stream of this chat: read it to the end or close it before the next turn, "
+                    "or use fork() to continue from the finished turns"
                 )
             self._lock.acquire()
         self._holder = threading.current_thread()
@@ -138,13 +138,13 @@ class Chat:
 
 
 class _TurnStream(Stream):
-    """A turn as events. It holds the chat's turn from the first event to `Finished`, an error or its end."""
+    """A turn as events. From its first event to `Finished`, an error or `close`, other turns of the chat wait."""
 
     def __init__(self, chat: Chat, conversation: Callable[[], Conversation], wish: Wish) -> None:
         super().__init__(None, wish.cancel or threading.Event())
         self._chat, self._conversation, self._wish = chat, conversation, wish
         self._turn: list[Conversation] = []
-        """What is asked, while the turn is held; else empty."""
+        """The conversation to answer, while the turn is running; otherwise empty."""
 
     def _begin(self) -> Work:
         self._chat._take()
@@ -157,7 +157,7 @@ class _TurnStream(Stream):
         return partial(self._chat.router.answer_turn, conversation, self._wish)
 
     def send(self, value: None) -> Event:
-        if self._turn:  # the thread that reads the stream is the one that must not wait for it
+        if self._turn:  # the thread that reads the stream must not wait for it
             self._chat._holder = threading.current_thread()
         try:
             event = super().send(value)
@@ -173,7 +173,7 @@ class _TurnStream(Stream):
         self._end_turn()
 
     def _end_turn(self, answer: Answer | None = None) -> None:
-        with suppress(IndexError):  # ended before, perhaps by another thread
+        with suppress(IndexError):  # already ended, perhaps by another thread
             conversation = self._turn.pop()
             if answer is not None:
                 self._chat._add(conversation, answer)

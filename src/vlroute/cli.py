@@ -62,10 +62,10 @@ def _log_to_terminal() -> None:
 
 
 def _quiet_others() -> None:
-    """Warnings of other packages are for their developers, not for users of this command; `python -W` shows them."""
+    """Hide warnings of other packages, which users of this command cannot act on; `python -W` shows them."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for processes that a command starts
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for child processes
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 

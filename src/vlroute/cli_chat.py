@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from vlroute.chat import Chat
 
 HELP = """\
-/image FILE …     pictures for the next question; /image alone takes them back
+/image FILE …     pictures for the next question; /image alone removes them
 /video FILE …     the same for videos
-/mode MODE        instruct, thinking, or auto to decide again
+/mode MODE        instruct, thinking, or auto (the router decides)
 /save FOLDER      write the conversation with its pictures; --resume FOLDER goes on
 /help, /quit      this list; the end (also Ctrl-D)
 Ctrl-C stops an answer; its question is then forgotten."""
@@ -52,7 +52,7 @@ Ctrl-C stops an answer; its question is then forgotten."""
 
 @dataclass(slots=True)
 class Talk:
-    """What holds from one question to the next. `waiting`, `videos`: pictures and videos for the next question."""
+    """State between questions. `waiting`, `videos`: pictures and videos for the next question."""
 
     chat: Chat
     mode: Mode | None = None

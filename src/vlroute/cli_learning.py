@@ -30,7 +30,7 @@ Encoder = Annotated[
     str,
     typer.Option(help='A text encoder by name or folder beside the words; "static" is shipped, "none": words only.'),
 ]
-Strict = Annotated[bool, typer.Option(help="A line that cannot be used is an error. Default: skip and count it.")]
+Strict = Annotated[bool, typer.Option(help="Make a line that cannot be used an error. Default: skip and count it.")]
 StoreAt = Annotated[str, typer.Option("--store", help="The file of the store, or a postgresql:// URL.")]
 
 
@@ -50,7 +50,7 @@ def train(
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes at the same time; by default one a core.")] = None,
     pair: Annotated[
-        str | None, typer.Option(help="The pair that answered, where the records do not say: a hub name or a folder.")
+        str | None, typer.Option(help="Hub name or folder of the pair that gave the answers, if the records lack it.")
     ] = None,
     strict: Strict = False,
 ) -> None:

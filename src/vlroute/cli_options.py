@@ -30,24 +30,24 @@ Caption = Annotated[str | None, typer.Option(help="What is in the picture, inste
 Price = Annotated[float | None, typer.Option(help="What one second of waiting is worth, in probability.")]
 # a metavar of its own: all four words are wider than the column at 80 characters
 Wanted = Annotated[Preset | None, typer.Option("--policy", metavar="AIM", help=POLICY_HELP)]
-Forced = Annotated[ModeChoice | None, typer.Option("--mode", help="Force a mode; auto, the default, decides.")]
-MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="At most so many tokens, reasoning included.")]
-ThinkingBudget = Annotated[int | None, typer.Option(min=0, help="At most so many tokens of reasoning.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answer again.")]
+Forced = Annotated[ModeChoice | None, typer.Option("--mode", help="Force a mode. Default: auto, the router decides.")]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Maximum number of tokens, reasoning included.")]
+ThinkingBudget = Annotated[int | None, typer.Option(min=0, help="Maximum number of reasoning tokens.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Makes the answer reproducible.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StoreAt = Annotated[str | None, typer.Option("--store", help="File or postgresql:// URL for answers and feedback.")]
 Device = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu, …; by default CUDA if there is one.")]
 
 
 def check_price(price: float | None, policy: str | None) -> None:
-    """InputError where both are given, or the price is none."""
+    """InputError if both are given or if the price is invalid."""
     from vlroute.answering import Wish
 
     Wish(price=price)
     if price is not None and policy is not None:
-        raise InputError("a price and a policy were given; a policy becomes a price of its own: leave one out")
+        raise InputError("price and policy are both given, but a policy sets its own price: leave one out")
 
 
 def given(**settings: int | None) -> dict[str, int]:
-    """The generation settings that a command line holds."""
+    """The generation settings that are set on the command line."""
     return {name: value for name, value in settings.items() if value is not None}

@@ -55,7 +55,7 @@ class _Examination:
     store: str | None
     #: Fingerprints of the towers that are here, by mode: read once, as they may be large.
     towers: dict[Mode, str] = field(default_factory=dict)
-    #: The pair: by name, and by fingerprint once both checkpoints were read.
+    #: Identity of the pair: its name, and its fingerprint once both checkpoints were read.
     identity: PairIdentity | None = None
 
     def findings(self) -> Iterator[Finding]:
@@ -126,7 +126,7 @@ class _Examination:
         yield Finding("router", "artefact", f"{self.router} loads; {made}")
         train = "train one for this pair: vlroute collect, then vlroute train"
         if classifier.pair is None:
-            yield Finding("router", "trained for", "it does not say for which pair it was trained", "note", train)
+            yield Finding("router", "trained for", "the artefact does not record its pair", "note", train)
         elif self.identity is not None and classifier.pair.differs(self.identity):
             found = f"another pair: {classifier.pair}; this one is {self.identity}"
             yield Finding("router", "trained for", found, "note", train)
@@ -266,13 +266,13 @@ def local(source: Source) -> Path | None:
 
 
 def absent(mode: Mode, source: Source) -> Finding:
-    """A checkpoint that is not on this machine: to be fetched, or out of reach."""
+    """A checkpoint that is not on this machine: it can be downloaded, or not."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:
         advice = "unset HF_HUB_OFFLINE, or copy the checkpoint into the hub cache"
-        return Finding("pair", mode, f"{source}: not on this machine, and the hub is off", "problem", advice)
-    advice = "it is fetched from the hub at the first answer"
+        return Finding("pair", mode, f"{source}: not on this machine, and HF_HUB_OFFLINE is set", "problem", advice)
+    advice = "it will be downloaded from the hub at the first answer"
     return Finding("pair", mode, f"{source}: not on this machine", "note", advice)
 
 

@@ -1,4 +1,4 @@
-"""Bytes of a picture or video file, however a caller passes them: as they are, an open file, a path, a data URI."""
+"""Bytes of a picture or video file, passed as bytes, an open file, a path or a data URI."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _NO_BASE64 = re.compile(rb"[^A-Za-z0-9+/]")
 
 
 def is_data_uri(source: object) -> TypeGuard[str]:
-    """Whether `source` is a text that begins with `data:`, in any case and after any white space."""
+    """Whether `source` is a string that begins with `data:` (case-insensitive, after any white space)."""
     return isinstance(source, str) and source[:64].lstrip()[:5].lower() == "data:"
 
 
 def is_open_file(source: object) -> TypeGuard[BinaryIO]:
-    """Whether `source` can be read from, and is no path."""
+    """Whether `source` is a readable object and not a path."""
     return callable(getattr(source, "read", None)) and not isinstance(source, os.PathLike)
 
 
 def name_of(source: object) -> str:
-    """What to call `source` in an error message: short, and never its content."""
+    """Short name of `source` for error messages, never its content."""
     if is_data_uri(source):
         return "data URI"
     if isinstance(source, str | os.PathLike):
@@ -50,8 +50,8 @@ def read_encoded(source: Encoded, name: str, limits: Limits, most: int) -> bytes
     """The bytes of a file, at most `most`.
 
     Raises:
-        LimitError: it is longer.
-        UnreadableMediaError: it cannot be read, or is a path where `limits.local_files` is False.
+        LimitError: the file is longer.
+        UnreadableMediaError: the file cannot be read, or is a path while `limits.local_files` is False.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         check_bytes(source.nbytes if isinstance(source, memoryview) else len(source), name, most)
@@ -77,7 +77,7 @@ def read_encoded(source: Encoded, name: str, limits: Limits, most: int) -> bytes
 
 
 def decode_base64(text: str, name: str, most: int) -> bytes:
-    """What `text` holds in base64, or the content of a data URI.
+    """The bytes that `text` encodes: base64 or a data URI.
 
     Line breaks, percent-encoding, missing padding and the URL-safe alphabet are accepted. Errors as of `read_encoded`.
     """
@@ -92,27 +92,27 @@ def decode_base64(text: str, name: str, most: int) -> bytes:
     if not payload:
         raise UnreadableMediaError(f"{name} holds no data")
     if wrong := _NO_BASE64.search(payload):
-        raise UnreadableMediaError(f"{name}: base64 is damaged: character {wrong.start()} does not belong to it")
+        raise UnreadableMediaError(f"{name}: base64 is damaged: character {wrong.start()} is not a base64 character")
     if len(payload) % 4 == 1:
         raise UnreadableMediaError(f"{name}: base64 is damaged: {len(payload)} characters, so at least one is missing")
     return base64.b64decode(payload + b"=" * (-len(payload) % 4))
 
 
 def check_bytes(size: int, name: str, most: int) -> None:
-    """LimitError if `size` bytes are more than `most`."""
+    """LimitError if `size` is greater than `most` bytes."""
     if size > most:
-        raise LimitError(f"{name} has {size} bytes, over the limit of {most}; compress it or scale it down")
+        raise LimitError(f"{name} has {size} bytes, more than the limit of {most}; compress it or scale it down")
 
 
 def _read_data_uri(uri: str, name: str, most: int) -> bytes:
     head, comma, payload = uri.partition(",")
     if not comma or head.lower().rpartition(";")[2].strip() != "base64":
-        raise UnreadableMediaError("a data URI must look like data:image/png;base64,... (no other encoding is read)")
+        raise UnreadableMediaError("a data URI must have the form data:image/png;base64,...; only base64 is supported")
     return decode_base64(payload, name, most)
 
 
 def _read_open_file(file: BinaryIO, name: str, most: int) -> bytes:
-    """From its beginning where it can seek, so that a buffer just written to is read as a whole."""
+    """Read from the beginning if the file is seekable, so that a buffer that was just written is read completely."""
 
     def read(size: int) -> bytes:
         try:
@@ -120,7 +120,7 @@ def _read_open_file(file: BinaryIO, name: str, most: int) -> bytes:
         except (OSError, ValueError) as error:
             raise UnreadableMediaError(f"{name} cannot be read: {error}") from error
         if not isinstance(piece, bytes | bytearray | memoryview):
-            raise UnreadableMediaError(f"{name} gives {type(piece).__name__} instead of bytes; open it in mode 'rb'")
+            raise UnreadableMediaError(f"{name} returns {type(piece).__name__} instead of bytes; open it in mode 'rb'")
         return bytes(piece)
 
     seek: Callable[[int], object] | None = getattr(file, "seek", None)
@@ -139,9 +139,9 @@ def _read_open_file(file: BinaryIO, name: str, most: int) -> bytes:
 
 def _read_file(path: str, name: str, most: int) -> bytes:
     if "\0" in path:
-        raise UnreadableMediaError(f"{name} cannot be read: a path holds no null character")
+        raise UnreadableMediaError(f"{name} cannot be read: a path cannot contain a null character")
     try:
-        status = os.stat(path)  # before opening: to open a pipe would wait for its other end
+        status = os.stat(path)  # checked before opening, because opening a pipe blocks until the other end is open
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableMediaError(f"{name} is not a regular file")
         check_bytes(status.st_size, name, most)

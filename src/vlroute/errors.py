@@ -33,7 +33,7 @@ class MessageError(InputError):
 class SettingsError(InputError, TypeError):
     """A generation setting or an argument of a constructor has an unknown name, a wrong type or a value out of range.
 
-    It is raised before a model is loaded or asked. It is a `ValueError` and a `TypeError`: either may be expected.
+    Raised before a model is loaded or called. It is both a `ValueError` and a `TypeError`.
     """
 
 
@@ -55,15 +55,14 @@ class EndpointError(VLRouteError):
 
 
 class RouterClosedError(VLRouteError, RuntimeError):
-    """The router was closed: it answers nothing any more. Make a new one."""
+    """The router was closed and cannot answer any more. Create a new one."""
 
-    def __init__(self, message: str = "this router was closed and answers nothing any more; make a new Router") -> None:
+    def __init__(self, message: str = "this router is closed; create a new Router") -> None:
         super().__init__(message)
 
 
 class ChatBusyError(VLRouteError, RuntimeError):
-    """A turn of the chat is under way in this very thread, so waiting for it would never end: exhaust or close its
-    stream first."""
+    """This thread has an open stream of the chat, so a second turn would deadlock. Read or close the stream first."""
 
 
 class ChatFileError(VLRouteError):
@@ -79,8 +78,8 @@ class StoreError(VLRouteError):
 
 
 class OutputError(VLRouteError, OSError):
-    """A file cannot be written; found out before the work that would fill it began."""
+    """A file cannot be written. Raised before the work for it begins."""
 
 
 class UnknownAnswerError(VLRouteError, LookupError):
-    """No answer of this id is stored: a slip, pruned since, or answered without a store."""
+    """No answer with this id is stored: the id is wrong, the answer was pruned, or there was no store."""

@@ -18,16 +18,16 @@ def read_at_most(file: str | Path, most: int) -> bytes:
 
 
 def check_outputs(*files: str | Path, inputs: Sequence[str | Path] = ()) -> None:
-    """Find out now whether these files can be written later, before long work is done for them.
+    """Check that these files can be written, before long work begins.
 
-    Folders may be missing; nothing is left behind. `inputs`: files that are read and must not be overwritten.
-    OutputError that says which file and why not; InputError for an input.
+    Folders may be missing; the check leaves no files behind. `inputs`: files that are read and must not be overwritten.
+    Raises an OutputError that names the file and the reason, or an InputError for an input.
     """
     for file in map(Path, files):
         made: list[Path] = []
         try:
             if file.exists() and not file.is_file():
-                raise OutputError(f"cannot write {file}: it is {'a folder' if file.is_dir() else 'no regular file'}")
+                raise OutputError(f"cannot write {file}: it is {'a folder' if file.is_dir() else 'not a regular file'}")
             if any(file.exists() and Path(one).exists() and file.samefile(one) for one in inputs):
                 raise InputError(f"cannot write {file}: it is also an input; choose another file")
             for folder in reversed([one for one in file.parents if not one.exists()]):
@@ -43,7 +43,7 @@ def check_outputs(*files: str | Path, inputs: Sequence[str | Path] = ()) -> None
         except OSError as error:
             raise OutputError(f"cannot write {file}: {error.strerror or error}; choose another place") from error
         finally:
-            with suppress(OSError):  # another process may have put something there
+            with suppress(OSError):  # another process may have created something there
                 for folder in reversed(made):
                     folder.rmdir()
 
@@ -63,5 +63,5 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def _draft(path: Path) -> Path:
-    """A name beside `path` of its own: others may write the same file."""
+    """A unique temporary name next to `path`, because other processes may write the same file."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")

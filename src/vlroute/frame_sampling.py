@@ -1,4 +1,4 @@
-"""Which frames of a video file the model is given: as the checkpoint's own video processor chooses them."""
+"""Chooses the frames of a video file in the same way as the checkpoint's own video processor."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from vlroute.errors import InputError, LimitError, MessageError
 from vlroute.pixel_budget import is_number, whole_number
 
-#: Where transformers looks for the settings of a video processor, in this order.
+#: Files in which transformers looks for the settings of a video processor, in this order.
 _FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True, slots=True)
 class FrameSampling:
-    """How many frames of a video file are taken, and from which part of it. Defaults are those of Qwen3-VL.
+    """Number of frames taken from a video file, and the part they are taken from. Defaults are those of Qwen3-VL.
 
     Raises:
         InputError: an unusable `fps`.
@@ -28,17 +28,17 @@ class FrameSampling:
     """
 
     fps: float = 2.0
-    """Frames taken of each second."""
+    """Frames taken per second."""
     min_frames: int = 4
-    """But at least so many, where the file has them."""
+    """Minimum number of frames, if the file has as many."""
     max_frames: int = 768
-    """And at most so many."""
+    """Maximum number of frames."""
     nframes: int | None = None
-    """Exactly so many, whatever the three fields above say."""
+    """Exact number of frames; overrides the three fields above."""
     video_start: float | None = None
-    """From this second on."""
+    """Start of the part, in seconds."""
     video_end: float | None = None
-    """Up to this second."""
+    """End of the part, in seconds."""
 
     def __post_init__(self) -> None:
         if not is_number(self.fps) or not 0 < self.fps < math.inf:
@@ -46,7 +46,7 @@ class FrameSampling:
         for name, least in (("min_frames", 1), ("max_frames", 1), ("nframes", 2)):
             object.__setattr__(self, name, whole_number(getattr(self, name), name, least))
         if self.min_frames > self.max_frames:
-            raise MessageError(f"min_frames ({self.min_frames}) is more than max_frames ({self.max_frames})")
+            raise MessageError(f"min_frames ({self.min_frames}) is greater than max_frames ({self.max_frames})")
         for name in ("video_start", "video_end"):
             second = getattr(self, name)
             if second is not None and not (is_number(second) and 0 <= second < math.inf):
@@ -55,7 +55,7 @@ class FrameSampling:
             raise MessageError(f"video_start ({self.video_start or 0}) must be less than video_end ({self.video_end})")
 
     def asked(self, **options: Any) -> FrameSampling:
-        """With what a request asks for; a bound of the checkpoint that contradicts one of the request gives way."""
+        """A copy with the options of a request, which override contradicting bounds of the checkpoint."""
         if "nframes" in options and "fps" in options:
             raise MessageError("fps and nframes contradict each other: send one of them")
         changed = replace(self, **{name: value for name, value in options.items() if not name.endswith("_frames")})
@@ -69,16 +69,16 @@ class FrameSampling:
         return changed
 
     def indices(self, times: NDArray[np.float64], rate: float, most: int) -> NDArray[np.int64]:
-        """Which frames are taken: the arithmetic of `Qwen3VLVideoProcessor.sample_frames`.
+        """Indices of the frames to take, computed as in `Qwen3VLVideoProcessor.sample_frames`.
 
         Args:
             times: seconds of each frame since the first, ascending.
-            rate: mean frames a second, as the container says.
-            most: never more than these, whatever `min_frames` says.
+            rate: mean frames per second, as stated in the container.
+            most: maximum number of frames; overrides `min_frames`.
 
         Raises:
-            LimitError: `nframes` is over `most`.
-            MessageError: there are not so many frames, or none between `video_start` and `video_end`.
+            LimitError: `nframes` is greater than `most`.
+            MessageError: there are fewer than `nframes` frames, or fewer than 2 in the chosen part.
         """
         first, last = 0, len(times)
         if self.video_start is not None:
@@ -92,7 +92,7 @@ class FrameSampling:
             )
         if self.nframes is not None:
             if self.nframes > most:
-                raise LimitError(f"nframes asks for {self.nframes} frames, over the limit of {most}")
+                raise LimitError(f"nframes asks for {self.nframes} frames, more than the limit of {most}")
             if self.nframes > total:
                 raise MessageError(f"nframes asks for {self.nframes} frames, but there are only {total}")
             count = self.nframes
@@ -105,7 +105,7 @@ DEFAULT_SAMPLING = FrameSampling()
 
 
 def sampling_of(checkpoint: str | Path) -> FrameSampling | None:
-    """What the video processor of a checkpoint is set to; None while the checkpoint is not on this disk.
+    """Settings of the video processor of a checkpoint; None if the checkpoint is not on this machine.
 
     Args:
         checkpoint: a folder, or a hub id that may have been downloaded. Nothing is loaded or fetched.
@@ -123,7 +123,7 @@ def sampling_of(checkpoint: str | Path) -> FrameSampling | None:
             known = {key: settings[key] for key in ("fps", "min_frames", "max_frames") if settings.get(key) is not None}
             return FrameSampling(**known)
         except (OSError, ValueError, AttributeError, TypeError):
-            return None  # damaged: loading the checkpoint will say so
+            return None  # damaged; loading the checkpoint reports it
     return None
 
 

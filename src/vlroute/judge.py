@@ -32,7 +32,7 @@ log = logging.getLogger("vlroute")
 #: What the Instruct model is asked for a caption; the pocket pair is trained on this very prompt.
 CAPTION_PROMPT = "Describe the picture in a few words."
 NO_ARTEFACT = Prediction(p_instruct=0.5, p_thinking=0.5, tokens_instruct=0, tokens_thinking=0, known=0)
-#: A target's price is resolved again after so many answers, or after `HALF_LIFE` seconds: it takes about a millisecond.
+#: The price of a target is recomputed after this many answers or after `HALF_LIFE` seconds; it takes about 1 ms.
 RESOLVE_EVERY = 32
 MediaCaptioner = Callable[[Picture | Video], str]
 CaptionSource = Literal["instruct", "probe"]
@@ -71,11 +71,11 @@ class Judge:
         probe: VisionProbe | None = None,
         shared: bool = True,
     ) -> None:
-        """`captioner`: a callable, or who captions within a request: "instruct", "probe", or None for `probe` where it
-        fits the pair's tower and else Instruct. `shared`: whether both modes run on one machine, see `Pace`.
+        """`captioner`: a callable, "instruct", "probe", or None for the probe if it matches the tower of the pair, else
+        Instruct. `shared`: whether both modes run on one machine, see `Pace`.
 
-        ArtefactError for a target where there is no calibration set to resolve it on, and for "probe" without one.
-        SettingsError for a policy or captioner of another kind.
+        ArtefactError for a target without a calibration set, and for "probe" if there is no probe.
+        SettingsError for any other policy or captioner.
         """
         if not (captioner is None or callable(captioner)) and captioner not in get_args(CaptionSource):
             raise refused("captioner", captioner, "'instruct', 'probe', a callable or None")
@@ -98,7 +98,7 @@ class Judge:
 
     @property
     def target(self) -> Target | None:
-        """What the policy's price is resolved from, if it is."""
+        """The target from which the price of the policy is computed, if any."""
         return self._wish if isinstance(self._wish, Target) else None
 
     @property
@@ -139,10 +139,10 @@ class Judge:
         return target.resolve(frontier) if target else frontier.at(ruling.policy.price)
 
     def _current(self) -> _Ruling:
-        """What decides now. The pace changes while nothing is answered, and a target's price with it."""
+        """The current policy. The pace, and with it the price of a target, also changes while nothing is answered."""
         if isinstance(self._wish, Target) and self._is_old():
             with self._lock:
-                if self._is_old():  # no other thread was first
+                if self._is_old():  # no other thread has done it meanwhile
                     self._resolve_again()
         return self._ruling
 
@@ -196,7 +196,7 @@ class Judge:
         return decision
 
     def _warn_of_price(self, decision: Decision, price: float) -> None:
-        """Once: no gain exceeds 1, so such a threshold keeps every request of this kind away from Thinking."""
+        """Warn once: no gain exceeds 1, so with such a threshold no such request is routed to Thinking."""
         if decision.threshold <= 1 or decision.forced or self._warned_of_price:
             return
         self._warned_of_price = True
@@ -204,7 +204,7 @@ class Judge:
         log.warning(
             "Thinking would need a gain of %.2g, and no gain exceeds 1: the price is %.3g per second and Thinking is "
             "expected to take %.3g s longer. Set a lower price or policy='balanced'; if the seconds are wrong, train "
-            "the router again with records that hold tokens and seconds (said once per router)",
+            "the router again with records that contain tokens and seconds (logged once per router)",
             decision.threshold, price, extra,
         )  # fmt: skip
 

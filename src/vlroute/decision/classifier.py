@@ -74,7 +74,7 @@ class ComplexityClassifier:
 
     @property
     def pair(self) -> PairIdentity | None:
-        """The pair whose answers it learned from; None if the artifact does not say."""
+        """The pair that gave the training answers; None if the artifact does not record it."""
         return PairIdentity.from_card(self.card.get("pair"))
 
     @property

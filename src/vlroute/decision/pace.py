@@ -17,24 +17,24 @@ ASSUMED_PER_TOKEN = 0.02
 ASSUMED_PREFILL = 0.2
 #: Seconds after which half of what recent answers showed is forgotten.
 HALF_LIFE = 30.0
-# How quickly the usual pace follows, in half-lives: in minutes of answers, not in a number of them. Load only makes a
-# machine slower, so answers that are faster than usual count more.
+# Rates at which the usual pace changes, in half-lives: they depend on time, not on the number of answers. Load can
+# only make a machine slower, so faster answers have more weight.
 SLOWER, FASTER = 20, 10
-#: Half-lives after which the usual pace of a mode that is not asked follows the other mode's, on a shared machine.
+#: Half-lives after which a mode without requests follows the usual pace of the other mode, on a shared machine.
 STALE = 4
-#: Half-lives after which a mode that is not asked is believed to be as far from its first pace as the other one is.
+#: Half-lives after which a mode without requests is assumed to be slower than its prior by the factor of the other.
 UNOBSERVED = 20
-#: For the usual pace one answer is at most this many times slower or faster than usual.
+#: For the usual pace, an answer counts as at most this many times slower or faster than usual.
 OUTLIER = 4.0
 _MOST = sys.float_info.max
 
 
 @dataclass(slots=True)
 class _Work:
-    """One kind of work in one mode: moving averages of seconds and of the amount of work; their ratio is the pace.
+    """One kind of work in one mode: moving averages of seconds and of the amount of work; the pace is their ratio.
 
-    `prior`: seconds per unit before anything was observed. `at`: when this mode was last observed. `fresh`: 1 after an
-    observation; lower with each later one of the other mode, if both share a machine.
+    `prior`: seconds per unit before the first observation. `at`: time of the last observation of this mode. `fresh`: 1
+    after an observation; reduced by each later observation of the other mode if both share a machine.
     """
 
     prior: float
@@ -58,16 +58,16 @@ _Kind = dict[Mode, _Work]
 
 
 class Pace:
-    """Expected seconds of prefill and per generated token, for each mode; learns from answers. Thread-safe.
+    """Expected seconds of prefill and per generated token in each mode, updated with each answer. Thread-safe.
 
-    The *recent* pace moves by `weight` of the difference with each answer, so a machine that slows down under load is
-    noticed within about ten answers. The *usual* pace follows much more slowly, over minutes of answers. In each
-    `half_life` without an answer, half of the difference between recent and usual pace is forgotten. So a busy minute
-    does not keep requests away from a mode for good, and a machine that is always slow stays estimated as slow.
+    The *recent* pace is an exponential moving average: each answer moves it by `weight` of the difference, so it reacts
+    to load within about ten answers. The *usual* pace changes much more slowly, over minutes of answers. Without
+    answers, the estimate returns to the usual pace with the given `half_life`. So a busy minute does not keep requests
+    away from a mode permanently, and a machine that is always slow keeps its slow estimate.
 
-    `shared`: both modes run on one machine. Then a slowdown seen in one mode is expected of the other mode too, as far
-    as that one has no answers as new that show otherwise. Two servers have queues of their own: there the estimate of
-    a mode that is not asked returns to its usual pace, whatever the other mode shows.
+    `shared`: both modes run on one machine. A slowdown of one mode then also raises the estimate of the other mode,
+    unless that mode has equally recent answers. If each mode has its own server, and so its own queue, the estimate of
+    a mode without requests returns to its usual pace, independently of the other mode.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class Pace:
     def expected(self, mode: Mode, tokens: float, unread: int | None = None) -> float:
         """Seconds until `mode` has generated `tokens`; always finite. ValueError if tokens is not, or < 0.
 
-        `unread`: number of prompt tokens to read first, where it is known. It counts once reading was observed in
-        either mode; otherwise the mean prefill counts.
+        `unread`: number of prompt tokens to prefill, if known. It is used once a prefill with a token count was
+        observed in either mode; otherwise the mean prefill time is used.
         """
         if not 0 <= tokens < math.inf:
             raise ValueError(f"tokens must be finite and >= 0, not {tokens}")
@@ -114,8 +114,8 @@ class Pace:
     ) -> None:
         """Learn from one answer. ValueError for values < 0 or infinite.
 
-        `read`: number of prompt tokens that the prefill read. An answer of fewer than two tokens says nothing about
-        decoding: its first token belongs to the prefill.
+        `read`: number of prompt tokens that were prefilled. An answer of fewer than two tokens does not change the
+        decoding pace, because its first token belongs to the prefill.
         """
         if mode not in MODES or not 0 <= tokens < math.inf or (read is not None and read < 0):
             raise ValueError(f"expected a mode and tokens >= 0, not {mode!r}, {tokens!r} and {read!r}")
@@ -143,7 +143,7 @@ class Pace:
             that.fresh *= 1 - weight
 
     def _follow(self, own: _Work, that: _Work, seconds: float, amount: float, now: float) -> None:
-        """Move the usual pace towards what was observed, and the other mode's with it as far as it is out of date."""
+        """Move the usual pace towards the observation, and that of the other mode if its own answers are old."""
         usual, gap = own.usual, now - own.at
         if usual:
             like_usual = min(usual * amount, _MOST)
@@ -160,7 +160,7 @@ class Pace:
         that.usual_seconds += share * (like - that.usual_seconds)
 
     def _believed(self, kind: _Kind, mode: Mode, now: float) -> float:
-        """Seconds per unit at the time `now`: the recent pace, as far as it is not forgotten, else the usual one."""
+        """Seconds per unit at time `now`: the recent pace, which decays to the usual pace."""
         own, that = kind[mode], kind[other(mode)]
         slowdown = 1.0
         if self.shared:
@@ -169,11 +169,11 @@ class Pace:
         return left * own.recent + (1 - left) * min(own.usual * slowdown, _MOST)
 
     def _left(self, seconds: float, times: float = 1.0) -> float:
-        """Share that is not forgotten after `seconds`; `times`: how many times more slowly."""
+        """Remaining weight after `seconds`; `times`: multiple of the half-life."""
         return 0.0 if math.isinf(seconds) else 0.5 ** (seconds / (times * self._half_life))
 
     def to_dict(self) -> dict[str, dict[Mode, float]]:
-        """`{"per_token": {mode: s}, "prefill": {mode: s}}` as expected now, ready for JSON."""
+        """`{"per_token": {mode: s}, "prefill": {mode: s}}`, the current estimates, for JSON."""
         with self._lock:
             now = self._clock()
             return {
@@ -194,7 +194,7 @@ def _kind(by_mode: Mapping[Mode, float]) -> _Kind:
 
 
 def _ratio(value: float, to: float) -> float:
-    """How many times `to`; 1 where that is unknown."""
+    """`value / to`; 1 if `to` is 0."""
     return min(value / to, 1e9) if to else 1.0
 
 

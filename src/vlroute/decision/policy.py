@@ -13,7 +13,7 @@ from vlroute.decision.pace import Pace
 from vlroute.modes import MODES, Mode
 
 Stage = Literal["prompt", "prefill", "answer"]
-#: Of one second of waiting, in probability of a right answer.
+#: Price of one second of waiting, in probability of a right answer.
 PRICE = Number(0)
 
 

@@ -100,7 +100,7 @@ class _Writer:
             self._line.append(ticket)
             try:
                 while self._line[0] is not ticket or not self.free:
-                    if cancel is not None and cancel.is_set():  # before: closing the router cancels
+                    if cancel is not None and cancel.is_set():  # first, because closing the router cancels
                         return False
                     if self._closed:
                         raise RouterClosedError
@@ -130,7 +130,7 @@ class _Writer:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if self._thread is not threading.current_thread():  # a listener may close the router
+        if self._thread is not threading.current_thread():  # a callback may close the router
             self._thread.join()
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Checkpoint folders, checked and fingerprinted from their files alone. Needs neither torch nor transformers."""
+"""Checks and fingerprints checkpoint folders by their files only. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlroute.errors import CheckpointError
 from vlroute.modes import Mode
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-#: Each group needs one of its alternatives; an alternative is a set of files that belong together.
+#: Of each group, one alternative must exist; an alternative is a set of files.
 REQUIRED: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("config.json",),),
     (("tokenizer.json",), ("vocab.json", "merges.txt")),
@@ -23,12 +23,12 @@ REQUIRED: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("processor_config.json",), ("preprocessor_config.json",)),
     ((WEIGHTS,), (INDEX,)),
 )
-#: Every other JSON file that transformers reads; it may be absent, but not damaged.
+#: Other JSON files that transformers reads; they may be absent, but not damaged.
 OPTIONAL_JSON = (
     "generation_config.json", "video_preprocessor_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.json",
 )  # fmt: skip
-#: What makes two text models the same size.
+#: Settings that define the size of a text model.
 SIZE_KEYS = (
     "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size",
 )  # fmt: skip
@@ -40,7 +40,7 @@ SAMPLE = 4096  # bytes read at the start, in the middle and at the end of a tens
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """Where one tensor lies: `size` bytes of `file` from `start`."""
+    """Location of one tensor: `size` bytes of `file` from `start`."""
 
     file: Path
     dtype: str
@@ -51,7 +51,7 @@ class TensorPlace:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """One checkpoint folder whose files are all there and readable. Make it with `read`."""
+    """One checkpoint folder whose files exist and can be read. Create it with `read`."""
 
     mode: Mode
     source: str
@@ -64,11 +64,11 @@ class CheckpointFiles:
         """Check the files of `folder`; of the weights only the headers are read.
 
         Args:
-            mode: which mode the checkpoint is to serve; `source`: the name that the user gave. Both for messages.
-            weights: False leaves the weights out, for a checkpoint whose weights are not downloaded yet.
+            mode: the mode of the checkpoint, for messages; `source`: the name that the user gave, for messages.
+            weights: False skips the weights, for a checkpoint whose weights are not downloaded yet.
 
         Raises:
-            CheckpointError: a file is missing, damaged or of another kind of model.
+            CheckpointError: a file is missing or damaged, or belongs to another type of model.
         """
         reader = _Reader(f"the {mode} checkpoint {str(source)!r}", folder)
         reader.require_files(weights)
@@ -89,10 +89,10 @@ class CheckpointFiles:
         return {key: self.config["text_config"].get(key) for key in SIZE_KEYS}
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex characters) that tells these weights from others.
+        """SHA-256 (64 hex characters) that identifies these weights.
 
-        It covers name, dtype and shape of every tensor and up to three samples of its bytes (`SAMPLE` each), so that
-        it takes milliseconds; how the weights are divided into files does not matter.
+        It covers the name, dtype and shape of every tensor and up to three samples of its bytes (`SAMPLE` bytes each),
+        so it takes only milliseconds. It does not depend on how the weights are divided into files.
         """
         digest = hashlib.sha256()
         for name, place in sorted(self.tensors.items()):
@@ -108,7 +108,7 @@ class CheckpointFiles:
 
 
 def local_folder(source: str | Path) -> Path | None:
-    """The folder that `source` names on this machine; None if there is no such folder (a hub id, for example)."""
+    """The local folder that `source` names; None if there is no such folder (for example for a hub id)."""
     folder = Path(os.path.expanduser(source))
     try:
         return folder if folder.is_dir() else None
@@ -117,11 +117,11 @@ def local_folder(source: str | Path) -> Path | None:
 
 
 def check_folders(instruct: str | Path, thinking: str | Path) -> None:
-    """Check, before anything is loaded, what can be seen of two checkpoints that are on this machine.
+    """Check the files of two local checkpoints before anything is loaded.
 
     Raises:
-        CheckpointError: a folder lacks a file, holds a damaged one or another kind of model; or the two are of
-            different sizes or the same checkpoint.
+        CheckpointError: a file is missing or damaged, a model has another type, or the two checkpoints have different
+            sizes or are the same.
     """
     sources: dict[Mode, str | Path] = {"instruct": instruct, "thinking": thinking}
     found = [
@@ -135,7 +135,7 @@ def check_folders(instruct: str | Path, thinking: str | Path) -> None:
 
 
 def check_sizes(instruct: CheckpointFiles, thinking: CheckpointFiles) -> None:
-    """CheckpointError unless both are of one size."""
+    """CheckpointError if the sizes differ."""
     if instruct.size != thinking.size:
         differing = [key for key in SIZE_KEYS if instruct.size[key] != thinking.size[key]]
         here, there = (", ".join(f"{key} {one.size[key]}" for key in differing) for one in (instruct, thinking))
@@ -152,7 +152,7 @@ def check_distinct(instruct: CheckpointFiles, thinking: CheckpointFiles) -> None
 
 
 def same_twice(instruct: str | Path, thinking: str | Path) -> str:
-    """The message for one checkpoint that was given for both modes."""
+    """The message if one checkpoint was given for both modes."""
     return (
         f"instruct {str(instruct)!r} and thinking {str(thinking)!r} are the same checkpoint; pass the Instruct "
         "checkpoint for one and the Thinking checkpoint for the other"
@@ -165,7 +165,7 @@ def pair_fingerprint(instruct: str, thinking: str) -> str:
 
 
 class _Reader:
-    """Reads the files of one folder and says in a CheckpointError what is wrong with them."""
+    """Reads the files of one folder; raises a CheckpointError that says what is wrong with them."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
@@ -184,19 +184,19 @@ class _Reader:
         try:
             value = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{self.name}: {file} is no valid JSON ({error}); {REMEDY}") from error
+            raise CheckpointError(f"{self.name}: {file} is not valid JSON ({error}); {REMEDY}") from error
         if not isinstance(value, dict):
             found = type(value).__name__
-            raise CheckpointError(f"{self.name}: {file} holds a JSON {found}, expected an object; {REMEDY}")
+            raise CheckpointError(f"{self.name}: {file} contains a JSON {found}, expected an object; {REMEDY}")
         return value
 
     def tensors(self) -> dict[str, TensorPlace]:
-        """All tensors by name, from the file or files that transformers would read."""
+        """All tensors by name, from the files that transformers would read."""
         if self._is_there(WEIGHTS):
             return dict(self._header(WEIGHTS))
         where = self.json_object(INDEX).get("weight_map")
         if not isinstance(where, dict) or not all(isinstance(f, str) and Path(f).name == f for f in where.values()):
-            raise CheckpointError(f"{self.name}: {INDEX} does not map tensors to files of the folder; {REMEDY}")
+            raise CheckpointError(f"{self.name}: {INDEX} does not map tensors to files in the folder; {REMEDY}")
         shards = sorted(set(where.values()))
         if absent := [shard for shard in shards if not self._is_there(shard)]:
             count = f"{len(absent)} of {len(shards)} weight files are missing"
@@ -209,7 +209,7 @@ class _Reader:
         return found
 
     def _header(self, file: str) -> Iterator[tuple[str, TensorPlace]]:
-        """The tensors of one safetensors file, which must be as long as its header says."""
+        """The tensors of one safetensors file, whose length must match its header."""
         path = self.folder / file
         try:
             actual = path.stat().st_size
@@ -231,9 +231,9 @@ class _Reader:
         except OSError as error:
             raise CheckpointError(f"{self.name}: cannot read {file} ({error.strerror}); {REMEDY}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CheckpointError(f"{self.name}: {file} is no safetensors file ({error}); {REMEDY}") from error
+            raise CheckpointError(f"{self.name}: {file} is not a safetensors file ({error}); {REMEDY}") from error
         if not places:
-            raise CheckpointError(f"{self.name}: {file} is no safetensors file, or an empty one; {REMEDY}")
+            raise CheckpointError(f"{self.name}: {file} is not a safetensors file, or contains no tensor; {REMEDY}")
         if actual != expected:
             raise CheckpointError(f"{self.name}: {file} has {actual} bytes instead of {expected}; {REMEDY}")
         yield from places.items()

@@ -1,4 +1,4 @@
-"""Are two checkpoints an Instruct and a Thinking one? Answered by their chat templates, tokenizers and processors."""
+"""Checks by templates, tokenizers and processors that two checkpoints are an Instruct and a Thinking checkpoint."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vlroute.engine.thinking import END_THINK, THINK
 from vlroute.errors import CheckpointError
 from vlroute.modes import MODES, Mode
 
-#: Tokens of the chat template, and the names of their ids in config.json where they have one.
+#: Tokens of the chat template, with the key of their id in config.json, if there is one.
 CONTROL_TOKENS = {
     "<|im_start|>": None, "<|im_end|>": None, "<|vision_start|>": "vision_start_token_id",
     "<|vision_end|>": "vision_end_token_id", "<|image_pad|>": "image_token_id", "<|video_pad|>": "video_token_id",
 }  # fmt: skip
-#: Settings that the processors share with the vision tower, by their names in both.
+#: Settings that must be equal in processors and vision tower: name in the processor, name in config.json.
 PATCHES = {
     "patch_size": "patch_size", "merge_size": "spatial_merge_size", "temporal_patch_size": "temporal_patch_size",
 }  # fmt: skip
@@ -26,7 +26,8 @@ def check_kinds(files: Mapping[Mode, CheckpointFiles], processors: Mapping[Mode,
     """Check that Thinking's chat template opens a thought, that Instruct's does not, and that their tokens are equal.
 
     Raises:
-        CheckpointError: they are swapped or of one kind, or a tokenizer, template or processor does not fit its model.
+        CheckpointError: the checkpoints are swapped or of the same kind, or a tokenizer, template or processor does not
+            match its model.
     """
     for mode in MODES:
         _check_processor(files[mode], processors[mode])
@@ -64,7 +65,7 @@ def _opens_thought(files: CheckpointFiles, processor: Any) -> bool:
             processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompted)
             for prompted in (False, True)
         )
-    except Exception as error:  # jinja2's own errors, and whatever the template raises
+    except Exception as error:  # errors of jinja2, and any error that the template raises
         why = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"the chat template of the {files.mode} checkpoint {files.source!r} cannot be used "
@@ -80,7 +81,7 @@ def _opens_thought(files: CheckpointFiles, processor: Any) -> bool:
 
 
 def _control_ids(files: CheckpointFiles, processor: Any, thinks: bool) -> dict[str, int]:
-    """Ids of the control tokens that the tokenizer knows. CheckpointError if one is missing or at another id."""
+    """Ids of the control tokens in the tokenizer. CheckpointError if one is missing or has another id."""
     tokenizer, rows = processor.tokenizer, files.config["text_config"].get("vocab_size")
     found: dict[str, int] = {}
     for token in (*CONTROL_TOKENS, THINK, END_THINK):
@@ -90,14 +91,14 @@ def _control_ids(files: CheckpointFiles, processor: Any, thinks: bool) -> dict[s
     needed = {*CONTROL_TOKENS, *([THINK, END_THINK] if thinks else [])}
     name = f"the tokenizer of the {files.mode} checkpoint {files.source!r}"
     if lacking := sorted(needed - found.keys()):
-        raise CheckpointError(f"{name} does not know {', '.join(lacking)}; {REMEDY}")
+        raise CheckpointError(f"{name} lacks {', '.join(lacking)}; {REMEDY}")
     for token, key in CONTROL_TOKENS.items():
         if key is not None and files.config.get(key, found[token]) != found[token]:
             raise CheckpointError(
                 f"{name} has {token} at {found[token]}, but config.json says {key} {files.config[key]}; {REMEDY}"
             )
     if isinstance(rows, int) and len(tokenizer) > rows:
-        raise CheckpointError(f"{name} has {len(tokenizer)} tokens, the model only {rows}; {REMEDY}")
+        raise CheckpointError(f"{name} has {len(tokenizer)} tokens, but the model has only {rows}; {REMEDY}")
     return found
 
 

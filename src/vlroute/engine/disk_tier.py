@@ -32,7 +32,7 @@ class DiskTier:
     """
 
     def __init__(self, folder: str | Path, budget: int = 2**30) -> None:
-        """SettingsError for a budget below 1 byte; OSError if the folder cannot be made."""
+        """SettingsError for a budget below 1 byte; OSError if the folder cannot be created."""
         self.folder, self.budget = Path(folder), replace(BYTES, low=1).read("budget (bytes)", budget)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()

@@ -32,7 +32,7 @@ _EXTRA = ("top_k", "min_p", "repetition_penalty")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server's address and how to treat it.
+    """Address and settings of a server.
 
     Args:
         base_url: `http(s)://host:port/v1`.
@@ -40,15 +40,15 @@ class Endpoint:
         api_key: sent as a bearer token.
         headers: sent with each request. A callable gets the conversation, so that a proxy can keep it on one replica:
             `lambda conversation: {"x-session-id": conversation.key}`.
-        connect_seconds: until the connection is made.
-        read_seconds: until the first token, retries included.
-        idle_seconds: between two tokens. `read_seconds` holds if it is less.
-        retries: of a request before its first token, with growing pauses.
+        connect_seconds: longest time until the connection is made.
+        read_seconds: longest time until the first token, retries included.
+        idle_seconds: longest time between two tokens; `read_seconds` is used if it is shorter.
+        retries: how often a request is retried before its first token, with growing pauses.
         budget_field: the name under which the server takes a thinking budget in tokens, with dots if it is nested:
             `thinking_budget` (vlroute serve), `thinking_token_budget` (vLLM), `thinking_budget_tokens` (llama.cpp),
             `custom_params.thinking_budget` (SGLang). Without one, budgets are not sent.
-        reasoning: "parsed" if the server has a reasoning parser, "raw" if it sends thoughts as text that `</think>`
-            ends, "auto" to find out from its streams.
+        reasoning: "parsed" if the server has a reasoning parser, "raw" if it sends reasoning as text that ends with
+            `</think>`, "auto" to detect this from its streams.
 
     Raises:
         ValueError: a value is out of range, or of the wrong type.
@@ -96,7 +96,7 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """For logs and records: the model and where it is, without user names, passwords or a query."""
+        """Model and address for logs and records, without user names, passwords or a query."""
         scheme, _, rest = self.base_url.partition("://")
         return f"{self.model} at {scheme}://{re.split('[?#]', rest.rpartition('@')[2])[0]}"
 
@@ -114,7 +114,7 @@ class Endpoint:
             body["temperature"] = 0.0
         extra = {name: settings[name] for name in _EXTRA if settings.get(name) is not None}
         if "repetition_penalty" in extra:
-            extra["repeat_penalty"] = extra["repetition_penalty"]  # llama.cpp knows it by this name only
+            extra["repeat_penalty"] = extra["repetition_penalty"]  # llama.cpp's name
         if (budget := settings.get("thinking_budget")) is not None:
             if self.budget_field:
                 for name in reversed(self.budget_field.split(".")):
@@ -132,7 +132,7 @@ def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # no port
+    except ValueError:  # a port that is not a number
         return False
 
 
@@ -143,7 +143,7 @@ def _warn_of_budget(name: str) -> None:  # once an endpoint
 
 def _message(message: Message) -> dict[str, Any]:
     if all(isinstance(part, str) for part in message.parts):
-        # without this field, published chat templates take what precedes a </think> for reasoning, and drop it
+        # without this field, published chat templates drop the text before a </think> as reasoning
         tagged = message.role == "assistant" and "think>" in message.text
         return {"role": message.role, "content": message.text, **({"reasoning_content": ""} if tagged else {})}
     return {"role": message.role, "content": [_part(part) for part in message.parts]}
@@ -159,7 +159,7 @@ def _part(part: object) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)  # a picture is sent again with every turn
 def _data_uri(picture: Picture) -> str:
-    """Lossless: the server sees the pixels that were checked and captioned here, scaled to the picture's budget."""
+    """A lossless copy of the pixels that were checked and captioned here, scaled to the budget of the picture."""
     image, size, buffer = picture.image, picture.budget.target_size(picture.size), io.BytesIO()
     if size != image.size:
         image = image.resize(size, Image.Resampling.BICUBIC)

@@ -24,7 +24,7 @@ class Generated:
 
 @torch.inference_mode()
 def generate(writing: Writing) -> Generated:
-    """Write one answer in this thread, by the same steps as answers that share forward passes."""
+    """Generate one answer in this thread, with the same steps as answers that share forward passes."""
     began = time.perf_counter()
     row = begin(writing)
     rows = Rows(writing.checkpoint)

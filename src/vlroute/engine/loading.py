@@ -1,4 +1,4 @@
-"""How a pair is to be loaded: device, dtype, attention and quantization, checked without torch."""
+"""Loading options of a pair (device, dtype, attention, quantization), checked without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlroute.errors import SettingsError
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 DEVICE_WORDS = "'auto', 'cpu', 'cuda', 'cuda:1', an index of a CUDA device, 'mps', 'xpu', or a torch.device"
-#: Names of floating-point types; the values are torch's own names.
+#: Accepted names of floating-point types, with their names in torch.
 DTYPES = {
     "auto": "auto", "float32": "float32", "fp32": "float32", "float": "float32", "bfloat16": "bfloat16",
     "bf16": "bfloat16", "float16": "float16", "fp16": "float16", "half": "float16", "float64": "float64",
@@ -19,16 +19,16 @@ DTYPES = {
 }  # fmt: skip
 DTYPE_WORDS = "'auto', 'bfloat16' ('bf16'), 'float16' ('fp16'), 'float32' ('fp32'), 'float64', or such a torch.dtype"
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
-#: Answers that are written at the same time in each mode.
+#: Number of answers that are generated at the same time in each mode.
 ROWS = Whole(1)
 NAMES = ("device", "dtype", "attn_implementation", "quantization")
 
 
 def device_name(device: Any) -> str | None:
-    """The device in torch's words; None for "auto": CUDA where there is one, else the CPU.
+    """Name of the device in torch. None for "auto": CUDA if available, else the CPU.
 
     Raises:
-        SettingsError: no device that torch could have. Whether this machine has it is checked when the pair is loaded.
+        SettingsError: not a device of torch. Whether this machine has it is checked when the pair is loaded.
     """
     if device is None or device == "auto":
         return None
@@ -51,7 +51,7 @@ def device_name(device: Any) -> str | None:
 
 
 def dtype_name(dtype: Any) -> str | None:
-    """The dtype by torch's name, "auto" for the checkpoint's own, None for the device's default. SettingsError."""
+    """Name of the dtype in torch, "auto" (as stored) or None (default of the device). SettingsError for others."""
     if dtype is None:
         return None
     is_torch = type(dtype).__module__ == "torch" and type(dtype).__name__ == "dtype"
@@ -63,7 +63,7 @@ def dtype_name(dtype: Any) -> str | None:
 
 
 def checked_loading(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `engine.pair.load_pair` by name, without those that are None. SettingsError for a wrong one."""
+    """Options of `engine.pair.load_pair`, without those that are None. SettingsError for a wrong option."""
     if unknown := sorted(set(options) - set(NAMES)):
         raise SettingsError(f"unknown loading option {', '.join(unknown)}; expected some of {', '.join(NAMES)}")
     attention, quantization = options.get("attn_implementation"), options.get("quantization")

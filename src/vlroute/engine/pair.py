@@ -36,9 +36,9 @@ from vlroute.modes import MODES, Mode
 
 log = logging.getLogger("vlroute")
 
-#: Fetched and checked before the weights.
+#: Downloaded and checked before the weights.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
-CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors"]  # weights that could run code are never fetched
+CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors"]  # pickle files, which could run code, are never downloaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Checkpoint:
     turn: Turn = field(default_factory=Turn, repr=False)
     """Whoever encodes pictures or, beside others, reads a prompt takes it; the same for both of a pair."""
     generation: Mapping[str, Any] = field(default_factory=dict)
-    """What is supported of its own generation config."""
+    """The supported settings of its generation config."""
 
     @property
     def tokenizer(self) -> Any:
@@ -75,7 +75,7 @@ class Checkpoint:
 class Pair:
     """Both modes, ready to answer. `shared_tower` says whether one tower in memory serves both.
 
-    `fingerprint` (64 hex characters) tells the weights of this pair from those of others.
+    `fingerprint` (64 hex characters) identifies the weights of this pair.
     """
 
     instruct: Checkpoint
@@ -109,7 +109,7 @@ def checkpoint_folder(source: str | Path, patterns: Sequence[str] = CHECKPOINT_F
         patterns: which files to download.
 
     Raises:
-        CheckpointError: neither a folder with a checkpoint nor an id that can be fetched.
+        CheckpointError: neither a folder with a checkpoint nor an id that can be downloaded.
     """
     if (folder := local_folder(source)) is not None:
         if not (folder / "config.json").exists():
@@ -156,7 +156,7 @@ def load_processor(files: CheckpointFiles) -> Any:
     """Tokenizer and processors of a checkpoint. CheckpointError if they cannot be loaded."""
     try:
         return AutoProcessor.from_pretrained(files.folder)
-    except Exception as error:  # transformers and tokenizers raise almost any type for a damaged file
+    except Exception as error:  # for a damaged file, transformers and tokenizers raise many types of errors
         raise _unreadable(files, "tokenizer, chat template or processor", error) from error
 
 
@@ -173,7 +173,7 @@ def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch
     try:
         model, report = kind.from_pretrained(files.folder, config=config, output_loading_info=True, **options)
     except (torch.OutOfMemoryError, MemoryError, ImportError):
-        raise  # of this machine, not of the checkpoint
+        raise  # a fault of this machine, not of the checkpoint
     except Exception as error:  # as above
         raise _unreadable(files, "weights", error) from error
     if report["missing_keys"] and not getattr(model, "is_quantized", False):
@@ -211,7 +211,7 @@ def _hash(value: Any) -> str:
 
 
 def _checked(instruct: str | Path, thinking: str | Path) -> tuple[dict[Mode, CheckpointFiles], dict[Mode, Any]]:
-    """Files and processors of both checkpoints, once both are known to be a pair. Weights are fetched last."""
+    """Files and processors of both checkpoints, checked to be a pair. Weights are downloaded last."""
     sources: dict[Mode, str | Path] = {"instruct": instruct, "thinking": thinking}
     files = {
         mode: CheckpointFiles.read(mode, source, checkpoint_folder(source, SMALL_FILES), weights=False)
@@ -234,21 +234,21 @@ def load_pair(
     attn_implementation: str | None = None,
     quantization: str | Any | None = None,
 ) -> Pair:
-    """Load both checkpoints (folders or hub ids) into this process, an equal tower once.
+    """Load both checkpoints (folders or hub ids) into this process; equal towers are loaded once.
 
     Args:
         device: "cuda", "cuda:1", "cpu", "mps", "xpu", a `torch.device`, or the index of a CUDA device; by default, and
-            with "auto", CUDA where there is one, else the CPU.
-        dtype: a torch dtype or its name ("bfloat16", "bf16", "fp16", …), or "auto" for the one that the checkpoint is
-            stored in; by default bfloat16 on CUDA, else float32.
+            with "auto", CUDA if available, else the CPU.
+        dtype: a torch dtype or its name ("bfloat16", "bf16", "fp16", …), or "auto" for the dtype of the stored
+            checkpoint; by default bfloat16 on CUDA, else float32.
         attn_implementation: as in transformers ("sdpa", "eager", "flash_attention_2").
         quantization: "4bit" or "8bit" (bitsandbytes), "int8" (torchao), or a transformers quantization
-            config. A ready quantised checkpoint (AWQ, GPTQ) needs nothing here.
+            config. AWQ and GPTQ checkpoints do not need this option.
 
     Raises:
         CheckpointError: a checkpoint cannot be found, is damaged or is not Qwen3-VL, or the two are not an Instruct
             and a Thinking checkpoint of one size.
-        SettingsError: an option that cannot be, or a device that this machine does not have.
+        SettingsError: an invalid option, or a device that this machine does not have.
     """
     began = time.perf_counter()
     asked = checked_loading({

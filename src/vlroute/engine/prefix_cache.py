@@ -96,7 +96,7 @@ class PrefixCache:
     """
 
     def __init__(self, budget: int = 256 * MiB) -> None:
-        """A budget in bytes; 0 keeps nothing. SettingsError for another kind of value."""
+        """`budget` in bytes; 0 keeps nothing. SettingsError for any other value."""
         self.budget = BYTES.read("budget (bytes)", budget)
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._index = PrefixIndex()

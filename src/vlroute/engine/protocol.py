@@ -24,9 +24,9 @@ CAPTION_SETTINGS = {"do_sample": False, "max_new_tokens": 24}
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one mode wrote, with its counts of tokens and its seconds per step.
+    """The output of one mode, with token counts and the seconds of each step.
 
-    `cached_tokens` of the prompt were read in an earlier turn. `prompt_tokens` is None where a server did not say.
+    `cached_tokens`: prompt tokens from a prefix cache. `prompt_tokens` is None if a server sent no counts.
     """
 
     text: str
@@ -43,7 +43,7 @@ class Reply:
     encoded: int | None = None
     """Pictures and videos that went through the tower for this request; None where a server does not say."""
     note: str = ""
-    """What a caller should know of an answer that is not as it should be; it becomes part of the decision's reason."""
+    """What is wrong with the answer, if anything; appended to the reason of the decision."""
 
 
 class Asked(Protocol):

@@ -76,7 +76,7 @@ class RemoteEngine:
     def health(self) -> dict[Mode, Health]:
         """Ask both servers which models they serve, and log what is wrong. Takes at most `HEALTH_SECONDS`.
 
-        A server that answers is asked again at once: its breaker is closed.
+        The breaker of a server that answers is closed.
 
         RouterClosedError after `close`.
         """
@@ -108,11 +108,11 @@ class RemoteEngine:
             return
         if shown == "raw" and self.shown.get(mode) != "raw" and self.endpoints[mode].reasoning == "auto":
             name = self.endpoints[mode].name
-            log.info("%s sends thoughts as text; with Endpoint(reasoning='raw') they are passed on at once", name)
+            log.info("%s sends reasoning as text; set Endpoint(reasoning='raw') to stream it without delay", name)
         self.shown[mode] = shown
 
     def close(self) -> None:
-        """Cancel what is being read, and close all connections."""
+        """Cancel all running requests and close all connections."""
         with self._lock:
             if self._closed:
                 return
@@ -141,7 +141,7 @@ class RemoteEngine:
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
         for client in self._clients.values():
             await client.close()
-        await self._loop.shutdown_asyncgens()  # streams that were left
+        await self._loop.shutdown_asyncgens()  # abandoned streams
 
     async def _check(self, mode: Mode) -> Health:
         endpoint, breaker = self.endpoints[mode], self.breakers[mode]
@@ -253,13 +253,13 @@ async def _read(
             )
             async with stream:
                 async for chunk in stream:
-                    if getattr(chunk, "object", None) == "error":  # as older servers have it
+                    if getattr(chunk, "object", None) == "error":  # the name in older servers
                         raise _in_stream(stream, chunk)
                     begun = begun or _has_text_or_end(chunk)
                     put(chunk)
             if begun or attempt == retries:
                 return
-        except Exception as error:  # handed to the thread that waits
+        except Exception as error:  # passed to the waiting thread
             if begun or attempt == retries or not is_temporary(error) or hasattr(error, "status_code"):
                 put(error)
                 return

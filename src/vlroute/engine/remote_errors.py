@@ -1,4 +1,4 @@
-"""What an error of a server, or of the openai package, means for a caller."""
+"""Maps errors of servers and of the openai package to the errors of vlroute."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from vlroute.errors import EndpointError, InputError, ModeUnavailable, VLRouteError
 
-#: The request is at fault, and another server would refuse it, too.
+#: The request is invalid, and every other server would refuse it too.
 _REFUSED = (400, 413, 414, 415, 422, 431)
-#: Such a request may be sent again.
+#: A request with such a status may be retried.
 _TEMPORARY = (408, 409, 425, 499)
-#: Words in the `code` or `type` of an error in a stream, in the order in which they are looked for.
+#: Words in the `code` or `type` of an error in a stream, in search order.
 _WORDS = (
     (401, "apikey|authent|unauthor"),
     (403, "permission|forbidden"),
@@ -23,8 +23,8 @@ _WORDS = (
 
 
 def status(error: Exception) -> int | None:
-    """The HTTP status of an error, or the one its body names: many servers report errors within a stream that began
-    with 200. None if no server answered."""
+    """HTTP status of an error, or the status that its body names: many servers report errors within a stream that began
+    with status 200. None if no server answered."""
     if isinstance(found := getattr(error, "status_code", None), int):
         return found
     body = getattr(error, "body", None)
@@ -43,7 +43,7 @@ def status(error: Exception) -> int | None:
 
 
 def is_overload(error: Exception) -> bool:
-    """Whether a server that is up has too much to do. HTTP status 503 may also come from a proxy without a server."""
+    """Whether a running server is overloaded. Status 503 does not show this: a proxy without a server sends it too."""
     in_stream = getattr(error, "status_code", None) is None
     return (found := status(error)) == 429 or (in_stream and found == 503)
 
@@ -59,18 +59,18 @@ def is_temporary(error: Exception) -> bool:
 
 
 def failure(error: Exception, name: str, begun: bool) -> VLRouteError:
-    """What an error of the openai package means for a caller.
+    """The error of vlroute that corresponds to an error of the openai package.
 
     Args:
         error: the error.
-        name: of the endpoint.
-        begun: whether some of the answer was handed out.
+        name: name of the endpoint.
+        begun: whether a part of the answer was passed on.
     """
     found, said = status(error), _said(error)
     if found in _REFUSED:
         return InputError(f"{name} refuses the request: {said}")
     if found == 429:
-        return ModeUnavailable(f"{name} has too much to do", begun)
+        return ModeUnavailable(f"{name} is overloaded", begun)
     if found is not None and 400 <= found < 500 and found not in _TEMPORARY:
         return EndpointError(f"{name} answers {found}: {said}; check key, model and address")
     what = f"answers {found}" if found else "broke off" if begun else "cannot be reached"

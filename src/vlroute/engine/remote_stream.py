@@ -1,4 +1,4 @@
-"""Reads one stream of an endpoint: chunks to pieces, token counts and seconds; errors to what a caller can do."""
+"""Reads one stream of an endpoint: pieces of text, token counts, seconds, and typed errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlroute.errors import ModeUnavailable
 from vlroute.modes import Mode
 
 POLL_SECONDS = 0.02
-#: How long to wait, once the answer is complete, for the token counts and the end of the stream.
+#: Longest time, in seconds, to wait for token counts and the end of the stream once the answer is complete.
 END_SECONDS = 2.0
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop", "eos_token": "stop", "length": "length", "max_tokens": "length", "content_filter": "content_filter",
@@ -25,10 +25,9 @@ _FAILED = ("error", "abort", "insufficient_system_resource")
 
 
 class RemoteStream:
-    """One stream. The thread that asked reads it from `queue`, which another thread fills with chunks, errors and at
-    last None.
+    """One stream. The requesting thread reads `queue`, which another thread fills with chunks, errors and a final None.
 
-    Token counts are the server's own. Where it sends none, a chunk counts as one token.
+    Token counts are those of the server. If it sends none, each chunk counts as one token.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class RemoteStream:
         return _count(getattr(self._usage, "completion_tokens_details", None), "reasoning_tokens")
 
     def read(self) -> Reply:
-        """Until the answer ends, is cancelled, or reaches a stop string. Errors as of `RemoteRequest.answer`."""
+        """Read until the answer ends, is cancelled, or reaches a stop string. Errors as in `RemoteRequest.answer`."""
         while (chunk := self._next()) is not None:
             if isinstance(chunk, Exception):
                 if self._finish is not None:  # the answer is complete; only its token counts are missing
@@ -87,7 +86,7 @@ class RemoteStream:
             if self._cancel is not None and self._cancel.is_set():
                 return None
             left = max(self._deadline - time.perf_counter(), 0.0)
-            try:  # even if no time is left: a slow listener is not the server's fault
+            try:  # even after the deadline: a slow consumer is not a fault of the server
                 return self.queue.get(timeout=left if self._cancel is None else min(left, POLL_SECONDS))
             except Empty:
                 if left > 0:
@@ -152,7 +151,7 @@ class RemoteStream:
         thought = self._reasoning_tokens
         if thinking and not thought:  # vLLM's deepseek_r1 parser reports 0
             seen, whole = chunks["thinking"], sum(chunks.values())
-            if 2 * whole < total:  # many tokens to a chunk
+            if 2 * whole < total:  # many tokens per chunk
                 seen, whole = len(thinking), len(thinking) + len(text)
             thought = min(max(round(total * seen / whole), 1), max(total - bool(text), 0))
         return Reply(
@@ -173,7 +172,7 @@ class RemoteStream:
 
 
 def first_choice(chunk: Any) -> Any:
-    """The part of a chunk that holds text and the end; None if it has none."""
+    """The part of a chunk that contains the text and the finish reason; None if there is none."""
     choices = getattr(chunk, "choices", None)
     return choices[0] if isinstance(choices, list) and choices else None
 
@@ -184,7 +183,7 @@ def _count(counts: Any, name: str) -> int | None:
 
 
 def _vision_tokens(prompt: Any) -> int:
-    """Of pictures and videos: `image_tokens`, or vLLM's `multimodal_tokens`, a number or one per modality."""
+    """Tokens of pictures and videos: `image_tokens`, or vLLM's `multimodal_tokens`, one number or one per modality."""
     parts = getattr(prompt, "multimodal_tokens", None)
     if isinstance(parts, Mapping):
         return sum(_count(parts, name) or 0 for name in ("image", "video"))

@@ -14,12 +14,12 @@ Pieces = Iterator[tuple[Channel, str]]
 
 
 class RemoteText:
-    """Turns the chunks of a stream into pieces of thinking and of answer, the same ones however the text is cut.
+    """Turns chunks of a stream into pieces of reasoning and answer, independent of how the text is divided.
 
-    A server with a reasoning parser sends reasoning in a field of its own and the answer as content. A server without
-    one sends everything as content, in which `</think>` ends the thought. With "auto" the stream itself shows which of
-    them it is. Until it does, content is held back. If it never does, what earlier streams of the server showed
-    decides. If they showed nothing, content is the answer when the server completed it, and else a cut-off thought.
+    A server with a reasoning parser sends reasoning in a separate field and the answer as content. A server without one
+    sends everything as content, in which `</think>` ends the reasoning. With "auto", content is held back until the
+    stream shows which case applies. If it never does, earlier streams of the server decide. If they showed nothing
+    either, the content is the answer if the server completed it, otherwise truncated reasoning.
     """
 
     def __init__(
@@ -29,30 +29,30 @@ class RemoteText:
         Args:
             thinking: whether the server was asked to think first.
             reasoning: see `Endpoint`.
-            stops: strings that end the answer, but not the thinking.
+            stops: strings that end the answer, but not the reasoning.
             known: what earlier streams of the server showed: "parsed", "raw", or "auto" for nothing.
         """
         self.stop = StopText(stops)
-        self.chunks: dict[Channel, int] = {"thinking": 0, "answer": 0}  # how many brought text
+        self.chunks: dict[Channel, int] = {"thinking": 0, "answer": 0}  # number of chunks with text
         self._said: dict[Channel, list[str]] = {"thinking": [], "answer": []}
         self._trimmed: dict[Channel, Trimmed] = {"thinking": Trimmed(), "answer": Trimmed()}
-        self._raw = thinking and reasoning != "parsed"  # content may contain the thought
+        self._raw = thinking and reasoning != "parsed"  # content may contain the reasoning
         self._undecided: list[str] | None = [] if self._raw and reasoning == "auto" else None  # all content so far
         self._channel: Channel | None = "thinking" if self._raw else "answer"  # of content; None if not known yet
         self.known = known
         self.shown: Reasoning = "auto"  # by this stream
-        self._held: list[str] = []  # content while its channel is not known
+        self._held: list[str] = []  # content whose channel is not known yet
         self._held_chunks = 0
         self._tags = ThinkTags(thought=self._raw)
         if self._undecided is not None:
             self._channel = None
 
     def text(self, channel: Channel) -> str:
-        """All pieces of one channel, joined."""
+        """The joined pieces of one channel."""
         return "".join(self._said[channel])
 
     def push(self, reasoning: str, content: str) -> Pieces:
-        """Take in one chunk. Either part may be empty."""
+        """Process one chunk. Either part may be empty."""
         if reasoning:
             self.shown = "parsed"
             yield from self.parsed()
@@ -68,7 +68,7 @@ class RemoteText:
             yield from self._take(self._tags.push(content))
 
     def parsed(self) -> Pieces:
-        """Take note that the server has a reasoning parser, so that content is the answer."""
+        """Record that the server has a reasoning parser, so that content is the answer."""
         if not self._raw:
             return
         self._raw = False
@@ -81,16 +81,16 @@ class RemoteText:
             self._channel, self._tags = "answer", ThinkTags(thought=False)
 
     def flush(self, complete: bool) -> Pieces:
-        """What was held back.
+        """The pieces that were held back.
 
         Args:
-            complete: whether the server says that its answer is complete.
+            complete: whether the server reports a complete answer.
         """
         yield from self._take(self._tags.flush())
         if self._undecided is not None and (self.known == "parsed" or (complete and self.known == "auto")):
             yield from self.parsed()
             yield from self._take(self._tags.flush())
-        if self._channel is None:  # a thought that was cut off, or an answer that begins with the word <think>
+        if self._channel is None:  # truncated reasoning, or an answer that begins with the word <think>
             yield from self._release("answer" if self._undecided is None else "thinking")
         if rest := self.stop.flush():
             self._said["answer"].append(rest)
@@ -110,7 +110,7 @@ class RemoteText:
                     self._held.append(item)
                 else:
                     yield from self._say(self._channel, item)
-            elif self._undecided is not None and self._tags.empty:  # a thought that begins with <think>
+            elif self._undecided is not None and self._tags.empty:  # reasoning that begins with <think>
                 self._undecided = None
                 yield from self._release("thinking")
             elif self._channel == "answer":  # an answer that begins with <think>

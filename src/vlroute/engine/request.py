@@ -203,7 +203,7 @@ class Request:
 
 
 def _room(checkpoint: Checkpoint, prompt: Prompt) -> int:
-    """Tokens that the model's context has left for the output. LimitError if there is none."""
+    """Tokens that remain in the model's context for the output. LimitError if there is none."""
     most: int = checkpoint.model.config.text_config.max_position_embeddings
     if prompt.length >= most:
         raise LimitError(

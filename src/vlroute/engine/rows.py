@@ -17,7 +17,7 @@ from vlroute.engine.pair import Checkpoint
 from vlroute.engine.prompt import Prompt
 from vlroute.engine.sampling import Sampler
 
-#: The argument of transformers that takes keys and values; older releases call it `past_key_values`.
+#: Name of the argument of transformers for the KV cache; older releases call it `past_key_values`.
 CACHE = "cache" if "cache" in signature(Qwen3VLForConditionalGeneration.forward).parameters else "past_key_values"
 #: Told each token id; true ends the answer there.
 OnToken = Callable[[int], bool | None]

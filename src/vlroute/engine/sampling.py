@@ -58,7 +58,7 @@ class Sampler:
         ends: Any = settings.get("eos_token_id")
         #: Ids that end the output.
         self.ends: frozenset[int] = frozenset(ends if isinstance(ends, list) else [ends])
-        #: What is written where every token is excluded: it ends the output, unless nothing may.
+        #: The token used if all tokens are excluded: it ends the output unless `eos_token_id` is -1.
         self.last_resort = max(self.ends) if max(self.ends) >= 0 else int(checkpoint.tokenizer.eos_token_id)
         self.control = OutputControl(
             checkpoint.tokenizer, checkpoint.mode == "thinking", self.ends, settings.get("thinking_budget")
@@ -80,7 +80,7 @@ class Sampler:
         if (forced := self.control.forced()) is not None:
             return forced
         scores = self.processors(ids, self.control.mask(logits.to(torch.float32, copy=True)))
-        if self.excludes and bool((scores == -torch.inf).all()):  # nothing may be written any more
+        if self.excludes and bool((scores == -torch.inf).all()):  # all tokens are excluded
             return self.control.chosen(self.last_resort)
         if not self.draws:
             return self.control.chosen(int(scores.argmax(-1)))
@@ -90,7 +90,7 @@ class Sampler:
 def _processors(
     settings: Mapping[str, Any], prompt_length: int, ends: list[int], device: torch.device
 ) -> Iterator[LogitsProcessor]:
-    """What changes scores whether or not a token is drawn, in the order of transformers' `generate`."""
+    """Processors for greedy answers and for sampling, in the order of transformers' `generate`."""
     if bias := settings.get("sequence_bias"):
         yield SequenceBiasLogitsProcessor(bias)
     if (penalty := settings.get("repetition_penalty", 1.0)) != 1.0:
@@ -108,7 +108,7 @@ def _processors(
 
 
 def _warpers(settings: Mapping[str, Any], device: torch.device) -> Iterator[LogitsProcessor]:
-    """What shapes a draw, in the order of transformers' `generate`."""
+    """Processors for sampling only, in the order of transformers' `generate`."""
     if (temperature := settings.get("temperature", 1.0)) != 1.0:
         yield TemperatureLogitsWarper(temperature)
     if top_k := settings.get("top_k"):

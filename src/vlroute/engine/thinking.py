@@ -1,4 +1,4 @@
-"""Reasoning and answer: told apart by token id, and kept complete while they are generated."""
+"""Separates reasoning and answer by token id, and keeps both complete while they are generated."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vlroute.engine.stop_text import StopText
 from vlroute.engine.trimmed import Trimmed
 
 THINK, END_THINK = "<think>", "</think>"
-#: How a thought is closed where the model does not close it: as Qwen's chat templates write a past thought.
+#: Text that closes the reasoning if the model does not: as Qwen's chat templates write past reasoning.
 CLOSING = f"\n{END_THINK}\n\n"
 
 
 class Decoder:
-    """Decodes token ids one at a time; text is held back while its last character is incomplete.
+    """Decodes token ids one at a time, and holds text back while its last character is incomplete.
 
-    (tokenizers' own DecodeStream raises on bytes that never form a character, which a sampling model may generate.)
+    tokenizers' DecodeStream is not used: it raises on bytes that form no character, which sampling may generate.
     """
 
     #: With this many tokens pending, the first of them cannot belong to one unfinished character (4 bytes at most).
@@ -33,7 +33,7 @@ class Decoder:
         self._start = self._end = 0
 
     def push(self, token: int) -> str:
-        """Text that `token` completes."""
+        """The text that `token` completes."""
         if token in self._special:
             return ""
         self._ids.append(token)
@@ -44,11 +44,11 @@ class Decoder:
         return self._release(self._boundary())
 
     def flush(self) -> str:
-        """Text of the tokens still held back; bytes that form no character become U+FFFD."""
+        """The text of the tokens that were held back; bytes that form no character become U+FFFD."""
         return self._release(len(self._ids))
 
     def _boundary(self) -> int:
-        """An index near the end at which no character is cut in two."""
+        """An index near the end that does not split a character."""
         most = len(self._ids)
         whole = self._decode(self._end, most)
         candidates = range(most - 3, most)
@@ -89,7 +89,7 @@ class Splitter:
         return {channel: "".join(pieces) for channel, pieces in self._pieces.items()}
 
     def push(self, token: int) -> Iterator[tuple[Channel, str]]:
-        """Pieces of text that `token` completes."""
+        """The pieces of text that `token` completes."""
         if self.channel == "thinking":
             self.thinking_tokens += 1
             if token == self.end_id:
@@ -102,12 +102,12 @@ class Splitter:
         yield from self._emit(self.decoder.push(token))
 
     def flush(self) -> Iterator[tuple[Channel, str]]:
-        """What was held back: an unfinished character, or the beginning of a stop string."""
+        """The text that was held back: an incomplete character or the beginning of a stop string."""
         yield from self._emit(self.decoder.flush())
         yield from self._kept(self.stop.flush())
 
     def _begin(self) -> None:
-        # a decoder of its own for each channel: no half character crosses the border
+        # one decoder per channel, so that no incomplete character moves from one channel to the other
         self.decoder, self.trimmed = Decoder(self.tokenizer), Trimmed()
 
     def _emit(self, text: str) -> Iterator[tuple[Channel, str]]:
@@ -121,15 +121,15 @@ class Splitter:
 
 
 class OutputControl:
-    """Forbids and forces tokens so that every output is complete. One object per answer, told each token in order.
+    """Forbids and forces tokens so that every output is complete. One object per answer.
 
-    * A thought is closed exactly once: by the model, after `budget` tokens, or in place of an end token that comes
-      before `</think>`. Afterwards the model cannot generate `<think>` or `</think>` again.
-    * An answer does not end before it holds visible text: an empty answer would look like success.
+    * The reasoning is closed exactly once: by the model, after `budget` tokens, or instead of an end token before
+      `</think>`. Afterwards, `<think>` and `</think>` cannot be generated again.
+    * An answer does not end before it contains visible text, because an empty answer would look like success.
     """
 
     def __init__(self, tokenizer: Any, thinking: bool, ends: frozenset[int], budget: int | None = None) -> None:
-        """`ends`: ids that end the output. `budget`: tokens of thinking; None: no bound.
+        """`ends`: ids that end the output. `budget`: maximum number of reasoning tokens; None: no maximum.
 
         ValueError for a negative budget.
         """
@@ -143,13 +143,13 @@ class OutputControl:
         self._forced = deque[int]()
 
     def forced(self) -> int | None:
-        """The id that must come next, if only one may."""
+        """The id of the next token if it is forced, else None."""
         if self._thinking and not self._forced and self._count == self._budget:
             self._close()
         return self._told(self._forced.popleft()) if self._forced else None
 
     def mask(self, scores: torch.Tensor) -> torch.Tensor:
-        """Exclude, in place, ids that must not come next. `scores`: `[1, vocabulary]`."""
+        """Exclude, in place, ids that are not allowed next. `scores`: `[1, vocabulary]`."""
         if not self._thinking:
             scores[:, self._tags] = -torch.inf
             if self._blank:
@@ -157,8 +157,8 @@ class OutputControl:
         return scores
 
     def chosen(self, token: int) -> int:
-        """Take the model's choice; gives the id that stands in the output, which is another one where the model would
-        end a thought without an answer."""
+        """Process the id that the model chose; returns the id for the output. They differ if the model would end the
+        reasoning without an answer."""
         if self._thinking and token in self._ends:
             self._close()
             token = self._forced.popleft()
@@ -167,7 +167,7 @@ class OutputControl:
     def _close(self) -> None:
         closing = self._tokenizer(CLOSING, add_special_tokens=False)["input_ids"]
         if self._last is not None and self._text(self._last).endswith("\n"):
-            closing = closing[closing.index(self._tags[1]) :]  # the line break is there already
+            closing = closing[closing.index(self._tags[1]) :]  # the text ends with a line break already
         self._forced.extend(closing)
 
     def _told(self, token: int) -> int:

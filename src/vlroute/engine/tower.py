@@ -26,7 +26,7 @@ SHAPE_KEYS = (
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():  # as transformers: one file before several
+    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():  # transformers prefers a single file
         return [folder / WEIGHTS]
     names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
     return [folder / name for name in sorted(set(names))]

@@ -8,10 +8,10 @@ class Trimmed:
 
     def __init__(self) -> None:
         self._begun = False
-        self._held: list[str] = []  # white space that is passed on if text follows
+        self._held: list[str] = []  # white space, passed on only if text follows
 
     def push(self, piece: str) -> str:
-        """The part of the text so far that can be passed on now."""
+        """The part of the text that can be passed on now."""
         if not self._begun:
             piece = piece.lstrip()
         kept = piece.rstrip()

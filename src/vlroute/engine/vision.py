@@ -56,18 +56,18 @@ def _process(checkpoint: Checkpoint, pictures: Sequence[Picture], videos: Sequen
 
 
 def _batched(processor: Any, kind: str, items: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, torch.Tensor]:
-    """Tensors of all items, each an input with its keyword arguments: one call of the processor for equal arguments."""
+    """Tensors of all items (input, keyword arguments). Items with equal arguments share one call of the processor."""
     found = []
     for arguments, group in itertools.groupby(items, key=lambda item: item[1]):
         inputs = [item for item, _ in group]
-        if kind == "videos":  # else transformers guesses the layout of each, and warns
+        if kind == "videos":  # otherwise transformers guesses the layout and warns
             arguments = {**arguments, "video_metadata": [{"total_num_frames": len(frames)} for frames in inputs]}
         found.append(processor(**{kind: inputs}, return_tensors="pt", **arguments))
     return {name: torch.cat([one[name] for one in found]) for name in found[0]}
 
 
 def _image_arguments(processor: Any, picture: Picture) -> tuple[Image.Image, dict[str, Any]]:
-    """What the image processor is given, and how: as plain transformers is asked for the same size."""
+    """Input and keyword arguments of the image processor, as in plain transformers for the same size."""
     size = picture.budget.exact_size(processor.patch_size * processor.merge_size)
     if size is not None:
         return picture.image.resize(size, Image.Resampling.BICUBIC), {"do_resize": False}
@@ -75,7 +75,7 @@ def _image_arguments(processor: Any, picture: Picture) -> tuple[Image.Image, dic
 
 
 def _video_arguments(processor: Any, video: Video) -> tuple[list[Image.Image], dict[str, Any]]:
-    """As `_image_arguments`. Without the layout a frame 3 pixels high would be taken for one channel first."""
+    """As `_image_arguments`, for videos. Without the layout, a frame of height 3 would be read as channels first."""
     how: dict[str, Any] = {"do_sample_frames": False, "input_data_format": "channels_last"}
     frames = list(video.frames)
     size = video.budget.exact_size(processor.patch_size * processor.merge_size)
@@ -85,22 +85,22 @@ def _video_arguments(processor: Any, video: Video) -> tuple[list[Image.Image], d
 
 
 def _size(processor: Any, bounds: Callable[[int, int], tuple[int, int]]) -> dict[str, Any]:
-    """The argument `size` where it differs from the processor's own."""
+    """The argument `size`, if it differs from that of the processor."""
     own = (processor.size["shortest_edge"], processor.size["longest_edge"])
     asked = bounds(*own)
     return {} if asked == own else {"size": {"shortest_edge": asked[0], "longest_edge": asked[1]}}
 
 
 def _check_tokens(checkpoint: Checkpoint, pixels: dict[str, torch.Tensor]) -> None:
-    """LimitError for what no prompt has room for, before the tower spends its time on it."""
+    """LimitError if the tokens do not fit into any prompt; checked before the tower runs."""
     most = checkpoint.model.config.text_config.max_position_embeddings
     for name, kind in (("image_grid_thw", "picture"), ("video_grid_thw", "video")):
         if name in pixels:
             tokens = int(pixels[name].prod(-1).max()) // checkpoint.processor.image_processor.merge_size**2
             if tokens >= most:
                 raise LimitError(
-                    f"a {kind} has {tokens} tokens, the model reads at most {most - 1}; send it smaller, or ask for "
-                    "fewer pixels by max_pixels"
+                    f"a {kind} has {tokens} tokens, but the model reads at most {most - 1}; send it smaller, or set "
+                    "max_pixels"
                 )
 
 

@@ -79,7 +79,7 @@ class VisionCache:
     """
 
     def __init__(self, budget: int = 256 * MiB, host_budget: int = 0, disk: DiskTier | None = None) -> None:
-        """Budgets in bytes; 0 keeps nothing beyond the requests that run. SettingsError for another kind of value."""
+        """Budgets in bytes; 0 keeps nothing longer than the running requests. SettingsError for any other value."""
         self.budget = BYTES.read("budget (bytes)", budget)
         self.host_budget = BYTES.read("host_budget (bytes)", host_budget)
         if not isinstance(disk, DiskTier | None):
