@@ -20,7 +20,7 @@ class Limits:
     max_pixels: int = 2**26
     """Width x height of one picture or of one frame (64 Mi: every phone camera up to 64 megapixels)."""
     max_scaled_pixels: int = 2**25
-    """Width x height, of a video times frames, to which a request may have a picture or video scaled for the model.
+    """Width x height (x frames of a video) to which a request may scale a picture or video for the model.
     Qwen3-VL's own processor stops at 2**24 for a picture and at 25 million for a video."""
     max_aspect_ratio: int = 200
     """Longer side over shorter side; Qwen3-VL's processor refuses more than 200."""
@@ -60,9 +60,9 @@ class Limits:
             raise LimitError(f"{name}: {width}x{height} is longer than {self.max_aspect_ratio}:1; crop it")
 
     def check_scaled(self, pixels: int, name: str) -> None:
-        """LimitError if the model is to see more than `max_scaled_pixels`; `name` says by which field."""
+        """LimitError if `pixels` is greater than `max_scaled_pixels`; `name`: the field that asks for them."""
         if pixels > self.max_scaled_pixels:
-            raise LimitError(f"{name} asks for {pixels} pixels, over the limit of {self.max_scaled_pixels}")
+            raise LimitError(f"{name} asks for {pixels} pixels, more than the limit of {self.max_scaled_pixels}")
 
 
 DEFAULT_LIMITS = Limits()

@@ -58,7 +58,7 @@ class Picture:
     image: Image.Image = field(repr=False, compare=False)
     """Mode RGB. Not to be changed in place: `digest` would no longer fit."""
     budget: PixelBudget = field(default=OWN_SIZE, repr=False, compare=False)
-    """How large the model sees it; `image` keeps its size."""
+    """Size for the model; `image` keeps its own size."""
     digest: str = field(init=False)
     """SHA-256 over kind, width, height, RGB bytes and budget; 64 hex characters."""
 
@@ -83,7 +83,7 @@ class Video:
     times: tuple[float, ...] = field(repr=False, compare=False)
     """Seconds since the start, strictly increasing, never negative."""
     budget: PixelBudget = field(default=OWN_SIZE, repr=False, compare=False)
-    """How large the model sees it; `frames` keep their size."""
+    """Size for the model; `frames` keep their own size."""
     digest: str = field(init=False)
     """SHA-256 over kind, frame count, width, height, times, RGB bytes and budget; 64 hex characters."""
 
@@ -145,7 +145,7 @@ def load_picture(
     budget.check(limits)
     name = _name(source)
     if channel_axis is not None and not isinstance(source, np.ndarray):
-        raise UnreadableMediaError(f"channel_axis is for numpy arrays, not for {name}; leave it out")
+        raise UnreadableMediaError(f"channel_axis applies to numpy arrays only, not to {name}; leave it out")
     if isinstance(source, Picture):
         return source if budget in (OWN_SIZE, source.budget) else replace(source, budget=budget)
     with _decoding(name):
@@ -174,16 +174,16 @@ def load_video(
         source: a video file (path, data URI, bytes or open file; needs `vlroute[video]`), a list or tuple of frames,
             an array `[n, h, w, c]`, a tuple `(frames, times)`, or a `Video`.
         limits: checked before frames are decoded; a file is sampled more thinly rather than over `limits.max_frames`.
-        fps: frames a second; of a file how many are taken, instead of `sampling.fps`; of a list or array how far its
-            frames lie apart (2 if absent).
-        sampling: which frames of a file are taken.
+        fps: frames per second. For a file: how many are taken, instead of `sampling.fps`. For a list or array: its
+            frame rate (2 if absent).
+        sampling: how frames of a file are chosen.
         budget: how large the model sees it.
         channel_axis: the axis of an array that holds the channels, if it is not the last one.
 
     Raises:
         LimitError: it is over `limits`.
         UnreadableMediaError: it cannot be read or decoded.
-        InputError: an unusable `fps`, or frames asked for that are not there.
+        InputError: an invalid `fps`, or a request for frames that do not exist.
     """
     if fps is not None:
         sampling = replace(sampling, fps=fps)
@@ -215,7 +215,7 @@ def load_video(
 
 
 def is_encoded(source: object) -> TypeGuard[Encoded]:
-    """Whether `source` holds or names the bytes of a file."""
+    """Whether `source` contains or names the bytes of a file."""
     return isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or is_open_file(source)
 
 
@@ -248,20 +248,20 @@ def _join_frames(
 
 def _opened(data: bytes, name: str) -> Image.Image:
     """The picture file in `data`, not decoded yet."""
-    Image.init()  # fills Image.OPEN, which an older Pillow or a lean build holds fewer formats in
+    Image.init()  # fills Image.OPEN; older or minimal builds of Pillow have fewer formats
     formats = [known for known in _FORMATS if known in Image.OPEN]
     try:
         return Image.open(io.BytesIO(without_metadata(data)), formats=formats)
     except UnidentifiedImageError as error:
         kind = _foreign(data)
-        why = f"it is {kind}, an unknown format here" if kind else "it is damaged or of an unknown format"
+        why = f"it is {kind}, which is not supported" if kind else "it is damaged or of an unknown format"
         raise UnreadableMediaError(
             f"{name} cannot be decoded: {why}; convert it to one of {', '.join(formats)}"
         ) from error
 
 
 def _foreign(data: bytes) -> str | None:
-    """The name of a well-known format that is not read."""
+    """The name of a well-known format that is not supported."""
     if data[4:8] == b"ftyp":
         return "HEIC" if data[8:11] in (b"hei", b"hev", b"mif", b"msf") else "a video (pass it as one)"
     if _SVG.match(data[:4096].removeprefix(b"\xef\xbb\xbf")):

@@ -1,4 +1,4 @@
-"""Fields of messages and of their parts: each one is obeyed, changes nothing, or is refused by its name."""
+"""Fields of messages and of their parts: each is obeyed, accepted without effect, or refused by name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ VIDEO = (
     "fps", "nframes", "num_frames", "min_frames", "max_frames", "video_start", "video_end", "sample_fps",
     "min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width", "channel_axis",
 )  # fmt: skip
-#: Hints to the caches of other servers.
+#: Cache hints for other servers.
 _WITHOUT_EFFECT = ("type", "cache_control")
 _MESSAGE = ("role", "content", "name", "id", "images")
-#: What servers add to an answer and clients send back with it.
+#: Fields that servers add to answers and that clients send back.
 _ANSWER = (
     "refusal", "reasoning", "reasoning_content", "reasoning_details", "thinking", "thinking_blocks", "annotations",
     "parsed", "provider_specific_fields", "status",
@@ -26,7 +26,7 @@ _TOOLS = ("tool_calls", "tool_call_id", "function_call")
 
 
 def known_fields(given: Mapping[Any, Any], where: str, known: Iterable[str]) -> dict[str, Any]:
-    """The fields that hold something. None is absent. MessageError for a field that is not known."""
+    """The fields that are not None. MessageError for an unknown field."""
     fields = {}
     for name, value in given.items():
         if value is None or name in _WITHOUT_EFFECT:
@@ -38,14 +38,14 @@ def known_fields(given: Mapping[Any, Any], where: str, known: Iterable[str]) -> 
 
 
 def message_fields(message: Mapping[Any, Any]) -> dict[str, Any]:
-    """The fields of a message that hold something; besides its content empty lists, dicts and texts hold nothing.
+    """The fields of a message that have a value; empty lists, dicts and strings (except the content) count as absent.
 
-    MessageError for a field that is not known, and for one that vlroute cannot obey.
+    MessageError for an unknown field, and for a field that vlroute cannot obey.
     """
     filled = {name: value for name, value in message.items() if name == "content" or not _is_empty(value)}
     for name in _TOOLS:
         if name in filled:
-            raise MessageError(f"{name} is not supported: vlroute calls no tools; leave tool calls and results out")
+            raise MessageError(f"{name} is not supported; leave tool calls and results out")
     role = str(filled.get("role"))[:40]
     known = (*_MESSAGE, *_ANSWER) if role == "assistant" else _MESSAGE
     fields = known_fields(filled, f"a message of the role {role!r}", known)
@@ -56,9 +56,9 @@ def message_fields(message: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def nested_fields(part: Mapping[Any, Any], key: str, known: Iterable[str]) -> dict[str, Any]:
-    """The fields of a part in OpenAI's form, `{"type": key, key: {"url": …}}`: options may stand in it or beside it.
+    """The fields of a part in OpenAI's form, `{"type": key, key: {"url": …}}`. Options may be in either object.
 
-    MessageError for a field that is not known, or that stands in both places with different values.
+    MessageError for an unknown field, and for a field with different values in both objects.
     """
     where = f"a part of type {part['type']!r}"
     fields = known_fields(part, where, (key, *known))
@@ -67,7 +67,7 @@ def nested_fields(part: Mapping[Any, Any], key: str, known: Iterable[str]) -> di
         fields[key] = inside.pop("url", None)
         for name, value in inside.items():
             if name in fields and fields[name] != value:
-                raise MessageError(f"{where} holds {name} twice, with different values; send it once")
+                raise MessageError(f"{where} contains {name} twice, with different values; send it once")
             fields[name] = value
     return fields
 

@@ -1,4 +1,4 @@
-"""What to know before a router learnt from these records is used: one sentence each, none if all is well."""
+"""Warnings about a router trained on these records: one sentence each, none if there is no problem."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FEW = 200
 
 
 def of_records(records: Sequence[Record], together: Together) -> list[str]:
-    """What the records themselves cannot teach."""
+    """Warnings about the records themselves."""
     found = []
     if len(records) < FEW:
         found.append(f"Only {len(records)} records: the figures are uncertain; a thousand records are better")
     if len({record.prompt.strip() for record in records}) == 1:
-        remedy = "; if the requests in use have this prompt too, train with --together record"
+        remedy = "; if all requests in production have this prompt, train with --together record"
         found.append(
-            "All prompts are equal: only captions can tell the requests apart" + (remedy if together == "text" else "")
+            "All prompts are equal: only captions distinguish the requests" + (remedy if together == "text" else "")
         )
     return found + _of_labels(records)
 
@@ -36,7 +36,7 @@ def _of_labels(records: Sequence[Record]) -> list[str]:
     right = {mode: np.asarray([float(o.correct) for o in outcomes(records, mode)]) for mode in MODES}
     gain = right["thinking"] - right["instruct"]
     found = [
-        f"{mode.capitalize()} {_always(values[0])} on every record: the labels of this mode are all of one kind"
+        f"{mode.capitalize()} {_always(values[0])} on every record: all labels of this mode are equal"
         for mode, values in right.items()
         if np.ptp(values) == 0
     ]
@@ -45,7 +45,7 @@ def _of_labels(records: Sequence[Record]) -> list[str]:
         found.append(f"{better}: there is nothing to learn about which mode to choose")
     elif gain.max() <= 0 or gain.min() >= 0:
         best = _better(-1.0 if gain.max() <= 0 else 1.0)
-        found.append(f"{best} is at least as good as the other mode on every record: no record teaches the opposite")
+        found.append(f"{best} is at least as good as the other mode on every record: no record shows the opposite")
     return found
 
 
@@ -58,7 +58,7 @@ def _better(gain: float) -> str:
 
 
 def of_result(evaluation: Evaluation) -> list[str]:
-    """Whether the out-of-fold figures speak for the router."""
+    """Warnings about the out-of-fold figures."""
     found = []
     area = evaluation.figures["area over random"]
     if area.value is not None and area.interval is not None and area.interval[0] <= 0 <= area.interval[1]:
@@ -81,7 +81,7 @@ def of_result(evaluation: Evaluation) -> list[str]:
 
 
 def of_routing(predictions: Sequence[Prediction], calibration: CalibrationSet, pace: Pace, price: float) -> list[str]:
-    """Whether a mode gets no request at all, at the default price, at `price`, and at each preset."""
+    """Warnings if a mode gets no request at the default price, at `price`, or at any preset."""
     found = []
     for one in dict.fromkeys((Policy().price, price)):
         decisions = [Policy(price=one).decide(prediction, pace) for prediction in predictions]
@@ -95,8 +95,8 @@ def of_routing(predictions: Sequence[Prediction], calibration: CalibrationSet, p
             if mode == "instruct":
                 why = f": a gain of at least {needed:.2g} is needed, the highest is {highest:.2g}"
             found.append(
-                f"At {name} of {one:g} no record is routed to {other(mode).capitalize()}{why}. Another price or a "
-                "preset (policy='balanced') may do"
+                f"At {name} of {one:g} no record is routed to {other(mode).capitalize()}{why}. Try another price or "
+                "a preset (policy='balanced')"
             )
     frontier = Frontier(calibration, pace, Policy().min_known, Policy().unsure_mode)
     shares = {Target(preset=preset).resolve(frontier).thinking_share for preset in PRESETS}

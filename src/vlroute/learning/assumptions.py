@@ -1,4 +1,4 @@
-"""What stands in for tokens and seconds that the records do not hold."""
+"""Assumed tokens and seconds, for records that lack them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ASSUMED_TOKENS: dict[Mode, float] = {"instruct": 40.0, "thinking": 90.0}
 
 @dataclass(frozen=True, slots=True)
 class Assumed:
-    """Figures of an answer in the modes for which no record holds them; empty where nothing was assumed.
+    """Assumed figures of an answer, for modes without recorded figures; empty if nothing was assumed.
 
     `tokens`: generated tokens. `seconds`: prefill and seconds per token.
     """
@@ -28,15 +28,14 @@ class Assumed:
 
 
 def known_tokens(records: Sequence[Record], mode: Mode) -> list[int]:
-    """Tokens of the answers in `mode`, where they are recorded."""
+    """Recorded tokens of the answers in `mode`."""
     return [o.tokens for o in outcomes(records, mode) if o.tokens is not None]
 
 
 def mean_tokens(records: Sequence[Record]) -> dict[Mode, float]:
-    """Mean tokens of an answer in each mode; what is assumed where no record holds them.
+    """Mean tokens of an answer in each mode; assumed values if no record contains tokens.
 
-    If only the other mode is known, Thinking is taken to write at least as many times more than Instruct as in
-    `ASSUMED_TOKENS`.
+    If only one mode has tokens, the ratio of Thinking to Instruct is assumed to be at least that of `ASSUMED_TOKENS`.
     """
     means = {mode: float(np.mean(known)) for mode in MODES if (known := known_tokens(records, mode))}
     found: dict[Mode, float] = {}
@@ -52,16 +51,16 @@ def mean_tokens(records: Sequence[Record]) -> dict[Mode, float]:
 
 
 def timed(records: Sequence[Record], mode: Mode) -> int:
-    """How many records hold the seconds of `mode`."""
+    """Number of records with the seconds of `mode`."""
     return sum(o.seconds is not None for o in outcomes(records, mode))
 
 
 def measured_pace(records: Sequence[Record], mode: Mode) -> tuple[float, float] | None:
-    """Prefill and seconds per token of `mode` as the records show them; None if they hold no seconds of it.
+    """Prefill and seconds per token of `mode`, estimated from the records; None if they contain no seconds of it.
 
-    Decoding is what `seconds` leaves after `prefill_seconds`. Where prefill was not timed, a line is laid through
-    (tokens, seconds): its slope is the time per token, its start the prefill. Where tokens are unknown, an answer of
-    `mean_tokens` is taken to need the mean seconds.
+    Decoding takes `seconds` minus `prefill_seconds`. If prefill was not timed, a line is fitted to (tokens, seconds):
+    the slope is the time per token, the intercept is the prefill. If tokens are unknown, an answer of `mean_tokens` is
+    assumed to take the mean seconds.
     """
     every = [o for o in outcomes(records, mode) if o.seconds is not None]
     counted = [o for o in every if o.tokens]
@@ -81,20 +80,20 @@ def measured_pace(records: Sequence[Record], mode: Mode) -> tuple[float, float] 
         return float(first[known].mean()), per_token
     spread = written.var()
     slope = float(((written - written.mean()) * seconds).mean() / spread) if spread else 0.0
-    # neither part can be negative, whatever noise says
+    # noise must not make either part negative
     per_token = min(max(0.0, slope), float(seconds.sum() / written.sum()))
     return max(0.0, float(seconds.mean() - per_token * written.mean())), per_token
 
 
 def paces(records: Sequence[Record]) -> dict[Mode, tuple[float, float]]:
-    """Prefill and seconds per token of each mode. A mode without seconds is as fast as the other one, as both are
-    models of one size on one machine; without any seconds the assumed values hold."""
+    """Prefill and seconds per token of each mode. A mode without seconds gets the pace of the other one, because both
+    models have one size and run on one machine; without any seconds, the assumed values are used."""
     measured = {mode: measured_pace(records, mode) for mode in MODES}
     return {mode: measured[mode] or measured[other(mode)] or (ASSUMED_PREFILL, ASSUMED_PER_TOKEN) for mode in MODES}
 
 
 def assumed(records: Sequence[Record]) -> Assumed:
-    """What `mean_tokens` and `paces` had to assume."""
+    """The values that `mean_tokens` and `paces` assume."""
     tokens, pace = mean_tokens(records), paces(records)
     return Assumed(
         {mode: round(tokens[mode], 1) for mode in MODES if not known_tokens(records, mode)},
@@ -103,7 +102,7 @@ def assumed(records: Sequence[Record]) -> Assumed:
 
 
 def note(records: Sequence[Record]) -> str:
-    """Whether tokens and seconds are measured, and what is assumed where they are not: one to three sentences."""
+    """One to three sentences that say which tokens and seconds are measured and which are assumed."""
     found, tokens, pace = assumed(records), mean_tokens(records), paces(records)
     if not found.seconds:
         parts = [f"Seconds are measured{_share(records, [timed(records, mode) for mode in MODES])}."]

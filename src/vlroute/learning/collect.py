@@ -78,11 +78,11 @@ def collect(
         generation: settings for both modes, over the router's; without any, each checkpoint's own.
         limit: stop after so many rows of the data set.
         answers: a `.jsonl` file for what the modes said, to check the judge by.
-        strict: end at the first row that fails, or line of `out` that cannot be read, instead of passing over it.
+        strict: stop at the first row that fails or line of `out` that cannot be read, instead of skipping it.
 
     Raises:
         SettingsError: a generation setting that is unknown or has an impossible value.
-        OutputError: a file cannot be written; before anything else.
+        OutputError: a file cannot be written; checked first.
         InputError: the source cannot be read, the settings differ from those `out` was begun with, or every row
             failed (already when the first 20 did).
         CheckpointError: a checkpoint cannot be loaded.
@@ -256,7 +256,7 @@ def _begin(out: Path, settings: dict[str, Any], strict: bool, console: Console) 
     write_records(out, [], append=True)  # mends a last line that a kill tore
     skipped = Skipped()
     done = {record.id for record in read_records(out, skipped=None if strict else skipped)}
-    if skipped.count:  # their rows are answered again
+    if skipped.count:  # the rows of these lines are answered again
         console.print(f"warning: {skipped}", style="yellow", markup=False, soft_wrap=True)
     return done
 

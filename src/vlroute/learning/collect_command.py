@@ -134,5 +134,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="generation setting; may be repeated")
     add("--limit", type=int, help="only the first rows")
     add("--answers", type=Path, help=".jsonl file for what the modes said, to check the judge by")
-    add("--strict", action="store_true", help="end at the first row or line that cannot be used; default: pass over it")
+    add("--strict", action="store_true", help="stop at the first row or line that cannot be used; default: skip it")
     return parser

@@ -64,13 +64,12 @@ def read_oof(path: str | Path, records: Sequence[Record], *, skipped: Skipped | 
     Args:
         path: the file.
         records: those to find.
-        skipped: collects lines that cannot be used, which are then left out; as many records may then lack a line and
-            get NaN. Without it they raise.
+        skipped: collects lines that cannot be used. These lines are left out, and the same number of records may lack a
+            line and get NaN. Without `skipped`, such lines raise.
 
     Raises:
-        InputError: the file cannot be read, or records have no line. Without `skipped` also, naming file and line, for
-            a line that is not `{"id": …, "p_instruct": …, "p_thinking": …}` with probabilities, and an id that comes
-            twice.
+        InputError: the file cannot be read, or a record has no line. Without `skipped`, also if a line is not `{"id":
+            …, "p_instruct": …, "p_thinking": …}` with probabilities, or repeats an id; the error names file and line.
     """
     path = Path(path)
     found: dict[str, tuple[float, float]] = {}

@@ -74,7 +74,7 @@ def assess(
     records where they were timed, as a running router follows it; else the router's own. `together`: "text" if
     records of equal prompt and caption depend on each other (the same question several times): intervals then count
     them as one draw; "record" if each was drawn alone.
-    `strict`: a line that cannot be used is an error; otherwise it is skipped and counted.
+    `strict`: raise an error for a line that cannot be used, instead of skipping and counting it.
     InputError for files that cannot be used or hold no record; ArtefactError for a router that cannot be used, or has
     nothing to resolve a preset on; ValueError for an impossible price.
     """
@@ -115,7 +115,7 @@ def as_page(found: Assessment, router: str | Path) -> str:
         *(f"> **{warning}.**" for warning in found.warnings),
         f"{found.evaluation.records} records from {files}; router `{Path(router).name}`, "
         f"{wished}price {found.policy.price:.4g}. Seconds are {seconds}."
-        + (f" Lines skipped, as they could not be used: {found.skipped}." if found.skipped else ""),
+        + (f" Skipped lines that could not be used: {found.skipped}." if found.skipped else ""),
         *sections(found.evaluation, found.families),
     ]
     return "\n\n".join(parts) + "\n"

@@ -84,6 +84,6 @@ def _joined(choice: Choice, design: Design, length: Sequence[LengthHead]) -> Hea
 
 
 def measure_pace(records: Sequence[Record]) -> Pace:
-    """Seconds per token and of prefill as the records show them, see `assumptions`."""
+    """Seconds per token and of prefill, estimated from the records; see `assumptions`."""
     found = paces(records)
     return Pace({mode: found[mode][1] for mode in MODES}, {mode: found[mode][0] for mode in MODES})

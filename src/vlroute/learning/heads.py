@@ -21,7 +21,7 @@ USUAL = STRENGTHS.index(0.3)
 ERRORS = 2.0  # another strength must be better than the usual one by so many standard errors
 #: Strengths of the token heads' L2 penalty to choose from.
 PENALTIES = (1.0, 5.0, 25.0)
-#: With fewer known lengths a mode is taken to write the same for every request.
+#: With fewer known lengths, all answers of a mode are assumed to have the same length.
 MIN_LENGTHS = 20
 
 Matrix = Any  # csr or float64 `[m, columns]`

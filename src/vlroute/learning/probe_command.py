@@ -46,7 +46,7 @@ def learn_probe(
 
     A row is used if it has one picture or video, and a record of the same id with a caption: what `collect` wrote of
     this source. Each picture goes once through the tower; nothing is generated. `columns`: as `collect`'s.
-    `strict`: a row or a line of `records` that cannot be read is an error; otherwise it is passed over and counted.
+    `strict`: raise an error for a row or a line of `records` that cannot be read, instead of skipping and counting it.
 
     Raises:
         InputError: the files cannot be read, or too few rows can be used.

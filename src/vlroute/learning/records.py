@@ -81,7 +81,7 @@ class Record:
 
 @dataclass(slots=True)
 class Skipped:
-    """Lines that could not be used: how many, and file, line and reason of the first."""
+    """Lines that could not be used: their number, and file, line and reason of the first ones."""
 
     count: int = 0
     reasons: list[str] = field(default_factory=list)
@@ -111,11 +111,11 @@ def read_records(*paths: str | Path, skipped: Skipped | None = None) -> Iterator
 
     Args:
         paths: the files.
-        skipped: collects the lines that cannot be used, which are then left out. Without it they raise.
+        skipped: collects lines that cannot be used and are left out. Without it, such lines raise.
 
     Raises:
-        InputError: a file cannot be read or is cut off. Without `skipped` also, naming file and line, a line that is
-            in neither form, or whose id came before.
+        InputError: a file cannot be read or is truncated. Without `skipped`, also if a line is in neither form or
+            repeats an id; the error names file and line.
     """
     first_seen: dict[str, str] = {}
     for path in map(Path, paths):
@@ -140,9 +140,9 @@ def read_records(*paths: str | Path, skipped: Skipped | None = None) -> Iterator
 
 
 def read_all(paths: Iterable[str | Path], *, strict: bool, console: Console) -> tuple[list[Record], Skipped]:
-    """All records of the files, and the lines that were left out, which the `console` is told.
+    """All records of the files, and the skipped lines, which are also printed on `console`.
 
-    InputError as of `read_records`, with `strict` also for the first line that cannot be used; and if nothing is left.
+    InputError as in `read_records`; with `strict`, also for the first unusable line; also if no record is left.
     """
     skipped = Skipped()
     with console.status("reading records"):
@@ -150,7 +150,7 @@ def read_all(paths: Iterable[str | Path], *, strict: bool, console: Console) -> 
     names = ", ".join(map(str, paths))
     if not records:
         why = f"; {skipped}" if skipped.count else ""
-        raise InputError(f"{names}: no records that can be used; expected at least one JSON object a line{why}")
+        raise InputError(f"{names}: no records that can be used; expected one JSON object per line{why}")
     if skipped.count:
         console.print(f"warning: {skipped}", style="yellow", markup=False, soft_wrap=True)
     return records, skipped

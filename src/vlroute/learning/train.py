@@ -63,20 +63,20 @@ def train(
 ) -> Evaluation:
     """Learn a router from record files and write it with its `report.md` into the folder `out`.
 
-    The `console` and the report also say what speaks against using the router: labels of one kind, a ranking no better
-    than chance, a mode that no request is routed to.
+    Warnings are printed on `console` and written into the report: equal labels, a ranking no better than chance, a mode
+    that gets no request.
 
     `price` is only for the routed rows of the report: the artefact serves any price. `oof`: a file for each
     record's out-of-fold p_instruct and p_thinking, means over the seeds. `seeds`: see `default_seeds`. `together`:
     what shares a fold, see `design.folds_of`. `encoder`: a text encoder by name or folder, see `load_text_encoder`;
     None: words only. `cache`: a folder that keeps its vectors for the next run. `candidate`: the
     only one to consider. `jobs`: processes at the same time, see
-    `cross_fit`. `pair`: the pair that answered, as `name` of `Router.from_pretrained`,
-    where the records do not say; the artifact records it, so that a router over another pair can warn. `strict`: a
-    line that cannot be used is an error; otherwise it is skipped and counted. Deterministic but for the date.
+    `cross_fit`. `pair`: the pair that gave the answers, as `name` of `Router.from_pretrained`, if the records do not
+    name it; the artifact records it, so that a router over another pair can warn. `strict`: raise an error for a line
+    that cannot be used, instead of skipping and counting it. Deterministic except for the date.
 
     Raises:
-        OutputError: `out`, `oof` or `cache` cannot be written; before anything is read.
+        OutputError: `out`, `oof` or `cache` cannot be written; checked before anything is read.
         InputError: the records cannot be used or are fewer than 50, or a setting is out of range.
     """
     console = console or Console()
@@ -142,16 +142,16 @@ def train(
 
 
 def _answered(records: Sequence[Record], console: Console) -> PairIdentity | None:
-    """The pair that the records name, if it is one."""
+    """The pair that the records name, if all name the same one."""
     named = {PairIdentity(record.pair, record.fingerprint or None) for record in records if record.pair}
     if len(named) > 1:
         several = ", ".join(sorted(map(str, named)))
-        console.print(f"warning: the records are of several pairs: {several}", style="yellow", markup=False)
+        console.print(f"warning: the records come from several pairs: {several}", style="yellow", markup=False)
     return named.pop() if len(named) == 1 else None
 
 
 def _said(console: Console, warnings: list[str]) -> list[str]:
-    """`warnings`, after the console has shown them."""
+    """Print `warnings` on the console, and return them."""
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     return warnings
