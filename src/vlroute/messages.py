@@ -142,8 +142,8 @@ class Conversation:
     def template(self) -> list[dict[str, Any]]:
         """What `processor.apply_chat_template` takes: slots for pictures and videos, no pixels.
 
-        Past answers carry an empty `reasoning_content`: where it is missing, published templates look for tags in the
-        answer and cut it there.
+        Past answers have an empty `reasoning_content`. Without it, published templates search the answer for tags and
+        cut it there.
         """
         return [
             {
@@ -169,7 +169,7 @@ def parse(
     `images`: one source for `load_picture` or a list of them. `videos`: one source for `load_video` or a list
     of them; a list made only of pictures, arrays or bytes is one video, frame by frame (docs/messages.md has
     the rule). Both go before the text of the last user message, pictures first. `history`: earlier messages.
-    `sampling`: called where a video file is met, for which of its frames are taken unless its part says otherwise.
+    `sampling`: called for each video file; returns the frame sampling, which options of a part override.
     Raises `MessageError`, `LimitError` or `UnreadableMediaError`; all are `InputError`.
     """
     loader = _Loader(limits, sampling)
@@ -209,16 +209,16 @@ class _Loader:
         arguments = _with_budget(options or {})
         if "num_frames" in arguments:
             if "nframes" in arguments:
-                raise MessageError("num_frames and nframes mean the same: send one of them")
+                raise MessageError("num_frames and nframes have the same meaning: send one of them")
             arguments["nframes"] = arguments.pop("num_frames")
         loading = {name: arguments.pop(name) for name in ("budget", "channel_axis") if name in arguments}
         if not is_encoded(source):
             return load_video(source, self.limits, _spacing(source, arguments), **loading)
         if "sample_fps" in arguments:
-            raise MessageError("sample_fps says how far the frames of a list lie apart; for a video file send fps")
+            raise MessageError("sample_fps is the frame rate of a list of frames; for a video file send fps")
         least = whole_number(arguments.get("min_frames"), "min_frames")
         if least is not None and least > self.limits.max_frames:
-            raise LimitError(f"min_frames asks for {least} frames, over the limit of {self.limits.max_frames}")
+            raise LimitError(f"min_frames asks for {least} frames, more than the limit of {self.limits.max_frames}")
         return load_video(source, self.limits, sampling=self.sampling().asked(**arguments), **loading)
 
     def message(self, message: Message | Mapping[str, Any]) -> Message:
@@ -242,7 +242,7 @@ class _Loader:
         parts: tuple[Part, ...] = tuple(self.part(part) for part in content)
         if "refusal" in fields:
             if any(parts):
-                raise MessageError("refusal and content contradict each other: an answer is one of them")
+                raise MessageError("refusal and content are both given: send one of them")
             parts = (fields["refusal"],)
         texts = [part for part in parts if isinstance(part, str)]
         if role == "assistant":
@@ -256,7 +256,7 @@ class _Loader:
         return Message("system" if role == "developer" else role, parts)  # type: ignore[arg-type]
 
     def _ollama_images(self, images: object) -> list[Picture]:
-        """Pictures beside a text, as Ollama's clients send them: in base64."""
+        """Pictures in base64 next to a text, as Ollama's clients send them."""
         if not isinstance(images, list | tuple) or not all(isinstance(image, str | bytes) for image in images):
             raise MessageError("images of a message must be a list of pictures in base64")
         return [self.picture(self._base64(image, "images", self.limits.max_bytes)) for image in images]
@@ -284,7 +284,7 @@ class _Loader:
         raise MessageError(f"unknown part (type {str(kind)[:40]!r}); known: text, image_url, image, video_url, video")
 
     def _source(self, fields: dict[str, Any], kind: str, most: int) -> Any:
-        """Takes the source of a picture or video out of the fields of a part in the form of transformers."""
+        """Remove and return the source of a picture or video from a part in the form of transformers."""
         given = [name for name in (kind, *_SOURCES) if name in fields]
         if len(given) != 1:
             raise MessageError(f"a part of type {kind!r} must hold one of {kind}, {', '.join(_SOURCES)}; got {given}")
@@ -302,7 +302,7 @@ class _Loader:
 
 
 def _with_budget(options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` with those that say how large the model sees a picture or video in one value."""
+    """`options` with those for the size of a picture or video combined into one value."""
     arguments = dict(options)
     if sizes := {name: arguments.pop(name) for name in BUDGET if name in arguments}:
         arguments["budget"] = PixelBudget(**sizes)
@@ -310,19 +310,19 @@ def _with_budget(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spacing(source: VideoSource, options: Mapping[str, Any]) -> float | None:
-    """Frames a second of a video that is sent as frames. MessageError for options that choose frames of a file."""
+    """Frame rate of a video that is sent as frames. MessageError for options that choose frames of a file."""
     if wrong := sorted(set(options) - {"fps", "sample_fps"}):
-        raise MessageError(f"{wrong[0]} chooses frames of a video file, but this video is sent as frames; leave it out")
+        raise MessageError(f"{wrong[0]} applies to video files, but this video is sent as frames; leave it out")
     if options and (isinstance(source, Video) or is_timed(source)):
         raise MessageError(f"{min(options)} has no effect on a video that is sent with its times; leave it out")
     if len(options) > 1:
-        raise MessageError("fps and sample_fps mean the same for a list of frames: send one of them")
+        raise MessageError("fps and sample_fps have the same meaning for a list of frames: send one of them")
     return next(iter(options.values()), None)
 
 
 def _text(fields: Mapping[str, Any], where: str, key: str) -> str:
     if not isinstance(fields.get(key), str):
-        raise MessageError(f"{where} must hold a str as {key!r}")
+        raise MessageError(f"{where} must contain a str as {key!r}")
     return str(fields[key])
 
 

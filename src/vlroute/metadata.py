@@ -1,4 +1,4 @@
-"""Picture files without their metadata: what is broken there must not make a good picture unreadable."""
+"""Removes metadata from picture files, so that damaged metadata does not make a picture unreadable."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 import zlib
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-#: Chunks that decide the pixels. Text, color profiles and animation control are left out, and so is what Pillow
-#: would refuse the whole file for.
+#: Chunks that determine the pixels. All others are removed: text, color profiles, animation control, and chunks
+#: for which Pillow would refuse the whole file.
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _JPEG = b"\xff\xd8"
 _FILL = re.compile(rb"\xff+")
 
 
 def without_metadata(data: bytes) -> bytes:
-    """`data` with the pixels and the EXIF orientation of a PNG or JPEG file only; other formats as they are."""
+    """`data` of a PNG or JPEG file with its pixels and EXIF orientation only; other formats unchanged."""
     if data.startswith(_PNG):
         return _PNG + b"".join(_png_chunks(data))
     if data.startswith(_JPEG):
@@ -32,8 +32,8 @@ def _png_chunks(data: bytes) -> list[bytes]:
             color_type = body[9]
         elif kind == b"PLTE":
             colors = len(body) // 3
-        wanted = kind in _PNG_PIXELS or end > len(data)  # a truncated chunk is left to the decoder
-        if kind == b"tRNS":  # of another size it is ignored, as in libpng
+        wanted = kind in _PNG_PIXELS or end > len(data)  # the decoder reports a truncated chunk
+        if kind == b"tRNS":  # ignored if it has another size, as in libpng
             wanted = {0: len(body) == 2, 2: len(body) == 6, 3: 0 < len(body) <= colors}.get(color_type, False)
         if kind in (b"tRNS", b"eXIf"):
             wanted = (wanted or kind == b"eXIf") and data[end - 4 : end] == zlib.crc32(kind + body).to_bytes(4, "big")
@@ -44,8 +44,8 @@ def _png_chunks(data: bytes) -> list[bytes]:
 
 
 def _jpeg_segments(data: bytes) -> list[bytes]:
-    """All that is no application data or comment; of application data the EXIF and XMP segments (orientation) and
-    complete JFIF and Adobe segments (color space)."""
+    """All segments except application data and comments; of application data, the EXIF and XMP segments (orientation)
+    and complete JFIF and Adobe segments (color space)."""
     kept: list[bytes] = []
     at = len(_JPEG)
     while fill := _FILL.match(data, at):

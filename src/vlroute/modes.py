@@ -8,7 +8,7 @@ from vlroute.errors import InputError
 
 Mode = Literal["instruct", "thinking"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-#: What a caller may ask for; "auto" lets the router decide, as None does.
+#: Accepted values of `mode=`; "auto" lets the router decide, as None does.
 ModeChoice = Literal["auto", "instruct", "thinking"]
 
 

@@ -1,4 +1,4 @@
-"""Which pair an answer, a record or a router artefact belongs to."""
+"""Identifies the pair of an answer, a record or a router artefact."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ STEM = re.compile(r"(?P<stem>.+)-instruct", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class PairIdentity:
-    """A pair by its name and, where its weights are at hand, the fingerprint of both checkpoints.
+    """Name of a pair and, if its weights are on this machine, the fingerprint of both checkpoints.
 
-    `name`: of the hub ("Qwen/Qwen3-VL-2B"), or that of a folder, without the path.
+    `name`: the hub name ("Qwen/Qwen3-VL-2B") or the name of a folder, without its path.
     `fingerprint`: see `CheckpointFiles.fingerprint`.
     """
 
@@ -26,7 +26,7 @@ class PairIdentity:
     fingerprint: str | None = None
 
     def differs(self, other: PairIdentity) -> bool:
-        """Whether they are surely two pairs: by fingerprint, else by their hub names. Folder names prove nothing."""
+        """Whether the pairs certainly differ: by fingerprint, else by hub name. Folder names are not compared."""
         if self.fingerprint and other.fingerprint:
             return self.fingerprint != other.fingerprint
         return "/" in self.name and "/" in other.name and self.name.casefold() != other.name.casefold()
@@ -35,12 +35,12 @@ class PairIdentity:
         return f"{self.name} (fingerprint {self.fingerprint[:12]}…)" if self.fingerprint else self.name
 
     def as_card(self) -> dict[str, Any]:
-        """As it stands in the card of a router artefact."""
+        """The entry in the card of a router artefact."""
         return {"name": self.name, "fingerprint": self.fingerprint}
 
     @classmethod
     def from_card(cls, card: Any) -> PairIdentity | None:
-        """What `as_card` gave; None where an artefact does not say. ValueError for anything else."""
+        """The inverse of `as_card`; None if the artefact has no entry. ValueError for any other value."""
         if card is None:
             return None
         if not isinstance(card, Mapping) or not isinstance(card.get("name"), str):
@@ -66,7 +66,7 @@ def pair_name(instruct: str | Path, thinking: str | Path) -> str:
 
 
 def common_name(instruct: str, thinking: str) -> str:
-    """What "…-Instruct" and "…-Thinking" have in common, else both names."""
+    """The common part of "…-Instruct" and "…-Thinking", else both names."""
     stem = STEM.fullmatch(instruct)
     if stem and thinking.casefold() == f"{stem['stem']}-thinking".casefold():
         return stem["stem"]

@@ -35,7 +35,7 @@ def resolve_pair(
 
     Raises:
         ValueError: a name together with `instruct` or `thinking`, or only one of these two.
-        CheckpointError: a name that stands for no pair, a folder that is not there or holds no pair, or one
+        CheckpointError: a name that does not stand for a pair, a missing folder, a folder without a pair, or one
             checkpoint given twice.
     """
     if (instruct is None) != (thinking is None) or (name is not None and instruct is not None):
@@ -68,7 +68,7 @@ def _two(instruct: Source, thinking: Source) -> tuple[Source, Source]:
 
 
 def _checkpoint(mode: str, source: Source) -> Source:
-    """A folder as it is; a hub id without a slash at its end."""
+    """A folder unchanged; a hub id without a trailing slash."""
     if str(source) and local_folder(source) is not None:
         return source
     return _hub_id(source, f"{mode}=", "a folder, or a hub id such as 'Qwen/Qwen3-VL-2B-Instruct'")
@@ -78,19 +78,19 @@ def _pair_folder(folder: Path, router: Source | None) -> tuple[Source, Source, S
     absent = [mode for mode in ("instruct", "thinking") if local_folder(folder / mode) is None]
     if absent and (folder / "config.json").exists():
         raise CheckpointError(
-            f"{str(folder)!r} holds one checkpoint, but a pair has two; pass instruct= and thinking=, or {EXAMPLE}"
+            f"{str(folder)!r} contains one checkpoint, but a pair has two; pass instruct= and thinking=, or {EXAMPLE}"
         )
     if absent:
-        raise CheckpointError(f"{str(folder)!r} holds no folder {' and no folder '.join(absent)}; pass {EXAMPLE}")
+        raise CheckpointError(f"{str(folder)!r} contains no folder {' and no folder '.join(absent)}; pass {EXAMPLE}")
     if router is None and local_folder(folder / "router") is not None:
         router = folder / "router"
     return folder / "instruct", folder / "thinking", router
 
 
 def _stem(name: Source) -> str:
-    """The common part of both hub ids that `name` stands for."""
+    """The common part of the two hub ids that `name` stands for."""
     stem = str(name).rstrip("/")
-    if local_folder(f"{stem}-Instruct") is not None:  # beside `…-Thinking`, as downloads to folders lie
+    if local_folder(f"{stem}-Instruct") is not None:  # next to `…-Thinking`, as after a download into folders
         return stem
     stem = _hub_id(name, "the pair", EXAMPLE)
     if qwen := QWEN.fullmatch(stem):

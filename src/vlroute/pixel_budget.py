@@ -1,4 +1,4 @@
-"""How large the model sees a picture or video: what a request may ask of the checkpoint's own processor."""
+"""The size of a picture or video for the model, as a request can set it for the processor of the checkpoint."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _NAMES = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized
 
 @dataclass(frozen=True, slots=True)
 class PixelBudget:
-    """To which size a picture, or each frame of a video, is scaled before the model sees it.
+    """The size to which a picture, or each frame of a video, is scaled for the model.
 
-    Without any field the checkpoint's own processor decides. Names as in qwen-vl-utils and the OpenAI API.
+    Without any field, the checkpoint's own processor chooses the size. Names as in qwen-vl-utils and the OpenAI API.
 
     Raises:
         MessageError: a value is wrong, or two contradict each other; the message names the field.
     """
 
     min_pixels: int | None = None
-    """Least width x height. Instead of the processor's own bound, also if that is larger."""
+    """Minimum width x height; replaces the minimum of the processor."""
     max_pixels: int | None = None
-    """Greatest width x height. Instead of the processor's own bound, also if that is smaller."""
+    """Maximum width x height; replaces the maximum of the processor."""
     total_pixels: int | None = None
-    """Greatest width x height x frames of a video."""
+    """Maximum width x height x frames of a video."""
     resized_height: int | None = None
-    """Exact height, rounded to whole patches; together with `resized_width` and without the bounds above."""
+    """Exact height, rounded to whole patches; requires `resized_width` and excludes the bounds above."""
     resized_width: int | None = None
     """Exact width, rounded to whole patches."""
     detail: Literal["auto", "low", "high", "original"] | None = None
-    """"low": at most 512 x 512 pixels, within the processor's own bounds. All others: as large as these bounds allow,
-    which is what the processor does by itself; stored as None."""
+    """"low": at most 512 x 512 pixels, within the processor's own bounds. All others: the size that the processor
+    chooses by itself; stored as None."""
 
     def __post_init__(self) -> None:
         if self.detail not in (None, "auto", "low", "high", "original"):
@@ -53,14 +53,14 @@ class PixelBudget:
         if (bounds and self.resized_height is not None) or (self.detail and len(bounds) > 1):
             raise MessageError(f"{' and '.join(given)} contradict each other: send only one kind of size")
         if self.min_pixels is not None and self.min_pixels > (self.max_pixels or math.inf):
-            raise MessageError(f"min_pixels ({self.min_pixels}) is more than max_pixels ({self.max_pixels})")
+            raise MessageError(f"min_pixels ({self.min_pixels}) is greater than max_pixels ({self.max_pixels})")
 
     def check(self, limits: Limits, frames: int = 1) -> None:
-        """Check what is asked for one picture, or for a video of so many frames.
+        """Check this budget for one picture, or for a video of `frames` frames.
 
         Raises:
-            LimitError: it is over `limits.max_scaled_pixels` or `limits.max_aspect_ratio`.
-            MessageError: `total_pixels` is less than the frames need by `min_pixels`.
+            LimitError: the size exceeds `limits.max_scaled_pixels` or `limits.max_aspect_ratio`.
+            MessageError: `total_pixels` is less than `min_pixels` x `frames`.
         """
         for name in ("min_pixels", "max_pixels"):
             limits.check_scaled((getattr(self, name) or 0) * (frames if name == "min_pixels" else 1), name)
@@ -74,8 +74,8 @@ class PixelBudget:
     def bounds(self, least: int, most: int, frames: int | None = None) -> tuple[int, int]:
         """Bounds for width x height of a picture, or for width x height x frames of a video.
 
-        `least` and `most` are those of the checkpoint's processor. For a video `most` holds for all frames together,
-        also beside `max_pixels`; `total_pixels` replaces it.
+        `least` and `most` are the bounds of the checkpoint's processor. For a video, `most` applies to all frames
+        together, even with `max_pixels`; `total_pixels` replaces it.
         """
         each = frames or 1
         if self.detail == "low":
@@ -84,12 +84,12 @@ class PixelBudget:
         high = most if self.total_pixels is None else self.total_pixels
         if self.max_pixels is not None:
             high = self.max_pixels if frames is None else min(high, self.max_pixels * frames)
-        if low > high:  # the processor's own bound gives way
+        if low > high:  # the request overrides the bound of the processor
             low, high = (high, high) if self.min_pixels is None else (low, low)
         return low, high
 
     def exact_size(self, factor: int) -> tuple[int, int] | None:
-        """(width, height) in whole patches of `factor` pixels, where a size is asked for."""
+        """(width, height) in whole patches of `factor` pixels, if an exact size is set."""
         if self.resized_height is None or self.resized_width is None:
             return None
         sides = (self.resized_width, self.resized_height)
@@ -97,7 +97,7 @@ class PixelBudget:
         return width, height
 
     def target_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) of a picture of `size` within this budget, for a server that is sent no budget."""
+        """(width, height) of a picture of `size` within this budget, for a server that receives no budget."""
         if exact := self.exact_size(_FACTOR):
             return exact
         low, high = self.bounds(1, 2**63)
@@ -111,7 +111,7 @@ class PixelBudget:
         return width, height
 
     def tag(self) -> bytes:
-        """What tells it from other budgets in a digest; empty without any field."""
+        """Bytes that identify this budget in a digest; empty without any field."""
         return " ".join(f"{name}={value}" for name, value in self.as_dict().items()).encode()
 
     def as_dict(self) -> dict[str, Any]:
@@ -120,18 +120,18 @@ class PixelBudget:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether `value` is a number, of Python or numpy; `True` is none."""
+    """Whether `value` is a number of Python or numpy; booleans are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def whole_number(value: object, name: str, least: int = 1) -> int | None:
-    """`value` as an int; None stays None. MessageError that names `name` for all but whole numbers from `least` up."""
+    """`value` as an int; None stays None. MessageError that names `name` unless it is a whole number >= `least`."""
     if value is None:
         return None
     if not is_number(value) or value != value // 1 or value < least:
-        raise MessageError(f"{name} must be a whole number from {least} up, got {str(value)[:40]!r}")
+        raise MessageError(f"{name} must be a whole number, at least {least}, got {str(value)[:40]!r}")
     return int(value)
 
 
 OWN_SIZE = PixelBudget()
-"""The checkpoint's processor decides."""
+"""The checkpoint's processor chooses the size."""

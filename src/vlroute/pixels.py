@@ -27,7 +27,7 @@ _EXIF_TURNS = {
 }
 
 
-#: By what Pillow multiplies grey values of 2 and 4 bits.
+#: Factors by which Pillow multiplies gray values of 2 and 4 bits.
 _GREY_STEPS = {"L;2": 85, "L;4": 17}
 
 
@@ -39,7 +39,7 @@ def as_seen(image: Image.Image, name: str) -> Image.Image:
     rawmode = image.tile[0][3] if getattr(image, "tile", None) else None  # type: ignore[attr-defined]
     image.load()  # before the orientation is read: a PNG may hold it behind the pixels, a TIFF turns itself
     turn, clear = _orientation(image), image.info.get("transparency")
-    # Pillow scales the pixels to 8 bits but not the transparent value: corrected in place, once, as the pixels are
+    # Pillow scales the pixels to 8 bits, but not the transparent value; corrected here once, in place
     if rawmode in _GREY_STEPS and isinstance(clear, int):
         image.info["transparency"] = clear * _GREY_STEPS[rawmode]
     elif rawmode == "RGB;16B" and isinstance(clear, tuple):
@@ -73,7 +73,7 @@ def from_array(array: NDArray[Any], name: str, channel_axis: int | None = None) 
         array = channels_last(array, name, channel_axis)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
         raise UnreadableMediaError(
-            f"{name}: pass the shape [h, w] or [h, w, 1|3|4], or say by channel_axis which axis holds the channels"
+            f"{name}: pass the shape [h, w] or [h, w, 1|3|4], or set channel_axis to the axis of the channels"
         )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -99,10 +99,10 @@ def channels_last(array: NDArray[Any], name: str, channel_axis: int) -> NDArray[
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
-    """How to turn `image`; None where its metadata say nothing that can be read."""
+    """The transposition for the orientation of `image`; None if the metadata are damaged or set none."""
     try:
         return _EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF raises anything
+    except Exception:  # damaged EXIF raises many types of errors
         return None
 
 

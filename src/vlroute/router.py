@@ -74,7 +74,7 @@ class Router(Sources):
         `remote` answers instead of checkpoints.
 
         Raises:
-            SettingsError: an argument that cannot be obeyed, found without loading anything.
+            SettingsError: an argument is invalid; nothing is loaded for this check.
         """
         if not isinstance(limits, Limits):
             raise refused("limits", limits, "vlroute.Limits(…)")
@@ -91,7 +91,7 @@ class Router(Sources):
         self._closing = threading.Event()
         if classifier is None:
             log.info(
-                "no router artefact for %s + %s: %s answers unless a mode is asked for; pass router=, or train one "
+                "no router artefact for %s + %s: %s answers unless mode= is set; pass router=, or train one  "
                 "(docs/decision.md)", instruct, thinking, self.judge.policy.unsure_mode,
             )  # fmt: skip
         self._warn_of_another_pair()
@@ -121,8 +121,8 @@ class Router(Sources):
 
     @property
     def identity(self) -> PairIdentity:
-        """Which pair this is: its name, and the fingerprint of its weights where they are on this machine. Over
-        endpoints, the names of their models."""
+        """Identity of the pair: its name, and its fingerprint if the weights are on this machine. Over endpoints, the
+        names of the models."""
         if self.remote is not None:
             return PairIdentity(common_name(*(self.remote.endpoints[mode].model for mode in MODES)))
         loaded: Pair | None = getattr(self._engine, "pair", None)
@@ -183,10 +183,10 @@ class Router(Sources):
 
                 engine = LocalEngine.load(self.instruct, self.thinking, self.loading, self.rows, **self._caching)
                 self._engine = engine
-                if self.closed:  # meanwhile; `close` does not wait for what is being loaded
+                if self.closed:  # closed meanwhile; `close` does not wait for loading
                     self._release()
                     raise RouterClosedError
-                if None in (local_folder(self.instruct), local_folder(self.thinking)):  # compared by name only so far
+                if None in (local_folder(self.instruct), local_folder(self.thinking)):  # names compared only
                     self._warn_of_another_pair()
             return cast("LocalEngine", engine)
 
@@ -200,8 +200,8 @@ class Router(Sources):
             raise RouterClosedError
 
     def sampling(self) -> FrameSampling:
-        """Which frames of a video file are taken: those that the Instruct checkpoint's own processor takes, where the
-        checkpoint is on this disk; it is not loaded for that. Else those of Qwen3-VL, so over endpoints too."""
+        """Frame sampling for video files: the settings of the Instruct checkpoint's processor if the checkpoint is on
+        this machine (it is not loaded), else those of Qwen3-VL, also over endpoints."""
         if self._sampling is None and self.remote is None:
             self._sampling = sampling_of(self.instruct)
         return self._sampling or DEFAULT_SAMPLING
@@ -217,13 +217,13 @@ class Router(Sources):
         mode: ModeChoice | None = None,
         price: float | None = None,
     ) -> Decision:
-        """Which mode should answer? Never loads a checkpoint.
+        """Decide which mode should answer. Never loads a checkpoint.
 
-        Without `caption` a cached one is used, or one made now if the captioner is at hand: a callable, or probe and
-        Instruct model once the pair is loaded. Else the prompt alone decides, and `reason` says so.
+        Without `caption`, a cached caption is used, or a new one is made if the captioner is available: a callable, or
+        the probe or Instruct model of a loaded pair. Otherwise only the prompt is used, and `reason` says so.
 
         Raises:
-            InputError: the message cannot be used (see docs/messages.md), or mode, price or caption.
+            InputError: the message (see docs/messages.md), mode, price or caption is invalid.
             RouterClosedError: the router was closed.
         """
         wish = Wish(caption, forced_mode(mode), price)
@@ -251,9 +251,9 @@ class Router(Sources):
 
         Args:
             prompt, images, videos, history: see docs/messages.md.
-            caption: what is in the pictures, instead of the captioner's words.
-            mode: "instruct" or "thinking" forces that mode; "auto", as None, lets the router decide.
-            price: for this request instead of the policy's, also where the policy is a target such as "fast".
+            caption: a description of the pictures, instead of the captioner's.
+            mode: "instruct" or "thinking" forces that mode; "auto" or None lets the router decide.
+            price: replaces the policy for this request, even if the policy is a target such as "fast".
             cancel: once set, generation ends within one token, with `finish_reason="cancelled"`.
             generation: settings under transformers' names, see docs/engine.md: `temperature=0` (greedy),
                 `max_new_tokens=64`, `thinking_budget=500` (tokens of reasoning), …. None means "not set here".
@@ -306,11 +306,10 @@ class Router(Sources):
         return self._closing.is_set()
 
     def close(self) -> None:
-        """Cancel what is being written, and release the models, the endpoints' connections, and the store if the router
-        opened it itself.
+        """Cancel unfinished answers, and release models, connections, and the store if the router opened it.
 
-        Answers under way end within one token with `finish_reason="cancelled"`; later calls raise a RouterClosedError.
-        Closing twice does nothing. `with Router.from_pretrained() as router:` closes at its end.
+        Unfinished answers end within one token with `finish_reason="cancelled"`; later calls raise a RouterClosedError.
+        A second call does nothing. `with Router.from_pretrained() as router:` closes at the end of the block.
         """
         self._closing.set()
         self._release()
@@ -362,7 +361,7 @@ def _open(store: Store | str | Path | None) -> Store | None:
     return Store(store)
 
 
-#: Classes of the caches by argument; their modules bring torch.
+#: Classes of the caches by argument; their modules import torch.
 _CACHES = {
     "vision_cache": ("vlroute.engine.vision_cache", "VisionCache"),
     "prefix_cache": ("vlroute.engine.prefix_cache", "PrefixCache"),
@@ -374,7 +373,7 @@ def _checked_caches(caches: Mapping[str, Any]) -> dict[str, Any]:
         if name not in _CACHES:
             raise SettingsError(f"unknown cache {name}; expected some of {', '.join(_CACHES)}")
         module, kind = _CACHES[name]
-        # where the module is not loaded, the value cannot be an object of its class
+        # if the module is not loaded, the value cannot be an instance of its class
         if value is not None and not (module in sys.modules and isinstance(value, getattr(sys.modules[module], kind))):
             raise refused(name, value, f"a vlroute.{kind}")
     return dict(caches)
