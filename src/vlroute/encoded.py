@@ -107,7 +107,7 @@ def check_bytes(size: int, name: str, most: int) -> None:
 def _read_data_uri(uri: str, name: str, most: int) -> bytes:
     head, comma, payload = uri.partition(",")
     if not comma or head.lower().rpartition(";")[2].strip() != "base64":
-        raise UnreadableMediaError("a data URI must have the form data:image/png;base64,...; only base64 is supported")
+        raise UnreadableMediaError("a data URI must look like data:image/png;base64,...; only base64 is supported")
     return decode_base64(payload, name, most)
 
 

@@ -91,7 +91,7 @@ class Router(Sources):
         self._closing = threading.Event()
         if classifier is None:
             log.info(
-                "no router artefact for %s + %s: %s answers unless mode= is set; pass router=, or train one  "
+                "no router artefact for %s + %s: %s answers unless mode= is set; pass router=, or train one "
                 "(docs/decision.md)", instruct, thinking, self.judge.policy.unsure_mode,
             )  # fmt: skip
         self._warn_of_another_pair()

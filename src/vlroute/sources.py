@@ -60,8 +60,8 @@ class Sources:
         """A router over a pair of checkpoints; without any name over the embedded pocket pair.
 
         Args:
-            name: "Qwen/Qwen3-VL-2B" stands for "…-Instruct" and "…-Thinking"; or a folder that holds
-                `instruct/` and `thinking/`, and perhaps `router/`; or a .json file of endpoints, see `from_endpoints`.
+            name: "Qwen/Qwen3-VL-2B" stands for "…-Instruct" and "…-Thinking"; or a folder with `instruct/`, `thinking/`
+                and optionally `router/`; or a .json file of endpoints, see `from_endpoints`.
             instruct, thinking: any two hub ids or folders, instead of `name`.
             router: folder of a router artefact (see docs/decision.md); the pocket pair brings its own.
             policy: `Policy(price=…)`, or a wish that becomes a price at this machine's pace: "fast", "balanced",
@@ -76,13 +76,13 @@ class Sources:
             vision_cache, prefix_cache: with budgets of your own (see docs/conversations.md). Routers may share a vision
                 cache.
             store: where answers are remembered for `feedback`: a `Store`, a file, or a postgresql:// URL.
-            rows: answers that several threads wait for share forward passes, up to so many in each mode; 1: none do.
+            rows: maximum number of answers in each mode that share forward passes; 1: each answer is generated alone.
 
         Raises:
             ValueError: a name together with `instruct=`/`thinking=`, or only one of these two.
-            CheckpointError: the name stands for no pair, or a folder is missing, incomplete or damaged. What only the
-                loaded tokenizers and weights show is checked by `load`.
-            SettingsError: an argument of the wrong type or out of range. torch is not needed to find it.
+            CheckpointError: the name does not stand for a pair, or a folder is missing, incomplete or damaged. `load`
+                checks what only the loaded tokenizers and weights show.
+            SettingsError: an argument has a wrong type or is out of range. This check does not import torch.
             ArtefactError: the router artefact or its probe cannot be used, or "probe" was asked for and there is none.
         """
         given = cls._settings(settings, generation)
@@ -167,7 +167,7 @@ class Sources:
 
     @classmethod
     def _settings(cls, settings: Mapping[str, Any], generation: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Both together. SettingsError for what is no setting, but perhaps another argument that is misspelled."""
+        """Both combined. SettingsError for a name that is not a setting, such as a misspelled argument."""
         if not isinstance(generation, Mapping | None):
             raise refused("generation", generation, "a mapping of settings, or of settings per mode")
         arguments = [name for name in inspect.signature(cls.from_pretrained).parameters if name != "settings"]

@@ -63,10 +63,11 @@ class Store:
 
     def __init__(self, where: str | Path, *, keep_text: bool = False, create: bool = True) -> None:
         """`where`: a file for SQLite, or an SQLAlchemy URL such as postgresql://user@host/name. `keep_text`: store what
-        was answered too. `create`: make the tables where there are none, and the file, with its folder and readable by
-        its owner only.
+        was answered too. `create`: create missing tables, and a missing file, with its folder and readable by its owner
+        only.
 
-        StoreError if it cannot be opened, is of another schema version, or, without `create`, is no store.
+        StoreError if the store cannot be opened or has another schema version, or, without `create`, if it does not
+        exist.
         """
         self.keep_text = keep_text
         url = read_url(where)
@@ -175,7 +176,7 @@ class Store:
             connection.exec_driver_sql(lock)
             if not sa.inspect(connection).has_table(SCHEMAS.name):
                 if not create:
-                    raise StoreError(f"{self._name} has no answers of vlroute in it")
+                    raise StoreError(f"{self._name} is not a store of vlroute")
                 TABLES.create_all(connection)
                 connection.execute(sa.insert(SCHEMAS), {"version": SCHEMA})
             versions = connection.execute(sa.select(SCHEMAS.c.version)).scalars().all()

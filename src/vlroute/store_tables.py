@@ -59,10 +59,11 @@ def read_url(where: str | Path) -> sa.URL:
 
 
 def open_engine(url: sa.URL, create: bool = True) -> sa.Engine:
-    """Connections to the database. With `create` a file that is not there is made; else only a store is opened.
+    """Connections to the database. With `create`, a missing file is created; otherwise only an existing store is
+    opened.
 
-    StoreError for another database than SQLite and PostgreSQL, one in memory, a missing
-    driver, and, without `create`, a file that is no store. OSError, sqlite3.Error.
+    StoreError for databases other than SQLite and PostgreSQL, for one in memory, for a missing driver, and, without
+    `create`, for a file that is not a store. May raise OSError and sqlite3.Error.
     """
     backend = url.get_backend_name()
     if backend not in ("sqlite", "postgresql"):
@@ -72,10 +73,10 @@ def open_engine(url: sa.URL, create: bool = True) -> sa.Engine:
             raise StoreError("a store needs a file: one in memory would not outlive the process")
         path = Path(str(url.database))
         if path.is_dir():
-            raise StoreError(f"{path} is a folder; give the file of a store")
+            raise StoreError(f"{path} is a folder; pass the file of a store")
         if not create and not holds_store(path):
-            what = "has no answers of vlroute in it" if path.exists() else "does not exist"
-            raise StoreError(f"{path} {what}; give the file that was --store or store= when the answers were made")
+            what = "is not a store of vlroute" if path.exists() else "does not exist"
+            raise StoreError(f"{path} {what}; pass the file that was used as --store or store= for the answers")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)  # prompts are nobody else's business; an existing file keeps its mode
     try:
@@ -89,7 +90,8 @@ def open_engine(url: sa.URL, create: bool = True) -> sa.Engine:
 
 
 def holds_store(file: Path) -> bool:
-    """Whether `file` is an SQLite file with a store's tables. Does not change it, nor make it. sqlite3.Error."""
+    """Whether `file` is an SQLite file with a store's tables. Neither changes nor creates it. May raise
+    sqlite3.Error."""
     if not file.exists():
         return False
     with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:

@@ -1,4 +1,4 @@
-"""Finds `<think>` and `</think>` in text, whole or in pieces. A tag inside Markdown code is text."""
+"""Finds `<think>` and `</think>` in complete or streamed text. Tags inside Markdown code count as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from enum import Enum
 
 
 class Tag(Enum):
-    """A border between thought and answer."""
+    """A boundary between reasoning and answer."""
 
     OPEN = "<think>"
     CLOSE = "</think>"
@@ -18,35 +18,35 @@ class Tag(Enum):
 
 _TOKENS = re.compile(r"</?think>|`+|~+|\n|[^<`~\n]+|<")
 _PARTIAL = re.compile(r"</?(?:t(?:h(?:i(?:nk?)?)?)?)?$")  # a tag may continue in the next piece
-#: What may precede a code fence in its line: quote and list markers.
+#: Quote and list markers that may precede a code fence in its line.
 _INDENT = re.compile(r"(?:[ \t\r>]|[-*+](?=[ \t]|$)|\d{1,9}(?:[.)](?=[ \t]|$)|$))*$")
 _LONGEST_INDENT = 100
 
 
 class ThinkTags:
-    """Splits text into thoughts and answers, whatever pieces it arrives in. Takes linear time.
+    """Splits text into reasoning and answers, independent of how it is divided into pieces. Takes linear time.
 
-    A thought ends at the first `</think>` outside code. An answer that begins with `<think>` opens another thought. Any
+    Reasoning ends at the first `</think>` outside code. An answer that begins with `<think>` starts new reasoning. Any
     other `<think>` in an answer is text; any other `</think>` outside code is dropped.
 
-    Code is a Markdown code span (between two runs of equally many backticks in one paragraph) or a fenced block. A
-    fence that is left open in an answer reaches to the end, as in Markdown. A fence that is left open in a thought
-    hides no tag, because otherwise the whole answer would be lost.
+    Code is a Markdown code span (between two runs of equally many backticks in one paragraph) or a fenced block. An
+    unclosed fence in an answer extends to the end, as in Markdown. An unclosed fence in reasoning hides no tag, because
+    otherwise the whole answer would be lost.
     """
 
     def __init__(self, thought: bool) -> None:
         """
         Args:
-            thought: whether the text begins inside a thought, as it does after a prompt that ends with `<think>`.
+            thought: whether the text begins with reasoning, as it does after a prompt that ends with `<think>`.
         """
         self._partial = ""
         self._begin(thought)
 
     def _begin(self, thought: bool) -> None:
-        self.thought, self.empty, self._document = thought, True, _Document(thought)  # empty but for white space
+        self.thought, self.empty, self._document = thought, True, _Document(thought)  # empty except for white space
 
     def push(self, piece: str) -> Iterator[str | Tag]:
-        """Text, and the tags at a border or (`OPEN`) within a thought, as soon as they are certain."""
+        """Yield text, tags at a boundary, and `OPEN` tags within reasoning, as soon as they are certain."""
         text = self._partial + piece
         found = _PARTIAL.search(text, max(len(text) - len(Tag.CLOSE.value), 0))
         cut = found.start() if found else len(text)
@@ -54,13 +54,13 @@ class ThinkTags:
         yield from self._scan(text[:cut])
 
     def flush(self) -> Iterator[str | Tag]:
-        """What was held back, when the text has ended."""
+        """Yield what was held back, after the end of the text."""
         rest, self._partial = self._partial, ""
         yield from self._scan(rest)
         while True:
             document = self._document
             rest = yield from self._passed(list(document.end()))
-            if document is self._document:  # no other border was found
+            if document is self._document:  # no other boundary was found
                 return
             yield from self._scan(rest)
 
@@ -73,7 +73,7 @@ class ThinkTags:
                 todo.append(_TOKENS.finditer(rest))
 
     def _passed(self, items: list[str | Tag]) -> Generator[str | Tag, None, str]:
-        """Pass items on; returns the text after a border, which belongs to a new document."""
+        """Yield items; return the text after a boundary, which belongs to a new document."""
         for i, item in enumerate(items):
             if item is (Tag.CLOSE if self.thought else Tag.OPEN) and (self.thought or self.empty):
                 rest = _text(items[i + 1 :]) + _text(self._document.held)
@@ -89,15 +89,15 @@ class ThinkTags:
 
 
 class _Document:
-    """Markdown, read token by token; gives each tag as a Tag or, if it is inside code, as text."""
+    """Reads Markdown token by token; yields each tag as a Tag or, inside code, as text."""
 
     def __init__(self, thought: bool) -> None:
         self._thought = thought
-        self.held: list[str | Tag] = []  # from the first tag of which it is not known whether it is inside code
-        self._runs: list[tuple[int, int]] = []  # of backticks, from the first without a partner: length, place in held
-        self._run = ("", 0, 0)  # the run of backticks or tildes that may go on: character, length, place
-        self._indent: str | None = ""  # the line so far, while a fence may follow
-        self._opening: tuple[str, int, int] | None = None  # the run that makes this line a fence if no backtick follows
+        self.held: list[str | Tag] = []  # from the first tag that may or may not be inside code
+        self._runs: list[tuple[int, int]] = []  # of backticks, from the first unmatched run: length, index in held
+        self._run = ("", 0, 0)  # the run of backticks or tildes that may continue: character, length, position
+        self._indent: str | None = ""  # the start of the line, while a fence may follow
+        self._opening: tuple[str, int, int] | None = None  # the run that may make this line a fence
         self._fence: tuple[str, int, int] | None = None
         self._closing = False
 
@@ -125,7 +125,7 @@ class _Document:
             yield from self._given(token)
 
     def end(self) -> Iterator[str | Tag]:
-        """What was held back."""
+        """Yield what was held back."""
         yield from self._end_run()
         yield from self._end_line()
         yield from self._released()
@@ -155,9 +155,9 @@ class _Document:
         if self._fence:
             self._closing = first and kind == self._fence[0] and length >= self._fence[1]
             return
-        if kind == "`" and self._opening and self._opening[0] == "`":  # what opened this line was no fence
+        if kind == "`" and self._opening and self._opening[0] == "`":  # the line does not start with a fence
             (_, opened, place), self._opening = self._opening, None
-            if len(self._runs) > 1 and self._runs[0][0] == opened:  # but it closed a span
+            if len(self._runs) > 1 and self._runs[0][0] == opened:  # but the run closes a span
                 code, after, self.held, self._runs = self.held[:place], self.held[place:], [], []
                 yield _text(code)
                 yield from after
@@ -192,14 +192,14 @@ class _Document:
         self._indent = ""
 
     def _as_text(self) -> Iterator[str]:
-        """What was held, all of it inside code."""
+        """Yield the held items, all of them inside code."""
         if self.held:
             yield _text(self.held)
             self.held = []
 
     def _released(self) -> Iterator[str | Tag]:
-        """What was held: tags inside the code spans of this paragraph as text, the others as tags."""
-        partner: dict[int, int] = {}  # place of the next run of the same length
+        """Yield the held items: tags inside code spans of this paragraph as text, the others as tags."""
+        partner: dict[int, int] = {}  # position of the next run of the same length
         following: dict[int, int] = {}
         for i in range(len(self._runs) - 1, -1, -1):
             length = self._runs[i][0]
@@ -222,14 +222,14 @@ def _text(items: Iterable[str | Tag]) -> str:
 
 
 _TAG = re.compile(r"</?think>")
-_MARK = re.compile(r"(?P<line>^ {0,3})?(?P<mark>`+|~{3,})", re.MULTILINE)  # what begins and ends code in Markdown
+_MARK = re.compile(r"(?P<line>^ {0,3})?(?P<mark>`+|~{3,})", re.MULTILINE)  # start or end of code in Markdown
 
 
 def without_reasoning(text: str) -> str:
-    """The answer in `text`, which may begin with reasoning as servers send it that do not separate the two.
+    """The answer in `text`, which may begin with reasoning if the server does not separate the two.
 
-    Removed are `<think>...</think>` at the beginning, and everything up to a `</think>` that no `<think>` opened. Tags
-    in code (between backticks) and later pairs of tags belong to the answer.
+    Removes `<think>...</think>` at the beginning, and everything up to a `</think>` without a matching `<think>`. Tags
+    in code and later pairs of tags belong to the answer.
     """
     code = _code(text)
     cut, begins, opened = 0, _begin(text, 0), -1
@@ -248,13 +248,13 @@ def without_reasoning(text: str) -> str:
 
 
 def _begin(text: str, at: int) -> int:
-    """Where the first character from `at` on lies that is not white space."""
+    """Position of the first character from `at` on that is not white space."""
     found = re.compile(r"\S").search(text, at)
     return found.start() if found else len(text)
 
 
 def _code(text: str) -> deque[tuple[int, int]]:
-    """Where code lies in Markdown, ascending: fenced blocks, an unclosed one to the end, and spans in one paragraph."""
+    """Ranges of code in Markdown, ascending: fenced blocks (an unclosed one to the end) and spans in a paragraph."""
     marks = [*_MARK.finditer(text)]
     after: dict[str, list[int]] = {}
     for i, mark in enumerate(marks):

@@ -24,8 +24,8 @@ def decode_video(
 ) -> tuple[list[Image.Image], list[float]]:
     """Upright RGB frames of one size, chosen by `sampling`, and their seconds since the first frame of the file.
 
-    Raises `LimitError` over a limit, `MessageError` for frames that are not there, `UnreadableMediaError` where there
-    is no video to decode or PyAV is missing, and whatever PyAV raises for damaged files.
+    Raises `LimitError` over a limit, `MessageError` for frames that do not exist, `UnreadableMediaError` if there is no
+    video to decode or PyAV is missing, and errors of PyAV for damaged files.
     """
     try:
         import av
