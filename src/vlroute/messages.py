@@ -322,7 +322,7 @@ def _spacing(source: VideoSource, options: Mapping[str, Any]) -> float | None:
 
 def _text(fields: Mapping[str, Any], where: str, key: str) -> str:
     if not isinstance(fields.get(key), str):
-        raise MessageError(f"{where} must contain a str as {key!r}")
+        raise MessageError(f"{where} must hold a str as {key!r}")
     return str(fields[key])
 
 

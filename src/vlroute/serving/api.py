@@ -26,17 +26,17 @@ GRACE_SECONDS = 20.0  # for answers under way when the server is told to stop
 def create_app(
     router: Router, settings: ServerSettings | None = None, on_failure: Callable[[BaseException], Any] = log_failure
 ) -> FastAPI:
-    """The server over `router`, which should be made with `rows=settings.rows`.
+    """Create the server application over `router`, which should be created with `rows=settings.rows`.
 
-    The pair is loaded in the background at start-up, or at the first request where the start-up of this application is
-    not run (mounted in another one). If that fails, requests, `/ready` and `/health` are answered with 503 and the
-    state "failed" until the process is restarted.
+    The pair is loaded in the background at start-up, or at the first request if the start-up of this application is not
+    run (as when it is mounted in another one). If loading fails, requests, `/ready` and `/health` get status 503 and
+    the state "failed" until the process is restarted.
 
     Args:
-        router: what answers.
+        router: the router that answers.
         settings: bounds and keys; by default those of `ServerSettings`.
-        on_failure: called with the error, in another thread, if the pair cannot be loaded; by default it is logged.
-            `vlroute serve` ends its process.
+        on_failure: called with the error, in another thread, if the pair cannot be loaded; by default, the error is
+            logged. `vlroute serve` uses it to end the process.
     """
     settings = settings or ServerSettings()
     service = Service(router, settings)

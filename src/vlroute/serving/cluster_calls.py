@@ -27,7 +27,7 @@ class ReplicaLost(ModeUnavailable):
 
 
 class ReplicasFailed(ReplicaLost):
-    """No replica can be started; Ray has given up until the next deployment."""
+    """No replica can be started; Ray does not try again until the next deployment."""
 
 
 class Calls:

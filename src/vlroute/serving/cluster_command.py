@@ -57,7 +57,7 @@ def cluster(
         pair=_absolute(pair), router=str(router) if router else None, policy=policy, store=_placed(store),
         device=device, replicas=replicas, most_replicas=most_replicas, rows=rows, cpus=cpus, gpus=gpus, server=server,
     )  # fmt: skip
-    if pair is not None:  # said now, not after Ray and each replica have started
+    if pair is not None:  # checked now, not after Ray and each replica have started
         check_folders(*resolve_pair(pair, None, None, router)[:2])
     here: str | None = None
     if address is None:

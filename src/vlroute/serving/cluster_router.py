@@ -41,8 +41,8 @@ class ClusterRouter(Router):
         return self
 
     def load(self) -> ClusterRouter:
-        """Wait until a replica is there; from then on look at their caches now and then. ReplicasFailed if Ray has
-        given up to start one."""
+        """Wait for the first replica, then poll the caches of the replicas. ReplicasFailed if Ray has stopped trying to
+        start one."""
         while not self._closed.is_set():
             try:
                 self._calls.call("stats", "", timeout=READY_SECONDS)

@@ -57,8 +57,9 @@ def deploy(application: Any, name: str) -> None:
     """Deploy a Ray Serve application and wait until it runs.
 
     Raises:
-        VLRouteError: a replica or the ingress could not start; the message holds the last line of its error. An
-            application without any replica that runs is deleted, so that its ingress does not wait for ever.
+        VLRouteError: a replica or the ingress could not start; the message contains the last line of its error. The
+            application is deleted if one of its deployments has no running replica, so that its ingress does not wait
+            forever.
     """
     from ray import serve
 
@@ -74,7 +75,7 @@ def deploy(application: Any, name: str) -> None:
 
 
 def _errors(message: str) -> list[str]:
-    """The lines of a traceback that say what was raised, without module names."""
+    """The lines of a traceback with the raised errors, without module names."""
     found = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception|Missing): .*)$", message, re.MULTILINE)
     return [str(line) for line in found]
 

@@ -113,8 +113,8 @@ def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **
     app = create_app(router, settings, end)
     config = uvicorn.Config(
         mount(app) if mount else app, host=settings.host, port=settings.port, log_level="info", access_log=False,
-        server_header=False, lifespan="on",  # "auto" takes an exception at start-up for an application without one
-        timeout_keep_alive=75,  # longer than clients and proxies keep theirs: who closes first must not be this side
+        server_header=False, lifespan="on",  # with "auto", uvicorn ignores an exception at start-up
+        timeout_keep_alive=75,  # longer than in clients and proxies, so that they close idle connections first
         timeout_graceful_shutdown=round(GRACE_SECONDS), limit_concurrency=settings.max_connections,
     )  # fmt: skip
     server = uvicorn.Server(config)
@@ -127,7 +127,7 @@ def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **
 
 
 def _page(needed: bool) -> Callable[[FastAPI], FastAPI] | None:
-    """What puts the web page on the server; None, and a line on stderr, where the extra ui is not installed."""
+    """The function that mounts the web page; None, with a line on stderr, if the extra ui is not installed."""
     try:
         from vlroute.serving.mount import mount_page
     except ModuleNotFoundError as error:

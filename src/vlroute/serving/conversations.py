@@ -65,7 +65,7 @@ def prepared(
 
 
 def _address(part: Any) -> tuple[str, str, str | None]:
-    """("image" or "video", field, address) of a part that names one on the network; else ("", "", None)."""
+    """("image" or "video", field, address) of a part with a network address; else ("", "", None)."""
     if not isinstance(part, Mapping):
         return "", "", None
     match part.get("type"):
@@ -87,7 +87,7 @@ def _address(part: Any) -> tuple[str, str, str | None]:
 
 
 def _with_data(part: Mapping[str, Any], kind: str, key: str, data: bytes) -> dict[str, Any]:
-    """`part` in the form of transformers, with what was fetched instead of its address; its options stay."""
+    """`part` in the form of transformers, with the downloaded bytes instead of the address; options are kept."""
     options = {name: value for name, value in part.items() if name not in ("type", key)}
     if isinstance(part[key], Mapping):
         inside = nested_fields(part, key, IMAGE if kind == "image" else VIDEO)

@@ -51,7 +51,7 @@ async def chat_completions(asked: ChatRequest, request: Request, entry: Entered)
 
 @endpoints.post("/v1/route", responses=_errors(*ASKING))
 async def route(asked: ChatRequest, entry: Entered) -> dict[str, Any]:
-    """The decision alone for the same request, captions of its pictures included."""
+    """Only the decision for a chat request, including the captions of its pictures."""
     door = entry.door
     wish = asked.wish(door.settings, entry.namespace)
     prepare = prepared(await fetched(asked.messages, door.fetcher, door.settings), door.settings, door.service.sampling)
@@ -90,7 +90,7 @@ async def model(name: str, entry: Entered) -> dict[str, Any]:
 
 @endpoints.get("/health", response_model=None, responses={503: {"description": "The models could not be loaded."}})
 async def health(request: Request) -> Response:
-    """The process can still serve: 503 only if the models could not be loaded, so that it has to be restarted."""
+    """Liveness. 503 only if the models could not be loaded, so that the process has to be restarted."""
     service = request.app.state.door.service
     if service.failure is None:
         return JSONResponse({"status": "ok", "version": __version__})

@@ -80,7 +80,7 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if error.status_code == 400 and isinstance(error.__cause__, Exception):  # FastAPI could not parse the body
-            return response(APIError(400, "the body cannot be read as JSON in UTF-8", "invalid_json"), count)
+            return response(APIError(400, "the body is not JSON in UTF-8", "invalid_json"), count)
         code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
         return response(APIError(error.status_code, str(error.detail), code, headers=dict(error.headers or {})), count)
 
@@ -94,7 +94,7 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
 
 
 def _invalid(error: RequestValidationError) -> APIError:
-    """One error out of those that pydantic found: the first refused field, else what is wrong with the first value."""
+    """One of the errors that pydantic found: the first refused field, else the first wrong value."""
     found = error.errors()
     if found[0]["type"] == "json_invalid":
         why, at = found[0]["ctx"]["error"], found[0]["loc"][-1]
@@ -114,7 +114,7 @@ def _invalid(error: RequestValidationError) -> APIError:
 
 
 def _path(error: dict[str, Any], body: Any) -> tuple[str, ...]:
-    """Where in `body` an error lies, without the names that pydantic gives to the alternatives of a union."""
+    """Location of an error in `body`, without pydantic's names for the alternatives of a union."""
     path = []
     for step in error["loc"][1:]:
         if step in body if isinstance(body, dict) else isinstance(body, list) and isinstance(step, int):

@@ -56,7 +56,7 @@ class Metrics:
             "prompt": used.prompt_tokens, "cached": used.cached_tokens, "vision": used.vision_tokens,
             "completion": used.completion_tokens, "thinking": used.thinking_tokens,
         }.items():  # fmt: skip
-            self.tokens.labels(mode, kind).inc(count or 0)  # None where an endpoint did not say
+            self.tokens.labels(mode, kind).inc(count or 0)  # None if an endpoint sent no count
 
     def refused(self, status: int, code: str) -> None:
         """Count a request that ended in an error."""

@@ -19,7 +19,7 @@ from vlroute.serving.wire import Fields, mode_of
 class PredictRequest(Fields):
     """`data`: a picture (base64, a data URI, or null), the prompt, and optionally a model's name."""
 
-    harmless = frozenset({"fn_index", "session_hash", "event_data"})  # Gradio's pages send them
+    harmless = frozenset({"fn_index", "session_hash", "event_data"})  # sent by Gradio's pages
     data: list[str | None] = Field(min_length=2, max_length=3)
 
 

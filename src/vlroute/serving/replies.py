@@ -30,7 +30,8 @@ def completion(answer: Answer, ignored: Sequence[str], hide_reasoning: bool = Fa
 
 
 def usage(answer: Answer) -> dict[str, Any] | None:
-    """Tokens, under OpenAI's names; those of pictures and videos as `image_tokens`. None if an endpoint sent none."""
+    """Token counts under OpenAI's names; those of pictures and videos as `image_tokens`. None if an endpoint sent
+    none."""
     used = answer.usage
     if used.prompt_tokens is None:
         return None
@@ -73,14 +74,14 @@ class Chunks:
                 self.decided = event
                 yield self._chunk({}, vlroute={"id": event.id, "decision": decision.as_dict()})
             case ThinkingDelta() if self.hide_reasoning:
-                yield ": thinking\n\n"  # a comment: proxies cut a silent stream
+                yield ": thinking\n\n"  # a comment, because proxies close an idle stream
             case ThinkingDelta(text):
                 yield self._chunk(_reasoning(text))
             case AnswerDelta(text):
                 yield self._chunk({"content": text})
             case Finished(answer):
                 told = {"id": answer.id, "timing": asdict(answer.timing), "encoded": answer.usage.encoded}
-                if answer.decision != self.decided.decision:  # its reason says what is wrong with the answer
+                if answer.decision != self.decided.decision:  # the reason says what is wrong with the answer
                     told["decision"] = answer.decision.as_dict()
                 yield self._chunk({}, answer.finish_reason, vlroute=told)
                 if self.with_usage and (used := usage(answer)):

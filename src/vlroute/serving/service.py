@@ -32,7 +32,7 @@ from vlroute.store import Store
 
 log = logging.getLogger("vlroute")
 State = Literal["loading", "ready", "failed", "shutting down"]
-RETRY_SECONDS = 1.0  # until loading is tried again
+RETRY_SECONDS = 1.0  # until the next attempt to load
 SMOOTHING = 0.1  # weight of the latest answer in the mean seconds that Retry-After is made of
 
 
@@ -82,11 +82,11 @@ class Service:
         return "ready" if self.ready else "failed" if self.failure is not None else "loading"
 
     def begin(self) -> None:
-        """Start to load both checkpoints in a thread, once; calls after the first do nothing.
+        """Start loading both checkpoints in a thread. Later calls do nothing.
 
         Afterwards the state is "ready", or "failed" with `failure` set; then `on_failure` is called in that thread.
-        Only after a ModeUnavailable, such as of replicas that another deployment may bring, it is tried again. The
-        thread is a daemon, so that a process which has to end does not wait for a download.
+        Loading is retried only after a ModeUnavailable, for example because a later deployment may start replicas. The
+        thread is a daemon, so that the process can end without waiting for a download.
         """
         with self._lock:
             if self._loader is None:
@@ -94,7 +94,7 @@ class Service:
                 self._loader.start()
 
     def _load(self) -> None:
-        while not self.draining:  # a router that was closed while it loaded has not failed
+        while not self.draining:  # closing the router while it loads is not a failure
             try:
                 self.router.load()
                 spare_what_is_loaded()
@@ -174,7 +174,7 @@ class Service:
         self.router.close()
 
     def _enter(self) -> threading.Event:
-        self.begin()  # for applications that are mounted in others, whose start-up is not run
+        self.begin()  # the start-up of a mounted application is not run
         cancel = threading.Event()
         with self._lock:
             if self.draining:
@@ -224,13 +224,13 @@ class Service:
 
 
 def log_failure(error: BaseException) -> None:
-    """Log why the models could not be loaded; the traceback only if it is no error of this package."""
+    """Log why the models could not be loaded, with a traceback only for errors of other packages."""
     unexpected = None if isinstance(error, VLRouteError) else error
     log.error("the models could not be loaded: %s", error, exc_info=unexpected)
 
 
 def failure_reason(error: BaseException) -> str:
-    """Why the models could not be loaded, without paths and addresses of this machine."""
+    """The reason why the models could not be loaded, without paths and addresses."""
     match error:
         case CheckpointError():
             why = "a checkpoint is missing, damaged or of the wrong kind"
@@ -239,10 +239,10 @@ def failure_reason(error: BaseException) -> str:
         case ModeUnavailable():
             why = "no replica could be started"
         case MemoryError():
-            why = "there is too little memory"
+            why = "there is not enough memory"
         case _:
             why = type(error).__name__
-    return f"the models could not be loaded: {why}; the server's log says more"
+    return f"the models could not be loaded: {why}; see the server's log"
 
 
 class _Watch:

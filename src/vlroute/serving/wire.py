@@ -1,4 +1,4 @@
-"""Request bodies: an allow list of fields, and what they ask of the router."""
+"""Request bodies: the accepted fields, and their meaning for the router."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vlroute.modes import MODES, Mode
 from vlroute.serving.errors import APIError, writable
 from vlroute.serving.settings import EFFORTS, ServerSettings
 
-#: Unknown fields named in one error message, and characters of each.
+#: Maximum number of unknown fields in one error message, and of characters of each.
 NAMED, LONGEST = 10, 80
 T = TypeVar("T")
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-#: Tokens of reasoning. Strict: `true` is no number.
+#: Number of reasoning tokens. Strict: `true` is not a number.
 Budget = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Model = Annotated[
     str,
@@ -32,12 +32,12 @@ Model = Annotated[
 
 
 def _add_undeclared(schema: dict[str, Any], model: type[Fields]) -> None:
-    """Complete a JSON schema with the fields that are accepted without being attributes."""
+    """Add the accepted fields that are not attributes to a JSON schema."""
     known = schema.setdefault("properties", {})
     for name, values in model.neutral.items():
         known[name] = {"enum": [None, *values], "description": "Other values are not supported."}
     for name in sorted(model.harmless):
-        known[name] = {"description": "Accepted; changes nothing."}
+        known[name] = {"description": "Accepted without effect."}
     schema["additionalProperties"] = False
 
 
@@ -45,7 +45,7 @@ class Fields(BaseModel):
     """A JSON object with an allow list of fields. A field that is null counts as absent.
 
     Attributes:
-        neutral: Fields that are accepted only with a value that asks for nothing.
+        neutral: Fields that are accepted only with a value that has no effect.
         harmless: Fields that cannot change an answer; they are accepted and not read.
     """
 
@@ -75,14 +75,14 @@ class Fields(BaseModel):
 
 
 def _unknown(names: list[str], more: int, known: Iterable[str]) -> str:
-    """Name the unknown fields, each with the known one that is most like it."""
+    """Name the unknown fields, with the most similar known ones."""
     plain = {name.replace("_", ""): name for name in known}
     told = []
     for name in names:
         like = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), plain, 1, 0.75)
         told.append(repr(name) + (f" (did you mean {plain[like[0]]!r}?)" if like else ""))
     rest = f" and {more} more" if more else ""
-    hint = "; send what is in extra_body as fields of the request itself" if "extra_body" in names else ""
+    hint = "; send the contents of extra_body as fields of the request itself" if "extra_body" in names else ""
     return f"unknown field{'s'[: len(names) > 1]} {', '.join(told)}{rest}{hint}"
 
 
@@ -112,16 +112,16 @@ class ThinkingSwitch(Fields):
 
 
 class ReasoningSwitch(Fields):
-    """As OpenRouter's; without `effort` and `enabled`, a number of `max_tokens` asks for reasoning."""
+    """As OpenRouter's; without `effort` and `enabled`, `max_tokens` turns reasoning on."""
 
     effort: Effort | None = None
     max_tokens: Budget | None = None
     enabled: StrictBool | None = None
-    exclude: StrictBool | None = Field(None, description="True: leave the reasoning out of the reply.")
+    exclude: StrictBool | None = Field(None, description="True: omit the reasoning from the reply.")
 
 
 class TemplateKwargs(Fields):
-    """What vLLM, SGLang and llama.cpp hand to the chat template."""
+    """The arguments that vLLM, SGLang and llama.cpp pass to the chat template."""
 
     neutral = {
         "add_generation_prompt": (True,), "continue_final_message": (False,), "add_vision_id": (False,),
@@ -198,9 +198,9 @@ class ChatRequest(Fields):
     thinking: StrictBool | ThinkingSwitch | None = None
     reasoning: ReasoningSwitch | None = None
     chat_template_kwargs: TemplateKwargs | None = None
-    include_reasoning: StrictBool | None = Field(None, description="False: leave the reasoning out of the reply.")
+    include_reasoning: StrictBool | None = Field(None, description="False: omit the reasoning from the reply.")
     thinking_budget: Budget | None = Field(
-        None, description="Most tokens of reasoning, whatever the effort; it does not choose the mode."
+        None, description="Maximum number of reasoning tokens; overrides the effort. It does not choose the mode."
     )
     thinking_token_budget: Budget | None = Field(None, description="vLLM's name of thinking_budget.")
     thinking_budget_tokens: Budget | None = Field(None, description="llama.cpp's name of thinking_budget.")
@@ -208,7 +208,7 @@ class ChatRequest(Fields):
     custom_params: CustomParams | None = None
 
     def wish(self, settings: ServerSettings, namespace: str) -> Wish:
-        """What is asked of the router.
+        """The options for the router.
 
         Raises:
             APIError: 400 for fields that contradict each other or exceed a limit, 404 for an unknown model.
@@ -229,16 +229,16 @@ class ChatRequest(Fields):
 
     @property
     def ignored(self) -> list[str]:
-        """Names of the fields that were sent and change nothing."""
+        """Names of the sent fields that have no effect."""
         return sorted(self.model_extra or {})
 
     @property
     def hides_reasoning(self) -> bool:
-        """Whether the reply is to hold the answer alone."""
+        """Whether the reply contains only the answer."""
         return self.include_reasoning is False or bool(self.reasoning and self.reasoning.exclude)
 
     def _values(self, *names: str) -> Iterator[tuple[str, Any]]:
-        """Each of the fields and its value; a dot leads into an object."""
+        """Each field with its value; a dot in a name separates object and field."""
         for name in names:
             value: Any = self
             for step in name.split("."):
@@ -262,7 +262,7 @@ class ChatRequest(Fields):
         return _agreed(asked)
 
     def _budget(self) -> int | None:
-        """Most tokens of reasoning: as given, else those of the effort."""
+        """Maximum number of reasoning tokens: the given budget, else that of the effort."""
         budget = _agreed(self._values(
             "thinking_budget", "thinking_token_budget", "thinking_budget_tokens", "reasoning_budget",
             "custom_params.thinking_budget", "chat_template_kwargs.thinking_budget", "thinking.budget_tokens",
