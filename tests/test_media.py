@@ -228,7 +228,7 @@ def test_limits_are_validated(bad: dict[str, int]) -> None:
         (os.curdir, "not a regular file"),
         (b"", "bytes"),
         (b"SECRET bytes", "unknown format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unknown format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not supported"),
         ("data:image/png,SECRET", "must look like"),
         ("data:image/png;base64,SECRET?", "damaged"),
         (np.zeros((4, 4), np.int64), "uint8, bool, or floats"),

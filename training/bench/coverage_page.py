@@ -12,21 +12,21 @@ PAGE = """\
 # Do the intervals hold their level?
 
 Written by `python -m training.bench.coverage` from `docs/intervals.json`. Every interval that vlroute prints is a 95 %
-interval. Here samples are drawn from populations whose true values are known, and it is counted how often the interval
-holds the true value.
+interval. This simulation draws samples from populations with known true values and counts how often the interval
+contains the true value.
 
 ## What an interval covers
 
 * **`vlroute eval`, `collect`, `demo`, `Router.outlook`**: the sampling of the records, with the router as it is.
 * **`vlroute train` and `curves`**: also the randomness of fitting. The folds share training records, and the prediction
-  for one record depends on the labels of others; so the part of the variance that rests on predictions is multiplied by
+  for one record depends on the labels of others. Therefore the variance that is due to the predictions is multiplied by
   1 + folds / (folds - 1), the corrected variance of Nadeau and Bengio (2003). For five folds such intervals are 1.5
   times as wide.
 * No interval covers other kinds of requests, another pair of models, or the choice of the best of several routers.
 * Records count as independent draws. With `--together text` (the default of `train`) all records of one prompt and
   caption count as one draw.
 
-## How they are made
+## How they are computed
 
 | figure | interval |
 | --- | --- |
@@ -34,14 +34,14 @@ holds the true value.
 | area over random | variance of the influence values (Hampel 1974; for the AUC DeLong et al. 1988), Student's t |
 | gain AUC | the same, on the logit scale |
 | differences of accuracies | paired, Student's t, after Agresti and Min (2005) |
-| headroom captured, share of the oracle's area | Fieller (1954); none where the denominator may be 0 |
+| headroom captured, share of the oracle's area | Fieller (1954); none if the denominator may be 0 |
 | seconds | Student's t on the logarithm of the mean |
 
-Half a record (or one) of each kind is added to the variances, so that a sample without any variation does not give an
-interval without width. An ECE has no interval: it is above 0 by chance alone. Beside it stands its *chance level*: 95
-% of samples of this size stay below it if the probabilities are right (Bröcker and Smith 2007). APGR, CPT, AIQ, nAUC
-and QNC have none: they divide by a gap that may be 0, or take a minimum or a hull of a noisy curve. The code is
-`vlroute.learning.intervals`.
+Half a record (or one) of each kind is added to the variances, so that a sample without variation does not give an
+interval of width 0. An ECE has no interval, because it is above 0 by chance alone. Reports show its *chance level*
+instead: 95 % of samples of this size stay below it if the probabilities are right (Bröcker and Smith 2007). APGR, CPT,
+AIQ, nAUC and QNC have no interval: they divide by a gap that may be 0, or take a minimum or a hull of a noisy curve.
+The code is `vlroute.learning.intervals`.
 
 {parts}
 """
@@ -49,7 +49,7 @@ and QNC have none: they divide by a gap that may be 0, or take a minimum or a hu
 FIXED = """\
 ## Fixed scores, as in `vlroute eval`
 
-Share of {simulations:,} simulated samples whose interval holds the true value, in percent, with the 95 % interval of
+Share of {simulations:,} simulated samples whose interval contains the true value, in percent, with the 95 % interval of
 this share. **Bold**: significantly outside 93 to 97. *Given*: how often there is an interval, if not always; the share
 is of these. Where the modes differ on one record of twenty, 100 records hold five such records: counts so small cannot
 give exactly 95 %, and the intervals are rather too wide than too narrow."""

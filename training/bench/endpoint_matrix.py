@@ -1,8 +1,8 @@
-"""What works over each kind of server. `python -m training.bench.endpoint_matrix NAME FILE [NAME FILE ...]`
+"""Checks vlroute over different servers. `python -m training.bench.endpoint_matrix NAME FILE [NAME FILE ...]`
 
-Each FILE names two running servers of the pocket pair, as docs/endpoints.md describes it. Drawn tasks are put to them
-and to the pair in this process. Figures go to docs/endpoint_matrix.json, from there to docs/endpoint_matrix.md. A few
-minutes per server on two cores.
+Each FILE names two running servers of the pocket pair, as docs/endpoints.md describes it. Drawn tasks are sent to them
+and to the pair in this process. The figures are written to docs/endpoint_matrix.json and docs/endpoint_matrix.md. Takes
+a few minutes per server on two cores.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ PAGE = """\
 
 Written by `python -m training.bench.endpoint_matrix` from `docs/endpoint_matrix.json`.
 
-{tasks} drawn tasks for the pocket pair, with pictures, put to each server and to the pair in this process.
+{tasks} drawn tasks for the pocket pair, with pictures, sent to each server and to the pair in this process.
 
 {rows}
 
-*Equal*: greedy answers, thought included, that equal those of the pair in this process. *Thought counted*: greedy
-answers in Thinking whose number of thinking tokens is within 3 of the pair's. *Pictures counted*: answers with a number
-of picture tokens. *Stop string*: answers cut at a stop string where the pair cuts them. *Penalty*: thoughts that a
-repetition penalty of 3 changes; of the pair's own, {changed}. *Too long*: what a prompt of 50 000 words raises, and the
-state of the breaker afterwards. *Budget*: {tasks} sampled answers in Thinking each: answers that contain a tag, answers
-without text that claim to be complete, and the longest thought in tokens.
+*Equal*: greedy answers, reasoning included, that are equal to those of the pair in this process. *Thought counted*:
+greedy answers in Thinking whose number of reasoning tokens differs from the pair's by at most 3. *Pictures counted*:
+answers with a number of picture tokens. *Stop string*: answers that are cut at a stop string at the same position as
+the pair's. *Penalty*: answers whose reasoning changes under a repetition penalty of 3; for the pair in this process,
+{changed}. *Too long*: the error for a prompt of 50 000 words, and the state of the breaker afterwards. *Budget*: of {tasks}
+sampled answers in Thinking each, the number of answers that contain a tag, the number of answers
+without text that claim to be complete, and the longest reasoning in tokens.
 
 {versions}
 """
@@ -153,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("servers", nargs="+", metavar="NAME FILE")
     parser.add_argument("--tasks", type=int, default=60)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "endpoint_matrix.md", help="where the page goes")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "endpoint_matrix.md", help="path of the page")
     options = parser.parse_args()
     if len(options.servers) % 2:
         parser.error("each server is a name and a file of endpoints")

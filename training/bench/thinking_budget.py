@@ -1,9 +1,9 @@
-"""Is every answer complete, however short its thought is cut? `python -m training.bench.thinking_budget [--tasks 200]`
+"""Is every answer complete under short thinking budgets? `python -m training.bench.thinking_budget [--tasks 200]`
 
-Drawn tasks under several thinking budgets, and a second question about each, in the four ways to an answer: one
-sequence at a time, sequences that share forward passes, HTTP, and endpoints. Counts tags in answers and empty answers
-that claim to be complete. Figures go to docs/thinking_budget.json, from there to docs/thinking_budget.md. A quarter of
-an hour on two cores.
+Asks drawn tasks, and a second question about each, under several thinking budgets in four ways: one sequence at a time,
+sequences that share forward passes, HTTP, and endpoints. Counts tags in answers and empty answers
+that claim to be complete. The figures are written to docs/thinking_budget.json and docs/thinking_budget.md. Takes 15
+minutes on two cores.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Eight public client libraries against `vlroute serve` with the pocket pair. `python -m training.clients`
 
-Each client runs in an environment of its own, made from PyPI or npm under `--envs` at the first run (needs a
+Each client runs in its own environment, created from PyPI or npm under `--envs` at the first run (needs a
 network, npm, and 9 GB of disk, 7.4 of them for Open WebUI). The table goes to docs/clients.md and
-docs/clients.json; the exit code is 1 if a cell fails. `--url` tests a server that runs already, for example of an
-earlier version; with it, or with names of clients, nothing is written.
+docs/clients.json; the exit code is 1 if a cell fails. `--url` tests a running server, for example an earlier version.
+With `--url` or with names of clients, no file is written.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ START_SECONDS, CLIENT_SECONDS = 120.0, 300.0
 PAGE = """\
 # Client libraries
 
-Written by `python -m training.clients`: public client libraries, each in an environment of its own, against
-`vlroute serve` with the pocket pair.
+Written by `python -m training.clients`: public client libraries, each in its own environment, tested
+with `vlroute serve` and the pocket pair.
 
 {table}
 
-*plain*: a question and an answer. *stream*: the streamed text equals the whole answer. *picture*: a picture of the
-client's own type. *turns*: past answers are sent back as the client returned them, those with reasoning included.
-*reasoning*: a thinking switch of the client chooses Thinking, its opposite Instruct, and the reasoning or the
-number of its tokens arrives. *errors*: an unknown model and an unknown field arrive as the client's own error
+*plain*: a question and an answer. *stream*: the streamed text equals the whole answer. *picture*: a picture in the
+client's own type. *turns*: past answers, with their reasoning, are sent back as the client returned them.
+*reasoning*: turning the thinking switch of the client on or off chooses Thinking or Instruct, and the client receives
+the reasoning or the number of its tokens. *errors*: an unknown model and an unknown field raise the client's own error
 types, with the server's message.
 
-Open WebUI is started with an empty database and asked through its own API; it refuses an unknown model itself. Its
+Open WebUI is started with an empty database and called through its own API; it refuses an unknown model itself. Its
 browser page also adds built-in tools, which the server refuses: in the settings of a model, set *Function Calling*
 to *Legacy* or switch off *Builtin Tools*.
 """

@@ -1,4 +1,4 @@
-"""What each client script shares: its arguments, the requests, and how a cell is run and reported."""
+"""Shared by the client scripts: arguments, requests, and running and reporting a cell."""
 
 from __future__ import annotations
 
