@@ -1,4 +1,4 @@
-"""Makes a loaded model generate what a test needs, whatever it was trained to say."""
+"""Makes a loaded model generate the tokens that a test needs, independent of its training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def end_id(router: Router, mode: Any = "thinking") -> int:
 
 @contextmanager
 def biased(router: Router, mode: Any, bias: Mapping[int, float]) -> Iterator[None]:
-    """Every answer of `mode` prefers the ids in `bias`, in rows of its own and in shared ones."""
+    """Add `bias` to the logits of the given ids for every answer of `mode`, alone or in shared forward passes."""
 
     def add(module: Any, args: Any, output: Any) -> None:
         for token, value in bias.items():
@@ -57,7 +57,7 @@ def scripted(router: Router, mode: Any, ids: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def prompts(router: Router, mode: Any) -> Iterator[list[str]]:
-    """Collects what `mode` reads before it generates: the whole prompt, or what is new in a conversation."""
+    """Collects the token ids that `mode` prefills: the whole prompt, or the new part of a conversation."""
     read: list[str] = []
     checkpoint = router.pair[mode]
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server that sends what a test writes down: every dialect and every fault, without a model."""
+"""An OpenAI-compatible server that sends the responses of a test script, including faults, without a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from vlroute import Router
 from vlroute.engine.endpoint import Endpoint
 
-#: Steps of a script beside events (dicts), lines (strings) and pauses (numbers).
+#: Other steps of a script, besides events (dicts), lines (strings) and pauses (numbers).
 HANG_UP, DONE = object(), "data: [DONE]\n\n"
 USAGE: dict[str, Any] = {
     "choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 9, "total_tokens": 29},
@@ -27,7 +27,7 @@ def said(
     field: str = "reasoning_content",
     **more: Any,
 ) -> Any:
-    """One chunk; `field` is the name of the server for reasoning."""
+    """One chunk; `field`: name of the reasoning field of the server."""
     delta: dict[str, Any] = {"content": content} if content is not None else {}
     if reasoning is not None:
         delta[field] = reasoning
@@ -41,7 +41,7 @@ def failed(code: Any = None, kind: Any = None, message: str = "that went wrong")
 
 
 class Scripted:
-    """What the server sends and what it was sent. The last script is repeated."""
+    """Responses of the server, and the requests it received. The last script is repeated."""
 
     def __init__(self) -> None:
         self.scripts: list[Sequence[Any]] = []

@@ -153,7 +153,7 @@ def test_a_separated_answer_is_kept_in_a_message_list(published: Router, field: 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.text("AB`\n ~", max_size=12), st.text("AB`\n", max_size=12))
 def test_the_published_template_cuts_nothing(published: Router, before: str, after: str) -> None:
-    """Of an answer with one tag either all is read, or what follows the tag; the part before is reasoning then."""
+    """The model reads either the whole answer, or only the part after the tag, because the rest is reasoning."""
     read = read_after(published, {"role": "assistant", "content": f"{before}</think>{after}"})
     past = read.partition("assistant\n")[2].partition("<|im_end|>")[0]
     assert past in (f"{before}</think>{after}", after.lstrip())

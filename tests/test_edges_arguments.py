@@ -19,7 +19,7 @@ from vlroute.errors import SettingsError
 
 SOME = task("ocr", "easy")
 NAN, INF = float("nan"), float("inf")
-#: Values that no argument accepts, and words of the error.
+#: Per argument: values that it refuses, and words of the error.
 WRONG: dict[str, tuple[list[Any], str]] = {
     "device": (["gpu", "GPU:0", "cuda:x", "cuda:-1", "cpu:1", "", -1, True, 1.5, [], "meta", "tpu"], "'cuda'"),
     "dtype": (["int8", 32, "bfloat", torch.int8, "bf-16", [], "float8"], "'bfloat16'"),

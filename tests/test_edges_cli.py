@@ -1,4 +1,4 @@
-"""The options of `ask`, `chat` and `route`, wrong inputs, stores that are not there, and what other packages print."""
+"""Options of `ask`, `chat` and `route`, invalid inputs, missing stores, and output of other packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.test_cli import vlroute
 from vlroute.cli import app
 from vlroute.store import Store, export
 
-#: What others print: warnings, deprecations, torch's log lines, progress bars.
+#: Output of other packages: warnings, deprecations, log lines of torch, progress bars.
 NOISE = re.compile(r"Warning|deprecat|^[EWI]\d{4} |Loading weights|it/s", re.MULTILINE | re.IGNORECASE)
 SOME = task("ocr", "easy")
 
@@ -175,7 +175,7 @@ def test_wrong_inputs_end_in_one_line(arguments: str, says: str) -> None:
 
 
 def test_other_packages_are_silent_in_plain_use() -> None:
-    """With one and several rows, in turns and alone; and with every warning shown that Python shows by itself."""
+    """With one row and several, in chats and alone, and with Python's default warning filters."""
     code = (
         "from vlroute import Router\n"
         "for rows in (1, 4):\n"

@@ -1,4 +1,4 @@
-"""Endpoints at the edges: every dialect of reasoning, every end of a stream, every fault; against a scripted server."""
+"""Edge cases of endpoints against a scripted server: forms of reasoning, ends of a stream, and faults."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ def test_a_refusal_in_a_stream_is_no_outage(server: Scripted, code: Any, kind: A
 @settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(400, 599), st.booleans(), st.sampled_from(["code", "status"]), st.booleans())
 def test_every_code_in_a_stream(server: Scripted, code: int, text: bool, field: str, in_chunk: bool) -> None:
-    """What refuses the request or the key is no outage; the rest may be sent again."""
+    """A refused request or key does not count as an outage; other requests may be retried."""
     router = server.router(retries=1, read_seconds=20.0)
     assert router.remote is not None
     error = {"message": "that went wrong", field: str(code) if text else code}
@@ -316,7 +316,7 @@ def test_an_outage_in_a_stream_is_retried_before_the_first_token(server: Scripte
 def test_a_stream_that_breaks_off_before_the_first_token(server: Scripted, steps: Any) -> None:
     router = server.router(retries=1)
     server.play(steps, [said("2"), *END])
-    if steps == ["data: {\n\n"]:  # no HTTP at fault: sent again it would say the same
+    if steps == ["data: {\n\n"]:  # the error is not temporary, so a retry would fail too
         with pytest.raises(ModeUnavailable):
             router.ask("?", mode="instruct")
         return
@@ -358,7 +358,7 @@ def test_only_outages_open_the_breaker_and_health_closes_it(server: Scripted) ->
 
 
 def test_what_was_held_back_was_not_handed_out(server: Scripted) -> None:
-    """The other mode may answer if the first one broke off before any piece was certain."""
+    """The other mode may answer if the stream of the first one failed before a piece was passed on."""
     router = Router.from_endpoints(
         *2 * (Endpoint(server.url, "m", retries=0),), policy=Policy(price=0.0, unsure_mode="thinking")
     )

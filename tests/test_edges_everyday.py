@@ -1,4 +1,4 @@
-"""Streams left open, routers closed, names at the top of the package, modes and prices that are none, log lines."""
+"""Open streams, closed routers, public names, invalid modes and prices, and log lines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from vlroute import (
 )
 
 GREEDY = {"do_sample": False, "max_new_tokens": 8}
-#: Goes on until it is cancelled, as no token ends it.
+#: Settings of an answer that continues until it is cancelled, because no token ends it.
 ENDLESS = {"do_sample": False, "eos_token_id": -1, "max_new_tokens": 3000, "mode": "instruct"}
 SOME = task("ocr", "easy")
 
@@ -58,7 +58,7 @@ def small() -> Iterator[Router]:
 
 
 def within(seconds: float, work: Any) -> Any:
-    """What `work` gives; fails instead of waiting for ever."""
+    """The result of `work`; the test fails instead of waiting forever."""
     found: list[Any] = []
 
     def run() -> None:

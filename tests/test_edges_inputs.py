@@ -1,4 +1,4 @@
-"""What a caller sends at the edges: pictures with broken metadata, odd layouts, open files, data URIs."""
+"""Edge cases of inputs: pictures with damaged metadata, unusual layouts, open files, data URIs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages over HTTP: the same fields as in Python, and what an endpoint is sent."""
+"""Messages over HTTP: the same fields as in Python, and the requests to an endpoint."""
 
 from __future__ import annotations
 

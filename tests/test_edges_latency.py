@@ -1,4 +1,4 @@
-"""The latency estimate follows load and forgets it: no mode is locked out, and a slow machine stays known as slow."""
+"""The latency estimate reacts to load and recovers: no mode is locked out, and a slow machine stays slow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PREFILL = 0.1
 
 
 class Machine:
-    """A virtual clock and a machine whose answers take as long as it is told."""
+    """A virtual clock, and a machine whose answers take the given time."""
 
     def __init__(self, observe) -> None:
         self.now, self.observe = 1000.0, observe
@@ -55,7 +55,7 @@ def local_router(machine: Machine, **options) -> Router:
 
 
 class Asked:
-    """A request that thinks on the quiet machine, at a price at which ten times slower answers are not worth it."""
+    """A request that thinks on the idle machine, but not if answers take ten times longer."""
 
     def __init__(self, router: Router) -> None:
         self.router = router
@@ -72,7 +72,7 @@ class Asked:
 
 
 def until_it_thinks(asked: Asked, machine: Machine, most: int = 5000) -> int:
-    """Quiet requests, one a second, each answered in the mode that was chosen."""
+    """Requests without load, one per second, each answered in the chosen mode."""
     for count in range(most):
         mode = asked.decide().mode
         machine.answers(mode, 1)

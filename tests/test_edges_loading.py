@@ -1,4 +1,4 @@
-"""Names, folders and files of a pair: each is used or refused with a CheckpointError, never anything else."""
+"""Names, folders and files of a pair: each is used, or refused with a CheckpointError."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def pair(tmp_path: Path) -> Iterator[Path]:
 
 
 def refusal(*names: Any, **named: Any) -> str:
-    """What `load` says; the test fails if it loads, or raises another type."""
+    """The message of the CheckpointError of `load`; the test fails if there is none."""
     with pytest.raises(CheckpointError) as refused:
         Router.from_pretrained(*names, **named).load()
     assert type(refused.value) is CheckpointError

@@ -1,4 +1,4 @@
-"""How large the model sees a picture or video: on a random pair whose processor has the limits of Qwen3-VL."""
+"""Sizes of pictures and videos for the model, on a random pair whose processor has the limits of Qwen3-VL."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_several_sizes_in_one_request_keep_their_order(random_router: Router) ->
 
 
 def test_the_size_belongs_to_the_picture_in_every_cache(random_router: Router, tmp_path: Path) -> None:
-    """A later turn with the same picture at another size sees it anew; saved and resumed it keeps its size."""
+    """A later turn with another size of the same picture encodes it again; a resumed chat keeps the size."""
     chat = random_router.chat()
     texts = []
     for options in ({"detail": "low"}, {"max_pixels": 70_000}, {"detail": "low"}):

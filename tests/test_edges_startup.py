@@ -1,4 +1,4 @@
-"""A server that cannot start says why and ends; what cannot be loaded is reported as failed, never as loading."""
+"""A server that cannot start ends with the reason; a pair that cannot be loaded is reported as failed."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def get(port: int, path: str) -> tuple[int, bytes] | None:
 
 @pytest.mark.parametrize("others_run", [True, False])
 def test_replicas_that_cannot_start_are_one_error(others_run: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's own error does not say why; an application of which nothing runs does not stay behind."""
+    """The error contains the reason, which Ray's own error lacks; an application that does not run is deleted."""
     if importlib.util.find_spec("ray") is None:
         lacking("Ray is not installed: pip install 'vlroute[cluster]'")
     from vlroute.serving.cluster_start import SAFE, deploy

@@ -1,4 +1,4 @@
-"""Poor, partial and broken records, and outputs that cannot be written: what the learning commands do with them."""
+"""The learning commands with poor, partial and broken records, and with outputs that cannot be written."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def written(path: Path, lines: list[Any]) -> Path:
 
 
 def learn(folder: Path, lines: list[Any], **options: Any) -> str:
-    """Train on these lines; what was said. The artefact lies in `folder / "router"`."""
+    """Train on these lines and return the output. The artefact is in `folder / "router"`."""
     said = io.StringIO()
     quick: dict[str, Any] = {"folds": 2, "seeds": 1, "encoder": None, "candidate": "words"}
     train(
@@ -237,7 +237,7 @@ def test_eval_and_curves_skip_and_count_broken_lines(mixed: Path, tmp_path: Path
     assert code == 0, said
     check_skipped(said)
     assert "oof.jsonl:1:" in said
-    written(tmp_path / "oof.jsonl", oof[1:])  # a prediction that was never there is another matter
+    written(tmp_path / "oof.jsonl", oof[1:])  # a missing prediction is still an error
     code, said = cli("curves", mixed / "records.jsonl", "--oof", tmp_path / "oof.jsonl", "--out", tmp_path / "curves")
     assert code != 0
     assert "no prediction for 1 of 80 records" in said

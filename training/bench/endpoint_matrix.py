@@ -43,9 +43,9 @@ Written by `python -m training.bench.endpoint_matrix` from `docs/endpoint_matrix
 greedy answers in Thinking whose number of reasoning tokens differs from the pair's by at most 3. *Pictures counted*:
 answers with a number of picture tokens. *Stop string*: answers that are cut at a stop string at the same position as
 the pair's. *Penalty*: answers whose reasoning changes under a repetition penalty of 3; for the pair in this process,
-{changed}. *Too long*: the error for a prompt of 50 000 words, and the state of the breaker afterwards. *Budget*: of {tasks}
-sampled answers in Thinking each, the number of answers that contain a tag, the number of answers
-without text that claim to be complete, and the longest reasoning in tokens.
+{changed}. *Too long*: the error for a prompt of 50 000 words, and the state of the breaker afterwards. *Budget*: of
+{tasks} sampled answers in Thinking each, the number that contain a tag, the number without text that claim to be
+complete, and the longest reasoning in tokens.
 
 {versions}
 """
