@@ -48,6 +48,7 @@ def png(width: int, depth: int, color_type: int, row: bytes, *chunks: bytes) -> 
 
 
 PNG = encode(PICTURE, "PNG")
+CLEAR, NEARLY = (0x1234, 0x2345, 0x3456), (0x1299, 0x2345, 0x3456)
 JPEG = encode(PICTURE, "JPEG")
 WEBP = encode(PICTURE, "WEBP", lossless=True)
 kinds = st.sampled_from(
@@ -149,6 +150,7 @@ def test_the_orientation_of_good_exif_is_kept_beside_broken_metadata() -> None:
         (png(2, 4, 0, bytes([0x3A]), chunk(b"tRNS", struct.pack(">H", 3))), [255, 170]),
         (png(4, 2, 0, bytes([0b00011011]), chunk(b"tRNS", struct.pack(">H", 1))), [0, 255, 170, 255]),
         (png(2, 16, 2, struct.pack(">6H", 300, 0, 0, 9, 9, 9), chunk(b"tRNS", b"\x01\x2c\0\0\0\0")), [255, 0]),
+        (png(2, 16, 2, struct.pack(">6H", *CLEAR, *NEARLY), chunk(b"tRNS", struct.pack(">3H", *CLEAR))), [255, 0x12]),
         (png(2, 8, 0, bytes([3, 200]), chunk(b"tRNS", b"\0")), [3, 200]),  # of a wrong size: ignored
         (png(1, 8, 6, bytes([9, 9, 9, 255]), chunk(b"tRNS", b"\0\3")), [9]),
         (png(2, 8, 3, b"\0\1", chunk(b"PLTE", bytes([1, 1, 1, 4, 4, 4])), chunk(b"tRNS", bytes(300))), [1, 4]),
@@ -186,6 +188,15 @@ def test_arrays_are_read_channels_last_unless_told_otherwise() -> None:
             load_picture(PIXELS, channel_axis=axis)  # type: ignore[arg-type]
     with pytest.raises(UnreadableMediaError, match="channel_axis"):
         load_picture(PICTURE, channel_axis=0)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, True])
+def test_a_gray_array_has_no_channel_axis(axis: Any) -> None:
+    for source in (np.zeros((5, 7), np.uint8), *([np.zeros((3, 4, 5), np.uint8)] if axis is True else [])):
+        with pytest.raises(UnreadableMediaError, match="channel_axis"):
+            load_picture(source, channel_axis=axis)
+        with pytest.raises(UnreadableMediaError, match="channel_axis"):
+            load_video([source, source], channel_axis=axis)
 
 
 def test_frames_are_read_channels_last_unless_told_otherwise() -> None:

@@ -37,13 +37,19 @@ def as_seen(image: Image.Image, name: str) -> Image.Image:
     Modes I and I;16 hold 0..65535, mode F holds 0..1; other values are an `UnreadableMediaError`.
     """
     rawmode = image.tile[0][3] if getattr(image, "tile", None) else None  # type: ignore[attr-defined]
+    tinted = rawmode == "RGB;16B" and isinstance(image.info.get("transparency"), tuple)
+    low = _low_bytes(image) if tinted else None
     image.load()  # before the orientation is read: a PNG may hold it behind the pixels, a TIFF turns itself
     turn, clear = _orientation(image), image.info.get("transparency")
     # Pillow scales the pixels to 8 bits, but not the transparent value; corrected here once, in place
     if rawmode in _GREY_STEPS and isinstance(clear, int):
         image.info["transparency"] = clear * _GREY_STEPS[rawmode]
-    elif rawmode == "RGB;16B" and isinstance(clear, tuple):
+    elif image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:  # of 16 bits, even if loaded before
         image.info["transparency"] = tuple(value >> 8 for value in clear)
+    if low is not None and isinstance(clear, tuple):
+        exact = (np.asarray(image) == np.array(clear) >> 8) & (low == np.array(clear) & 255)
+        image = image.copy()
+        image.putalpha(Image.fromarray(np.where(exact.all(axis=2), 0, 255).astype(np.uint8)))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "F":
@@ -91,11 +97,26 @@ def from_array(array: NDArray[Any], name: str, channel_axis: int | None = None) 
 
 def channels_last(array: NDArray[Any], name: str, channel_axis: int) -> NDArray[Any]:
     """`array` with its axis `channel_axis` moved to the end. `UnreadableMediaError` if it has no such axis."""
+    if array.ndim < 3:
+        raise UnreadableMediaError(f"{name} has no channel axis; leave channel_axis out")
     try:
+        if isinstance(channel_axis, bool):
+            raise TypeError
         return np.moveaxis(array, operator.index(channel_axis), -1)
     except (TypeError, ValueError) as error:
         axes = f"one of its {array.ndim} axes"
         raise UnreadableMediaError(f"{name}: channel_axis must be {axes}, not {channel_axis!r}") from error
+
+
+def _low_bytes(image: Image.Image) -> NDArray[Any]:
+    """The low bytes of a PNG file of 16 bits per color that is not decoded yet; Pillow decodes the high bytes only."""
+    file = image.fp  # type: ignore[attr-defined]
+    start = file.tell()
+    low: Any = Image.open(file, formats=["PNG"])
+    low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
+    pixels = np.asarray(low)
+    file.seek(start)
+    return pixels
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
