@@ -517,3 +517,31 @@ def test_an_answer_without_a_thought_is_no_thought(server: Scripted) -> None:
         assert (answer.thinking, answer.text, answer.finish_reason) == ("", "2", end)
         answer = asked(server, router, [*PLAIN, said(end=end), counted, DONE])
         assert (answer.thinking, answer.text, answer.finish_reason) == ("", "2", end)
+
+
+@pytest.mark.parametrize("reasoning", ["auto", "parsed", "raw"])
+def test_halves_of_a_character_are_joined_over_chunks(server: Scripted, reasoning: str) -> None:
+    router, halves = server.router(reasoning=reasoning), ["a\ud83d", "\ude00b"]
+    chat = router.chat()
+    server.play([*(said(None, one) for one in halves), *(said(one) for one in halves), *END])
+    answer = chat.send("?", mode="thinking")
+    assert (answer.thinking, answer.text) == ("a\U0001f600b", "a\U0001f600b")
+    server.play([said(None, "\ude00"), said(None, "\ud83d"), said("\ud83d\ud83d"), said("\ude00x\ud83d"), *END])
+    answer = chat.send("?", mode="thinking")  # the earlier turn can be sent
+    assert (answer.thinking, answer.text) == ("\ufffd\ufffd", "\ufffd\U0001f600x\ufffd")
+    server.play([failed(400, message="wrong: \ud83d"), DONE])
+    with pytest.raises(InputError) as refusal:
+        chat.send("?", mode="thinking")
+    assert str(refusal.value).encode()
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text("a\U0001f600é\U0001f468\u200d", min_size=1, max_size=12), st.sets(st.integers(0, 24)))
+def test_text_does_not_depend_on_cuts_within_characters(
+    server: Scripted, routers: dict[str, Router], text: str, cuts: set[int]
+) -> None:
+    units = text.encode("utf-16-le")
+    at = [0, *sorted(2 * cut for cut in cuts if 0 < 2 * cut < len(units)), len(units)]
+    parts = [units[a:b].decode("utf-16-le", "surrogatepass") for a, b in itertools.pairwise(at)]
+    answer = asked(server, routers["auto"], [*(said(None, one) for one in parts), *map(said, parts), *END])
+    assert (answer.thinking, answer.text) == (text, text)

@@ -80,4 +80,5 @@ def failure(error: Exception, name: str, begun: bool) -> VLRouteError:
 def _said(error: Exception) -> str:
     body: Any = getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else body if isinstance(body, str) else None
-    return " ".join(str(message or error or type(error).__name__).split())[:300]
+    said = " ".join(str(message or error or type(error).__name__).split())[:300]
+    return said.encode("utf-8", "replace").decode()  # a lone surrogate could not be stored or sent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 
 from vlroute.engine.endpoint import Reasoning
@@ -11,6 +12,16 @@ from vlroute.engine.trimmed import Trimmed
 from vlroute.think_tags import Tag, ThinkTags
 
 Pieces = Iterator[tuple[Channel, str]]
+
+
+class _Surrogates:
+    """Joins surrogate pairs that are split over two chunks. A lone surrogate becomes U+FFFD."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")
+
+    def push(self, piece: str, final: bool = False) -> str:
+        return self._decoder.decode(piece.encode("utf-16-le", "surrogatepass"), final)
 
 
 class RemoteText:
@@ -36,6 +47,7 @@ class RemoteText:
         self.chunks: dict[Channel, int] = {"thinking": 0, "answer": 0}  # number of chunks with text
         self._said: dict[Channel, list[str]] = {"thinking": [], "answer": []}
         self._trimmed: dict[Channel, Trimmed] = {"thinking": Trimmed(), "answer": Trimmed()}
+        self._surrogates: dict[Channel, _Surrogates] = {"thinking": _Surrogates(), "answer": _Surrogates()}
         self._raw = thinking and reasoning != "parsed"  # content may contain the reasoning
         self._undecided: list[str] | None = [] if self._raw and reasoning == "auto" else None  # all content so far
         self._channel: Channel | None = "thinking" if self._raw else "answer"  # of content; None if not known yet
@@ -53,6 +65,9 @@ class RemoteText:
 
     def push(self, reasoning: str, content: str) -> Pieces:
         """Process one chunk. Either part may be empty."""
+        yield from self._push(self._surrogates["thinking"].push(reasoning), self._surrogates["answer"].push(content))
+
+    def _push(self, reasoning: str, content: str) -> Pieces:
         if reasoning:
             self.shown = "parsed"
             yield from self.parsed()
@@ -86,6 +101,8 @@ class RemoteText:
         Args:
             complete: whether the server reports a complete answer.
         """
+        lone = {channel: surrogates.push("", final=True) for channel, surrogates in self._surrogates.items()}
+        yield from self._push(lone["thinking"], lone["answer"])
         yield from self._take(self._tags.flush())
         if self._undecided is not None and (self.known == "parsed" or (complete and self.known == "auto")):
             yield from self.parsed()
