@@ -93,6 +93,22 @@ def test_budgets_leave_one_thought_and_an_answer(either: Router, budget: int) ->
         assert answer.usage.thinking_tokens <= budget + 2  # the line break and the closing tag
 
 
+@pytest.mark.parametrize("end", ["\n", "\n\n", "</think>"])
+@pytest.mark.parametrize("budget", [None, 0, 3])
+def test_an_end_token_within_the_closing_does_not_end_the_answer(either: Router, end: str, budget: int | None) -> None:
+    ends = [token_ids(either, end)[0], end_id(either)]
+    answer = think(either, thinking_budget=budget, eos_token_id=ends, max_new_tokens=60)
+    assert_complete(answer)
+
+
+def test_excluding_every_token_gives_no_empty_success(either: Router) -> None:
+    tags = token_ids(either, "".join(TAGS))
+    allowed = [*tags, end_id(either)]
+    others = [i for i in range(len(either.pair.thinking.tokenizer)) if i not in allowed]
+    answer = think(either, suppress_tokens=others, thinking_budget=2, max_new_tokens=20)
+    assert (answer.text, answer.finish_reason) == ("", "length")
+
+
 def test_over_http_a_thought_is_closed_once() -> None:
     with served() as server, server.http() as http:
         close = token_ids(server.router, "</think>")[0]

@@ -152,6 +152,7 @@ def test_history_takes_messages_and_dicts() -> None:
         ("2+2\n</think>\n\n4", "4"),
         ("<think>a</think><think>b</think>4", "4"),
         ("a</think>b</think>4", "4"),
+        ("<think>a</think>b</think>4", "b</think>4"),
         ("a</think><think>b</think>4", "4"),
         ("\n<think>never ended", "\n<think>never ended"),
         ("Write <think> and </think>.", "Write <think> and </think>."),
@@ -171,8 +172,9 @@ def test_past_answers_hold_no_reasoning_and_no_control_tokens(said: str | None, 
         half = len(said) // 2
         parts = [{"type": "text", "text": piece} for piece in (said[:half], said[half:])]
         assert parse("?", history=[{"role": "assistant", "content": parts}]).messages[0] == answer
-        separated = parse("?", history=[{"role": "assistant", "content": said, "reasoning_content": ""}])
-        assert separated.messages[0] == Message("assistant", (said,))
+        for field in ({"reasoning_content": ""}, {"thinking": "t"}, {"reasoning_details": [{"text": "t"}]}):
+            separated = parse("?", history=[{"role": "assistant", "content": said, **field}])
+            assert separated.messages[0] == Message("assistant", (said,))
 
 
 @pytest.mark.parametrize("name", CONTROL)

@@ -137,7 +137,7 @@ def test_closing_a_stream_cancels(router: Router) -> None:
     stream = router.stream(SOME.prompt, **media(SOME), mode="thinking", cancel=cancel)
     next(stream), next(stream)
     stream.close()
-    assert cancel.is_set()
+    assert not cancel.is_set()  # other requests may use it too
     assert not [thread for thread in threading.enumerate() if thread.name == "vlroute-stream"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("vlroute")
 
 
+#: How long the end of the program waits for a cancelled stream.
+EXIT_SECONDS = 10.0
 #: Makes an answer and passes on each of its events.
 Work = Callable[[Callable[[Event], Any]], Any]
 
@@ -69,6 +72,7 @@ class Stream(Generator[Event, None, None]):
     """
 
     def __init__(self, work: Work | None, cancel: threading.Event) -> None:
+        """`cancel`: an event of this stream alone, which ends `work` early."""
         self._work, self._cancel = work, cancel
         self._events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
         self._worker: threading.Thread | None = None
@@ -90,6 +94,7 @@ class Stream(Generator[Event, None, None]):
                     if self._ended:  # another thread has closed the stream
                         raise StopIteration
                     worker = threading.Thread(target=work, name="vlroute-stream", daemon=True)
+                    _running[worker] = self._cancel
                     worker.start()
                     self._worker = worker
             event = self._events.get()
@@ -129,9 +134,25 @@ def _make_events(work: Work, put: Callable[[Event | BaseException | None], None]
     except BaseException as error:  # handed to the thread that reads the events
         put(error)
     put(None)
+    del _running[threading.current_thread()]
 
 
-class _EitherEvent(threading.Event):
+#: Threads that produce the events of streams, and the event that cancels each.
+_running: dict[threading.Thread, threading.Event] = {}
+
+
+@atexit.register
+def _end_streams() -> None:
+    """Without it, a stream that is open when the program ends aborts the process: the interpreter stops the thread
+    inside torch."""
+    threads = [*_running.items()]
+    for _, cancel in threads:
+        cancel.set()
+    for thread, _ in threads:
+        thread.join(EXIT_SECONDS)
+
+
+class EitherEvent(threading.Event):
     """Set as soon as one of `events` is set."""
 
     def __init__(self, *events: threading.Event | None) -> None:
@@ -190,7 +211,7 @@ class Answering:
         began: float,
         id: str,
     ) -> Answer:
-        cancel = _EitherEvent(wish.cancel, self.closing)
+        cancel = EitherEvent(wish.cancel, self.closing)
         with self.engine.request(conversation, in_turns, wish.namespace) as request:
             settings = {mode: self._settings(mode, wish) for mode in MODES}
             for mode in MODES if wish.mode is None else (wish.mode,):
@@ -239,9 +260,9 @@ class Answering:
 
     def stream(self, conversation: Conversation, wish: Wish, in_turns: bool = False) -> Events:
         """The events of `answer`."""
-        cancel = wish.cancel or threading.Event()
-        work = partial(self.answer, conversation, replace(wish, cancel=cancel), in_turns)
-        return Stream(work, cancel)
+        closed = threading.Event()
+        wish = replace(wish, cancel=EitherEvent(closed, wish.cancel))
+        return Stream(partial(self.answer, conversation, wish, in_turns), closed)
 
     def _keep(self, answer: Answer, conversation: Conversation) -> None:
         """Before the answer is handed out, so that feedback finds it; a store that fails costs no answer."""

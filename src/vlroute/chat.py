@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlroute.answer import Answer, Event, Events, Finished
-from vlroute.answering import Stream, Wish, Work
+from vlroute.answering import EitherEvent, Stream, Wish, Work
 from vlroute.errors import ChatBusyError
 from vlroute.messages import Conversation, Message, parse
 from vlroute.modes import ModeChoice, forced_mode
@@ -44,7 +44,8 @@ class Chat:
         self._head = (Message("system", (system,)),) if system else ()
         self._turns = turns
         self._lock = threading.Lock()
-        self._holder: threading.Thread | None = None
+        self._holder: threading.Thread | None = None  # reads the open stream, or sends
+        self._worker: threading.Thread | None = None  # answers the latest stream
 
     @property
     def history(self) -> tuple[Turn, ...]:
@@ -94,7 +95,7 @@ class Chat:
         """As `send`, but returns events; see `Router.stream`. The turn begins with the first event and ends with
         `Finished`, an error or `close`. Until then, a second turn waits in other threads and raises a ChatBusyError in
         this thread. A wrong message raises at the first event; a wrong `mode`, `price` or `caption` raises here."""
-        wish = Wish(caption, forced_mode(mode), price, cancel or threading.Event(), generation)
+        wish = Wish(caption, forced_mode(mode), price, cancel, generation)
         return _TurnStream(self, partial(self._conversation, prompt, images, videos), wish)
 
     def fork(self) -> Chat:
@@ -110,7 +111,7 @@ class Chat:
     def _take(self) -> None:
         """Wait until no other turn is running. ChatBusyError if that would be a deadlock."""
         if not self._lock.acquire(blocking=False):
-            if self._holder is threading.current_thread():
+            if threading.current_thread() in (self._holder, self._worker):
                 raise ChatBusyError(
                     "this thread has an open stream of this chat: read it to the end or close it before the next turn, "
                     "or use fork() to continue from the finished turns"
@@ -121,6 +122,11 @@ class Chat:
     def _release(self) -> None:
         self._holder = None
         self._lock.release()
+
+    def _answer_turn(self, conversation: Conversation, wish: Wish, emit: Callable[[Event], Any]) -> Answer:
+        """Answer the turn of a stream, in the thread that produces its events."""
+        self._worker = threading.current_thread()
+        return self.router.answer_turn(conversation, wish, emit)
 
     def _conversation(self, prompt: str | Sequence[Any], images: Any, videos: Any) -> Conversation:
         return parse(prompt, images, videos, self._messages(), self.router.limits, self.router.sampling)
@@ -141,8 +147,10 @@ class _TurnStream(Stream):
     """A turn as events. From its first event to `Finished`, an error or `close`, other turns of the chat wait."""
 
     def __init__(self, chat: Chat, conversation: Callable[[], Conversation], wish: Wish) -> None:
-        super().__init__(None, wish.cancel or threading.Event())
-        self._chat, self._conversation, self._wish = chat, conversation, wish
+        closed = threading.Event()
+        super().__init__(None, closed)
+        self._chat, self._conversation = chat, conversation
+        self._wish = replace(wish, cancel=EitherEvent(closed, wish.cancel))
         self._turn: list[Conversation] = []
         """The conversation to answer, while the turn is running; otherwise empty."""
 
@@ -154,7 +162,7 @@ class _TurnStream(Stream):
             self._chat._release()
             raise
         self._turn.append(conversation)
-        return partial(self._chat.router.answer_turn, conversation, self._wish)
+        return partial(self._chat._answer_turn, conversation, self._wish)
 
     def send(self, value: None) -> Event:
         if self._turn:  # the thread that reads the stream must not wait for it

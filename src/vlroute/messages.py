@@ -36,7 +36,8 @@ Part: TypeAlias = str | Picture | Video
 
 _BYTES = bytes | bytearray | memoryview
 _SOURCES = ("url", "path", "base64")
-_REASONING = ("reasoning_content", "reasoning")
+#: Fields for reasoning: with one of them, the content is the answer alone.
+_REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
 # In text these would close a turn, forge another or open a slot for a picture that is not there.
 _CONTROL = re.compile(r"<(\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>)")
 
@@ -246,7 +247,7 @@ class _Loader:
             parts = (fields["refusal"],)
         texts = [part for part in parts if isinstance(part, str)]
         if role == "assistant":
-            separated = any(isinstance(message.get(key), str) for key in _REASONING)
+            separated = any(message.get(key) not in (None, []) for key in _REASONING)
             if not separated and len(texts) == len(parts):
                 parts = (without_reasoning("".join(texts)),)
         elif name and any(text.strip() for text in texts):

@@ -232,7 +232,7 @@ def without_reasoning(text: str) -> str:
     in code and later pairs of tags belong to the answer.
     """
     code = _code(text)
-    cut, begins, opened = 0, _begin(text, 0), -1
+    cut, begins, opened, block = 0, _begin(text, 0), -1, False
     for tag in _TAG.finditer(text):
         while code and code[0][1] <= tag.start():
             code.popleft()
@@ -241,7 +241,8 @@ def without_reasoning(text: str) -> str:
         if tag[0] == "<think>":
             opened = tag.start() if opened < 0 else opened
         else:
-            if opened in (-1, begins):
+            if opened == begins or (opened < 0 and not block):
+                block = opened == begins
                 cut, begins = tag.end(), _begin(text, tag.end())
             opened = -1
     return text[begins:] if cut else text

@@ -40,8 +40,5 @@ def generated(row: Row, began: float) -> Generated:
     if row.error is not None:
         raise row.error
     ended = time.perf_counter()
-    ids = row.written
-    if ids and ids[-1] in row.ends:
-        ids.pop()
     first = row.first_at or ended
-    return Generated(tuple(ids), cast(FinishReason, row.reason), first - began, ended - first)
+    return Generated(tuple(row.written), cast(FinishReason, row.reason), first - began, ended - first)

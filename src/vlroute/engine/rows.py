@@ -47,7 +47,6 @@ class Row:
     """One answer under way. `read`: tokens that keys and values are there for; `ids`: prompt and answer `[1, n]`."""
 
     sampler: Sampler
-    ends: frozenset[int]
     most: int
     on_token: OnToken
     cancel: threading.Event | None
@@ -66,8 +65,9 @@ class Row:
 
     @property
     def written(self) -> list[int]:
+        """Ids of the output, without the end token."""
         ids: list[int] = self.ids[0, self.prompt_length :].tolist()
-        return ids
+        return ids[:-1] if self.sampler.control.ended else ids
 
     def take(self, logits: torch.Tensor) -> None:
         """Choose the next token from `logits` `[1, vocabulary]`, and see whether the answer ends with it."""
@@ -75,7 +75,7 @@ class Row:
             token = self.sampler(self.ids, logits)
             self.first_at = self.first_at or time.perf_counter()
             self.ids = torch.cat([self.ids, self.ids.new_tensor([[token]])], dim=1)
-            ended = token in self.ends or bool(self.on_token(token))
+            ended = self.sampler.control.ended or bool(self.on_token(token))
         except BaseException as error:  # a listener's or sampler's: it ends this answer and no other
             self.error, self.reason = error, "error"
             return
@@ -90,9 +90,8 @@ class Row:
 def begin(writing: Writing) -> Row:
     """Read the prompt, alone, as `generate` does, and choose the first token; neither if cancelled before."""
     prompt, settings = writing.prompt, writing.settings
-    sampler = Sampler(writing.checkpoint, prompt.length, settings)
     row = Row(
-        sampler, sampler.ends,
+        Sampler(writing.checkpoint, prompt.length, settings),
         int(settings["max_new_tokens"]), writing.on_token, writing.cancel, prompt.input_ids, prompt.length,
         int(prompt.position_ids[1:, 0, -1].max()) + 1, prompt.length,
     )  # fmt: skip

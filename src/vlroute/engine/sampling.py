@@ -55,16 +55,15 @@ class Sampler:
 
     def __init__(self, checkpoint: Checkpoint, prompt_length: int, settings: Mapping[str, Any]) -> None:
         """`settings` as `resolve_settings` gives them."""
-        ends: Any = settings.get("eos_token_id")
-        #: Ids that end the output.
-        self.ends: frozenset[int] = frozenset(ends if isinstance(ends, list) else [ends])
-        #: The token used if all tokens are excluded: it ends the output unless `eos_token_id` is -1.
-        self.last_resort = max(self.ends) if max(self.ends) >= 0 else int(checkpoint.tokenizer.eos_token_id)
+        asked: Any = settings.get("eos_token_id")
+        ends = frozenset(asked if isinstance(asked, list) else [asked])
+        #: The token used if all tokens are excluded: it ends an answer with visible text unless `eos_token_id` is -1.
+        self.last_resort = max(ends) if max(ends) >= 0 else int(checkpoint.tokenizer.eos_token_id)
         self.control = OutputControl(
-            checkpoint.tokenizer, checkpoint.mode == "thinking", self.ends, settings.get("thinking_budget")
+            checkpoint.tokenizer, checkpoint.mode == "thinking", ends, settings.get("thinking_budget")
         )
         self.draws = bool(settings.get("do_sample"))
-        self.processors = LogitsProcessorList(_processors(settings, prompt_length, [*self.ends], checkpoint.device))
+        self.processors = LogitsProcessorList(_processors(settings, prompt_length, [*ends], checkpoint.device))
         self.excludes = any(settings.get(name) for name in EXCLUDING)
         presence, frequency = (settings.get(f"{name}_penalty") or 0.0 for name in ("presence", "frequency"))
         if presence or frequency:

@@ -138,6 +138,8 @@ class OutputControl:
         self._tokenizer, self._ends, self._budget = tokenizer, ends, budget if thinking else None
         self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in (THINK, END_THINK)] if thinking else []
         self._thinking, self._blank = thinking, True
+        #: Whether the latest token ends the output.
+        self.ended = False
         self._count = 0
         self._last: int | None = None
         self._forced = deque[int]()
@@ -172,6 +174,7 @@ class OutputControl:
 
     def _told(self, token: int) -> int:
         self._count, self._last = self._count + 1, token
+        self.ended = token in self._ends and not self._thinking and not self._blank
         if self._thinking:
             self._thinking = token != self._tags[1]
         elif self._blank:
