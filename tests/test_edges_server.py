@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +14,9 @@ from hypothesis import strategies as st
 
 from tests.conftest import media, task
 from tests.serving import Served, served, user
+from vlroute import Router
+from vlroute.errors import SettingsError
+from vlroute.store import UnknownAnswerError
 
 SOME = task("math")
 ASKED = {"messages": [{"role": "user", "content": SOME.prompt}]}
@@ -298,3 +302,56 @@ def test_what_clients_send_back_as_past_answers_passes(http: httpx.Client, field
                 {"role": "assistant", "content": "Yes.", **fields}, question]  # fmt: skip
     said = http.post(CHAT, json={"messages": messages, "model": "instruct", "max_tokens": 8})
     assert said.status_code == 200, said.text
+
+
+HALF = "\ud800x"  # half of a surrogate pair, which valid JSON can hold and UTF-8 cannot
+
+
+@pytest.mark.parametrize("address", [HALF, "http://a/" + HALF, "http://" + HALF, "data:" + HALF])
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_half_a_surrogate_in_an_address_is_refused(http: httpx.Client, kind: str, address: str) -> None:
+    parts: list[dict[str, Any]] = [{"type": kind, key: address} for key in (kind, "url", "path", "base64")]
+    parts += [{"type": f"{kind}_url", f"{kind}_url": url} for url in (address, {"url": address})]
+    for part in parts:
+        asked = {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}]}
+        for path in (ROUTE, CHAT):
+            error(post(http, asked, path))
+
+
+def test_half_a_surrogate_elsewhere_is_refused_by_name(http: httpx.Client) -> None:
+    for fields in ({"model": HALF}, {"vlroute": {"caption": HALF}}, {"reasoning_effort": HALF}):
+        for path in (ROUTE, CHAT):
+            assert error(post(http, fields, path), 422)["param"].startswith(next(iter(fields)))
+    for stop in (HALF, [HALF]):
+        assert "stop" in error(post(http, {"stop": stop}))["message"]
+    for asked in ({"id": HALF, "correct": True}, {"id": "x", "correct": True, "comment": HALF}):
+        sent = http.post("/v1/feedback", content=json.dumps(asked), headers={"Content-Type": "application/json"})
+        error(sent, 422)
+
+
+def test_half_a_surrogate_is_stored_as_a_replacement(tmp_path: Path) -> None:
+    router = Router.from_pretrained(store=tmp_path / "answers.db")
+    answer = router.ask(SOME.prompt, caption=HALF, max_new_tokens=2)
+    router.feedback(answer.id, correct=True, comment=HALF)
+    with pytest.raises(UnknownAnswerError):
+        router.feedback(HALF, correct=True)
+    with pytest.raises(SettingsError, match="stop"):
+        router.ask(SOME.prompt, stop=[HALF])
+
+
+@pytest.mark.parametrize("path", [ROUTE, CHAT])
+def test_an_unexpected_error_keeps_the_connection_and_is_logged_once(
+    server: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a fault in this server")
+
+    for name in ("decide_on", "answer_turn"):
+        monkeypatch.setattr(server.router, name, fail)
+    with server.http() as http:
+        for _ in range(4):
+            assert error(post(http, {}, path), 500)["code"] == "internal_error"
+            assert http.get("/health").status_code == 200
+    failures = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(failures) == 4
+    assert all(record.exc_info for record in failures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -115,7 +116,7 @@ class Store:
             ANSWERS.c.mode,
             sa.literal(_storable(comment), sa.Text),
             sa.literal(time.time(), sa.Double),
-        ).where(ANSWERS.c.id == str(answer_id))
+        ).where(ANSWERS.c.id == _storable(str(answer_id)))
         # one statement, so that no prune comes in between
         insert = sa.insert(FEEDBACK).from_select(["answer", "correct", "mode", "comment", "created"], known)
         with self._errors("written"), self._engine.begin() as connection:
@@ -248,8 +249,8 @@ def _mean(outcomes: list[Outcome]) -> Outcome:
 
 
 def _storable(text: str | None) -> str | None:
-    """PostgreSQL's text holds no NUL."""
-    return None if text is None else text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    """Without NULs, which PostgreSQL cannot store, and without halves of surrogate pairs, which no database can."""
+    return None if text is None else re.sub("[\0\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def _advice(why: list[str]) -> str:

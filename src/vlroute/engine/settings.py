@@ -116,6 +116,8 @@ def _stops(name: str, value: Any) -> list[str]:
     stops = list(value)
     if not all(isinstance(stop, str) and stop for stop in stops):
         raise refused(name, value, "a list of non-empty strings")
+    if any("\ud800" <= character <= "\udfff" for stop in stops for character in stop):
+        raise refused(name, value, "a list of strings in valid Unicode", "one contains half of a surrogate pair")
     return stops
 
 

@@ -71,7 +71,7 @@ def response(error: BaseException, count: Count = lambda status, code: None) -> 
 
 
 def add_error_handlers(app: FastAPI, count: Count) -> None:
-    """Whatever goes wrong leaves `app` in this shape; `count` is told status and code."""
+    """Send every expected error of `app` in this shape and report status and code to `count`."""
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -89,7 +89,7 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    for kind in (APIError, InputError, ModeUnavailable, StoreError, UnknownAnswerError, Exception):
+    for kind in (APIError, InputError, ModeUnavailable, StoreError, UnknownAnswerError):
         app.add_exception_handler(kind, other)
 
 

@@ -39,7 +39,7 @@ class Fetcher:
     def _checked(self, address: str) -> httpx.URL:
         try:
             url = httpx.URL(address)
-        except httpx.InvalidURL as error:
+        except (httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: half of a surrogate pair
             raise UnreadableMediaError("the address of a picture or video is no URL") from error
         if url.scheme not in ("http", "https") or url.userinfo:
             raise UnreadableMediaError("an address must be http(s) without user and password, or a data URI")

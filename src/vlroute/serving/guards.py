@@ -20,6 +20,9 @@ class Guards:
     JSON must say that it is JSON: a page of another site may make a browser post a form or plain text to this machine,
     but not that. For the same reason a server on the loopback address answers to that name only (a foreign name that
     resolves to it is DNS rebinding).
+
+    An unexpected error becomes a response with status 500 here, so that the connection stays open and the error is
+    logged once.
     """
 
     def __init__(self, app: ASGIApp, guarded: Sequence[str], max_body: int, local_only: bool, count: Count) -> None:
@@ -35,7 +38,12 @@ class Guards:
         if refusal is not None:
             await response(refusal, self.count)(scope, receive, send)
             return
-        read = 0
+        read, started = 0, False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
 
         async def bounded() -> Message:
             nonlocal read
@@ -45,7 +53,12 @@ class Guards:
                 raise HTTPException(413, self._too_large().message)
             return message
 
-        await self.app(scope, bounded, send)
+        try:
+            await self.app(scope, bounded, noted)
+        except Exception as error:  # Starlette's own handler raises it again, and uvicorn then closes the connection
+            if started:
+                raise
+            await response(error, self.count)(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> APIError | None:
         if self.local_only and _HOST.fullmatch(headers.get("host", "localhost")) is None:
