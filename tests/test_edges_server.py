@@ -355,3 +355,56 @@ def test_an_unexpected_error_keeps_the_connection_and_is_logged_once(
     failures = [record for record in caplog.records if record.levelname == "ERROR"]
     assert len(failures) == 4
     assert all(record.exc_info for record in failures)
+
+
+INTEGERS = ("max_tokens", "max_completion_tokens", "top_k", "seed", "thinking_budget", "reasoning_budget")
+NUMBERS = (
+    "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "repeat_penalty",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*INTEGERS, *NUMBERS])
+def test_numbers_are_neither_booleans_nor_strings(http: httpx.Client, name: str) -> None:
+    for value in (True, False, "1", "0.5", float("nan"), [1], *((1.5,) if name in INTEGERS else ())):
+        assert error(post(http, {name: value}), 422)["param"] == name
+    for value in (1, 1.0):
+        assert post(http, {name: value}).status_code == 200
+
+
+@pytest.mark.parametrize("value", [True, "0.2", float("nan")])
+def test_numbers_inside_other_objects_are_strict_too(http: httpx.Client, value: Any) -> None:
+    assert error(post(http, {"vlroute": {"price": value}}), 422)["param"] == "vlroute.price"
+    if value is not True:
+        asked = {"id": "x", "correct": value}
+        sent = http.post("/v1/feedback", content=json.dumps(asked), headers={"Content-Type": "application/json"})
+        assert error(sent, 422)["param"] == "correct"
+
+
+def test_integral_floats_count_as_integers(http: httpx.Client) -> None:
+    asked = {**ASKED, "model": "instruct", "temperature": 1, "top_k": 3.0, "seed": -2.0}
+    few = http.post(CHAT, json={**asked, "max_tokens": 2.0}).json()
+    assert few["usage"]["completion_tokens"] == 2
+    assert few["choices"] == http.post(CHAT, json={**asked, "max_tokens": 2, "seed": -2}).json()["choices"]
+
+
+def test_a_value_without_effect_has_its_type(http: httpx.Client, known: dict[str, Any]) -> None:
+    for name, field in known.items():
+        for value in (value for value in field.get("enum", ()) if isinstance(value, bool | int)):
+            other = int(value) if isinstance(value, bool) else bool(value)
+            if other not in field["enum"] or value in (0, 1):
+                assert error(post(http, {name: other}))["param"] == name
+
+
+def test_a_nan_is_called_so(http: httpx.Client) -> None:
+    assert "finite" in error(post(http, {"temperature": float("nan")}), 422)["message"]
+
+
+def test_json_that_python_cannot_parse_gets_the_cause(http: httpx.Client) -> None:
+    for broken, cause in (
+        ('{"a":' * 3000 + "1" + "}" * 3000, "nested"), ("[" * 100_000, "nested"),
+        ('{"a": ' + "1" * 5000 + "}", "digits"),
+    ):  # fmt: skip
+        for path in (ROUTE, CHAT):
+            sent = http.post(path, content=broken, headers={"Content-Type": "application/json"})
+            assert cause in error(sent)["message"]
+            assert "UTF-8" not in error(sent)["message"]

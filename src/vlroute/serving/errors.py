@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +81,7 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if error.status_code == 400 and isinstance(error.__cause__, Exception):  # FastAPI could not parse the body
-            return response(APIError(400, "the body is not JSON in UTF-8", "invalid_json"), count)
+            return response(APIError(400, _unparsed(error.__cause__), "invalid_json"), count)
         code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
         return response(APIError(error.status_code, str(error.detail), code, headers=dict(error.headers or {})), count)
 
@@ -91,6 +92,18 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
     app.add_exception_handler(HTTPException, http)
     for kind in (APIError, InputError, ModeUnavailable, StoreError, UnknownAnswerError):
         app.add_exception_handler(kind, other)
+
+
+def _unparsed(error: Exception) -> str:
+    """Why Python's JSON parser failed, other than by a syntax error."""
+    match error:
+        case RecursionError():
+            return "the JSON body is nested too deeply"
+        case UnicodeError():
+            return "the body is not JSON in UTF-8"
+        case ValueError():
+            return f"the JSON body has an integer of more than {sys.get_int_max_str_digits()} digits"
+    return "the body cannot be read as JSON"
 
 
 def _invalid(error: RequestValidationError) -> APIError:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
 from vlroute.answering import Wish
@@ -19,8 +19,14 @@ from vlroute.serving.settings import EFFORTS, ServerSettings
 NAMED, LONGEST = 10, 80
 T = TypeVar("T")
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-#: Number of reasoning tokens. Strict: `true` is not a number.
-Budget = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+_INTEGRAL = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+#: Numbers are strict: neither `true` nor "3" is one. Some clients send 40.0 for 40.
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**63), _INTEGRAL]
+TopK = Annotated[int, Field(strict=True, ge=-1, le=1_000_000), _INTEGRAL]
+Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64), _INTEGRAL]
+#: Number of reasoning tokens.
+Budget = Annotated[int, Field(strict=True, ge=0, lt=2**63), _INTEGRAL]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Model = Annotated[
     str,
     Field(
@@ -65,7 +71,10 @@ class Fields(BaseModel):
             why = _unknown(named, len(unknown) - len(named), known)
             raise PydanticCustomError("unknown_parameter", "{why}", {"name": named[0], "why": why})
         for name, values in cls.neutral.items():
-            if name in given and given.pop(name) not in values:
+            if name not in given:
+                continue
+            value = given.pop(name)  # 0 == False in Python, but not in JSON
+            if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values):
                 accepted = f" or send {' or '.join(map(json.dumps, values))}" if values else ""
                 raise PydanticCustomError(
                     "unsupported_parameter", "{name} is not supported here; leave it out{accepted}",
@@ -90,7 +99,7 @@ class RouterWish(Fields):
     """What only vlroute knows; with OpenAI's client: `extra_body={"vlroute": {"price": 0.2}}`."""
 
     caption: str | None = Field(default=None, max_length=20_000, description="What is in the pictures.")
-    price: float | None = Field(
+    price: Number | None = Field(
         default=None, ge=0, le=1e6, description="What one second of waiting is worth, in probability."
     )
 
@@ -175,17 +184,17 @@ class ChatRequest(Fields):
     vlroute: RouterWish | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    max_completion_tokens: int | None = Field(None, ge=1, lt=2**63, description="Reasoning included.")
-    max_tokens: int | None = Field(None, ge=1, lt=2**63, description="Older name of max_completion_tokens.")
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=1_000_000, description="-1 and 0: all tokens.")
-    min_p: float | None = Field(None, ge=0, le=1)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0.01, le=10)
-    repeat_penalty: float | None = Field(None, gt=0.01, le=10, description="llama.cpp's name of repetition_penalty.")
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    max_completion_tokens: Count | None = Field(None, description="Reasoning included.")
+    max_tokens: Count | None = Field(None, description="Older name of max_completion_tokens.")
+    temperature: Number | None = Field(None, ge=0, le=2)
+    top_p: Number | None = Field(None, gt=0, le=1)
+    top_k: TopK | None = Field(None, description="-1 and 0: all tokens.")
+    min_p: Number | None = Field(None, ge=0, le=1)
+    presence_penalty: Number | None = Field(None, ge=-2, le=2)
+    frequency_penalty: Number | None = Field(None, ge=-2, le=2)
+    repetition_penalty: Number | None = Field(None, gt=0.01, le=10)
+    repeat_penalty: Number | None = Field(None, gt=0.01, le=10, description="llama.cpp's name of repetition_penalty.")
+    seed: Seed | None = None
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
         None, description="Up to 16 strings; they end the answer, not the reasoning."
     )
@@ -292,7 +301,7 @@ class FeedbackRequest(Fields):
     """How right an answer was."""
 
     id: str = Field(max_length=200, description="Of the answer: `id` of a completion, with or without 'chatcmpl-'.")
-    correct: StrictBool | Annotated[float, Field(ge=0, le=1)] = Field(description="True, false, or a share 0 to 1.")
+    correct: StrictBool | Annotated[Number, Field(ge=0, le=1)] = Field(description="True, false, or a share 0 to 1.")
     comment: str | None = Field(None, max_length=20_000)
 
 
