@@ -545,3 +545,57 @@ def test_text_does_not_depend_on_cuts_within_characters(
     parts = [units[a:b].decode("utf-16-le", "surrogatepass") for a, b in itertools.pairwise(at)]
     answer = asked(server, routers["auto"], [*(said(None, one) for one in parts), *map(said, parts), *END])
     assert (answer.thinking, answer.text) == (text, text)
+
+
+@pytest.mark.parametrize("mode", ["instruct", "thinking"])
+def test_sampling_is_asked_for(server: Scripted, mode: Any) -> None:
+    router = server.router()
+    server.play([said("2"), *END])
+    for asking in ({"do_sample": True}, {"do_sample": True, "seed": 1}, {"top_p": 0.5}):
+        router.ask("?", mode=mode, **asking)
+        assert server.bodies[-1]["temperature"] > 0
+    router.ask("?", mode=mode, do_sample=True, temperature=0.3)
+    assert server.bodies[-1]["temperature"] == 0.3
+    router.ask("?", mode=mode, seed=1)
+    assert "temperature" not in server.bodies[-1]
+    with pytest.raises(InputError, match="temperature"):
+        router.ask("?", mode=mode, do_sample=True, temperature=0)
+    assert len(server.bodies) == 5
+
+
+def front_says(front: Any, mode: str, stream: bool = False) -> tuple[int, str]:
+    """Status and body of the reply of `vlroute serve` to one request."""
+    body = {"model": mode, "messages": [{"role": "user", "content": "?"}], "stream": stream}
+    with front.http() as client:
+        reply = client.post("/v1/chat/completions", json=body)
+    return reply.status_code, reply.text
+
+
+@pytest.mark.parametrize("code", [401, 403, 404, 400, 500])
+def test_clients_see_no_address_and_the_log_has_one_line(
+    server: Scripted, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    with served(ServerSettings(), router=server.router(api_key="sesame")) as front:
+        server.play([failed(code, message="no")["error"]], status=code)
+        for stream in (False, True):
+            caplog.clear()
+            status, text = front_says(front, "thinking", stream)
+            assert status == {400: 400, 500: 503}.get(code, 502) or stream
+            assert not [secret for secret in ("127.0.0.1", "sesame", "the server failed") if secret in text]
+            errors = [record for record in caplog.records if record.levelname == "ERROR"]
+            assert len(errors) == (code != 400)
+            assert all(server.url in one.getMessage() and not one.exc_info for one in errors)
+
+
+def test_a_fallback_names_no_address(server: Scripted, caplog: pytest.LogCaptureFixture) -> None:
+    ends = 2 * (Endpoint(server.url, "m", retries=0),)
+    router = Router.from_endpoints(*ends, policy=Policy(price=0.0, unsure_mode="thinking"))
+    server.play([failed(500), DONE], [said("2"), *END])
+    decision = router.ask("?").decision
+    assert decision.fallback
+    assert "m answers 500" in decision.reason
+    assert "127.0.0.1" not in decision.reason
+    assert server.url in caplog.text
+    server.play([failed(400), DONE])
+    with pytest.raises(InputError, match=server.url):  # in this process the address helps
+        router.ask("?")

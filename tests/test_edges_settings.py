@@ -122,6 +122,7 @@ def test_every_other_setting_of_transformers_is_refused_by_name(name: str) -> No
         ({"return_dict_in_generate": True}, "leave it out"), ({"prompt_lookup_num_tokens": 3}, "assisted"),
         ({"max_time": 1.0}, "cancel="), ({"n": 3}, "ask several times"), ({"temprature": 1}, "temperature"),
         ({"stop": "now"}, "list of strings"), ({"do_sample": False, "top_p": 0.9}, "contradicts"),
+        ({"do_sample": True, "temperature": 0}, "contradicts"),
         ({"min_new_tokens": 9, "max_new_tokens": 3}, "max_new_tokens=3"), ({"suppress_tokens": [640]}, "0 to 639"),
         ({"suppress_tokens": [*range(640)]}, "no token"), ({"eos_token_id": []}, "at least one"),
     ],
@@ -151,7 +152,7 @@ def test_what_asks_for_sampling_samples_and_zero_is_greedy(router: Router) -> No
 
     greedy = said()
     assert len({said(temperature=5, top_k=0, top_p=1.0, seed=seed) for seed in range(4)}) > 1  # a greedy pair
-    assert said(do_sample=True, temperature=0) == said(temperature=0, top_p=0.5) == said(temperature=1e-9) == greedy
+    assert said(do_sample=False, temperature=0) == said(temperature=0, top_p=0.5) == said(temperature=1e-9) == greedy
     assert said(top_p=1.0, top_k=0, seed=1) == greedy  # neither asks for anything
     hot = Router.from_pretrained(do_sample=True, temperature=5, top_k=0, top_p=1.0).load()
     assert len({said(hot, seed=seed) for seed in range(4)}) > 1
@@ -320,6 +321,8 @@ def a_request(chance: random.Random) -> tuple[dict[str, Any], bool]:
     elif kind == "contradiction":
         settings = {name: value for name, value in settings.items() if name != "temperature"}
         settings |= {"do_sample": False, chance.choice(["temperature", "top_p", "min_p"]): 0.5}
+    if kind == "right" and settings.get("do_sample") and (settings.get("temperature") or 0) < 1e-3:
+        kind = "contradiction" if settings.get("temperature") is not None else kind
     if kind == "right" and (settings.get("min_new_tokens") or 0) > (settings.get("max_new_tokens") or 9):
         kind = "contradiction"
     return settings, kind == "right"

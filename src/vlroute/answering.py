@@ -280,7 +280,7 @@ class Answering:
 
 def _fallen_back(decision: Decision, error: ModeUnavailable) -> Decision:
     log.warning("%s answers instead of %s: %s", other(decision.mode), decision.mode, error)
-    reason = f"{decision.reason}; but {error}, so {other(decision.mode)} answers"
+    reason = f"{decision.reason}; but {error.public}, so {other(decision.mode)} answers"
     return replace(decision, mode=other(decision.mode), reason=reason, fallback=True)
 
 

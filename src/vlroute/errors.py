@@ -6,6 +6,17 @@ from __future__ import annotations
 class VLRouteError(Exception):
     """Base of all errors raised on purpose by vlroute."""
 
+    address = ""
+    """Address of the endpoint that the error comes from, if it comes from one. `str` of the error ends with it."""
+
+    @property
+    def public(self) -> str:
+        """The message without the address, for clients of a server and for decisions."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return f"{self.public} ({self.address})" if self.address else self.public
+
 
 class ExtraMissing(VLRouteError):
     """A command needs packages that answering does not."""

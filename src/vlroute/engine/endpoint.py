@@ -95,10 +95,15 @@ class Endpoint:
         raise ValueError(f"an endpoint is an Endpoint or a tuple (base_url, model), not {type(wish).__name__}")
 
     @property
-    def name(self) -> str:
-        """Model and address for logs and records, without user names, passwords or a query."""
+    def address(self) -> str:
+        """`base_url` without user names, passwords or a query."""
         scheme, _, rest = self.base_url.partition("://")
-        return f"{self.model} at {scheme}://{re.split('[?#]', rest.rpartition('@')[2])[0]}"
+        return f"{scheme}://{re.split('[?#]', rest.rpartition('@')[2])[0]}"
+
+    @property
+    def name(self) -> str:
+        """Model and address, for logs and records of this machine."""
+        return f"{self.model} at {self.address}"
 
     def body(self, conversation: Conversation, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of `chat.completions.create`. The same conversation gives the same bytes up to its last message,

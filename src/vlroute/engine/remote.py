@@ -20,8 +20,8 @@ from vlroute.engine.endpoint import Endpoint, Reasoning
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
 from vlroute.engine.remote_errors import failure, is_temporary
 from vlroute.engine.remote_stream import RemoteStream, first_choice
-from vlroute.engine.settings import checked
-from vlroute.errors import ExtraMissing, ModeUnavailable, RouterClosedError, VLRouteError
+from vlroute.engine.settings import RECOMMENDED, checked
+from vlroute.errors import EndpointError, ExtraMissing, InputError, ModeUnavailable, RouterClosedError, VLRouteError
 from vlroute.media import Picture, Video
 from vlroute.messages import Conversation, Message
 from vlroute.modes import MODES, Mode
@@ -200,6 +200,8 @@ class RemoteRequest:
         refuses key, model or address. InputError: it refuses the request.
         """
         endpoint, breaker = self.engine.endpoints[mode], self.engine.breakers[mode]
+        if settings.get("do_sample"):  # endpoints take no do_sample, and may be greedy by default
+            settings = {"temperature": RECOMMENDED[mode]["temperature"], **settings}
         if mode == "instruct":
             settings = {name: value for name, value in settings.items() if name != "thinking_budget"}
         body = endpoint.body(self.conversation, settings)
@@ -208,7 +210,9 @@ class RemoteRequest:
             known = "parsed"  # no thought is expected
         stream = RemoteStream(endpoint, mode, settings.get("stop") or (), on_piece, cancel, known)
         if not breaker.admit():
-            raise ModeUnavailable(f"{endpoint.name} failed several times in a row and is left alone for a while")
+            error = ModeUnavailable(f"{endpoint.model} failed several times in a row and is left alone for a while")
+            error.address = endpoint.address
+            raise error
         try:
             reading = self.engine.submit(mode, body, endpoint.headers_for(self.conversation), stream.queue.put)
             try:
@@ -218,8 +222,11 @@ class RemoteRequest:
                 self.engine.learn(mode, stream.shown)
         except ModeUnavailable as error:
             breaker.gave_up() if stream.overloaded else breaker.failed()
+            error.address = endpoint.address
             raise error
         except BaseException as error:
+            if isinstance(error, InputError | EndpointError):
+                error.address = endpoint.address
             # it answered, if only to refuse; a listener's error or Ctrl-C says nothing about it
             breaker.succeeded() if isinstance(error, VLRouteError) else breaker.gave_up()
             raise

@@ -67,13 +67,13 @@ class RemoteStream:
                 if self._finish is not None:  # the answer is complete; only its token counts are missing
                     break
                 self.overloaded = is_overload(chunk)
-                raise failure(chunk, self._endpoint.name, self._begun) from chunk
+                raise failure(chunk, self._endpoint.model, self._begun) from chunk
             self._take(chunk)
             if self._text.stop.found:
                 return self._reply("stop")
         cancelled = self._cancel is not None and self._cancel.is_set()
         if self._finish in _FAILED or (self._finish is None and not cancelled):
-            raise ModeUnavailable(f"{self._endpoint.name} broke off before the end of its answer", self._begun)
+            raise ModeUnavailable(f"{self._endpoint.model} broke off before the end of its answer", self._begun)
         reason = "cancelled" if cancelled else _FINISH.get(self._finish or "", "length")
         if self._reasoning_tokens is not None:
             self._text.known = "parsed"
@@ -93,7 +93,7 @@ class RemoteStream:
                     continue
             if self._finish is not None:
                 return None
-            raise ModeUnavailable(f"{self._endpoint.name} sent no token for {self._patience:g} s", self._begun)
+            raise ModeUnavailable(f"{self._endpoint.model} sent no token for {self._patience:g} s", self._begun)
 
     def _take(self, chunk: Any) -> None:
         self._usage = getattr(chunk, "usage", None) or self._usage
@@ -120,7 +120,7 @@ class RemoteStream:
     def _part(self, delta: Any, name: str) -> str:
         value = getattr(delta, name, None) or ""
         if not isinstance(value, str):
-            raise ModeUnavailable(f"{self._endpoint.name} sent a {name} that is not text", self._begun)
+            raise ModeUnavailable(f"{self._endpoint.model} sent a {name} that is not text", self._begun)
         return value
 
     def _wait(self, seconds: float) -> None:

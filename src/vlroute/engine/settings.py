@@ -343,6 +343,10 @@ def _settled(settings: dict[str, Any]) -> dict[str, Any]:
     """`settings` with `do_sample` where the others imply it. SettingsError if it contradicts them."""
     drawn = {name for name in SAMPLING & settings.keys() if settings[name] != SETTINGS[name].off}
     cold = settings.get("temperature", 1.0) < COLDEST
+    if settings.get("do_sample") is True and cold:
+        raise SettingsError(
+            f"temperature={shown(settings['temperature'])} (greedy) contradicts do_sample=True; leave one of them out"
+        )
     if settings.get("do_sample") is False and drawn and not cold:
         name = min(drawn)
         raise SettingsError(

@@ -12,7 +12,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from vlroute.errors import InputError, LimitError, MessageError, ModeUnavailable, UnreadableMediaError, VLRouteError
+from vlroute.errors import (
+    EndpointError,
+    InputError,
+    LimitError,
+    MessageError,
+    ModeUnavailable,
+    UnreadableMediaError,
+    VLRouteError,
+)
 from vlroute.store import StoreError, UnknownAnswerError
 
 log = logging.getLogger("vlroute")
@@ -53,7 +61,11 @@ def api_error(error: BaseException) -> APIError:
             return APIError(404, str(error), "answer_not_found")
         case InputError():
             code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), "bad_request")
-            return APIError(400, str(error), code)
+            return APIError(400, error.public, code)
+        case EndpointError():
+            log.error("an endpoint refuses all requests: %s", error)
+            said = "the model server does not accept the key, model name or address that this server uses"
+            return APIError(502, f"{said}; the log of this server says more", "endpoint_refused")
         case ModeUnavailable():
             log.error("no mode could answer: %s", error)
             return APIError(503, "the model servers cannot answer now; try again later", "unavailable",
@@ -61,7 +73,10 @@ def api_error(error: BaseException) -> APIError:
         case StoreError():
             log.error("the store failed: %s", error)
             return APIError(503, "the store of answers cannot be used now; its log says why", "store_failed")
-    log.error("a request failed", exc_info=error)
+        case VLRouteError():
+            log.error("a request failed: %s: %s", type(error).__name__, error)
+        case _:
+            log.error("a request failed", exc_info=error)
     return APIError(500, "the server failed on this request; its log says why", "internal_error")
 
 
@@ -90,8 +105,7 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    for kind in (APIError, InputError, ModeUnavailable, StoreError, UnknownAnswerError):
-        app.add_exception_handler(kind, other)
+    app.add_exception_handler(VLRouteError, other)
 
 
 def _unparsed(error: Exception) -> str:

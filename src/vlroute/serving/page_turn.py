@@ -119,11 +119,12 @@ class Noticed:
 def error_words(error: Exception, words: Words) -> str:
     """What to tell a visitor of an error. What is not made to be read by others goes to the log instead."""
     if not isinstance(error, VLRouteError) or isinstance(error, ModeUnavailable | EndpointError):
-        log.error("the web page could not answer", exc_info=error)
+        unexpected = None if isinstance(error, VLRouteError) else error
+        log.error("the web page could not answer: %s", error, exc_info=unexpected)
         return words.failed
     names = [kind.__name__ for kind in type(error).__mro__]
     head = next((words.errors[name] for name in names if name in words.errors), "")
-    return f"{head}{error}"
+    return f"{head}{error.public}"
 
 
 def _messages(thinking: str, text: str, badge: str, words: Words, tokens: str = "") -> list[Shown]:
