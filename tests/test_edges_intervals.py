@@ -57,6 +57,18 @@ def test_each_interval_holds_the_true_value_in_about_95_of_100_samples(
     true_values.cache_clear()
 
 
+@pytest.mark.parametrize("scenario", ["strong router", "very strong router"])
+def test_intervals_of_very_good_routers_hold_the_true_value(scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.bench.coverage.POPULATION", 20_000)
+    true_values.cache_clear()
+    found = simulate(scenario, 100, 150)
+    for name in ("gain AUC", "headroom captured", "area over random", "accuracy, routed"):
+        held, of, samples = found[name]
+        assert of > 0.7 * samples, name
+        assert stats.binomtest(held, of, 0.95, "less").pvalue > 1e-3, (name, held, of)
+    true_values.cache_clear()
+
+
 def test_out_of_fold_areas_of_noise_are_seldom_above_zero_and_those_of_a_signal_often() -> None:
     noise, signal = simulate_folds("noise", 100, 40), simulate_folds("signal", 200, 12)
     assert noise["corrected"]["above zero"] <= 5
@@ -73,6 +85,9 @@ def test_the_committed_table_is_complete_and_holds_the_level() -> None:
             held, of, samples = found["fixed"][f"{scenario}, {n}"]["area over random"]
             assert of == samples >= 200
             assert 0.915 < held / of < 0.98
+            for name in ("gain AUC", "headroom captured"):
+                held, of, _ = found["fixed"][f"{scenario}, {n}"][name]
+                assert held / of > 0.915, (scenario, n, name)
     for name, one in found["folds"].items():
         if name.startswith("noise"):
             assert one["corrected"]["above zero"] <= 0.05 * one["files"]

@@ -111,6 +111,22 @@ def _sigmoid(x: Values) -> Values:
     return np.asarray(1 / (1 + np.exp(-x)))
 
 
+def _strong(noise: float) -> Callable[[Generator, int], Sample]:
+    """Draws requests of which only Thinking gets 30 % right, and Instruct the others; Thinking fails on 10 % of those.
+
+    The router sees which kind a request is, 0 or 1, plus normal `noise`, and predicts the true probabilities.
+    """
+
+    def draw(rng: Generator, n: int) -> Sample:
+        hard = rng.random(n) < 0.3
+        right = np.stack([~hard, hard | (rng.random(n) < 0.9)]).astype(float)
+        easy = _sigmoid((0.5 - hard - noise * rng.normal(size=n)) / noise**2 + np.log(0.7 / 0.3))
+        p = np.stack([easy, 1 - 0.1 * easy])
+        return Sample(p, right, np.arange(n, dtype=float), hard + rng.normal(size=n))
+
+    return draw
+
+
 def _noise(rng: Generator, n: int) -> Sample:
     x = rng.normal(size=n)
     p = _sigmoid(np.stack([0.5 - 0.5 * x, 0.8 + 0 * x]))
@@ -145,6 +161,8 @@ SCENARIOS = {
         _modes(lambda x: 0.5 - x, lambda x: 0.8 + 0 * x, repeats=5),
         repeated=True,
     ),
+    "strong router": Scenario("the gain AUC is 0.96", _strong(0.4)),
+    "very strong router": Scenario("the gain AUC is 0.99", _strong(0.3)),
 }
 
 

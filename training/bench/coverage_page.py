@@ -32,15 +32,22 @@ contains the true value.
 | --- | --- |
 | accuracies, Brier score, area of the oracle | Wilson (1927), effective sample size of Korn and Graubard (1998) |
 | area over random | variance of the influence values (Hampel 1974; for the AUC DeLong et al. 1988), Student's t |
-| gain AUC | the same, on the logit scale |
+| gain AUC | Wilson, at the larger one of DeLong's variance and Newcombe's (2006, method 5) |
 | differences of accuracies | paired, Student's t, after Agresti and Min (2005) |
 | headroom captured, share of the oracle's area | Fieller (1954); none if the denominator may be 0 |
 | seconds | Student's t on the logarithm of the mean |
 
 Half a record (or one) of each kind is added to the variances, so that a sample without variation does not give an
-interval of width 0. An ECE has no interval, because it is above 0 by chance alone. Reports show its *chance level*
-instead: 95 % of samples of this size stay below it if the probabilities are right (Bröcker and Smith 2007). APGR, CPT,
-AIQ, nAUC and QNC have no interval: they divide by a gap that may be 0, or take a minimum or a hull of a noisy curve.
+interval of width 0; for the headroom captured, two answers that the router lost are added as well. These two answers
+and the larger variance of the gain AUC keep the intervals of very good routers at their level; intervals of other
+routers become slightly too wide. Wilson's interval covers less than 95 % where hardly one failure is expected, for
+example 86 % for a true accuracy of 0.9995 and 300 records: one failure already excludes this value (Brown, Cai and
+DasGupta 2001). It also covers less (90 %) for the Brier score of a very good router on 100 records, because few records
+make up most of this score.
+
+An ECE has no interval, because it is above 0 by chance alone. Reports show its *chance level* instead: 95 % of samples
+of this size stay below it if the probabilities are right (Bröcker and Smith 2007). APGR, CPT, AIQ, nAUC and QNC have no
+interval: they divide by a gap that may be 0, or take a minimum or a hull of a noisy curve.
 The code is `vlroute.learning.intervals`.
 
 {parts}

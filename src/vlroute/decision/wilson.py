@@ -28,7 +28,7 @@ def student_95(degrees: int) -> float:
     return float(z + sum(term / degrees**power for power, term in enumerate(terms, 1)))
 
 
-def wilson_interval(mean: float, variance: float, n: int, quantile: float = NORMAL_95) -> tuple[float, float]:
+def wilson_interval(mean: float, variance: float, n: float, quantile: float = NORMAL_95) -> tuple[float, float]:
     """Wilson's score interval (1927) of a mean of values from 0 to 1, at the effective sample size.
 
     For independent values that are 0 or 1 this is the usual Wilson interval. For shares of several tries, values that

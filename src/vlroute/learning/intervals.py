@@ -144,10 +144,13 @@ class Sampling:
         return self.ratio(part, area_influence(gain, gain), learned=part, added=(1 / 12, 1 / 12, 0.0))
 
     def gain_auc(self, scores: Values, gain: Values) -> Interval | None:
-        """Interval of `metrics.gain_auc`, averaged over the seeds of `scores`: DeLong's variance on the logit scale.
+        """Interval of `metrics.gain_auc`, averaged over the seeds of `scores`; None where the statistic is.
 
-        Half a record more on each side, at a random rank, keeps the interval from shrinking to a point where all pairs
-        are in order. None where the statistic is.
+        Wilson's interval at the sample size at which a share would have the variance of the AUC. Two variances are
+        estimated and the larger one is used. DeLong's holds for any distribution of scores but is too small where
+        almost all pairs are in order, although half a record on each side, at a random rank, is added. Hanley and
+        McNeil's (1982), as simplified by Newcombe (2006, method 5), assumes exponential scores, and is not estimated
+        from the few pairs in the wrong order.
         """
         won, lost = gain > 0, gain < 0
         count = np.asarray([won.sum(), lost.sum()])
@@ -164,9 +167,13 @@ class Sampling:
         variance = self._variance(influence, influence) + (1 / 24 / count**2).sum()
         fewer = count.min()
         center = (found * fewer + 0.25) / (fewer + 0.5)
-        half = self._quantile * math.sqrt(variance) / (center * (1 - center))
-        odds, factor = center / (1 - center), math.exp(min(half, 700.0))
-        return min(odds / (odds + factor), found), max(odds * factor / (1 + odds * factor), found)
+        first, second = (
+            len(np.unique(self._group[side])) if self._group is not None else side.sum() for side in (won, lost)
+        )
+        other = (first + second) / 2 - 1
+        exponential = (1 + other * (1 - found) / (2 - found) + other * found / (1 + found)) / (first * second)
+        size = 1 / max(variance / (center * (1 - center)), exponential * (1 + self._refitted))
+        return wilson_interval(found, found * (1 - found) / size, size, self._quantile)
 
     def headroom(
         self, routed: Values, instruct: Values, thinking: Values, *, learned: Values | None = None
@@ -186,8 +193,9 @@ class Sampling:
             The interval; None where the sample does not show that there is any headroom.
         """
         oracle = np.maximum(instruct, thinking)
-        # one record that each mode wins, half a weight each, of which the router sends one half to Thinking
-        added = (0.25, 0.5, 0.25)
+        # one record that each mode wins, half a weight each, of which the router sends one half to Thinking; and two
+        # answers that the router lost: a good router loses so few that a sample may by chance have none
+        added = (0.25 + 2, 0.5, 0.25)
         found = [
             self.ratio(routed - mode, oracle - mode, learned=learned, added=added) for mode in (instruct, thinking)
         ]
