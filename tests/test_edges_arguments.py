@@ -6,16 +6,21 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import media, task
-from vlroute import DiskTier, Limits, Policy, PrefixCache, Router, Target, VisionCache
-from vlroute.errors import SettingsError
+from vlroute import DiskTier, Limits, Policy, PrefixCache, Router, Target, VisionCache, load_picture, load_video
+from vlroute.errors import OutputError, SettingsError
+from vlroute.messages import parse
+
+PICTURE = Image.new("RGB", (96, 96), "white")
 
 SOME = task("ocr", "easy")
 NAN, INF = float("nan"), float("inf")
@@ -33,7 +38,8 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "vision_cache": ([5, True, "256MB", {}, PrefixCache()], "VisionCache"),
     "prefix_cache": ([5, True, "256MB", {}, VisionCache()], "PrefixCache"),
     "generation": (["greedy", 5, [("do_sample", False)], {"thinking": 5}, {"thinking": {"top_p": 2}}], ""),
-    "router": ([5, True, []], "folder"),
+    "price": ([0.2], "policy=Policy"),
+    "router": ([5, True, [], ""], "folder"),
     "name": ([5, True, ["a"]], "folder"),
     "temprature": ([1], "temperature"),
     "devise": (["cpu"], "device"),
@@ -166,3 +172,75 @@ def test_a_wrong_option_ends_the_command_with_one_line(options: list[str]) -> No
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert re.search("error|invalid", done.stderr, re.IGNORECASE)
+
+
+def test_wrong_types_are_refused_by_name(router: Router, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for name, call in [
+        ("target", lambda: router.outlook(Policy(price=0.1))),  # type: ignore[arg-type]
+        ("target", lambda: router.outlook(5)),  # type: ignore[arg-type]
+        ("router", lambda: router.use(None)),  # type: ignore[arg-type]
+        ("router", lambda: router.use("")),
+        ("folder", lambda: router.resume(5)),  # type: ignore[arg-type]
+        ("folder", lambda: DiskTier(5)),  # type: ignore[arg-type]
+        ("system", lambda: router.chat(0)),  # type: ignore[arg-type]
+        ("system", lambda: router.chat(False)),  # type: ignore[arg-type]
+        ("cancel", lambda: router.ask("How many?", cancel=threading.Event)),  # type: ignore[arg-type]
+        ("unsure_mode", lambda: Policy(unsure_mode="x")),  # type: ignore[arg-type]
+        ("unsure_mode", lambda: Policy(unsure_mode=[])),  # type: ignore[arg-type]
+        ("target", Target),
+        ("target", lambda: Target(thinking_share=0.5, preset="fast")),
+        ("captioner", lambda: Router.from_pretrained(captioner=lambda one: None).decide("Why?", PICTURE)),  # type: ignore
+        ("limits", lambda: parse("Hi", limits={})),  # type: ignore[arg-type]
+        ("limits", lambda: load_picture(PICTURE, {})),  # type: ignore[arg-type]
+        ("budget", lambda: load_picture(PICTURE, budget=None)),  # type: ignore[arg-type]
+        ("budget", lambda: load_video([PICTURE] * 2, budget={})),  # type: ignore[arg-type]
+        ("limits", lambda: load_video(b"", {})),  # type: ignore[arg-type]
+        ("sampling", lambda: load_video(b"", sampling={"fps": 1})),  # type: ignore[arg-type]
+    ]:  # fmt: skip
+        with pytest.raises(SettingsError, match=name):
+            call()
+    for folder in (file, "/proc/x"):
+        with pytest.raises(OutputError, match="folder"):
+            DiskTier(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"image": PICTURE}, "images="), ({"video": "a.mp4"}, "videos="), ({"system": "Hi"}, "system"),
+        ({"max_pixels": 9}, "part"), ({"fps": 2}, "part"), ({"limits": {}}, "from_pretrained"),
+        ({"eos_token_id": torch.tensor(5)}, "eos_token_id"), ({"eos_token_id": np.array(2)}, "eos_token_id"),
+        ({"suppress_tokens": np.array(2)}, "suppress_tokens"), ({"stop": np.array("a")}, "stop"),
+        ({"sequence_bias": np.array(2)}, "sequence_bias"), ({"bad_words_ids": np.array(2)}, "bad_words_ids"),
+        ({"bad_words_ids": [1]}, "bad_words_ids must be a list of lists"),
+        ({"bad_words_ids": [[10**7]]}, "bad_words_ids contains"),
+        ({"min_new_tokens": 50, "max_new_tokens": 10}, "min_new_tokens"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_setting_that_cannot_be_obeyed_is_named(router: Router, options: dict[str, Any], name: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        router.ask("How many?", **options)
+
+
+def test_settings_that_contradict_each_other_are_refused_when_the_router_is_made() -> None:
+    for generation in ({"max_new_tokens": 10}, {"thinking": {"max_new_tokens": 10}}):
+        with pytest.raises(SettingsError, match="min_new_tokens"):
+            Router.from_pretrained(min_new_tokens=50, generation=generation)
+    with pytest.raises(SettingsError, match="thinking"):
+        Router.from_pretrained(generation={"thinking": 5})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("attn_implementation", "flex_attention"), ("attn_implementation", "nobody/nothing"),
+        ("quantization", {"a": 1}), ("quantization", {"quant_method": "gptq", "bits": 4}),
+    ],
+)  # fmt: skip
+def test_what_this_machine_cannot_load_is_named(name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with Router.from_pretrained(**{name: value}) as router, pytest.raises(SettingsError, match=name):
+        router.load()

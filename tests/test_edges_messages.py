@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlroute import InputError, LimitError, Limits, MessageError, Router, UnreadableMediaError, load_picture, load_video
+from vlroute.errors import ChatFileError
 from vlroute.messages import Conversation, parse
 
 RED = Image.new("RGB", (300, 200), "red")
@@ -158,6 +160,12 @@ def test_an_unknown_field_is_refused_by_its_name(part: dict[str, Any], name: str
         ({"type": "video_url", "video_url": URI, "video_start": 3, "video_end": 2}, "video_start"),
         ({"type": "video_url", "video_url": URI, "video_end": -1}, "video_end"),
         ({"type": "video_url", "video_url": URI, "sample_fps": 2}, "sample_fps"),
+        ({"type": "video_url", "video_url": URI, "channel_axis": 0}, "channel_axis"),
+        ({"type": "video_url", "video_url": URI, "nframes": 5, "max_frames": 3}, "max_frames"),
+        ({"type": "video_url", "video_url": URI, "nframes": 3, "min_frames": 8}, "min_frames"),
+        ({"type": "image_url", "image_url": {"url": URI, "min_pixels": np.ones(2)}, "min_pixels": np.ones(2)}, "min_"),
+        ({"type": "image", "image": BASE64}, "base64"),
+        ({"type": "video", "video": ([URI, URI], [0, 10**400])}, "times"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_obeyed_is_refused_by_its_name(part: dict[str, Any], field: str) -> None:
@@ -300,3 +308,30 @@ def test_any_value_of_any_field_is_read_or_refused(
     except InputError as error:
         why = str(error)
     assert 0 < len(why) < 1000 or conversation.prompt.strip()
+
+
+@pytest.mark.parametrize("part", ["hi", None, {"text": "hi"}, 5])
+def test_what_is_no_part_is_shown_with_an_example(part: Any) -> None:
+    with pytest.raises(MessageError, match=r"\{'type': 'text'"):
+        seen({"role": "user", "content": [part]})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"system": 5}, {"turns": [{"answer": "x"}]}, {"turns": 5}, {"text": 5}, {"part": 5}],
+    ids=str,
+)
+def test_a_chat_file_with_a_wrong_type_is_damaged(router: Router, tmp_path: Path, change: dict[str, Any]) -> None:
+    chat = router.chat()
+    chat.send("How many?", mode="instruct", max_new_tokens=1)
+    file = chat.save(tmp_path) / "chat.json"
+    saved = json.loads(file.read_text())
+    if "text" in change:
+        saved["turns"][0]["answer"] |= change
+    elif "part" in change:
+        saved["turns"][0]["parts"] = [{"text": change["part"]}]
+    else:
+        saved |= change
+    file.write_text(json.dumps(saved))
+    with pytest.raises(ChatFileError):
+        router.resume(tmp_path)

@@ -15,7 +15,16 @@ from transformers import AutoProcessor, Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 from transformers.video_utils import load_video as decode
 
-from vlroute import FrameSampling, InputError, LimitError, Limits, MessageError, Router, load_video
+from vlroute import (
+    FrameSampling,
+    InputError,
+    LimitError,
+    Limits,
+    MessageError,
+    Router,
+    UnreadableMediaError,
+    load_video,
+)
 from vlroute.messages import parse
 
 av = pytest.importorskip("av")
@@ -161,3 +170,28 @@ def test_a_pair_brings_its_own_choice_of_frames(clip: Path, folders: dict[str, P
     router = Router.from_pretrained(folder)
     assert (router.sampling().fps, router.sampling().min_frames, router.sampling().max_frames) == (3, 4, 30)
     assert Router.from_pretrained("nobody/no-such-pair").sampling() == FrameSampling()
+
+
+def test_what_has_no_effect_on_a_video_is_refused(clip: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in range(3)]
+    video = load_video(frames)
+    for source, options, name in [
+        (video, {"fps": 9}, "fps"),
+        ((frames, [0, 1, 2]), {"fps": 9}, "fps"),
+        (frames, {"sampling": FrameSampling(nframes=2)}, "sampling"),
+        (video, {"sampling": FrameSampling(nframes=2)}, "sampling"),
+        (clip, {"fps": 9, "sampling": FrameSampling(nframes=2)}, "nframes"),
+        (clip, {"channel_axis": 0}, "channel_axis"),
+        (video, {"channel_axis": "x"}, "channel_axis"),
+    ]:
+        with pytest.raises(InputError, match=name):
+            load_video(source, **options)  # type: ignore[arg-type]
+
+
+def test_paths_of_frames_are_not_taken_for_videos(tmp_path: Path) -> None:
+    for kind in ("PNG", "JPEG", "WEBP", "BMP"):
+        path = tmp_path / f"frame.{kind.lower()}"
+        Image.new("RGB", (8, 8)).save(path, kind)
+        with pytest.raises(UnreadableMediaError, match="picture"):
+            parse("What happens?", videos=[str(path), str(path)])
+        assert len(parse("What happens?", videos=[[str(path), str(path)]]).videos[0].frames) == 2

@@ -203,7 +203,7 @@ def test_control_tokens_are_refused(name: str) -> None:
         ([{"role": "user"}], "content must be"),
         ([{"role": "user", "content": {"type": "text"}}], "content must be"),
         ([user(text(None))], "must hold a str"),
-        ([user("text")], "unknown part"),
+        ([user("text")], "a part must be a dict"),
         ([user({"type": "audio"})], "unknown part .type 'audio'"),
         ([user({"type": "image"})], "must hold one of"),
         ([{"role": "system", "content": [{"type": "image", "image": RED}]}, user(text("?"))], "text only"),

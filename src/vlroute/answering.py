@@ -59,7 +59,7 @@ class Wish:
             raise refused("caption", self.caption, "a string")
         if self.price is not None:
             object.__setattr__(self, "price", PRICE.read("price", self.price))
-        if self.cancel is not None and not hasattr(self.cancel, "is_set"):
+        if isinstance(self.cancel, type) or not (self.cancel is None or hasattr(self.cancel, "is_set")):
             raise refused("cancel", self.cancel, "a threading.Event")
         object.__setattr__(self, "generation", checked(self.generation))
 

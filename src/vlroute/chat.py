@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlroute.answer import Answer, Event, Events, Finished
 from vlroute.answering import EitherEvent, Stream, Wish, Work
+from vlroute.checks import refused
 from vlroute.errors import ChatBusyError
 from vlroute.messages import Conversation, Message, parse
 from vlroute.modes import ModeChoice, forced_mode
@@ -39,7 +40,9 @@ class Chat:
     """
 
     def __init__(self, router: Router, turns: tuple[Turn, ...] = (), system: str | None = None) -> None:
-        """MessageError for a system prompt that holds control tokens."""
+        """MessageError for a system prompt that holds control tokens; SettingsError if it is not a string."""
+        if not isinstance(system, str | None):
+            raise refused("system", system, "a string or None")
         self.router, self.system = router, system
         self._head = (Message("system", (system,)),) if system else ()
         self._turns = turns

@@ -12,8 +12,9 @@ from PIL import Image
 
 from vlroute.answer import Answer, Timing, Usage
 from vlroute.chat import Turn
+from vlroute.checks import refused
 from vlroute.decision.policy import Decision
-from vlroute.errors import ChatFileError, InputError
+from vlroute.errors import ChatFileError
 from vlroute.files import replace_file
 from vlroute.limits import DEFAULT_LIMITS, Limits
 from vlroute.media import Picture, PixelBudget, Video, load_picture
@@ -42,6 +43,8 @@ def write_chat(folder: str | Path, system: str | None, turns: tuple[Turn, ...]) 
 
 def read_chat(folder: str | Path, limits: Limits = DEFAULT_LIMITS) -> tuple[str | None, tuple[Turn, ...]]:
     """System prompt and turns. ChatFileError if something is missing, damaged or of another format."""
+    if not isinstance(folder, str | Path):
+        raise refused("folder", folder, "a folder that Chat.save wrote")
     folder = Path(folder)
     try:
         chat = json.loads((folder / FILE).read_text(encoding="utf-8"))
@@ -52,8 +55,9 @@ def read_chat(folder: str | Path, limits: Limits = DEFAULT_LIMITS) -> tuple[str 
     if not isinstance(chat, dict) or chat.get("format") != FORMAT:
         raise ChatFileError(f"{FILE} in {folder.name!r} is not of format {FORMAT}, the one this version reads")
     try:
-        return chat["system"], tuple(_turn(folder, turn, limits) for turn in chat["turns"])
-    except (KeyError, TypeError, AttributeError, InputError) as error:
+        system = None if chat["system"] is None else _string(chat["system"], "system")
+        return system, tuple(_turn(folder, turn, limits) for turn in chat["turns"])
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ChatFileError(f"{FILE} in {folder.name!r} is damaged: {error}; save the chat again") from error
 
 
@@ -85,11 +89,18 @@ def _keep(folder: Path, image: Image.Image) -> str:
 
 def _turn(folder: Path, turn: dict[str, Any], limits: Limits) -> Turn:
     answer = dict(turn["answer"])
+    _string(answer["text"], "text of an answer")
     answer["decision"] = Decision(**answer["decision"])
     answer["usage"] = Usage(**answer["usage"])
     answer["timing"] = Timing(**answer["timing"])
     before = tuple(_message(folder, one["role"], one["parts"], limits) for one in turn.get("before", ()))
     return Turn(_message(folder, "user", turn["parts"], limits), Answer(**answer), before)
+
+
+def _string(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"the {name} is not a string")
+    return value
 
 
 def _message(folder: Path, role: Role, parts: list[dict[str, Any]], limits: Limits) -> Message:
@@ -98,7 +109,7 @@ def _message(folder: Path, role: Role, parts: list[dict[str, Any]], limits: Limi
 
 def _load(folder: Path, part: dict[str, Any], limits: Limits) -> Part:
     if "text" in part:
-        return str(part["text"])
+        return _string(part["text"], "text of a part")
     loaded: Picture | Video
     budget = PixelBudget(**part.get("budget", {}))
     if "picture" in part:

@@ -19,6 +19,7 @@ Encoded: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | B
 
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _FILE = re.compile(r"file://(localhost)?(?=/)", re.IGNORECASE)
+_LIKE_BASE64 = re.compile(r"[\w+/-]{40,}={0,2}\s*", re.ASCII)
 _NO_BASE64 = re.compile(rb"[^A-Za-z0-9+/]")
 
 
@@ -147,4 +148,6 @@ def _read_file(path: str, name: str, most: int) -> bytes:
         check_bytes(status.st_size, name, most)
         return Path(path).read_bytes()
     except OSError as error:
-        raise UnreadableMediaError(f"{name} cannot be read: {error.strerror}") from error
+        hint = "; for base64 send a data URI (data:image/png;base64,...), or the field base64 of a part"
+        like = _LIKE_BASE64.fullmatch(path)
+        raise UnreadableMediaError(f"{name} cannot be read: {error.strerror}{hint if like else ''}") from error

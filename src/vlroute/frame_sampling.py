@@ -60,6 +60,9 @@ class FrameSampling:
             raise MessageError("fps and nframes contradict each other: send one of them")
         changed = replace(self, **{name: value for name, value in options.items() if not name.endswith("_frames")})
         least, most = (whole_number(options.get(name), name) for name in ("min_frames", "max_frames"))
+        if "nframes" in options and not (least or 1) <= (changed.nframes or 1) <= (most or math.inf):
+            bound = "min_frames" if (changed.nframes or 1) < (least or 1) else "max_frames"
+            raise MessageError(f"nframes ({changed.nframes}) and {bound} ({options[bound]}) contradict each other")
         if least is not None and most is not None:
             return replace(changed, min_frames=least, max_frames=most)
         if least is not None:

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from vlroute.checks import check_kind
 from vlroute.encoded import Encoded, is_open_file, name_of, read_encoded
-from vlroute.errors import InputError, LimitError, UnreadableMediaError
+from vlroute.errors import InputError, LimitError, MessageError, UnreadableMediaError
 from vlroute.frame_sampling import DEFAULT_SAMPLING, FrameSampling
 from vlroute.limits import DEFAULT_LIMITS, Limits
 from vlroute.metadata import without_metadata
@@ -141,11 +142,14 @@ def load_picture(
     Raises:
         LimitError: it is over `limits`.
         UnreadableMediaError: it cannot be read or decoded.
+        SettingsError: `limits` or `budget` has a wrong type.
     """
+    check_kind("limits", limits, Limits)
+    check_kind("budget", budget, PixelBudget)
     budget.check(limits)
     name = _name(source)
     if channel_axis is not None and not isinstance(source, np.ndarray):
-        raise UnreadableMediaError(f"channel_axis applies to numpy arrays only, not to {name}; leave it out")
+        raise _no_channel_axis(name)
     if isinstance(source, Picture):
         return source if budget in (OWN_SIZE, source.budget) else replace(source, budget=budget)
     with _decoding(name):
@@ -183,10 +187,23 @@ def load_video(
     Raises:
         LimitError: it is over `limits`.
         UnreadableMediaError: it cannot be read or decoded.
-        InputError: an invalid `fps`, or a request for frames that do not exist.
+        InputError: an invalid `fps`, a request for frames that do not exist, or an argument that has no effect on
+            this kind of source.
+        SettingsError: `limits`, `sampling` or `budget` has a wrong type.
     """
+    check_kind("limits", limits, Limits)
+    check_kind("sampling", sampling, FrameSampling)
+    check_kind("budget", budget, PixelBudget)
+    if sampling != DEFAULT_SAMPLING and not is_encoded(source):
+        raise MessageError("sampling chooses frames of video files, but this video is sent as frames; leave it out")
     if fps is not None:
+        if isinstance(source, Video) or is_timed(source):
+            raise MessageError("fps has no effect on a video that is sent with its times; leave it out")
+        if sampling.nframes is not None:
+            raise MessageError("fps and sampling.nframes contradict each other: send one of them")
         sampling = replace(sampling, fps=fps)
+    if channel_axis is not None and (isinstance(source, Video) or is_encoded(source)):
+        raise _no_channel_axis(_name(source))
     if isinstance(source, Video):
         budget.check(limits, len(source.frames))
         return source if budget in (OWN_SIZE, source.budget) else replace(source, budget=budget)
@@ -194,7 +211,15 @@ def load_video(
         name = _name(source)
         with _decoding(name):
             data = read_encoded(source, name, limits, limits.max_video_bytes)
-            frames, times = decode_video(data, name, limits, sampling)
+            try:
+                frames, times = decode_video(data, name, limits, sampling)
+            except Exception as error:
+                if not isinstance(error, InputError) and _is_picture(data, name):
+                    raise UnreadableMediaError(
+                        f"{name} is a picture, not a video; pass it in images=, or pass the frames of one video as a "
+                        "list in the list: videos=[[frame, frame, …]]"
+                    ) from error
+                raise
             budget.check(limits, len(frames))
             return Video(tuple(frames), tuple(times), budget)
     seconds: Sequence[float] | Array | None = None
@@ -211,7 +236,11 @@ def load_video(
     frames = _join_frames(source, limits, channel_axis)
     spacing = 2.0 if fps is None else fps
     seconds = [index / spacing for index in range(len(frames))] if seconds is None else seconds
-    return Video(tuple(frames), tuple(float(time) for time in seconds), budget)
+    try:
+        times = [float(time) for time in seconds]
+    except (OverflowError, TypeError) as error:
+        raise UnreadableMediaError("the times of a video must be seconds from 0 upwards") from error
+    return Video(tuple(frames), tuple(times), budget)
 
 
 def is_encoded(source: object) -> TypeGuard[Encoded]:
@@ -227,6 +256,18 @@ def is_timed(source: object) -> TypeGuard[tuple[FrameSource, Sequence[float] | A
     if isinstance(times, np.ndarray):
         return times.ndim == 1 and times.dtype.kind in "iuf"
     return isinstance(times, list | tuple | range) and all(isinstance(t, int | float | np.number) for t in times)
+
+
+def _no_channel_axis(name: str) -> UnreadableMediaError:
+    return UnreadableMediaError(f"channel_axis applies to numpy arrays only, not to {name}; leave it out")
+
+
+def _is_picture(data: bytes, name: str) -> bool:
+    try:
+        _opened(data, name)
+    except Exception:  # damaged files raise many types of errors
+        return False
+    return True
 
 
 def _join_frames(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from vlroute.errors import MessageError
 
 BUDGET = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width", "detail")
@@ -66,7 +68,7 @@ def nested_fields(part: Mapping[Any, Any], key: str, known: Iterable[str]) -> di
         inside = known_fields(fields[key], f"{key} of {where}", ("url", *known))
         fields[key] = inside.pop("url", None)
         for name, value in inside.items():
-            if name in fields and fields[name] != value:
+            if name in fields and not np.array_equal(fields[name], value):
                 raise MessageError(f"{where} contains {name} twice, with different values; send it once")
             fields[name] = value
     return fields

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from vlroute.checks import check_kind, shown
 from vlroute.encoded import decode_base64, is_data_uri
 from vlroute.errors import LimitError, MessageError
 from vlroute.media import (
@@ -192,6 +193,7 @@ class _Loader:
     """Loads what one request names. Counts first, so that what is over a limit is never decoded."""
 
     def __init__(self, limits: Limits, sampling: Callable[[], FrameSampling]) -> None:
+        check_kind("limits", limits, Limits)
         self.limits, self.sampling = limits, sampling
         self.pictures = self.videos = 0
 
@@ -282,6 +284,10 @@ class _Loader:
             case "video":
                 fields = known_fields(part, where, ("video", *_SOURCES, *VIDEO))
                 return self.video(self._source(fields, "video", self.limits.max_video_bytes), fields)
+        if not isinstance(part, Mapping):
+            raise MessageError(f"a part must be a dict such as {{'type': 'text', 'text': '…'}}, got {shown(part)}")
+        if kind is None:
+            raise MessageError(f"a part needs a type, such as {{'type': 'text', 'text': '…'}}, got {shown(part)}")
         raise MessageError(f"unknown part (type {str(kind)[:40]!r}); known: text, image_url, image, video_url, video")
 
     def _source(self, fields: dict[str, Any], kind: str, most: int) -> Any:

@@ -47,7 +47,9 @@ def resolve_pair(
             "using the embedded pocket pair: 1.9 M parameters, trained on small drawn pictures only; "
             'for real pictures: Router.from_pretrained("Qwen/Qwen3-VL-2B")'
         )
-        return shipped("pocket/instruct"), shipped("pocket/thinking"), router or shipped("pocket/router")
+        if router is None:
+            router = shipped("pocket/router")
+        return shipped("pocket/instruct"), shipped("pocket/thinking"), router
     if str(name) and (folder := local_folder(name)) is not None:
         return _pair_folder(folder, router)
     stem = _stem(name)

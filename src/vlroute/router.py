@@ -143,6 +143,8 @@ class Router(Sources):
     def outlook(self, target: Target | Preset | None = None) -> Outlook:
         """What the policy in force, or `target` instead, is expected to give at this machine's pace. ArtefactError if
         the router artefact holds no calibration set."""
+        if not isinstance(target, Target | str | None):
+            raise refused("target", target, "a vlroute.Target, the name of a preset or None")
         return self.judge.outlook(Target(preset=target) if isinstance(target, str) else target)
 
     def load(self) -> Router:

@@ -114,10 +114,10 @@ class Sources:
         return cls(
             instruct,
             thinking,
-            classifier=ComplexityClassifier.load(router) if router else None,
+            classifier=None if router is None else ComplexityClassifier.load(router),
             policy=policy,
             captioner=captioner,
-            probe=probe_of(router) if router else None,
+            probe=None if router is None else probe_of(router),
             limits=limits,
             loading=options,
             generation=given,
@@ -153,7 +153,7 @@ class Sources:
         try:
             return cls(
                 *remote.names,
-                classifier=ComplexityClassifier.load(router) if router else None,
+                classifier=None if router is None else ComplexityClassifier.load(router),
                 policy=policy,
                 captioner=captioner,
                 limits=limits,

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
 
+from vlroute.errors import SettingsError
+
 
 class HasDigest(Protocol):
     """Anything that names its content: equal digests mean equal pictures."""
@@ -44,7 +46,7 @@ class CachedCaptioner(Generic[P]):
         self._lock = threading.Lock()
 
     def __call__(self, picture: P, /) -> str:
-        """The caption, stripped. TypeError if the captioner gives no string; else whatever it raises."""
+        """The caption, stripped. SettingsError if the captioner gives no string; else whatever it raises."""
         digest = picture.digest
         with self._lock:
             caption = self._kept(digest)
@@ -77,7 +79,7 @@ class CachedCaptioner(Generic[P]):
         try:
             caption = self._captioner(picture)
             if not isinstance(caption, str):
-                raise TypeError(f"a captioner must return a string, not {type(caption).__name__}")
+                raise SettingsError(f"a captioner must return a string, not {type(caption).__name__}")
         except BaseException as error:
             with self._lock:
                 del self._running[digest]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from vlroute.checks import refused
 from vlroute.decision.artefact import CARD_FILE, REMEDY, Arrays, read_artefact, write_artefact
 from vlroute.decision.encoder import LexicalEncoder
 from vlroute.decision.features import DENSE, RequestEncoder
@@ -123,7 +124,9 @@ class ComplexityClassifier:
     @classmethod
     def load(cls, folder: str | Path) -> ComplexityClassifier:
         """Read what `save` wrote. ArtefactError, with a remedy, if missing, damaged, of another schema or learnt with
-        another text encoder than the one that its name stands for here."""
+        another text encoder than the one that its name stands for here. SettingsError if `folder` is no path."""
+        if not isinstance(folder, str | Path) or not str(folder):
+            raise refused("router", folder, "the folder of a router artefact")
         card, arrays = read_artefact(folder)
         text = _text_encoder(folder, card.pop("text_encoder", None))
         try:

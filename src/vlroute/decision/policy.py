@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from vlroute.checks import Number
+from vlroute.checks import Number, refused
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.pace import Pace
 from vlroute.modes import MODES, Mode
@@ -64,7 +64,7 @@ class Policy:
     def __post_init__(self) -> None:
         object.__setattr__(self, "price", PRICE.read("price", self.price))
         object.__setattr__(self, "min_known", Number(0, 1).read("min_known", self.min_known))
-        _check_mode(self.unsure_mode)
+        _check_mode("unsure_mode", self.unsure_mode)
 
     def decide(
         self,
@@ -86,7 +86,7 @@ class Policy:
         threshold = min(self.price * max(extra, 0.0), sys.float_info.max)
         mode: Mode = "thinking" if gain > threshold else "instruct"
         if forced is not None:
-            _check_mode(forced)
+            _check_mode("mode", forced)
             mode, reason = forced, f"{forced} was asked for"
         elif prediction.known < self.min_known:
             mode = self.unsure_mode
@@ -117,6 +117,6 @@ def _reason(gain: float, extra: float, threshold: float) -> str:
     return f"gain {gain:+.2f} is {side} the price of {extra:.2g} s more ({threshold:.2g})"
 
 
-def _check_mode(mode: str) -> None:
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+def _check_mode(name: str, mode: object) -> None:
+    if not (isinstance(mode, str) and mode in MODES):
+        raise refused(name, mode, f"one of {', '.join(MODES)}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from vlroute.checks import Number, refused
 from vlroute.decision.frontier import Frontier, Outlook
+from vlroute.errors import SettingsError
 
 Preset = Literal["fast", "balanced", "accurate", "knee"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -35,7 +36,9 @@ class Target:
     def __post_init__(self) -> None:
         given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         if len(given) != 1:
-            raise ValueError(f"a target holds exactly one wish of {[f.name for f in fields(self)]}, not {len(given)}")
+            raise SettingsError(
+                f"a target holds exactly one wish of {[f.name for f in fields(self)]}, not {len(given)}"
+            )
         name, value = given.popitem()
         if name == "preset":
             if not (isinstance(value, str) and value in PRESETS):

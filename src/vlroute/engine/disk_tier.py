@@ -14,8 +14,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from vlroute.checks import BYTES
+from vlroute.checks import BYTES, refused
 from vlroute.engine.vision import VisionFeatures
+from vlroute.errors import OutputError
 from vlroute.files import replace_file
 
 log = logging.getLogger("vlroute")
@@ -32,9 +33,14 @@ class DiskTier:
     """
 
     def __init__(self, folder: str | Path, budget: int = 2**30) -> None:
-        """SettingsError for a budget below 1 byte; OSError if the folder cannot be created."""
+        """SettingsError for a wrong folder or a budget below 1 byte; OutputError if the folder cannot be created."""
+        if not isinstance(folder, str | Path):
+            raise refused("folder", folder, "a folder")
         self.folder, self.budget = Path(folder), replace(BYTES, low=1).read("budget (bytes)", budget)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"the folder {str(folder)!r} cannot be created: {error.strerror}") from error
         self._lock = threading.Lock()
 
     def get(self, key: str) -> VisionFeatures | None:

@@ -16,7 +16,9 @@ import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
+from transformers.quantizers import AutoHfQuantizer
 
+from vlroute.checks import shown
 from vlroute.engine.checkpoint_files import (
     REMEDY,
     CheckpointFiles,
@@ -172,9 +174,12 @@ def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch
         config.vision_config.depth, config.vision_config.deepstack_visual_indexes = 0, []
     try:
         model, report = kind.from_pretrained(files.folder, config=config, output_loading_info=True, **options)
-    except (torch.OutOfMemoryError, MemoryError, ImportError):
+    except (torch.OutOfMemoryError, MemoryError):
         raise  # a fault of this machine, not of the checkpoint
     except Exception as error:  # as above
+        _check_options(config, options)
+        if isinstance(error, ImportError):
+            raise  # the checkpoint needs a package
         raise _unreadable(files, "weights", error) from error
     if report["missing_keys"] and not getattr(model, "is_quantized", False):
         absent = sorted(report["missing_keys"])
@@ -186,6 +191,25 @@ def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch
         model.model.visual = tower
         model.config.vision_config = type(config.vision_config).from_dict(whole)
     return model.eval()
+
+
+def _check_options(config: Any, options: Mapping[str, Any]) -> None:
+    """After loading has failed: SettingsError if the attention or the quantization cannot be used, without weights."""
+    name, value = "attn_implementation", options.get("attn_implementation")
+    try:
+        if value is not None:
+            with torch.device("meta"):
+                Qwen3VLForConditionalGeneration._from_config(config, attn_implementation=value)
+        name, value = "quantization", options.get("quantization_config")
+        if value is not None:
+            AutoHfQuantizer.from_config(value).validate_environment(device_map=options.get("device_map"))
+    except Exception as error:  # transformers raises many types of errors
+        raise _unusable(name, value, error) from error
+
+
+def _unusable(name: str, value: Any, error: Exception) -> SettingsError:
+    why = " ".join(str(error).split())[:300]
+    return SettingsError(f"{name}={shown(value)} cannot be used here ({type(error).__name__}: {why}); leave it out")
 
 
 def _unreadable(files: CheckpointFiles, what: str, error: Exception) -> CheckpointError:
@@ -248,7 +272,8 @@ def load_pair(
     Raises:
         CheckpointError: a checkpoint cannot be found, is damaged or is not Qwen3-VL, or the two are not an Instruct
             and a Thinking checkpoint of one size.
-        SettingsError: an invalid option, or a device that this machine does not have.
+        SettingsError: an invalid option, a device that this machine does not have, or an attention or quantization that
+            this machine or the model does not support.
     """
     began = time.perf_counter()
     asked = checked_loading({
@@ -262,7 +287,10 @@ def load_pair(
     if where != "cpu":
         options["device_map"] = where
     if quantization is not None:
-        options["quantization_config"] = quantization_config(asked.pop("quantization"))
+        try:
+            options["quantization_config"] = quantization_config(asked.pop("quantization"))
+        except ImportError as error:
+            raise _unusable("quantization", quantization, error) from error
     options |= asked
 
     loaded: dict[str, Checkpoint] = {}

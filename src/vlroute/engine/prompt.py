@@ -78,7 +78,9 @@ def build_prompt(
 ) -> Prompt:
     """Tokenise for this checkpoint; one sequence, no padding."""
     text = render(checkpoint, conversation, images, videos)
-    ids = torch.tensor([checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"]], device=checkpoint.device)
+    # not verbose: a prompt that is too long is refused later, without a warning of transformers
+    tokens = checkpoint.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = torch.tensor([tokens], device=checkpoint.device)
     config = checkpoint.model.config
     types = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
     mask = torch.ones_like(ids)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlroute.checks import Number, Whole, refused, shown
+from vlroute.checks import MANY, Number, Whole, refused, shown
 from vlroute.errors import SettingsError
 from vlroute.modes import MODES
 
@@ -64,14 +64,22 @@ def _flag(name: str, value: Any) -> bool:
 _TOKEN, _TOP_K = Whole(), Whole(-1)
 
 
+def _items(name: str, value: Any, accepts: str, hint: str = "") -> list[Any]:
+    """`value` as a list. SettingsError for strings, mappings, and what cannot be iterated, such as a 0-d array."""
+    try:
+        if isinstance(value, str | bytes | Mapping):
+            raise TypeError
+        return list(value)
+    except TypeError:
+        raise refused(name, value, accepts, hint) from None
+
+
 def _ids(name: str, value: Any) -> list[int]:
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise refused(name, value, "a list of token ids")
-    return [_TOKEN.read(f"a token id in {name}", one) for one in value]
+    return [_TOKEN.read(f"a token id in {name}", one) for one in _items(name, value, "a list of token ids")]
 
 
 def _end_ids(name: str, value: Any) -> int | list[int]:
-    if not isinstance(value, Iterable):
+    if not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
         return Whole(-1).read(name, value)
     if not (ids := _ids(name, value)):
         raise refused(name, value, "a token id or a list of at least one token id")
@@ -83,11 +91,12 @@ def _top_k(name: str, value: Any) -> int:
 
 
 def _words(name: str, value: Any) -> list[list[int]]:
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise refused(name, value, "a list of lists of token ids")
-    words = [_ids(name, one) for one in value]
-    if not all(words):
-        raise refused(name, value, "a list of lists of at least one token id each")
+    accepts = "a list of lists of at least one token id each"
+    words = []
+    for one in _items(name, value, accepts):
+        if not isinstance(one, Iterable) or not (ids := _ids(name, one)):
+            raise refused(name, value, accepts)
+        words.append(ids)
     return words
 
 
@@ -96,9 +105,7 @@ _BIAS = Number(-10_000, 10_000)
 
 def _biases(name: str, value: Any) -> dict[tuple[int, ...], float]:
     accepts = "a dict of {(token ids): bias} or a list of [[token ids], bias]"
-    pairs = list(value.items()) if isinstance(value, Mapping) else value
-    if isinstance(pairs, str | bytes) or not isinstance(pairs, Iterable):
-        raise refused(name, value, accepts)
+    pairs = list(value.items()) if isinstance(value, Mapping) else _items(name, value, accepts)
     biases: dict[tuple[int, ...], float] = {}
     for pair in pairs:
         if not (isinstance(pair, list | tuple) and len(pair) == 2):
@@ -111,9 +118,7 @@ def _biases(name: str, value: Any) -> dict[tuple[int, ...], float]:
 
 
 def _stops(name: str, value: Any) -> list[str]:
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise refused(name, value, "a list of strings", "for one string, write stop=['…']")
-    stops = list(value)
+    stops = _items(name, value, "a list of strings", "for one string, write stop=['…']")
     if not all(isinstance(stop, str) and stop for stop in stops):
         raise refused(name, value, "a list of non-empty strings")
     if any("\ud800" <= character <= "\udfff" for stop in stops for character in stop):
@@ -197,7 +202,12 @@ _TEXT_ONLY = "an answer contains only text and token counts; leave it out"
 _CACHES = "PrefixCache stores the keys and values; leave it out, or pass prefix_cache="
 _ENCODER = "it belongs to encoder-decoder models; leave it out"
 _NEVER = "leave it out"
-#: Settings of transformers and other APIs: the values without effect, which are accepted, and what to use instead.
+_IMAGES, _VIDEOS = "pass images=", "pass videos="
+_SYSTEM = "begin the messages with one of the role 'system', or use Router.chat(system='…')"
+_OF_PART = "it is a field of the part with the picture or video (docs/messages.md)"
+_OF_ROUTER = "it is an argument of Router.from_pretrained"
+#: Settings of transformers and other APIs, and misplaced arguments: the values without effect, which are accepted, and
+#: what to use instead.
 UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "num_return_sequences": ((1,), _ONE_ANSWER), "n": ((1,), _ONE_ANSWER), "best_of": ((1,), _ONE_ANSWER),
     "num_beams": ((1,), _BEAMS), "num_beam_groups": ((1,), _BEAMS), "diversity_penalty": ((0,), _BEAMS),
@@ -228,12 +238,20 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "assistant_ensemble_weight": ((), _ASSISTED), "target_lookbehind": ((10,), _ASSISTED),
     "prompt_lookup_num_tokens": ((), _ASSISTED), "max_matching_ngram_size": ((), _ASSISTED),
     "speculation_type": ((), _ASSISTED), "assistant_model": ((), _ASSISTED),
+    "image": ((), _IMAGES), "picture": ((), _IMAGES), "pictures": ((), _IMAGES), "video": ((), _VIDEOS),
+    "frames": ((), _VIDEOS), "system": ((), _SYSTEM), "system_prompt": ((), _SYSTEM),
+    "messages": ((), "pass the list of messages as the prompt"), "max_pixels": ((), _OF_PART),
+    "min_pixels": ((), _OF_PART), "total_pixels": ((), _OF_PART), "resized_height": ((), _OF_PART),
+    "resized_width": ((), _OF_PART), "detail": ((), _OF_PART), "fps": ((), _OF_PART), "nframes": ((), _OF_PART),
+    "num_frames": ((), _OF_PART), "min_frames": ((), _OF_PART), "max_frames": ((), _OF_PART),
+    "limits": ((), _OF_ROUTER), "policy": ((), _OF_ROUTER), "captioner": ((), _OF_ROUTER),
+    "price": ((), "pass policy=Policy(price=…) to Router.from_pretrained, or price= to ask"),
 }  # fmt: skip
 #: Names in a dump of a GenerationConfig that have no effect on an answer.
 _NOTES = frozenset({"transformers_version", "_from_model_config"})
 
 
-def checked(settings: Mapping[str, Any], endpoints: bool = False) -> dict[str, Any]:
+def checked(settings: Mapping[str, Any], endpoints: bool = False, where: str = "generation") -> dict[str, Any]:
     """The settings of one source (a call, a router, a mode), checked and converted to plain Python values.
 
     None means "not set here". A temperature turns sampling on, and so does every other sampling setting;
@@ -242,13 +260,14 @@ def checked(settings: Mapping[str, Any], endpoints: bool = False) -> dict[str, A
     Args:
         settings: values by name.
         endpoints: whether they are for endpoints, which accept fewer settings.
+        where: name of the argument for errors.
 
     Raises:
         SettingsError: an unknown or unsupported name, a value of the wrong type or out of range, or two settings that
             contradict each other.
     """
     if not isinstance(settings, Mapping):
-        raise refused("generation", settings, "a mapping of generation settings")
+        raise refused(where, settings, "a mapping of generation settings")
     if unknown := sorted(str(name) for name in settings if name not in SETTINGS and not _is_foreign(name)):
         raise SettingsError(_unknown(unknown, _names(endpoints)))
     read: dict[str, Any] = {}
@@ -263,13 +282,20 @@ def checked(settings: Mapping[str, Any], endpoints: bool = False) -> dict[str, A
         read[name] = SETTINGS[name].read(name, value)
         if endpoints and not SETTINGS[name].endpoints and read.pop(name) != SETTINGS[name].off:
             raise SettingsError(f"endpoints do not take the setting {name}; expected some of {_names(endpoints)}")
+    _check_lengths(read)
     return _settled(read)
 
 
 def checked_per_mode(generation: Mapping[str, Any], endpoints: bool = False) -> dict[str, Any]:
     """As `checked`, for settings that may contain settings per mode under "instruct" and "thinking"; same errors."""
     both = checked({name: value for name, value in generation.items() if name not in MODES}, endpoints)
-    modes = {mode: checked(generation[mode], endpoints) for mode in MODES if generation.get(mode) is not None}
+    modes = {
+        mode: checked(generation[mode], endpoints, f"generation[{mode!r}]")
+        for mode in MODES
+        if generation.get(mode) is not None
+    }
+    for own in modes.values():
+        _check_lengths(both | own)
     return both | modes
 
 
@@ -319,10 +345,14 @@ def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any]) -> d
         recipe = set() if "presence_penalty" in asked else {"presence_penalty"}
         settings = {name: value for name, value in settings.items() if name not in SAMPLING | recipe}
     _check_tokens(settings, checkpoint.model.config.text_config.vocab_size)
-    least, most = settings.get("min_new_tokens", 0), settings["max_new_tokens"]
+    _check_lengths(settings)
+    return settings
+
+
+def _check_lengths(settings: Mapping[str, Any]) -> None:
+    least, most = settings.get("min_new_tokens", 0), settings.get("max_new_tokens", MANY)
     if least > most:
         raise SettingsError(f"min_new_tokens={least} is greater than max_new_tokens={most}")
-    return settings
 
 
 def _is_foreign(name: object) -> bool:
@@ -363,7 +393,8 @@ def _check_tokens(settings: Mapping[str, Any], vocabulary: int) -> None:
     ends = ends if isinstance(ends, list) else [ends]
     suppressed = {*settings.get("suppress_tokens", []), *(word[0] for word in words if len(word) == 1)}
     lists = {
-        "eos_token_id": ends, "suppress_tokens": suppressed, "bad_words_ids": [one for word in words for one in word],
+        "eos_token_id": ends, "suppress_tokens": settings.get("suppress_tokens", []),
+        "bad_words_ids": [one for word in words for one in word],
         "begin_suppress_tokens": settings.get("begin_suppress_tokens", []),
         "sequence_bias": [one for ids in settings.get("sequence_bias", ()) for one in ids],
     }  # fmt: skip
