@@ -88,6 +88,7 @@ async def model(name: str, entry: Entered) -> dict[str, Any]:
     return _model(name)
 
 
+@endpoints.head("/health", include_in_schema=False)
 @endpoints.get("/health", response_model=None, responses={503: {"description": "The models could not be loaded."}})
 async def health(request: Request) -> Response:
     """Liveness. 503 only if the models could not be loaded, so that the process has to be restarted."""
@@ -98,6 +99,7 @@ async def health(request: Request) -> Response:
     return JSONResponse(said, 503)
 
 
+@endpoints.head("/ready", include_in_schema=False)
 @endpoints.get("/ready", response_model=None, responses={503: {"description": "Loading, failed or shutting down."}})
 async def ready(request: Request) -> Response:
     """Requests are taken: the models are loaded and nobody has told the server to stop."""

@@ -97,7 +97,9 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
         assert isinstance(error, HTTPException)
         if error.status_code == 400 and isinstance(error.__cause__, Exception):  # FastAPI could not parse the body
             return response(APIError(400, _unparsed(error.__cause__), "invalid_json"), count)
-        code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
+        if error.status_code == 404:
+            return response(no_endpoint(), count)
+        code = {405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
         return response(APIError(error.status_code, str(error.detail), code, headers=dict(error.headers or {})), count)
 
     async def other(_: Request, error: Exception) -> JSONResponse:
@@ -106,6 +108,12 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(VLRouteError, other)
+
+
+def no_endpoint() -> APIError:
+    """404 for a path that does not exist."""
+    why = "there is no such endpoint, or not for this method; see /openapi.json (OpenAI clients: base URL with /v1)"
+    return APIError(404, why, "not_found")
 
 
 def _unparsed(error: Exception) -> str:

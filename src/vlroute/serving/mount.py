@@ -6,9 +6,11 @@ from typing import cast
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
 
 from vlroute.serving.door import Door
-from vlroute.serving.errors import APIError
+from vlroute.serving.errors import no_endpoint, response
 from vlroute.serving.page import build_page, page_settings
 
 
@@ -16,12 +18,19 @@ def mount_page(app: FastAPI) -> FastAPI:
     """`app` of `create_app`, with the page. Where the server has API keys, any name and a key log in."""
     door = cast(Door, app.state.door)
 
-    @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False)
-    async def unknown(rest: str) -> None:
-        """The page takes every other path, and would answer in its own words."""
-        raise APIError(404, "there is no such endpoint, or not by this method; see /openapi.json", "not_found")
-
     options = page_settings(door.settings.limits)
     if door.settings.api_keys:
         options["auth"] = lambda _, key: door.keys.known(key)
-    return cast(FastAPI, gr.mount_gradio_app(app, build_page(door.service), "", **options))
+    gr.mount_gradio_app(app, build_page(door.service), "", **options)
+    page = cast(FastAPI, cast(Mount, app.routes[-1]).app)  # it gets every path that is not an endpoint of the API
+    gradios = page.router.default
+
+    async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
+        """Used for the paths that the page does not know either. Gradio's own response is not in OpenAI's shape."""
+        if scope["type"] == "http":
+            await response(no_endpoint(), door.service.metrics.refused)(scope, receive, send)
+        else:
+            await gradios(scope, receive, send)
+
+    page.router.default = not_found
+    return app
