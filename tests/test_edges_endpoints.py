@@ -18,6 +18,7 @@ from tests.serving import served
 from vlroute import Answer, Policy, Router
 from vlroute.answer import AnswerDelta, Finished, ThinkingDelta
 from vlroute.answering import Wish
+from vlroute.cli import run
 from vlroute.engine.endpoint import Endpoint
 from vlroute.errors import EndpointError, InputError, ModeUnavailable, VLRouteError
 from vlroute.messages import parse
@@ -599,3 +600,73 @@ def test_a_fallback_names_no_address(server: Scripted, caplog: pytest.LogCapture
     server.play([failed(400), DONE])
     with pytest.raises(InputError, match=server.url):  # in this process the address helps
         router.ask("?")
+
+
+BAD = {"message": "that went wrong", "type": "BadRequestError", "code": 400}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        BAD, f"error: {json.dumps(BAD)}\n\n", {"error": {**BAD, "code": None, "type": None, "status_code": 422}},
+        {"error": {"message": "that went wrong", "http_status": 400}}, {"error": {**BAD, "code": 400.0}},
+        json.dumps({"error": BAD}), json.dumps(BAD), json.dumps({"error": BAD}, indent=2),
+    ],
+)  # fmt: skip
+def test_every_form_of_a_refusal_is_no_outage(server: Scripted, event: Any) -> None:
+    router = server.router(retries=1)
+    assert router.remote is not None
+    server.play([event])
+    for _ in range(3):
+        with pytest.raises(InputError, match="that went wrong"):
+            router.ask("?", mode="instruct")
+    assert len(server.bodies) == 3
+    assert router.remote.breakers["instruct"].state == "closed"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["data: hello\n\n", '{"object": "chat.completion", "choices": []}', "<!doctype html><p>welcome</p>", "welcome"],
+)
+def test_a_reply_that_is_no_stream_is_named_so(server: Scripted, reply: str) -> None:
+    server.play([reply])
+    with pytest.raises(ModeUnavailable, match="stream") as error:
+        server.router().ask("?", mode="instruct")
+    assert "reached" not in str(error.value)
+    assert "broke off" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["é", "a\n", "a\r\nb: c", " qz", "\0"])
+def test_what_no_header_can_hold_is_refused(server: Scripted, value: str) -> None:
+    for field, held in (("api_key", value), ("headers", {"x": value}), ("headers", {value: "x"})):
+        with pytest.raises(ValueError, match=field) as error:
+            server.router(**{field: held})
+        assert field == "headers" or value not in str(error.value)
+    assert Endpoint(server.url, "m", headers={"x-a": "b c", "y": ""}, api_key="sk-~1").api_key == "sk-~1"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rows": 4}, {"device": "cpu"}, {"dtype": "float32"}, {"quantization": "int8"}, {"price": 0.1}]
+)
+def test_endpoints_load_nothing(server: Scripted, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    hint = "policy" if "price" in wrong else "servers"
+    with pytest.raises(ValueError, match=hint):
+        Router.from_endpoints((server.url, "m"), (server.url, "m"), **wrong)
+    file, end = tmp_path / "ends.json", {"base_url": server.url, "model": "m"}
+    file.write_text(json.dumps({"instruct": end, "thinking": end}))
+    if "rows" not in wrong:  # `vlroute serve` passes rows for every pair
+        with pytest.raises(ValueError, match=hint):
+            Router.from_pretrained(file, **wrong)
+    Router.from_endpoints((server.url, "m"), (server.url, "m"), rows=1, device=None).close()
+
+
+def test_a_missing_file_of_endpoints_is_a_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in (tmp_path / "none.json", tmp_path / "folder.json"):
+        if file.stem == "folder":
+            file.mkdir()
+        with pytest.raises(InputError, match=file.name):
+            Router.from_pretrained(file)
+        with pytest.raises(SystemExit) as end:
+            run(["ask", "hi", "--pair", str(file)])
+        assert end.value.code == 2
+        assert "docs/endpoints" in capsys.readouterr().err

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from vlroute.store import Store
 
 Made = TypeVar("Made", bound="Sources")
+#: Arguments of `from_pretrained` about what this process loads.
+_LOADING = ("device", "dtype", "attn_implementation", "quantization", "rows", "vision_cache", "prefix_cache")
 
 
 class Sources:
@@ -93,21 +95,16 @@ class Sources:
             "device": device, "dtype": dtype, "attn_implementation": attn_implementation, "quantization": quantization,
         }  # fmt: skip
         if name is not None and str(name).endswith(".json"):
-            if (
-                instruct
-                or thinking
-                or any(value is not None for value in (*options.values(), vision_cache, prefix_cache))
-            ):
-                raise ValueError(
-                    "endpoints load nothing here: leave device, dtype, quantization and caches to their servers"
-                )
+            if instruct or thinking:
+                raise ValueError("a file of endpoints names both servers; leave out instruct= and thinking=")
             if captioner == "probe":
                 raise ArtefactError("endpoints give no vision features for the probe; pass captioner='instruct'")
             from vlroute.engine.endpoint_file import read_endpoints
 
             return cls.from_endpoints(
                 *read_endpoints(Path(name)), router=router, policy=policy, captioner=captioner, limits=limits,
-                generation=given, store=store,
+                generation=given, store=store, vision_cache=vision_cache, prefix_cache=prefix_cache,
+                **options,
             )  # fmt: skip
         instruct, thinking, router = resolve_pair(name, instruct, thinking, router)
         check_folders(instruct, thinking)
@@ -149,6 +146,9 @@ class Sources:
         """
         from vlroute.engine.remote import RemoteEngine
 
+        loading = {name: settings.pop(name) for name in _LOADING if name in settings}
+        if loading.pop("rows", 1) not in (None, 1) or any(value is not None for value in loading.values()):
+            raise SettingsError(f"endpoints load nothing here: leave {', '.join(_LOADING)} to their servers")
         remote = RemoteEngine.over(instruct, thinking)
         try:
             return cls(
@@ -170,6 +170,8 @@ class Sources:
         """Both combined. SettingsError for a name that is not a setting, such as a misspelled argument."""
         if not isinstance(generation, Mapping | None):
             raise refused("generation", generation, "a mapping of settings, or of settings per mode")
+        if "price" in settings:
+            raise SettingsError("price is no argument of a router; pass policy=Policy(price=…), or price= to ask")
         arguments = [name for name in inspect.signature(cls.from_pretrained).parameters if name != "settings"]
         for name in settings:
             like = difflib.get_close_matches(name, [*arguments, *SETTINGS], 1)

@@ -28,6 +28,10 @@ _SAME = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed"
 _RENAMED = {"max_new_tokens": "max_tokens"}
 #: What OpenAI does not know, but vLLM, SGLang, llama-server and `vlroute serve` do.
 _EXTRA = ("top_k", "min_p", "repetition_penalty")
+#: What HTTP can send; RFC 9110, sections 5.1 and 5.5.
+_KEY = re.compile(r"[!-~]+")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"(?:[!-~](?:[ -~\t]*[!-~])?)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +81,12 @@ class Endpoint:
             raise ValueError(f"reasoning must be one of {', '.join(get_args(Reasoning))}, not {self.reasoning!r}")
         if not isinstance(self.budget_field, str | None) or self.budget_field == "":
             raise ValueError(f"budget_field must be the name of a field or None, not {self.budget_field!r}")
-        named = self.headers if isinstance(self.headers, Mapping) else {}
-        if not (callable(self.headers) or isinstance(self.headers, Mapping)) or not all(
-            isinstance(text, str) for pair in named.items() for text in pair
-        ):
-            raise ValueError("headers must be a mapping of strings to strings, or a callable")
+        if not callable(self.headers):
+            _check_headers(self.headers)
         if not isinstance(self.api_key, str | None):
             raise ValueError(f"api_key must be a string or None, not {type(self.api_key).__name__}")
+        if self.api_key and not _KEY.fullmatch(self.api_key):
+            raise ValueError("api_key must consist of printable ASCII characters without spaces and line breaks")
 
     @classmethod
     def of(cls, wish: Endpoint | tuple[str, str]) -> Endpoint:
@@ -130,7 +133,22 @@ class Endpoint:
         return body | ({"extra_body": extra} if extra else {})
 
     def headers_for(self, conversation: Conversation) -> dict[str, str]:
-        return dict(self.headers(conversation) if callable(self.headers) else self.headers)
+        """Headers of one request. ValueError if a callable returns invalid ones."""
+        if not callable(self.headers):
+            return dict(self.headers)
+        headers = self.headers(conversation)
+        _check_headers(headers)
+        return dict(headers)
+
+
+def _check_headers(headers: Any) -> None:
+    if not isinstance(headers, Mapping) or not all(isinstance(text, str) for pair in headers.items() for text in pair):
+        raise ValueError("headers must be a mapping of strings to strings, or a callable that returns one")
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"headers: {name!r} is not a valid name of a header")
+        if not _HEADER_VALUE.fullmatch(value):  # it may be a secret, so it is not shown
+            raise ValueError(f"headers: the value of {name} must be printable ASCII without spaces around it")
 
 
 def _is_address(url: str) -> bool:

@@ -22,10 +22,13 @@ def read_endpoints(file: Path) -> tuple[Endpoint, Endpoint]:
     """(instruct, thinking) of `{"instruct": {"base_url": …, "model": …, …}, "thinking": {…}}`.
 
     Fields are those of `Endpoint`; a key is not written there but named: `api_key_env` is the environment variable that
-    holds it. InputError for anything else; OSError if the file cannot be read.
+    holds it. InputError for anything else.
     """
     try:
         found = json.loads(read_at_most(file, MOST_BYTES))
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"{file}: {why}; pass an existing JSON file of endpoints (docs/endpoints.md)") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not JSON ({error})") from error
     if not isinstance(found, dict) or set(found) != set(MODES):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
+import re
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from vlroute.engine.breaker import Breaker, State
 from vlroute.engine.endpoint import Endpoint, Reasoning
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
-from vlroute.engine.remote_errors import failure, is_temporary
+from vlroute.engine.remote_errors import failure, is_error, is_temporary
 from vlroute.engine.remote_stream import RemoteStream, first_choice
 from vlroute.engine.settings import RECOMMENDED, checked
 from vlroute.errors import EndpointError, ExtraMissing, InputError, ModeUnavailable, RouterClosedError, VLRouteError
@@ -28,6 +30,7 @@ from vlroute.modes import MODES, Mode
 
 log = logging.getLogger("vlroute")
 HEALTH_SECONDS = 5.0
+HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,12 +261,15 @@ async def _read(
             stream = await client.chat.completions.create(
                 **body, stream=True, stream_options={"include_usage": True}, extra_headers=headers
             )
+            head = _record_head(stream)
             async with stream:
                 async for chunk in stream:
-                    if getattr(chunk, "object", None) == "error":  # the name in older servers
-                        raise _in_stream(stream, chunk)
+                    if first_choice(chunk) is None and hasattr(chunk, "model_extra") and is_error(dict(chunk)):
+                        raise _in_stream(stream, dict(chunk))
                     begun = begun or _has_text_or_end(chunk)
                     put(chunk)
+            if not begun:
+                _check_head(stream, bytes(head))
             if begun or attempt == retries:
                 return
         except Exception as error:  # passed to the waiting thread
@@ -280,8 +286,37 @@ def _has_text_or_end(chunk: Any) -> bool:
     return bool(getattr(choice, "finish_reason", None)) or any(parts)
 
 
-def _in_stream(stream: Any, chunk: Any) -> Exception:
+def _record_head(stream: Any) -> bytearray:
+    """The first bytes of the response, filled while `stream` is read: its reader skips what is not an event."""
+    head, aiter_bytes = bytearray(), stream.response.aiter_bytes
+
+    async def recorded(*args: Any, **options: Any) -> AsyncIterator[bytes]:
+        async for piece in aiter_bytes(*args, **options):
+            head.extend(piece[: HEAD_BYTES - len(head)])
+            yield piece
+
+    stream.response.aiter_bytes = recorded
+    return head
+
+
+def _check_head(stream: Any, head: bytes) -> None:
+    """Raise the error that a response without a token reports, or ValueError if the response is no stream of events."""
+    text = head.decode("utf-8", "replace").strip()
+    for line in (text, *text.splitlines()):
+        try:
+            found = json.loads(line.removeprefix("error:"))  # llama.cpp sends "error: {…}"
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            body = found.get("error", found)
+            if line.startswith("error:") or "error" in found or is_error(found):
+                raise _in_stream(stream, body if isinstance(body, dict) else {"message": str(body), **found})
+    kind = stream.response.headers.get("content-type", "")
+    if text and not re.search(r"^(data|event|id|retry)?:", text, re.MULTILINE):
+        raise ValueError(f"its reply has the type {kind or 'unknown'}: {text[:100]}")
+
+
+def _in_stream(stream: Any, body: dict[str, Any]) -> Exception:
     import openai
 
-    body = chunk.to_dict()
     return openai.APIError(str(body.get("message")), stream.response.request, body=body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from vlroute.errors import EndpointError, InputError, ModeUnavailable, VLRouteError
@@ -11,6 +12,8 @@ from vlroute.errors import EndpointError, InputError, ModeUnavailable, VLRouteEr
 _REFUSED = (400, 413, 414, 415, 422, 431)
 #: A request with such a status may be retried.
 _TEMPORARY = (408, 409, 425, 499)
+#: Fields of an error that may contain its status, in search order.
+_NAMES = ("code", "status", "status_code", "http_status", "http_code", "type")
 #: Words in the `code` or `type` of an error in a stream, in search order.
 _WORDS = (
     (401, "apikey|authent|unauthor"),
@@ -30,16 +33,28 @@ def status(error: Exception) -> int | None:
     body = getattr(error, "body", None)
     if body is None:
         return None
-    values = [body.get(name) for name in ("code", "status", "type")] if isinstance(body, dict) else []
-    for value in values:
-        if not isinstance(value, bool) and re.fullmatch(r"[45]\d\d", str(value)):
-            return int(str(value))
-    for value in values:
+    if (number := _number(body)) is not None:
+        return number
+    for value in [body.get(name) for name in _NAMES] if isinstance(body, dict) else []:
         word = re.sub(r"[^a-z]", "", str(value).lower())
         for code, pattern in _WORDS:
             if re.search(pattern, word):
                 return code
     return 500
+
+
+def is_error(body: Mapping[str, Any]) -> bool:
+    """Whether an event of a stream without choices reports an error."""
+    told = isinstance(body.get("message"), str) and any(body.get(name) is not None for name in _NAMES)
+    return body.get("object") == "error" or told or _number(body) is not None
+
+
+def _number(body: Any) -> int | None:
+    """The status that the body of an error contains as a number."""
+    for value in [body.get(name) for name in _NAMES] if isinstance(body, Mapping) else []:
+        if not isinstance(value, bool) and (found := re.fullmatch(r"([45]\d\d)(?:\.0+)?", str(value))):
+            return int(found[1])
+    return None
 
 
 def is_overload(error: Exception) -> bool:
@@ -73,12 +88,19 @@ def failure(error: Exception, name: str, begun: bool) -> VLRouteError:
         return ModeUnavailable(f"{name} is overloaded", begun)
     if found is not None and 400 <= found < 500 and found not in _TEMPORARY:
         return EndpointError(f"{name} answers {found}: {said}; check key, model and address")
+    import openai
+
+    unreached = isinstance(error, openai.APIConnectionError)
     what = f"answers {found}" if found else "broke off" if begun else "cannot be reached"
+    if not found and not unreached and isinstance(error, ValueError):
+        what = "sent something other than a stream of chat completions"
     return ModeUnavailable(f"{name} {what}: {said}", begun)
 
 
 def _said(error: Exception) -> str:
     body: Any = getattr(error, "body", None)
-    message = body.get("message") if isinstance(body, dict) else body if isinstance(body, str) else None
+    message = (
+        body.get("message") or body.get("detail") if isinstance(body, dict) else body if isinstance(body, str) else None
+    )
     said = " ".join(str(message or error or type(error).__name__).split())[:300]
     return said.encode("utf-8", "replace").decode()  # a lone surrogate could not be stored or sent
