@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 
 from tests.conftest import media, task
 from vlroute import DiskTier, Limits, Policy, PrefixCache, Router, Target, VisionCache, load_picture, load_video
-from vlroute.errors import OutputError, SettingsError
+from vlroute.errors import LimitError, OutputError, SettingsError
 from vlroute.messages import parse
 
 PICTURE = Image.new("RGB", (96, 96), "white")
@@ -201,7 +202,7 @@ def test_wrong_types_are_refused_by_name(router: Router, tmp_path: Path) -> None
     ]:  # fmt: skip
         with pytest.raises(SettingsError, match=name):
             call()
-    for folder in (file, "/proc/x"):
+    for folder in (file, "/proc/x", "a\0b"):
         with pytest.raises(OutputError, match="folder"):
             DiskTier(folder)
 
@@ -223,6 +224,19 @@ def test_wrong_types_are_refused_by_name(router: Router, tmp_path: Path) -> None
 def test_a_setting_that_cannot_be_obeyed_is_named(router: Router, options: dict[str, Any], name: str) -> None:
     with pytest.raises(SettingsError, match=name):
         router.ask("How many?", **options)
+
+
+def test_a_prompt_that_is_too_long_is_refused_without_a_warning(router: Router) -> None:
+    warnings: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = warnings.append  # type: ignore[method-assign]
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        with pytest.raises(LimitError, match="tokens"):
+            router.ask("word " * 5000, mode="instruct")
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert not warnings
 
 
 def test_settings_that_contradict_each_other_are_refused_when_the_router_is_made() -> None:

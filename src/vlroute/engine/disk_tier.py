@@ -39,8 +39,8 @@ class DiskTier:
         self.folder, self.budget = Path(folder), replace(BYTES, low=1).read("budget (bytes)", budget)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"the folder {str(folder)!r} cannot be created: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: a null character
+            raise OutputError(f"the folder {str(folder)!r} cannot be created: {error}") from error
         self._lock = threading.Lock()
 
     def get(self, key: str) -> VisionFeatures | None:
