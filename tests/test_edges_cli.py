@@ -198,3 +198,13 @@ def test_other_packages_are_silent_in_a_chat() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert quiet(done.stderr), done.stderr
+
+
+def test_a_seed_may_be_negative() -> None:
+    for command in (("ask", "Hi.", "--mode", "thinking"), ("chat", "--mode", "thinking")):
+        for seed in ("-5", str(-(2**63)), str(2**64 - 1)):
+            done = run(*command, "--max-new-tokens", "2", "--seed", seed, typed="Hi.\n")
+            assert done.exit_code == 0, done.output
+        done = run(*command, "--seed", str(2**64), typed="Hi.\n")
+        assert done.exit_code != 0
+        assert "seed" in f"{done.exception} {done.output}"

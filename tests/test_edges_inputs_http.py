@@ -16,6 +16,8 @@ from PIL import Image
 
 from tests.serving import Served, png, served
 from vlroute import Router
+from vlroute.errors import MessageError, UnreadableMediaError
+from vlroute.messages import parse
 from vlroute.serving.settings import ServerSettings
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (700, 1000, 3), dtype=np.uint8))
@@ -172,3 +174,14 @@ def test_an_endpoint_is_sent_the_size_that_was_asked_for(host: str, options: dic
     assert answer.text == "Noise."
     sent = Loopback.asked[-1]["messages"][0]["content"][0]["image_url"]["url"]
     assert fits(*Image.open(io.BytesIO(base64.b64decode(sent.partition(",")[2]))).size)
+
+
+@pytest.mark.parametrize("value", [5, True, {"url": 5}])
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_source_of_a_wrong_type_gets_what_the_server_accepts(kind: str, value: Any) -> None:
+    for part in ({"type": kind, kind: value}, {"type": f"{kind}_url", f"{kind}_url": value}):
+        with pytest.raises((UnreadableMediaError, MessageError)) as caught:
+            parse([{"role": "user", "content": [part, TEXT]}], limits=ServerSettings().limits)
+        said = str(caught.value)
+        assert f"data:{kind}/" in said
+        assert not any(word in said for word in ("PIL", "numpy", "array", "path"))

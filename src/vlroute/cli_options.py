@@ -33,7 +33,7 @@ Wanted = Annotated[Preset | None, typer.Option("--policy", metavar="AIM", help=P
 Forced = Annotated[ModeChoice | None, typer.Option("--mode", help="Force a mode. Default: auto, the router decides.")]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Maximum number of tokens, reasoning included.")]
 ThinkingBudget = Annotated[int | None, typer.Option(min=0, help="Maximum number of reasoning tokens.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Makes the answer reproducible.")]
+Seed = Annotated[int | None, typer.Option(help="Makes the answer reproducible; may be negative.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StoreAt = Annotated[str | None, typer.Option("--store", help="File or postgresql:// URL for answers and feedback.")]
 Device = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu, …; by default CUDA if there is one.")]

@@ -62,9 +62,10 @@ def read_encoded(source: Encoded, name: str, limits: Limits, most: int) -> bytes
     if is_open_file(source):
         return _read_open_file(source, name, most)
     if not isinstance(source, str | os.PathLike):
-        raise UnreadableMediaError(
-            f"{name} is not a picture; pass a path, data URI, bytes, open file, PIL image or numpy array [h, w, c]"
-        )
+        accepted = "a path, data URI, bytes, open file, PIL image or numpy array [h, w, c]"
+        if not limits.local_files:  # as of a server, where everything comes from JSON
+            accepted = "a data URI (data:image/png;base64,...)"
+        raise UnreadableMediaError(f"{name} is not a picture; pass {accepted}")
     text = os.fsdecode(source)
     if local := _FILE.match(text):
         text = unquote(text[local.end() :])

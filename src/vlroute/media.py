@@ -226,10 +226,10 @@ def load_video(
     if is_timed(source):
         source, seconds = source
     if not (isinstance(source, list | tuple) or (isinstance(source, np.ndarray) and source.ndim == 4)):
-        raise UnreadableMediaError(
-            f"a video cannot be read from {_name(source)}; pass a path, data URI, bytes, a list of frames, "
-            "an array [n, h, w, c] or a tuple (frames, times)"
-        )
+        accepted = "a path, data URI, bytes, a list of frames, an array [n, h, w, c] or a tuple (frames, times)"
+        if not limits.local_files:
+            accepted = "a data URI (data:video/mp4;base64,...) or a list of frames"
+        raise UnreadableMediaError(f"a video cannot be read from {_name(source)}; pass {accepted}")
     if channel_axis is not None and isinstance(source, np.ndarray):
         source, channel_axis = channels_last(source, _name(source), channel_axis), None
     budget.check(limits, len(source))

@@ -336,7 +336,8 @@ def _text(fields: Mapping[str, Any], where: str, key: str) -> str:
 def _data_uri(url: object, key: str) -> str:
     """The address in an OpenAI part. Such parts come from the wire, so they must not name files or hosts."""
     if not is_data_uri(url):
-        raise MessageError(f"{key} must be a data URI (data:image/png;base64,...): addresses are not fetched")
+        example = "data:video/mp4" if key == "video_url" else "data:image/png"
+        raise MessageError(f"{key} must be a data URI ({example};base64,...): addresses are not fetched")
     return url
 
 
