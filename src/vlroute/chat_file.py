@@ -15,7 +15,7 @@ from vlroute.chat import Turn
 from vlroute.checks import refused
 from vlroute.decision.policy import Decision
 from vlroute.errors import ChatFileError
-from vlroute.files import replace_file
+from vlroute.files import check_outputs, replace_file
 from vlroute.limits import DEFAULT_LIMITS, Limits
 from vlroute.media import Picture, PixelBudget, Video, load_picture
 from vlroute.messages import Message, Part, Role
@@ -24,9 +24,16 @@ FORMAT = 1
 FILE, MEDIA = "chat.json", "media"
 
 
+def check_chat_output(folder: str | Path) -> Path:
+    """The folder as a path. OutputError if a conversation cannot be saved there."""
+    folder = Path(folder)
+    check_outputs(folder / FILE, folder / MEDIA / "new")
+    return folder
+
+
 def write_chat(folder: str | Path, system: str | None, turns: tuple[Turn, ...]) -> Path:
     """Write pictures first, `chat.json` last and at once: a killed process leaves the old chat or the new one."""
-    folder = Path(folder)
+    folder = check_chat_output(folder)
     (folder / MEDIA).mkdir(parents=True, exist_ok=True)
     kept = [
         {

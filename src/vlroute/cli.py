@@ -9,11 +9,13 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from typer.core import TyperCommand
 
 from vlroute import __version__
 from vlroute.cli_chat import chat
@@ -55,6 +57,24 @@ app = typer.Typer(
 )
 
 
+#: Options that name a file or folder. An empty name would mean the current folder.
+_NAMES = {
+    "--answers", "--cache", "--encoder", "--image", "-i", "--oof", "--out", "--pair", "--records", "--resume",
+    "--router", "--save", "--store", "--video",
+}  # fmt: skip
+
+
+class _Command(TyperCommand):
+    """A command that refuses options such as `--out ""`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, text in pairwise(["", *args]):
+            name, equals, value = (before, "=", text) if before in _NAMES else text.partition("=")
+            if name in _NAMES and equals and not value:
+                raise typer.BadParameter(f"{name} must not be empty: name a file or folder")
+        return super().parse_args(ctx, args)
+
+
 def _log_to_terminal() -> None:
     handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)
     logging.getLogger("vlroute").addHandler(handler)
@@ -66,6 +86,7 @@ def _quiet_others() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for child processes
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # no line for each retry
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -196,7 +217,7 @@ _PASSING: dict[str, Any] = {
 }
 for panel, commands in PANELS.items():
     for name, command in commands.items():
-        app.command(name, rich_help_panel=panel, **(_PASSING if command is collect else {}))(command)
+        app.command(name, cls=_Command, rich_help_panel=panel, **(_PASSING if command is collect else {}))(command)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

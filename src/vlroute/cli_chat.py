@@ -86,6 +86,8 @@ class Talk:
                 self.mode = forced_mode(word)
             case "/save", [folder]:
                 self.screen.note(f"saved in {self.chat.save(Path(folder).expanduser())}")
+            case (("/save" | "/mode"), _):
+                raise InputError(f"{name} needs exactly one value; /help shows how it is used")
             case _:
                 raise InputError(f"{line[:80]!r} is no command; /help lists them")
         return True
@@ -214,6 +216,10 @@ def chat(
 
     if resume is not None and system is not None:
         raise InputError("a conversation that is resumed has its system prompt already; leave --system out")
+    if save is not None:
+        from vlroute.chat_file import check_chat_output
+
+        check_chat_output(save)
     check_price(price, policy)
     settings = given(max_new_tokens=max_new_tokens, thinking_budget=thinking_budget, seed=seed)
     routed = Router.from_pretrained(pair, router=router, policy=policy, device=device, store=store)

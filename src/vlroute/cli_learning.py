@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vlroute.cli_options import Device, Wanted, check_price
-from vlroute.errors import ExtraMissing
+from vlroute.errors import ExtraMissing, InputError
 from vlroute.files import check_outputs, replace_file
 
 if TYPE_CHECKING:
@@ -98,12 +98,13 @@ def evaluate(
     vlroute eval new-records.jsonl --router my-router --out report.md
     """
     try:
+        from vlroute.decision.artefact import artefact_files
         from vlroute.learning.eval_command import as_page, as_values, assess
         from vlroute.learning.report import as_table, families_table, figures_table
     except ModuleNotFoundError as error:
         raise ExtraMissing(error, "train") from error
     check_price(price, policy)
-    check_outputs(*filter(None, (out, as_json)), inputs=records)
+    check_outputs(*filter(None, (out, as_json)), inputs=[*records, *artefact_files(router)])
     console, notes = Console(), Console(stderr=True)
     wish = policy or (0.1 if price is None else price)
     found = assess(records, router, wish, together=together, strict=strict, console=notes)
@@ -153,8 +154,8 @@ def curves(
         from vlroute.learning.train import default_seeds
     except ModuleNotFoundError as error:
         raise ExtraMissing(error, "train") from error
-    check_outputs(out / PAGE)
-    console = Console()
+    check_outputs(out / PAGE, inputs=[*records, *filter(None, [oof])])
+    console = Console(stderr=True)
     found, _ = read_all(records, strict=strict, console=console)
     predicted: Unseen | Values
     if oof is not None:
@@ -216,7 +217,7 @@ def probe(
     from vlroute.router import Router
 
     loaded = Router.from_pretrained(pair, router=router, device=device)
-    check_outputs(*(router / PROBE_FOLDER / name for name in (CARD_FILE, WEIGHTS_FILE)))
+    check_outputs(*(router / PROBE_FOLDER / name for name in (CARD_FILE, WEIGHTS_FILE)), inputs=[source, records])
     learnt = learn_probe(
         loaded, Source(source, split, config), records, columns=parse_columns(columns), limit=limit, strict=strict
     )
@@ -228,13 +229,16 @@ def probe(
 def feedback(
     answer: Annotated[str, typer.Argument(help="The id of an answer, `Answer.id`.")],
     store: StoreAt,
-    correct: Annotated[bool, typer.Option("--correct/--wrong", help="Was it right?")],
+    correct: Annotated[bool, typer.Option("--correct", help="It was right.")] = False,
+    wrong: Annotated[bool, typer.Option("--wrong", help="It was wrong.")] = False,
     comment: Annotated[str | None, typer.Option(help="Why; it is kept beside the judgement.")] = None,
 ) -> None:
     """Say whether a stored answer was right.
 
     vlroute feedback 4f0c… --wrong --store answers.db
     """
+    if correct == wrong:
+        raise InputError("was the answer right? Give exactly one of --correct and --wrong")
     with _store(store) as opened:
         opened.feedback(answer, correct=correct, comment=comment)
 
@@ -246,7 +250,7 @@ def export(
 
     vlroute export records.jsonl --store answers.db
     """
-    check_outputs(out)
+    check_outputs(out, inputs=_files_of_store(store))
     with _store(store) as opened:
         from vlroute.learning.records import write_records
         from vlroute.store import export as records_of
@@ -264,3 +268,15 @@ def _store(where: str) -> Store:
     except ModuleNotFoundError as error:
         raise ExtraMissing(error, "store") from error
     return Store(where, create=False)
+
+
+def _files_of_store(where: str) -> list[str]:
+    """The files of an SQLite store, its write-ahead log included."""
+    try:
+        from vlroute.store_tables import read_url
+    except ModuleNotFoundError as error:
+        raise ExtraMissing(error, "store") from error
+    url = read_url(where)
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return []
+    return [url.database + ending for ending in ("", "-wal", "-shm", "-journal")]

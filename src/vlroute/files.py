@@ -21,15 +21,22 @@ def check_outputs(*files: str | Path, inputs: Sequence[str | Path] = ()) -> None
     """Check that these files can be written, before long work begins.
 
     Folders may be missing; the check leaves no files behind. `inputs`: files that are read and must not be overwritten.
-    Raises an OutputError that names the file and the reason, or an InputError for an input.
+    Raises an OutputError that names the file and the reason, or an InputError for an input and for two equal outputs.
     """
+    checked: list[Path] = []
     for file in map(Path, files):
         made: list[Path] = []
         try:
             if file.exists() and not file.is_file():
                 raise OutputError(f"cannot write {file}: it is {'a folder' if file.is_dir() else 'not a regular file'}")
-            if any(file.exists() and Path(one).exists() and file.samefile(one) for one in inputs):
+            if any(_same(file, Path(one)) for one in inputs):
                 raise InputError(f"cannot write {file}: it is also an input; choose another file")
+            for one in checked:
+                if any(_same(file, path) for path in (one, *one.parents)) or any(
+                    _same(one, path) for path in file.parents
+                ):
+                    raise InputError(f"cannot write both {one} and {file}: give each output a name of its own")
+            checked.append(file)
             for folder in reversed([one for one in file.parents if not one.exists()]):
                 folder.mkdir()
                 made.append(folder)
@@ -46,6 +53,13 @@ def check_outputs(*files: str | Path, inputs: Sequence[str | Path] = ()) -> None
             with suppress(OSError):  # another process may have created something there
                 for folder in reversed(made):
                     folder.rmdir()
+
+
+def _same(file: Path, other: Path) -> bool:
+    """Whether both names are of one file, which need not exist yet: symbolic and hard links are followed."""
+    return os.path.realpath(file) == os.path.realpath(other) or (
+        file.exists() and other.exists() and file.samefile(other)
+    )
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:

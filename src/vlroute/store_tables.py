@@ -103,6 +103,10 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master").fetchall()}
+            if tables and SCHEMAS.name not in tables:  # before anything is changed
+                file = connection.execute("PRAGMA database_list").fetchone()[2]
+                raise StoreError(f"{file} is another program's database, not a store of vlroute; name another file")
             connection.execute("PRAGMA journal_mode = WAL")
             break
         except sqlite3.OperationalError:  # SQLite does not wait where others switch the mode at the same time

@@ -23,10 +23,17 @@ from vlroute.files import replace_file
 SCHEMA = 3
 CARD_FILE = "router.json"
 WEIGHTS_FILE = "weights.safetensors"
+REPORT_FILE = "report.md"
 
 Arrays = dict[str, NDArray[Any]]
 #: float32, float16 to save room, and whole numbers as keys and places.
 DTYPES = (np.float32, np.float16, np.uint64, np.int64, np.int32)
+
+
+def artefact_files(folder: Path) -> list[Path]:
+    """The files that belong to a router artifact: its own, its report's and its vision probe's. Some may be missing."""
+    names = (CARD_FILE, WEIGHTS_FILE)
+    return [folder / name for name in (*names, REPORT_FILE)] + [folder / "probe" / name for name in names]
 
 
 def write_artefact(folder: str | Path, card: Mapping[str, Any], arrays: Arrays) -> None:

@@ -134,8 +134,9 @@ def _load_sentence_transformer(name: str, folder: Path | None = None) -> TextEnc
             "sentence-transformers model pip install 'vlroute[encoders]'; for the shipped encoder the name is 'static'"
         ) from error
     except Exception as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise ArtefactError(
-            f"the text encoder {name!r} cannot be loaded ({error}): give a folder or a hub id of a "
+            f"the text encoder {name!r} cannot be loaded ({why}): give a folder or a hub id of a "
             "sentence-transformers model, or 'static'"
         ) from error
 

@@ -25,10 +25,10 @@ def of_records(records: Sequence[Record], together: Together) -> list[str]:
     if len(records) < FEW:
         found.append(f"Only {len(records)} records: the figures are uncertain; a thousand records are better")
     if len({record.prompt.strip() for record in records}) == 1:
+        captioned = any(record.caption for record in records)
         remedy = "; if all requests in production have this prompt, train with --together record"
-        found.append(
-            "All prompts are equal: only captions distinguish the requests" + (remedy if together == "text" else "")
-        )
+        what = "only captions distinguish" if captioned else "without captions nothing distinguishes"
+        found.append(f"All prompts are equal: {what} the requests" + (remedy if together == "text" else ""))
     return found + _of_labels(records)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vlroute.checks import Whole
 from vlroute.engine.settings import checked
 from vlroute.errors import CheckpointError, InputError
 from vlroute.files import check_outputs, replace_file
@@ -88,17 +89,20 @@ def collect(
         CheckpointError: a checkpoint cannot be loaded.
         OSError: the disk refuses.
     """
+    if limit is not None:
+        limit = Whole(1).read("limit", limit)
+    notes = console or Console(stderr=True)
     console = console or Console()
     source = source if isinstance(source, Source) else Source(str(source))
     generation = checked(generation or {}, endpoints=router.remote is not None)
     out, settings = Path(out), _settings(router, source, judge, agreement, columns, generation)
-    check_outputs(*outputs(out, answers))
-    done = _begin(out, settings, strict, console)
+    check_outputs(*outputs(out, answers), inputs=[source.name])
+    done = _begin(out, settings, strict, notes)
     result, total = Collected(), source.count()
     total = limit if total is None else min(total, total if limit is None else limit)
     router.load()
     job = _Job(router, judge, agreement, generation, result)
-    with _Output(out, None if answers is None else Path(answers)) as output, _progress(console) as progress:
+    with _Output(out, None if answers is None else Path(answers)) as output, _progress(notes) as progress:
         task = progress.add_task("both modes", total=total)
         for found in examples(source, columns, limit):
             if isinstance(found, InputError):

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from vlroute.decision.artefact import artefact_files
 from vlroute.errors import InputError, VLRouteError
 from vlroute.files import check_outputs
 from vlroute.learning.collect import collect, outputs
@@ -24,14 +25,14 @@ ASSUMED = Agreement()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; gives the exit status: 2 for input that cannot be used, 130 if interrupted."""
+    """Run it; gives the exit status: 1 for files that cannot be written, 2 for unusable input, 130 if interrupted."""
     options = _parser().parse_args(arguments)
     console, errors = Console(), Console(stderr=True)
     try:
-        result = run(options, console)
+        result = run(options)
     except (VLRouteError, TypeError, OSError) as error:
         errors.print(f"error: {error}", markup=False, soft_wrap=True)
-        return 2
+        return 1 if isinstance(error, OSError) else 2
     except KeyboardInterrupt:
         errors.print("stopped; the same command goes on from here", markup=False)
         return 130
@@ -41,13 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(options: argparse.Namespace, console: Console) -> Any:
+def run(options: argparse.Namespace) -> Any:
     """What `main` does, errors left alone."""
     judge = chosen_judge(options.judge, options.tolerance)
     agreement = None if options.agreement is None else parse_agreement(options.agreement, judge)
     columns = parse_columns(options.map)
     settings = parse_settings(options.set)
-    check_outputs(*outputs(options.out, options.answers), inputs=[options.source])
+    read = [Path(options.source), *([] if options.router is None else artefact_files(options.router))]
+    read += [] if options.pair is None else [Path(options.pair)]
+    check_outputs(*outputs(options.out, options.answers), inputs=read)
     from vlroute.router import Router
 
     router = Router.from_pretrained(
@@ -64,7 +67,6 @@ def run(options: argparse.Namespace, console: Console) -> Any:
         limit=options.limit,
         answers=options.answers,
         strict=options.strict,
-        console=console,
     )
 
 

@@ -95,6 +95,9 @@ def read_oof(path: str | Path, records: Sequence[Record], *, skipped: Skipped | 
             skipped.add(error)
             continue
         found[name] = p
+    if not found:
+        why = f" ({skipped})" if skipped is not None and skipped.count else ""
+        raise InputError(f"{path}: no out-of-fold predictions; expected the file that vlroute train --oof wrote{why}")
     missing = [record.id for record in records if record.id not in found]
     if len(missing) > broken:
         raise InputError(

@@ -52,7 +52,7 @@ def learn_probe(
         InputError: the files cannot be read, or too few rows can be used.
         CheckpointError: the pair cannot be loaded.
     """
-    console = console or Console()
+    console = console or Console(stderr=True)
     found, _ = read_all([records], strict=strict, console=console)
     captions = {record.id: record.caption for record in found if record.caption}
     router.load()

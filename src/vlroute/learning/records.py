@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlroute.checks import shown
 from vlroute.errors import InputError
 from vlroute.files import replace_file
 from vlroute.modes import Mode
@@ -23,6 +24,8 @@ CHARS_PER_TOKEN = 4
 #: Fields of a record that may be missing.
 TEXTS = ("set", "family", "grade", "language", "pair", "fingerprint")
 KEPT_REASONS = 3
+#: The largest accepted values of an outcome: anything above is a mistake, and would spoil every mean.
+MOST_TOKENS, MOST_SECONDS = 10**9, 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,15 @@ class Outcome:
 
     def __post_init__(self) -> None:
         if not _is_number(self.correct, most=1):
-            raise InputError(f"'correct' must be true, false or a number 0 to 1, not {self.correct!r}")
-        if self.tokens is not None and (type(self.tokens) is not int or self.tokens < 0):
-            raise InputError(f"'tokens' must be a whole number >= 0 or null, not {self.tokens!r}")
+            raise InputError(f"'correct' must be true, false or a number 0 to 1, not {shown(self.correct)}")
+        if self.tokens is not None and not (type(self.tokens) is int and 0 <= self.tokens <= MOST_TOKENS):
+            raise InputError(
+                f"'tokens' must be a whole number from 0 to {MOST_TOKENS} or null, not {shown(self.tokens)}"
+            )
         for name in ("seconds", "prefill_seconds"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not _is_number(value)):
-                raise InputError(f"'{name}' must be a finite number >= 0 or null, not {value!r}")
+            if value is not None and (isinstance(value, bool) or not _is_number(value, MOST_SECONDS)):
+                raise InputError(f"'{name}' must be a number from 0 to {MOST_SECONDS} or null, not {shown(value)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,13 @@ class Record:
             raise InputError("'id' must not be empty")
         if self.caption is not None and not isinstance(self.caption, str):
             raise InputError(f"'caption' must be a string or null, not {self.caption!r}")
+        for name in ("id", "prompt", "caption", *TEXTS):
+            try:
+                (getattr(self, name) or "").encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"'{name}' holds half a surrogate pair, {error.object[error.start]!r}, which no file can hold"
+                ) from error
         object.__setattr__(self, "caption", (self.caption or "").strip() or None)
 
 
@@ -235,8 +247,9 @@ def _outcome(value: Mapping[str, Any], name: str) -> Outcome:
     tokens = value.get("tokens")
     chars = value.get("chars")
     if tokens is None and chars is not None:
-        if not _is_number(chars):
-            raise InputError(f"{name!r}: 'chars' must be a number >= 0 or null, not {chars!r}")
+        most = MOST_TOKENS * CHARS_PER_TOKEN
+        if not _is_number(chars, most):
+            raise InputError(f"{name!r}: 'chars' must be a number from 0 to {most} or null, not {shown(chars)}")
         tokens = math.ceil(chars / CHARS_PER_TOKEN)
     try:
         return Outcome(value["correct"], tokens, value.get("seconds"), value.get("prefill_seconds"))
@@ -244,5 +257,5 @@ def _outcome(value: Mapping[str, Any], name: str) -> Outcome:
         raise InputError(f"{name!r}: {error}") from None
 
 
-def _is_number(value: Any, most: float = math.inf) -> bool:
-    return isinstance(value, (int, float)) and 0 <= value <= most and math.isfinite(value)
+def _is_number(value: Any, most: int) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= most

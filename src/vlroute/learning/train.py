@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from vlroute.decision.artefact import CARD_FILE, WEIGHTS_FILE
+from vlroute.decision.artefact import CARD_FILE, REPORT_FILE, WEIGHTS_FILE
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.frontier import CalibrationSet
 from vlroute.decision.policy import Policy
@@ -39,7 +39,6 @@ from vlroute.pair_identity import PairIdentity, identify
 from vlroute.pair_names import resolve_pair
 
 MIN_RECORDS = 50
-REPORT_FILE = "report.md"
 MAX_CALIBRATION = 4096
 MANY_RECORDS = 5000
 
@@ -63,8 +62,8 @@ def train(
 ) -> Evaluation:
     """Learn a router from record files and write it with its `report.md` into the folder `out`.
 
-    Warnings are printed on `console` and written into the report: equal labels, a ranking no better than chance, a mode
-    that gets no request.
+    Tables are printed on `console` (default: stdout), progress and warnings too (default: stderr). Warnings are also
+    written into the report: equal labels, a ranking no better than chance, a mode that gets no request.
 
     `price` is only for the routed rows of the report: the artefact serves any price. `oof`: a file for each
     record's out-of-fold p_instruct and p_thinking, means over the seeds. `seeds`: see `default_seeds`. `together`:
@@ -79,6 +78,7 @@ def train(
         OutputError: `out`, `oof` or `cache` cannot be written; checked before anything is read.
         InputError: the records cannot be used or are fewer than 50, or a setting is out of range.
     """
+    notes = console or Console(stderr=True)
     console = console or Console()
     if folds < 2 or (seeds is not None and seeds < 1) or not 0 <= price < math.inf:
         raise InputError(f"need folds >= 2, seeds >= 1 and a finite price >= 0, not {folds}, {seeds} and {price}")
@@ -89,17 +89,17 @@ def train(
     outputs += [] if oof is None else [Path(oof)]
     outputs += [] if cache is None else [Path(cache) / "new"]
     check_outputs(*outputs, inputs=paths)
-    records, skipped = read_all(paths, strict=strict, console=console)
+    records, skipped = read_all(paths, strict=strict, console=notes)
     if len(records) < MIN_RECORDS:
         why = f" ({skipped})" if skipped.count else ""
         raise InputError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed{why}")
     warnings = [str(skipped)] * (skipped.count > 0)
-    warnings += _said(console, of_records(records, together))
+    warnings += _said(notes, of_records(records, together))
     pace = measure_pace(records)
     text = load_text_encoder(encoder) if encoder else None
-    remembered = remember(records, text, cache=cache, console=console) if text else None
+    remembered = remember(records, text, cache=cache, console=notes) if text else None
     seeds = seeds or default_seeds(records)
-    with Progress(console=console) as progress:
+    with Progress(console=notes) as progress:
         task = progress.add_task("training", total=folds * seeds + 1)
         classifier, unseen = cross_fit(
             records,
@@ -127,7 +127,7 @@ def train(
     classifier.calibration = calibration_set(records, unseen.given[0])
     advice = of_result(evaluation) + of_routing(unseen.given[0], classifier.calibration, pace, price)
     candidates = [Comparison(**one) for one in classifier.card["candidates"]]
-    if (answered := named or _answered(records, console)) is not None:
+    if (answered := named or _answered(records, notes)) is not None:
         classifier.card["pair"] = answered.as_card()
     classifier.card |= {"provenance": provenance, "metrics": as_json(evaluation), "warnings": warnings + advice}
     classifier.save(out)
@@ -137,7 +137,7 @@ def train(
         _write_unseen(Path(oof), records, unseen)
     console.print(as_table(evaluation), figures_table(evaluation), candidates_table(candidates))
     console.print(note(records), markup=False, soft_wrap=True)
-    _said(console, advice)
+    _said(notes, advice)
     return evaluation
 
 
