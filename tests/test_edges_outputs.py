@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.test_edges_training import QUICK, cli, rows, written
+from vlroute import Router
 from vlroute.cli import app
 from vlroute.errors import OutputError, StoreError
 from vlroute.store import Store
@@ -216,3 +217,23 @@ def test_an_empty_path_is_refused(line: str, trained: Path, monkeypatch: pytest.
     code, _ = cli(*(part.replace("?", "") for part in line.split()))
     assert code != 0
     assert contents(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("probe nope.jsonl --records captioned.jsonl --router R", "nope.jsonl"),
+        ("collect nope.jsonl --out new.jsonl", "nope.jsonl"),
+        ("collect records.jsonl --out mapped.jsonl --map prompt=nope", "nope"),
+    ],
+)
+def test_a_source_that_cannot_be_used_is_noticed_before_the_pair_is_loaded(
+    line: str, why: str, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(Router, "load", lambda self: pytest.fail("loaded"))
+    written(trained / "captioned.jsonl", [{**row, "caption": "a lamp"} for row in rows()])
+    code, said = cli(*line.split())
+    assert code != 0
+    assert why in said
+    assert "loaded" not in said

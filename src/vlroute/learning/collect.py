@@ -100,7 +100,6 @@ def collect(
     done = _begin(out, settings, strict, notes)
     result, total = Collected(), source.count()
     total = limit if total is None else min(total, total if limit is None else limit)
-    router.load()
     job = _Job(router, judge, agreement, generation, result)
     with _Output(out, None if answers is None else Path(answers)) as output, _progress(notes) as progress:
         task = progress.add_task("both modes", total=total)
@@ -111,10 +110,12 @@ def collect(
                 result.fail(str(found))
             elif found.id in done:
                 result.skipped += 1
-            elif (answered := job.run(found)) is not None:
-                done.add(found.id)
-                result.recorded += 1
-                output.add(*answered)
+            else:
+                router.load()  # not before a row can be used
+                if (answered := job.run(found)) is not None:
+                    done.add(found.id)
+                    result.recorded += 1
+                    output.add(*answered)
             # rows done before leave the total, or the time left would be reckoned at their speed
             left = None if total is None else total - result.skipped
             ran, note = result.recorded + result.failed, f"both modes, {result.failed} failed"

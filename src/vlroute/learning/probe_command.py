@@ -55,8 +55,8 @@ def learn_probe(
     console = console or Console(stderr=True)
     found, _ = read_all([records], strict=strict, console=console)
     captions = {record.id: record.caption for record in found if record.caption}
-    router.load()
     total = source.count()
+    router.load()
     with Progress(console=console) as progress:
         task = progress.add_task("seeing", total=total if limit is None else min(limit, total or limit))
         seen = _see(router, examples(source, columns, limit), captions, lambda: progress.advance(task), strict)
