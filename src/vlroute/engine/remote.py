@@ -289,14 +289,23 @@ def _has_text_or_end(chunk: Any) -> bool:
 def _record_head(stream: Any) -> bytearray:
     """The first bytes of the response, filled while `stream` is read: its reader skips what is not an event."""
     head, aiter_bytes = bytearray(), stream.response.aiter_bytes
-
-    async def recorded(*args: Any, **options: Any) -> AsyncIterator[bytes]:
-        async for piece in aiter_bytes(*args, **options):
-            head.extend(piece[: HEAD_BYTES - len(head)])
-            yield piece
-
-    stream.response.aiter_bytes = recorded
+    stream.response.aiter_bytes = lambda: _Recorded(aiter_bytes(), head)
     return head
+
+
+class _Recorded:
+    """Passes on `pieces` and keeps the first of them. Not a generator, which would have to be closed as well."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], head: bytearray) -> None:
+        self._pieces, self._head = pieces, head
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await self._pieces.__anext__()
+        self._head.extend(piece[: HEAD_BYTES - len(self._head)])
+        return piece
 
 
 def _check_head(stream: Any, head: bytes) -> None:
