@@ -168,7 +168,7 @@ GOOD = {"id": "r0", "p_instruct": 0.5, "p_thinking": 0.5}
         ([{"id": "r0"}], "'p_instruct' must be a number 0 to 1, not None"),
         ([GOOD, GOOD], ":2: id 'r0' came before"),
         ([GOOD], "no prediction for 2 of 3 records, the first 'r1'"),
-        ([], "no prediction for 3 of 3 records"),
+        ([], "no out-of-fold predictions"),
     ],
 )
 def test_unusable_predictions_are_named(tmp_path: Path, rows: list[object], words: str) -> None:
