@@ -384,7 +384,7 @@ def test_closing_does_not_wait_for_what_is_being_loaded(monkeypatch: pytest.Monk
 
 
 def test_models_are_released() -> None:
-    """In a process of its own: a server in this one may have frozen the garbage collector's objects."""
+    """In a process of its own: after the tests of endpoints the model stays held in this one; the cause is unknown."""
     script = """
 import gc, weakref
 from vlroute import Router
