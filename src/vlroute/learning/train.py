@@ -195,7 +195,7 @@ def _provenance(paths: Sequence[str | Path], records: Sequence[Record], settings
                 name: metadata.version(name) for name in ("numpy", "scipy", "scikit-learn", "safetensors", "tokenizers")
             },
         },
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
 

@@ -28,7 +28,7 @@ class Fetcher:
         url = self._checked(address)
         try:
             return await asyncio.wait_for(self._read(url, most), self.seconds)
-        except (httpx.HTTPError, asyncio.TimeoutError) as error:
+        except (TimeoutError, httpx.HTTPError) as error:
             raise UnreadableMediaError(
                 f"the picture or video at {url.host} could not be fetched ({type(error).__name__})"
             ) from error

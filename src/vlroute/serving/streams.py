@@ -76,7 +76,7 @@ async def _sent(running: Running, chunks: Chunks, count: Count) -> AsyncIterator
         while not isinstance(event, Finished):
             try:
                 event = await running.next(PING_SECONDS)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 yield ": still working\n\n"
                 continue
             for chunk in chunks.of(event):
