@@ -13,6 +13,8 @@ import transformers
 
 from vlroute.files import replace_file
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table: the first column to the left, all others to the right."""

@@ -1,1 +1,0 @@
-"""A small simulator of replicas under load; see docs/scaling.md."""
