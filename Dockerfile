@@ -8,7 +8,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PATH=/opt/vlroute/bin:$PA
 WORKDIR /build
 # Some gigabytes, in a layer of their own: a changed line of the package does not fetch them again.
 RUN python -m venv /opt/vlroute && pip install 'torch>=2.6' 'torchvision>=0.21'
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY src src
 COPY models models
 RUN pip install 'vlroute[ui,video,train] @ file:///build'

@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo test check format pocket retrain notebooks bench soak wheel clean
+.PHONY: help install demo test check docs format pocket retrain notebooks bench soak wheel clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ check: install  ## Lint, format and types
 
 test: check  ## The one gate: lint, types, the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile  # a thread a process: tiny models gain nothing from more
+
+docs: install  ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
 
 format: install  ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .
@@ -63,4 +66,4 @@ wheel: install  ## Build the wheel, embedded models included
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:  ## Remove what can be made again
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,164 @@
+"""MkDocs hooks: the address of the repository, links to files outside docs/, and tables generated from the code.
+
+A page asks for a table with a comment such as `<!-- generated: commands -->`; `GENERATED` lists the names.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import posixpath
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tomllib
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parent.parent
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)")
+
+
+@cache
+def repository() -> str:
+    """Address of the repository; empty if none is set in pyproject.toml."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    address: str = settings["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"]
+    return address.rstrip("/")
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Link to the repository if its address is set."""
+    if repository():
+        config.repo_url = repository()
+        config.repo_name = "/".join(repository().split("/")[-2:])
+        config.edit_uri = "edit/main/docs/"
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Replace generated tables and links to files outside docs/."""
+    markdown = re.sub(r"<!-- generated: ([a-z-]+) -->", lambda found: _generate(found[1], page), markdown)
+    return LINK.sub(lambda found: _outside(found, posixpath.dirname(page.file.src_uri)), markdown)
+
+
+def _generate(name: str, page: Page) -> str:
+    if name not in GENERATED:
+        raise PluginError(f"{page.file.src_uri}: nothing generates {name!r}; known: {', '.join(GENERATED)}")
+    return GENERATED[name]()
+
+
+def _outside(found: re.Match[str], folder: str) -> str:
+    """A link to a file outside docs/: an address in the repository, or only its text if there is no address."""
+    text, target = found.groups()
+    path = posixpath.normpath(posixpath.join("docs", folder, target.split("#")[0]))
+    if path == "docs" or path.startswith("docs/"):
+        return found[0]
+    if not (ROOT / path).exists():
+        raise PluginError(f"a page in docs/{folder} links to {path}, which does not exist")
+    return f"[{text}]({repository()}/blob/main/{path})" if repository() else text
+
+
+def _commands() -> str:
+    """Every command with its options, as Typer documents it."""
+    command = [sys.executable, "-m", "typer", "vlroute.cli", "utils", "docs", "--name", "vlroute"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}"}, check=False
+    )
+    if done.returncode:
+        raise PluginError(f"{' '.join(command)} failed:\n{done.stderr}")
+    text = html.unescape(done.stdout)
+    text = text[text.index("## ") :]  # without the list of commands, which the page has
+    text = re.sub(r"(?m)^((?:[A-Z_]+=\S+ )?vlroute .*)$", r"```sh\n\1\n```", text)
+    text = re.sub(r"(?m)^\*\*(Usage|Arguments|Options)\*\*:$", r"**\1**", text)
+    return re.sub(r"(?m)^## ", "### ", text)
+
+
+def _generation_settings() -> str:
+    from vlroute.engine.local.settings import SETTINGS
+
+    rows = [
+        f"| `{name}` | {setting.accepts} | {setting.meaning} | {'yes' if setting.endpoints else 'no'} |"
+        for name, setting in SETTINGS.items()
+    ]
+    return "\n".join(["| setting | values | meaning | endpoints |", "|---|---|---|---|", *rows])
+
+
+@cache
+def _openapi() -> dict[str, Any]:
+    from vlroute import Router
+    from vlroute.serving import ServerSettings, create_app
+
+    return create_app(Router.from_pretrained(), ServerSettings()).openapi()
+
+
+def _operations() -> str:
+    rows = [
+        f"| `{method.upper()} {path}` | {operation['description']} | {', '.join(operation['responses'])} |"
+        for path, methods in _openapi()["paths"].items()
+        for method, operation in methods.items()
+    ]
+    return "\n".join(["| request | meaning | statuses |", "|---|---|---|", *rows])
+
+
+def _fields(kind: Callable[[dict[str, Any]], bool]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, field in _openapi()["components"]["schemas"]["ChatRequest"]["properties"].items():
+        if kind(field):
+            yield name, field
+
+
+def _is_ignored(field: dict[str, Any]) -> bool:
+    return not {"anyOf", "type", "enum", "$ref"} & field.keys()
+
+
+def _request_fields() -> str:
+    rows = [
+        f"| `{name}` | {_type(field)} | {field.get('description', '')} |"
+        for name, field in _fields(lambda field: "enum" not in field and not _is_ignored(field))
+    ]
+    return "\n".join(["| field | type | meaning |", "|---|---|---|", *rows])
+
+
+def _fixed_fields() -> str:
+    rows = [
+        f"| `{name}` | {', '.join(f'`{json.dumps(value)}`' for value in field['enum'] if value is not None)} |"
+        for name, field in _fields(lambda field: "enum" in field)
+    ]
+    return "\n".join(["| field | accepted values, besides null |", "|---|---|", *rows])
+
+
+def _ignored_fields() -> str:
+    return ", ".join(f"`{name}`" for name, _ in _fields(_is_ignored))
+
+
+def _type(field: dict[str, Any]) -> str:
+    """The JSON type of a field with its bounds."""
+    if "anyOf" in field:
+        return " or ".join(_type(one) for one in field["anyOf"] if one.get("type") != "null")
+    if "$ref" in field:
+        name = field["$ref"].rsplit("/", 1)[1]
+        members = _openapi()["components"]["schemas"][name]["properties"]
+        obeyed = [f"`{member}`" for member, one in members.items() if "enum" not in one or one.get("type")]
+        return f"object with {', '.join(obeyed)}"
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "maxLength": "length at most"}
+    said = [f"{words} {field[name]:g}" for name, words in bounds.items() if name in field and abs(field[name]) < 2**53]
+    return ", ".join([field["type"], *said])
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "commands": _commands,
+    "fixed-fields": _fixed_fields,
+    "generation-settings": _generation_settings,
+    "ignored-fields": _ignored_fields,
+    "operations": _operations,
+    "request-fields": _request_fields,
+}
