@@ -76,13 +76,13 @@ def _commands() -> str:
         raise PluginError(f"{' '.join(command)} failed:\n{done.stderr}")
     text = html.unescape(done.stdout)
     text = text[text.index("## ") :]  # without the list of commands, which the page has
-    text = re.sub(r"(?m)^((?:[A-Z_]+=\S+ )?vlroute .*)$", r"```sh\n\1\n```", text)
+    text = re.sub(r"(?m)^((?:[A-Z_]+=.*? )?vlroute .*)$", r"```sh\n\1\n```", text)
     text = re.sub(r"(?m)^\*\*(Usage|Arguments|Options)\*\*:$", r"**\1**", text)
     return re.sub(r"(?m)^## ", "### ", text)
 
 
 def _generation_settings() -> str:
-    from vlroute.engine.local.settings import SETTINGS
+    from vlroute.engine.settings import SETTINGS
 
     rows = [
         f"| `{name}` | {setting.accepts} | {setting.meaning} | {'yes' if setting.endpoints else 'no'} |"
