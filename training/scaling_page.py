@@ -1,4 +1,4 @@
-"""Write the tables of docs/scaling.md: `python -m training.scaling_page`
+"""Write the tables of docs/benchmarks/scaling.md: `python -m training.scaling_page`
 
 Memory and throughput of the 2B pair on two GPUs, by arithmetic from the sizes of its checkpoints (bf16), and what
 `training.simulate` predicts for the records of the pocket pair. Throughput is an upper bound: a decoding step reads all
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.bench.page import ROOT, put_section, table
+from training.bench.page import PAGES, ROOT, put_section, table
 from training.simulate import RUNS, forecast
 from training.simulation import Limits, RouterDecider, poisson, requests_from
 from vlroute.decision.classifier import ComplexityClassifier
@@ -20,7 +20,7 @@ from vlroute.learning.records import read_records
 from vlroute.modes import MODES, Mode
 
 KiB, GiB = 2**10, 2**30
-PAGE = ROOT / "docs" / "scaling.md"
+PAGE = PAGES / "scaling.md"
 #: Parameters of a 2B checkpoint, bytes of a parameter, bytes of KV cache and features for each token.
 TOWER, LANGUAGE, BYTES = 407e6, 1.72e9, 2
 WEIGHTS = (TOWER + LANGUAGE) * BYTES

@@ -3,7 +3,7 @@
     python -m training.simulate --records records.jsonl --rate 20 --p95 3
 
 Requests arrive at random (Poisson process) or at the times of a trace. Each one costs what a record of
-`vlroute collect` cost on an idle machine. docs/scaling.md describes the model and its limits.
+`vlroute collect` cost on an idle machine. docs/benchmarks/scaling.md describes the model and its limits.
 """
 
 from __future__ import annotations

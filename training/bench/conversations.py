@@ -1,8 +1,8 @@
 """What conversations cost: speed of the second turn, memory over a thousand. `python -m training.bench.conversations`
 
 Three parts, all or those named by --only: the pocket pair (a minute), the 2B shape with random weights (most of an
-hour on two cores, 9 GB of disk), resident memory (five minutes). Figures go to docs/benchmarks.json, from there to
-docs/benchmarks.md; parts that were not run keep theirs.
+hour on two cores, 9 GB of disk), resident memory (five minutes). Writes conversations.json and conversations.md in
+docs/benchmarks; parts that were not run keep theirs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from training.bench.checkpoint_2b import PairWriter, Shape
 from training.bench.conversations_page import Part, render
-from training.bench.measure import ROOT
-from training.bench.page import hardware, versions
+from training.bench.page import PAGES, hardware, versions
 from training.bench.resident import soak_apart
 from training.bench.second_turn import measure_apart
 from vlroute.files import replace_file
@@ -64,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*PARTS], default=[*PARTS])
     parser.add_argument("--folder", type=Path, help="keep the 2B checkpoints here, and use those that are here")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks.md", help="where the page goes")
+    parser.add_argument("--out", type=Path, default=PAGES / "conversations.md", help="where the page goes")
     options = parser.parse_args()
     data = options.out.with_suffix(".json")
     found = json.loads(data.read_text(encoding="utf-8")) if data.exists() else {}

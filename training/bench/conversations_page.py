@@ -1,4 +1,4 @@
-"""docs/benchmarks.md from the figures in docs/benchmarks.json."""
+"""docs/benchmarks/conversations.md from the figures in docs/benchmarks/conversations.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLAT = 1.02  # the second half of the turns may hold this much of what the first
 
 INTRODUCTION = f"""# Conversations, measured
 
-Written by `python -m training.bench.conversations` from `docs/benchmarks.json`.
+Written by `python -m training.bench.conversations` from `conversations.json`.
 
 ## How the second turn is measured
 

@@ -1,8 +1,8 @@
 """How often the intervals of reports hold the true value, by simulation: `python -m training.bench.coverage`
 
-Draws samples from populations whose true values are known, evaluates each as `vlroute eval` and `vlroute train` do, and
-counts. Figures go to docs/intervals.json, from there to docs/intervals.md. What is there already is not computed again:
-a stopped run continues, and `--fresh` starts anew. `--real N` also trains routers on N files of noise, and N of a
+Draws samples from populations whose true values are known, evaluates each as `vlroute eval` and `vlroute train` do,
+and counts. Writes intervals.json and intervals.md in docs/benchmarks. What is there already is not computed again: a
+stopped run continues, and `--fresh` starts anew. `--real N` also trains routers on N files of noise, and N of a
 signal, as `vlroute train` does (about ten seconds a file). Everything is seeded.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from rich.progress import track
 
 from training.bench.coverage_page import render
-from training.bench.measure import ROOT
+from training.bench.page import PAGES
 from vlroute.decision.pace import Pace
 from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
@@ -34,7 +34,7 @@ from vlroute.learning.intervals import Sampling, Values
 from vlroute.learning.metrics import area_over_random, share_by_score
 from vlroute.learning.records import Outcome, Record
 
-OUT = ROOT / "docs" / "intervals.json"
+OUT = PAGES / "intervals.json"
 SIZES = (100, 300, 1000)
 SIMULATIONS = 500
 #: Of the gain, over which a record is sent to Thinking.

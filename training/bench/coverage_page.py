@@ -1,4 +1,4 @@
-"""The page of the simulated coverage of intervals: docs/intervals.md."""
+"""The page of the simulated coverage of intervals: docs/benchmarks/intervals.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlroute.decision.wilson import wilson_interval
 PAGE = """\
 # Do the intervals hold their level?
 
-Written by `python -m training.bench.coverage` from `docs/intervals.json`. Every interval that vlroute prints is a 95 %
+Written by `python -m training.bench.coverage` from `intervals.json`. Every interval that vlroute prints is a 95 %
 interval. This simulation draws samples from populations with known true values and counts how often the interval
 contains the true value.
 

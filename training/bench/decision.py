@@ -1,8 +1,8 @@
 """Seconds of a decision alone, no model loaded: `python -m training.bench.decision [--router FOLDER] [--minilm FOLDER]`
 
-One core. Warm decisions over prompts with captions, in the same run with all-MiniLM-L6-v2 as text encoder if its folder
-is given (a few minutes); and the first decision of a fresh process. Figures go to docs/decision_speed.json, from there
-to docs/decision_speed.md.
+One core. Warm decisions over prompts with captions, in the same run with all-MiniLM-L6-v2 as text encoder if its
+folder is given (a few minutes); and the first decision of a fresh process. Writes decision_speed.json and
+decision_speed.md in docs/benchmarks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from training.bench.decision_page import FirstDecision, render
 from training.bench.decision_time import REQUESTS, DecisionTime
-from training.bench.measure import ROOT, in_own_process
-from training.bench.page import hardware, versions
+from training.bench.measure import in_own_process
+from training.bench.page import PAGES, ROOT, hardware, versions
 from vlroute.files import replace_file
 from vlroute.learning.train import train
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--records", nargs="+", type=Path, default=[], help="train a router on these, and time it too")
     parser.add_argument("--minilm", type=Path, help="folder with all-MiniLM-L6-v2: config, vocabulary, weights")
     parser.add_argument("--requests", type=int, default=REQUESTS)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "decision_speed.md", help="where the page goes")
+    parser.add_argument("--out", type=Path, default=PAGES / "decision_speed.md", help="where the page goes")
     options = parser.parse_args()
     os.environ.update(ONE_CORE)  # for the processes that measure: before they import numpy
     where = f"{hardware()}; load average before the start {os.getloadavg()[0]:.1f}; {versions()}"

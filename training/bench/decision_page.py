@@ -1,4 +1,4 @@
-"""docs/decision_speed.md from the figures in docs/decision_speed.json."""
+"""docs/benchmarks/decision_speed.md from the figures in docs/benchmarks/decision_speed.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FIRST_SECONDS = 1.0  # from the start of a process to the end of its first decis
 
 INTRODUCTION = f"""# How long a decision takes
 
-Written by `python -m training.bench.decision` from `docs/decision_speed.json`.
+Written by `python -m training.bench.decision` from `decision_speed.json`.
 
 * *decision*: predicting both modes from prompt and caption, and weighing gain against price. No checkpoint is loaded,
   no picture read. Warm, one core; every request has another prompt or caption, in English or Chinese, drawn from

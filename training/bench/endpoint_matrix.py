@@ -1,8 +1,8 @@
 """Checks vlroute over different servers. `python -m training.bench.endpoint_matrix NAME FILE [NAME FILE ...]`
 
-Each FILE names two running servers of the pocket pair, as docs/endpoints.md describes it. Drawn tasks are sent to them
-and to the pair in this process. The figures are written to docs/endpoint_matrix.json and docs/endpoint_matrix.md. Takes
-a few minutes per server on two cores.
+Each FILE names two running servers of the pocket pair, as docs/endpoints.md describes it. Drawn tasks are sent to
+them and to the pair in this process. Writes endpoint_matrix.json and endpoint_matrix.md in docs/benchmarks. Takes a
+few minutes per server on two cores.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any
 
 from rich.progress import track
 
-from training.bench.measure import ROOT
-from training.bench.page import table, versions
+from training.bench.page import PAGES, table, versions
 from vlroute import Answer, Router
 from vlroute.errors import InputError
 from vlroute.files import replace_file
@@ -33,7 +32,7 @@ LONG = "word " * 50_000
 PAGE = """\
 # Servers behind endpoints
 
-Written by `python -m training.bench.endpoint_matrix` from `docs/endpoint_matrix.json`.
+Written by `python -m training.bench.endpoint_matrix` from `endpoint_matrix.json`.
 
 {tasks} drawn tasks for the pocket pair, with pictures, sent to each server and to the pair in this process.
 
@@ -154,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("servers", nargs="+", metavar="NAME FILE")
     parser.add_argument("--tasks", type=int, default=60)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "endpoint_matrix.md", help="path of the page")
+    parser.add_argument("--out", type=Path, default=PAGES / "endpoint_matrix.md", help="path of the page")
     options = parser.parse_args()
     if len(options.servers) % 2:
         parser.error("each server is a name and a file of endpoints")

@@ -14,6 +14,7 @@ import transformers
 from vlroute.files import replace_file
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = ROOT / "docs" / "benchmarks"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

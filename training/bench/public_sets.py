@@ -1,7 +1,7 @@
 """How well the classifier ranks public per-sample sets of other pairs: `python -m training.bench.public_sets FOLDER`
 
 Five folds, equal texts kept together, out of fold; `--seeds` ways of cutting them, averaged. Figures go to
-docs/public_sets.json, from there to docs/public_sets.md; sets and encoders that were not run keep theirs.
+docs/benchmarks/public_sets.{json,md}; sets and encoders that were not run keep theirs.
 """
 
 from __future__ import annotations
@@ -15,26 +15,25 @@ from typing import Any
 
 from rich.console import Console
 
-from training.bench.measure import ROOT
-from training.bench.page import table
+from training.bench.page import PAGES, table
 from vlroute.decision.text_encoder import STATIC
 from vlroute.files import replace_file
 from vlroute.learning.train import train
 
 #: What was asked for: area over random in points, by set, with the shipped encoder and with one of MiniLM's class.
 ASKED = {"gsm8k": (2.7, 3.3), "mmmu_pro": (3.4, 3.7), "mathvista": (2.9, 3.2), "math_v": (0.0, 0.0)}
-OUT = ROOT / "docs" / "public_sets.json"
+OUT = PAGES / "public_sets.json"
 PAGE = """\
 # Public sets
 
-Written by `python -m training.bench.public_sets FOLDER` from `docs/public_sets.json`. Records of *other* pairs of
+Written by `python -m training.bench.public_sets FOLDER` from `public_sets.json`. Records of *other* pairs of
 models (a cheap answer as Instruct, a strong one as Thinking): what is measured is how well the classifier ranks, not
 how well it serves Qwen3-VL. `vlroute train` with its defaults: five folds, out of fold, equal texts kept together,
 the mean of several ways of cutting them. *Area*: over random, in points, with its 95 % interval, which covers the
-sampling of the records and the randomness of fitting (docs/intervals.md); one cut moves mathvista by 0.4. †: measured
-earlier, with a bootstrap interval of the records alone, which is too narrow by about a third. *Asked*: what this
-project set itself; what falls short is bold. *Longest prompts* and *oracle* are the same area for these rankings. On
-math_v thinking is worse in the mean: there the aim is to do no harm.
+sampling of the records and the randomness of fitting ([intervals](intervals.md)); one cut moves mathvista by 0.4. †:
+measured earlier, with a bootstrap interval of the records alone, which is too narrow by about a third. *Asked*: what
+this project set itself; what falls short is bold. *Longest prompts* and *oracle* are the same area for these
+rankings. On math_v thinking is worse in the mean: there the aim is to do no harm.
 
 The usual penalty, and the ladder it may be exchanged on, were chosen while looking at these sets: their figures flatter
 a little.

@@ -1,8 +1,8 @@
 """The pair at the 2B shape: what it costs to load and to answer. `python -m training.bench.real_size`
 
 Random weights of the real sizes in bfloat16: memory and seconds are those of the real pair, what it says is not. Each
-case, equal towers and different ones, runs in a fresh process; the table goes to docs/real_size.md. Takes about
-9 GB of disk; with --folder the checkpoints are kept and used again.
+case, equal towers and different ones, runs in a fresh process; the table goes to docs/benchmarks/real_size.md. Takes
+about 9 GB of disk; with --folder the checkpoints are kept and used again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from training.bench.checkpoint_2b import CASES, PairWriter, Shape
-from training.bench.measure import NEW_TOKENS, ROOT, SAMPLING_SECONDS, SIDE, SPARE, Measurement, measure_apart
-from training.bench.page import hardware, table, versions
+from training.bench.measure import NEW_TOKENS, SAMPLING_SECONDS, SIDE, SPARE, Measurement, measure_apart
+from training.bench.page import PAGES, hardware, table, versions
 
 
 def _gb(size: int | float | None) -> str:
@@ -102,7 +102,7 @@ def bench(folder: Path, shape: Shape, progress: Progress) -> list[Measurement]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keep the checkpoints here, and use those that are here")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "real_size.md", help="where the table goes")
+    parser.add_argument("--out", type=Path, default=PAGES / "real_size.md", help="where the table goes")
     options = parser.parse_args()
     load = os.getloadavg()[0]
     columns = (SpinnerColumn(), TextColumn("{task.description}: {task.fields[step]}"), TimeElapsedColumn())

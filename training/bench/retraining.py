@@ -1,7 +1,8 @@
 """What retraining costs: seconds and memory of `vlroute train`, by records. `python -m training.bench.retraining`
 
 Each size in a process of its own, from 10 000 to 100 000 drawn records (an hour or so on two cores). Figures go to
-docs/retraining.json, from there to a section of docs/retraining.md; sizes that were not run keep theirs.
+docs/benchmarks/retraining.json and to a section of docs/benchmarks/retraining.md; sizes that were not run keep
+theirs.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from training.bench.drawn_records import draw_records
-from training.bench.measure import ROOT, in_own_process
-from training.bench.page import hardware, table, versions
+from training.bench.measure import in_own_process
+from training.bench.page import PAGES, hardware, table, versions
 from training.bench.retraining_once import Trained
 from vlroute.files import replace_file
 from vlroute.learning.records import write_records
@@ -33,7 +34,7 @@ BEGIN, END = "<!-- written by training.bench.retraining -->", "<!-- end of what 
 INTRODUCTION = """\
 ## What retraining costs
 
-Written by `python -m training.bench.retraining` from `docs/retraining.json`. `vlroute train` with its defaults (five
+Written by `python -m training.bench.retraining` from `retraining.json`. `vlroute train` with its defaults (five
 folds, one seed, the final model, the report), each size in a process of its own, on records drawn from the wordings
 in `training/prior`: English and Chinese, two thirds with captions, names from a long tail. Which mode is right on them
 is made up, so the area only says that something was learnt.
@@ -91,7 +92,7 @@ def _records(one: dict[str, Any]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES), help="how many records; at least 50")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "retraining.md", help="the page with the section")
+    parser.add_argument("--out", type=Path, default=PAGES / "retraining.md", help="the page with the section")
     options = parser.parse_args()
     data = options.out.with_suffix(".json")
     found = json.loads(data.read_text("utf-8")) if data.exists() else {}

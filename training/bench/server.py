@@ -1,7 +1,7 @@
 """What the server costs: overhead of an answer, decisions a second, a crowd. `python -m training.bench.server`
 
-The server runs in a process of its own, as `vlroute serve` starts it; a minute and a half with the crowd. Figures go to
-docs/server_speed.json and docs/server_speed.md. Every figure is of one run on one machine.
+The server runs in a process of its own, as `vlroute serve` starts it; a minute and a half with the crowd. Figures go
+to docs/benchmarks/server_speed.json and docs/benchmarks/server_speed.md. Every figure is of one run on one machine.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ import psutil
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from training.bench.load_client import Connection, Tally, crowd, rate, request
-from training.bench.measure import ROOT
-from training.bench.page import hardware, table, versions
+from training.bench.page import PAGES, hardware, table, versions
 from vlroute import Router
 from vlroute.files import replace_file
 from vlroute.pocket import Task, draw_task
 from vlroute.pocket.trial import media
 
-OUT = ROOT / "docs" / "server_speed.json"
+OUT = PAGES / "server_speed.json"
 FAMILIES = ("ocr", "count", "math", "gui", "hop")
 ANSWERS, DECIDING_SECONDS, CONNECTIONS, CLIENTS = 200, 10.0, 8, 200
 REST = 0.05
@@ -42,7 +41,7 @@ MOST_OVERHEAD, LEAST_DECISIONS, MOST_GROWTH = 0.005, 500.0, 0.05
 PAGE = """\
 # The server's speed
 
-Written by `python -m training.bench.server` from `docs/server_speed.json`: `vlroute serve` with the pocket pair in one
+Written by `python -m training.bench.server` from `server_speed.json`: `vlroute serve` with the pocket pair in one
 process, clients in another, on the same cores. What falls short of what was asked is bold.
 
 {table}

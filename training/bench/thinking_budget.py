@@ -1,9 +1,8 @@
 """Is every answer complete under short thinking budgets? `python -m training.bench.thinking_budget [--tasks 200]`
 
-Asks drawn tasks, and a second question about each, under several thinking budgets in four ways: one sequence at a time,
-sequences that share forward passes, HTTP, and endpoints. Counts tags in answers and empty answers
-that claim to be complete. The figures are written to docs/thinking_budget.json and docs/thinking_budget.md. Takes 15
-minutes on two cores.
+Asks drawn tasks, and a second question about each, under several thinking budgets in four ways: one sequence at a
+time, sequences that share forward passes, HTTP, and endpoints. Counts tags in answers and empty answers that claim to
+be complete. Writes thinking_budget.json and thinking_budget.md in docs/benchmarks. Takes 15 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from typing import Any
 import openai
 from rich.progress import track
 
-from training.bench.measure import ROOT
-from training.bench.page import table, versions
+from training.bench.page import PAGES, table, versions
 from training.bench.server import serving, user_message
 from vlroute import Router
 from vlroute.engine.endpoint import Endpoint
@@ -35,7 +33,7 @@ AGAIN = {"en": "Are you sure?", "zh": "你确定吗?"}
 PAGE = """\
 # Complete answers under a thinking budget
 
-Written by `python -m training.bench.thinking_budget` from `docs/thinking_budget.json`.
+Written by `python -m training.bench.thinking_budget` from `thinking_budget.json`.
 
 The pocket pair answers {tasks} drawn tasks in Thinking (videos left out: endpoints take none), each with a second
 question about the first answer, so {answers} answers a row. *Tags*: answers that contain `<think>` or `</think>`.
@@ -131,7 +129,7 @@ def render(tasks: int, outcomes: Sequence[Outcome], where: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=200)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "thinking_budget.md", help="where the page goes")
+    parser.add_argument("--out", type=Path, default=PAGES / "thinking_budget.md", help="where the page goes")
     options = parser.parse_args()
     drawn = draw_evenly(2 * options.tasks, "thinking budget")
     tasks = [task for task in drawn if not task.is_video][: options.tasks]

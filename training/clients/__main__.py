@@ -1,9 +1,9 @@
 """Eight public client libraries against `vlroute serve` with the pocket pair. `python -m training.clients`
 
-Each client runs in its own environment, created from PyPI or npm under `--envs` at the first run (needs a
-network, npm, and 9 GB of disk, 7.4 of them for Open WebUI). The table goes to docs/clients.md and
-docs/clients.json; the exit code is 1 if a cell fails. `--url` tests a running server, for example an earlier version.
-With `--url` or with names of clients, no file is written.
+Each client runs in its own environment, created from PyPI or npm under `--envs` at the first run (needs a network,
+npm, and 9 GB of disk, 7.4 of them for Open WebUI). The table goes to docs/benchmarks/clients.md and
+docs/benchmarks/clients.json; the exit code is 1 if a cell fails. `--url` tests a running server, for example an
+earlier version. With `--url` or with names of clients, no file is written.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from vlroute.files import replace_file
 from vlroute.pocket import draw_task
 
 ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs" / "benchmarks"
 SCRIPTS = Path(__file__).parent / "scripts"
 #: Name in the table, and the packages of each script.
 PYTHON: dict[str, tuple[str, list[str]]] = {
@@ -152,8 +153,8 @@ def main() -> int:
         rows = [[one["client"], one["version"], *("yes" if one["cells"][cell]["ok"] else "**no**" for cell in CELLS)]
                 for one in clients]  # fmt: skip
         lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
-        replace_file(ROOT / "docs" / "clients.json", (json.dumps({"clients": clients}, indent=1) + "\n").encode())
-        replace_file(ROOT / "docs" / "clients.md", PAGE.format(table="\n".join(lines)).encode())
+        replace_file(PAGES / "clients.json", (json.dumps({"clients": clients}, indent=1) + "\n").encode())
+        replace_file(PAGES / "clients.md", PAGE.format(table="\n".join(lines)).encode())
     return 0 if all(cell["ok"] for one in clients for cell in one["cells"].values()) else 1
 
 

@@ -2,9 +2,9 @@
 
 The influence of a record tells how much a statistic changes with the weight of this record (Hampel 1974); an estimate
 differs from its population value by about the mean of the influences, so their variance gives its standard error. For
-the area under the ROC curve this is the estimate of DeLong, DeLong and Clarke-Pearson (1988). No resampling is needed,
-and records that depend on each other are summed first. `docs/intervals.md` shows how often these intervals hold the
-true value in simulations.
+the area under the ROC curve this is the estimate of DeLong, DeLong and Clarke-Pearson (1988). No resampling is
+needed, and records that depend on each other are summed first. `docs/benchmarks/intervals.md` shows how often these
+intervals hold the true value in simulations.
 
 Arrays have one value per record, `[n]`, or one row per seed, `[seeds, n]`. `gain`: how right Thinking was minus how
 right Instruct was, -1 to 1.
