@@ -24,6 +24,7 @@ from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
+CHINESE = ".zh.md"
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)")
 
 
@@ -46,7 +47,7 @@ def on_config(config: MkDocsConfig) -> None:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Replace generated tables and links to files outside docs/."""
     markdown = re.sub(r"<!-- generated: ([a-z-]+) -->", lambda found: _generate(found[1], page), markdown)
-    return LINK.sub(lambda found: _outside(found, posixpath.dirname(page.file.src_uri)), markdown)
+    return LINK.sub(lambda found: _link(*found.groups(), page.file.src_uri), markdown)
 
 
 def _generate(name: str, page: Page) -> str:
@@ -55,15 +56,22 @@ def _generate(name: str, page: Page) -> str:
     return GENERATED[name]()
 
 
-def _outside(found: re.Match[str], folder: str) -> str:
-    """A link to a file outside docs/: an address in the repository, or only its text if there is no address."""
-    text, target = found.groups()
-    path = posixpath.normpath(posixpath.join("docs", folder, target.split("#")[0]))
-    if path == "docs" or path.startswith("docs/"):
-        return found[0]
-    if not (ROOT / path).exists():
-        raise PluginError(f"a page in docs/{folder} links to {path}, which does not exist")
-    return f"[{text}]({repository()}/blob/main/{path})" if repository() else text
+def _link(text: str, target: str, source: str) -> str:
+    """A link of the page `source`, changed if MkDocs cannot follow it.
+
+    A file outside docs/ becomes an address in the repository, or only its text if there is no address. A page without a
+    Chinese version becomes the English page.
+    """
+    path, hash, anchor = target.partition("#")
+    file = posixpath.normpath(posixpath.join("docs", posixpath.dirname(source), path))
+    if not (ROOT / file).exists():
+        raise PluginError(f"docs/{source} links to {file}, which does not exist")
+    if not file.startswith("docs/"):
+        return f"[{text}]({repository()}/blob/main/{file}{hash}{anchor})" if repository() else text
+    if source.endswith(CHINESE) and not (ROOT / file.removesuffix(".md")).with_suffix(CHINESE).exists():
+        page = posixpath.relpath(file.removesuffix(".md"), posixpath.join("docs", posixpath.dirname(source)))
+        return f'<a href="../{page}.html{hash}{anchor}">{text}</a>'  # MkDocs knows no pages of the other language
+    return f"[{text}]({target})"
 
 
 def _commands() -> str:
