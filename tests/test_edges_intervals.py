@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -12,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from training.bench.coverage import OUT, SCENARIOS, simulate, simulate_folds, true_values
-from training.bench.coverage_page import render
+from training.bench.coverage import SCENARIOS, simulate, simulate_folds, true_values
+from training.bench.page import figures
 from typer.testing import CliRunner
 
 from vlroute.cli import app
@@ -77,9 +76,7 @@ def test_out_of_fold_areas_of_noise_are_seldom_above_zero_and_those_of_a_signal_
 
 
 def test_the_committed_table_is_complete_and_holds_the_level() -> None:
-    found = json.loads(OUT.read_text("utf-8"))
-    about = {name: scenario.about for name, scenario in SCENARIOS.items()}
-    assert OUT.with_suffix(".md").read_text("utf-8") == render(found, about)
+    found = figures("intervals")
     for scenario in SCENARIOS:
         for n in (100, 300, 1000):
             held, of, samples = found["fixed"][f"{scenario}, {n}"]["area over random"]

@@ -20,7 +20,7 @@ from training.prior.build import (
     prior_records,
     public_records,
 )
-from training.prior.prompts_draw import LANGUAGES, PROMPTS, SLOT, load_wordings
+from training.prior.prompts import LANGUAGES, PROMPTS, SLOT, load_wordings
 from training.prior.scores import BENCHMARKS, BY_NAME, HANDS_ON
 
 from vlroute.decision.encoder import terms_of, tokenise

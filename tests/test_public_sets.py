@@ -1,24 +1,29 @@
-"""The table of the public sets: written from its figures, what falls short in bold."""
+"""Pages of benchmarks are written from their figures."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from training.bench.public_sets import OUT, render
+import pytest
+from training.bench.page import PAGES, render
 
 NAMES = ("gain AUC", "ECE instruct", "ECE thinking", "area of the longest prompts", "area of the oracle")
 
 
-def test_what_falls_short_is_bold() -> None:
+def test_public_sets_that_miss_their_target_are_bold() -> None:
     def one(area: float) -> dict[str, object]:
         figures = {"area over random": [area, 1, 4]} | {n: [0.5] for n in NAMES}
         return {"records": 1000, "seeds": 2, "covers": "", "figures": figures}
 
-    page = render({"gsm8k, static": one(2.7), "gsm8k, other": one(2.7), "math_v, static": one(-0.1)})
+    figures = {"gsm8k, static": one(2.7), "gsm8k, other": one(2.7), "math_v, static": one(-0.1)}
+    page = render("public_sets.md", data=figures)
     assert "| gsm8k | static | 1,000 | 2 | 2.70 (1.00 – 4.00) | 2.7 |" in page
     assert "| **2.70 (1.00 – 4.00)** | 3.3 |" in page
     assert "| **-0.10 (1.00 – 4.00)** | 0.0 |" in page
 
 
-def test_the_committed_page_is_that_of_its_figures() -> None:
-    assert OUT.with_suffix(".md").read_text("utf-8") == render(json.loads(OUT.read_text("utf-8")))
+@pytest.mark.parametrize("figures", sorted(PAGES.glob("*.json")), ids=lambda path: path.stem)
+def test_a_committed_page_is_that_of_its_figures(figures: Path) -> None:
+    data = json.loads(figures.read_text("utf-8"))
+    assert figures.with_suffix(".md").read_text("utf-8") == render(f"{figures.stem}.md", data=data, **data)

@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 from training.bench.checkpoint_2b import FIRST_SPECIAL, PairWriter, Shape, build_processor, build_tokenizer
-from training.bench.measure import (
+from training.bench.page import in_own_process, render
+from training.bench.real_size import (
     NEW_TOKENS,
     PROMPT,
-    Answered,
     Measurement,
+    ModeSeconds,
     draw_picture,
     measure,
-    measure_apart,
+    page_data,
     peak_resident,
 )
-from training.bench.real_size import render
 
 from vlroute.engine.pair import load_pair
 from vlroute.engine.prompt import build_prompt
@@ -56,7 +56,7 @@ def test_equal_towers_are_one(write: Callable[..., Path], writer: PairWriter) ->
     found = measure(folder, "equal")
     assert found.shared_tower
     assert found.held == found.needed == 2 * writer.part_bytes("language") + writer.part_bytes("tower")
-    assert found.host_peak >= found.after_load >= found.held
+    assert found.peak >= found.after_load >= found.held
     for mode in MODES:
         assert found.modes[mode].vision_tokens == 14 * 14
         assert found.modes[mode].seconds_per_token > 0
@@ -65,13 +65,10 @@ def test_equal_towers_are_one(write: Callable[..., Path], writer: PairWriter) ->
 
 
 def test_different_towers_are_two_and_measured_apart(write: Callable[..., Path], writer: PairWriter) -> None:
-    steps: list[str] = []
-    found = measure_apart(write("different"), "different", steps.append)
+    found = in_own_process(measure, write("different"), "different")
     assert not found.shared_tower
     assert found.held == found.needed == 2 * (writer.part_bytes("language") + writer.part_bytes("tower"))
     assert found.modes.keys() == set(MODES)
-    assert "loading" in steps
-    assert "thinking: second answer" in steps
 
 
 def test_never_more_than_four_weight_files(write: Callable[..., Path], writer: PairWriter) -> None:
@@ -139,24 +136,28 @@ def test_processors_and_sizes_are_the_real_ones(tmp_path: Path) -> None:
     assert round(real.part_bytes("tower") / 2e6) == 407
 
 
+def page_of(*measurements: Measurement) -> str:
+    return render("real_size.md", **page_data([*measurements], Shape(), "here"))
+
+
 def test_the_table_says_whether_the_bound_was_met() -> None:
-    answered = Answered(9.5, 1.25, 2.5, 0.125, 242, 196)
+    answered = ModeSeconds(9.5, 1.25, 2.5, 0.125, 242, 196)
     met = Measurement(
         case="equal", device="CPU (some)", load_seconds=1.5, shared_tower=True, held=7_700_000_000,
-        needed=7_700_000_000, before=10**9, after_load=2 * 10**9, host_peak=8_850_000_000, cuda_peak=None,
+        needed=7_700_000_000, before=10**9, after_load=2 * 10**9, peak=8_850_000_000, on_cuda=False,
         anonymous=None, modes={"instruct": answered, "thinking": replace(answered, prompt_tokens=244)},
     )  # fmt: skip
-    missed = replace(met, case="different", shared_tower=False, host_peak=8_860_000_000, anonymous=5 * 10**8)
+    missed = replace(met, case="different", shared_tower=False, peak=8_860_000_000, anonymous=5 * 10**8)
     assert met.met
     assert not missed.met
-    page = render([met, missed], Shape(), load=0.5)
+    page = page_of(met, missed)
     assert "| equal | yes | 1.5 | 7.70 | 1.00 | 2.00 | unknown | 8.85 | 8.86 | yes |" in page
     assert "| different | no | 1.5 | 7.70 | 1.00 | 2.00 | 0.50 | 8.86 | 8.86 | **no** |" in page
     assert "| equal | thinking | 244 | 196 | 9.5 | 1.25 | 2.50 | 0.125 |" in page
     assert f"{NEW_TOKENS} new tokens" in page
-    on_cuda = replace(missed, cuda_peak=8_000_000_000)
+    on_cuda = replace(missed, on_cuda=True, peak=8_000_000_000)
     assert on_cuda.met
-    assert "allocated on the CUDA device" in render([on_cuda], Shape(), load=0.5)
+    assert "allocated on the CUDA device" in page_of(on_cuda)
 
 
 def test_peak_is_of_this_process() -> None:

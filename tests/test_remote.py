@@ -14,7 +14,7 @@ from typing import Any
 
 import openai
 import pytest
-from training.bench.served import transformers_serve
+from training.bench.second_turn import transformers_server
 
 from tests.conftest import VIDEO, media, task
 from tests.endpoints import Server, free_port
@@ -110,9 +110,10 @@ def test_stop_strings_end_the_answer_and_not_the_thought(router: Router, remote:
 
 
 def test_a_server_without_a_reasoning_parser(router: Router, servers: tuple[Server, Server]) -> None:
-    with transformers_serve(shipped("pocket/thinking"), "float32", "cpu") as plain:
+    folder = shipped("pocket/thinking")
+    with transformers_server(folder, "float32", "cpu") as (url, _):
         there = Router.from_endpoints(
-            (servers[0].url, "instruct"), (str(plain.client.base_url), plain.model), max_new_tokens=200, do_sample=False
+            (servers[0].url, "instruct"), (f"{url}/v1", str(folder)), max_new_tokens=200, do_sample=False
         )
         for one in TASKS:
             here = router.ask(one.prompt, **media(one), mode="thinking", do_sample=False)

@@ -6,35 +6,42 @@ import dataclasses
 from dataclasses import asdict
 from pathlib import Path
 
-from training.bench.decision import SHIPPED, first_decision
-from training.bench.decision_page import FirstDecision
-from training.bench.decision_page import render as decision_page
-from training.bench.decision_time import DecisionTime, deciding, draw_requests, embedding_first, time_ways
-from training.bench.drawn_records import draw_records
-from training.bench.measure import in_own_process
-from training.bench.retraining import BEGIN, END, MiB, put_section
-from training.bench.retraining import render as retraining_section
-from training.bench.retraining_once import Trained
+from training.bench.decision import (
+    DecisionTime,
+    FirstDecision,
+    deciding,
+    draw_requests,
+    embedding_first,
+    first_decision,
+    page_data,
+    time_decisions,
+)
+from training.bench.page import POCKET, in_own_process, render
+from training.bench.retraining import Trained, draw_records, train_once
 
 from vlroute.decision import ComplexityClassifier
 from vlroute.learning.records import outcomes, read_records, write_records
 from vlroute.modes import MODES
 
-HELD = Trained(records=10_000, seconds=100.0, peak=1000 * MiB, artefact=2_000_000, area=3.0)
+MiB = 2**20
+SHIPPED = POCKET / "router"
+HELD = Trained(records=10_000, seconds=100.0, peak=1000 * MiB, artifact=2_000_000, area=3.0)
+
+
+def decision_page(times: list[DecisionTime], firsts: list[FirstDecision], where: str) -> str:
+    return render("decision_speed.md", **page_data(times, firsts, where))
 
 
 def test_decisions_are_timed_with_and_without_another_encoder_on_the_same_requests() -> None:
     embedded = []
     plain = deciding(ComplexityClassifier.load(SHIPPED))
     ways = {("pocket", False): plain, ("pocket", True): embedding_first(plain, embedded.append)}
-    steps: list[str] = []
-    alone, both = time_ways(ways, 150, 10, steps.append)
+    alone, both = time_decisions(ways, 150, 10)
     assert (alone.minilm, both.minilm) == (False, True)
     assert alone.requests == both.requests == 150
     assert 0 < alone.median <= alone.p99 < 1000
     assert embedded == draw_requests(160)
     assert len(set(embedded)) == 160
-    assert steps == ["100 of 150 requests", "150 of 150 requests"]
 
 
 def test_the_first_decision_of_a_process() -> None:
@@ -67,24 +74,19 @@ def test_drawn_records_are_the_same_again_and_of_all_kinds(tmp_path: Path) -> No
 
 def test_one_training_is_measured_in_its_own_process(tmp_path: Path) -> None:
     write_records(tmp_path / "r.jsonl", draw_records(60))
-    found = Trained(**in_own_process("training.bench.retraining_once", [str(tmp_path / "r.jsonl")], lambda step: None))
+    found = in_own_process(train_once, tmp_path / "r.jsonl")
     assert found.records == 60
     assert found.seconds > 0.1
     assert 50 * MiB < found.peak < 4096 * MiB
-    assert found.artefact > 1000
+    assert found.artifact > 1000
 
 
-def test_the_section_on_retraining_says_what_falls_short_and_leaves_the_page_alone() -> None:
+def test_the_page_on_retraining_says_what_falls_short() -> None:
     large = dataclasses.replace(HELD, records=100_000, seconds=1500.0, peak=4000 * MiB, area=None)
     found = {str(one.records): {"where": "here", "trained": asdict(one)} for one in (large, HELD)}
-    section = retraining_section(found)
-    assert "| 10,000 | 100.0 | 1,000 | 10.00 | 1.00 | 2.0 | 3.00 |" in section
-    assert "| 100,000 | 1500.0 | 4,000 | 15.00 | 1.50 | 2.0 | – |" in section  # only the bar at 10 000 is asked for
-    assert section.count("Taken on: here") == 1
+    page = render("retraining.md", data=found)
+    assert "| 10,000 | 100.0 | 1,000 | 10.00 | 1.00 | 2.0 | 3.00 |" in page
+    assert "| 100,000 | 1500.0 | 4,000 | 15.00 | 1.50 | 2.0 | – |" in page  # only the bar at 10 000 is asked for
+    assert page.count("Measured on: here") == 1
     slow = {"10000": {"where": "here", "trained": asdict(dataclasses.replace(HELD, seconds=130, peak=2049 * MiB))}}
-    assert "| 10,000 | **130.0** | **2,049** |" in retraining_section(slow)
-    page = put_section("# Mine\n\nWords.\n", "of before")
-    again = put_section(page + "\nMore.\n", section)
-    assert again.startswith(f"# Mine\n\nWords.\n\n{BEGIN}\n## What")
-    assert again.endswith(f"{END}\n\nMore.\n")
-    assert "of before" not in again
+    assert "| 10,000 | **130.0** | **2,049** |" in render("retraining.md", data=slow)

@@ -1,30 +1,25 @@
-"""How often the intervals of reports hold the true value, by simulation: `python -m training.bench.coverage`
+"""How often the intervals of reports contain the true value, by simulation: `python -m training.bench.coverage`
 
-Draws samples from populations whose true values are known, evaluates each as `vlroute eval` and `vlroute train` do,
-and counts. Writes intervals.json and intervals.md in docs/benchmarks. What is there already is not computed again: a
-stopped run continues, and `--fresh` starts anew. `--real N` also trains routers on N files of noise, and N of a
-signal, as `vlroute train` does (about ten seconds a file). Everything is seeded.
+Draws samples from populations whose true values are known, evaluates each as `vlroute eval` and `vlroute train` do, and
+counts. Existing figures are not computed again: a stopped run continues, and `--fresh` starts anew. `--real N` also
+trains routers on N files of noise, and N of a signal, as `vlroute train` does (about ten seconds a file). Everything is
+seeded.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import track
 
-from training.bench.coverage_page import render
-from training.bench.page import PAGES
+from training.bench.page import argument_parser, figures, publish
 from vlroute.decision.pace import Pace
 from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
-from vlroute.files import replace_file
 from vlroute.learning.cross_fit import cross_fit
 from vlroute.learning.curves import interval_at
 from vlroute.learning.design import folds_of
@@ -34,7 +29,6 @@ from vlroute.learning.intervals import Sampling, Values
 from vlroute.learning.metrics import area_over_random, share_by_score
 from vlroute.learning.records import Outcome, Record
 
-OUT = PAGES / "intervals.json"
 SIZES = (100, 300, 1000)
 SIMULATIONS = 500
 #: Of the gain, over which a record is sent to Thinking.
@@ -299,22 +293,22 @@ def train_once(kind: str, n: int, number: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--simulations", type=int, default=SIMULATIONS)
     parser.add_argument("--files", type=int, default=FOLDED_FILES, help="drawn files of the out-of-fold areas")
     parser.add_argument("--real", type=int, default=0, help="files of noise and of a signal to train a router on")
     parser.add_argument("--real-size", type=int, default=150, help="records of each")
     parser.add_argument("--fresh", action="store_true", help="compute everything anew")
-    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
+    about = {name: scenario.about for name, scenario in SCENARIOS.items()}
+    about["seconds"] = "log-normal, with a standard deviation of 0.7 of the logarithm"
     found: dict[str, Any] = {"fixed": {}, "folds": {}, "real": {}}
-    if options.out.exists() and not options.fresh:
-        found = json.loads(options.out.read_text("utf-8"))
+    found |= ({} if options.fresh else figures("intervals", options.out)) | {"about": about}
 
     def put(part: str, name: str, compute: Callable[..., Any], *arguments: Any) -> None:
         if name not in found[part]:
             found[part][name] = compute(*arguments)
-            replace_file(options.out, (json.dumps(found, indent=1) + "\n").encode())
+            publish("intervals", found, options.out)
 
     for n in SIZES:
         put("fixed", f"seconds, {n}", simulate_seconds, n, options.simulations)
@@ -326,8 +320,7 @@ def main() -> None:
     for number in range(options.real):
         for kind in KINDS:
             put("real", f"{kind}, {options.real_size}, {number}", train_once, kind, options.real_size, number)
-    page = render(found, {name: scenario.about for name, scenario in SCENARIOS.items()})
-    replace_file(options.out.with_suffix(".md"), page.encode())
+    publish("intervals", found, options.out)
 
 
 if __name__ == "__main__":

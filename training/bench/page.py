@@ -1,20 +1,77 @@
-"""What the pages of measurements share: tables, and where the figures were taken."""
+"""Shared by all benchmarks: paths, progress, a process of its own, and pages written from Jinja templates."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
-import torch
-import transformers
+import jinja2
 
+from vlroute.decision.wilson import wilson_interval
 from vlroute.files import replace_file
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "docs" / "benchmarks"
+POCKET = ROOT / "models" / "pocket"
+STARTED = time.monotonic()
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help keeps the lines of a module's docstring, with `--out` for the folder of the page."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=PAGES, help="folder of the page and its figures")
+    return parser
+
+
+def bold_unless(text: str, met: bool) -> str:
+    return text if met else f"**{text}**"
+
+
+def share_of(count: int, of: int) -> tuple[float, float, float]:
+    """A share with the ends of its 95 % Wilson interval."""
+    mean = count / of
+    return mean, *wilson_interval(mean, mean * (1 - mean) / of, of)
+
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).with_name("pages")), undefined=jinja2.StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+)  # fmt: skip
+TEMPLATES.filters.update(fmt=format, bold_unless=bold_unless, share_of=share_of, split=str.split)
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of `pages/`. Filters: `fmt(spec)` as Python's `format`, `bold_unless(met)`, `share_of(n)`."""
+    return TEMPLATES.get_template(template).render(**values)
+
+
+def figures(name: str, folder: Path = PAGES) -> Any:
+    """The figures that `publish` wrote; {} if there are none."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def write_json(path: Path, data: Any) -> None:
+    replace_file(path, (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def publish(name: str, data: Any, folder: Path = PAGES) -> Path:
+    """Write the figures of a benchmark to `name.json` in `folder` and its page to `name.md`; returns the page."""
+    write_json(folder / f"{name}.json", data)
+    page = folder / f"{name}.md"
+    replace_file(page, render(f"{name}.md", data=data, **data).encode())
+    return page
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -23,19 +80,38 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def put_section(page: Path, begin: str, end: str, section: str) -> None:
-    """Write `section` between the marks of `page`, or with them at its end. OSError."""
+    """Write `section` between the marks of `page`, or with them at its end."""
     before, _, rest = page.read_text("utf-8").partition(begin)
     replace_file(page, f"{before}{begin}\n{section}{end}{rest.partition(end)[2]}".encode())
 
 
-def hardware() -> str:
+def step(text: str) -> None:
+    """Print progress with the seconds since the start."""
+    print(f"{time.monotonic() - STARTED:7.1f} s  {text}", file=sys.stderr, flush=True)
+
+
+def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function of a module in a fresh process, whose memory and threads are its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def environment(*packages: str) -> str:
+    """Hardware, load before the start, versions and date of a measurement."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores, {memory:.0f} GiB of memory"
-
-
-def versions() -> str:
-    """Of what decides the figures, and today's date."""
+    names = (*packages, "torch", "transformers")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
     return (
-        f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}; "
-        f"{platform.system()}. {time.strftime('%Y-%m-%d')}."
+        f"{os.cpu_count()} cores, {memory:.0f} GiB of memory; load average before the start {os.getloadavg()[0]:.1f}; "
+        f"Python {platform.python_version()}, {versions}; {platform.system()}. {time.strftime('%Y-%m-%d')}."
     )
+
+
+def main() -> None:
+    """Write all pages anew from their committed figures: `python -m training.bench.page`."""
+    for path in sorted(PAGES.glob("*.json")):
+        publish(path.stem, json.loads(path.read_text("utf-8")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,119 +1,198 @@
-"""The pair at the 2B shape: what it costs to load and to answer. `python -m training.bench.real_size`
+"""Memory and seconds of the pair at the 2B shape: `python -m training.bench.real_size`
 
-Random weights of the real sizes in bfloat16: memory and seconds are those of the real pair, what it says is not. Each
-case, equal towers and different ones, runs in a fresh process; the table goes to docs/benchmarks/real_size.md. Takes
-about 9 GB of disk; with --folder the checkpoints are kept and used again.
+The checkpoints have random weights of the real sizes in bfloat16: memory and seconds are those of the real pair, the
+answers are not. Each case, equal towers and different ones, runs in a fresh process. Takes about 9 GB of disk; with
+--folder the checkpoints are kept and used again.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
+import resource
+import sys
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+import torch
+from PIL import Image, ImageDraw
 
-from training.bench.checkpoint_2b import CASES, PairWriter, Shape
-from training.bench.measure import NEW_TOKENS, SAMPLING_SECONDS, SIDE, SPARE, Measurement, measure_apart
-from training.bench.page import PAGES, hardware, table, versions
+from training.bench.checkpoint_2b import CASES, Case, PairWriter, Shape
+from training.bench.page import argument_parser, environment, in_own_process, publish, step
+from vlroute import Answer, Router
+from vlroute.modes import MODES, Mode
 
-
-def _gb(size: int | float | None) -> str:
-    return "unknown" if size is None else f"{size / 1e9:.2f}"
-
-
-def render(measurements: list[Measurement], shape: Shape, load: float) -> str:
-    """The page: hardware and its `load` from other work, versions, one table of memory and one of seconds."""
-    cuda = any(m.cuda_peak is not None for m in measurements)
-    memory = [
-        [m.case, "yes" if m.shared_tower else "no", f"{m.load_seconds:.1f}", _gb(m.held), _gb(m.before),
-         _gb(m.after_load), _gb(m.anonymous), _gb(m.peak), _gb(m.bound), "yes" if m.met else "**no**"]
-        for m in measurements
-    ]  # fmt: skip
-    seconds = [
-        [m.case, mode, str(a.prompt_tokens), str(a.vision_tokens), f"{a.first_seconds:.1f}", f"{a.vision_seconds:.2f}",
-         f"{a.prefill_seconds:.2f}", f"{a.seconds_per_token:.3f}"]
-        for m in measurements
-        for mode, a in m.modes.items()
-    ]  # fmt: skip
-    where = "allocated on the CUDA device" if cuda else "resident"
-    lines = [
-        "# The pair at its real size",
-        "",
-        "Written by `python -m training.bench.real_size` (`make bench`). Two checkpoints of the 2B shape "
-        f"(text {shape.layers} layers × {shape.width}, tower {shape.tower_depth} × {shape.tower_width}) with random "
-        "weights in bfloat16: memory and seconds are real, what the pair says is not, so nothing here speaks of "
-        "accuracy.",
-        "",
-        f"* Hardware: {hardware()}, {measurements[0].device}; load average before the start {load:.1f}.",
-        f"* Versions: {versions()}",
-        f"* Request: one drawn picture of {SIDE} × {SIDE} pixels, {NEW_TOKENS} new tokens, both modes.",
-        "",
-        "## Memory",
-        "",
-        *table(
-            ["towers", "one tower kept", "load, s", "weights held, GB", "before loading, GB", "peak while loading, GB",
-             "peak anonymous, GB", "peak, GB", "bound, GB", "bound met"],
-            memory,
-        ),
-        "",
-        f"GB are 10⁹ bytes. Each row is a process of its own. *Peak*: the most bytes ever {where}, from the start of "
-        "the process to the last answer, nothing subtracted. *Bound*: both language models, one tower (equal) or two "
-        f"(different), by the bytes of the loaded parameters, × {SPARE}. *Before loading*, *peak while loading* and "
-        "*anonymous* are of the host: resident memory, and that part of it which no file backs (sampled every "
-        f"{1000 * SAMPLING_SECONDS:.0f} ms). Where the files hold the very type that is asked for, on a CPU, weights "
-        "stay pages of the file: they count as resident once touched, are not anonymous, and the system may take "
-        "them back under pressure.",
-        "",
-        "## Seconds",
-        "",
-        *table(
-            ["towers", "mode", "prompt tokens", "of them vision", "first answer", "tower", "prefill",
-             "each further token"],
-            seconds,
-        ),
-        "",
-        "*First answer* is whole, and reads the weights in; the columns after it are of the second answer to the same "
-        "request: picture processing and tower, prefill until the first token, each token after it. bfloat16 is the "
-        "checkpoints' own type; a CPU without instructions for it computes faster in float32, in twice the memory.",
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+PROMPT = "How many circles are in the picture?"
+SIDE = 448
+NEW_TOKENS = 16
+SPARE = 1.15  # allowed peak memory, relative to the weights
+SAMPLING_SECONDS = 0.02
 
 
-def bench(folder: Path, shape: Shape, progress: Progress) -> list[Measurement]:
-    writer = PairWriter(folder, shape)
-    writer.prepare()
-    found: list[Measurement] = []
-    for case in CASES:
-        task = progress.add_task(f"{case} towers", total=None, step="")
+@dataclass(frozen=True, slots=True)
+class ModeSeconds:
+    """Seconds of one mode. `first_seconds`: of its first answer; all else: of its second, with all weights read."""
 
-        def show(step: str, task: Any = task) -> None:
-            progress.update(task, step=step)
+    first_seconds: float
+    vision_seconds: float
+    prefill_seconds: float
+    seconds_per_token: float
+    prompt_tokens: int
+    vision_tokens: int
 
-        for step in writer.write(case):
-            show(f"writing {step}")
-        found.append(measure_apart(folder, case, show))
-        progress.update(task, total=1, completed=1, step=f"peak {_gb(found[-1].peak)} of {_gb(found[-1].bound)} GB")
-    return found
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One case in a process of its own; all sizes in bytes.
+
+    `needed`: parameters of both language models and of one tower (equal) or two. `before`: resident before anything is
+    loaded. `peak`: highest resident size since the start of the process, mapped weight files included; on CUDA the
+    highest allocation there. `anonymous`: highest resident size that no file backs, sampled; None if unknown.
+    """
+
+    case: Case
+    device: str
+    load_seconds: float
+    shared_tower: bool
+    held: int
+    needed: int
+    before: int
+    after_load: int
+    peak: int
+    on_cuda: bool
+    anonymous: int | None
+    modes: dict[Mode, ModeSeconds]
+
+    @property
+    def met(self) -> bool:
+        return self.peak <= self.needed * SPARE
+
+
+def draw_picture(side: int = SIDE, number: int = 24) -> Image.Image:
+    """Shapes and a sign; `number` makes it another picture of the same size."""
+    picture = Image.new("RGB", (SIDE, SIDE), (245, 240, 225))
+    draw = ImageDraw.Draw(picture)
+    for i, ink in enumerate(((180, 30, 30), (30, 60, 180), (20, 120, 50))):
+        draw.circle((90 + 130 * i, 130 + 70 * i), 50, fill=ink)
+    draw.rectangle((40, 300, 200, 410), outline=(20, 20, 20), width=4)
+    draw.text((60, 330), f"EXIT {number}", fill=(20, 20, 20), font_size=32)
+    return picture if side == SIDE else picture.resize((side, side))
+
+
+def device_name(device: torch.device) -> str:
+    cuda = device.type == "cuda"
+    return torch.cuda.get_device_name(device) if cuda else f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def resident(field: str) -> int | None:
+    """Bytes of `field` (VmRSS, VmHWM, RssAnon) of this process's status; None where the system has no such file."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    sizes = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return int(sizes[0]) * 1024 if sizes else None
+
+
+def peak_resident() -> int:
+    """VmHWM rather than `ru_maxrss`, which Linux inherits from the parent process."""
+    if (peak := resident("VmHWM")) is not None:
+        return peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@contextmanager
+def highest(field: str) -> Iterator[Callable[[], int | None]]:
+    """Sample `field` in a thread; the yielded function returns the highest value so far."""
+    seen = [resident(field)]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(SAMPLING_SECONDS):
+            seen[0] = max(seen[0] or 0, resident(field) or 0)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if seen[0] is not None:
+        thread.start()
+    try:
+        yield lambda: seen[0]
+    finally:
+        done.set()
+        if thread.ident:
+            thread.join()
+
+
+def mode_seconds(router: Router, mode: Mode) -> ModeSeconds:
+    """Answer the same question twice."""
+
+    def ask() -> Answer:
+        return router.ask(PROMPT, draw_picture(), mode=mode, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
+
+    step(f"{mode}: first answer")
+    first = ask().timing.total
+    step(f"{mode}: second answer")
+    second = ask()
+    timing, usage = second.timing, second.usage
+    if usage.completion_tokens != NEW_TOKENS:
+        raise RuntimeError(f"{usage.completion_tokens} tokens generated instead of {NEW_TOKENS}")
+    per_token = timing.decode / (NEW_TOKENS - 1)  # the first token comes with the prefill
+    return ModeSeconds(first, timing.vision, timing.prefill, per_token, usage.prompt_tokens or 0, usage.vision_tokens)
+
+
+def measure(folder: Path, case: Case) -> Measurement:
+    """Load the pair of `folder` in this process and answer twice in each mode."""
+
+    def parameter_bytes(module: Any) -> int:
+        return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())  # tied ones once
+
+    before = resident("VmRSS") or peak_resident()
+    with highest("RssAnon") as anonymous:
+        step(f"loading the pair with {case} towers")
+        router = Router.from_pretrained(instruct=folder / "instruct", thinking=folder / "thinking", dtype="bfloat16")
+        router.load()
+        after_load = peak_resident()
+        modes = {mode: mode_seconds(router, mode) for mode in MODES}
+    pair = router.pair
+    towers = [parameter_bytes(pair[mode].model.model.visual) for mode in MODES]
+    languages = sum(parameter_bytes(pair[mode].model) for mode in MODES) - sum(towers)
+    device = pair.instruct.device
+    on_cuda = device.type == "cuda"
+    return Measurement(
+        case, device_name(device), pair.load_seconds, pair.shared_tower, held=pair.parameter_bytes(),
+        needed=languages + (towers[0] if case == "equal" else sum(towers)), before=before, after_load=after_load,
+        peak=torch.cuda.max_memory_allocated() if on_cuda else peak_resident(), on_cuda=on_cuda, anonymous=anonymous(),
+        modes=modes,
+    )  # fmt: skip
+
+
+def page_data(measurements: list[Measurement], shape: Shape, where: str) -> dict[str, Any]:
+    """The figures of the page."""
+    settings = {"side": SIDE, "new_tokens": NEW_TOKENS, "spare": SPARE, "sampling_ms": 1000 * SAMPLING_SECONDS}
+    cases = [{**asdict(one), "bound": one.needed * SPARE, "met": one.met} for one in measurements]
+    return {"where": where, "shape": asdict(shape), **settings, "cases": cases}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--folder", type=Path, help="keep the checkpoints here, and use those that are here")
-    parser.add_argument("--out", type=Path, default=PAGES / "real_size.md", help="where the table goes")
     options = parser.parse_args()
-    load = os.getloadavg()[0]
-    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.fields[step]}"), TimeElapsedColumn())
-    with tempfile.TemporaryDirectory(prefix="vlroute-2b-") as temporary, Progress(*columns) as progress:
+    where, shape, found = environment(), Shape(), []
+    with tempfile.TemporaryDirectory(prefix="vlroute-2b-") as temporary:
+        writer = PairWriter((options.folder or Path(temporary)).resolve(), shape)
         try:
-            found = bench(options.folder.resolve() if options.folder else Path(temporary), Shape(), progress)
+            writer.prepare()
         except OSError as error:
             raise SystemExit(str(error)) from error
-    options.out.write_text(render(found, Shape(), load), encoding="utf-8")
-    if not all(measurement.met for measurement in found):
-        raise SystemExit(f"a bound was missed, see {options.out}")
+        for case in CASES:
+            for part in writer.write(case):
+                step(f"writing {part}")
+            found.append(in_own_process(measure, writer.folder, case))
+    page = publish("real_size", page_data(found, shape, where), options.out)
+    if not all(one.met for one in found):
+        raise SystemExit(f"memory exceeds its bound, see {page}")
 
 
 if __name__ == "__main__":

@@ -1,116 +1,152 @@
-"""What retraining costs: seconds and memory of `vlroute train`, by records. `python -m training.bench.retraining`
+"""Seconds and memory of `vlroute train`, by number of records: `python -m training.bench.retraining`
 
-Each size in a process of its own, from 10 000 to 100 000 drawn records (an hour or so on two cores). Figures go to
-docs/benchmarks/retraining.json and to a section of docs/benchmarks/retraining.md; sizes that were not run keep
-theirs.
+Each size runs in a process of its own, from 10 000 to 100 000 drawn records (an hour or so on two cores). Sizes that
+are not run keep their figures.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
+import contextlib
+import math
+import random
 import tempfile
-from dataclasses import asdict
-from importlib import metadata
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import count as endless
 from pathlib import Path
-from typing import Any
+from zlib import crc32
 
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+import psutil
+from rich.console import Console
 
-from training.bench.drawn_records import draw_records
-from training.bench.measure import in_own_process
-from training.bench.page import PAGES, hardware, table, versions
-from training.bench.retraining_once import Trained
-from vlroute.files import replace_file
-from vlroute.learning.records import write_records
+from training.bench.page import argument_parser, environment, figures, in_own_process, publish, step
+from training.prior.prompts import LANGUAGES, draw_prompts, load_wordings, put
+from training.prior.scores import BENCHMARKS
+from vlroute.decision.encoder import tokenise
+from vlroute.decision.pace import ASSUMED_PER_TOKEN, ASSUMED_PREFILL
+from vlroute.learning.records import Outcome, Record, write_records
+from vlroute.learning.train import train
+from vlroute.modes import MODES, Mode
 
 SIZES = (10_000, 30_000, 100_000)
-MiB, GiB = 2**20, 2**30
-#: At `BAR_RECORDS` records, on two cores.
-BAR_RECORDS, BAR_SECONDS, BAR_PEAK = 10_000, 120.0, 2 * GiB
-BEGIN, END = "<!-- written by training.bench.retraining -->", "<!-- end of what training.bench.retraining wrote -->"
-
-INTRODUCTION = """\
-## What retraining costs
-
-Written by `python -m training.bench.retraining` from `retraining.json`. `vlroute train` with its defaults (five
-folds, one seed, the final model, the report), each size in a process of its own, on records drawn from the wordings
-in `training/prior`: English and Chinese, two thirds with captions, names from a long tail. Which mode is right on them
-is made up, so the area only says that something was learnt.
-"""
-READING = """\
-Asked for at {bar} records: at most {seconds:.0f} s and {gib:.0f} GiB on two cores. What falls short is bold. *Peak*:
-most memory resident at a time, worker processes included. *Linearity*: seconds a record, in parts of those at
-{reference} records; 1 where time grows as the records do."""
+CAPTIONED = 2 / 3
+NAMED = 0.5
+SYLLABLES = [first + vowel for first in "bdfgklmnprst" for vowel in "aeiou"]
+#: Prefixes of a question, with names from a long tail: texts of users have words that occur only once.
+BY_NAME = ("From {}: ", "来自{}：")
 
 
-def render(found: dict[str, Any]) -> str:
-    """The section. `found`: by number of records, `trained` and `where` it was taken; what misses a bar is bold."""
-    rows = [Trained(**one["trained"]) for one in sorted(found.values(), key=_records)]
-    reference = next((one for one in rows if one.records == BAR_RECORDS), rows[0])
-    each = reference.seconds / reference.records
-    cells = []
-    for one in rows:
-        barred = one.records <= BAR_RECORDS
-        cells.append(
-            [
-                f"{one.records:,}",
-                _verdict(f"{one.seconds:.1f}", not barred or one.seconds <= BAR_SECONDS),
-                _verdict(f"{one.peak / MiB:,.0f}", not barred or one.peak <= BAR_PEAK),
-                f"{1e3 * one.seconds / one.records:.2f}",
-                f"{one.seconds / one.records / each:.2f}",
-                f"{one.artefact / 1e6:.1f}",
-                "–" if one.area is None else f"{one.area:.2f}",
-            ]
-        )
-    head = ["records", "seconds", "peak MiB", "ms a record", "linearity", "artefact, MB", "area over random"]
-    reading = READING.format(
-        bar=f"{BAR_RECORDS:,}", seconds=BAR_SECONDS, gib=BAR_PEAK / GiB, reference=f"{reference.records:,}"
-    )
-    places = dict.fromkeys(one["where"] for one in sorted(found.values(), key=_records))
-    return "\n".join([INTRODUCTION, *table(head, cells), "", reading, "", *(f"* Taken on: {one}" for one in places)])
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """One training. `seconds`: without the start of Python. `peak`: highest resident bytes with worker processes.
+
+    `artifact`: bytes of the folder. `area`: area over random, out of fold, in points.
+    """
+
+    records: int
+    seconds: float
+    peak: int
+    artifact: int
+    area: float | None
 
 
-def put_section(page: str, section: str) -> str:
-    """`page` with the section between its marks, replaced if it is there, else at the end."""
-    marked = f"{BEGIN}\n{section}\n{END}"
-    before, begin, rest = page.partition(BEGIN)
-    if not begin:
-        return f"{page.rstrip()}\n\n{marked}\n" if page.strip() else f"# Retraining\n\n{marked}\n"
-    return before + marked + rest.partition(END)[2]
+def draw_records(number: int, seed: int | str = 0) -> Iterator[Record]:
+    """`number` records of all kinds in training/prior, in English and Chinese, two thirds with a caption.
+
+    The accuracy of the modes is made up: their published score on this kind, shifted by the words of the text, so that
+    there is something to learn. The same seed gives the same records; fewer records are the first of more.
+    """
+    rng = random.Random(f"vlroute retraining {seed}")
+    wordings = load_wordings()
+    questions = {one.name: draw_prompts(wordings[one.name], one.options, rng) for one in BENCHMARKS}
+    for index in endless():
+        if index == number:
+            return
+        benchmark = BENCHMARKS[index % len(BENCHMARKS)]
+        language = index // len(BENCHMARKS) % len(LANGUAGES)
+        drawn = next(questions[benchmark.name])
+        name = BY_NAME[language].format(_name(rng)) if rng.random() < NAMED else ""
+        prompt = name + put(drawn, rng)[language]
+        caption = drawn.caption[language] if rng.random() < CAPTIONED else None
+        both = {
+            mode: _outcome(getattr(benchmark, mode), benchmark.effort.tokens(mode), f"{prompt} {caption}", mode, rng)
+            for mode in MODES
+        }
+        yield Record(
+            f"drawn/{index}", prompt, caption, both["instruct"], both["thinking"], set="drawn", family=benchmark.family,
+            language=LANGUAGES[language],
+        )  # fmt: skip
 
 
-def _verdict(text: str, met: bool) -> str:
-    return text if met else f"**{text}**"
+def _outcome(score: float, tokens: int, text: str, mode: Mode, rng: random.Random) -> Outcome:
+    words = tokenise(text)
+    shift = sum(crc32(f"{mode} {word}".encode()) % 2001 - 1000 for word in words) / 250 / math.sqrt(len(words))
+    share = 1 / (1 + math.exp(math.log(1 / score - 1) - shift))
+    generated = max(1, round(tokens * rng.lognormvariate(0, 0.5)))
+    prefill = ASSUMED_PREFILL * rng.uniform(0.8, 1.2)
+    seconds = prefill + ASSUMED_PER_TOKEN * generated
+    return Outcome(rng.random() < share, generated, round(seconds, 4), round(prefill, 4))
 
 
-def _records(one: dict[str, Any]) -> int:
-    return int(one["trained"]["records"])
+def _name(rng: random.Random) -> str:
+    """Name number n occurs about 1/n as often as the first (Zipf)."""
+    number = min(int(rng.paretovariate(1)), 10**6)
+    name = ""
+    while number:
+        number, syllable = divmod(number, len(SYLLABLES))
+        name += SYLLABLES[syllable]
+    return name.title()
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """Sample the bytes of this process and its children every second, shared pages counted once; keep the highest."""
+    peak, stop = [0], threading.Event()
+
+    def watch() -> None:
+        own = psutil.Process()
+        while not stop.wait(1):
+            total = 0
+            for process in (own, *own.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):  # it may have ended
+                    total += process.memory_full_info().pss
+            peak[0] = max(peak[0], total)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def train_once(records: Path) -> Trained:
+    """Train on `records` with the defaults."""
+    with peak_memory() as peak, tempfile.TemporaryDirectory(prefix="vlroute-retraining-") as folder:
+        start = time.perf_counter()
+        evaluation = train([records], folder, console=Console(quiet=True))
+        seconds = time.perf_counter() - start
+        artifact = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return Trained(evaluation.records, seconds, peak[0], artifact, evaluation.figures["area over random"].value)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES), help="how many records; at least 50")
-    parser.add_argument("--out", type=Path, default=PAGES / "retraining.md", help="the page with the section")
     options = parser.parse_args()
-    data = options.out.with_suffix(".json")
-    found = json.loads(data.read_text("utf-8")) if data.exists() else {}
-    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.fields[step]}"), TimeElapsedColumn())
-    with tempfile.TemporaryDirectory(prefix="vlroute-retraining-") as temporary, Progress(*columns) as progress:
+    found = figures("retraining", options.out)
+    with tempfile.TemporaryDirectory(prefix="vlroute-retraining-") as temporary:
         for size in options.sizes:
-            task = progress.add_task(f"{size:,} records", total=None, step="drawing")
+            step(f"drawing {size:,} records")
             records = Path(temporary) / f"{size}.jsonl"
             write_records(records, draw_records(size))
-            learner = f"scikit-learn {metadata.version('scikit-learn')}"
-            where = f"{hardware()}; load average before the start {os.getloadavg()[0]:.1f}; {learner}, {versions()}"
-            progress.update(task, step="training")
-            trained = in_own_process("training.bench.retraining_once", [str(records)], lambda step: None)
-            found[str(size)] = {"where": where, "trained": asdict(Trained(**trained))}
-            replace_file(data, (json.dumps(found, ensure_ascii=False, indent=1) + "\n").encode())
-            page = options.out.read_text("utf-8") if options.out.exists() else ""
-            replace_file(options.out, put_section(page, render(found)).encode())
-            progress.update(task, total=1, completed=1, step="done")
+            where = environment("scikit-learn")
+            step("training")
+            found[str(size)] = {"where": where, "trained": asdict(in_own_process(train_once, records))}
+            publish("retraining", found, options.out)
 
 
 if __name__ == "__main__":

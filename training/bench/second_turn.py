@@ -1,47 +1,43 @@
 """Seconds to the first token of a conversation's second turn: vlroute, plain transformers, `transformers serve`.
 
-All three in one run on the same prompt: one picture, a question, the answer to it, a second question.
+All three answer the same prompt in one run: a picture, a question, its answer, and a second question.
 """
 
 from __future__ import annotations
 
-import argparse
-import base64
-import io
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from openai import OpenAI
 from PIL import Image
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-from training.bench.measure import device_name, draw_picture, in_own_process
-from training.bench.served import transformers_serve
-from vlroute import Answer, Chat, Router
+from training.bench.page import step
+from training.bench.real_size import device_name, draw_picture
+from training.bench.servers import running, user_message
+from vlroute import Answer, Router
 from vlroute.media import Picture
 from vlroute.modes import MODES, Mode
 
 FIRST, SECOND = "How many circles?", "And squares?"
 ONE_TOKEN: dict[str, Any] = {"do_sample": False, "max_new_tokens": 1}
 LOOKUPS = 200
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class SecondTurn:
     """One pair at one picture size; seconds are medians over `repeats` conversations, each on a picture of its own.
 
-    `same`: Instruct answered the first turn and answers the second. `other`: Thinking answers the second. `plain` and
-    `served`: the same prompt from pixels, by `generate` and by `transformers serve`. `encode`: picture processing and
-    tower in the first turn. `lookup`: hashing the picture's pixels, its keys and a hit in the cache.
-    `encoder_calls`: how often a tower ran for the `repeats` pictures of both modes.
+    `same`: Instruct answers both turns. `other`: Thinking answers the second one. `plain`, `served`: the same prompt
+    from pixels, by `generate` and by `transformers serve`. `encode`: picture processing and tower in the first turn.
+    `lookup`: digest of the pixels, cache keys and a cache hit. `encoder_calls`: tower runs for all pictures and modes.
     """
 
     device: str
@@ -50,7 +46,7 @@ class SecondTurn:
     repeats: int
     vision_tokens: int
     prompt_tokens: int
-    unread_same: int
+    uncached_same: int
     encoder_calls: int
     encode: float
     lookup: float
@@ -62,7 +58,7 @@ class SecondTurn:
 
 @contextmanager
 def tower_calls(router: Router) -> Iterator[list[int]]:
-    """Counts by hooks on the towers themselves, whatever the cache says of itself."""
+    """Count the runs of the towers by hooks, independently of the cache's own counters."""
     calls: list[int] = []
     towers = {id(tower): tower for tower in (router.pair[mode].model.model.visual for mode in MODES)}
     hooks = [tower.register_forward_hook(lambda *_: calls.append(1)) for tower in towers.values()]
@@ -73,35 +69,38 @@ def tower_calls(router: Router) -> Iterator[list[int]]:
             hook.remove()
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def transformers_server(folder: Path, dtype: str, device: str) -> Any:
+    """`transformers serve` with the checkpoint of `folder`."""
+    options = ("--host", "127.0.0.1", "--dtype", dtype, "--device", device)
+    return running("transformers.cli.transformers", "serve", str(folder), *options, health="/health")
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     began = time.perf_counter()
-    done = work()
-    return time.perf_counter() - began, done
+    result = work()
+    return time.perf_counter() - began, result
 
 
-def _messages(picture: Image.Image, answer: str) -> list[dict[str, Any]]:
-    asked = [{"type": "image", "image": picture}, {"type": "text", "text": FIRST}]
-    turns = [("user", asked), ("assistant", [{"type": "text", "text": answer}])]
-    turns.append(("user", [{"type": "text", "text": SECOND}]))
-    return [{"role": role, "content": content} for role, content in turns]
+def second_turn_messages(picture: Image.Image, answer: str, image_part: dict[str, Any]) -> list[dict[str, Any]]:
+    """Question, answer, question; `image_part`: the part of the first message that holds the picture."""
+    first = [image_part, {"type": "text", "text": FIRST}]
+    turns = (("user", first), ("assistant", [{"type": "text", "text": answer}]))
+    return [
+        *({"role": role, "content": content} for role, content in turns),
+        {"role": "user", "content": [{"type": "text", "text": SECOND}]},
+    ]
 
 
-def _openai_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Pictures as data URIs, as clients of a server send them."""
-
-    def part(content: dict[str, Any]) -> dict[str, Any]:
-        if content["type"] != "image":
-            return content
-        buffer = io.BytesIO()
-        content["image"].save(buffer, "PNG")
-        data = base64.b64encode(buffer.getvalue()).decode()
-        return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
-
-    return [{"role": m["role"], "content": [part(content) for content in m["content"]]} for m in messages]
+def for_transformers(picture: Image.Image, answer: str) -> list[dict[str, Any]]:
+    return second_turn_messages(picture, answer, {"type": "image", "image": picture})
 
 
-class _Plain:
-    """What a program without vlroute does: one model, the whole conversation from pixels each time."""
+def for_openai(picture: Image.Image, answer: str) -> list[dict[str, Any]]:
+    return second_turn_messages(picture, answer, user_message((picture,), FIRST)["content"][0])
+
+
+class PlainTransformers:
+    """A program without vlroute: one model that reads the whole conversation from pixels each time."""
 
     def __init__(self, folder: Path, dtype: str, device: str) -> None:
         self.model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device)
@@ -110,7 +109,7 @@ class _Plain:
 
     @torch.inference_mode()
     def first_token(self, messages: list[dict[str, Any]]) -> int:
-        """Writes one token; returns the length of the prompt."""
+        """Generate one token; returns the length of the prompt."""
         inputs = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         ).to(self.model.device)
@@ -118,21 +117,20 @@ class _Plain:
         return int(inputs["input_ids"].shape[1])
 
 
-def _lookup_seconds(router: Router, picture: Image.Image) -> float:
-    """Median of what a second sight of `picture` costs beside reading its features."""
+def lookup_seconds(router: Router, picture: Image.Image) -> float:
+    """Median seconds of finding the features of `picture` in the cache."""
 
     def look() -> None:
         with router.cache.lease(router.pair.instruct, [Picture(picture)], []):
             pass
 
-    return statistics.median(_timed(look)[0] for _ in range(LOOKUPS))
+    return statistics.median(timed(look)[0] for _ in range(LOOKUPS))
 
 
-def measure_second_turn(
-    folder: Path, side: int, dtype: str, repeats: int, report: Report = lambda step: None
-) -> SecondTurn:
-    """Three engines on the checkpoints of `folder`, one after the other, warmed up, nothing beside them."""
-    report("loading")
+def measure_second_turn(folder: Path, side: int, dtype: str, repeats: int) -> SecondTurn:
+    """Run the three engines on the checkpoints of `folder`, one after the other, each warmed up."""
+    transformers.utils.logging.disable_progress_bar()
+    step(f"{side}²: loading")
     router = Router.from_pretrained(instruct=folder / "instruct", thinking=folder / "thinking", dtype=dtype).load()
     device = router.pair.instruct.device
     warm = draw_picture(64, 0)
@@ -140,79 +138,53 @@ def measure_second_turn(
         router.ask(FIRST, warm, mode=mode, **ONE_TOKEN)
     pictures = [draw_picture(side, 10 + i) for i in range(repeats)]
     first: list[Answer] = []
-    same: list[tuple[float, Answer]] = []
-    other: list[tuple[float, Answer]] = []
+    second: dict[Mode, list[tuple[float, Answer]]] = {mode: [] for mode in MODES}
     with tower_calls(router) as calls:
         for i, picture in enumerate(pictures):
-            report(f"vlroute {i + 1}/{repeats}")
-            chat: Chat = router.chat()
+            step(f"{side}²: vlroute {i + 1}/{repeats}")
+            chat = router.chat()
             first.append(chat.send(FIRST, picture, mode="instruct", **ONE_TOKEN))
-            for turns, mode in ((same, MODES[0]), (other, MODES[1])):
+            for mode in MODES:
                 fork = chat.fork()
-                turns.append(_timed(lambda c=fork, m=mode: c.send(SECOND, mode=m, **ONE_TOKEN)))  # type: ignore[misc]
-    lookup = _lookup_seconds(router, pictures[-1])
-    conversations = [_messages(picture, a.text) for picture, a in zip(pictures, first, strict=True)]
+                second[mode].append(timed(lambda c=fork, m=mode: c.send(SECOND, mode=m, **ONE_TOKEN)))  # type: ignore[misc]
+    lookup = lookup_seconds(router, pictures[-1])
+    conversations = [(picture, answer.text) for picture, answer in zip(pictures, first, strict=True)]
 
     plain: dict[Mode, float] = {}
-    for mode, turns in (("instruct", same), ("thinking", other)):
-        program = _Plain(folder / mode, dtype, str(device))
-        program.first_token(_messages(warm, "0"))
+    for mode in MODES:
+        step(f"{side}²: plain {mode}")
+        program = PlainTransformers(folder / mode, dtype, str(device))
+        program.first_token(for_transformers(warm, "0"))
         seconds = []
-        for i, messages in enumerate(conversations):
-            report(f"plain {mode} {i + 1}/{repeats}")
-            took, length = _timed(lambda p=program, m=messages: p.first_token(m))  # type: ignore[misc]
-            if length != turns[i][1].usage.prompt_tokens:
-                raise RuntimeError(f"prompts differ: {length} tokens against {turns[i][1].usage.prompt_tokens}")
+        for conversation, (_, answer) in zip(conversations, second[mode], strict=True):
+            took, length = timed(lambda p=program, c=conversation: p.first_token(for_transformers(*c)))  # type: ignore[misc]
+            if length != answer.usage.prompt_tokens:
+                raise RuntimeError(f"prompts differ: {length} and {answer.usage.prompt_tokens} tokens")
             seconds.append(took)
         plain[mode] = statistics.median(seconds)
         del program
 
-    served = []
-    report("starting transformers serve")
-    with transformers_serve(folder / "instruct", dtype, device.type) as server:
-        server.answer_seconds(_openai_messages(_messages(warm, "0")))
-        for i, messages in enumerate(map(_openai_messages, conversations)):
-            report(f"transformers serve {i + 1}/{repeats}")
-            server.answer_seconds(messages[:1])
-            served.append(server.answer_seconds(messages))
-    usage = same[-1][1].usage
+    step(f"{side}²: transformers serve")
+    with transformers_server(folder / "instruct", dtype, device.type) as (url, _):
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", timeout=3600, max_retries=0)
+
+        def ask(messages: list[Any]) -> float:
+            model = str(folder / "instruct")
+            return timed(
+                lambda: client.chat.completions.create(model=model, messages=messages, max_tokens=1, temperature=0)
+            )[0]
+
+        ask(for_openai(warm, "0"))
+        served = []
+        for conversation in conversations:
+            messages = for_openai(*conversation)
+            ask(messages[:1])
+            served.append(ask(messages))
+    usage = second["instruct"][-1][1].usage
+    same, other = (statistics.median(seconds for seconds, _ in second[mode]) for mode in MODES)
     return SecondTurn(
-        device=device_name(device),
-        dtype=dtype,
-        side=side,
-        repeats=repeats,
-        vision_tokens=usage.vision_tokens,
-        prompt_tokens=usage.prompt_tokens or 0,
-        unread_same=(usage.prompt_tokens or 0) - usage.cached_tokens,
-        encoder_calls=len(calls),
-        encode=statistics.median(answer.timing.vision for answer in first),
-        lookup=lookup,
-        same=statistics.median(seconds for seconds, _ in same),
-        other=statistics.median(seconds for seconds, _ in other),
-        plain=plain,
-        served=statistics.median(served),
-    )
-
-
-def measure_apart(folder: Path, side: int, dtype: str, repeats: int, report: Report) -> SecondTurn:
-    """`measure_second_turn` in a fresh process."""
-    arguments = [str(folder), str(side), dtype, str(repeats)]
-    return SecondTurn(**in_own_process("training.bench.second_turn", arguments, report))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="holds instruct/ and thinking/")
-    parser.add_argument("side", type=int)
-    parser.add_argument("dtype")
-    parser.add_argument("repeats", type=int)
-    options = parser.parse_args()
-    transformers.utils.logging.disable_progress_bar()
-    found = measure_second_turn(
-        options.folder, options.side, options.dtype, options.repeats, lambda step: print(step, flush=True)
-    )
-    print(json.dumps(asdict(found)))
-
-
-if __name__ == "__main__":
-    main()
+        device_name(device), dtype, side, repeats, usage.vision_tokens, usage.prompt_tokens or 0,
+        uncached_same=(usage.prompt_tokens or 0) - usage.cached_tokens, encoder_calls=len(calls),
+        encode=statistics.median(answer.timing.vision for answer in first), lookup=lookup, same=same, other=other,
+        plain=plain, served=statistics.median(served),
+    )  # fmt: skip

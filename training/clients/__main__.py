@@ -1,34 +1,25 @@
 """Eight public client libraries against `vlroute serve` with the pocket pair. `python -m training.clients`
 
-Each client runs in its own environment, created from PyPI or npm under `--envs` at the first run (needs a network,
-npm, and 9 GB of disk, 7.4 of them for Open WebUI). The table goes to docs/benchmarks/clients.md and
-docs/benchmarks/clients.json; the exit code is 1 if a cell fails. `--url` tests a running server, for example an
-earlier version. With `--url` or with names of clients, no file is written.
+Each client runs in its own environment, created from PyPI or npm under `--envs` at the first run (needs a
+network, npm, and 9 GB of disk, 7.4 of them for Open WebUI). The exit code is 1 if a cell fails. `--url` tests a running
+server, for example an earlier version. With `--url` or with names of clients, no page is written.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
-import re
 import subprocess
 import sys
-import time
 import venv
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
-from vlroute.files import replace_file
+from training.bench.page import ROOT, argument_parser, publish
+from training.bench.servers import vlroute_server
 from vlroute.pocket import draw_task
 
-ROOT = Path(__file__).parents[2]
-PAGES = ROOT / "docs" / "benchmarks"
 SCRIPTS = Path(__file__).parent / "scripts"
 #: Name in the table, and the packages of each script.
 PYTHON: dict[str, tuple[str, list[str]]] = {
@@ -44,25 +35,7 @@ NPM: dict[str, tuple[str, list[str]]] = {
     "aisdk": ("ai-sdk (openai-compatible, openai)", ["ai@6", "@ai-sdk/openai-compatible@2", "@ai-sdk/openai@3"]),
 }
 CELLS = ("plain", "stream", "picture", "turns", "reasoning", "errors")
-START_SECONDS, CLIENT_SECONDS = 120.0, 300.0
-PAGE = """\
-# Client libraries
-
-Written by `python -m training.clients`: public client libraries, each in its own environment, tested
-with `vlroute serve` and the pocket pair.
-
-{table}
-
-*plain*: a question and an answer. *stream*: the streamed text equals the whole answer. *picture*: a picture in the
-client's own type. *turns*: past answers, with their reasoning, are sent back as the client returned them.
-*reasoning*: turning the thinking switch of the client on or off chooses Thinking or Instruct, and the client receives
-the reasoning or the number of its tokens. *errors*: an unknown model and an unknown field raise the client's own error
-types, with the server's message.
-
-Open WebUI is started with an empty database and called through its own API; it refuses an unknown model itself. Its
-browser page also adds built-in tools, which the server refuses: in the settings of a model, set *Function Calling*
-to *Legacy* or switch off *Builtin Tools*.
-"""
+CLIENT_SECONDS = 300.0
 
 
 def command(name: str, envs: Path) -> list[str]:
@@ -83,32 +56,6 @@ def command(name: str, envs: Path) -> list[str]:
     return [str(python), str(SCRIPTS / f"run_{name}.py")]
 
 
-@contextmanager
-def served() -> Iterator[str]:
-    """The URL of `vlroute serve` in a process of its own."""
-    serve = [sys.executable, "-m", "vlroute", "serve", "--port", "0", "--no-page"]
-    with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            found = next(filter(None, (re.search(r"http://127\.0\.0\.1:\d+", line) for line in process.stderr)))
-            subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)  # so that it never blocks
-            until = time.monotonic() + START_SECONDS
-            while not _ready(found[0]):
-                if time.monotonic() > until:
-                    raise SystemExit("the server is not ready")
-                time.sleep(0.2)
-            yield f"{found[0]}/v1"
-        finally:
-            process.terminate()
-
-
-def _ready(url: str) -> bool:
-    try:
-        return bool(urlopen(f"{url}/ready", timeout=5).status == 200)
-    except URLError:
-        return False
-
-
 def measured(name: str, envs: Path, url: str, picture: Path) -> dict[str, Any]:
     """The version of one client, and for each cell whether it passed and what was said."""
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
@@ -124,7 +71,7 @@ def measured(name: str, envs: Path, url: str, picture: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("clients", nargs="*", help=f"some of {', '.join(PYTHON | NPM)}; default: all")
     parser.add_argument("--envs", type=Path, default=ROOT / "build" / "clients", help="folder of the environments")
     parser.add_argument("--url", help="a running server, up to /v1; default: start one")
@@ -146,15 +93,10 @@ def main() -> int:
     if given.url:
         clients = run(given.url)
     else:
-        with served() as url:
-            clients = run(url)
-    if not given.url and not given.clients:
-        head = ["client", "version", *CELLS]
-        rows = [[one["client"], one["version"], *("yes" if one["cells"][cell]["ok"] else "**no**" for cell in CELLS)]
-                for one in clients]  # fmt: skip
-        lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
-        replace_file(PAGES / "clients.json", (json.dumps({"clients": clients}, indent=1) + "\n").encode())
-        replace_file(PAGES / "clients.md", PAGE.format(table="\n".join(lines)).encode())
+        with vlroute_server() as (url, _):
+            clients = run(f"{url}/v1")
+        if not given.clients:
+            publish("clients", {"clients": clients}, given.out)
     return 0 if all(cell["ok"] for one in clients for cell in one["cells"].values()) else 1
 
 

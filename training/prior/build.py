@@ -40,8 +40,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from training.prior.prompts_draw import LANGUAGES, Wording, draw_prompts, load_wordings
-from training.prior.prompts_style import put
+from training.prior.prompts import LANGUAGES, Wording, draw_prompts, load_wordings, put
 from training.prior.scores import BENCHMARKS, BY_NAME, Benchmark
 from vlroute.learning.records import Outcome, Record, outcomes, read_records, write_records
 from vlroute.modes import MODES

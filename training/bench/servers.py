@@ -1,0 +1,88 @@
+"""Servers in processes of their own, and pictures to ask them about."""
+
+from __future__ import annotations
+
+import base64
+import io
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from PIL import Image
+
+from vlroute.pocket import Task
+from vlroute.pocket.trial import draw_evenly
+
+START_SECONDS = 600
+
+
+@contextmanager
+def running(module: str, *arguments: str, health: str) -> Iterator[tuple[str, int]]:
+    """Run `python -m module` as a server on a free loopback port until the block ends.
+
+    Args:
+        module: The module of the server.
+        *arguments: Its arguments, without `--port`.
+        health: A path that answers 200 once the server is ready.
+
+    Yields:
+        Its URL without a path, and its process id.
+
+    Raises:
+        RuntimeError: If it does not start.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "-m", module, *arguments, "--port", url.rpartition(":")[2]]
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            until = time.monotonic() + START_SECONDS
+            while not _ready(url + health):
+                if process.poll() is not None or time.monotonic() > until:
+                    log.seek(0)
+                    raise RuntimeError(f"{module} did not start:\n{log.read()[-2000:]}")
+                time.sleep(0.2)
+            yield url, process.pid
+        finally:
+            process.terminate()
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, TimeoutError):
+        return False
+
+
+def vlroute_server() -> Any:
+    """`vlroute serve` with the pocket pair, without its web page."""
+    return running("vlroute", "serve", "--no-page", health="/ready")
+
+
+def draw_pictures(count: int, seed: str) -> list[Task]:
+    """`count` drawn tasks, without videos."""
+    return [task for task in draw_evenly(2 * count, seed) if not task.is_video][:count]
+
+
+def data_uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def user_message(pictures: tuple[Image.Image, ...], question: str) -> dict[str, Any]:
+    """A message with pictures, in the format of OpenAI's API."""
+    parts = [{"type": "image_url", "image_url": {"url": data_uri(picture)}} for picture in pictures]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
