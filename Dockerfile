@@ -37,4 +37,4 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
   CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 # On any address but its own machine's the server demands keys: -e VLROUTE_API_KEYS=$(openssl rand -hex 32)
 ENTRYPOINT ["vlroute"]
-CMD ["serve", "--host", "0.0.0.0", "--pair", "Qwen/Qwen3-VL-2B", "--store", "/data/answers.db"]
+CMD ["serve", "--host", "0.0.0.0", "--model", "Qwen/Qwen3-VL-2B", "--store", "/data/answers.db"]

@@ -45,7 +45,7 @@ pocket: install  ## Train the pocket pair anew, label pictures with it, write it
 	$(BIN)/python -m training.pocket.proof
 
 retrain: install  ## Train the pocket pair's router from its committed records
-	$(BIN)/python training/retrain.py training/pocket/records.jsonl.gz --together record --pair models/pocket --out models/pocket/router
+	$(BIN)/python training/retrain.py training/pocket/records.jsonl.gz --together record --model models/pocket --out models/pocket/router
 
 notebooks: install  ## Run the notebooks and write their outputs
 	$(BIN)/python examples/run_notebooks.py
@@ -58,9 +58,9 @@ bench: install  ## The pair at the 2B shape with random weights: memory, speed, 
 	$(BIN)/python -m training.bench.server
 
 soak: install  ## Random conversations against plain transformers, 520 of them; 1000 requests an endpoint; 3000 over all settings (half an hour)
-	VLROUTE_CONVERSATIONS=520 $(BIN)/python -m pytest tests/test_chat_exact.py -k fresh --hypothesis-show-statistics
-	VLROUTE_SCHEMA_CASES=1000 $(BIN)/python -m pytest tests/test_server_safety.py -k schema
-	VLROUTE_SETTINGS_CASES=1000 $(BIN)/python -m pytest tests/test_edges_settings.py -k random
+	VLROUTE_CONVERSATIONS=520 $(BIN)/python -m pytest tests/integration/test_chat_exact.py -k fresh --hypothesis-show-statistics
+	VLROUTE_SCHEMA_CASES=1000 $(BIN)/python -m pytest tests/integration/test_server_safety.py -k schema
+	VLROUTE_SETTINGS_CASES=1000 $(BIN)/python -m pytest tests/integration/test_edges_settings.py -k random
 
 wheel: install  ## Build the wheel, embedded models included
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

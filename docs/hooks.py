@@ -76,7 +76,7 @@ def _link(text: str, target: str, source: str) -> str:
 
 def _commands() -> str:
     """Every command with its options, as Typer documents it."""
-    command = [sys.executable, "-m", "typer", "vlroute.cli", "utils", "docs", "--name", "vlroute"]
+    command = [sys.executable, "-m", "typer", "vlroute.cli.app", "utils", "docs", "--name", "vlroute"]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}"}, check=False
     )

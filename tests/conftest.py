@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlroute import Limits, Router
-from vlroute.engine.prefix_cache import PrefixCache
+from vlroute.engine.cache.prefix import PrefixCache
+from vlroute.engine.cache.vision import VisionCache
 from vlroute.engine.protocol import Reply
-from vlroute.engine.vision_cache import VisionCache
-from vlroute.messages import Conversation
-from vlroute.modes import Mode
+from vlroute.files import shipped
+from vlroute.inputs.messages import Conversation
+from vlroute.learning.trial import media
 from vlroute.pocket import Task, draw_task
-from vlroute.pocket.trial import media
-from vlroute.shipped import shipped
+from vlroute.types import Mode
 
 __all__ = ["BUDGETS", "MANY", "PICTURES", "ROOT", "SECONDS", "VIDEO", "lacking", "media", "pixel_path", "reply", "task"]
 

@@ -15,9 +15,10 @@ import httpx
 ENDLESS = """
 import sys, uvicorn
 from vlroute import Router
-from vlroute.serving.api import create_app
+from vlroute.serving.app import create_app
 long = {"thinking": {"eos_token_id": -1, "max_new_tokens": 20_000}}
-uvicorn.run(create_app(Router.from_pretrained(rows=2, generation=long)), port=int(sys.argv[1]), log_level="error")
+router = Router.from_pretrained(max_num_seqs=2, generation=long)
+uvicorn.run(create_app(router), port=int(sys.argv[1]), log_level="error")
 """
 
 
@@ -41,7 +42,7 @@ class Server:
 
     def begin(self) -> Server:
         serve = ["-c", ENDLESS, str(self.port)] if self.endless else []
-        serve = serve or ["-m", "vlroute", "serve", "--port", str(self.port), "--no-page", "--rows", "2"]
+        serve = serve or ["-m", "vlroute", "serve", "--port", str(self.port), "--no-page", "--max-num-seqs", "2"]
         self.process = subprocess.Popen([sys.executable, *serve], stderr=subprocess.DEVNULL)
         return self
 

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from vlroute import Router
-from vlroute.engine.endpoint import Endpoint
+from vlroute.engine.remote.endpoint import Endpoint
 
 #: Other steps of a script, besides events (dicts), lines (strings) and pauses (numbers).
 HANG_UP, DONE = object(), "data: [DONE]\n\n"

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vlroute import Router
 from vlroute.pocket import Task
-from vlroute.serving.api import create_app
+from vlroute.serving.app import create_app
 from vlroute.serving.settings import ServerSettings
 
 KEY = "a key for tests, long enough"
@@ -57,7 +57,7 @@ def served(
 ) -> Iterator[Served]:
     """The pocket pair behind uvicorn on a free port, ready. `options`: of `Router.from_pretrained`."""
     settings = settings or ServerSettings()
-    router = router or Router.from_pretrained(rows=settings.rows, **options)
+    router = router or Router.from_pretrained(max_num_seqs=settings.rows, **options)
     app = create_app(router, settings)
     config = uvicorn.Config(wrap(app), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)

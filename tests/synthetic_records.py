@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from vlroute.learning.records import Outcome, Record
+from vlroute.records import Outcome, Record
 
 PREFILL, PER_TOKEN = 0.1, 0.02  # seconds
 WORDS = ("zero", "one", "two", "three", "four")

@@ -2,7 +2,7 @@
 
 import sys
 
-from vlroute.cli import run
+from vlroute.cli.app import run
 
 if __name__ == "__main__":
     run(["collect", *sys.argv[1:]])

@@ -16,8 +16,8 @@ from training.simulate import RUNS, forecast
 from training.simulation import Limits, RouterDecider, poisson, requests_from
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.policy import Policy
-from vlroute.learning.records import read_records
-from vlroute.modes import MODES, Mode
+from vlroute.records import read_records
+from vlroute.types import MODES, Mode
 
 KiB, GiB = 2**10, 2**30
 PAGE = PAGES / "scaling.md"
@@ -163,7 +163,7 @@ def example() -> str:
     rows = []
     for rate in RATES:
         arrivals = [poisson(rate, REQUESTS, seed) for seed in range(RUNS)]
-        decider = lambda number: RouterDecider(Policy(), classifier.pace)  # noqa: E731
+        decider = lambda number: RouterDecider(Policy(), classifier.latency)  # noqa: E731
         result = forecast(Limits(), arrivals, requests, decider, 1, P95)
         p50, p95 = (f"{1e3 * result[name]:.0f}" for name in ("p50", "p95"))
         rows.append([f"{rate:g}", p50, p95, f"{result['thinking']:.0%}", f"{result['busy']:.0%}",

@@ -36,7 +36,7 @@ from training.simulation import (
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.policy import Policy
 from vlroute.errors import InputError, VLRouteError
-from vlroute.learning.records import read_records
+from vlroute.records import read_records
 
 RUNS = 5
 
@@ -108,7 +108,7 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
     def decider(number: int) -> Decider:
         if classifier is None:
             return ShareDecider(options.share, number)
-        return RouterDecider(Policy(price=options.price), classifier.pace, options.follow_load)
+        return RouterDecider(Policy(price=options.price), classifier.latency, options.follow_load)
 
     if options.trace:
         arrivals = [read_trace(options.trace)] * RUNS

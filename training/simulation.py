@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
-from vlroute.decision.pace import Pace
+from vlroute.decision.latency import LatencyModel
 from vlroute.decision.policy import Policy
 from vlroute.errors import InputError
-from vlroute.learning.records import Outcome, Record
-from vlroute.modes import MODES, Mode
+from vlroute.records import Outcome, Record
+from vlroute.types import MODES, Mode
 
 Times = NDArray[np.float64]
 
@@ -113,11 +113,11 @@ class RouterDecider:
             router does so implicitly, because waiting there is part of the time to the first token.
     """
 
-    def __init__(self, policy: Policy, latency: Pace, follow_load: bool = False) -> None:
+    def __init__(self, policy: Policy, latency: LatencyModel, follow_load: bool = False) -> None:
         start = latency.to_dict()
         self.now = 0.0
         self._policy, self._follow_load = policy, follow_load
-        self._latency = Pace(start["per_token"], start["prefill"], clock=lambda: self.now)
+        self._latency = LatencyModel(start["per_token"], start["prefill"], clock=lambda: self.now)
 
     def decide(self, request: Request, queue: Mapping[Mode, float]) -> Mode:
         if request.predicted is None:
@@ -125,7 +125,9 @@ class RouterDecider:
         latency = self._latency
         if self._follow_load and any(queue.values()):
             current = latency.to_dict()
-            latency = Pace(current["per_token"], {mode: current["prefill"][mode] + queue[mode] for mode in MODES})
+            latency = LatencyModel(
+                current["per_token"], {mode: current["prefill"][mode] + queue[mode] for mode in MODES}
+            )
         return self._policy.decide(request.predicted, latency).mode
 
     def observe(self, mode: Mode, tokens: int, prefill: float, decode: float) -> None:

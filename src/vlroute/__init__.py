@@ -10,35 +10,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlroute.answer import Answer as Answer
-    from vlroute.answer import AnswerDelta as AnswerDelta
-    from vlroute.answer import Decided as Decided
-    from vlroute.answer import Event as Event
-    from vlroute.answer import Finished as Finished
-    from vlroute.answer import ThinkingDelta as ThinkingDelta
-    from vlroute.answer import Timing as Timing
-    from vlroute.answer import Usage as Usage
     from vlroute.chat import Chat as Chat
     from vlroute.chat import Turn as Turn
-    from vlroute.decision.frontier import Outlook as Outlook
-    from vlroute.decision.ocr_captioner import OcrCaptioner as OcrCaptioner
-    from vlroute.decision.policy import Decision as Decision
+    from vlroute.decision.captions import OcrCaptioner as OcrCaptioner
     from vlroute.decision.policy import Policy as Policy
     from vlroute.decision.target import Target as Target
-    from vlroute.engine.disk_tier import DiskTier as DiskTier
-    from vlroute.engine.endpoint import Endpoint as Endpoint
-    from vlroute.engine.prefix_cache import PrefixCache as PrefixCache
-    from vlroute.engine.vision_cache import VisionCache as VisionCache
-    from vlroute.errors import ArtefactError as ArtefactError
+    from vlroute.decision.tradeoff import OperatingPoint as OperatingPoint
+    from vlroute.engine.cache.disk import DiskTier as DiskTier
+    from vlroute.engine.cache.prefix import PrefixCache as PrefixCache
+    from vlroute.engine.cache.vision import VisionCache as VisionCache
+    from vlroute.engine.remote.endpoint import Endpoint as Endpoint
+    from vlroute.errors import ArtifactError as ArtifactError
     from vlroute.errors import ChatBusyError as ChatBusyError
     from vlroute.errors import ChatFileError as ChatFileError
     from vlroute.errors import CheckpointError as CheckpointError
     from vlroute.errors import EndpointError as EndpointError
-    from vlroute.errors import ExtraMissing as ExtraMissing
     from vlroute.errors import InputError as InputError
     from vlroute.errors import LimitError as LimitError
     from vlroute.errors import MessageError as MessageError
-    from vlroute.errors import ModeUnavailable as ModeUnavailable
+    from vlroute.errors import MissingExtraError as MissingExtraError
+    from vlroute.errors import ModeUnavailableError as ModeUnavailableError
     from vlroute.errors import OutputError as OutputError
     from vlroute.errors import RouterClosedError as RouterClosedError
     from vlroute.errors import SettingsError as SettingsError
@@ -46,64 +37,73 @@ if TYPE_CHECKING:
     from vlroute.errors import UnknownAnswerError as UnknownAnswerError
     from vlroute.errors import UnreadableMediaError as UnreadableMediaError
     from vlroute.errors import VLRouteError as VLRouteError
-    from vlroute.media import FrameSampling as FrameSampling
-    from vlroute.media import Limits as Limits
-    from vlroute.media import Picture as Picture
-    from vlroute.media import PixelBudget as PixelBudget
-    from vlroute.media import Video as Video
-    from vlroute.media import load_picture as load_picture
-    from vlroute.media import load_video as load_video
-    from vlroute.modes import Mode as Mode
+    from vlroute.inputs.media import FrameSampling as FrameSampling
+    from vlroute.inputs.media import Limits as Limits
+    from vlroute.inputs.media import Picture as Picture
+    from vlroute.inputs.media import PixelBudget as PixelBudget
+    from vlroute.inputs.media import Video as Video
+    from vlroute.inputs.media import load_picture as load_picture
+    from vlroute.inputs.media import load_video as load_video
     from vlroute.router import Router as Router
+    from vlroute.types import Answer as Answer
+    from vlroute.types import AnswerDelta as AnswerDelta
+    from vlroute.types import Decided as Decided
+    from vlroute.types import Decision as Decision
+    from vlroute.types import Event as Event
+    from vlroute.types import Finished as Finished
+    from vlroute.types import Mode as Mode
+    from vlroute.types import ThinkingDelta as ThinkingDelta
+    from vlroute.types import Timing as Timing
+    from vlroute.types import Usage as Usage
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Answer": "vlroute.answer",
-    "AnswerDelta": "vlroute.answer",
-    "ArtefactError": "vlroute.errors",
+    "Answer": "vlroute.types",
+    "AnswerDelta": "vlroute.types",
+    "ArtifactError": "vlroute.errors",
     "Chat": "vlroute.chat",
     "ChatBusyError": "vlroute.errors",
     "ChatFileError": "vlroute.errors",
     "CheckpointError": "vlroute.errors",
-    "Decided": "vlroute.answer",
-    "Decision": "vlroute.decision.policy",
-    "DiskTier": "vlroute.engine.disk_tier",
-    "Endpoint": "vlroute.engine.endpoint",
+    "Decided": "vlroute.types",
+    "Decision": "vlroute.types",
+    "DiskTier": "vlroute.engine.cache.disk",
+    "Endpoint": "vlroute.engine.remote.endpoint",
     "EndpointError": "vlroute.errors",
-    "Event": "vlroute.answer",
-    "ExtraMissing": "vlroute.errors",
-    "Finished": "vlroute.answer",
-    "FrameSampling": "vlroute.media",
+    "Event": "vlroute.types",
+    "MissingExtraError": "vlroute.errors",
+    "Finished": "vlroute.types",
+    "FrameSampling": "vlroute.inputs.media",
     "InputError": "vlroute.errors",
     "LimitError": "vlroute.errors",
-    "Limits": "vlroute.media",
+    "Limits": "vlroute.inputs.media",
     "MessageError": "vlroute.errors",
-    "Mode": "vlroute.modes",
-    "ModeUnavailable": "vlroute.errors",
-    "OcrCaptioner": "vlroute.decision.ocr_captioner",
-    "Outlook": "vlroute.decision.frontier",
-    "Picture": "vlroute.media",
-    "PixelBudget": "vlroute.media",
+    "Mode": "vlroute.types",
+    "ModeUnavailableError": "vlroute.errors",
+    "OcrCaptioner": "vlroute.decision.captions",
+    "OperatingPoint": "vlroute.decision.tradeoff",
+    "Picture": "vlroute.inputs.media",
+    "PixelBudget": "vlroute.inputs.media",
     "Policy": "vlroute.decision.policy",
-    "PrefixCache": "vlroute.engine.prefix_cache",
+    "PrefixCache": "vlroute.engine.cache.prefix",
     "Router": "vlroute.router",
     "OutputError": "vlroute.errors",
     "RouterClosedError": "vlroute.errors",
     "SettingsError": "vlroute.errors",
     "StoreError": "vlroute.errors",
     "Target": "vlroute.decision.target",
-    "ThinkingDelta": "vlroute.answer",
-    "Timing": "vlroute.answer",
+    "ThinkingDelta": "vlroute.types",
+    "Timing": "vlroute.types",
     "Turn": "vlroute.chat",
     "UnknownAnswerError": "vlroute.errors",
     "UnreadableMediaError": "vlroute.errors",
-    "Usage": "vlroute.answer",
+    "Usage": "vlroute.types",
     "VLRouteError": "vlroute.errors",
-    "Video": "vlroute.media",
-    "VisionCache": "vlroute.engine.vision_cache",
-    "load_picture": "vlroute.media",
-    "load_video": "vlroute.media",
+    "Video": "vlroute.inputs.media",
+    "VisionCache": "vlroute.engine.cache.vision",
+    "load_picture": "vlroute.inputs.media",
+    "load_video": "vlroute.inputs.media",
 }
 __all__ = [*_HOMES, "__version__"]
 

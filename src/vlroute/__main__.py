@@ -1,5 +1,5 @@
 """`python -m vlroute`: the same as the command."""
 
-from vlroute.cli import run
+from vlroute.cli.app import run
 
 run()

@@ -18,7 +18,7 @@ class VLRouteError(Exception):
         return f"{self.public} ({self.address})" if self.address else self.public
 
 
-class ExtraMissing(VLRouteError):
+class MissingExtraError(VLRouteError):
     """A command needs packages that answering does not."""
 
     def __init__(self, error: ModuleNotFoundError, extra: str) -> None:
@@ -34,7 +34,7 @@ class UnreadableMediaError(InputError):
 
 
 class LimitError(InputError):
-    """A picture, video or request is over one of the limits in `vlroute.media.Limits`."""
+    """A picture, video or request is over one of the limits in `vlroute.inputs.media.Limits`."""
 
 
 class MessageError(InputError):
@@ -52,7 +52,7 @@ class CheckpointError(VLRouteError):
     """A checkpoint folder is missing, incomplete or not a Qwen3-VL model."""
 
 
-class ModeUnavailable(VLRouteError):
+class ModeUnavailableError(VLRouteError):
     """One mode cannot answer now, whatever is asked: its endpoint is down, overloaded or broke off."""
 
     def __init__(self, message: str, begun: bool = False) -> None:
@@ -80,8 +80,8 @@ class ChatFileError(VLRouteError):
     """A saved conversation cannot be read: missing, damaged, or of another format."""
 
 
-class ArtefactError(VLRouteError):
-    """A router artefact cannot be used: missing, damaged, or of another schema version."""
+class ArtifactError(VLRouteError):
+    """A router artifact cannot be used: missing, damaged, or of another schema version."""
 
 
 class StoreError(VLRouteError):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vlroute.errors import InputError, OutputError
+from vlroute.errors import CheckpointError, InputError, OutputError
 
 
 def read_at_most(file: str | Path, most: int) -> bytes:
@@ -79,3 +79,18 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
 def _draft(path: Path) -> Path:
     """A unique temporary name next to `path`, because other processes may write the same file."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped(name: str) -> Path:
+    """The folder of an embedded model, such as "pocket/instruct" or "pocket/router".
+
+    Raises:
+        CheckpointError: this installation carries no such model.
+    """
+    for models in (PACKAGE / "models", PACKAGE.parents[1] / "models"):
+        if (models / name).is_dir():
+            return models / name
+    raise CheckpointError(f"this installation of vlroute has no embedded model {name!r}; reinstall vlroute")

@@ -1,47 +1,201 @@
-"""The router: the one room that joins deciding and answering."""
+"""The two ways to a router: checkpoints in this process, or endpoints elsewhere."""
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from vlroute.answer import Answer, Event, Events
-from vlroute.answering import Answering, Wish, decide
 from vlroute.chat import Chat
 from vlroute.checks import refused
 from vlroute.decision.classifier import ComplexityClassifier
-from vlroute.decision.frontier import Outlook
-from vlroute.decision.policy import Decision, Policy
+from vlroute.decision.policy import Policy
+from vlroute.decision.selector import CaptionSource, MediaCaptioner, ModeSelector
 from vlroute.decision.target import Preset, Target
+from vlroute.decision.tradeoff import OperatingPoint
 from vlroute.decision.vision_probe import VisionProbe, probe_of
-from vlroute.engine.checkpoint_files import local_folder
-from vlroute.engine.loading import ROWS, checked_loading
-from vlroute.engine.settings import checked_per_mode
-from vlroute.errors import ExtraMissing, RouterClosedError, SettingsError
-from vlroute.frame_sampling import sampling_of
-from vlroute.judge import CaptionSource, Judge, MediaCaptioner
-from vlroute.media import DEFAULT_LIMITS, DEFAULT_SAMPLING, FrameSampling, Limits
-from vlroute.messages import Conversation, parse
-from vlroute.modes import MODES, ModeChoice, forced_mode
-from vlroute.pair_identity import PairIdentity, common_name, identify, pair_name
-from vlroute.sources import Sources
+from vlroute.engine.local.checkpoint import MAX_NUM_SEQS, checked_loading
+from vlroute.engine.local.checkpoint_files import check_folders, local_folder
+from vlroute.engine.settings import SETTINGS, UNSUPPORTED, checked_per_mode
+from vlroute.errors import ArtifactError, MissingExtraError, RouterClosedError, SettingsError
+from vlroute.hub import common_name, identify, pair_name, resolve_pair
+from vlroute.inputs.media import DEFAULT_LIMITS, DEFAULT_SAMPLING, FrameSampling, Limits
+from vlroute.inputs.messages import Conversation, parse
+from vlroute.inputs.video import sampling_of
+from vlroute.pipeline import Pipeline, RequestOptions, decide
+from vlroute.types import MODES, Answer, Decision, Event, Events, ModeChoice, ModelIdentity, forced_mode
+
+if TYPE_CHECKING:
+    from vlroute.engine.cache.prefix import PrefixCache
+    from vlroute.engine.cache.vision import VisionCache
+    from vlroute.engine.local.checkpoint import ModelPair
+    from vlroute.engine.local.engine import LocalEngine, Request
+    from vlroute.engine.local.scheduler import Batching
+    from vlroute.engine.remote.client import RemoteEngine
+    from vlroute.engine.remote.endpoint import Endpoint
+    from vlroute.store import Store
+
+Made = TypeVar("Made", bound="Sources")
+#: Arguments of `from_pretrained` about what this process loads.
+_LOADING = ("device", "dtype", "attn_implementation", "quantization", "max_num_seqs", "vision_cache", "prefix_cache")
+
+
+class Sources:
+    """What `Router` is made from; each way says how it answers by arguments of `Router.__init__`."""
+
+    def __init__(self, instruct: str | Path, thinking: str | Path, **options: Any) -> None:
+        raise NotImplementedError("make a Router")
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Made],
+        name: str | Path | None = None,
+        *,
+        instruct: str | Path | None = None,
+        thinking: str | Path | None = None,
+        router: str | Path | None = None,
+        policy: Policy | Target | Preset | None = None,
+        captioner: MediaCaptioner | CaptionSource | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        device: Any = None,
+        dtype: Any = None,
+        attn_implementation: str | None = None,
+        quantization: Any = None,
+        generation: Mapping[str, Any] | None = None,
+        vision_cache: VisionCache | None = None,
+        prefix_cache: PrefixCache | None = None,
+        store: Store | str | Path | None = None,
+        max_num_seqs: int = 1,
+        **settings: Any,
+    ) -> Made:
+        """A router over a pair of checkpoints; without any name over the embedded pocket pair.
+
+        Args:
+            name: "Qwen/Qwen3-VL-2B" stands for "…-Instruct" and "…-Thinking"; or a folder with `instruct/`, `thinking/`
+                and optionally `router/`; or a .json file of endpoints, see `from_endpoints`.
+            instruct, thinking: any two hub ids or folders, instead of `name`.
+            router: folder of a router artifact (see docs/decision.md); the pocket pair brings its own.
+            policy: `Policy(price=…)`, or a wish that becomes a price at this machine's pace: "fast", "balanced",
+                "accurate", "knee", or a `Target`. `operating_point()` says what to expect of it.
+            captioner: who describes pictures and videos: "probe", the artifact's vision probe (nearly free);
+                "instruct", the Instruct model; or a callable, given a `media.Picture` or `media.Video`. By default
+                the probe if one knows this pair's tower, else Instruct. Captions are cached by content.
+            limits: what a request may bring, see docs/messages.md.
+            device, dtype, attn_implementation, quantization: see `engine.pair.load_model_pair`.
+            settings: generation settings for both modes, under transformers' names: `do_sample=False`.
+            generation: the same per mode: `{"thinking": {"max_new_tokens": 4096}}`. docs/engine.md lists all settings.
+            vision_cache, prefix_cache: with budgets of your own (see docs/conversations.md). Routers may share a vision
+                cache.
+            store: where answers are remembered for `feedback`: a `Store`, a file, or a postgresql:// URL.
+            max_num_seqs: maximum number of answers in each mode that share forward passes; 1: each is generated alone.
+
+        Raises:
+            ValueError: a name together with `instruct=`/`thinking=`, or only one of these two.
+            CheckpointError: the name does not stand for a pair, or a folder is missing, incomplete or damaged. `load`
+                checks what only the loaded tokenizers and weights show.
+            SettingsError: an argument has a wrong type or is out of range. This check does not import torch.
+            ArtifactError: the router artifact or its probe cannot be used, or "probe" was asked for and there is none.
+        """
+        given = cls._settings(settings, generation)
+        for argument, value in (("name", name), ("instruct", instruct), ("thinking", thinking), ("router", router)):
+            if not isinstance(value, str | Path | None):
+                raise refused(argument, value, "a hub id or a folder")
+        options = {
+            "device": device, "dtype": dtype, "attn_implementation": attn_implementation, "quantization": quantization,
+        }  # fmt: skip
+        if name is not None and str(name).endswith(".json"):
+            if instruct or thinking:
+                raise ValueError("a file of endpoints names both servers; leave out instruct= and thinking=")
+            if captioner == "probe":
+                raise ArtifactError("endpoints give no vision features for the probe; pass captioner='instruct'")
+            from vlroute.engine.remote.endpoint import read_endpoints
+
+            return cls.from_endpoints(
+                *read_endpoints(Path(name)), router=router, policy=policy, captioner=captioner, limits=limits,
+                generation=given, store=store, vision_cache=vision_cache, prefix_cache=prefix_cache,
+                **options,
+            )  # fmt: skip
+        instruct, thinking, router = resolve_pair(name, instruct, thinking, router)
+        check_folders(instruct, thinking)
+        return cls(
+            instruct,
+            thinking,
+            classifier=None if router is None else ComplexityClassifier.load(router),
+            policy=policy,
+            captioner=captioner,
+            probe=None if router is None else probe_of(router),
+            limits=limits,
+            loading=options,
+            generation=given,
+            caching={"vision_cache": vision_cache, "prefix_cache": prefix_cache},
+            store=store,
+            max_num_seqs=max_num_seqs,
+        )
+
+    @classmethod
+    def from_endpoints(
+        cls: type[Made],
+        instruct: Endpoint | tuple[str, str],
+        thinking: Endpoint | tuple[str, str],
+        *,
+        router: str | Path | None = None,
+        policy: Policy | Target | Preset | None = None,
+        captioner: MediaCaptioner | Literal["instruct"] | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        generation: Mapping[str, Any] | None = None,
+        store: Store | str | Path | None = None,
+        **settings: Any,
+    ) -> Made:
+        """A router over two OpenAI-compatible servers: vLLM, SGLang, llama-server, `vlroute serve`, …; brings no torch.
+
+        Args:
+            instruct, thinking: (base URL with /v1, the model's name there), or an `Endpoint` for keys, headers and
+                deadlines; see docs/endpoints.md.
+            others: as of `from_pretrained`. Only what is set is sent; else the servers' own settings hold.
+        """
+        from vlroute.engine.remote.client import RemoteEngine
+
+        loading = {name: settings.pop(name) for name in _LOADING if name in settings}
+        if loading.pop("max_num_seqs", 1) not in (None, 1) or any(value is not None for value in loading.values()):
+            raise SettingsError(f"endpoints load nothing here: leave {', '.join(_LOADING)} to their servers")
+        remote = RemoteEngine.over(instruct, thinking)
+        try:
+            return cls(
+                *remote.names,
+                classifier=None if router is None else ComplexityClassifier.load(router),
+                policy=policy,
+                captioner=captioner,
+                limits=limits,
+                generation=cls._settings(settings, generation),
+                store=store,
+                remote=remote,
+            )
+        except BaseException:
+            remote.close()
+            raise
+
+    @classmethod
+    def _settings(cls, settings: Mapping[str, Any], generation: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Both combined. SettingsError for a name that is not a setting, such as a misspelled argument."""
+        if not isinstance(generation, Mapping | None):
+            raise refused("generation", generation, "a mapping of settings, or of settings per mode")
+        if "price" in settings:
+            raise SettingsError("price is no argument of a router; pass policy=Policy(price=…), or price= to ask")
+        arguments = [name for name in inspect.signature(cls.from_pretrained).parameters if name != "settings"]
+        for name in settings:
+            like = difflib.get_close_matches(name, [*arguments, *SETTINGS], 1)
+            if name not in SETTINGS and name not in UNSUPPORTED and like and like[0] in arguments:
+                raise SettingsError(f"unknown argument {name}; did you mean {like[0]}?")
+        return {**settings, **(generation or {})}
+
 
 log = logging.getLogger("vlroute")
 Self = TypeVar("Self", bound="Router")
-
-if TYPE_CHECKING:  # the engine brings torch and transformers: it is imported by `load`, not before
-    from vlroute.engine.batching import Batching
-    from vlroute.engine.local import LocalEngine
-    from vlroute.engine.pair import Pair
-    from vlroute.engine.prefix_cache import PrefixCache
-    from vlroute.engine.remote import RemoteEngine
-    from vlroute.engine.request import Request
-    from vlroute.engine.vision_cache import VisionCache
-    from vlroute.store import Store
 
 
 log = logging.getLogger("vlroute")
@@ -67,10 +221,10 @@ class Router(Sources):
         generation: Mapping[str, Any] | None = None,
         caching: Mapping[str, Any] | None = None,
         store: Store | str | Path | None = None,
-        rows: int = 1,
+        max_num_seqs: int = 1,
         remote: RemoteEngine | None = None,
     ) -> None:
-        """See `from_pretrained`. `loading`: for `load_pair`; `caching` may hold `vision_cache` and `prefix_cache`.
+        """See `from_pretrained`. `loading`: for `load_model_pair`. `caching`: `vision_cache`, `prefix_cache` or both.
         `remote` answers instead of checkpoints.
 
         Raises:
@@ -79,11 +233,15 @@ class Router(Sources):
         if not isinstance(limits, Limits):
             raise refused("limits", limits, "vlroute.Limits(…)")
         self.instruct, self.thinking, self.limits = instruct, thinking, limits
-        self.judge = Judge(classifier, policy, captioner, probe, shared=remote is None)
+        self.selector = ModeSelector(classifier, policy, captioner, probe, shared=remote is None)
         self.loading = checked_loading({} if loading is None else loading)
         self.generation = checked_per_mode({} if generation is None else generation, endpoints=remote is not None)
         self._caching = _checked_caches({} if caching is None else caching)
-        self.store, self.rows, self.remote = _open(store), ROWS.read("rows", rows), remote
+        self.store, self.max_num_seqs, self.remote = (
+            _open(store),
+            MAX_NUM_SEQS.read("max_num_seqs", max_num_seqs),
+            remote,
+        )
         self._owns_store = self.store is not store
         self._engine: LocalEngine | RemoteEngine | None = remote
         self._sampling: FrameSampling | None = None
@@ -91,8 +249,8 @@ class Router(Sources):
         self._closing = threading.Event()
         if classifier is None:
             log.info(
-                "no router artefact for %s + %s: %s answers unless mode= is set; pass router=, or train one "
-                "(docs/decision.md)", instruct, thinking, self.judge.policy.unsure_mode,
+                "no router artifact for %s + %s: %s answers unless mode= is set; pass router=, or train one "
+                "(docs/decision.md)", instruct, thinking, self.selector.policy.fallback_mode,
             )  # fmt: skip
         self._warn_of_another_pair()
 
@@ -100,7 +258,7 @@ class Router(Sources):
         state = "closed" if self.closed else "not loaded" if self._engine is None else "loaded"
         return (
             f"{type(self).__name__}(instruct={str(self.instruct)!r}, thinking={str(self.thinking)!r}, "
-            f"policy={self.judge.target or self.judge.policy!r}, rows={self.rows}, "
+            f"policy={self.selector.target or self.selector.policy!r}, max_num_seqs={self.max_num_seqs}, "
             f"{'endpoints' if self.remote and not self.closed else state})"
         )
 
@@ -110,28 +268,28 @@ class Router(Sources):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def use(self, artefact: str | Path | ComplexityClassifier) -> None:
-        """Decide by another router artefact, a folder with its own probe, from the next request on, without a restart.
-        ArtefactError, and no change, if it cannot be used."""
-        if isinstance(artefact, ComplexityClassifier):
-            self.judge.use(artefact, self.judge.probe)
+    def use(self, artifact: str | Path | ComplexityClassifier) -> None:
+        """Decide by another router artifact, a folder with its own probe, from the next request on, without a restart.
+        ArtifactError, and no change, if it cannot be used."""
+        if isinstance(artifact, ComplexityClassifier):
+            self.selector.use(artifact, self.selector.probe)
         else:
-            self.judge.use(ComplexityClassifier.load(artefact), probe_of(artefact))
+            self.selector.use(ComplexityClassifier.load(artifact), probe_of(artifact))
         self._warn_of_another_pair()
 
     @property
-    def identity(self) -> PairIdentity:
+    def identity(self) -> ModelIdentity:
         """Identity of the pair: its name, and its fingerprint if the weights are on this machine. Over endpoints, the
         names of the models."""
         if self.remote is not None:
-            return PairIdentity(common_name(*(self.remote.endpoints[mode].model for mode in MODES)))
-        loaded: Pair | None = getattr(self._engine, "pair", None)
+            return ModelIdentity(common_name(*(self.remote.endpoints[mode].model for mode in MODES)))
+        loaded: ModelPair | None = getattr(self._engine, "pair", None)
         if loaded is None:
             return identify(self.instruct, self.thinking)
-        return PairIdentity(pair_name(self.instruct, self.thinking), loaded.fingerprint)
+        return ModelIdentity(pair_name(self.instruct, self.thinking), loaded.fingerprint)
 
     def _warn_of_another_pair(self) -> None:
-        trained_for = self.judge.classifier.pair if self.judge.classifier else None
+        trained_for = self.selector.classifier.model if self.selector.classifier else None
         if trained_for is not None and trained_for.differs(here := self.identity):
             log.warning(
                 "the router artifact was trained for the pair %s, but this pair is %s: its decisions may be wrong; "
@@ -140,12 +298,12 @@ class Router(Sources):
                 here,
             )
 
-    def outlook(self, target: Target | Preset | None = None) -> Outlook:
-        """What the policy in force, or `target` instead, is expected to give at this machine's pace. ArtefactError if
-        the router artefact holds no calibration set."""
+    def operating_point(self, target: Target | Preset | None = None) -> OperatingPoint:
+        """What the policy in force, or `target` instead, is expected to give at this machine's pace. ArtifactError if
+        the router artifact holds no calibration set."""
         if not isinstance(target, Target | str | None):
             raise refused("target", target, "a vlroute.Target, the name of a preset or None")
-        return self.judge.outlook(Target(preset=target) if isinstance(target, str) else target)
+        return self.selector.operating_point(Target(preset=target) if isinstance(target, str) else target)
 
     def load(self) -> Router:
         """Load both checkpoints now instead of at the first answer; over endpoints, see that both are there."""
@@ -154,7 +312,7 @@ class Router(Sources):
         return self
 
     @property
-    def pair(self) -> Pair:
+    def pair(self) -> ModelPair:
         """The loaded pair; loads it at the first call. ValueError over endpoints."""
         return self._local.pair
 
@@ -181,9 +339,11 @@ class Router(Sources):
             self._check_open()
             engine = self._engine
             if engine is None:
-                from vlroute.engine.local import LocalEngine
+                from vlroute.engine.local.engine import LocalEngine
 
-                engine = LocalEngine.load(self.instruct, self.thinking, self.loading, self.rows, **self._caching)
+                engine = LocalEngine.load(
+                    self.instruct, self.thinking, self.loading, self.max_num_seqs, **self._caching
+                )
                 self._engine = engine
                 if self.closed:  # closed meanwhile; `close` does not wait for loading
                     self._release()
@@ -193,9 +353,9 @@ class Router(Sources):
             return cast("LocalEngine", engine)
 
     @property
-    def _answering(self) -> Answering:
+    def _answering(self) -> Pipeline:
         self._check_open()
-        return Answering(self.remote or self._local, self.judge, self.generation, self.store, self._closing)
+        return Pipeline(self.remote or self._local, self.selector, self.generation, self.store, self._closing)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -228,13 +388,13 @@ class Router(Sources):
             InputError: the message (see docs/messages.md), mode, price or caption is invalid.
             RouterClosedError: the router was closed.
         """
-        wish = Wish(caption, forced_mode(mode), price)
-        return self.decide_on(parse(prompt, images, videos, history, self.limits, self.sampling), wish)
+        options = RequestOptions(caption, forced_mode(mode), price)
+        return self.decide_on(parse(prompt, images, videos, history, self.limits, self.sampling), options)
 
-    def decide_on(self, conversation: Conversation, wish: Wish) -> Decision:
+    def decide_on(self, conversation: Conversation, options: RequestOptions) -> Decision:
         """`decide` for a conversation that is parsed already."""
         self._check_open()
-        return decide(self.judge, self._engine, conversation, wish)
+        return decide(self.selector, self._engine, conversation, options)
 
     def ask(
         self,
@@ -267,9 +427,9 @@ class Router(Sources):
             CheckpointError: a checkpoint cannot be loaded.
             RouterClosedError: the router was closed.
         """
-        wish = Wish(caption, forced_mode(mode), price, cancel, generation)
+        options = RequestOptions(caption, forced_mode(mode), price, cancel, generation)
         conversation = parse(prompt, images, videos, history, self.limits, self.sampling)  # before anything is loaded
-        return self._answering.answer(conversation, wish)
+        return self._answering.answer(conversation, options)
 
     def stream(
         self,
@@ -285,9 +445,9 @@ class Router(Sources):
         **generation: Any,
     ) -> Events:
         """As `ask`, as events: `Decided`, deltas, `Finished`. Bad input raises here; closing it cancels the answer."""
-        wish = Wish(caption, forced_mode(mode), price, cancel, generation)
+        options = RequestOptions(caption, forced_mode(mode), price, cancel, generation)
         conversation = parse(prompt, images, videos, history, self.limits, self.sampling)
-        return self._answering.stream(conversation, wish)
+        return self._answering.stream(conversation, options)
 
     def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
         """Say how right an answer was (`Answer.id`): true, false or a share 0 to 1. The last word on an answer counts.
@@ -299,7 +459,7 @@ class Router(Sources):
 
     @property
     def batching(self) -> Batching | None:
-        """Who writes several answers at the same time; None unless `rows` is above 1 and the pair is loaded."""
+        """Who writes several answers at the same time; None unless `max_num_seqs` is above 1 and the pair is loaded."""
         return getattr(self._engine, "batching", None)
 
     @property
@@ -335,20 +495,20 @@ class Router(Sources):
     def resume(self, folder: str | Path) -> Chat:
         """The conversation that `Chat.save` wrote. ChatFileError if it cannot be read."""
         self._check_open()
-        from vlroute.chat_file import read_chat
+        from vlroute.chat import read_chat
 
         system, turns = read_chat(folder, self.limits)
         return Chat(self, turns, system)
 
     def answer_turn(
-        self, conversation: Conversation, wish: Wish, emit: Callable[[Event], Any] = lambda event: None
+        self, conversation: Conversation, options: RequestOptions, emit: Callable[[Event], Any] = lambda event: None
     ) -> Answer:
         """As `ask`, for a `Chat`: earlier turns are not read again. `emit` is told each event, in this thread."""
-        return self._answering.answer(conversation, wish, in_turns=True, emit=emit)
+        return self._answering.answer(conversation, options, in_turns=True, emit=emit)
 
-    def stream_turn(self, conversation: Conversation, wish: Wish) -> Events:
+    def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
         """As `stream`, for a `Chat`."""
-        return self._answering.stream(conversation, wish, in_turns=True)
+        return self._answering.stream(conversation, options, in_turns=True)
 
 
 def _open(store: Store | str | Path | None) -> Store | None:
@@ -359,14 +519,14 @@ def _open(store: Store | str | Path | None) -> Store | None:
     try:
         from vlroute.store import Store
     except ModuleNotFoundError as error:
-        raise ExtraMissing(error, "store") from error
+        raise MissingExtraError(error, "store") from error
     return Store(store)
 
 
 #: Classes of the caches by argument; their modules import torch.
 _CACHES = {
-    "vision_cache": ("vlroute.engine.vision_cache", "VisionCache"),
-    "prefix_cache": ("vlroute.engine.prefix_cache", "PrefixCache"),
+    "vision_cache": ("vlroute.engine.cache.vision", "VisionCache"),
+    "prefix_cache": ("vlroute.engine.cache.prefix", "PrefixCache"),
 }
 
 

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from training.pocket.checkpoint import TEMPLATES
-from vlroute.modes import MODES, Mode
+from vlroute.types import MODES, Mode
 
 Case = Literal["equal", "different"]
 CASES: tuple[Case, ...] = ("equal", "different")

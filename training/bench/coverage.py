@@ -24,10 +24,12 @@ from vlroute.learning.cross_fit import cross_fit
 from vlroute.learning.curves import interval_at
 from vlroute.learning.design import folds_of
 from vlroute.learning.embeddings import remember
-from vlroute.learning.evaluate import compare, evaluate
+from vlroute.learning.evaluate import compare, evaluate, interval_at
+from vlroute.learning.folds import folds_of
 from vlroute.learning.intervals import Sampling, Values
 from vlroute.learning.metrics import area_over_random, share_by_score
-from vlroute.learning.records import Outcome, Record
+from vlroute.learning.out_of_fold import cross_fit
+from vlroute.records import Outcome, Record
 
 SIZES = (100, 300, 1000)
 SIMULATIONS = 500
@@ -288,7 +290,7 @@ def train_once(kind: str, n: int, number: int) -> dict[str, Any]:
         records.append(Record(f"r{index}", f"{' '.join(words)} {index}?", None, outcome[0], outcome[1]))
     text = remember(records, load_text_encoder(STATIC))
     _, unseen = cross_fit(records, folds=5, seeds=2, text=text, jobs=1)
-    figure = evaluate(records, unseen, Policy(), Pace()).figures["area over random"]
+    figure = evaluate(records, unseen, Policy(), LatencyModel()).figures["area over random"]
     return {"area": figure.value, "interval": figure.interval}
 
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from training.pocket.stages import STAGES
 from vlroute.decision.wilson import share_interval
-from vlroute.learning.records import Record, read_records
-from vlroute.modes import MODES, Mode
-from vlroute.pocket.families import FAMILIES, LEVELS
+from vlroute.pocket.tasks import FAMILIES, LEVELS
+from vlroute.records import Record, read_records
+from vlroute.types import MODES, Mode
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 TEXT = Path(__file__).with_name("card.md")

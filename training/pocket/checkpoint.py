@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from vlroute.pocket.canvas import LETTERS, SIDE
-from vlroute.pocket.families import FRAMES
-from vlroute.pocket.wording import (
+from vlroute.pocket.tasks import (
     CAPTION_PROMPT,
+    FRAMES,
     LINKS_PROMPT,
     NUMBER_WORDS,
     SHAPE_NAMES,

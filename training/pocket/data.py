@@ -17,8 +17,16 @@ from transformers import PreTrainedTokenizerFast
 
 from training.pocket.checkpoint import MERGE, PATCH
 from vlroute.pocket.canvas import CIRCLE, GLYPHS, LETTERS, SIDE, SQUARE, TRIANGLE, Glyph
-from vlroute.pocket.families import FRAMES, Task, added
-from vlroute.pocket.wording import CAPTION_PROMPT, LINKS_PROMPT, TALLY_PROMPT, TRANSCRIPT_PROMPT, WORDINGS
+from vlroute.pocket.tasks import (
+    CAPTION_PROMPT,
+    FRAMES,
+    LINKS_PROMPT,
+    TALLY_PROMPT,
+    TRANSCRIPT_PROMPT,
+    WORDINGS,
+    Task,
+    added,
+)
 
 GRID = SIDE // PATCH
 IMAGE_TOKENS = (GRID // MERGE) ** 2

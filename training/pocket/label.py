@@ -15,9 +15,9 @@ from pathlib import Path
 from rich.progress import track
 
 from vlroute import Router
-from vlroute.answer import Answer
-from vlroute.learning.records import Outcome, Record, read_records, write_records
-from vlroute.pocket.trial import Trial, draw_evenly, media, run_trials
+from vlroute.learning.trial import Trial, draw_evenly, media, run_trials
+from vlroute.records import Outcome, Record, read_records, write_records
+from vlroute.types import Answer
 
 
 def outcome(trial: Trial, answer: Answer) -> Outcome:
@@ -47,11 +47,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1440)
     parser.add_argument("--seed", default="labels")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pair", type=Path, default=Path(__file__).resolve().parents[2] / "models" / "pocket")
+    parser.add_argument("--model", type=Path, default=Path(__file__).resolve().parents[2] / "models" / "pocket")
     options = parser.parse_args()
     partial = options.out.with_suffix(".partial.jsonl")
     done = len(list(read_records(partial))) if partial.exists() else 0
-    router = Router.from_pretrained(options.pair, captioner="instruct")
+    router = Router.from_pretrained(options.model, captioner="instruct")
     tasks = itertools.islice(draw_evenly(options.count, options.seed), done, None)
     trials = run_trials(router, tasks, routed=False)
     for i, trial in enumerate(track(trials, "labelling", total=options.count - done), start=done):

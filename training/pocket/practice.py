@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 from vlroute.pocket.canvas import LETTERS, Canvas
-from vlroute.pocket.families import Task
+from vlroute.pocket.tasks import Task
 
 
 def draw_links(rng: random.Random, family: str, count: int) -> Task:

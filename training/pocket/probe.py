@@ -19,11 +19,11 @@ from rich.progress import Progress, track
 from vlroute import Router
 from vlroute.decision.vision_probe import PROBE_FOLDER
 from vlroute.errors import InputError
-from vlroute.learning.records import Record, read_records
-from vlroute.learning.train_probe import STEPS, Floats, pool, train_probe
-from vlroute.media import DEFAULT_LIMITS
-from vlroute.messages import parse
-from vlroute.pocket.trial import draw_evenly, media
+from vlroute.inputs.media import DEFAULT_LIMITS
+from vlroute.inputs.messages import parse
+from vlroute.learning.probe import STEPS, Floats, pool, train_probe
+from vlroute.learning.trial import draw_evenly, media
+from vlroute.records import Record, read_records
 
 RECORDS = Path(__file__).with_name("records.jsonl.gz")
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"

@@ -114,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2100)
     parser.add_argument("--seed", default="proof-2")
-    parser.add_argument("--pair", type=Path, default=POCKET)
+    parser.add_argument("--model", type=Path, default=POCKET)
     parser.add_argument("--router", type=Path, default=POCKET / "router")
     parser.add_argument("--out", type=Path, default=POCKET / "router" / "proof", help="without .md")
     options = parser.parse_args()
@@ -124,9 +124,9 @@ def main() -> None:
         "seed": options.seed,
         "thinking share": round(THINKING_SHARE, 4),
         "router": fingerprint(options.router)[:16],
-        "pair": fingerprint(options.pair / "instruct", options.pair / "thinking")[:16],
+        "pair": fingerprint(options.model / "instruct", options.model / "thinking")[:16],
     }
-    router = Router.from_pretrained(options.pair, router=options.router, policy=Target(thinking_share=THINKING_SHARE))
+    router = Router.from_pretrained(options.model, router=options.router, policy=Target(thinking_share=THINKING_SHARE))
     partial = options.out.with_suffix(".partial.jsonl")
     work = run(router, options.count, options.seed, partial, head)
     rows = list(track(work, "proving", total=options.count))

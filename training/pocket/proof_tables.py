@@ -10,15 +10,8 @@ import numpy as np
 from training.pocket.proving import SOURCES, Judged, Proved
 from vlroute.decision.wilson import share_interval
 from vlroute.learning.intervals import Interval, Sampling
-from vlroute.learning.metrics import (
-    Values,
-    area_over_random,
-    ece,
-    ece_if_calibrated,
-    headroom_captured,
-    share_by_score,
-)
-from vlroute.modes import MODES
+from vlroute.learning.metrics import Values, area_over_random, ece, ece_if_calibrated, headroom_captured, share_by_score
+from vlroute.types import MODES
 
 WAYS = (*MODES, "routed")
 

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from vlroute import Router
-from vlroute.answer import Answer
+from vlroute.decision.selector import CAPTION_PROMPT
 from vlroute.errors import InputError
-from vlroute.judge import CAPTION_PROMPT
-from vlroute.media import DEFAULT_LIMITS
-from vlroute.messages import parse
-from vlroute.modes import MODES, Mode
-from vlroute.pocket.families import Task
-from vlroute.pocket.trial import ask_task, draw_evenly, is_right, media
+from vlroute.inputs.media import DEFAULT_LIMITS
+from vlroute.inputs.messages import parse
+from vlroute.learning.trial import ask_task, draw_evenly, is_right, media
+from vlroute.pocket.tasks import Task
+from vlroute.types import MODES, Answer, Mode
 
 #: Where the words about a picture may come from, in the order of the table.
 SOURCES = ("prompt alone", "caption by Instruct", "vision probe", "caption given")
@@ -98,8 +97,8 @@ def _judged(router: Router, task: Task, source: str) -> Judged:
         caption = ""  # blank words count as none
         if source == "caption by Instruct":
             caption = request.caption(seen, CAPTION_PROMPT)
-        elif source == "vision probe" and router.judge.probe is not None:
-            caption = router.judge.probe.describe(request.pooled(seen))
+        elif source == "vision probe" and router.selector.probe is not None:
+            caption = router.selector.probe.describe(request.pooled(seen))
         elif source == "caption given":
             caption = task.caption
         decision = router.decide(task.prompt, caption=caption)

@@ -41,8 +41,8 @@ from training.pocket.data import (
     transcript_example,
 )
 from training.pocket.practice import draw_links
-from vlroute.modes import Mode
-from vlroute.pocket.families import Task, draw_task
+from vlroute.pocket.tasks import Task, draw_task
+from vlroute.types import Mode
 
 Scores = dict[str, tuple[float, int]]  # name → (share right, how many)
 LINKED = {"gui": 1.0, "hop": 1.0}

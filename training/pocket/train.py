@@ -22,7 +22,7 @@ from torch import nn
 from training.pocket.checkpoint import build_model, build_tokenizer, save_checkpoint
 from training.pocket.data import LABEL, Sequences
 from training.pocket.stages import EXAMPLES, STAGES, Scores, Stage, sequence_loss, tower_loss
-from vlroute.modes import MODES, Mode
+from vlroute.types import MODES, Mode
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "runs" / "pocket"

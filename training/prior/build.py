@@ -42,8 +42,8 @@ from pathlib import Path
 
 from training.prior.prompts import LANGUAGES, Wording, draw_prompts, load_wordings, put
 from training.prior.scores import BENCHMARKS, BY_NAME, Benchmark
-from vlroute.learning.records import Outcome, Record, outcomes, read_records, write_records
-from vlroute.modes import MODES
+from vlroute.records import Outcome, Record, outcomes, read_records, write_records
+from vlroute.types import MODES
 
 #: Questions drawn for each benchmark: a multiple of the caption conditions, of which each gets as many.
 DRAWS = 120

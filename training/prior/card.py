@@ -18,7 +18,7 @@ from training.prior.scores import BENCHMARKS
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.decision.policy import Policy
 from vlroute.files import replace_file
-from vlroute.modes import Mode
+from vlroute.types import Mode
 
 ROOT = Path(__file__).resolve().parents[2]
 PARALLEL = ROOT / "tests" / "parallel_prompts.jsonl"
@@ -46,7 +46,7 @@ def parallel(classifier: ComplexityClassifier, policy: Policy, router: str) -> l
     for row in map(json.loads, PARALLEL.read_text("utf-8").splitlines()):
         if row["router"] == router:
             english, chinese = (classifier.predict(row[language], row["caption"]) for language in ("en", "zh"))
-            modes = policy.decide(english, classifier.pace).mode, policy.decide(chinese, classifier.pace).mode
+            modes = policy.decide(english, classifier.latency).mode, policy.decide(chinese, classifier.latency).mode
             pairs.append(Pair(row["family"], modes, (english, chinese)))
     return pairs
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlroute.decision.pace import ASSUMED_PER_TOKEN, ASSUMED_PREFILL
-from vlroute.modes import Mode
+from vlroute.decision.latency import ASSUMED_PER_TOKEN, ASSUMED_PREFILL
+from vlroute.types import Mode
 
 REPORT = "Qwen3-VL technical report, Qwen3-VL-2B Instruct and Thinking"
 HANDS_ON = "an earlier hands-on comparison of the two modes"

@@ -1,16 +1,193 @@
-"""A request as numbers: prompt words | its letters | caption words | crossed words | plain numbers, and embeddings."""
+"""Text to vector: TF-IDF over words, numbers and Chinese characters, in plain Python and numpy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vlroute.decision.encoder import Columns, Floats, LexicalEncoder, terms_of, tokenise
-from vlroute.decision.grams import GramEncoder
-from vlroute.decision.text_encoder import TextEncoder
+from vlroute.decision.text_encoder import Floats, TextEncoder
+
+Columns = NDArray[np.int64]
+
+#: Of a longer text only so many characters at either end are read: instructions stand around a paste.
+MAX_END_CHARS = 10_000
+
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_TOKEN = re.compile(rf"[{_CJK}]|\d+(?:\.\d+)?|(?:(?![{_CJK}])[^\W\d_])+")
+
+
+def lowered(text: str, end_chars: int) -> str:
+    """Lower-cased, in one Unicode form; of a longer text only `end_chars` characters at either end."""
+    if len(text) > 2 * end_chars:
+        text = f"{text[:end_chars]}\n{text[-end_chars:]}"
+    return unicodedata.normalize("NFKC", text).lower()
+
+
+def tokenise(text: str) -> list[str]:
+    """The tokens of `text` in order: lower-cased words, each number as one token, single CJK characters."""
+    return _TOKEN.findall(lowered(text, MAX_END_CHARS))
+
+
+def terms_of(tokens: Sequence[str]) -> list[str]:
+    """The tokens, then each neighbouring pair; pairs of CJK characters serve as words of Chinese."""
+    return [*tokens, *(f"{left} {right}" for left, right in pairwise(tokens))]
+
+
+class LexicalEncoder:
+    """A vocabulary of terms with their idf: terms in, unit vector out.
+
+    A term weighs `(1 + ln count) * idf` with `idf = ln((1 + n) / (1 + df)) + 1` over the n training texts;
+    the vector is scaled to length 1. The same as scikit-learn's `TfidfVectorizer(sublinear_tf=True)`, which a
+    test proves.
+    """
+
+    def __init__(self, terms: Sequence[str], idf: Floats) -> None:
+        """`terms`: distinct, in column order. `idf`: float32 `[len(terms)]`. ValueError if they don't fit."""
+        if idf.shape != (len(terms),):
+            raise ValueError(f"idf has shape {list(idf.shape)}, expected [{len(terms)}]")
+        self.terms = tuple(terms)
+        self.idf = idf
+        self._column = {term: column for column, term in enumerate(self.terms)}
+        if len(self._column) != len(self.terms):
+            raise ValueError("a term stands in the vocabulary twice")
+        self._idf: list[float] = idf.tolist()  # plain floats: reading single items of an array is slow
+
+    @classmethod
+    def fit(cls, texts: Iterable[Sequence[str]], *, min_texts: int = 2, max_terms: int = 50_000) -> LexicalEncoder:
+        """Learn from each text's terms: keep those in at least `min_texts`, the most frequent `max_terms`."""
+        frequency: Counter[str] = Counter()
+        n = 0
+        for terms in texts:
+            frequency.update(set(terms))
+            n += 1
+        often = [(term, df) for term, df in frequency.items() if df >= min_texts]
+        kept = sorted(sorted(often, key=lambda item: (-item[1], item[0]))[:max_terms])
+        idf = [math.log((1 + n) / (1 + df)) + 1 for _, df in kept]
+        return cls([term for term, _ in kept], np.asarray(idf, dtype=np.float32))
+
+    @property
+    def width(self) -> int:
+        return len(self.terms)
+
+    def encode_terms(self, terms: Iterable[str]) -> tuple[Columns, Floats]:
+        """The non-zero columns, ascending, and their values: int64 `[k]`, float32 `[k]`; k may be 0."""
+        counts = Counter([column for term in terms if (column := self._column.get(term)) is not None])
+        columns = sorted(counts)
+        values = [(1 + math.log(counts[column])) * self._idf[column] for column in columns]
+        length = math.sqrt(sum(value * value for value in values))
+        return np.asarray(columns, np.int64), np.asarray([value / length for value in values], np.float32)
+
+    def encode(self, text: str) -> Floats:
+        """The whole vector, float32 `[width]`, of length 1; all zeros if nothing is known."""
+        vector = np.zeros(self.width, dtype=np.float32)
+        columns, values = self.encode_terms(terms_of(tokenise(text)))
+        vector[columns] = values
+        return vector
+
+    def count_known(self, tokens: Iterable[str]) -> tuple[int, int]:
+        """(tokens seen in training, tokens counted). Unseen numbers do not count: no data holds them all."""
+        known = unknown = 0
+        for token in tokens:
+            if token in self._column:
+                known += 1
+            elif not token[0].isdigit():
+                unknown += 1
+        return known, known + unknown
+
+    def known_share(self, text: str) -> float:
+        """Share of the counted tokens that training has seen, 0 to 1; 0 for a text without any."""
+        known, counted = self.count_known(tokenise(text))
+        return known / counted if counted else 0.0
+
+
+Grams = NDArray[np.uint64]
+
+#: Of a longer text only so many characters at either end are read.
+MAX_GRAM_END_CHARS = 1000
+FIT_CHUNK = 2000  # texts whose grams are held at the same time while learning
+_BLANKS = re.compile(r"[\s\0]+")
+
+
+def plain(text: str) -> str:
+    """Lower-cased, in one Unicode form, every stretch of white space one blank; of a long text both ends."""
+    return _BLANKS.sub(" ", lowered(text, MAX_GRAM_END_CHARS))
+
+
+def grams_of(text: str) -> Grams:
+    """Every run of 2, 3 and 4 UTF-16 units of the plain text as one number, in order, repeats included.
+
+    A unit has 16 bits, so four of them fill a number and nothing has to be hashed.
+    """
+    units = np.frombuffer(plain(text).encode("utf-16-le", "surrogatepass"), np.uint16).astype(np.uint64)
+    found, runs = [], units
+    for length in (1, 2, 3):
+        runs = runs[:-1] | (units[length:] << np.uint64(16 * length))
+        found.append(runs)
+    return np.concatenate(found)
+
+
+class GramEncoder:
+    """A vocabulary of grams with their idf: text in, unit vector out.
+
+    Weights as in `LexicalEncoder`; the same as scikit-learn's `TfidfVectorizer(analyzer="char", ngram_range=(2, 4),
+    sublinear_tf=True)` on the normalised text, which a test proves.
+    """
+
+    def __init__(self, grams: Grams, idf: Floats) -> None:
+        """`grams`: ascending, in column order. `idf`: float32 `[len(grams)]`. ValueError if they don't fit."""
+        if idf.shape != grams.shape or grams.ndim != 1 or not bool((grams[1:] > grams[:-1]).all()):
+            raise ValueError("grams must be distinct and ascending, with one idf each")
+        self.grams, self.idf = grams.astype(np.uint64), idf
+
+    @classmethod
+    def fit(cls, texts: Iterable[str], *, min_texts: int = 3, max_grams: int = 30_000) -> GramEncoder:
+        """Keep the grams that occur in at least `min_texts` texts, the most frequent `max_grams`."""
+        grams, frequency, n = np.zeros(0, np.uint64), np.zeros(0, np.int64), 0
+        held: list[Grams] = []
+
+        def merge() -> None:
+            nonlocal grams, frequency
+            if held:
+                fresh, counts = np.unique(np.concatenate(held), return_counts=True)
+                both, place = np.unique(np.concatenate([grams, fresh]), return_inverse=True)
+                weights = np.concatenate([frequency, counts])
+                grams, frequency = both, np.bincount(place, weights, len(both)).astype(np.int64)
+                held.clear()
+
+        for text in texts:
+            held.append(np.unique(grams_of(text)))
+            n += 1
+            if len(held) == FIT_CHUNK:
+                merge()
+        merge()
+        often = np.flatnonzero(frequency >= min_texts)
+        kept = np.sort(often[np.argsort(-frequency[often], kind="stable")[:max_grams]])
+        idf = np.log((1 + n) / (1 + frequency[kept])) + 1
+        return cls(grams[kept], idf.astype(np.float32))
+
+    @property
+    def width(self) -> int:
+        return len(self.grams)
+
+    def encode(self, text: str) -> tuple[Columns, Floats]:
+        """The non-zero columns, ascending, and their values: int64 `[k]`, float32 `[k]`; k may be 0."""
+        present, counts = np.unique(grams_of(text), return_counts=True)
+        columns = np.searchsorted(self.grams, present)
+        columns[columns == self.width] = 0
+        known = self.grams[columns] == present if self.width else np.zeros(len(present), bool)
+        columns = columns[known]
+        values = (1 + np.log(counts[known])) * self.idf[columns]
+        length = np.sqrt(values @ values)
+        return columns, (values / length if length else values).astype(np.float32)
+
 
 #: Meaning of the plain numbers, in column order.
 DENSE = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlroute.decision.encoder import Floats
+from vlroute.decision.text_encoder import Floats
 
 Nodes = NDArray[np.int32]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlroute.decision.encoder import Floats
+from vlroute.decision.text_encoder import Floats
 
 NEAREST = 50
 #: How much sooner a nearer neighbour counts: a cosine lower by 1/8 counts 1/e of it.

@@ -4,44 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
 
 from vlroute.checks import Number, refused
 from vlroute.decision.classifier import Prediction
-from vlroute.decision.pace import Pace
-from vlroute.modes import MODES, Mode
+from vlroute.decision.latency import LatencyModel
+from vlroute.types import MODES, Decision, Mode
 
-Stage = Literal["prompt", "prefill", "answer"]
 #: Price of one second of waiting, in probability of a right answer.
 PRICE = Number(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Which mode answers, and why.
-
-    `stage`: how much evidence it rests on. `p_*`, `gain`: probabilities. `seconds_*`: expected, for the whole
-    answer. `threshold`: the gain needed, price x extra seconds. `forced`: the caller chose the mode.
-    `caption`: what was read. `fallback`: the mode that was chosen could not answer, so `mode` is the other one.
-    """
-
-    mode: Mode
-    stage: Stage
-    p_instruct: float
-    p_thinking: float
-    gain: float
-    seconds_instruct: float
-    seconds_thinking: float
-    threshold: float
-    reason: str
-    caption: str | None = None
-    forced: bool = False
-    fallback: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """All fields by name, ready for JSON: no NaN, no infinity."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +20,8 @@ class Policy:
     """Think when gain > price x extra seconds.
 
     `price`: what one second of waiting is worth, in probability of a right answer. 0.1: wait one second more
-    for ten points. 0: think whenever it helps at all. `min_known`: a request of which a smaller share of
-    tokens is known is too far from the training data to judge, and gets `unsure_mode`.
+    for ten points. 0: think whenever it helps at all. `min_coverage`: a request of which a smaller share of
+    tokens is known is too far from the training data to judge, and gets `fallback_mode`.
 
     Invariants, unless forced, unsure or fallen back: `mode == "thinking"` exactly if `gain > threshold`; a gain <= 0
     never thinks; with the same prediction a higher price never turns Instruct into Thinking. Always: every number
@@ -58,38 +29,38 @@ class Policy:
     """
 
     price: float = 0.1
-    min_known: float = 0.3
-    unsure_mode: Mode = "instruct"
+    min_coverage: float = 0.3
+    fallback_mode: Mode = "instruct"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "price", PRICE.read("price", self.price))
-        object.__setattr__(self, "min_known", Number(0, 1).read("min_known", self.min_known))
-        _check_mode("unsure_mode", self.unsure_mode)
+        object.__setattr__(self, "min_coverage", Number(0, 1).read("min_coverage", self.min_coverage))
+        _check_mode("fallback_mode", self.fallback_mode)
 
     def decide(
         self,
         prediction: Prediction,
-        pace: Pace,
+        latency: LatencyModel,
         caption: str | None = None,
         forced: Mode | None = None,
-        unread: Mapping[Mode, int] | None = None,
+        uncached_tokens: Mapping[Mode, int] | None = None,
     ) -> Decision:
         """Weigh one prediction at this machine's pace. ValueError if `forced` is no mode.
 
-        `unread`: how many tokens each mode has not read yet. In a conversation the mode that answered last has
+        `uncached_tokens`: how many tokens each mode has not read yet. In a conversation the mode that answered last has
         little left to read, so changing the mode costs what the other one must read first.
         """
-        left = unread or {}
-        instruct = pace.expected("instruct", prediction.tokens_instruct, left.get("instruct"))
-        thinking = pace.expected("thinking", prediction.tokens_thinking, left.get("thinking"))
+        left = uncached_tokens or {}
+        instruct = latency.expected("instruct", prediction.tokens_instruct, left.get("instruct"))
+        thinking = latency.expected("thinking", prediction.tokens_thinking, left.get("thinking"))
         extra, gain = thinking - instruct, prediction.gain
         threshold = min(self.price * max(extra, 0.0), sys.float_info.max)
         mode: Mode = "thinking" if gain > threshold else "instruct"
         if forced is not None:
             _check_mode("mode", forced)
             mode, reason = forced, f"{forced} was asked for"
-        elif prediction.known < self.min_known:
-            mode = self.unsure_mode
+        elif prediction.known < self.min_coverage:
+            mode = self.fallback_mode
             reason = f"only {prediction.known:.0%} of the words are known: too far from the training data to judge"
         else:
             reason = _reason(gain, extra, threshold)

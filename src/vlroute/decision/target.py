@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from vlroute.checks import Number, refused
-from vlroute.decision.frontier import Frontier, Outlook
+from vlroute.decision.tradeoff import OperatingPoint, TradeoffCurve
 from vlroute.errors import SettingsError
 
 Preset = Literal["fast", "balanced", "accurate", "knee"]
@@ -51,38 +51,38 @@ class Target:
         given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         return f"Target({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
-    def resolve(self, frontier: Frontier) -> Outlook:
+    def resolve(self, curve: TradeoffCurve) -> OperatingPoint:
         """The price and what it gives. Where the wish is out of reach, what comes nearest."""
-        return frontier.outlook(self._position(frontier))
+        return curve.operating_point(self._position(curve))
 
-    def _position(self, frontier: Frontier) -> int:
+    def _position(self, curve: TradeoffCurve) -> int:
         if self.target_accuracy is not None:
-            enough = np.flatnonzero(frontier.accuracies >= self.target_accuracy)
+            enough = np.flatnonzero(curve.accuracies >= self.target_accuracy)
             if not len(enough):
-                return int(np.argmax(frontier.accuracies))
-            return int(enough[np.argmin(frontier.seconds[enough])])
+                return int(np.argmax(curve.accuracies))
+            return int(enough[np.argmin(curve.seconds[enough])])
         if self.thinking_share is not None:
-            return int(np.argmin(np.abs(frontier.shares - self.thinking_share)))
+            return int(np.argmin(np.abs(curve.shares - self.thinking_share)))
         if self.preset == "accurate":
-            return len(frontier.prices) - 1
+            return len(curve.prices) - 1
         if self.preset == "knee":
-            return _knee(frontier)
+            return _knee(curve)
         if self.preset is not None:
-            instruct, thinking = frontier.single_seconds
-            return _best_within(frontier, float(instruct + SPENDING[self.preset] * max(0.0, thinking - instruct)))
-        return _best_within(frontier, float(self.max_mean_seconds or 0.0))
+            instruct, thinking = curve.single_seconds
+            return _best_within(curve, float(instruct + SPENDING[self.preset] * max(0.0, thinking - instruct)))
+        return _best_within(curve, float(self.max_mean_seconds or 0.0))
 
 
-def _best_within(frontier: Frontier, seconds: float) -> int:
-    affordable = np.flatnonzero(frontier.seconds <= seconds)
+def _best_within(curve: TradeoffCurve, seconds: float) -> int:
+    affordable = np.flatnonzero(curve.seconds <= seconds)
     if not len(affordable):
-        return int(np.argmin(frontier.seconds))
-    return int(affordable[np.argmax(frontier.accuracies[affordable])])
+        return int(np.argmin(curve.seconds))
+    return int(affordable[np.argmax(curve.accuracies[affordable])])
 
 
-def _knee(frontier: Frontier) -> int:
+def _knee(curve: TradeoffCurve) -> int:
     """From the fastest point to the most accurate one, the point farthest above the straight line between them."""
-    seconds, accuracies = frontier.seconds, frontier.accuracies
+    seconds, accuracies = curve.seconds, curve.accuracies
     start, end = int(np.argmin(seconds)), int(np.argmax(accuracies))
     longer, better = seconds[end] - seconds[start], accuracies[end] - accuracies[start]
     if longer <= 0 or better <= 0:

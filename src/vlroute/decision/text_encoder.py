@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from vlroute.decision.encoder import Floats
-from vlroute.errors import ArtefactError
-from vlroute.shipped import shipped
+from vlroute.errors import ArtifactError
+from vlroute.files import shipped
 
+Floats = NDArray[np.float32]
 #: The name of the shipped encoder, `models/encoder`.
 STATIC = "static"
 _NOT_CONTENT = {"README.md", ".gitattributes"}
@@ -41,7 +42,7 @@ class TextEncoder(Protocol):
 def load_text_encoder(name: str) -> TextEncoder:
     """ "static", a folder, or a hub id. Loaded once in a process; thread-safe.
 
-    A static embedding is read here; anything else by sentence-transformers, which brings torch. ArtefactError if it
+    A static embedding is read here; anything else by sentence-transformers, which brings torch. ArtifactError if it
     cannot be had, with what to do.
     """
     folder = shipped("encoder") if name == STATIC else Path(name)
@@ -121,7 +122,7 @@ def _load_static(name: str, folder: Path, table: Path) -> TextEncoder:
     try:
         return _Static(name, folder, table)
     except Exception as error:
-        raise ArtefactError(f"the text encoder in {folder} cannot be read ({error}); copy the folder again") from error
+        raise ArtifactError(f"the text encoder in {folder} cannot be read ({error}); copy the folder again") from error
 
 
 @lru_cache(maxsize=4)
@@ -129,13 +130,13 @@ def _load_sentence_transformer(name: str, folder: Path | None = None) -> TextEnc
     try:
         return _SentenceTransformer(name, folder)
     except ModuleNotFoundError as error:
-        raise ArtefactError(
+        raise ArtifactError(
             f"{name!r} is no folder of a static encoder, and {error.name} is not installed: for a "
             "sentence-transformers model pip install 'vlroute[encoders]'; for the shipped encoder the name is 'static'"
         ) from error
     except Exception as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
-        raise ArtefactError(
+        raise ArtifactError(
             f"the text encoder {name!r} cannot be loaded ({why}): give a folder or a hub id of a "
             "sentence-transformers model, or 'static'"
         ) from error

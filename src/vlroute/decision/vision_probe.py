@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlroute.decision.artefact import CARD_FILE, read_artefact, write_artefact
-from vlroute.errors import ArtefactError
+from vlroute.decision.artifact import CARD_FILE, read_artifact, write_artifact
+from vlroute.errors import ArtifactError
 
 Floats = NDArray[np.float32]
-#: Where the probe of a router artefact lies in its folder.
+#: Where the probe of a router artifact lies in its folder.
 PROBE_FOLDER = "probe"
 KIND = "vision probe"
 REMEDY = "train it again (docs/decision.md, Captions), or pass captioner='instruct'"
@@ -46,9 +46,9 @@ class VisionProbe:
             )
 
     def describe(self, pooled: Floats) -> str:
-        """The caption, from pooled features `[width]`. ArtefactError for another width: not the tower it knows."""
+        """The caption, from pooled features `[width]`. ArtifactError for another width: not the tower it knows."""
         if pooled.shape != (self.weights.shape[1],):
-            raise ArtefactError(
+            raise ArtifactError(
                 f"the vision probe reads {self.weights.shape[1]} pooled features, not {list(pooled.shape)}: it was "
                 f"trained on another tower; {REMEDY}"
             )
@@ -58,25 +58,25 @@ class VisionProbe:
         return ", ".join(self.texts[i] for i in np.argsort(-logits, kind="stable") if logits[i] > 0)
 
     def check_tower(self, tower: str) -> None:
-        """ArtefactError if `tower` is not the fingerprint of the tower it was trained on."""
+        """ArtifactError if `tower` is not the fingerprint of the tower it was trained on."""
         if tower != self.tower:
-            raise ArtefactError(
+            raise ArtifactError(
                 f"the vision probe was trained on another vision tower (fingerprint {self.tower[:12]}…, this pair's "
                 f"Instruct has {tower[:12]}…): what it would say is meaningless; {REMEDY}"
             )
 
     def save(self, folder: str | Path) -> None:
-        """Write two files into `folder`, as `decision.artefact` does, replacing what was there."""
+        """Write two files into `folder`, as `decision.artifact` does, replacing what was there."""
         head = {"kind": KIND, "texts": list(self.texts), "whole": self.whole, "tower": self.tower}
-        write_artefact(folder, {**self.card, **head}, {"weights": self.weights, "bias": self.bias})
+        write_artifact(folder, {**self.card, **head}, {"weights": self.weights, "bias": self.bias})
 
     @classmethod
     def load(cls, folder: str | Path) -> VisionProbe:
-        """Read what `save` wrote; runs no code. ArtefactError, with a remedy, if missing, damaged or no probe."""
+        """Read what `save` wrote; runs no code. ArtifactError, with a remedy, if missing, damaged or no probe."""
         try:
-            card, arrays = read_artefact(folder)
-        except ArtefactError as error:
-            raise ArtefactError(f"vision probe: {error}. Or else: {REMEDY}") from error
+            card, arrays = read_artifact(folder)
+        except ArtifactError as error:
+            raise ArtifactError(f"vision probe: {error}. Or else: {REMEDY}") from error
         try:
             kind, texts, whole, tower = (card.pop(name) for name in ("kind", "texts", "whole", "tower"))
             typed = isinstance(texts, list) and isinstance(whole, bool) and isinstance(tower, str)
@@ -84,10 +84,10 @@ class VisionProbe:
                 raise ValueError("expected a vision probe with its texts and the fingerprint of its tower")
             return cls(tuple(texts), arrays["weights"], arrays["bias"], whole, tower, card)
         except (KeyError, ValueError) as error:
-            raise ArtefactError(f"{Path(folder) / CARD_FILE} is no vision probe ({error}); {REMEDY}") from error
+            raise ArtifactError(f"{Path(folder) / CARD_FILE} is no vision probe ({error}); {REMEDY}") from error
 
 
 def probe_of(router: str | Path) -> VisionProbe | None:
-    """The probe that lies in a router artefact's folder, or None. ArtefactError if it cannot be used."""
+    """The probe that lies in a router artifact's folder, or None. ArtifactError if it cannot be used."""
     folder = Path(router) / PROBE_FOLDER
     return VisionProbe.load(folder) if folder.is_dir() else None

@@ -6,17 +6,15 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlroute.media import Picture, Video
-from vlroute.messages import Conversation
-from vlroute.modes import Mode
+from vlroute.inputs.media import Picture, Video
+from vlroute.inputs.messages import Conversation
+from vlroute.types import Channel, FinishReason, Mode
 
-FinishReason = Literal["stop", "length", "content_filter", "cancelled"]
-Channel = Literal["thinking", "answer"]
 #: Told each piece of thinking or answer as it is written.
 OnPiece = Callable[[Channel, str], None]
 CAPTION_SETTINGS = {"do_sample": False, "max_new_tokens": 24}
@@ -46,7 +44,7 @@ class Reply:
     """What is wrong with the answer, if anything; appended to the reason of the decision."""
 
 
-class Asked(Protocol):
+class EngineRequest(Protocol):
     """One conversation to answer; what is found out for its caption serves its answer, too."""
 
     namespace: str
@@ -64,7 +62,7 @@ class Asked(Protocol):
     def pooled(self, seen: Picture | Video) -> NDArray[np.float32]:
         """Vision features of one picture or video, pooled for a probe: `[2 · width]`."""
 
-    def unread(self) -> dict[Mode, int] | None:
+    def uncached_tokens(self) -> dict[Mode, int] | None:
         """How many tokens of the prompt each mode would have to read, where that is known."""
 
     def answer(
@@ -74,13 +72,15 @@ class Asked(Protocol):
         on_piece: OnPiece = lambda channel, piece: None,
         cancel: threading.Event | None = None,
     ) -> Reply:
-        """Answer in `mode`. ModeUnavailable where another mode may still be able to."""
+        """Answer in `mode`. ModeUnavailableError where another mode may still be able to."""
 
 
 class Engine(Protocol):
     """Thread-safe."""
 
-    def request(self, conversation: Conversation, in_turns: bool, namespace: str) -> AbstractContextManager[Asked]:
+    def request(
+        self, conversation: Conversation, in_turns: bool, namespace: str
+    ) -> AbstractContextManager[EngineRequest]:
         """`in_turns`: the conversation will go on, or did; `namespace` keeps what tenants make it remember apart."""
 
     def close(self) -> None:

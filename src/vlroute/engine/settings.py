@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlroute.checks import MANY, Number, Whole, refused, shown
 from vlroute.errors import SettingsError
-from vlroute.modes import MODES
+from vlroute.types import MODES
 
 if TYPE_CHECKING:
-    from vlroute.engine.pair import Checkpoint
+    from vlroute.engine.local.checkpoint import Checkpoint
 
 log = logging.getLogger("vlroute")
 
@@ -231,7 +231,7 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "output_hidden_states": ((False,), _TEXT_ONLY), "use_cache": ((True,), _CACHES),
     "cache_implementation": ((), _CACHES), "cache_config": ((), _CACHES), "max_cache_len": ((), _CACHES),
     "prefill_chunk_size": ((), _NEVER), "compile_config": ((), _NEVER), "disable_compile": ((False,), _NEVER),
-    "continuous_batching_config": ((), "make the router with rows="), "use_mtp": ((False,), _ASSISTED),
+    "continuous_batching_config": ((), "make the router with max_num_seqs="), "use_mtp": ((False,), _ASSISTED),
     "is_assistant": ((False,), _ASSISTED), "num_assistant_tokens": ((20,), _ASSISTED),
     "num_assistant_tokens_schedule": (("constant",), _ASSISTED), "assistant_early_exit": ((), _ASSISTED),
     "assistant_confidence_threshold": ((0.4,), _ASSISTED), "assistant_lookbehind": ((10,), _ASSISTED),

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlroute.decision.classifier import Prediction
-from vlroute.decision.frontier import CalibrationSet, Frontier
-from vlroute.decision.pace import Pace
+from vlroute.decision.latency import LatencyModel
 from vlroute.decision.policy import Policy
 from vlroute.decision.target import PRESETS, Target
-from vlroute.learning.design import Together
+from vlroute.decision.tradeoff import CalibrationSet, TradeoffCurve
 from vlroute.learning.evaluate import Evaluation
-from vlroute.learning.records import Record, outcomes
-from vlroute.modes import MODES, Mode, other
+from vlroute.learning.folds import Together
+from vlroute.records import Record, outcomes
+from vlroute.types import MODES, Mode, other
 
 FEW = 200
 
@@ -80,11 +80,13 @@ def of_result(evaluation: Evaluation) -> list[str]:
     return found
 
 
-def of_routing(predictions: Sequence[Prediction], calibration: CalibrationSet, pace: Pace, price: float) -> list[str]:
+def of_routing(
+    predictions: Sequence[Prediction], calibration: CalibrationSet, latency: LatencyModel, price: float
+) -> list[str]:
     """Warnings if a mode gets no request at the default price, at `price`, or at any preset."""
     found = []
     for one in dict.fromkeys((Policy().price, price)):
-        decisions = [Policy(price=one).decide(prediction, pace) for prediction in predictions]
+        decisions = [Policy(price=one).decide(prediction, latency) for prediction in predictions]
         chosen = {decision.mode for decision in decisions}
         name = "the default price" if one == Policy().price else "the price"
         if len(chosen) == 1:
@@ -98,8 +100,8 @@ def of_routing(predictions: Sequence[Prediction], calibration: CalibrationSet, p
                 f"At {name} of {one:g} no record is routed to {other(mode).capitalize()}{why}. Try another price or "
                 "a preset (policy='balanced')"
             )
-    frontier = Frontier(calibration, pace, Policy().min_known, Policy().unsure_mode)
-    shares = {Target(preset=preset).resolve(frontier).thinking_share for preset in PRESETS}
+    curve = TradeoffCurve(calibration, latency, Policy().min_coverage, Policy().fallback_mode)
+    shares = {Target(preset=preset).resolve(curve).thinking_share for preset in PRESETS}
     if shares in ({0.0}, {1.0}):
         left_out = "Instruct" if shares == {1.0} else "Thinking"
         found.append(f"At every preset ({', '.join(PRESETS)}) no record is routed to {left_out}")

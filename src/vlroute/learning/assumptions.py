@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlroute.decision.pace import ASSUMED_PER_TOKEN, ASSUMED_PREFILL
-from vlroute.learning.records import Record, outcomes
-from vlroute.modes import MODES, Mode, other
+from vlroute.decision.latency import ASSUMED_PER_TOKEN, ASSUMED_PREFILL
+from vlroute.records import Record, outcomes
+from vlroute.types import MODES, Mode, other
 
 #: Tokens of an answer. At the assumed pace they take 1.0 and 2.0 s: the means of what was measured on a 2B pair
 #: (0.78-1.23 s for Instruct, 1.12-2.41 s for Thinking).
@@ -55,7 +55,7 @@ def timed(records: Sequence[Record], mode: Mode) -> int:
     return sum(o.seconds is not None for o in outcomes(records, mode))
 
 
-def measured_pace(records: Sequence[Record], mode: Mode) -> tuple[float, float] | None:
+def measured_latency(records: Sequence[Record], mode: Mode) -> tuple[float, float] | None:
     """Prefill and seconds per token of `mode`, estimated from the records; None if they contain no seconds of it.
 
     Decoding takes `seconds` minus `prefill_seconds`. If prefill was not timed, a line is fitted to (tokens, seconds):
@@ -85,31 +85,31 @@ def measured_pace(records: Sequence[Record], mode: Mode) -> tuple[float, float] 
     return max(0.0, float(seconds.mean() - per_token * written.mean())), per_token
 
 
-def paces(records: Sequence[Record]) -> dict[Mode, tuple[float, float]]:
+def latencies(records: Sequence[Record]) -> dict[Mode, tuple[float, float]]:
     """Prefill and seconds per token of each mode. A mode without seconds gets the pace of the other one, because both
     models have one size and run on one machine; without any seconds, the assumed values are used."""
-    measured = {mode: measured_pace(records, mode) for mode in MODES}
+    measured = {mode: measured_latency(records, mode) for mode in MODES}
     return {mode: measured[mode] or measured[other(mode)] or (ASSUMED_PREFILL, ASSUMED_PER_TOKEN) for mode in MODES}
 
 
 def assumed(records: Sequence[Record]) -> Assumed:
-    """The values that `mean_tokens` and `paces` assume."""
-    tokens, pace = mean_tokens(records), paces(records)
+    """The values that `mean_tokens` and `latencies` assume."""
+    tokens, latency = mean_tokens(records), latencies(records)
     return Assumed(
         {mode: round(tokens[mode], 1) for mode in MODES if not known_tokens(records, mode)},
-        {mode: pace[mode] for mode in MODES if not timed(records, mode)},
+        {mode: latency[mode] for mode in MODES if not timed(records, mode)},
     )
 
 
 def note(records: Sequence[Record]) -> str:
     """One to three sentences that say which tokens and seconds are measured and which are assumed."""
-    found, tokens, pace = assumed(records), mean_tokens(records), paces(records)
+    found, tokens, latency = assumed(records), mean_tokens(records), latencies(records)
     if not found.seconds:
         parts = [f"Seconds are measured{_share(records, [timed(records, mode) for mode in MODES])}."]
     else:
         figures = ", ".join(
-            f"{mode.capitalize()} {pace[mode][0]:.3g} s of prefill and {pace[mode][1]:.3g} s a token, "
-            f"{pace[mode][0] + pace[mode][1] * tokens[mode]:.1f} s an answer"
+            f"{mode.capitalize()} {latency[mode][0]:.3g} s of prefill and {latency[mode][1]:.3g} s a token, "
+            f"{latency[mode][0] + latency[mode][1] * tokens[mode]:.1f} s an answer"
             for mode in found.seconds
         )
         source = "as in the other mode" if len(found.seconds) == 1 else "published figures of a 2B pair"

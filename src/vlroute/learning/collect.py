@@ -1,32 +1,132 @@
-"""Both modes over a user's data set: records to learn from, and a table of what each mode is worth."""
+"""What each mode was worth on a data set, family by family: a table for the terminal and a page of Markdown."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from vlroute.checks import Whole
+from vlroute.decision.artifact import artifact_files
+from vlroute.decision.wilson import share_interval
 from vlroute.engine.settings import checked
-from vlroute.errors import CheckpointError, InputError
+from vlroute.errors import CheckpointError, InputError, VLRouteError
 from vlroute.files import check_outputs, replace_file
-from vlroute.learning.collect_report import as_markdown, as_table
-from vlroute.learning.dataset import Example, examples
-from vlroute.learning.judges import Agreement, AnswerJudge, exact
-from vlroute.learning.records import Outcome, Record, Skipped, read_records, write_records
-from vlroute.learning.rows import Source
-from vlroute.messages import Conversation, parse
-from vlroute.modes import MODES, Mode
+from vlroute.inputs.messages import Conversation, parse
+from vlroute.learning.dataset import Example, Source, examples, parse_columns
+from vlroute.learning.grading import Agreement, Grader, exact, grader_named, load_grader
+from vlroute.learning.intervals import Interval, Sampling, Values
+from vlroute.records import Outcome, Record, Skipped, outcomes, read_records, write_records
+from vlroute.types import MODES, Mode
 
 if TYPE_CHECKING:
-    from vlroute.answer import Answer
     from vlroute.router import Router
+    from vlroute.types import Answer
+
+_COLUMNS = (
+    "family",
+    "records",
+    "accuracy Instruct",
+    "accuracy Thinking",
+    "seconds Instruct",
+    "seconds Thinking",
+)
+_NOTE = """\
+Accuracy: mean of `correct`. Seconds: mean of what a user waits for one answer, picture and prefill included, with one
+request at a time. Brackets are 95 % intervals (Wilson for accuracy). They cover the sampling of the records, as if each
+were drawn alone, and not other kinds of questions: where those of the two modes overlap widely, the table cannot tell
+which is better. `vlroute train` learns a router from the records."""
+_AGREEMENT = """\
+Rows without a gold answer were labelled by whether the two modes agree, at the shares in the settings below. Their
+accuracies are therefore assumed and not measured: only the share of agreement is. See `learning.judges.Agreement`."""
+
+
+def collected_table(records: Sequence[Record]) -> Table:
+    """Accuracy and seconds by family and mode, for the terminal."""
+    table = Table(
+        title=f"{len(records)} records",
+        caption="brackets: 95 % intervals · seconds: what a user waits",
+    )
+    for index, name in enumerate(_COLUMNS):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in _rows(records):
+        table.add_row(*row, style="bold" if row[0] == "all" else None)
+    return table
+
+
+def collected_page(records: Sequence[Record], settings: Mapping[str, Any], result: Collected) -> str:
+    """The whole report. `result`: of the run that wrote it; `settings`: what all its runs shared."""
+    lines = [
+        _COLUMNS,
+        ("---",) * len(_COLUMNS),
+        *(tuple(map(_escaped, row)) for row in _rows(records)),
+    ]
+    parts = [
+        "# What each mode is worth here",
+        "\n".join("| " + " | ".join(line) + " |" for line in lines),
+        _NOTE,
+    ]
+    if settings.get("agreement"):
+        parts.append(_AGREEMENT)
+    parts += [
+        "## This run",
+        f"{result.recorded} recorded, {result.without_gold} of them without gold; {result.skipped} were recorded "
+        f"before; {result.failed} failed and are not in the table.",
+    ]
+    if result.reasons:
+        parts.append("\n".join(f"* {_escaped(reason)}" for reason in result.reasons))
+    parts += ["## Settings", "```json\n" + json.dumps(settings, ensure_ascii=False, indent=2) + "\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """One row a family, the largest first, and one for all of them if there are several."""
+    families: dict[str, list[Record]] = {}
+    for record in records:
+        families.setdefault(record.family or record.set or "unnamed", []).append(record)
+    rows = [_row(name, some) for name, some in sorted(families.items(), key=lambda item: (-len(item[1]), item[0]))]
+    return rows if len(rows) == 1 else [*rows, _row("all", records)]
+
+
+def _row(name: str, records: Sequence[Record]) -> tuple[str, ...]:
+    right = [[float(one.correct) for one in outcomes(records, mode)] for mode in MODES]
+    seconds = [[one.seconds for one in outcomes(records, mode) if one.seconds is not None] for mode in MODES]
+    return (
+        name,
+        str(len(records)),
+        *(_mean(values, share_interval, "{:.1%}", "{:.0%}") for values in right),
+        *(_mean(values, _of_seconds, "{:.2f}", "{:.2f}") for values in seconds),
+    )
+
+
+def _of_seconds(values: Values) -> Interval | None:
+    return Sampling(len(values)).positive_mean(values)
+
+
+def _mean(values: Sequence[float], interval_of: Callable[[Values], Interval | None], form: str, bound: str) -> str:
+    """Mean and its interval."""
+    if not values:
+        return "–"
+    array = np.asarray(values, np.float64)
+    interval = interval_of(array)
+    bounds = "" if interval is None else f" ({bound.format(interval[0])} – {bound.format(interval[1])})"
+    return form.format(array.mean()) + bounds
+
+
+def _escaped(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
 
 BATCH = 16  # rows
 FLUSH_SECONDS = 10.0
@@ -55,7 +155,7 @@ def collect(
     source: Source | str | Path,
     out: str | Path,
     *,
-    judge: AnswerJudge = exact,
+    grader: Grader = exact,
     agreement: Agreement | None = None,
     columns: Mapping[str, Sequence[str]] | None = None,
     generation: Mapping[str, Any] | None = None,
@@ -95,12 +195,12 @@ def collect(
     console = console or Console()
     source = source if isinstance(source, Source) else Source(str(source))
     generation = checked(generation or {}, endpoints=router.remote is not None)
-    out, settings = Path(out), _settings(router, source, judge, agreement, columns, generation)
+    out, settings = Path(out), _settings(router, source, grader, agreement, columns, generation)
     check_outputs(*outputs(out, answers), inputs=[source.name])
     done = _begin(out, settings, strict, notes)
     result, total = Collected(), source.count()
     total = limit if total is None else min(total, total if limit is None else limit)
-    job = _Job(router, judge, agreement, generation, result)
+    job = _Job(router, grader, agreement, generation, result)
     with _Output(out, None if answers is None else Path(answers)) as output, _progress(notes) as progress:
         task = progress.add_task("both modes", total=total)
         for found in examples(source, columns, limit):
@@ -129,8 +229,8 @@ def collect(
     records = list(read_records(out, skipped=Skipped())) if out.exists() else []
     if not records:
         raise InputError(f"{source.name}: holds no rows")
-    replace_file(_beside(out, "report.md"), as_markdown(records, settings, result).encode())
-    console.print(as_table(records))
+    replace_file(_beside(out, "report.md"), collected_page(records, settings, result).encode())
+    console.print(collected_table(records))
     return result
 
 
@@ -139,7 +239,7 @@ class _Job:
     """Runs one example; gives its record and both answers, or None after noting why not."""
 
     router: Router
-    judge: AnswerJudge
+    grader: Grader
     agreement: Agreement | None
     generation: dict[str, Any]
     result: Collected
@@ -186,7 +286,7 @@ class _Job:
 
     def _right(self, example: Example, instruct: str, thinking: str) -> tuple[float | bool, float | bool]:
         if example.answers:
-            right = [bool(text.strip()) and self.judge(text, example) for text in (instruct, thinking)]
+            right = [bool(text.strip()) and self.grader(text, example) for text in (instruct, thinking)]
             return right[0], right[1]
         if self.agreement is None:
             raise InputError("no gold answer")
@@ -269,7 +369,7 @@ def _begin(out: Path, settings: dict[str, Any], strict: bool, console: Console) 
 def _settings(
     router: Router,
     source: Source,
-    judge: AnswerJudge,
+    grader: Grader,
     agreement: Agreement | None,
     columns: Mapping[str, Sequence[str]] | None,
     generation: Mapping[str, Any],
@@ -279,7 +379,7 @@ def _settings(
         "source": asdict(source),
         "pair": [str(router.instruct), str(router.thinking)],
         "generation": {**router.generation, **generation},
-        "judge": _name(judge),
+        "judge": _name(grader),
         "agreement": None if agreement is None else {**asdict(agreement), "alike": _name(agreement.alike)},
         "columns": {name: list(theirs) for name, theirs in (columns or {}).items()},
     }
@@ -287,9 +387,9 @@ def _settings(
     return plain
 
 
-def _name(judge: AnswerJudge) -> str:
-    module, name = getattr(judge, "__module__", ""), getattr(judge, "__qualname__", None)
-    return repr(judge) if name is None else f"{module}:{name}"
+def _name(grader: Grader) -> str:
+    module, name = getattr(grader, "__module__", ""), getattr(grader, "__qualname__", None)
+    return repr(grader) if name is None else f"{module}:{name}"
 
 
 def _beside(out: Path, ending: str) -> Path:
@@ -302,3 +402,122 @@ def _progress(console: Console) -> Progress:
         TimeRemainingColumn(),
     )  # fmt: skip
     return Progress(*columns, console=console, speed_estimate_period=3600)
+
+
+ASSUMED = Agreement()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; gives the exit status: 1 for files that cannot be written, 2 for unusable input, 130 if interrupted."""
+    options = _parser().parse_args(arguments)
+    console, errors = Console(), Console(stderr=True)
+    try:
+        result = run(options)
+    except (VLRouteError, TypeError, OSError) as error:
+        errors.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 1 if isinstance(error, OSError) else 2
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on from here", markup=False)
+        return 130
+    console.print(f"wrote {options.out}: {result.recorded} new records", markup=False, soft_wrap=True)
+    if result.failed:
+        errors.print(f"{result.failed} rows failed, such as {result.reasons[0]}", markup=False, soft_wrap=True)
+    return 0
+
+
+def run(options: argparse.Namespace) -> Any:
+    """What `main` does, errors left alone."""
+    grader = chosen_grader(options.grader, options.tolerance)
+    agreement = None if options.agreement is None else parse_agreement(options.agreement, grader)
+    columns = parse_columns(options.map)
+    settings = parse_settings(options.set)
+    read = [Path(options.source), *([] if options.router is None else artifact_files(options.router))]
+    read += [] if options.model is None else [Path(options.model)]
+    check_outputs(*outputs(options.out, options.answers), inputs=read)
+    from vlroute.router import Router
+
+    router = Router.from_pretrained(
+        options.model, router=options.router, device=options.device, dtype=options.dtype,
+        generation=settings,
+    )  # fmt: skip
+    return collect(
+        router,
+        Source(options.source, options.split, options.config),
+        options.out,
+        grader=grader,
+        agreement=agreement,
+        columns=columns,
+        limit=options.limit,
+        answers=options.answers,
+        strict=options.strict,
+    )
+
+
+def chosen_grader(name: str, tolerance: float) -> Grader:
+    """A judge by its name, or the user's own by module:function, with the working folder to import from."""
+    if ":" not in name:
+        return grader_named(name, tolerance)
+    sys.path.insert(0, os.getcwd())
+    try:
+        return load_grader(name)
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def parse_agreement(text: str, grader: Grader) -> Agreement:
+    """ "0.8,0.2,0.5": how often agreed answers are right, and Instruct and Thinking where they differ. InputError."""
+    try:
+        agree, instruct, thinking = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"cannot read the shares {text!r}; expected three such as 0.8,0.2,0.5") from error
+    return Agreement(grader, agree, instruct, thinking)
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """["do_sample=false", "thinking.max_new_tokens=4096"] as `Router.from_pretrained(generation=…)` takes it."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        mode, dot, rest = name.partition(".")
+        if not equals or (dot and mode not in MODES):
+            raise InputError(f"cannot read the setting {pair!r}; expected name=value or thinking.name=value")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        if dot:
+            settings.setdefault(mode, {})[rest] = value
+        else:
+            settings[name] = value
+    return settings
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="collect", description="Run both modes over a data set and record how they did."
+    )
+    add = parser.add_argument
+    add("source", help=".jsonl(.gz), .csv(.gz) or .parquet file, save_to_disk folder, or a hub data set's name")
+    add("--split", help="of a data set that has several")
+    add("--config", help="of a hub data set that has several")
+    add("--out", type=Path, required=True, help=".jsonl file for the records; an earlier run is continued")
+    add("--model", help="hub name such as Qwen/Qwen3-VL-2B, or a folder with instruct/ and thinking/")
+    add("--router", type=Path, help="folder of a router artifact")
+    add("--device")
+    add("--dtype")
+    add("--map", default="", help="columns that are named otherwise: prompt=question,answer=label")
+    add("--judge", default="exact", help="exact, number, choice, regex, or your own as module:function")
+    add("--tolerance", type=float, default=0.0, help="of the judge number, relative to the gold number")
+    add(
+        "--agreement",
+        nargs="?",
+        const=f"{ASSUMED.agree},{ASSUMED.instruct},{ASSUMED.thinking}",
+        metavar="AGREED,INSTRUCT,THINKING",
+        help="judge rows without gold by whether the modes agree: how often agreed answers are taken to be right, "
+        "and each mode where they differ (default: %(const)s)",
+    )
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="generation setting; may be repeated")
+    add("--limit", type=int, help="only the first rows")
+    add("--answers", type=Path, help=".jsonl file for what the modes said, to check the judge by")
+    add("--strict", action="store_true", help="stop at the first row or line that cannot be used; default: skip it")
+    return parser

@@ -11,9 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from vlroute.decision.encoder import Floats
-from vlroute.decision.text_encoder import TextEncoder
-from vlroute.learning.records import Record
+from vlroute.decision.text_encoder import Floats, TextEncoder
+from vlroute.records import Record
 
 CHUNK = 512  # texts embedded and cached together
 

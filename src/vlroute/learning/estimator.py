@@ -12,12 +12,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
 from vlroute.errors import InputError
-from vlroute.learning.design import Values
 from vlroute.learning.embeddings import remember
 from vlroute.learning.fit import fit_classifier
+from vlroute.learning.folds import Values
 from vlroute.learning.metrics import area_over_random
-from vlroute.learning.records import Outcome, Record
-from vlroute.modes import MODES
+from vlroute.records import Outcome, Record
+from vlroute.types import MODES
 
 #: (prompt, caption or None); a plain string is a prompt without caption.
 Request = str | tuple[str, str | None]

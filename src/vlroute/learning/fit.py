@@ -7,17 +7,16 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from vlroute.decision.classifier import ComplexityClassifier
+from vlroute.decision.classifier import ComplexityClassifier, Heads
 from vlroute.decision.features import RequestEncoder
-from vlroute.decision.heads import Heads
-from vlroute.decision.pace import Pace
+from vlroute.decision.latency import LatencyModel
 from vlroute.decision.text_encoder import TextEncoder
-from vlroute.learning.assumptions import paces
-from vlroute.learning.candidates import INNER_FOLDS, Choice, choose
-from vlroute.learning.design import Design, folds_of
-from vlroute.learning.heads import LengthHead, fit_length
-from vlroute.learning.records import Record
-from vlroute.modes import MODES
+from vlroute.learning.assumptions import latencies
+from vlroute.learning.base_learners import LengthHead, fit_length
+from vlroute.learning.folds import Design, folds_of
+from vlroute.learning.model_selection import INNER_FOLDS, Choice, choose
+from vlroute.records import Record
+from vlroute.types import MODES
 
 LEAST = 20  # records
 
@@ -41,14 +40,14 @@ def fit_classifier(
     fold = folds_of(records, INNER_FOLDS, seed, together="record")[design.owner]
     choice = choose(design, fold, only)
     heads = _joined(choice, design, [fit_length(design, fold, mode) for mode in MODES])
-    if not heads.weights[encoder.crossed_columns].any():  # no head wants crosses: leave them out of the artefact
+    if not heads.weights[encoder.crossed_columns].any():  # no head wants crosses: leave them out of the artifact
         heads = replace(heads, weights=np.delete(heads.weights, encoder.crossed_columns, axis=0))
         encoder = encoder.without_crosses()
     if not heads.reads_embedding:
         heads = replace(heads, embedded=heads.embedded[:0])
         encoder = encoder.with_text(None)
     card = {"candidates": [asdict(one) for one in choice.comparisons]}
-    return ComplexityClassifier(encoder, heads, measure_pace(records), card)
+    return ComplexityClassifier(encoder, heads, measure_latency(records), card)
 
 
 def _joined(choice: Choice, design: Design, length: Sequence[LengthHead]) -> Heads:
@@ -83,7 +82,7 @@ def _joined(choice: Choice, design: Design, length: Sequence[LengthHead]) -> Hea
     )
 
 
-def measure_pace(records: Sequence[Record]) -> Pace:
+def measure_latency(records: Sequence[Record]) -> LatencyModel:
     """Seconds per token and of prefill, estimated from the records; see `assumptions`."""
-    found = paces(records)
-    return Pace({mode: found[mode][1] for mode in MODES}, {mode: found[mode][0] for mode in MODES})
+    found = latencies(records)
+    return LatencyModel({mode: found[mode][1] for mode in MODES}, {mode: found[mode][0] for mode in MODES})

@@ -1,4 +1,4 @@
-"""The whole offline job: records in; artefact, report and out-of-fold predictions out."""
+"""The whole offline job: records in; artifact, report and out-of-fold predictions out."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from vlroute.decision.artefact import CARD_FILE, REPORT_FILE, WEIGHTS_FILE
+from vlroute.decision.artifact import CARD_FILE, REPORT_FILE, WEIGHTS_FILE
 from vlroute.decision.classifier import Prediction
-from vlroute.decision.frontier import CalibrationSet
 from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
+from vlroute.decision.tradeoff import CalibrationSet
 from vlroute.errors import InputError
 from vlroute.files import check_outputs, replace_file
+from vlroute.hub import identify, resolve_pair
 from vlroute.learning.advice import of_records, of_result, of_routing
 from vlroute.learning.assumptions import Assumed, assumed, note
-from vlroute.learning.candidates import Comparison
-from vlroute.learning.cross_fit import Unseen, cross_fit
-from vlroute.learning.design import Together
 from vlroute.learning.embeddings import remember
 from vlroute.learning.evaluate import Evaluation, evaluate
-from vlroute.learning.fit import measure_pace
-from vlroute.learning.records import Record, read_all
+from vlroute.learning.fit import measure_latency
+from vlroute.learning.folds import Together
+from vlroute.learning.model_selection import Comparison
+from vlroute.learning.out_of_fold import Unseen, cross_fit
 from vlroute.learning.report import as_json, as_markdown, as_table, candidates_table, figures_table
-from vlroute.modes import MODES
-from vlroute.pair_identity import PairIdentity, identify
-from vlroute.pair_names import resolve_pair
+from vlroute.records import Record, read_all
+from vlroute.types import MODES, ModelIdentity
 
 MIN_RECORDS = 50
 MAX_CALIBRATION = 4096
@@ -56,7 +55,7 @@ def train(
     cache: str | Path | None = None,
     candidate: str | None = None,
     jobs: int | None = None,
-    pair: str | Path | None = None,
+    model: str | Path | None = None,
     strict: bool = False,
     console: Console | None = None,
 ) -> Evaluation:
@@ -65,12 +64,12 @@ def train(
     Tables are printed on `console` (default: stdout), progress and warnings too (default: stderr). Warnings are also
     written into the report: equal labels, a ranking no better than chance, a mode that gets no request.
 
-    `price` is only for the routed rows of the report: the artefact serves any price. `oof`: a file for each
+    `price` is only for the routed rows of the report: the artifact serves any price. `oof`: a file for each
     record's out-of-fold p_instruct and p_thinking, means over the seeds. `seeds`: see `default_seeds`. `together`:
     what shares a fold, see `design.folds_of`. `encoder`: a text encoder by name or folder, see `load_text_encoder`;
     None: words only. `cache`: a folder that keeps its vectors for the next run. `candidate`: the
     only one to consider. `jobs`: processes at the same time, see
-    `cross_fit`. `pair`: the pair that gave the answers, as `name` of `Router.from_pretrained`, if the records do not
+    `cross_fit`. `model`: the pair that gave the answers, as `name` of `Router.from_pretrained`, if the records do not
     name it; the artifact records it, so that a router over another pair can warn. `strict`: raise an error for a line
     that cannot be used, instead of skipping and counting it. Deterministic except for the date.
 
@@ -83,7 +82,7 @@ def train(
     if folds < 2 or (seeds is not None and seeds < 1) or not 0 <= price < math.inf:
         raise InputError(f"need folds >= 2, seeds >= 1 and a finite price >= 0, not {folds}, {seeds} and {price}")
     policy = Policy(price=price)
-    named = None if pair is None else identify(*resolve_pair(pair, None, None, out)[:2])
+    named = None if model is None else identify(*resolve_pair(model, None, None, out)[:2])
     out = Path(out)
     outputs = [out / name for name in (CARD_FILE, WEIGHTS_FILE, REPORT_FILE)]
     outputs += [] if oof is None else [Path(oof)]
@@ -95,7 +94,7 @@ def train(
         raise InputError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed{why}")
     warnings = [str(skipped)] * (skipped.count > 0)
     warnings += _said(notes, of_records(records, together))
-    pace = measure_pace(records)
+    latency = measure_latency(records)
     text = load_text_encoder(encoder) if encoder else None
     remembered = remember(records, text, cache=cache, console=notes) if text else None
     seeds = seeds or default_seeds(records)
@@ -113,7 +112,7 @@ def train(
         )
     if classifier.encoder.text is not None:  # from now on texts come that were not in the records
         classifier.encoder = classifier.encoder.with_text(text)
-    evaluation = evaluate(records, unseen, policy, pace)
+    evaluation = evaluate(records, unseen, policy, latency)
     settings = {
         "price": price, "folds": folds, "seeds": seeds, "folds keep together": together,
         "encoder offered": encoder or "none", "candidate": candidate or "the best",
@@ -125,7 +124,7 @@ def train(
             "prefill and seconds per token": {mode: list(figures) for mode, figures in found.seconds.items()},
         }
     classifier.calibration = calibration_set(records, unseen.given[0])
-    advice = of_result(evaluation) + of_routing(unseen.given[0], classifier.calibration, pace, price)
+    advice = of_result(evaluation) + of_routing(unseen.given[0], classifier.calibration, latency, price)
     candidates = [Comparison(**one) for one in classifier.card["candidates"]]
     if (answered := named or _answered(records, notes)) is not None:
         classifier.card["pair"] = answered.as_card()
@@ -141,9 +140,9 @@ def train(
     return evaluation
 
 
-def _answered(records: Sequence[Record], console: Console) -> PairIdentity | None:
+def _answered(records: Sequence[Record], console: Console) -> ModelIdentity | None:
     """The pair that the records name, if all name the same one."""
-    named = {PairIdentity(record.pair, record.fingerprint or None) for record in records if record.pair}
+    named = {ModelIdentity(record.pair, record.fingerprint or None) for record in records if record.pair}
     if len(named) > 1:
         several = ", ".join(sorted(map(str, named)))
         console.print(f"warning: the records come from several pairs: {several}", style="yellow", markup=False)

@@ -17,7 +17,7 @@ from vlroute.errors import (
     InputError,
     LimitError,
     MessageError,
-    ModeUnavailable,
+    ModeUnavailableError,
     UnreadableMediaError,
     VLRouteError,
 )
@@ -66,7 +66,7 @@ def api_error(error: BaseException) -> APIError:
             log.error("an endpoint refuses all requests: %s", error)
             said = "the model server does not accept the key, model name or address that this server uses"
             return APIError(502, f"{said}; the log of this server says more", "endpoint_refused")
-        case ModeUnavailable():
+        case ModeUnavailableError():
             log.error("no mode could answer: %s", error)
             return APIError(503, "the model servers cannot answer now; try again later", "unavailable",
                             headers={"Retry-After": "5"})  # fmt: skip

@@ -1,34 +1,87 @@
-"""Between the doors (API, page) and the router: how many may be inside, how long, and who has left."""
+"""Garbage collection that does not hold up a server."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from vlroute.answer import Answer, AnswerDelta, Event, Events, Finished, ThinkingDelta
-from vlroute.answering import Wish
-from vlroute.decision.policy import Decision
-from vlroute.errors import ArtefactError, CheckpointError, ModeUnavailable, VLRouteError
-from vlroute.judge import Judge
-from vlroute.media import FrameSampling, Limits
-from vlroute.messages import Conversation
-from vlroute.modes import MODES, Mode
+from vlroute.decision.selector import ModeSelector
+from vlroute.errors import ArtifactError, CheckpointError, ModeUnavailableError, VLRouteError
+from vlroute.inputs.media import FrameSampling, Limits
+from vlroute.inputs.messages import Conversation
+from vlroute.pipeline import RequestOptions
 from vlroute.router import Router
-from vlroute.serving.collection import spare_what_is_loaded
 from vlroute.serving.errors import APIError
 from vlroute.serving.metrics import Metrics
-from vlroute.serving.running import Emit, Running
 from vlroute.serving.settings import ServerSettings
 from vlroute.store import Store
+from vlroute.types import MODES, Answer, AnswerDelta, Decision, Event, Events, Finished, Mode, ThinkingDelta
+
+
+def spare_what_is_loaded() -> None:
+    """Have Python's garbage collector leave alone all that is in memory now: modules, models and their libraries.
+
+    It would look through half a million objects anew every few hundred requests, and nobody is answered meanwhile. For
+    processes that do nothing but serve.
+    """
+    gc.collect()  # what is garbage now would stay for good
+    gc.freeze()
+
+
+Emit = Callable[[Event], None]
+
+
+class Running:
+    """Events of one request, read by `next` on the event loop that made it."""
+
+    def __init__(
+        self,
+        pool: Executor,
+        work: Callable[[Emit], Any],
+        cancel: threading.Event,
+        ended: Callable[[], None],
+        left: float,
+    ) -> None:
+        """`work` runs in `pool`, then `ended` is called. `cancel` is set after `left` seconds or by `close`."""
+        self._cancel = cancel
+        self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
+        self._alarm = self._loop.call_later(max(left, 0), cancel.set)
+
+        def over(future: Future[Any]) -> None:
+            ended()
+            error = None if future.cancelled() else future.exception()
+            self._emit(error or RuntimeError("the work ended before its answer did"))  # after an answer nobody reads it
+
+        self._future = pool.submit(work, self._emit)
+        self._future.add_done_callback(over)
+
+    async def next(self, timeout: float | None = None) -> Event:
+        """The next event; raises what ended the work. TimeoutError if nothing comes in time."""
+        event = await asyncio.wait_for(self._queue.get(), timeout)
+        if isinstance(event, BaseException):
+            raise event
+        return cast(Event, event)
+
+    def close(self) -> None:
+        """Nobody reads on: writing ends within one token."""
+        self._alarm.cancel()
+        self._cancel.set()
+        self._future.cancel()
+
+    def _emit(self, event: Any) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+
 
 log = logging.getLogger("vlroute")
 State = Literal["loading", "ready", "failed", "shutting down"]
@@ -39,14 +92,14 @@ SMOOTHING = 0.1  # weight of the latest answer in the mean seconds that Retry-Af
 class Service:
     """A router with a bounded number of requests inside. Thread-safe.
 
-    At most `2 · rows + max_waiting` are inside; the next is refused with 429. Who leaves, or stays past the deadline,
-    stops being written for within one token.
+    At most `2 · max_num_seqs + max_waiting` are inside; the next is refused with 429. Generation
+    stops within one token when the client disconnects or the deadline passes.
     """
 
     def __init__(self, router: Router, settings: ServerSettings) -> None:
         self.router, self.settings, self.metrics = router, settings, Metrics()
         self.metrics.watch_caches(self._caches)
-        self.most = 2 * settings.rows + settings.max_waiting
+        self.most = 2 * settings.max_num_seqs + settings.max_waiting
         self.ready = self.draining = False
         self.failure: BaseException | None = None
         self.on_failure: Callable[[BaseException], Any] = log_failure
@@ -60,8 +113,8 @@ class Service:
         self.metrics.running.set_function(lambda: len(self._inside))
 
     @property
-    def judge(self) -> Judge:
-        return self.router.judge
+    def selector(self) -> ModeSelector:
+        return self.router.selector
 
     @property
     def limits(self) -> Limits:
@@ -85,7 +138,7 @@ class Service:
         """Start loading both checkpoints in a thread. Later calls do nothing.
 
         Afterwards the state is "ready", or "failed" with `failure` set; then `on_failure` is called in that thread.
-        Loading is retried only after a ModeUnavailable, for example because a later deployment may start replicas. The
+        Loading is retried only after a ModeUnavailableError, because a later deployment may start replicas. The
         thread is a daemon, so that the process can end without waiting for a download.
         """
         with self._lock:
@@ -104,11 +157,13 @@ class Service:
                 first, self.failure = self.failure is None, error
                 if first and not self.draining:
                     self.on_failure(error)
-                if not isinstance(error, ModeUnavailable):
+                if not isinstance(error, ModeUnavailableError):
                     return
             time.sleep(RETRY_SECONDS)
 
-    def start(self, prepare: Callable[[], Conversation], wish: Wish, arrived: float, deltas: bool = True) -> Running:
+    def start(
+        self, prepare: Callable[[], Conversation], options: RequestOptions, arrived: float, deltas: bool = True
+    ) -> Running:
         """Begin to answer; `prepare` makes the conversation, in the thread that answers.
 
         `arrived`: `time.perf_counter()` when the request came in. Without `deltas` only decision and whole answer wake
@@ -121,12 +176,12 @@ class Service:
 
         def work(emit: Emit) -> None:
             watch = _Watch(self, arrived, emit, deltas)
-            self.router.answer_turn(prepare(), replace(wish, cancel=cancel), watch)
+            self.router.answer_turn(prepare(), replace(options, cancel=cancel), watch)
 
         left = self.settings.deadline - (time.perf_counter() - arrived)
         return Running(self._pool, work, cancel, partial(self._leave, cancel), left)
 
-    def stream_turn(self, conversation: Conversation, wish: Wish) -> Events:
+    def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
         """`start` for threads, as of `Router.stream_turn`; for the page."""
         arrived, cancel = time.perf_counter(), self._enter()
         alarm = threading.Timer(self.settings.deadline, cancel.set)
@@ -134,7 +189,7 @@ class Service:
         alarm.start()
         watch = _Watch(self, arrived, lambda event: None)
         try:
-            with closing(self.router.stream_turn(conversation, replace(wish, cancel=cancel))) as events:
+            with closing(self.router.stream_turn(conversation, replace(options, cancel=cancel))) as events:
                 for event in events:
                     watch(event)
                     yield event
@@ -142,9 +197,9 @@ class Service:
             alarm.cancel()
             self._leave(cancel)
 
-    def decide_on(self, conversation: Conversation, wish: Wish) -> Decision:
+    def decide_on(self, conversation: Conversation, options: RequestOptions) -> Decision:
         """See `Router.decide_on`."""
-        return self.router.decide_on(conversation, wish)
+        return self.router.decide_on(conversation, options)
 
     def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
         """See `Router.feedback`. APIError 400 where nothing is stored."""
@@ -184,7 +239,7 @@ class Service:
             if not self.ready:
                 raise APIError(503, "the models are being loaded", "loading", headers={"Retry-After": "5"})
             if len(self._inside) >= self.most:
-                wait = math.ceil(self._mean_seconds * len(self._inside) / (2 * self.settings.rows))
+                wait = math.ceil(self._mean_seconds * len(self._inside) / (2 * self.settings.max_num_seqs))
                 raise APIError(
                     429, f"{len(self._inside)} requests are being answered or wait already; try again later",
                     "too_many_requests", headers={"Retry-After": str(min(max(wait, 1), 60))},
@@ -234,9 +289,9 @@ def failure_reason(error: BaseException) -> str:
     match error:
         case CheckpointError():
             why = "a checkpoint is missing, damaged or of the wrong kind"
-        case ArtefactError():
+        case ArtifactError():
             why = "the router artifact cannot be used"
-        case ModeUnavailable():
+        case ModeUnavailableError():
             why = "no replica could be started"
         case MemoryError():
             why = "there is not enough memory"

@@ -1,0 +1,241 @@
+"""The `vlroute` command."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from itertools import pairwise
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from typer.core import TyperCommand
+
+from vlroute import __version__
+from vlroute.cli.chat import chat
+from vlroute.cli.doctor import doctor
+from vlroute.cli.learn import collect, curves, evaluate, export, feedback, probe, train
+from vlroute.cli.options import (
+    AsJson,
+    Caption,
+    Device,
+    Forced,
+    Images,
+    MaxNewTokens,
+    ModelOption,
+    Price,
+    Prompt,
+    RouterFolder,
+    Screen,
+    Seed,
+    StoreAt,
+    System,
+    ThinkingBudget,
+    Videos,
+    Wanted,
+    check_price,
+    given,
+)
+from vlroute.cli.serve import cluster, serve, ui
+from vlroute.errors import VLRouteError
+
+app = typer.Typer(
+    help="Adaptive router for Qwen3-VL: Instruct answers at once, Thinking reasons first."
+    '\n\nvlroute ask "How many circles?" --image x.png'
+    "\n\nvlroute COMMAND --help has more examples; vlroute doctor says what is missing.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 fine; 1 something did not succeed, or problems were found; 2 the input was wrong.",
+)
+
+
+#: Options that name a file or folder. An empty name would mean the current folder.
+_NAMES = {
+    "--answers", "--cache", "--encoder", "--image", "-i", "--oof", "--out", "--model", "--records", "--resume",
+    "--router", "--save", "--store", "--video",
+}  # fmt: skip
+
+
+class _Command(TyperCommand):
+    """A command that refuses options such as `--out ""`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, text in pairwise(["", *args]):
+            name, equals, value = (before, "=", text) if before in _NAMES else text.partition("=")
+            if name in _NAMES and equals and not value:
+                raise typer.BadParameter(f"{name} must not be empty: name a file or folder")
+        return super().parse_args(ctx, args)
+
+
+def _log_to_terminal() -> None:
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)
+    logging.getLogger("vlroute").addHandler(handler)
+    logging.getLogger("vlroute").setLevel(logging.INFO)
+
+
+def _quiet_others() -> None:
+    """Hide warnings of other packages, which users of this command cannot act on; `python -W` shows them."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for child processes
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # no line for each retry
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vlroute {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    _log_to_terminal()
+
+
+def ask(
+    prompt: Prompt,
+    image: Images = None,
+    video: Videos = None,
+    system: System = None,
+    model: ModelOption = None,
+    router: RouterFolder = None,
+    mode: Forced = None,
+    caption: Caption = None,
+    price: Price = None,
+    policy: Wanted = None,
+    max_new_tokens: MaxNewTokens = None,
+    thinking_budget: ThinkingBudget = None,
+    seed: Seed = None,
+    device: Device = None,
+    store: StoreAt = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask one question about pictures; the router decides which mode answers.
+
+    vlroute ask "How many circles?" --image x.png
+
+    vlroute ask "What changed?" -i before.png -i after.png --mode thinking --json
+    """
+    from vlroute.router import Router
+
+    check_price(price, policy)
+    wanted: dict[str, Any] = {
+        "videos": video, "history": _history(system), "mode": mode, "caption": caption, "price": price,
+        **given(max_new_tokens=max_new_tokens, thinking_budget=thinking_budget, seed=seed),
+    }  # fmt: skip
+    with Router.from_pretrained(model, router=router, policy=policy, device=device, store=store) as routed:
+        if as_json:
+            typer.echo(json.dumps(routed.ask(prompt, image, **wanted).as_dict(), ensure_ascii=False, indent=2))
+            return
+        screen = Screen(store)
+        with closing(routed.stream(prompt, image, **wanted)) as events:
+            for event in events:
+                screen.show(event)
+
+
+def route(
+    prompt: Prompt,
+    image: Images = None,
+    video: Videos = None,
+    system: System = None,
+    model: ModelOption = None,
+    router: RouterFolder = None,
+    caption: Caption = None,
+    price: Price = None,
+    policy: Wanted = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decide only: which mode should answer, and why. Loads no model.
+
+    vlroute route "Add the numbers." --caption "three numbers"
+    """
+    from vlroute.router import Router
+
+    check_price(price, policy)
+    routed = Router.from_pretrained(model, router=router, policy=policy)
+    decision = routed.decide(prompt, image, videos=video, history=_history(system), caption=caption, price=price)
+    if as_json:
+        typer.echo(json.dumps(decision.as_dict(), ensure_ascii=False, indent=2))
+    else:
+        typer.echo(f"{decision.mode}: {decision.reason}")
+
+
+def _history(system: str | None) -> list[dict[str, str]] | None:
+    return [{"role": "system", "content": system}] if system else None
+
+
+def demo(
+    model: ModelOption = None,
+    router: RouterFolder = None,
+    pictures: Annotated[int, typer.Option(min=1, help="How many fresh pictures.")] = 72,
+    show: Annotated[int, typer.Option(min=0, help="How many of them to show in full.")] = 12,
+    seed: Annotated[int, typer.Option(help="Another seed draws other pictures.")] = 0,
+) -> None:
+    """Watch the router work: fresh pictures, both modes, and what routing makes of them.
+
+    vlroute demo --seed 7
+
+    vlroute demo --model Qwen/Qwen3-VL-2B --router my-router
+    """
+    from vlroute.cli.demo import run_demo
+    from vlroute.router import Router
+
+    console = Console()
+    run_demo(Router.from_pretrained(model, router=router), pictures, show, seed, model is not None, console)
+    if model is None:
+        line = "The same on the real pair (downloads about 9 GB):  vlroute demo --model Qwen/Qwen3-VL-2B"
+        console.print(line, soft_wrap=True)
+
+
+#: The commands in the order of the help, under the heads of its panels.
+PANELS: dict[str, dict[str, Callable[..., Any]]] = {
+    "Look": {"demo": demo, "doctor": doctor},
+    "Answer": {"ask": ask, "chat": chat, "route": route, "serve": serve, "ui": ui, "cluster": cluster},
+    "Learn": {
+        "collect": collect, "train": train, "probe": probe, "eval": evaluate, "curves": curves, "feedback": feedback,
+        "export": export,
+    },
+}  # fmt: skip
+#: Commands that hand their arguments on to a parser of their own.
+_PASSING: dict[str, Any] = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+    "add_help_option": False,
+}
+for panel, commands in PANELS.items():
+    for name, command in commands.items():
+        app.command(name, cls=_Command, rich_help_panel=panel, **(_PASSING if command is collect else {}))(command)
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Entry point, with the arguments of the process or those given.
+
+    Errors made on purpose end in one line and exit code 2; what this machine lacks or refuses (a package, a file, its
+    disk) in one line and exit code 1; all else in a traceback.
+    """
+    _quiet_others()
+    try:
+        app(arguments, prog_name="vlroute")
+    except OSError as error:  # OutputError, too
+        _end(str(error), 1)
+    except (VLRouteError, ValueError) as error:
+        _end(str(error), 2)
+    except ImportError as error:
+        _end(f"{error}; vlroute doctor says what is missing", 1)
+
+
+def _end(why: str, status: int) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"error: {why}", style="red", markup=False)
+    raise SystemExit(status) from None

@@ -1,0 +1,240 @@
+"""`vlroute chat`: a conversation in the terminal, or line by line from a pipe."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlroute.cli.options import (
+    AsJson,
+    Device,
+    Forced,
+    Images,
+    MaxNewTokens,
+    ModelOption,
+    Price,
+    RouterFolder,
+    Screen,
+    Seed,
+    StoreAt,
+    System,
+    ThinkingBudget,
+    Videos,
+    Wanted,
+    check_price,
+    given,
+)
+from vlroute.errors import InputError, VLRouteError
+from vlroute.types import Mode, forced_mode
+
+if TYPE_CHECKING:
+    from vlroute.chat import Chat
+    from vlroute.types import Event
+
+HELP = """\
+/image FILE …     pictures for the next question; /image alone removes them
+/video FILE …     the same for videos
+/mode MODE        instruct, thinking, or auto (the router decides)
+/save FOLDER      write the conversation with its pictures; --resume FOLDER goes on
+/help, /quit      this list; the end (also Ctrl-D)
+Ctrl-C stops an answer; its question is then forgotten."""
+
+
+@dataclass(slots=True)
+class Talk:
+    """State between questions. `waiting`, `videos`: pictures and videos for the next question."""
+
+    chat: Chat
+    mode: Mode | None = None
+    price: float | None = None
+    as_json: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    waiting: list[Path] = field(default_factory=list)
+    videos: list[Path] = field(default_factory=list)
+    screen: Screen = field(default_factory=Screen)
+
+    def command(self, line: str) -> bool:
+        """Do what a line that begins with / says; false to end. InputError for one that cannot be done."""
+        try:
+            name, *arguments = shlex.split(line)
+        except ValueError as error:
+            raise InputError(f"{line[:80]}: {error}") from error
+        match name, arguments:
+            case "/quit" | "/exit", []:
+                return False
+            case "/help", []:
+                self.screen.notes.print(HELP)
+            case "/image", []:
+                self.waiting = []
+            case "/image", _:
+                self.add([Path(path).expanduser() for path in arguments])
+            case "/video", []:
+                self.videos = []
+            case "/video", _:
+                self.add_videos([Path(path).expanduser() for path in arguments])
+            case "/mode", [word]:
+                self.mode = forced_mode(word)
+            case "/save", [folder]:
+                self.screen.note(f"saved in {self.chat.save(Path(folder).expanduser())}")
+            case (("/save" | "/mode"), _):
+                raise InputError(f"{name} needs exactly one value; /help shows how it is used")
+            case _:
+                raise InputError(f"{line[:80]!r} is no command; /help lists them")
+        return True
+
+    def add(self, paths: Sequence[Path]) -> None:
+        """Pictures for the next question. InputError, and none added, if one of them cannot be used."""
+        from vlroute.inputs.media import load_picture
+
+        for path in paths:
+            load_picture(path, self.chat.router.limits)
+        self.waiting += paths
+
+    def add_videos(self, paths: Sequence[Path]) -> None:
+        """As `add`."""
+        from vlroute.inputs.media import load_video
+
+        for path in paths:
+            load_video(path, self.chat.router.limits)
+        self.videos += paths
+
+    def ask(self, prompt: str) -> None:
+        """One turn. KeyboardInterrupt once its answer has stopped, which leaves no trace in the conversation."""
+        cancel = threading.Event()
+        events = self.chat.stream(
+            prompt, self.waiting or None, videos=self.videos or None, mode=self.mode, price=self.price, cancel=cancel,
+            **self.settings,
+        )  # fmt: skip
+        with closing(events), _ctrl_c_sets(cancel):
+            for event in events:
+                if cancel.is_set():
+                    raise KeyboardInterrupt
+                self._show(event)
+        self.waiting, self.videos = [], []
+
+    def _show(self, event: Event) -> None:
+        from vlroute.types import Finished
+
+        if not self.as_json:
+            self.screen.show(event)
+        elif isinstance(event, Finished):
+            typer.echo(json.dumps(event.answer.as_dict(), ensure_ascii=False))
+
+
+@contextmanager
+def _ctrl_c_sets(cancel: threading.Event) -> Iterator[None]:
+    """Instead of raising wherever this thread is: in a destructor, say, the exception would be lost."""
+
+    def stop(*_: object) -> None:
+        if cancel.is_set():  # the second time: at once
+            raise KeyboardInterrupt
+        cancel.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _lines(typed: bool) -> Iterator[str]:
+    """What is typed or piped, line by line; Ctrl-C at the prompt begins the line anew."""
+    if typed:
+        with suppress(ImportError):  # not on every system
+            import readline  # noqa: F401 - makes input() editable, with a history
+    while True:
+        try:
+            yield input("> " if typed else "")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if not typed:
+                raise
+            print(file=sys.stderr)
+
+
+def _converse(talk: Talk, typed: bool) -> bool:
+    """Until the end of the input or /quit; whether every line succeeded."""
+    fine = True
+    for line in _lines(typed):
+        try:
+            if line.startswith("/"):
+                if not talk.command(line):
+                    break
+            elif line.strip():
+                talk.ask(line)
+        except KeyboardInterrupt:
+            talk.screen.note("\nstopped; this question is forgotten")
+            if not typed:
+                raise
+        except (VLRouteError, ValueError, OSError, RuntimeError) as error:  # RuntimeError: the GPU's memory is full
+            fine = False
+            talk.screen.error(error)
+    return fine
+
+
+def chat(
+    image: Images = None,
+    video: Videos = None,
+    model: ModelOption = None,
+    router: RouterFolder = None,
+    mode: Forced = None,
+    price: Price = None,
+    policy: Wanted = None,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = None,
+    thinking_budget: ThinkingBudget = None,
+    seed: Seed = None,
+    device: Device = None,
+    store: StoreAt = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with a conversation that was saved here.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Save the conversation here at its end.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Talk about pictures; each question is decided anew.
+
+    /help lists what else can be typed. From a pipe each line is a question, and with --json each answer a line.
+
+    vlroute chat --image x.png
+
+    vlroute chat --image x.png --json < questions.txt
+    """
+    from vlroute.router import Router
+
+    if resume is not None and system is not None:
+        raise InputError("a conversation that is resumed has its system prompt already; leave --system out")
+    if save is not None:
+        from vlroute.chat import check_chat_output
+
+        check_chat_output(save)
+    check_price(price, policy)
+    settings = given(max_new_tokens=max_new_tokens, thinking_budget=thinking_budget, seed=seed)
+    routed = Router.from_pretrained(model, router=router, policy=policy, device=device, store=store)
+    begun = routed.resume(resume) if resume else routed.chat(system)
+    talk = Talk(begun, forced_mode(mode), price, as_json, settings, screen=Screen(store))
+    talk.add(image or ())
+    talk.add_videos(video or ())
+    routed.load()  # now: stopping the first answer must not break an import
+    typed = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
+    if typed:
+        talk.screen.note("/help lists commands; Ctrl-C stops an answer; Ctrl-D ends")
+    try:
+        fine = _converse(talk, typed)
+    finally:
+        if save is not None:
+            talk.chat.save(save)
+    if not fine and not typed:
+        raise typer.Exit(1)

@@ -1,0 +1,131 @@
+"""`vlroute demo`: fresh pictures, real answers in both modes, and what routing makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from vlroute.decision.wilson import share_interval
+from vlroute.learning.trial import Trial, draw_evenly, run_trials
+from vlroute.pocket.tasks import FAMILIES
+from vlroute.router import Router
+from vlroute.types import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """A way to choose the answer of a trial: one table row."""
+
+    name: str
+    choose: Callable[[Trial], Answer]
+
+
+def _routed(trial: Trial) -> Answer:
+    if trial.routed is None:
+        raise ValueError("this trial was run without routing")
+    return trial.routed
+
+
+def _oracle(trial: Trial) -> Answer:
+    """The cheaper of the right answers; Instruct's where none is right."""
+    return trial.thinking if trial.right(trial.thinking) and not trial.right(trial.instruct) else trial.instruct
+
+
+STRATEGIES = (
+    Strategy("always instruct", lambda trial: trial.instruct),
+    Strategy("always thinking", lambda trial: trial.thinking),
+    Strategy("routed", _routed),
+    Strategy("oracle", _oracle),
+)
+
+
+def summary(trials: list[Trial]) -> Table:
+    """Accuracy with its 95 % interval, mean seconds and share of thinking, per strategy."""
+    table = Table(
+        title=f"{len(trials)} fresh pictures",
+        caption="interval: 95 %, for the drawing of the pictures · seconds: what a user waits",
+    )
+    for column in ("", "accuracy", "interval", "mean seconds", "thinking"):
+        table.add_column(column, justify="left" if not column else "right")
+    for strategy in STRATEGIES:
+        answers = [strategy.choose(trial) for trial in trials]
+        right = np.array([trial.right(answer) for trial, answer in zip(trials, answers, strict=True)], dtype=float)
+        bounds = share_interval(right)
+        seconds = np.mean([answer.timing.total for answer in answers])
+        share = np.mean([answer.decision.mode == "thinking" for answer in answers])
+        table.add_row(
+            strategy.name,
+            f"{right.mean():.1%}",
+            f"{bounds[0]:.0%} – {bounds[1]:.0%}" if bounds else "",
+            f"{seconds:.2f}",
+            f"{share:.0%}",
+            style="bold" if strategy.name == "routed" else "",
+        )
+    return table
+
+
+def by_family(trials: list[Trial]) -> Table:
+    """Accuracy and mean seconds of each strategy, family by family."""
+    table = Table(title="by family: accuracy, mean seconds", caption="thinking: share of pictures routed to Thinking")
+    for column in ("family", "pictures", *(strategy.name for strategy in STRATEGIES), "thinking"):
+        table.add_column(column, justify="left" if column == "family" else "right")
+    for family in FAMILIES:
+        some = [trial for trial in trials if trial.task.family == family]
+        if not some:
+            continue
+        cells = []
+        for strategy in STRATEGIES:
+            answers = [strategy.choose(trial) for trial in some]
+            accuracy = np.mean([trial.right(answer) for trial, answer in zip(some, answers, strict=True)])
+            cells.append(f"{accuracy:.0%} {np.mean([answer.timing.total for answer in answers]):.2f}s")
+        share = np.mean([_routed(trial).decision.mode == "thinking" for trial in some])
+        table.add_row(family, str(len(some)), *cells, f"{share:.0%}")
+    return table
+
+
+def shown(trial: Trial, number: int) -> Panel:
+    """One routed picture: question, decision with its reason, reasoning, answer, verdict, seconds."""
+    answer = _routed(trial)
+    decision = answer.decision
+    right = trial.right(answer)
+    text = Text()
+    text.append(f"{trial.task.prompt}\n", style="bold")
+    text.append(f"caption    {decision.caption}\n", style="dim")
+    text.append(
+        f"decision   {decision.mode}   p_instruct {decision.p_instruct:.2f}   p_thinking {decision.p_thinking:.2f}   "
+        f"gain {decision.gain:+.2f}\n           {decision.reason}\n"
+    )
+    if answer.thinking:
+        text.append(f"thinking   {answer.thinking}\n", style="dim")
+    text.append(f"answer     {answer}   ")
+    text.append("right" if right else f"wrong, it is {trial.task.answer}", style="green" if right else "red")
+    text.append(f"   {answer.timing.total:.2f} s", style="dim")
+    return Panel(text, title=f"{number} · {trial.task.family}, {trial.task.grade}", title_align="left")
+
+
+def run_demo(router: Router, pictures: int, show: int, seed: int, bare: bool, console: Console) -> list[Trial]:
+    """Run and print the demo; gives the trials. `bare` asks larger models for the result only."""
+    console.print(f"[bold]{router.load().pair}[/bold]")
+    trials: list[Trial] = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("answering in both modes and routed", total=pictures)
+        for trial in run_trials(router, draw_evenly(pictures, seed), bare=bare):
+            trials.append(trial)
+            if len(trials) <= show:
+                progress.console.print(shown(trial, len(trials)))
+            progress.advance(task)
+    print_tables(console, trials)
+    return trials
+
+
+def print_tables(console: Console, trials: list[Trial]) -> None:
+    tables: Iterable[Table] = (summary(trials), by_family(trials))
+    for table in tables:
+        console.print(table)

@@ -1,0 +1,113 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from vlroute.errors import InputError
+from vlroute.types import ModeChoice
+
+if TYPE_CHECKING:
+    from vlroute.types import Event
+
+if TYPE_CHECKING:
+    from vlroute.decision.target import Preset
+else:
+    try:
+        from vlroute.decision.target import Preset
+    except ImportError:  # numpy is missing or broken: `vlroute doctor` must start all the same, to say so
+        Preset = str
+
+MODEL_HELP = "Hub name such as Qwen/Qwen3-VL-2B, or a folder with instruct/ and thinking/. Default: the pocket pair."
+POLICY_HELP = "What to aim for, instead of a price: fast, balanced, accurate or knee."
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The question, in one pair of quotes.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help=MODEL_HELP)]
+RouterFolder = Annotated[Path | None, typer.Option("--router", help="Folder of a trained router artifact.")]
+Images = Annotated[list[Path] | None, typer.Option("--image", "-i", metavar="FILE", help="A picture; may be repeated.")]
+Videos = Annotated[list[Path] | None, typer.Option("--video", metavar="FILE", help="A video; may be repeated.")]
+System = Annotated[str | None, typer.Option(help="A system prompt.")]
+Caption = Annotated[str | None, typer.Option(help="What is in the picture, instead of the captioner's words.")]
+Price = Annotated[float | None, typer.Option(help="What one second of waiting is worth, in probability.")]
+# a metavar of its own: all four words are wider than the column at 80 characters
+Wanted = Annotated[Preset | None, typer.Option("--policy", metavar="AIM", help=POLICY_HELP)]
+Forced = Annotated[ModeChoice | None, typer.Option("--mode", help="Force a mode. Default: auto, the router decides.")]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Maximum number of tokens, reasoning included.")]
+ThinkingBudget = Annotated[int | None, typer.Option(min=0, help="Maximum number of reasoning tokens.")]
+Seed = Annotated[int | None, typer.Option(help="Makes the answer reproducible; may be negative.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+StoreAt = Annotated[str | None, typer.Option("--store", help="File or postgresql:// URL for answers and feedback.")]
+Device = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu, …; by default CUDA if there is one.")]
+
+
+def check_price(price: float | None, policy: str | None) -> None:
+    """InputError if both are given or if the price is invalid."""
+    from vlroute.pipeline import RequestOptions
+
+    RequestOptions(price=price)
+    if price is not None and policy is not None:
+        raise InputError("price and policy are both given, but a policy sets its own price: leave one out")
+
+
+def given(**settings: int | None) -> dict[str, int]:
+    """The generation settings that are set on the command line."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+#: What could move the cursor, change colours or retitle the window: a picture may make a model write it.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Screen:
+    """Text is shown as it is, without markup; control characters in it are shown as �."""
+
+    def __init__(self, store: str | None = None) -> None:
+        """`store`: where answers are stored; then each answer's id is shown, for feedback on it."""
+        self.store = store
+        self.notes = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+        self._reasons = False
+
+    def show(self, event: Event) -> None:
+        """The next event of a stream."""
+        from vlroute.types import AnswerDelta, Decided, Finished, ThinkingDelta
+
+        match event:
+            case Decided(decision):
+                self.note(f"{decision.mode}: {decision.reason}")
+            case ThinkingDelta(text):
+                self._reasons = True
+                self.notes.print(CONTROLS.sub("�", text), end="", style="dim")
+            case AnswerDelta(text):
+                self._end_reasoning()
+                typer.echo(CONTROLS.sub("�", text), nl=False)
+            case Finished(answer):
+                self._end_reasoning()
+                typer.echo()
+                if not answer.text and answer.finish_reason != "stop":
+                    self.note(str(answer))
+                self.note(
+                    f"{answer.finish_reason}, {answer.usage.completion_tokens} tokens, {answer.timing.total:.2f} s"
+                )
+                if self.store is not None and answer.finish_reason != "cancelled":
+                    where = "URL" if "://" in self.store else shlex.quote(self.store)  # a URL may hold a password
+                    self.note(f"vlroute feedback {answer.id} --correct --store {where}    (or --wrong)")
+
+    def note(self, text: str) -> None:
+        """A line beside the answer."""
+        self.notes.print(CONTROLS.sub("�", text), style="dim")
+
+    def error(self, error: object) -> None:
+        """What went wrong, in one line."""
+        self._reasons = False
+        line = " ".join(f"error: {error}".split())
+        self.notes.print(CONTROLS.sub("�", line), style="red")
+
+    def _end_reasoning(self) -> None:
+        if self._reasons:
+            self.notes.print()
+        self._reasons = False

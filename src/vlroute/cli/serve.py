@@ -1,0 +1,231 @@
+"""`vlroute serve` and `vlroute ui`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vlroute.cli.options import Device, ModelOption, RouterFolder, StoreAt, Wanted
+from vlroute.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from vlroute.serving.settings import ServerSettings
+
+Host = Annotated[
+    str, typer.Option(help="Address to listen on; any but this machine's own needs keys in VLROUTE_API_KEYS.")
+]
+MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Answers written at the same time in each mode.")]
+Waiting = Annotated[int, typer.Option(min=0, help="Requests that may wait beyond those; more get 429.")]
+Deadline = Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens of one answer, reasoning included.")]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(help="A host (host or host:port) from which pictures may be fetched; may be repeated. Default: none."),
+]
+NoPage = Annotated[bool, typer.Option("--no-page", help="Leave the web page out.")]
+
+
+def bounds(allow_host: list[str] | None, **options: Any) -> ServerSettings:
+    """The server that a command line asks for; `options` by their names there. ValueError as of ServerSettings."""
+    from vlroute.serving.settings import ServerSettings, keys
+
+    return ServerSettings(api_keys=keys(), allowed_hosts=tuple(allow_host or ()), **options)
+
+
+def serve(
+    model: ModelOption = None,
+    router: RouterFolder = None,
+    policy: Wanted = None,
+    store: StoreAt = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
+    max_num_seqs: MaxNumSeqs = 8,
+    max_waiting: Waiting = 64,
+    deadline: Deadline = 600.0,
+    max_tokens: MaxTokens = 32_768,
+    allow_host: AllowHost = None,
+    device: Device = None,
+    no_page: NoPage = False,
+) -> None:
+    """Serve OpenAI's API, and the web page at /.
+
+    vlroute serve --model Qwen/Qwen3-VL-2B --store answers.db
+
+    VLROUTE_API_KEYS=$(openssl rand -hex 32) vlroute serve --host 0.0.0.0
+    """
+    settings = bounds(
+        allow_host,
+        host=host,
+        port=port,
+        max_num_seqs=max_num_seqs,
+        max_waiting=max_waiting,
+        deadline=deadline,
+        max_tokens=max_tokens,
+    )
+    _run(
+        settings, "none" if no_page else "wanted", model=model, router=router, policy=policy, store=store, device=device
+    )
+
+
+def ui(
+    model: ModelOption = None,
+    router: RouterFolder = None,
+    policy: Wanted = None,
+    store: StoreAt = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 7860,
+    device: Device = None,
+) -> None:
+    """Open the web page: chat, compare, batch, trade-off. The API is there too.
+
+    vlroute ui
+
+    vlroute ui --model Qwen/Qwen3-VL-2B --store answers.db
+    """
+    settings = bounds(None, host=host, port=port)
+    _run(settings, "needed", model=model, router=router, policy=policy, store=store, device=device)
+
+
+def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **model: Any) -> None:
+    """Serve until told to stop. Ends the process with an error if the server cannot start or the pair cannot be loaded.
+
+    `model`: arguments of `Router.from_pretrained`, its `name` as `model`.
+    """
+    try:
+        import uvicorn
+
+        from vlroute.serving.app import GRACE_SECONDS, create_app
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error, "serve") from error
+    from vlroute.router import Router
+    from vlroute.serving.cluster.start import vacant
+
+    vacant(settings.host, settings.port)
+    router = Router.from_pretrained(model.pop("model"), max_num_seqs=settings.max_num_seqs, **model)
+    mount = None if page == "none" else _page(needed=page == "needed")
+    failures: list[BaseException] = []
+
+    def end(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    app = create_app(router, settings, end)
+    config = uvicorn.Config(
+        mount(app) if mount else app, host=settings.host, port=settings.port, log_level="info", access_log=False,
+        server_header=False, lifespan="on",  # with "auto", uvicorn ignores an exception at start-up
+        timeout_keep_alive=75,  # longer than in clients and proxies, so that they close idle connections first
+        timeout_graceful_shutdown=round(GRACE_SECONDS), limit_concurrency=settings.max_connections,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        return
+    if failures:
+        raise failures[0]
+
+
+def _page(needed: bool) -> Callable[[FastAPI], FastAPI] | None:
+    """The function that mounts the web page; None, with a line on stderr, if the extra ui is not installed."""
+    try:
+        from vlroute.serving.app import mount_page
+    except ModuleNotFoundError as error:
+        if needed:
+            raise MissingExtraError(error, "ui") from error
+        typer.echo(f"serving without the web page ({error}); for the page: pip install 'vlroute[ui]'", err=True)
+        return None
+    return mount_page
+
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Host and port of a Ray that runs, or auto: deploy there and return. Default: start Ray, on this machine."
+    ),
+]
+
+
+def cluster(
+    model: ModelOption = None,
+    router: RouterFolder = None,
+    policy: Wanted = None,
+    store: StoreAt = None,
+    address: Address = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="Copies of the pair, at least.")] = 1,
+    most_replicas: Annotated[
+        int | None, typer.Option(min=1, help="At most, made as requests queue up; by default as many.")
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs for each replica; a share lets several live on one.")] = 0.0,
+    cpus: Annotated[float, typer.Option(min=0.01, help="CPU cores for each replica.")] = 1.0,
+    max_num_seqs: MaxNumSeqs = 8,
+    max_waiting: Waiting = 64,
+    deadline: Deadline = 600.0,
+    max_tokens: MaxTokens = 32_768,
+    allow_host: AllowHost = None,
+    device: Device = None,
+) -> None:
+    """Serve OpenAI's API by several replicas of the pair, on one machine or many.
+
+    vlroute cluster --model Qwen/Qwen3-VL-2B --replicas 2 --gpus 1 --store answers.db
+
+    VLROUTE_API_KEYS=… vlroute cluster --address auto --host 0.0.0.0 --router my-router
+    """
+    from vlroute.engine.local.checkpoint_files import check_folders
+    from vlroute.hub import resolve_pair
+    from vlroute.serving.cluster.start import deploy, join, start_here, vacant
+    from vlroute.serving.settings import ClusterSettings
+
+    server = bounds(allow_host, host=host, port=port, max_waiting=max_waiting, deadline=deadline, max_tokens=max_tokens)
+    settings = ClusterSettings(
+        model=_absolute(model), router=str(router) if router else None, policy=policy, store=_placed(store),
+        device=device, replicas=replicas, most_replicas=most_replicas, max_num_seqs=max_num_seqs,
+        cpus=cpus, gpus=gpus, server=server,
+    )  # fmt: skip
+    if model is not None:  # checked now, not after Ray and each replica have started
+        check_folders(*resolve_pair(model, None, None, router)[:2])
+    here: str | None = None
+    if address is None:
+        vacant(host, port)
+        here = start_here()  # first of all: Ray must not be imported before
+    else:
+        join(address)
+    import ray
+    from ray import serve
+
+    from vlroute.serving.cluster.app import NAME, build
+
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    try:
+        application = build(settings)
+        serve.start(http_options={"host": host, "port": port})
+        deploy(application, NAME)
+        typer.echo(f"answers at http://{host}:{port}/v1", err=True)
+        if here is not None:
+            typer.echo(f"deploy again with: vlroute cluster --address {here} …", err=True)
+            while not stopped.wait(0.5):
+                pass
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if here is not None:
+            serve.shutdown()
+        ray.shutdown()
+
+
+def _absolute(model: str | None) -> str | None:
+    """Replicas work in folders of their own, so that a relative path means nothing there."""
+    return str(Path(model).expanduser().resolve()) if model and Path(model).expanduser().is_dir() else model
+
+
+def _placed(store: str | None) -> str | None:
+    return str(Path(store).expanduser().resolve()) if store and "://" not in store else store

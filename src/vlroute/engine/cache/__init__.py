@@ -1,0 +1,1 @@
+"""Caches of vision features and of keys and values."""

@@ -1,0 +1,119 @@
+"""Vision features on disk, bounded in bytes: they outlive the process, and a damaged file is a miss."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from vlroute.checks import BYTES, refused
+from vlroute.engine.local.vision import VisionFeatures
+from vlroute.errors import OutputError
+from vlroute.files import replace_file
+
+log = logging.getLogger("vlroute")
+KEY = re.compile(r"[0-9a-f]{64}")
+HEAD = 64  # hex characters of the checksum before the safetensors bytes
+
+
+class DiskTier:
+    """A folder of safetensors files named by their keys, each behind the SHA-256 of its bytes. Thread-safe.
+
+    Files are written aside and renamed, so that a killed process leaves no half file under a key; the least recently
+    used go when the folder exceeds `budget` bytes. A full or unwritable disk costs a warning, never an answer. Several
+    processes may share a folder.
+    """
+
+    def __init__(self, folder: str | Path, budget: int = 2**30) -> None:
+        """SettingsError for a wrong folder or a budget below 1 byte; OutputError if the folder cannot be created."""
+        if not isinstance(folder, str | Path):
+            raise refused("folder", folder, "a folder")
+        self.folder, self.budget = Path(folder), replace(BYTES, low=1).read("budget (bytes)", budget)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:  # ValueError: a null character
+            raise OutputError(f"the folder {str(folder)!r} cannot be created: {error}") from error
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> VisionFeatures | None:
+        """The features, on the CPU; None if there are none or the file is damaged (it is removed then)."""
+        path = self._path(key)
+        try:
+            data = path.read_bytes()
+            os.utime(path)
+        except OSError:
+            return None
+        try:
+            return _unpack(data)
+        except (ValueError, KeyError, SafetensorError) as error:
+            log.warning("removing a damaged file of vision features: %s", error)
+            path.unlink(missing_ok=True)
+            return None
+
+    def put(self, key: str, features: VisionFeatures) -> None:
+        """Keep the features; a failure to write is logged, not raised."""
+        data = _pack(features)
+        if len(data) > self.budget:
+            return
+        try:
+            replace_file(self._path(key), data, durable=False)  # half a file fails its checksum
+            with self._lock:
+                self._shrink()
+        except OSError as error:
+            log.warning("vision features not kept on disk: %s", error.strerror or type(error).__name__)
+
+    def nbytes(self) -> int:
+        """Bytes of all files of the folder."""
+        return sum(size for _, size, _ in self._files())
+
+    def _path(self, key: str) -> Path:
+        if not KEY.fullmatch(key):
+            raise ValueError(f"a key is 64 hex characters, not {key[:80]!r}")
+        return self.folder / f"{key}.features"
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        found = []
+        for path in self.folder.glob("*.features"):
+            try:
+                state = path.stat()
+            except OSError:  # another process removed it
+                continue
+            found.append((state.st_mtime, state.st_size, path))
+        return sorted(found)
+
+    def _shrink(self) -> None:
+        files = self._files()
+        total = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if total <= self.budget:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def _pack(features: VisionFeatures) -> bytes:
+    tensors = {"merged": features.merged, **{f"deepstack.{i}": layer for i, layer in enumerate(features.deepstack)}}
+    data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+                {"grid": json.dumps(features.grid), "rows": str(features.merged.shape[0])})  # fmt: skip
+    return hashlib.sha256(data).hexdigest().encode() + data
+
+
+def _unpack(data: bytes) -> VisionFeatures:
+    """ValueError if the bytes are not what `_pack` made of some features."""
+    body = data[HEAD:]
+    if hashlib.sha256(body).hexdigest().encode() != data[:HEAD]:
+        raise ValueError("its checksum does not fit")
+    length = int.from_bytes(body[:8], "little")
+    grid = json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["grid"])
+    tensors = load(body)
+    layers = tuple(tensors[f"deepstack.{i}"] for i in range(len(tensors) - 1))
+    t, h, w = grid
+    return VisionFeatures((t, h, w), tensors["merged"], layers)

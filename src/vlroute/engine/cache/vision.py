@@ -1,0 +1,274 @@
+"""Vision features across turns, requests and modes: each picture goes through each distinct tower once.
+
+A key names everything the features depend on, by content: the checkpoint's `vision_key` (tower weights, processor
+settings, dtype), the item's digest (kind, size, every pixel, of a video its times) and a namespace that keeps tenants
+apart. Whatever a caller names an item plays no part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from vlroute.checks import BYTES, refused
+from vlroute.engine.cache.disk import DiskTier
+from vlroute.engine.local.checkpoint import Checkpoint
+from vlroute.engine.local.vision import VisionFeatures, encode
+from vlroute.inputs.media import Picture, Video
+
+MiB = 2**20
+Features = tuple[list[VisionFeatures], list[VisionFeatures]]
+Grid = tuple[int, int, int]
+MAX_GRIDS = 2**16  # three numbers each; so many pictures are remembered by their size alone
+
+
+def feature_key(of: str, item: Picture | Video, namespace: str = "") -> str:
+    """SHA-256 over the framed parts, 64 hex characters; `of` is a checkpoint's `vision_key` or `grid_key`."""
+    key = _begun(namespace, of, "picture" if isinstance(item, Picture) else "video").copy()
+    key.update(item.digest.encode())
+    return key.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _begun(namespace: str, of: str, kind: str) -> hashlib._Hash:
+    """All of a key but its item: the same for every item of a tenant."""
+    framed = "".join(f"{len(part.encode())}:{part}" for part in ("vlroute features 1", namespace, of, kind))
+    return hashlib.sha256(framed.encode())
+
+
+def _fits(features: VisionFeatures, checkpoint: Checkpoint) -> bool:
+    """Whether the number of rows is the one that the prompt will hold slots for."""
+    return features.fits(checkpoint.processor.image_processor.merge_size)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """What the cache did since it was made, in items; `bytes` and `host_bytes` are what it holds now.
+
+    `encodes` counts items that a tower really encoded, `tower_calls` how often one ran (each call takes all that one
+    request misses). `waits`: found in the making by another thread. `host_hits` and `disk_hits` are part of `hits`.
+    """
+
+    hits: int = 0
+    waits: int = 0
+    encodes: int = 0
+    tower_calls: int = 0
+    host_hits: int = 0
+    disk_hits: int = 0
+    evictions: int = 0
+    uncached: int = 0
+    items: int = 0
+    bytes: int = 0
+    host_bytes: int = 0
+
+
+class VisionCache:
+    """Least recently used features within a budget of bytes, never exceeded. Thread-safe.
+
+    Entries in use are never evicted; an item that finds no room beside them is served but not kept. Threads that miss
+    the same item share one encoding. Behind the first tier, which lives where the model lives, may stand two others:
+    `host_budget` bytes of main memory (of use where the model is on a GPU) and a `disk` tier that outlives the process.
+    """
+
+    def __init__(self, budget: int = 256 * MiB, host_budget: int = 0, disk: DiskTier | None = None) -> None:
+        """Budgets in bytes; 0 keeps nothing longer than the running requests. SettingsError for any other value."""
+        self.budget = BYTES.read("budget (bytes)", budget)
+        self.host_budget = BYTES.read("host_budget (bytes)", host_budget)
+        if not isinstance(disk, DiskTier | None):
+            raise refused("disk", disk, "a DiskTier or None")
+        self.disk = disk
+        self._kept: OrderedDict[str, VisionFeatures] = OrderedDict()
+        self._host: OrderedDict[str, VisionFeatures] = OrderedDict()
+        self._grids: OrderedDict[str, Grid] = OrderedDict()
+        self._pins: dict[str, int] = {}
+        self._making: dict[str, Future[VisionFeatures]] = {}
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._bytes = self._host_bytes = 0
+
+    def stats(self) -> CacheStats:
+        with self._lock:
+            return CacheStats(**self._counts, items=len(self._kept), bytes=self._bytes, host_bytes=self._host_bytes)
+
+    def clear(self) -> None:
+        """Forget everything in memory that no request uses; the disk tier stays."""
+        with self._lock:
+            for key in [key for key in self._kept if key not in self._pins]:
+                self._bytes -= self._kept.pop(key).nbytes
+            self._host.clear()
+            self._host_bytes = 0
+
+    def grids(self, checkpoint: Checkpoint, items: Sequence[Picture | Video], namespace: str = "") -> list[Grid | None]:
+        """(t, h, w) in patches of each item once encoded, even if its features are gone; None if it never was."""
+        keys = [feature_key(checkpoint.grid_key, item, namespace) for item in items]
+        with self._lock:
+            return [self._grids.get(key) for key in keys]
+
+    @contextmanager
+    def lease(
+        self,
+        checkpoint: Checkpoint,
+        pictures: Sequence[Picture],
+        videos: Sequence[Video],
+        namespace: str = "",
+        encoded: set[str] | None = None,
+    ) -> Iterator[Features]:
+        """Features of all pictures and all videos in order, kept in memory until the block ends. The digests of those
+        that went through the tower for this call are added to `encoded`."""
+        items: list[Picture | Video] = [*pictures, *videos]
+        keys = [feature_key(checkpoint.vision_key, item, namespace) for item in items]
+        wanted = dict(zip(keys, items, strict=True))
+        with self._lock:
+            for key in wanted:
+                self._pins[key] = self._pins.get(key, 0) + 1
+        try:
+            found = self._find(checkpoint, wanted, set() if encoded is None else encoded)
+            features = [found[key] for key in keys]
+            self._remember_grids([feature_key(checkpoint.grid_key, item, namespace) for item in items], features)
+            yield features[: len(pictures)], features[len(pictures) :]
+        finally:
+            with self._lock:
+                for key in wanted:
+                    self._pins[key] -= 1
+                    if not self._pins[key]:
+                        del self._pins[key]
+
+    def _remember_grids(self, keys: Sequence[str], features: Sequence[VisionFeatures]) -> None:
+        with self._lock:
+            for key, item in zip(keys, features, strict=True):
+                self._grids[key] = item.grid
+            while len(self._grids) > MAX_GRIDS:
+                self._grids.popitem(last=False)
+
+    def _find(
+        self, checkpoint: Checkpoint, wanted: dict[str, Picture | Video], encoded: set[str]
+    ) -> dict[str, VisionFeatures]:
+        found: dict[str, VisionFeatures] = {}
+        while len(found) < len(wanted):
+            mine: dict[str, Future[VisionFeatures]] = {}
+            others: dict[str, Future[VisionFeatures]] = {}
+            with self._lock:
+                for key in wanted.keys() - found.keys():
+                    if key in self._making:
+                        others[key] = self._making[key]
+                    elif (kept := self._remembered(key, checkpoint)) is not None:
+                        found[key] = kept
+                    else:
+                        mine[key] = self._making[key] = Future()
+            if mine:
+                items = {key: wanted[key] for key in wanted if key in mine}
+                found.update(self._make(checkpoint, items, mine, encoded))
+            for key, future in others.items():
+                if future.exception() is None:  # else whoever made it failed: the next round tries again here
+                    found[key] = future.result()
+                    self._count(waits=1)
+        return found
+
+    def _remembered(self, key: str, checkpoint: Checkpoint) -> VisionFeatures | None:
+        """From the first tier; called with the lock held."""
+        if (kept := self._kept.get(key)) is None:
+            return None
+        if not _fits(kept, checkpoint):
+            self._bytes -= self._kept.pop(key).nbytes
+            return None
+        self._kept.move_to_end(key)
+        self._counts["hits"] += 1
+        return kept
+
+    def _make(
+        self,
+        checkpoint: Checkpoint,
+        items: dict[str, Picture | Video],
+        futures: dict[str, Future[VisionFeatures]],
+        encoded: set[str],
+    ) -> dict[str, VisionFeatures]:
+        """From the tiers behind the first, else encoded, all in one tower call; whoever waits gets the outcome."""
+        try:
+            made = self._from_host(checkpoint, list(items))
+            made.update(self._from_disk(checkpoint, [key for key in items if key not in made]))
+            new = {key: item for key, item in items.items() if key not in made}
+            made.update(self._encoded(checkpoint, new))
+            encoded.update(item.digest for item in new.values())
+            with self._lock:
+                for key, features in made.items():
+                    self._keep(key, features)
+        except BaseException as error:
+            self._settle(futures)
+            for future in futures.values():
+                future.set_exception(error)
+            raise
+        self._settle(futures)
+        for key, future in futures.items():
+            future.set_result(made[key])
+        return made
+
+    def _settle(self, keys: Iterable[str]) -> None:
+        with self._lock:
+            for key in keys:
+                del self._making[key]
+
+    def _from_host(self, checkpoint: Checkpoint, keys: Sequence[str]) -> dict[str, VisionFeatures]:
+        with self._lock:
+            found = {key: self._host[key] for key in keys if key in self._host}
+            for key in found:
+                self._host.move_to_end(key)
+        fitting = {key: features for key, features in found.items() if _fits(features, checkpoint)}
+        self._count(hits=len(fitting), host_hits=len(fitting))
+        return {key: features.to(checkpoint.device) for key, features in fitting.items()}
+
+    def _from_disk(self, checkpoint: Checkpoint, keys: Sequence[str]) -> dict[str, VisionFeatures]:
+        if self.disk is None:
+            return {}
+        found = {key: self.disk.get(key) for key in keys}
+        read = {key: features for key, features in found.items() if features and _fits(features, checkpoint)}
+        self._count(hits=len(read), disk_hits=len(read))
+        return {key: features.to(checkpoint.device) for key, features in read.items()}
+
+    def _encoded(self, checkpoint: Checkpoint, items: dict[str, Picture | Video]) -> dict[str, VisionFeatures]:
+        if not items:
+            return {}
+        pictures = {key: item for key, item in items.items() if isinstance(item, Picture)}
+        clips = {key: item for key, item in items.items() if isinstance(item, Video)}
+        images, videos = encode(checkpoint, list(pictures.values()), list(clips.values()))
+        self._count(encodes=len(items), tower_calls=bool(pictures) + bool(clips))
+        fresh = dict(zip([*pictures, *clips], [*images, *videos], strict=True))
+        if self.disk is not None:
+            for key, features in fresh.items():
+                self.disk.put(key, features)
+        return fresh
+
+    def _keep(self, key: str, features: VisionFeatures) -> None:
+        """Make room and keep; where entries in use leave too little, serve uncached. Called with the lock held."""
+        in_use = sum(self._kept[pinned].nbytes for pinned in self._pins if pinned in self._kept)
+        if features.nbytes > self.budget - in_use:
+            self._counts["uncached"] += 1
+            return
+        if (behind := self._host.pop(key, None)) is not None:
+            self._host_bytes -= behind.nbytes
+        while self._bytes + features.nbytes > self.budget:  # least recently used first
+            self._evict(next(old for old in self._kept if old not in self._pins))
+        self._kept[key] = features
+        self._bytes += features.nbytes
+
+    def _evict(self, key: str) -> None:
+        features = self._kept.pop(key)
+        self._bytes -= features.nbytes
+        self._counts["evictions"] += 1
+        if features.nbytes <= self.host_budget:
+            self._host[key] = features.to(torch.device("cpu"))
+            self._host_bytes += features.nbytes
+        while self._host_bytes > self.host_budget:
+            _, dropped = self._host.popitem(last=False)
+            self._host_bytes -= dropped.nbytes
+
+    def _count(self, **counts: int) -> None:
+        with self._lock:
+            self._counts.update(counts)

@@ -1,0 +1,1 @@
+"""Both modes of a model in this process."""

@@ -1,0 +1,476 @@
+"""Names for the quantisations that transformers offers; the tower and the output layer stay as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
+from transformers.quantizers import AutoHfQuantizer
+
+from vlroute.checks import Whole, refused, shown
+from vlroute.engine.local.checkpoint_files import (
+    INDEX,
+    REMEDY,
+    WEIGHTS,
+    CheckpointFiles,
+    check_distinct,
+    check_kinds,
+    check_sizes,
+    local_folder,
+    pair_fingerprint,
+)
+from vlroute.engine.local.lock import PriorityLock
+from vlroute.engine.settings import own_settings
+from vlroute.errors import CheckpointError, SettingsError
+from vlroute.types import MODES, Mode
+
+# A quantised tower would change what both modes see, and gains little: most weights are the language model's.
+KEEP = ["model.visual", "lm_head"]
+QUANTIZATIONS = ("4bit", "8bit", "int8")
+
+
+def quantization_config(quantization: str | Any) -> Any:
+    """The transformers quantization config for one of `QUANTIZATIONS`; anything but a string is passed on as it is.
+
+    Raises:
+        ValueError: an unknown name.
+        ImportError: the library behind the name is missing.
+    """
+    if not isinstance(quantization, str):
+        return quantization
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(
+            f"unknown quantization {quantization!r}; expected {', '.join(QUANTIZATIONS)} or a transformers config"
+        )
+    if quantization in ("4bit", "8bit"):
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(
+            load_in_4bit=quantization == "4bit",
+            load_in_8bit=quantization == "8bit",
+            llm_int8_skip_modules=KEEP,
+        )
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=KEEP)
+
+
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+DEVICE_WORDS = "'auto', 'cpu', 'cuda', 'cuda:1', an index of a CUDA device, 'mps', 'xpu', or a torch.device"
+#: Accepted names of floating-point types, with their names in torch.
+DTYPES = {
+    "auto": "auto", "float32": "float32", "fp32": "float32", "float": "float32", "bfloat16": "bfloat16",
+    "bf16": "bfloat16", "float16": "float16", "fp16": "float16", "half": "float16", "float64": "float64",
+    "double": "float64",
+}  # fmt: skip
+DTYPE_WORDS = "'auto', 'bfloat16' ('bf16'), 'float16' ('fp16'), 'float32' ('fp32'), 'float64', or such a torch.dtype"
+ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+#: Number of answers that are generated at the same time in each mode.
+MAX_NUM_SEQS = Whole(1)
+OPTIONS = ("device", "dtype", "attn_implementation", "quantization")
+
+
+def device_name(device: Any) -> str | None:
+    """Name of the device in torch. None for "auto": CUDA if available, else the CPU.
+
+    Raises:
+        SettingsError: not a device of torch. Whether this machine has it is checked when the pair is loaded.
+    """
+    if device is None or device == "auto":
+        return None
+    if type(device).__module__ == "torch" and type(device).__name__ == "device":
+        return device_name(str(device))
+    if isinstance(device, str):
+        kind, colon, index = device.strip().lower().partition(":")
+        if kind in DEVICES and (index.isascii() and index.isdigit() if colon else not index):
+            number = int(index or 0)
+            if kind != "cpu":
+                return f"{kind}:{number}" if colon else kind
+            if number == 0:
+                return kind
+        hint = "torch calls NVIDIA and AMD GPUs 'cuda'" if kind in ("gpu", "rocm", "hip", "nvidia", "amd") else ""
+        raise refused("device", device, DEVICE_WORDS, hint)
+    try:
+        return f"cuda:{Whole().read('device', device)}"
+    except SettingsError:
+        raise refused("device", device, DEVICE_WORDS) from None
+
+
+def dtype_name(dtype: Any) -> str | None:
+    """Name of the dtype in torch, "auto" (as stored) or None (default of the device). SettingsError for others."""
+    if dtype is None:
+        return None
+    is_torch = type(dtype).__module__ == "torch" and type(dtype).__name__ == "dtype"
+    name = str(dtype).strip().lower().removeprefix("torch.") if is_torch or isinstance(dtype, str) else ""
+    if name not in DTYPES:
+        hint = "for 8 or 4 bits pass quantization=" if name in ("int8", "int4", "8bit", "4bit", "uint8", "fp8") else ""
+        raise refused("dtype", dtype, DTYPE_WORDS, hint)
+    return DTYPES[name]
+
+
+def checked_loading(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `engine.pair.load_model_pair`, without those that are None. SettingsError for a wrong option."""
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise SettingsError(f"unknown loading option {', '.join(unknown)}; expected some of {', '.join(OPTIONS)}")
+    attention, quantization = options.get("attn_implementation"), options.get("quantization")
+    if attention is not None and not (
+        isinstance(attention, str) and (attention in ATTENTIONS or attention.count("/") == 1)
+    ):
+        accepts = f"one of {', '.join(ATTENTIONS)}, or a kernel of the hub such as 'kernels-community/flash-attn2'"
+        raise refused("attn_implementation", attention, accepts)
+    is_named = isinstance(quantization, str) and quantization in QUANTIZATIONS
+    is_config = isinstance(quantization, Mapping) or hasattr(quantization, "quant_method")
+    if not (quantization is None or is_named or is_config):
+        raise refused(
+            "quantization", quantization, f"one of {', '.join(QUANTIZATIONS)} or a transformers quantization config"
+        )
+    checked = {
+        "device": device_name(options.get("device")), "dtype": dtype_name(options.get("dtype")),
+        "attn_implementation": attention, "quantization": quantization,
+    }  # fmt: skip
+    return {name: value for name, value in checked.items() if value is not None}
+
+
+# what decides the numbers a tower computes; names and versions in the config do not
+SHAPE_KEYS = (
+    "depth", "hidden_size", "hidden_act", "intermediate_size", "num_heads", "in_channels", "patch_size",
+    "spatial_merge_size", "temporal_patch_size", "out_hidden_size", "num_position_embeddings",
+    "deepstack_visual_indexes",
+)  # fmt: skip
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():  # transformers prefers a single file
+        return [folder / WEIGHTS]
+    names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+    return [folder / name for name in sorted(set(names))]
+
+
+def tower_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tower's tensors by their name within the tower, in order of that name, one at a time."""
+    where: dict[str, tuple[Path, str]] = {}
+    for file in _weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - a safe_open handle is not a mapping
+                if "visual." in name:
+                    where[name.split("visual.", 1)[1]] = (file, name)
+    for short, (file, name) in sorted(where.items()):
+        with safe_open(file, framework="pt") as tensors:
+            yield short, tensors.get_tensor(name)
+
+
+def tower_fingerprint(folder: str | Path) -> str:
+    """SHA-256 (64 hex characters) over the tower's shape and every byte of its weights, as the files hold them.
+
+    Raises:
+        CheckpointError: the folder holds no safetensors weights of a vision tower.
+    """
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vision_config"]
+        digest.update(json.dumps({key: config.get(key) for key in SHAPE_KEYS}, sort_keys=True).encode())
+        count = 0
+        for name, tensor in tower_tensors(folder):
+            header = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
+            digest.update(f"{len(header)}:{header}".encode())
+            digest.update(memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B"))
+            count += 1
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot read the vision tower of {folder.name!r}: {error}; expected a Qwen3-VL checkpoint folder "
+            "with config.json and safetensors weights"
+        ) from error
+    if not count:
+        raise CheckpointError(f"{folder.name!r} holds no vision tower; expected a Qwen3-VL checkpoint")
+    return digest.hexdigest()
+
+
+log = logging.getLogger("vlroute")
+
+#: Downloaded and checked before the weights.
+SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
+CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors"]  # pickle files, which could run code, are never downloaded
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One loaded checkpoint: the model, its processor, and what its vision features depend on.
+
+    `tower` is the fingerprint of the tower's weights; `grid_key` that of the processors' settings, on which the number
+    of tokens depends; `vision_key` joins both with dtype, device, attention and versions: features may pass from one
+    mode to the other exactly if these are equal. All are 64 hex characters.
+    """
+
+    mode: Mode
+    source: str
+    model: Any
+    processor: Any
+    tower: str
+    grid_key: str
+    vision_key: str
+    turn: PriorityLock = field(default_factory=PriorityLock, repr=False)
+    """Whoever encodes pictures or, beside others, reads a prompt takes it; the same for both of a pair."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """The supported settings of its generation config."""
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPair:
+    """Both modes, ready to answer. `shared_tower` says whether one tower in memory serves both.
+
+    `fingerprint` (64 hex characters) identifies the weights of this pair.
+    """
+
+    instruct: Checkpoint
+    thinking: Checkpoint
+    load_seconds: float
+    fingerprint: str
+
+    def __getitem__(self, mode: Mode) -> Checkpoint:
+        return self.instruct if mode == "instruct" else self.thinking
+
+    @property
+    def shared_tower(self) -> bool:
+        return self.instruct.model.model.visual is self.thinking.model.model.visual
+
+    def parameter_bytes(self) -> int:
+        """Bytes of all weights in memory, a shared tower counted once."""
+        unique = {p.data_ptr(): p.numel() * p.element_size() for mode in MODES for p in self[mode].model.parameters()}
+        return sum(unique.values())
+
+    def __str__(self) -> str:
+        tower = "one tower for both modes" if self.shared_tower else "two different towers"
+        where = f"{self.instruct.device}, {str(self.instruct.model.dtype).removeprefix('torch.')}"
+        return f"{self.instruct.source} + {self.thinking.source} on {where}: {tower}"
+
+
+def checkpoint_folder(source: str | Path, patterns: Sequence[str] = CHECKPOINT_FILES) -> Path:
+    """A checkpoint folder on this disk, or the local copy of a hub id (downloaded when it is not there yet).
+
+    Args:
+        source: a folder or a hub id.
+        patterns: which files to download.
+
+    Raises:
+        CheckpointError: neither a folder with a checkpoint nor an id that can be downloaded.
+    """
+    if (folder := local_folder(source)) is not None:
+        if not (folder / "config.json").exists():
+            raise CheckpointError(f"{str(source)!r} is a folder without config.json; expected a Qwen3-VL checkpoint")
+        return folder
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=list(patterns)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"cannot find the checkpoint {str(source)!r}: it is no folder here, and the hub gave "
+            f"{type(error).__name__}. Pass a folder or a hub id such as 'Qwen/Qwen3-VL-2B-Instruct'; without a "
+            "network, copy the checkpoint to this machine first"
+        ) from error
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """bfloat16 on CUDA, where Qwen3-VL was trained in it; float32 on a CPU, where it is exact and rarely slower."""
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+def _check_device(device: str) -> None:
+    """SettingsError if this machine does not have it."""
+    kind, _, index = device.partition(":")
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()),
+              "xpu": torch.xpu.device_count()}  # fmt: skip
+    if int(index or 0) >= counts[kind]:
+        here = ", ".join(
+            f"{name}:{i}" if name in ("cuda", "xpu") else name for name, n in counts.items() for i in range(n)
+        )
+        raise SettingsError(f"device {device!r} does not exist on this machine; PyTorch finds {here}")
+
+
+class _WithoutTower(Qwen3VLForConditionalGeneration):
+    """Loads a checkpoint around an absent tower: its tensors in the files are passed over, not reported."""
+
+    _keys_to_ignore_on_load_unexpected = (r"visual\.",)
+
+
+def load_processor(files: CheckpointFiles) -> Any:
+    """Tokenizer and processors of a checkpoint. CheckpointError if they cannot be loaded."""
+    try:
+        return AutoProcessor.from_pretrained(files.folder)
+    except Exception as error:  # for a damaged file, transformers and tokenizers raise many types of errors
+        raise _unreadable(files, "tokenizer, chat template or processor", error) from error
+
+
+def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch.nn.Module | None) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(files.folder)
+    except Exception as error:  # as above
+        raise _unreadable(files, "config.json", error) from error
+    whole = config.vision_config.to_dict()
+    kind = Qwen3VLForConditionalGeneration
+    if tower is not None:
+        kind = _WithoutTower
+        config.vision_config.depth, config.vision_config.deepstack_visual_indexes = 0, []
+    try:
+        model, report = kind.from_pretrained(files.folder, config=config, output_loading_info=True, **options)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise  # a fault of this machine, not of the checkpoint
+    except Exception as error:  # as above
+        _check_options(config, options)
+        if isinstance(error, ImportError):
+            raise  # the checkpoint needs a package
+        raise _unreadable(files, "weights", error) from error
+    if report["missing_keys"] and not getattr(model, "is_quantized", False):
+        absent = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"the {files.mode} checkpoint {files.source!r} lacks {len(absent)} tensors, the first is {absent[0]!r}; "
+            f"{REMEDY}"
+        )
+    if tower is not None:
+        model.model.visual = tower
+        model.config.vision_config = type(config.vision_config).from_dict(whole)
+    return model.eval()
+
+
+def _check_options(config: Any, options: Mapping[str, Any]) -> None:
+    """After loading has failed: SettingsError if the attention or the quantization cannot be used, without weights."""
+    name, value = "attn_implementation", options.get("attn_implementation")
+    try:
+        if value is not None:
+            with torch.device("meta"):
+                Qwen3VLForConditionalGeneration._from_config(config, attn_implementation=value)
+        name, value = "quantization", options.get("quantization_config")
+        if value is not None:
+            AutoHfQuantizer.from_config(value).validate_environment(device_map=options.get("device_map"))
+    except Exception as error:  # transformers raises many types of errors
+        raise _unusable(name, value, error) from error
+
+
+def _unusable(name: str, value: Any, error: Exception) -> SettingsError:
+    why = " ".join(str(error).split())[:300]
+    return SettingsError(f"{name}={shown(value)} cannot be used here ({type(error).__name__}: {why}); leave it out")
+
+
+def _unreadable(files: CheckpointFiles, what: str, error: Exception) -> CheckpointError:
+    why = " ".join(str(error).split())[:300]
+    return CheckpointError(
+        f"the {what} of the {files.mode} checkpoint {files.source!r} cannot be loaded "
+        f"({type(error).__name__}: {why}); {REMEDY}"
+    )
+
+
+def _grid_key(processor: Any) -> str:
+    return _hash([processor.image_processor.to_dict(), processor.video_processor.to_dict()])
+
+
+def _vision_key(tower: str, grid_key: str, model: Any) -> str:
+    """Everything that decides the bits of the features: kept on disk they may meet other versions and devices."""
+    how = [str(model.dtype), model.device.type, str(model.config._attn_implementation)]
+    return _hash([tower, grid_key, *how, torch.__version__, transformers.__version__])
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _checked(instruct: str | Path, thinking: str | Path) -> tuple[dict[Mode, CheckpointFiles], dict[Mode, Any]]:
+    """Files and processors of both checkpoints, checked to be a pair. Weights are downloaded last."""
+    sources: dict[Mode, str | Path] = {"instruct": instruct, "thinking": thinking}
+    files = {
+        mode: CheckpointFiles.read(mode, source, checkpoint_folder(source, SMALL_FILES), weights=False)
+        for mode, source in sources.items()
+    }
+    check_sizes(files["instruct"], files["thinking"])
+    processors = {mode: load_processor(one) for mode, one in files.items()}
+    check_kinds(files, processors)
+    files = {mode: CheckpointFiles.read(mode, source, checkpoint_folder(source)) for mode, source in sources.items()}
+    check_distinct(files["instruct"], files["thinking"])
+    return files, processors
+
+
+def load_model_pair(
+    instruct: str | Path,
+    thinking: str | Path,
+    *,
+    device: str | int | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    attn_implementation: str | None = None,
+    quantization: str | Any | None = None,
+) -> ModelPair:
+    """Load both checkpoints (folders or hub ids) into this process; equal towers are loaded once.
+
+    Args:
+        device: "cuda", "cuda:1", "cpu", "mps", "xpu", a `torch.device`, or the index of a CUDA device; by default, and
+            with "auto", CUDA if available, else the CPU.
+        dtype: a torch dtype or its name ("bfloat16", "bf16", "fp16", …), or "auto" for the dtype of the stored
+            checkpoint; by default bfloat16 on CUDA, else float32.
+        attn_implementation: as in transformers ("sdpa", "eager", "flash_attention_2").
+        quantization: "4bit" or "8bit" (bitsandbytes), "int8" (torchao), or a transformers quantization
+            config. AWQ and GPTQ checkpoints do not need this option.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be found, is damaged or is not Qwen3-VL, or the two are not an Instruct
+            and a Thinking checkpoint of one size.
+        SettingsError: an invalid option, a device that this machine does not have, or an attention or quantization that
+            this machine or the model does not support.
+    """
+    began = time.perf_counter()
+    asked = checked_loading({
+        "device": device, "dtype": dtype, "attn_implementation": attn_implementation, "quantization": quantization,
+    })  # fmt: skip
+    where = asked.pop("device", None) or default_device()
+    _check_device(where)
+    files, processors = _checked(instruct, thinking)
+    prints = {mode: tower_fingerprint(one.folder) for mode, one in files.items()}
+    options: dict[str, Any] = {"dtype": asked.pop("dtype", default_dtype(where))}
+    if where != "cpu":
+        options["device_map"] = where
+    if quantization is not None:
+        try:
+            options["quantization_config"] = quantization_config(asked.pop("quantization"))
+        except ImportError as error:
+            raise _unusable("quantization", quantization, error) from error
+    options |= asked
+
+    loaded: dict[str, Checkpoint] = {}
+    turn = PriorityLock()
+    for mode in MODES:
+        twin = loaded.get("instruct")
+        tower = twin.model.model.visual if twin and twin.tower == prints[mode] else None
+        model = _load_model(files[mode], options, tower)
+        grid_key = _grid_key(processors[mode])
+        vision_key = _vision_key(prints[mode], grid_key, model)
+        generation = own_settings(model.generation_config.to_diff_dict(), files[mode].source)
+        loaded[mode] = Checkpoint(
+            mode, files[mode].source, model, processors[mode], prints[mode], grid_key, vision_key, turn, generation
+        )
+    fingerprint = pair_fingerprint(*(files[mode].fingerprint() for mode in MODES))
+    pair = ModelPair(loaded["instruct"], loaded["thinking"], time.perf_counter() - began, fingerprint)
+    log.info("loaded %s in %.1f s", pair, pair.load_seconds)
+    if not pair.shared_tower:
+        log.warning("the two vision towers differ: features are kept per tower and not shared between the modes")
+    return pair

@@ -1,0 +1,184 @@
+"""Separates reasoning and answer by token id, and keeps both complete while they are generated."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from vlroute.engine.stop_text import StopText, Trimmed
+from vlroute.types import Channel
+
+THINK, END_THINK = "<think>", "</think>"
+#: Text that closes the reasoning if the model does not: as Qwen's chat templates write past reasoning.
+CLOSING = f"\n{END_THINK}\n\n"
+
+
+class Decoder:
+    """Decodes token ids one at a time, and holds text back while its last character is incomplete.
+
+    tokenizers' DecodeStream is not used: it raises on bytes that form no character, which sampling may generate.
+    """
+
+    #: With this many tokens pending, the first of them cannot belong to one unfinished character (4 bytes at most).
+    MAX_PENDING = 8
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self._ids = tokenizer, list[int]()
+        self._special = frozenset(tokenizer.all_special_ids)
+        # decoding starts a little before the new tokens, because the text of some tokens depends on the one before
+        self._start = self._end = 0
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes."""
+        if token in self._special:
+            return ""
+        self._ids.append(token)
+        if not self._decode(self._start, len(self._ids)).endswith("\ufffd"):
+            return self._release(len(self._ids))
+        if len(self._ids) - self._end < self.MAX_PENDING:
+            return ""
+        return self._release(self._boundary())
+
+    def flush(self) -> str:
+        """The text of the tokens that were held back; bytes that form no character become U+FFFD."""
+        return self._release(len(self._ids))
+
+    def _boundary(self) -> int:
+        """An index near the end that does not split a character."""
+        most = len(self._ids)
+        whole = self._decode(self._end, most)
+        candidates = range(most - 3, most)
+        cuts = (i for i in candidates if self._decode(self._end, i) + self._decode(i, most) == whole)
+        return next(cuts, most)
+
+    def _release(self, end: int) -> str:
+        known = self._decode(self._start, self._end)
+        text = self._decode(self._start, end)
+        self._start, self._end = self._end, end
+        return text[len(known) :]
+
+    def _decode(self, start: int, end: int) -> str:
+        return str(self._tokenizer.decode(self._ids[start:end], clean_up_tokenization_spaces=False))
+
+
+class Splitter:
+    """Turns generated token ids, one at a time, into pieces of thinking and of answer.
+
+    The Thinking template ends the prompt with `<think>`, so only `</think>` appears in the output: everything before
+    it is thinking, and without it there is no answer. Instruct output is answer throughout. `stops` end the answer, not
+    the thinking: a stop string in a thought would leave no answer.
+    """
+
+    def __init__(self, tokenizer: Any, thinking: bool, stops: Sequence[str] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.start_id = tokenizer.convert_tokens_to_ids(THINK)
+        self.end_id = tokenizer.convert_tokens_to_ids(END_THINK)
+        self.channel: Channel = "thinking" if thinking else "answer"
+        self.thinking_tokens = 0
+        self.stop = StopText(stops)
+        self._pieces: dict[Channel, list[str]] = {"thinking": [], "answer": []}
+        self._begin()
+
+    @property
+    def texts(self) -> dict[Channel, str]:
+        """Thinking and answer so far."""
+        return {channel: "".join(pieces) for channel, pieces in self._pieces.items()}
+
+    def push(self, token: int) -> Iterator[tuple[Channel, str]]:
+        """The pieces of text that `token` completes."""
+        if self.channel == "thinking":
+            self.thinking_tokens += 1
+            if token == self.end_id:
+                yield from self._emit(self.decoder.flush())
+                self.channel = "answer"
+                self._begin()
+                return
+            if token == self.start_id:
+                return
+        yield from self._emit(self.decoder.push(token))
+
+    def flush(self) -> Iterator[tuple[Channel, str]]:
+        """The text that was held back: an incomplete character or the beginning of a stop string."""
+        yield from self._emit(self.decoder.flush())
+        yield from self._kept(self.stop.flush())
+
+    def _begin(self) -> None:
+        # one decoder per channel, so that no incomplete character moves from one channel to the other
+        self.decoder, self.trimmed = Decoder(self.tokenizer), Trimmed()
+
+    def _emit(self, text: str) -> Iterator[tuple[Channel, str]]:
+        piece = self.trimmed.push(text)
+        yield from self._kept(self.stop.push(piece) if self.channel == "answer" else piece)
+
+    def _kept(self, piece: str) -> Iterator[tuple[Channel, str]]:
+        if piece:
+            self._pieces[self.channel].append(piece)
+            yield self.channel, piece
+
+
+class OutputControl:
+    """Forbids and forces tokens so that every output is complete. One object per answer.
+
+    * The reasoning is closed exactly once: by the model, after `budget` tokens, or instead of an end token before
+      `</think>`. Afterwards, `<think>` and `</think>` cannot be generated again.
+    * An answer does not end before it contains visible text, because an empty answer would look like success.
+    """
+
+    def __init__(self, tokenizer: Any, thinking: bool, ends: frozenset[int], budget: int | None = None) -> None:
+        """`ends`: ids that end the output. `budget`: maximum number of reasoning tokens; None: no maximum.
+
+        ValueError for a negative budget.
+        """
+        if budget is not None and budget < 0:
+            raise ValueError(f"thinking_budget must be 0 or more tokens, got {budget}")
+        self._tokenizer, self._ends, self._budget = tokenizer, ends, budget if thinking else None
+        self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in (THINK, END_THINK)] if thinking else []
+        self._thinking, self._blank = thinking, True
+        #: Whether the latest token ends the output.
+        self.ended = False
+        self._count = 0
+        self._last: int | None = None
+        self._forced = deque[int]()
+
+    def forced(self) -> int | None:
+        """The id of the next token if it is forced, else None."""
+        if self._thinking and not self._forced and self._count == self._budget:
+            self._close()
+        return self._told(self._forced.popleft()) if self._forced else None
+
+    def mask(self, scores: torch.Tensor) -> torch.Tensor:
+        """Exclude, in place, ids that are not allowed next. `scores`: `[1, vocabulary]`."""
+        if not self._thinking:
+            scores[:, self._tags] = -torch.inf
+            if self._blank:
+                scores[:, [end for end in self._ends if 0 <= end < scores.shape[-1]]] = -torch.inf
+        return scores
+
+    def chosen(self, token: int) -> int:
+        """Process the id that the model chose; returns the id for the output. They differ if the model would end the
+        reasoning without an answer."""
+        if self._thinking and token in self._ends:
+            self._close()
+            token = self._forced.popleft()
+        return self._told(token)
+
+    def _close(self) -> None:
+        closing = self._tokenizer(CLOSING, add_special_tokens=False)["input_ids"]
+        if self._last is not None and self._text(self._last).endswith("\n"):
+            closing = closing[closing.index(self._tags[1]) :]  # the text ends with a line break already
+        self._forced.extend(closing)
+
+    def _told(self, token: int) -> int:
+        self._count, self._last = self._count + 1, token
+        self.ended = token in self._ends and not self._thinking and not self._blank
+        if self._thinking:
+            self._thinking = token != self._tags[1]
+        elif self._blank:
+            self._blank = not self._text(token).strip()
+        return token
+
+    def _text(self, token: int) -> str:
+        return str(self._tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -1,0 +1,124 @@
+"""The next token of one answer: penalties, budget, temperature, cut-offs, then the likeliest or a draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)  # fmt: skip
+
+from vlroute.engine.local.checkpoint import Checkpoint
+from vlroute.engine.local.reasoning import OutputControl
+
+#: Settings that exclude tokens.
+EXCLUDING = ("no_repeat_ngram_size", "bad_words_ids", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens")
+
+
+class Penalties(LogitsProcessor):
+    """Lowers the logit of every token already written in this answer: by `presence` once, by `frequency` for each time.
+
+    As OpenAI and vLLM do.
+    """
+
+    def __init__(self, prompt_length: int, presence: float, frequency: float = 0.0) -> None:
+        self.prompt_length, self.presence, self.frequency = prompt_length, presence, frequency
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        written = input_ids[:, self.prompt_length :]
+        counts = torch.zeros_like(scores).scatter_add_(1, written, torch.ones_like(written, dtype=scores.dtype))
+        return scores - self.presence * (counts > 0) - self.frequency * counts
+
+
+class Sampler:
+    """Chooses token by token for one answer, in the order of transformers' `generate`.
+
+    With a `seed` the draws are this answer's own, whatever else is being written.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, prompt_length: int, settings: Mapping[str, Any]) -> None:
+        """`settings` as `resolve_settings` gives them."""
+        asked: Any = settings.get("eos_token_id")
+        ends = frozenset(asked if isinstance(asked, list) else [asked])
+        #: The token used if all tokens are excluded: it ends an answer with visible text unless `eos_token_id` is -1.
+        self.last_resort = max(ends) if max(ends) >= 0 else int(checkpoint.tokenizer.eos_token_id)
+        self.control = OutputControl(
+            checkpoint.tokenizer, checkpoint.mode == "thinking", ends, settings.get("thinking_budget")
+        )
+        self.draws = bool(settings.get("do_sample"))
+        self.processors = LogitsProcessorList(_processors(settings, prompt_length, [*ends], checkpoint.device))
+        self.excludes = any(settings.get(name) for name in EXCLUDING)
+        presence, frequency = (settings.get(f"{name}_penalty") or 0.0 for name in ("presence", "frequency"))
+        if presence or frequency:
+            self.processors.append(Penalties(prompt_length, presence, frequency))
+        if self.draws:
+            self.processors.extend(_warpers(settings, checkpoint.device))
+        self.generator: torch.Generator | None = None
+        if (seed := settings.get("seed")) is not None:
+            self.generator = torch.Generator(checkpoint.device).manual_seed(seed)
+
+    def __call__(self, ids: torch.Tensor, logits: torch.Tensor) -> int:
+        """`ids` `[1, n]`: prompt and answer so far. `logits` `[1, vocabulary]` of what follows."""
+        if (forced := self.control.forced()) is not None:
+            return forced
+        scores = self.processors(ids, self.control.mask(logits.to(torch.float32, copy=True)))
+        if self.excludes and bool((scores == -torch.inf).all()):  # all tokens are excluded
+            return self.control.chosen(self.last_resort)
+        if not self.draws:
+            return self.control.chosen(int(scores.argmax(-1)))
+        return self.control.chosen(int(torch.multinomial(scores.softmax(-1), 1, generator=self.generator)))
+
+
+def _processors(
+    settings: Mapping[str, Any], prompt_length: int, ends: list[int], device: torch.device
+) -> Iterator[LogitsProcessor]:
+    """Processors for greedy answers and for sampling, in the order of transformers' `generate`."""
+    if bias := settings.get("sequence_bias"):
+        yield SequenceBiasLogitsProcessor(bias)
+    if (penalty := settings.get("repetition_penalty", 1.0)) != 1.0:
+        yield RepetitionPenaltyLogitsProcessor(penalty)
+    if size := settings.get("no_repeat_ngram_size"):
+        yield NoRepeatNGramLogitsProcessor(size)
+    if words := settings.get("bad_words_ids"):
+        yield NoBadWordsLogitsProcessor(words, ends)
+    if least := settings.get("min_new_tokens"):
+        yield MinNewTokensLengthLogitsProcessor(prompt_length, least, ends, device=device)
+    if ids := settings.get("suppress_tokens"):
+        yield SuppressTokensLogitsProcessor(ids, device=device)
+    if ids := settings.get("begin_suppress_tokens"):
+        yield SuppressTokensAtBeginLogitsProcessor(ids, prompt_length, device=device)
+
+
+def _warpers(settings: Mapping[str, Any], device: torch.device) -> Iterator[LogitsProcessor]:
+    """Processors for sampling only, in the order of transformers' `generate`."""
+    if (temperature := settings.get("temperature", 1.0)) != 1.0:
+        yield TemperatureLogitsWarper(temperature)
+    if top_k := settings.get("top_k"):
+        yield TopKLogitsWarper(top_k)
+    if (top_p := settings.get("top_p", 1.0)) < 1.0:
+        yield TopPLogitsWarper(top_p)
+    if min_p := settings.get("min_p"):
+        yield MinPLogitsWarper(min_p)
+    if (typical_p := settings.get("typical_p", 1.0)) < 1.0:
+        yield TypicalLogitsWarper(typical_p)
+    if epsilon := settings.get("epsilon_cutoff"):
+        yield EpsilonLogitsWarper(epsilon)
+    if eta := settings.get("eta_cutoff"):
+        yield EtaLogitsWarper(eta, device=device)

@@ -1,0 +1,152 @@
+"""From pictures and videos to vision features: what the tower gives, kept apart from any prompt."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+from vlroute.engine.local.checkpoint import Checkpoint
+from vlroute.errors import LimitError
+from vlroute.inputs.media import Picture, Video
+
+
+@dataclass(frozen=True, slots=True)
+class VisionFeatures:
+    """What the tower gives for one picture or video.
+
+    `grid` is (t, h, w) in patches; `merged` is `[t · h · w / merge², width]`, each of `deepstack` the same shape.
+    """
+
+    grid: tuple[int, int, int]
+    merged: torch.Tensor
+    deepstack: tuple[torch.Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.merged, *self.deepstack))
+
+    def to(self, device: torch.device) -> VisionFeatures:
+        """On `device`; itself where it is there already."""
+        if self.merged.device == device:
+            return self
+        return VisionFeatures(self.grid, self.merged.to(device), tuple(layer.to(device) for layer in self.deepstack))
+
+    def fits(self, merge_size: int) -> bool:
+        """Whether every layer has the one row for each merged token that the grid asks for."""
+        t, h, w = self.grid
+        rows = t * h * w // merge_size**2
+        return all(layer.shape[0] == rows for layer in (self.merged, *self.deepstack))
+
+
+def _process(checkpoint: Checkpoint, pictures: Sequence[Picture], videos: Sequence[Video]) -> dict[str, torch.Tensor]:
+    out: dict[str, torch.Tensor] = {}
+    image_processor, video_processor = checkpoint.processor.image_processor, checkpoint.processor.video_processor
+    if pictures:
+        out |= _batched(image_processor, "images", [_image_arguments(image_processor, one) for one in pictures])
+    if videos:
+        out |= _batched(video_processor, "videos", [_video_arguments(video_processor, one) for one in videos])
+    return out
+
+
+def _batched(processor: Any, kind: str, items: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, torch.Tensor]:
+    """Tensors of all items (input, keyword arguments). Items with equal arguments share one call of the processor."""
+    found = []
+    for arguments, group in itertools.groupby(items, key=lambda item: item[1]):
+        inputs = [item for item, _ in group]
+        if kind == "videos":  # otherwise transformers guesses the layout and warns
+            arguments = {**arguments, "video_metadata": [{"total_num_frames": len(frames)} for frames in inputs]}
+        found.append(processor(**{kind: inputs}, return_tensors="pt", **arguments))
+    return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+
+
+def _image_arguments(processor: Any, picture: Picture) -> tuple[Image.Image, dict[str, Any]]:
+    """Input and keyword arguments of the image processor, as in plain transformers for the same size."""
+    size = picture.budget.exact_size(processor.patch_size * processor.merge_size)
+    if size is not None:
+        return picture.image.resize(size, Image.Resampling.BICUBIC), {"do_resize": False}
+    return picture.image, _size(processor, picture.budget.bounds)
+
+
+def _video_arguments(processor: Any, video: Video) -> tuple[list[Image.Image], dict[str, Any]]:
+    """As `_image_arguments`, for videos. Without the layout, a frame of height 3 would be read as channels first."""
+    how: dict[str, Any] = {"do_sample_frames": False, "input_data_format": "channels_last"}
+    frames = list(video.frames)
+    size = video.budget.exact_size(processor.patch_size * processor.merge_size)
+    if size is not None:
+        return [frame.resize(size, Image.Resampling.BICUBIC) for frame in frames], {**how, "do_resize": False}
+    return frames, how | _size(processor, partial(video.budget.bounds, frames=len(frames)))
+
+
+def _size(processor: Any, bounds: Callable[[int, int], tuple[int, int]]) -> dict[str, Any]:
+    """The argument `size`, if it differs from that of the processor."""
+    own = (processor.size["shortest_edge"], processor.size["longest_edge"])
+    asked = bounds(*own)
+    return {} if asked == own else {"size": {"shortest_edge": asked[0], "longest_edge": asked[1]}}
+
+
+def _check_tokens(checkpoint: Checkpoint, pixels: dict[str, torch.Tensor]) -> None:
+    """LimitError if the tokens do not fit into any prompt; checked before the tower runs."""
+    most = checkpoint.model.config.text_config.max_position_embeddings
+    for name, kind in (("image_grid_thw", "picture"), ("video_grid_thw", "video")):
+        if name in pixels:
+            tokens = int(pixels[name].prod(-1).max()) // checkpoint.processor.image_processor.merge_size**2
+            if tokens >= most:
+                raise LimitError(
+                    f"a {kind} has {tokens} tokens, but the model reads at most {most - 1}; send it smaller, or set "
+                    "max_pixels"
+                )
+
+
+@torch.inference_mode()
+def encode(
+    checkpoint: Checkpoint, pictures: Sequence[Picture], videos: Sequence[Video]
+) -> tuple[list[VisionFeatures], list[VisionFeatures]]:
+    """Run the image processor and the tower once over all pictures and once over all videos."""
+    with checkpoint.turn:
+        pixels = _process(checkpoint, pictures, videos)
+        _check_tokens(checkpoint, pixels)
+        body = checkpoint.model.model
+        images: list[VisionFeatures] = []
+        clips: list[VisionFeatures] = []
+        if pictures:
+            grid = pixels["image_grid_thw"].to(checkpoint.device)
+            values = pixels["pixel_values"].to(checkpoint.device, checkpoint.model.dtype)
+            images = _split(body.get_image_features(values, grid, return_dict=True), grid)
+        if videos:
+            grid = pixels["video_grid_thw"].to(checkpoint.device)
+            values = pixels["pixel_values_videos"].to(checkpoint.device, checkpoint.model.dtype)
+            clips = _split(body.get_video_features(values, grid, return_dict=True), grid)
+        return images, clips
+
+
+def _split(out: Any, grids: torch.Tensor) -> list[VisionFeatures]:
+    """One value per item. Split tensors are views that would keep the whole batch alive, so they are cloned."""
+    return [
+        VisionFeatures(
+            grid=tuple(grid),
+            merged=merged.clone(),
+            deepstack=tuple(layer[i].clone() for layer in out.deepstack_features),
+        )
+        for i, (grid, merged) in enumerate(zip(grids.tolist(), out.pooler_output, strict=True))
+    ]
+
+
+def encoder_outputs(
+    images: Sequence[VisionFeatures], videos: Sequence[VisionFeatures]
+) -> dict[str, BaseModelOutputWithDeepstackFeatures]:
+    """A fresh `mm_encoder_outputs` for one forward call: transformers changes the container it is given."""
+    return {
+        name: BaseModelOutputWithDeepstackFeatures(
+            pooler_output=tuple(item.merged for item in items),
+            deepstack_features=[tuple(layer) for layer in zip(*(item.deepstack for item in items), strict=True)],
+        )
+        for name, items in (("image", images), ("video", videos))
+        if items
+    }

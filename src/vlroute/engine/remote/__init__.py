@@ -1,0 +1,1 @@
+"""Modes behind OpenAI-compatible servers."""

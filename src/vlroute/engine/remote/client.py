@@ -1,0 +1,340 @@
+"""The same pair behind two OpenAI-compatible servers, asked with the openai package. Brings no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import re
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
+from vlroute.engine.remote.breaker import Breaker, State
+from vlroute.engine.remote.endpoint import Endpoint, Reasoning
+from vlroute.engine.remote.errors import failure, is_error, is_temporary
+from vlroute.engine.remote.stream import RemoteStream, first_choice
+from vlroute.engine.settings import RECOMMENDED, checked
+from vlroute.errors import (
+    EndpointError,
+    InputError,
+    MissingExtraError,
+    ModeUnavailableError,
+    RouterClosedError,
+    VLRouteError,
+)
+from vlroute.inputs.media import Picture, Video
+from vlroute.inputs.messages import Conversation, Message
+from vlroute.types import MODES, Mode
+
+log = logging.getLogger("vlroute")
+HEALTH_SECONDS = 5.0
+HEAD_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Of one endpoint. `listed`: its /v1/models names the model. `breaker`: "open" while it is left alone."""
+
+    reachable: bool
+    listed: bool
+    breaker: State
+    said: str
+
+
+class RemoteEngine:
+    """Both endpoints, with a breaker each, and the thread that reads their streams. Thread-safe."""
+
+    def __init__(self, endpoints: Mapping[Mode, Endpoint]) -> None:
+        """MissingExtraError without the openai package."""
+        try:
+            import openai
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(error, "remote") from error
+        self.endpoints = dict(endpoints)
+        self.breakers = {mode: Breaker() for mode in MODES}
+        self.shown: dict[Mode, Reasoning] = {}
+        self._clients = {mode: _client(openai, endpoint) for mode, endpoint in self.endpoints.items()}
+        self._loop = asyncio.new_event_loop()
+        self._running: set[Future[None]] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="vlroute-endpoints", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def over(cls, instruct: Endpoint | tuple[str, str], thinking: Endpoint | tuple[str, str]) -> RemoteEngine:
+        """ValueError as of `Endpoint.of`."""
+        return cls({"instruct": Endpoint.of(instruct), "thinking": Endpoint.of(thinking)})
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.endpoints["instruct"].name, self.endpoints["thinking"].name
+
+    def request(self, conversation: Conversation, in_turns: bool = False, namespace: str = "") -> RemoteRequest:
+        """`in_turns` changes nothing: the servers find what they read by its content."""
+        return RemoteRequest(self, conversation, namespace)
+
+    def health(self) -> dict[Mode, Health]:
+        """Ask both servers which models they serve, and log what is wrong. Takes at most `HEALTH_SECONDS`.
+
+        The breaker of a server that answers is closed.
+
+        RouterClosedError after `close`.
+        """
+        if self._closed:
+            raise RouterClosedError
+        asked = {mode: asyncio.run_coroutine_threadsafe(self._check(mode), self._loop) for mode in MODES}
+        found = {mode: future.result() for mode, future in asked.items()}
+        for mode, health in found.items():
+            if not (health.reachable and health.listed):
+                log.warning("%s: %s", mode, health.said)
+        return found
+
+    def submit(self, mode: Mode, body: dict[str, Any], headers: dict[str, str], put: Callable[[Any], None]) -> Any:
+        """Read one stream in the engine's thread. `put` gets each chunk, perhaps an Exception, and at last None."""
+        retries = self.endpoints[mode].retries
+        future: Future[None] = self._start(_read(self._clients[mode], retries, body, headers, put))
+
+        def over(ended: Future[None]) -> None:
+            with self._lock:
+                self._running.discard(ended)
+            put(None)
+
+        future.add_done_callback(over)
+        return future
+
+    def learn(self, mode: Mode, shown: Reasoning) -> None:
+        """Remember how the server of a mode marks reasoning, for streams that do not show it."""
+        if shown == "auto":
+            return
+        if shown == "raw" and self.shown.get(mode) != "raw" and self.endpoints[mode].reasoning == "auto":
+            name = self.endpoints[mode].name
+            log.info("%s sends reasoning as text; set Endpoint(reasoning='raw') to stream it without delay", name)
+        self.shown[mode] = shown
+
+    def close(self) -> None:
+        """Cancel all running requests and close all connections."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            running = [*self._running]
+        for future in running:
+            future.cancel()
+        closing = asyncio.run_coroutine_threadsafe(self._close_clients(), self._loop)
+        closing.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._loop.stop))
+        self._thread.join(HEALTH_SECONDS)
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> Future[None]:
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise RouterClosedError
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            self._running.add(future)
+            return future
+
+    async def _close_clients(self) -> None:
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+        for client in self._clients.values():
+            await client.close()
+        await self._loop.shutdown_asyncgens()  # abandoned streams
+
+    async def _check(self, mode: Mode) -> Health:
+        endpoint, breaker = self.endpoints[mode], self.breakers[mode]
+        try:
+            listing = self._clients[mode].with_options(timeout=HEALTH_SECONDS, max_retries=0).models.list()
+            models = [one.id async for one in await asyncio.wait_for(_awaited(listing), HEALTH_SECONDS)]
+        except Exception as error:
+            return Health(False, False, breaker.state, str(failure(error, endpoint.name, begun=False)))
+        breaker.succeeded()
+        listed = endpoint.model in models
+        said = "ok" if listed else f"{endpoint.name} is not among the server's models: {', '.join(models[:10])}"
+        return Health(True, listed, breaker.state, said)
+
+
+class RemoteRequest:
+    """One conversation to answer through the endpoints: see `protocol.EngineRequest`."""
+
+    tower = None
+
+    def __init__(self, engine: RemoteEngine, conversation: Conversation, namespace: str) -> None:
+        self.engine, self.conversation, self.namespace = engine, conversation, namespace
+
+    def __enter__(self) -> RemoteRequest:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
+        """See `protocol.EngineRequest`."""
+        checked(settings, endpoints=True)
+
+    def caption(self, seen: Picture | Video, prompt: str) -> str:
+        """See `protocol.EngineRequest`. InputError for a video."""
+        asked = Conversation((Message("user", (seen, prompt)),))
+        return RemoteRequest(self.engine, asked, self.namespace).answer("instruct", CAPTION_SETTINGS).text
+
+    def pooled(self, seen: Picture | Video) -> NDArray[np.float32]:
+        raise RuntimeError("endpoints give no vision features")
+
+    def uncached_tokens(self) -> None:
+        """Unknown: the servers keep their own caches."""
+
+    def answer(
+        self,
+        mode: Mode,
+        settings: Mapping[str, Any],
+        on_piece: OnPiece = lambda channel, piece: None,
+        cancel: threading.Event | None = None,
+    ) -> Reply:
+        """Answer in `mode`. The server's queue counts as prefill.
+
+        ModeUnavailableError: the endpoint is down, overloaded, skipped by its breaker, or broke off.
+        EndpointError: it refuses key, model or address. InputError: it refuses the request.
+        """
+        endpoint, breaker = self.engine.endpoints[mode], self.engine.breakers[mode]
+        if settings.get("do_sample"):  # endpoints take no do_sample, and may be greedy by default
+            settings = {"temperature": RECOMMENDED[mode]["temperature"], **settings}
+        if mode == "instruct":
+            settings = {name: value for name, value in settings.items() if name != "thinking_budget"}
+        body = endpoint.body(self.conversation, settings)
+        known = self.engine.shown.get(mode, "auto")
+        if endpoint.budget_field and settings.get("thinking_budget") == 0:
+            known = "parsed"  # no thought is expected
+        stream = RemoteStream(endpoint, mode, settings.get("stop") or (), on_piece, cancel, known)
+        if not breaker.admit():
+            error = ModeUnavailableError(
+                f"{endpoint.model} failed several times in a row and is left alone for a while"
+            )
+            error.address = endpoint.address
+            raise error
+        try:
+            reading = self.engine.submit(mode, body, endpoint.headers_for(self.conversation), stream.queue.put)
+            try:
+                reply = stream.read()
+            finally:
+                reading.cancel()
+                self.engine.learn(mode, stream.shown)
+        except ModeUnavailableError as error:
+            breaker.gave_up() if stream.overloaded else breaker.failed()
+            error.address = endpoint.address
+            raise error
+        except BaseException as error:
+            if isinstance(error, InputError | EndpointError):
+                error.address = endpoint.address
+            # it answered, if only to refuse; a listener's error or Ctrl-C says nothing about it
+            breaker.succeeded() if isinstance(error, VLRouteError) else breaker.gave_up()
+            raise
+        breaker.gave_up() if reply.finish_reason == "cancelled" else breaker.succeeded()
+        return reply
+
+
+def _client(openai: Any, endpoint: Endpoint) -> Any:
+    read, connect = endpoint.read_seconds, endpoint.connect_seconds
+    return openai.AsyncOpenAI(
+        base_url=endpoint.base_url,
+        api_key=endpoint.api_key or "none",  # the package wants one, even where the server wants none
+        max_retries=endpoint.retries,
+        timeout=openai.Timeout(read, connect=connect),
+    )
+
+
+async def _awaited(listing: Any) -> Any:
+    return await listing
+
+
+async def _read(
+    client: Any, retries: int, body: dict[str, Any], headers: dict[str, str], put: Callable[[Any], None]
+) -> None:
+    """Errors within a stream are retried here if no token came before them, errors before a stream by `client`."""
+    for attempt in range(retries + 1):
+        begun = False
+        try:
+            stream = await client.chat.completions.create(
+                **body, stream=True, stream_options={"include_usage": True}, extra_headers=headers
+            )
+            head = _record_head(stream)
+            async with stream:
+                async for chunk in stream:
+                    if first_choice(chunk) is None and hasattr(chunk, "model_extra") and is_error(dict(chunk)):
+                        raise _in_stream(stream, dict(chunk))
+                    begun = begun or _has_text_or_end(chunk)
+                    put(chunk)
+            if not begun:
+                _check_head(stream, bytes(head))
+            if begun or attempt == retries:
+                return
+        except Exception as error:  # passed to the waiting thread
+            if begun or attempt == retries or not is_temporary(error) or hasattr(error, "status_code"):
+                put(error)
+                return
+        await asyncio.sleep(min(0.5 * 2**attempt, 8.0) * random.uniform(0.75, 1.0))
+
+
+def _has_text_or_end(chunk: Any) -> bool:
+    choice = first_choice(chunk)
+    delta = getattr(choice, "delta", None)
+    parts = (getattr(delta, name, None) for name in ("content", "reasoning_content", "reasoning", "refusal"))
+    return bool(getattr(choice, "finish_reason", None)) or any(parts)
+
+
+def _record_head(stream: Any) -> bytearray:
+    """The first bytes of the response, filled while `stream` is read: its reader skips what is not an event."""
+    head, aiter_bytes = bytearray(), stream.response.aiter_bytes
+    stream.response.aiter_bytes = lambda: _Recorded(aiter_bytes(), head)
+    return head
+
+
+class _Recorded:
+    """Passes on `pieces` and keeps the first of them. Not a generator, which would have to be closed as well."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], head: bytearray) -> None:
+        self._pieces, self._head = pieces, head
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await self._pieces.__anext__()
+        self._head.extend(piece[: HEAD_BYTES - len(self._head)])
+        return piece
+
+
+def _check_head(stream: Any, head: bytes) -> None:
+    """Raise the error that a response without a token reports, or ValueError if the response is no stream of events."""
+    text = head.decode("utf-8", "replace").strip()
+    for line in (text, *text.splitlines()):
+        try:
+            found = json.loads(line.removeprefix("error:"))  # llama.cpp sends "error: {…}"
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            body = found.get("error", found)
+            if line.startswith("error:") or "error" in found or is_error(found):
+                raise _in_stream(stream, body if isinstance(body, dict) else {"message": str(body), **found})
+    kind = stream.response.headers.get("content-type", "")
+    if text and not re.search(r"^(data|event|id|retry)?:", text, re.MULTILINE):
+        raise ValueError(f"its reply has the type {kind or 'unknown'}: {text[:100]}")
+
+
+def _in_stream(stream: Any, body: dict[str, Any]) -> Exception:
+    import openai
+
+    return openai.APIError(str(body.get("message")), stream.response.request, body=body)

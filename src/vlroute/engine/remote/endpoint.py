@@ -1,0 +1,236 @@
+"""One OpenAI-compatible server that answers in one mode: where it is, and how it is asked."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from vlroute.checks import Number, Whole
+from vlroute.engine.settings import checked
+from vlroute.errors import InputError
+from vlroute.files import read_at_most
+from vlroute.inputs.media import Picture
+from vlroute.inputs.messages import Conversation, Message
+from vlroute.types import MODES
+
+log = logging.getLogger("vlroute")
+Headers = Mapping[str, str] | Callable[[Conversation], Mapping[str, str]]
+Reasoning = Literal["auto", "parsed", "raw"]
+#: Settings under transformers' names that OpenAI has under the same name, and under another.
+_SAME = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed")
+_RENAMED = {"max_new_tokens": "max_tokens"}
+#: What OpenAI does not know, but vLLM, SGLang, llama-server and `vlroute serve` do.
+_EXTRA = ("top_k", "min_p", "repetition_penalty")
+#: What HTTP can send; RFC 9110, sections 5.1 and 5.5.
+_KEY = re.compile(r"[!-~]+")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"(?:[!-~](?:[ -~\t]*[!-~])?)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Address and settings of a server.
+
+    Args:
+        base_url: `http(s)://host:port/v1`.
+        model: the name under which the server knows the model.
+        api_key: sent as a bearer token.
+        headers: sent with each request. A callable gets the conversation, so that a proxy can keep it on one replica:
+            `lambda conversation: {"x-session-id": conversation.key}`.
+        connect_seconds: longest time until the connection is made.
+        read_seconds: longest time until the first token, retries included.
+        idle_seconds: longest time between two tokens; `read_seconds` is used if it is shorter.
+        retries: how often a request is retried before its first token, with growing pauses.
+        budget_field: the name under which the server takes a thinking budget in tokens, with dots if it is nested:
+            `thinking_budget` (vlroute serve), `thinking_token_budget` (vLLM), `thinking_budget_tokens` (llama.cpp),
+            `custom_params.thinking_budget` (SGLang). Without one, budgets are not sent.
+        reasoning: "parsed" if the server has a reasoning parser, "raw" if it sends reasoning as text that ends with
+            `</think>`, "auto" to detect this from its streams.
+
+    Raises:
+        ValueError: a value is out of range, or of the wrong type.
+    """
+
+    base_url: str
+    model: str
+    api_key: str | None = field(default=None, repr=False)
+    headers: Headers = field(default_factory=dict, repr=False)
+    connect_seconds: float = 5.0
+    read_seconds: float = 120.0
+    idle_seconds: float = 20.0
+    retries: int = 2
+    budget_field: str | None = None
+    reasoning: Reasoning = "auto"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base_url, str) or not _is_address(self.base_url):
+            raise ValueError(f"base_url must be http(s)://host:port/v1, not {self.base_url!r}")
+        if not isinstance(self.model, str) or not self.model:
+            raise ValueError("model must be the name the server knows the model by; its /v1/models lists them")
+        for name in ("connect_seconds", "read_seconds", "idle_seconds"):
+            object.__setattr__(self, name, Number(0, above=True).read(name, getattr(self, name)))
+        object.__setattr__(self, "retries", Whole().read("retries", self.retries))
+        if self.reasoning not in get_args(Reasoning):
+            raise ValueError(f"reasoning must be one of {', '.join(get_args(Reasoning))}, not {self.reasoning!r}")
+        if not isinstance(self.budget_field, str | None) or self.budget_field == "":
+            raise ValueError(f"budget_field must be the name of a field or None, not {self.budget_field!r}")
+        if not callable(self.headers):
+            _check_headers(self.headers)
+        if not isinstance(self.api_key, str | None):
+            raise ValueError(f"api_key must be a string or None, not {type(self.api_key).__name__}")
+        if self.api_key and not _KEY.fullmatch(self.api_key):
+            raise ValueError("api_key must consist of printable ASCII characters without spaces and line breaks")
+
+    @classmethod
+    def of(cls, wish: Endpoint | tuple[str, str]) -> Endpoint:
+        """ValueError for what is neither an Endpoint nor (base URL, model)."""
+        if isinstance(wish, Endpoint):
+            return wish
+        if isinstance(wish, tuple) and len(wish) == 2 and all(isinstance(one, str) for one in wish):
+            return cls(*wish)
+        raise ValueError(f"an endpoint is an Endpoint or a tuple (base_url, model), not {type(wish).__name__}")
+
+    @property
+    def address(self) -> str:
+        """`base_url` without user names, passwords or a query."""
+        scheme, _, rest = self.base_url.partition("://")
+        return f"{scheme}://{re.split('[?#]', rest.rpartition('@')[2])[0]}"
+
+    @property
+    def name(self) -> str:
+        """Model and address, for logs and records of this machine."""
+        return f"{self.model} at {self.address}"
+
+    def body(self, conversation: Conversation, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of `chat.completions.create`. The same conversation gives the same bytes up to its last message,
+        so that the server's own prefix cache hits.
+
+        SettingsError for a setting that endpoints do not take, InputError for a video.
+        """
+        settings = checked(settings, endpoints=True)
+        body: dict[str, Any] = {"model": self.model, "messages": [_message(one) for one in conversation.messages]}
+        body |= {name: settings[name] for name in _SAME if settings.get(name) is not None}
+        body |= {new: settings[name] for name, new in _RENAMED.items() if settings.get(name) is not None}
+        if settings.get("do_sample") is False:
+            body["temperature"] = 0.0
+        extra = {name: settings[name] for name in _EXTRA if settings.get(name) is not None}
+        if "repetition_penalty" in extra:
+            extra["repeat_penalty"] = extra["repetition_penalty"]  # llama.cpp's name
+        if (budget := settings.get("thinking_budget")) is not None:
+            if self.budget_field:
+                for name in reversed(self.budget_field.split(".")):
+                    budget = {name: budget}
+                extra |= budget
+            else:
+                _warn_of_budget(self.name)
+        return body | ({"extra_body": extra} if extra else {})
+
+    def headers_for(self, conversation: Conversation) -> dict[str, str]:
+        """Headers of one request. ValueError if a callable returns invalid ones."""
+        if not callable(self.headers):
+            return dict(self.headers)
+        headers = self.headers(conversation)
+        _check_headers(headers)
+        return dict(headers)
+
+
+def _check_headers(headers: Any) -> None:
+    if not isinstance(headers, Mapping) or not all(isinstance(text, str) for pair in headers.items() for text in pair):
+        raise ValueError("headers must be a mapping of strings to strings, or a callable that returns one")
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"headers: {name!r} is not a valid name of a header")
+        if not _HEADER_VALUE.fullmatch(value):  # it may be a secret, so it is not shown
+            raise ValueError(f"headers: the value of {name} must be printable ASCII without spaces around it")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is not a number
+        return False
+
+
+@lru_cache
+def _warn_of_budget(name: str) -> None:  # once an endpoint
+    log.warning("%s takes no thinking budget: set Endpoint(budget_field=…) if its server has one", name)
+
+
+def _message(message: Message) -> dict[str, Any]:
+    if all(isinstance(part, str) for part in message.parts):
+        # without this field, published chat templates drop the text before a </think> as reasoning
+        tagged = message.role == "assistant" and "think>" in message.text
+        return {"role": message.role, "content": message.text, **({"reasoning_content": ""} if tagged else {})}
+    return {"role": message.role, "content": [_part(part) for part in message.parts]}
+
+
+def _part(part: object) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if isinstance(part, Picture):
+        return {"type": "image_url", "image_url": {"url": _data_uri(part)}}
+    raise InputError("videos cannot be sent to endpoints: send some of its frames as pictures")
+
+
+@lru_cache(maxsize=16)  # a picture is sent again with every turn
+def _data_uri(picture: Picture) -> str:
+    """A lossless copy of the pixels that were checked and captioned here, scaled to the budget of the picture."""
+    image, size, buffer = picture.image, picture.budget.target_size(picture.size), io.BytesIO()
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+MOST_BYTES = 2**20
+_KEY_VARIABLE = "api_key_env"
+_FIELDS = {field.name for field in fields(Endpoint)} - {"api_key"} | {_KEY_VARIABLE}
+
+
+def read_endpoints(file: Path) -> tuple[Endpoint, Endpoint]:
+    """(instruct, thinking) of `{"instruct": {"base_url": …, "model": …, …}, "thinking": {…}}`.
+
+    Fields are those of `Endpoint`; a key is not written there but named: `api_key_env` is the environment variable that
+    holds it. InputError for anything else.
+    """
+    try:
+        found = json.loads(read_at_most(file, MOST_BYTES))
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"{file}: {why}; pass an existing JSON file of endpoints (docs/endpoints.md)") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not JSON ({error})") from error
+    if not isinstance(found, dict) or set(found) != set(MODES):
+        raise InputError(f"{file}: expected an object with 'instruct' and 'thinking', each with base_url and model")
+    instruct, thinking = (_endpoint(found[mode], f"{file}, {mode}") for mode in MODES)
+    return instruct, thinking
+
+
+def _endpoint(values: Any, place: str) -> Endpoint:
+    if not isinstance(values, dict) or not {"base_url", "model"} <= set(values):
+        raise InputError(f"{place}: expected an object with base_url and model")
+    if unknown := sorted(set(values) - _FIELDS):
+        hint = f"; name the variable that holds the key as {_KEY_VARIABLE}" if "api_key" in unknown else ""
+        raise InputError(f"{place}: unknown {', '.join(unknown)}; expected {', '.join(sorted(_FIELDS))}{hint}")
+    values, key = dict(values), None
+    if (name := values.pop(_KEY_VARIABLE, None)) is not None:
+        key = os.environ.get(str(name))
+        if not key:
+            raise InputError(f"{place}: the environment variable {name} holds no key; set it")
+    try:
+        return Endpoint(**values, api_key=key)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{place}: {error}") from error

@@ -1,0 +1,333 @@
+"""Separates reasoning from the answer in the text that a server streams."""
+
+from __future__ import annotations
+
+import codecs
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from vlroute.engine.protocol import OnPiece, Reply
+from vlroute.engine.remote.endpoint import Endpoint, Reasoning
+from vlroute.engine.remote.errors import failure, is_overload
+from vlroute.engine.stop_text import StopText, Trimmed
+from vlroute.errors import ModeUnavailableError
+from vlroute.inputs.think_tags import Tag, ThinkTags
+from vlroute.types import Channel, FinishReason, Mode
+
+Pieces = Iterator[tuple[Channel, str]]
+
+
+class _Surrogates:
+    """Joins surrogate pairs that are split over two chunks. A lone surrogate becomes U+FFFD."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")
+
+    def push(self, piece: str, final: bool = False) -> str:
+        return self._decoder.decode(piece.encode("utf-16-le", "surrogatepass"), final)
+
+
+class RemoteText:
+    """Turns chunks of a stream into pieces of reasoning and answer, independent of how the text is divided.
+
+    A server with a reasoning parser sends reasoning in a separate field and the answer as content. A server without one
+    sends everything as content, in which `</think>` ends the reasoning. With "auto", content is held back until the
+    stream shows which case applies. If it never does, earlier streams of the server decide. If they showed nothing
+    either, the content is the answer if the server completed it, otherwise truncated reasoning.
+    """
+
+    def __init__(
+        self, thinking: bool, reasoning: Reasoning = "auto", stops: Sequence[str] = (), known: Reasoning = "auto"
+    ) -> None:
+        """
+        Args:
+            thinking: whether the server was asked to think first.
+            reasoning: see `Endpoint`.
+            stops: strings that end the answer, but not the reasoning.
+            known: what earlier streams of the server showed: "parsed", "raw", or "auto" for nothing.
+        """
+        self.stop = StopText(stops)
+        self.chunks: dict[Channel, int] = {"thinking": 0, "answer": 0}  # number of chunks with text
+        self._said: dict[Channel, list[str]] = {"thinking": [], "answer": []}
+        self._trimmed: dict[Channel, Trimmed] = {"thinking": Trimmed(), "answer": Trimmed()}
+        self._surrogates: dict[Channel, _Surrogates] = {"thinking": _Surrogates(), "answer": _Surrogates()}
+        self._raw = thinking and reasoning != "parsed"  # content may contain the reasoning
+        self._undecided: list[str] | None = [] if self._raw and reasoning == "auto" else None  # all content so far
+        self._channel: Channel | None = "thinking" if self._raw else "answer"  # of content; None if not known yet
+        self.known = known
+        self.shown: Reasoning = "auto"  # by this stream
+        self._held: list[str] = []  # content whose channel is not known yet
+        self._held_chunks = 0
+        self._tags = ThinkTags(thought=self._raw)
+        if self._undecided is not None:
+            self._channel = None
+
+    def text(self, channel: Channel) -> str:
+        """The joined pieces of one channel."""
+        return "".join(self._said[channel])
+
+    def push(self, reasoning: str, content: str) -> Pieces:
+        """Process one chunk. Either part may be empty."""
+        yield from self._push(self._surrogates["thinking"].push(reasoning), self._surrogates["answer"].push(content))
+
+    def _push(self, reasoning: str, content: str) -> Pieces:
+        if reasoning:
+            self.shown = "parsed"
+            yield from self.parsed()
+            self.chunks["thinking"] += 1
+            yield from self._say("thinking", reasoning)
+        if content:
+            if self._channel is None:
+                self._held_chunks += 1
+            else:
+                self.chunks[self._channel] += 1
+            if self._undecided is not None:
+                self._undecided.append(content)
+            yield from self._take(self._tags.push(content))
+
+    def parsed(self) -> Pieces:
+        """Record that the server has a reasoning parser, so that content is the answer."""
+        if not self._raw:
+            return
+        self._raw = False
+        if self._undecided is not None:
+            content, self._undecided, self._held, self._tags = self._undecided, None, [], ThinkTags(thought=False)
+            self._settle("answer")
+            yield from self._take(self._tags.push("".join(content)))
+        elif self._channel == "thinking":
+            yield from self._take(self._tags.flush())
+            self._channel, self._tags = "answer", ThinkTags(thought=False)
+
+    def flush(self, complete: bool) -> Pieces:
+        """The pieces that were held back.
+
+        Args:
+            complete: whether the server reports a complete answer.
+        """
+        lone = {channel: surrogates.push("", final=True) for channel, surrogates in self._surrogates.items()}
+        yield from self._push(lone["thinking"], lone["answer"])
+        yield from self._take(self._tags.flush())
+        if self._undecided is not None and (self.known == "parsed" or (complete and self.known == "auto")):
+            yield from self.parsed()
+            yield from self._take(self._tags.flush())
+        if self._channel is None:  # truncated reasoning, or an answer that begins with the word <think>
+            yield from self._release("answer" if self._undecided is None else "thinking")
+        if rest := self.stop.flush():
+            self._said["answer"].append(rest)
+            yield "answer", rest
+
+    def _take(self, items: Iterator[str | Tag]) -> Pieces:
+        for item in items:
+            if item is Tag.CLOSE:
+                self.shown = "raw" if self._raw else self.shown
+                if self._channel is None:
+                    if self._undecided is None:
+                        del self._held[0]  # the opening tag
+                    yield from self._release("thinking")
+                self._channel, self._undecided = "answer", None
+            elif isinstance(item, str):
+                if self._channel is None:
+                    self._held.append(item)
+                else:
+                    yield from self._say(self._channel, item)
+            elif self._undecided is not None and self._tags.empty:  # reasoning that begins with <think>
+                self._undecided = None
+                yield from self._release("thinking")
+            elif self._channel == "answer":  # an answer that begins with <think>
+                self._channel = "thinking" if self._raw else None
+                self._held = [] if self._raw else [item.value]
+
+    def _release(self, channel: Channel) -> Pieces:
+        held, self._held = self._held, []
+        self._settle(channel)
+        yield from self._say(channel, "".join(held))
+
+    def _settle(self, channel: Channel) -> None:
+        self.chunks[channel] += self._held_chunks
+        self._held_chunks, self._channel = 0, channel
+
+    def _say(self, channel: Channel, text: str) -> Pieces:
+        piece = self._trimmed[channel].push(text)
+        if channel == "answer":
+            piece = self.stop.push(piece)
+        if piece:
+            self._said[channel].append(piece)
+            yield channel, piece
+
+
+POLL_SECONDS = 0.02
+#: Longest time, in seconds, to wait for token counts and the end of the stream once the answer is complete.
+END_SECONDS = 2.0
+_FINISH: dict[str, FinishReason] = {
+    "stop": "stop", "eos_token": "stop", "length": "length", "max_tokens": "length", "content_filter": "content_filter",
+}  # fmt: skip
+_FAILED = ("error", "abort", "insufficient_system_resource")
+
+
+class RemoteStream:
+    """One stream. The requesting thread reads `queue`, which another thread fills with chunks, errors and a final None.
+
+    Token counts are those of the server. If it sends none, each chunk counts as one token.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        mode: Mode,
+        stops: Sequence[str],
+        on_piece: OnPiece,
+        cancel: threading.Event | None,
+        known: Reasoning = "auto",
+    ) -> None:
+        self.queue: SimpleQueue[Any] = SimpleQueue()
+        self.overloaded = False
+        self._endpoint, self._mode, self._on_piece, self._cancel = endpoint, mode, on_piece, cancel
+        self._text = RemoteText(mode == "thinking", endpoint.reasoning, stops, known)
+        self._usage: Any = None
+        self._encoded: int | None = None
+        self._finish: str | None = None
+        self._refused = self._begun = False
+        self._began, self._first = time.perf_counter(), 0.0
+        self._deadline, self._patience = self._began + endpoint.read_seconds, endpoint.read_seconds
+
+    @property
+    def shown(self) -> Reasoning:
+        """Whether the stream showed that the server has a reasoning parser ("parsed") or none ("raw")."""
+        return "parsed" if self._reasoning_tokens is not None else self._text.shown
+
+    @property
+    def _reasoning_tokens(self) -> int | None:
+        """The server's count. None from a server without a reasoning parser."""
+        return _count(getattr(self._usage, "completion_tokens_details", None), "reasoning_tokens")
+
+    def read(self) -> Reply:
+        """Read until the answer ends, is cancelled, or reaches a stop string. Errors as in `RemoteRequest.answer`."""
+        while (chunk := self._next()) is not None:
+            if isinstance(chunk, Exception):
+                if self._finish is not None:  # the answer is complete; only its token counts are missing
+                    break
+                self.overloaded = is_overload(chunk)
+                raise failure(chunk, self._endpoint.model, self._begun) from chunk
+            self._take(chunk)
+            if self._text.stop.found:
+                return self._reply("stop")
+        cancelled = self._cancel is not None and self._cancel.is_set()
+        if self._finish in _FAILED or (self._finish is None and not cancelled):
+            raise ModeUnavailableError(f"{self._endpoint.model} broke off before the end of its answer", self._begun)
+        reason = "cancelled" if cancelled else _FINISH.get(self._finish or "", "length")
+        if self._reasoning_tokens is not None:
+            self._text.known = "parsed"
+        self._hand_out(self._text.flush(complete=reason == "stop"))
+        return self._reply("stop" if self._text.stop.found and not cancelled else reason)
+
+    def _next(self) -> Any:
+        """The next chunk or error. None at the end, and once cancelled."""
+        while True:
+            if self._cancel is not None and self._cancel.is_set():
+                return None
+            left = max(self._deadline - time.perf_counter(), 0.0)
+            try:  # even after the deadline: a slow consumer is not a fault of the server
+                return self.queue.get(timeout=left if self._cancel is None else min(left, POLL_SECONDS))
+            except Empty:
+                if left > 0:
+                    continue
+            if self._finish is not None:
+                return None
+            raise ModeUnavailableError(f"{self._endpoint.model} sent no token for {self._patience:g} s", self._begun)
+
+    def _take(self, chunk: Any) -> None:
+        self._usage = getattr(chunk, "usage", None) or self._usage
+        told = (getattr(chunk, "model_extra", None) or {}).get("vlroute")
+        if isinstance(told, Mapping):  # a server of this kind
+            self._encoded = told.get("encoded", self._encoded)
+            self._hand_out(self._text.parsed())
+        if (choice := first_choice(chunk)) is not None:
+            delta = getattr(choice, "delta", None)
+            # vLLM says `reasoning`, SGLang, llama.cpp and transformers `reasoning_content`, some both
+            reasoning = self._part(delta, "reasoning_content") or self._part(delta, "reasoning")
+            refusal = self._part(delta, "refusal")
+            self._refused = self._refused or bool(refusal)
+            content = self._part(delta, "content") + refusal
+            if end := getattr(choice, "finish_reason", None):
+                self._finish = str(end)
+            if reasoning or content:
+                self._first = self._first or time.perf_counter()
+                self._wait(min(self._endpoint.idle_seconds, self._endpoint.read_seconds))
+                self._hand_out(self._text.push(reasoning, content))
+            if self._finish is not None:
+                self._wait(min(END_SECONDS, self._patience))
+
+    def _part(self, delta: Any, name: str) -> str:
+        value = getattr(delta, name, None) or ""
+        if not isinstance(value, str):
+            raise ModeUnavailableError(f"{self._endpoint.model} sent a {name} that is not text", self._begun)
+        return value
+
+    def _wait(self, seconds: float) -> None:
+        self._deadline, self._patience = time.perf_counter() + seconds, seconds
+
+    def _hand_out(self, pieces: Pieces) -> None:
+        for channel, piece in pieces:
+            self._begun = True
+            self._on_piece(channel, piece)
+
+    def _reply(self, reason: FinishReason) -> Reply:
+        ended = time.perf_counter()
+        first = self._first or ended
+        text, thinking, notes = self._text.text("answer"), self._text.text("thinking"), []
+        if self._refused:
+            reason = "content_filter" if reason == "stop" else reason
+            notes.append("the server refused to answer")
+        if self._finish is not None and self._finish not in _FINISH:
+            notes.append(f"the server ended with finish_reason {self._finish[:40]!r}")
+        if not text and reason != "cancelled" and not self._text.stop.found:
+            reason = "length" if reason == "stop" else reason
+            hint = " (an Instruct server must run without a reasoning parser)"
+            notes.append(f"the server returned no answer{hint if thinking and self._mode == 'instruct' else ''}")
+        prompt = getattr(self._usage, "prompt_tokens_details", None)
+        chunks = self._text.chunks
+        total = _count(self._usage, "completion_tokens")
+        total = sum(chunks.values()) if total is None else total
+        thought = self._reasoning_tokens
+        if thinking and not thought:  # vLLM's deepseek_r1 parser reports 0
+            seen, whole = chunks["thinking"], sum(chunks.values())
+            if 2 * whole < total:  # many tokens per chunk
+                seen, whole = len(thinking), len(thinking) + len(text)
+            thought = min(max(round(total * seen / whole), 1), max(total - bool(text), 0))
+        return Reply(
+            text=text,
+            thinking=thinking,
+            finish_reason=reason,
+            prompt_tokens=_count(self._usage, "prompt_tokens"),
+            cached_tokens=_count(prompt, "cached_tokens") or 0,
+            vision_tokens=_vision_tokens(prompt),
+            completion_tokens=total,
+            thinking_tokens=min(thought or 0, total),
+            vision_seconds=0.0,
+            prefill_seconds=first - self._began,
+            decode_seconds=ended - first,
+            encoded=self._encoded,
+            note="; ".join(notes),
+        )
+
+
+def first_choice(chunk: Any) -> Any:
+    """The part of a chunk that contains the text and the finish reason; None if there is none."""
+    choices = getattr(chunk, "choices", None)
+    return choices[0] if isinstance(choices, list) and choices else None
+
+
+def _count(counts: Any, name: str) -> int | None:
+    value = counts.get(name) if isinstance(counts, Mapping) else getattr(counts, name, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _vision_tokens(prompt: Any) -> int:
+    """Tokens of pictures and videos: `image_tokens`, or vLLM's `multimodal_tokens`, one number or one per modality."""
+    parts = getattr(prompt, "multimodal_tokens", None)
+    if isinstance(parts, Mapping):
+        return sum(_count(parts, name) or 0 for name in ("image", "video"))
+    return _count(prompt, "image_tokens") or _count(prompt, "multimodal_tokens") or 0

@@ -1,0 +1,152 @@
+"""Identifies the pair of an answer, a record or a router artifact."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+
+from vlroute.engine.local.checkpoint_files import CheckpointFiles, local_folder, pair_fingerprint, same_twice
+from vlroute.errors import CheckpointError
+from vlroute.files import shipped
+from vlroute.types import MODES, ModelIdentity
+
+STEM = re.compile(r"(?P<stem>.+)-instruct", re.IGNORECASE)
+
+
+def identify(instruct: str | Path, thinking: str | Path) -> ModelIdentity:
+    """The pair of two folders or hub ids; folders are fingerprinted. CheckpointError for a damaged folder."""
+    name, (first, second) = pair_name(instruct, thinking), (local_folder(instruct), local_folder(thinking))
+    if first is None or second is None:
+        return ModelIdentity(name)
+    files = CheckpointFiles.read("instruct", instruct, first), CheckpointFiles.read("thinking", thinking, second)
+    return ModelIdentity(name, pair_fingerprint(*(one.fingerprint() for one in files)))
+
+
+def pair_name(instruct: str | Path, thinking: str | Path) -> str:
+    """The name of the pair of two folders or hub ids; of folders without their path."""
+    return common_name(_short(instruct), _short(thinking))
+
+
+def common_name(instruct: str, thinking: str) -> str:
+    """The common part of "…-Instruct" and "…-Thinking", else both names."""
+    stem = STEM.fullmatch(instruct)
+    if stem and thinking.casefold() == f"{stem['stem']}-thinking".casefold():
+        return stem["stem"]
+    return instruct if instruct == thinking else f"{instruct} + {thinking}"
+
+
+def _short(source: str | Path) -> str:
+    folder = local_folder(source)
+    if folder is None:
+        return str(source)
+    folder = folder.resolve()
+    return folder.parent.name if folder.name in MODES else folder.name
+
+
+log = logging.getLogger("vlroute")
+
+Source = str | Path
+
+#: Pairs on the hub for which this package carries a router artifact.
+SHIPPED_ROUTERS = {"Qwen/Qwen3-VL-2B": "qwen3-vl-2b/router"}
+EXAMPLE = "a name such as 'Qwen/Qwen3-VL-2B', or a folder that holds instruct/ and thinking/"
+HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
+QWEN = re.compile(r"qwen/qwen3-vl-(\d+b(?:-a\d+b)?)", re.IGNORECASE)
+#: A name of one checkpoint of a pair: "…-Instruct", "…-Thinking-FP8".
+ONE_OF_TWO = re.compile(r"(?P<stem>.+?)[-_](?:instruct|thinking)(?P<rest>[-_].+)?", re.IGNORECASE)
+QUANTIZED = re.compile(
+    r"(?P<stem>.+?)(?P<rest>[-_](?:fp8|fp4|nvfp4|mxfp4|awq|gptq|gguf|mlx|bnb|int4|int8|w4a16|w8a8|w8a16|[48]-?bit).*)",
+    re.IGNORECASE,
+)
+
+
+def resolve_pair(
+    name: Source | None, instruct: Source | None, thinking: Source | None, router: Source | None
+) -> tuple[Source, Source, Source | None]:
+    """(instruct, thinking, router artifact), see `Router.from_pretrained`.
+
+    Raises:
+        ValueError: a name together with `instruct` or `thinking`, or only one of these two.
+        CheckpointError: a name that does not stand for a pair, a missing folder, a folder without a pair, or one
+            checkpoint given twice.
+    """
+    if (instruct is None) != (thinking is None) or (name is not None and instruct is not None):
+        raise ValueError("pass one name for the pair, or both instruct= and thinking=")
+    if instruct is not None and thinking is not None:
+        return *_two(instruct, thinking), router
+    if name is None:
+        log.warning(
+            "using the embedded pocket pair: 1.9 M parameters, trained on small drawn pictures only; "
+            'for real pictures: Router.from_pretrained("Qwen/Qwen3-VL-2B")'
+        )
+        if router is None:
+            router = shipped("pocket/router")
+        return shipped("pocket/instruct"), shipped("pocket/thinking"), router
+    if str(name) and (folder := local_folder(name)) is not None:
+        return _pair_folder(folder, router)
+    stem = _stem(name)
+    if router is None and stem in SHIPPED_ROUTERS:
+        log.warning(
+            "deciding by a router made from published scores, not from this pair's own answers; for one of your own: "
+            "vlroute collect, then vlroute train (docs/decision.md)"
+        )
+        router = shipped(SHIPPED_ROUTERS[stem])
+    return f"{stem}-Instruct", f"{stem}-Thinking", router
+
+
+def _two(instruct: Source, thinking: Source) -> tuple[Source, Source]:
+    found = _checkpoint("instruct", instruct), _checkpoint("thinking", thinking)
+    if str(found[0]).casefold() == str(found[1]).casefold() and local_folder(instruct) is None:
+        raise CheckpointError(same_twice(*found))
+    return found
+
+
+def _checkpoint(mode: str, source: Source) -> Source:
+    """A folder unchanged; a hub id without a trailing slash."""
+    if str(source) and local_folder(source) is not None:
+        return source
+    return _hub_id(source, f"{mode}=", "a folder, or a hub id such as 'Qwen/Qwen3-VL-2B-Instruct'")
+
+
+def _pair_folder(folder: Path, router: Source | None) -> tuple[Source, Source, Source | None]:
+    absent = [mode for mode in ("instruct", "thinking") if local_folder(folder / mode) is None]
+    if absent and (folder / "config.json").exists():
+        raise CheckpointError(
+            f"{str(folder)!r} contains one checkpoint, but a pair has two; pass instruct= and thinking=, or {EXAMPLE}"
+        )
+    if absent:
+        raise CheckpointError(f"{str(folder)!r} contains no folder {' and no folder '.join(absent)}; pass {EXAMPLE}")
+    if router is None and local_folder(folder / "router") is not None:
+        router = folder / "router"
+    return folder / "instruct", folder / "thinking", router
+
+
+def _stem(name: Source) -> str:
+    """The common part of the two hub ids that `name` stands for."""
+    stem = str(name).rstrip("/")
+    if local_folder(f"{stem}-Instruct") is not None:  # next to `…-Thinking`, as after a download into folders
+        return stem
+    stem = _hub_id(name, "the pair", EXAMPLE)
+    if qwen := QWEN.fullmatch(stem):
+        return f"Qwen/Qwen3-VL-{qwen[1].upper()}"
+    owner, slash, model = stem.rpartition("/")
+    if found := ONE_OF_TWO.fullmatch(model) or QUANTIZED.fullmatch(model):
+        common, rest = owner + slash + found["stem"], found["rest"] or ""
+        both = f"instruct='{common}-Instruct{rest}' and thinking='{common}-Thinking{rest}'"
+        whole = "" if rest else f" the pair's name {common!r}, or"
+        raise CheckpointError(
+            f"{stem!r} does not name a pair of checkpoints; pass{whole} {both}, or a folder that holds instruct/ and "
+            "thinking/"
+        )
+    return stem
+
+
+def _hub_id(source: Source, what: str, expected: str) -> str:
+    name = str(source).rstrip("/")
+    if os.path.isfile(os.path.expanduser(source)):
+        raise CheckpointError(f"{what}: {str(source)!r} is a file; pass {expected}")
+    if not HUB_ID.fullmatch(name):
+        raise CheckpointError(f"{what}: there is no folder {str(source)!r}; pass {expected}")
+    return name

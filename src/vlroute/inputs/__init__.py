@@ -1,0 +1,1 @@
+"""What a request brings: messages, pictures, videos, and their limits."""

@@ -1,0 +1,322 @@
+"""From a checked conversation to an answer: caption, decide, see, generate, observe; one direction, nothing twice."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from vlroute.checks import refused
+from vlroute.decision.policy import PRICE
+from vlroute.decision.selector import ModeSelector
+from vlroute.engine.settings import checked, combined
+from vlroute.errors import ModeUnavailableError, RouterClosedError, VLRouteError
+from vlroute.inputs.messages import Conversation
+from vlroute.types import (
+    MODES,
+    Answer,
+    AnswerDelta,
+    Decided,
+    Decision,
+    Event,
+    Events,
+    Finished,
+    Mode,
+    ThinkingDelta,
+    Timing,
+    Usage,
+    forced_mode,
+    new_id,
+    other,
+)
+
+if TYPE_CHECKING:
+    from vlroute.engine.protocol import Engine, EngineRequest
+    from vlroute.store import Store
+
+log = logging.getLogger("vlroute")
+
+
+#: How long the end of the program waits for a cancelled stream.
+EXIT_SECONDS = 10.0
+#: Makes an answer and passes on each of its events.
+Work = Callable[[Callable[[Event], Any]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """Options of one request, besides its messages; see `Router.ask`.
+
+    Raises:
+        InputError: the mode, price, caption or cancel event cannot be used.
+    """
+
+    caption: str | None = None
+    mode: Mode | None = None
+    """"auto" becomes None."""
+    price: float | None = None
+    cancel: threading.Event | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    namespace: str = ""
+    """Whose request it is: nothing cached for another namespace serves it, nor shows in its seconds."""
+
+    def __post_init__(self) -> None:
+        """SettingsError for a wrong value, before anything is captioned, loaded or generated."""
+        object.__setattr__(self, "mode", forced_mode(self.mode))
+        if not isinstance(self.caption, str | None):
+            raise refused("caption", self.caption, "a string")
+        if self.price is not None:
+            object.__setattr__(self, "price", PRICE.read("price", self.price))
+        if isinstance(self.cancel, type) or not (self.cancel is None or hasattr(self.cancel, "is_set")):
+            raise refused("cancel", self.cancel, "a threading.Event")
+        object.__setattr__(self, "generation", checked(self.generation))
+
+
+class Stream(Generator[Event, None, None]):
+    """The events of one answer. A separate thread produces them; it starts when the first event is requested.
+
+    Any thread may read or close the stream. Closing cancels the answer and waits until its thread has ended. A stream
+    that is garbage-collected before its end is cancelled without waiting.
+    """
+
+    def __init__(self, work: Work | None, cancel: threading.Event) -> None:
+        """`cancel`: an event of this stream alone, which ends `work` early."""
+        self._work, self._cancel = work, cancel
+        self._events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
+        self._worker: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._ended = False
+
+    def _begin(self) -> Work:
+        """Called by the thread that requests the first event."""
+        assert self._work is not None
+        return self._work
+
+    def send(self, value: None) -> Event:
+        if self._ended:
+            raise StopIteration
+        try:
+            with self._starting:
+                if self._worker is None:
+                    work = partial(_make_events, self._begin(), self._events.put)
+                    if self._ended:  # another thread has closed the stream
+                        raise StopIteration
+                    worker = threading.Thread(target=work, name="vlroute-stream", daemon=True)
+                    _running[worker] = self._cancel
+                    worker.start()
+                    self._worker = worker
+            event = self._events.get()
+        except BaseException:
+            self.close()
+            raise
+        if event is not None and not isinstance(event, BaseException):
+            return event
+        self._ended = True
+        self._events.put(None)  # for another thread that reads
+        raise StopIteration if event is None else event
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Event:
+        self.close()
+        raise typ
+
+    def close(self) -> None:
+        self._drop()
+        if self._worker is not None:
+            self._worker.join()
+
+    def __del__(self) -> None:
+        self._drop()
+
+    def _drop(self) -> None:
+        """Cancel the rest of the answer without waiting."""
+        if self._worker is not None and not self._ended:
+            self._cancel.set()
+        self._ended = True
+        self._events.put(None)  # for another thread that reads
+
+
+def _make_events(work: Work, put: Callable[[Event | BaseException | None], None]) -> None:
+    """Not a method: a thread with a reference to its stream would prevent garbage collection of the stream."""
+    try:
+        work(put)
+    except BaseException as error:  # handed to the thread that reads the events
+        put(error)
+    put(None)
+    del _running[threading.current_thread()]
+
+
+#: Threads that produce the events of streams, and the event that cancels each.
+_running: dict[threading.Thread, threading.Event] = {}
+
+
+@atexit.register
+def _end_streams() -> None:
+    """Without it, a stream that is open when the program ends aborts the process: the interpreter stops the thread
+    inside torch."""
+    threads = [*_running.items()]
+    for _, cancel in threads:
+        cancel.set()
+    for thread, _ in threads:
+        thread.join(EXIT_SECONDS)
+
+
+class EitherEvent(threading.Event):
+    """Set as soon as one of `events` is set."""
+
+    def __init__(self, *events: threading.Event | None) -> None:
+        super().__init__()
+        self._events = [event for event in events if event is not None]
+
+    def is_set(self) -> bool:
+        return any(event.is_set() for event in self._events)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What answers, and the judge who chooses the mode. Thread-safe.
+
+    `generation` holds settings for both modes, or per mode under its name, as `settings.checked_per_mode` gives them.
+    """
+
+    engine: Engine
+    selector: ModeSelector
+    generation: Mapping[str, Any]
+    store: Store | None = None
+    closing: threading.Event = field(default_factory=threading.Event)
+    """Set when the router is closed: it cancels every answer."""
+
+    def answer(
+        self,
+        conversation: Conversation,
+        options: RequestOptions,
+        in_turns: bool = False,
+        emit: Callable[[Event], Any] = lambda event: None,
+    ) -> Answer:
+        """`in_turns`: what was read in earlier turns is not read again, and counts in the decision."""
+        began, id = time.perf_counter(), new_id()
+        try:
+            if self.closing.is_set():
+                raise RouterClosedError
+            answer = self._answer(conversation, options, in_turns, emit, began, id)
+        except BaseException as error:
+            log.debug("request %s failed after %.3f s: %s", id, time.perf_counter() - began, type(error).__name__)
+            raise
+        decision, usage = answer.decision, answer.usage
+        log.debug(
+            "request %s: %s (stage %s, gain %+.3f, threshold %.3f), %s, %d prompt + %d completion tokens, %.3f s",
+            id, decision.mode, decision.stage, decision.gain, decision.threshold, answer.finish_reason,
+            usage.prompt_tokens, usage.completion_tokens, answer.timing.total,
+        )  # fmt: skip
+        emit(Finished(answer))
+        return answer
+
+    def _answer(
+        self,
+        conversation: Conversation,
+        options: RequestOptions,
+        in_turns: bool,
+        emit: Callable[[Event], Any],
+        began: float,
+        id: str,
+    ) -> Answer:
+        cancel = EitherEvent(options.cancel, self.closing)
+        with self.engine.request(conversation, in_turns, options.namespace) as request:
+            settings = {mode: self._settings(mode, options) for mode in MODES}
+            for mode in MODES if options.mode is None else (options.mode,):
+                request.check(mode, settings[mode])
+            caption = _caption(self.selector, conversation, options, request)
+            captioned = time.perf_counter()
+            # before the first answer neither mode has less to read than the other
+            weighed = in_turns and options.mode is None and len(conversation.messages) > 1
+            uncached_tokens = request.uncached_tokens() if weighed else None
+            decision = self.selector.decide(conversation, caption, options.mode, options.price, uncached_tokens)
+            decided = time.perf_counter()
+            emit(Decided(decision, id))
+
+            def on_piece(channel: str, piece: str) -> None:
+                emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
+
+            try:
+                reply = request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
+            except ModeUnavailableError as error:
+                if decision.forced or error.begun:
+                    raise
+                decision = _fallen_back(decision, error)
+                emit(Decided(decision, id))
+                reply = request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
+        if reply.finish_reason != "cancelled":
+            read = None if reply.prompt_tokens is None else reply.prompt_tokens - reply.cached_tokens
+            self.selector.observe(
+                decision.mode, reply.completion_tokens, reply.prefill_seconds, reply.decode_seconds, read
+            )
+        if reply.note:
+            decision = replace(decision, reason=f"{decision.reason}; {reply.note}")
+        answer = Answer(
+            reply.text, reply.thinking, decision, reply.finish_reason,
+            Usage(
+                reply.prompt_tokens, reply.vision_tokens, reply.completion_tokens, reply.thinking_tokens,
+                reply.cached_tokens, reply.encoded,
+            ),
+            Timing(
+                caption=captioned - began, decide=decided - captioned, vision=reply.vision_seconds,
+                prefill=reply.prefill_seconds, decode=reply.decode_seconds, total=time.perf_counter() - began,
+            ),
+            id=id,
+        )  # fmt: skip
+        self._keep(answer, conversation)
+        return answer
+
+    def stream(self, conversation: Conversation, options: RequestOptions, in_turns: bool = False) -> Events:
+        """The events of `answer`."""
+        closed = threading.Event()
+        options = replace(options, cancel=EitherEvent(closed, options.cancel))
+        return Stream(partial(self.answer, conversation, options, in_turns), closed)
+
+    def _keep(self, answer: Answer, conversation: Conversation) -> None:
+        """Before the answer is handed out, so that feedback finds it; a store that fails costs no answer."""
+        if self.store is None or answer.finish_reason == "cancelled":
+            return
+        try:
+            self.store.record(answer, conversation, id=answer.id)
+        except VLRouteError as error:
+            log.error("the answer %s is not stored: %s", answer.id, error)
+
+    def _settings(self, mode: Mode, options: RequestOptions) -> dict[str, Any]:
+        both = {key: value for key, value in self.generation.items() if key not in MODES}
+        return combined(both, self.generation.get(mode, {}), options.generation)
+
+
+def _fallen_back(decision: Decision, error: ModeUnavailableError) -> Decision:
+    log.warning("%s answers instead of %s: %s", other(decision.mode), decision.mode, error)
+    reason = f"{decision.reason}; but {error.public}, so {other(decision.mode)} answers"
+    return replace(decision, mode=other(decision.mode), reason=reason, fallback=True)
+
+
+def _caption(
+    selector: ModeSelector, conversation: Conversation, options: RequestOptions, request: EngineRequest | None
+) -> str | None:
+    """The caller's, else the captioner's; none where the mode is forced and nothing hangs on it."""
+    if options.caption is not None or options.mode is not None:
+        return options.caption
+    try:
+        return selector.caption(conversation, request)
+    except ModeUnavailableError as error:  # who captions is down: whoever answers need not be
+        log.warning("no caption: %s", error)
+        return None
+
+
+def decide(
+    selector: ModeSelector, engine: Engine | None, conversation: Conversation, options: RequestOptions
+) -> Decision:
+    """The decision alone; a captioner that needs the models runs only where they are at hand."""
+    named = engine.request(conversation, False, options.namespace) if engine else nullcontext()
+    with named as request:
+        caption = _caption(selector, conversation, options, request)
+        return selector.decide(conversation, caption, options.mode, options.price)

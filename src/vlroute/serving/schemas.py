@@ -1,0 +1,332 @@
+"""Request bodies: the accepted fields, and their meaning for the router."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
+from pydantic_core import PydanticCustomError
+
+from vlroute.pipeline import RequestOptions
+from vlroute.serving.errors import APIError, writable
+from vlroute.serving.settings import EFFORTS, ServerSettings
+from vlroute.types import MODES, Mode
+
+#: Maximum number of unknown fields in one error message, and of characters of each.
+NAMED, LONGEST = 10, 80
+T = TypeVar("T")
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+_INTEGRAL = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+#: Numbers are strict: neither `true` nor "3" is one. Some clients send 40.0 for 40.
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**63), _INTEGRAL]
+TopK = Annotated[int, Field(strict=True, ge=-1, le=1_000_000), _INTEGRAL]
+Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64), _INTEGRAL]
+#: Number of reasoning tokens.
+Budget = Annotated[int, Field(strict=True, ge=0, lt=2**63), _INTEGRAL]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Model = Annotated[
+    str,
+    Field(
+        max_length=200,
+        description="'auto' lets the router decide; 'instruct' and 'thinking' force a mode, and so does a name that "
+        "ends in -Instruct or -Thinking.",
+    ),
+]
+
+
+def _add_undeclared(schema: dict[str, Any], model: type[Fields]) -> None:
+    """Add the accepted fields that are not attributes to a JSON schema."""
+    known = schema.setdefault("properties", {})
+    for name, values in model.neutral.items():
+        known[name] = {"enum": [None, *values], "description": "Other values are not supported."}
+    for name in sorted(model.harmless):
+        known[name] = {"description": "Accepted without effect."}
+    schema["additionalProperties"] = False
+
+
+class Fields(BaseModel):
+    """A JSON object with an allow list of fields. A field that is null counts as absent.
+
+    Attributes:
+        neutral: Fields that are accepted only with a value that has no effect.
+        harmless: Fields that cannot change an answer; they are accepted and not read.
+    """
+
+    model_config = ConfigDict(extra="allow", json_schema_extra=_add_undeclared)
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    harmless: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_the_rest(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given = {name: value for name, value in data.items() if value is not None}
+        known = {*cls.model_fields, *cls.neutral, *cls.harmless}
+        if unknown := [name for name in given if name not in known]:
+            named = [writable(name[:LONGEST]) for name in unknown[:NAMED]]
+            why = _unknown(named, len(unknown) - len(named), known)
+            raise PydanticCustomError("unknown_parameter", "{why}", {"name": named[0], "why": why})
+        for name, values in cls.neutral.items():
+            if name not in given:
+                continue
+            value = given.pop(name)  # 0 == False in Python, but not in JSON
+            if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values):
+                accepted = f" or send {' or '.join(map(json.dumps, values))}" if values else ""
+                raise PydanticCustomError(
+                    "unsupported_parameter", "{name} is not supported here; leave it out{accepted}",
+                    {"name": name, "accepted": accepted},
+                )  # fmt: skip
+        return given
+
+
+def _unknown(names: list[str], more: int, known: Iterable[str]) -> str:
+    """Name the unknown fields, with the most similar known ones."""
+    plain = {name.replace("_", ""): name for name in known}
+    told = []
+    for name in names:
+        like = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), plain, 1, 0.75)
+        told.append(repr(name) + (f" (did you mean {plain[like[0]]!r}?)" if like else ""))
+    rest = f" and {more} more" if more else ""
+    hint = "; send the contents of extra_body as fields of the request itself" if "extra_body" in names else ""
+    return f"unknown field{'s'[: len(names) > 1]} {', '.join(told)}{rest}{hint}"
+
+
+class RouterOptions(Fields):
+    """What only vlroute knows; with OpenAI's client: `extra_body={"vlroute": {"price": 0.2}}`."""
+
+    caption: str | None = Field(default=None, max_length=20_000, description="What is in the pictures.")
+    price: Number | None = Field(
+        default=None, ge=0, le=1e6, description="What one second of waiting is worth, in probability."
+    )
+
+
+class StreamOptions(Fields):
+    """As OpenAI's."""
+
+    neutral = {"continuous_usage_stats": (False,)}
+    harmless = frozenset({"include_obfuscation"})
+    include_usage: StrictBool | None = None
+
+
+class ThinkingSwitch(Fields):
+    """As Anthropic's; `auto` is ByteDance's name for `adaptive`."""
+
+    neutral = {"clear_thinking": (True,)}
+    type: Literal["enabled", "disabled", "adaptive", "auto"] = Field(description="adaptive, auto: the router decides.")
+    budget_tokens: Budget | None = None
+
+
+class ReasoningSwitch(Fields):
+    """As OpenRouter's; without `effort` and `enabled`, `max_tokens` turns reasoning on."""
+
+    effort: Effort | None = None
+    max_tokens: Budget | None = None
+    enabled: StrictBool | None = None
+    exclude: StrictBool | None = Field(None, description="True: omit the reasoning from the reply.")
+
+
+class TemplateKwargs(Fields):
+    """The arguments that vLLM, SGLang and llama.cpp pass to the chat template."""
+
+    neutral = {
+        "add_generation_prompt": (True,), "continue_final_message": (False,), "add_vision_id": (False,),
+        "preserve_thinking": (False,), "clear_thinking": (True,), "tools": ([],), "documents": ([],),
+    }  # fmt: skip
+    enable_thinking: StrictBool | None = None
+    thinking: StrictBool | None = None
+    reasoning_effort: Effort | None = None
+    thinking_budget: Budget | None = None
+
+
+class CustomParams(Fields):
+    """As SGLang's."""
+
+    thinking_budget: Budget | None = None
+
+
+class ChatRequest(Fields):
+    """OpenAI's chat completion request, and fields that other servers add to it."""
+
+    neutral = {
+        # OpenAI
+        "n": (1,), "logprobs": (False,), "top_logprobs": (0,), "tools": ([],), "functions": ([],), "logit_bias": ({},),
+        "response_format": ({"type": "text"},), "modalities": (["text"],), "tool_choice": ("none", "auto"),
+        "function_call": ("none", "auto"), "verbosity": ("medium",), "audio": (), "prediction": (), "suffix": (),
+        "web_search_options": (), "moderation": (),
+        # vLLM and SGLang
+        "best_of": (1,), "use_beam_search": (False,), "length_penalty": (1,), "ignore_eos": (False,),
+        "min_tokens": (0,), "stop_token_ids": ([],), "bad_words": ([],), "include_stop_str_in_output": (False,),
+        "no_stop_trim": (False,), "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,),
+        "prompt_logprobs": (), "allowed_token_ids": (), "logits_processors": ([],), "echo": (False,),
+        "add_generation_prompt": (True,), "continue_final_message": (False,), "add_special_tokens": (False,),
+        "documents": ([],), "chat_template": (), "mm_processor_kwargs": ({},), "media_io_kwargs": ({},),
+        "structured_outputs": (), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
+        "json_schema": (), "regex": (), "ebnf": (), "truncate_prompt_tokens": (), "vllm_xargs": ({},),
+        "return_token_ids": (False,), "return_tokens_as_token_ids": (False,), "return_hidden_states": (False,),
+        "separate_reasoning": (True,), "stream_reasoning": (True,), "reasoning_format": ("parsed", "deepseek", "auto"),
+        # llama.cpp and Ollama
+        "typical_p": (1,), "mirostat": (0,), "dynatemp_range": (0,), "dry_multiplier": (0,), "xtc_probability": (0,),
+        "grammar": ("",), "timings_per_token": (False,), "format": ("",), "options": ({},),
+    }  # fmt: skip
+    harmless = frozenset({
+        "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
+        "prompt_cache_options", "prompt_cache_retention", "cache_prompt", "cache_salt", "request_id", "rid", "priority",
+        "session_id", "chat_id", "keep_alive",
+    })  # fmt: skip
+    model: Model | None = None
+    messages: list[dict[str, Any]] = Field(
+        min_length=1, max_length=2000, description="As OpenAI's, pictures as data URIs; see docs/messages.md."
+    )
+    vlroute: RouterOptions | None = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: Count | None = Field(None, description="Reasoning included.")
+    max_tokens: Count | None = Field(None, description="Older name of max_completion_tokens.")
+    temperature: Number | None = Field(None, ge=0, le=2)
+    top_p: Number | None = Field(None, gt=0, le=1)
+    top_k: TopK | None = Field(None, description="-1 and 0: all tokens.")
+    min_p: Number | None = Field(None, ge=0, le=1)
+    presence_penalty: Number | None = Field(None, ge=-2, le=2)
+    frequency_penalty: Number | None = Field(None, ge=-2, le=2)
+    repetition_penalty: Number | None = Field(None, gt=0.01, le=10)
+    repeat_penalty: Number | None = Field(None, gt=0.01, le=10, description="llama.cpp's name of repetition_penalty.")
+    seed: Seed | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="Up to 16 strings; they end the answer, not the reasoning."
+    )
+
+    reasoning_effort: Effort | None = Field(
+        None, description="'none': Instruct. A level: Thinking with a budget of tokens. Absent: the router decides."
+    )
+    enable_thinking: StrictBool | None = None
+    think: StrictBool | Effort | None = None
+    thinking: StrictBool | ThinkingSwitch | None = None
+    reasoning: ReasoningSwitch | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
+    include_reasoning: StrictBool | None = Field(None, description="False: omit the reasoning from the reply.")
+    thinking_budget: Budget | None = Field(
+        None, description="Maximum number of reasoning tokens; overrides the effort. It does not choose the mode."
+    )
+    thinking_token_budget: Budget | None = Field(None, description="vLLM's name of thinking_budget.")
+    thinking_budget_tokens: Budget | None = Field(None, description="llama.cpp's name of thinking_budget.")
+    reasoning_budget: Budget | None = Field(None, description="NVIDIA's name of thinking_budget.")
+    custom_params: CustomParams | None = None
+
+    def options(self, settings: ServerSettings, namespace: str) -> RequestOptions:
+        """The options for the router.
+
+        Raises:
+            APIError: 400 for fields that contradict each other or exceed a limit, 404 for an unknown model.
+        """
+        mode, budget = self._mode(), self._budget()
+        given = {
+            name: value
+            for name in ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed")
+            if (value := getattr(self, name)) is not None
+        }
+        given["repetition_penalty"] = _agreed(self._values("repetition_penalty", "repeat_penalty"))
+        given["stop"] = self._stops()
+        given["max_new_tokens"] = self._most(settings)
+        given["thinking_budget"] = budget
+        generation = {name: value for name, value in given.items() if value is not None}
+        extra = self.vlroute or RouterOptions()
+        return RequestOptions(extra.caption, mode, extra.price, None, generation, namespace)
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of the sent fields that have no effect."""
+        return sorted(self.model_extra or {})
+
+    @property
+    def hides_reasoning(self) -> bool:
+        """Whether the reply contains only the answer."""
+        return self.include_reasoning is False or bool(self.reasoning and self.reasoning.exclude)
+
+    def _values(self, *names: str) -> Iterator[tuple[str, Any]]:
+        """Each field with its value; a dot in a name separates object and field."""
+        for name in names:
+            value: Any = self
+            for step in name.split("."):
+                value = getattr(value, step, None)
+            yield name, value
+
+    def _mode(self) -> Mode | None:
+        asked: list[tuple[str, Mode | None]] = [("model", mode_of(self.model) if self.model is not None else None)]
+        for name, value in self._values(
+            "reasoning_effort", "think", "reasoning.effort", "chat_template_kwargs.reasoning_effort", "enable_thinking",
+            "thinking", "thinking.type", "reasoning.enabled", "chat_template_kwargs.enable_thinking",
+            "chat_template_kwargs.thinking",
+        ):  # fmt: skip
+            if value is False or value == "none" or value == "disabled":
+                asked.append((name, "instruct"))
+            elif value is True or value == "enabled" or (isinstance(value, str) and value in EFFORTS):
+                asked.append((name, "thinking"))
+        reasoning = self.reasoning
+        if reasoning and reasoning.max_tokens is not None and reasoning.effort is None and reasoning.enabled is None:
+            asked.append(("reasoning.max_tokens", "thinking"))
+        return _agreed(asked)
+
+    def _budget(self) -> int | None:
+        """Maximum number of reasoning tokens: the given budget, else that of the effort."""
+        budget = _agreed(self._values(
+            "thinking_budget", "thinking_token_budget", "thinking_budget_tokens", "reasoning_budget",
+            "custom_params.thinking_budget", "chat_template_kwargs.thinking_budget", "thinking.budget_tokens",
+            "reasoning.max_tokens",
+        ))  # fmt: skip
+        names = ("reasoning_effort", "think", "reasoning.effort", "chat_template_kwargs.reasoning_effort")
+        effort = _agreed((name, value) for name, value in self._values(*names) if isinstance(value, str))
+        return EFFORTS.get(effort or "") if budget is None else budget
+
+    def _stops(self) -> list[str] | None:
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop
+        if stops and (len(stops) > 16 or not all(0 < len(stop) <= 1000 for stop in stops)):
+            raise APIError(400, "stop must be up to 16 strings of 1 to 1000 characters", "invalid_value", "stop")
+        return stops
+
+    def _most(self, settings: ServerSettings) -> int | None:
+        most = _agreed(self._values("max_completion_tokens", "max_tokens"))
+        if most is not None and most > settings.max_tokens:
+            raise APIError(
+                400, f"an answer may have at most {settings.max_tokens} tokens here, {most} were asked for",
+                "limit_exceeded", "max_completion_tokens" if self.max_completion_tokens else "max_tokens",
+            )  # fmt: skip
+        return most
+
+
+class FeedbackRequest(Fields):
+    """How right an answer was."""
+
+    id: str = Field(max_length=200, description="Of the answer: `id` of a completion, with or without 'chatcmpl-'.")
+    correct: StrictBool | Annotated[Number, Field(ge=0, le=1)] = Field(description="True, false, or a share 0 to 1.")
+    comment: str | None = Field(None, max_length=20_000)
+
+
+def _agreed(asked: Iterable[tuple[str, T | None]]) -> T | None:
+    """The one value of several fields that mean the same. APIError 400 if two differ."""
+    given = [(name, value) for name, value in asked if value is not None]
+    for name, value in given:
+        first, expected = given[0]
+        if value != expected:
+            raise APIError(
+                400, f"{first} and {name} contradict each other: one asks for {expected!r}, the other for {value!r}; "
+                "leave one of them out", "contradiction", name,
+            )  # fmt: skip
+    return given[0][1] if given else None
+
+
+def mode_of(model: str) -> Mode | None:
+    """The mode a model's name stands for; None for "auto". APIError 404 for any other name."""
+    name = model.lower()
+    if name == "auto":
+        return None
+    for mode in MODES:
+        if name == mode or name.endswith(f"-{mode}"):
+            return mode
+    raise APIError(
+        404, f"there is no model {model[:80]!r} here; expected 'auto', 'instruct' or 'thinking'", "model_not_found",
+        "model",
+    )  # fmt: skip

@@ -1,0 +1,381 @@
+"""The cluster: real Ray on this machine, two replicas of the pocket pair, OpenAI's requests over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import PlainTextResponse
+
+from tests.conftest import lacking, media, task
+from tests.integration.test_store import drop_tables, postgres  # noqa: F401 - a fixture
+from tests.serving import KEY, until, user
+from vlroute import Router
+from vlroute.decision.classifier import ComplexityClassifier
+from vlroute.errors import ArtifactError
+from vlroute.files import shipped
+from vlroute.inputs.messages import parse
+from vlroute.pocket import Task, draw_task
+from vlroute.serving.settings import ClusterSettings, ServerSettings
+from vlroute.store import Store
+
+#: Greedy, and decided without a price: so nothing hangs on this machine's pace.
+EXACT: dict[str, Any] = {"temperature": 0, "vlroute": {"price": 0}}
+#: What was said often becomes ever likelier, so that the thought never ends.
+ENDLESS: dict[str, Any] = {"model": "thinking", "temperature": 0, "frequency_penalty": -2, "max_tokens": 20_000}
+QUESTIONS = ("Read the text.", "How many circles?", "Read the text again.")
+FAMILIES = ("ocr", "count", "math", "gui", "hop")
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the tests hold in hand; `handle` is Ray's, of the replicas."""
+
+    url: str
+    settings: ClusterSettings
+    handle: Any
+    store: str
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, headers={"Authorization": f"Bearer {KEY}"})
+
+    def stats(self) -> list[dict[str, Any]]:
+        found = self.handle.broadcast("stats").results(timeout_s=10, return_exceptions=True)
+        return [one for one in found if isinstance(one, dict)]
+
+    def total(self, cache: str, count: str) -> int:
+        return sum(one["caches"][cache][count] for one in self.stats())
+
+    def running(self) -> list[int]:
+        return [one["running"] for one in self.stats()]
+
+    def deploy(self, **changed: Any) -> None:
+        from ray import serve
+
+        from vlroute.serving.cluster.app import NAME, build
+
+        serve.run(build(replace(self.settings, **changed)), name=NAME)
+
+
+@pytest.fixture(scope="module")
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """PostgreSQL where there is one, as a cluster should have; else a file."""
+    if not Path("/usr/lib/postgresql").is_dir():
+        yield str(tmp_path_factory.mktemp("cluster") / "answers.db")
+        return
+    url = request.getfixturevalue("postgres")
+    yield url
+    drop_tables(url)
+
+
+@pytest.fixture(scope="module")
+def cluster(store: str) -> Iterator[Cluster]:
+    if importlib.util.find_spec("ray") is None:
+        lacking("Ray is not installed: pip install 'vlroute[cluster]'")
+    from vlroute.serving.cluster.start import start_here
+
+    start_here(4, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
+    import ray
+    from ray import serve
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = ServerSettings(api_keys=(KEY,), deadline=60)
+    settings = ClusterSettings(replicas=2, max_num_seqs=4, cpus=0.5, store=store, server=server)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
+        made = Cluster(f"http://127.0.0.1:{port}", settings, None, store)
+        made.deploy()
+        made = replace(made, handle=serve.get_deployment_handle("Pair", "vlroute"))
+        with made.http() as http:
+            until(lambda: http.get("/ready").status_code == 200, 60)
+        yield made
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def drawn(seed: int) -> Task:
+    return draw_task(random.Random(seed), FAMILIES[seed % len(FAMILIES)], "hard", "en")
+
+
+def talk(http: httpx.Client, about: Task) -> list[dict[str, Any]]:
+    """One conversation, each time sent in full, as OpenAI's clients do."""
+    said, answers = [user(about)], []
+    for question in (*QUESTIONS, None):
+        reply = http.post("/v1/chat/completions", json={"messages": said, **EXACT})
+        assert reply.status_code == 200, reply.text
+        answers.append(reply.json())
+        said.append({"role": "assistant", "content": answers[-1]["choices"][0]["message"]["content"]})
+        said.append({"role": "user", "content": question})
+    return answers
+
+
+def talk_here(router: Router, about: Task) -> list[tuple[str, str, str]]:
+    chat = router.chat()
+    answers = [chat.send(about.prompt, **media(about), price=0, do_sample=False)]
+    answers += [chat.send(question, price=0, do_sample=False) for question in QUESTIONS]
+    return [(one.decision.mode, one.thinking, one.text) for one in answers]
+
+
+def said(answer: dict[str, Any]) -> tuple[str, str, str]:
+    message = answer["choices"][0]["message"]
+    return answer["model"], message.get("reasoning", ""), message["content"]
+
+
+def lines(reply: httpx.Response) -> Iterator[dict[str, Any]]:
+    for line in reply.iter_lines():
+        if line.startswith("data: {"):
+            yield json.loads(line[6:])
+
+
+def test_a_conversation_stays_with_the_replica_that_knows_it(cluster: Cluster, router: Router) -> None:
+    tasks = [drawn(1000 + seed) for seed in range(100)]
+    pictures = {picture.digest for one in tasks for picture in parse(one.prompt, list(one.frames)).pictures}
+    encodes, replicas = cluster.total("vision", "encodes"), len(cluster.stats())
+    with cluster.http() as http, ThreadPoolExecutor(8) as pool:
+        talks = list(pool.map(lambda one: talk(http, one), tasks))
+    assert cluster.total("vision", "encodes") - encodes == len(pictures) >= 100
+    for one, answers in list(zip(tasks, talks, strict=True))[:20]:
+        assert [said(answer) for answer in answers] == talk_here(router, one)
+    for answers in talks:
+        for earlier, later in itertools.pairwise(answers):
+            assert later["vlroute"]["encoded"] == 0
+            if earlier["model"] == later["model"]:  # what was read is there as well
+                assert later["usage"]["prompt_tokens_details"]["cached_tokens"] >= earlier["usage"]["prompt_tokens"] - 5
+    assert replicas == 2
+    assert min(one["caches"]["vision"]["encodes"] for one in cluster.stats()) > 10  # both have their share
+
+
+def test_a_stream_says_the_same_as_the_whole(cluster: Cluster) -> None:
+    body = {"messages": [user(task("math"))], "model": "thinking", **EXACT}
+    with cluster.http() as http:
+        whole = http.post("/v1/chat/completions", json=body).json()
+        with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as reply:
+            assert reply.headers["x-vlroute-mode"] == "thinking"
+            chunks = list(lines(reply))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert len(deltas) > 10
+    assert "".join(delta.get("reasoning", "") for delta in deltas) == said(whole)[1]
+    assert "".join(delta.get("content", "") for delta in deltas) == said(whole)[2]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_who_leaves_is_written_for_no_longer(cluster: Cluster) -> None:
+    body = {"messages": [user(task("math"))], **ENDLESS}
+    with cluster.http() as http:
+        with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as reply:
+            chunks = lines(reply)
+            for _ in range(5):
+                next(chunks)
+            assert sum(cluster.running()) == 1
+        until(lambda: sum(cluster.running()) == 0, 5)
+        with pytest.raises(httpx.ReadTimeout):
+            http.post("/v1/chat/completions", json=body, timeout=0.7)
+        until(lambda: sum(cluster.running()) == 0, 5)
+
+
+def test_who_asks_again_at_once_is_not_sent_away_by_its_own_answer(cluster: Cluster) -> None:
+    """As many as one replica takes, all about one picture: it never has a place free for long, but nobody too many."""
+    crowd, encodes = cluster.settings.ongoing, cluster.total("vision", "encodes")
+    body = {"messages": [user(drawn(3001))], "model": "instruct", "max_tokens": 1}
+
+    def ask(index: int) -> None:
+        with cluster.http() as http:
+            for _ in range(25):
+                assert http.post("/v1/chat/completions", json=body).status_code == 200
+
+    with ThreadPoolExecutor(crowd) as pool:
+        list(pool.map(ask, range(crowd)))
+    assert cluster.total("vision", "encodes") - encodes == 1
+
+
+def test_a_full_replica_spills_to_the_next(cluster: Cluster) -> None:
+    crowd, encodes = cluster.settings.ongoing + 3, cluster.total("vision", "encodes")
+    begun, leave = list[int](), threading.Event()
+    body = {"messages": [user(drawn(3002))], **ENDLESS, "stream": True}  # all of one picture
+
+    def hold(index: int) -> None:
+        with cluster.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as reply:
+            chunks = lines(reply)  # held: without it the stream is closed
+            next(chunks)
+            begun.append(index)
+            leave.wait(30)
+
+    with ThreadPoolExecutor(crowd) as pool:
+        holding = pool.map(hold, range(crowd))
+        try:
+            until(lambda: len(begun) == crowd, 20)  # nobody waits for another to end
+        finally:
+            leave.set()
+        list(holding)
+    until(lambda: sum(cluster.running()) == 0, 10)
+    assert cluster.total("vision", "encodes") - encodes == 2  # once on each of two replicas
+
+
+def test_the_rest_of_the_server(cluster: Cluster) -> None:
+    with cluster.http() as http:
+        route = http.post("/v1/route", json={"messages": [user(task("math"))]}).json()
+        assert route["decision"]["caption"]  # made by a replica
+        words = {"role": "user", "content": "Add 2 and 3."}
+        assert http.post("/v1/route", json={"messages": [words]}).json()["model"] in ("instruct", "thinking")
+        answer = http.post("/v1/chat/completions", json={"messages": [user(task("math"))]}).json()
+        judged = {"id": answer["id"], "correct": True}
+        assert http.post("/v1/feedback", json=judged).json()["stored"] is True  # a replica stored it
+        assert http.post("/v1/feedback", json={**judged, "id": "0" * 32}).status_code == 404
+        assert http.post("/v1/chat/completions", json={"messages": []}).status_code == 422
+        bad = http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": " "}]})
+        assert (bad.status_code, bad.json()["error"]["code"]) == (400, "bad_message")
+        until(lambda: 'vlroute_cache_encodes_total{cache="vision"}' in http.get("/metrics").text)
+        assert http.get("/metrics", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    with Store(cluster.store) as store:
+        assert [one.id for one in store.records()] == [answer["vlroute"]["id"]]
+
+
+def test_another_artifact_while_requests_go_on(cluster: Cluster, tmp_path: Path) -> None:
+    other = ComplexityClassifier.load(shipped("pocket/router"))
+    other.heads.bias[:2] += (8.0, -8.0)  # Instruct is far better here than it was there
+    other.save(tmp_path / "new")
+    shutil.copytree(shipped("pocket/router") / "probe", tmp_path / "new" / "probe")
+    seen, failed, done, pids = set[str](), list[str](), threading.Event(), {one["pid"] for one in cluster.stats()}
+
+    def ask(seed: int) -> None:
+        with cluster.http() as http:
+            while not done.is_set():
+                reply = http.post("/v1/chat/completions", json={"messages": [user(drawn(seed * 5 + 2))], **EXACT})
+                if reply.status_code != 200:
+                    failed.append(reply.text)
+                    return
+                seen.add(reply.json()["model"])
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask, seed) for seed in range(4)]
+        try:
+            until(lambda: seen == {"thinking"})
+            cluster.deploy(router=str(tmp_path / "new"))
+            until(lambda: {one["router"] for one in cluster.stats()} == {str(tmp_path / "new")})
+            until(lambda: "instruct" in seen)
+        finally:
+            done.set()
+        for one in asking:
+            one.result(30)
+    assert failed == []
+    assert {one["pid"] for one in cluster.stats()} == pids  # nobody was restarted, the caches are there
+    with cluster.http() as http:
+        for content in (user(drawn(2)), {"role": "user", "content": "What is the total of 3 numbers?"}):
+            assert http.post("/v1/route", json={"messages": [content], **EXACT}).json()["model"] == "instruct"
+    (tmp_path / "new" / "weights.safetensors").write_bytes(b"x")
+    with pytest.raises(ArtifactError):
+        cluster.deploy(router=str(tmp_path / "new"))
+    cluster.deploy()
+    until(lambda: {one["router"] for one in cluster.stats()} == {None})
+
+
+def test_a_killed_replica_costs_no_answer(cluster: Cluster, router: Router) -> None:
+    tasks = [drawn(2000 + seed) for seed in range(100)]
+    victim = cluster.stats()[0]["pid"]
+    finished = 0
+
+    def one_talk(one: Task) -> list[dict[str, Any]]:
+        nonlocal finished
+        with cluster.http() as http:
+            answers = talk(http, one)
+        finished += 1
+        if finished == 50:
+            os.kill(victim, signal.SIGKILL)
+        return answers
+
+    with ThreadPoolExecutor(8) as pool:
+        talks = list(pool.map(one_talk, tasks))
+    for one, answers in zip(tasks, talks, strict=True):
+        assert [said(answer) for answer in answers] == talk_here(router, one)
+    assert victim not in {one["pid"] for one in cluster.stats()}
+
+
+def test_a_stream_that_has_begun_ends_with_an_error(cluster: Cluster) -> None:
+    body = {"messages": [user(task("math"))], **ENDLESS, "stream": True}
+    with cluster.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as reply:
+        chunks = lines(reply)
+        for _ in range(20):
+            last = next(chunks)
+        at_it = next(one["pid"] for one in cluster.stats() if one["running"])
+        os.kill(at_it, signal.SIGKILL)
+        for chunk in chunks:
+            last = chunk
+    assert set(last) == {"error"}
+    assert last["error"]["code"] == "unavailable"
+    assert last["error"]["type"] == "server_error"
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = subprocess.run(
+            [sys.executable, "-m", "vlroute", "cluster", "--port", str(taken.getsockname()[1])],
+            capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "(Address already in use); choose another --port" in done.stderr
+
+
+def test_without_ray_the_error_says_what_to_install() -> None:
+    code = "import sys; sys.modules['ray'] = None; import vlroute.serving.cluster.app"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install 'vlroute[cluster]'" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("client", "status"), [("127.0.0.1", 200), ("::1", 200), ("192.0.2.7", 403)])
+def test_without_keys_nobody_elsewhere_comes_in(client: str, status: int) -> None:
+    pytest.importorskip("ray")
+    from vlroute.serving.cluster.app import LocalOnly
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(LocalOnly(PlainTextResponse("in")), client=(client, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            return await http.get("/")
+
+    assert asyncio.run(ask()).status_code == status
+
+
+def test_what_a_conversation_belongs_to() -> None:
+    pytest.importorskip("ray")
+    from vlroute.serving.cluster.router import affinity
+
+    about, other = drawn(1), drawn(2)
+    first = parse(about.prompt, list(about.frames))
+    later = parse([*first.messages, {"role": "assistant", "content": "A"}, {"role": "user", "content": "And B?"}])
+    assert affinity(later, "") == affinity(first, "") == affinity(parse("Another?", list(about.frames)), "")
+    words = [parse(said) for said in ("One?", "Two?")]
+    keys = {affinity(one, space) for one in (first, parse("Which?", list(other.frames)), *words) for space in ("", "a")}
+    assert len(keys) == 8
+
+
+def test_settings_from_words() -> None:
+    made = ClusterSettings.read({"replicas": "2", "gpus": "0.5", "max_tokens": "100"}, {"api_keys": (KEY,)})
+    assert (made.replicas, made.most, made.gpus, made.server.max_tokens) == (2, 2, 0.5, 100)
+    assert made.server.api_keys == (KEY,)
+    assert made.ingress.rows == 16
+    for wrong, why in (
+        ({"replica": "2"}, "unknown: replica; known: "), ({"replicas": "0"}, "replicas must be at least 1"),
+        ({"replicas": "2", "most_replicas": "1"}, "most_replicas must be at least replicas"),
+        ({"host": "0.0.0.0"}, "VLROUTE_API_KEYS"), ({"model": "two.json"}, "not endpoints"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=why):
+            ClusterSettings.read(wrong, {})

@@ -1,0 +1,194 @@
+"""Conversations: whatever is cached, every turn gives what plain transformers gives afresh."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoProcessor, LogitsProcessor, Qwen3VLForConditionalGeneration
+
+from tests.conftest import BUDGETS, MANY, PICTURES, SECONDS, VIDEO, pixel_path
+from vlroute import Answer, Chat, Router
+from vlroute.chat import Turn
+from vlroute.inputs.messages import Conversation, Message, parse
+from vlroute.types import MODES, Mode
+
+#: `make soak` asks for more.
+CONVERSATIONS = int(os.environ.get("VLROUTE_CONVERSATIONS", "40"))
+GREEDY = {"do_sample": False, "max_new_tokens": 10}
+SYSTEM = "You read pictures."
+MOST_AT_ONCE = 3
+turns = st.fixed_dictionaries(
+    {
+        "mode": st.sampled_from([*MODES, None]),
+        "pictures": st.lists(st.sampled_from(range(len(PICTURES))), max_size=3),
+        "video": st.integers(0, 9).map(lambda n: n == 0),
+        "prompt": st.sampled_from(["Read the text.", "把数字加起来。", "How many circles?", "What is the total?"]),
+        "fork": st.integers(0, 5).map(lambda n: n == 0),
+    }
+)
+
+
+class Recorder(threading.local):
+    """Scores of the first token of the latest answer that was written in this thread."""
+
+    latest: torch.Tensor
+
+    def __call__(self, module: Any, args: Any, given: dict[str, Any], output: Any) -> None:
+        if given.get("logits_to_keep") == 1:  # a prompt is read
+            self.latest = output.logits[0, -1].clone()
+
+    def scores(self) -> torch.Tensor:
+        return self.latest
+
+
+@pytest.fixture(scope="module")
+def recorder(routers: dict[str, Router]) -> Iterator[Recorder]:
+    made = Recorder()
+    hooks = [
+        router.pair[mode].model.register_forward_hook(made, with_kwargs=True)
+        for router in routers.values()
+        for mode in MODES
+    ]
+    yield made
+    for hook in hooks:
+        hook.remove()
+
+
+class Complete(LogitsProcessor):
+    """What vlroute adds to greedy `generate`: a thought is closed before the end token and only once, and an answer has
+    visible text."""
+
+    def __init__(self, tokenizer: Any, thinking: bool, prompt_length: int) -> None:
+        self.tokenizer, self.thinking, self.prompt_length = tokenizer, thinking, prompt_length
+        self.tags = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+        self.due: list[int] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        scores = scores.clone()  # the caller keeps them
+        ids, eos = input_ids[0, self.prompt_length :].tolist(), self.tokenizer.eos_token_id
+        if self.thinking and self.tags[1] not in ids:
+            if not self.due and int(scores.argmax()) == eos:
+                line_break = "" if self.tokenizer.decode(ids[-1:]).endswith("\n") else "\n"
+                self.due = self.tokenizer(f"{line_break}</think>\n\n", add_special_tokens=False)["input_ids"]
+        elif not self.due:
+            answer = ids
+            if self.thinking:
+                answer = ids[ids.index(self.tags[1]) + 1 :]
+                scores[:, self.tags] = -torch.inf
+            if not self.tokenizer.decode(answer, skip_special_tokens=True).strip():
+                scores[:, eos] = -torch.inf
+        if self.due:
+            scores[:, self.due.pop(0)] = torch.inf
+        return scores
+
+
+@pytest.fixture(scope="module")
+def plain(folders: dict[str, Path]) -> dict[str, Any]:
+    return {
+        mode: (Qwen3VLForConditionalGeneration.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder))
+        for mode, folder in folders.items()
+    }
+
+
+@torch.inference_mode()
+def fresh(plain: dict[str, Any], conversation: Conversation, mode: Mode) -> tuple[torch.Tensor, str]:
+    """First scores and text of a run that remembers nothing, on the pixel path."""
+    model, processor = plain[mode]
+    inputs = pixel_path(processor, conversation)
+    complete = Complete(processor.tokenizer, mode == "thinking", inputs["input_ids"].shape[1])
+    out = model.generate(
+        **inputs, **GREEDY, logits_processor=[complete], output_logits=True, return_dict_in_generate=True
+    )
+    ids = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    return out.logits[0][0], processor.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def bare(text: str) -> str:
+    """Without white space and without the mark that ends a thought: the engine splits there, plain text keeps it."""
+    return "".join(text.replace("</think>", "").split())
+
+
+@dataclass
+class Said:
+    """One turn as it went."""
+
+    before: tuple[Turn, ...]
+    sent: dict[str, Any]
+    prompt: str
+    answer: Answer
+    scores: torch.Tensor
+
+
+def talk(chat: Chat, plan: list[dict[str, Any]], recorder: Recorder) -> list[Said]:
+    said = []
+    for turn in plan:
+        if turn["fork"]:
+            chat = chat.fork()
+        sent = {
+            "images": [PICTURES[i] for i in turn["pictures"]] or None,
+            "videos": (VIDEO, SECONDS) if turn["video"] else None,
+        }
+        before = chat.history
+        caption = None if turn["mode"] else "three numbers"  # decided, but without another model call to record
+        answer = chat.send(turn["prompt"], **sent, mode=turn["mode"], caption=caption, **GREEDY)
+        said.append(Said(before, sent, turn["prompt"], answer, recorder.scores()))
+        assert len(chat.history) == len(before) + 1
+    return said
+
+
+def check(said: Said, plain: dict[str, Any]) -> None:
+    history: list[Any] = [Message("system", (SYSTEM,))]
+    for past in said.before:
+        history += [past.message, Message("assistant", (past.answer.text,))]
+    conversation = parse(said.prompt, **said.sent, history=history, limits=MANY)
+    expected, text = fresh(plain, conversation, said.answer.decision.mode)
+    # features alone: those of pictures encoded in other company may differ in the last bit
+    tolerance = 1e-4 if said.answer.usage.cached_tokens else 2e-5
+    torch.testing.assert_close(said.scores, expected, atol=tolerance, rtol=0)
+    assert bare(said.answer.thinking + said.answer.text) == bare(text)
+
+
+@settings(max_examples=CONVERSATIONS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.lists(turns, min_size=1, max_size=6), min_size=1, max_size=MOST_AT_ONCE), st.sampled_from([*BUDGETS])
+)
+def test_every_turn_equals_a_fresh_run(
+    routers: dict[str, Router], plain: dict[str, Any], recorder: Recorder, plans: list[Any], budget: str
+) -> None:
+    """Conversations at the same time, each in a thread of its own, on one pair with one set of caches."""
+    router = routers[budget]
+    with ThreadPoolExecutor(len(plans)) as pool:
+        talks = [pool.submit(talk, router.chat(system=SYSTEM), plan, recorder) for plan in plans]
+    for said in itertools.chain.from_iterable(talk.result() for talk in talks):
+        check(said, plain)
+    assert router.cache.stats().bytes <= BUDGETS[budget][0]
+    assert router.prefixes.stats().bytes <= BUDGETS[budget][1]
+
+
+@pytest.mark.parametrize("media", [[0], [1], [3], [5], [2, 4], [0, 3, 1], "video"], ids=str)
+def test_features_alone_are_bit_identical(
+    routers: dict[str, Router], plain: dict[str, Any], recorder: Recorder, media: Any
+) -> None:
+    """Encoded for an earlier request and found again, in the same company: not one bit of the logits differs."""
+    router = routers["roomy"]
+    router.cache.clear()
+    sent = {"videos": (VIDEO, SECONDS)} if media == "video" else {"images": [PICTURES[i] for i in media]}
+    router.ask("Read the text.", **sent, mode="instruct", **GREEDY)
+    for mode in MODES:
+        before = router.cache.stats()
+        router.ask("What is the total?", **sent, mode=mode, **GREEDY)
+        assert router.cache.stats().hits > before.hits
+        assert router.cache.stats().encodes == before.encodes
+        expected, _ = fresh(plain, parse("What is the total?", **sent), mode)
+        assert torch.equal(recorder.scores(), expected)

@@ -1,0 +1,159 @@
+"""The command as a user types it, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.conftest import ROOT, task
+from tests.synthetic_records import draw_records
+from vlroute import __version__
+from vlroute.cli.app import PANELS, app
+from vlroute.records import write_records
+from vlroute.store import Store
+
+COMMANDS = [name for panel in PANELS.values() for name in panel]
+
+
+def vlroute(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from vlroute.cli.app import run; run()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env={**os.environ, **env})
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_help_has_an_example_and_fits_80_columns(name: str) -> None:
+    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert shown.exit_code == 0, shown.stderr
+    assert re.search(rf"^ *vlroute {name}\b", shown.stdout, re.MULTILINE)
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+
+
+def test_the_main_help_lists_commands_and_exit_codes() -> None:
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert {line.split()[1] for line in shown.stdout.splitlines() if line.startswith("│ ")} >= {*COMMANDS}
+    assert "Exit codes: 0 fine; 1 " in shown.stdout
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"vlroute {__version__}\n"
+
+
+def test_every_command_is_in_the_docs() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    assert [name for name in COMMANDS if f"| `{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("arguments", ["['--help']", "['serve', '--help']", "['route', 'x', '--caption', 'y']"])
+def test_what_needs_no_model_loads_no_torch(arguments: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['vlroute', *{arguments}]\nfrom vlroute.cli.app import run\n"
+        "try: run()\n"
+        "finally: print([name for name in ('torch', 'transformers', 'gradio', 'fastapi') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("do", {"doctor"}),
+        ("ask --pol", {"--policy"}),
+        ("ask --mode ", {"auto", "instruct", "thinking"}),
+        ("c", {"chat", "cluster", "collect", "curves"}),
+    ],
+)
+def test_completion(words: str, offered: set[str]) -> None:
+    typed = f"vlroute {words}"
+    env = {"_VLROUTE_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    code = "import sys; sys.argv = ['vlroute']; from vlroute.cli.app import run; run()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env})
+    assert {*done.stdout.split()} == offered, done.stderr
+
+
+def test_what_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    Store(tmp_path / "answers.db").close()
+    done = vlroute("export", "file/records.jsonl", "--store", "answers.db", cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "file/records.jsonl" in done.stderr
+
+
+def test_serving_strangers_needs_keys() -> None:
+    done = vlroute("serve", "--host", "0.0.0.0", "--port", "0", VLROUTE_API_KEYS="")
+    assert done.returncode == 2
+    assert "set VLROUTE_API_KEYS" in done.stderr
+
+
+def test_demo_shows_pictures_and_the_table() -> None:
+    done = vlroute("demo", "--pictures", "18", "--show", "3", "--seed", "4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("p_instruct") == 3
+    for row in ("always instruct", "always thinking", "routed", "oracle"):
+        assert re.search(rf"{row}.*\d+\.\d%", done.stdout)
+    for family in ("ocr", "count", "math", "gui", "hop", "video"):
+        assert re.search(rf"{family} .* 3 .*\d%", done.stdout)
+    assert "vlroute demo --model Qwen/Qwen3-VL-2B" in done.stdout
+
+
+def test_ask_answers_about_a_file(tmp_path: Path) -> None:
+    some = task("ocr", "easy")
+    some.frames[0].save(tmp_path / "x.png")
+    done = vlroute("ask", some.prompt, "--image", "x.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == some.answer
+    listed = vlroute("ask", some.prompt, "--image", "x.png", "--mode", "thinking", "--json", cwd=tmp_path)
+    answer = json.loads(listed.stdout)
+    assert answer["text"] == some.answer
+    assert answer["decision"]["mode"] == "thinking"
+
+
+def test_route_only_decides() -> None:
+    done = vlroute("route", "Add the numbers.", "--caption", "three numbers", "--json")
+    decision = json.loads(done.stdout)
+    assert decision["mode"] == "thinking"
+    assert decision["p_thinking"] > decision["p_instruct"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ask", "Read.", "--image", "missing.png"], "missing.png"),
+        (["ask", " "], "prompt is empty"),
+        (["route", "Read.", "--price", "-1"], "price"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], says: str) -> None:
+    done = vlroute(*arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_train_and_curves(tmp_path: Path) -> None:
+    write_records(tmp_path / "records.jsonl", draw_records(120)[1])
+    few = ("--folds", "2", "--seeds", "1", "--together", "record")
+    trained = vlroute("train", "records.jsonl", "--out", "router", "--oof", "oof.jsonl", *few, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "wrote router" in trained.stdout
+    drawn = vlroute("curves", "records.jsonl", "--oof", "oof.jsonl", "--out", "curves", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    page = (tmp_path / "curves" / "curves.html").read_text(encoding="utf-8")
+    assert "data:image/png;base64," in page
+    for preset in ("fast", "accurate"):
+        done = vlroute("route", "What is the total?", "--caption", "two numbers", "--router", "router",
+                       "--policy", preset, "--json", cwd=tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert (json.loads(done.stdout)["threshold"] == 0) == (preset == "accurate")
+
+
+def test_records_that_cannot_be_used_end_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text("{}\n", encoding="utf-8")
+    for command in ("train", "curves"):
+        done = vlroute(command, "records.jsonl", "--out", "out", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "records.jsonl:1:" in done.stderr

@@ -1,0 +1,257 @@
+"""Collecting with the real pocket pair: what is recorded, what a kill costs, what fails alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tests.conftest import ROOT
+from vlroute import Router
+from vlroute.errors import InputError
+from vlroute.learning import collect as collecting
+from vlroute.learning.collect import Collected, collect, collected_page, collected_table, main, parse_settings
+from vlroute.learning.dataset import Source
+from vlroute.learning.grading import Agreement, Number, exact
+from vlroute.pocket.tasks import draw_task
+from vlroute.records import Outcome, Record, read_records
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+def write_data(folder: Path, count: int, family: str | None = None) -> Path:
+    """Drawn tasks as a user's JSON lines with pictures beside them; videos as lists of frames."""
+    rng = random.Random(5)
+    lines = []
+    for number in range(count):
+        task = draw_task(rng, family or ("ocr", "count", "math")[number % 3], "easy", "en")
+        names = [f"{number}-{index}.png" for index in range(len(task.frames))]
+        for name, frame in zip(names, task.frames, strict=True):
+            frame.save(folder / name)
+        pictured = {"video": names} if task.is_video else {"image": names[0]}
+        row = {"id": f"row-{number}", "prompt": task.prompt, "answer": task.answer, "family": task.family, **pictured}
+        lines.append(json.dumps(row) + "\n")
+    (folder / "data.jsonl").write_text("".join(lines))
+    return folder / "data.jsonl"
+
+
+def test_records_of_both_modes_with_their_report(router: Router, tmp_path: Path) -> None:
+    data, out, console = write_data(tmp_path, 6), tmp_path / "out" / "records.jsonl", quiet()
+    result = collect(router, data, out, answers=tmp_path / "said.jsonl", console=console)
+    assert result == Collected(recorded=6)
+    records = list(read_records(out))
+    assert [record.id for record in records] == [f"row-{number}" for number in range(6)]
+    assert sum(float(record.instruct.correct) for record in records) >= 4  # easy tasks
+    for record in records:
+        assert record.caption
+        for outcome in (record.instruct, record.thinking):
+            assert (outcome.tokens or 0) > 0
+            assert 0 < (outcome.prefill_seconds or 0) <= (outcome.seconds or 0)
+    prefill = [[getattr(record, mode).prefill_seconds for record in records] for mode in ("instruct", "thinking")]
+    assert sum(prefill[1]) > 0.3 * sum(prefill[0])  # the second mode sees its own picture: nothing was kept for it
+    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [one["id"] for one in said] == [record.id for record in records]
+    assert said[0]["said"].keys() == {"instruct", "thinking"}
+    report = (tmp_path / "out" / "records.report.md").read_text("utf-8")
+    for family in ("ocr", "count", "math", "all"):
+        assert f"| {family} | " in report
+    assert "6 recorded" in report
+    assert "6 records" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_video_and_a_given_caption(router: Router, tmp_path: Path) -> None:
+    data = write_data(tmp_path, 1, "video")
+    row = {**json.loads(data.read_text()), "caption": "a lamp that flashes"}
+    data.write_text(json.dumps(row))
+    collect(router, data, tmp_path / "r.jsonl", console=quiet())
+    (record,) = read_records(tmp_path / "r.jsonl")
+    assert record.caption == "a lamp that flashes"
+
+
+def test_bad_rows_are_reported_and_tried_again(router: Router, tmp_path: Path) -> None:
+    data, out = write_data(tmp_path, 3), tmp_path / "r.jsonl"
+    good = data.read_text().splitlines()
+    missing = json.dumps({"prompt": "?", "image": "later.png", "answer": "1"})
+    data.write_text("\n".join([good[0], missing, "no json", json.dumps({"prompt": "?"}), good[0], good[1]]))
+    result = collect(router, data, out, console=quiet())
+    assert (result.recorded, result.failed, result.skipped) == (2, 4, 0)
+    for reason, why in zip(
+        result.reasons, (r":2 .*later\.png", r"jsonl:3: ", "no gold answer", "the same row"), strict=True
+    ):
+        assert re.search(why, reason)
+    assert "later.png" in (tmp_path / "r.report.md").read_text("utf-8")
+    (tmp_path / "0-0.png").rename(tmp_path / "later.png")  # rows done need their pictures no more
+    again = collect(router, data, out, console=quiet())
+    assert (again.recorded, again.failed, again.skipped) == (1, 3, 2)
+    assert len(list(read_records(out))) == 3
+
+
+def test_where_every_row_fails_it_stops(router: Router, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"question": "?"}\n' * 100)
+    with pytest.raises(InputError, match=r"all of the first 20 rows failed.*d\.jsonl:1: 'prompt' must be"):
+        collect(router, tmp_path / "d.jsonl", tmp_path / "r.jsonl", console=quiet())
+    (tmp_path / "d.jsonl").write_text("")
+    with pytest.raises(InputError, match="holds no rows"):
+        collect(router, tmp_path / "d.jsonl", tmp_path / "r.jsonl", console=quiet())
+
+
+def test_without_gold_the_modes_judge_each_other(router: Router, tmp_path: Path) -> None:
+    data, out = write_data(tmp_path, 6), tmp_path / "r.jsonl"
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    data.write_text("\n".join(json.dumps({**row, "answer": None}) for row in rows[1:]) + "\n" + json.dumps(rows[0]))
+    result = collect(router, data, out, agreement=Agreement(exact, 0.9, 0.1, 0.6), console=quiet())
+    assert (result.recorded, result.without_gold) == (6, 5)
+    *unlabelled, labelled = read_records(out)
+    pairs = {(record.instruct.correct, record.thinking.correct) for record in unlabelled}
+    assert pairs <= {(0.9, 0.9), (0.1, 0.6)}
+    assert type(labelled.instruct.correct) is bool
+    assert "assumed and not measured" in (tmp_path / "r.report.md").read_text("utf-8")
+
+
+def test_a_judge_that_fails_and_one_out_of_range(router: Router, tmp_path: Path) -> None:
+    data = write_data(tmp_path, 2)
+
+    def broken(text: str, example: Any) -> float:
+        raise RuntimeError("my judge is broken")
+
+    with pytest.raises(InputError, match="my judge is broken"):
+        collect(router, data, tmp_path / "a.jsonl", grader=broken, console=quiet())
+    with pytest.raises(InputError, match="'correct' must be"):
+        collect(router, data, tmp_path / "b.jsonl", grader=lambda *_: 7.0, console=quiet())
+
+
+def test_settings_must_stay_the_same(router: Router, tmp_path: Path) -> None:
+    data, out = write_data(tmp_path, 1), tmp_path / "r.jsonl"
+    collect(router, data, out, grader=Number(0.1), generation={"do_sample": False}, console=quiet())
+    collect(router, data, out, grader=Number(0.1), generation={"do_sample": False}, console=quiet())
+    with pytest.raises(InputError, match=r"begun with judge 'Number\(tolerance=0\.1\)'"):
+        collect(router, data, out, grader=Number(0.2), generation={"do_sample": False}, console=quiet())
+    with pytest.raises(InputError, match="begun with generation"):
+        collect(router, data, out, grader=Number(0.1), console=quiet())
+    with pytest.raises(TypeError, match="unknown generation setting"):
+        collect(router, data, tmp_path / "s.jsonl", generation={"temprature": 1}, console=quiet())
+    (tmp_path / "mine.jsonl").write_text("")
+    with pytest.raises(InputError, match="choose another file"):
+        collect(router, data, tmp_path / "mine.jsonl", console=quiet())
+    with pytest.raises(InputError, match=r"\.jsonl file"):
+        collect(router, data, tmp_path / "r.jsonl.gz", console=quiet())
+
+
+def test_limit_and_columns(router: Router, tmp_path: Path) -> None:
+    data, out = write_data(tmp_path, 4), tmp_path / "r.jsonl"
+    data.write_text(data.read_text().replace('"prompt"', '"question"'))
+    columns = {"prompt": ["question"]}
+    assert collect(router, data, out, columns=columns, limit=2, console=quiet()).recorded == 2
+    more = collect(router, data, out, columns=columns, limit=3, console=quiet())
+    assert (more.recorded, more.skipped) == (1, 2)
+
+
+def test_an_interrupt_keeps_what_was_done(router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out, done = write_data(tmp_path, 3), tmp_path / "r.jsonl", []
+
+    def grader(text: str, example: Any) -> bool:
+        done.append(example.id)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return exact(text, example)
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(router, data, out, grader=grader, console=quiet())
+    assert [record.id for record in read_records(out)] == ["row-0"]
+    assert (tmp_path / "r.settings.json").is_file()
+
+
+def test_killed_it_goes_on(tmp_path: Path) -> None:
+    """kill -9 in the middle of a run: nothing twice, nothing lost but the batch, and a torn line is mended."""
+    data, out = write_data(tmp_path, 30), tmp_path / "r.jsonl"
+    code = (
+        "import sys\n"
+        "from vlroute.learning import collect\n"
+        "collect.BATCH = 2\n"
+        "from vlroute.learning.collect import main\n"
+        "raise SystemExit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, str(data), "--out", str(out)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # the pocket pair is too small for threads
+    run = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (out.exists() and out.read_bytes().count(b"\n") >= 4):
+        assert run.poll() is None, run.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    before = out.read_bytes()
+    kept = before.count(b"\n")
+    assert 4 <= kept < 30
+    out.write_bytes(before + b'{"id": "row-29", "pro')
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert f"{30 - kept} new records" in done.stdout
+    assert out.read_bytes().startswith(before)
+    records = list(read_records(out))
+    assert [record.id for record in records] == [f"row-{number}" for number in range(30)]
+
+
+def test_the_script_and_its_errors(tmp_path: Path) -> None:
+    data = write_data(tmp_path, 1)
+    script = [sys.executable, str(ROOT / "training" / "collect.py")]
+    grader = tmp_path / "mine.py"
+    grader.write_text("def always(text, example):\n    return 0.25\n")
+    arguments = [str(data), "--out", "r.jsonl", "--judge", "mine:always", "--set", "thinking.max_new_tokens=64"]
+    done = subprocess.run([*script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "1 new records" in done.stdout
+    (record,) = read_records(tmp_path / "r.jsonl")
+    assert record.thinking.correct == 0.25
+
+
+def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "r.jsonl")
+    for arguments, why in (
+        ([str(tmp_path / "none.jsonl"), "--out", out], "cannot be read"),
+        ([str(tmp_path / "none.jsonl"), "--out", out, "--judge", "nosuch"], "unknown judge"),
+        ([str(tmp_path / "none.jsonl"), "--out", out, "--map", "x"], "cannot map"),
+        ([str(tmp_path / "none.jsonl"), "--out", out, "--set", "x"], "cannot read the setting"),
+        ([str(tmp_path / "none.jsonl"), "--out", out, "--judge", "regex", "--agreement"], "regex"),
+    ):
+        assert main(arguments) == 2
+        assert why in capsys.readouterr().err
+
+
+def test_generation_settings_on_the_command_line() -> None:
+    found = parse_settings(["do_sample=false", "thinking.max_new_tokens=4096", "instruct.temperature=0.5"])
+    assert found == {"do_sample": False, "thinking": {"max_new_tokens": 4096}, "instruct": {"temperature": 0.5}}
+    with pytest.raises(InputError, match="expected name=value"):
+        parse_settings(["thought.max_new_tokens=1"])
+
+
+def test_the_table_shows_intervals_and_what_is_not_known() -> None:
+    records = [
+        Record(str(i), "p", None, Outcome(i % 2 == 0, 3, 0.5), Outcome(True, 9), family="a|b") for i in range(40)
+    ] + [Record("x", "p", None, Outcome(False), Outcome(0.5), set="lonely")]
+    report = collected_page(records, {"agreement": None}, Collected(recorded=41, failed=1, reasons=["f:1: a | b"]))
+    assert "| a\\|b | 40 | 50.0% (35% – 65%) | 100.0% (91% – 100%) | 0.50 (0.50 – 0.50) | – |" in report
+    assert "| lonely | 1 | 0.0% (0% – 79%) | 50.0% (5% – 95%) | – | – |" in report
+    assert "| all | 41 | " in report
+    assert "* f:1: a \\| b" in report
+    assert collected_table(records).row_count == 3
+
+
+def test_the_source_with_a_split_is_kept_in_the_settings(router: Router, tmp_path: Path) -> None:
+    source = Source("some/set", "test", "config")
+    settings = collecting._settings(router, source, exact, None, None, {"do_sample": False})
+    assert settings["source"] == {"name": "some/set", "split": "test", "config": "config"}
+    assert settings["judge"] == "vlroute.learning.grading:exact"
+    assert os.fspath(router.instruct) == settings["pair"][0]

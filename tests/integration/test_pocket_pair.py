@@ -1,0 +1,63 @@
+"""The shipped pair really reads, counts and adds; the full figures stand in its model card."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import media
+from vlroute import Router
+from vlroute.files import shipped
+from vlroute.learning.trial import draw_evenly, is_right, run_trials
+from vlroute.pocket.tasks import FAMILIES
+from vlroute.types import MODES
+
+
+def share_right(router: Router, mode: str, family: str, level: str, count: int = 12) -> float:
+    tasks = [t for t in draw_evenly(18 * count, "pair test") if (t.family, t.level) == (family, level)]
+    assert len(tasks) == count
+    return sum(is_right(t, router.ask(t.prompt, **media(t), mode=mode).text) for t in tasks) / count
+
+
+# Floors well under what the model card reports, so that only a broken pair falls through.
+@pytest.mark.parametrize("family", FAMILIES)
+def test_instruct_does_the_easy_ones(router: Router, family: str) -> None:
+    assert share_right(router, "instruct", family, "easy") >= 0.75
+
+
+@pytest.mark.parametrize("family", ["math", "gui", "hop"])
+def test_thinking_wins_the_hard_ones(router: Router, family: str) -> None:
+    thinking, instruct = (share_right(router, mode, family, "hard") for mode in ("thinking", "instruct"))
+    assert thinking >= 0.75
+    assert instruct <= 0.6
+
+
+def test_every_trial_pays_for_its_own_picture(router: Router) -> None:
+    before = router.cache.stats().encodes
+    trials = list(run_trials(router, draw_evenly(2, "fair")))
+    assert router.cache.stats().encodes - before == 3 * len(trials)
+
+
+def test_captions_name_what_is_there(router: Router) -> None:
+    tasks = list(draw_evenly(36, "captions"))
+    right = [router.decide(t.prompt, **media(t)).caption == t.caption for t in tasks]
+    assert sum(right) >= 0.8 * len(tasks)
+
+
+def test_both_folders_are_small() -> None:
+    files = [file for mode in MODES for file in shipped(f"pocket/{mode}").iterdir()]
+    assert sum(file.stat().st_size for file in files) < 16 * 2**20
+
+
+def test_the_model_card_has_every_requirement() -> None:
+    card = (Path(shipped("pocket/instruct")).parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+) \| (-?[\d.]+) \| (-?\d+) \| (yes|\*\*no\*\*) \|$", card, re.MULTILINE)
+    assert len(rows) == 15
+    for name, got, least, met in rows:
+        assert (float(got) >= float(least)) == (met == "yes"), name
+    for _, _, pictures in re.findall(
+        r"^\| \*\*(ocr|count|math|gui|hop|video)\*\* \| (all) \| (\d+) ", card, re.MULTILINE
+    ):
+        assert int(pictures) >= 200

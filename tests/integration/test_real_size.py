@@ -1,0 +1,164 @@
+"""The measurement at the 2B shape, run through the same code at a shape that takes no time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, load_file
+from training.bench.checkpoint_2b import FIRST_SPECIAL, PairWriter, Shape, build_processor, build_tokenizer
+from training.bench.page import in_own_process, render
+from training.bench.real_size import (
+    NEW_TOKENS,
+    PROMPT,
+    Measurement,
+    ModeSeconds,
+    draw_picture,
+    measure,
+    page_data,
+    peak_resident,
+)
+
+from vlroute.engine.local.checkpoint import load_model_pair
+from vlroute.engine.local.prompt import build_prompt
+from vlroute.inputs.messages import parse
+from vlroute.types import MODES
+
+TINY = Shape(
+    tower_depth=2, tower_width=32, tower_heads=2, tower_mlp=64, deepstack=(0, 1), layers=2, width=64, heads=4,
+    key_value_heads=2, head_dim=16, mlp=128, mrope=(4, 2, 2),
+)  # fmt: skip
+TOWER, LANGUAGE = PairWriter.FILES["tower"], PairWriter.FILES["language"]
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> PairWriter:
+    writer = PairWriter(tmp_path_factory.mktemp("pair"), TINY)
+    writer.prepare()
+    return writer
+
+
+@pytest.fixture
+def write(writer: PairWriter) -> Callable[..., Path]:
+    def write(case: str) -> Path:
+        assert list(writer.write(case))
+        return writer.folder
+
+    return write
+
+
+def test_equal_towers_are_one(write: Callable[..., Path], writer: PairWriter) -> None:
+    folder = write("equal")
+    found = measure(folder, "equal")
+    assert found.shared_tower
+    assert found.held == found.needed == 2 * writer.part_bytes("language") + writer.part_bytes("tower")
+    assert found.peak >= found.after_load >= found.held
+    for mode in MODES:
+        assert found.modes[mode].vision_tokens == 14 * 14
+        assert found.modes[mode].seconds_per_token > 0
+    # <think> and a line break more
+    assert found.modes["thinking"].prompt_tokens == found.modes["instruct"].prompt_tokens + 2
+
+
+def test_different_towers_are_two_and_measured_apart(write: Callable[..., Path], writer: PairWriter) -> None:
+    found = in_own_process(measure, write("different"), "different")
+    assert not found.shared_tower
+    assert found.held == found.needed == 2 * (writer.part_bytes("language") + writer.part_bytes("tower"))
+    assert found.modes.keys() == set(MODES)
+
+
+def test_never_more_than_four_weight_files(write: Callable[..., Path], writer: PairWriter) -> None:
+    folder = write("different")
+    first = (folder / "instruct" / TOWER).read_bytes()
+    assert first != (folder / "thinking" / TOWER).read_bytes()
+    written = {mode: (folder / mode / LANGUAGE).stat().st_mtime_ns for mode in MODES}
+    write("equal")
+    assert (folder / "thinking" / TOWER).samefile(folder / "instruct" / TOWER)
+    write("different")  # must not write through the shared name
+    assert (folder / "instruct" / TOWER).read_bytes() == first
+    assert written == {mode: (folder / mode / LANGUAGE).stat().st_mtime_ns for mode in MODES}
+    assert not writer.missing_bytes()
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2, 1, 1))
+    with pytest.raises(OSError, match="--folder"):
+        PairWriter(tmp_path, TINY).prepare()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unfinished_file_is_written_anew(write: Callable[..., Path]) -> None:
+    file = write("equal") / "thinking" / LANGUAGE
+    whole = file.read_bytes()
+    before = load(whole)
+    file.write_bytes(whole[:100])
+    write("equal")
+    after = load_file(file)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_token_ids_are_the_real_ones() -> None:
+    tokenizer = build_tokenizer()
+    real = {
+        "<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645, "<|vision_start|>": 151652,
+        "<|vision_end|>": 151653, "<|image_pad|>": 151655, "<|video_pad|>": 151656, "<think>": 151667,
+        "</think>": 151668,
+    }  # fmt: skip
+    assert {token: tokenizer.convert_tokens_to_ids(token) for token in real} == real
+    assert min(real.values()) == FIRST_SPECIAL
+    text = "naïve 中文\n\n\t<filler 300> 7"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert max(ids) < 272  # bytes and the double line break: fillers never come out of text
+
+
+def test_the_prompt_is_the_real_format(write: Callable[..., Path]) -> None:
+    pair = load_model_pair(**{mode: write("equal") / mode for mode in MODES})
+    asked = [220 if letter == " " else ord(letter) - 33 for letter in PROMPT]
+    user = [151644, 872, 198, 151652, *[151655] * 196, 151653, *asked, 151645, 198]
+    for mode, thought in (("instruct", []), ("thinking", [151667, 198])):
+        prompt = build_prompt(pair[mode], parse(PROMPT, draw_picture()), [(1, 28, 28)], [])
+        assert prompt.input_ids[0].tolist() == [*user, 151644, 77091, 198, *thought]
+
+
+def test_processors_and_sizes_are_the_real_ones(tmp_path: Path) -> None:
+    processor = build_processor("instruct")
+    images = processor.image_processor
+    assert (images.patch_size, images.merge_size, images.temporal_patch_size) == (16, 2, 2)
+    assert (images.size["shortest_edge"], images.size["longest_edge"]) == (256 * 256, 4096 * 4096)
+    real = PairWriter(tmp_path, Shape())
+    assert round(real.part_bytes("language") / 2e6) == 1721  # 1.72 B and 407 M parameters, two bytes each
+    assert round(real.part_bytes("tower") / 2e6) == 407
+
+
+def page_of(*measurements: Measurement) -> str:
+    return render("real_size.md", **page_data([*measurements], Shape(), "here"))
+
+
+def test_the_table_says_whether_the_bound_was_met() -> None:
+    answered = ModeSeconds(9.5, 1.25, 2.5, 0.125, 242, 196)
+    met = Measurement(
+        case="equal", device="CPU (some)", load_seconds=1.5, shared_tower=True, held=7_700_000_000,
+        needed=7_700_000_000, before=10**9, after_load=2 * 10**9, peak=8_850_000_000, on_cuda=False,
+        anonymous=None, modes={"instruct": answered, "thinking": replace(answered, prompt_tokens=244)},
+    )  # fmt: skip
+    missed = replace(met, case="different", shared_tower=False, peak=8_860_000_000, anonymous=5 * 10**8)
+    assert met.met
+    assert not missed.met
+    page = page_of(met, missed)
+    assert "| equal | yes | 1.5 | 7.70 | 1.00 | 2.00 | unknown | 8.85 | 8.86 | yes |" in page
+    assert "| different | no | 1.5 | 7.70 | 1.00 | 2.00 | 0.50 | 8.86 | 8.86 | **no** |" in page
+    assert "| equal | thinking | 244 | 196 | 9.5 | 1.25 | 2.50 | 0.125 |" in page
+    assert f"{NEW_TOKENS} new tokens" in page
+    on_cuda = replace(missed, on_cuda=True, peak=8_000_000_000)
+    assert on_cuda.met
+    assert "allocated on the CUDA device" in page_of(on_cuda)
+
+
+def test_peak_is_of_this_process() -> None:
+    assert 2 * 10**7 < peak_resident() < 10**12

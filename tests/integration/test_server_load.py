@@ -1,0 +1,176 @@
+"""Under load: bounded queue, deadlines, clients that leave, shutting down; nobody waits for another's long thought."""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.conftest import task
+from tests.serving import Served, served, until, user
+from vlroute.pocket import draw_task
+from vlroute.serving.settings import ServerSettings
+
+SOME = task("math")
+#: A thought that never ends unless a request bounds it: no token is its last.
+LONG: dict[str, Any] = {"thinking": {"eos_token_id": -1, "max_new_tokens": 6000}}
+SHORT: dict[str, Any] = {"model": "thinking", "max_tokens": 30}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with served(ServerSettings(max_num_seqs=2, max_waiting=2), generation=LONG) as one:
+        yield one
+
+
+def inside(server: Served) -> int:
+    return len(server.service._inside)
+
+
+def long_stream(client: openai.OpenAI) -> Any:
+    return client.chat.completions.create(model="thinking", messages=[user(SOME)], stream=True)
+
+
+def test_the_collector_spares_what_is_loaded(server: Served) -> None:
+    assert gc.get_freeze_count() > 100_000
+
+
+def test_a_long_thought_blocks_nobody(server: Served) -> None:
+    client = server.openai()
+    with long_stream(client) as thought:
+        next(iter(thought))
+        began = time.perf_counter()
+        quick = client.chat.completions.create(model="instruct", messages=[user(SOME)])
+        other = client.chat.completions.create(messages=[user(SOME)], **SHORT)  # there is a second row
+        assert (quick.choices[0].finish_reason, other.choices[0].finish_reason) == ("stop", "length")
+        assert time.perf_counter() - began < 10
+        until(lambda: inside(server) == 1)  # still at it
+    until(lambda: inside(server) == 0)
+
+
+def test_who_leaves_a_stream_is_written_for_no_longer(server: Served) -> None:
+    with long_stream(server.openai()) as thought:
+        chunks = iter(thought)
+        for _ in range(4):
+            next(chunks)
+    until(lambda: inside(server) == 0, 2)
+
+
+def test_who_leaves_before_the_whole_answer_too(server: Served) -> None:
+    body = {"messages": [user(SOME)], "model": "thinking"}
+    with server.http() as http, pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/chat/completions", json=body, timeout=0.7)
+    until(lambda: inside(server) == 0, 2)
+
+
+def test_beyond_the_queue_there_is_429_with_a_time(server: Served) -> None:
+    client = server.openai()
+    held = [long_stream(client) for _ in range(server.service.most)]  # the decision comes before the row
+    until(lambda: inside(server) == server.service.most)
+    until(lambda: server.service._waiting("thinking") == server.service.most - 2)
+    with pytest.raises(openai.RateLimitError) as caught:
+        client.chat.completions.create(model="instruct", messages=[user(SOME)])
+    assert int(caught.value.response.headers["retry-after"]) >= 1
+    assert caught.value.code == "too_many_requests"
+    for stream in held:
+        stream.close()
+    until(lambda: inside(server) == 0)
+    assert client.chat.completions.create(model="instruct", messages=[user(SOME)]).choices[0].finish_reason == "stop"
+
+
+def test_a_crowd_gets_what_each_would_alone(server: Served) -> None:
+    client = server.openai()
+    tasks = [draw_task(random.Random(seed), "gui", "hard", "en") for seed in range(20)]
+
+    def ask(index: int) -> Any:
+        while True:
+            try:
+                fields = (SHORT, {"model": "instruct"})[index % 2]
+                return client.chat.completions.create(messages=[user(tasks[index])], **fields).choices[0].message
+            except openai.RateLimitError:
+                time.sleep(0.05)
+
+    alone = [ask(index) for index in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(ask, range(20))) == alone
+
+
+def test_past_the_deadline() -> None:
+    with served(ServerSettings(deadline=0.5, max_num_seqs=2), generation=LONG) as server:
+        client = server.openai()
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.chat.completions.create(messages=[user(SOME)], model="thinking")
+        assert (caught.value.status_code, caught.value.code) == (504, "deadline_exceeded")
+        with pytest.raises(openai.APIError, match=r"not answered within 0.5 s"):
+            for _ in long_stream(client):
+                pass
+        until(lambda: inside(server) == 0)
+        counted = server.http().get("/metrics").text
+        assert 'vlroute_errors_total{code="deadline_exceeded",status="504"} 2.0' in counted
+
+
+def test_an_answer_under_way_is_finished_before_the_server_stops() -> None:
+    with served(ServerSettings(max_num_seqs=2)) as server:
+        client, got = server.openai(), list[Any]()
+        stream = client.chat.completions.create(model="thinking", messages=[user(SOME)], stream=True)
+        chunks = iter(stream)
+        got.append(next(chunks))
+        server.server.should_exit = True
+        got += chunks
+        assert got[-1].choices[0].finish_reason == "stop"
+
+
+def test_an_answer_cut_off_by_a_stop_is_an_error() -> None:
+    with served(ServerSettings(max_num_seqs=2), generation=LONG) as server, ThreadPoolExecutor(2) as pool:
+        client = server.openai()
+        whole = pool.submit(client.chat.completions.create, model="thinking", messages=[user(SOME)])
+        stream = pool.submit(list, long_stream(client))
+        until(lambda: server.service._inside and len(server.service._inside) == 2)
+        server.service.draining = True
+        for cancel in [*server.service._inside]:
+            cancel.set()
+        with pytest.raises(openai.InternalServerError) as caught:
+            whole.result(10)
+        assert caught.value.code == "shutting_down"
+        with pytest.raises(openai.APIError, match="shutting down"):
+            stream.result(10)
+
+
+def test_who_leaves_a_prediction_is_written_for_no_longer(server: Served) -> None:
+    with server.http() as http, pytest.raises(httpx.ReadTimeout):
+        http.post("/api/predict", json={"data": [None, SOME.prompt, "thinking"]}, timeout=0.7)
+    until(lambda: inside(server) == 0, 2)
+
+
+def test_ready_only_while_requests_are_taken() -> None:
+    with served(ServerSettings()) as server:
+        service = server.service
+        with server.http() as http:
+            assert http.get("/ready").json() == {"status": "ready"}
+            service.draining = True
+            assert http.get("/ready").status_code == 503
+            said = http.post("/v1/chat/completions", json={"messages": [user(SOME)]})
+            assert (said.status_code, said.json()["error"]["code"]) == (503, "shutting_down")
+            service.draining, service.ready = False, False
+            assert http.get("/ready").json() == {"status": "loading"}
+            assert http.post("/v1/chat/completions", json={"messages": [user(SOME)]}).headers["retry-after"] == "5"
+            assert http.get("/health").status_code == 200
+            service.ready = True
+
+
+def test_threads_do_not_pile_up(server: Served) -> None:
+    client = server.openai()
+    for _ in range(3):
+        client.chat.completions.create(model="instruct", messages=[user(SOME)])
+    before = threading.active_count()
+    for _ in range(30):
+        list(client.chat.completions.create(model="instruct", messages=[user(SOME)], stream=True))
+    assert threading.active_count() <= before + server.service.most

@@ -1,0 +1,287 @@
+"""The store: what was acknowledged is there, whatever is killed, full or asked at the same time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from PIL import Image
+
+from tests.conftest import lacking
+from vlroute.errors import InputError
+from vlroute.inputs.messages import Conversation, parse
+from vlroute.records import read_records, write_records
+from vlroute.store import Store, StoreError, UnknownAnswerError, export, new_id
+from vlroute.types import Answer, Decision, Mode, Timing, Usage
+
+RED = Image.new("RGB", (8, 8), "red")
+
+
+def answer(mode: Mode = "instruct", *, caption: str | None = "a red square", forced: bool = False) -> Answer:
+    decision = Decision(mode, "prompt", 0.4, 0.7, 0.3, 0.2, 1.0, 0.08, "gain", caption, forced)
+    return Answer("red", "", decision, "stop", Usage(20, 4, 5, 0), Timing(0.5, 0.1, 0.1, 0.2, 0.3, 1.2))
+
+
+def asked(prompt: str = "Which colour?", color: str = "red") -> Conversation:
+    return parse(prompt, Image.new("RGB", (8, 8), color))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A real server on a socket of its own, if there is a binary."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        lacking("no PostgreSQL server under /usr/lib/postgresql")
+    tools = found[-1].parent
+    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+    folder = Path(tempfile.mkdtemp(prefix="vlroute-pg-"))
+    if user:
+        shutil.chown(folder, user)
+
+    def run(*command: str) -> None:
+        subprocess.run(command, check=True, user=user, capture_output=True, cwd="/")
+
+    try:
+        run(str(tools / "initdb"), "-D", f"{folder}/data", "-U", "vlroute", "-A", "trust", "-E", "UTF8")
+        options = f"-k {folder} -c listen_addresses='' -c fsync=off"
+        run(str(tools / "pg_ctl"), "-D", f"{folder}/data", "-o", options, "-l", f"{folder}/log", "-w", "start")
+        yield f"postgresql://vlroute@/postgres?host={folder}"
+        run(str(tools / "pg_ctl"), "-D", f"{folder}/data", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield str(tmp_path / "new" / "store.db")
+        return
+    url = request.getfixturevalue("postgres")
+    yield url
+    drop_tables(url)
+
+
+def drop_tables(url: str) -> None:
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE IF EXISTS feedback, answers, vlroute_schema"))
+    engine.dispose()
+
+
+def test_feedback_comes_back_with_what_was_measured(where: str) -> None:
+    with Store(where) as store:
+        id = store.record(answer(), asked())
+        silent = store.record(answer("thinking"), asked("Another?"))
+        store.feedback(id, correct=True, comment="obviously")
+    with Store(where) as store:
+        (judged,) = store.records()
+        assert store.count() == (2, 1)
+    assert len(id) == 32
+    assert id != silent
+    assert (judged.id, judged.prompt, judged.caption, judged.mode) == (id, "Which colour?", "a red square", "instruct")
+    outcome = judged.outcome
+    assert (outcome.correct, outcome.tokens) == (1.0, 5)
+    assert outcome.seconds == pytest.approx(0.6)
+    assert outcome.prefill_seconds == pytest.approx(0.3)
+
+
+def test_the_last_feedback_counts(where: str) -> None:
+    with Store(where) as store:
+        id = store.record(answer(), asked())
+        for correct in (True, False, 0.25):
+            store.feedback(id, correct=correct)
+        assert [one.outcome.correct for one in store.records()] == [0.25]
+
+
+def test_feedback_that_cannot_be(where: str) -> None:
+    with Store(where) as store:
+        id = store.record(answer(), asked(), id="ab" * 16)
+        assert id == "ab" * 16
+        for unknown in (new_id(), "", "x" * 99, "' OR 1=1 --"):
+            with pytest.raises(UnknownAnswerError, match="no answer with the id"):
+                store.feedback(unknown, correct=True)
+        with pytest.raises(LookupError):
+            store.feedback(new_id(), correct=True)
+        with pytest.raises(InputError, match="'correct' must be"):
+            store.feedback(id, correct=1.5)
+        with pytest.raises(StoreError, match="could not be written"):
+            store.record(answer(), asked(), id=id)
+        assert list(store.records()) == []
+
+
+def test_export_needs_both_modes_of_the_same_request(where: str, tmp_path: Path) -> None:
+    with Store(where) as store:
+        ids = [
+            store.record(answer("instruct"), asked()),
+            store.record(answer("thinking", caption=None, forced=True), asked()),
+            store.record(answer("thinking", caption=None, forced=True), asked()),
+            store.record(answer("thinking"), asked(color="blue")),  # same words, another picture
+            store.record(answer("instruct"), asked("Which animal?")),
+            store.record(answer("thinking"), asked("Which animal?")),
+        ]
+        for id, correct in zip(ids[:5], (False, True, False, True, True), strict=True):
+            store.feedback(id, correct=correct)
+        found = export(store)
+    assert found.one_sided == 2
+    (record,) = found.records
+    assert (record.prompt, record.caption, record.set) == ("Which colour?", "a red square", "feedback")
+    assert record.instruct.correct == 0.0
+    assert record.thinking.correct == 0.5
+    assert record.thinking.tokens == 5
+    write_records(tmp_path / "r.jsonl", found.records)
+    assert list(read_records(tmp_path / "r.jsonl")) == [record]
+
+
+def test_a_conversation_is_part_of_the_request(where: str) -> None:
+    earlier = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    with Store(where) as store:
+        store.feedback(store.record(answer("instruct"), asked()), correct=True)
+        within = parse("Which colour?", RED, history=earlier)
+        store.feedback(store.record(answer("thinking"), within), correct=True)
+        assert export(store).one_sided == 2
+
+
+def test_pictures_and_unasked_text_are_not_stored(tmp_path: Path) -> None:
+    for keep in (False, True):
+        path = tmp_path / f"{keep}.db"
+        with Store(path, keep_text=keep) as store:
+            store.record(replace(answer(), text="SECRET ANSWER"), asked())
+        content = b"".join(file.read_bytes() for file in tmp_path.glob(f"{keep}.db*"))
+        assert (b"SECRET ANSWER" in content) is keep
+        assert RED.tobytes() not in content
+        assert path.stat().st_mode & 0o077 == 0
+
+
+def test_prune(where: str) -> None:
+    with Store(where) as store:
+        id = store.record(answer(), asked())
+        store.feedback(id, correct=True)
+        assert store.prune(timedelta(days=1)) == 0
+        assert store.prune(timedelta(0)) == 1
+        assert store.count() == (0, 0)
+        with pytest.raises(UnknownAnswerError):
+            store.feedback(id, correct=True)
+        with pytest.raises(InputError, match="negative"):
+            store.prune(timedelta(days=-1))
+
+
+def test_odd_words_survive(where: str) -> None:
+    with Store(where) as store:
+        id = store.record(answer(caption="中文 \N{GRINNING FACE} \0"), asked("引号 ' \" \0 %s"))
+        store.feedback(id, correct=True, comment="\0")
+        (judged,) = store.records()
+    assert judged.prompt == "引号 ' \" \N{REPLACEMENT CHARACTER} %s"
+    assert judged.caption == "中文 \N{GRINNING FACE} \N{REPLACEMENT CHARACTER}"
+
+
+def test_many_threads(where: str) -> None:
+    with Store(where) as store, ThreadPoolExecutor(8) as threads:
+
+        def work(_: int) -> int:
+            for _ in range(10):
+                store.feedback(store.record(answer(), asked()), correct=True)
+            return len(list(store.records()))
+
+        assert max(threads.map(work, range(8))) == 80
+        assert store.count() == (80, 80)
+
+
+WRITER = """
+import sys
+from tests.integration.test_store import answer, asked
+from vlroute.store import Store
+store = Store(sys.argv[1])
+while True:
+    id = store.record(answer(), asked())
+    store.feedback(id, correct=True)
+    print(id, flush=True)
+"""
+
+
+def test_acknowledged_feedback_survives_a_kill(where: str) -> None:
+    """Two writers at once, both killed in the middle of their work."""
+    root = Path(__file__).resolve().parents[2]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, where], stdout=subprocess.PIPE, text=True, cwd=root)
+        for _ in range(2)
+    ]
+    acknowledged = []
+    for writer in writers:
+        assert writer.stdout is not None
+        acknowledged += [writer.stdout.readline().strip() for _ in range(25)]
+    for writer in writers:
+        writer.send_signal(signal.SIGKILL)
+        acknowledged += writer.communicate()[0].split()
+    with Store(where) as store:
+        assert {one.id for one in store.records()} >= set(acknowledged)
+        assert len(acknowledged) >= 50
+        store.feedback(acknowledged[0], correct=False)
+
+
+def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs rights")
+    try:
+        store, stored = Store(tmp_path / "store.db"), 0
+        said = ""
+        while not said and stored < 1000:
+            try:
+                store.feedback(store.record(answer(), asked(f"{stored} {'x' * 4000}")), correct=True)
+                stored += 1
+            except StoreError as error:
+                said = str(error)
+        assert "store.db could not be written: " in said
+        assert "free some space" in said
+        assert stored > 5
+        assert len(list(store.records())) == stored
+        store.close()
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+def test_files_that_are_no_store(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("no database at all " * 100)
+    with pytest.raises(StoreError, match=r"text\.db could not be opened: .*not a database.*name another file"):
+        Store(tmp_path / "text.db")
+    Store(tmp_path / "newer.db").close()
+    with sqlite3.connect(tmp_path / "newer.db") as connection:
+        connection.execute("UPDATE vlroute_schema SET version = 2")
+    with pytest.raises(StoreError, match=r"is of schema \[2\], this vlroute reads 1"):
+        Store(tmp_path / "newer.db")
+    with pytest.raises(StoreError, match="could not be opened"):
+        Store(tmp_path / "text.db" / "store.db")
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("sqlite://", "needs a file"),
+        ("sqlite:///:memory:", "needs a file"),
+        ("mysql://root:SECRET@host/name", "no store that vlroute knows"),
+        ("nosuch://root:SECRET@host/name", "nosuch"),
+        ("postgresql://root:SECRET@/none?host=/nonexistent", "could not be opened"),
+    ],
+)
+def test_urls_that_cannot_be_used(url: str, why: str) -> None:
+    with pytest.raises(StoreError, match=why) as caught:
+        Store(url)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_opened_at_the_same_time(where: str) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        for opened in threads.map(Store, [where] * 8):
+            opened.close()

@@ -1,0 +1,202 @@
+"""The classifier: learns what a caption changes, is calibrated with and without it, is fast, refuses damaged files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.synthetic_records import PER_TOKEN, PREFILL, caption_decides, draw_records
+from vlroute.decision.artifact import CARD_FILE, WEIGHTS_FILE, write_artifact
+from vlroute.decision.classifier import ComplexityClassifier, Prediction
+from vlroute.errors import ArtifactError
+from vlroute.learning.fit import fit_classifier
+
+
+@pytest.fixture(scope="module")
+def classifier() -> ComplexityClassifier:
+    return fit_classifier(draw_records(1500)[1])
+
+
+def test_the_gain_follows_prompt_and_caption_together(classifier: ComplexityClassifier) -> None:
+    gain = {
+        (prompt, caption): classifier.predict(prompt, caption).gain
+        for prompt in ("Add the numbers.", "Guess the hidden number.")
+        for caption in ("one number", "four numbers")
+    }
+    assert gain["Add the numbers.", "four numbers"] > 0.5
+    assert gain["Guess the hidden number.", "one number"] > 0.5
+    assert gain["Add the numbers.", "one number"] < 0.2
+    assert gain["Guess the hidden number.", "four numbers"] < 0.2
+
+
+def test_the_prompt_alone_can_decide(classifier: ComplexityClassifier) -> None:
+    assert classifier.predict("Start at C and follow 4 arrows.", "six boxes").gain > 0.5
+    assert classifier.predict("Start at C and follow 1 arrows.", "six boxes").gain < 0.3
+
+
+def test_gain_is_close_to_the_truth_on_new_requests(classifier: ComplexityClassifier) -> None:
+    rng = random.Random(99)
+    drawn = [caption_decides(rng) for _ in range(500)]
+    errors = [
+        abs(classifier.predict(one.prompt, one.caption).gain - (one.p_thinking - one.p_instruct)) for one in drawn
+    ]
+    assert np.mean(errors) < 0.08  # without crosses: 0.19
+
+
+def test_each_condition_uses_its_own_calibration(classifier: ComplexityClassifier) -> None:
+    calibration = np.zeros((2, 2, 2), np.float32)
+    calibration[0, :, 1] = [-1, 1]
+    calibration[1, :, 1] = [2, -2]
+    constant = ComplexityClassifier(
+        classifier.encoder, dataclasses.replace(classifier.heads, calibration=calibration), classifier.latency
+    )
+    without, with_caption = constant.predict("Add the numbers."), constant.predict("Add the numbers.", "one number")
+    assert [without.p_instruct, without.p_thinking] == pytest.approx([0.2689, 0.8808], abs=1e-4)
+    assert [with_caption.p_instruct, with_caption.p_thinking] == pytest.approx([0.7311, 0.1192], abs=1e-4)
+
+
+@pytest.mark.parametrize("captioned", [True, False])
+def test_probabilities_are_calibrated_in_both_conditions(classifier: ComplexityClassifier, captioned: bool) -> None:
+    rng = random.Random(7)
+    drawn = [caption_decides(rng) for _ in range(800)]
+    predicted = [classifier.predict(one.prompt, one.caption if captioned else None) for one in drawn]
+    assert np.mean([p.p_instruct for p in predicted]) == pytest.approx(
+        np.mean([one.p_instruct for one in drawn]), abs=0.04
+    )
+    if not captioned:  # "add" without its caption: the mean over captions is all that can be known
+        assert classifier.predict("Add the numbers.").p_instruct == pytest.approx(0.5, abs=0.1)
+
+
+def test_expected_tokens(classifier: ComplexityClassifier) -> None:
+    prediction = classifier.predict("Add the numbers.", "two numbers")
+    assert prediction.tokens_instruct == pytest.approx(6, rel=0.15)
+    assert prediction.tokens_thinking == pytest.approx(60, rel=0.15)  # the mean; the exponential of mean logs is 45
+
+
+def test_pace_is_that_of_the_records_and_fresh_each_time(classifier: ComplexityClassifier) -> None:
+    assert classifier.latency.expected("instruct", 6) == pytest.approx(PREFILL + 6 * PER_TOKEN)
+    assert classifier.latency.expected("thinking", 60) == pytest.approx(PREFILL + 60 * PER_TOKEN)
+    assert classifier.latency is not classifier.latency
+
+
+def test_far_from_the_training_data(classifier: ComplexityClassifier) -> None:
+    assert classifier.predict("Add the numbers.", "two numbers").known == 1
+    assert classifier.predict("Refactor my asyncio service").known == 0
+
+
+def test_predict_many(classifier: ComplexityClassifier) -> None:
+    requests: list[tuple[str, str | None]] = [("Add the numbers.", "one number"), ("Add the numbers.", None)]
+    assert classifier.predict_many(requests) == [classifier.predict(*request) for request in requests]
+
+
+def test_a_prediction_takes_well_under_a_millisecond(classifier: ComplexityClassifier) -> None:
+    seconds = []
+    for _ in range(200):
+        start = time.perf_counter()
+        classifier.predict("Start at C and follow 4 arrows.", "three numbers in a column")
+        seconds.append(time.perf_counter() - start)
+    assert median(seconds) < 1e-3  # about 0.1 ms; the bound leaves room for a busy machine
+
+
+def test_saved_and_loaded_it_predicts_the_same(classifier: ComplexityClassifier, tmp_path: Path) -> None:
+    classifier.card["provenance"] = {"records": 1500}
+    classifier.save(tmp_path / "new" / "folder")
+    loaded = ComplexityClassifier.load(tmp_path / "new" / "folder")
+    for request in (("Add the numbers.", "four numbers"), ("把数字加起来。", None), ("", None)):
+        assert loaded.predict(*request) == classifier.predict(*request)
+    assert loaded.card["provenance"] == {"records": 1500}
+    assert loaded.latency.to_dict() == classifier.latency.to_dict()
+    loaded.save(tmp_path / "again")
+    for name in (CARD_FILE, WEIGHTS_FILE):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "new" / "folder" / name).read_bytes()
+
+
+def edit_card(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        card = json.loads((folder / CARD_FILE).read_text("utf-8"))
+        change(card)
+        (folder / CARD_FILE).write_text(json.dumps(card), "utf-8")
+
+    return damage
+
+
+def edit_weights(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    """Damage that a matching checksum does not reveal."""
+
+    def damage(folder: Path) -> None:
+        arrays = load_file(folder / WEIGHTS_FILE)
+        change(arrays)
+        card = json.loads((folder / CARD_FILE).read_text("utf-8"))
+        for key in ("schema", "weights_sha256"):
+            del card[key]
+        write_artifact(folder, card, arrays)
+
+    return damage
+
+
+def flip_a_byte(folder: Path) -> None:
+    content = bytearray((folder / WEIGHTS_FILE).read_bytes())
+    content[-1] ^= 1
+    (folder / WEIGHTS_FILE).write_bytes(content)
+
+
+def swap_weights(folder: Path) -> None:
+    save_file({"weights": np.zeros((3, 4), np.float32)}, folder / WEIGHTS_FILE)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / CARD_FILE).unlink(), "cannot read"),
+        (lambda folder: (folder / WEIGHTS_FILE).unlink(), "cannot read"),
+        (lambda folder: (folder / CARD_FILE).write_text("{"), "no valid JSON"),
+        (lambda folder: (folder / CARD_FILE).write_text("[]"), "schema None"),
+        (lambda folder: (folder / CARD_FILE).write_bytes(b"\xff\xfe"), "no valid JSON"),
+        (edit_card(lambda card: card.update(schema=99)), "schema 99, this version of vlroute reads 3"),
+        (edit_card(lambda card: card.pop("vocabulary")), "vocabulary"),
+        (edit_card(lambda card: card["vocabulary"]["prompt"].pop()), "idf has shape"),
+        (edit_card(lambda card: card.update(latency={})), "per_token"),
+        (edit_card(lambda card: card.update(dense=["other"])), "plain numbers"),
+        (flip_a_byte, "damaged"),
+        (swap_weights, "belongs to another"),
+        (edit_weights(lambda arrays: arrays.update(weights=arrays["weights"][:-1])), "weights has shape"),
+        (edit_weights(lambda arrays: arrays.update(calibration=np.ones((2, 2), np.float32))), "calibration has shape"),
+        (edit_weights(lambda arrays: arrays.pop("bias")), "bias"),
+        (edit_weights(lambda arrays: arrays.update(bias=np.full(4, np.nan, np.float32))), "finite"),
+    ],
+)
+def test_a_damaged_artifact_is_refused_with_a_remedy(
+    classifier: ComplexityClassifier, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    classifier.save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ArtifactError, match=message) as raised:
+        ComplexityClassifier.load(tmp_path)
+    assert "retrain" in str(raised.value)
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="cannot read"):
+        ComplexityClassifier.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"p_instruct": float("nan")}, {"p_thinking": 1.01}, {"known": -0.1}, {"tokens_thinking": float("inf")}],
+)
+def test_impossible_predictions_cannot_be_made(wrong: dict[str, float]) -> None:
+    right = {"p_instruct": 0.4, "p_thinking": 0.6, "tokens_instruct": 5.0, "tokens_thinking": 50.0, "known": 1.0}
+    assert Prediction(**right).gain == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="must be"):
+        Prediction(**{**right, **wrong})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Prediction(**right).known = 0.5  # type: ignore[misc]

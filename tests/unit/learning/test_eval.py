@@ -1,0 +1,142 @@
+"""`vlroute eval` as a user types it, on drawn records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.integration.test_cli import vlroute
+from tests.synthetic_records import draw_records
+from vlroute.decision import ComplexityClassifier, Policy
+from vlroute.learning.fit import measure_latency
+from vlroute.learning.train import train
+from vlroute.records import Outcome, Record, write_records
+
+KINDS = {"numbers": "add or guess", "boxes": "hops"}
+
+
+def with_families(records: list[Record]) -> list[Record]:
+    families = [KINDS["boxes" if record.caption == "six boxes" else "numbers"] for record in records]
+    return [dataclasses.replace(one, family=family) for one, family in zip(records, families, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A router trained on old.jsonl, and new.jsonl with records that it has not seen."""
+    where = tmp_path_factory.mktemp("eval")
+    write_records(where / "old.jsonl", draw_records(200, seed=1)[1])
+    write_records(where / "new.jsonl", with_families(draw_records(150, seed=2)[1]))
+    train([where / "old.jsonl"], where / "router", folds=2, seeds=1, together="record")
+    return where
+
+
+def evaluated(folder: Path, *arguments: str) -> tuple[str, str, dict[str, Any]]:
+    """What went to the terminal, the report, and its figures."""
+    done = vlroute("eval", *arguments, "--out", "reports/r.md", "--json", "reports/r.json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    page = (folder / "reports" / "r.md").read_text("utf-8")
+    return done.stdout + done.stderr, page, json.loads((folder / "reports" / "r.json").read_text("utf-8"))
+
+
+def test_new_records_are_decided_as_the_router_decides_them_and_families_add_up(folder: Path) -> None:
+    shown, page, found = evaluated(folder, "new.jsonl", "--router", "router", "--price", "0.2")
+    records = with_families(draw_records(150, seed=2)[1])
+    classifier, latency = ComplexityClassifier.load(folder / "router"), measure_latency(records)
+    modes = [Policy(price=0.2).decide(classifier.predict(r.prompt, r.caption), latency).mode for r in records]
+    accuracy = np.mean([float(getattr(r, mode).correct) for r, mode in zip(records, modes, strict=True)])
+    seconds = np.mean([getattr(r, mode).seconds for r, mode in zip(records, modes, strict=True)])
+    rows = {row["name"]: row for row in found["rows"]}
+    assert 0 < modes.count("thinking") < len(modes)
+    assert rows["routed"]["share"] == pytest.approx(modes.count("thinking") / 150)
+    assert rows["routed"]["accuracy"] == pytest.approx(accuracy)
+    assert rows["routed"]["seconds"] == pytest.approx(seconds)
+    assert rows["always thinking"]["accuracy"] == pytest.approx(np.mean([r.thinking.correct for r in records]))
+    bare = [Policy(price=0.2).decide(classifier.predict(r.prompt), latency).mode for r in records]
+    assert rows["routed, captions withheld"]["share"] == pytest.approx(bare.count("thinking") / 150)
+    assert f"| routed | {rows['routed']['share']:.1%} | {accuracy:.1%} |" in page
+    assert page.startswith("# Router report: new records\n")
+    assert "Seconds are measured" in page
+    assert "150 records, new records" in shown
+    assert "out of fold" not in shown + page
+    assert found["warnings"] == []
+    assert "warning" not in shown
+
+    families = found["families"]
+    assert list(families) == ["add or guess", "hops"]  # the largest first
+    assert sum(one["records"] for one in families.values()) == 150
+    routed = {name: next(row for row in one["rows"] if row["name"] == "routed") for name, one in families.items()}
+    whole = next(row for row in found["rows"] if row["name"] == "routed")
+    counted = sum(routed[name]["accuracy"] * families[name]["records"] for name in families)
+    assert counted == pytest.approx(whole["accuracy"] * 150)
+    assert f"| hops | {families['hops']['records']} |" in page
+    assert "by family" in shown
+
+
+def test_a_file_that_the_router_was_trained_on_is_not_new(folder: Path) -> None:
+    (folder / "copy.jsonl").write_bytes((folder / "old.jsonl").read_bytes())
+    shown, page, found = evaluated(folder, "copy.jsonl", "--router", "router")
+    assert "warning: copy.jsonl: not new" in shown
+    assert "# Router report: not all new" in page
+    assert "**copy.jsonl: not new." in page
+    assert len(found["warnings"]) == 1
+
+
+def test_a_router_that_hides_its_training_records_is_warned_of(folder: Path) -> None:
+    classifier = ComplexityClassifier.load(folder / "router")
+    classifier.card = {}
+    classifier.save(folder / "silent")
+    shown, page, _ = evaluated(folder, "new.jsonl", "--router", "silent")
+    assert "cannot be told" in shown
+    assert "# Router report: perhaps new" in page
+
+
+def test_a_policy_becomes_a_price(folder: Path) -> None:
+    shares = {}
+    for preset in ("fast", "accurate"):
+        _, page, found = evaluated(folder, "new.jsonl", "--router", "router", "--policy", preset)
+        shares[preset] = next(row["share"] for row in found["rows"] if row["name"] == "routed")
+        assert f"policy {preset}, price {found['policy']['price']:.4g}" in page
+        assert (found["policy"]["price"] == 0) == (preset == "accurate")
+    assert shares["fast"] < shares["accurate"]
+
+
+def test_records_without_seconds_or_captions(folder: Path) -> None:
+    rng = random.Random(0)
+    bare = [
+        Record(f"b{i}", "What is the total?", None, Outcome(rng.random() < 0.4, 5), Outcome(True)) for i in range(30)
+    ]
+    write_records(folder / "bare.jsonl.gz", bare)
+    _, page, found = evaluated(folder, "bare.jsonl.gz", "--router", "router")
+    assert "the records are not timed" in page
+    assert found["seconds_measured"] is False
+    assert "captions withheld" not in page
+    assert found["families"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["new.jsonl", "--router", "nowhere"], "nowhere"),
+        (["missing.jsonl", "--router", "router"], "missing.jsonl"),
+        (["empty.jsonl", "--router", "router"], "no records"),
+        (["new.jsonl", "--router", "router", "--price", "0.1", "--policy", "fast"], "leave one out"),
+        (["new.jsonl", "--router", "router", "--price", "-1"], "price must be"),
+        (["new.jsonl", "--router", "uncalibrated", "--policy", "fast"], "calibration"),
+    ],
+)
+def test_what_cannot_be_evaluated_ends_in_one_line(folder: Path, arguments: list[str], says: str) -> None:
+    (folder / "empty.jsonl").write_text("\n", "utf-8")
+    classifier = ComplexityClassifier.load(folder / "router")
+    classifier.calibration = None
+    classifier.save(folder / "uncalibrated")
+    done = vlroute("eval", *arguments, "--out", "never.md", cwd=folder)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "never.md").exists()

@@ -1,0 +1,189 @@
+"""`vlroute curves`: the files that people look at, and the predictions it reads."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.text import Text
+from PIL import Image
+
+from vlroute.decision.classifier import Prediction
+from vlroute.errors import InputError
+from vlroute.learning import plots
+from vlroute.learning import plots as labels
+from vlroute.learning.assess import read_oof, write_curves
+from vlroute.learning.evaluate import trade_off
+from vlroute.learning.out_of_fold import Unseen
+from vlroute.records import Outcome, Record
+
+
+def labelled(n: int, *, seconds: bool = True) -> tuple[list[Record], np.ndarray]:
+    """Records with two families, one of them named to break pages, and predictions for them."""
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 2, (2, n))
+    times = np.array([rng.gamma(8, 0.1, n), rng.gamma(3, 0.7, n)])
+    records = [
+        Record(
+            f"r{i}",
+            "x" * (1 + i % 30),
+            None,
+            *(Outcome(bool(right[mode, i]), 10, float(times[mode, i]) if seconds else None) for mode in (0, 1)),
+            family=("<script>alert(1)</script>", "a & b")[i % 2],
+        )
+        for i in range(n)
+    ]
+    return records, rng.random((2, n))
+
+
+class Page(HTMLParser):
+    """What is on a page; fails on a tag closed out of turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip() and self.open[-1] != "style":
+            self.texts.add(data.strip())
+
+
+def read(html: str) -> Page:
+    page = Page()
+    page.feed(html)
+    page.close()
+    assert page.open == []
+    return page
+
+
+def test_every_word_of_figures_and_page_has_a_translation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "chinese_font", lambda: "DejaVu Sans")
+    monkeypatch.setattr(labels, "_CHINESE", dict.fromkeys(labels._CHINESE, "ZH"))
+    records, p = labelled(60)
+    right, seconds = np.zeros((2, 60)), np.ones((2, 60))
+    for against in ("share", "mean_seconds", "p95_seconds"):
+        one = plots.trade_off_figure(trade_off(p[0], right, seconds, p[1]), against, language="zh", measured=False)
+        words = {text.get_text() for text in one.findobj(Text)}
+        assert {word for word in words if any(c.isalpha() for c in word)} <= {"ZH", "ZHZH"}
+    page = write_curves(records, p, tmp_path, language="zh")[-1].read_text("utf-8")
+    kept = {"Instruct", "Thinking", "APGR", "CPT 50 %", "CPT 80 %", "AIQ", "nAUC", "QNC", "ECE", "Brier", "vlroute: ZH"}
+    words = {text for text in read(page).texts if any(c.isalpha() for c in text)} - kept - {"ZH", "ZH ZH"}
+    assert words == {"<script>alert(1)</script>", "a & b"}
+
+
+def test_the_page_stands_alone(tmp_path: Path) -> None:
+    records, p = labelled(80)
+    *figures, path = write_curves(records, p, tmp_path / "new" / "folder")
+    assert [figure.name for figure in figures] == [
+        *(f"accuracy-{name}.png" for name in ("share", "mean-seconds", "p95-seconds")),
+        *(f"families-{name}.png" for name in ("share", "mean-seconds", "p95-seconds")),
+        "reliability.png",
+    ]
+    assert path.name == "curves.html"
+    html = path.read_text("utf-8")
+    page = read(html)
+    assert "://" not in html
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    assert {"<script>alert(1)</script>", "a & b", "area over random"} <= page.texts
+    assert "Seconds are measured." in html
+    images = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    for file, source in zip(figures, images, strict=True):
+        assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == file.read_bytes()
+        with Image.open(io.BytesIO(file.read_bytes())) as image:
+            image.load()
+            assert image.format == "PNG"
+            assert 600 <= image.width <= 2000
+            assert 400 <= image.height <= 2000
+            assert len(image.convert("RGB").getcolors(1 << 22) or []) > 20  # something is drawn
+    assert sum(tag == "caption" for tag, _ in page.tags) == sum(tag == "table" for tag, _ in page.tags) == 6
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+
+
+def test_assumed_seconds_are_called_so(tmp_path: Path) -> None:
+    records, p = labelled(60, seconds=False)
+    page = write_curves(records, p, tmp_path)[-1].read_text("utf-8")
+    assert "Seconds are assumed" in page
+
+
+def test_predictions_of_several_seeds_are_averaged_and_equal_input_makes_equal_files(tmp_path: Path) -> None:
+    records, p = labelled(60)
+    records = [replace(record, family="") for record in records]
+    p = (p * 64).round() / 128 + 0.25  # so that the means are exact
+    seeds = [[Prediction(*(one + shift), 1, 1, 1) for one in p.T] for shift in (-0.25, 0.25)]
+    by_seed = write_curves(records, Unseen(seeds, seeds, 5, "text"), tmp_path / "seeds")
+    by_mean = write_curves(records, p, tmp_path / "mean")
+    assert [path.read_bytes() for path in by_seed] == [path.read_bytes() for path in by_mean]
+    assert not any(path.name.startswith("families") for path in by_seed)
+
+
+def test_curves_need_records_and_as_many_predictions(tmp_path: Path) -> None:
+    records, p = labelled(30)
+    with pytest.raises(InputError, match="30 and"):
+        write_curves(records, p[:, :20], tmp_path)
+    with pytest.raises(InputError, match="0 and"):
+        write_curves([], np.zeros((2, 0)), tmp_path)
+
+
+def lines(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def test_predictions_are_read_in_the_order_of_the_records(tmp_path: Path) -> None:
+    records, p = labelled(30)
+    rows = [
+        {"id": record.id, "p_instruct": one[0], "p_thinking": one[1]} for record, one in zip(records, p.T, strict=True)
+    ]
+    path = lines(tmp_path / "oof.jsonl", {"id": "another", "p_instruct": 0, "p_thinking": 1}, *rows[::-1])
+    np.testing.assert_array_equal(read_oof(path, records), p)
+    assert read_oof(path, []).shape == (2, 0)
+
+
+GOOD = {"id": "r0", "p_instruct": 0.5, "p_thinking": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([[1]], ":1: expected a JSON object with a string 'id'"),
+        ([GOOD | {"id": 7}], ":1: expected"),
+        ([GOOD | {"p_thinking": 1.5}], ":1: 'p_thinking' must be a number 0 to 1, not 1.5"),
+        ([GOOD | {"p_instruct": float("nan")}], "not nan"),
+        ([GOOD | {"p_instruct": True}], "not True"),
+        ([{"id": "r0"}], "'p_instruct' must be a number 0 to 1, not None"),
+        ([GOOD, GOOD], ":2: id 'r0' came before"),
+        ([GOOD], "no prediction for 2 of 3 records, the first 'r1'"),
+        ([], "no out-of-fold predictions"),
+    ],
+)
+def test_unusable_predictions_are_named(tmp_path: Path, rows: list[object], words: str) -> None:
+    path = lines(tmp_path / "oof.jsonl", *rows)
+    with pytest.raises(InputError, match=r"oof\.jsonl") as error:
+        read_oof(path, labelled(3)[0])
+    assert words in str(error.value)
+
+
+def test_unreadable_predictions_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "oof.jsonl"
+    with pytest.raises(InputError, match="cannot be read"):
+        read_oof(path, [])
+    for content in (b'{"id": ', b"\xff\xfe\n", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"oof\.jsonl:1: "):
+            read_oof(path, [])

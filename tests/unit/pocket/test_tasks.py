@@ -1,0 +1,135 @@
+"""The drawn world: exact answers, honest grades, pictures that can be read."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlroute.decision.selector import CAPTION_PROMPT as ROUTER_CAPTION_PROMPT
+from vlroute.learning.trial import draw_evenly, is_right
+from vlroute.pocket import FAMILIES, LEVELS, Task, draw_task
+from vlroute.pocket.canvas import SIDE
+from vlroute.pocket.tasks import CAPTION_PROMPT, LANGUAGES
+
+seeds = st.integers(0, 2**32)
+
+
+def drawn(seed: int, family: str, level: str | None = None) -> Task:
+    return draw_task(random.Random(seed), family, level)
+
+
+@given(seeds, st.sampled_from(sorted(FAMILIES)))
+def test_same_seed_same_task(seed: int, family: str) -> None:
+    one, two = drawn(seed, family), drawn(seed, family)
+    assert one.prompt == two.prompt
+    assert [frame.tobytes() for frame in one.frames] == [frame.tobytes() for frame in two.frames]
+
+
+@given(seeds, st.sampled_from(sorted(FAMILIES)))
+def test_every_glyph_has_a_patch_of_its_own(seed: int, family: str) -> None:
+    for glyphs in drawn(seed, family).glyphs:
+        patches = [(glyph.x // 12, glyph.y // 12) for glyph in glyphs]
+        assert len(set(patches)) == len(patches)
+        assert all(0 <= glyph.x < SIDE and 0 <= glyph.y < SIDE for glyph in glyphs)
+
+
+@given(seeds)
+def test_sums_add_up(seed: int) -> None:
+    some = drawn(seed, "math")
+    numbers = [int(number) for number in re.findall(r"\)(\d+)", some.transcript)]
+    if some.grade == "triangle angle":
+        assert sum(numbers) + int(some.answer) == 180
+        assert some.thinking.endswith(f" 180-{sum(numbers)}={some.answer}")
+    else:
+        assert sum(numbers) == int(some.answer)
+    assert re.findall(r"\)(\d+)", some.thinking) == [str(number) for number in numbers]
+    total = numbers[0]
+    for number, units, result in re.findall(r"\)(\d+):(\d+)=(\d+)", some.thinking):
+        assert int(units) == total % 10 + int(number) % 10
+        total += int(number)
+        assert total == int(result)
+
+
+@given(seeds)
+def test_taps_lead_from_start_to_goal(seed: int) -> None:
+    some = drawn(seed, "gui")
+    screen_of = dict(link.split("<") for link in some.transcript.split())
+    here = re.search(r"[A-Z](?=[^A-Za-z]|$)", some.prompt.replace("You", "").replace("From", "").replace("Show", ""))
+    assert here
+    screen = here[0]
+    for tap in some.answer.split():
+        assert screen_of[tap] == screen
+        screen = tap
+    assert some.thinking.split("<") == [*some.answer.split()[::-1], here[0]]
+    assert len(some.answer.split()) == 1 + LEVELS.index(some.level)
+
+
+@given(seeds)
+def test_arrows_are_followed(seed: int) -> None:
+    some = drawn(seed, "hop")
+    arrows = dict(pair.split(">") for pair in some.transcript.split())
+    count = int(re.search(r"\d", some.prompt)[0])  # type: ignore[index]
+    path = [some.thinking[0]]
+    assert path[0] in some.prompt
+    for _ in range(count):
+        path.append(arrows[path[-1]])
+    assert path[-1] == some.answer
+    assert some.thinking == ">".join(path)
+
+
+@given(seeds)
+def test_counting_and_reading(seed: int) -> None:
+    some = drawn(seed, "count")
+    listed = re.sub(r"\d", "", some.transcript)
+    drawn_cells = {4 * int(glyph.y // 24) + int(glyph.x // 24): glyph.label for glyph in some.glyphs[0]}
+    assert listed == "".join(drawn_cells.get(cell, ".") for cell in range(16))
+    asked = {"circle": "o", "square": "s", "triangle": "t", "圆": "o", "方": "s", "三角": "t"}
+    kind = next(mark for name, mark in asked.items() if name in some.prompt)
+    assert int(some.answer) == listed.count(kind)
+    text = drawn(seed, "ocr")
+    assert text.answer == text.transcript == "".join(glyph.label for glyph in text.glyphs[0])
+
+
+@given(seeds)
+def test_videos_say_when(seed: int) -> None:
+    some = drawn(seed, "video")
+    seen = dict(re.findall(r"(\d)([^\d])", some.transcript))
+    assert len(some.frames) == len(seen) == 8
+    if some.caption == "a lamp":
+        assert list(seen.values()).count("*") == int(some.answer)
+        assert "**" not in "".join(seen.values())
+    else:
+        assert seen[some.answer] in some.prompt
+
+
+@pytest.mark.parametrize("family", ["math", "gui"])
+def test_only_the_picture_tells_easy_from_hard(family: str) -> None:
+    """With letters and names of the question kind aside, every wording occurs at every level."""
+    wordings: dict[str, set[str]] = {level: set() for level in LEVELS}
+    for seed in range(1500):
+        some = drawn(seed, family)
+        if some.grade != "triangle angle":
+            wordings[some.level].add(re.sub(r"[A-Z](?![a-z])", "X", some.prompt))
+    assert wordings["easy"] == wordings["medium"] == wordings["hard"]
+
+
+def test_both_languages_and_all_levels_evenly() -> None:
+    tasks = list(draw_evenly(72, seed=5))
+    assert {(t.family, t.level) for t in tasks} == {(f, level) for f in FAMILIES for level in LEVELS}
+    assert {t.language for t in tasks} == set(LANGUAGES)
+    assert all(sum(t.family == family for t in tasks) == 12 for family in FAMILIES)
+
+
+def test_the_router_asks_for_captions_as_trained() -> None:
+    assert CAPTION_PROMPT == ROUTER_CAPTION_PROMPT
+
+
+def test_judging_forgives_only_form() -> None:
+    some = drawn(3, "gui", "hard")
+    assert is_right(some, f" {', '.join(some.answer.split())}.")
+    assert not is_right(some, some.answer[:-1])
+    assert not is_right(some, "")
