@@ -17,12 +17,9 @@ import numpy as np
 from rich.progress import track
 
 from training.bench.page import argument_parser, figures, publish
-from vlroute.decision.pace import Pace
+from vlroute.decision.latency import LatencyModel
 from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
-from vlroute.learning.cross_fit import cross_fit
-from vlroute.learning.curves import interval_at
-from vlroute.learning.design import folds_of
 from vlroute.learning.embeddings import remember
 from vlroute.learning.evaluate import compare, evaluate, interval_at
 from vlroute.learning.folds import folds_of

@@ -71,7 +71,7 @@ def draw_requests(count: int) -> list[tuple[str, str]]:
 
 
 def deciding(classifier: ComplexityClassifier) -> Decide:
-    policy, latency = Policy(), classifier.pace
+    policy, latency = Policy(), classifier.latency
     return lambda prompt, caption: policy.decide(classifier.predict(prompt, caption), latency, caption)
 
 

@@ -17,9 +17,9 @@ from training.bench.servers import draw_pictures
 from training.bench.thinking_budget import TAGS
 from vlroute import Answer, Router
 from vlroute.errors import InputError
-from vlroute.modes import MODES, Mode
+from vlroute.learning.trial import media
 from vlroute.pocket import Task
-from vlroute.pocket.trial import media
+from vlroute.types import MODES, Mode
 
 BUDGETS = (0, 5, 10, 20)
 CLIENTS = 4

@@ -15,9 +15,9 @@ from pathlib import Path
 from training.bench.page import POCKET, step
 from training.bench.real_size import draw_picture, resident
 from vlroute import Chat, Router
-from vlroute.engine.prefix_cache import PrefixCache
-from vlroute.engine.vision_cache import MiB, VisionCache
-from vlroute.modes import MODES
+from vlroute.engine.cache.prefix import PrefixCache
+from vlroute.engine.cache.vision import MiB, VisionCache
+from vlroute.types import MODES
 
 TURNS, PICTURES, LIMIT, SIDE, LONGEST = 1000, 50, 64 * MiB, 768, 5
 QUESTIONS = ("How many circles?", "Read the text.", "What is the total?", "数字加起来是多少？")

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from training.bench.checkpoint_2b import CASES, Case, PairWriter, Shape
 from training.bench.page import argument_parser, environment, in_own_process, publish, step
 from vlroute import Answer, Router
-from vlroute.modes import MODES, Mode
+from vlroute.types import MODES, Mode
 
 PROMPT = "How many circles are in the picture?"
 SIDE = 448

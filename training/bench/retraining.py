@@ -24,11 +24,11 @@ from rich.console import Console
 from training.bench.page import argument_parser, environment, figures, in_own_process, publish, step
 from training.prior.prompts import LANGUAGES, draw_prompts, load_wordings, put
 from training.prior.scores import BENCHMARKS
-from vlroute.decision.encoder import tokenise
-from vlroute.decision.pace import ASSUMED_PER_TOKEN, ASSUMED_PREFILL
-from vlroute.learning.records import Outcome, Record, write_records
+from vlroute.decision.features import tokenise
+from vlroute.decision.latency import ASSUMED_PER_TOKEN, ASSUMED_PREFILL
 from vlroute.learning.train import train
-from vlroute.modes import MODES, Mode
+from vlroute.records import Outcome, Record, write_records
+from vlroute.types import MODES, Mode
 
 SIZES = (10_000, 30_000, 100_000)
 CAPTIONED = 2 / 3

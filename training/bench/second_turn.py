@@ -23,8 +23,8 @@ from training.bench.page import step
 from training.bench.real_size import device_name, draw_picture
 from training.bench.servers import running, user_message
 from vlroute import Answer, Router
-from vlroute.media import Picture
-from vlroute.modes import MODES, Mode
+from vlroute.inputs.media import Picture
+from vlroute.types import MODES, Mode
 
 FIRST, SECOND = "How many circles?", "And squares?"
 ONE_TOKEN: dict[str, Any] = {"do_sample": False, "max_new_tokens": 1}

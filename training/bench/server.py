@@ -21,8 +21,8 @@ import psutil
 from training.bench.page import argument_parser, environment, publish, step
 from training.bench.servers import draw_pictures, user_message, vlroute_server
 from vlroute import Router
+from vlroute.learning.trial import media
 from vlroute.pocket import Task
-from vlroute.pocket.trial import media
 
 ANSWERS, WARM_UP, DECIDING_SECONDS, CONNECTIONS, CLIENTS = 200, 10, 10.0, 8, 200
 REST = 0.05

@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image
 
+from vlroute.learning.trial import draw_evenly
 from vlroute.pocket import Task
-from vlroute.pocket.trial import draw_evenly
 
 START_SECONDS = 600
 

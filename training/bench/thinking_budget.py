@@ -16,9 +16,9 @@ from rich.progress import track
 from training.bench.page import argument_parser, environment, publish
 from training.bench.servers import draw_pictures, user_message, vlroute_server
 from vlroute import Router
-from vlroute.engine.endpoint import Endpoint
+from vlroute.engine.remote.endpoint import Endpoint
+from vlroute.learning.trial import is_right
 from vlroute.pocket import Task
-from vlroute.pocket.trial import is_right
 
 BUDGETS = (0, 5, 10, 20, None)
 TAGS = ("<think>", "</think>")
@@ -82,7 +82,7 @@ def main() -> None:
         thinking = Endpoint(url, "thinking", budget_field="thinking_budget")
         ways: list[tuple[str, Ask, int]] = [
             ("in process, `rows=1`", by_router(Router.from_pretrained()), 1),
-            ("in process, `rows=8`", by_router(Router.from_pretrained(rows=8)), CLIENTS),
+            ("in process, `rows=8`", by_router(Router.from_pretrained(max_num_seqs=8)), CLIENTS),
             ("HTTP", by_client(openai.OpenAI(base_url=url, api_key="none", timeout=600)), CLIENTS),
             ("endpoints", by_router(Router.from_endpoints((url, "instruct"), thinking)), CLIENTS),
         ]
