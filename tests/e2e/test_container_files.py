@@ -36,7 +36,7 @@ def test_each_says_that_it_is_untested(name: str) -> None:
 
 def test_the_image_gets_all_that_the_wheel_is_built_of() -> None:
     copied = (ROOT / ".dockerignore").read_text("utf-8")
-    for needed in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "src", "models"):
+    for needed in ("pyproject.toml", "hatch_build.py", "hatch_build.py", "README.md", "LICENSE", "src", "models"):
         assert f"!{needed}\n" in copied
         assert (ROOT / needed).exists()
 
