@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.bench.page import PAGES, ROOT, put_section, table
+from training.page import PAGES, ROOT, put_section, table
 from training.simulate import RUNS, forecast
 from training.simulation import Limits, RouterDecider, poisson, requests_from
 from vlroute.decision.classifier import ComplexityClassifier

@@ -23,7 +23,7 @@ from training.pocket.data import (
     sums_example,
     tally_example,
 )
-from training.pocket.stages import EXAMPLES, STAGES, sequence_loss, tower_loss
+from training.pocket.phases import EXAMPLES, PHASES, sequence_loss, tower_loss
 from training.pocket.train import Trainer
 
 from tests.conftest import task
@@ -86,40 +86,40 @@ def test_only_what_can_be_known_is_asked() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_every_stage_lowers_its_loss(name: str) -> None:
+def test_every_phase_lowers_its_loss(name: str) -> None:
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     examples = next(EXAMPLES[name](random.Random(0), 700))[:8]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses = []
     for _ in range(4):
         loss, scores = sequence_loss(model, Sequences(tokenizer, name), examples)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert sum(count for _, count in scores.values()) == len(examples)
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    stage = replace(STAGES["tower"], steps=2, threads=torch.get_num_threads())
-    first = Trainer(stage, tmp_path)
+    phase = replace(PHASES["tower"], steps=2, threads=torch.get_num_threads())
+    first = Trainer(phase, tmp_path)
     first.run()
-    again = Trainer(replace(stage, steps=3), tmp_path)
+    again = Trainer(replace(phase, steps=3), tmp_path)
     assert again.step == 2
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
-    moments = [s["exp_avg"] for s in first.optimiser.state.values()]
-    assert all(torch.equal(a, s["exp_avg"]) for a, s in zip(moments, again.optimiser.state.values(), strict=True))
+    moments = [s["exp_avg"] for s in first.optimizer.state.values()]
+    assert all(torch.equal(a, s["exp_avg"]) for a, s in zip(moments, again.optimizer.state.values(), strict=True))
     loss, _ = tower_loss(again.model, again.head, again.rng)
     assert torch.isfinite(loss)
 
 
-def test_language_stages_leave_the_tower_alone(tmp_path: Path) -> None:
-    Trainer(replace(STAGES["transcripts"], start=None), tmp_path).save()
-    trainer = Trainer(replace(STAGES["thinking"], threads=torch.get_num_threads()), tmp_path)
+def test_language_phases_leave_the_tower_alone(tmp_path: Path) -> None:
+    Trainer(replace(PHASES["transcripts"], start=None), tmp_path).save()
+    trainer = Trainer(replace(PHASES["thinking"], threads=torch.get_num_threads()), tmp_path)
     before = {n: p.clone() for n, p in trainer.model.named_parameters()}
     trainer.train_step()
     for name, parameter in trainer.model.named_parameters():

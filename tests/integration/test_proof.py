@@ -9,9 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training.pocket.proof import markdown
-from training.pocket.proof_tables import summarise
-from training.pocket.proving import SOURCES, Judged, Measured, Proved, fingerprint, run
+from training.pocket.proof import SOURCES, Decided, Measured, Picture, fingerprint, page, run, summarize
 
 from vlroute import Router
 from vlroute.errors import InputError
@@ -21,77 +19,78 @@ from vlroute.learning.trial import draw_evenly
 HEAD = {"seed": "test", "router": "0"}
 
 
-def judged(gain: float, seconds: float = 0.001, caption: str | None = "words") -> Judged:
-    return Judged("thinking" if gain > 0.2 else "instruct", 0.5 - gain / 2, 0.5 + gain / 2, caption, seconds)
+def decided(gain: float, seconds: float = 0.001, caption: str | None = "words") -> Decided:
+    return Decided("thinking" if gain > 0.2 else "instruct", 0.5 - gain / 2, 0.5 + gain / 2, caption, seconds)
 
 
-def picture(kind: int) -> Proved:
+def picture(kind: int) -> Picture:
     """0: only Thinking is right, and the probe knows; 1: both are, and it knows; 2: only Instruct is, and it errs."""
     instruct, thinking = ((False, True), (True, True), (True, False))[kind]
     gain = (0.9, 0.0, 0.4)[kind]
     thinks = gain > 0.2
-    return Proved(
-        family=("a", "b", "a")[kind], language="en", prompt="x" * (kind + 1),
+    return Picture(
+        task=("a", "b", "a")[kind], language="en", prompt="x" * (kind + 1),
         instruct=Measured(instruct, 0.1), thinking=Measured(thinking, 0.4),
-        routed=Measured(thinking if thinks else instruct, 0.45 if thinks else 0.15), decision=judged(gain, 0.05),
+        routed=Measured(thinking if thinks else instruct, 0.45 if thinks else 0.15), decision=decided(gain, 0.05),
         sources={
-            "prompt alone": judged(0.1, caption=None),
-            "caption by Instruct": judged(gain, 0.2, "other words"),
-            "vision probe": judged(gain),
-            "caption given": judged(gain),
+            "prompt alone": decided(0.1, caption=None),
+            "caption by Instruct": decided(gain, 0.2, "other words"),
+            "vision probe": decided(gain),
+            "caption given": decided(gain),
         },
     )  # fmt: skip
 
 
 def test_the_figures_of_ten_known_pictures() -> None:
-    proof = summarise([picture(kind) for kind in (0, 0, 0, 0, 1, 1, 1, 1, 1, 2)])
-    accuracy = {way.name: way.accuracy for way in proof.ways}
+    proof = summarize([picture(kind) for kind in (0, 0, 0, 0, 1, 1, 1, 1, 1, 2)])
+    ways = {way["name"]: way for way in proof["ways"]}
+    accuracy = {name: way["accuracy"] for name, way in ways.items()}
     assert accuracy == pytest.approx(
         {"always instruct": 0.6, "always thinking": 0.9, "random, same share": 0.75,
          "longest prompts, same share": 0.5, "routed": 0.9, "oracle": 1.0}
     )  # fmt: skip
-    seconds = {way.name: way.seconds for way in proof.ways}
+    seconds = {name: way["seconds"] for name, way in ways.items()}
     assert seconds["routed"] == pytest.approx(0.3)
-    assert proof.way("routed").of_thinking == pytest.approx(0.75)
-    assert proof.way("oracle").share == pytest.approx(0.4)
+    assert ways["routed"]["of_thinking"] == pytest.approx(0.75)
+    assert ways["oracle"]["share"] == pytest.approx(0.4)
     assert seconds["random, same share"] == pytest.approx(0.25)
-    sources = {source.name: source for source in proof.sources}
-    assert sources["prompt alone"].area == pytest.approx(0)
-    assert sources["prompt alone"].same is None
-    assert sources["vision probe"].area > 5
-    assert sources["vision probe"].same == 1
-    assert sources["caption by Instruct"].same == 0
-    assert sources["caption by Instruct"].seconds == pytest.approx(0.25 + 0.2)
-    families = {one.name: one for one in proof.families}
-    assert (families["a"].pictures, families["a"].routed, families["a"].share) == (5, 0.8, 1)
-    value, interval = proof.figures["ECE instruct"]
+    sources = {source["name"]: source for source in proof["sources"]}
+    assert sources["prompt alone"]["area"] == pytest.approx(0)
+    assert sources["prompt alone"]["same"] is None
+    assert sources["vision probe"]["area"] > 5
+    assert sources["vision probe"]["same"] == 1
+    assert sources["caption by Instruct"]["same"] == 0
+    assert sources["caption by Instruct"]["seconds"] == pytest.approx(0.25 + 0.2)
+    some = proof["tasks"][0]
+    assert (some["name"], some["pictures"], some["routed"], some["share"]) == ("a", 5, 0.8, 1)
+    value, interval = proof["figures"]["ECE instruct"]
     assert value == pytest.approx((4 * 0.05 + 5 * 0.5 + 0.7) / 10)
     assert interval is None
-    assert (proof.figures["chance level of ECE instruct"][0] or 0) > 0
+    assert (proof["figures"]["chance level of ECE instruct"][0] or 0) > 0
     for name in ("area over random", "area of the oracle", "share of the oracle's area"):
-        found, bounds = proof.figures[name]
+        found, bounds = proof["figures"][name]
         assert bounds is None or bounds[0] <= (found or 0) <= bounds[1]
 
 
 def test_what_must_be_shown_can_fail() -> None:
     rows = [picture(kind) for kind in (0, 0, 0, 0, 1, 1, 1, 1, 1, 2)]
-    met = {one.name.split(",")[0]: one.met for one in summarise(rows).requirements}
+    met = {one["name"].split(",")[0]: one["met"] for one in summarize(rows)["requirements"]}
     assert met["routed accuracy above the better single mode"]
     assert met["area over random"]
     assert not met["routed seconds"]
     assert not met["ECE instruct"]
     worse = [replace(row, routed=Measured(False, 0.1)) for row in rows]
-    met = {one.name.split(",")[0]: one.met for one in summarise(worse).requirements}
+    met = {one["name"].split(",")[0]: one["met"] for one in summarize(worse)["requirements"]}
     assert not met["routed accuracy above the better single mode"]
     assert met["routed seconds"]
 
 
 def test_undefined_figures_meet_nothing() -> None:
-    proof = summarise([picture(1)] * 4)
-    assert proof.figures["headroom captured"] == (None, None)
-    assert proof.figures["share of the oracle's area"] == (None, None)
-    assert not next(one for one in proof.requirements if "oracle" in one.name).met
-    assert "| headroom captured | undefined | – |" in markdown(proof, HEAD)
+    proof = summarize([picture(1)] * 4)
+    assert proof["figures"]["headroom captured"] == (None, None)
+    assert proof["figures"]["share of the oracle's area"] == (None, None)
+    assert not next(one for one in proof["requirements"] if "oracle" in one["name"])["met"]
+    assert "| headroom captured | undefined | – |" in page(proof, HEAD)
 
 
 def test_a_dozen_pictures_really_answered(router: Router, tmp_path: Path) -> None:
@@ -100,18 +99,18 @@ def test_a_dozen_pictures_really_answered(router: Router, tmp_path: Path) -> Non
     tasks = list(draw_evenly(12, "test"))
     assert [row.prompt for row in rows] == [task.prompt for task in tasks]
     for row, task in zip(rows, tasks, strict=True):
-        assert row.routed.right == row.single(row.decision.mode).right  # decoding is greedy
+        assert row.routed.right == getattr(row, row.decision.mode).right  # decoding is greedy
         assert row.sources["prompt alone"].caption is None
         assert row.sources["caption given"].caption == task.caption
         assert row.sources["vision probe"].caption == row.decision.caption
         assert row.sources["vision probe"].seconds < row.sources["caption by Instruct"].seconds
         assert 0 < row.decision.seconds < row.routed.seconds
-    page = markdown(summarise(rows), HEAD)
-    assert page.startswith("# Does routing pay?")
-    ways = dict(re.findall(r"^\| ([a-z, ]+) \| ([\d.]+)% \|", page, re.MULTILINE))
+    text = page(summarize(rows), HEAD)
+    assert text.startswith("# Does routing pay?")
+    ways = dict(re.findall(r"^\| ([a-z, ]+) \| ([\d.]+)% \|", text, re.MULTILINE))
     assert float(ways["routed"]) == pytest.approx(100 * np.mean([row.routed.right for row in rows]), abs=0.05)
     for source in SOURCES:
-        assert f"| {source} | " in page
+        assert f"| {source} | " in text
 
 
 def test_a_stopped_run_goes_on(router: Router, tmp_path: Path) -> None:
@@ -120,12 +119,12 @@ def test_a_stopped_run_goes_on(router: Router, tmp_path: Path) -> None:
     first = [next(going), next(going)]
     going.close()
     with partial.open("a") as file:
-        file.write('{"family": "torn')
+        file.write('{"task": "torn')
     rows = list(run(router, 4, "test", partial, HEAD))
     assert rows[:2] == first
     assert [row.prompt for row in rows] == [task.prompt for task in draw_evenly(4, "test")]
     assert list(run(router, 4, "test", partial, HEAD)) == rows
-    with pytest.raises(InputError, match="delete it to start anew"):
+    with pytest.raises(InputError, match="delete the file"):
         list(run(router, 4, "test", partial, {**HEAD, "router": "1"}))
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 from training.bench.checkpoint_2b import FIRST_SPECIAL, PairWriter, Shape, build_processor, build_tokenizer
-from training.bench.page import in_own_process, render
 from training.bench.real_size import (
     NEW_TOKENS,
     PROMPT,
@@ -22,6 +21,7 @@ from training.bench.real_size import (
     page_data,
     peak_resident,
 )
+from training.page import in_own_process, render
 
 from vlroute.engine.local.checkpoint import load_model_pair
 from vlroute.engine.local.prompt import build_prompt

@@ -13,8 +13,8 @@ from typing import Any
 
 from training.bench.checkpoint_2b import PairWriter, Shape
 from training.bench.memory import soak
-from training.bench.page import POCKET, argument_parser, environment, figures, in_own_process, publish, step
 from training.bench.second_turn import measure_second_turn
+from training.page import POCKET, argument_parser, environment, figures, in_own_process, publish, step
 
 PARTS = ("pocket", "2b", "memory")
 SIDES = (448, 1024)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from training.bench.page import argument_parser, figures, publish
+from training.page import argument_parser, figures, publish
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import STATIC, load_text_encoder

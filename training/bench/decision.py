@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from training.bench.page import POCKET, ROOT, argument_parser, environment, in_own_process, publish, step
+from training.page import POCKET, ROOT, argument_parser, environment, in_own_process, publish, step
 from training.prior.build import prior_records
 from vlroute.decision import ComplexityClassifier, Decision, Policy
 from vlroute.learning.train import train

@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.progress import track
 
-from training.bench.page import argument_parser, environment, publish
 from training.bench.servers import draw_pictures
 from training.bench.thinking_budget import TAGS
+from training.page import argument_parser, environment, publish
 from vlroute import Answer, Router
 from vlroute.errors import InputError
 from vlroute.learning.trial import media

@@ -12,8 +12,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.bench.page import POCKET, step
 from training.bench.real_size import draw_picture, resident
+from training.page import POCKET, step
 from vlroute import Chat, Router
 from vlroute.engine.cache.prefix import PrefixCache
 from vlroute.engine.cache.vision import MiB, VisionCache

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from training.bench.page import argument_parser, figures, publish
+from training.page import argument_parser, figures, publish
 from vlroute.decision.text_encoder import STATIC
 from vlroute.learning.train import train
 

@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from training.bench.checkpoint_2b import CASES, Case, PairWriter, Shape
-from training.bench.page import argument_parser, environment, in_own_process, publish, step
+from training.page import argument_parser, environment, in_own_process, publish, step
 from vlroute import Answer, Router
 from vlroute.types import MODES, Mode
 

@@ -21,7 +21,7 @@ from zlib import crc32
 import psutil
 from rich.console import Console
 
-from training.bench.page import argument_parser, environment, figures, in_own_process, publish, step
+from training.page import argument_parser, environment, figures, in_own_process, publish, step
 from training.prior.prompts import LANGUAGES, draw_prompts, load_wordings, put
 from training.prior.scores import BENCHMARKS
 from vlroute.decision.features import tokenise

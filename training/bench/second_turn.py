@@ -19,9 +19,9 @@ from openai import OpenAI
 from PIL import Image
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-from training.bench.page import step
 from training.bench.real_size import device_name, draw_picture
 from training.bench.servers import running, user_message
+from training.page import step
 from vlroute import Answer, Router
 from vlroute.inputs.media import Picture
 from vlroute.types import MODES, Mode

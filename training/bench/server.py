@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-from training.bench.page import argument_parser, environment, publish, step
 from training.bench.servers import draw_pictures, user_message, vlroute_server
+from training.page import argument_parser, environment, publish, step
 from vlroute import Router
 from vlroute.learning.trial import media
 from vlroute.pocket import Task

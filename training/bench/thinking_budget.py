@@ -13,8 +13,8 @@ from typing import Any
 import openai
 from rich.progress import track
 
-from training.bench.page import argument_parser, environment, publish
 from training.bench.servers import draw_pictures, user_message, vlroute_server
+from training.page import argument_parser, environment, publish
 from vlroute import Router
 from vlroute.engine.remote.endpoint import Endpoint
 from vlroute.learning.trial import is_right

@@ -16,8 +16,8 @@ import venv
 from pathlib import Path
 from typing import Any
 
-from training.bench.page import ROOT, argument_parser, publish
 from training.bench.servers import vlroute_server
+from training.page import ROOT, argument_parser, publish
 from vlroute.pocket import draw_task
 
 SCRIPTS = Path(__file__).parent / "scripts"

@@ -1,6 +1,6 @@
-"""Batches for training the pocket pair: patches, dense glyph labels, token sequences with labels.
+"""Training data of the pocket pair: examples, and batches of patches, dense glyph labels and token sequences.
 
-Patches are cut here in one numpy step for a whole batch; a test holds them equal to the real processors'.
+Patches of a whole batch are cut in one numpy step; a test compares them with those of the real processors.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from training.pocket.checkpoint import MERGE, PATCH
-from vlroute.pocket.canvas import CIRCLE, GLYPHS, LETTERS, SIDE, SQUARE, TRIANGLE, Glyph
+from vlroute.pocket.canvas import CIRCLE, GLYPHS, LETTERS, SIDE, SQUARE, TRIANGLE, Canvas, Glyph
 from vlroute.pocket.tasks import (
     CAPTION_PROMPT,
     FRAMES,
@@ -36,7 +37,7 @@ Pair = tuple[Image.Image, Image.Image]
 
 
 def cut_patches(pairs: Sequence[Pair]) -> torch.Tensor:
-    """Frame pairs → `[n · 64, 3 · 2 · 12 · 12]` in the order of the real processors; a picture is a pair of itself."""
+    """Patches `[n · 64, 3 · 2 · 12 · 12]` of frame pairs, in the order of the real processors."""
     pixels = np.stack([np.stack([np.asarray(frame) for frame in pair]) for pair in pairs])
     n, grid = len(pairs), GRID // MERGE
     cells = pixels.reshape(n, 2, grid, MERGE, PATCH, grid, MERGE, PATCH, 3)
@@ -45,7 +46,7 @@ def cut_patches(pairs: Sequence[Pair]) -> torch.Tensor:
 
 
 def glyph_labels(pairs: Sequence[tuple[Sequence[Glyph], Sequence[Glyph]]]) -> torch.Tensor:
-    """Which glyph has its centre in each patch, per frame of the pair: `[n · 64, 2]`, in patch order."""
+    """Class of the glyph whose center lies in each patch, for both frames of a pair: `[n · 64, 2]`; 0 for none."""
     labels = np.zeros((len(pairs), GRID, GRID, 2), dtype=np.int64)
     for i, pair in enumerate(pairs):
         for slot, glyphs in enumerate(pair):
@@ -57,16 +58,16 @@ def glyph_labels(pairs: Sequence[tuple[Sequence[Glyph], Sequence[Glyph]]]) -> to
 
 
 def frame_pairs(task: Task) -> list[Pair]:
-    """The pairs of frames that the tower sees as one: one for a picture, four for a video."""
+    """Pairs of frames that the tower encodes together: one for a picture (twice the same), four for a video."""
     frames = task.frames if task.is_video else task.frames * 2
     return [(frames[i], frames[i + 1]) for i in range(0, len(frames), 2)]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training sequence: a prompt with the task's picture, or without any, and what the model should write.
+    """One training sequence: a prompt with the task's picture, or without any, and the target text.
 
-    Characters of the target that match `given` could not be known and are not asked for.
+    Characters of the target that match `given` cannot be predicted and have no loss.
     """
 
     name: str
@@ -74,6 +75,23 @@ class Example:
     question: str
     target: str
     given: str = ""
+
+
+def draw_links(rng: random.Random, task: str, count: int) -> Task:
+    """A picture for practice: one to eleven arrows (`task` hop) or buttons (gui) that share no letter.
+
+    In a ring of arrows, or on screens of three buttons, the set of letters alone determines half of the answer, and
+    training does not get further. Here every link has two letters of its own, so the model has to look at each of them.
+    """
+    names = rng.sample(LETTERS, 2 * count)
+    canvas, links = Canvas(rng), []
+    for cell, name, other in zip(rng.sample(range(16), count), names[:count], names[count:], strict=True):
+        (canvas.arrow if task == "hop" else canvas.button)(cell % 4, cell // 4, name, other)
+        links.append(f"{name}>{other}" if task == "hop" else f"{other}<{name}")
+    return Task(
+        task, "practice", "easy", "en", prompt="", answer="", thinking="", caption="", transcript=" ".join(links),
+        frames=(canvas.image,), glyphs=(tuple(canvas.glyphs),),
+    )  # fmt: skip
 
 
 def caption_example(task: Task) -> Example:
@@ -85,13 +103,13 @@ def transcript_example(task: Task) -> Example:
 
 
 def tally_example(task: Task) -> Example:
-    """How many circles, squares and triangles: three counts for one picture."""
+    """The numbers of circles, squares and triangles of one picture."""
     counts = "".join(f"{kind}{task.transcript.count(kind)}" for kind in (CIRCLE, SQUARE, TRIANGLE))
     return Example("tally", task, TALLY_PROMPT, counts, given=r"[ost]")
 
 
 def links_example(rng: random.Random, task: Task) -> Example:
-    """Every arrow or button of the picture, in an order that nobody could guess: only where each leads is asked."""
+    """All arrows or buttons of the picture in random order; only the ends of the links are predicted."""
     links = task.transcript.split()
     rng.shuffle(links)
     name = f"{task.grade if task.grade == 'practice' else 'links'} {task.family}"
@@ -99,7 +117,7 @@ def links_example(rng: random.Random, task: Task) -> Example:
 
 
 def sums_example(rng: random.Random) -> Example:
-    """Adding without a picture: only what follows from the numbers written so far is asked."""
+    """Adding without a picture; only what follows from the numbers so far is predicted."""
     numbers = [rng.randint(10, 60)]
     while sum(numbers) <= 140:
         numbers.append(rng.randint(10, 60))
@@ -107,17 +125,17 @@ def sums_example(rng: random.Random) -> Example:
 
 
 def angles_example(rng: random.Random) -> Example:
-    """As `sums_example`, for the third angle of several triangles."""
+    """Like `sums_example`, for the third angle of several triangles."""
     pairs = [(rng.randint(20, 99), rng.randint(20, 60)) for _ in range(3)]
     lines = " ".join(f"{added([*pair])} 180-{sum(pair)}={180 - sum(pair)}" for pair in pairs)
     return Example("angles", None, WORDINGS["angle"]["en"][0], lines, given=r"\d\)\d\d:?| ")
 
 
 def times_example(rng: random.Random) -> Example:
-    """Finding letters again in a list of seconds, without a video: only the seconds are asked."""
+    """Finding letters in a list of seconds, without a video; only the seconds are predicted."""
     shown = dict(zip(rng.sample(range(FRAMES), 5), rng.sample(LETTERS, 5), strict=True))
     listed = "".join(f"{second}{shown.get(second, '.')}" for second in range(FRAMES))
-    asked = rng.choices([*shown.items()], k=6)  # with repetition, so that leaving out what was asked is no help
+    asked = rng.choices([*shown.items()], k=6)  # with repetition, so that exclusion does not help
     target = " ".join([listed, *(f"{letter}{second}" for second, letter in asked)])
     return Example("times", None, WORDINGS["letter"]["en"][0].format(letter=asked[0][1]), target,
                    given=r"(\d[A-Z.]){8} | [A-Z]|[A-Z](?=\d)| ")  # fmt: skip
@@ -129,7 +147,7 @@ def answer_example(task: Task, mode: str) -> Example:
 
 
 class Sequences:
-    """Turns examples into padded model inputs, token for token as the real processor would."""
+    """Turns examples into padded model inputs with the same tokens as the real processor."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, mode: str) -> None:
         self.tokenizer = tokenizer
@@ -144,18 +162,12 @@ class Sequences:
         }
 
     def prompt(self, example: Example) -> str:
-        asked = self._media(example.task) + example.question
-        return f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n{self.tail}"
-
-    def _media(self, task: Task | None) -> str:
-        if task is None:
-            return ""
-        return self.video if task.is_video else self.image
+        media = "" if example.task is None else self.video if example.task.is_video else self.image
+        return f"<|im_start|>user\n{media}{example.question}<|im_end|>\n<|im_start|>assistant\n{self.tail}"
 
     def pad(self, rows: Sequence[list[int]], value: int, left: bool = False) -> torch.Tensor:
-        width = max(map(len, rows))
-        fill = [[value] * (width - len(row)) for row in rows]
-        return torch.tensor([f + r if left else r + f for r, f in zip(rows, fill, strict=True)])
+        tensors = [torch.tensor(row) for row in rows]
+        return pad_sequence(tensors, True, value, "left" if left else "right")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return list(self.tokenizer(list(texts), add_special_tokens=False)["input_ids"])
@@ -167,15 +179,10 @@ class Sequences:
         out["mm_token_type_ids"] = sum(
             ((ids == token).long() * kind for token, kind in self.kinds.items()), torch.zeros_like(ids)
         )
-        seen = [e.task for e in examples if e.task]
-        for name, tasks in (
-            ("image", [t for t in seen if not t.is_video]),
-            ("video", [t for t in seen if t.is_video]),
-        ):
-            if tasks:
-                values = cut_patches([pair for task in tasks for pair in frame_pairs(task)])
+        for name, values, video in (("image", "pixel_values", False), ("video", "pixel_values_videos", True)):
+            if tasks := [e.task for e in examples if e.task and e.task.is_video == video]:
+                out[values] = cut_patches([pair for task in tasks for pair in frame_pairs(task)])
                 steps = len(frame_pairs(tasks[0]))
-                out["pixel_values" if name == "image" else "pixel_values_videos"] = values
                 out[f"{name}_grid_thw"] = torch.tensor([[steps, GRID, GRID]] * len(tasks))
         return out
 
@@ -184,10 +191,10 @@ class Sequences:
         prompts = self.encode([self.prompt(e) for e in examples])
         targets = self.encode([e.target + "<|im_end|>" for e in examples])
         rows = [p + t for p, t in zip(prompts, targets, strict=True)]
-        labels = [[IGNORE] * len(p) + self._asked(e, t) for e, p, t in zip(examples, prompts, targets, strict=True)]
+        labels = [[IGNORE] * len(p) + self._labels(e, t) for e, p, t in zip(examples, prompts, targets, strict=True)]
         return self.inputs(examples, rows, left=False), self.pad(labels, IGNORE)
 
-    def _asked(self, example: Example, target: list[int]) -> list[int]:
+    def _labels(self, example: Example, target: list[int]) -> list[int]:
         if not example.given:
             return target
         given = [span.span() for span in re.finditer(example.given, example.target)]
@@ -203,7 +210,7 @@ class Sequences:
 
 
 def draw_pairs(rng: random.Random, tasks: Sequence[Task]) -> tuple[list[Pair], torch.Tensor]:
-    """One frame pair of each task with its dense labels; of a video, a pair where something is to be seen."""
+    """One frame pair of each task with its dense labels; of a video, a pair that shows something if there is one."""
     pairs, glyphs = [], []
     for task in tasks:
         every = task.glyphs if task.is_video else task.glyphs * 2

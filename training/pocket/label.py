@@ -1,19 +1,19 @@
-"""What each mode of the pocket pair gets right, on fresh pictures, as records for learning and for the model card.
+"""Label new pictures with both modes of the pocket pair: records for training and for the model card.
 
     python -m training.pocket.label --count 1440 --seed labels --out training/pocket/records.jsonl.gz
 
-Every answer is really generated, one request at a time, so that seconds are those a user waits. Resumable: the
-records made so far lie beside the output until it is whole.
+Every answer is generated, one request at a time, so that the seconds are those of a single user. Resumable: the records
+so far are in a file beside the output until it is complete.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from pathlib import Path
 
 from rich.progress import track
 
+from training.page import POCKET, argument_parser
 from vlroute import Router
 from vlroute.learning.trial import Trial, draw_evenly, media, run_trials
 from vlroute.records import Outcome, Record, read_records, write_records
@@ -21,14 +21,9 @@ from vlroute.types import Answer
 
 
 def outcome(trial: Trial, answer: Answer) -> Outcome:
-    timing = answer.timing
-    prefill = timing.vision + timing.prefill
-    return Outcome(
-        trial.right(answer),
-        answer.usage.completion_tokens,
-        round(prefill + timing.decode, 5),
-        round(prefill, 5),
-    )
+    prefill = answer.timing.vision + answer.timing.prefill
+    seconds = round(prefill + answer.timing.decode, 5)
+    return Outcome(trial.right(answer), answer.usage.completion_tokens, seconds, round(prefill, 5))
 
 
 def record(router: Router, trial: Trial, name: str) -> Record:
@@ -43,11 +38,10 @@ def record(router: Router, trial: Trial, name: str) -> Record:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, None, "file of records")
     parser.add_argument("--count", type=int, default=1440)
     parser.add_argument("--seed", default="labels")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--model", type=Path, default=Path(__file__).resolve().parents[2] / "models" / "pocket")
+    parser.add_argument("--model", type=Path, default=POCKET)
     options = parser.parse_args()
     partial = options.out.with_suffix(".partial.jsonl")
     done = len(list(read_records(partial))) if partial.exists() else 0

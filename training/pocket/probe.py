@@ -2,13 +2,11 @@
 
     python -m training.pocket.probe
 
-The pictures of the records are drawn again from their seed: what the probe learns from is what a user has who
-collected records, pictures and captions. Takes about a minute.
+The pictures of the records are drawn again from their seed. Takes about a minute.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress, track
 
+from training.page import POCKET, argument_parser
 from vlroute import Router
 from vlroute.decision.vision_probe import PROBE_FOLDER
 from vlroute.errors import InputError
@@ -26,18 +25,17 @@ from vlroute.learning.trial import draw_evenly, media
 from vlroute.records import Record, read_records
 
 RECORDS = Path(__file__).with_name("records.jsonl.gz")
-POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 
 
 def redraw(router: Router, records: list[Record], seed: str) -> Floats:
     """Pooled features `[n, 2 · width]` of the records' pictures. InputError if `seed` draws others."""
     rows = []
     drawn = draw_evenly(len(records), seed)
-    for record, task in track(zip(records, drawn, strict=True), "seeing the pictures again", total=len(records)):
+    for record, task in track(zip(records, drawn, strict=True), "encoding the pictures", total=len(records)):
         if record.prompt != task.prompt:
             raise InputError(
-                f"record {record.id!r} asks {record.prompt!r}, but seed {seed!r} now draws {task.prompt!r}: the "
-                "drawn world has changed since; label anew with training.pocket.label"
+                f"record {record.id!r} has the prompt {record.prompt!r}, but seed {seed!r} draws {task.prompt!r}: the "
+                "drawing code has changed; label again with training.pocket.label"
             )
         sent = media(task)
         conversation = parse(task.prompt, sent.get("images"), sent.get("videos"), None, DEFAULT_LIMITS)
@@ -47,10 +45,9 @@ def redraw(router: Router, records: list[Record], seed: str) -> Floats:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, POCKET / "router" / PROBE_FOLDER, "folder of the probe")
     parser.add_argument("--records", type=Path, default=RECORDS)
-    parser.add_argument("--seed", default="labels", help="what the records' pictures were drawn from")
-    parser.add_argument("--out", type=Path, default=POCKET / "router" / PROBE_FOLDER)
+    parser.add_argument("--seed", default="labels", help="seed of the records' pictures")
     options = parser.parse_args()
     records = list(read_records(options.records))
     router = Router.from_pretrained(POCKET).load()

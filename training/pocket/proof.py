@@ -1,142 +1,339 @@
-"""The proof that routing pays on the pocket pair: fresh pictures, every answer really generated, tables by script.
+"""Measure whether routing pays on the pocket pair: new pictures, every answer generated.
 
     python -m training.pocket.proof --count 720 --seed validation --out training/pocket/validation
     python -m training.pocket.proof --count 2100 --seed proof-2
 
-The first draws other pictures than the second: on these it is chosen which captions ship and which policy is proved.
-Writes OUT.md and OUT.json. A stopped run goes on where it was; figures of another router or pair are refused. About
-fifteen minutes on a quiet machine.
+The first command draws other pictures than the second one; it served to choose the shipped captions and the policy.
+Writes OUT.md and OUT.json. A stopped run continues; figures of another router or pair are refused. Takes about fifteen
+minutes on an idle machine.
 """
 
 from __future__ import annotations
 
-import argparse
+import hashlib
+import itertools
 import json
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
 
-from training.bench.page import table
-from training.pocket.proof_tables import Proof, summarise
-from training.pocket.proving import fingerprint, run
+from training.page import POCKET, argument_parser, render, write_json
 from vlroute import Router
+from vlroute.decision.selector import CAPTION_PROMPT
 from vlroute.decision.target import Target
+from vlroute.decision.wilson import share_interval
+from vlroute.errors import InputError
+from vlroute.files import replace_file
+from vlroute.inputs.media import DEFAULT_LIMITS
+from vlroute.inputs.messages import parse
+from vlroute.learning.intervals import Interval, Sampling
+from vlroute.learning.metrics import (
+    Values,
+    area_over_random,
+    ece,
+    ece_if_calibrated,
+    headroom_captured,
+    share_by_score,
+)
+from vlroute.learning.trial import ask_task, draw_evenly, is_right, media
+from vlroute.pocket.tasks import Task
+from vlroute.types import MODES, Answer, Mode
 
-POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
-#: The policy proved. A third was chosen on the validation drawing, where the preset "fast" stayed more than half a
-#: point under always thinking. On 2100 pictures (seed "proof") it gave 3.4 points at 55.08 % of the seconds, 0.08 too
-#: many: so a little less, on pictures drawn anew.
+#: The policy to prove. A third was chosen on the validation pictures, where the preset "fast" was more than half a
+#: point less accurate than always thinking. On 2100 pictures (seed "proof") it gave 3.4 points at 55.08 % of the
+#: seconds, 0.08 too many, so the share was reduced and new pictures were drawn.
 THINKING_SHARE = 0.3
-
-READING = """\
-Every picture is drawn afresh and answered three times, one request at a time, in an order that changes from picture to
-picture: as the router decides, by Instruct, by Thinking, each as if the picture were new (vision features forgotten).
-Seconds are a whole answer; `routed` holds all that the router itself spends (tower for the caption, caption, decision).
-`random` and `longest prompts` are expected values at the routed share, without any cost of choosing. `oracle` thinks
-where only Thinking is right. Intervals are 95 % intervals. They cover the drawing of the pictures, with the router
-and the pair as they are, and not another kind of picture. 95 % of drawings of this size stay below the chance level of
-an ECE if the probabilities are right. The machine may have been shared: compare seconds with each other only."""
-
-SOURCES = """\
-The same pictures and the same answers, decided by one source of words at a time. Captioning: caption and decision,
-beside the tower, which must run anyway. Seconds: this and the answers of the modes so chosen. Same words: captions
-equal to what was drawn."""
+#: Sources of the caption, in the order of the table.
+SOURCES = ("prompt alone", "caption by Instruct", "vision probe", "caption given")
+WARM_UP = 5  # pictures that are answered first and not counted: the first answers of a process are slow
 
 
-def markdown(proof: Proof, head: dict[str, Any]) -> str:
-    """The page."""
-    ways = [
-        (way.name, f"{way.accuracy:.1%}", _interval(way.interval, "{:.1%}"), f"{way.seconds:.4f}",
-         f"{way.of_thinking:.1%}", f"{way.share:.1%}")
-        for way in proof.ways
-    ]  # fmt: skip
-    sources = [
-        (one.name, f"{one.area:.2f}", _interval(one.interval, "{:.2f}"), f"{one.accuracy:.1%}", f"{one.share:.1%}",
-         f"{one.captioning:.4f}", f"{one.seconds:.4f}", "–" if one.same is None else f"{one.same:.1%}")
-        for one in proof.sources
-    ]  # fmt: skip
-    figures = [
-        (name, "undefined" if value is None else f"{value:.4f}", _interval(interval, "{:.4f}"))
-        for name, (value, interval) in proof.figures.items()
-    ]
-    families = [
-        (
-            one.name,
-            str(one.pictures),
-            f"{one.instruct:.1%}",
-            f"{one.thinking:.1%}",
-            f"{one.routed:.1%}",
-            f"{one.share:.1%}",
-            f"{one.seconds:.4f}",
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One answer: whether it was right, and the seconds from the request to its end."""
+
+    right: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A decision with its caption, and the seconds of captioning (without the tower) and deciding."""
+
+    mode: Mode
+    p_instruct: float
+    p_thinking: float
+    caption: str | None
+    seconds: float
+
+    @property
+    def gain(self) -> float:
+        return self.p_thinking - self.p_instruct
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The answers of both modes and of the router about one picture, and the decision by each caption source."""
+
+    task: str
+    language: str
+    prompt: str
+    instruct: Measured
+    thinking: Measured
+    routed: Measured
+    decision: Decided
+    sources: dict[str, Decided]
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> Picture:
+        """The inverse of `asdict`."""
+        measured = {name: Measured(**row[name]) for name in ("instruct", "thinking", "routed")}
+        sources = {name: Decided(**one) for name, one in row["sources"].items()}
+        return cls(**row | {"decision": Decided(**row["decision"]), "sources": sources, **measured})
+
+
+def measure(router: Router, task: Task, turn: int) -> Picture:
+    """Answer `task` routed and in both modes, in an order that changes with `turn` so that no way is always first."""
+    ways: list[Mode | None] = [None, *MODES]
+    answers = {way: ask_task(router, task, way) for way in ways[turn % 3 :] + ways[: turn % 3]}
+    decision, timing = answers[None].decision, answers[None].timing
+
+    def measured(answer: Answer) -> Measured:
+        return Measured(is_right(task, answer.text), round(answer.timing.total, 6))
+
+    return Picture(
+        task.family, task.language, task.prompt, measured(answers["instruct"]), measured(answers["thinking"]),
+        measured(answers[None]),
+        Decided(decision.mode, decision.p_instruct, decision.p_thinking, decision.caption,
+                timing.caption + timing.decide),
+        {source: decide_by(router, task, source) for source in SOURCES},
+    )  # fmt: skip
+
+
+def decide_by(router: Router, task: Task, source: str) -> Decided:
+    """The decision by one caption source. The tower runs before the clock starts: the answer needs it anyway."""
+    sent = media(task)
+    conversation = parse(task.prompt, sent.get("images"), sent.get("videos"), None, DEFAULT_LIMITS)
+    seen = conversation.videos[0] if task.is_video else conversation.pictures[0]
+    with router.request(conversation) as request:
+        request.pooled(seen)
+        began = time.perf_counter()
+        caption = ""  # a blank caption counts as none
+        if source == "caption by Instruct":
+            caption = request.caption(seen, CAPTION_PROMPT)
+        elif source == "vision probe" and router.selector.probe is not None:
+            caption = router.selector.probe.describe(request.pooled(seen))
+        elif source == "caption given":
+            caption = task.caption
+        decision = router.decide(task.prompt, caption=caption)
+        seconds = time.perf_counter() - began
+    return Decided(decision.mode, decision.p_instruct, decision.p_thinking, caption or None, round(seconds, 6))
+
+
+def run(router: Router, count: int, seed: str, partial: Path, head: dict[str, Any]) -> Iterator[Picture]:
+    """All `count` pictures of `seed` in order; those in `partial` are read, the others are measured and added to it.
+
+    `head` identifies router, pair and settings and is the file's first line. InputError if the file has another one.
+    """
+    kept = read_partial(partial, head)
+    yield from kept
+    router.load()
+    for turn, task in enumerate(draw_evenly(WARM_UP, f"{seed} warm-up")):
+        measure(router, task, turn)
+    tasks = itertools.islice(draw_evenly(count, seed), len(kept), None)
+    with partial.open("a", encoding="utf-8") as file:
+        if file.tell() == 0:
+            file.write(json.dumps(head) + "\n")
+        for turn, task in enumerate(tasks, start=len(kept)):
+            one = measure(router, task, turn)
+            file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
+            file.flush()
+            yield one
+
+
+def read_partial(partial: Path, head: dict[str, Any]) -> list[Picture]:
+    if not partial.exists():
+        return []
+    whole, newline, _ = partial.read_text(encoding="utf-8").rpartition("\n")  # the last line may be incomplete
+    partial.write_text(whole + newline, encoding="utf-8")
+    rows = [json.loads(line) for line in whole.splitlines()]
+    if rows and rows[0] != head:
+        raise InputError(f"{partial} was written with {rows[0]}, this run has {head}: delete the file to start again")
+    return [Picture.from_dict(row) for row in rows[1:]]
+
+
+def fingerprint(*folders: Path) -> str:
+    """SHA-256 of the weights in `folders`, 64 hex characters."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for file in sorted(folder.rglob("*.safetensors")):
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def summarize(rows: Sequence[Picture]) -> dict[str, Any]:
+    """All figures of the page, ready for JSON. ValueError if there are no pictures.
+
+    `ways`, `sources`, `tasks`: rows of the tables; accuracies and shares of Thinking in 0 to 1, mean seconds of an
+    answer, areas over random in points. `figures`: [value, 95 % interval] by name.
+    """
+    if not rows:
+        raise ValueError("a proof needs at least one picture")
+    right = np.asarray([[getattr(row, mode).right for row in rows] for mode in MODES], dtype=float)
+    seconds = np.asarray([[getattr(row, mode).seconds for row in rows] for mode in MODES])
+    routed = _thinking([row.decision for row in rows])
+    share, length = float(routed.mean()), np.asarray([float(len(row.prompt)) for row in rows])
+    chosen = {
+        "always instruct": np.zeros(len(rows)), "always thinking": np.ones(len(rows)),
+        "random, same share": np.full(len(rows), share),
+        "longest prompts, same share": share_by_score(length, share),
+        "routed": routed, "oracle": (right[1] > right[0]).astype(float),
+    }  # fmt: skip
+    got = np.asarray([float(row.routed.right) for row in rows])
+    ways: list[dict[str, Any]] = []
+    for name, sent in chosen.items():
+        correct, took = _mix(right, sent), _mix(seconds, sent)
+        if name == "routed":
+            correct, took = got, np.asarray([row.routed.seconds for row in rows])
+        mean = float(took.mean())
+        ways.append({
+            "name": name, "accuracy": float(correct.mean()), "interval": share_interval(correct), "seconds": mean,
+            "of_thinking": mean / float(seconds[1].mean()), "share": float(sent.mean()),
+        })  # fmt: skip
+    tasks = []
+    for name in sorted({row.task for row in rows}):
+        some = [row for row in rows if row.task == name]
+        accuracy = {way: float(np.mean([getattr(row, way).right for row in some])) for way in (*MODES, "routed")}
+        share = float(_thinking([row.decision for row in some]).mean())
+        tasks.append({"name": name, "pictures": len(some), **accuracy, "share": share,
+                      "seconds": float(np.mean([row.routed.seconds for row in some]))})  # fmt: skip
+    figures = _figures(rows, right, got, length)
+    summary = {"pictures": len(rows), "ways": ways, "figures": figures,
+               "sources": [_source(name, rows, right, seconds) for name in SOURCES], "tasks": tasks}  # fmt: skip
+    return {**summary, "requirements": _requirements({str(way["name"]): way for way in ways}, figures)}
+
+
+def _figures(rows: Sequence[Picture], right: Values, got: Values, length: Values) -> dict[str, Any]:
+    gains, gain, sampling = np.asarray([row.decision.gain for row in rows]), right[1] - right[0], Sampling(len(rows))
+    p = [np.asarray([getattr(row.decision, f"p_{mode}") for row in rows]) for mode in MODES]
+    area, whole = area_over_random(gains, *right), area_over_random(gain, *right)
+    prompt_alone = _gains(rows, SOURCES[0])
+    captured = headroom_captured(*(float(one.mean()) for one in (got, *right, np.maximum(*right))))
+    figures: dict[str, tuple[float | None, Interval | None]] = {
+        "area over random": (area, sampling.area(gains[None], gain)),
+        "area of the oracle": (whole, sampling.oracle_area(gain)),
+        "share of the oracle's area": (
+            (area / whole, sampling.share_of_oracle_area(gains, gain)) if whole else (None, None)
+        ),
+        "area of the longest prompts": (area_over_random(length, *right), sampling.area(length[None], gain)),
+        "headroom captured": (captured, sampling.headroom(got, *right)),
+    }
+    for name in SOURCES[1:]:
+        by_source = _gains(rows, name)
+        figures[f"area by {name} above the prompt alone"] = (
+            area_over_random(by_source, *right) - area_over_random(prompt_alone, *right),
+            sampling.area_difference(by_source, prompt_alone, gain),
         )
-        for one in proof.families
-    ]
-    must = [
-        (one.name, f"{one.measured:.3f}", f"{'at least' if one.least else 'at most'} {one.bound:g}",
-         "yes" if one.met else "**no**")
-        for one in proof.requirements
+    for mode, predicted, correct in zip(MODES, p, right, strict=True):
+        figures[f"ECE {mode}"] = ece(predicted, correct), None
+        figures[f"chance level of ECE {mode}"] = ece_if_calibrated(predicted), None
+    seconds = float(np.mean([row.decision.seconds for row in rows]))
+    return figures | {"seconds of caption and decision, with the tower": (seconds, None)}
+
+
+def _thinking(decisions: Sequence[Decided]) -> Values:
+    return np.asarray([float(decision.mode == "thinking") for decision in decisions])
+
+
+def _mix(both: Values, sent: Values) -> Values:
+    """Values of the chosen mode `[n]`, from those of both modes `[2, n]`; expected values for probabilities `sent`."""
+    return np.asarray(both[0] + sent * (both[1] - both[0]))
+
+
+def _gains(rows: Sequence[Picture], source: str) -> Values:
+    return np.asarray([row.sources[source].gain for row in rows])
+
+
+def _source(name: str, rows: Sequence[Picture], right: Values, seconds: Values) -> dict[str, Any]:
+    """`captioning`: seconds of caption and decision. `seconds`: these and the answer of the mode so chosen.
+
+    `same`: share of captions that equal the drawn ones.
+    """
+    decided = [row.sources[name] for row in rows]
+    sent, gains = _thinking(decided), _gains(rows, name)
+    same = [one.caption == row.sources["caption given"].caption for one, row in zip(decided, rows, strict=True)]
+    spent = float(np.mean([one.seconds for one in decided]))
+    return {
+        "name": name,
+        "area": area_over_random(gains, *right),
+        "interval": Sampling(len(rows)).area(gains[None], right[1] - right[0]),
+        "accuracy": float(_mix(right, sent).mean()),
+        "share": float(sent.mean()),
+        "captioning": spent,
+        "seconds": float(_mix(seconds, sent).mean()) + spent,
+        "same": float(np.mean(same)) if any(one.caption for one in decided) else None,
+    }
+
+
+def _requirements(ways: dict[str, Any], figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """`least`: whether the bound is a lower one. An undefined figure meets no requirement."""
+    routed, better = ways["routed"], max(ways[f"always {mode}"]["accuracy"] for mode in MODES)
+    nan = float("nan")
+    value = {name: nan if one is None else one for name, (one, _) in figures.items()}
+    low = {name: nan if interval is None else interval[0] for name, (_, interval) in figures.items()}
+    above = "area by {} above the prompt alone".format
+    rows = [
+        ("routed accuracy above the better single mode, points", 100 * (routed["accuracy"] - better), -0.5, True),
+        ("routed seconds, % of always thinking, all router costs in", 100 * routed["of_thinking"], 55, False),
+        ("area over random, % of the oracle's", 100 * value["share of the oracle's area"], 60, True),
+        ("ECE instruct", value["ECE instruct"], 0.03, False),
+        ("ECE thinking", value["ECE thinking"], 0.03, False),
+        *((f"{above(name)}, points, low end of the 95 % interval", low[above(name)], 0, True)
+          for name in ("vision probe", "caption by Instruct")),
     ]  # fmt: skip
-    settings = ", ".join(f"{name} {value}" for name, value in head.items())
-    return "\n\n".join([
-        "# Does routing pay? The pocket pair, proved",
-        f"{proof.pictures} fresh pictures. {settings}. {platform.machine()}, CPU, float32.",
-        f"Policy: `Target(thinking_share={THINKING_SHARE:.3f})`, resolved on the router's calibration records.",
-        "## What must be shown", _lines(("requirement", "measured", "bound", "met"), must),
-        "## Ways of choosing the mode",
-        _lines(("way", "accuracy", "95 % interval", "seconds", "of always thinking", "to Thinking"), ways),
-        READING,
-        "## Families",
-        _lines(("family", "pictures", "Instruct", "Thinking", "routed", "to Thinking", "routed seconds"), families),
-        "## Figures", _lines(("figure", "value", "95 % interval"), figures),
-        "## What the decision rests on",
-        _lines(("words from", "area over random", "95 % interval", "accuracy", "to Thinking", "captioning, s",
-                "seconds", "same words"), sources),
-        SOURCES,
-        "This file is written by `training/pocket/proof.py`.",
-    ]) + "\n"  # fmt: skip
+    return [
+        {"name": name, "measured": measured, "bound": bound, "least": least,
+         "met": measured >= bound if least else measured <= bound}
+        for name, measured, bound, least in rows
+    ]  # fmt: skip
 
 
-def _interval(interval: tuple[float, float] | None, form: str) -> str:
-    return "–" if interval is None else " – ".join(form.format(end) for end in interval)
-
-
-def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(table(head, rows))
+def page(summary: dict[str, Any], head: dict[str, Any]) -> str:
+    return render("proof.md", **summary, head=head, machine=platform.machine(), policy=THINKING_SHARE)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, POCKET / "router" / "proof", "path of page and figures, without .md")
     parser.add_argument("--count", type=int, default=2100)
     parser.add_argument("--seed", default="proof-2")
     parser.add_argument("--model", type=Path, default=POCKET)
     parser.add_argument("--router", type=Path, default=POCKET / "router")
-    parser.add_argument("--out", type=Path, default=POCKET / "router" / "proof", help="without .md")
     options = parser.parse_args()
     if options.count < 1:
-        parser.error("expected --count of at least 1")
+        parser.error("--count must be at least 1")
     head = {
         "seed": options.seed,
-        "thinking share": round(THINKING_SHARE, 4),
+        "thinking share": THINKING_SHARE,
         "router": fingerprint(options.router)[:16],
         "pair": fingerprint(options.model / "instruct", options.model / "thinking")[:16],
     }
     router = Router.from_pretrained(options.model, router=options.router, policy=Target(thinking_share=THINKING_SHARE))
     partial = options.out.with_suffix(".partial.jsonl")
     work = run(router, options.count, options.seed, partial, head)
-    rows = list(track(work, "proving", total=options.count))
-    proof = summarise(rows)
-    page = markdown(proof, head)
-    options.out.with_suffix(".md").write_text(page, encoding="utf-8")
-    text = json.dumps({**head, **asdict(proof)}, ensure_ascii=False, indent=1)
-    options.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    summary = summarize(list(track(work, "proving", total=options.count)))
+    text = page(summary, head)
+    replace_file(options.out.with_suffix(".md"), text.encode())
+    write_json(options.out.with_suffix(".json"), {**head, **summary})
     partial.unlink()
-    Console().print(Markdown(page))
+    Console().print(Markdown(text))
 
 
 if __name__ == "__main__":

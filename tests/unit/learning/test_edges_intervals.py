@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from training.bench.coverage import SCENARIOS, simulate, simulate_folds, true_values
-from training.bench.page import figures
+from training.page import figures
 from typer.testing import CliRunner
 
 from vlroute.cli.app import app

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from training.bench.checkpoint_2b import PairWriter
 from training.bench.memory import Soak, Stretch, soak
-from training.bench.page import render
 from training.bench.second_turn import SecondTurn, measure_second_turn
+from training.page import render
 
 from tests.integration.test_real_size import TINY
 from vlroute.types import MODES

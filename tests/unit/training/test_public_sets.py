@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from training.bench.page import PAGES, render
+from training.page import PAGES, render
 
 NAMES = ("gain AUC", "ECE instruct", "ECE thinking", "area of the longest prompts", "area of the oracle")
 

@@ -16,8 +16,8 @@ from training.bench.decision import (
     page_data,
     time_decisions,
 )
-from training.bench.page import POCKET, in_own_process, render
 from training.bench.retraining import Trained, draw_records, train_once
+from training.page import POCKET, in_own_process, render
 
 from vlroute.decision import ComplexityClassifier
 from vlroute.records import outcomes, read_records, write_records

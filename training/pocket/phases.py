@@ -1,13 +1,13 @@
-"""What each training stage practises. Every stage gives one loss and how often each family came out whole.
+"""The phases of training: settings, examples, and losses with the exact-match accuracy of each kind of example.
 
 tower        the vision encoder alone: which glyph lies in each patch, for both frames of a pair
 transcripts  the whole model: list, count and follow everything in the picture; easy questions answered at once
-instruct     the language model alone, tower frozen: answer at once, say a short caption
-thinking     the language model alone, tower frozen: look and reason step by step, answer
-..._more, ..._last   the same once more, with practice of what lagged behind
+instruct     the language model with a frozen tower: answer at once, write a short caption
+thinking     the language model with a frozen tower: look and reason step by step, answer
+..._more, ..._last   the same again, with practice of tasks of low accuracy
 
-A target predicted right token by token with the truth before it is exactly one that greedy decoding would write,
-so the share of whole targets in the (always fresh) training batches is the exact-match accuracy.
+If every token of a target is predicted correctly after the correct tokens before it, greedy decoding writes this
+target. The batches are always new, so the share of such targets is the exact-match accuracy.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from training.pocket.data import (
     answer_example,
     caption_example,
     cut_patches,
+    draw_links,
     draw_pairs,
     links_example,
     sums_example,
@@ -40,38 +41,37 @@ from training.pocket.data import (
     times_example,
     transcript_example,
 )
-from training.pocket.practice import draw_links
 from vlroute.pocket.tasks import Task, draw_task
 from vlroute.types import Mode
 
 Scores = dict[str, tuple[float, int]]  # name → (share right, how many)
-LINKED = {"gui": 1.0, "hop": 1.0}
-FIRST_READING = 400  # steps of the transcripts stage
+LINKED = {"gui": 1.0, "hop": 1.0}  # tasks whose pictures hold links
+FIRST_READING = 400  # steps of the phase transcripts
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """How one stage trains: where it starts, for how long, at which rate, for which mode (None: for both)."""
+class Phase:
+    """Settings of a phase. `mode`: None for both. `start`: the phase whose weights it starts from."""
 
     name: str
     mode: Mode | None
     start: str | None
     steps: int
     rate: float
-    tower_rate: float  # times `rate`; 0 freezes the tower and its mergers
+    tower_rate: float  # relative to `rate`; 0 freezes the tower and its mergers
     threads: int
 
 
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage("tower", None, None, 700, 2e-3, 1.0, 2),
-        Stage("transcripts", None, "tower", 1800, 2e-3, 0.15, 2),
-        Stage("instruct", "instruct", "transcripts", 2000, 1.5e-3, 0.0, 1),
-        Stage("instruct_more", "instruct", "instruct", 700, 8e-4, 0.0, 1),
-        Stage("instruct_last", "instruct", "instruct_more", 600, 6e-4, 0.0, 1),
-        Stage("thinking", "thinking", "transcripts", 1600, 1.5e-3, 0.0, 1),
-        Stage("thinking_more", "thinking", "thinking", 700, 8e-4, 0.0, 1),
+PHASES = {
+    phase.name: phase
+    for phase in (
+        Phase("tower", None, None, 700, 2e-3, 1.0, 2),
+        Phase("transcripts", None, "tower", 1800, 2e-3, 0.15, 2),
+        Phase("instruct", "instruct", "transcripts", 2000, 1.5e-3, 0.0, 1),
+        Phase("instruct_more", "instruct", "instruct", 700, 8e-4, 0.0, 1),
+        Phase("instruct_last", "instruct", "instruct_more", 600, 6e-4, 0.0, 1),
+        Phase("thinking", "thinking", "transcripts", 1600, 1.5e-3, 0.0, 1),
+        Phase("thinking_more", "thinking", "thinking", 700, 8e-4, 0.0, 1),
     )
 }
 
@@ -184,7 +184,7 @@ def thinking_examples(
             yield [answer_example(task, "thinking") for task in tasks]
 
 
-# the later stages practise what lagged behind: easy screens; angles, and at which second a letter showed
+# the later phases practice what had low accuracy: easy screens, angles, and the second at which a letter appeared
 more_instruct = partial(
     instruct_examples, families={"ocr": 0.6, "count": 1.6, "math": 0.5, "gui": 3.0, "hop": 0.8}, levels=MOSTLY_EASY
 )

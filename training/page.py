@@ -1,4 +1,4 @@
-"""Shared by all benchmarks: paths, progress, a process of its own, and pages written from Jinja templates."""
+"""Shared by benchmarks and recipes: paths, progress, a process of its own, and pages written from Jinja templates."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from vlroute.decision.wilson import wilson_interval
 from vlroute.files import replace_file
 
 T = TypeVar("T")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "benchmarks"
 POCKET = ROOT / "models" / "pocket"
 STARTED = time.monotonic()
 
 
-def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser whose help keeps the lines of a module's docstring, with `--out` for the folder of the page."""
+def argument_parser(
+    description: str | None, out: Path | None = PAGES, out_help: str = "folder of the page and its figures"
+) -> argparse.ArgumentParser:
+    """A parser whose help keeps the lines of a module's docstring, with `--out`; required if there is no default."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=PAGES, help="folder of the page and its figures")
+    parser.add_argument("--out", type=Path, default=out, required=out is None, help=out_help)
     return parser
 
 
@@ -108,7 +110,7 @@ def environment(*packages: str) -> str:
 
 
 def main() -> None:
-    """Write all pages anew from their committed figures: `python -m training.bench.page`."""
+    """Write all pages anew from their committed figures: `python -m training.page`."""
     for path in sorted(PAGES.glob("*.json")):
         publish(path.stem, json.loads(path.read_text("utf-8")))
 
