@@ -155,7 +155,7 @@ class Sources:
 
         Args:
             instruct, thinking: (base URL with /v1, the model's name there), or an `Endpoint` for keys, headers and
-                deadlines; see docs/endpoints.md.
+                deadlines; see docs/how-to/endpoints.md.
             others: as of `from_pretrained`. Only what is set is sent; else the servers' own settings hold.
         """
         from vlroute.engine.remote.client import RemoteEngine

@@ -669,4 +669,4 @@ def test_a_missing_file_of_endpoints_is_a_wrong_input(tmp_path: Path, capsys: py
         with pytest.raises(SystemExit) as end:
             run(["ask", "hi", "--model", str(file)])
         assert end.value.code == 2
-        assert "docs/endpoints" in capsys.readouterr().err
+        assert "endpoints.md" in capsys.readouterr().err

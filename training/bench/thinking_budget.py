@@ -81,8 +81,8 @@ def main() -> None:
         url = f"{server}/v1"
         thinking = Endpoint(url, "thinking", budget_field="thinking_budget")
         ways: list[tuple[str, Ask, int]] = [
-            ("in process, `rows=1`", by_router(Router.from_pretrained()), 1),
-            ("in process, `rows=8`", by_router(Router.from_pretrained(max_num_seqs=8)), CLIENTS),
+            ("in process, `max_num_seqs=1`", by_router(Router.from_pretrained()), 1),
+            ("in process, `max_num_seqs=8`", by_router(Router.from_pretrained(max_num_seqs=8)), CLIENTS),
             ("HTTP", by_client(openai.OpenAI(base_url=url, api_key="none", timeout=600)), CLIENTS),
             ("endpoints", by_router(Router.from_endpoints((url, "instruct"), thinking)), CLIENTS),
         ]

@@ -210,7 +210,7 @@ def read_endpoints(file: Path) -> tuple[Endpoint, Endpoint]:
         found = json.loads(read_at_most(file, MOST_BYTES))
     except OSError as error:
         why = error.strerror or error
-        raise InputError(f"{file}: {why}; pass an existing JSON file of endpoints (docs/endpoints.md)") from error
+        raise InputError(f"{file}: {why}; pass an existing JSON file of endpoints (docs/how-to/endpoints.md)") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not JSON ({error})") from error
     if not isinstance(found, dict) or set(found) != set(MODES):
