@@ -210,7 +210,8 @@ def read_endpoints(file: Path) -> tuple[Endpoint, Endpoint]:
         found = json.loads(read_at_most(file, MOST_BYTES))
     except OSError as error:
         why = error.strerror or error
-        raise InputError(f"{file}: {why}; pass an existing JSON file of endpoints (docs/how-to/endpoints.md)") from error
+        remedy = "pass an existing JSON file of endpoints (docs/how-to/endpoints.md)"
+        raise InputError(f"{file}: {why}; {remedy}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not JSON ({error})") from error
     if not isinstance(found, dict) or set(found) != set(MODES):
