@@ -41,7 +41,6 @@ def on_config(config: MkDocsConfig) -> None:
     if repository():
         config.repo_url = repository()
         config.repo_name = "/".join(repository().split("/")[-2:])
-        config.edit_uri = "edit/main/docs/"
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
