@@ -1,25 +1,36 @@
-"""vlroute: should this vision-language request think?
+"""vlroute decides per vision-language request whether a model answers at once or reasons first.
 
-Names are loaded when first used: `import vlroute` brings neither torch nor transformers.
+The public names of this module are loaded when they are first used: `import vlroute` imports neither torch nor
+transformers. Training and evaluation are in `vlroute.learning`, the HTTP server in `vlroute.serving`.
 """
 
 from __future__ import annotations
 
 import logging
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vlroute.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vlroute.chat import Chat as Chat
     from vlroute.chat import Turn as Turn
+    from vlroute.decision.captions import Captioner as Captioner
     from vlroute.decision.captions import OcrCaptioner as OcrCaptioner
+    from vlroute.decision.classifier import ComplexityClassifier as ComplexityClassifier
+    from vlroute.decision.classifier import Prediction as Prediction
+    from vlroute.decision.latency import LatencyModel as LatencyModel
     from vlroute.decision.policy import Policy as Policy
+    from vlroute.decision.target import Preset as Preset
     from vlroute.decision.target import Target as Target
     from vlroute.decision.tradeoff import OperatingPoint as OperatingPoint
+    from vlroute.decision.vision_probe import VisionProbe as VisionProbe
     from vlroute.engine.cache.disk import DiskTier as DiskTier
     from vlroute.engine.cache.prefix import PrefixCache as PrefixCache
+    from vlroute.engine.cache.prefix import PrefixStats as PrefixStats
+    from vlroute.engine.cache.vision import CacheStats as CacheStats
     from vlroute.engine.cache.vision import VisionCache as VisionCache
     from vlroute.engine.remote.endpoint import Endpoint as Endpoint
+    from vlroute.engine.remote.endpoint import read_endpoints as read_endpoints
     from vlroute.errors import ArtifactError as ArtifactError
     from vlroute.errors import ChatBusyError as ChatBusyError
     from vlroute.errors import ChatFileError as ChatFileError
@@ -37,85 +48,72 @@ if TYPE_CHECKING:
     from vlroute.errors import UnknownAnswerError as UnknownAnswerError
     from vlroute.errors import UnreadableMediaError as UnreadableMediaError
     from vlroute.errors import VLRouteError as VLRouteError
-    from vlroute.inputs.media import FrameSampling as FrameSampling
-    from vlroute.inputs.media import Limits as Limits
+    from vlroute.inputs.limits import Limits as Limits
     from vlroute.inputs.media import Picture as Picture
-    from vlroute.inputs.media import PixelBudget as PixelBudget
     from vlroute.inputs.media import Video as Video
     from vlroute.inputs.media import load_picture as load_picture
     from vlroute.inputs.media import load_video as load_video
+    from vlroute.inputs.pixel_budget import PixelBudget as PixelBudget
+    from vlroute.inputs.video import FrameSampling as FrameSampling
+    from vlroute.records import Outcome as Outcome
+    from vlroute.records import Record as Record
+    from vlroute.records import Skipped as Skipped
+    from vlroute.records import read_records as read_records
+    from vlroute.records import write_records as write_records
     from vlroute.router import Router as Router
+    from vlroute.store import Store as Store
     from vlroute.types import Answer as Answer
     from vlroute.types import AnswerDelta as AnswerDelta
     from vlroute.types import Decided as Decided
     from vlroute.types import Decision as Decision
     from vlroute.types import Event as Event
     from vlroute.types import Finished as Finished
+    from vlroute.types import FinishReason as FinishReason
     from vlroute.types import Mode as Mode
+    from vlroute.types import ModeChoice as ModeChoice
+    from vlroute.types import ModelIdentity as ModelIdentity
+    from vlroute.types import Stage as Stage
     from vlroute.types import ThinkingDelta as ThinkingDelta
     from vlroute.types import Timing as Timing
     from vlroute.types import Usage as Usage
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Answer": "vlroute.types",
-    "AnswerDelta": "vlroute.types",
-    "ArtifactError": "vlroute.errors",
-    "Chat": "vlroute.chat",
-    "ChatBusyError": "vlroute.errors",
-    "ChatFileError": "vlroute.errors",
-    "CheckpointError": "vlroute.errors",
-    "Decided": "vlroute.types",
-    "Decision": "vlroute.types",
-    "DiskTier": "vlroute.engine.cache.disk",
-    "Endpoint": "vlroute.engine.remote.endpoint",
-    "EndpointError": "vlroute.errors",
-    "Event": "vlroute.types",
-    "MissingExtraError": "vlroute.errors",
-    "Finished": "vlroute.types",
-    "FrameSampling": "vlroute.inputs.media",
-    "InputError": "vlroute.errors",
-    "LimitError": "vlroute.errors",
-    "Limits": "vlroute.inputs.media",
-    "MessageError": "vlroute.errors",
-    "Mode": "vlroute.types",
-    "ModeUnavailableError": "vlroute.errors",
-    "OcrCaptioner": "vlroute.decision.captions",
-    "OperatingPoint": "vlroute.decision.tradeoff",
-    "Picture": "vlroute.inputs.media",
-    "PixelBudget": "vlroute.inputs.media",
-    "Policy": "vlroute.decision.policy",
-    "PrefixCache": "vlroute.engine.cache.prefix",
-    "Router": "vlroute.router",
-    "OutputError": "vlroute.errors",
-    "RouterClosedError": "vlroute.errors",
-    "SettingsError": "vlroute.errors",
-    "StoreError": "vlroute.errors",
-    "Target": "vlroute.decision.target",
-    "ThinkingDelta": "vlroute.types",
-    "Timing": "vlroute.types",
-    "Turn": "vlroute.chat",
-    "UnknownAnswerError": "vlroute.errors",
-    "UnreadableMediaError": "vlroute.errors",
-    "Usage": "vlroute.types",
-    "VLRouteError": "vlroute.errors",
-    "Video": "vlroute.inputs.media",
-    "VisionCache": "vlroute.engine.cache.vision",
-    "load_picture": "vlroute.inputs.media",
-    "load_video": "vlroute.inputs.media",
-}
-__all__ = [*_HOMES, "__version__"]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "vlroute.chat": ["Chat", "Turn"],
+        "vlroute.decision.captions": ["Captioner", "OcrCaptioner"],
+        "vlroute.decision.classifier": ["ComplexityClassifier", "Prediction"],
+        "vlroute.decision.latency": ["LatencyModel"],
+        "vlroute.decision.policy": ["Policy"],
+        "vlroute.decision.target": ["Preset", "Target"],
+        "vlroute.decision.tradeoff": ["OperatingPoint"],
+        "vlroute.decision.vision_probe": ["VisionProbe"],
+        "vlroute.engine.cache.disk": ["DiskTier"],
+        "vlroute.engine.cache.prefix": ["PrefixCache", "PrefixStats"],
+        "vlroute.engine.cache.vision": ["CacheStats", "VisionCache"],
+        "vlroute.engine.remote.endpoint": ["Endpoint", "read_endpoints"],
+        "vlroute.errors": [
+            "ArtifactError", "ChatBusyError", "ChatFileError", "CheckpointError", "EndpointError", "InputError",
+            "LimitError", "MessageError", "MissingExtraError", "ModeUnavailableError", "OutputError",
+            "RouterClosedError", "SettingsError", "StoreError", "UnknownAnswerError", "UnreadableMediaError",
+            "VLRouteError",
+        ],
+        "vlroute.inputs.limits": ["Limits"],
+        "vlroute.inputs.media": ["Picture", "Video", "load_picture", "load_video"],
+        "vlroute.inputs.pixel_budget": ["PixelBudget"],
+        "vlroute.inputs.video": ["FrameSampling"],
+        "vlroute.records": ["Outcome", "Record", "Skipped", "read_records", "write_records"],
+        "vlroute.router": ["Router"],
+        "vlroute.store": ["Store"],
+        "vlroute.types": [
+            "Answer", "AnswerDelta", "Decided", "Decision", "Event", "FinishReason", "Finished", "Mode", "ModeChoice",
+            "ModelIdentity", "Stage", "ThinkingDelta", "Timing", "Usage",
+        ],
+    },
+)  # fmt: skip
+__all__ += ["__version__"]
 
 # if torchao is installed, transformers imports it and torch logs a deprecation that users cannot act on
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: "register_constant" not in str(record.msg))
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vlroute' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

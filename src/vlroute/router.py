@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from vlroute.chat import Chat
 from vlroute.checks import refused
+from vlroute.decision.captions import Captioner
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.policy import Policy
-from vlroute.decision.selector import CaptionSource, MediaCaptioner, ModeSelector
+from vlroute.decision.selector import CaptionSource, ModeSelector
 from vlroute.decision.target import Preset, Target
 from vlroute.decision.tradeoff import OperatingPoint
 from vlroute.decision.vision_probe import VisionProbe, probe_of
@@ -60,7 +61,7 @@ class Sources:
         thinking: str | Path | None = None,
         router: str | Path | None = None,
         policy: Policy | Target | Preset | None = None,
-        captioner: MediaCaptioner | CaptionSource | None = None,
+        captioner: Captioner | CaptionSource | None = None,
         limits: Limits = DEFAULT_LIMITS,
         device: Any = None,
         dtype: Any = None,
@@ -145,7 +146,7 @@ class Sources:
         *,
         router: str | Path | None = None,
         policy: Policy | Target | Preset | None = None,
-        captioner: MediaCaptioner | Literal["instruct"] | None = None,
+        captioner: Captioner | Literal["instruct"] | None = None,
         limits: Limits = DEFAULT_LIMITS,
         generation: Mapping[str, Any] | None = None,
         store: Store | str | Path | None = None,
@@ -214,7 +215,7 @@ class Router(Sources):
         *,
         classifier: ComplexityClassifier | None = None,
         policy: Policy | Target | Preset | None = None,
-        captioner: MediaCaptioner | CaptionSource | None = None,
+        captioner: Captioner | CaptionSource | None = None,
         probe: VisionProbe | None = None,
         limits: Limits = DEFAULT_LIMITS,
         loading: Mapping[str, Any] | None = None,

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from vlroute import Router
 from vlroute.errors import InputError
 from vlroute.learning import collect as collecting
-from vlroute.learning.collect import Collected, collect, collected_page, collected_table, main, parse_settings
+from vlroute.learning.collect import Collected, collect_records, collected_page, collected_table, main, parse_settings
 from vlroute.learning.dataset import Source
 from vlroute.learning.grading import Agreement, Number, exact
 from vlroute.pocket.tasks import draw_task
@@ -50,7 +50,7 @@ def write_data(folder: Path, count: int, family: str | None = None) -> Path:
 
 def test_records_of_both_modes_with_their_report(router: Router, tmp_path: Path) -> None:
     data, out, console = write_data(tmp_path, 6), tmp_path / "out" / "records.jsonl", quiet()
-    result = collect(router, data, out, answers=tmp_path / "said.jsonl", console=console)
+    result = collect_records(router, data, out, answers=tmp_path / "said.jsonl", console=console)
     assert result == Collected(recorded=6)
     records = list(read_records(out))
     assert [record.id for record in records] == [f"row-{number}" for number in range(6)]
@@ -76,7 +76,7 @@ def test_a_video_and_a_given_caption(router: Router, tmp_path: Path) -> None:
     data = write_data(tmp_path, 1, "video")
     row = {**json.loads(data.read_text()), "caption": "a lamp that flashes"}
     data.write_text(json.dumps(row))
-    collect(router, data, tmp_path / "r.jsonl", console=quiet())
+    collect_records(router, data, tmp_path / "r.jsonl", console=quiet())
     (record,) = read_records(tmp_path / "r.jsonl")
     assert record.caption == "a lamp that flashes"
 
@@ -86,7 +86,7 @@ def test_bad_rows_are_reported_and_tried_again(router: Router, tmp_path: Path) -
     good = data.read_text().splitlines()
     missing = json.dumps({"prompt": "?", "image": "later.png", "answer": "1"})
     data.write_text("\n".join([good[0], missing, "no json", json.dumps({"prompt": "?"}), good[0], good[1]]))
-    result = collect(router, data, out, console=quiet())
+    result = collect_records(router, data, out, console=quiet())
     assert (result.recorded, result.failed, result.skipped) == (2, 4, 0)
     for reason, why in zip(
         result.reasons, (r":2 .*later\.png", r"jsonl:3: ", "no gold answer", "the same row"), strict=True
@@ -94,7 +94,7 @@ def test_bad_rows_are_reported_and_tried_again(router: Router, tmp_path: Path) -
         assert re.search(why, reason)
     assert "later.png" in (tmp_path / "r.report.md").read_text("utf-8")
     (tmp_path / "0-0.png").rename(tmp_path / "later.png")  # rows done need their pictures no more
-    again = collect(router, data, out, console=quiet())
+    again = collect_records(router, data, out, console=quiet())
     assert (again.recorded, again.failed, again.skipped) == (1, 3, 2)
     assert len(list(read_records(out))) == 3
 
@@ -102,17 +102,17 @@ def test_bad_rows_are_reported_and_tried_again(router: Router, tmp_path: Path) -
 def test_where_every_row_fails_it_stops(router: Router, tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"question": "?"}\n' * 100)
     with pytest.raises(InputError, match=r"all of the first 20 rows failed.*d\.jsonl:1: 'prompt' must be"):
-        collect(router, tmp_path / "d.jsonl", tmp_path / "r.jsonl", console=quiet())
+        collect_records(router, tmp_path / "d.jsonl", tmp_path / "r.jsonl", console=quiet())
     (tmp_path / "d.jsonl").write_text("")
     with pytest.raises(InputError, match="holds no rows"):
-        collect(router, tmp_path / "d.jsonl", tmp_path / "r.jsonl", console=quiet())
+        collect_records(router, tmp_path / "d.jsonl", tmp_path / "r.jsonl", console=quiet())
 
 
 def test_without_gold_the_modes_judge_each_other(router: Router, tmp_path: Path) -> None:
     data, out = write_data(tmp_path, 6), tmp_path / "r.jsonl"
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     data.write_text("\n".join(json.dumps({**row, "answer": None}) for row in rows[1:]) + "\n" + json.dumps(rows[0]))
-    result = collect(router, data, out, agreement=Agreement(exact, 0.9, 0.1, 0.6), console=quiet())
+    result = collect_records(router, data, out, agreement=Agreement(exact, 0.9, 0.1, 0.6), console=quiet())
     assert (result.recorded, result.without_gold) == (6, 5)
     *unlabelled, labelled = read_records(out)
     pairs = {(record.instruct.correct, record.thinking.correct) for record in unlabelled}
@@ -128,34 +128,34 @@ def test_a_judge_that_fails_and_one_out_of_range(router: Router, tmp_path: Path)
         raise RuntimeError("my judge is broken")
 
     with pytest.raises(InputError, match="my judge is broken"):
-        collect(router, data, tmp_path / "a.jsonl", grader=broken, console=quiet())
+        collect_records(router, data, tmp_path / "a.jsonl", grader=broken, console=quiet())
     with pytest.raises(InputError, match="'correct' must be"):
-        collect(router, data, tmp_path / "b.jsonl", grader=lambda *_: 7.0, console=quiet())
+        collect_records(router, data, tmp_path / "b.jsonl", grader=lambda *_: 7.0, console=quiet())
 
 
 def test_settings_must_stay_the_same(router: Router, tmp_path: Path) -> None:
     data, out = write_data(tmp_path, 1), tmp_path / "r.jsonl"
-    collect(router, data, out, grader=Number(0.1), generation={"do_sample": False}, console=quiet())
-    collect(router, data, out, grader=Number(0.1), generation={"do_sample": False}, console=quiet())
+    collect_records(router, data, out, grader=Number(0.1), generation={"do_sample": False}, console=quiet())
+    collect_records(router, data, out, grader=Number(0.1), generation={"do_sample": False}, console=quiet())
     with pytest.raises(InputError, match=r"begun with judge 'Number\(tolerance=0\.1\)'"):
-        collect(router, data, out, grader=Number(0.2), generation={"do_sample": False}, console=quiet())
+        collect_records(router, data, out, grader=Number(0.2), generation={"do_sample": False}, console=quiet())
     with pytest.raises(InputError, match="begun with generation"):
-        collect(router, data, out, grader=Number(0.1), console=quiet())
+        collect_records(router, data, out, grader=Number(0.1), console=quiet())
     with pytest.raises(TypeError, match="unknown generation setting"):
-        collect(router, data, tmp_path / "s.jsonl", generation={"temprature": 1}, console=quiet())
+        collect_records(router, data, tmp_path / "s.jsonl", generation={"temprature": 1}, console=quiet())
     (tmp_path / "mine.jsonl").write_text("")
     with pytest.raises(InputError, match="choose another file"):
-        collect(router, data, tmp_path / "mine.jsonl", console=quiet())
+        collect_records(router, data, tmp_path / "mine.jsonl", console=quiet())
     with pytest.raises(InputError, match=r"\.jsonl file"):
-        collect(router, data, tmp_path / "r.jsonl.gz", console=quiet())
+        collect_records(router, data, tmp_path / "r.jsonl.gz", console=quiet())
 
 
 def test_limit_and_columns(router: Router, tmp_path: Path) -> None:
     data, out = write_data(tmp_path, 4), tmp_path / "r.jsonl"
     data.write_text(data.read_text().replace('"prompt"', '"question"'))
     columns = {"prompt": ["question"]}
-    assert collect(router, data, out, columns=columns, limit=2, console=quiet()).recorded == 2
-    more = collect(router, data, out, columns=columns, limit=3, console=quiet())
+    assert collect_records(router, data, out, columns=columns, limit=2, console=quiet()).recorded == 2
+    more = collect_records(router, data, out, columns=columns, limit=3, console=quiet())
     assert (more.recorded, more.skipped) == (1, 2)
 
 
@@ -169,7 +169,7 @@ def test_an_interrupt_keeps_what_was_done(router: Router, tmp_path: Path, monkey
         return exact(text, example)
 
     with pytest.raises(KeyboardInterrupt):
-        collect(router, data, out, grader=grader, console=quiet())
+        collect_records(router, data, out, grader=grader, console=quiet())
     assert [record.id for record in read_records(out)] == ["row-0"]
     assert (tmp_path / "r.settings.json").is_file()
 

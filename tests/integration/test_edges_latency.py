@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlroute import Decision, Policy, Router, Target
-from vlroute.decision import LatencyModel
+from vlroute import Decision, LatencyModel, Policy, Router, Target
 from vlroute.decision.classifier import Prediction
 from vlroute.types import MODES, Mode, other
 

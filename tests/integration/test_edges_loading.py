@@ -19,8 +19,8 @@ from safetensors.numpy import load_file, save_file
 from vlroute import Router
 from vlroute.errors import ArtifactError, CheckpointError
 from vlroute.files import shipped
-from vlroute.learning.collect import collect
-from vlroute.learning.train import train
+from vlroute.learning.collect import collect_records
+from vlroute.learning.train import train_router
 from vlroute.records import Outcome, Record, write_records
 from vlroute.types import MODES
 
@@ -389,9 +389,9 @@ def test_training_records_the_pair_that_answered(
 ) -> None:
     rows = [{"id": str(i), "prompt": f"Add {i} and 3.", "answer": str(i + 3)} for i in range(50)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    collect(router, tmp_path / "rows.jsonl", tmp_path / "records.jsonl", generation={"max_new_tokens": 2})
+    collect_records(router, tmp_path / "rows.jsonl", tmp_path / "records.jsonl", generation={"max_new_tokens": 2})
     quick: dict[str, Any] = {"encoder": None, "folds": 2, "seeds": 1, "candidate": "words", "jobs": 1}
-    train([tmp_path / "records.jsonl"], tmp_path / "router", **quick)
+    train_router([tmp_path / "records.jsonl"], tmp_path / "router", **quick)
     with caplog.at_level(logging.WARNING):
         Router.from_pretrained(pair, router=tmp_path / "router").load()
     assert "trained for the pair" not in caplog.text
@@ -408,7 +408,7 @@ def test_records_that_name_no_pair_or_several(tmp_path: Path) -> None:
         right = Outcome(True, 3, 0.5)
         records = [Record(str(i), f"Add {i}.", None, right, right, pair=pairs[i % len(pairs)]) for i in range(50)]
         write_records(tmp_path / f"{name}.jsonl", records)
-        train([tmp_path / f"{name}.jsonl"], tmp_path / name, model=pair, **quick)
+        train_router([tmp_path / f"{name}.jsonl"], tmp_path / name, model=pair, **quick)
         return json.loads((tmp_path / name / "router.json").read_text("utf-8")).get("pair")
 
     assert learn("silent", [""]) is None

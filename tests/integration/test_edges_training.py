@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from vlroute import Router
 from vlroute.cli.app import app
 from vlroute.errors import InputError
-from vlroute.learning.train import train
+from vlroute.learning.train import train_router
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"instruct": "nowhere/instruct", "thinking": "nowhere/thinking"}  # deciding never opens a checkpoint
@@ -58,7 +58,7 @@ def learn(folder: Path, lines: list[Any], **options: Any) -> str:
     """Train on these lines and return the output. The artifact is in `folder / "router"`."""
     said = io.StringIO()
     quick: dict[str, Any] = {"folds": 2, "seeds": 1, "encoder": None, "candidate": "words"}
-    train(
+    train_router(
         [written(folder / "records.jsonl", lines)], folder / "router", console=Console(file=said, width=1000),
         **quick | options,
     )  # fmt: skip

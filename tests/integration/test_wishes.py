@@ -15,7 +15,7 @@ from vlroute.decision.artifact import WEIGHTS_FILE
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.errors import ArtifactError
 from vlroute.learning.fit import fit_classifier
-from vlroute.learning.train import train
+from vlroute.learning.train import train_router
 from vlroute.records import write_records
 
 PAIR = {"instruct": "nowhere/instruct", "thinking": "nowhere/thinking"}  # deciding never opens a checkpoint
@@ -25,7 +25,7 @@ PAIR = {"instruct": "nowhere/instruct", "thinking": "nowhere/thinking"}  # decid
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wishes")
     write_records(folder / "records.jsonl", draw_records(600)[1])
-    train(
+    train_router(
         [folder / "records.jsonl"], folder / "router", folds=3, seeds=1, together="record",
         console=Console(file=io.StringIO()),
     )  # fmt: skip

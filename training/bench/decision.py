@@ -24,8 +24,8 @@ from rich.console import Console
 
 from training.page import POCKET, ROOT, argument_parser, environment, in_own_process, publish, step
 from training.prior.build import prior_records
-from vlroute.decision import ComplexityClassifier, Decision, Policy
-from vlroute.learning.train import train
+from vlroute import ComplexityClassifier, Decision, Policy
+from vlroute.learning.train import train_router
 
 REQUESTS, WARM_UP, BLOCK, STARTS = 2000, 200, 100, 5
 ONE_CORE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
@@ -161,7 +161,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="vlroute-decision-") as temporary:
         names = {folder: os.path.relpath(folder.resolve(), ROOT) for folder in options.router}
         if options.records:
-            train(options.records, temporary, folds=2, seeds=1, console=Console(stderr=True))
+            train_router(options.records, temporary, folds=2, seeds=1, console=Console(stderr=True))
             names[Path(temporary)] = "trained on " + ", ".join(path.name for path in options.records)
         step("warm decisions")
         times = in_own_process(time_routers, list(names), options.minilm, options.requests)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from training.page import argument_parser, figures, publish
 from vlroute.decision.text_encoder import STATIC
-from vlroute.learning.train import train
+from vlroute.learning.train import train_router
 
 SETS = ("gsm8k", "mmmu_pro", "mathvista", "math_v")
 FIGURES = (
@@ -26,7 +26,7 @@ FIGURES = (
 def measure(path: Path, encoder: str, seeds: int) -> dict[str, Any]:
     """The figures of one set, each as value, low and high end."""
     with tempfile.TemporaryDirectory(prefix="vlroute-public-") as folder:
-        result = train([path], folder, seeds=seeds, encoder=encoder, console=Console())
+        result = train_router([path], folder, seeds=seeds, encoder=encoder, console=Console())
     return {
         "records": result.records,
         "seeds": seeds,

@@ -26,7 +26,7 @@ from training.prior.prompts import LANGUAGES, draw_prompts, load_wordings, put
 from training.prior.scores import BENCHMARKS
 from vlroute.decision.features import tokenise
 from vlroute.decision.latency import ASSUMED_PER_TOKEN, ASSUMED_PREFILL
-from vlroute.learning.train import train
+from vlroute.learning.train import train_router
 from vlroute.records import Outcome, Record, write_records
 from vlroute.types import MODES, Mode
 
@@ -127,7 +127,7 @@ def train_once(records: Path) -> Trained:
     """Train on `records` with the defaults."""
     with peak_memory() as peak, tempfile.TemporaryDirectory(prefix="vlroute-retraining-") as folder:
         start = time.perf_counter()
-        evaluation = train([records], folder, console=Console(quiet=True))
+        evaluation = train_router([records], folder, console=Console(quiet=True))
         seconds = time.perf_counter() - start
         artifact = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     return Trained(evaluation.records, seconds, peak[0], artifact, evaluation.figures["area over random"].value)

@@ -59,10 +59,10 @@ def train(
     vlroute train records.jsonl --out my-router
     """
     try:
-        from vlroute.learning.train import train as learn
+        from vlroute.learning.train import train_router
     except ModuleNotFoundError as error:
         raise MissingExtraError(error, "train") from error
-    learn(
+    train_router(
         records,
         out,
         oof=oof,
@@ -99,7 +99,7 @@ def evaluate(
     """
     try:
         from vlroute.decision.artifact import artifact_files
-        from vlroute.learning.assess import as_page, as_values, assess
+        from vlroute.learning.assess import as_page, as_values, evaluate_router
         from vlroute.learning.report import as_table, families_table, figures_table
     except ModuleNotFoundError as error:
         raise MissingExtraError(error, "train") from error
@@ -107,7 +107,7 @@ def evaluate(
     check_outputs(*filter(None, (out, as_json)), inputs=[*records, *artifact_files(router)])
     console, notes = Console(), Console(stderr=True)
     target = policy or (0.1 if price is None else price)
-    found = assess(records, router, target, together=together, strict=strict, console=notes)
+    found = evaluate_router(records, router, target, together=together, strict=strict, console=notes)
     for warning in found.warnings:
         notes.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     console.print(as_table(found.evaluation, found.kind))

@@ -25,13 +25,8 @@ class HasDigest(Protocol):
 
 
 P = TypeVar("P", bound=HasDigest)
-P_contra = TypeVar("P_contra", bound=HasDigest, contravariant=True)
-
-
-class Captioner(Protocol[P_contra]):
-    """Describes one picture in a few words. May be slow; may raise."""
-
-    def __call__(self, picture: P_contra, /) -> str: ...
+#: Describes one picture or video in a few words. May be slow and may raise.
+Captioner = Callable[[Picture | Video], str]
 
 
 class CachedCaptioner(Generic[P]):
@@ -41,7 +36,7 @@ class CachedCaptioner(Generic[P]):
     failure propagates and is not kept: the next call tries again.
     """
 
-    def __init__(self, captioner: Captioner[P], max_items: int = 4096) -> None:
+    def __init__(self, captioner: Callable[[P], str], max_items: int = 4096) -> None:
         """ValueError if `max_items` < 1."""
         if max_items < 1:
             raise ValueError(f"max_items must be at least 1, not {max_items}")

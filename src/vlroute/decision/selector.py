@@ -6,13 +6,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 from vlroute.checks import refused
-from vlroute.decision.captions import CachedCaptioner
+from vlroute.decision.captions import CachedCaptioner, Captioner
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.decision.latency import HALF_LIFE, LatencyModel
 from vlroute.decision.policy import Policy
@@ -34,7 +34,6 @@ CAPTION_PROMPT = "Describe the picture in a few words."
 NO_ARTIFACT = Prediction(p_instruct=0.5, p_thinking=0.5, tokens_instruct=0, tokens_thinking=0, known=0)
 #: The price of a target is recomputed after this many answers or after `HALF_LIFE` seconds; it takes about 1 ms.
 RESOLVE_EVERY = 32
-MediaCaptioner = Callable[[Picture | Video], str]
 CaptionSource = Literal["instruct", "probe"]
 
 
@@ -67,7 +66,7 @@ class ModeSelector:
         self,
         classifier: ComplexityClassifier | None,
         policy: Policy | Target | Preset | None = None,
-        captioner: MediaCaptioner | CaptionSource | None = None,
+        captioner: Captioner | CaptionSource | None = None,
         probe: VisionProbe | None = None,
         shared: bool = True,
     ) -> None:

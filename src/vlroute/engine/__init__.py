@@ -1,1 +1,3 @@
-"""HOW is a request answered? Knows checkpoints and caches; never why a mode was chosen."""
+"""How a request is answered: engines, their settings and their caches. Knows nothing of the decision."""
+
+__all__: list[str] = []

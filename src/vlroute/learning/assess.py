@@ -66,7 +66,7 @@ class Assessment:
         return "perhaps new" if self.warnings == [_UNKNOWN] else "not all new"
 
 
-def assess(
+def evaluate_router(
     paths: Sequence[str | Path],
     router: str | Path,
     target: float | Preset,

@@ -150,7 +150,7 @@ class Collected:
             self.reasons.append(reason)
 
 
-def collect(
+def collect_records(
     router: Router,
     source: Source | str | Path,
     out: str | Path,
@@ -440,7 +440,7 @@ def run(options: argparse.Namespace) -> Any:
         options.model, router=options.router, device=options.device, dtype=options.dtype,
         generation=settings,
     )  # fmt: skip
-    return collect(
+    return collect_records(
         router,
         Source(options.source, options.split, options.config),
         options.out,

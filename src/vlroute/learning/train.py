@@ -42,7 +42,7 @@ MAX_CALIBRATION = 4096
 MANY_RECORDS = 5000
 
 
-def train(
+def train_router(
     paths: Sequence[str | Path],
     out: str | Path,
     *,

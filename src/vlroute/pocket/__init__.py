@@ -1,4 +1,4 @@
-"""The world of the pocket pair: small drawn pictures, graded questions, exact answers."""
+"""The drawn pictures and questions that the pocket pair was trained on."""
 
 from vlroute.pocket.tasks import FAMILIES, LEVELS, Task, draw_task
 

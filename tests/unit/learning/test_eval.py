@@ -13,9 +13,9 @@ import pytest
 
 from tests.integration.test_cli import vlroute
 from tests.synthetic_records import draw_records
-from vlroute.decision import ComplexityClassifier, Policy
+from vlroute import ComplexityClassifier, Policy
 from vlroute.learning.fit import measure_latency
-from vlroute.learning.train import train
+from vlroute.learning.train import train_router
 from vlroute.records import Outcome, Record, write_records
 
 KINDS = {"numbers": "add or guess", "boxes": "hops"}
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("eval")
     write_records(where / "old.jsonl", draw_records(200, seed=1)[1])
     write_records(where / "new.jsonl", with_families(draw_records(150, seed=2)[1]))
-    train([where / "old.jsonl"], where / "router", folds=2, seeds=1, together="record")
+    train_router([where / "old.jsonl"], where / "router", folds=2, seeds=1, together="record")
     return where
 
 

@@ -20,7 +20,7 @@ from vlroute.learning.evaluate import Evaluation
 from vlroute.learning.fit import fit_classifier, measure_latency
 from vlroute.learning.folds import Design, folds_of
 from vlroute.learning.model_selection import by_condition
-from vlroute.learning.train import train
+from vlroute.learning.train import train_router
 from vlroute.records import Outcome, Record, write_records
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -33,7 +33,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation, lis
     folder = tmp_path_factory.mktemp("job")
     _, records = draw_records(600)
     write_records(folder / "records.jsonl.gz", records)
-    evaluation = train(
+    evaluation = train_router(
         [folder / "records.jsonl.gz"],
         folder / "router",
         oof=folder / "oof.jsonl",
@@ -183,7 +183,7 @@ def noise(count: int, rng: random.Random) -> list[Record]:
 
 def test_where_nothing_can_be_learnt_no_harm_is_done(tmp_path: Path) -> None:
     write_records(tmp_path / "r.jsonl", noise(300, random.Random(3)))
-    evaluation = train([tmp_path / "r.jsonl"], tmp_path / "out", folds=3, seeds=1, console=QUIET)
+    evaluation = train_router([tmp_path / "r.jsonl"], tmp_path / "out", folds=3, seeds=1, console=QUIET)
     rows = {row.name: row for row in evaluation.rows}
     better = max(rows["always instruct"].accuracy, rows["always thinking"].accuracy)
     assert rows["routed"].accuracy > better - 0.03
@@ -194,7 +194,7 @@ def test_where_nothing_can_be_learnt_no_harm_is_done(tmp_path: Path) -> None:
 def test_modes_that_are_always_alike(tmp_path: Path, correct: tuple[bool | float, bool | float]) -> None:
     records = [Record(f"c{i}", f"Read sign {i}", None, Outcome(correct[0]), Outcome(correct[1])) for i in range(60)]
     write_records(tmp_path / "r.jsonl", records)
-    evaluation = train([tmp_path / "r.jsonl"], tmp_path / "out", folds=2, seeds=1, console=QUIET)
+    evaluation = train_router([tmp_path / "r.jsonl"], tmp_path / "out", folds=2, seeds=1, console=QUIET)
     assert evaluation.figures["headroom captured"].value is None
     assert evaluation.rows[0].tokens is None
     prediction = ComplexityClassifier.load(tmp_path / "out").predict("Read sign 3")
@@ -231,18 +231,18 @@ def test_pace_is_never_negative() -> None:
 def test_too_few_records_and_wrong_settings_are_refused(tmp_path: Path) -> None:
     write_records(tmp_path / "r.jsonl", noise(10, random.Random(0)))
     with pytest.raises(InputError, match="too few"):
-        train([tmp_path / "r.jsonl"], tmp_path / "out", console=QUIET)
+        train_router([tmp_path / "r.jsonl"], tmp_path / "out", console=QUIET)
     write_records(tmp_path / "r.jsonl", noise(60, random.Random(0)))
     with pytest.raises(InputError, match="need folds >= 2"):
-        train([tmp_path / "r.jsonl"], tmp_path / "out", folds=1, console=QUIET)
+        train_router([tmp_path / "r.jsonl"], tmp_path / "out", folds=1, console=QUIET)
     with pytest.raises(InputError, match="price >= 0"):
-        train([tmp_path / "r.jsonl"], tmp_path / "out", price=-1, console=QUIET)
+        train_router([tmp_path / "r.jsonl"], tmp_path / "out", price=-1, console=QUIET)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared routing records lie outside the repository")
 def test_on_real_records_it_beats_prompt_length(tmp_path: Path) -> None:
-    evaluation = train([DATA / "gsm8k.jsonl.gz"], tmp_path, folds=3, seeds=1, console=QUIET)
+    evaluation = train_router([DATA / "gsm8k.jsonl.gz"], tmp_path, folds=3, seeds=1, console=QUIET)
     assert (evaluation.figures["area over random"].value or 0) > 2.3
     assert evaluation.figures["area of the longest prompts"].value == pytest.approx(2.20, abs=0.01)
     assert "Seconds are assumed" in (tmp_path / "report.md").read_text("utf-8")

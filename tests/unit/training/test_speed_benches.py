@@ -19,7 +19,7 @@ from training.bench.decision import (
 from training.bench.retraining import Trained, draw_records, train_once
 from training.page import POCKET, in_own_process, render
 
-from vlroute.decision import ComplexityClassifier
+from vlroute import ComplexityClassifier
 from vlroute.records import outcomes, read_records, write_records
 from vlroute.types import MODES
 

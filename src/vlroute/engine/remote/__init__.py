@@ -1,1 +1,3 @@
 """Modes behind OpenAI-compatible servers."""
+
+__all__: list[str] = []

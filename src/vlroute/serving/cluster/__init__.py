@@ -1,1 +1,3 @@
 """The server over several replicas on Ray Serve."""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """The web page."""
+
+__all__: list[str] = []
