@@ -20,8 +20,8 @@ from vlroute.decision.selector import CaptionSource, ModeSelector
 from vlroute.decision.target import Preset, Target
 from vlroute.decision.tradeoff import OperatingPoint
 from vlroute.decision.vision_probe import VisionProbe, probe_of
-from vlroute.engine.local.checkpoint import MAX_NUM_SEQS, checked_loading
 from vlroute.engine.local.checkpoint_files import check_folders, local_folder
+from vlroute.engine.local.loading import MAX_NUM_SEQS, checked_loading
 from vlroute.engine.settings import SETTINGS, UNSUPPORTED, checked_per_mode
 from vlroute.errors import ArtifactError, MissingExtraError, RouterClosedError, SettingsError
 from vlroute.hub import common_name, identify, pair_name, resolve_pair

@@ -10,8 +10,8 @@ import torch
 
 from tests.conftest import media, reply, task
 from vlroute import Router
-from vlroute.engine.local.sampling import Penalties
-from vlroute.engine.settings import RECOMMENDED, resolve_settings
+from vlroute.engine.local.sampling import Penalties, resolve_settings
+from vlroute.engine.settings import RECOMMENDED
 from vlroute.inputs.messages import parse
 
 SOME = task("hop")

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import media, task
 from vlroute import Router
-from vlroute.engine.local.checkpoint import checkpoint_folder, load_model_pair, quantization_config, tower_fingerprint
+from vlroute.engine.local.checkpoint import checkpoint_folder, load_model_pair, tower_fingerprint
+from vlroute.engine.local.loading import quantization_config
 from vlroute.errors import CheckpointError
 from vlroute.types import MODES
 

@@ -9,14 +9,11 @@ import difflib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlroute.checks import MANY, Number, Whole, refused, shown
 from vlroute.errors import SettingsError
 from vlroute.types import MODES
-
-if TYPE_CHECKING:
-    from vlroute.engine.local.checkpoint import Checkpoint
 
 log = logging.getLogger("vlroute")
 
@@ -282,7 +279,7 @@ def checked(settings: Mapping[str, Any], endpoints: bool = False, where: str = "
         read[name] = SETTINGS[name].read(name, value)
         if endpoints and not SETTINGS[name].endpoints and read.pop(name) != SETTINGS[name].off:
             raise SettingsError(f"endpoints do not take the setting {name}; expected some of {_names(endpoints)}")
-    _check_lengths(read)
+    check_lengths(read)
     return _settled(read)
 
 
@@ -295,7 +292,7 @@ def checked_per_mode(generation: Mapping[str, Any], endpoints: bool = False) -> 
         if generation.get(mode) is not None
     }
     for own in modes.values():
-        _check_lengths(both | own)
+        check_lengths(both | own)
     return both | modes
 
 
@@ -329,27 +326,8 @@ def own_settings(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     return own
 
 
-def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Recommended values, then the checkpoint's own, then each of `overrides`, the last one winning.
-
-    Without sampling, the sampling settings and the recommended presence penalty are left out.
-
-    Raises:
-        SettingsError: as of `checked`; also if a token id is not in the vocabulary, if the settings suppress every
-            token, or if `min_new_tokens` is greater than `max_new_tokens`.
-    """
-    asked = combined(*map(checked, overrides))
-    ends = {"eos_token_id": checkpoint.tokenizer.eos_token_id}
-    settings = ends | RECOMMENDED[checkpoint.mode] | dict(checkpoint.generation) | asked
-    if not settings["do_sample"]:
-        recipe = set() if "presence_penalty" in asked else {"presence_penalty"}
-        settings = {name: value for name, value in settings.items() if name not in SAMPLING | recipe}
-    _check_tokens(settings, checkpoint.model.config.text_config.vocab_size)
-    _check_lengths(settings)
-    return settings
-
-
-def _check_lengths(settings: Mapping[str, Any]) -> None:
+def check_lengths(settings: Mapping[str, Any]) -> None:
+    """SettingsError if `min_new_tokens` is greater than `max_new_tokens`."""
     least, most = settings.get("min_new_tokens", 0), settings.get("max_new_tokens", MANY)
     if least > most:
         raise SettingsError(f"min_new_tokens={least} is greater than max_new_tokens={most}")
@@ -386,20 +364,3 @@ def _settled(settings: dict[str, Any]) -> dict[str, Any]:
         # as the temperature approaches 0, only the most likely token remains, whatever the other sampling settings
         return {name: value for name, value in settings.items() if name not in SAMPLING} | {"do_sample": False}
     return settings | ({"do_sample": True} if drawn or "temperature" in settings else {})
-
-
-def _check_tokens(settings: Mapping[str, Any], vocabulary: int) -> None:
-    ends, words = settings["eos_token_id"], settings.get("bad_words_ids", [])
-    ends = ends if isinstance(ends, list) else [ends]
-    suppressed = {*settings.get("suppress_tokens", []), *(word[0] for word in words if len(word) == 1)}
-    lists = {
-        "eos_token_id": ends, "suppress_tokens": settings.get("suppress_tokens", []),
-        "bad_words_ids": [one for word in words for one in word],
-        "begin_suppress_tokens": settings.get("begin_suppress_tokens", []),
-        "sequence_bias": [one for ids in settings.get("sequence_bias", ()) for one in ids],
-    }  # fmt: skip
-    for name, ids in lists.items():
-        if (largest := max(ids, default=0)) >= vocabulary:
-            raise SettingsError(f"{name} contains token id {largest}; the model has token ids 0 to {vocabulary - 1}")
-    if len(suppressed | set(lists["begin_suppress_tokens"]) | set(ends) - {-1}) >= vocabulary:
-        raise SettingsError("suppress_tokens, begin_suppress_tokens and bad_words_ids leave no token to generate")

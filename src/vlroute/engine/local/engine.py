@@ -22,10 +22,10 @@ from vlroute.engine.cache.vision import Features, Grid, VisionCache, feature_key
 from vlroute.engine.local.checkpoint import Checkpoint, ModelPair, load_model_pair
 from vlroute.engine.local.prompt import Prompt, build_prompt
 from vlroute.engine.local.reasoning import Splitter
+from vlroute.engine.local.sampling import resolve_settings
 from vlroute.engine.local.scheduler import Batching, Generated, GenerationRequest, generate
 from vlroute.engine.local.vision import VisionFeatures, encoder_outputs
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
-from vlroute.engine.settings import resolve_settings
 from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from vlroute.engine.stop_text import StopText, Trimmed
 from vlroute.types import Channel
+
+if TYPE_CHECKING:
+    import torch
 
 THINK, END_THINK = "<think>", "</think>"
 #: Text that closes the reasoning if the model does not: as Qwen's chat templates write past reasoning.
@@ -152,9 +154,9 @@ class OutputControl:
     def mask(self, scores: torch.Tensor) -> torch.Tensor:
         """Exclude, in place, ids that are not allowed next. `scores`: `[1, vocabulary]`."""
         if not self._thinking:
-            scores[:, self._tags] = -torch.inf
+            scores[:, self._tags] = -math.inf
             if self._blank:
-                scores[:, [end for end in self._ends if 0 <= end < scores.shape[-1]]] = -torch.inf
+                scores[:, [end for end in self._ends if 0 <= end < scores.shape[-1]]] = -math.inf
         return scores
 
     def chosen(self, token: int) -> int:

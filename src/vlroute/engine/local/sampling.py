@@ -27,9 +27,48 @@ from transformers import (
 
 from vlroute.engine.local.checkpoint import Checkpoint
 from vlroute.engine.local.reasoning import OutputControl
+from vlroute.engine.settings import RECOMMENDED, SAMPLING, check_lengths, checked, combined
+from vlroute.errors import SettingsError
 
 #: Settings that exclude tokens.
 EXCLUDING = ("no_repeat_ngram_size", "bad_words_ids", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens")
+
+
+def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Recommended values, then the checkpoint's own, then each of `overrides`, the last one winning.
+
+    Without sampling, the sampling settings and the recommended presence penalty are left out.
+
+    Raises:
+        SettingsError: as of `checked`; also if a token id is not in the vocabulary, if the settings suppress every
+            token, or if `min_new_tokens` is greater than `max_new_tokens`.
+    """
+    asked = combined(*map(checked, overrides))
+    ends = {"eos_token_id": checkpoint.tokenizer.eos_token_id}
+    settings = ends | RECOMMENDED[checkpoint.mode] | dict(checkpoint.generation) | asked
+    if not settings["do_sample"]:
+        recipe = set() if "presence_penalty" in asked else {"presence_penalty"}
+        settings = {name: value for name, value in settings.items() if name not in SAMPLING | recipe}
+    _check_tokens(settings, checkpoint.model.config.text_config.vocab_size)
+    check_lengths(settings)
+    return settings
+
+
+def _check_tokens(settings: Mapping[str, Any], vocabulary: int) -> None:
+    ends, words = settings["eos_token_id"], settings.get("bad_words_ids", [])
+    ends = ends if isinstance(ends, list) else [ends]
+    suppressed = {*settings.get("suppress_tokens", []), *(word[0] for word in words if len(word) == 1)}
+    lists = {
+        "eos_token_id": ends, "suppress_tokens": settings.get("suppress_tokens", []),
+        "bad_words_ids": [one for word in words for one in word],
+        "begin_suppress_tokens": settings.get("begin_suppress_tokens", []),
+        "sequence_bias": [one for ids in settings.get("sequence_bias", ()) for one in ids],
+    }  # fmt: skip
+    for name, ids in lists.items():
+        if (largest := max(ids, default=0)) >= vocabulary:
+            raise SettingsError(f"{name} contains token id {largest}; the model has token ids 0 to {vocabulary - 1}")
+    if len(suppressed | set(lists["begin_suppress_tokens"]) | set(ends) - {-1}) >= vocabulary:
+        raise SettingsError("suppress_tokens, begin_suppress_tokens and bad_words_ids leave no token to generate")
 
 
 class Penalties(LogitsProcessor):

@@ -14,7 +14,8 @@ import torch
 from torch.nn.functional import pad
 from transformers import DynamicCache, Qwen3VLForConditionalGeneration
 
-from vlroute.engine.local.checkpoint import MAX_NUM_SEQS, Checkpoint
+from vlroute.engine.local.checkpoint import Checkpoint
+from vlroute.engine.local.loading import MAX_NUM_SEQS
 from vlroute.engine.local.prompt import Prompt
 from vlroute.engine.local.sampling import Sampler
 from vlroute.errors import RouterClosedError
