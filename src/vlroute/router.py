@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from vlroute.engine.cache.vision import VisionCache
     from vlroute.engine.local.checkpoint import ModelPair
     from vlroute.engine.local.engine import LocalEngine, Request
-    from vlroute.engine.local.scheduler import Batching
+    from vlroute.engine.local.scheduler import Scheduler
     from vlroute.engine.remote.client import RemoteEngine
     from vlroute.engine.remote.endpoint import Endpoint
     from vlroute.store import Store
@@ -459,7 +459,7 @@ class Router(Sources):
         self.store.feedback(answer_id, correct=correct, comment=comment)
 
     @property
-    def batching(self) -> Batching | None:
+    def scheduler(self) -> Scheduler | None:
         """Who writes several answers at the same time; None unless `max_num_seqs` is above 1 and the pair is loaded."""
         return getattr(self._engine, "batching", None)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.conftest import media
 from tests.serving import until
 from vlroute import Answer, Router
-from vlroute.engine.local.scheduler import Batching, RunningBatch
+from vlroute.engine.local.scheduler import RunningBatch, Scheduler
 from vlroute.engine.stop_text import StopText
 from vlroute.pocket import Task, draw_task
 from vlroute.types import MODES, Mode
@@ -88,11 +88,11 @@ def test_pictures_and_prompts_are_read_one_at_a_time(together: Router) -> None:
 
 def test_who_left_before_its_turn_is_not_read_for(together: Router) -> None:
     cancel, answers = threading.Event(), list[Answer]()
-    turn = together.pair.instruct.turn
-    with turn:
+    lock = together.pair.instruct.lock
+    with lock:
         thread = threading.Thread(target=lambda: answers.append(together.ask("Hello?", mode="instruct", cancel=cancel)))
         thread.start()
-        until(lambda: turn._ahead)
+        until(lambda: lock._ahead)
         cancel.set()
     thread.join(10)
     assert (answers[0].finish_reason, answers[0].usage.completion_tokens) == ("cancelled", 0)
@@ -210,16 +210,16 @@ def test_cancel_ends_one_row_within_a_token(together: Router) -> None:
 
 
 def test_cancelled_while_waiting_for_a_row(router: Router) -> None:
-    batching = Batching(1)
+    scheduler = Scheduler(1)
     one = Router.from_pretrained(max_num_seqs=2).load()
-    object.__setattr__(one._local, "batching", batching)
+    object.__setattr__(one._local, "batching", scheduler)
     with ThreadPoolExecutor(2) as pool:
         writing = pool.submit(ask, one, TASKS[2], "thinking", **LONG)
-        while not batching._writers:
+        while not scheduler._writers:
             time.sleep(0.001)
         cancel = threading.Event()
         waiting = pool.submit(ask, one, TASKS[0], "thinking", cancel=cancel)
-        while not batching.waiting()["thinking"]:
+        while not scheduler.waiting()["thinking"]:
             assert not writing.done()
             time.sleep(0.001)
         cancel.set()
@@ -255,4 +255,4 @@ def test_an_error_in_a_step_reaches_all_its_rows_and_no_later_one(
 
 def test_at_least_one_row() -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        Batching(0)
+        Scheduler(0)

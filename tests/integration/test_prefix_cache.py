@@ -71,30 +71,30 @@ def test_equal_slots_of_other_pictures_are_not_shared() -> None:
 
 def test_it_reads_on_from_the_longest_beginning() -> None:
     prefixes = PrefixCache()
-    prefixes.put("instruct", reading(1, "a", 2, 3), cache_of(6))
-    prefixes.put("instruct", reading(1, "b", 2, 3, 4), cache_of(7, fill=100))
-    length, cache = prefixes.take("instruct", reading(1, "b", 2, 7, 8))
+    prefixes.insert("instruct", reading(1, "a", 2, 3), cache_of(6))
+    prefixes.insert("instruct", reading(1, "b", 2, 3, 4), cache_of(7, fill=100))
+    length, cache = prefixes.match("instruct", reading(1, "b", 2, 7, 8))
     assert length == 5
     assert cache is not None
     assert cache.layers[0].keys[0, 0, :, 0].tolist() == [100, 101, 102, 103, 104]
-    assert prefixes.take("thinking", reading(1, "b", 2, 7, 8)) == (0, None)
+    assert prefixes.match("thinking", reading(1, "b", 2, 7, 8)) == (0, None)
     stats = prefixes.stats()
     assert (stats.prompts, stats.hits, stats.tokens_reused) == (2, 1, 5)
 
 
 def test_one_token_is_always_left_to_read() -> None:
     prefixes = PrefixCache()
-    prefixes.put("instruct", reading(1, 2, 3), cache_of(3))
-    assert prefixes.known("instruct", reading(1, 2, 3)) == 2
-    prefixes.put("instruct", reading(4, "a"), cache_of(4))
-    assert prefixes.known("instruct", reading(4, "a")) == 1  # a picture is read whole or not at all
+    prefixes.insert("instruct", reading(1, 2, 3), cache_of(3))
+    assert prefixes.cached_tokens("instruct", reading(1, 2, 3)) == 2
+    prefixes.insert("instruct", reading(4, "a"), cache_of(4))
+    assert prefixes.cached_tokens("instruct", reading(4, "a")) == 1  # a picture is read whole or not at all
 
 
 def test_what_is_taken_can_be_changed_without_harm() -> None:
     prefixes = PrefixCache()
-    prefixes.put("instruct", reading(1, 2, 3, 4), cache_of(4))
+    prefixes.insert("instruct", reading(1, 2, 3, 4), cache_of(4))
     for _ in range(2):
-        length, cache = prefixes.take("instruct", reading(1, 2, 3, 5))
+        length, cache = prefixes.match("instruct", reading(1, 2, 3, 5))
         assert cache is not None
         assert cache.layers[0].keys[0, 0, :, 0].tolist() == [0, 1, 2][:length]
         cache.layers[0].keys.fill_(-1)
@@ -103,8 +103,8 @@ def test_what_is_taken_can_be_changed_without_harm() -> None:
 
 def test_a_longer_reading_serves_for_its_beginning() -> None:
     prefixes = PrefixCache()
-    prefixes.put("instruct", reading(1, 2), cache_of(2))
-    prefixes.put("instruct", reading(1, 2, 3, 4), cache_of(4))
+    prefixes.insert("instruct", reading(1, 2), cache_of(2))
+    prefixes.insert("instruct", reading(1, 2, 3, 4), cache_of(4))
     assert (prefixes.stats().items, prefixes.stats().bytes) == (1, 4 * TOKEN)
 
 
@@ -112,7 +112,7 @@ def test_a_longer_reading_serves_for_its_beginning() -> None:
 def test_the_budget_holds(puts: list[tuple[int, int]], tokens: int) -> None:
     prefixes = PrefixCache(budget=tokens * TOKEN)
     for first, length in puts:
-        prefixes.put("instruct", reading(first, *range(100, 99 + length)), cache_of(length))
+        prefixes.insert("instruct", reading(first, *range(100, 99 + length)), cache_of(length))
         stats = prefixes.stats()
         assert stats.bytes <= tokens * TOKEN
         assert stats.bytes == sum(entry.nbytes for entry in prefixes._entries.values())
@@ -132,14 +132,14 @@ def test_found_by_blocks_as_by_looking_at_each(kept: list[list[int | str]], aske
         readings = [reading(*one) for one in kept]
         for one in readings:
             if len(one):
-                cache.put("o", one, cache_of(len(one)))
+                cache.insert("o", one, cache_of(len(one)))
         wanted = reading(*asked, 5)
         best = max(one.common(wanted.head(len(wanted) - 1)) for one in readings)
-        found = cache.known("o", wanted)
+        found = cache.cached_tokens("o", wanted)
         assert best // block * block <= found <= best
-        assert cache.known("another", wanted) == 0
+        assert cache.cached_tokens("another", wanted) == 0
         cache.budget = 0
-        cache.put("o", reading(1), cache_of(1))
+        cache.insert("o", reading(1), cache_of(1))
         assert {number for holding in cache._index._holding.values() for number in holding} == set(
             cache._entries if block == 1 else (n for n, entry in cache._entries.items() if len(entry.reading) >= block)
         )  # nothing dropped is still pointed to
@@ -152,7 +152,7 @@ def test_finding_takes_no_longer_for_thousands(monkeypatch: pytest.MonkeyPatch) 
     cache = PrefixCache(2**40)
     empty = cache_of(48)
     for i in range(3000):
-        cache.put("o", TokenPrefix(np.array([*range(32), *[i] * 16]), ()), empty)
+        cache.insert("o", TokenPrefix(np.array([*range(32), *[i] * 16]), ()), empty)
     before, seen = TokenPrefix.common, 0
 
     def counted(self: TokenPrefix, other: TokenPrefix) -> int:
@@ -161,7 +161,7 @@ def test_finding_takes_no_longer_for_thousands(monkeypatch: pytest.MonkeyPatch) 
         return before(self, other)
 
     monkeypatch.setattr(TokenPrefix, "common", counted)
-    assert cache.known("o", TokenPrefix(np.array([*range(32), *[7] * 16, 1, 2]), ())) == 48
+    assert cache.cached_tokens("o", TokenPrefix(np.array([*range(32), *[7] * 16, 1, 2]), ())) == 48
     assert seen == 1
-    assert cache.known("o", TokenPrefix(np.array([*range(32), 5, 5, 1, 2]), ())) >= 32
+    assert cache.cached_tokens("o", TokenPrefix(np.array([*range(32), 5, 5, 1, 2]), ())) >= 32
     assert seen <= 1 + prefix_index.MOST

@@ -1,4 +1,4 @@
-"""What answers, a pair in this process or behind endpoints: the same words for both. Brings no torch."""
+"""The interface of an engine: a model in this process, endpoints, or replicas of a cluster. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,29 @@ from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
 from vlroute.types import Channel, FinishReason, Mode
 
-#: Told each piece of thinking or answer as it is written.
+#: Called with each new piece of the thinking or of the answer.
 OnPiece = Callable[[Channel, str], None]
 CAPTION_SETTINGS = {"do_sample": False, "max_new_tokens": 24}
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The output of one mode, with token counts and the seconds of each step.
+    """The output of one mode, with token counts and the duration of each step in seconds.
 
-    `cached_tokens`: prompt tokens from a prefix cache. `prompt_tokens` is None if a server sent no counts.
+    Attributes:
+        text: the answer.
+        thinking: the reasoning; "" for Instruct.
+        finish_reason: see `vlroute.Answer`.
+        prompt_tokens: None if a server sent no counts.
+        cached_tokens: prompt tokens taken from a prefix cache.
+        vision_tokens: prompt tokens of pictures and videos.
+        completion_tokens: tokens of reasoning and answer.
+        thinking_tokens: tokens of the reasoning.
+        vision_seconds: image processing and vision tower.
+        prefill_seconds: until the first token.
+        decode_seconds: after the first token.
+        encoded: pictures and videos that the vision tower encoded for this request; None if not reported.
+        note: what is wrong with the answer, if anything; appended to the reason of the decision.
     """
 
     text: str
@@ -39,31 +52,33 @@ class Reply:
     prefill_seconds: float
     decode_seconds: float
     encoded: int | None = None
-    """Pictures and videos that went through the tower for this request; None where a server does not say."""
     note: str = ""
-    """What is wrong with the answer, if anything; appended to the reason of the decision."""
 
 
 class EngineRequest(Protocol):
-    """One conversation to answer; what is found out for its caption serves its answer, too."""
+    """One conversation to answer. Vision features computed for the caption are reused for the answer."""
 
     namespace: str
 
     @property
     def tower(self) -> str | None:
-        """Fingerprint of the Instruct tower whose features `pooled` gives; None where there are none to be had."""
+        """Fingerprint of the Instruct tower whose features `pooled` returns; None if the engine has no features."""
 
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
-        """Raises SettingsError if `mode` cannot answer with these settings, before anything is encoded or generated."""
+        """Check generation settings before anything is encoded or generated.
 
-    def caption(self, seen: Picture | Video, prompt: str) -> str:
-        """What the Instruct model says of one picture or video of the conversation, asked `prompt`, greedily."""
+        Raises:
+            SettingsError: `mode` cannot answer with these settings.
+        """
 
-    def pooled(self, seen: Picture | Video) -> NDArray[np.float32]:
-        """Vision features of one picture or video, pooled for a probe: `[2 · width]`."""
+    def caption(self, item: Picture | Video, prompt: str) -> str:
+        """Description of one picture or video by the Instruct model, decoded greedily with `prompt`."""
+
+    def pooled(self, item: Picture | Video) -> NDArray[np.float32]:
+        """Mean and standard deviation of the vision features of one picture or video: `[2 · width]`."""
 
     def uncached_tokens(self) -> dict[Mode, int] | None:
-        """How many tokens of the prompt each mode would have to read, where that is known."""
+        """Number of prompt tokens that each mode must prefill; None if unknown."""
 
     def answer(
         self,
@@ -72,16 +87,32 @@ class EngineRequest(Protocol):
         on_piece: OnPiece = lambda channel, piece: None,
         cancel: threading.Event | None = None,
     ) -> Reply:
-        """Answer in `mode`. ModeUnavailableError where another mode may still be able to."""
+        """Generate the answer.
+
+        Args:
+            mode: which mode answers.
+            settings: generation settings.
+            on_piece: called with each new piece of text.
+            cancel: cancels the answer when set.
+
+        Raises:
+            ModeUnavailableError: this mode cannot answer now; the other one may.
+        """
 
 
 class Engine(Protocol):
-    """Thread-safe."""
+    """Answers conversations in either mode. Thread-safe."""
 
     def request(
         self, conversation: Conversation, in_turns: bool, namespace: str
     ) -> AbstractContextManager[EngineRequest]:
-        """`in_turns`: the conversation will go on, or did; `namespace` keeps what tenants make it remember apart."""
+        """Begin a request.
+
+        Args:
+            conversation: checked messages.
+            in_turns: the conversation has several turns, so its prefix should be cached.
+            namespace: separates the cache entries of tenants.
+        """
 
     def close(self) -> None:
-        """Cancel what is being written. Nothing is answered afterwards."""
+        """Cancel all running answers; no further requests are accepted."""

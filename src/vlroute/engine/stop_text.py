@@ -1,4 +1,4 @@
-"""Text without white space around it, piece by piece."""
+"""Streaming text: white space at both ends is removed, and stop strings end it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 
 class Trimmed:
-    """Passes text on without white space at its start and end, however it is cut into pieces."""
+    """Removes white space at the start and the end of a text that arrives in pieces."""
 
     def __init__(self) -> None:
         self._begun = False
-        self._held: list[str] = []  # white space, passed on only if text follows
+        self._held: list[str] = []  # white space that is returned only if text follows
 
     def push(self, piece: str) -> str:
-        """The part of the text that can be passed on now."""
+        """Add a piece; returns the text that is final."""
         if not self._begun:
             piece = piece.lstrip()
         kept = piece.rstrip()
@@ -27,7 +27,7 @@ class Trimmed:
 
 
 class StopText:
-    """Passes text on up to the first stop string; holds back what may be the beginning of one."""
+    """Cuts a text that arrives in pieces at the first stop string; a possible beginning of one is held back."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         """ValueError for an empty stop string, TypeError for a single string instead of a list."""
@@ -38,6 +38,7 @@ class StopText:
         self.stops, self.held, self.found = tuple(stops), "", False
 
     def push(self, piece: str) -> str:
+        """Add a piece; returns the text that cannot belong to a stop string."""
         if self.found or not self.stops:
             return "" if self.found else piece
         text = self.held + piece
@@ -48,11 +49,11 @@ class StopText:
         return text[:safe]
 
     def flush(self) -> str:
-        """What was held back when the text is at its end."""
+        """The text that was held back, when no more text follows."""
         held, self.held = self.held, ""
         return held
 
 
 def _begun(text: str, stop: str) -> int:
-    """How many characters at the end of `text` are the beginning of `stop`."""
+    """Length of the longest beginning of `stop` at the end of `text`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -274,8 +274,8 @@ class Service:
         return {"vision": self.router.cache.stats(), "prefix": self.router.prefixes.stats()}
 
     def _waiting(self, mode: Mode) -> int:
-        batching = self.router.batching
-        return batching.waiting().get(mode, 0) if batching else 0
+        scheduler = self.router.scheduler
+        return scheduler.waiting().get(mode, 0) if scheduler else 0
 
 
 def log_failure(error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""Vision features on disk, bounded in bytes: they outlive the process, and a damaged file is a miss."""
+"""Disk tier of the vision cache, with a budget in bytes. A damaged file counts as a miss."""
 
 from __future__ import annotations
 
@@ -25,15 +25,24 @@ HEAD = 64  # hex characters of the checksum before the safetensors bytes
 
 
 class DiskTier:
-    """A folder of safetensors files named by their keys, each behind the SHA-256 of its bytes. Thread-safe.
+    """A folder of vision features that survives the process. Thread-safe; several processes may share a folder.
 
-    Files are written aside and renamed, so that a killed process leaves no half file under a key; the least recently
-    used go when the folder exceeds `budget` bytes. A full or unwritable disk costs a warning, never an answer. Several
-    processes may share a folder.
+    Each file has the name of its key and contains a SHA-256 checksum and safetensors data. Files are replaced
+    atomically. When the folder exceeds `budget` bytes, the least recently used files are removed. If the disk is full
+    or not writable, a warning is logged and the answer is not affected.
     """
 
     def __init__(self, folder: str | Path, budget: int = 2**30) -> None:
-        """SettingsError for a wrong folder or a budget below 1 byte; OutputError if the folder cannot be created."""
+        """Open the folder, or create it.
+
+        Args:
+            folder: where the files are stored.
+            budget: maximum size of all files in bytes, at least 1.
+
+        Raises:
+            SettingsError: `folder` is not a path or `budget` is not a whole number of at least 1.
+            OutputError: the folder cannot be created.
+        """
         if not isinstance(folder, str | Path):
             raise refused("folder", folder, "a folder")
         self.folder, self.budget = Path(folder), replace(BYTES, low=1).read("budget (bytes)", budget)
@@ -44,7 +53,7 @@ class DiskTier:
         self._lock = threading.Lock()
 
     def get(self, key: str) -> VisionFeatures | None:
-        """The features, on the CPU; None if there are none or the file is damaged (it is removed then)."""
+        """The features on the CPU; None if there is no file. A damaged file is removed and counts as none."""
         path = self._path(key)
         try:
             data = path.read_bytes()
@@ -59,19 +68,19 @@ class DiskTier:
             return None
 
     def put(self, key: str, features: VisionFeatures) -> None:
-        """Keep the features; a failure to write is logged, not raised."""
+        """Store the features; a write error is logged, not raised."""
         data = _pack(features)
         if len(data) > self.budget:
             return
         try:
-            replace_file(self._path(key), data, durable=False)  # half a file fails its checksum
+            replace_file(self._path(key), data, durable=False)  # a partial file fails its checksum
             with self._lock:
                 self._shrink()
         except OSError as error:
-            log.warning("vision features not kept on disk: %s", error.strerror or type(error).__name__)
+            log.warning("cannot store vision features on disk: %s", error.strerror or type(error).__name__)
 
     def nbytes(self) -> int:
-        """Bytes of all files of the folder."""
+        """Total size of the files in bytes."""
         return sum(size for _, size, _ in self._files())
 
     def _path(self, key: str) -> Path:
@@ -107,10 +116,10 @@ def _pack(features: VisionFeatures) -> bytes:
 
 
 def _unpack(data: bytes) -> VisionFeatures:
-    """ValueError if the bytes are not what `_pack` made of some features."""
+    """The inverse of `_pack`; ValueError for other data."""
     body = data[HEAD:]
     if hashlib.sha256(body).hexdigest().encode() != data[:HEAD]:
-        raise ValueError("its checksum does not fit")
+        raise ValueError("the checksum does not match")
     length = int.from_bytes(body[:8], "little")
     grid = json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["grid"])
     tensors = load(body)

@@ -1,7 +1,7 @@
-"""Which kept readings begin as a prompt does, found without looking at each: chained hashes of blocks of tokens.
+"""Cache of KV tokens: prompts that begin with a cached prefix skip its prefill.
 
-As in vLLM's automatic prefix caching (Kwon et al. 2023): equal hashes of a block mean equal tokens up to its end, and
-equal fillings of the slots that begin before it. Only a filter: whoever asks compares what is found token by token.
+Prefixes are found by chained hashes of token blocks, as in automatic prefix caching of vLLM (Kwon et al., 2023). The
+hashes are only a filter: candidates are compared token by token.
 """
 
 from __future__ import annotations
@@ -22,47 +22,47 @@ from transformers import DynamicCache
 from vlroute.checks import BYTES
 
 BLOCK = 16
-#: Of readings that share as many blocks, so many are compared, the latest first: they differ by less than a block.
-MOST = 32
+#: Maximum number of candidates with the same number of shared blocks that are compared, the latest first.
+MAX_COMPARED = 32
 
 
 class PrefixIndex:
-    """Numbers of readings by the hashes of their blocks; no beginning shorter than a block. Not thread-safe."""
+    """Finds entries by the hashes of their token blocks. Not thread-safe."""
 
     def __init__(self) -> None:
         self._holding: dict[bytes, dict[int, None]] = {}  # in the order of adding
         self._ending: dict[bytes, dict[int, None]] = {}
 
-    def add(self, number: int, owner: str, reading: TokenPrefix) -> None:
-        hashes = chain(owner, reading)
-        for one in hashes:
-            self._holding.setdefault(one, {})[number] = None
+    def add(self, number: int, owner: str, tokens: TokenPrefix) -> None:
+        hashes = block_hashes(owner, tokens)
+        for block in hashes:
+            self._holding.setdefault(block, {})[number] = None
         if hashes:
             self._ending.setdefault(hashes[-1], {})[number] = None
 
-    def remove(self, number: int, owner: str, reading: TokenPrefix) -> None:
-        hashes = chain(owner, reading)
-        for one in hashes:
-            _drop(self._holding, one, number)
+    def remove(self, number: int, owner: str, tokens: TokenPrefix) -> None:
+        hashes = block_hashes(owner, tokens)
+        for block in hashes:
+            _remove(self._holding, block, number)
         if hashes:
-            _drop(self._ending, hashes[-1], number)
+            _remove(self._ending, hashes[-1], number)
 
-    def sharing(self, owner: str, reading: TokenPrefix) -> list[int]:
-        """Those that have the most blocks in common with `reading`."""
-        for one in reversed(chain(owner, reading)):
-            if found := self._holding.get(one):
-                return [*islice(reversed(found), MOST)]
+    def sharing_most_blocks(self, owner: str, tokens: TokenPrefix) -> list[int]:
+        """The entries that share the largest number of leading blocks with `tokens`."""
+        for block in reversed(block_hashes(owner, tokens)):
+            if found := self._holding.get(block):
+                return [*islice(reversed(found), MAX_COMPARED)]
         return []
 
-    def within(self, owner: str, reading: TokenPrefix) -> Iterator[int]:
-        """Those whose last whole block is one of `reading`."""
-        for one in chain(owner, reading):
-            yield from [*self._ending.get(one, ())]
+    def contained_in(self, owner: str, tokens: TokenPrefix) -> Iterator[int]:
+        """The entries whose last whole block is a block of `tokens`."""
+        for block in block_hashes(owner, tokens):
+            yield from [*self._ending.get(block, ())]
 
 
-def chain(owner: str, reading: TokenPrefix) -> list[bytes]:
-    """A hash for each whole block, over everything up to its end."""
-    ids, slots, place = reading.ids, reading.slots, 0
+def block_hashes(owner: str, tokens: TokenPrefix) -> list[bytes]:
+    """One hash per whole block, over all tokens and media up to its end."""
+    ids, slots, place = tokens.ids, tokens.slots, 0
     before, hashes = owner.encode(), []
     for start in range(0, len(ids) - BLOCK + 1, BLOCK):
         digest = hashlib.blake2b(before, digest_size=16)
@@ -76,7 +76,7 @@ def chain(owner: str, reading: TokenPrefix) -> list[bytes]:
     return hashes
 
 
-def _drop(index: dict[bytes, dict[int, None]], key: bytes, number: int) -> None:
+def _remove(index: dict[bytes, dict[int, None]], key: bytes, number: int) -> None:
     index[key].pop(number)
     if not index[key]:
         del index[key]
@@ -88,7 +88,7 @@ Layers = tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Tokens `start` up to `end` are filled by the picture or video of this digest; a video's stamps lie within."""
+    """Token range `start` to `end` (exclusive) of one picture or video, with its digest; time stamps included."""
 
     start: int
     end: int
@@ -97,7 +97,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class TokenPrefix:
-    """A sequence of tokens as a model reads it: ids `[length]` and what fills its slots, in order."""
+    """Token ids, `[length]`, and the media in their slots, in order."""
 
     ids: NDArray[np.int64]
     slots: tuple[Slot, ...]
@@ -106,14 +106,14 @@ class TokenPrefix:
         return len(self.ids)
 
     def extended(self, ids: Sequence[int]) -> TokenPrefix:
-        """With more text behind it."""
+        """With text tokens appended."""
         return TokenPrefix(np.concatenate([self.ids, np.asarray(ids, dtype=np.int64)]), self.slots)
 
     def head(self, length: int) -> TokenPrefix:
         return TokenPrefix(self.ids[:length], tuple(slot for slot in self.slots if slot.end <= length))
 
     def common(self, other: TokenPrefix) -> int:
-        """How many tokens both begin with; never ends within a slot, for features are fed whole."""
+        """Length of the common prefix. It never ends within a slot, because features cannot be divided."""
         shorter = min(len(self), len(other))
         differs = np.flatnonzero(self.ids[:shorter] != other.ids[:shorter])
         length = int(differs[0]) if len(differs) else shorter
@@ -129,7 +129,7 @@ class TokenPrefix:
 @dataclass(frozen=True, slots=True)
 class _Entry:
     owner: str
-    reading: TokenPrefix
+    tokens: TokenPrefix
     layers: Layers
 
     @property
@@ -139,7 +139,17 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class PrefixStats:
-    """`hits`: prompts that found a prefix; `tokens_reused` of `tokens` need not have been read again."""
+    """Statistics of a `PrefixCache`.
+
+    Attributes:
+        prompts: prompts looked up.
+        hits: prompts for which a cached prefix was found.
+        tokens: tokens of all prompts.
+        tokens_reused: tokens whose prefill was skipped.
+        evictions: entries removed to stay within the budget.
+        items: entries now in the cache.
+        bytes: size of these entries in bytes.
+    """
 
     prompts: int = 0
     hits: int = 0
@@ -151,14 +161,21 @@ class PrefixStats:
 
 
 class PrefixCache:
-    """Least recently used prefixes within a budget of bytes over all conversations and both modes. Thread-safe.
+    """LRU cache of KV tokens with one budget for all conversations and both modes. Thread-safe.
 
-    `owner` names whose prefixes may serve a prompt: the checkpoint that made them, and a tenant. A beginning of fewer
-    than `prefix_index.BLOCK` tokens is not looked for, and the best one is found to within as many.
+    `owner` identifies the checkpoint and the tenant; entries serve only prompts of the same owner. Prefixes shorter
+    than one block of 16 tokens are not found.
     """
 
     def __init__(self, budget: int = 256 * MiB) -> None:
-        """`budget` in bytes; 0 keeps nothing. SettingsError for any other value."""
+        """Create an empty cache.
+
+        Args:
+            budget: maximum size in bytes; 0 turns the cache off.
+
+        Raises:
+            SettingsError: `budget` is not a whole number of at least 0.
+        """
         self.budget = BYTES.read("budget (bytes)", budget)
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._index = PrefixIndex()
@@ -168,28 +185,30 @@ class PrefixCache:
         self._lock = threading.Lock()
 
     def stats(self) -> PrefixStats:
+        """Statistics since the cache was created."""
         with self._lock:
             return replace(self._stats, items=len(self._entries), bytes=self._bytes)
 
     def clear(self) -> None:
+        """Remove all entries."""
         with self._lock:
             self._entries.clear()
             self._index = PrefixIndex()
             self._bytes = 0
 
-    def known(self, owner: str, reading: TokenPrefix) -> int:
-        """How many tokens of `reading` need not be read again. Changes nothing."""
+    def cached_tokens(self, owner: str, tokens: TokenPrefix) -> int:
+        """Number of leading tokens of `tokens` in the cache. Does not change the order of use or the statistics."""
         with self._lock:
-            return self._best(owner, reading)[0]
+            return self._best(owner, tokens)[0]
 
-    def take(self, owner: str, reading: TokenPrefix) -> tuple[int, DynamicCache | None]:
-        """The longest kept beginning of `reading`: its length, and a cache of its own to continue from."""
+    def match(self, owner: str, tokens: TokenPrefix) -> tuple[int, DynamicCache | None]:
+        """The longest cached prefix of `tokens`: its length, and a copy of its KV cache that may be continued."""
         with self._lock:
-            length, number = self._best(owner, reading)
+            length, number = self._best(owner, tokens)
             hit = length > 0
             self._stats = replace(
                 self._stats, prompts=self._stats.prompts + 1, hits=self._stats.hits + hit,
-                tokens=self._stats.tokens + len(reading), tokens_reused=self._stats.tokens_reused + length,
+                tokens=self._stats.tokens + len(tokens), tokens_reused=self._stats.tokens_reused + length,
             )  # fmt: skip
             if number is None:
                 return 0, None
@@ -200,38 +219,38 @@ class PrefixCache:
             cache.update(keys[..., :length, :], values[..., :length, :], i)
         return length, cache
 
-    def put(self, owner: str, reading: TokenPrefix, cache: DynamicCache) -> None:
-        """Keep what `cache` holds of `reading`; entries that are a beginning of it are dropped, it serves for them."""
-        if not cache.get_seq_length():  # cancelled before a token of it was read
+    def insert(self, owner: str, tokens: TokenPrefix, cache: DynamicCache) -> None:
+        """Store the KV cache of `tokens`; it replaces entries that are a prefix of it."""
+        if not cache.get_seq_length():  # cancelled before the prefill
             return
         entry = _Entry(
-            owner, reading.head(cache.get_seq_length()), tuple((layer.keys, layer.values) for layer in cache.layers)
+            owner, tokens.head(cache.get_seq_length()), tuple((layer.keys, layer.values) for layer in cache.layers)
         )
         with self._lock:
-            for number in self._index.within(owner, entry.reading):
-                old = self._entries[number].reading
-                if old.common(entry.reading) == len(old):
-                    self._drop(number)
+            for number in self._index.contained_in(owner, entry.tokens):
+                old = self._entries[number].tokens
+                if old.common(entry.tokens) == len(old):
+                    self._remove(number)
             if entry.nbytes > self.budget:
                 return
             while self._bytes + entry.nbytes > self.budget:
-                self._drop(next(iter(self._entries)))
+                self._remove(next(iter(self._entries)))
                 self._stats = replace(self._stats, evictions=self._stats.evictions + 1)
             number = next(self._numbers)
             self._entries[number] = entry
-            self._index.add(number, owner, entry.reading)
+            self._index.add(number, owner, entry.tokens)
             self._bytes += entry.nbytes
 
-    def _drop(self, number: int) -> None:
+    def _remove(self, number: int) -> None:
         entry = self._entries.pop(number)
-        self._index.remove(number, entry.owner, entry.reading)
+        self._index.remove(number, entry.owner, entry.tokens)
         self._bytes -= entry.nbytes
 
-    def _best(self, owner: str, reading: TokenPrefix) -> tuple[int, int | None]:
-        """Longest usable beginning and its entry. At least one token is left to read: a model must be asked anew."""
-        asked = reading.head(len(reading) - 1)
+    def _best(self, owner: str, tokens: TokenPrefix) -> tuple[int, int | None]:
+        """Length of the longest usable prefix and its entry. At least one token is left for the model."""
+        prompt = tokens.head(len(tokens) - 1)
         best: tuple[int, int | None] = (0, None)
-        for number in self._index.sharing(owner, asked):
-            if (length := self._entries[number].reading.common(asked)) > best[0]:
+        for number in self._index.sharing_most_blocks(owner, prompt):
+            if (length := self._entries[number].tokens.common(prompt)) > best[0]:
                 best = (length, number)
         return best

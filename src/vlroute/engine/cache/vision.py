@@ -1,8 +1,8 @@
-"""Vision features across turns, requests and modes: each picture goes through each distinct tower once.
+"""Cache of vision features across turns, requests and modes: each distinct tower encodes each picture once.
 
-A key names everything the features depend on, by content: the checkpoint's `vision_key` (tower weights, processor
-settings, dtype), the item's digest (kind, size, every pixel, of a video its times) and a namespace that keeps tenants
-apart. Whatever a caller names an item plays no part.
+A key covers everything that the features depend on: the checkpoint's `vision_key` (tower weights, processor settings,
+dtype, …), the digest of the item (kind, size, every pixel, the times of video frames) and the namespace of the tenant.
+Names given by the caller are not part of it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from vlroute.inputs.media import Picture, Video
 MiB = 2**20
 Features = tuple[list[VisionFeatures], list[VisionFeatures]]
 Grid = tuple[int, int, int]
-MAX_GRIDS = 2**16  # three numbers each; so many pictures are remembered by their size alone
+MAX_GRIDS = 2**16  # maximum number of items whose grid is kept; three numbers each
 
 
 def feature_key(of: str, item: Picture | Video, namespace: str = "") -> str:
-    """SHA-256 over the framed parts, 64 hex characters; `of` is a checkpoint's `vision_key` or `grid_key`."""
+    """Cache key of an item, 64 hex characters. `of`: `vision_key` or `grid_key` of a checkpoint."""
     key = _begun(namespace, of, "picture" if isinstance(item, Picture) else "video").copy()
     key.update(item.digest.encode())
     return key.hexdigest()
@@ -39,22 +39,32 @@ def feature_key(of: str, item: Picture | Video, namespace: str = "") -> str:
 
 @lru_cache(maxsize=1024)
 def _begun(namespace: str, of: str, kind: str) -> hashlib._Hash:
-    """All of a key but its item: the same for every item of a tenant."""
+    """Hash state of the parts of a key that do not depend on the item."""
     framed = "".join(f"{len(part.encode())}:{part}" for part in ("vlroute features 1", namespace, of, kind))
     return hashlib.sha256(framed.encode())
 
 
 def _fits(features: VisionFeatures, checkpoint: Checkpoint) -> bool:
-    """Whether the number of rows is the one that the prompt will hold slots for."""
+    """Whether the number of rows equals the number of placeholder tokens in the prompt."""
     return features.fits(checkpoint.processor.image_processor.merge_size)
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """What the cache did since it was made, in items; `bytes` and `host_bytes` are what it holds now.
+    """Statistics of a `VisionCache` since it was created, in items.
 
-    `encodes` counts items that a tower really encoded, `tower_calls` how often one ran (each call takes all that one
-    request misses). `waits`: found in the making by another thread. `host_hits` and `disk_hits` are part of `hits`.
+    Attributes:
+        hits: found in the cache, `host_hits` and `disk_hits` included.
+        waits: being encoded by another thread when requested.
+        encodes: encoded by a tower.
+        tower_calls: runs of a tower; one run encodes all items of a kind that a request misses.
+        host_hits: found in main memory.
+        disk_hits: found on disk.
+        evictions: removed to stay within the budget.
+        uncached: not stored, because entries in use left no room.
+        items: items now in the first tier.
+        bytes: size of these items in bytes.
+        host_bytes: size of the items in main memory in bytes.
     """
 
     hits: int = 0
@@ -71,15 +81,24 @@ class CacheStats:
 
 
 class VisionCache:
-    """Least recently used features within a budget of bytes, never exceeded. Thread-safe.
+    """LRU cache of vision features with a fixed budget in bytes. Thread-safe.
 
-    Entries in use are never evicted; an item that finds no room beside them is served but not kept. Threads that miss
-    the same item share one encoding. Behind the first tier, which lives where the model lives, may stand two others:
-    `host_budget` bytes of main memory (of use where the model is on a GPU) and a `disk` tier that outlives the process.
+    Entries in use are not evicted; an item for which they leave no room is encoded but not stored. Threads that miss
+    the same item share one encoding. The first tier is on the device of the model. Two more tiers are optional: main
+    memory (useful if the model is on a GPU) and a disk tier, which survives the process.
     """
 
     def __init__(self, budget: int = 256 * MiB, host_budget: int = 0, disk: DiskTier | None = None) -> None:
-        """Budgets in bytes; 0 keeps nothing longer than the running requests. SettingsError for any other value."""
+        """Create an empty cache.
+
+        Args:
+            budget: maximum size of the first tier in bytes; 0 keeps features only during a request.
+            host_budget: maximum size of the tier in main memory in bytes; 0 turns it off.
+            disk: the disk tier, if any.
+
+        Raises:
+            SettingsError: a budget is not a whole number of at least 0, or `disk` is not a `DiskTier`.
+        """
         self.budget = BYTES.read("budget (bytes)", budget)
         self.host_budget = BYTES.read("host_budget (bytes)", host_budget)
         if not isinstance(disk, DiskTier | None):
@@ -95,11 +114,12 @@ class VisionCache:
         self._bytes = self._host_bytes = 0
 
     def stats(self) -> CacheStats:
+        """Statistics since the cache was created."""
         with self._lock:
             return CacheStats(**self._counts, items=len(self._kept), bytes=self._bytes, host_bytes=self._host_bytes)
 
     def clear(self) -> None:
-        """Forget everything in memory that no request uses; the disk tier stays."""
+        """Remove all entries from memory that no request uses; the disk tier is unchanged."""
         with self._lock:
             for key in [key for key in self._kept if key not in self._pins]:
                 self._bytes -= self._kept.pop(key).nbytes
@@ -107,7 +127,7 @@ class VisionCache:
             self._host_bytes = 0
 
     def grids(self, checkpoint: Checkpoint, items: Sequence[Picture | Video], namespace: str = "") -> list[Grid | None]:
-        """(t, h, w) in patches of each item once encoded, even if its features are gone; None if it never was."""
+        """Grid (t, h, w) in patches of each item that was ever encoded; None for the others."""
         keys = [feature_key(checkpoint.grid_key, item, namespace) for item in items]
         with self._lock:
             return [self._grids.get(key) for key in keys]
@@ -121,8 +141,10 @@ class VisionCache:
         namespace: str = "",
         encoded: set[str] | None = None,
     ) -> Iterator[Features]:
-        """Features of all pictures and all videos in order, kept in memory until the block ends. The digests of those
-        that went through the tower for this call are added to `encoded`."""
+        """Context manager that gives the features of all pictures and all videos, in order.
+
+        They stay in memory until the block ends. The digests of items that the tower encoded are added to `encoded`.
+        """
         items: list[Picture | Video] = [*pictures, *videos]
         keys = [feature_key(checkpoint.vision_key, item, namespace) for item in items]
         wanted = dict(zip(keys, items, strict=True))
@@ -167,13 +189,13 @@ class VisionCache:
                 items = {key: wanted[key] for key in wanted if key in mine}
                 found.update(self._make(checkpoint, items, mine, encoded))
             for key, future in others.items():
-                if future.exception() is None:  # else whoever made it failed: the next round tries again here
+                if future.exception() is None:  # if the other thread failed, the next round tries again here
                     found[key] = future.result()
                     self._count(waits=1)
         return found
 
     def _remembered(self, key: str, checkpoint: Checkpoint) -> VisionFeatures | None:
-        """From the first tier; called with the lock held."""
+        """Look up the first tier; the caller holds the lock."""
         if (kept := self._kept.get(key)) is None:
             return None
         if not _fits(kept, checkpoint):
@@ -190,7 +212,7 @@ class VisionCache:
         futures: dict[str, Future[VisionFeatures]],
         encoded: set[str],
     ) -> dict[str, VisionFeatures]:
-        """From the tiers behind the first, else encoded, all in one tower call; whoever waits gets the outcome."""
+        """Load items from the other tiers or encode them in one call. Waiting threads get the result or the error."""
         try:
             made = self._from_host(checkpoint, list(items))
             made.update(self._from_disk(checkpoint, [key for key in items if key not in made]))
@@ -246,7 +268,7 @@ class VisionCache:
         return fresh
 
     def _keep(self, key: str, features: VisionFeatures) -> None:
-        """Make room and keep; where entries in use leave too little, serve uncached. Called with the lock held."""
+        """Evict and store; an item for which entries in use leave no room is not stored. The caller holds the lock."""
         in_use = sum(self._kept[pinned].nbytes for pinned in self._pins if pinned in self._kept)
         if features.nbytes > self.budget - in_use:
             self._counts["uncached"] += 1

@@ -37,7 +37,7 @@ from vlroute.engine.settings import own_settings
 from vlroute.errors import CheckpointError, SettingsError
 from vlroute.types import MODES, Mode
 
-# what decides the numbers a tower computes; names and versions in the config do not
+# settings that determine the output of a tower; names and versions in the config do not
 SHAPE_KEYS = (
     "depth", "hidden_size", "hidden_act", "intermediate_size", "num_heads", "in_channels", "patch_size",
     "spatial_merge_size", "temporal_patch_size", "out_hidden_size", "num_position_embeddings",
@@ -53,7 +53,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def tower_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tower's tensors by their name within the tower, in order of that name, one at a time."""
+    """The tensors of the vision tower, one at a time, sorted by their name within the tower."""
     where: dict[str, tuple[Path, str]] = {}
     for file in _weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
@@ -66,10 +66,10 @@ def tower_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def tower_fingerprint(folder: str | Path) -> str:
-    """SHA-256 (64 hex characters) over the tower's shape and every byte of its weights, as the files hold them.
+    """SHA-256 (64 hex characters) of the tower's shape settings and all bytes of its weights in the files.
 
     Raises:
-        CheckpointError: the folder holds no safetensors weights of a vision tower.
+        CheckpointError: the folder contains no safetensors weights of a vision tower.
     """
     folder = Path(folder)
     digest = hashlib.sha256()
@@ -88,24 +88,32 @@ def tower_fingerprint(folder: str | Path) -> str:
             "with config.json and safetensors weights"
         ) from error
     if not count:
-        raise CheckpointError(f"{folder.name!r} holds no vision tower; expected a Qwen3-VL checkpoint")
+        raise CheckpointError(f"{folder.name!r} contains no vision tower; expected a Qwen3-VL checkpoint")
     return digest.hexdigest()
 
 
 log = logging.getLogger("vlroute")
 
-#: Downloaded and checked before the weights.
+#: Files that are downloaded and checked before the weights.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
-CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors"]  # pickle files, which could run code, are never downloaded
+CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors"]  # no pickle files: loading them could run code
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One loaded checkpoint: the model, its processor, and what its vision features depend on.
+    """One loaded checkpoint.
 
-    `tower` is the fingerprint of the tower's weights; `grid_key` that of the processors' settings, on which the number
-    of tokens depends; `vision_key` joins both with dtype, device, attention and versions: features may pass from one
-    mode to the other exactly if these are equal. All are 64 hex characters.
+    Attributes:
+        mode: the mode that it answers.
+        source: folder or hub id.
+        model: the transformers model.
+        processor: tokenizer, image processor and video processor.
+        tower: fingerprint of the vision tower's weights, 64 hex characters.
+        grid_key: hash of the processor settings that determine the number of tokens, 64 hex characters.
+        vision_key: hash of everything that determines the bits of vision features: `tower`, `grid_key`, dtype, device,
+            attention and versions, 64 hex characters. Modes share features exactly if their keys are equal.
+        lock: serializes encoding and prefill; both checkpoints of a pair have the same lock.
+        generation: the supported settings of its generation config.
     """
 
     mode: Mode
@@ -115,10 +123,8 @@ class Checkpoint:
     tower: str
     grid_key: str
     vision_key: str
-    turn: PriorityLock = field(default_factory=PriorityLock, repr=False)
-    """Whoever encodes pictures or, beside others, reads a prompt takes it; the same for both of a pair."""
+    lock: PriorityLock = field(default_factory=PriorityLock, repr=False)
     generation: Mapping[str, Any] = field(default_factory=dict)
-    """The supported settings of its generation config."""
 
     @property
     def tokenizer(self) -> Any:
@@ -131,9 +137,13 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class ModelPair:
-    """Both modes, ready to answer. `shared_tower` says whether one tower in memory serves both.
+    """The Instruct and the Thinking checkpoint, loaded.
 
-    `fingerprint` (64 hex characters) identifies the weights of this pair.
+    Attributes:
+        instruct: the Instruct checkpoint.
+        thinking: the Thinking checkpoint.
+        load_seconds: duration of loading.
+        fingerprint: identifies the weights of the pair, 64 hex characters.
     """
 
     instruct: Checkpoint
@@ -146,10 +156,11 @@ class ModelPair:
 
     @property
     def shared_tower(self) -> bool:
+        """Whether both checkpoints use one vision tower in memory."""
         return self.instruct.model.model.visual is self.thinking.model.model.visual
 
     def parameter_bytes(self) -> int:
-        """Bytes of all weights in memory, a shared tower counted once."""
+        """Size of all weights in memory in bytes; a shared tower counts once."""
         unique = {p.data_ptr(): p.numel() * p.element_size() for mode in MODES for p in self[mode].model.parameters()}
         return sum(unique.values())
 
@@ -160,14 +171,14 @@ class ModelPair:
 
 
 def checkpoint_folder(source: str | Path, patterns: Sequence[str] = CHECKPOINT_FILES) -> Path:
-    """A checkpoint folder on this disk, or the local copy of a hub id (downloaded when it is not there yet).
+    """The local folder of a checkpoint. A hub id is downloaded if it is not in the local hub cache.
 
     Args:
         source: a folder or a hub id.
         patterns: which files to download.
 
     Raises:
-        CheckpointError: neither a folder with a checkpoint nor an id that can be downloaded.
+        CheckpointError: `source` is neither a folder with a checkpoint nor a hub id that can be downloaded.
     """
     if (folder := local_folder(source)) is not None:
         if not (folder / "config.json").exists():
@@ -177,23 +188,24 @@ def checkpoint_folder(source: str | Path, patterns: Sequence[str] = CHECKPOINT_F
         return Path(snapshot_download(str(source), allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"cannot find the checkpoint {str(source)!r}: it is no folder here, and the hub gave "
+            f"cannot find the checkpoint {str(source)!r}: there is no such folder, and the hub raised "
             f"{type(error).__name__}. Pass a folder or a hub id such as 'Qwen/Qwen3-VL-2B-Instruct'; without a "
             "network, copy the checkpoint to this machine first"
         ) from error
 
 
 def default_device() -> str:
+    """CUDA if available, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def default_dtype(device: str) -> torch.dtype:
-    """bfloat16 on CUDA, where Qwen3-VL was trained in it; float32 on a CPU, where it is exact and rarely slower."""
+    """The dtype for `device`: bfloat16 on CUDA, in which Qwen3-VL was trained; float32 elsewhere."""
     return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
 def _check_device(device: str) -> None:
-    """SettingsError if this machine does not have it."""
+    """SettingsError if this machine has no such device."""
     kind, _, index = device.partition(":")
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()),
               "xpu": torch.xpu.device_count()}  # fmt: skip
@@ -205,7 +217,7 @@ def _check_device(device: str) -> None:
 
 
 class _WithoutTower(Qwen3VLForConditionalGeneration):
-    """Loads a checkpoint around an absent tower: its tensors in the files are passed over, not reported."""
+    """Loads a checkpoint without its vision tower; the tensors of the tower in the files are ignored silently."""
 
     _keys_to_ignore_on_load_unexpected = (r"visual\.",)
 
@@ -231,7 +243,7 @@ def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch
     try:
         model, report = kind.from_pretrained(files.folder, config=config, output_loading_info=True, **options)
     except (torch.OutOfMemoryError, MemoryError):
-        raise  # a fault of this machine, not of the checkpoint
+        raise  # the machine is at fault, not the checkpoint
     except Exception as error:  # as above
         _check_options(config, options)
         if isinstance(error, ImportError):
@@ -250,7 +262,7 @@ def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch
 
 
 def _check_options(config: Any, options: Mapping[str, Any]) -> None:
-    """After loading has failed: SettingsError if the attention or the quantization cannot be used, without weights."""
+    """Called after loading has failed: SettingsError if attention or quantization cannot be used here."""
     name, value = "attn_implementation", options.get("attn_implementation")
     try:
         if value is not None:
@@ -281,7 +293,7 @@ def _grid_key(processor: Any) -> str:
 
 
 def _vision_key(tower: str, grid_key: str, model: Any) -> str:
-    """Everything that decides the bits of the features: kept on disk they may meet other versions and devices."""
+    """Hash of everything that determines the bits of the features; features on disk may outlive a version."""
     how = [str(model.dtype), model.device.type, str(model.config._attn_implementation)]
     return _hash([tower, grid_key, *how, torch.__version__, transformers.__version__])
 
@@ -350,7 +362,7 @@ def load_model_pair(
     options |= asked
 
     loaded: dict[str, Checkpoint] = {}
-    turn = PriorityLock()
+    lock = PriorityLock()
     for mode in MODES:
         twin = loaded.get("instruct")
         tower = twin.model.model.visual if twin and twin.tower == prints[mode] else None
@@ -359,11 +371,11 @@ def load_model_pair(
         vision_key = _vision_key(prints[mode], grid_key, model)
         generation = own_settings(model.generation_config.to_diff_dict(), files[mode].source)
         loaded[mode] = Checkpoint(
-            mode, files[mode].source, model, processors[mode], prints[mode], grid_key, vision_key, turn, generation
+            mode, files[mode].source, model, processors[mode], prints[mode], grid_key, vision_key, lock, generation
         )
     fingerprint = pair_fingerprint(*(files[mode].fingerprint() for mode in MODES))
     pair = ModelPair(loaded["instruct"], loaded["thinking"], time.perf_counter() - began, fingerprint)
     log.info("loaded %s in %.1f s", pair, pair.load_seconds)
     if not pair.shared_tower:
-        log.warning("the two vision towers differ: features are kept per tower and not shared between the modes")
+        log.warning("the two vision towers differ: the modes do not share vision features")
     return pair

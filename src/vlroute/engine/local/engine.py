@@ -1,4 +1,8 @@
-"""One request on a loaded pair: nothing is encoded or read twice, whoever captions and whichever mode answers."""
+"""The engine for a model in this process.
+
+Within a request no picture is encoded twice, and no prompt is tokenized twice, whether for the caption, the decision
+or the answer.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from vlroute.engine.local.checkpoint import Checkpoint, ModelPair, load_model_pa
 from vlroute.engine.local.prompt import Prompt, build_prompt
 from vlroute.engine.local.reasoning import Splitter
 from vlroute.engine.local.sampling import resolve_settings
-from vlroute.engine.local.scheduler import Batching, Generated, GenerationRequest, generate
+from vlroute.engine.local.scheduler import Generated, GenerationRequest, Scheduler, generate
 from vlroute.engine.local.vision import VisionFeatures, encoder_outputs
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
 from vlroute.errors import LimitError
@@ -31,15 +35,15 @@ from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
 from vlroute.types import MODES, Mode
 
-#: `generate.generate`, or another that does the same.
+#: `scheduler.generate`, or the method of a `Scheduler`.
 Generate = Callable[[GenerationRequest], Generated]
 
 
 class Request:
-    """One conversation to answer: a context manager that holds its vision features in memory until it ends.
+    """One conversation to answer; a context manager that keeps its vision features in memory until it ends.
 
-    With `prefixes` (a conversation in turns) what a mode has read before is not read again. `namespace` keeps the
-    caches of tenants apart.
+    Implements `protocol.EngineRequest`. With `prefixes`, cached KV tokens of earlier turns are reused. `namespace`
+    separates the cache entries of tenants.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class Request:
         self.pair, self.conversation, self.vision = pair, conversation, vision
         self.prefixes, self.namespace, self.generate = prefixes, namespace, generate
         self._leases = ExitStack()
-        self._held: dict[str, VisionFeatures] = {}
+        self._features: dict[str, VisionFeatures] = {}
         self._encoded: set[str] = set()
         self._prompts: dict[Mode, Prompt] = {}
 
@@ -71,51 +75,52 @@ class Request:
         return self.pair.instruct.tower
 
     def features(self, checkpoint: Checkpoint, pictures: list[Picture], videos: list[Video]) -> Features:
-        """Features in order, from the cache or the tower; they stay at hand until the request ends."""
+        """Features of the items in order, from the cache or the tower; they are kept until the request ends."""
         key = partial(feature_key, checkpoint.vision_key, namespace=self.namespace)
-        new_pictures = [picture for picture in pictures if key(picture) not in self._held]
-        new_videos = [video for video in videos if key(video) not in self._held]
+        new_pictures = [picture for picture in pictures if key(picture) not in self._features]
+        new_videos = [video for video in videos if key(video) not in self._features]
         if new_pictures or new_videos:
             lease = self.vision.lease(checkpoint, new_pictures, new_videos, self.namespace, self._encoded)
             images, clips = self._leases.enter_context(lease)
             new: list[Picture | Video] = [*new_pictures, *new_videos]
             for item, features in zip(new, [*images, *clips], strict=True):
-                self._held[key(item)] = features
-        return [self._held[key(picture)] for picture in pictures], [self._held[key(video)] for video in videos]
+                self._features[key(item)] = features
+        return [self._features[key(picture)] for picture in pictures], [self._features[key(video)] for video in videos]
 
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """See `protocol.EngineRequest`."""
         resolve_settings(self.pair[mode], settings)
 
-    def caption(self, seen: Picture | Video, prompt: str) -> str:
-        """What the Instruct model says of one picture or video of this conversation, asked `prompt`, greedily."""
-        self._see_turn(seen)
-        asked = Conversation((Message("user", (seen, prompt)),))
-        with Request(self.pair, asked, self.vision, None, self.namespace, self.generate) as alone:
-            alone._held, alone._encoded = self._held, self._encoded
-            return alone.answer("instruct", CAPTION_SETTINGS).text
+    def caption(self, item: Picture | Video, prompt: str) -> str:
+        """See `protocol.EngineRequest`."""
+        self._encode_turn(item)
+        conversation = Conversation((Message("user", (item, prompt)),))
+        with Request(self.pair, conversation, self.vision, None, self.namespace, self.generate) as request:
+            request._features, request._encoded = self._features, self._encoded
+            return request.answer("instruct", CAPTION_SETTINGS).text
 
-    def pooled(self, seen: Picture | Video) -> NDArray[np.float32]:
-        """Mean, then standard deviation, of the Instruct tower's merged tokens of one picture or video: `[2 · width]`.
+    def pooled(self, item: Picture | Video) -> NDArray[np.float32]:
+        """Mean and standard deviation over the merged tokens of the Instruct tower, `[2 · width]`, for a vision probe.
 
-        What a vision probe reads. Nothing is encoded for it that an answer would not need as well, unless the towers
-        differ and Thinking answers.
+        The answer uses the same features, unless the towers differ and Thinking answers.
         """
-        self._see_turn(seen)
-        pictures, videos = ([seen], []) if isinstance(seen, Picture) else ([], [seen])
+        self._encode_turn(item)
+        pictures, videos = ([item], []) if isinstance(item, Picture) else ([], [item])
         images, clips = self.features(self.pair.instruct, pictures, videos)
         merged = [*images, *clips][0].merged.float()
         return np.asarray(torch.cat([merged.mean(0), merged.std(0, correction=0)]).cpu())
 
     def uncached_tokens(self) -> dict[Mode, int] | None:
-        """How many tokens of the prompt each mode would have to read; None while a picture's size in tokens is open."""
+        """Number of prompt tokens that each mode must prefill; None if the size of an item in tokens is unknown."""
         if any(None in grids for mode in MODES for grids in self._grids(self.pair[mode])):
             return None
         prompts = {mode: self._prompt(self.pair[mode]) for mode in MODES}
         if self.prefixes is None:
             return {mode: prompt.length for mode, prompt in prompts.items()}
-        known = {mode: self.prefixes.known(self._owner(mode), prompt.reading) for mode, prompt in prompts.items()}
-        return {mode: prompt.length - known[mode] for mode, prompt in prompts.items()}
+        cached = {
+            mode: self.prefixes.cached_tokens(self._owner(mode), prompt.tokens) for mode, prompt in prompts.items()
+        }
+        return {mode: prompt.length - cached[mode] for mode, prompt in prompts.items()}
 
     def answer(
         self,
@@ -124,22 +129,22 @@ class Request:
         on_piece: OnPiece = lambda channel, piece: None,
         cancel: threading.Event | None = None,
     ) -> Reply:
-        """Answer the conversation in `mode`; `on_piece` gets each piece of thinking or answer as it is written."""
+        """See `protocol.EngineRequest`."""
         checkpoint = self.pair[mode]
         began = time.perf_counter()
-        self._see_new(checkpoint)
+        self._encode_new(checkpoint)
         seen_new = time.perf_counter()
         prompt = self._prompt(checkpoint)
-        room = _room(checkpoint, prompt)
+        max_output = _max_output_tokens(checkpoint, prompt)
         owner = self._owner(mode)
-        known, cache = self.prefixes.take(owner, prompt.reading) if self.prefixes else (0, None)
+        cached, cache = self.prefixes.match(owner, prompt.tokens) if self.prefixes else (0, None)
         if self.prefixes and cache is None:
             cache = DynamicCache()
         looked_up = time.perf_counter()
-        images, videos = self.features(checkpoint, *self._unread_media(prompt, known))
-        seen = time.perf_counter()
+        images, videos = self.features(checkpoint, *self._uncached_media(prompt, cached))
+        encoded = time.perf_counter()
         resolved = resolve_settings(checkpoint, settings)
-        resolved["max_new_tokens"] = min(resolved["max_new_tokens"], room)
+        resolved["max_new_tokens"] = min(resolved["max_new_tokens"], max_output)
         splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
 
         def on_token(token: int) -> bool:
@@ -148,31 +153,31 @@ class Request:
             return splitter.stop.found
 
         outputs = encoder_outputs(images, videos)
-        written = self.generate(GenerationRequest(checkpoint, prompt, outputs, resolved, on_token, cancel, cache))
+        generated = self.generate(GenerationRequest(checkpoint, prompt, outputs, resolved, on_token, cancel, cache))
         for channel, piece in splitter.flush():
             on_piece(channel, piece)
         if self.prefixes and cache is not None:
-            self.prefixes.put(owner, prompt.reading.extended(written.ids), cache)
+            self.prefixes.insert(owner, prompt.tokens.extended(generated.ids), cache)
         texts = splitter.texts
         return Reply(
             text=texts["answer"],
             thinking=texts["thinking"],
-            finish_reason=written.finish_reason,
+            finish_reason=generated.finish_reason,
             prompt_tokens=prompt.length,
-            cached_tokens=known,
+            cached_tokens=cached,
             vision_tokens=prompt.vision_tokens,
-            completion_tokens=len(written.ids),
+            completion_tokens=len(generated.ids),
             thinking_tokens=splitter.thinking_tokens,
-            vision_seconds=seen_new - began + seen - looked_up,
-            prefill_seconds=looked_up - seen_new + written.prefill_seconds,
-            decode_seconds=written.decode_seconds,
+            vision_seconds=seen_new - began + encoded - looked_up,
+            prefill_seconds=looked_up - seen_new + generated.prefill_seconds,
+            decode_seconds=generated.decode_seconds,
             encoded=len(self._encoded),
         )
 
-    def _see_turn(self, seen: Picture | Video) -> None:
-        """If `seen` is new in this turn, all that is new in it goes through the tower in one call."""
+    def _encode_turn(self, item: Picture | Video) -> None:
+        """If `item` belongs to the last message, encode all items of this message in one call."""
         last = self.conversation.messages[-1]
-        if seen in (*last.pictures, *last.videos):
+        if item in (*last.pictures, *last.videos):
             self.features(self.pair.instruct, list(last.pictures), list(last.videos))
 
     def _owner(self, mode: Mode) -> str:
@@ -183,8 +188,8 @@ class Request:
         grids = self.vision.grids(checkpoint, [*pictures, *videos], self.namespace)
         return grids[: len(pictures)], grids[len(pictures) :]
 
-    def _see_new(self, checkpoint: Checkpoint) -> None:
-        """Encode what was never seen: the prompt cannot be built before its size in tokens is known."""
+    def _encode_new(self, checkpoint: Checkpoint) -> None:
+        """Encode the items whose grid is unknown: without it the prompt cannot be built."""
         images, clips = self._grids(checkpoint)
         pictures = [item for item, grid in zip(self.conversation.pictures, images, strict=True) if grid is None]
         videos = [item for item, grid in zip(self.conversation.videos, clips, strict=True) if grid is None]
@@ -196,32 +201,32 @@ class Request:
             self._prompts[checkpoint.mode] = build_prompt(checkpoint, self.conversation, images, clips)
         return self._prompts[checkpoint.mode]
 
-    def _unread_media(self, prompt: Prompt, known: int) -> tuple[list[Picture], list[Video]]:
-        uncached_tokens = [slot.start >= known for slot in prompt.reading.slots]
+    def _uncached_media(self, prompt: Prompt, cached: int) -> tuple[list[Picture], list[Video]]:
+        uncached_tokens = [slot.start >= cached for slot in prompt.tokens.slots]
         media = [part for message in self.conversation.messages for part in message.parts if not isinstance(part, str)]
         left = [part for part, new in zip(media, uncached_tokens, strict=True) if new]
         return [p for p in left if isinstance(p, Picture)], [v for v in left if isinstance(v, Video)]
 
 
-def _room(checkpoint: Checkpoint, prompt: Prompt) -> int:
-    """Tokens that remain in the model's context for the output. LimitError if there is none."""
+def _max_output_tokens(checkpoint: Checkpoint, prompt: Prompt) -> int:
+    """Number of tokens that the context leaves for the output. LimitError if there are none."""
     most: int = checkpoint.model.config.text_config.max_position_embeddings
     if prompt.length >= most:
         raise LimitError(
-            f"the conversation has {prompt.length} tokens, {prompt.vision_tokens} of them pictures; the model reads at "
-            f"most {most - 1}: send fewer turns or smaller pictures"
+            f"the conversation has {prompt.length} tokens, {prompt.vision_tokens} of them vision tokens; the model "
+            f"accepts at most {most - 1}: send fewer turns or smaller pictures"
         )
     return most - prompt.length
 
 
 @dataclass(frozen=True, slots=True)
 class LocalEngine:
-    """A loaded pair; `batching` writes several answers at the same time. Thread-safe."""
+    """A loaded model pair with its caches. With a `scheduler`, several answers share forward passes. Thread-safe."""
 
     pair: ModelPair
     vision: VisionCache
     prefixes: PrefixCache
-    batching: Batching | None = None
+    scheduler: Scheduler | None = None
 
     @classmethod
     def load(
@@ -233,16 +238,18 @@ class LocalEngine:
         vision_cache: VisionCache | None = None,
         prefix_cache: PrefixCache | None = None,
     ) -> LocalEngine:
-        """With caches of the usual budgets where none are given. `loading` and errors as of `load_model_pair`."""
+        """Load the pair, with caches of default size if none are given. `loading` and errors: see `load_model_pair`."""
         pair = load_model_pair(instruct, thinking, **loading)
-        batching = Batching(max_num_seqs) if max_num_seqs > 1 else None
-        return cls(pair, vision_cache or VisionCache(), prefix_cache or PrefixCache(), batching)
+        scheduler = Scheduler(max_num_seqs) if max_num_seqs > 1 else None
+        return cls(pair, vision_cache or VisionCache(), prefix_cache or PrefixCache(), scheduler)
 
     def request(self, conversation: Conversation, in_turns: bool = False, namespace: str = "") -> Request:
-        write = self.batching.generate if self.batching else generate
-        return Request(self.pair, conversation, self.vision, self.prefixes if in_turns else None, namespace, write)
+        generate_one = self.scheduler.generate if self.scheduler else generate
+        return Request(
+            self.pair, conversation, self.vision, self.prefixes if in_turns else None, namespace, generate_one
+        )
 
     def close(self) -> None:
-        """Cancel what is being written in shared rows."""
-        if self.batching is not None:
-            self.batching.close()
+        """Cancel the running answers of the scheduler."""
+        if self.scheduler is not None:
+            self.scheduler.close()

@@ -1,4 +1,4 @@
-"""From a conversation and the grids of its pictures to token ids and explicit positions."""
+"""Builds the prompt of a conversation: token ids and explicit positions."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Grid = tuple[int, int, int]
 class Prompt:
     """Model inputs of one request: ids, mask and token types `[1, length]`, positions `[4, 1, length]`.
 
-    Positions are explicit because the model object remembers those of whoever called it last.
+    Positions are explicit because the model object otherwise reuses `rope_deltas` of its previous call.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     mm_token_type_ids: torch.Tensor
     position_ids: torch.Tensor
-    reading: TokenPrefix
+    tokens: TokenPrefix
 
     @property
     def length(self) -> int:
@@ -46,14 +46,14 @@ class Prompt:
         }
 
 
-def _stamps(times: Sequence[float], per_step: int) -> list[float]:
-    """The time of each temporal step: the mean of its first and last frame, the last frame repeated to fill it."""
+def _timestamps(times: Sequence[float], per_step: int) -> list[float]:
+    """The time of each temporal step: the mean of its first and last frame. The last frame fills an incomplete step."""
     padded = [*times, *[times[-1]] * (-len(times) % per_step)]
     return [(padded[i] + padded[i + per_step - 1]) / 2 for i in range(0, len(padded), per_step)]
 
 
 def render(checkpoint: Checkpoint, conversation: Conversation, images: Sequence[Grid], videos: Sequence[Grid]) -> str:
-    """The chat template's text with every picture and video slot widened to its number of merged tokens."""
+    """The text of the chat template, with one placeholder token for each merged vision token."""
     processor = checkpoint.processor
     text = processor.apply_chat_template(conversation.template(), tokenize=False, add_generation_prompt=True)
     merged = processor.image_processor.merge_size**2
@@ -66,7 +66,7 @@ def render(checkpoint: Checkpoint, conversation: Conversation, images: Sequence[
     per_step = processor.video_processor.temporal_patch_size
     for (t, h, w), video, rest in zip(videos, conversation.videos, parts[1:], strict=True):
         frame = f"{processor.vision_start_token}{processor.video_token * (h * w // merged)}{processor.vision_end_token}"
-        stamps = _stamps(video.times, per_step)
+        stamps = _timestamps(video.times, per_step)
         if len(stamps) != t:
             raise ValueError(f"{len(stamps)} time stamps for {t} temporal steps of a video")
         text += "".join(f"<{stamp:.1f} seconds>{frame}" for stamp in stamps) + rest
@@ -76,9 +76,9 @@ def render(checkpoint: Checkpoint, conversation: Conversation, images: Sequence[
 def build_prompt(
     checkpoint: Checkpoint, conversation: Conversation, images: Sequence[Grid], videos: Sequence[Grid]
 ) -> Prompt:
-    """Tokenise for this checkpoint; one sequence, no padding."""
+    """Tokenize `conversation` for `checkpoint`. `images` and `videos`: grid (t, h, w) in patches of each item."""
     text = render(checkpoint, conversation, images, videos)
-    # not verbose: a prompt that is too long is refused later, without a warning of transformers
+    # verbose=False: a prompt that is too long is refused later; transformers need not warn
     tokens = checkpoint.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     ids = torch.tensor([tokens], device=checkpoint.device)
     config = checkpoint.model.config
@@ -94,12 +94,12 @@ def build_prompt(
         axes, _ = checkpoint.model.model.get_rope_index(ids, mm_token_type_ids=types, attention_mask=mask, **vision)
     else:
         axes = text_positions.expand(3, -1, -1)
-    reading = TokenPrefix(ids[0].cpu().numpy(), _slots(types[0].tolist(), conversation, videos))
-    return Prompt(ids, mask, types, torch.cat([text_positions, axes]), reading)
+    tokens = TokenPrefix(ids[0].cpu().numpy(), _slots(types[0].tolist(), conversation, videos))
+    return Prompt(ids, mask, types, torch.cat([text_positions, axes]), tokens)
 
 
 def _slots(types: Sequence[int], conversation: Conversation, videos: Sequence[Grid]) -> tuple[Slot, ...]:
-    """Where each picture and video lies: a picture is one run of vision tokens, a video one for each time step."""
+    """The token range of each item. A picture is one run of vision tokens, a video one run per temporal step."""
     runs: dict[int, list[tuple[int, int]]] = {1: [], 2: []}
     at = 0
     for kind, group in itertools.groupby(types):

@@ -1,4 +1,4 @@
-"""Separates reasoning and answer by token id, and keeps both complete while they are generated."""
+"""Separates reasoning and answer by token id, and makes every output complete."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import torch
 
 THINK, END_THINK = "<think>", "</think>"
-#: Text that closes the reasoning if the model does not: as Qwen's chat templates write past reasoning.
+#: Closes the reasoning if the model does not; the form that Qwen's chat templates use for earlier turns.
 CLOSING = f"\n{END_THINK}\n\n"
 
 
 class Decoder:
-    """Decodes token ids one at a time, and holds text back while its last character is incomplete.
+    """Decodes token ids one at a time; text is held back while its last character is incomplete.
 
     tokenizers' DecodeStream is not used: it raises on bytes that form no character, which sampling may generate.
     """

@@ -1,4 +1,4 @@
-"""The next token of one answer: penalties, budget, temperature, cut-offs, then the likeliest or a draw."""
+"""Chooses the next token: logits processors, thinking budget, then greedy decoding or sampling."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ EXCLUDING = ("no_repeat_ngram_size", "bad_words_ids", "min_new_tokens", "suppres
 
 
 def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Recommended values, then the checkpoint's own, then each of `overrides`, the last one winning.
+    """The settings in force: recommended values, overridden by the checkpoint's own, then by each of `overrides`.
 
-    Without sampling, the sampling settings and the recommended presence penalty are left out.
+    For greedy decoding the sampling settings and the recommended presence penalty are removed.
 
     Raises:
-        SettingsError: as of `checked`; also if a token id is not in the vocabulary, if the settings suppress every
+        SettingsError: see `checked`; also if a token id is not in the vocabulary, if the settings suppress every
             token, or if `min_new_tokens` is greater than `max_new_tokens`.
     """
     asked = combined(*map(checked, overrides))
@@ -72,10 +72,7 @@ def _check_tokens(settings: Mapping[str, Any], vocabulary: int) -> None:
 
 
 class Penalties(LogitsProcessor):
-    """Lowers the logit of every token already written in this answer: by `presence` once, by `frequency` for each time.
-
-    As OpenAI and vLLM do.
-    """
+    """Presence and frequency penalty over the tokens of the answer so far, as defined by OpenAI and vLLM."""
 
     def __init__(self, prompt_length: int, presence: float, frequency: float = 0.0) -> None:
         self.prompt_length, self.presence, self.frequency = prompt_length, presence, frequency
@@ -87,16 +84,16 @@ class Penalties(LogitsProcessor):
 
 
 class Sampler:
-    """Chooses token by token for one answer, in the order of transformers' `generate`.
+    """Chooses the tokens of one answer; the processors have the order of transformers' `generate`.
 
-    With a `seed` the draws are this answer's own, whatever else is being written.
+    With a `seed` the random numbers do not depend on other answers.
     """
 
     def __init__(self, checkpoint: Checkpoint, prompt_length: int, settings: Mapping[str, Any]) -> None:
-        """`settings` as `resolve_settings` gives them."""
+        """`settings`: as returned by `resolve_settings`."""
         asked: Any = settings.get("eos_token_id")
         ends = frozenset(asked if isinstance(asked, list) else [asked])
-        #: The token used if all tokens are excluded: it ends an answer with visible text unless `eos_token_id` is -1.
+        #: Chosen if all tokens are excluded. It ends an answer that has visible text, unless `eos_token_id` is -1.
         self.last_resort = max(ends) if max(ends) >= 0 else int(checkpoint.tokenizer.eos_token_id)
         self.control = OutputControl(
             checkpoint.tokenizer, checkpoint.mode == "thinking", ends, settings.get("thinking_budget")
@@ -114,7 +111,7 @@ class Sampler:
             self.generator = torch.Generator(checkpoint.device).manual_seed(seed)
 
     def __call__(self, ids: torch.Tensor, logits: torch.Tensor) -> int:
-        """`ids` `[1, n]`: prompt and answer so far. `logits` `[1, vocabulary]` of what follows."""
+        """The next token id. `ids`: prompt and answer so far, `[1, n]`; `logits`: `[1, vocabulary]`."""
         if (forced := self.control.forced()) is not None:
             return forced
         scores = self.processors(ids, self.control.mask(logits.to(torch.float32, copy=True)))
@@ -128,7 +125,7 @@ class Sampler:
 def _processors(
     settings: Mapping[str, Any], prompt_length: int, ends: list[int], device: torch.device
 ) -> Iterator[LogitsProcessor]:
-    """Processors for greedy answers and for sampling, in the order of transformers' `generate`."""
+    """Processors for greedy decoding and sampling, in the order of transformers' `generate`."""
     if bias := settings.get("sequence_bias"):
         yield SequenceBiasLogitsProcessor(bias)
     if (penalty := settings.get("repetition_penalty", 1.0)) != 1.0:

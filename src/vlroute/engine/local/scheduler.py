@@ -1,4 +1,7 @@
-"""Several answers of one checkpoint, one forward pass a token for all of them; each may join and leave at any token."""
+"""Generates answers: one alone, or several of one checkpoint that share a forward pass per token.
+
+An answer may join or leave the running batch at any token.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +26,24 @@ from vlroute.types import FinishReason, Mode
 
 #: Name of the argument of transformers for the KV cache; older releases call it `past_key_values`.
 CACHE = "cache" if "cache" in signature(Qwen3VLForConditionalGeneration.forward).parameters else "past_key_values"
-#: Told each token id; true ends the answer there.
+#: Called with each token id; a true result ends the answer.
 OnToken = Callable[[int], bool | None]
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """All that one answer is written from.
+    """One answer to generate.
 
-    `encoder_outputs` are those of the pictures not yet read, and must be fresh (see `vision.encoder_outputs`);
-    `settings` come from `resolve_settings`. `on_token` is called with each token id; true ends the answer there, and
-    what it raises ends the answer and is raised to whoever waits for it. `cache` holds what was read of the prompt
-    already, and afterwards what was read of prompt and answer.
+    Attributes:
+        checkpoint: the model.
+        prompt: token ids and positions.
+        encoder_outputs: vision features of the media after the cached prefix; a new container, see
+            `vision.encoder_outputs`.
+        settings: as returned by `resolve_settings`.
+        on_token: called with each token id. A true result ends the answer. An exception ends the answer, and `generate`
+            raises it.
+        cancel: ends the answer when set.
+        cache: KV cache of the prompt's prefix; afterwards that of prompt and answer. None: no cache is returned.
     """
 
     checkpoint: Checkpoint
@@ -48,138 +57,143 @@ class GenerationRequest:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One answer under way. `read`: tokens that keys and values are there for; `ids`: prompt and answer `[1, n]`."""
+    """An answer during generation. `num_cached`: number of cached KV tokens; `ids`: prompt and answer, `[1, n]`."""
 
     sampler: Sampler
-    most: int
+    max_tokens: int
     on_token: OnToken
     cancel: threading.Event | None
     ids: torch.Tensor
-    read: int
+    num_cached: int
     position: int
-    """Of the token to be read next, on all three axes: an answer is text."""
+    """Position of the next token; the same on all three axes, because an answer is text."""
     prompt_length: int
     first_at: float = 0.0
     reason: str = ""
     error: BaseException | None = None
     cache: DynamicCache = field(default_factory=DynamicCache)
-    kept: bool = False
-    """Whether the caller wants keys and values in `cache` when the answer is written."""
+    keep_cache: bool = False
+    """Whether `cache` must contain the keys and values at the end of the answer."""
     done: threading.Event = field(default_factory=threading.Event)
 
     @property
-    def written(self) -> list[int]:
-        """Ids of the output, without the end token."""
+    def output_ids(self) -> list[int]:
+        """Ids of the output without the end token."""
         ids: list[int] = self.ids[0, self.prompt_length :].tolist()
         return ids[:-1] if self.sampler.control.ended else ids
 
     def take(self, logits: torch.Tensor) -> None:
-        """Choose the next token from `logits` `[1, vocabulary]`, and see whether the answer ends with it."""
+        """Choose the next token from `logits` (`[1, vocabulary]`) and check whether the answer ends with it."""
         try:
             token = self.sampler(self.ids, logits)
             self.first_at = self.first_at or time.perf_counter()
             self.ids = torch.cat([self.ids, self.ids.new_tensor([[token]])], dim=1)
             ended = self.sampler.control.ended or bool(self.on_token(token))
-        except BaseException as error:  # a listener's or sampler's: it ends this answer and no other
+        except BaseException as error:  # raised by the callback or the sampler: it ends only this answer
             self.error, self.reason = error, "error"
             return
         if ended:
             self.reason = "stop"
         elif self.cancel is not None and self.cancel.is_set():
             self.reason = "cancelled"
-        elif self.ids.shape[1] - self.prompt_length >= self.most:
+        elif self.ids.shape[1] - self.prompt_length >= self.max_tokens:
             self.reason = "length"
 
 
-def begin(writing: GenerationRequest) -> Sequence:
-    """Read the prompt, alone, as `generate` does, and choose the first token; neither if cancelled before."""
-    prompt, settings = writing.prompt, writing.settings
-    row = Sequence(
-        Sampler(writing.checkpoint, prompt.length, settings),
-        int(settings["max_new_tokens"]), writing.on_token, writing.cancel, prompt.input_ids, prompt.length,
+def begin(request: GenerationRequest) -> Sequence:
+    """Run the prefill of one prompt and choose the first token; do neither if the request is cancelled."""
+    prompt, settings = request.prompt, request.settings
+    seq = Sequence(
+        Sampler(request.checkpoint, prompt.length, settings),
+        int(settings["max_new_tokens"]), request.on_token, request.cancel, prompt.input_ids, prompt.length,
         int(prompt.position_ids[1:, 0, -1].max()) + 1, prompt.length,
     )  # fmt: skip
-    if writing.cache is not None:
-        row.cache, row.kept = writing.cache, True
-    past = row.cache.get_seq_length()
-    with writing.checkpoint.turn.ahead():
-        if row.cancel is not None and row.cancel.is_set():  # while others read
-            row.reason = "cancelled"
-            return row
-        output = writing.checkpoint.model(
+    if request.cache is not None:
+        seq.cache, seq.keep_cache = request.cache, True
+    past = seq.cache.get_seq_length()
+    with request.checkpoint.lock.ahead():
+        if seq.cancel is not None and seq.cancel.is_set():  # while it waited for the lock
+            seq.reason = "cancelled"
+            return seq
+        output = request.checkpoint.model(
             input_ids=prompt.input_ids[:, past:],
             attention_mask=prompt.attention_mask,
             position_ids=prompt.position_ids[:, :, past:],
-            mm_encoder_outputs=dict(writing.encoder_outputs) or None,
+            mm_encoder_outputs=dict(request.encoder_outputs) or None,
             logits_to_keep=1,
             use_cache=True,
-            **{CACHE: row.cache},
+            **{CACHE: seq.cache},
         )
-    row.take(output.logits[:, -1])
-    return row
+    seq.take(output.logits[:, -1])
+    return seq
 
 
 class RunningBatch:
-    """Keys and values of all rows under way, padded at the left to one length. Not thread-safe."""
+    """The sequences in generation and their KV cache, padded at the left to one length. Not thread-safe."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.rows: list[Sequence] = []
+        self.seqs: list[Sequence] = []
         self._cache = DynamicCache()
 
-    def join(self, row: Sequence) -> None:
-        """From the next step on `row` is written too."""
-        layers = [(layer.keys, layer.values) for layer in row.cache.layers]
-        if self.rows:
-            length = max(self._cache.get_seq_length(), row.read)
+    def join(self, seq: Sequence) -> None:
+        """Add `seq`; it takes part from the next step on."""
+        layers = [(layer.keys, layer.values) for layer in seq.cache.layers]
+        if self.seqs:
+            length = max(self._cache.get_seq_length(), seq.num_cached)
             layers = [
                 (_stacked(layer.keys, keys, length), _stacked(layer.values, values, length))
                 for layer, (keys, values) in zip(self._cache.layers, layers, strict=True)
             ]
         self._cache = _cache(layers)
-        _fill(row.cache, [(keys.new_empty(0), values.new_empty(0)) for keys, values in layers])  # not held twice
-        self.rows.append(row)
+        # the batch holds the only copy
+        _fill(seq.cache, [(keys.new_empty(0), values.new_empty(0)) for keys, values in layers])
+        self.seqs.append(seq)
 
     def step(self) -> list[Sequence]:
-        """One token for every row; gives those that ended with it, their keys and values in their own cache again."""
+        """Generate one token for every sequence. Returns the sequences that ended with it; they have left the batch."""
         length = self._cache.get_seq_length()
         device = self.checkpoint.device
-        read = torch.tensor([row.read for row in self.rows], device=device)[:, None]
-        # one row is not padded: the model needs no mask
-        mask = (torch.arange(length + 1, device=device)[None] >= length - read).long() if len(self.rows) > 1 else None
-        at = torch.tensor([row.position for row in self.rows], device=device)[:, None]
+        num_cached = torch.tensor([seq.num_cached for seq in self.seqs], device=device)[:, None]
+        # a single sequence has no padding, so the model needs no mask
+        mask = (
+            (torch.arange(length + 1, device=device)[None] >= length - num_cached).long()
+            if len(self.seqs) > 1
+            else None
+        )
+        at = torch.tensor([seq.position for seq in self.seqs], device=device)[:, None]
         output = self.checkpoint.model(
-            input_ids=torch.cat([row.ids[:, -1:] for row in self.rows]),
+            input_ids=torch.cat([seq.ids[:, -1:] for seq in self.seqs]),
             attention_mask=mask,
-            position_ids=torch.cat([read[None], at.expand(3, -1, -1)]),
+            position_ids=torch.cat([num_cached[None], at.expand(3, -1, -1)]),
             use_cache=True,
             **{CACHE: self._cache},
         )
-        for i, row in enumerate(self.rows):
-            row.read, row.position = row.read + 1, row.position + 1
-            row.take(output.logits[i : i + 1, -1])
-        ended = [row for row in self.rows if row.reason]
+        for i, seq in enumerate(self.seqs):
+            seq.num_cached, seq.position = seq.num_cached + 1, seq.position + 1
+            seq.take(output.logits[i : i + 1, -1])
+        ended = [seq for seq in self.seqs if seq.reason]
         if ended:
             self._leave()
         return ended
 
     def drop(self) -> list[Sequence]:
-        """Forget all rows, as after an error in a step that was everyone's; gives them."""
-        rows, self.rows, self._cache = self.rows, [], DynamicCache()
-        return rows
+        """Remove and return all sequences, after an error in a shared step."""
+        seqs, self.seqs, self._cache = self.seqs, [], DynamicCache()
+        return seqs
 
     def _leave(self) -> None:
         length = self._cache.get_seq_length()
         layers = [(layer.keys, layer.values) for layer in self._cache.layers]
-        for i, row in enumerate(self.rows):
-            if row.reason and row.kept:
-                _fill(row.cache, [(_own(k, i, row.read), _own(v, i, row.read)) for k, v in layers])
-        stay = [i for i, row in enumerate(self.rows) if not row.reason]
-        self.rows = [self.rows[i] for i in stay]
-        longest = max((row.read for row in self.rows), default=0)
+        for i, seq in enumerate(self.seqs):
+            if seq.reason and seq.keep_cache:
+                _fill(seq.cache, [(_own(k, i, seq.num_cached), _own(v, i, seq.num_cached)) for k, v in layers])
+        stay = [i for i, seq in enumerate(self.seqs) if not seq.reason]
+        self.seqs = [self.seqs[i] for i in stay]
+        longest = max((seq.num_cached for seq in self.seqs), default=0)
         cut = slice(length - longest, None)
-        kept = [(keys[stay][..., cut, :], values[stay][..., cut, :]) for keys, values in layers]
-        self._cache = _cache(kept) if stay else DynamicCache()
+        keep_cache = [(keys[stay][..., cut, :], values[stay][..., cut, :]) for keys, values in layers]
+        self._cache = _cache(keep_cache) if stay else DynamicCache()
 
 
 def _stacked(many: torch.Tensor, one: torch.Tensor, length: int) -> torch.Tensor:
@@ -187,9 +201,9 @@ def _stacked(many: torch.Tensor, one: torch.Tensor, length: int) -> torch.Tensor
     return torch.cat([pad(part, (0, 0, length - part.shape[-2], 0)) for part in (many, one)])
 
 
-def _own(layer: torch.Tensor, row: int, read: int) -> torch.Tensor:
-    """One row without its padding, in memory of its own: a view would keep all rows alive."""
-    return layer[row : row + 1, :, layer.shape[-2] - read :].clone()
+def _own(layer: torch.Tensor, seq: int, num_cached: int) -> torch.Tensor:
+    """One sequence without its padding, copied: a view would keep the memory of the whole batch alive."""
+    return layer[seq : seq + 1, :, layer.shape[-2] - num_cached :].clone()
 
 
 def _cache(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
@@ -206,7 +220,7 @@ def _fill(cache: DynamicCache, layers: list[tuple[torch.Tensor, torch.Tensor]]) 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Token ids written (the end token left out), why writing ended, and seconds to the first token and after it."""
+    """Token ids without the end token, the reason for the end, and the seconds until and after the first token."""
 
     ids: tuple[int, ...]
     finish_reason: FinishReason
@@ -215,89 +229,90 @@ class Generated:
 
 
 @torch.inference_mode()
-def generate(writing: GenerationRequest) -> Generated:
-    """Generate one answer in this thread, with the same steps as answers that share forward passes."""
+def generate(request: GenerationRequest) -> Generated:
+    """Generate one answer in this thread, with the same steps as for answers that share forward passes."""
     began = time.perf_counter()
-    row = begin(writing)
-    rows = RunningBatch(writing.checkpoint)
-    if not row.reason:
-        rows.join(row)
-    while not row.reason:
-        rows.step()
-    return generated(row, began)
+    seq = begin(request)
+    seqs = RunningBatch(request.checkpoint)
+    if not seq.reason:
+        seqs.join(seq)
+    while not seq.reason:
+        seqs.step()
+    return generated(seq, began)
 
 
-def generated(row: Sequence, began: float) -> Generated:
-    """What came of a row whose answer was begun at `began` (`time.perf_counter`). Raises what ended it, if it did."""
-    if row.error is not None:
-        raise row.error
+def generated(seq: Sequence, began: float) -> Generated:
+    """The result of a finished sequence that began at `began` (`time.perf_counter`). Raises the error that ended it."""
+    if seq.error is not None:
+        raise seq.error
     ended = time.perf_counter()
-    first = row.first_at or ended
-    return Generated(tuple(row.written), cast(FinishReason, row.reason), first - began, ended - first)
+    first = seq.first_at or ended
+    return Generated(tuple(seq.output_ids), cast(FinishReason, seq.reason), first - began, ended - first)
 
 
-class Batching:
-    """Writes at most `max_num_seqs` answers of each mode at a time; `generate` may be called from any thread.
+class Scheduler:
+    """Generates at most `max_num_seqs` answers of each mode at the same time. Thread-safe.
 
-    In float32 the tokens are those that each request would get alone. Last bits of the scores depend on the number of
-    rows, as in every batching server, so in bfloat16 a near tie may fall otherwise.
+    In float32 each request gets the tokens that it would get alone. The last bits of the scores depend on the batch
+    size, as in every batching server, so in bfloat16 a near tie may be decided differently.
     """
 
     def __init__(self, max_num_seqs: int = 8) -> None:
-        """SettingsError for fewer than one row."""
+        """SettingsError unless `max_num_seqs` is a whole number of at least 1."""
         self.max_num_seqs = MAX_NUM_SEQS.read("max_num_seqs", max_num_seqs)
-        self._writers: dict[Mode, _Writer] = {}
+        self._workers: dict[Mode, _Worker] = {}
         self._closed = False
         self._lock = threading.Lock()
 
-    def generate(self, writing: GenerationRequest) -> Generated:
-        """As `generate.generate`; waits for a free row first.
+    def generate(self, request: GenerationRequest) -> Generated:
+        """As the function `generate`; waits first until one of the `max_num_seqs` places is free.
 
-        RouterClosedError after `close`.
+        Raises:
+            RouterClosedError: the scheduler is closed.
         """
-        if writing.cancel is not None and writing.cancel.is_set():
+        if request.cancel is not None and request.cancel.is_set():
             return Generated((), "cancelled", 0.0, 0.0)
-        writer = self._writer(writing.checkpoint)
-        if not writer.enter(writing.cancel):
+        worker = self._worker(request.checkpoint)
+        if not worker.enter(request.cancel):
             return Generated((), "cancelled", 0.0, 0.0)
         try:
             began = time.perf_counter()
             with torch.inference_mode():
-                row = begin(writing)
-            if not row.reason:
-                writer.write(row)
-            return generated(row, began)
+                seq = begin(request)
+            if not seq.reason:
+                worker.write(seq)
+            return generated(seq, began)
         finally:
-            writer.leave()
+            worker.leave()
 
     def waiting(self) -> dict[Mode, int]:
-        """Requests that wait for a free row."""
+        """Number of requests of each mode that wait for a free place."""
         with self._lock:
-            return {mode: writer.waiting for mode, writer in self._writers.items()}
+            return {mode: worker.waiting for mode, worker in self._workers.items()}
 
     def close(self) -> None:
-        """Cancel what is being written and end the threads."""
+        """Cancel all running answers and end the threads."""
         with self._lock:
             self._closed = True
-            writers = [*self._writers.values()]
-        for writer in writers:
-            writer.close()
+            workers = [*self._workers.values()]
+        for worker in workers:
+            worker.close()
 
-    def _writer(self, checkpoint: Checkpoint) -> _Writer:
+    def _worker(self, checkpoint: Checkpoint) -> _Worker:
         with self._lock:
             if self._closed:
                 raise RouterClosedError
-            if checkpoint.mode not in self._writers:
-                self._writers[checkpoint.mode] = _Writer(checkpoint, self.max_num_seqs)
-            return self._writers[checkpoint.mode]
+            if checkpoint.mode not in self._workers:
+                self._workers[checkpoint.mode] = _Worker(checkpoint, self.max_num_seqs)
+            return self._workers[checkpoint.mode]
 
 
-class _Writer:
-    """The thread that writes one checkpoint's rows, and the door before it."""
+class _Worker:
+    """The thread that generates the answers of one checkpoint, and the queue before it."""
 
-    def __init__(self, checkpoint: Checkpoint, most: int) -> None:
-        self.rows = RunningBatch(checkpoint)
-        self.free = most
+    def __init__(self, checkpoint: Checkpoint, max_tokens: int) -> None:
+        self.seqs = RunningBatch(checkpoint)
+        self.free = max_tokens
         self._line: deque[object] = deque()  # first come, first served
         self._joining: deque[Sequence] = deque()
         self._closed = False
@@ -310,7 +325,7 @@ class _Writer:
         return len(self._line)
 
     def enter(self, cancel: threading.Event | None) -> bool:
-        """Wait for a free row and take it; false if cancelled before."""
+        """Wait for a free place and take it; False if the request was cancelled before."""
         ticket = object()
         with self._changed:
             self._line.append(ticket)
@@ -332,15 +347,15 @@ class _Writer:
             self.free += 1
             self._changed.notify_all()
 
-    def write(self, row: Sequence) -> None:
-        """Until `row` is written to its end."""
+    def write(self, seq: Sequence) -> None:
+        """Add `seq` to the batch and wait until it ends."""
         with self._changed:
             if self._closed:
-                row.reason = "cancelled"
+                seq.reason = "cancelled"
                 return
-            self._joining.append(row)
+            self._joining.append(seq)
             self._changed.notify_all()
-        row.done.wait()
+        seq.done.wait()
 
     def close(self) -> None:
         with self._changed:
@@ -353,23 +368,23 @@ class _Writer:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._joining or self.rows.rows or self._closed):
+                while not (self._joining or self.seqs.seqs or self._closed):
                     self._changed.wait()
                 joining = [self._joining.popleft() for _ in range(len(self._joining))]
                 closed = self._closed
             if closed:
-                for row in [*self.rows.drop(), *joining]:
-                    row.reason = "cancelled"
-                    row.done.set()
+                for seq in [*self.seqs.drop(), *joining]:
+                    seq.reason = "cancelled"
+                    seq.done.set()
                 return
             try:
                 while joining:
-                    self.rows.join(joining[0])
+                    self.seqs.join(joining[0])
                     joining.pop(0)
-                ended = self.rows.step()
-            except Exception as error:  # out of memory, say: of everyone, for nobody's row alone is to blame
-                ended = [*self.rows.drop(), *joining]
-                for row in ended:
-                    row.error = error
-            for row in ended:
-                row.done.set()
+                ended = self.seqs.step()
+            except Exception as error:  # such as out of memory: it concerns all sequences of the step
+                ended = [*self.seqs.drop(), *joining]
+                for seq in ended:
+                    seq.error = error
+            for seq in ended:
+                seq.done.set()

@@ -1,4 +1,4 @@
-"""From pictures and videos to vision features: what the tower gives, kept apart from any prompt."""
+"""Runs the vision tower: pictures and videos to vision features."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from vlroute.inputs.media import Picture, Video
 
 @dataclass(frozen=True, slots=True)
 class VisionFeatures:
-    """What the tower gives for one picture or video.
+    """Output of the vision tower for one picture or video.
 
-    `grid` is (t, h, w) in patches; `merged` is `[t · h · w / merge², width]`, each of `deepstack` the same shape.
+    Attributes:
+        grid: (t, h, w) in patches.
+        merged: merged tokens, `[t · h · w / merge², width]`.
+        deepstack: one tensor per deepstack layer, each of the shape of `merged`.
     """
 
     grid: tuple[int, int, int]
@@ -33,13 +36,13 @@ class VisionFeatures:
         return sum(t.numel() * t.element_size() for t in (self.merged, *self.deepstack))
 
     def to(self, device: torch.device) -> VisionFeatures:
-        """On `device`; itself where it is there already."""
+        """The features on `device`; the same object if they are already there."""
         if self.merged.device == device:
             return self
         return VisionFeatures(self.grid, self.merged.to(device), tuple(layer.to(device) for layer in self.deepstack))
 
     def fits(self, merge_size: int) -> bool:
-        """Whether every layer has the one row for each merged token that the grid asks for."""
+        """Whether every layer has one row per merged token of the grid."""
         t, h, w = self.grid
         rows = t * h * w // merge_size**2
         return all(layer.shape[0] == rows for layer in (self.merged, *self.deepstack))
@@ -56,7 +59,7 @@ def _process(checkpoint: Checkpoint, pictures: Sequence[Picture], videos: Sequen
 
 
 def _batched(processor: Any, kind: str, items: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, torch.Tensor]:
-    """Tensors of all items (input, keyword arguments). Items with equal arguments share one call of the processor."""
+    """Processor outputs of all items (input, keyword arguments); neighbors with equal arguments share a call."""
     found = []
     for arguments, group in itertools.groupby(items, key=lambda item: item[1]):
         inputs = [item for item, _ in group]
@@ -67,7 +70,7 @@ def _batched(processor: Any, kind: str, items: Sequence[tuple[Any, dict[str, Any
 
 
 def _image_arguments(processor: Any, picture: Picture) -> tuple[Image.Image, dict[str, Any]]:
-    """Input and keyword arguments of the image processor, as in plain transformers for the same size."""
+    """Input and keyword arguments of the image processor, equal to those of plain transformers for the same size."""
     size = picture.budget.exact_size(processor.patch_size * processor.merge_size)
     if size is not None:
         return picture.image.resize(size, Image.Resampling.BICUBIC), {"do_resize": False}
@@ -75,7 +78,7 @@ def _image_arguments(processor: Any, picture: Picture) -> tuple[Image.Image, dic
 
 
 def _video_arguments(processor: Any, video: Video) -> tuple[list[Image.Image], dict[str, Any]]:
-    """As `_image_arguments`, for videos. Without the layout, a frame of height 3 would be read as channels first."""
+    """As `_image_arguments`, for videos. Without the layout, a frame of height 3 would be taken for channels first."""
     how: dict[str, Any] = {"do_sample_frames": False, "input_data_format": "channels_last"}
     frames = list(video.frames)
     size = video.budget.exact_size(processor.patch_size * processor.merge_size)
@@ -85,21 +88,21 @@ def _video_arguments(processor: Any, video: Video) -> tuple[list[Image.Image], d
 
 
 def _size(processor: Any, bounds: Callable[[int, int], tuple[int, int]]) -> dict[str, Any]:
-    """The argument `size`, if it differs from that of the processor."""
+    """The argument `size`, if it differs from the setting of the processor."""
     own = (processor.size["shortest_edge"], processor.size["longest_edge"])
     asked = bounds(*own)
     return {} if asked == own else {"size": {"shortest_edge": asked[0], "longest_edge": asked[1]}}
 
 
 def _check_tokens(checkpoint: Checkpoint, pixels: dict[str, torch.Tensor]) -> None:
-    """LimitError if the tokens do not fit into any prompt; checked before the tower runs."""
+    """LimitError if an item has more tokens than any prompt can hold; checked before the tower runs."""
     most = checkpoint.model.config.text_config.max_position_embeddings
     for name, kind in (("image_grid_thw", "picture"), ("video_grid_thw", "video")):
         if name in pixels:
             tokens = int(pixels[name].prod(-1).max()) // checkpoint.processor.image_processor.merge_size**2
             if tokens >= most:
                 raise LimitError(
-                    f"a {kind} has {tokens} tokens, but the model reads at most {most - 1}; send it smaller, or set "
+                    f"a {kind} has {tokens} tokens, but the model reads at most {most - 1}; send a smaller one, or set "
                     "max_pixels"
                 )
 
@@ -108,8 +111,15 @@ def _check_tokens(checkpoint: Checkpoint, pixels: dict[str, torch.Tensor]) -> No
 def encode(
     checkpoint: Checkpoint, pictures: Sequence[Picture], videos: Sequence[Video]
 ) -> tuple[list[VisionFeatures], list[VisionFeatures]]:
-    """Run the image processor and the tower once over all pictures and once over all videos."""
-    with checkpoint.turn:
+    """Run processor and tower once for all pictures and once for all videos.
+
+    Returns:
+        The features of the pictures and of the videos, in order.
+
+    Raises:
+        LimitError: an item has more tokens than any prompt can hold.
+    """
+    with checkpoint.lock:
         pixels = _process(checkpoint, pictures, videos)
         _check_tokens(checkpoint, pixels)
         body = checkpoint.model.model
@@ -127,7 +137,7 @@ def encode(
 
 
 def _split(out: Any, grids: torch.Tensor) -> list[VisionFeatures]:
-    """One value per item. Split tensors are views that would keep the whole batch alive, so they are cloned."""
+    """The features per item. They are cloned, because views would keep the memory of the whole batch alive."""
     return [
         VisionFeatures(
             grid=tuple(grid),
@@ -141,7 +151,7 @@ def _split(out: Any, grids: torch.Tensor) -> list[VisionFeatures]:
 def encoder_outputs(
     images: Sequence[VisionFeatures], videos: Sequence[VisionFeatures]
 ) -> dict[str, BaseModelOutputWithDeepstackFeatures]:
-    """A fresh `mm_encoder_outputs` for one forward call: transformers changes the container it is given."""
+    """A new `mm_encoder_outputs` for one forward call, because transformers modifies the container."""
     return {
         name: BaseModelOutputWithDeepstackFeatures(
             pooler_output=tuple(item.merged for item in items),
