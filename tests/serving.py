@@ -57,7 +57,7 @@ def served(
 ) -> Iterator[Served]:
     """The pocket pair behind uvicorn on a free port, ready. `options`: of `Router.from_pretrained`."""
     settings = settings or ServerSettings()
-    router = router or Router.from_pretrained(max_num_seqs=settings.rows, **options)
+    router = router or Router.from_pretrained(max_num_seqs=settings.max_num_seqs, **options)
     app = create_app(router, settings)
     config = uvicorn.Config(wrap(app), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)

@@ -246,7 +246,7 @@ def test_bans_that_leave_nothing_end_the_answer(router: Router, together: Router
 
 
 def test_docs_list_every_setting() -> None:
-    page = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     for name, setting in SETTINGS.items():
         assert f"| `{name}` | {setting.accepts} | {setting.meaning} |" in page
 

@@ -24,9 +24,8 @@ def quantization_config(quantization: str | Any) -> Any:
     if not isinstance(quantization, str):
         return quantization
     if quantization not in QUANTIZATIONS:
-        raise ValueError(
-            f"unknown quantization {quantization!r}; expected {', '.join(QUANTIZATIONS)} or a transformers config"
-        )
+        names = ", ".join(QUANTIZATIONS)
+        raise ValueError(f"unknown quantization {quantization!r}; expected one of {names} or a transformers config")
     if quantization in ("4bit", "8bit"):
         from transformers import BitsAndBytesConfig
 
