@@ -109,9 +109,9 @@ def test_rows_are_really_shared(together: Router, monkeypatch: pytest.MonkeyPatc
     widths: list[int] = []
     step = RunningBatch.step
 
-    def counting(rows: RunningBatch) -> Any:
-        widths.append(len(rows.rows))
-        return step(rows)
+    def counting(batch: RunningBatch) -> Any:
+        widths.append(len(batch.seqs))
+        return step(batch)
 
     monkeypatch.setattr(RunningBatch, "step", counting)
     crowd(together)
@@ -215,7 +215,7 @@ def test_cancelled_while_waiting_for_a_row(router: Router) -> None:
     object.__setattr__(one._local, "batching", scheduler)
     with ThreadPoolExecutor(2) as pool:
         writing = pool.submit(ask, one, TASKS[2], "thinking", **LONG)
-        while not scheduler._writers:
+        while not scheduler._workers:
             time.sleep(0.001)
         cancel = threading.Event()
         waiting = pool.submit(ask, one, TASKS[0], "thinking", cancel=cancel)
@@ -243,7 +243,7 @@ def test_a_closed_router_answers_in_neither_mode() -> None:
 def test_an_error_in_a_step_reaches_all_its_rows_and_no_later_one(
     together: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(rows: RunningBatch) -> Any:
+    def fail(batch: RunningBatch) -> Any:
         raise MemoryError("no room")
 
     with monkeypatch.context() as patch:

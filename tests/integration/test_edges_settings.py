@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, GenerationConfig, Qwen3VLForConditionalGeneration
 
-from tests.conftest import ROOT, media, pixel_path, task
+from tests.conftest import media, pixel_path, task
 from tests.forcing import end_id, scripted, token_ids
 from tests.serving import Served, served, user
 from vlroute import Router
@@ -243,12 +243,6 @@ def test_bans_that_leave_nothing_end_the_answer(router: Router, together: Router
                 answer = one.ask("?", mode="instruct", max_new_tokens=20, **bans, **draw)
             assert answer.text in ("7", "")
             assert answer.usage.completion_tokens <= 1
-
-
-def test_docs_list_every_setting() -> None:
-    page = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
-    for name, setting in SETTINGS.items():
-        assert f"| `{name}` | {setting.accepts} | {setting.meaning} |" in page
 
 
 # --- random requests ---

@@ -141,7 +141,7 @@ def test_found_by_blocks_as_by_looking_at_each(kept: list[list[int | str]], aske
         cache.budget = 0
         cache.insert("o", reading(1), cache_of(1))
         assert {number for holding in cache._index._holding.values() for number in holding} == set(
-            cache._entries if block == 1 else (n for n, entry in cache._entries.items() if len(entry.reading) >= block)
+            cache._entries if block == 1 else (n for n, entry in cache._entries.items() if len(entry.tokens) >= block)
         )  # nothing dropped is still pointed to
     finally:
         prefix_index.BLOCK = before
@@ -164,4 +164,4 @@ def test_finding_takes_no_longer_for_thousands(monkeypatch: pytest.MonkeyPatch) 
     assert cache.cached_tokens("o", TokenPrefix(np.array([*range(32), *[7] * 16, 1, 2]), ())) == 48
     assert seen == 1
     assert cache.cached_tokens("o", TokenPrefix(np.array([*range(32), 5, 5, 1, 2]), ())) >= 32
-    assert seen <= 1 + prefix_index.MOST
+    assert seen <= 1 + prefix_index.MAX_COMPARED
