@@ -36,7 +36,7 @@ test: check  ## The checks and all tests
 
 test-lowest: install  ## Unit and integration tests with the lowest declared versions of the dependencies
 	$(BIN)/uv venv --quiet --clear --python 3.11 $(LOWEST)
-	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --compile-bytecode --editable '.[test]'
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest $(PYTEST) tests/unit tests/integration
 
 docs: install  ## Build the documentation into site/
