@@ -86,8 +86,8 @@ def test_two_turns_about_a_picture(visitor: Visit, files: Path) -> None:
     assert SUMS.answer in visitor.page.inner_text("#talk")
     visitor.ask("ask", "Read the text.")
     _, second = visitor.badges("talk", 2)
-    assert "picture known" in second
-    assert "tokens kept" in second
+    assert "picture cached" in second
+    assert "tokens reused" in second
 
 
 def test_reasoning_is_in_a_fold(visitor: Visit, files: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_batch_out_of_a_zip(visitor: Visit, files: Path, tmp_path: Path) -> No
 
 def test_the_slider_moves_the_point_and_prices_the_chat(visitor: Visit, files: Path) -> None:
     visitor.tab(TRADEOFF)
-    before, said = visitor.marked(), visitor.page.inner_text("#outlook")
+    before, said = visitor.marked(), visitor.page.inner_text("#operating-point")
     assert "calibration records" in said
     visitor.page.focus("#price input[type=range]")
     visitor.page.keyboard.press("End")
@@ -265,7 +265,7 @@ def _page_alone(answerer: Any) -> Iterator[str]:
 def test_stop_ends_the_answer_and_leaves_it_out(context: Any) -> None:
     answerer = Endless()
     with _page_alone(answerer) as url, visit(context, url) as one:
-        assert "Thumbs are off" in one.page.inner_text("body")
+        assert "Voting is off" in one.page.inner_text("body")
         one.ask("ask", "Go on.")
         one.page.wait_for_selector("text=on on on")
         assert one.page.is_disabled("#new")
@@ -295,5 +295,5 @@ def test_who_logs_in_finds_nothing_of_others(browser: Any, files: Path) -> None:
                     visitor.ask("ask", TEXT.prompt, files / "text.png")
                     assert "picture read" in visitor.badges("talk")[0]
                     visitor.ask("ask", TEXT.prompt)
-                    assert "picture known" in visitor.badges("talk", 2)[1]
+                    assert "picture cached" in visitor.badges("talk", 2)[1]
         assert server.router.cache.stats().encodes == 2
