@@ -81,7 +81,7 @@ class Answerer(Protocol):
 
 
 def badge(answer: Answer, texts: Texts, predicted: bool) -> str:
-    """The line below an answer as HTML: mode, gain, seconds, caching, reason. `predicted`: an artifact predicted the gain."""
+    """The line below an answer as HTML: mode, gain, seconds, caching, reason. `predicted`: by an artifact."""
     decision, usage, timing = answer.decision, answer.usage, answer.timing
     items = [_item(texts.modes[decision.mode], decision.mode)]
     if predicted:
