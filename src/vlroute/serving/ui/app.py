@@ -87,7 +87,10 @@ def _css() -> str:
     """The style sheet, after the variables that depend on constants and texts."""
     names = {**COLORS, "vlroute-font": FONT}
     for language, texts in TEXTS.items():
-        names |= {f"drop-{language}": json.dumps(texts.drop), f"notice-{language}": json.dumps(texts.notice)}
+        names |= {
+            f"drop-{language}": json.dumps(texts.drop, ensure_ascii=False),
+            f"notice-{language}": json.dumps(texts.notice, ensure_ascii=False),
+        }
     variables = " ".join(f"--{name}: {value};" for name, value in names.items())
     sheet = (FOLDER / "page.css").read_text(encoding="utf-8")
     return f":root, .gradio-container {{ {variables} }}\n{sheet}"
