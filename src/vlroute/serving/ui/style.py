@@ -1,5 +1,44 @@
-/* The variables --instruct, --thinking, --router, --vlroute-font, --drop-* and --notice-* are set by app.py. */
-:root, .gradio-container { --font: var(--vlroute-font) !important; }
+"""Theme, style sheet and head of the web page. Nothing is fetched from other hosts."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from vlroute.serving.ui.texts import EN, ZH
+
+#: One colour a mode, on the page as in the plot.
+COLOURS = {"instruct": "#0f766e", "thinking": "#7c3aed", "router": "#2563eb"}
+
+_SANS = (
+    "system-ui", "-apple-system", "Segoe UI", "Roboto", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC",
+    "Noto Sans SC", "sans-serif",
+)  # fmt: skip
+_MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "Noto Sans Mono CJK SC", "monospace")
+FONT = ", ".join(f'"{name}"' if " " in name else name for name in _SANS)
+
+# The policy keeps the browser from fetching anything elsewhere, a picture named in a model's answer included.
+# A first visit in a Chinese browser goes to the Chinese page; whoever chose a language stays with it.
+HEAD = """
+<meta http-equiv="Content-Security-Policy" content="default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'">
+<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'%3E%3Cpath
+ d='M4 16h8c6 0 6-9 16-9M12 16c6 0 6 9 16 9' fill='none' stroke='%232563eb' stroke-width='4'/%3E%3C/svg%3E">
+<script>
+(() => {
+  const asked = new URLSearchParams(location.search).get("lang");
+  try { if (asked) localStorage.setItem("vlroute-language", asked); } catch (_) {}
+  let chosen = asked;
+  try { chosen = chosen || localStorage.getItem("vlroute-language"); } catch (_) {}
+  const chinese = /\\/zh\\/?$/.test(location.pathname);
+  document.documentElement.lang = chinese ? "zh" : "en";
+  if (!chinese && (chosen || navigator.language).startsWith("zh"))
+    location.replace(location.pathname.replace(/\\/?$/, "/zh") + location.search);
+})();
+</script>
+"""
+
+CSS = (
+    """
+:root, .gradio-container { --font: FONT !important; }
 .gradio-container { max-width: 1100px !important; width: 100% !important; margin: 0 auto !important; }
 .gradio-container main, .gradio-container .wrap.contain { width: 100%; }
 .gradio-container > .main, main.contain { padding-top: 0 !important; }
@@ -20,8 +59,8 @@
 .side-head { font-size: 15px; font-weight: 600; margin: 0; }
 .side-head::before { content: ""; display: inline-block; width: 10px; height: 10px; border-radius: 3px;
   margin-right: 8px; }
-.side-head.instruct::before { background: var(--instruct); }
-.side-head.thinking::before { background: var(--thinking); }
+.side-head.instruct::before { background: INSTRUCT; }
+.side-head.thinking::before { background: THINKING; }
 .tools { align-items: center; justify-content: space-between; gap: 10px !important; }
 .tools > :first-child { flex: 0 1 210px !important; min-width: 0 !important; margin: 0 auto 0 0 !important; }
 .tools > button, .tools > a { flex: 0 0 auto !important; width: auto !important; white-space: nowrap; }
@@ -29,14 +68,14 @@
   margin: 2px 0; color: var(--body-text-color-subdued); }
 .badge > span { border: 1px solid var(--border-color-primary); border-radius: 999px; padding: 2px 9px;
   white-space: nowrap; }
-.badge > .instruct { background: var(--instruct); border-color: var(--instruct); color: #fff; font-weight: 600; }
-.badge > .thinking { background: var(--thinking); border-color: var(--thinking); color: #fff; font-weight: 600; }
+.badge > .instruct { background: INSTRUCT; border-color: INSTRUCT; color: #fff; font-weight: 600; }
+.badge > .thinking { background: THINKING; border-color: THINKING; color: #fff; font-weight: 600; }
 .badge > .warn { background: #b45309; border-color: #b45309; color: #fff; white-space: normal; }
 .badge > .why { border: 0; padding: 2px 0; white-space: normal; flex-basis: 100%; }
 .bar { font-size: 14px; color: var(--body-text-color-subdued); }
 .bar .track { height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden;
   margin-bottom: 6px; }
-.bar .track i { display: block; height: 100%; background: var(--router); transition: width .2s; }
+.bar .track i { display: block; height: 100%; background: ROUTER; transition: width .2s; }
 #results, #results * { font-family: var(--font) !important; }
 .html-container { padding: 0 !important; }
 .says-of p { margin: 0; }
@@ -45,15 +84,15 @@
 .drop .wrap { font-size: 0 !important; min-height: 96px; }
 .drop .wrap .or { display: none; }
 .drop .wrap::after { font-size: 15px; text-align: center; padding: 0 12px; }
-.drop-en .wrap::after { content: var(--drop-en); }
-.drop-zh .wrap::after { content: var(--drop-zh); }
+.drop-en .wrap::after { content: "DROP_EN"; }
+.drop-zh .wrap::after { content: "DROP_ZH"; }
 .toast-title { font-size: 0 !important; }
-.toast-title::after { font-size: 16px; content: var(--notice-en); }
-html:lang(zh) .toast-title::after { content: var(--notice-zh); }
+.toast-title::after { font-size: 16px; content: "NOTICE_EN"; }
+html:lang(zh) .toast-title::after { content: "NOTICE_ZH"; }
 .position input[type=number], .position .reset-button, .position .min_value, .position .max_value,
 .position .head .tab-like-container { display: none !important; }
-.position input[type=range]::-webkit-slider-thumb { border: 3px solid var(--router) !important; }
-.position input[type=range]::-moz-range-thumb { border: 3px solid var(--router) !important; }
+.position input[type=range]::-webkit-slider-thumb { border: 3px solid ROUTER !important; }
+.position input[type=range]::-moz-range-thumb { border: 3px solid ROUTER !important; }
 .ends { display: flex; justify-content: space-between; gap: 16px; font-size: 13px;
   color: var(--body-text-color-subdued); }
 .ends span:last-child { text-align: right; }
@@ -65,11 +104,11 @@ html:lang(zh) .toast-title::after { content: var(--notice-zh); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 13px; color: var(--body-text-color-subdued); }
 .legend span { display: flex; align-items: center; gap: 7px; }
 .legend i { width: 12px; height: 12px; flex: none; }
-.legend .line { width: 20px; height: 3px; background: var(--router); }
-.legend .band { width: 20px; background: var(--router); opacity: .2; }
+.legend .line { width: 20px; height: 3px; background: ROUTER; }
+.legend .band { width: 20px; background: ROUTER; opacity: .2; }
 .legend .point { border-radius: 50%; background: #f59e0b; }
-.legend .instruct { background: var(--instruct); }
-.legend .thinking { background: var(--thinking); clip-path: polygon(50% 0, 100% 100%, 0 100%); }
+.legend .instruct { background: INSTRUCT; }
+.legend .thinking { background: THINKING; clip-path: polygon(50% 0, 100% 100%, 0 100%); }
 .says { font-weight: 600; margin: 2px 0; }
 .dark #curve text { fill: #a3b1c6 !important; }
 .dark #use-price input { border-color: #94a3b8 !important; }
@@ -85,3 +124,23 @@ html:lang(zh) .toast-title::after { content: var(--notice-zh); }
   .talk { height: clamp(320px, calc(100dvh - 350px), 720px) !important; }
   .side { height: 300px !important; }
 }
+""".replace("INSTRUCT", COLOURS["instruct"])
+    .replace("THINKING", COLOURS["thinking"])
+    .replace("ROUTER", COLOURS["router"])
+    .replace("DROP_EN", EN.drop)
+    .replace("DROP_ZH", ZH.drop)
+    .replace("NOTICE_EN", EN.notice)
+    .replace("NOTICE_ZH", ZH.notice)
+    .replace("FONT", FONT)
+)
+
+
+def theme() -> gr.themes.Base:
+    """Quiet colours and the fonts that the visitor's system has."""
+    return gr.themes.Default(
+        primary_hue="blue",
+        secondary_hue="blue",
+        neutral_hue="slate",
+        font=[gr.themes.Font(name) for name in _SANS],
+        font_mono=[gr.themes.Font(name) for name in _MONO],
+    ).set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")

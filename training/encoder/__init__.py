@@ -1,0 +1,1 @@
+"""How `models/encoder` was made."""
