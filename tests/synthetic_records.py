@@ -20,7 +20,7 @@ class Drawn:
 
 
 def caption_decides(rng: random.Random) -> Drawn:
-    """The same caption works against Instruct in "add" and for it in "guess"; in "hops" the prompt decides."""
+    """In "add" and "guess" the caption decides how often Instruct is right; in "hops" the prompt does."""
     count = rng.randint(1, 4)
     numbers = f"{WORDS[count]} number{'s' if count > 1 else ''}"
     kind = rng.choice(("add", "guess", "hops"))
@@ -29,7 +29,7 @@ def caption_decides(rng: random.Random) -> Drawn:
         return Drawn(prompt, numbers, (0.95, 0.6, 0.3, 0.15)[count - 1], 0.9)
     if kind == "guess":
         prompt = rng.choice(("Guess the hidden number.", "Which number is hidden?"))
-        return Drawn(prompt, numbers, (0.2, 0.4, 0.7, 0.95)[count - 1], 0.9)
+        return Drawn(prompt, numbers, (0.9, 0.45, 0.2, 0.1)[count - 1], 0.9)
     start = rng.choice("ABCDEF")
     prompt = rng.choice((f"Start at {start} and follow {count} arrows.", f"从{start}跟着{count}个箭头走。"))
     return Drawn(prompt, "six boxes", (0.9, 0.5, 0.2, 0.1)[count - 1], 0.88)

@@ -390,7 +390,7 @@ def test_training_records_the_pair_that_answered(
     rows = [{"id": str(i), "prompt": f"Add {i} and 3.", "answer": str(i + 3)} for i in range(50)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     collect_records(router, tmp_path / "rows.jsonl", tmp_path / "records.jsonl", generation={"max_new_tokens": 2})
-    quick: dict[str, Any] = {"encoder": None, "folds": 2, "seeds": 1, "candidate": "words", "jobs": 1}
+    quick: dict[str, Any] = {"encoder": None, "folds": 2, "seeds": 1, "learner": "words", "jobs": 1}
     train_router([tmp_path / "records.jsonl"], tmp_path / "router", **quick)
     with caplog.at_level(logging.WARNING):
         Router.from_pretrained(pair, router=tmp_path / "router").load()
@@ -402,7 +402,7 @@ def test_training_records_the_pair_that_answered(
 
 
 def test_records_that_name_no_pair_or_several(tmp_path: Path) -> None:
-    quick: dict[str, Any] = {"encoder": None, "folds": 2, "seeds": 1, "candidate": "words", "jobs": 1}
+    quick: dict[str, Any] = {"encoder": None, "folds": 2, "seeds": 1, "learner": "words", "jobs": 1}
 
     def learn(name: str, pairs: list[str], pair: str | None = None) -> Any:
         right = Outcome(True, 3, 0.5)

@@ -25,7 +25,7 @@ from vlroute.learning.train import train_router
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"instruct": "nowhere/instruct", "thinking": "nowhere/thinking"}  # deciding never opens a checkpoint
-QUICK = ["--folds", "2", "--seeds", "1", "--encoder", "none", "--candidate", "words"]
+QUICK = ["--folds", "2", "--seeds", "1", "--encoder", "none", "--learner", "words"]
 Fill = Callable[[str, int], dict[str, Any]]
 TOKENS = {"instruct": 5, "thinking": 60}
 
@@ -57,7 +57,7 @@ def written(path: Path, lines: list[Any]) -> Path:
 def learn(folder: Path, lines: list[Any], **options: Any) -> str:
     """Train on these lines and return the output. The artifact is in `folder / "router"`."""
     said = io.StringIO()
-    quick: dict[str, Any] = {"folds": 2, "seeds": 1, "encoder": None, "candidate": "words"}
+    quick: dict[str, Any] = {"folds": 2, "seeds": 1, "encoder": None, "learner": "words"}
     train_router(
         [written(folder / "records.jsonl", lines)], folder / "router", console=Console(file=said, width=1000),
         **quick | options,

@@ -20,12 +20,12 @@ from training.page import argument_parser, figures, publish
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
-from vlroute.learning.embeddings import remember
+from vlroute.learning.embeddings import embed_texts
 from vlroute.learning.evaluate import compare, evaluate, interval_at
 from vlroute.learning.folds import folds_of
 from vlroute.learning.intervals import Sampling, Values
 from vlroute.learning.metrics import area_over_random, share_by_score
-from vlroute.learning.out_of_fold import cross_fit
+from vlroute.learning.out_of_fold import out_of_fold
 from vlroute.records import Outcome, Record
 
 SIZES = (100, 300, 1000)
@@ -285,8 +285,8 @@ def train_once(kind: str, n: int, number: int) -> dict[str, Any]:
             right = (0.35, 0.75) if HARD & set(words) else (0.75, 0.68)
         outcome = [Outcome(bool(rng.random() < p)) for p in right]
         records.append(Record(f"r{index}", f"{' '.join(words)} {index}?", None, outcome[0], outcome[1]))
-    text = remember(records, load_text_encoder(STATIC))
-    _, unseen = cross_fit(records, folds=5, seeds=2, text=text, jobs=1)
+    text = embed_texts(records, load_text_encoder(STATIC))
+    _, unseen = out_of_fold(records, folds=5, seeds=2, text=text, jobs=1)
     figure = evaluate(records, unseen, Policy(), LatencyModel()).figures["area over random"]
     return {"area": figure.value, "interval": figure.interval}
 

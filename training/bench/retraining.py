@@ -24,7 +24,7 @@ from rich.console import Console
 from training.page import argument_parser, environment, figures, in_own_process, publish, step
 from training.prior.prompts import LANGUAGES, draw_prompts, load_wordings, put
 from training.prior.scores import BENCHMARKS
-from vlroute.decision.features import tokenise
+from vlroute.decision.features import tokenize
 from vlroute.decision.latency import ASSUMED_PER_TOKEN, ASSUMED_PREFILL
 from vlroute.learning.train import train_router
 from vlroute.records import Outcome, Record, write_records
@@ -81,7 +81,7 @@ def draw_records(number: int, seed: int | str = 0) -> Iterator[Record]:
 
 
 def _outcome(score: float, tokens: int, text: str, mode: Mode, rng: random.Random) -> Outcome:
-    words = tokenise(text)
+    words = tokenize(text)
     shift = sum(crc32(f"{mode} {word}".encode()) % 2001 - 1000 for word in words) / 250 / math.sqrt(len(words))
     share = 1 / (1 + math.exp(math.log(1 / score - 1) - shift))
     generated = max(1, round(tokens * rng.lognormvariate(0, 0.5)))

@@ -172,7 +172,7 @@ class _Examination:
             advice = "retrain it with vlroute train; a price works without"
             yield Finding("router", "calibration set", "none: no presets, targets or trade-off", "note", advice)
         else:
-            yield Finding("router", "calibration set", f"{len(classifier.calibration.known)} records")
+            yield Finding("router", "calibration set", f"{len(classifier.calibration.coverage)} records")
         probe = probe_of(self.router)
         train = "train one: vlroute probe"
         if probe is None:

@@ -44,9 +44,9 @@ def train(
     together: Together = "text",
     encoder: Encoder = "static",
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps the embeddings for the next run.")] = None,
-    candidate: Annotated[
+    learner: Annotated[
         str | None,
-        typer.Option(help='Let none compete, but take this: "words + embedding". For records of few wordings.'),
+        typer.Option(help='Use only this base learner, e.g. "words + embedding". For prompts made from few templates.'),
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes at the same time; by default one a core.")] = None,
     model: Annotated[
@@ -72,7 +72,7 @@ def train(
         together=together,
         encoder=None if encoder == "none" else encoder,
         cache=cache,
-        candidate=candidate,
+        learner=learner,
         jobs=jobs,
         model=model,
         strict=strict,
@@ -146,18 +146,17 @@ def curves(
 
         from vlroute.decision.text_encoder import load_text_encoder
         from vlroute.learning.assess import read_oof, write_curves
-        from vlroute.learning.embeddings import remember
+        from vlroute.learning.embeddings import embed_texts
         from vlroute.learning.metrics import Values
-        from vlroute.learning.out_of_fold import Unseen, cross_fit
+        from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
         from vlroute.learning.report import PAGE
-        from vlroute.learning.train import default_seeds
         from vlroute.records import Skipped, read_all
     except ModuleNotFoundError as error:
         raise MissingExtraError(error, "train") from error
     check_outputs(out / PAGE, inputs=[*records, *filter(None, [oof])])
     console = Console(stderr=True)
     found, _ = read_all(records, strict=strict, console=console)
-    predicted: Unseen | Values
+    predicted: OutOfFold | Values
     if oof is not None:
         broken = Skipped()
         predicted = read_oof(oof, found, skipped=None if strict else broken)
@@ -166,11 +165,11 @@ def curves(
         if broken.count:
             console.print(f"warning: {broken}", style="yellow", markup=False, soft_wrap=True)
     else:
-        text = None if encoder == "none" else remember(found, load_text_encoder(encoder), console=console)
+        text = None if encoder == "none" else embed_texts(found, load_text_encoder(encoder), console=console)
         seeds = seeds or default_seeds(found)
         with Progress(console=console) as progress:
             task = progress.add_task("training", total=1 + folds * seeds)
-            _, predicted = cross_fit(
+            _, predicted = out_of_fold(
                 found, folds=folds, seeds=seeds, together=together, text=text, advance=lambda: progress.advance(task)
             )
     with console.status("drawing"):

@@ -1,4 +1,4 @@
-"""Text to vector: TF-IDF over words, numbers and Chinese characters, in plain Python and numpy."""
+"""Features of a request: TF-IDF of words and characters, plain numbers, and embeddings. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -16,53 +16,92 @@ from numpy.typing import NDArray
 from vlroute.decision.text_encoder import Floats, TextEncoder
 
 Columns = NDArray[np.int64]
+Grams = NDArray[np.uint64]
 
-#: Of a longer text only so many characters at either end are read: instructions stand around a paste.
+#: Words are read from this many characters at either end of a longer text: instructions stand before or after a paste.
 MAX_END_CHARS = 10_000
+#: The same for character n-grams.
+MAX_GRAM_END_CHARS = 1000
+FIT_CHUNK = 2000  # texts whose n-grams are held in memory while fitting
+
+#: Meaning of the plain numbers, in column order.
+DENSE = (
+    "ln(1 + characters of the prompt)",
+    "ln(1 + tokens of the prompt)",
+    "ln(1 + numbers in the prompt)",
+    "ln(1 + lines of the prompt)",
+    "share of the prompt's first 1000 characters beyond Latin",
+    "has a caption",
+    "ln(1 + tokens of the caption)",
+)
+LAST_LATIN = "\u024f"
+#: Plain numbers are clipped at this many standard deviations from the training mean.
+MAX_DEVIATION = 3.0
+#: Weight of one standard deviation of a plain number. At full weight the seven numbers outweigh the words, which
+#: cost up to 0.3 points of area over random on the public sets.
+DENSE_WEIGHT = 0.1
+#: A caption with a smaller share of known tokens is treated as absent: it is probably in another language.
+MIN_CAPTION_COVERAGE = 0.5
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _TOKEN = re.compile(rf"[{_CJK}]|\d+(?:\.\d+)?|(?:(?![{_CJK}])[^\W\d_])+")
+_BLANKS = re.compile(r"[\s\0]+")
+_NO_EMBEDDING = np.zeros(0, np.float32)
 
 
-def lowered(text: str, end_chars: int) -> str:
-    """Lower-cased, in one Unicode form; of a longer text only `end_chars` characters at either end."""
+def _normalize(text: str, end_chars: int) -> str:
+    """Lower-cased text in Unicode form NFKC; of a longer text only `end_chars` characters at either end."""
     if len(text) > 2 * end_chars:
         text = f"{text[:end_chars]}\n{text[-end_chars:]}"
     return unicodedata.normalize("NFKC", text).lower()
 
 
-def tokenise(text: str) -> list[str]:
-    """The tokens of `text` in order: lower-cased words, each number as one token, single CJK characters."""
-    return _TOKEN.findall(lowered(text, MAX_END_CHARS))
+def tokenize(text: str) -> list[str]:
+    """Split a text into lower-cased words, numbers and single CJK characters, in order."""
+    return _TOKEN.findall(_normalize(text, MAX_END_CHARS))
 
 
 def terms_of(tokens: Sequence[str]) -> list[str]:
-    """The tokens, then each neighbouring pair; pairs of CJK characters serve as words of Chinese."""
+    """Return the tokens, followed by each pair of neighboring tokens; pairs of CJK characters are often words."""
     return [*tokens, *(f"{left} {right}" for left, right in pairwise(tokens))]
 
 
 class LexicalEncoder:
-    """A vocabulary of terms with their idf: terms in, unit vector out.
+    """TF-IDF of terms: a unit vector over a fixed vocabulary.
 
-    A term weighs `(1 + ln count) * idf` with `idf = ln((1 + n) / (1 + df)) + 1` over the n training texts;
-    the vector is scaled to length 1. The same as scikit-learn's `TfidfVectorizer(sublinear_tf=True)`, which a
-    test proves.
+    A term weighs `(1 + ln count) * idf` with `idf = ln((1 + n) / (1 + df)) + 1` over the n training texts, and the
+    vector is scaled to length 1. These are the values of scikit-learn's `TfidfVectorizer(sublinear_tf=True)`.
+
+    Args:
+        terms: Distinct terms in column order.
+        idf: Inverse document frequencies, float32 `[len(terms)]`.
+
+    Raises:
+        ValueError: The arguments do not fit each other.
     """
 
     def __init__(self, terms: Sequence[str], idf: Floats) -> None:
-        """`terms`: distinct, in column order. `idf`: float32 `[len(terms)]`. ValueError if they don't fit."""
         if idf.shape != (len(terms),):
             raise ValueError(f"idf has shape {list(idf.shape)}, expected [{len(terms)}]")
         self.terms = tuple(terms)
         self.idf = idf
         self._column = {term: column for column, term in enumerate(self.terms)}
         if len(self._column) != len(self.terms):
-            raise ValueError("a term stands in the vocabulary twice")
-        self._idf: list[float] = idf.tolist()  # plain floats: reading single items of an array is slow
+            raise ValueError("the vocabulary contains a term twice")
+        self._idf: list[float] = idf.tolist()  # reading single items of a numpy array is slow
 
     @classmethod
     def fit(cls, texts: Iterable[Sequence[str]], *, min_texts: int = 2, max_terms: int = 50_000) -> LexicalEncoder:
-        """Learn from each text's terms: keep those in at least `min_texts`, the most frequent `max_terms`."""
+        """Learn the vocabulary.
+
+        Args:
+            texts: The terms of each text.
+            min_texts: A term must occur in this many texts.
+            max_terms: Maximum size; the most frequent terms are kept.
+
+        Returns:
+            The fitted encoder.
+        """
         frequency: Counter[str] = Counter()
         n = 0
         for terms in texts:
@@ -75,25 +114,22 @@ class LexicalEncoder:
 
     @property
     def width(self) -> int:
+        """Number of terms."""
         return len(self.terms)
 
-    def encode_terms(self, terms: Iterable[str]) -> tuple[Columns, Floats]:
-        """The non-zero columns, ascending, and their values: int64 `[k]`, float32 `[k]`; k may be 0."""
+    def encode(self, terms: Iterable[str]) -> tuple[Columns, Floats]:
+        """Return the non-zero columns, ascending, and their values: int64 `[k]`, float32 `[k]`; k may be 0."""
         counts = Counter([column for term in terms if (column := self._column.get(term)) is not None])
         columns = sorted(counts)
         values = [(1 + math.log(counts[column])) * self._idf[column] for column in columns]
         length = math.sqrt(sum(value * value for value in values))
         return np.asarray(columns, np.int64), np.asarray([value / length for value in values], np.float32)
 
-    def encode(self, text: str) -> Floats:
-        """The whole vector, float32 `[width]`, of length 1; all zeros if nothing is known."""
-        vector = np.zeros(self.width, dtype=np.float32)
-        columns, values = self.encode_terms(terms_of(tokenise(text)))
-        vector[columns] = values
-        return vector
-
     def count_known(self, tokens: Iterable[str]) -> tuple[int, int]:
-        """(tokens seen in training, tokens counted). Unseen numbers do not count: no data holds them all."""
+        """Return the number of tokens seen in training, and of all tokens except unseen numbers.
+
+        Unseen numbers are not counted, because no training data contains all numbers.
+        """
         known = unknown = 0
         for token in tokens:
             if token in self._column:
@@ -102,31 +138,14 @@ class LexicalEncoder:
                 unknown += 1
         return known, known + unknown
 
-    def known_share(self, text: str) -> float:
-        """Share of the counted tokens that training has seen, 0 to 1; 0 for a text without any."""
-        known, counted = self.count_known(tokenise(text))
-        return known / counted if counted else 0.0
-
-
-Grams = NDArray[np.uint64]
-
-#: Of a longer text only so many characters at either end are read.
-MAX_GRAM_END_CHARS = 1000
-FIT_CHUNK = 2000  # texts whose grams are held at the same time while learning
-_BLANKS = re.compile(r"[\s\0]+")
-
-
-def plain(text: str) -> str:
-    """Lower-cased, in one Unicode form, every stretch of white space one blank; of a long text both ends."""
-    return _BLANKS.sub(" ", lowered(text, MAX_GRAM_END_CHARS))
-
 
 def grams_of(text: str) -> Grams:
-    """Every run of 2, 3 and 4 UTF-16 units of the plain text as one number, in order, repeats included.
+    """Return every run of 2, 3 and 4 UTF-16 units of a normalized text as one number, uint64 `[k]`, with repeats.
 
-    A unit has 16 bits, so four of them fill a number and nothing has to be hashed.
+    White space is collapsed first. A unit has 16 bits, so four of them fit into a number without hashing.
     """
-    units = np.frombuffer(plain(text).encode("utf-16-le", "surrogatepass"), np.uint16).astype(np.uint64)
+    plain = _BLANKS.sub(" ", _normalize(text, MAX_GRAM_END_CHARS))
+    units = np.frombuffer(plain.encode("utf-16-le", "surrogatepass"), np.uint16).astype(np.uint64)
     found, runs = [], units
     for length in (1, 2, 3):
         runs = runs[:-1] | (units[length:] << np.uint64(16 * length))
@@ -135,21 +154,36 @@ def grams_of(text: str) -> Grams:
 
 
 class GramEncoder:
-    """A vocabulary of grams with their idf: text in, unit vector out.
+    """TF-IDF of character n-grams: a unit vector over a fixed vocabulary, for text in any language.
 
-    Weights as in `LexicalEncoder`; the same as scikit-learn's `TfidfVectorizer(analyzer="char", ngram_range=(2, 4),
-    sublinear_tf=True)` on the normalised text, which a test proves.
+    These are the values of scikit-learn's `TfidfVectorizer(analyzer="char", ngram_range=(2, 4), sublinear_tf=True)` on
+    the normalized text.
+
+    Args:
+        grams: N-grams as numbers, see `grams_of`; ascending, in column order.
+        idf: Inverse document frequencies, float32 `[len(grams)]`.
+
+    Raises:
+        ValueError: The arguments do not fit each other.
     """
 
     def __init__(self, grams: Grams, idf: Floats) -> None:
-        """`grams`: ascending, in column order. `idf`: float32 `[len(grams)]`. ValueError if they don't fit."""
         if idf.shape != grams.shape or grams.ndim != 1 or not bool((grams[1:] > grams[:-1]).all()):
-            raise ValueError("grams must be distinct and ascending, with one idf each")
+            raise ValueError("n-grams must be distinct and ascending, with one idf for each")
         self.grams, self.idf = grams.astype(np.uint64), idf
 
     @classmethod
     def fit(cls, texts: Iterable[str], *, min_texts: int = 3, max_grams: int = 30_000) -> GramEncoder:
-        """Keep the grams that occur in at least `min_texts` texts, the most frequent `max_grams`."""
+        """Learn the vocabulary.
+
+        Args:
+            texts: The training texts.
+            min_texts: An n-gram must occur in this many texts.
+            max_grams: Maximum size; the most frequent n-grams are kept.
+
+        Returns:
+            The fitted encoder.
+        """
         grams, frequency, n = np.zeros(0, np.uint64), np.zeros(0, np.int64), 0
         held: list[Grams] = []
 
@@ -175,10 +209,11 @@ class GramEncoder:
 
     @property
     def width(self) -> int:
+        """Number of n-grams."""
         return len(self.grams)
 
     def encode(self, text: str) -> tuple[Columns, Floats]:
-        """The non-zero columns, ascending, and their values: int64 `[k]`, float32 `[k]`; k may be 0."""
+        """Return the non-zero columns, ascending, and their values: int64 `[k]`, float32 `[k]`; k may be 0."""
         present, counts = np.unique(grams_of(text), return_counts=True)
         columns = np.searchsorted(self.grams, present)
         columns[columns == self.width] = 0
@@ -189,67 +224,41 @@ class GramEncoder:
         return columns, (values / length if length else values).astype(np.float32)
 
 
-#: Meaning of the plain numbers, in column order.
-DENSE = (
-    "ln(1 + characters of the prompt)",
-    "ln(1 + tokens of the prompt)",
-    "ln(1 + numbers in the prompt)",
-    "ln(1 + lines of the prompt)",
-    "share of the prompt's first 1000 characters beyond Latin",
-    "has a caption",
-    "ln(1 + tokens of the caption)",
-)
-LAST_LATIN = "\u024f"
-#: Plain numbers are cut off this many standard deviations from the training mean.
-MAX_DEVIATION = 3.0
-#: One deviation of a plain number weighs as much as a word that is a tenth of its text. At full weight seven of them
-#: outweigh the words, which cost up to 0.3 points of area over random on the public sets.
-DENSE_WEIGHT = 0.1
-#: Only so many first distinct tokens of either text are crossed: a long caption stays cheap.
-MAX_CROSSED = 24
-#: A caption of which a smaller share of tokens is known is treated as absent: another captioner's language.
-MIN_CAPTION_KNOWN = 0.5
-
-
-_NO_EMBEDDING = np.zeros(0, np.float32)
-
-
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Non-zero `columns` (int64 `[k]`, distinct) and their `values` (float32 `[k]`).
+    """Features of one request.
 
-    `known`: share of the tokens used that training has seen. `captioned`: whether the caption was used. `embedding`:
-    of the prompt, then of the caption (zeros without one), each of length 1: float32 `[2 * width]`, or `[0]`.
+    Attributes:
+        columns: Distinct non-zero columns, int64 `[k]`.
+        values: Their values, float32 `[k]`; the last ones are the plain numbers.
+        coverage: Share of the tokens used that training has seen, 0 to 1.
+        captioned: Whether the caption is used.
+        embedding: Of the prompt, then of the caption (zeros without one), each of length 1: float32 `[2 * width]`;
+            `[0]` without a text encoder.
     """
 
     columns: Columns
     values: Floats
-    known: float
+    coverage: float
     captioned: bool
     embedding: Floats
 
-    @property
-    def dense(self) -> Floats:
-        """What trees look at: the plain numbers, then the embedding."""
-        return np.concatenate([self.values[-len(DENSE) :], self.embedding])
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A prompt without its caption: tokens; columns and values of words and letters; tokens (known, counted)."""
-
-    prompt: str
-    tokens: list[str]
-    columns: list[Columns]
-    values: list[Floats]
-    known: tuple[int, int]
-
 
 class RequestEncoder:
-    """Prompt and caption encoded apart and joined, with crosses: "add"|"three" tells what neither does alone.
+    """Encodes prompt and caption separately: prompt words | prompt n-grams | caption words | plain numbers.
 
-    Crosses let linear heads learn that a caption matters for one kind of prompt and not for another. A caption that is
-    None, blank or mostly unknown words is the condition "no caption".
+    A caption that is None, blank or consists mostly of unknown words is treated as absent.
+
+    Args:
+        prompt: Encodes the words of the prompt.
+        grams: Encodes the characters of the prompt.
+        caption: Encodes the words of the caption.
+        center: Means of the plain numbers in training, float32 `[len(DENSE)]`.
+        scale: Their standard deviations, positive, float32 `[len(DENSE)]`.
+        text: Embeds prompt and caption; None: no embedding.
+
+    Raises:
+        ValueError: `center` or `scale` is wrong.
     """
 
     def __init__(
@@ -257,29 +266,23 @@ class RequestEncoder:
         prompt: LexicalEncoder,
         grams: GramEncoder,
         caption: LexicalEncoder,
-        crossed: LexicalEncoder,
-        centre: Floats,
+        center: Floats,
         scale: Floats,
         text: TextEncoder | None = None,
     ) -> None:
-        """`centre`, `scale`: float32 `[len(DENSE)]`, mean and (positive) deviation of the plain numbers. `text`: embeds
-        prompt and caption beside their words."""
-        if centre.shape != (len(DENSE),) or scale.shape != (len(DENSE),) or not bool((scale > 0).all()):
-            raise ValueError(f"centre and scale must have shape [{len(DENSE)}] and scale must be positive")
-        self.prompt, self.grams, self.caption, self.crossed = prompt, grams, caption, crossed
-        self.centre, self.scale, self.text = centre, scale, text
-        self._grams_start = prompt.width
-        self._caption_starts = self._grams_start + grams.width
-        self._crossed_starts = self._caption_starts + caption.width
-        self._dense_starts = self._crossed_starts + crossed.width
-        self.width = self._dense_starts + len(DENSE)
+        if center.shape != (len(DENSE),) or scale.shape != (len(DENSE),) or not bool((scale > 0).all()):
+            raise ValueError(f"center and scale must have shape [{len(DENSE)}] and scale must be positive")
+        self.prompt, self.grams, self.caption = prompt, grams, caption
+        self.center, self.scale, self.text = center, scale, text
+        self._caption_start = prompt.width + grams.width
+        self._dense_start = self._caption_start + caption.width
+        self.width = self._dense_start + len(DENSE)
         self.embedding_width = 2 * text.width if text else 0
 
     @classmethod
     def fit(cls, requests: Sequence[tuple[str, str | None]], text: TextEncoder | None = None) -> RequestEncoder:
-        """Learn vocabularies and scales from (prompt, caption) pairs; no labels are involved."""
-        tokens = [(tokenise(prompt), tokenise(caption or "")) for prompt, caption in requests]
-        captioned = [(ours, theirs) for ours, theirs in tokens if theirs]
+        """Learn vocabularies and scales from (prompt, caption) pairs, without labels."""
+        tokens = [(tokenize(prompt), tokenize(caption or "")) for prompt, caption in requests]
         plain = []
         for (prompt, _), (ours, theirs) in zip(requests, tokens, strict=True):
             plain.append(_plain_numbers(prompt, ours, []))
@@ -289,88 +292,45 @@ class RequestEncoder:
         return cls(
             LexicalEncoder.fit(terms_of(ours) for ours, _ in tokens),
             GramEncoder.fit(prompt for prompt, _ in requests),
-            LexicalEncoder.fit(terms_of(theirs) for _, theirs in captioned),
-            LexicalEncoder.fit(
-                (_cross(ours, theirs) for ours, theirs in captioned),
-                min_texts=max(5, len(captioned) // 200),
-                max_terms=10_000,
-            ),
+            LexicalEncoder.fit(terms_of(theirs) for _, theirs in tokens if theirs),
             np.mean(plain, axis=0).astype(np.float32),
             np.where(spread > 1e-6, spread, 1.0).astype(np.float32),
             text,
         )
 
-    @property
-    def crossed_columns(self) -> slice:
-        """Where the crosses lie."""
-        return slice(self._crossed_starts, self._dense_starts)
-
-    def without_crosses(self) -> RequestEncoder:
-        """The same without the columns of the crosses."""
-        nothing = LexicalEncoder([], np.zeros(0, np.float32))
-        return RequestEncoder(self.prompt, self.grams, self.caption, nothing, self.centre, self.scale, self.text)
-
     def with_text(self, text: TextEncoder | None) -> RequestEncoder:
-        """The same with another way to embed, or none."""
-        return RequestEncoder(self.prompt, self.grams, self.caption, self.crossed, self.centre, self.scale, text)
+        """Return a copy with another text encoder, or without one."""
+        return RequestEncoder(self.prompt, self.grams, self.caption, self.center, self.scale, text)
 
     def encode(self, prompt: str, caption: str | None = None) -> Features:
-        """The features of one request: `width` columns, and an embedding of `embedding_width`."""
-        return self._join(self._read(prompt), caption)
-
-    def encode_both(self, prompt: str, caption: str | None) -> list[Features]:
-        """The features with and then without the caption; only the latter where it is none or not used."""
-        read = self._read(prompt)
-        found = [self._join(read, caption)]
-        return [*found, self._join(read, None)] if found[0].captioned else found
-
-    def _read(self, prompt: str) -> _Read:
-        tokens = tokenise(prompt)
-        columns, values = self.prompt.encode_terms(terms_of(tokens))
-        gram_columns, gram_values = self.grams.encode(prompt)
-        return _Read(
-            prompt, tokens, [columns, gram_columns + self._grams_start], [values, gram_values],
-            self.prompt.count_known(tokens),
-        )  # fmt: skip
-
-    def _join(self, read: _Read, caption: str | None) -> Features:
-        all_columns, all_values = [*read.columns], [*read.values]
-        known, counted = read.known
-        theirs = tokenise(caption) if caption else []
-        caption_known, caption_counted = self.caption.count_known(theirs)
-        captioned = caption_known > 0 and caption_known >= MIN_CAPTION_KNOWN * caption_counted
+        """Compute the features of one request."""
+        tokens, caption_tokens = tokenize(prompt), tokenize(caption) if caption else []
+        known, counted = self.prompt.count_known(tokens)
+        caption_known, caption_counted = self.caption.count_known(caption_tokens)
+        captioned = caption_known > 0 and caption_known >= MIN_CAPTION_COVERAGE * caption_counted
         if captioned:
             known, counted = known + caption_known, counted + caption_counted
-            columns, values = self.caption.encode_terms(terms_of(theirs))
-            all_columns.append(columns + self._caption_starts)
-            all_values.append(values)
-            if self.crossed.width:
-                columns, values = self.crossed.encode_terms(_cross(read.tokens, theirs))
-                all_columns.append(columns + self._crossed_starts)
-                all_values.append(values)
-        plain = np.asarray(_plain_numbers(read.prompt, read.tokens, theirs if captioned else []), np.float32)
-        all_columns.append(np.arange(self._dense_starts, self.width, dtype=np.int64))
-        spread = ((plain - self.centre) / self.scale).clip(-MAX_DEVIATION, MAX_DEVIATION)
-        all_values.append(spread * np.float32(DENSE_WEIGHT))
+        else:
+            caption, caption_tokens = "", []
+        plain = np.asarray(_plain_numbers(prompt, tokens, caption_tokens), np.float32)
+        deviations = ((plain - self.center) / self.scale).clip(-MAX_DEVIATION, MAX_DEVIATION)
+        parts = [
+            (0, *self.prompt.encode(terms_of(tokens))),
+            (self.prompt.width, *self.grams.encode(prompt)),
+            (self._caption_start, *self.caption.encode(terms_of(caption_tokens))),
+            (self._dense_start, np.arange(len(DENSE), dtype=np.int64), deviations * np.float32(DENSE_WEIGHT)),
+        ]
         return Features(
-            np.concatenate(all_columns),
-            np.concatenate(all_values),
+            np.concatenate([columns + start for start, columns, _ in parts]),
+            np.concatenate([values for _, _, values in parts]),
             known / counted if counted else 0.0,
             captioned,
-            self._embed(read.prompt, caption if captioned and caption else ""),
+            self.text.encode((prompt, caption or "")).reshape(-1) if self.text else _NO_EMBEDDING,
         )
-
-    def _embed(self, *texts: str) -> Floats:
-        return self.text.encode(texts).reshape(-1) if self.text else _NO_EMBEDDING
-
-
-def _cross(prompt: Sequence[str], caption: Sequence[str]) -> list[str]:
-    ours, theirs = (list(dict.fromkeys(tokens))[:MAX_CROSSED] for tokens in (prompt, caption))
-    return [f"{a}|{b}" for a in ours for b in theirs]
 
 
 def _plain_numbers(prompt: str, tokens: Sequence[str], caption: Sequence[str]) -> list[float]:
-    """The values of `DENSE`, before centring."""
+    """The values of `DENSE`, before centering."""
     numbers = sum(token[0].isdigit() for token in tokens)
     start = prompt[:1000]
     return [

@@ -59,9 +59,9 @@ class Policy:
         if forced is not None:
             _check_mode("mode", forced)
             mode, reason = forced, f"{forced} was asked for"
-        elif prediction.known < self.min_coverage:
+        elif prediction.coverage < self.min_coverage:
             mode = self.fallback_mode
-            reason = f"only {prediction.known:.0%} of the words are known: too far from the training data to judge"
+            reason = f"only {prediction.coverage:.0%} of the words are known: too far from the training data to judge"
         else:
             reason = _reason(gain, extra, threshold)
         return Decision(

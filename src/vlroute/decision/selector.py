@@ -31,7 +31,7 @@ log = logging.getLogger("vlroute")
 
 #: What the Instruct model is asked for a caption; the pocket pair is trained on this very prompt.
 CAPTION_PROMPT = "Describe the picture in a few words."
-NO_ARTIFACT = Prediction(p_instruct=0.5, p_thinking=0.5, tokens_instruct=0, tokens_thinking=0, known=0)
+NO_ARTIFACT = Prediction(p_instruct=0.5, p_thinking=0.5, tokens_instruct=0, tokens_thinking=0, coverage=0)
 #: The price of a target is recomputed after this many answers or after `HALF_LIFE` seconds; it takes about 1 ms.
 RESOLVE_EVERY = 32
 CaptionSource = Literal["instruct", "probe"]

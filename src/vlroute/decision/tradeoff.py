@@ -21,18 +21,18 @@ class CalibrationSet:
     """Records as predicted by models that had not seen them, and what came of them; columns Instruct, Thinking.
 
     `p` float32 `[n, 2]`: predicted probabilities. `expected` `[n, 2]`: predicted tokens. `right` `[n, 2]`: 0 to 1.
-    `tokens` `[n, 2]`: really written (as predicted where that is not recorded). `known` `[n]`: see `Prediction`.
+    `tokens` `[n, 2]`: really written (as predicted where that is not recorded). `coverage` `[n]`: see `Prediction`.
     """
 
     p: Floats
     expected: Floats
     right: Floats
     tokens: Floats
-    known: Floats
+    coverage: Floats
 
     def __post_init__(self) -> None:
-        n = len(self.known)
-        if n == 0 or self.known.shape != (n,) or any(getattr(self, name).shape != (n, 2) for name in self.PAIRS):
+        n = len(self.coverage)
+        if n == 0 or self.coverage.shape != (n,) or any(getattr(self, name).shape != (n, 2) for name in self.PAIRS):
             raise ValueError("a calibration set holds at least one record, and two columns for each")
 
     PAIRS = ("p", "expected", "right", "tokens")
@@ -69,7 +69,7 @@ class TradeoffCurve:
         with np.errstate(divide="ignore", over="ignore"):
             most = np.where(extra > 0, gain / np.where(extra > 0, extra, 1.0), np.inf)
         most = np.where(gain > 0, most, -np.inf)
-        most = np.where(records.known < min_coverage, np.inf if unsure == "thinking" else -np.inf, most)
+        most = np.where(records.coverage < min_coverage, np.inf if unsure == "thinking" else -np.inf, most)
         order = np.argsort(-most, kind="stable")
         most = most[order]
         right, written = records.right.astype(np.float64)[order], written[order]

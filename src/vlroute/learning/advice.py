@@ -1,4 +1,4 @@
-"""Warnings about a router trained on these records: one sentence each, none if there is no problem."""
+"""Warnings about training records and the trained router; each warning is one sentence."""
 
 from __future__ import annotations
 
@@ -19,8 +19,16 @@ from vlroute.types import MODES, Mode, other
 FEW = 200
 
 
-def of_records(records: Sequence[Record], together: Together) -> list[str]:
-    """Warnings about the records themselves."""
+def record_warnings(records: Sequence[Record], together: Together) -> list[str]:
+    """Warn about few records, equal prompts and uninformative labels.
+
+    Args:
+        records: The training records.
+        together: What shares a fold.
+
+    Returns:
+        The warnings; empty if there is no problem.
+    """
     found = []
     if len(records) < FEW:
         found.append(f"Only {len(records)} records: the figures are uncertain; a thousand records are better")
@@ -29,10 +37,10 @@ def of_records(records: Sequence[Record], together: Together) -> list[str]:
         remedy = "; if all requests in production have this prompt, train with --together record"
         what = "only captions distinguish" if captioned else "without captions nothing distinguishes"
         found.append(f"All prompts are equal: {what} the requests" + (remedy if together == "text" else ""))
-    return found + _of_labels(records)
+    return found + _label_warnings(records)
 
 
-def _of_labels(records: Sequence[Record]) -> list[str]:
+def _label_warnings(records: Sequence[Record]) -> list[str]:
     right = {mode: np.asarray([float(o.correct) for o in outcomes(records, mode)]) for mode in MODES}
     gain = right["thinking"] - right["instruct"]
     found = [
@@ -57,8 +65,15 @@ def _better(gain: float) -> str:
     return "Thinking" if gain > 0 else "Instruct"
 
 
-def of_result(evaluation: Evaluation) -> list[str]:
-    """Warnings about the out-of-fold figures."""
+def result_warnings(evaluation: Evaluation) -> list[str]:
+    """Warn if the ranking is not better than chance, or routing is less accurate than one mode.
+
+    Args:
+        evaluation: The out-of-fold evaluation.
+
+    Returns:
+        The warnings; empty if there is no problem.
+    """
     found = []
     area = evaluation.figures["area over random"]
     if area.value is not None and area.interval is not None and area.interval[0] <= 0 <= area.interval[1]:
@@ -72,18 +87,28 @@ def of_result(evaluation: Evaluation) -> list[str]:
     if routed.accuracy < single.accuracy - 1e-9:
         cost = ""
         if routed.seconds is not None and single.seconds is not None:
-            cost = f", in {routed.seconds:.2f} s an answer instead of {single.seconds:.2f} s"
+            cost = f", in {routed.seconds:.2f} s per answer instead of {single.seconds:.2f} s"
         found.append(
-            f"The router is right less often than '{single.name}': {routed.accuracy:.1%} instead of "
+            f"The router is less accurate than '{single.name}': {routed.accuracy:.1%} instead of "
             f"{single.accuracy:.1%}{cost}"
         )
     return found
 
 
-def of_routing(
+def routing_warnings(
     predictions: Sequence[Prediction], calibration: CalibrationSet, latency: LatencyModel, price: float
 ) -> list[str]:
-    """Warnings if a mode gets no request at the default price, at `price`, or at any preset."""
+    """Warn if no request is routed to one of the modes.
+
+    Args:
+        predictions: Out-of-fold predictions for the training records.
+        calibration: Records on which presets are resolved.
+        latency: Of the training records.
+        price: Checked beside the default price and the presets.
+
+    Returns:
+        The warnings; empty if there is no problem.
+    """
     found = []
     for one in dict.fromkeys((Policy().price, price)):
         decisions = [Policy(price=one).decide(prediction, latency) for prediction in predictions]

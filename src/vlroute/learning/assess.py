@@ -20,11 +20,11 @@ from vlroute.decision.policy import Policy
 from vlroute.decision.selector import ModeSelector
 from vlroute.decision.target import Preset, Target
 from vlroute.errors import InputError
+from vlroute.learning.assumptions import measure_latency
 from vlroute.learning.evaluate import Evaluation, evaluate, sampling_of, seconds_of, trade_offs
-from vlroute.learning.fit import measure_latency
 from vlroute.learning.folds import Together
 from vlroute.learning.metrics import Values
-from vlroute.learning.out_of_fold import Unseen
+from vlroute.learning.out_of_fold import OutOfFold
 from vlroute.learning.plots import Language
 from vlroute.learning.report import as_json, sections, write_page
 from vlroute.records import Record, Skipped, outcomes, read_all
@@ -100,7 +100,7 @@ def evaluate_router(
         task = progress.add_task("intervals", total=1 + len(families))
 
         def on(at: Sequence[int]) -> Evaluation:
-            unseen = Unseen([[given[index] for index in at]], [[bare[index] for index in at]], together=together)
+            unseen = OutOfFold([[given[index] for index in at]], [[bare[index] for index in at]], together=together)
             found = evaluate([records[index] for index in at], unseen, policy, latency)
             progress.advance(task)
             return found
@@ -169,7 +169,7 @@ def _warnings(files: Mapping[str, str], card: Mapping[str, Any]) -> list[str]:
 
 def write_curves(
     records: Sequence[Record],
-    unseen: Unseen | Values,
+    unseen: OutOfFold | Values,
     out: str | Path,
     *,
     language: Language = "en",
@@ -178,15 +178,15 @@ def write_curves(
 ) -> list[Path]:
     """Write the figures and `curves.html` for `records` into the folder `out`; the paths written, the page last.
 
-    `unseen`: predictions by models that had not seen the records, from `cross_fit` or `read_oof` (`[2, n]`).
+    `unseen`: predictions by models that had not seen the records, from `out_of_fold` or `read_oof` (`[2, n]`).
     Those of several seeds are averaged. Seconds are as recorded; where only tokens are known, what they take at
     the records' own pace. `folds`, `together`: how the records were cut for predictions that come as an array;
-    `Unseen` says it itself. InputError for no records, or predictions for another number.
+    `OutOfFold` says it itself. InputError for no records, or predictions for another number.
     """
-    p = _mean_over_seeds(unseen) if isinstance(unseen, Unseen) else unseen
+    p = _mean_over_seeds(unseen) if isinstance(unseen, OutOfFold) else unseen
     if not records or p.shape != (2, len(records)):
         raise InputError(f"need at least one record and two probabilities each, not {len(records)} and {p.shape}")
-    sampling = sampling_of(records, unseen if isinstance(unseen, Unseen) else Unseen([], [], folds, together))
+    sampling = sampling_of(records, unseen if isinstance(unseen, OutOfFold) else OutOfFold([], [], folds, together))
     right = np.asarray([[float(o.correct) for o in outcomes(records, mode)] for mode in MODES])
     found = trade_offs(
         p[1] - p[0],
@@ -262,6 +262,6 @@ def _prediction(row: Any) -> tuple[str, tuple[float, float]]:
     return row["id"], (float(row["p_instruct"]), float(row["p_thinking"]))
 
 
-def _mean_over_seeds(unseen: Unseen) -> Values:
+def _mean_over_seeds(unseen: OutOfFold) -> Values:
     p = np.asarray([[(one.p_instruct, one.p_thinking) for one in seed] for seed in unseen.given], dtype=float)
     return np.asarray(p.mean(axis=0).T)

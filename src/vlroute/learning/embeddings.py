@@ -1,4 +1,4 @@
-"""Each text of the records embedded once, however many folds and seeds learn from it."""
+"""Embeddings of the texts of the records, computed once for all folds and seeds."""
 
 from __future__ import annotations
 
@@ -18,8 +18,15 @@ CHUNK = 512  # texts embedded and cached together
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
-    """A text encoder that looks up what it has embedded: cheap to hand to other processes. KeyError for other texts."""
+class EmbeddedTexts:
+    """A `TextEncoder` that looks up the embeddings of known texts; it can be sent to other processes.
+
+    Attributes:
+        name: As of the text encoder.
+        fingerprint: As of the text encoder.
+        width: As of the text encoder.
+        vectors: Embeddings by text.
+    """
 
     name: str
     fingerprint: str
@@ -27,26 +34,32 @@ class Remembered:
     vectors: Mapping[str, Floats]
 
     def encode(self, texts: Sequence[str]) -> Floats:
-        """float32 `[n, width]`; zeros for an empty text."""
+        """Return embeddings, float32 `[n, width]`, zeros for an empty text; KeyError for an unknown text."""
         return np.stack([self.vectors[text] for text in texts])
 
 
-def remember(
+def embed_texts(
     records: Iterable[Record], encoder: TextEncoder, *, cache: str | Path | None = None, console: Console | None = None
-) -> Remembered:
-    """Embed every distinct prompt and caption of `records`.
+) -> EmbeddedTexts:
+    """Embed every distinct prompt and caption.
 
-    `cache`: a folder that keeps the vectors for the next run (joblib's `Memory`, which reads pickles: only a folder of
-    one's own). Without it nothing is written.
+    Args:
+        records: The records.
+        encoder: The text encoder.
+        cache: A folder that stores the embeddings for the next run. It is read with joblib's `Memory`, which loads
+            pickles: use only a folder of your own. None: nothing is stored.
+        console: Where the progress is shown.
+
+    Returns:
+        The embeddings.
     """
     texts = list(dict.fromkeys(text for record in records for text in (record.prompt, record.caption or "") if text))
-    memory = joblib.Memory(cache, verbose=0)
-    embed = memory.cache(_embed, ignore=["encoder"])
+    embed = joblib.Memory(cache, verbose=0).cache(_embed, ignore=["encoder"])
     chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
     vectors: dict[str, Floats] = {"": np.zeros(encoder.width, np.float32)}
     for chunk in track(chunks, "embedding texts", console=console, transient=True):
         vectors.update(zip(chunk, embed(encoder, encoder.fingerprint, chunk), strict=True))
-    return Remembered(encoder.name, encoder.fingerprint, encoder.width, vectors)
+    return EmbeddedTexts(encoder.name, encoder.fingerprint, encoder.width, vectors)
 
 
 def _embed(encoder: TextEncoder, fingerprint: str, texts: list[str]) -> Floats:

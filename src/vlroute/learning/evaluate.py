@@ -28,7 +28,7 @@ from vlroute.learning.metrics import (
     qnc,
     share_by_score,
 )
-from vlroute.learning.out_of_fold import Unseen
+from vlroute.learning.out_of_fold import OutOfFold
 from vlroute.records import Outcome, Record, outcomes
 from vlroute.types import MODES, Mode
 
@@ -72,7 +72,7 @@ class Evaluation:
     covers: str
 
 
-def evaluate(records: Sequence[Record], unseen: Unseen, policy: Policy, latency: LatencyModel) -> Evaluation:
+def evaluate(records: Sequence[Record], unseen: OutOfFold, policy: Policy, latency: LatencyModel) -> Evaluation:
     """Compare routing by `policy` at `latency` with the baselines. Figures of several seeds are averaged.
 
     Intervals cover the sampling of the records and, where `unseen` is out of fold, the randomness of fitting; see
@@ -175,7 +175,7 @@ def compare(
     return Evaluation(n, rows, figures, sampling.covers)
 
 
-def sampling_of(records: Sequence[Record], unseen: Unseen) -> Sampling:
+def sampling_of(records: Sequence[Record], unseen: OutOfFold) -> Sampling:
     """How the records were drawn and predicted, for intervals."""
     groups = [group_of(record) for record in records] if unseen.together == "text" else None
     return Sampling(len(records), groups, unseen.folds)

@@ -1,88 +1,216 @@
-"""Records in, `ComplexityClassifier` out."""
+"""Fits a `ComplexityClassifier`: base learners, the selection among them, calibration, token heads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from vlroute.decision.classifier import ComplexityClassifier, Heads
 from vlroute.decision.features import RequestEncoder
-from vlroute.decision.latency import LatencyModel
 from vlroute.decision.text_encoder import TextEncoder
-from vlroute.learning.assumptions import latencies
-from vlroute.learning.base_learners import LengthHead, fit_length
-from vlroute.learning.folds import Design, folds_of
-from vlroute.learning.model_selection import INNER_FOLDS, Choice, choose
+from vlroute.errors import InputError
+from vlroute.learning.assumptions import measure_latency
+from vlroute.learning.base_learners import Design, Indices, RightHeads, Values, fit_right, fit_tokens, platt
+from vlroute.learning.folds import folds_of
+from vlroute.learning.intervals import Interval, Sampling, area_influence
+from vlroute.learning.metrics import area_over_random
 from vlroute.records import Record
 from vlroute.types import MODES
 
-LEAST = 20  # records
+MIN_RECORDS = 20
+INNER_FOLDS = 4
+ERRORS = 2.0  # another learner must be ahead of the default by this many standard errors
+#: A condition (with or without caption) with fewer rows shares its calibration with the other one.
+MIN_CALIBRATION = 50
+
+Calibration = list[list[list[float]]]
+Shares = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One learner on records that were left out of its fit.
+
+    Attributes:
+        name: "words", "embedding" or "words + embedding".
+        area: Area over random, in points.
+        interval: Its 95 % interval.
+        behind: By how much the area is lower than that of the selected learner.
+        error: Standard error of this difference.
+        chosen: Whether this learner is selected.
+    """
+
+    name: str
+    area: float
+    interval: Interval | None
+    behind: float
+    error: float
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The selected learner. Its logit is the average, by `shares`, of the calibrated logits of the base learners.
+
+    Attributes:
+        learners: Heads by name: "words" and, with a text encoder, "embedding".
+        shares: Weight of each selected base learner; they sum to 1.
+        sigmoids: Slope and intercept that calibrate each base learner, `[2, 2]`: head, (slope, intercept).
+        calibration: Slope and intercept for the average: head, without or with caption, (slope, intercept).
+        comparisons: All learners in comparison.
+    """
+
+    learners: dict[str, RightHeads]
+    shares: Shares
+    sigmoids: dict[str, Values]
+    calibration: Calibration
+    comparisons: list[Comparison]
+
+
+def select(design: Design, fold: Indices, learner: str | None = None) -> Selection:
+    """Compare the base learners and their average on left-out records.
+
+    The default is "words + embedding" if there is a text encoder, else "words". Another learner replaces it only if
+    its area over random is higher by more than two standard errors of the paired difference: on a thousand records
+    areas differ by chance. In the average words have double weight, because they combine two views: words and
+    characters.
+
+    Args:
+        design: The training matrix.
+        fold: The fold of each row.
+        learner: Name of the only learner to consider.
+
+    Returns:
+        The selected learner.
+
+    Raises:
+        InputError: There is no such `learner` for these records.
+    """
+    matrices = {"words": design.matrix}
+    candidates, default = {"words": {"words": 1.0}}, "words"
+    if design.embedding.shape[1]:
+        matrices["embedding"] = design.embedding
+        default = "words + embedding"
+        candidates |= {"embedding": {"embedding": 1.0}, default: {"words": 2 / 3, "embedding": 1 / 3}}
+    if learner is not None:
+        if learner not in candidates:
+            raise InputError(f"no learner {learner!r}; for these records there are: {', '.join(candidates)}")
+        candidates, default = {learner: candidates[learner]}, learner
+    right, weight = design.right, design.weight
+    learners = {name: fit_right(matrix, right, weight, fold) for name, matrix in matrices.items()}
+    sigmoids = {
+        name: np.asarray([platt(heads.unseen[:, head], right[:, head], weight) for head in (0, 1)])
+        for name, heads in learners.items()
+    }
+    logits = {name: heads.unseen * sigmoids[name][:, 0] + sigmoids[name][:, 1] for name, heads in learners.items()}
+    averages = {
+        name: np.asarray(sum(share * logits[base] for base, share in shares.items()))
+        for name, shares in candidates.items()
+    }
+    best, comparisons = _compare(design, averages, default)
+    return Selection(learners, candidates[best], sigmoids, by_condition(design, averages[best]), comparisons)
+
+
+def _compare(design: Design, logits: Mapping[str, Values], default: str) -> tuple[str, list[Comparison]]:
+    """The name of the selected learner, and all in comparison. `logits`: of left-out rows, `[m, 2]`."""
+    right = design.right[design.given].T
+    gain, n = right[1] - right[0], right.shape[1]
+    sampling = Sampling(n, folds=INNER_FOLDS)
+    scores = {name: _gain(design, one) for name, one in logits.items()}
+    area = {name: area_over_random(score, *right) for name, score in scores.items()}
+    influence = {name: area_influence(score, gain) for name, score in scores.items()}
+
+    def error(name: str, other: str) -> float:
+        return float(100 * (influence[name] - influence[other]).std() / n**0.5)
+
+    ahead = [name for name in scores if area[name] - area[default] > ERRORS * error(name, default)]
+    best = max(ahead, key=lambda name: area[name], default=default)
+    return best, [
+        Comparison(
+            name, area[name], sampling.area(score[None], gain), area[best] - area[name], error(best, name), name == best
+        )
+        for name, score in scores.items()
+    ]
+
+
+def _gain(design: Design, logits: Values) -> Values:
+    """Predicted gain of each record with its caption, `[n]`."""
+    rows = design.given
+    sigmoid = np.asarray(by_condition(design, logits))[:, design.captioned[rows].astype(int)]
+    p = expit(sigmoid[..., 0] * logits[rows].T + sigmoid[..., 1])
+    return np.asarray(p[1] - p[0])
+
+
+def by_condition(design: Design, logits: Values) -> Calibration:
+    """Calibrate `logits` `[m, 2]` separately without and with caption.
+
+    Args:
+        design: The training matrix.
+        logits: Of left-out rows, `[m, 2]`.
+
+    Returns:
+        For each head, without and with caption: slope and intercept of Platt's sigmoid.
+    """
+    calibration = []
+    for own, target in zip(logits.T, design.right.T, strict=True):
+        both = platt(own, target, design.weight)
+        calibration.append([
+            platt(own[rows], target[rows], design.weight[rows]) if rows.sum() >= MIN_CALIBRATION else both
+            for rows in (~design.captioned, design.captioned)
+        ])  # fmt: skip
+    return calibration
 
 
 def fit_classifier(
-    records: Sequence[Record], *, seed: int = 0, text: TextEncoder | None = None, only: str | None = None
+    records: Sequence[Record], *, seed: int = 0, text: TextEncoder | None = None, learner: str | None = None
 ) -> ComplexityClassifier:
-    """Learn vocabulary, members, heads and calibration; how the candidates compared stands in the card.
+    """Fit a classifier.
 
-    `text`: what embeds prompts and captions; none: words only. Deterministic: equal records, order and seed give equal
-    weights. Everything is chosen, and the calibration is fitted, on predictions for records the members had not seen
-    (`INNER_FOLDS` folds). Texts may come again there, as they may in use: keeping them apart would calibrate for
-    strange texts only, which on prompts made from templates measurably shifts the probabilities.
-    `only`: a candidate that is not to compete, where these folds cannot tell: records filled into few wordings flatter
-    what remembers them. ValueError for fewer than 20 records.
+    Selection and calibration use predictions for records that were left out of the fit, in `INNER_FOLDS` folds. Equal
+    texts may be in different folds, because they may also be repeated in use: if they were kept together, the
+    calibration would be that of new texts only, which measurably shifts the probabilities for prompts from templates.
+    The result is deterministic: equal records in equal order and equal seeds give equal weights.
+
+    Args:
+        records: At least 20 labeled records.
+        seed: Seed of the folds.
+        text: Embeds prompts and captions; None: words only.
+        learner: The only base learner to consider, see `select`. Useful where the folds cannot tell the learners
+            apart, for example for prompts made from few templates.
+
+    Returns:
+        The classifier. Its card contains the comparison of the learners as `model_selection`.
+
+    Raises:
+        ValueError: There are too few records.
+        InputError: There is no such `learner`.
     """
-    if len(records) < LEAST:
-        raise ValueError(f"{len(records)} records are too few to learn from: at least {LEAST} are needed")
+    if len(records) < MIN_RECORDS:
+        raise ValueError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed")
     encoder = RequestEncoder.fit([(record.prompt, record.caption) for record in records], text)
     design = Design(encoder, records)
     fold = folds_of(records, INNER_FOLDS, seed, together="record")[design.owner]
-    choice = choose(design, fold, only)
-    heads = _joined(choice, design, [fit_length(design, fold, mode) for mode in MODES])
-    if not heads.weights[encoder.crossed_columns].any():  # no head wants crosses: leave them out of the artifact
-        heads = replace(heads, weights=np.delete(heads.weights, encoder.crossed_columns, axis=0))
-        encoder = encoder.without_crosses()
-    if not heads.reads_embedding:
-        heads = replace(heads, embedded=heads.embedded[:0])
-        encoder = encoder.with_text(None)
-    card = {"candidates": [asdict(one) for one in choice.comparisons]}
-    return ComplexityClassifier(encoder, heads, measure_latency(records), card)
-
-
-def _joined(choice: Choice, design: Design, length: Sequence[LengthHead]) -> Heads:
-    """The chosen members, each fitted on all records, as one: what is linear in all of them adds up."""
+    selection = select(design, fold, learner)
     weights = np.zeros((design.matrix.shape[1], 4))
-    embedded, bias, blend = np.zeros((design.embedding.shape[1], 2)), np.zeros(4), np.zeros((2, 2))
-    weights[:, 2:] = np.column_stack([head[0] for head in length])
-    bias[2:] = [head[1] for head in length]
-    neighbours, forest = None, None
-    for member, share, sigmoid in zip(choice.members, choice.shares, choice.platt, strict=True):
-        slope, fitted = share * sigmoid[:, 0], member.fitted()
-        bias[:2] += share * sigmoid[:, 1]
-        if fitted.weights is not None:
-            weights[:, :2] += fitted.weights * slope
-        if fitted.embedded is not None:
-            embedded += fitted.embedded * slope
-        if fitted.bias is not None:
-            bias[:2] += fitted.bias * slope
-        if fitted.neighbours is not None:
-            neighbours, blend[0] = fitted.neighbours, slope
-        if fitted.forest is not None:
-            forest, blend[1] = fitted.forest, slope
-    return Heads(
+    embedded, bias = np.zeros((design.embedding.shape[1], 2)), np.zeros(4)
+    tokens = [fit_tokens(design, fold, mode) for mode in MODES]
+    weights[:, 2:] = np.column_stack([head.weights for head in tokens])
+    bias[2:] = [head.bias for head in tokens]
+    for name, share in selection.shares.items():  # an average of linear functions is linear
+        fitted, slope = selection.learners[name], share * selection.sigmoids[name][:, 0]
+        (weights if name == "words" else embedded)[:, :2] += fitted.weights * slope
+        bias[:2] += fitted.bias * slope + share * selection.sigmoids[name][:, 1]
+    if not embedded.any():
+        embedded, encoder = embedded[:0], encoder.with_text(None)
+    heads = Heads(
         weights=weights.astype(np.float32),
         embedded=embedded.astype(np.float32),
         bias=bias.astype(np.float32),
-        calibration=np.asarray(choice.calibration, dtype=np.float32),
-        log_tokens=np.asarray([head[2] for head in length], dtype=np.float32),
-        blend=blend.astype(np.float32),
-        neighbours=neighbours,
-        forest=forest,
+        calibration=np.asarray(selection.calibration, dtype=np.float32),
+        log_tokens=np.asarray([head.limits for head in tokens], dtype=np.float32),
     )
-
-
-def measure_latency(records: Sequence[Record]) -> LatencyModel:
-    """Seconds per token and of prefill, estimated from the records; see `assumptions`."""
-    found = latencies(records)
-    return LatencyModel({mode: found[mode][1] for mode in MODES}, {mode: found[mode][0] for mode in MODES})
+    card = {"model_selection": [asdict(one) for one in selection.comparisons]}
+    return ComplexityClassifier(encoder, heads, measure_latency(records), card)

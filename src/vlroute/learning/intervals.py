@@ -156,14 +156,8 @@ class Sampling:
         count = np.asarray([won.sum(), lost.sum()])
         if not count.all() or self.draws < 2:
             return None
-        influence = np.zeros(self.n)
-        found = 0.0
-        for seed in scores:
-            above, below = _placed(seed[won], seed[lost]), 1 - _placed(seed[lost], seed[won])
-            auc = float(above.mean())
-            influence[won] += (above - auc) * self.n / count[0] / len(scores)
-            influence[lost] += (below - auc) * self.n / count[1] / len(scores)
-            found += auc / len(scores)
+        found = float(np.mean([_placed(seed[won], seed[lost]).mean() for seed in scores]))
+        influence = np.mean([auc_influence(seed, gain) for seed in scores], axis=0)
         variance = self._variance(influence, influence) + (1 / 24 / count**2).sum()
         fewer = count.min()
         center = (found * fewer + 0.25) / (fewer + 0.5)
@@ -269,6 +263,25 @@ def area_influence(scores: Values, gain: Values) -> Values:
     above = ((total[::-1].cumsum()[::-1] - total / 2) / n)[place]  # mean gain of the records with a higher score
     own = gain * (rank - 0.5)
     return np.asarray(own + above - above.mean())
+
+
+def auc_influence(scores: Values, gain: Values) -> Values:
+    """Influence of each record on `metrics.gain_auc`, with that value as their mean (DeLong and others 1988).
+
+    Args:
+        scores: The predicted gain, `[n]`.
+        gain: The true gain, `[n]`, with at least one positive and one negative value.
+
+    Returns:
+        Influence values `[n]`.
+    """
+    won, lost = gain > 0, gain < 0
+    above, below = _placed(scores[won], scores[lost]), 1 - _placed(scores[lost], scores[won])
+    auc = float(above.mean())
+    influence = np.full(len(gain), auc)
+    influence[won] += (above - auc) * len(gain) / won.sum()
+    influence[lost] += (below - auc) * len(gain) / lost.sum()
+    return influence
 
 
 def marginal_gain(scores: Values, gain: Values, share: float) -> float:

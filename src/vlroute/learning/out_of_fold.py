@@ -1,4 +1,4 @@
-"""One classifier from all records, and what classifiers that had not seen a record predict of it."""
+"""One classifier trained on all records, and out-of-fold predictions for each record."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from dataclasses import dataclass
 
 import joblib
 import numpy as np
+from numpy.typing import NDArray
 
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.errors import InputError
-from vlroute.learning.embeddings import Remembered
-from vlroute.learning.fit import LEAST, fit_classifier
-from vlroute.learning.folds import Mask, Together, folds_of
+from vlroute.learning.embeddings import EmbeddedTexts
+from vlroute.learning.fit import MIN_RECORDS, fit_classifier
+from vlroute.learning.folds import Together, folds_of, group_of
 from vlroute.records import Record
 
-MIN_PARALLEL = 10_000  # records times models: with fewer, starting processes takes longer than they save
+MIN_PARALLEL = 10_000  # records times models: with fewer, starting processes takes longer than it saves
+
+MANY_RECORDS = 5000
 
 Predicted = dict[int, tuple[Prediction, Prediction]]
 
 
 @dataclass(frozen=True, slots=True)
-class Unseen:
-    """Predictions by models that had not seen the record: `[seed][record]`, as it is and without its caption.
+class OutOfFold:
+    """Predictions of models that were not trained on the record.
 
-    `folds`: into how many parts the records were cut; None if one given router predicts all of them. `together`: what
-    shared a fold; with "text", records of the same text count as one draw in intervals.
+    Attributes:
+        given: Predictions for the records as they are, `[seed][record]`.
+        without_caption: Predictions without the captions, `[seed][record]`.
+        folds: Number of folds; None if one given router predicts all records.
+        together: What shared a fold. With "text", records of the same text count as one draw in intervals.
     """
 
     given: list[list[Prediction]]
@@ -34,37 +40,54 @@ class Unseen:
     together: Together = "record"
 
 
-def cross_fit(
+def default_seeds(records: Sequence[Record]) -> int:
+    """Return how many times the records are assigned to folds: twice, or once if there are many."""
+    return 1 if len(records) >= MANY_RECORDS else 2
+
+
+def out_of_fold(
     records: Sequence[Record],
     *,
     folds: int,
     seeds: int,
     together: Together = "text",
-    text: Remembered | None = None,
-    only: str | None = None,
+    text: EmbeddedTexts | None = None,
+    learner: str | None = None,
     jobs: int | None = None,
     advance: Callable[[], None] = lambda: None,
-) -> tuple[ComplexityClassifier, Unseen]:
-    """Train a classifier of all records and, per seed, `folds` models that each predict the fold left out.
+) -> tuple[ComplexityClassifier, OutOfFold]:
+    """Train a classifier on all records and, for each seed, one model per fold that predicts this fold.
 
-    `advance` is called after each of the `1 + folds * seeds` models. `together`: what shares a fold, see `folds_of`.
-    `text`: the embedded texts, see `embeddings.remember`. `only`: see `fit_classifier`. `jobs`: processes at the same
-    time; by default one a core, and one in all for a job of seconds. InputError where a fold leaves too few records.
+    Args:
+        records: The training records.
+        folds: Number of folds.
+        seeds: How many times the records are assigned to folds.
+        together: What shares a fold, see `folds_of`.
+        text: Embedded texts of the records; None: words only.
+        learner: The only base learner to consider, see `fit_classifier`.
+        jobs: Number of processes. Default: one per core; one for a job of seconds.
+        advance: Called after each model.
+
+    Returns:
+        The classifier of all records, and the predictions.
+
+    Raises:
+        InputError: Too few records remain without one of the folds.
     """
     models = 1 + folds * seeds
     if jobs is None:
         jobs = 1 if len(records) * models < MIN_PARALLEL else min(joblib.cpu_count(), models)
-    cuts = [folds_of(records, folds, seed, together=together) for seed in range(seeds)]
-    if len(records) - max(int(np.bincount(cut).max()) for cut in cuts) < LEAST:
-        texts = len({(record.prompt.strip(), record.caption) for record in records})
+    assigned = [folds_of(records, folds, seed, together=together) for seed in range(seeds)]
+    if len(records) - max(int(np.bincount(fold).max()) for fold in assigned) < MIN_RECORDS:
+        texts = len({group_of(record) for record in records})
         raise InputError(
             f"{len(records)} records of {texts} different texts are too few to predict texts that training has not "
-            "seen. If the same texts come again in use, train with --together record; otherwise give more prompts"
+            "seen. If the same texts are repeated in use, train with --together record; otherwise add prompts"
         )
-    work = [joblib.delayed(_fit)(records, None, 0, text, only)]  # the longest first, so that no core waits for it
+    work = [joblib.delayed(_fit)(records, None, 0, text, learner)]  # the longest first: no core is idle at the end
     work += [
-        joblib.delayed(_fit)(records, cut == number, seed, text, only)
-        for seed, cut in enumerate(cuts)
+        joblib.delayed(_fit)(records, fold == number, seed, text, learner)
+        for seed, fold in enumerate(assigned)
         for number in range(folds)
     ]
     whole: list[ComplexityClassifier] = []
@@ -77,20 +100,25 @@ def cross_fit(
         advance()
     pairs = [[by_index[index] for index in range(len(records))] for by_index in found]
     given, without_caption = ([[pair[side] for pair in seed] for seed in pairs] for side in (0, 1))
-    return whole[0], Unseen(given, without_caption, folds, together)
+    return whole[0], OutOfFold(given, without_caption, folds, together)
 
 
 def _fit(
-    records: Sequence[Record], left_out: Mask | None, seed: int, text: Remembered | None, only: str | None
+    records: Sequence[Record],
+    left_out: NDArray[np.bool_] | None,
+    seed: int,
+    text: EmbeddedTexts | None,
+    learner: str | None,
 ) -> tuple[int, ComplexityClassifier | None, Predicted]:
-    """Of all records the classifier; else by index what one predicts of those left out, with and without caption."""
+    """The classifier of all records, or predictions, by index, for the records left out, with and without caption."""
     if left_out is None:
-        return seed, fit_classifier(records, seed=seed, text=text, only=only), {}
-    kept = [record for record, out in zip(records, left_out, strict=True) if not out]
-    classifier = fit_classifier(kept, seed=seed, text=text, only=only)
-    predicted = {}
-    for index in np.flatnonzero(left_out).tolist():
-        record = records[index]
-        given = classifier.predict(record.prompt, record.caption)
-        predicted[index] = given, classifier.predict(record.prompt) if record.caption else given
+        return seed, fit_classifier(records, seed=seed, text=text, learner=learner), {}
+    predicted: Predicted = {}
+    if left_out.any():
+        kept = [record for record, out in zip(records, left_out, strict=True) if not out]
+        classifier = fit_classifier(kept, seed=seed, text=text, learner=learner)
+        for index in np.flatnonzero(left_out).tolist():
+            record = records[index]
+            given = classifier.predict(record.prompt, record.caption)
+            predicted[index] = given, classifier.predict(record.prompt) if record.caption else given
     return seed, None, predicted

@@ -20,7 +20,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
 
-from vlroute.decision.features import tokenise
+from vlroute.decision.features import tokenize
 from vlroute.decision.vision_probe import VisionProbe
 from vlroute.errors import InputError
 from vlroute.inputs.media import Picture, Video
@@ -64,7 +64,7 @@ def train_probe(
             f"a probe needs at least {MIN_RECORDS} captioned pictures, and a row of features for each; found "
             f"{len(pooled)} rows and {len(captions)} captions"
         )
-    words = [set(tokenise(caption)) for caption in captions]
+    words = [set(tokenize(caption)) for caption in captions]
     often = _often(([caption] for caption in captions), len(captions))
     whole = sum(caption in often for caption in captions) >= WHOLE_SHARE * len(captions)
     texts = often if whole else _often(words, len(captions))

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from vlroute.files import replace_file
 from vlroute.learning.evaluate import SHARES, Evaluation, Figure, Point, Row, TradeOff
+from vlroute.learning.fit import Comparison
 from vlroute.learning.intervals import Sampling
 from vlroute.learning.metrics import Values, brier, ece, ece_if_calibrated, reliability
-from vlroute.learning.model_selection import Comparison
 from vlroute.learning.plots import (
     Against,
     Language,

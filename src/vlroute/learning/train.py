@@ -1,4 +1,4 @@
-"""The whole offline job: records in; artifact, report and out-of-fold predictions out."""
+"""Training of a router: records in; artifact, report and out-of-fold predictions out."""
 
 from __future__ import annotations
 
@@ -25,21 +25,19 @@ from vlroute.decision.tradeoff import CalibrationSet
 from vlroute.errors import InputError
 from vlroute.files import check_outputs, replace_file
 from vlroute.hub import identify, resolve_pair
-from vlroute.learning.advice import of_records, of_result, of_routing
-from vlroute.learning.assumptions import Assumed, assumed, note
-from vlroute.learning.embeddings import remember
+from vlroute.learning.advice import record_warnings, result_warnings, routing_warnings
+from vlroute.learning.assumptions import Assumed, assumed, measure_latency, note
+from vlroute.learning.embeddings import embed_texts
 from vlroute.learning.evaluate import Evaluation, evaluate
-from vlroute.learning.fit import measure_latency
+from vlroute.learning.fit import Comparison
 from vlroute.learning.folds import Together
-from vlroute.learning.model_selection import Comparison
-from vlroute.learning.out_of_fold import Unseen, cross_fit
+from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
 from vlroute.learning.report import as_json, as_markdown, as_table, candidates_table, figures_table
 from vlroute.records import Record, read_all
 from vlroute.types import MODES, ModelIdentity
 
 MIN_RECORDS = 50
 MAX_CALIBRATION = 4096
-MANY_RECORDS = 5000
 
 
 def train_router(
@@ -53,29 +51,40 @@ def train_router(
     together: Together = "text",
     encoder: str | None = STATIC,
     cache: str | Path | None = None,
-    candidate: str | None = None,
+    learner: str | None = None,
     jobs: int | None = None,
     model: str | Path | None = None,
     strict: bool = False,
     console: Console | None = None,
 ) -> Evaluation:
-    """Learn a router from record files and write it with its `report.md` into the folder `out`.
+    """Train a router on record files and write it with its `report.md` into the folder `out`.
 
-    Tables are printed on `console` (default: stdout), progress and warnings too (default: stderr). Warnings are also
-    written into the report: equal labels, a ranking no better than chance, a mode that gets no request.
+    The result is deterministic except for the date.
 
-    `price` is only for the routed rows of the report: the artifact serves any price. `oof`: a file for each
-    record's out-of-fold p_instruct and p_thinking, means over the seeds. `seeds`: see `default_seeds`. `together`:
-    what shares a fold, see `design.folds_of`. `encoder`: a text encoder by name or folder, see `load_text_encoder`;
-    None: words only. `cache`: a folder that keeps its vectors for the next run. `candidate`: the
-    only one to consider. `jobs`: processes at the same time, see
-    `cross_fit`. `model`: the pair that gave the answers, as `name` of `Router.from_pretrained`, if the records do not
-    name it; the artifact records it, so that a router over another pair can warn. `strict`: raise an error for a line
-    that cannot be used, instead of skipping and counting it. Deterministic except for the date.
+    Args:
+        paths: Record files, `.jsonl` or `.jsonl.gz`.
+        out: Folder of the artifact.
+        oof: A file for the out-of-fold `p_instruct` and `p_thinking` of each record, means over the seeds.
+        price: Price of the routed rows of the report; the artifact works with any price.
+        folds: Number of folds.
+        seeds: How many times the records are assigned to folds. Default: 2; 1 for many records.
+        together: What shares a fold, see `folds_of`.
+        encoder: Name or folder of a text encoder, see `load_text_encoder`; None: words only.
+        cache: A folder that stores the embeddings for the next run.
+        learner: The only base learner to consider, see `fit_classifier`.
+        jobs: Number of processes, see `out_of_fold`.
+        model: The model that gave the answers, as `name` of `Router.from_pretrained`, if the records do not name it.
+            The artifact records it, so that a router over another model can warn.
+        strict: Raise an error for an unusable line, instead of skipping and counting it.
+        console: Where everything is printed. Default: tables on stdout, progress and warnings on stderr. Warnings
+            are also written into the report.
+
+    Returns:
+        The out-of-fold evaluation.
 
     Raises:
-        OutputError: `out`, `oof` or `cache` cannot be written; checked before anything is read.
-        InputError: the records cannot be used or are fewer than 50, or a setting is out of range.
+        OutputError: `out`, `oof` or `cache` cannot be written; this is checked before anything is read.
+        InputError: The records cannot be used or are fewer than 50, or a setting is out of range.
     """
     notes = console or Console(stderr=True)
     console = console or Console()
@@ -93,29 +102,29 @@ def train_router(
         why = f" ({skipped})" if skipped.count else ""
         raise InputError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed{why}")
     warnings = [str(skipped)] * (skipped.count > 0)
-    warnings += _said(notes, of_records(records, together))
+    warnings += _print_warnings(notes, record_warnings(records, together))
     latency = measure_latency(records)
     text = load_text_encoder(encoder) if encoder else None
-    remembered = remember(records, text, cache=cache, console=notes) if text else None
+    embedded = embed_texts(records, text, cache=cache, console=notes) if text else None
     seeds = seeds or default_seeds(records)
     with Progress(console=notes) as progress:
         task = progress.add_task("training", total=folds * seeds + 1)
-        classifier, unseen = cross_fit(
+        classifier, unseen = out_of_fold(
             records,
             folds=folds,
             seeds=seeds,
             together=together,
-            text=remembered,
-            only=candidate,
+            text=embedded,
+            learner=learner,
             jobs=jobs,
             advance=lambda: progress.advance(task),
         )
-    if classifier.encoder.text is not None:  # from now on texts come that were not in the records
+    if classifier.encoder.text is not None:  # other texts have to be embedded from now on
         classifier.encoder = classifier.encoder.with_text(text)
     evaluation = evaluate(records, unseen, policy, latency)
     settings = {
         "price": price, "folds": folds, "seeds": seeds, "folds keep together": together,
-        "encoder offered": encoder or "none", "candidate": candidate or "the best",
+        "encoder offered": encoder or "none", "learner": learner or "the best",
     }  # fmt: skip
     provenance = {**_provenance(paths, records, settings), "skipped lines": skipped.count}
     if (found := assumed(records)) != Assumed({}, {}):
@@ -124,59 +133,62 @@ def train_router(
             "prefill and seconds per token": {mode: list(figures) for mode, figures in found.seconds.items()},
         }
     classifier.calibration = calibration_set(records, unseen.given[0])
-    advice = of_result(evaluation) + of_routing(unseen.given[0], classifier.calibration, latency, price)
-    candidates = [Comparison(**one) for one in classifier.card["candidates"]]
-    if (answered := named or _answered(records, notes)) is not None:
-        classifier.card["pair"] = answered.as_card()
+    advice = result_warnings(evaluation) + routing_warnings(unseen.given[0], classifier.calibration, latency, price)
+    comparisons = [Comparison(**one) for one in classifier.card["model_selection"]]
+    if (answered := named or _model_of(records, notes)) is not None:
+        classifier.card["model"] = answered.as_card()
     classifier.card |= {"provenance": provenance, "metrics": as_json(evaluation), "warnings": warnings + advice}
     classifier.save(out)
-    report = as_markdown(evaluation, provenance, note(records), candidates, warnings + advice)
+    report = as_markdown(evaluation, provenance, note(records), comparisons, warnings + advice)
     replace_file(out / REPORT_FILE, report.encode())
     if oof is not None:
-        _write_unseen(Path(oof), records, unseen)
-    console.print(as_table(evaluation), figures_table(evaluation), candidates_table(candidates))
+        _write_predictions(Path(oof), records, unseen)
+    console.print(as_table(evaluation), figures_table(evaluation), candidates_table(comparisons))
     console.print(note(records), markup=False, soft_wrap=True)
-    _said(notes, advice)
+    _print_warnings(notes, advice)
     return evaluation
 
 
-def _answered(records: Sequence[Record], console: Console) -> ModelIdentity | None:
-    """The pair that the records name, if all name the same one."""
+def _model_of(records: Sequence[Record], console: Console) -> ModelIdentity | None:
+    """The model that the records name, if all name the same one."""
     named = {ModelIdentity(record.pair, record.fingerprint or None) for record in records if record.pair}
     if len(named) > 1:
         several = ", ".join(sorted(map(str, named)))
-        console.print(f"warning: the records come from several pairs: {several}", style="yellow", markup=False)
+        console.print(f"warning: the records come from several models: {several}", style="yellow", markup=False)
     return named.pop() if len(named) == 1 else None
 
 
-def _said(console: Console, warnings: list[str]) -> list[str]:
-    """Print `warnings` on the console, and return them."""
+def _print_warnings(console: Console, warnings: list[str]) -> list[str]:
+    """Print `warnings`, and return them."""
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     return warnings
 
 
-def default_seeds(records: Sequence[Record]) -> int:
-    """Two ways of cutting folds; of many records one says enough."""
-    return 1 if len(records) >= MANY_RECORDS else 2
-
-
 def calibration_set(records: Sequence[Record], predictions: Sequence[Prediction]) -> CalibrationSet:
-    """What targets are resolved on: at most `MAX_CALIBRATION` records, drawn at random, as predicted unseen."""
+    """Return the records on which targets are resolved.
+
+    Args:
+        records: The training records; of more than `MAX_CALIBRATION` a random sample is used.
+        predictions: Their out-of-fold predictions.
+
+    Returns:
+        Predictions and outcomes. Tokens that are not recorded are as predicted.
+    """
     rng = np.random.default_rng(0)
     chosen = np.sort(rng.permutation(len(records))[:MAX_CALIBRATION]).tolist()
     kept = [(predictions[i], records[i].instruct, records[i].thinking) for i in chosen]
     expected = [(p.tokens_instruct, p.tokens_thinking) for p, _, _ in kept]
-    written = [
-        tuple(likely if o.tokens is None else o.tokens for o, likely in zip(both, tokens, strict=True))
-        for (_, *both), tokens in zip(kept, expected, strict=True)
+    generated = [
+        tuple(count if o.tokens is None else o.tokens for o, count in zip(both, counts, strict=True))
+        for (_, *both), counts in zip(kept, expected, strict=True)
     ]
     return CalibrationSet(
         p=np.asarray([(p.p_instruct, p.p_thinking) for p, _, _ in kept], np.float32),
         expected=np.asarray(expected, np.float32),
         right=np.asarray([(float(i.correct), float(t.correct)) for _, i, t in kept], np.float32),
-        tokens=np.asarray(written, np.float32),
-        known=np.asarray([p.known for p, _, _ in kept], np.float32),
+        tokens=np.asarray(generated, np.float32),
+        coverage=np.asarray([p.coverage for p, _, _ in kept], np.float32),
     )
 
 
@@ -198,7 +210,7 @@ def _provenance(paths: Sequence[str | Path], records: Sequence[Record], settings
     }
 
 
-def _write_unseen(path: Path, records: Sequence[Record], unseen: Unseen) -> None:
+def _write_predictions(path: Path, records: Sequence[Record], unseen: OutOfFold) -> None:
     lines = []
     for record, *seeds in zip(records, *unseen.given, strict=True):
         mean = {f"p_{mode}": sum(getattr(one, f"p_{mode}") for one in seeds) / len(seeds) for mode in MODES}

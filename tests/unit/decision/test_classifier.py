@@ -1,14 +1,16 @@
-"""The classifier: learns what a caption changes, is calibrated with and without it, is fast, refuses damaged files."""
+"""The classifier: what it learns, its calibration, artifacts of this schema and of the previous one."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ from safetensors.numpy import load_file, save_file
 from tests.synthetic_records import PER_TOKEN, PREFILL, caption_decides, draw_records
 from vlroute.decision.artifact import CARD_FILE, WEIGHTS_FILE, write_artifact
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
+from vlroute.decision.text_encoder import STATIC, load_text_encoder
 from vlroute.errors import ArtifactError
+from vlroute.files import shipped
 from vlroute.learning.fit import fit_classifier
 
 
@@ -33,9 +37,9 @@ def test_the_gain_follows_prompt_and_caption_together(classifier: ComplexityClas
         for caption in ("one number", "four numbers")
     }
     assert gain["Add the numbers.", "four numbers"] > 0.5
-    assert gain["Guess the hidden number.", "one number"] > 0.5
+    assert gain["Guess the hidden number.", "four numbers"] > gain["Add the numbers.", "four numbers"]
     assert gain["Add the numbers.", "one number"] < 0.2
-    assert gain["Guess the hidden number.", "four numbers"] < 0.2
+    assert gain["Guess the hidden number.", "one number"] < 0.2
 
 
 def test_the_prompt_alone_can_decide(classifier: ComplexityClassifier) -> None:
@@ -49,7 +53,7 @@ def test_gain_is_close_to_the_truth_on_new_requests(classifier: ComplexityClassi
     errors = [
         abs(classifier.predict(one.prompt, one.caption).gain - (one.p_thinking - one.p_instruct)) for one in drawn
     ]
-    assert np.mean(errors) < 0.08  # without crosses: 0.19
+    assert np.mean(errors) < 0.05
 
 
 def test_each_condition_uses_its_own_calibration(classifier: ComplexityClassifier) -> None:
@@ -89,8 +93,8 @@ def test_pace_is_that_of_the_records_and_fresh_each_time(classifier: ComplexityC
 
 
 def test_far_from_the_training_data(classifier: ComplexityClassifier) -> None:
-    assert classifier.predict("Add the numbers.", "two numbers").known == 1
-    assert classifier.predict("Refactor my asyncio service").known == 0
+    assert classifier.predict("Add the numbers.", "two numbers").coverage == 1
+    assert classifier.predict("Refactor my asyncio service").coverage == 0
 
 
 def test_predict_many(classifier: ComplexityClassifier) -> None:
@@ -158,10 +162,10 @@ def swap_weights(folder: Path) -> None:
     [
         (lambda folder: (folder / CARD_FILE).unlink(), "cannot read"),
         (lambda folder: (folder / WEIGHTS_FILE).unlink(), "cannot read"),
-        (lambda folder: (folder / CARD_FILE).write_text("{"), "no valid JSON"),
+        (lambda folder: (folder / CARD_FILE).write_text("{"), "not valid JSON"),
         (lambda folder: (folder / CARD_FILE).write_text("[]"), "schema None"),
-        (lambda folder: (folder / CARD_FILE).write_bytes(b"\xff\xfe"), "no valid JSON"),
-        (edit_card(lambda card: card.update(schema=99)), "schema 99, this version of vlroute reads 3"),
+        (lambda folder: (folder / CARD_FILE).write_bytes(b"\xff\xfe"), "not valid JSON"),
+        (edit_card(lambda card: card.update(schema=99)), "schema 99; this version of vlroute reads 4"),
         (edit_card(lambda card: card.pop("vocabulary")), "vocabulary"),
         (edit_card(lambda card: card["vocabulary"]["prompt"].pop()), "idf has shape"),
         (edit_card(lambda card: card.update(latency={})), "per_token"),
@@ -181,7 +185,66 @@ def test_a_damaged_artifact_is_refused_with_a_remedy(
     damage(tmp_path)
     with pytest.raises(ArtifactError, match=message) as raised:
         ComplexityClassifier.load(tmp_path)
-    assert "retrain" in str(raised.value)
+    assert "vlroute train" in str(raised.value)
+
+
+OLD_NAMES = {"model": "pair", "latency": "pace", "model_selection": "candidates"}
+
+
+def schema_3(classifier: ComplexityClassifier, folder: Path, *, crossed: list[str], **arrays: np.ndarray) -> None:
+    """Write `classifier` as the previous version of vlroute did."""
+    classifier.save(folder)
+    card = json.loads((folder / CARD_FILE).read_text("utf-8"))
+    weights = load_file(folder / WEIGHTS_FILE)
+    weights["centre"] = weights.pop("center")
+    weights |= {"blend": np.zeros((2, 2), np.float32), "idf_crossed": np.ones(len(crossed), np.float32), **arrays}
+    save_file(weights, folder / WEIGHTS_FILE)
+    card = {OLD_NAMES.get(key, key): value for key, value in card.items()}
+    card["schema"], card["vocabulary"]["crossed"] = 3, crossed
+    card["weights_sha256"] = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    (folder / CARD_FILE).write_text(json.dumps(card), "utf-8")
+
+
+def test_artifacts_of_the_previous_schema_are_read(classifier: ComplexityClassifier, tmp_path: Path) -> None:
+    schema_3(classifier, tmp_path, crossed=[])
+    loaded = ComplexityClassifier.load(tmp_path)
+    assert loaded.predict("Add the numbers.", "four numbers") == classifier.predict("Add the numbers.", "four numbers")
+    assert loaded.card["model_selection"] == json.loads(json.dumps(classifier.card["model_selection"]))
+    loaded.save(tmp_path)
+    assert json.loads((tmp_path / CARD_FILE).read_text("utf-8"))["schema"] == 4
+
+
+@pytest.mark.parametrize(
+    "used",
+    [
+        {"crossed": ["add|three"]},
+        {"crossed": [], "neighbours.keys": np.ones((2, 2), np.float32)},
+        {"crossed": [], "forest.depth": np.ones(1, np.int32)},
+    ],
+    ids=["crosses", "neighbors", "trees"],
+)
+def test_artifacts_that_use_removed_learners_are_refused(
+    classifier: ComplexityClassifier, tmp_path: Path, used: dict[str, Any]
+) -> None:
+    schema_3(classifier, tmp_path, **used)
+    with pytest.raises(ArtifactError, match="vlroute train"):
+        ComplexityClassifier.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pocket", "qwen3-vl-2b"])
+def test_the_shipped_routers_can_be_read(name: str) -> None:
+    classifier = ComplexityClassifier.load(shipped(name) / "router")
+    assert classifier.model is not None
+    assert classifier.calibration is not None
+    assert 0 < classifier.predict("Start at T and follow 4 arrows.").p_thinking < 1
+
+
+def test_another_text_encoder_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    _, records = draw_records(60)
+    fit_classifier(records, text=load_text_encoder(STATIC)).save(tmp_path)
+    edit_card(lambda card: card["text_encoder"].update(fingerprint="0" * 64))(tmp_path)
+    with pytest.raises(ArtifactError, match="another text encoder"):
+        ComplexityClassifier.load(tmp_path)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
@@ -191,12 +254,12 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"p_instruct": float("nan")}, {"p_thinking": 1.01}, {"known": -0.1}, {"tokens_thinking": float("inf")}],
+    [{"p_instruct": float("nan")}, {"p_thinking": 1.01}, {"coverage": -0.1}, {"tokens_thinking": float("inf")}],
 )
 def test_impossible_predictions_cannot_be_made(wrong: dict[str, float]) -> None:
-    right = {"p_instruct": 0.4, "p_thinking": 0.6, "tokens_instruct": 5.0, "tokens_thinking": 50.0, "known": 1.0}
+    right = {"p_instruct": 0.4, "p_thinking": 0.6, "tokens_instruct": 5.0, "tokens_thinking": 50.0, "coverage": 1.0}
     assert Prediction(**right).gain == pytest.approx(0.2)
     with pytest.raises(ValueError, match="must be"):
         Prediction(**{**right, **wrong})
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Prediction(**right).known = 0.5  # type: ignore[misc]
+        Prediction(**right).coverage = 0.5  # type: ignore[misc]

@@ -24,9 +24,9 @@ modes = st.sampled_from(["instruct", "thinking"])
 SLOW = LatencyModel({"instruct": 0.01, "thinking": 0.01}, {"instruct": 0.1, "thinking": 0.1})
 
 
-def predict(p_instruct: float, p_thinking: float, known: float = 1.0) -> Prediction:
+def predict(p_instruct: float, p_thinking: float, coverage: float = 1.0) -> Prediction:
     """Thinking takes one second longer at the pace `SLOW`."""
-    return Prediction(p_instruct, p_thinking, 10, 110, known)
+    return Prediction(p_instruct, p_thinking, 10, 110, coverage)
 
 
 def test_thinks_when_the_gain_is_over_the_price_of_the_wait() -> None:
@@ -66,14 +66,14 @@ def test_hopeless_for_both_is_not_sent_to_thinking() -> None:
 
 @pytest.mark.parametrize("unsure", ["instruct", "thinking"])
 def test_far_from_the_training_data_the_unsure_mode_answers(unsure: str) -> None:
-    decision = Policy(min_coverage=0.3, fallback_mode=unsure).decide(predict(0.0, 1.0, known=0.2), SLOW)
+    decision = Policy(min_coverage=0.3, fallback_mode=unsure).decide(predict(0.0, 1.0, coverage=0.2), SLOW)
     assert decision.mode == unsure
     assert decision.reason == "only 20% of the words are known: too far from the training data to judge"
-    assert Policy(min_coverage=0.2).decide(predict(0.0, 1.0, known=0.2), SLOW).mode == "thinking"
+    assert Policy(min_coverage=0.2).decide(predict(0.0, 1.0, coverage=0.2), SLOW).mode == "thinking"
 
 
 def test_forced_goes_over_everything_and_is_said() -> None:
-    decision = Policy().decide(predict(0.9, 0.1, known=0), SLOW, "a cat", forced="thinking")
+    decision = Policy().decide(predict(0.9, 0.1, coverage=0), SLOW, "a cat", forced="thinking")
     assert (decision.mode, decision.forced, decision.caption) == ("thinking", True, "a cat")
     assert decision.reason == "thinking was asked for"
 
@@ -103,7 +103,7 @@ def check_always(decision: Decision) -> None:
 def test_invariants(prediction: Prediction, latency: LatencyModel, price: float, min_coverage: float) -> None:
     decision = Policy(price, min_coverage).decide(prediction, latency)
     check_always(decision)
-    if prediction.known < min_coverage:
+    if prediction.coverage < min_coverage:
         assert decision.mode == "instruct"
     else:
         assert (decision.mode == "thinking") == (decision.gain > decision.threshold)

@@ -19,11 +19,11 @@ GAINS = [0.6, 0.4, 0.2, -0.2, 0.1]
 RIGHT = [(0, 1), (0, 1), (0, 0), (1, 0), (1, 1)]
 
 
-def records(gains: list[float] = GAINS, right: list[tuple[int, int]] = RIGHT, known: float = 1.0) -> CalibrationSet:
+def records(gains: list[float] = GAINS, right: list[tuple[int, int]] = RIGHT, coverage: float = 1.0) -> CalibrationSet:
     n = len(gains)
     tokens = np.tile(np.asarray([[10, 110]], np.float32), (n, 1))
     p = np.asarray([(0.3, 0.3 + gain) for gain in gains], np.float32)
-    return CalibrationSet(p, tokens, np.asarray(right, np.float32), tokens, np.full(n, known, np.float32))
+    return CalibrationSet(p, tokens, np.asarray(right, np.float32), tokens, np.full(n, coverage, np.float32))
 
 
 def test_every_price_by_hand() -> None:
@@ -81,8 +81,8 @@ def test_wishes_that_make_no_sense(target: dict) -> None:
 
 
 def test_the_unsure_go_where_the_policy_sends_them() -> None:
-    assert TradeoffCurve(records(known=0.1), PACE, min_coverage=0.3).shares.tolist() == [0]
-    assert TradeoffCurve(records(known=0.1), PACE, min_coverage=0.3, unsure="thinking").shares.tolist() == [1]
+    assert TradeoffCurve(records(coverage=0.1), PACE, min_coverage=0.3).shares.tolist() == [0]
+    assert TradeoffCurve(records(coverage=0.1), PACE, min_coverage=0.3, unsure="thinking").shares.tolist() == [1]
 
 
 def test_thinking_that_takes_no_longer_always_thinks_where_it_helps() -> None:
@@ -99,7 +99,9 @@ def test_each_point_is_what_the_policy_does(rows: list[tuple[float, float, int, 
     p = np.asarray([row[:2] for row in rows], np.float32)
     tokens = np.asarray([row[2:] for row in rows], np.float32)
     curve = TradeoffCurve(CalibrationSet(p, tokens, p, tokens, np.ones(len(rows), np.float32)), PACE)
-    predictions = [Prediction(*map(float, ours), *map(float, t), known=1.0) for ours, t in zip(p, tokens, strict=True)]
+    predictions = [
+        Prediction(*map(float, ours), *map(float, t), coverage=1.0) for ours, t in zip(p, tokens, strict=True)
+    ]
     for cut in {price, *curve.prices.tolist()}:
         modes = [Policy(price=cut).decide(one, PACE).mode for one in predictions]
         # a gain that equals the threshold to the last bit may fall on either side

@@ -23,7 +23,7 @@ from vlroute.decision.wilson import share_interval, student_95
 from vlroute.learning.evaluate import Evaluation, evaluate
 from vlroute.learning.intervals import Sampling
 from vlroute.learning.metrics import ece, ece_if_calibrated
-from vlroute.learning.out_of_fold import Unseen
+from vlroute.learning.out_of_fold import OutOfFold
 from vlroute.records import Outcome, Record, write_records
 
 
@@ -34,7 +34,7 @@ def evaluation(right: np.ndarray, p: np.ndarray, **how: object) -> Evaluation:
         for index, (i, t) in enumerate(right.T)
     ]
     given = [Prediction(float(i), float(t), 1, 1, 1) for i, t in p.T]
-    return evaluate(records, Unseen([given], [given], **how), Policy(price=0.01), LatencyModel())  # type: ignore[arg-type]
+    return evaluate(records, OutOfFold([given], [given], **how), Policy(price=0.01), LatencyModel())  # type: ignore[arg-type]
 
 
 def drawn(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

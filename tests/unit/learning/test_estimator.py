@@ -30,7 +30,7 @@ def test_it_is_the_same_classifier(tmp_path: Path) -> None:
     np.testing.assert_allclose(p, [(one.p_instruct, one.p_thinking) for one in expected], atol=1e-6)
     assert estimator.classifier_.predict(*X[0]).tokens_thinking == pytest.approx(expected[0].tokens_thinking)
     assert list(estimator.classes_) == ["instruct", "thinking"]
-    assert {one["name"] for one in estimator.candidates_} >= {"words"}
+    assert {one["name"] for one in estimator.model_selection_} >= {"words"}
     estimator.classifier_.save(tmp_path)
     assert ComplexityClassifier.load(tmp_path).predict(*X[0]).p_instruct == pytest.approx(p[0, 0])
     np.testing.assert_array_equal(estimator.predict(X[:20]), p >= 0.5)

@@ -14,7 +14,7 @@ import pytest
 from tests.integration.test_cli import vlroute
 from tests.synthetic_records import draw_records
 from vlroute import ComplexityClassifier, Policy
-from vlroute.learning.fit import measure_latency
+from vlroute.learning.assumptions import measure_latency
 from vlroute.learning.train import train_router
 from vlroute.records import Outcome, Record, write_records
 

@@ -20,7 +20,7 @@ from vlroute.learning import plots
 from vlroute.learning import plots as labels
 from vlroute.learning.assess import read_oof, write_curves
 from vlroute.learning.evaluate import trade_off
-from vlroute.learning.out_of_fold import Unseen
+from vlroute.learning.out_of_fold import OutOfFold
 from vlroute.records import Outcome, Record
 
 
@@ -126,7 +126,7 @@ def test_predictions_of_several_seeds_are_averaged_and_equal_input_makes_equal_f
     records = [replace(record, family="") for record in records]
     p = (p * 64).round() / 128 + 0.25  # so that the means are exact
     seeds = [[Prediction(*(one + shift), 1, 1, 1) for one in p.T] for shift in (-0.25, 0.25)]
-    by_seed = write_curves(records, Unseen(seeds, seeds, 5, "text"), tmp_path / "seeds")
+    by_seed = write_curves(records, OutOfFold(seeds, seeds, 5, "text"), tmp_path / "seeds")
     by_mean = write_curves(records, p, tmp_path / "mean")
     assert [path.read_bytes() for path in by_seed] == [path.read_bytes() for path in by_mean]
     assert not any(path.name.startswith("families") for path in by_seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import random
@@ -14,12 +13,8 @@ from rich.console import Console
 
 from tests.synthetic_records import draw_records
 from vlroute.decision.classifier import ComplexityClassifier
-from vlroute.decision.latency import ASSUMED_PER_TOKEN
 from vlroute.errors import InputError
 from vlroute.learning.evaluate import Evaluation
-from vlroute.learning.fit import fit_classifier, measure_latency
-from vlroute.learning.folds import Design, folds_of
-from vlroute.learning.model_selection import by_condition
 from vlroute.learning.train import train_router
 from vlroute.records import Outcome, Record, write_records
 
@@ -117,55 +112,6 @@ def test_out_of_fold_predictions_by_id(job: tuple[Path, Evaluation, list[Record]
     assert 0 < np.mean(differences) < 0.1  # near the final model, yet made by others
 
 
-def test_training_is_deterministic() -> None:
-    _, records = draw_records(120)
-    one, other = fit_classifier(records), fit_classifier(records)
-    for name in ("weights", "bias", "calibration", "log_tokens"):
-        np.testing.assert_array_equal(getattr(one.heads, name), getattr(other.heads, name))
-    assert one.encoder.prompt.terms == other.encoder.prompt.terms
-
-
-def test_folds_keep_equal_texts_together_and_are_balanced() -> None:
-    _, records = draw_records(300)
-    fold = folds_of(records, 5, seed=0, together="text")
-    of_text: dict[tuple[str, str | None], set[int]] = {}
-    for record, number in zip(records, fold.tolist(), strict=True):
-        of_text.setdefault((record.prompt, record.caption), set()).add(number)
-    assert all(len(numbers) == 1 for numbers in of_text.values())
-    assert set(fold.tolist()) == set(range(5))
-    alone = folds_of(records, 5, seed=0, together="record")
-    assert any(len({int(alone[i]) for i in range(300) if records[i].prompt == r.prompt}) > 1 for r in records[:5])
-    distinct = [dataclasses.replace(record, prompt=f"{record.prompt} {record.id}") for record in records]
-    assert np.ptp(np.bincount(folds_of(distinct, 5, seed=0, together="text"))) <= 1
-    one, other = (folds_of(distinct, 5, seed=seed, together="text").tolist() for seed in (0, 1))
-    assert one != other
-
-
-def test_a_captioned_record_is_trained_on_with_and_without_its_caption() -> None:
-    _, records = draw_records(40)
-    records[0] = dataclasses.replace(records[0], caption=None)
-    encoder = fit_classifier(records).encoder
-    design = Design(encoder, records)
-    assert design.owner[:3].tolist() == [0, 1, 1]
-    assert design.captioned[:3].tolist() == [False, True, False]
-    assert design.weight[:3].tolist() == [1, 0.5, 0.5]
-    assert np.bincount(design.owner, weights=design.weight).tolist() == [1.0] * 40
-
-
-def test_each_condition_gets_its_own_calibration() -> None:
-    """Raw logits that are right with captions and twice too bold without: the slopes must be 1 and 1/2."""
-    _, records = draw_records(400)
-    rng = np.random.default_rng(0)
-    design = Design(fit_classifier(records).encoder, records)
-    truth = rng.choice([-2.0, 0.5, 2.0], len(records))
-    right = rng.random(len(records)) < 1 / (1 + np.exp(-truth))
-    bold = np.where(design.captioned, 1, 2) * truth[design.owner]
-    design.right = np.column_stack([right, right])[design.owner].astype(float)
-    without, with_caption = by_condition(design, np.column_stack([bold, bold]))[0]
-    assert with_caption[0] == pytest.approx(1, abs=0.25)
-    assert without[0] == pytest.approx(with_caption[0] / 2, abs=0.01)
-
-
 def noise(count: int, rng: random.Random) -> list[Record]:
     """Which mode is right has nothing to do with the text; Thinking is a little worse."""
     words = [f"word{i}" for i in range(60)]
@@ -200,32 +146,6 @@ def test_modes_that_are_always_alike(tmp_path: Path, correct: tuple[bool | float
     prediction = ComplexityClassifier.load(tmp_path / "out").predict("Read sign 3")
     assert prediction.p_instruct == pytest.approx(float(correct[0]), abs=0.05)
     assert prediction.p_thinking == pytest.approx(float(correct[1]), abs=0.05)
-
-
-def timed(tokens: int, seconds: float, prefill: float | None) -> Outcome:
-    return Outcome(True, tokens, seconds, prefill)
-
-
-def test_pace_from_prefill_times() -> None:
-    records = [
-        Record(str(i), "p", None, timed(10, 1.5, 0.5), timed(i + 1, 0.2 + 0.03 * (i + 1), None)) for i in range(20)
-    ]
-    latency = measure_latency(records).to_dict()
-    assert latency["per_token"]["instruct"] == pytest.approx(0.1)
-    assert latency["prefill"]["instruct"] == pytest.approx(0.5)
-    assert latency["per_token"]["thinking"] == pytest.approx(0.03)
-    assert latency["prefill"]["thinking"] == pytest.approx(0.2)
-
-
-def test_pace_is_assumed_where_nothing_was_timed() -> None:
-    records = [Record("1", "p", None, Outcome(True, 5), Outcome(True, 300))]
-    assert measure_latency(records).to_dict()["per_token"]["thinking"] == ASSUMED_PER_TOKEN
-
-
-def test_pace_is_never_negative() -> None:
-    records = [Record(str(i), "p", None, timed(i + 1, 5 - 0.1 * i, None), timed(5, 1, 2)) for i in range(9)]
-    latency = measure_latency(records).to_dict()
-    assert latency["per_token"] == {"instruct": 0, "thinking": 0}
 
 
 def test_too_few_records_and_wrong_settings_are_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from training.prior.build import (
 from training.prior.prompts import LANGUAGES, PROMPTS, SLOT, load_wordings
 from training.prior.scores import BENCHMARKS, BY_NAME, HANDS_ON
 
-from vlroute.decision.features import terms_of, tokenise
+from vlroute.decision.features import terms_of, tokenize
 from vlroute.pocket.tasks import FAMILIES, WORDINGS
 from vlroute.records import Outcome, Record, read_records, write_records
 from vlroute.types import MODES
@@ -238,11 +238,11 @@ def test_parallel_prompts_were_not_trained_on(records: list[Record]) -> None:
 
 
 def terms(text: str) -> frozenset[str]:
-    return frozenset(terms_of(tokenise(text)))
+    return frozenset(terms_of(tokenize(text)))
 
 
 def digits(text: str) -> list[str]:
-    return sorted(token for token in tokenise(text) if token[0].isdigit())
+    return sorted(token for token in tokenize(text) if token[0].isdigit())
 
 
 def is_chinese(text: str) -> bool:

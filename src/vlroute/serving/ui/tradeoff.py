@@ -74,7 +74,7 @@ def _tradeoff_curve(selector: ModeSelector) -> tuple[TradeoffCurve, int]:
     if classifier is None or classifier.calibration is None:
         raise ArtifactError("the router artifact in use holds no calibration set; retrain it with training/retrain.py")
     records = classifier.calibration
-    return TradeoffCurve(records, selector.latency, policy.min_coverage, policy.fallback_mode), len(records.known)
+    return TradeoffCurve(records, selector.latency, policy.min_coverage, policy.fallback_mode), len(records.coverage)
 
 
 def _figure(curve: TradeoffCurve, operating_point: OperatingPoint, words: Words) -> dict[str, Any]:
