@@ -41,7 +41,7 @@ class Served:
 
     @property
     def service(self) -> Any:
-        return self.app.state.door.service
+        return self.app.state.dependencies.service
 
 
 def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
@@ -64,7 +64,7 @@ def served(
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until = time.monotonic() + 60
-    while not (server.started and app.state.door.service.ready):
+    while not (server.started and app.state.dependencies.service.ready):
         assert thread.is_alive()
         assert time.monotonic() < until
         time.sleep(0.02)

@@ -86,8 +86,8 @@ def test_two_turns_about_a_picture(visitor: Visit, files: Path) -> None:
     assert SUMS.answer in visitor.page.inner_text("#talk")
     visitor.ask("ask", "Read the text.")
     _, second = visitor.badges("talk", 2)
-    assert "picture known" in second
-    assert "tokens kept" in second
+    assert "picture cached" in second
+    assert "tokens reused" in second
 
 
 def test_reasoning_is_in_a_fold(visitor: Visit, files: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_batch_out_of_a_zip(visitor: Visit, files: Path, tmp_path: Path) -> No
     visitor.page.wait_for_selector("#batch-files >> text=batch")
     visitor.page.wait_for_timeout(500)
     visitor.page.click("#run")
-    visitor.page.wait_for_selector("text=Done: 4 rows, errors: 2")
+    visitor.page.wait_for_selector("text=Finished: 4 rows, errors: 2")
     with visitor.page.expect_download() as download:
         visitor.page.click("#download")
     data = Path(download.value.path()).read_bytes()
@@ -178,7 +178,7 @@ def test_a_batch_out_of_a_zip(visitor: Visit, files: Path, tmp_path: Path) -> No
 
 def test_the_slider_moves_the_point_and_prices_the_chat(visitor: Visit, files: Path) -> None:
     visitor.tab(TRADEOFF)
-    before, said = visitor.marked(), visitor.page.inner_text("#outlook")
+    before, said = visitor.marked(), visitor.page.inner_text("#operating-point")
     assert "calibration records" in said
     visitor.page.focus("#price input[type=range]")
     visitor.page.keyboard.press("End")
@@ -265,12 +265,12 @@ def _page_alone(answerer: Any) -> Iterator[str]:
 def test_stop_ends_the_answer_and_leaves_it_out(context: Any) -> None:
     answerer = Endless()
     with _page_alone(answerer) as url, visit(context, url) as one:
-        assert "Thumbs are off" in one.page.inner_text("body")
+        assert "Voting is off" in one.page.inner_text("body")
         one.ask("ask", "Go on.")
         one.page.wait_for_selector("text=on on on")
         assert one.page.is_disabled("#new")
         one.page.click("#ask .stop-button")
-        assert "left out of the conversation" in one.badges("talk")[0]
+        assert "not part of the conversation" in one.badges("talk")[0]
         assert answerer.closed.wait(5)
         one.page.wait_for_selector("#ask .submit-button")
         assert one.page.query_selector("#talk button[title=Like]") is None
@@ -293,7 +293,7 @@ def test_who_logs_in_finds_nothing_of_others(browser: Any, files: Path) -> None:
                 assert context.request.post(f"{server.url}/login", form={"username": "ann", "password": KEY}).ok
                 with visit(context, server.url) as visitor:
                     visitor.ask("ask", TEXT.prompt, files / "text.png")
-                    assert "picture read" in visitor.badges("talk")[0]
+                    assert "picture encoded" in visitor.badges("talk")[0]
                     visitor.ask("ask", TEXT.prompt)
-                    assert "picture known" in visitor.badges("talk", 2)[1]
+                    assert "picture cached" in visitor.badges("talk", 2)[1]
         assert server.router.cache.stats().encodes == 2

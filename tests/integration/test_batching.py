@@ -212,7 +212,7 @@ def test_cancel_ends_one_row_within_a_token(together: Router) -> None:
 def test_cancelled_while_waiting_for_a_row(router: Router) -> None:
     scheduler = Scheduler(1)
     one = Router.from_pretrained(max_num_seqs=2).load()
-    object.__setattr__(one._local, "batching", scheduler)
+    object.__setattr__(one._local, "scheduler", scheduler)
     with ThreadPoolExecutor(2) as pool:
         writing = pool.submit(ask, one, TASKS[2], "thinking", **LONG)
         while not scheduler._workers:

@@ -115,7 +115,7 @@ def test_quantised_pairs_answer_on_the_cpu(folders: dict[str, Path], name: str) 
     assert router.ask(some.prompt, **media(some), mode="instruct").text == some.answer
     model = router.pair.instruct.model.model
     weight = model.language_model.layers[0].mlp.up_proj.weight
-    assert "Int8" in type(weight).__name__ or weight.element_size() == 1
+    assert type(weight.data) is not torch.Tensor or weight.element_size() == 1  # torchao has tensor classes of its own
     plain = model.visual.blocks[0].mlp.linear_fc1
     assert type(plain) is torch.nn.Linear
     assert plain.weight.dtype == torch.float32

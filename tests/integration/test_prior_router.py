@@ -6,7 +6,7 @@ import logging
 from statistics import mean
 
 import pytest
-from training.prior.card import FOLDER, figures, parallel
+from training.prior.card import FOLDER, parallel, section
 
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.policy import Policy
@@ -25,8 +25,8 @@ def test_the_same_meaning_gets_the_same_decision(pair: str) -> None:
 def test_the_prior_knows_which_kinds_gain() -> None:
     found = parallel(ComplexityClassifier.load(shipped("qwen3-vl-2b/router")), Policy(), "qwen3-vl-2b")
 
-    def gain(*families: str) -> float:
-        return mean(p.gain for one in found if one.family in families for p in one.predictions)
+    def gain(*topics: str) -> float:
+        return mean(p.gain for one in found if one.topic in topics for p in one.predictions)
 
     assert gain("math", "multi_image", "robotics") > 0.1
     assert gain("ocr", "document", "count", "blind") < 0.02
@@ -35,7 +35,7 @@ def test_the_prior_knows_which_kinds_gain() -> None:
 def test_the_readme_says_first_what_it_was_not_trained_on_and_holds_todays_figures() -> None:
     page = (FOLDER / "README.md").read_text("utf-8")
     assert page.startswith("**This router was not trained on Qwen3-VL's own answers.**")
-    assert figures(parallel(ComplexityClassifier.load(FOLDER / "router"), Policy(), "qwen3-vl-2b")) in page
+    assert section(parallel(ComplexityClassifier.load(FOLDER / "router"), Policy(), "qwen3-vl-2b")) in page
 
 
 def test_the_pairs_name_brings_it_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,35 +2,33 @@
 
     python -m training.prior.build --public /path/to/data --out prior.jsonl.gz
 
-**Published scores as soft labels.** Every prompt drawn for a benchmark gets this benchmark's two published scores as
-its `correct` shares and the assumed tokens of `scores.Effort`. Each question is put in English and in Chinese, and a
-third each of the questions has an English, a Chinese and no caption, whatever the language of the prompt: neither
-language nor caption language says anything about the label.
+**Published scores as soft labels.** The labels of a prompt drawn for a benchmark are the two published scores of this
+benchmark, and the assumed tokens of `scores.Effort`. Each question is asked in English and in Chinese. A third each of
+the questions has an English caption, a Chinese caption and no caption, independently of the language of the prompt, so
+that the label depends neither on the language nor on the caption.
 
-**Public per-sample sets, to sharpen.** These say which mode of *another* pair was right on which prompt. Their level
-means nothing here, and of their differences only a part carries over. So within a set, and for each mode, a prompt
-that the other pair's mode got right is given `ODDS` times the odds of one that it got wrong, and all are shifted
-alike on the logit scale until their mean is the published score of the nearest benchmark:
+**Public per-sample sets (`--public`).** These contain which mode of *another* pair was right on which prompt. Their
+accuracies do not apply to our pair, and their differences between prompts only partly. Therefore, within a set and for
+each mode, a prompt that the other pair answered correctly gets `ODDS` times the odds of one that it answered wrongly.
+All are shifted equally on the logit scale until their mean is the published score of the nearest benchmark:
 
     share = sigmoid(shift + ln(ODDS) · (correct − 1/2)),  shift so that mean(share) = published score
 
-`ODDS` is a modest assumption: at 2 a mode that scores one half is taken to be right on 59 % of what the other pair
-got right, and on 41 % of the rest. Tokens are the assumed ones again: other models' lengths are not ours. Of a caption
-only the first sentence is kept: ours are short. A set without a near benchmark (gsm8k, which has no pictures) is left
-out. At most `PUBLIC_ROWS` of a set are used, chosen by a hash of their ids: nearly all are English, and one language
-must not outweigh the other.
+`ODDS` is a cautious assumption: with 2, a mode with an accuracy of one half is assumed to be right on 59 % of the
+prompts that the other pair answered correctly, and on 41 % of the others. Tokens are the assumed ones. Only the first
+sentence of a caption is kept, because our captions are short. A set without a near benchmark (gsm8k has no pictures) is
+omitted. At most `PUBLIC_ROWS` records of a set are used, chosen by a hash of their ids, because nearly all are English.
 
-**What ships uses neither.** On prompts in wordings of their own (`training.prior.card`), a router learnt with public
-sets agreed less often between English and Chinese (79 % against 91 %, captions in neither), and its gains followed the
-published ones of their kind less closely (correlation 0.5 against 0.9): other pairs' records blur what is published.
-Captions say nothing and are learnt by chance. So `--public` and `--captions` are there to compare with.
+**The shipped router uses neither public sets nor captions.** On prompts in other wordings (`training.prior.card`), a
+router trained with public sets made the same decision in English and Chinese less often (79 % instead of 91 %, without
+captions), and its predicted gains were closer to noise (correlation with the published gains 0.5 instead of 0.9).
+Captions carry no information and are only fitted by chance. `--public` and `--captions` serve to compare.
 
-An output that holds public rows is not part of the project.
+An output that contains public records is not part of the project.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
 import random
@@ -39,7 +37,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit
+
+from training.page import argument_parser
 from training.prior.prompts import LANGUAGES, Wording, draw_prompts, load_wordings, put
 from training.prior.scores import BENCHMARKS, BY_NAME, Benchmark
 from vlroute.records import Outcome, Record, outcomes, read_records, write_records
@@ -78,17 +82,8 @@ def benchmark_records(
         seen.add(prompts[0])
         caption = None if condition == "none" else drawn.caption[LANGUAGES.index(condition)]
         for language, prompt in zip(LANGUAGES, prompts, strict=True):
-            yield Record(
-                id=f"prior/{benchmark.name}/{number:04d}/{language}",
-                prompt=prompt,
-                caption=caption,
-                instruct=Outcome(benchmark.instruct, benchmark.effort.tokens("instruct")),
-                thinking=Outcome(benchmark.thinking, benchmark.effort.tokens("thinking")),
-                set="prior",
-                family=benchmark.family,
-                grade=benchmark.name,
-                language=language,
-            )
+            record = labeled(benchmark, prompt, caption, benchmark.instruct, benchmark.thinking)
+            yield replace(record, id=f"prior/{benchmark.name}/{number:04d}/{language}", language=language)
 
 
 def public_records(records: Iterable[Record], rows: int = PUBLIC_ROWS) -> Iterator[Record]:
@@ -103,35 +98,34 @@ def public_records(records: Iterable[Record], rows: int = PUBLIC_ROWS) -> Iterat
 
 
 def sharpened(records: Sequence[Record], benchmark: Benchmark) -> Iterator[Record]:
-    shares = {
-        mode: around([float(o.correct) for o in outcomes(records, mode)], getattr(benchmark, mode)) for mode in MODES
-    }
-    for record, instruct, thinking in zip(records, shares["instruct"], shares["thinking"], strict=True):
-        yield Record(
+    shares = [around([float(o.correct) for o in outcomes(records, mode)], getattr(benchmark, mode)) for mode in MODES]
+    for record, instruct, thinking in zip(records, *shares, strict=True):
+        prompt = MARKER.sub("", record.prompt).strip()
+        yield replace(
+            labeled(benchmark, prompt, first_sentence(record.caption), instruct, thinking),
             id=record.id,
-            prompt=MARKER.sub("", record.prompt).strip(),
-            caption=first_sentence(record.caption),
-            instruct=Outcome(instruct, benchmark.effort.tokens("instruct")),
-            thinking=Outcome(thinking, benchmark.effort.tokens("thinking")),
             set=record.set,
-            family=benchmark.family,
-            grade=benchmark.name,
             language="zh" if CHINESE.search(record.prompt) else "en",
         )
 
 
+def labeled(benchmark: Benchmark, prompt: str, caption: str | None, instruct: float, thinking: float) -> Record:
+    """A record of the kind of `benchmark`, still without an id. `instruct`, `thinking`: shares of right answers."""
+    tokens = benchmark.effort.tokens
+    return Record(
+        "new", prompt, caption, Outcome(instruct, tokens("instruct")), Outcome(thinking, tokens("thinking")),
+        set="prior", family=benchmark.family, grade=benchmark.name,
+    )  # fmt: skip
+
+
 def around(correct: Sequence[float], score: float) -> list[float]:
-    """Shares of mean `score` (0 < score < 1) that lean by `ODDS` towards the prompts the other pair got right."""
-    low, high = -20.0, 20.0
-    shares: list[float] = []
-    for _ in range(60):
-        shift = (low + high) / 2
-        shares = [1 / (1 + math.exp(-shift - math.log(ODDS) * (right - 0.5))) for right in correct]
-        if sum(shares) < score * len(shares):
-            low = shift
-        else:
-            high = shift
-    return shares
+    """Shares with mean `score` (0 < score < 1), higher by `ODDS` for prompts that the other pair answered correctly."""
+
+    def shares(shift: float) -> Any:
+        return expit(shift + math.log(ODDS) * (np.asarray(correct) - 0.5))
+
+    shift = brentq(lambda shift: float(shares(shift).mean()) - score, -20.0, 20.0)
+    return [float(share) for share in shares(shift)]
 
 
 def first_sentence(caption: str | None) -> str | None:
@@ -139,12 +133,11 @@ def first_sentence(caption: str | None) -> str | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, None, "file of records")
     parser.add_argument("--public", type=Path, help="folder with public per-sample sets, *.jsonl.gz")
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--draws", type=int, default=DRAWS, help="questions for each benchmark")
     parser.add_argument("--public-rows", type=int, default=PUBLIC_ROWS, help="rows of each public set, at most")
-    parser.add_argument("--captions", action="store_true", help="keep the captions, which say nothing of the labels")
+    parser.add_argument("--captions", action="store_true", help="keep the captions, on which the labels do not depend")
     parser.add_argument("--seed", default="0")
     options = parser.parse_args()
     records = list(prior_records(options.draws, options.seed))

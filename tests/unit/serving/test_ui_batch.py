@@ -7,7 +7,6 @@ import io
 import json
 import re
 import zipfile
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from vlroute.errors import InputError, LimitError, UnreadableMediaError
 from vlroute.serving.ui import batch as page_table
 from vlroute.serving.ui.batch import BatchRow, Result, as_csv, read_job
-from vlroute.serving.ui.texts import EN, ZH
+from vlroute.serving.ui.components import TEXTS
 from vlroute.serving.ui.tradeoff import PRICES, nearest
 
 TABLE = "prompt,image\nWhat?,a.png\n"
@@ -134,16 +133,18 @@ def test_both_languages_say_all_and_the_same_numbers() -> None:
     def holes(value: object) -> list[str]:
         return sorted(re.findall(r"\{(\w*)", json.dumps(value, ensure_ascii=False)))
 
-    for one in fields(EN):
-        english, chinese = getattr(EN, one.name), getattr(ZH, one.name)
+    both = vars(TEXTS["en"]), vars(TEXTS["zh"])
+    assert both[0].keys() == both[1].keys()
+    for name, english in both[0].items():
+        chinese = both[1][name]
         assert type(english) is type(chinese)
-        if isinstance(english, dict) and one.name != "errors":
+        if isinstance(english, dict) and name != "errors":
             assert english.keys() == chinese.keys()
             for key in english:
                 assert holes(english[key]) == holes(chinese[key]), key
         elif isinstance(english, str):
-            assert english, one.name
-            assert holes(english) == holes(chinese), one.name
+            assert english, name
+            assert holes(english) == holes(chinese), name
 
 
 def test_the_slider_has_every_price() -> None:

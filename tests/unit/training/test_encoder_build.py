@@ -8,8 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training.encoder.build import SMOOTHING, table, teacher_vectors, tokenizer, translations, write
-from training.encoder.vocabulary import Entry, entries, package_file
+from training.encoder import (
+    SMOOTHING,
+    Entry,
+    entries,
+    package_file,
+    table,
+    teacher_vectors,
+    tokenizer,
+    translations,
+    write,
+)
 
 from vlroute.decision.text_encoder import load_text_encoder
 from vlroute.files import shipped

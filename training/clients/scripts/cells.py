@@ -6,9 +6,10 @@ import base64
 import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 URL, PICTURE = sys.argv[1], Path(sys.argv[2])
 KEY = "not-needed-on-loopback"
@@ -16,14 +17,17 @@ DATA_URI = "data:image/png;base64," + base64.b64encode(PICTURE.read_bytes()).dec
 QUESTION = "Read the text."
 TURNS = (("instruct", "How many circles are there?"), ("thinking", "Read the text."), ("auto", "Add 2 and 3."))
 MADE_UP = "never_heard_of"
+CELLS = ("plain", "stream", "picture", "turns", "reasoning", "errors")
+#: The question with a picture, in the format of OpenAI's API.
+PARTS = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": DATA_URI}}]
 
 
-def run(package: str, **cells: Callable[[], str]) -> None:
-    """Run each cell and print one line of JSON for it; what a cell returns must not be empty."""
+def run(package: str, cells: Mapping[str, Any]) -> None:
+    """Call the functions of `CELLS` in `cells`, which must return a text, and print one line of JSON for each."""
     print(json.dumps({"version": version(package)}), flush=True)
-    for name, cell in cells.items():
+    for name in CELLS:
         try:
-            said, ok = cell(), True
+            said, ok = cells[name](), True
             if not said.strip():
                 said, ok = "empty", False
         except Exception as error:
@@ -32,31 +36,47 @@ def run(package: str, **cells: Callable[[], str]) -> None:
         print(json.dumps({"cell": name, "ok": ok, "said": said[:300]}), flush=True)
 
 
+def user(content: Any = QUESTION) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def conversation(ask: Callable[[str, list[Any]], Any]) -> list[Any]:
+    """A system prompt and `TURNS`, with what `ask(model, messages)` returns as the answers."""
+    messages: list[Any] = [{"role": "system", "content": "Be brief."}]
+    for model, question in TURNS:
+        messages.append(user(question))
+        messages.append(ask(model, messages))
+    return messages
+
+
 def same(streamed: str, whole: str) -> str:
-    """The text, which a stream and a whole answer of a greedy model must share."""
+    """The text, if the stream and the whole answer are equal, as those of a greedy model must be."""
     if streamed != whole:
-        raise AssertionError(f"the stream says {streamed!r}, the whole answer {whole!r}")
+        raise AssertionError(f"the stream is {streamed!r}, the whole answer {whole!r}")
     return whole
 
 
-def refusals(call: Callable[[str, bool], object], kinds: tuple[type[Exception], type[Exception]]) -> str:
-    """An unknown model and an unknown field arrive as the client's own errors, with the server's message.
+def refusals(call: Callable[..., object], *kinds: type[Exception]) -> str:
+    """Check that an unknown model and an unknown field raise the client's own errors, with the server's message.
 
     Args:
-        call: Asks `model`, with a made-up field if the second argument is true.
-        kinds: What is raised for the model (404) and for the field (400).
+        call: Asks `model`, with the keyword argument `extra_body`.
+        *kinds: The error for the model (404) and for the field (400).
+
+    Returns:
+        The names of the errors.
     """
-    told = []
-    for kind, model, field, named in (
-        (kinds[0], "no-such-model", False, "no-such-model"),
-        (kinds[1], "auto", True, MADE_UP),
+    names = []
+    for kind, model, body, named in (
+        (kinds[0], "no-such-model", None, "no-such-model"),
+        (kinds[-1], "auto", {MADE_UP: 1}, MADE_UP),
     ):
         try:
-            call(model, field)
+            call(model, **({"extra_body": body} if body else {}))
         except kind as error:
             if named not in str(error):
                 raise AssertionError(f"the error does not name {named}: {error}") from error
-            told.append(type(error).__name__)
+            names.append(type(error).__name__)
         else:
             raise AssertionError(f"{named} was not refused")
-    return ", ".join(told)
+    return ", ".join(names)

@@ -1,17 +1,15 @@
 """Instructor in plain use, without a response model."""
 
 import instructor
-from cells import DATA_URI, KEY, MADE_UP, QUESTION, TURNS, URL, refusals, run, same
+from cells import DATA_URI, KEY, QUESTION, URL, conversation, refusals, run, same, user
 from openai import BadRequestError, NotFoundError, OpenAI
 
 client = instructor.from_openai(OpenAI(base_url=URL, api_key=KEY, max_retries=0))
-ASKED = [{"role": "user", "content": QUESTION}]
 
 
-def ask(model, messages=ASKED, **more):
-    return client.chat.completions.create(
-        model=model, messages=list(messages), response_model=None, max_retries=1, **more
-    )
+def ask(model, messages=None, **more):
+    messages = list(messages or [user()])
+    return client.chat.completions.create(model=model, messages=messages, response_model=None, max_retries=1, **more)
 
 
 def plain():
@@ -23,18 +21,12 @@ def stream():
 
 
 def picture():
-    parts = [QUESTION, instructor.Image.from_base64(DATA_URI)]
-    return ask("auto", [{"role": "user", "content": parts}]).choices[0].message.content
+    return ask("auto", [user([QUESTION, instructor.Image.from_base64(DATA_URI)])]).choices[0].message.content
 
 
 def turns():
-    messages = [{"role": "system", "content": "Be brief."}]
-    for model, question in TURNS:
-        messages.append({"role": "user", "content": question})
-        said = ask(model, messages).choices[0].message
-        messages.append(said.model_dump())
-    messages.append({"role": "user", "content": QUESTION})
-    return ask("auto", messages).choices[0].message.content
+    messages = conversation(lambda *asked: ask(*asked).choices[0].message.model_dump())
+    return ask("auto", [*messages, user()]).choices[0].message.content
 
 
 def reasoning():
@@ -44,10 +36,7 @@ def reasoning():
 
 
 def errors():
-    return refusals(
-        lambda model, field: ask(model, **({"extra_body": {MADE_UP: 1}} if field else {})),
-        (NotFoundError, BadRequestError),
-    )
+    return refusals(ask, NotFoundError, BadRequestError)
 
 
-run("instructor", plain=plain, stream=stream, picture=picture, turns=turns, reasoning=reasoning, errors=errors)
+run("instructor", globals())

@@ -1,6 +1,6 @@
 """LangChain's ChatOpenAI."""
 
-from cells import DATA_URI, KEY, MADE_UP, QUESTION, TURNS, URL, refusals, run, same
+from cells import DATA_URI, KEY, PARTS, QUESTION, TURNS, URL, refusals, run, same
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
 from openai import BadRequestError, NotFoundError
@@ -19,10 +19,8 @@ def stream():
 
 
 def picture():
-    parts = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": DATA_URI}}]
-    own = [{"type": "text", "text": QUESTION},
-           {"type": "image", "base64": DATA_URI.partition(",")[2], "mime_type": "image/png"}]  # fmt: skip
-    said = [model("instruct").invoke([HumanMessage(content=content)]).content for content in (parts, own)]
+    own = [PARTS[0], {"type": "image", "base64": DATA_URI.partition(",")[2], "mime_type": "image/png"}]
+    said = [model("instruct").invoke([HumanMessage(content=content)]).content for content in (PARTS, own)]
     return same(*said)
 
 
@@ -44,10 +42,7 @@ def reasoning():
 
 
 def errors():
-    return refusals(
-        lambda name, field: model(name, extra_body={MADE_UP: 1} if field else None).invoke(QUESTION),
-        (NotFoundError, BadRequestError),
-    )
+    return refusals(lambda name, **body: model(name, **body).invoke(QUESTION), NotFoundError, BadRequestError)
 
 
-run("langchain-openai", plain=plain, stream=stream, picture=picture, turns=turns, reasoning=reasoning, errors=errors)
+run("langchain-openai", globals())

@@ -5,16 +5,14 @@ import os
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # not fetched from GitHub
 
 import litellm
-from cells import DATA_URI, KEY, MADE_UP, QUESTION, TURNS, URL, refusals, run, same
+from cells import KEY, PARTS, URL, conversation, refusals, run, same, user
 
 litellm.suppress_debug_info = True
-ASKED = [{"role": "user", "content": QUESTION}]
 
 
-def ask(model, messages=ASKED, provider="openai", **more):
-    return litellm.completion(
-        model=f"{provider}/{model}", messages=messages, api_base=URL, api_key=KEY, num_retries=0, **more
-    )
+def ask(model, messages=None, provider="openai", **more):
+    model, messages = f"{provider}/{model}", messages or [user()]
+    return litellm.completion(model=model, messages=messages, api_base=URL, api_key=KEY, num_retries=0, **more)
 
 
 def plain():
@@ -27,19 +25,13 @@ def stream():
 
 
 def picture():
-    parts = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": DATA_URI}}]
-    return ask("auto", [{"role": "user", "content": parts}]).choices[0].message.content
+    return ask("auto", [user(PARTS)]).choices[0].message.content
 
 
 def turns():
-    messages = [{"role": "system", "content": "Be brief."}]
-    for model, question in TURNS:
-        messages.append({"role": "user", "content": question})
-        said = ask(model, messages).choices[0].message
-        messages.append(said)
-    messages[-1] = said.model_dump()
-    messages.append({"role": "user", "content": QUESTION})
-    return ask("auto", messages, "hosted_vllm").choices[0].message.content
+    messages = conversation(lambda *asked: ask(*asked).choices[0].message)
+    messages[-1] = messages[-1].model_dump()
+    return ask("auto", [*messages, user()], "hosted_vllm").choices[0].message.content
 
 
 def reasoning():
@@ -53,10 +45,7 @@ def reasoning():
 
 
 def errors():
-    return refusals(
-        lambda model, field: ask(model, extra_body={MADE_UP: 1} if field else {}),
-        (litellm.NotFoundError, litellm.BadRequestError),
-    )
+    return refusals(ask, litellm.NotFoundError, litellm.BadRequestError)
 
 
-run("litellm", plain=plain, stream=stream, picture=picture, turns=turns, reasoning=reasoning, errors=errors)
+run("litellm", globals())

@@ -1,6 +1,6 @@
 """LlamaIndex's OpenAILike."""
 
-from cells import KEY, MADE_UP, PICTURE, QUESTION, TURNS, URL, refusals, run, same
+from cells import KEY, PICTURE, QUESTION, TURNS, URL, refusals, run, same
 from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
 from llama_index.llms.openai_like import OpenAILike
 from openai import BadRequestError, NotFoundError
@@ -46,10 +46,8 @@ def reasoning():
 
 def errors():
     return refusals(
-        lambda name, field: model(name, additional_kwargs={"extra_body": {MADE_UP: 1}} if field else {}).chat(ASKED),
-        (NotFoundError, BadRequestError),
+        lambda name, **body: model(name, additional_kwargs=body).chat(ASKED), NotFoundError, BadRequestError
     )
 
 
-run("llama-index-llms-openai-like", plain=plain, stream=stream, picture=picture, turns=turns, reasoning=reasoning,
-    errors=errors)  # fmt: skip
+run("llama-index-llms-openai-like", globals())

@@ -1,14 +1,13 @@
 """OpenAI's own client."""
 
-from cells import DATA_URI, KEY, MADE_UP, QUESTION, TURNS, URL, refusals, run, same
+from cells import KEY, PARTS, URL, conversation, refusals, run, same, user
 from openai import BadRequestError, NotFoundError, OpenAI
 
 client = OpenAI(base_url=URL, api_key=KEY, max_retries=0)
-ASKED = [{"role": "user", "content": QUESTION}]
 
 
-def ask(model, messages=ASKED, **more):
-    return client.chat.completions.create(model=model, messages=messages, **more)
+def ask(model, messages=None, **more):
+    return client.chat.completions.create(model=model, messages=messages or [user()], **more)
 
 
 def plain():
@@ -22,22 +21,14 @@ def stream():
 
 
 def picture():
-    parts = [
-        {"type": "text", "text": QUESTION},
-        {"type": "image_url", "image_url": {"url": DATA_URI, "detail": "auto"}},
-    ]
-    return ask("auto", [{"role": "user", "content": parts}]).choices[0].message.content
+    PARTS[1]["image_url"]["detail"] = "auto"
+    return ask("auto", [user(PARTS)]).choices[0].message.content
 
 
 def turns():
-    messages = [{"role": "system", "content": "Be brief."}]
-    for model, question in TURNS:
-        messages.append({"role": "user", "content": question})
-        said = ask(model, messages).choices[0].message
-        messages += [said]  # the object itself, as OpenAI's examples do
-    messages[-1] = said.model_dump()  # and as a dict, nulls included
-    messages.append({"role": "user", "content": QUESTION})
-    return ask("auto", messages).choices[0].message.content
+    messages = conversation(lambda *asked: ask(*asked).choices[0].message)  # objects, as in OpenAI's examples
+    messages[-1] = messages[-1].model_dump()  # and a dict, nulls included
+    return ask("auto", [*messages, user()]).choices[0].message.content
 
 
 def reasoning():
@@ -52,9 +43,7 @@ def reasoning():
 
 
 def errors():
-    return refusals(
-        lambda model, field: ask(model, extra_body={MADE_UP: 1} if field else {}), (NotFoundError, BadRequestError)
-    )
+    return refusals(ask, NotFoundError, BadRequestError)
 
 
-run("openai", plain=plain, stream=stream, picture=picture, turns=turns, reasoning=reasoning, errors=errors)
+run("openai", globals())

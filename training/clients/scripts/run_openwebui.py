@@ -11,13 +11,13 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from cells import DATA_URI, KEY, MADE_UP, QUESTION, TURNS, URL, run, same
+from cells import KEY, MADE_UP, PARTS, URL, conversation, run, same, user
 
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     PORT = free.getsockname()[1]
 SETTINGS = {
-    "WEBUI_AUTH": "False", "WEBUI_SECRET_KEY": "known to nobody, and for one run only",
+    "WEBUI_AUTH": "False", "WEBUI_SECRET_KEY": "only for one run",
     "ENABLE_PERSISTENT_CONFIG": "False", "ENABLE_OLLAMA_API": "False",
     "OPENAI_API_BASE_URLS": URL, "OPENAI_API_KEYS": KEY,
     "OFFLINE_MODE": "True", "HF_HUB_OFFLINE": "1", "RAG_EMBEDDING_ENGINE": "openai",  # downloads no models
@@ -41,10 +41,6 @@ def message(model, messages, **params):
     return json.loads(ask(model, messages, **params))["choices"][0]["message"]
 
 
-def user(content=QUESTION):
-    return {"role": "user", "content": content}
-
-
 def plain():
     for task in ("title", "tags", "follow_up"):  # its background tasks
         past = [user(), {"role": "assistant", "content": "0"}]
@@ -61,16 +57,11 @@ def stream():
 
 
 def picture():
-    parts = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": DATA_URI}}]
-    return message("auto", [user(parts)])["content"]
+    return message("auto", [user(PARTS)])["content"]
 
 
 def turns():
-    messages = [{"role": "system", "content": "Be brief."}]
-    for model, question in TURNS:
-        messages.append(user(question))
-        messages.append(message(model, messages))
-    return message("auto", [*messages, user()])["content"]
+    return message("auto", [*conversation(message), user()])["content"]
 
 
 def reasoning():
@@ -111,7 +102,7 @@ with tempfile.TemporaryDirectory() as data:
                     raise
                 time.sleep(1)
         json.loads(call("/api/models"))
-        run("open-webui", plain=plain, stream=stream, picture=picture, turns=turns, reasoning=reasoning, errors=errors)
+        run("open-webui", globals())
     finally:
         process.terminate()
         process.wait()

@@ -1,6 +1,6 @@
 """Pydantic AI's agents over OpenAI's chat completions."""
 
-from cells import KEY, MADE_UP, PICTURE, QUESTION, TURNS, URL, refusals, run, same
+from cells import KEY, PICTURE, QUESTION, TURNS, URL, refusals, run, same
 from pydantic_ai import Agent, BinaryContent, ModelHTTPError
 from pydantic_ai.messages import ThinkingPart
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIChatModelSettings
@@ -44,10 +44,7 @@ def reasoning():
 
 
 def errors():
-    return refusals(
-        lambda name, field: agent(name, extra_body={MADE_UP: 1} if field else {}).run_sync(QUESTION),
-        (ModelHTTPError, ModelHTTPError),
-    )
+    return refusals(lambda name, **body: agent(name, **body).run_sync(QUESTION), ModelHTTPError)
 
 
-run("pydantic-ai-slim", plain=plain, stream=stream, picture=picture, turns=turns, reasoning=reasoning, errors=errors)
+run("pydantic-ai-slim", globals())

@@ -1,6 +1,7 @@
-"""What a batch is made of: a table of questions and the pictures it names, out of uploaded files and zips.
+"""The Batch tab: answers a table of questions about pictures.
 
-Nothing is unpacked to disk, and a name in a table is only ever looked up among what was uploaded with it.
+Table and pictures come from uploaded files and zip files. Nothing is unpacked to disk, and picture names in the table
+are only looked up among the uploaded files.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ from vlroute.serving.ui.components import (
     REDRAW_SECONDS,
     SESSION_SECONDS,
     Answerer,
-    Noticed,
-    error_words,
-    halt,
+    ErrorNotice,
+    Texts,
+    error_text,
+    forced,
     mode_choice,
     signed,
-    tenant,
-    wished,
+    stop_session,
+    visitor_namespace,
 )
-from vlroute.serving.ui.texts import Words
 from vlroute.types import Finished
 
 MAX_ROWS = 1000
@@ -56,25 +57,34 @@ PROMPTS, IMAGES = ("prompt", "question"), ("image", "picture")
 
 @dataclass(frozen=True, slots=True)
 class BatchRow:
-    """One question and the name of its picture, "" for none."""
+    """One question and the name of its picture; "" for none."""
 
     prompt: str
     image: str
 
 
 Reader = Callable[[int], bytes]
-"""Gives at most so many bytes of a file, and one more where it holds more."""
+"""Reads at most this many bytes of a file, plus one if the file is longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`pictures`: readers by name; by the file's name alone too, where only one file has it."""
+    """A table and its pictures.
+
+    Attributes:
+        rows: the questions.
+        pictures: readers by full name, and by file name if it is unique; None for an ambiguous name.
+    """
 
     rows: tuple[BatchRow, ...]
     pictures: dict[str, Reader | None]
 
     def picture(self, name: str, most: int) -> bytes:
-        """The bytes of one picture, at most `most` + 1. UnreadableMediaError if it was not uploaded or is damaged."""
+        """The bytes of one picture, at most `most` + 1.
+
+        Raises:
+            UnreadableMediaError: the picture was not uploaded, its name is ambiguous, or the zip file is damaged.
+        """
         plain = _plain(name)
         reader = self.pictures.get(plain) or self.pictures.get(PurePosixPath(plain).name)
         if reader is None:
@@ -85,11 +95,11 @@ class Job:
 
 
 def read_job(files: Sequence[str]) -> Job:
-    """The one table among uploaded `files` and in their zips, and everything else by name.
+    """Find the table and the pictures in uploaded files and zip files.
 
     Raises:
-        InputError: there is no table or more than one, or it cannot be read, or a zip is damaged.
-        LimitError: too many rows or files, or a table or zip that is too large.
+        InputError: there is no table or more than one, the table cannot be read, or a zip file is damaged.
+        LimitError: too many rows or files, or the table or a zip file is too large.
     """
     found: list[tuple[str, Reader]] = []
     for file in files:
@@ -114,12 +124,12 @@ def read_job(files: Sequence[str]) -> Job:
 
 
 def _by_name(found: list[tuple[str, Reader]]) -> dict[str, Reader | None]:
-    """By full name and by file name; None where a name is not unique."""
+    """Readers by full name and by file name; None for an ambiguous name."""
     pictures: dict[str, Reader | None] = {}
     for name, reader in found:
         for key in {name, PurePosixPath(name).name}:
             pictures[key] = None if key in pictures else reader
-    for name, reader in found:  # a full name means its own file, whatever others are called
+    for name, reader in found:  # a unique full name takes precedence over a file name
         if sum(other == name for other, _ in found) == 1:
             pictures[name] = reader
     return pictures
@@ -202,7 +212,7 @@ def _plain(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One row of the results; its fields are the columns. `seconds`: of the whole answer."""
+    """One row of the results; its fields are the columns. `seconds`: duration of the answer."""
 
     prompt: str
     image: str
@@ -214,8 +224,8 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
-    """A batch of one browser session. `stop`: once set, it ends."""
+class BatchState:
+    """A batch of one browser session. `stop` ends it when set."""
 
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -224,59 +234,59 @@ COLUMNS = tuple(one.name for one in fields(Result))
 WIDTHS: list[str | int] = [210, 130, 100, 200, 80, 105, 210]
 
 
-def add_batch(answerer: Answerer, words: Words, price: gr.State) -> None:
-    """Lays out the tab in the Blocks at hand. `price`: of this session, None for the policy's own."""
+def add_batch(answerer: Answerer, texts: Texts, price: gr.State) -> None:
+    """Add the tab to the current Blocks. `price`: the price of this session, or None for that of the policy."""
     state = gr.State(None, time_to_live=SESSION_SECONDS)
-    gr.Markdown(words.batch_start, elem_classes="lead")
+    gr.Markdown(texts.batch_start, elem_classes="lead")
     files = gr.File(
-        label=words.files, file_count="multiple", file_types=["image", ".zip", *TABLES], elem_id="batch-files",
-        elem_classes=["drop", f"drop-{words.language}"], height=150,
+        label=texts.files, file_count="multiple", file_types=["image", ".zip", *TABLES], elem_id="batch-files",
+        elem_classes=["drop", f"drop-{texts.language}"], height=150,
     )  # fmt: skip
     with gr.Row(elem_classes=["tools", "batch-tools"]):
-        mode = mode_choice(words, "batch-mode")
-        run = gr.Button(words.run, variant="primary", elem_id="run", size="md")
-        stop = gr.Button(words.stop, elem_id="stop", size="md", visible=False)
-        download = gr.DownloadButton(words.download, elem_id="download", size="md", visible=False)
+        mode = mode_choice(texts, "batch-mode")
+        run = gr.Button(texts.run, variant="primary", elem_id="run", size="md")
+        stop = gr.Button(texts.stop, elem_id="stop", size="md", visible=False)
+        download = gr.DownloadButton(texts.download, elem_id="download", size="md", visible=False)
     status = gr.HTML("", elem_id="batch-status", padding=False)
     table = gr.Dataframe(
-        headers=[words.columns[name] for name in COLUMNS], elem_id="results", interactive=False, wrap=True,
+        headers=[texts.columns[name] for name in COLUMNS], elem_id="results", interactive=False, wrap=True,
         visible=False, column_widths=WIDTHS, max_height=420, datatype="str", buttons=[],
     )  # fmt: skip
 
     def answer_all(
         paths: list[str] | None, choice: str, price: float | None, request: gr.Request
     ) -> Iterator[dict[Any, Any]]:
-        """The table as it fills; at the end, stopped or not, the results as a file."""
+        """Yield page updates; the last one has the results as a file, also if the batch was stopped."""
         began = drawn = time.monotonic()
         results: list[Result] = []
-        with Noticed(words):
+        with ErrorNotice(texts):
             job = read_job(paths or [])
-            total, now = len(job.rows), Running()
+            total, now = len(job.rows), BatchState()
             yield {
-                state: now, status: _bar(0, total, words.running.format(done=0, total=total, errors=0)),
+                state: now, status: _bar(0, total, texts.running_batch.format(done=0, total=total, errors=0)),
                 table: gr.Dataframe(value=[], visible=True), run: gr.Button(visible=False),
                 stop: gr.Button(visible=True), download: gr.DownloadButton(visible=False),
             }  # fmt: skip
             for row in job.rows:
-                options = RequestOptions(mode=wished(choice), price=price, namespace=tenant(request))
-                result = _answer(answerer, job, row, options, now.stop, words)
+                options = RequestOptions(mode=forced(choice), price=price, namespace=visitor_namespace(request))
+                result = _answer(answerer, job, row, options, now.stop, texts)
                 if result is None:
                     break
                 results.append(result)
                 if time.monotonic() - drawn > REDRAW_SECONDS:
                     drawn = time.monotonic()
-                    said = words.running.format(done=len(results), total=total, errors=_errors(results))
-                    yield {status: _bar(len(results), total, said), table: _shown(results, words)}
-            ended = words.done if len(results) == total else words.halted
-            said = ended.format(
+                    message = texts.running_batch.format(done=len(results), total=total, errors=_errors(results))
+                    yield {status: _bar(len(results), total, message), table: _table_rows(results, texts)}
+            ended = texts.finished_batch if len(results) == total else texts.stopped_batch
+            message = ended.format(
                 done=len(results), total=total, errors=_errors(results), seconds=time.monotonic() - began
             )
             folder = Path(tempfile.mkdtemp(prefix="vlroute-"))
             try:
                 file = folder / "answers.csv"
                 file.write_bytes(as_csv(results))
-                yield {  # Gradio copies the file while it takes this
-                    status: _bar(len(results), total, said), table: _shown(results, words),
+                yield {  # Gradio copies the file during this yield
+                    status: _bar(len(results), total, message), table: _table_rows(results, texts),
                     run: gr.Button(visible=True), stop: gr.Button(visible=False),
                     download: gr.DownloadButton(value=str(file), visible=True),
                 }  # fmt: skip
@@ -286,23 +296,23 @@ def add_batch(answerer: Answerer, words: Words, price: gr.State) -> None:
         yield {run: gr.Button(visible=True), stop: gr.Button(visible=False)}
 
     run.click(answer_all, [files, mode, price], [state, status, table, run, stop, download], **ANSWERING)
-    stop.click(halt, [state], None, **INSTANT)
+    stop.click(stop_session, [state], None, **INSTANT)
 
 
 def as_csv(results: list[Result]) -> bytes:
-    """UTF-8 with a mark that Excel needs to know it. Words that a spreadsheet would take for a formula are quoted."""
+    """The results as CSV: UTF-8 with a byte order mark for Excel; texts that look like formulas are quoted."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
     for result in results:
-        writer.writerow([_harmless(cell) if isinstance(cell, str) else cell for cell in astuple(result)])
+        writer.writerow([_escape_formula(cell) if isinstance(cell, str) else cell for cell in astuple(result)])
     return text.getvalue().encode("utf-8-sig")
 
 
 def _answer(
-    answerer: Answerer, job: Job, row: BatchRow, options: RequestOptions, stop: threading.Event, words: Words
+    answerer: Answerer, job: Job, row: BatchRow, options: RequestOptions, stop: threading.Event, texts: Texts
 ) -> Result | None:
-    """One row; what goes wrong becomes the row's error. None if the batch was stopped."""
+    """The result of one row; an exception becomes its error. None if the batch was stopped."""
     try:
         pictures = []
         if row.image:
@@ -316,46 +326,46 @@ def _answer(
                 if isinstance(event, Finished):
                     answer, decision = event.answer, event.answer.decision
                     missing = (
-                        "" if answer.text or answer.finish_reason == "stop" else words.no_text[answer.finish_reason]
+                        "" if answer.text or answer.finish_reason == "stop" else texts.no_text[answer.finish_reason]
                     )
                     return Result(
                         row.prompt, row.image, decision.mode, answer.text, round(decision.gain, 4),
                         round(answer.timing.total, 3), missing,
                     )  # fmt: skip
     except Exception as error:
-        return Result(row.prompt, row.image, error=error_words(error, words))
+        return Result(row.prompt, row.image, error=error_text(error, texts))
     return None
 
 
-def _shown(results: list[Result], words: Words) -> list[list[str]]:
-    """The table on the page: long words cut, numbers rounded."""
+def _table_rows(results: list[Result], texts: Texts) -> list[list[str]]:
+    """The rows of the table on the page: long texts shortened, numbers rounded."""
     rows = []
     for one in results:
-        mode = words.modes[wished(one.mode) or "instruct"] if one.mode else ""
+        mode = texts.modes[forced(one.mode) or "instruct"] if one.mode else ""
         gain, seconds = (f"{signed(one.gain):+.2f}" if one.gain is not None else ""), one.seconds
         rows.append([
-            _cut(one.prompt), _cut(one.image), mode, _cut(one.answer), gain,
-            "" if seconds is None else f"{seconds:.2f}", _cut(one.error),
+            _shorten(one.prompt), _shorten(one.image), mode, _shorten(one.answer), gain,
+            "" if seconds is None else f"{seconds:.2f}", _shorten(one.error),
         ])  # fmt: skip
     return rows
 
 
-def _cut(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
-def _bar(done: int, total: int, said: str) -> str:
+def _bar(done: int, total: int, message: str) -> str:
     bar = f'role="progressbar" aria-valuemin="0" aria-valuemax="{total}" aria-valuenow="{done}"'
     filled = f'<i style="width: {100 * done / total:.1f}%"></i>'
-    return f'<div class="bar"><div class="track" {bar}>{filled}</div><span>{escape(said)}</span></div>'
+    return f'<div class="bar"><div class="track" {bar}>{filled}</div><span>{escape(message)}</span></div>'
 
 
 def _errors(results: list[Result]) -> int:
     return sum(bool(result.error) for result in results)
 
 
-def _harmless(cell: str) -> str:
-    """With a quote before what begins like a formula; a plain number like -5 stays."""
+def _escape_formula(cell: str) -> str:
+    """Put a quote before a text that begins like a formula; a number such as -5 is unchanged."""
     if not cell.lstrip().startswith(("=", "+", "-", "@")) and not cell.startswith(("\t", "\r", "\n")):
         return cell
     try:

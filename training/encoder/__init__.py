@@ -1,1 +1,0 @@
-"""How `models/encoder` was made."""
