@@ -45,7 +45,8 @@ def wilson_interval(mean: float, variance: float, n: float, quantile: float = NO
         Lower and upper limit, within 0 and 1.
     """
     product = mean * (1 - mean)
-    size = product / variance if variance * n > 1e-12 and product > 0 else float(n)
+    # a mean of 1 - 1e-16 is a rounded 1, at which the effective sample size would be next to nothing
+    size = product / variance if min(variance * n, product) > 1e-12 else float(n)
     squared = quantile**2 / size
     center = (mean + squared / 2) / (1 + squared)
     half = math.sqrt(squared * (product + squared / 4)) / (1 + squared)

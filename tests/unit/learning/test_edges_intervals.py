@@ -19,7 +19,7 @@ from vlroute.cli.app import app
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.policy import Policy
-from vlroute.decision.wilson import share_interval, student_95
+from vlroute.decision.wilson import share_interval, student_95, wilson_interval
 from vlroute.learning.evaluate import Evaluation, evaluate
 from vlroute.learning.intervals import Sampling
 from vlroute.learning.metrics import ece, ece_if_calibrated
@@ -88,6 +88,10 @@ def test_the_committed_table_is_complete_and_holds_the_level() -> None:
     for name, one in found["folds"].items():
         if name.startswith("noise"):
             assert one["corrected"]["above zero"] <= 0.05 * one["files"]
+
+
+def test_a_mean_that_rounding_keeps_from_one_has_the_interval_of_one() -> None:
+    assert wilson_interval(1 - 1e-16, 1e-4, 200) == pytest.approx(wilson_interval(1.0, 1e-4, 200))
 
 
 def test_shares_get_wilson_intervals() -> None:
