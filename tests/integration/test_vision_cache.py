@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-import vlroute.engine.cache.vision as vision_cache
 from tests.conftest import SECONDS, task
 from vlroute import Router
 from vlroute.engine.cache.disk import DiskTier
@@ -37,13 +36,13 @@ def checkpoint(router: Router) -> Checkpoint:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many items each tower call took, in order of the calls."""
     calls: list[int] = []
-    real = vision_cache.encode
+    real = Checkpoint.encode
 
     def counted(checkpoint: Checkpoint, pictures: Any, videos: Any) -> Any:
         calls.append(len(pictures) + len(videos))
         return real(checkpoint, pictures, videos)
 
-    monkeypatch.setattr(vision_cache, "encode", counted)
+    monkeypatch.setattr(Checkpoint, "encode", counted)
     return calls
 
 
@@ -120,13 +119,13 @@ def test_what_is_in_use_stays(checkpoint: Checkpoint, encoded: list[int]) -> Non
 def test_threads_that_miss_together_encode_once(
     checkpoint: Checkpoint, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = vision_cache.encode
+    real = Checkpoint.encode
 
     def slow(*args: Any) -> Any:
         time.sleep(0.1)
         return real(*args)
 
-    monkeypatch.setattr(vision_cache, "encode", slow)
+    monkeypatch.setattr(Checkpoint, "encode", slow)
     cache = VisionCache()
     together = threading.Barrier(8)
 
@@ -144,7 +143,7 @@ def test_threads_that_miss_together_encode_once(
 def test_a_failure_reaches_who_caused_it_and_the_next_try_works(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, real, tries = VisionCache(), vision_cache.encode, []
+    cache, real, tries = VisionCache(), Checkpoint.encode, []
 
     def fails_once(*args: Any) -> Any:
         tries.append(1)
@@ -153,7 +152,7 @@ def test_a_failure_reaches_who_caused_it_and_the_next_try_works(
             raise MemoryError("no room on the device")
         return real(*args)
 
-    monkeypatch.setattr(vision_cache, "encode", fails_once)
+    monkeypatch.setattr(Checkpoint, "encode", fails_once)
     outcomes: list[str] = []
 
     def work() -> None:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from vlroute.checks import BYTES, refused
-from vlroute.engine.local.vision import VisionFeatures
+from vlroute.engine.cache.features import VisionFeatures
 from vlroute.errors import OutputError
 from vlroute.files import replace_file
 

@@ -15,23 +15,42 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 
 from vlroute.checks import BYTES, refused
 from vlroute.engine.cache.disk import DiskTier
-from vlroute.engine.local.checkpoint import Checkpoint
-from vlroute.engine.local.vision import VisionFeatures, encode
+from vlroute.engine.cache.features import Features, VisionFeatures
 from vlroute.inputs.media import Picture, Video
 
 MiB = 2**20
-Features = tuple[list[VisionFeatures], list[VisionFeatures]]
 Grid = tuple[int, int, int]
 MAX_GRIDS = 2**16  # maximum number of items whose grid is kept; three numbers each
 
 
+class VisionEncoder(Protocol):
+    """What the cache needs of a checkpoint; see `engine.local.checkpoint.Checkpoint`."""
+
+    @property
+    def vision_key(self) -> str: ...
+
+    @property
+    def grid_key(self) -> str: ...
+
+    @property
+    def merge_size(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(self, pictures: Sequence[Picture], videos: Sequence[Video]) -> Features:
+        """Features of the pictures and of the videos, from the tower."""
+        ...
+
+
 def feature_key(of: str, item: Picture | Video, namespace: str = "") -> str:
-    """Cache key of an item, 64 hex characters. `of`: `vision_key` or `grid_key` of a checkpoint."""
+    """Cache key of an item, 64 hex characters. `of`: `vision_key` or `grid_key` of an encoder."""
     key = _begun(namespace, of, "picture" if isinstance(item, Picture) else "video").copy()
     key.update(item.digest.encode())
     return key.hexdigest()
@@ -44,9 +63,9 @@ def _begun(namespace: str, of: str, kind: str) -> hashlib._Hash:
     return hashlib.sha256(framed.encode())
 
 
-def _fits(features: VisionFeatures, checkpoint: Checkpoint) -> bool:
+def _fits(features: VisionFeatures, encoder: VisionEncoder) -> bool:
     """Whether the number of rows equals the number of placeholder tokens in the prompt."""
-    return features.fits(checkpoint.processor.image_processor.merge_size)
+    return features.fits(encoder.merge_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +145,16 @@ class VisionCache:
             self._host.clear()
             self._host_bytes = 0
 
-    def grids(self, checkpoint: Checkpoint, items: Sequence[Picture | Video], namespace: str = "") -> list[Grid | None]:
+    def grids(self, encoder: VisionEncoder, items: Sequence[Picture | Video], namespace: str = "") -> list[Grid | None]:
         """Grid (t, h, w) in patches of each item that was ever encoded; None for the others."""
-        keys = [feature_key(checkpoint.grid_key, item, namespace) for item in items]
+        keys = [feature_key(encoder.grid_key, item, namespace) for item in items]
         with self._lock:
             return [self._grids.get(key) for key in keys]
 
     @contextmanager
     def lease(
         self,
-        checkpoint: Checkpoint,
+        encoder: VisionEncoder,
         pictures: Sequence[Picture],
         videos: Sequence[Video],
         namespace: str = "",
@@ -146,15 +165,15 @@ class VisionCache:
         They stay in memory until the block ends. The digests of items that the tower encoded are added to `encoded`.
         """
         items: list[Picture | Video] = [*pictures, *videos]
-        keys = [feature_key(checkpoint.vision_key, item, namespace) for item in items]
+        keys = [feature_key(encoder.vision_key, item, namespace) for item in items]
         wanted = dict(zip(keys, items, strict=True))
         with self._lock:
             for key in wanted:
                 self._pins[key] = self._pins.get(key, 0) + 1
         try:
-            found = self._find(checkpoint, wanted, set() if encoded is None else encoded)
+            found = self._find(encoder, wanted, set() if encoded is None else encoded)
             features = [found[key] for key in keys]
-            self._remember_grids([feature_key(checkpoint.grid_key, item, namespace) for item in items], features)
+            self._remember_grids([feature_key(encoder.grid_key, item, namespace) for item in items], features)
             yield features[: len(pictures)], features[len(pictures) :]
         finally:
             with self._lock:
@@ -171,7 +190,7 @@ class VisionCache:
                 self._grids.popitem(last=False)
 
     def _find(
-        self, checkpoint: Checkpoint, wanted: dict[str, Picture | Video], encoded: set[str]
+        self, encoder: VisionEncoder, wanted: dict[str, Picture | Video], encoded: set[str]
     ) -> dict[str, VisionFeatures]:
         found: dict[str, VisionFeatures] = {}
         while len(found) < len(wanted):
@@ -181,24 +200,24 @@ class VisionCache:
                 for key in wanted.keys() - found.keys():
                     if key in self._making:
                         others[key] = self._making[key]
-                    elif (kept := self._remembered(key, checkpoint)) is not None:
+                    elif (kept := self._remembered(key, encoder)) is not None:
                         found[key] = kept
                     else:
                         mine[key] = self._making[key] = Future()
             if mine:
                 items = {key: wanted[key] for key in wanted if key in mine}
-                found.update(self._make(checkpoint, items, mine, encoded))
+                found.update(self._make(encoder, items, mine, encoded))
             for key, future in others.items():
                 if future.exception() is None:  # if the other thread failed, the next round tries again here
                     found[key] = future.result()
                     self._count(waits=1)
         return found
 
-    def _remembered(self, key: str, checkpoint: Checkpoint) -> VisionFeatures | None:
+    def _remembered(self, key: str, encoder: VisionEncoder) -> VisionFeatures | None:
         """Look up the first tier; the caller holds the lock."""
         if (kept := self._kept.get(key)) is None:
             return None
-        if not _fits(kept, checkpoint):
+        if not _fits(kept, encoder):
             self._bytes -= self._kept.pop(key).nbytes
             return None
         self._kept.move_to_end(key)
@@ -207,17 +226,17 @@ class VisionCache:
 
     def _make(
         self,
-        checkpoint: Checkpoint,
+        encoder: VisionEncoder,
         items: dict[str, Picture | Video],
         futures: dict[str, Future[VisionFeatures]],
         encoded: set[str],
     ) -> dict[str, VisionFeatures]:
         """Load items from the other tiers or encode them in one call. Waiting threads get the result or the error."""
         try:
-            made = self._from_host(checkpoint, list(items))
-            made.update(self._from_disk(checkpoint, [key for key in items if key not in made]))
+            made = self._from_host(encoder, list(items))
+            made.update(self._from_disk(encoder, [key for key in items if key not in made]))
             new = {key: item for key, item in items.items() if key not in made}
-            made.update(self._encoded(checkpoint, new))
+            made.update(self._encoded(encoder, new))
             encoded.update(item.digest for item in new.values())
             with self._lock:
                 for key, features in made.items():
@@ -237,29 +256,29 @@ class VisionCache:
             for key in keys:
                 del self._making[key]
 
-    def _from_host(self, checkpoint: Checkpoint, keys: Sequence[str]) -> dict[str, VisionFeatures]:
+    def _from_host(self, encoder: VisionEncoder, keys: Sequence[str]) -> dict[str, VisionFeatures]:
         with self._lock:
             found = {key: self._host[key] for key in keys if key in self._host}
             for key in found:
                 self._host.move_to_end(key)
-        fitting = {key: features for key, features in found.items() if _fits(features, checkpoint)}
+        fitting = {key: features for key, features in found.items() if _fits(features, encoder)}
         self._count(hits=len(fitting), host_hits=len(fitting))
-        return {key: features.to(checkpoint.device) for key, features in fitting.items()}
+        return {key: features.to(encoder.device) for key, features in fitting.items()}
 
-    def _from_disk(self, checkpoint: Checkpoint, keys: Sequence[str]) -> dict[str, VisionFeatures]:
+    def _from_disk(self, encoder: VisionEncoder, keys: Sequence[str]) -> dict[str, VisionFeatures]:
         if self.disk is None:
             return {}
         found = {key: self.disk.get(key) for key in keys}
-        read = {key: features for key, features in found.items() if features and _fits(features, checkpoint)}
+        read = {key: features for key, features in found.items() if features and _fits(features, encoder)}
         self._count(hits=len(read), disk_hits=len(read))
-        return {key: features.to(checkpoint.device) for key, features in read.items()}
+        return {key: features.to(encoder.device) for key, features in read.items()}
 
-    def _encoded(self, checkpoint: Checkpoint, items: dict[str, Picture | Video]) -> dict[str, VisionFeatures]:
+    def _encoded(self, encoder: VisionEncoder, items: dict[str, Picture | Video]) -> dict[str, VisionFeatures]:
         if not items:
             return {}
         pictures = {key: item for key, item in items.items() if isinstance(item, Picture)}
         clips = {key: item for key, item in items.items() if isinstance(item, Video)}
-        images, videos = encode(checkpoint, list(pictures.values()), list(clips.values()))
+        images, videos = encoder.encode(list(pictures.values()), list(clips.values()))
         self._count(encodes=len(items), tower_calls=bool(pictures) + bool(clips))
         fresh = dict(zip([*pictures, *clips], [*images, *videos], strict=True))
         if self.disk is not None:

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGenerat
 from transformers.quantizers import AutoHfQuantizer
 
 from vlroute.checks import shown
+from vlroute.engine.cache.features import Features
 from vlroute.engine.local.checkpoint_files import (
     INDEX,
     REMEDY,
@@ -33,8 +34,10 @@ from vlroute.engine.local.checkpoint_files import (
 )
 from vlroute.engine.local.loading import checked_loading, quantization_config
 from vlroute.engine.local.lock import PriorityLock
+from vlroute.engine.local.vision import encode
 from vlroute.engine.settings import own_settings
 from vlroute.errors import CheckpointError, SettingsError
+from vlroute.inputs.media import Picture, Video
 from vlroute.types import MODES, Mode
 
 # settings that determine the output of a tower; names and versions in the config do not
@@ -128,11 +131,23 @@ class Checkpoint:
 
     @property
     def tokenizer(self) -> Any:
+        """The tokenizer of `processor`."""
         return self.processor.tokenizer
 
     @property
+    def merge_size(self) -> int:
+        """Side of a merged vision token in patches."""
+        return int(self.processor.image_processor.merge_size)
+
+    @property
     def device(self) -> torch.device:
+        """The device of `model`."""
         return torch.device(self.model.device)
+
+    def encode(self, pictures: Sequence[Picture], videos: Sequence[Video]) -> Features:
+        """Vision features of the pictures and of the videos; see `vision.encode`."""
+        features: Features = encode(self.model, self.processor, self.lock, pictures, videos)
+        return features
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,14 +21,15 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
+from vlroute.engine.cache.features import Features, VisionFeatures
 from vlroute.engine.cache.prefix import PrefixCache
-from vlroute.engine.cache.vision import Features, Grid, VisionCache, feature_key
+from vlroute.engine.cache.vision import Grid, VisionCache, feature_key
 from vlroute.engine.local.checkpoint import Checkpoint, ModelPair, load_model_pair
 from vlroute.engine.local.prompt import Prompt, build_prompt
 from vlroute.engine.local.reasoning import Splitter
 from vlroute.engine.local.sampling import resolve_settings
 from vlroute.engine.local.scheduler import Generated, GenerationRequest, Scheduler, generate
-from vlroute.engine.local.vision import VisionFeatures, encoder_outputs
+from vlroute.engine.local.vision import encoder_outputs
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
 from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,45 +11,15 @@ import torch
 from PIL import Image
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from vlroute.engine.local.checkpoint import Checkpoint
+from vlroute.engine.cache.features import Features, VisionFeatures
+from vlroute.engine.local.lock import PriorityLock
 from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
 
 
-@dataclass(frozen=True, slots=True)
-class VisionFeatures:
-    """Output of the vision tower for one picture or video.
-
-    Attributes:
-        grid: (t, h, w) in patches.
-        merged: merged tokens, `[t · h · w / merge², width]`.
-        deepstack: one tensor per deepstack layer, each of the shape of `merged`.
-    """
-
-    grid: tuple[int, int, int]
-    merged: torch.Tensor
-    deepstack: tuple[torch.Tensor, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.merged, *self.deepstack))
-
-    def to(self, device: torch.device) -> VisionFeatures:
-        """The features on `device`; the same object if they are already there."""
-        if self.merged.device == device:
-            return self
-        return VisionFeatures(self.grid, self.merged.to(device), tuple(layer.to(device) for layer in self.deepstack))
-
-    def fits(self, merge_size: int) -> bool:
-        """Whether every layer has one row per merged token of the grid."""
-        t, h, w = self.grid
-        rows = t * h * w // merge_size**2
-        return all(layer.shape[0] == rows for layer in (self.merged, *self.deepstack))
-
-
-def _process(checkpoint: Checkpoint, pictures: Sequence[Picture], videos: Sequence[Video]) -> dict[str, torch.Tensor]:
+def _process(processor: Any, pictures: Sequence[Picture], videos: Sequence[Video]) -> dict[str, torch.Tensor]:
     out: dict[str, torch.Tensor] = {}
-    image_processor, video_processor = checkpoint.processor.image_processor, checkpoint.processor.video_processor
+    image_processor, video_processor = processor.image_processor, processor.video_processor
     if pictures:
         out |= _batched(image_processor, "images", [_image_arguments(image_processor, one) for one in pictures])
     if videos:
@@ -94,12 +63,12 @@ def _size(processor: Any, bounds: Callable[[int, int], tuple[int, int]]) -> dict
     return {} if asked == own else {"size": {"shortest_edge": asked[0], "longest_edge": asked[1]}}
 
 
-def _check_tokens(checkpoint: Checkpoint, pixels: dict[str, torch.Tensor]) -> None:
+def _check_tokens(model: Any, processor: Any, pixels: dict[str, torch.Tensor]) -> None:
     """LimitError if an item has more tokens than any prompt can hold; checked before the tower runs."""
-    most = checkpoint.model.config.text_config.max_position_embeddings
+    most = model.config.text_config.max_position_embeddings
     for name, kind in (("image_grid_thw", "picture"), ("video_grid_thw", "video")):
         if name in pixels:
-            tokens = int(pixels[name].prod(-1).max()) // checkpoint.processor.image_processor.merge_size**2
+            tokens = int(pixels[name].prod(-1).max()) // processor.image_processor.merge_size**2
             if tokens >= most:
                 raise LimitError(
                     f"a {kind} has {tokens} tokens, but the model reads at most {most - 1}; send a smaller one, or set "
@@ -109,9 +78,16 @@ def _check_tokens(checkpoint: Checkpoint, pixels: dict[str, torch.Tensor]) -> No
 
 @torch.inference_mode()
 def encode(
-    checkpoint: Checkpoint, pictures: Sequence[Picture], videos: Sequence[Video]
-) -> tuple[list[VisionFeatures], list[VisionFeatures]]:
+    model: Any, processor: Any, lock: PriorityLock, pictures: Sequence[Picture], videos: Sequence[Video]
+) -> Features:
     """Run processor and tower once for all pictures and once for all videos.
+
+    Args:
+        model: a Qwen3-VL model.
+        processor: its processor.
+        lock: held during the call.
+        pictures: pictures to encode.
+        videos: videos to encode.
 
     Returns:
         The features of the pictures and of the videos, in order.
@@ -119,19 +95,19 @@ def encode(
     Raises:
         LimitError: an item has more tokens than any prompt can hold.
     """
-    with checkpoint.lock:
-        pixels = _process(checkpoint, pictures, videos)
-        _check_tokens(checkpoint, pixels)
-        body = checkpoint.model.model
+    with lock:
+        pixels = _process(processor, pictures, videos)
+        _check_tokens(model, processor, pixels)
+        body, device = model.model, model.device
         images: list[VisionFeatures] = []
         clips: list[VisionFeatures] = []
         if pictures:
-            grid = pixels["image_grid_thw"].to(checkpoint.device)
-            values = pixels["pixel_values"].to(checkpoint.device, checkpoint.model.dtype)
+            grid = pixels["image_grid_thw"].to(device)
+            values = pixels["pixel_values"].to(device, model.dtype)
             images = _split(body.get_image_features(values, grid, return_dict=True), grid)
         if videos:
-            grid = pixels["video_grid_thw"].to(checkpoint.device)
-            values = pixels["pixel_values_videos"].to(checkpoint.device, checkpoint.model.dtype)
+            grid = pixels["video_grid_thw"].to(device)
+            values = pixels["pixel_values_videos"].to(device, model.dtype)
             clips = _split(body.get_video_features(values, grid, return_dict=True), grid)
         return images, clips
 
