@@ -371,7 +371,7 @@ def test_settings_from_words() -> None:
     made = ClusterSettings.read({"replicas": "2", "gpus": "0.5", "max_tokens": "100"}, {"api_keys": (KEY,)})
     assert (made.replicas, made.most, made.gpus, made.server.max_tokens) == (2, 2, 0.5, 100)
     assert made.server.api_keys == (KEY,)
-    assert made.ingress.rows == 16
+    assert made.ingress.max_num_seqs == 16
     for wrong, why in (
         ({"replica": "2"}, "unknown: replica; known: "), ({"replicas": "0"}, "replicas must be at least 1"),
         ({"replicas": "2", "most_replicas": "1"}, "most_replicas must be at least replicas"),

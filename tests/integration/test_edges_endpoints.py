@@ -654,7 +654,7 @@ def test_endpoints_load_nothing(server: Scripted, tmp_path: Path, wrong: dict[st
         Router.from_endpoints((server.url, "m"), (server.url, "m"), **wrong)
     file, end = tmp_path / "ends.json", {"base_url": server.url, "model": "m"}
     file.write_text(json.dumps({"instruct": end, "thinking": end}))
-    if "max_num_seqs" not in wrong:  # `vlroute serve` passes rows for every pair
+    if "max_num_seqs" not in wrong:  # `vlroute serve` passes max_num_seqs for every pair
         with pytest.raises(ValueError, match=hint):
             Router.from_pretrained(file, **wrong)
     Router.from_endpoints((server.url, "m"), (server.url, "m"), max_num_seqs=1, device=None).close()

@@ -34,9 +34,9 @@ NoPage = Annotated[bool, typer.Option("--no-page", help="Leave the web page out.
 
 def bounds(allow_host: list[str] | None, **options: Any) -> ServerSettings:
     """The server that a command line asks for; `options` by their names there. ValueError as of ServerSettings."""
-    from vlroute.serving.settings import ServerSettings, keys
+    from vlroute.serving.settings import ServerSettings, keys_from_environment
 
-    return ServerSettings(api_keys=keys(), allowed_hosts=tuple(allow_host or ()), **options)
+    return ServerSettings(api_keys=keys_from_environment(), allowed_hosts=tuple(allow_host or ()), **options)
 
 
 def serve(
@@ -101,7 +101,8 @@ def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **
     try:
         import uvicorn
 
-        from vlroute.serving.app import GRACE_SECONDS, create_app
+        from vlroute.serving.app import create_app
+        from vlroute.serving.service import GRACE_SECONDS
     except ModuleNotFoundError as error:
         raise MissingExtraError(error, "serve") from error
     from vlroute.router import Router

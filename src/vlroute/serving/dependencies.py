@@ -1,4 +1,4 @@
-"""API keys: who may call, and the namespace that keeps one caller's caches from another's."""
+"""FastAPI dependencies of the endpoints: the server's parts, and the caller with a valid API key."""
 
 from __future__ import annotations
 
@@ -13,26 +13,35 @@ from fastapi import Depends, Header, Request
 from vlroute.serving.errors import APIError
 from vlroute.serving.fetch import Fetcher
 from vlroute.serving.service import Service
-from vlroute.serving.settings import ServerSettings
 
 
-class Keys:
-    """Compares in constant time, each key with what was sent, so that nothing is learnt from how long it took."""
+class APIKeys:
+    """The keys that the server accepts. Comparison takes constant time, so that its duration reveals nothing."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._digests = [_digest(key) for key in keys]
 
-    def known(self, key: str) -> bool:
-        """Whether `key` is one of them."""
+    def is_valid(self, key: str) -> bool:
+        """Whether `key` is one of the keys."""
         sent = _digest(key)
-        return any([hmac.compare_digest(sent, digest) for digest in self._digests])  # noqa: C419 - all, at any rate
+        return any([hmac.compare_digest(sent, digest) for digest in self._digests])  # noqa: C419 - compare all
 
     def namespace(self, authorization: str | None) -> str:
-        """Of the key in an Authorization header; "" where no key is needed. APIError 401 for a wrong one."""
+        """Namespace of the caller's caches.
+
+        Args:
+            authorization: the Authorization header.
+
+        Returns:
+            A digest of the key; "" if the server needs no key.
+
+        Raises:
+            APIError: 401 for a missing or wrong key.
+        """
         if not self._digests:
             return ""
         scheme, _, key = (authorization or "").partition(" ")
-        if not self.known(key.strip()) or scheme.lower() != "bearer":
+        if not self.is_valid(key.strip()) or scheme.lower() != "bearer":
             raise APIError(
                 401, "no valid API key: send it as 'Authorization: Bearer KEY'", "invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
@@ -45,27 +54,25 @@ def _digest(key: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Dependencies:
-    """What every endpoint needs; kept on `app.state.dependencies`."""
-
-    settings: ServerSettings
+class _Caller:
     service: Service
     fetcher: Fetcher
-    keys: Keys
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """One caller inside. `namespace` keeps the caches of different keys apart."""
-
-    dependencies: Dependencies
     namespace: str
 
 
-async def _enter(request: Request, authorization: Annotated[str | None, Header()] = None) -> Caller:
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What the endpoints need; kept as `app.state.dependencies`."""
+
+    service: Service
+    fetcher: Fetcher
+    keys: APIKeys
+
+
+async def _caller(request: Request, authorization: Annotated[str | None, Header()] = None) -> _Caller:
     dependencies: Dependencies = request.app.state.dependencies
-    return Caller(dependencies, dependencies.keys.namespace(authorization))
+    return _Caller(dependencies.service, dependencies.fetcher, dependencies.keys.namespace(authorization))
 
 
-#: APIError 401 without a valid key, where one is needed.
-Entered = Annotated[Caller, Depends(_enter)]
+#: The sender of a request, with the namespace of its caches; status 401 without a valid key, if the server has keys.
+Caller = Annotated[_Caller, Depends(_caller)]

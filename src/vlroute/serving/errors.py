@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape. They name no path and no address of this machine."""
+"""Errors in the shape of OpenAI's API. Messages contain no path and no address of this machine."""
 
 from __future__ import annotations
 
@@ -18,20 +18,30 @@ from vlroute.errors import (
     LimitError,
     MessageError,
     ModeUnavailableError,
+    StoreError,
+    UnknownAnswerError,
     UnreadableMediaError,
     VLRouteError,
 )
-from vlroute.store import StoreError, UnknownAnswerError
 
 log = logging.getLogger("vlroute")
+#: Counts an error by its status and code.
 Count = Callable[[int, str], None]
 
 _CODES = {LimitError: "limit_exceeded", UnreadableMediaError: "unreadable_media", MessageError: "bad_message"}
-_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class APIError(VLRouteError):
-    """A refusal with its HTTP status, as OpenAI's client expects it."""
+    """An error response.
+
+    Args:
+        status: HTTP status.
+        message: what is wrong, for the client.
+        code: a short name that programs can compare.
+        param: the field at fault, if it is one.
+        headers: headers of the response.
+    """
 
     def __init__(
         self,
@@ -45,15 +55,23 @@ class APIError(VLRouteError):
         self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers
 
     def body(self) -> dict[str, Any]:
-        kind = _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        """The JSON object of the response."""
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {
-            "message": writable(self.message), "type": kind, "param": self.param and writable(self.param),
+            "message": encodable(self.message), "type": kind, "param": self.param and encodable(self.param),
             "code": self.code,
         }}  # fmt: skip
 
 
 def api_error(error: BaseException) -> APIError:
-    """What a caller may know of `error`; all of it goes to the log if it is this side's fault."""
+    """Convert any error into one for the client. Faults of the server are logged in full.
+
+    Args:
+        error: the error that ended a request.
+
+    Returns:
+        `error` itself if it is an APIError, otherwise one with what a client may know.
+    """
     match error:
         case APIError():
             return error
@@ -64,56 +82,71 @@ def api_error(error: BaseException) -> APIError:
             return APIError(400, error.public, code)
         case EndpointError():
             log.error("an endpoint refuses all requests: %s", error)
-            said = "the model server does not accept the key, model name or address that this server uses"
-            return APIError(502, f"{said}; the log of this server says more", "endpoint_refused")
+            message = "the model server does not accept the key, model name or address that this server uses"
+            return APIError(502, f"{message}; see the log of this server", "endpoint_refused")
         case ModeUnavailableError():
             log.error("no mode could answer: %s", error)
             return APIError(503, "the model servers cannot answer now; try again later", "unavailable",
                             headers={"Retry-After": "5"})  # fmt: skip
         case StoreError():
             log.error("the store failed: %s", error)
-            return APIError(503, "the store of answers cannot be used now; its log says why", "store_failed")
+            return APIError(503, "the store of answers cannot be used now; see the log of this server", "store_failed")
         case VLRouteError():
             log.error("a request failed: %s: %s", type(error).__name__, error)
         case _:
             log.error("a request failed", exc_info=error)
-    return APIError(500, "the server failed on this request; its log says why", "internal_error")
+    return APIError(500, "the server failed on this request; see its log", "internal_error")
 
 
-def response(error: BaseException, count: Count = lambda status, code: None) -> JSONResponse:
-    said = api_error(error)
-    count(said.status, said.code)
-    return JSONResponse(said.body(), said.status, said.headers)
+def error_response(error: BaseException, count: Count = lambda status, code: None) -> JSONResponse:
+    """Create the response for an error and count it.
+
+    Args:
+        error: any error, see `api_error`.
+        count: called with status and code.
+
+    Returns:
+        The response.
+    """
+    converted = api_error(error)
+    count(converted.status, converted.code)
+    return JSONResponse(converted.body(), converted.status, converted.headers)
 
 
 def add_error_handlers(app: FastAPI, count: Count) -> None:
-    """Send every expected error of `app` in this shape and report status and code to `count`."""
+    """Send every expected error of an application in this shape.
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    Args:
+        app: the application.
+        count: called with status and code of each error.
+    """
+
+    async def validation_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return response(_invalid(error), count)
+        return error_response(_invalid(error), count)
 
-    async def http(_: Request, error: Exception) -> JSONResponse:
+    async def http_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if error.status_code == 400 and isinstance(error.__cause__, Exception):  # FastAPI could not parse the body
-            return response(APIError(400, _unparsed(error.__cause__), "invalid_json"), count)
+            return error_response(APIError(400, _unparsed(error.__cause__), "invalid_json"), count)
         if error.status_code == 404:
-            return response(no_endpoint(), count)
+            return error_response(no_endpoint(), count)
         code = {405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
-        return response(APIError(error.status_code, str(error.detail), code, headers=dict(error.headers or {})), count)
+        headers = dict(error.headers or {})
+        return error_response(APIError(error.status_code, str(error.detail), code, headers=headers), count)
 
-    async def other(_: Request, error: Exception) -> JSONResponse:
-        return response(error, count)
+    async def known_error(_: Request, error: Exception) -> JSONResponse:
+        return error_response(error, count)
 
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(VLRouteError, other)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(VLRouteError, known_error)
 
 
 def no_endpoint() -> APIError:
-    """404 for a path that does not exist."""
-    why = "there is no such endpoint, or not for this method; see /openapi.json (OpenAI clients: base URL with /v1)"
-    return APIError(404, why, "not_found")
+    """The error for a path that does not exist."""
+    message = "there is no such endpoint, or not for this method; see /openapi.json (OpenAI clients: base URL with /v1)"
+    return APIError(404, message, "not_found")
 
 
 def _unparsed(error: Exception) -> str:
@@ -132,20 +165,20 @@ def _invalid(error: RequestValidationError) -> APIError:
     """One of the errors that pydantic found: the first refused field, else the first wrong value."""
     found = error.errors()
     if found[0]["type"] == "json_invalid":
-        why, at = found[0]["ctx"]["error"], found[0]["loc"][-1]
-        return APIError(400, f"the body is not valid JSON: {why} at character {at}", "invalid_json")
+        reason, position = found[0]["ctx"]["error"], found[0]["loc"][-1]
+        return APIError(400, f"the body is not valid JSON: {reason} at character {position}", "invalid_json")
     for one in found:
         if one["type"] in ("unknown_parameter", "unsupported_parameter"):
-            inside = _path(one, error.body)
-            where = ".".join((*inside, one["ctx"]["name"]))
-            return APIError(400, (f"{'.'.join(inside)}: " if inside else "") + one["msg"], one["type"], where)
+            parents = _path(one, error.body)
+            name = ".".join((*parents, one["ctx"]["name"]))
+            return APIError(400, (f"{'.'.join(parents)}: " if parents else "") + one["msg"], one["type"], name)
     paths = [_path(one, error.body) for one in found]
     if not paths[0]:
         return APIError(400, "the body must be a JSON object", "invalid_json")
     path = max((one for one in paths if one[:1] == paths[0][:1]), key=len)
-    why = " or: ".join(dict.fromkeys(one["msg"] for one, its in zip(found, paths, strict=True) if its == path))
-    where = ".".join(path)[:200]
-    return APIError(422, f"{where}: {why}", "invalid_value", where)
+    messages = dict.fromkeys(one["msg"] for one, its in zip(found, paths, strict=True) if its == path)
+    name = ".".join(path)[:200]
+    return APIError(422, f"{name}: {' or: '.join(messages)}", "invalid_value", name)
 
 
 def _path(error: dict[str, Any], body: Any) -> tuple[str, ...]:
@@ -160,6 +193,6 @@ def _path(error: dict[str, Any], body: Any) -> tuple[str, ...]:
     return tuple(path)
 
 
-def writable(text: str) -> str:
-    """Without halves of surrogate pairs, which a client may send and no reply can hold."""
+def encodable(text: str) -> str:
+    """`text` with lone surrogates replaced: a client may send them in JSON, but UTF-8 cannot encode them."""
     return text.encode("utf-8", "replace").decode()

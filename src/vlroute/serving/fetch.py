@@ -1,4 +1,4 @@
-"""Pictures and videos by address, from hosts that the operator named and from no other."""
+"""Media of a request: downloads from allowed hosts, and the conversation in which the router is asked."""
 
 from __future__ import annotations
 
@@ -14,49 +14,69 @@ from vlroute.inputs.media import FrameSampling
 from vlroute.inputs.messages import IMAGE, VIDEO, Conversation, nested_fields, parse
 from vlroute.serving.settings import ServerSettings
 
-CHUNK = 2**16
-_HEADERS = {"Accept": "image/*, video/*", "Accept-Encoding": "identity"}  # so that bytes counted are bytes kept
+Messages = Sequence[Mapping[str, Any]]
+#: Maximum length of a text that is decided on without a thread.
+QUICK_CHARACTERS = 4000
+_CHUNK = 2**16
+_HEADERS = {"Accept": "image/*, video/*", "Accept-Encoding": "identity"}  # the limit counts bytes before decoding
 
 
 class Fetcher:
-    """Fetches http(s) addresses of allowed hosts; follows no redirect, sends no credentials, uses no proxy.
+    """Downloads http(s) addresses of allowed hosts. It follows no redirect, sends no credentials, and uses no proxy.
 
-    An address is parsed once, by the library that connects: two parsers that disagree on the host would be a way in.
+    An address is parsed once, by the library that connects: two parsers could disagree on the host.
+
+    Args:
+        allowed: hosts, as `host` or `host:port`.
+        seconds: time limit of one download.
     """
 
     def __init__(self, allowed: Sequence[str], seconds: float) -> None:
         self.allowed, self.seconds = frozenset(host.lower() for host in allowed), seconds
         self._client = httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=seconds)
 
-    async def fetch(self, address: str, most: int) -> bytes:
-        """At most `most` bytes. UnreadableMediaError or LimitError for all that is not plainly the file asked for."""
+    async def fetch(self, address: str, max_bytes: int) -> bytes:
+        """Download one file.
+
+        Args:
+            address: its URL.
+            max_bytes: maximum size.
+
+        Returns:
+            The content of the file.
+
+        Raises:
+            UnreadableMediaError: the host is not allowed, or the file cannot be downloaded.
+            LimitError: the file is too large.
+        """
         url = self._checked(address)
         try:
-            return await asyncio.wait_for(self._read(url, most), self.seconds)
+            return await asyncio.wait_for(self._read(url, max_bytes), self.seconds)
         except (TimeoutError, httpx.HTTPError) as error:
             raise UnreadableMediaError(
                 f"the picture or video at {url.host} could not be fetched ({type(error).__name__})"
             ) from error
 
     async def close(self) -> None:
+        """Close all connections."""
         await self._client.aclose()
 
     def _checked(self, address: str) -> httpx.URL:
         try:
             url = httpx.URL(address)
-        except (httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: half of a surrogate pair
-            raise UnreadableMediaError("the address of a picture or video is no URL") from error
+        except (httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: a lone surrogate
+            raise UnreadableMediaError("the address of a picture or video is not a valid URL") from error
         if url.scheme not in ("http", "https") or url.userinfo:
             raise UnreadableMediaError("an address must be http(s) without user and password, or a data URI")
         host = url.host.lower() if url.port is None else f"{url.host.lower()}:{url.port}"
         if host not in self.allowed:
             raise UnreadableMediaError(
-                "this server fetches nothing from that host: send a data URI (data:image/png;base64,...), or ask its "
+                "this server does not fetch from that host: send a data URI (data:image/png;base64,...), or ask its "
                 "operator to allow the host"
             )
         return url
 
-    async def _read(self, url: httpx.URL, most: int) -> bytes:
+    async def _read(self, url: httpx.URL, max_bytes: int) -> bytes:
         async with self._client.stream("GET", url, headers=_HEADERS) as reply:
             if reply.status_code != 200:
                 raise UnreadableMediaError(
@@ -64,22 +84,30 @@ class Fetcher:
                     "not followed"
                 )
             data = bytearray()
-            async for chunk in reply.aiter_raw(CHUNK):
+            async for chunk in reply.aiter_raw(_CHUNK):
                 data += chunk
-                if len(data) > most:
-                    raise LimitError(f"the file at {url.host} is over the limit of {most} bytes")
+                if len(data) > max_bytes:
+                    raise LimitError(f"the file at {url.host} is over the limit of {max_bytes} bytes")
             return bytes(data)
 
 
-Messages = Sequence[Mapping[str, Any]]
-QUICK_CHARACTERS = 4000
+async def embed_media(messages: Messages, fetcher: Fetcher, settings: ServerSettings) -> Messages:
+    """Download the pictures and videos that messages refer to.
 
+    Args:
+        messages: the messages of a request.
+        fetcher: downloads files.
+        settings: limits of the number and size of files.
 
-async def fetched(messages: Messages, fetcher: Fetcher, settings: ServerSettings) -> Messages:
-    """`messages` with each http(s) address exchanged for what lies there. InputError."""
+    Returns:
+        The messages with data in place of network addresses.
+
+    Raises:
+        InputError: a file cannot be downloaded or is over a limit.
+    """
     limits, left = settings.limits, {"image": settings.limits.max_images, "video": settings.limits.max_videos}
-    most = {"image": limits.max_bytes, "video": limits.max_video_bytes}
-    found = []
+    max_bytes = {"image": limits.max_bytes, "video": limits.max_video_bytes}
+    embedded = []
     for message in messages:
         content = message.get("content")
         if isinstance(content, list):
@@ -89,27 +117,33 @@ async def fetched(messages: Messages, fetcher: Fetcher, settings: ServerSettings
                 if address is not None:
                     left[kind] -= 1
                     if left[kind] < 0:
-                        raise LimitError(f"more {kind}s in one request than the server takes; send fewer")
-                    part = _with_data(part, kind, key, await fetcher.fetch(address, most[kind]))
+                        raise LimitError(f"one request has more {kind}s than the server accepts; send fewer")
+                    part = _with_data(part, kind, key, await fetcher.fetch(address, max_bytes[kind]))
                 parts.append(part)
             message = {**message, "content": parts}
-        found.append(message)
-    return found
+        embedded.append(message)
+    return embedded
 
 
 def is_quick(messages: Messages) -> bool:
-    """Whether it is plain text, and short: nothing to decode, and decided at once."""
+    """Whether the messages are short text: nothing has to be decoded, and the decision takes no time."""
     contents = [message.get("content") for message in messages if not message.get("images")]
     texts = [content for content in contents if isinstance(content, str)]
     return len(texts) == len(messages) and sum(map(len, texts)) <= QUICK_CHARACTERS
 
 
-def prepared(
+def preparer(
     messages: Messages, settings: ServerSettings, sampling: Callable[[], FrameSampling]
 ) -> Callable[[], Conversation]:
-    """What makes the conversation, for the thread that answers: decoding pictures takes a while. InputError.
+    """Create the function that makes the conversation. It runs in the thread that answers: decoding pictures is slow.
 
-    `sampling`: see `parse`.
+    Args:
+        messages: the messages, without network addresses.
+        settings: limits of the request.
+        sampling: see `parse`.
+
+    Returns:
+        The function; it raises InputError for invalid messages.
     """
 
     def prepare() -> Conversation:

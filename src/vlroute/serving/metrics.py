@@ -1,4 +1,4 @@
-"""What a server counts, in Prometheus' format."""
+"""Metrics of a server, in Prometheus' format."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ from prometheus_client.registry import Collector
 
 from vlroute.types import Answer
 
-#: Seconds; a pocket answer takes 0.02, a long thought minutes.
+#: Limits of the histograms in seconds: a pocket answer takes 0.02 s, long reasoning minutes.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """One registry a server, so that several may run in one process."""
+    """The metrics of one server, with a registry of their own, so that several servers can run in one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         made: dict[str, Any] = {"registry": self.registry}
-        self.answers = Counter(
-            "vlroute_answers", "Answers given.", ["mode", "stage", "forced", "finish_reason"], **made
-        )
+        self.answers = Counter("vlroute_answers", "Answers.", ["mode", "stage", "forced", "finish_reason"], **made)
         self.refusals = Counter("vlroute_errors", "Requests that ended in an error.", ["status", "code"], **made)
         self.decisions = Counter("vlroute_decisions", "Decisions without an answer.", ["mode"], **made)
-        self.feedback = Counter("vlroute_feedback", "Judgements received.", **made)
+        self.feedback = Counter("vlroute_feedback", "Feedback received.", **made)
         self.seconds = Histogram("vlroute_answer_seconds", "Arrival to last token.", ["mode"], buckets=BUCKETS, **made)
         self.first = Histogram(
             "vlroute_first_token_seconds",
-            "Arrival to first token, reasoning included.",
+            "Arrival to first token, also of reasoning.",
             ["mode"],
             buckets=BUCKETS,
             **made,
@@ -40,15 +38,20 @@ class Metrics:
         )
         self.tokens = Counter("vlroute_tokens", "Tokens, by kind.", ["mode", "kind"], **made)
         self.running = Gauge("vlroute_requests_running", "Requests admitted and not yet answered.", **made)
-        self.waiting = Gauge("vlroute_requests_waiting", "Requests that wait for a free row.", ["mode"], **made)
+        self.waiting = Gauge("vlroute_requests_waiting", "Requests that wait for a free sequence.", ["mode"], **made)
 
-    def answered(self, answer: Answer, seconds: float, first_token: float | None) -> None:
-        """`seconds` since the request came in; `first_token` until its first token, None if there was none."""
+    def answered(self, answer: Answer, seconds: float) -> None:
+        """Count an answer.
+
+        Args:
+            answer: the answer.
+            seconds: time from the arrival of the request to the end of the answer.
+        """
         mode, decision = answer.decision.mode, answer.decision
         self.answers.labels(mode, decision.stage, str(decision.forced).lower(), answer.finish_reason).inc()
         self.seconds.labels(mode).observe(seconds)
-        if first_token is not None:
-            self.first.labels(mode).observe(first_token)
+        if answer.usage.completion_tokens:
+            self.first.labels(mode).observe(max(seconds - answer.timing.decode, 0.0))
         for step in ("caption", "decide", "vision", "prefill", "decode"):
             self.steps.labels(mode, step).observe(getattr(answer.timing, step))
         used = answer.usage
@@ -63,10 +66,15 @@ class Metrics:
         self.refusals.labels(str(status), code).inc()
 
     def watch_caches(self, read: Callable[[], Mapping[str, Any] | None]) -> None:
-        """`read` gives the caches' stats by name ("vision", "prefix") when asked; None while nothing is loaded."""
+        """Export the statistics of the caches.
+
+        Args:
+            read: returns the statistics by name of the cache ("vision", "prefix"); None while no model is loaded.
+        """
         self.registry.register(_Caches(read))
 
     def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 

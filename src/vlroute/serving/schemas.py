@@ -11,12 +11,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 from pydantic_core import PydanticCustomError
 
 from vlroute.pipeline import RequestOptions
-from vlroute.serving.errors import APIError, writable
+from vlroute.serving.errors import APIError, encodable
 from vlroute.serving.settings import EFFORTS, ServerSettings
 from vlroute.types import MODES, Mode
 
 #: Maximum number of unknown fields in one error message, and of characters of each.
-NAMED, LONGEST = 10, 80
+MAX_NAMES, MAX_CHARACTERS = 10, 80
 T = TypeVar("T")
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _INTEGRAL = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
@@ -61,15 +61,15 @@ class Fields(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_the_rest(cls, data: Any) -> Any:
+    def _check_names(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
         given = {name: value for name, value in data.items() if value is not None}
         known = {*cls.model_fields, *cls.neutral, *cls.harmless}
         if unknown := [name for name in given if name not in known]:
-            named = [writable(name[:LONGEST]) for name in unknown[:NAMED]]
-            why = _unknown(named, len(unknown) - len(named), known)
-            raise PydanticCustomError("unknown_parameter", "{why}", {"name": named[0], "why": why})
+            names = [encodable(name[:MAX_CHARACTERS]) for name in unknown[:MAX_NAMES]]
+            message = _unknown(names, len(unknown) - len(names), known)
+            raise PydanticCustomError("unknown_parameter", "{message}", {"name": names[0], "message": message})
         for name, values in cls.neutral.items():
             if name not in given:
                 continue
@@ -86,26 +86,28 @@ class Fields(BaseModel):
 def _unknown(names: list[str], more: int, known: Iterable[str]) -> str:
     """Name the unknown fields, with the most similar known ones."""
     plain = {name.replace("_", ""): name for name in known}
-    told = []
+    listed = []
     for name in names:
         like = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), plain, 1, 0.75)
-        told.append(repr(name) + (f" (did you mean {plain[like[0]]!r}?)" if like else ""))
+        listed.append(repr(name) + (f" (did you mean {plain[like[0]]!r}?)" if like else ""))
     rest = f" and {more} more" if more else ""
     hint = "; send the contents of extra_body as fields of the request itself" if "extra_body" in names else ""
-    return f"unknown field{'s'[: len(names) > 1]} {', '.join(told)}{rest}{hint}"
+    return f"unknown field{'s'[: len(names) > 1]} {', '.join(listed)}{rest}{hint}"
 
 
 class RouterOptions(Fields):
-    """What only vlroute knows; with OpenAI's client: `extra_body={"vlroute": {"price": 0.2}}`."""
+    """Options of vlroute itself; with OpenAI's client: `extra_body={"vlroute": {"price": 0.2}}`."""
 
-    caption: str | None = Field(default=None, max_length=20_000, description="What is in the pictures.")
+    caption: str | None = Field(
+        default=None, max_length=20_000, description="Describes the pictures, instead of the captioner."
+    )
     price: Number | None = Field(
-        default=None, ge=0, le=1e6, description="What one second of waiting is worth, in probability."
+        default=None, ge=0, le=1e6, description="Probability of a right answer that one second of waiting is worth."
     )
 
 
 class StreamOptions(Fields):
-    """As OpenAI's."""
+    """The field `stream_options` of OpenAI."""
 
     neutral = {"continuous_usage_stats": (False,)}
     harmless = frozenset({"include_obfuscation"})
@@ -113,7 +115,7 @@ class StreamOptions(Fields):
 
 
 class ThinkingSwitch(Fields):
-    """As Anthropic's; `auto` is ByteDance's name for `adaptive`."""
+    """The field `thinking` of Anthropic; `auto` is ByteDance's name for `adaptive`."""
 
     neutral = {"clear_thinking": (True,)}
     type: Literal["enabled", "disabled", "adaptive", "auto"] = Field(description="adaptive, auto: the router decides.")
@@ -121,7 +123,7 @@ class ThinkingSwitch(Fields):
 
 
 class ReasoningSwitch(Fields):
-    """As OpenRouter's; without `effort` and `enabled`, `max_tokens` turns reasoning on."""
+    """The field `reasoning` of OpenRouter; without `effort` and `enabled`, `max_tokens` turns reasoning on."""
 
     effort: Effort | None = None
     max_tokens: Budget | None = None
@@ -143,7 +145,7 @@ class TemplateKwargs(Fields):
 
 
 class CustomParams(Fields):
-    """As SGLang's."""
+    """The field `custom_params` of SGLang."""
 
     thinking_budget: Budget | None = None
 
@@ -179,7 +181,7 @@ class ChatRequest(Fields):
     })  # fmt: skip
     model: Model | None = None
     messages: list[dict[str, Any]] = Field(
-        min_length=1, max_length=2000, description="As OpenAI's, pictures as data URIs; see docs/messages.md."
+        min_length=1, max_length=2000, description="Messages of OpenAI's API, with pictures as data URIs."
     )
     vlroute: RouterOptions | None = None
     stream: StrictBool | None = None
@@ -217,7 +219,14 @@ class ChatRequest(Fields):
     custom_params: CustomParams | None = None
 
     def options(self, settings: ServerSettings, namespace: str) -> RequestOptions:
-        """The options for the router.
+        """Convert the fields to options for the router.
+
+        Args:
+            settings: limits of the server.
+            namespace: namespace of the caller's caches.
+
+        Returns:
+            The options.
 
         Raises:
             APIError: 400 for fields that contradict each other or exceed a limit, 404 for an unknown model.
@@ -230,7 +239,7 @@ class ChatRequest(Fields):
         }
         given["repetition_penalty"] = _agreed(self._values("repetition_penalty", "repeat_penalty"))
         given["stop"] = self._stops()
-        given["max_new_tokens"] = self._most(settings)
+        given["max_new_tokens"] = self._max_tokens(settings)
         given["thinking_budget"] = budget
         generation = {name: value for name, value in given.items() if value is not None}
         extra = self.vlroute or RouterOptions()
@@ -287,27 +296,38 @@ class ChatRequest(Fields):
             raise APIError(400, "stop must be up to 16 strings of 1 to 1000 characters", "invalid_value", "stop")
         return stops
 
-    def _most(self, settings: ServerSettings) -> int | None:
-        most = _agreed(self._values("max_completion_tokens", "max_tokens"))
-        if most is not None and most > settings.max_tokens:
+    def _max_tokens(self, settings: ServerSettings) -> int | None:
+        tokens = _agreed(self._values("max_completion_tokens", "max_tokens"))
+        if tokens is not None and tokens > settings.max_tokens:
             raise APIError(
-                400, f"an answer may have at most {settings.max_tokens} tokens here, {most} were asked for",
+                400, f"an answer may have at most {settings.max_tokens} tokens here, {tokens} were asked for",
                 "limit_exceeded", "max_completion_tokens" if self.max_completion_tokens else "max_tokens",
             )  # fmt: skip
-        return most
+        return tokens
 
 
 class FeedbackRequest(Fields):
-    """How right an answer was."""
+    """The body of a feedback request: how right an answer was."""
 
-    id: str = Field(max_length=200, description="Of the answer: `id` of a completion, with or without 'chatcmpl-'.")
-    correct: StrictBool | Annotated[Number, Field(ge=0, le=1)] = Field(description="True, false, or a share 0 to 1.")
+    id: str = Field(max_length=200, description="`id` of a completion, with or without 'chatcmpl-'.")
+    correct: StrictBool | Annotated[Number, Field(ge=0, le=1)] = Field(
+        description="True, false, or a number from 0 to 1."
+    )
     comment: str | None = Field(None, max_length=20_000)
 
 
-def _agreed(asked: Iterable[tuple[str, T | None]]) -> T | None:
-    """The one value of several fields that mean the same. APIError 400 if two differ."""
-    given = [(name, value) for name, value in asked if value is not None]
+class PredictRequest(Fields):
+    """The body of `/api/predict`, as simple pages for Qwen3-VL send it."""
+
+    harmless = frozenset({"fn_index", "session_hash", "event_data"})  # sent by Gradio's pages
+    data: list[str | None] = Field(
+        min_length=2, max_length=3, description="A picture (base64, a data URI, or null), the prompt, and a model."
+    )
+
+
+def _agreed(values: Iterable[tuple[str, T | None]]) -> T | None:
+    """The one value of several fields with the same meaning. APIError 400 if two of them differ."""
+    given = [(name, value) for name, value in values if value is not None]
     for name, value in given:
         first, expected = given[0]
         if value != expected:
@@ -319,7 +339,17 @@ def _agreed(asked: Iterable[tuple[str, T | None]]) -> T | None:
 
 
 def mode_of(model: str) -> Mode | None:
-    """The mode a model's name stands for; None for "auto". APIError 404 for any other name."""
+    """The mode that the name of a model stands for.
+
+    Args:
+        model: the field `model` of a request.
+
+    Returns:
+        The mode; None for "auto".
+
+    Raises:
+        APIError: 404 for any other name.
+    """
     name = model.lower()
     if name == "auto":
         return None

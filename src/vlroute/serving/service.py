@@ -1,4 +1,4 @@
-"""Garbage collection that does not hold up a server."""
+"""The service behind the API and the page: loading, admission, deadlines and shutdown of one router."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from vlroute.decision.selector import ModeSelector
 from vlroute.errors import ArtifactError, CheckpointError, ModeUnavailableError, VLRouteError
@@ -25,117 +25,122 @@ from vlroute.serving.errors import APIError
 from vlroute.serving.metrics import Metrics
 from vlroute.serving.settings import ServerSettings
 from vlroute.store import Store
-from vlroute.types import MODES, Answer, AnswerDelta, Decision, Event, Events, Finished, Mode, ThinkingDelta
+from vlroute.types import MODES, Answer, Decision, Event, Events, Finished, Mode
+
+log = logging.getLogger("vlroute")
+State = Literal["loading", "ready", "failed", "shutting down"]
+#: Time for unfinished answers after the server was told to stop.
+GRACE_SECONDS = 20.0
+RETRY_SECONDS = 1.0  # until the next attempt to load
+SMOOTHING = 0.1  # weight of the latest answer in the mean seconds from which Retry-After is computed
+T = TypeVar("T")
 
 
-def spare_what_is_loaded() -> None:
-    """Have Python's garbage collector leave alone all that is in memory now: modules, models and their libraries.
+class ThreadStream(Generic[T]):
+    """Items that a thread produces, read by `next` on the event loop that created the stream.
 
-    It would look through half a million objects anew every few hundred requests, and nobody is answered meanwhile. For
-    processes that do nothing but serve.
+    Args:
+        pool: runs `work`.
+        work: produces items: it calls its argument with each of them.
+        cancel: ends `work` early; it is set after `seconds` or by `close`.
+        ended: called when `work` has ended or was never started.
+        seconds: time limit.
     """
-    gc.collect()  # what is garbage now would stay for good
-    gc.freeze()
-
-
-Emit = Callable[[Event], None]
-
-
-class Running:
-    """Events of one request, read by `next` on the event loop that made it."""
 
     def __init__(
         self,
         pool: Executor,
-        work: Callable[[Emit], Any],
+        work: Callable[[Callable[[T], None]], Any],
         cancel: threading.Event,
         ended: Callable[[], None],
-        left: float,
+        seconds: float,
     ) -> None:
-        """`work` runs in `pool`, then `ended` is called. `cancel` is set after `left` seconds or by `close`."""
         self._cancel = cancel
         self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
-        self._alarm = self._loop.call_later(max(left, 0), cancel.set)
+        self._alarm = self._loop.call_later(max(seconds, 0), cancel.set)
 
-        def over(future: Future[Any]) -> None:
+        def done(future: Future[Any]) -> None:
             ended()
             error = None if future.cancelled() else future.exception()
-            self._emit(error or RuntimeError("the work ended before its answer did"))  # after an answer nobody reads it
+            self._put(error or RuntimeError("the work ended without a last item"))  # not read after the last item
 
-        self._future = pool.submit(work, self._emit)
-        self._future.add_done_callback(over)
+        self._future = pool.submit(work, self._put)
+        self._future.add_done_callback(done)
 
-    async def next(self, timeout: float | None = None) -> Event:
-        """The next event; raises what ended the work. TimeoutError if nothing comes in time."""
-        event = await asyncio.wait_for(self._queue.get(), timeout)
-        if isinstance(event, BaseException):
-            raise event
-        return cast(Event, event)
+    async def next(self) -> T:
+        """The next item. Raises the error that ended the work."""
+        item = await self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return cast(T, item)
 
     def close(self) -> None:
-        """Nobody reads on: writing ends within one token."""
+        """Stop the work: generation ends within one token."""
         self._alarm.cancel()
         self._cancel.set()
         self._future.cancel()
 
-    def _emit(self, event: Any) -> None:
+    def _put(self, item: Any) -> None:
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
-
-
-log = logging.getLogger("vlroute")
-State = Literal["loading", "ready", "failed", "shutting down"]
-RETRY_SECONDS = 1.0  # until the next attempt to load
-SMOOTHING = 0.1  # weight of the latest answer in the mean seconds that Retry-After is made of
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
 
 
 class Service:
-    """A router with a bounded number of requests inside. Thread-safe.
+    """A router with a limited number of admitted requests. Thread-safe.
 
-    At most `2 · max_num_seqs + max_waiting` are inside; the next is refused with 429. Generation
-    stops within one token when the client disconnects or the deadline passes.
+    At most `2 · max_num_seqs + max_waiting` requests are admitted; further ones are refused with 429. Generation stops
+    within one token when the client disconnects or the deadline passes.
+
+    Args:
+        router: answers the requests.
+        settings: limits and keys.
+        on_failure: called with the error if the models cannot be loaded.
     """
 
-    def __init__(self, router: Router, settings: ServerSettings) -> None:
+    def __init__(self, router: Router, settings: ServerSettings, on_failure: Callable[[BaseException], Any]) -> None:
         self.router, self.settings, self.metrics = router, settings, Metrics()
-        self.metrics.watch_caches(self._caches)
-        self.most = 2 * settings.max_num_seqs + settings.max_waiting
+        self.max_admitted = 2 * settings.max_num_seqs + settings.max_waiting
         self.ready = self.draining = False
         self.failure: BaseException | None = None
-        self.on_failure: Callable[[BaseException], Any] = log_failure
+        self._on_failure = on_failure
         self._loader: threading.Thread | None = None
-        self._pool = ThreadPoolExecutor(self.most + 2, thread_name_prefix="vlroute-answer")
-        self._inside: set[threading.Event] = set()
+        self._pool = ThreadPoolExecutor(self.max_admitted + 2, thread_name_prefix="vlroute-answer")
+        self._admitted: set[threading.Event] = set()
         self._lock = threading.Lock()
         self._mean_seconds = 1.0
+        self.metrics.watch_caches(self._caches)
+        self.metrics.running.set_function(lambda: len(self._admitted))
         for mode in MODES:
             self.metrics.waiting.labels(mode).set_function(partial(self._waiting, mode))
-        self.metrics.running.set_function(lambda: len(self._inside))
 
     @property
     def selector(self) -> ModeSelector:
+        """See `Router.selector`."""
         return self.router.selector
 
     @property
     def limits(self) -> Limits:
+        """Limits of the media in a request."""
         return self.settings.limits
+
+    @property
+    def store(self) -> Store | None:
+        """See `Router.store`."""
+        return self.router.store
 
     def sampling(self) -> FrameSampling:
         """See `Router.sampling`."""
         return self.router.sampling()
 
     @property
-    def store(self) -> Store | None:
-        return self.router.store
-
-    @property
     def state(self) -> State:
+        """Whether requests are accepted ("ready"), and if not, why."""
         if self.draining:
             return "shutting down"
         return "ready" if self.ready else "failed" if self.failure is not None else "loading"
 
     def begin(self) -> None:
-        """Start loading both checkpoints in a thread. Later calls do nothing.
+        """Start loading the models in a thread. Later calls do nothing.
 
         Afterwards the state is "ready", or "failed" with `failure` set; then `on_failure` is called in that thread.
         Loading is retried only after a ModeUnavailableError, because a later deployment may start replicas. The
@@ -150,113 +155,154 @@ class Service:
         while not self.draining:  # closing the router while it loads is not a failure
             try:
                 self.router.load()
-                spare_what_is_loaded()
+                exclude_from_gc()
                 self.ready, self.failure = True, None
                 return
             except BaseException as error:
                 first, self.failure = self.failure is None, error
                 if first and not self.draining:
-                    self.on_failure(error)
+                    self._on_failure(error)
                 if not isinstance(error, ModeUnavailableError):
                     return
             time.sleep(RETRY_SECONDS)
 
-    def start(
-        self, prepare: Callable[[], Conversation], options: RequestOptions, arrived: float, deltas: bool = True
-    ) -> Running:
-        """Begin to answer; `prepare` makes the conversation, in the thread that answers.
+    async def answer(self, prepare: Callable[[], Conversation], options: RequestOptions, arrived: float) -> Answer:
+        """Answer one request. Cancelling this coroutine cancels the answer.
 
-        `arrived`: `time.perf_counter()` when the request came in. Without `deltas` only decision and whole answer wake
-        the event loop. Among the events may come an InputError of `prepare`, and APIError 504 past the deadline, 503
-        when the server stops.
+        Args:
+            prepare: makes the conversation, in the thread that answers.
+            options: options of the request.
+            arrived: `time.perf_counter()` when the request arrived.
 
-        APIError: 429 too many inside, 503 not ready.
+        Returns:
+            The complete answer.
+
+        Raises:
+            APIError: 429 if too many requests are admitted, 503 if the server is not ready or shuts down, 504 if the
+                deadline passed.
+            InputError: raised by `prepare`.
         """
-        cancel = self._enter()
+        cancel = self._admit()
 
-        def work(emit: Emit) -> None:
-            watch = _Watch(self, arrived, emit, deltas)
-            self.router.answer_turn(prepare(), replace(options, cancel=cancel), watch)
+        def work() -> Answer:
+            answer = self.router.answer_turn(prepare(), replace(options, cancel=cancel))
+            self._observe(answer, time.perf_counter() - arrived)
+            return answer
 
-        left = self.settings.deadline - (time.perf_counter() - arrived)
-        return Running(self._pool, work, cancel, partial(self._leave, cancel), left)
+        alarm = asyncio.get_running_loop().call_later(self._seconds_left(arrived), cancel.set)
+        future = self._pool.submit(work)
+        future.add_done_callback(lambda _: self._release(cancel))
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            alarm.cancel()
+            cancel.set()
+
+    def stream(
+        self, prepare: Callable[[], Conversation], options: RequestOptions, arrived: float
+    ) -> ThreadStream[Event]:
+        """Start to answer one request.
+
+        Args:
+            prepare: makes the conversation, in the thread that answers.
+            options: options of the request.
+            arrived: `time.perf_counter()` when the request arrived.
+
+        Returns:
+            The events of the answer. Reading them raises the errors of `prepare`, and APIError 504 after the deadline
+            or 503 if the server shuts down.
+
+        Raises:
+            APIError: 429 if too many requests are admitted, 503 if the server is not ready.
+        """
+        cancel = self._admit()
+
+        def work(emit: Callable[[Event], None]) -> None:
+            def observed(event: Event) -> None:
+                if isinstance(event, Finished):
+                    self._observe(event.answer, time.perf_counter() - arrived)
+                emit(event)
+
+            self.router.answer_turn(prepare(), replace(options, cancel=cancel), observed)
+
+        return ThreadStream(self._pool, work, cancel, partial(self._release, cancel), self._seconds_left(arrived))
 
     def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
-        """`start` for threads, as of `Router.stream_turn`; for the page."""
-        arrived, cancel = time.perf_counter(), self._enter()
+        """`Router.stream_turn` with admission and deadline, for the threads of the page."""
+        arrived, cancel = time.perf_counter(), self._admit()
         alarm = threading.Timer(self.settings.deadline, cancel.set)
         alarm.daemon = True
         alarm.start()
-        watch = _Watch(self, arrived, lambda event: None)
         try:
             with closing(self.router.stream_turn(conversation, replace(options, cancel=cancel))) as events:
                 for event in events:
-                    watch(event)
+                    if isinstance(event, Finished):
+                        self._observe(event.answer, time.perf_counter() - arrived)
                     yield event
         finally:
             alarm.cancel()
-            self._leave(cancel)
+            self._release(cancel)
 
     def decide_on(self, conversation: Conversation, options: RequestOptions) -> Decision:
         """See `Router.decide_on`."""
         return self.router.decide_on(conversation, options)
 
     def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
-        """See `Router.feedback`. APIError 400 where nothing is stored."""
+        """See `Router.feedback`. APIError 400 if the server stores no answers."""
         if self.router.store is None:
             raise APIError(400, "this server stores no answers; start it with --store FILE", "no_store")
         self.router.feedback(answer_id, correct=correct, comment=comment)
         self.metrics.feedback.inc()
 
-    async def in_thread(self, work: Callable[[], Any]) -> Any:
-        """What `work` gives, made in a thread of the same bounded number."""
-        cancel = self._enter()
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
+        """The result of `work`, which counts as an admitted request. APIError as of `answer`."""
+        cancel = self._admit()
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         finally:
-            self._leave(cancel)
+            self._release(cancel)
 
     async def drain(self, seconds: float) -> None:
-        """Let nobody in, give those inside so many seconds, then cancel them."""
+        """Admit no more requests, give the admitted ones `seconds` to finish, cancel the rest, and close the router."""
         self.draining = True
         until = time.monotonic() + seconds
-        while self._inside and time.monotonic() < until:
+        while self._admitted and time.monotonic() < until:
             await asyncio.sleep(0.02)
         with self._lock:
-            for cancel in self._inside:
+            for cancel in self._admitted:
                 cancel.set()
         await asyncio.to_thread(self._pool.shutdown, True)
         self.router.close()
 
-    def _enter(self) -> threading.Event:
+    def _admit(self) -> threading.Event:
         self.begin()  # the start-up of a mounted application is not run
         cancel = threading.Event()
         with self._lock:
             if self.draining:
-                raise self._stopping()
+                raise _shutting_down()
             if self.failure is not None:
                 raise APIError(503, failure_reason(self.failure), "failed")
             if not self.ready:
                 raise APIError(503, "the models are being loaded", "loading", headers={"Retry-After": "5"})
-            if len(self._inside) >= self.most:
-                wait = math.ceil(self._mean_seconds * len(self._inside) / (2 * self.settings.max_num_seqs))
+            if len(self._admitted) >= self.max_admitted:
+                wait = math.ceil(self._mean_seconds * len(self._admitted) / (2 * self.settings.max_num_seqs))
                 raise APIError(
-                    429, f"{len(self._inside)} requests are being answered or wait already; try again later",
+                    429, f"{len(self._admitted)} requests are being answered or wait already; try again later",
                     "too_many_requests", headers={"Retry-After": str(min(max(wait, 1), 60))},
                 )  # fmt: skip
-            self._inside.add(cancel)
+            self._admitted.add(cancel)
         return cancel
 
-    def _stopping(self) -> APIError:
-        return APIError(503, "the server is shutting down", "shutting_down", headers={"Retry-After": "5"})
-
-    def _leave(self, cancel: threading.Event) -> None:
+    def _release(self, cancel: threading.Event) -> None:
         with self._lock:
-            self._inside.discard(cancel)
+            self._admitted.discard(cancel)
 
-    def observe(self, answer: Answer, seconds: float, first: float | None) -> None:
-        """Count an answer that took `seconds`. APIError 504 or 503 if it was cut off by the deadline or a shutdown."""
-        self.metrics.answered(answer, seconds, first)
+    def _seconds_left(self, arrived: float) -> float:
+        return max(self.settings.deadline - (time.perf_counter() - arrived), 0.0)
+
+    def _observe(self, answer: Answer, seconds: float) -> None:
+        """Count an answer that took `seconds`. APIError 504 or 503 if the deadline or a shutdown cut it off."""
+        self.metrics.answered(answer, seconds)
         if answer.finish_reason != "cancelled":
             with self._lock:
                 self._mean_seconds += SMOOTHING * (seconds - self._mean_seconds)
@@ -266,7 +312,7 @@ class Service:
                 "deadline_exceeded",
             )  # fmt: skip
         elif self.draining:
-            raise self._stopping()
+            raise _shutting_down()
 
     def _caches(self) -> dict[str, Any] | None:
         if not self.ready or self.router.closed or self.router.remote is not None:
@@ -276,6 +322,20 @@ class Service:
     def _waiting(self, mode: Mode) -> int:
         scheduler = self.router.scheduler
         return scheduler.waiting().get(mode, 0) if scheduler else 0
+
+
+def _shutting_down() -> APIError:
+    return APIError(503, "the server is shutting down", "shutting_down", headers={"Retry-After": "5"})
+
+
+def exclude_from_gc() -> None:
+    """Exclude all objects that exist now from garbage collection: modules, models and their libraries.
+
+    A full collection would visit half a million objects every few hundred requests, and no request is answered
+    meanwhile. For processes that only serve.
+    """
+    gc.collect()  # frozen garbage would never be freed
+    gc.freeze()
 
 
 def log_failure(error: BaseException) -> None:
@@ -288,30 +348,13 @@ def failure_reason(error: BaseException) -> str:
     """The reason why the models could not be loaded, without paths and addresses."""
     match error:
         case CheckpointError():
-            why = "a checkpoint is missing, damaged or of the wrong kind"
+            reason = "a checkpoint is missing, damaged or of the wrong kind"
         case ArtifactError():
-            why = "the router artifact cannot be used"
+            reason = "the router artifact cannot be used"
         case ModeUnavailableError():
-            why = "no replica could be started"
+            reason = "no replica could be started"
         case MemoryError():
-            why = "there is not enough memory"
+            reason = "there is not enough memory"
         case _:
-            why = type(error).__name__
-    return f"the models could not be loaded: {why}; see the server's log"
-
-
-class _Watch:
-    """Hands events on and takes the times."""
-
-    def __init__(self, service: Service, arrived: float, emit: Emit, deltas: bool = True) -> None:
-        self.service, self.arrived, self.emit, self.deltas = service, arrived, emit, deltas
-        self.first: float | None = None
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, ThinkingDelta | AnswerDelta):
-            self.first = self.first or time.perf_counter() - self.arrived
-            if not self.deltas:
-                return
-        if isinstance(event, Finished):
-            self.service.observe(event.answer, time.perf_counter() - self.arrived, self.first)
-        self.emit(event)
+            reason = type(error).__name__
+    return f"the models could not be loaded: {reason}; see the server's log"

@@ -1,27 +1,36 @@
-"""Answers and events in OpenAI's shape, with the decision in a field `vlroute`."""
+"""Answers and stream events in the shape of OpenAI's API, with the decision in a field `vlroute`."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import Request
-from fastapi.responses import StreamingResponse
+from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
-from vlroute.serving.errors import APIError, Count, api_error
-from vlroute.serving.service import Running
+from vlroute.serving.errors import Count, api_error
+from vlroute.serving.service import GRACE_SECONDS, ThreadStream
 from vlroute.types import Answer, AnswerDelta, Decided, Decision, Event, Finished, ThinkingDelta
 
 PREFIX = "chatcmpl-"
+#: Seconds between two comments that keep the connection open: proxies close a silent stream after about 30 s.
+PING_SECONDS = 10.0
 
 
 def completion(answer: Answer, ignored: Sequence[str], hide_reasoning: bool = False) -> dict[str, Any]:
-    """One answer as a `chat.completion`."""
+    """One answer as a `chat.completion`.
+
+    Args:
+        answer: the answer.
+        ignored: names of the request's fields that have no effect.
+        hide_reasoning: whether to leave out the reasoning.
+
+    Returns:
+        The JSON object.
+    """
     message = {"role": "assistant", "content": answer.text, "refusal": None}
     if answer.decision.mode == "thinking" and not hide_reasoning:
         message |= _reasoning(answer.thinking)
@@ -36,8 +45,7 @@ def completion(answer: Answer, ignored: Sequence[str], hide_reasoning: bool = Fa
 
 
 def usage(answer: Answer) -> dict[str, Any] | None:
-    """Token counts under OpenAI's names; those of pictures and videos as `image_tokens`. None if an endpoint sent
-    none."""
+    """Token counts under OpenAI's names; `image_tokens` includes those of videos. None if an endpoint sent no counts."""
     used = answer.usage
     if used.prompt_tokens is None:
         return None
@@ -50,18 +58,33 @@ def usage(answer: Answer) -> dict[str, Any] | None:
     }
 
 
-def headers(decided: Decided) -> dict[str, str]:
-    """The decision for whoever does not read the body."""
+def decision_headers(id: str, decision: Decision) -> dict[str, str]:
+    """The decision as headers, for clients that do not read the body.
+
+    Args:
+        id: id of the answer.
+        decision: the decision.
+
+    Returns:
+        Headers of the response.
+    """
     return {
-        "X-VLRoute-Id": decided.id,
-        "X-VLRoute-Mode": decided.decision.mode,
-        "X-VLRoute-Gain": f"{decided.decision.gain:.4f}",
-        "X-VLRoute-Forced": str(decided.decision.forced).lower(),
+        "X-VLRoute-Id": id,
+        "X-VLRoute-Mode": decision.mode,
+        "X-VLRoute-Gain": f"{decision.gain:.4f}",
+        "X-VLRoute-Forced": str(decision.forced).lower(),
     }
 
 
 class Chunks:
-    """The `chat.completion.chunk`s of one stream, as server-sent events."""
+    """Converts the events of one stream to `chat.completion.chunk`s.
+
+    Args:
+        decided: the first event.
+        with_usage: whether the last chunk contains token counts.
+        ignored: names of the request's fields that have no effect.
+        hide_reasoning: whether to leave out the reasoning.
+    """
 
     def __init__(
         self, decided: Decided, with_usage: bool, ignored: Sequence[str], hide_reasoning: bool = False
@@ -70,44 +93,85 @@ class Chunks:
         self.hide_reasoning = hide_reasoning
         self.created = int(time.time())
 
-    def first(self) -> str:
-        told = {"id": self.decided.id, "decision": self.decided.decision.as_dict(), "ignored": self.ignored}
-        return self._chunk({"role": "assistant", "content": ""}, vlroute=told)
+    def first(self) -> ServerSentEvent:
+        """The chunk with the decision."""
+        details = {"id": self.decided.id, "decision": self.decided.decision.as_dict(), "ignored": self.ignored}
+        return self._chunk({"role": "assistant", "content": ""}, vlroute=details)
 
-    def of(self, event: Event) -> Iterator[str]:
+    def of(self, event: Event) -> Iterator[ServerSentEvent]:
+        """The chunks for a later event."""
         match event:
-            case Decided(decision):  # anew: the mode chosen first cannot answer
+            case Decided(decision):  # a second decision: the mode chosen first cannot answer
                 self.decided = event
                 yield self._chunk({}, vlroute={"id": event.id, "decision": decision.as_dict()})
             case ThinkingDelta() if self.hide_reasoning:
-                yield ": thinking\n\n"  # a comment, because proxies close an idle stream
+                yield ServerSentEvent(comment="thinking", sep="\n")  # proxies close an idle stream
             case ThinkingDelta(text):
                 yield self._chunk(_reasoning(text))
             case AnswerDelta(text):
                 yield self._chunk({"content": text})
             case Finished(answer):
-                told = {"id": answer.id, "timing": asdict(answer.timing), "encoded": answer.usage.encoded}
-                if answer.decision != self.decided.decision:  # the reason says what is wrong with the answer
-                    told["decision"] = answer.decision.as_dict()
-                yield self._chunk({}, answer.finish_reason, vlroute=told)
+                details = {"id": answer.id, "timing": asdict(answer.timing), "encoded": answer.usage.encoded}
+                if answer.decision != self.decided.decision:  # its reason says what is wrong with the answer
+                    details["decision"] = answer.decision.as_dict()
+                yield self._chunk({}, answer.finish_reason, vlroute=details)
                 if self.with_usage and (used := usage(answer)):
-                    yield data({**self._head(), "choices": [], "usage": used})
+                    yield _json_event({**self._head(), "choices": [], "usage": used})
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> str:
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> ServerSentEvent:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
         empty = {"usage": None} if self.with_usage else {}
-        return data({**self._head(), "choices": [choice], **empty, **more})
+        return _json_event({**self._head(), "choices": [choice], **empty, **more})
 
     def _head(self) -> dict[str, Any]:
         return {**_head("chat.completion.chunk", self.decided.id, self.decided.decision), "created": self.created}
 
 
-def data(value: dict[str, Any]) -> str:
-    """One server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=True, separators=(',', ':'))}\n\n"
+class EventStream(EventSourceResponse):
+    """The answer as server-sent events. Generation stops as soon as the response ends, for whatever reason.
+
+    Args:
+        events: the events after the first one.
+        chunks: converts them.
+        count: called with status and code of an error within the stream.
+        headers: headers of the response.
+    """
+
+    def __init__(self, events: ThreadStream[Event], chunks: Chunks, count: Count, headers: dict[str, str]) -> None:
+        super().__init__(
+            _body(events, chunks, count),
+            headers={**headers, "Cache-Control": "no-cache"},
+            ping=PING_SECONDS,
+            ping_message_factory=lambda: ServerSentEvent(comment="still working", sep="\n"),
+            shutdown_grace_period=GRACE_SECONDS,
+        )
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # not in the generator: if it was never started, its `finally` does not run
+            self._events.close()
 
 
-DONE = "data: [DONE]\n\n"
+async def _body(events: ThreadStream[Event], chunks: Chunks, count: Count) -> AsyncIterator[ServerSentEvent]:
+    """All events of the stream. An error becomes the last one before [DONE]."""
+    try:
+        yield chunks.first()
+        event: Event | None = None
+        while not isinstance(event, Finished):
+            event = await events.next()
+            for chunk in chunks.of(event):
+                yield chunk
+    except Exception as error:
+        converted = api_error(error)
+        count(converted.status, converted.code)
+        yield _json_event(converted.body())
+    yield ServerSentEvent("[DONE]", sep="\n")
+
+
+def _json_event(value: dict[str, Any]) -> ServerSentEvent:
+    return ServerSentEvent(json.dumps(value, separators=(",", ":")), sep="\n")
 
 
 def _reasoning(text: str) -> dict[str, str]:
@@ -120,77 +184,3 @@ def _head(kind: str, id: str, decision: Decision) -> dict[str, Any]:
         "id": PREFIX + id, "object": kind, "created": int(time.time()), "model": decision.mode,
         "system_fingerprint": None,
     }  # fmt: skip
-
-
-PING_SECONDS = 10.0  # proxies cut a silent stream after half a minute or so
-
-
-async def first(running: Running) -> Decided:
-    """The decision; what fails before it has a status of its own."""
-    try:
-        event = await running.next()
-    except BaseException:
-        running.close()
-        raise
-    assert isinstance(event, Decided)
-    return event
-
-
-async def whole(running: Running, request: Request) -> tuple[Answer, Decided]:
-    """The answer with its decision; given up when the client leaves."""
-
-    async def read() -> tuple[Answer, Decided]:
-        decided = await first(running)
-        while not isinstance(event := await running.next(), Finished):
-            decided = event if isinstance(event, Decided) else decided
-        return event.answer, decided
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    reading, leaving = asyncio.ensure_future(read()), asyncio.ensure_future(left())
-    try:
-        await asyncio.wait({reading, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not reading.done():
-            raise APIError(499, "the client left", "client_left")
-        return reading.result()
-    finally:
-        leaving.cancel()
-        reading.cancel()
-        running.close()
-
-
-class EventStream(StreamingResponse):
-    """The answer as server-sent events. However the client leaves, nothing is written for it any longer."""
-
-    def __init__(self, running: Running, chunks: Chunks, count: Count, headers: dict[str, str]) -> None:
-        told = {**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(_sent(running, chunks, count), media_type="text/event-stream", headers=told)
-        self._running = running
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:  # not in the generator: one that was never begun has no end either
-            self._running.close()
-
-
-async def _sent(running: Running, chunks: Chunks, count: Count) -> AsyncIterator[str]:
-    """A comment now and then while there is nothing to say. An error ends them with its message; `count` is told."""
-    try:
-        yield chunks.first()
-        event: Event | None = None
-        while not isinstance(event, Finished):
-            try:
-                event = await running.next(PING_SECONDS)
-            except TimeoutError:
-                yield ": still working\n\n"
-                continue
-            for chunk in chunks.of(event):
-                yield chunk
-    except Exception as error:
-        said = api_error(error)
-        count(said.status, said.code)
-        yield data(said.body())
-    yield DONE

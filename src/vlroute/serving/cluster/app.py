@@ -16,7 +16,7 @@ from vlroute.serving.app import create_app
 from vlroute.serving.cluster.replica import Replica, take_up
 from vlroute.serving.cluster.router import Calls, ClusterRouter
 from vlroute.serving.errors import APIError, response
-from vlroute.serving.settings import ClusterSettings, is_loopback, keys
+from vlroute.serving.settings import ClusterSettings, is_loopback, keys_from_environment
 
 
 class Ingress:
@@ -111,7 +111,7 @@ def build(settings: ClusterSettings) -> serve.Application:
 def app(args: Mapping[str, Any]) -> serve.Application:
     """`build` from the arguments of `serve run`, or of a Serve config file: fields of `ClusterSettings` and
     `ServerSettings` by their names. Keys come from VLROUTE_API_KEYS. ValueError, ArtifactError."""
-    return build(ClusterSettings.read(args, {"api_keys": keys()}))
+    return build(ClusterSettings.read(args, {"api_keys": keys_from_environment()}))
 
 
 def _of(deployment: serve.Deployment, version: str) -> serve.Deployment:
