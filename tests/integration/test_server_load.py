@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import random
 import threading
@@ -31,8 +32,15 @@ def server() -> Iterator[Served]:
         yield one
 
 
-def inside(server: Served) -> int:
-    return len(server.service._inside)
+def gauge(server: Served, name: str) -> float:
+    """Value of one gauge, as /metrics shows it."""
+    with server.http() as http:
+        line = next(line for line in http.get("/metrics").text.splitlines() if line.startswith(name))
+    return float(line.rpartition(" ")[2])
+
+
+def running(server: Served) -> int:
+    return int(gauge(server, "vlroute_requests_running"))
 
 
 def long_stream(client: openai.OpenAI) -> Any:
@@ -52,8 +60,8 @@ def test_a_long_thought_blocks_nobody(server: Served) -> None:
         other = client.chat.completions.create(messages=[user(SOME)], **SHORT)  # there is a second row
         assert (quick.choices[0].finish_reason, other.choices[0].finish_reason) == ("stop", "length")
         assert time.perf_counter() - began < 10
-        until(lambda: inside(server) == 1)  # still at it
-    until(lambda: inside(server) == 0)
+        until(lambda: running(server) == 1)  # still at it
+    until(lambda: running(server) == 0)
 
 
 def test_who_leaves_a_stream_is_written_for_no_longer(server: Served) -> None:
@@ -61,28 +69,28 @@ def test_who_leaves_a_stream_is_written_for_no_longer(server: Served) -> None:
         chunks = iter(thought)
         for _ in range(4):
             next(chunks)
-    until(lambda: inside(server) == 0, 2)
+    until(lambda: running(server) == 0, 2)
 
 
 def test_who_leaves_before_the_whole_answer_too(server: Served) -> None:
     body = {"messages": [user(SOME)], "model": "thinking"}
     with server.http() as http, pytest.raises(httpx.ReadTimeout):
         http.post("/v1/chat/completions", json=body, timeout=0.7)
-    until(lambda: inside(server) == 0, 2)
+    until(lambda: running(server) == 0, 2)
 
 
 def test_beyond_the_queue_there_is_429_with_a_time(server: Served) -> None:
     client = server.openai()
-    held = [long_stream(client) for _ in range(server.service.most)]  # the decision comes before the row
-    until(lambda: inside(server) == server.service.most)
-    until(lambda: server.service._waiting("thinking") == server.service.most - 2)
+    held = [long_stream(client) for _ in range(server.service.max_admitted)]  # the decision comes before the row
+    until(lambda: running(server) == server.service.max_admitted)
+    until(lambda: gauge(server, 'vlroute_requests_waiting{mode="thinking"}') == server.service.max_admitted - 2)
     with pytest.raises(openai.RateLimitError) as caught:
         client.chat.completions.create(model="instruct", messages=[user(SOME)])
     assert int(caught.value.response.headers["retry-after"]) >= 1
     assert caught.value.code == "too_many_requests"
     for stream in held:
         stream.close()
-    until(lambda: inside(server) == 0)
+    until(lambda: running(server) == 0)
     assert client.chat.completions.create(model="instruct", messages=[user(SOME)]).choices[0].finish_reason == "stop"
 
 
@@ -112,7 +120,7 @@ def test_past_the_deadline() -> None:
         with pytest.raises(openai.APIError, match=r"not answered within 0.5 s"):
             for _ in long_stream(client):
                 pass
-        until(lambda: inside(server) == 0)
+        until(lambda: running(server) == 0)
         counted = server.http().get("/metrics").text
         assert 'vlroute_errors_total{code="deadline_exceeded",status="504"} 2.0' in counted
 
@@ -133,10 +141,8 @@ def test_an_answer_cut_off_by_a_stop_is_an_error() -> None:
         client = server.openai()
         whole = pool.submit(client.chat.completions.create, model="thinking", messages=[user(SOME)])
         stream = pool.submit(list, long_stream(client))
-        until(lambda: server.service._inside and len(server.service._inside) == 2)
-        server.service.draining = True
-        for cancel in [*server.service._inside]:
-            cancel.set()
+        until(lambda: running(server) == 2)
+        asyncio.run(server.service.drain(0.0))
         with pytest.raises(openai.InternalServerError) as caught:
             whole.result(10)
         assert caught.value.code == "shutting_down"
@@ -147,7 +153,7 @@ def test_an_answer_cut_off_by_a_stop_is_an_error() -> None:
 def test_who_leaves_a_prediction_is_written_for_no_longer(server: Served) -> None:
     with server.http() as http, pytest.raises(httpx.ReadTimeout):
         http.post("/api/predict", json={"data": [None, SOME.prompt, "thinking"]}, timeout=0.7)
-    until(lambda: inside(server) == 0, 2)
+    until(lambda: running(server) == 0, 2)
 
 
 def test_ready_only_while_requests_are_taken() -> None:
@@ -173,4 +179,4 @@ def test_threads_do_not_pile_up(server: Served) -> None:
     before = threading.active_count()
     for _ in range(30):
         list(client.chat.completions.create(model="instruct", messages=[user(SOME)], stream=True))
-    assert threading.active_count() <= before + server.service.most
+    assert threading.active_count() <= before + server.service.max_admitted

@@ -81,7 +81,7 @@ class ServerSettings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is an address of this machine only. Of names, only localhost is: others may resolve to any address."""
+    """Whether `host` is an address of this machine only. Of names, this holds for localhost alone."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -45,7 +45,7 @@ def completion(answer: Answer, ignored: Sequence[str], hide_reasoning: bool = Fa
 
 
 def usage(answer: Answer) -> dict[str, Any] | None:
-    """Token counts under OpenAI's names; `image_tokens` includes those of videos. None if an endpoint sent no counts."""
+    """Token counts under OpenAI's names, videos under `image_tokens`. None if an endpoint sent no counts."""
     used = answer.usage
     if used.prompt_tokens is None:
         return None
