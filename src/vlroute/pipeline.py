@@ -23,6 +23,7 @@ from vlroute.types import (
     MODES,
     Answer,
     AnswerDelta,
+    Channel,
     Decided,
     Decision,
     Event,
@@ -197,7 +198,7 @@ class Pipeline:
         conversation: Conversation,
         options: RequestOptions,
         in_turns: bool = False,
-        emit: Callable[[Event], Any] = lambda event: None,
+        emit: Callable[[Event], Any] | None = None,
     ) -> Answer:
         """`in_turns`: what was read in earlier turns is not read again, and counts in the decision."""
         began, id = time.perf_counter(), new_id()
@@ -214,7 +215,8 @@ class Pipeline:
             id, decision.mode, decision.stage, decision.gain, decision.threshold, answer.finish_reason,
             usage.prompt_tokens, usage.completion_tokens, answer.timing.total,
         )  # fmt: skip
-        emit(Finished(answer))
+        if emit is not None:
+            emit(Finished(answer))
         return answer
 
     def _answer(
@@ -222,7 +224,7 @@ class Pipeline:
         conversation: Conversation,
         options: RequestOptions,
         in_turns: bool,
-        emit: Callable[[Event], Any],
+        emit: Callable[[Event], Any] | None,
         began: float,
         id: str,
     ) -> Answer:
@@ -238,18 +240,17 @@ class Pipeline:
             uncached_tokens = request.uncached_tokens() if weighed else None
             decision = self.selector.decide(conversation, caption, options.mode, options.price, uncached_tokens)
             decided = time.perf_counter()
-            emit(Decided(decision, id))
-
-            def on_piece(channel: str, piece: str) -> None:
-                emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
-
+            on_piece = None if emit is None else partial(_emit_piece, emit)
+            if emit is not None:
+                emit(Decided(decision, id))
             try:
                 reply = request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
             except ModeUnavailableError as error:
                 if decision.forced or error.begun:
                     raise
                 decision = _fallen_back(decision, error)
-                emit(Decided(decision, id))
+                if emit is not None:
+                    emit(Decided(decision, id))
                 reply = request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
         if reply.finish_reason != "cancelled":
             read = None if reply.prompt_tokens is None else reply.prompt_tokens - reply.cached_tokens
@@ -291,6 +292,10 @@ class Pipeline:
     def _settings(self, mode: Mode, options: RequestOptions) -> dict[str, Any]:
         both = {key: value for key, value in self.generation.items() if key not in MODES}
         return combined(both, self.generation.get(mode, {}), options.generation)
+
+
+def _emit_piece(emit: Callable[[Event], Any], channel: Channel, piece: str) -> None:
+    emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
 
 
 def _fallen_back(decision: Decision, error: ModeUnavailableError) -> Decision:

@@ -224,9 +224,10 @@ class Router(Sources):
         store: Store | str | Path | None = None,
         max_num_seqs: int = 1,
         remote: RemoteEngine | None = None,
+        engine: Any = None,
     ) -> None:
         """See `from_pretrained`. `loading`: for `load_model_pair`. `caching`: `vision_cache`, `prefix_cache` or both.
-        `remote` answers instead of checkpoints.
+        `remote` or `engine`, which offers the models of this router, answers instead of checkpoints.
 
         Raises:
             SettingsError: an argument is invalid; nothing is loaded for this check.
@@ -244,7 +245,7 @@ class Router(Sources):
             remote,
         )
         self._owns_store = self.store is not store
-        self._engine: LocalEngine | RemoteEngine | None = remote
+        self._engine: LocalEngine | RemoteEngine | None = remote or engine
         self._sampling: FrameSampling | None = None
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -309,7 +310,7 @@ class Router(Sources):
     def load(self) -> Router:
         """Load both checkpoints now instead of at the first answer; over endpoints, see that both are there."""
         self._check_open()
-        _ = self._local if self.remote is None else self.remote.health()
+        (self._local if self.remote is None else self.remote).wait()
         return self
 
     @property
@@ -461,7 +462,7 @@ class Router(Sources):
     @property
     def scheduler(self) -> Scheduler | None:
         """Who writes several answers at the same time; None unless `max_num_seqs` is above 1 and the pair is loaded."""
-        return getattr(self._engine, "batching", None)
+        return getattr(self._engine, "scheduler", None)
 
     @property
     def closed(self) -> bool:
@@ -502,7 +503,7 @@ class Router(Sources):
         return Chat(self, turns, system)
 
     def answer_turn(
-        self, conversation: Conversation, options: RequestOptions, emit: Callable[[Event], Any] = lambda event: None
+        self, conversation: Conversation, options: RequestOptions, emit: Callable[[Event], Any] | None = None
     ) -> Answer:
         """As `ask`, for a `Chat`: earlier turns are not read again. `emit` is told each event, in this thread."""
         return self._answering.answer(conversation, options, in_turns=True, emit=emit)

@@ -84,7 +84,7 @@ class EngineRequest(Protocol):
         self,
         mode: Mode,
         settings: Mapping[str, Any],
-        on_piece: OnPiece = lambda channel, piece: None,
+        on_piece: OnPiece | None = None,
         cancel: threading.Event | None = None,
     ) -> Reply:
         """Generate the answer.
@@ -92,7 +92,7 @@ class EngineRequest(Protocol):
         Args:
             mode: which mode answers.
             settings: generation settings.
-            on_piece: called with each new piece of text.
+            on_piece: called with each new piece of text. Without it, an engine may restart the answer after a fault.
             cancel: cancels the answer when set.
 
         Raises:
@@ -113,6 +113,9 @@ class Engine(Protocol):
             in_turns: the conversation has several turns, so its prefix should be cached.
             namespace: separates the cache entries of tenants.
         """
+
+    def wait(self) -> None:
+        """Wait until the engine can answer."""
 
     def close(self) -> None:
         """Cancel all running answers; no further requests are accepted."""

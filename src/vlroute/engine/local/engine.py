@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +34,7 @@ from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
 from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
-from vlroute.types import MODES, Mode
+from vlroute.types import MODES, Channel, Mode
 
 #: `scheduler.generate`, or the method of a `Scheduler`.
 Generate = Callable[[GenerationRequest], Generated]
@@ -74,6 +74,11 @@ class Request:
     @property
     def tower(self) -> str:
         return self.pair.instruct.tower
+
+    @property
+    def encoded(self) -> int:
+        """Number of pictures and videos that went through the tower for this request."""
+        return len(self._encoded)
 
     def features(self, checkpoint: Checkpoint, pictures: list[Picture], videos: list[Video]) -> Features:
         """Features of the items in order, from the cache or the tower; they are kept until the request ends."""
@@ -127,7 +132,7 @@ class Request:
         self,
         mode: Mode,
         settings: Mapping[str, Any],
-        on_piece: OnPiece = lambda channel, piece: None,
+        on_piece: OnPiece | None = None,
         cancel: threading.Event | None = None,
     ) -> Reply:
         """See `protocol.EngineRequest`."""
@@ -148,15 +153,18 @@ class Request:
         resolved["max_new_tokens"] = min(resolved["max_new_tokens"], max_output)
         splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
 
+        def pass_on(pieces: Iterable[tuple[Channel, str]]) -> None:
+            for channel, piece in pieces:
+                if on_piece is not None:
+                    on_piece(channel, piece)
+
         def on_token(token: int) -> bool:
-            for channel, piece in splitter.push(token):
-                on_piece(channel, piece)
+            pass_on(splitter.push(token))
             return splitter.stop.found
 
         outputs = encoder_outputs(images, videos)
         generated = self.generate(GenerationRequest(checkpoint, prompt, outputs, resolved, on_token, cancel, cache))
-        for channel, piece in splitter.flush():
-            on_piece(channel, piece)
+        pass_on(splitter.flush())
         if self.prefixes and cache is not None:
             self.prefixes.insert(owner, prompt.tokens.extended(generated.ids), cache)
         texts = splitter.texts
@@ -172,7 +180,7 @@ class Request:
             vision_seconds=seen_new - began + encoded - looked_up,
             prefill_seconds=looked_up - seen_new + generated.prefill_seconds,
             decode_seconds=generated.decode_seconds,
-            encoded=len(self._encoded),
+            encoded=self.encoded,
         )
 
     def _encode_turn(self, item: Picture | Video) -> None:
@@ -249,6 +257,9 @@ class LocalEngine:
         return Request(
             self.pair, conversation, self.vision, self.prefixes if in_turns else None, namespace, generate_one
         )
+
+    def wait(self) -> None:
+        """See `protocol.Engine`: the models are loaded."""
 
     def close(self) -> None:
         """Cancel the running answers of the scheduler."""

@@ -83,6 +83,10 @@ class RemoteEngine:
         """`in_turns` changes nothing: the servers find what they read by its content."""
         return RemoteRequest(self, conversation, namespace)
 
+    def wait(self) -> None:
+        """See `protocol.Engine`. A server that does not answer is logged, and its mode is tried later."""
+        self.health()
+
     def health(self) -> dict[Mode, Health]:
         """Ask both servers which models they serve, and log what is wrong. Takes at most `HEALTH_SECONDS`.
 
@@ -201,7 +205,7 @@ class RemoteRequest:
         self,
         mode: Mode,
         settings: Mapping[str, Any],
-        on_piece: OnPiece = lambda channel, piece: None,
+        on_piece: OnPiece | None = None,
         cancel: threading.Event | None = None,
     ) -> Reply:
         """Answer in `mode`. The server's queue counts as prefill.

@@ -113,7 +113,8 @@ class RayEngine:
         seconds: time limit of a call that produces no stream.
     """
 
-    batching = None
+    remote = False
+    fingerprint = scheduler = None
 
     def __init__(self, handle: Any, seconds: float) -> None:
         self._handle, self._seconds = handle, seconds
@@ -123,11 +124,8 @@ class RayEngine:
         self.tower: str | None = None
         threading.Thread(target=self._loop.run_forever, name="vlroute-calls", daemon=True).start()
 
-    def wait(self) -> RayEngine:
+    def wait(self) -> None:
         """Wait for the first replica, then start to poll the caches of all replicas.
-
-        Returns:
-            This engine.
 
         Raises:
             ReplicasFailedError: Ray has stopped trying to start a replica.
@@ -141,7 +139,6 @@ class RayEngine:
             except (ReplicaLostError, TimeoutError):
                 self._closed.wait(0.1)
         threading.Thread(target=self._poll_caches, name="vlroute-caches", daemon=True).start()
-        return self
 
     def request(self, conversation: Conversation, in_turns: bool = False, namespace: str = "") -> RayRequest:
         """See `protocol.Engine`."""
@@ -258,14 +255,14 @@ class RayRequest:
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """Nothing is checked here: the replica raises SettingsError before it generates."""
 
-    def caption(self, seen: Picture | Video, prompt: str) -> str:
+    def caption(self, item: Picture | Video, prompt: str) -> str:
         """See `protocol.EngineRequest`."""
-        caption: str = self._counted("caption", self._media.index(seen), prompt)
+        caption: str = self._counted("caption", self._media.index(item), prompt)
         return caption
 
-    def pooled(self, seen: Picture | Video) -> NDArray[np.float32]:
+    def pooled(self, item: Picture | Video) -> NDArray[np.float32]:
         """See `protocol.EngineRequest`."""
-        pooled: NDArray[np.float32] = self._counted("pooled", self._media.index(seen))
+        pooled: NDArray[np.float32] = self._counted("pooled", self._media.index(item))
         return pooled
 
     def uncached_tokens(self) -> dict[Mode, int] | None:

@@ -178,7 +178,7 @@ class RemoteStream:
         endpoint: Endpoint,
         mode: Mode,
         stops: Sequence[str],
-        on_piece: OnPiece,
+        on_piece: OnPiece | None,
         cancel: threading.Event | None,
         known: Reasoning = "auto",
     ) -> None:
@@ -272,7 +272,8 @@ class RemoteStream:
     def _hand_out(self, pieces: Pieces) -> None:
         for channel, piece in pieces:
             self._begun = True
-            self._on_piece(channel, piece)
+            if self._on_piece is not None:
+                self._on_piece(channel, piece)
 
     def _reply(self, reason: FinishReason) -> Reply:
         ended = time.perf_counter()

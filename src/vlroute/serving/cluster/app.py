@@ -48,7 +48,7 @@ class Ingress:
         instruct, thinking, _ = resolve_pair(settings.model, None, None, None)
         self.router = Router(
             instruct, thinking, limits=settings.server.limits, generation=settings.generation, store=settings.store,
-            connect=lambda: RayEngine(replicas, settings.server.deadline).wait(),
+            engine=RayEngine(replicas, settings.server.deadline),
         )  # fmt: skip
         self._configured = False
 
@@ -66,13 +66,15 @@ class Ingress:
             ArtifactError: the artifact cannot be used; nothing is changed.
         """
         folder = config["router"] or resolve_pair(self.settings.model, None, None, None)[2]
-        classifier = None if folder is None else ComplexityClassifier.load(folder)
-        probe = None if folder is None else probe_of(folder)
-        if self._configured:
-            self.router.selector.use(classifier, probe)
-        else:  # the policy may need the calibration set of the first artifact
+        if not self._configured:  # not in the constructor: the policy may need the calibration set of this artifact
+            classifier = None if folder is None else ComplexityClassifier.load(folder)
+            probe = None if folder is None else probe_of(folder)
             self.router.selector = ModeSelector(classifier, self.settings.policy, probe=probe)
             self._configured = True
+        if folder is None:
+            self.router.selector.use(None, None)
+        else:
+            self.router.use(folder)  # this warns if the artifact was trained for another model
 
 
 def build(settings: ClusterSettings) -> serve.Application:
