@@ -52,9 +52,9 @@ def endpoints(file: Path) -> Iterator[Finding]:
     engine = RemoteEngine.over(*read_endpoints(file))
     for mode, health in engine.health().items():
         if not health.reachable:
-            yield Finding("model", mode, health.said, "problem", DOWN)
+            yield Finding("model", mode, health.message, "problem", DOWN)
         elif not health.listed:
-            yield Finding("model", mode, health.said, "problem", UNLISTED)
+            yield Finding("model", mode, health.message, "problem", UNLISTED)
         else:
             yield Finding("model", mode, f"{engine.endpoints[mode].name} answers")
     engine.close()

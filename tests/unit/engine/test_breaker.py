@@ -18,34 +18,34 @@ class Clock:
 
 
 def test_it_opens_after_failures_in_a_row_only() -> None:
-    breaker = Breaker(failures=3, rest=5, clock=Clock())
+    breaker = Breaker(failures=3, pause=5, clock=Clock())
     for _ in range(4):
         breaker.failed()
         breaker.failed()
         breaker.succeeded()
     assert breaker.state == "closed"
     for _ in range(3):
-        assert breaker.admit()
+        assert breaker.allow()
         breaker.failed()
     assert breaker.state == "open"
-    assert not breaker.admit()
+    assert not breaker.allow()
 
 
 def test_one_request_tries_and_the_rest_doubles() -> None:
     clock = Clock()
-    breaker = Breaker(failures=1, rest=5, longest=15, clock=clock)
+    breaker = Breaker(failures=1, pause=5, max_pause=15, clock=clock)
     breaker.failed()
-    for rest in (5, 10, 15, 15):
-        clock.now += rest - 0.1
-        assert not breaker.admit()
+    for pause in (5, 10, 15, 15):
+        clock.now += pause - 0.1
+        assert not breaker.allow()
         clock.now += 0.1
-        assert breaker.admit()
-        assert not breaker.admit()  # one at a time
+        assert breaker.allow()
+        assert not breaker.allow()  # one at a time
         breaker.failed()
     clock.now += 15
-    assert breaker.admit()
-    breaker.gave_up()  # it said nothing: the next one may try
-    assert breaker.admit()
+    assert breaker.allow()
+    breaker.inconclusive()  # it said nothing: the next one may try
+    assert breaker.allow()
     breaker.succeeded()
     assert breaker.state == "closed"
     breaker.failed()
@@ -55,7 +55,7 @@ def test_one_request_tries_and_the_rest_doubles() -> None:
 
 def test_failures_of_requests_sent_before_it_opened_do_not_prolong_the_rest() -> None:
     clock = Clock()
-    breaker = Breaker(failures=2, rest=5, clock=clock)
+    breaker = Breaker(failures=2, pause=5, clock=clock)
     breaker.failed()
     breaker.failed()
     clock.now += 4.9

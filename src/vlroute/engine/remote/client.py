@@ -1,4 +1,4 @@
-"""The same pair behind two OpenAI-compatible servers, asked with the openai package. Brings no torch."""
+"""An engine over two OpenAI-compatible servers, through the openai package. It does not import torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import re
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -42,26 +42,39 @@ HEAD_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Of one endpoint. `listed`: its /v1/models names the model. `breaker`: "open" while it is left alone."""
+    """State of one endpoint.
+
+    Attributes:
+        reachable: Whether it answered.
+        listed: Whether its /v1/models contains the model.
+        breaker: State of its breaker; "open" while it is skipped.
+        message: "ok", or what is wrong.
+    """
 
     reachable: bool
     listed: bool
     breaker: State
-    said: str
+    message: str
 
 
 class RemoteEngine:
-    """Both endpoints, with a breaker each, and the thread that reads their streams. Thread-safe."""
+    """An engine over one endpoint per mode. A thread of its own reads their streams. Thread-safe.
+
+    Args:
+        endpoints: the endpoint of each mode.
+
+    Raises:
+        MissingExtraError: the openai package is missing.
+    """
 
     def __init__(self, endpoints: Mapping[Mode, Endpoint]) -> None:
-        """MissingExtraError without the openai package."""
         try:
             import openai
         except ModuleNotFoundError as error:
             raise MissingExtraError(error, "remote") from error
         self.endpoints = dict(endpoints)
         self.breakers = {mode: Breaker() for mode in MODES}
-        self.shown: dict[Mode, Reasoning] = {}
+        self._reasoning: dict[Mode, Reasoning] = {}
         self._clients = {mode: _client(openai, endpoint) for mode, endpoint in self.endpoints.items()}
         self._loop = asyncio.new_event_loop()
         self._running: set[Future[None]] = set()
@@ -72,27 +85,43 @@ class RemoteEngine:
 
     @classmethod
     def over(cls, instruct: Endpoint | tuple[str, str], thinking: Endpoint | tuple[str, str]) -> RemoteEngine:
-        """ValueError as of `Endpoint.of`."""
+        """Create an engine.
+
+        Args:
+            instruct: endpoint of Instruct, or (base URL, name of the model).
+            thinking: the same for Thinking.
+
+        Returns:
+            The engine.
+
+        Raises:
+            ValueError: see `Endpoint.of`.
+        """
         return cls({"instruct": Endpoint.of(instruct), "thinking": Endpoint.of(thinking)})
 
     @property
     def names(self) -> tuple[str, str]:
+        """Names of both endpoints, for messages."""
         return self.endpoints["instruct"].name, self.endpoints["thinking"].name
 
-    def request(self, conversation: Conversation, in_turns: bool = False, namespace: str = "") -> RemoteRequest:
-        """`in_turns` changes nothing: the servers find what they read by its content."""
-        return RemoteRequest(self, conversation, namespace)
+    def request(
+        self, conversation: Conversation, in_turns: bool = False, namespace: str = ""
+    ) -> AbstractContextManager[RemoteRequest]:
+        """See `protocol.Engine`. `in_turns` has no effect: the servers look up prefixes by their content."""
+        return nullcontext(RemoteRequest(self, conversation, namespace))
 
     def wait(self) -> None:
         """See `protocol.Engine`. A server that does not answer is logged, and its mode is tried later."""
         self.health()
 
     def health(self) -> dict[Mode, Health]:
-        """Ask both servers which models they serve, and log what is wrong. Takes at most `HEALTH_SECONDS`.
+        """Ask both servers which models they serve, and log what is wrong. This takes at most `HEALTH_SECONDS`.
 
-        The breaker of a server that answers is closed.
+        Returns:
+            The state of both endpoints. The breaker of a server that answers is closed.
 
-        RouterClosedError after `close`.
+        Raises:
+            RouterClosedError: the engine was closed.
         """
         if self._closed:
             raise RouterClosedError
@@ -100,33 +129,47 @@ class RemoteEngine:
         found = {mode: future.result() for mode, future in asked.items()}
         for mode, health in found.items():
             if not (health.reachable and health.listed):
-                log.warning("%s: %s", mode, health.said)
+                log.warning("%s: %s", mode, health.message)
         return found
 
     def submit(self, mode: Mode, body: dict[str, Any], headers: dict[str, str], put: Callable[[Any], None]) -> Any:
-        """Read one stream in the engine's thread. `put` gets each chunk, perhaps an Exception, and at last None."""
+        """Read one stream in the engine's thread.
+
+        Args:
+            mode: whose endpoint is asked.
+            body: see `Endpoint.body`.
+            headers: headers of the request.
+            put: called with each chunk, or an exception, and finally None.
+
+        Returns:
+            A future, whose cancellation ends the request.
+        """
         retries = self.endpoints[mode].retries
         future: Future[None] = self._start(_read(self._clients[mode], retries, body, headers, put))
 
-        def over(ended: Future[None]) -> None:
+        def done(future: Future[None]) -> None:
             with self._lock:
-                self._running.discard(ended)
+                self._running.discard(future)
             put(None)
 
-        future.add_done_callback(over)
+        future.add_done_callback(done)
         return future
 
-    def learn(self, mode: Mode, shown: Reasoning) -> None:
+    def known_reasoning(self, mode: Mode) -> Reasoning:
+        """How the server of a mode marked reasoning in earlier streams; "auto" if they did not show it."""
+        return self._reasoning.get(mode, "auto")
+
+    def learn_reasoning(self, mode: Mode, shown: Reasoning) -> None:
         """Remember how the server of a mode marks reasoning, for streams that do not show it."""
         if shown == "auto":
             return
-        if shown == "raw" and self.shown.get(mode) != "raw" and self.endpoints[mode].reasoning == "auto":
+        if shown == "raw" and self.known_reasoning(mode) != "raw" and self.endpoints[mode].reasoning == "auto":
             name = self.endpoints[mode].name
             log.info("%s sends reasoning as text; set Endpoint(reasoning='raw') to stream it without delay", name)
-        self.shown[mode] = shown
+        self._reasoning[mode] = shown
 
     def close(self) -> None:
-        """Cancel all running requests and close all connections."""
+        """See `protocol.Engine`. All connections are closed."""
         with self._lock:
             if self._closed:
                 return
@@ -166,40 +209,33 @@ class RemoteEngine:
             return Health(False, False, breaker.state, str(failure(error, endpoint.name, begun=False)))
         breaker.succeeded()
         listed = endpoint.model in models
-        said = "ok" if listed else f"{endpoint.name} is not among the server's models: {', '.join(models[:10])}"
-        return Health(True, listed, breaker.state, said)
+        message = "ok" if listed else f"{endpoint.name} is not among the server's models: {', '.join(models[:10])}"
+        return Health(True, listed, breaker.state, message)
 
 
 class RemoteRequest:
-    """One conversation to answer through the endpoints: see `protocol.EngineRequest`."""
+    """One conversation to answer through the endpoints, see `protocol.EngineRequest`."""
 
     tower = None
 
     def __init__(self, engine: RemoteEngine, conversation: Conversation, namespace: str) -> None:
         self.engine, self.conversation, self.namespace = engine, conversation, namespace
 
-    def __enter__(self) -> RemoteRequest:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """See `protocol.EngineRequest`."""
         checked(settings, endpoints=True)
 
-    def caption(self, seen: Picture | Video, prompt: str) -> str:
+    def caption(self, item: Picture | Video, prompt: str) -> str:
         """See `protocol.EngineRequest`. InputError for a video."""
-        asked = Conversation((Message("user", (seen, prompt)),))
-        return RemoteRequest(self.engine, asked, self.namespace).answer("instruct", CAPTION_SETTINGS).text
+        conversation = Conversation((Message("user", (item, prompt)),))
+        return RemoteRequest(self.engine, conversation, self.namespace).answer("instruct", CAPTION_SETTINGS).text
 
-    def pooled(self, seen: Picture | Video) -> NDArray[np.float32]:
-        raise RuntimeError("endpoints give no vision features")
+    def pooled(self, item: Picture | Video) -> NDArray[np.float32]:
+        """Not available, as `tower` tells."""
+        raise RuntimeError("endpoints offer no vision features")
 
     def uncached_tokens(self) -> None:
-        """Unknown: the servers keep their own caches."""
+        """See `protocol.EngineRequest`. Unknown, because the servers have caches of their own."""
 
     def answer(
         self,
@@ -208,10 +244,21 @@ class RemoteRequest:
         on_piece: OnPiece | None = None,
         cancel: threading.Event | None = None,
     ) -> Reply:
-        """Answer in `mode`. The server's queue counts as prefill.
+        """See `protocol.EngineRequest`. Time in the server's queue counts as prefill.
 
-        ModeUnavailableError: the endpoint is down, overloaded, skipped by its breaker, or broke off.
-        EndpointError: it refuses key, model or address. InputError: it refuses the request.
+        Args:
+            mode: which endpoint answers.
+            settings: generation settings.
+            on_piece: called with each new piece of text.
+            cancel: cancels the answer when set.
+
+        Returns:
+            The answer.
+
+        Raises:
+            ModeUnavailableError: the endpoint is down, overloaded, skipped by its breaker, or ended its stream early.
+            EndpointError: it refuses the key, the model or the address.
+            InputError: it refuses the request.
         """
         endpoint, breaker = self.engine.endpoints[mode], self.engine.breakers[mode]
         if settings.get("do_sample"):  # endpoints take no do_sample, and may be greedy by default
@@ -219,14 +266,12 @@ class RemoteRequest:
         if mode == "instruct":
             settings = {name: value for name, value in settings.items() if name != "thinking_budget"}
         body = endpoint.body(self.conversation, settings)
-        known = self.engine.shown.get(mode, "auto")
+        known = self.engine.known_reasoning(mode)
         if endpoint.budget_field and settings.get("thinking_budget") == 0:
-            known = "parsed"  # no thought is expected
+            known = "parsed"  # no reasoning is expected
         stream = RemoteStream(endpoint, mode, settings.get("stop") or (), on_piece, cancel, known)
-        if not breaker.admit():
-            error = ModeUnavailableError(
-                f"{endpoint.model} failed several times in a row and is left alone for a while"
-            )
+        if not breaker.allow():
+            error = ModeUnavailableError(f"{endpoint.model} failed several times in a row and is skipped for a while")
             error.address = endpoint.address
             raise error
         try:
@@ -235,18 +280,18 @@ class RemoteRequest:
                 reply = stream.read()
             finally:
                 reading.cancel()
-                self.engine.learn(mode, stream.shown)
+                self.engine.learn_reasoning(mode, stream.shown)
         except ModeUnavailableError as error:
-            breaker.gave_up() if stream.overloaded else breaker.failed()
+            breaker.inconclusive() if stream.overloaded else breaker.failed()
             error.address = endpoint.address
             raise error
         except BaseException as error:
             if isinstance(error, InputError | EndpointError):
                 error.address = endpoint.address
-            # it answered, if only to refuse; a listener's error or Ctrl-C says nothing about it
-            breaker.succeeded() if isinstance(error, VLRouteError) else breaker.gave_up()
+            # a refusal is an answer; an error of `on_piece` or Ctrl-C says nothing about the endpoint
+            breaker.succeeded() if isinstance(error, VLRouteError) else breaker.inconclusive()
             raise
-        breaker.gave_up() if reply.finish_reason == "cancelled" else breaker.succeeded()
+        breaker.inconclusive() if reply.finish_reason == "cancelled" else breaker.succeeded()
         return reply
 
 
@@ -254,7 +299,7 @@ def _client(openai: Any, endpoint: Endpoint) -> Any:
     read, connect = endpoint.read_seconds, endpoint.connect_seconds
     return openai.AsyncOpenAI(
         base_url=endpoint.base_url,
-        api_key=endpoint.api_key or "none",  # the package wants one, even where the server wants none
+        api_key=endpoint.api_key or "none",  # the package requires a key, even if the server does not
         max_retries=endpoint.retries,
         timeout=openai.Timeout(read, connect=connect),
     )
@@ -267,7 +312,7 @@ async def _awaited(listing: Any) -> Any:
 async def _read(
     client: Any, retries: int, body: dict[str, Any], headers: dict[str, str], put: Callable[[Any], None]
 ) -> None:
-    """Errors within a stream are retried here if no token came before them, errors before a stream by `client`."""
+    """Read one stream. Errors before its first token are retried here, errors before the stream by `client`."""
     for attempt in range(retries + 1):
         begun = False
         try:
@@ -300,14 +345,14 @@ def _has_text_or_end(chunk: Any) -> bool:
 
 
 def _record_head(stream: Any) -> bytearray:
-    """The first bytes of the response, filled while `stream` is read: its reader skips what is not an event."""
+    """The first bytes of the response, filled while `stream` is read: its reader ignores what is not an event."""
     head, aiter_bytes = bytearray(), stream.response.aiter_bytes
     stream.response.aiter_bytes = lambda: _Recorded(aiter_bytes(), head)
     return head
 
 
 class _Recorded:
-    """Passes on `pieces` and keeps the first of them. Not a generator, which would have to be closed as well."""
+    """Passes on `pieces` and keeps the first bytes. A generator would have to be closed as well."""
 
     def __init__(self, pieces: AsyncIterator[bytes], head: bytearray) -> None:
         self._pieces, self._head = pieces, head
@@ -322,7 +367,7 @@ class _Recorded:
 
 
 def _check_head(stream: Any, head: bytes) -> None:
-    """Raise the error that a response without a token reports, or ValueError if the response is no stream of events."""
+    """Raise the error that a response without tokens reports, or ValueError if the response is not an event stream."""
     text = head.decode("utf-8", "replace").strip()
     for line in (text, *text.splitlines()):
         try:
@@ -335,7 +380,7 @@ def _check_head(stream: Any, head: bytes) -> None:
                 raise _in_stream(stream, body if isinstance(body, dict) else {"message": str(body), **found})
     kind = stream.response.headers.get("content-type", "")
     if text and not re.search(r"^(data|event|id|retry)?:", text, re.MULTILINE):
-        raise ValueError(f"its reply has the type {kind or 'unknown'}: {text[:100]}")
+        raise ValueError(f"the response has the type {kind or 'unknown'}: {text[:100]}")
 
 
 def _in_stream(stream: Any, body: dict[str, Any]) -> Exception:

@@ -1,4 +1,4 @@
-"""One OpenAI-compatible server that answers in one mode: where it is, and how it is asked."""
+"""An OpenAI-compatible server that answers in one mode: its address, and the requests to it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from vlroute.types import MODES
 log = logging.getLogger("vlroute")
 Headers = Mapping[str, str] | Callable[[Conversation], Mapping[str, str]]
 Reasoning = Literal["auto", "parsed", "raw"]
-#: Settings under transformers' names that OpenAI has under the same name, and under another.
+#: Settings under transformers' names that OpenAI has under the same name, and under another one.
 _SAME = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed")
 _RENAMED = {"max_new_tokens": "max_tokens"}
-#: What OpenAI does not know, but vLLM, SGLang, llama-server and `vlroute serve` do.
+#: Settings that OpenAI does not have, but vLLM, SGLang, llama-server and `vlroute serve` do.
 _EXTRA = ("top_k", "min_p", "repetition_penalty")
-#: What HTTP can send; RFC 9110, sections 5.1 and 5.5.
+#: Characters that HTTP can send; RFC 9110, sections 5.1 and 5.5.
 _KEY = re.compile(r"[!-~]+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"(?:[!-~](?:[ -~\t]*[!-~])?)?")
@@ -50,7 +50,7 @@ class Endpoint:
         headers: sent with each request. A callable gets the conversation, so that a proxy can keep it on one replica:
             `lambda conversation: {"x-session-id": conversation.key}`.
         connect_seconds: longest time until the connection is made.
-        read_seconds: longest time until the first token, retries included.
+        read_seconds: longest time until the first token, including retries.
         idle_seconds: longest time between two tokens; `read_seconds` is used if it is shorter.
         retries: how often a request is retried before its first token, with growing pauses.
         budget_field: the name under which the server takes a thinking budget in tokens, with dots if it is nested:
@@ -94,13 +94,23 @@ class Endpoint:
             raise ValueError("api_key must consist of printable ASCII characters without spaces and line breaks")
 
     @classmethod
-    def of(cls, wish: Endpoint | tuple[str, str]) -> Endpoint:
-        """ValueError for what is neither an Endpoint nor (base URL, model)."""
-        if isinstance(wish, Endpoint):
-            return wish
-        if isinstance(wish, tuple) and len(wish) == 2 and all(isinstance(one, str) for one in wish):
-            return cls(*wish)
-        raise ValueError(f"an endpoint is an Endpoint or a tuple (base_url, model), not {type(wish).__name__}")
+    def of(cls, value: Endpoint | tuple[str, str]) -> Endpoint:
+        """Convert a tuple.
+
+        Args:
+            value: an Endpoint, or (base URL, name of the model).
+
+        Returns:
+            The endpoint.
+
+        Raises:
+            ValueError: `value` is neither.
+        """
+        if isinstance(value, Endpoint):
+            return value
+        if isinstance(value, tuple) and len(value) == 2 and all(isinstance(one, str) for one in value):
+            return cls(*value)
+        raise ValueError(f"an endpoint is an Endpoint or a tuple (base_url, model), not {type(value).__name__}")
 
     @property
     def address(self) -> str:
@@ -110,14 +120,24 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """Model and address, for logs and records of this machine."""
+        """Model and address, for logs and files on this machine."""
         return f"{self.model} at {self.address}"
 
     def body(self, conversation: Conversation, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of `chat.completions.create`. The same conversation gives the same bytes up to its last message,
-        so that the server's own prefix cache hits.
+        """Create the arguments of `chat.completions.create`.
 
-        SettingsError for a setting that endpoints do not take, InputError for a video.
+        A conversation results in the same bytes up to its last message, so that the prefix cache of the server hits.
+
+        Args:
+            conversation: the messages.
+            settings: generation settings.
+
+        Returns:
+            The arguments.
+
+        Raises:
+            SettingsError: endpoints do not take a setting.
+            InputError: the conversation contains a video.
         """
         settings = checked(settings, endpoints=True)
         body: dict[str, Any] = {"model": self.model, "messages": [_message(one) for one in conversation.messages]}
@@ -138,7 +158,7 @@ class Endpoint:
         return body | ({"extra_body": extra} if extra else {})
 
     def headers_for(self, conversation: Conversation) -> dict[str, str]:
-        """Headers of one request. ValueError if a callable returns invalid ones."""
+        """Headers of one request. Raises ValueError if a callable returns invalid ones."""
         if not callable(self.headers):
             return dict(self.headers)
         headers = self.headers(conversation)
@@ -187,7 +207,7 @@ def _part(part: object) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)  # a picture is sent again with every turn
 def _data_uri(picture: Picture) -> str:
-    """A lossless copy of the pixels that were checked and captioned here, scaled to the budget of the picture."""
+    """The decoded pixels as PNG, scaled to the pixel budget of the picture."""
     image, size, buffer = picture.image, picture.budget.target_size(picture.size), io.BytesIO()
     if size != image.size:
         image = image.resize(size, Image.Resampling.BICUBIC)
@@ -195,19 +215,28 @@ def _data_uri(picture: Picture) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-MOST_BYTES = 2**20
+MAX_FILE_BYTES = 2**20
 _KEY_VARIABLE = "api_key_env"
 _FIELDS = {field.name for field in fields(Endpoint)} - {"api_key"} | {_KEY_VARIABLE}
 
 
 def read_endpoints(file: Path) -> tuple[Endpoint, Endpoint]:
-    """(instruct, thinking) of `{"instruct": {"base_url": …, "model": …, …}, "thinking": {…}}`.
+    """Read a file of endpoints: `{"instruct": {"base_url": …, "model": …, …}, "thinking": {…}}`.
 
-    Fields are those of `Endpoint`; a key is not written there but named: `api_key_env` is the environment variable that
-    holds it. InputError for anything else.
+    The fields are those of `Endpoint`, except for the key: `api_key_env` is the name of an environment variable that
+    contains it.
+
+    Args:
+        file: a JSON file.
+
+    Returns:
+        The endpoints of Instruct and Thinking.
+
+    Raises:
+        InputError: the file cannot be read, or a field is unknown or invalid.
     """
     try:
-        found = json.loads(read_at_most(file, MOST_BYTES))
+        found = json.loads(read_at_most(file, MAX_FILE_BYTES))
     except OSError as error:
         why = error.strerror or error
         remedy = "pass an existing JSON file of endpoints (docs/how-to/endpoints.md)"
@@ -224,13 +253,15 @@ def _endpoint(values: Any, place: str) -> Endpoint:
     if not isinstance(values, dict) or not {"base_url", "model"} <= set(values):
         raise InputError(f"{place}: expected an object with base_url and model")
     if unknown := sorted(set(values) - _FIELDS):
-        hint = f"; name the variable that holds the key as {_KEY_VARIABLE}" if "api_key" in unknown else ""
+        hint = (
+            f"; put the key in an environment variable and its name in {_KEY_VARIABLE}" if "api_key" in unknown else ""
+        )
         raise InputError(f"{place}: unknown {', '.join(unknown)}; expected {', '.join(sorted(_FIELDS))}{hint}")
     values, key = dict(values), None
     if (name := values.pop(_KEY_VARIABLE, None)) is not None:
         key = os.environ.get(str(name))
         if not key:
-            raise InputError(f"{place}: the environment variable {name} holds no key; set it")
+            raise InputError(f"{place}: the environment variable {name} is not set; it must contain the API key")
     try:
         return Endpoint(**values, api_key=key)
     except (TypeError, ValueError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""Maps errors of servers and of the openai package to the errors of vlroute."""
+"""Maps errors of servers and of the openai package to errors of vlroute."""
 
 from __future__ import annotations
 
@@ -26,8 +26,16 @@ _WORDS = (
 
 
 def status(error: Exception) -> int | None:
-    """HTTP status of an error, or the status that its body names: many servers report errors within a stream that began
-    with status 200. None if no server answered."""
+    """Find the HTTP status of an error.
+
+    Many servers report errors within a stream that began with status 200; then the body of the error has the status.
+
+    Args:
+        error: an error of the openai package.
+
+    Returns:
+        The status; None if no server answered.
+    """
     if isinstance(found := getattr(error, "status_code", None), int):
         return found
     body = getattr(error, "body", None)
@@ -45,8 +53,8 @@ def status(error: Exception) -> int | None:
 
 def is_error(body: Mapping[str, Any]) -> bool:
     """Whether an event of a stream without choices reports an error."""
-    told = isinstance(body.get("message"), str) and any(body.get(name) is not None for name in _NAMES)
-    return body.get("object") == "error" or told or _number(body) is not None
+    has_message = isinstance(body.get("message"), str) and any(body.get(name) is not None for name in _NAMES)
+    return body.get("object") == "error" or has_message or _number(body) is not None
 
 
 def _number(body: Any) -> int | None:
@@ -74,33 +82,37 @@ def is_temporary(error: Exception) -> bool:
 
 
 def failure(error: Exception, name: str, begun: bool) -> VLRouteError:
-    """The error of vlroute that corresponds to an error of the openai package.
+    """Convert an error of the openai package.
 
     Args:
         error: the error.
         name: name of the endpoint.
         begun: whether a part of the answer was passed on.
+
+    Returns:
+        The corresponding error of vlroute.
     """
-    found, said = status(error), _said(error)
+    found, message = status(error), _message(error)
     if found in _REFUSED:
-        return InputError(f"{name} refuses the request: {said}")
+        return InputError(f"{name} refuses the request: {message}")
     if found == 429:
         return ModeUnavailableError(f"{name} is overloaded", begun)
     if found is not None and 400 <= found < 500 and found not in _TEMPORARY:
-        return EndpointError(f"{name} answers {found}: {said}; check key, model and address")
+        return EndpointError(f"{name} answers {found}: {message}; check key, model and address")
     import openai
 
     unreached = isinstance(error, openai.APIConnectionError)
-    what = f"answers {found}" if found else "broke off" if begun else "cannot be reached"
+    what = f"answers {found}" if found else "ended its stream early" if begun else "cannot be reached"
     if not found and not unreached and isinstance(error, ValueError):
         what = "sent something other than a stream of chat completions"
-    return ModeUnavailableError(f"{name} {what}: {said}", begun)
+    return ModeUnavailableError(f"{name} {what}: {message}", begun)
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     body: Any = getattr(error, "body", None)
-    message = (
-        body.get("message") or body.get("detail") if isinstance(body, dict) else body if isinstance(body, str) else None
-    )
-    said = " ".join(str(message or error or type(error).__name__).split())[:300]
-    return said.encode("utf-8", "replace").decode()  # a lone surrogate could not be stored or sent
+    if isinstance(body, dict):
+        body = body.get("message") or body.get("detail")
+    elif not isinstance(body, str):
+        body = None
+    message = " ".join(str(body or error or type(error).__name__).split())[:300]
+    return message.encode("utf-8", "replace").decode()  # a lone surrogate could not be stored or sent

@@ -9,9 +9,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -140,9 +141,11 @@ class RayEngine:
                 self._closed.wait(0.1)
         threading.Thread(target=self._poll_caches, name="vlroute-caches", daemon=True).start()
 
-    def request(self, conversation: Conversation, in_turns: bool = False, namespace: str = "") -> RayRequest:
+    def request(
+        self, conversation: Conversation, in_turns: bool = False, namespace: str = ""
+    ) -> AbstractContextManager[RayRequest]:
         """See `protocol.Engine`."""
-        return RayRequest(self, conversation, in_turns, namespace)
+        return nullcontext(RayRequest(self, conversation, in_turns, namespace))
 
     def close(self) -> None:
         """See `protocol.Engine`."""
@@ -243,14 +246,6 @@ class RayRequest:
         self._args = conversation, in_turns, namespace
         self._media = [part for message in conversation.messages for part in message.parts if not isinstance(part, str)]
         self._encoded = 0
-
-    def __enter__(self) -> RayRequest:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """Nothing is checked here: the replica raises SettingsError before it generates."""

@@ -1,4 +1,4 @@
-"""Separates reasoning from the answer in the text that a server streams."""
+"""The stream of an endpoint: separates reasoning from the answer, and counts tokens."""
 
 from __future__ import annotations
 
@@ -31,27 +31,26 @@ class _Surrogates:
 
 
 class RemoteText:
-    """Turns chunks of a stream into pieces of reasoning and answer, independent of how the text is divided.
+    """Converts chunks of a stream to pieces of reasoning and answer, independent of how the text is divided.
 
     A server with a reasoning parser sends reasoning in a separate field and the answer as content. A server without one
     sends everything as content, in which `</think>` ends the reasoning. With "auto", content is held back until the
     stream shows which case applies. If it never does, earlier streams of the server decide. If they showed nothing
     either, the content is the answer if the server completed it, otherwise truncated reasoning.
+
+    Args:
+        thinking: whether the server was asked to reason first.
+        reasoning: see `Endpoint`.
+        stops: strings that end the answer, but not the reasoning.
+        known: what earlier streams of the server showed: "parsed", "raw", or "auto" for nothing.
     """
 
     def __init__(
         self, thinking: bool, reasoning: Reasoning = "auto", stops: Sequence[str] = (), known: Reasoning = "auto"
     ) -> None:
-        """
-        Args:
-            thinking: whether the server was asked to think first.
-            reasoning: see `Endpoint`.
-            stops: strings that end the answer, but not the reasoning.
-            known: what earlier streams of the server showed: "parsed", "raw", or "auto" for nothing.
-        """
         self.stop = StopText(stops)
         self.chunks: dict[Channel, int] = {"thinking": 0, "answer": 0}  # number of chunks with text
-        self._said: dict[Channel, list[str]] = {"thinking": [], "answer": []}
+        self._pieces: dict[Channel, list[str]] = {"thinking": [], "answer": []}
         self._trimmed: dict[Channel, Trimmed] = {"thinking": Trimmed(), "answer": Trimmed()}
         self._surrogates: dict[Channel, _Surrogates] = {"thinking": _Surrogates(), "answer": _Surrogates()}
         self._raw = thinking and reasoning != "parsed"  # content may contain the reasoning
@@ -67,7 +66,7 @@ class RemoteText:
 
     def text(self, channel: Channel) -> str:
         """The joined pieces of one channel."""
-        return "".join(self._said[channel])
+        return "".join(self._pieces[channel])
 
     def push(self, reasoning: str, content: str) -> Pieces:
         """Process one chunk. Either part may be empty."""
@@ -78,7 +77,7 @@ class RemoteText:
             self.shown = "parsed"
             yield from self.parsed()
             self.chunks["thinking"] += 1
-            yield from self._say("thinking", reasoning)
+            yield from self._emit("thinking", reasoning)
         if content:
             if self._channel is None:
                 self._held_chunks += 1
@@ -86,7 +85,7 @@ class RemoteText:
                 self.chunks[self._channel] += 1
             if self._undecided is not None:
                 self._undecided.append(content)
-            yield from self._take(self._tags.push(content))
+            yield from self._process(self._tags.push(content))
 
     def parsed(self) -> Pieces:
         """Record that the server has a reasoning parser, so that content is the answer."""
@@ -96,9 +95,9 @@ class RemoteText:
         if self._undecided is not None:
             content, self._undecided, self._held, self._tags = self._undecided, None, [], ThinkTags(thought=False)
             self._settle("answer")
-            yield from self._take(self._tags.push("".join(content)))
+            yield from self._process(self._tags.push("".join(content)))
         elif self._channel == "thinking":
-            yield from self._take(self._tags.flush())
+            yield from self._process(self._tags.flush())
             self._channel, self._tags = "answer", ThinkTags(thought=False)
 
     def flush(self, complete: bool) -> Pieces:
@@ -109,17 +108,17 @@ class RemoteText:
         """
         lone = {channel: surrogates.push("", final=True) for channel, surrogates in self._surrogates.items()}
         yield from self._push(lone["thinking"], lone["answer"])
-        yield from self._take(self._tags.flush())
+        yield from self._process(self._tags.flush())
         if self._undecided is not None and (self.known == "parsed" or (complete and self.known == "auto")):
             yield from self.parsed()
-            yield from self._take(self._tags.flush())
+            yield from self._process(self._tags.flush())
         if self._channel is None:  # truncated reasoning, or an answer that begins with the word <think>
             yield from self._release("answer" if self._undecided is None else "thinking")
         if rest := self.stop.flush():
-            self._said["answer"].append(rest)
+            self._pieces["answer"].append(rest)
             yield "answer", rest
 
-    def _take(self, items: Iterator[str | Tag]) -> Pieces:
+    def _process(self, items: Iterator[str | Tag]) -> Pieces:
         for item in items:
             if item is Tag.CLOSE:
                 self.shown = "raw" if self._raw else self.shown
@@ -132,7 +131,7 @@ class RemoteText:
                 if self._channel is None:
                     self._held.append(item)
                 else:
-                    yield from self._say(self._channel, item)
+                    yield from self._emit(self._channel, item)
             elif self._undecided is not None and self._tags.empty:  # reasoning that begins with <think>
                 self._undecided = None
                 yield from self._release("thinking")
@@ -143,18 +142,18 @@ class RemoteText:
     def _release(self, channel: Channel) -> Pieces:
         held, self._held = self._held, []
         self._settle(channel)
-        yield from self._say(channel, "".join(held))
+        yield from self._emit(channel, "".join(held))
 
     def _settle(self, channel: Channel) -> None:
         self.chunks[channel] += self._held_chunks
         self._held_chunks, self._channel = 0, channel
 
-    def _say(self, channel: Channel, text: str) -> Pieces:
+    def _emit(self, channel: Channel, text: str) -> Pieces:
         piece = self._trimmed[channel].push(text)
         if channel == "answer":
             piece = self.stop.push(piece)
         if piece:
-            self._said[channel].append(piece)
+            self._pieces[channel].append(piece)
             yield channel, piece
 
 
@@ -171,6 +170,14 @@ class RemoteStream:
     """One stream. The requesting thread reads `queue`, which another thread fills with chunks, errors and a final None.
 
     Token counts are those of the server. If it sends none, each chunk counts as one token.
+
+    Args:
+        endpoint: the server.
+        mode: the requested mode.
+        stops: strings that end the answer, but not the reasoning.
+        on_piece: called with each new piece of text.
+        cancel: ends the stream when set.
+        known: see `RemoteText`.
     """
 
     def __init__(
@@ -204,27 +211,27 @@ class RemoteStream:
         return _count(getattr(self._usage, "completion_tokens_details", None), "reasoning_tokens")
 
     def read(self) -> Reply:
-        """Read until the answer ends, is cancelled, or reaches a stop string. Errors as in `RemoteRequest.answer`."""
+        """Read until the answer ends, is cancelled, or reaches a stop string. Errors as of `RemoteRequest.answer`."""
         while (chunk := self._next()) is not None:
             if isinstance(chunk, Exception):
                 if self._finish is not None:  # the answer is complete; only its token counts are missing
                     break
                 self.overloaded = is_overload(chunk)
                 raise failure(chunk, self._endpoint.model, self._begun) from chunk
-            self._take(chunk)
+            self._process(chunk)
             if self._text.stop.found:
                 return self._reply("stop")
         cancelled = self._cancel is not None and self._cancel.is_set()
         if self._finish in _FAILED or (self._finish is None and not cancelled):
-            raise ModeUnavailableError(f"{self._endpoint.model} broke off before the end of its answer", self._begun)
+            raise ModeUnavailableError(f"{self._endpoint.model} ended its stream early", self._begun)
         reason = "cancelled" if cancelled else _FINISH.get(self._finish or "", "length")
         if self._reasoning_tokens is not None:
             self._text.known = "parsed"
-        self._hand_out(self._text.flush(complete=reason == "stop"))
+        self._pass_on(self._text.flush(complete=reason == "stop"))
         return self._reply("stop" if self._text.stop.found and not cancelled else reason)
 
     def _next(self) -> Any:
-        """The next chunk or error. None at the end, and once cancelled."""
+        """The next chunk or error; None at the end or if the stream was cancelled."""
         while True:
             if self._cancel is not None and self._cancel.is_set():
                 return None
@@ -238,15 +245,15 @@ class RemoteStream:
                 return None
             raise ModeUnavailableError(f"{self._endpoint.model} sent no token for {self._patience:g} s", self._begun)
 
-    def _take(self, chunk: Any) -> None:
+    def _process(self, chunk: Any) -> None:
         self._usage = getattr(chunk, "usage", None) or self._usage
-        told = (getattr(chunk, "model_extra", None) or {}).get("vlroute")
-        if isinstance(told, Mapping):  # a server of this kind
-            self._encoded = told.get("encoded", self._encoded)
-            self._hand_out(self._text.parsed())
+        details = (getattr(chunk, "model_extra", None) or {}).get("vlroute")
+        if isinstance(details, Mapping):  # the server is `vlroute serve`
+            self._encoded = details.get("encoded", self._encoded)
+            self._pass_on(self._text.parsed())
         if (choice := first_choice(chunk)) is not None:
             delta = getattr(choice, "delta", None)
-            # vLLM says `reasoning`, SGLang, llama.cpp and transformers `reasoning_content`, some both
+            # vLLM sends `reasoning`, SGLang, llama.cpp and transformers `reasoning_content`, some servers both
             reasoning = self._part(delta, "reasoning_content") or self._part(delta, "reasoning")
             refusal = self._part(delta, "refusal")
             self._refused = self._refused or bool(refusal)
@@ -256,7 +263,7 @@ class RemoteStream:
             if reasoning or content:
                 self._first = self._first or time.perf_counter()
                 self._wait(min(self._endpoint.idle_seconds, self._endpoint.read_seconds))
-                self._hand_out(self._text.push(reasoning, content))
+                self._pass_on(self._text.push(reasoning, content))
             if self._finish is not None:
                 self._wait(min(END_SECONDS, self._patience))
 
@@ -269,7 +276,7 @@ class RemoteStream:
     def _wait(self, seconds: float) -> None:
         self._deadline, self._patience = time.perf_counter() + seconds, seconds
 
-    def _hand_out(self, pieces: Pieces) -> None:
+    def _pass_on(self, pieces: Pieces) -> None:
         for channel, piece in pieces:
             self._begun = True
             if self._on_piece is not None:
