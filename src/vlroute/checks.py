@@ -59,7 +59,14 @@ class Number:
         return f"a number {lower} to {'below ' if self.below else ''}{self.high:g}"
 
     def read(self, name: str, value: Any) -> float:
-        """`value` as a float. numpy scalars count as numbers, booleans and strings do not.
+        """Check a number and convert it. numpy scalars count as numbers, booleans and strings do not.
+
+        Args:
+            name: Name of the argument for errors.
+            value: The given value.
+
+        Returns:
+            The value as a float.
 
         Raises:
             SettingsError: not a number, not finite, or outside the range.
@@ -90,7 +97,14 @@ class Whole:
         )
 
     def read(self, name: str, value: Any) -> int:
-        """`value` as an int. numpy integers and floats without a fraction are accepted, booleans are not.
+        """Check a whole number and convert it. numpy integers and floats without a fraction count, booleans do not.
+
+        Args:
+            name: Name of the argument for errors.
+            value: The given value.
+
+        Returns:
+            The value as an int.
 
         Raises:
             SettingsError: not a whole number, or outside the range.

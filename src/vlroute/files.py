@@ -85,10 +85,16 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped(name: str) -> Path:
-    """The folder of an embedded model, such as "pocket/instruct" or "pocket/router".
+    """The folder of an embedded model.
+
+    Args:
+        name: for example "pocket/instruct" or "pocket/router".
+
+    Returns:
+        The folder.
 
     Raises:
-        CheckpointError: this installation carries no such model.
+        CheckpointError: this installation has no such model.
     """
     for models in (PACKAGE / "models", PACKAGE.parents[1] / "models"):
         if (models / name).is_dir():

@@ -16,6 +16,7 @@ ModeChoice = Literal["auto", "instruct", "thinking"]
 
 
 def other(mode: Mode) -> Mode:
+    """The other mode."""
     return "thinking" if mode == "instruct" else "instruct"
 
 

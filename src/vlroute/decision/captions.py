@@ -21,7 +21,9 @@ class HasDigest(Protocol):
     """Anything that names its content: equal digests mean equal pictures."""
 
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Digest of the content."""
+        ...
 
 
 P = TypeVar("P", bound=HasDigest)
@@ -117,8 +119,15 @@ class OcrCaptioner:
     """
 
     def __init__(self, reader: Callable[..., Any] | None = None) -> None:
-        """`reader`: a `rapidocr.RapidOCR` with other models. The ones in its wheel read Chinese, Japanese and English;
-        what they cannot read counts as no text. ImportError, saying what to install, without the extra `ocr`."""
+        """Load the models.
+
+        Args:
+            reader: A `rapidocr.RapidOCR` with other models. The models in its wheel read Chinese, Japanese and English;
+                text that they cannot read counts as no text.
+
+        Raises:
+            ImportError: The extra `ocr` is not installed.
+        """
         if reader is None:
             try:
                 from rapidocr import RapidOCR

@@ -259,6 +259,9 @@ def checked(settings: Mapping[str, Any], endpoints: bool = False, where: str = "
         endpoints: whether they are for endpoints, which accept fewer settings.
         where: name of the argument for errors.
 
+    Returns:
+        The checked settings by name.
+
     Raises:
         SettingsError: an unknown or unsupported name, a value of the wrong type or out of range, or two settings that
             contradict each other.

@@ -25,6 +25,7 @@ GLYPHS = tuple(LETTERS + DIGITS + "?" + CIRCLE + SQUARE + TRIANGLE + LAMP_LIT)
 
 @cache
 def font(size: int = 13) -> ImageFont.FreeTypeFont:
+    """The font of all glyphs."""
     loaded = ImageFont.load_default(size=size)
     if not isinstance(loaded, ImageFont.FreeTypeFont):
         raise RuntimeError("this Pillow has no FreeType support; install a Pillow wheel from PyPI")

@@ -122,6 +122,7 @@ class Task:
 
     @property
     def is_video(self) -> bool:
+        """Whether the task has more than one frame."""
         return len(self.frames) > 1
 
 

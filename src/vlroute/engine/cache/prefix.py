@@ -34,6 +34,7 @@ class PrefixIndex:
         self._ending: dict[bytes, dict[int, None]] = {}
 
     def add(self, number: int, owner: str, tokens: TokenPrefix) -> None:
+        """Add the entry `number`."""
         hashes = block_hashes(owner, tokens)
         for block in hashes:
             self._holding.setdefault(block, {})[number] = None
@@ -41,6 +42,7 @@ class PrefixIndex:
             self._ending.setdefault(hashes[-1], {})[number] = None
 
     def remove(self, number: int, owner: str, tokens: TokenPrefix) -> None:
+        """Remove the entry `number`, which was added with the same owner and tokens."""
         hashes = block_hashes(owner, tokens)
         for block in hashes:
             _remove(self._holding, block, number)
@@ -110,6 +112,7 @@ class TokenPrefix:
         return TokenPrefix(np.concatenate([self.ids, np.asarray(ids, dtype=np.int64)]), self.slots)
 
     def head(self, length: int) -> TokenPrefix:
+        """The first `length` tokens and the media that end within them."""
         return TokenPrefix(self.ids[:length], tuple(slot for slot in self.slots if slot.end <= length))
 
     def common(self, other: TokenPrefix) -> int:

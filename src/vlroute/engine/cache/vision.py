@@ -33,16 +33,24 @@ class VisionEncoder(Protocol):
     """What the cache needs of a checkpoint; see `engine.local.checkpoint.Checkpoint`."""
 
     @property
-    def vision_key(self) -> str: ...
+    def vision_key(self) -> str:
+        """Identifies everything that determines the features of a given item."""
+        ...
 
     @property
-    def grid_key(self) -> str: ...
+    def grid_key(self) -> str:
+        """Identifies everything that determines the grid of a given item."""
+        ...
 
     @property
-    def merge_size(self) -> int: ...
+    def merge_size(self) -> int:
+        """Patches per side of one merged token."""
+        ...
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Device of the tower."""
+        ...
 
     def encode(self, pictures: Sequence[Picture], videos: Sequence[Video]) -> Features:
         """Features of the pictures and of the videos, from the tower."""

@@ -69,7 +69,13 @@ def tower_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def tower_fingerprint(folder: str | Path) -> str:
-    """SHA-256 (64 hex characters) of the tower's shape settings and all bytes of its weights in the files.
+    """SHA-256 of the tower's shape settings and all bytes of its weights in the files.
+
+    Args:
+        folder: the folder of the checkpoint.
+
+    Returns:
+        64 hex characters.
 
     Raises:
         CheckpointError: the folder contains no safetensors weights of a vision tower.
@@ -191,6 +197,9 @@ def checkpoint_folder(source: str | Path, patterns: Sequence[str] = CHECKPOINT_F
     Args:
         source: a folder or a hub id.
         patterns: which files to download.
+
+    Returns:
+        The folder.
 
     Raises:
         CheckpointError: `source` is neither a folder with a checkpoint nor a hub id that can be downloaded.
@@ -341,9 +350,11 @@ def load_model_pair(
     attn_implementation: str | None = None,
     quantization: str | Any | None = None,
 ) -> ModelPair:
-    """Load both checkpoints (folders or hub ids) into this process; equal towers are loaded once.
+    """Load both checkpoints into this process; equal towers are loaded once.
 
     Args:
+        instruct: folder or hub id of the Instruct checkpoint.
+        thinking: the same for Thinking.
         device: "cuda", "cuda:1", "cpu", "mps", "xpu", a `torch.device`, or the index of a CUDA device; by default, and
             with "auto", CUDA if available, else the CPU.
         dtype: a torch dtype or its name ("bfloat16", "bf16", "fp16", …), or "auto" for the dtype of the stored
@@ -351,6 +362,9 @@ def load_model_pair(
         attn_implementation: as in transformers ("sdpa", "eager", "flash_attention_2").
         quantization: "4bit" or "8bit" (bitsandbytes), "int8" (torchao), or a transformers quantization
             config. AWQ and GPTQ checkpoints do not need this option.
+
+    Returns:
+        The loaded pair.
 
     Raises:
         CheckpointError: a checkpoint cannot be found, is damaged or is not Qwen3-VL, or the two are not an Instruct

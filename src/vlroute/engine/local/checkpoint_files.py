@@ -65,8 +65,13 @@ class CheckpointFiles:
         """Check the files of `folder`; of the weights only the headers are read.
 
         Args:
-            mode: the mode of the checkpoint, for messages; `source`: the name that the user gave, for messages.
+            mode: the mode of the checkpoint, for messages.
+            source: the name that the user gave, for messages.
+            folder: the local folder.
             weights: False skips the weights, for a checkpoint whose weights are not downloaded yet.
+
+        Returns:
+            The checked files.
 
         Raises:
             CheckpointError: a file is missing or damaged, or belongs to another type of model.
@@ -119,6 +124,10 @@ def local_folder(source: str | Path) -> Path | None:
 
 def check_folders(instruct: str | Path, thinking: str | Path) -> None:
     """Check the files of two local checkpoints before anything is loaded.
+
+    Args:
+        instruct: folder or hub id of the Instruct checkpoint. A hub id is not checked.
+        thinking: the same for Thinking.
 
     Raises:
         CheckpointError: a file is missing or damaged, a model has another type, or the two checkpoints have different
@@ -279,6 +288,10 @@ QUESTION = "vlroute asks"
 
 def check_kinds(files: Mapping[Mode, CheckpointFiles], processors: Mapping[Mode, Any]) -> None:
     """Check that Thinking's chat template opens a thought, that Instruct's does not, and that their tokens are equal.
+
+    Args:
+        files: the checked files of both checkpoints.
+        processors: their loaded processors.
 
     Raises:
         CheckpointError: the checkpoints are swapped or of the same kind, or a tokenizer, template or processor does not

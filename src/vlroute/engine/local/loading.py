@@ -15,7 +15,13 @@ QUANTIZATIONS = ("4bit", "8bit", "int8")
 
 
 def quantization_config(quantization: str | Any) -> Any:
-    """The transformers quantization config for one of `QUANTIZATIONS`; anything but a string is passed on as it is.
+    """The transformers quantization config for a name.
+
+    Args:
+        quantization: one of `QUANTIZATIONS`, or a config of transformers.
+
+    Returns:
+        The config; a config that was given is returned unchanged.
 
     Raises:
         ValueError: an unknown name.
@@ -56,7 +62,13 @@ OPTIONS = ("device", "dtype", "attn_implementation", "quantization")
 
 
 def device_name(device: Any) -> str | None:
-    """Name of the device in torch. None for "auto": CUDA if available, else the CPU.
+    """Check the name of a device without importing torch.
+
+    Args:
+        device: a name, an index of a CUDA device, a `torch.device`, None or "auto".
+
+    Returns:
+        The name in torch. None for None and "auto": CUDA if available, else the CPU.
 
     Raises:
         SettingsError: not a device of torch. Whether this machine has it is checked when the pair is loaded.

@@ -31,13 +31,16 @@ class Prompt:
 
     @property
     def length(self) -> int:
+        """Number of tokens."""
         return int(self.input_ids.shape[1])
 
     @property
     def vision_tokens(self) -> int:
+        """Number of tokens of pictures and videos."""
         return int((self.mm_token_type_ids > 0).sum())
 
     def inputs(self) -> dict[str, torch.Tensor]:
+        """Arguments of the forward pass."""
         return {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,

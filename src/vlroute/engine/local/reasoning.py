@@ -160,8 +160,10 @@ class OutputControl:
         return scores
 
     def chosen(self, token: int) -> int:
-        """Process the id that the model chose; returns the id for the output. They differ if the model would end the
-        reasoning without an answer."""
+        """Process the id that the model chose and return the id for the output.
+
+        They differ if the model would end the reasoning without an answer.
+        """
         if self._thinking and token in self._ends:
             self._close()
             token = self._forced.popleft()

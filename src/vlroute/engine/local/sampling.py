@@ -39,6 +39,13 @@ def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any]) -> d
 
     For greedy decoding the sampling settings and the recommended presence penalty are removed.
 
+    Args:
+        checkpoint: the checkpoint that will answer.
+        *overrides: settings of the router, of the mode and of the request.
+
+    Returns:
+        The settings by name.
+
     Raises:
         SettingsError: see `checked`; also if a token id is not in the vocabulary, if the settings suppress every
             token, or if `min_new_tokens` is greater than `max_new_tokens`.

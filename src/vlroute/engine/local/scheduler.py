@@ -267,6 +267,12 @@ class Scheduler:
     def generate(self, request: GenerationRequest) -> Generated:
         """As the function `generate`; waits first until one of the `max_num_seqs` places is free.
 
+        Args:
+            request: the request.
+
+        Returns:
+            What was generated. If `request.cancel` is set before a place is free, nothing with the reason "cancelled".
+
         Raises:
             RouterClosedError: the scheduler is closed.
         """
