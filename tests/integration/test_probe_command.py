@@ -51,7 +51,7 @@ def command(collected: Path, *more: str) -> list[str]:
 def test_a_router_gets_a_probe_of_its_own_pictures(collected: Path) -> None:
     done = CliRunner().invoke(app, command(collected), catch_exceptions=False)
     assert done.exit_code == 0
-    assert "3 rows passed over" in done.output
+    assert "3 rows skipped" in done.output
     assert "2 pictures and videos" in done.output
     probe = probe_of(collected / "router")
     assert probe is not None
@@ -65,7 +65,7 @@ def test_a_router_gets_a_probe_of_its_own_pictures(collected: Path) -> None:
 
 def test_without_records_of_the_rows_it_says_so(collected: Path, tmp_path: Path) -> None:
     write_records(tmp_path / "records.jsonl", [Record("other", "What?", "a cat", Outcome(True), Outcome(True))])
-    with pytest.raises(InputError, match=r"no row of .*data.jsonl can teach a probe; .*:1: no record with a caption"):
+    with pytest.raises(InputError, match=r"no row of .*data.jsonl can be used; .*:1: there is no record"):
         CliRunner().invoke(
             app, command(collected, "--records", str(tmp_path / "records.jsonl")), catch_exceptions=False
         )

@@ -72,7 +72,7 @@ def test_progress_is_told_as_promised() -> None:
 
 @pytest.mark.parametrize(
     ("captions", "complaint"),
-    [(["cat", "dog"] * 10, "at least 50 captioned pictures"), (["cat"] * 60, "nothing to tell apart")],
+    [(["cat", "dog"] * 10, "at least 50 captioned pictures"), (["cat"] * 60, "at least two captions or words")],
 )
 def test_too_little_to_learn_from_is_refused(captions: list[str], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):

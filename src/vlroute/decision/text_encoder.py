@@ -1,4 +1,4 @@
-"""Text to a dense vector: the shipped static table, read without torch, or any sentence-transformers model."""
+"""Text encoders: the shipped static embedding, which is read without torch, or any sentence-transformers model."""
 
 from __future__ import annotations
 
@@ -24,26 +24,40 @@ _NOT_CONTENT = {"README.md", ".gitattributes"}
 
 
 class TextEncoder(Protocol):
-    """`name`: what `load_text_encoder` takes. `fingerprint`: SHA-256 of the encoder's content, 64 hex characters.
-    `width`: of a vector."""
+    """What embeds texts."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name that `load_text_encoder` accepts."""
+        ...
+
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """SHA-256 of the content of the encoder, 64 hexadecimal characters."""
+        ...
+
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Length of a vector."""
+        ...
 
     def encode(self, texts: Sequence[str], /) -> Floats:
-        """float32 `[n, width]`, rows of length 1; zeros for an empty text or one of which nothing is known."""
+        """Return float32 `[n, width]` with rows of length 1; zeros for an empty text or one without known tokens."""
         ...
 
 
 def load_text_encoder(name: str) -> TextEncoder:
-    """ "static", a folder, or a hub id. Loaded once in a process; thread-safe.
+    """Load a text encoder, once per process. Thread-safe.
 
-    A static embedding is read here; anything else by sentence-transformers, which brings torch. ArtifactError if it
-    cannot be had, with what to do.
+    Args:
+        name: "static" for the shipped encoder, a folder, or a hub id. Folders of static embeddings are read without
+            torch; everything else is loaded by sentence-transformers.
+
+    Returns:
+        The text encoder.
+
+    Raises:
+        ArtifactError: It cannot be loaded. The message contains a remedy.
     """
     folder = shipped("encoder") if name == STATIC else Path(name)
     if not folder.is_dir():
@@ -54,7 +68,7 @@ def load_text_encoder(name: str) -> TextEncoder:
 
 
 def _static_table(folder: Path) -> Path | None:
-    """Where the files of a static embedding lie. None if `folder` is anything else: layers after it would change it."""
+    """Folder of the files of a static embedding; None for anything else, for example if layers follow the embedding."""
     try:
         first, *rest = json.loads((folder / "modules.json").read_bytes())
         if str(first["type"]).endswith("StaticEmbedding") and all(str(m["type"]).endswith("Normalize") for m in rest):
@@ -64,16 +78,16 @@ def _static_table(folder: Path) -> Path | None:
     return None
 
 
-def _sayable(text: str) -> str:
-    """Half a surrogate pair, as JSON may bring it, becomes "?": tokenizers refuse it."""
+def _valid(text: str) -> str:
+    """Replace lone surrogates, which JSON may contain, by "?": tokenizers refuse them."""
     return text.encode("utf-8", "replace").decode()
 
 
 class _Static:
-    """A table of vectors, one a token: the mean of a text's tokens, scaled to length 1.
+    """The mean of the vectors of the tokens of a text, scaled to length 1.
 
-    The same vectors as sentence-transformers and model2vec give from this folder (a test compares), without their
-    work a call that one short text does not need.
+    The vectors equal those of sentence-transformers and model2vec for this folder, without their overhead per call,
+    which is long for one short text.
     """
 
     def __init__(self, name: str, folder: Path, where: Path) -> None:
@@ -81,7 +95,7 @@ class _Static:
         table = tensors.get("embedding.weight", tensors.get("embeddings"))
         if table is None:
             raise ValueError(f"model.safetensors holds {sorted(tensors)}, expected 'embedding.weight' or 'embeddings'")
-        if "mapping" in tensors:  # model2vec's quantised vocabularies: tokens that share a vector
+        if "mapping" in tensors:  # quantized vocabularies of model2vec: several tokens share a vector
             table = table[tensors["mapping"]]
         if "weights" in tensors:
             table = table * tensors["weights"][:, None]
@@ -94,7 +108,7 @@ class _Static:
     def encode(self, texts: Sequence[str], /) -> Floats:
         vectors = np.zeros((len(texts), self.width), np.float32)
         for vector, text in zip(vectors, texts, strict=True):
-            if ids := self._tokenizer.encode(_sayable(text), add_special_tokens=False).ids:
+            if ids := self._tokenizer.encode(_valid(text), add_special_tokens=False).ids:
                 total = self._table.take(ids, axis=0).sum(axis=0)
                 vector[:] = total / max(float(np.sqrt(total @ total)), 1e-9)
         return vectors
@@ -104,15 +118,15 @@ class _SentenceTransformer:
     def __init__(self, name: str, folder: Path | None) -> None:
         from sentence_transformers import SentenceTransformer
 
-        self._model: Any = SentenceTransformer(str(folder or name)).float()  # in half precision 0 / 0 is not caught
+        self._model: Any = SentenceTransformer(str(folder or name)).float()  # in half precision 0 / 0 is not detected
         self.name, self.width = name, int(self._model.encode(["one"], show_progress_bar=False).shape[1])
         self.fingerprint = _fingerprint(folder) if folder else _state_fingerprint(self._model)
 
     def encode(self, texts: Sequence[str], /) -> Floats:
         vectors = np.zeros((len(texts), self.width), np.float32)
-        if said := [i for i, text in enumerate(texts) if text.strip()]:
-            vectors[said] = self._model.encode(
-                [_sayable(texts[i]) for i in said], normalize_embeddings=True, show_progress_bar=False
+        if filled := [i for i, text in enumerate(texts) if text.strip()]:
+            vectors[filled] = self._model.encode(
+                [_valid(texts[i]) for i in filled], normalize_embeddings=True, show_progress_bar=False
             )
         return vectors
 
@@ -131,8 +145,8 @@ def _load_sentence_transformer(name: str, folder: Path | None = None) -> TextEnc
         return _SentenceTransformer(name, folder)
     except ModuleNotFoundError as error:
         raise ArtifactError(
-            f"{name!r} is no folder of a static encoder, and {error.name} is not installed: for a "
-            "sentence-transformers model pip install 'vlroute[encoders]'; for the shipped encoder the name is 'static'"
+            f"{name!r} is not the folder of a static embedding, and {error.name} is not installed: for a "
+            "sentence-transformers model run pip install 'vlroute[encoders]'; the shipped encoder has the name 'static'"
         ) from error
     except Exception as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
@@ -143,7 +157,7 @@ def _load_sentence_transformer(name: str, folder: Path | None = None) -> TextEnc
 
 
 def _fingerprint(folder: Path) -> str:
-    """Over names and content of the files that make the vectors."""
+    """SHA-256 over names and content of the files that determine the vectors."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in _NOT_CONTENT and ".cache" not in path.parts:
@@ -153,7 +167,7 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _state_fingerprint(model: Any) -> str:
-    """Over the weights as loaded, for a model that came from a hub."""
+    """SHA-256 over the loaded weights, for a model of the hub."""
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key} {tuple(tensor.shape)}\n".encode())

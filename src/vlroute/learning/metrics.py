@@ -1,7 +1,7 @@
-"""What a router is worth, in small functions. All take one value per record: float arrays `[n]`.
+"""Metrics of a router, as small functions.
 
-`instruct`, `thinking`: how right each mode was, 0 to 1. `scores`: the higher, the sooner a record goes to
-Thinking. Nothing here assumes that Thinking is better.
+All arrays have one value per record, float `[n]`. `instruct` and `thinking` tell how right each mode was, 0 to 1;
+records with higher `scores` are sent to Thinking first. Nothing here assumes that Thinking is better.
 """
 
 from __future__ import annotations
@@ -12,35 +12,34 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 from scipy.optimize import isotonic_regression
+from sklearn.metrics import roc_auc_score
 
 Values = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
+#: Accuracies and costs closer than this are equal: sums in another order differ by less.
+TOLERANCE = 1e-12
+
 
 def accuracy_curve(scores: Values, instruct: Values, thinking: Values) -> Values:
-    """Accuracy when the k highest scores think, for k = 0 … n: `[n + 1]`.
+    """Return the accuracy if the k records with the highest scores think, for k = 0 … n: `[n + 1]`.
 
-    Equal scores are shared out evenly, so a constant score gives exactly the random line, in whatever order
-    they come.
+    Records with equal scores have the mean gain of these records, so a constant score gives exactly the random line, in
+    any order of the records.
     """
     order = _order(scores)
     extra = _average_over_ties(scores[order], (thinking - instruct)[order])
     return np.asarray((instruct.sum() + np.concatenate([[0.0], extra.cumsum()])) / len(scores))
 
 
-def random_line(instruct: Values, thinking: Values) -> Values:
-    """Expected accuracy when k records drawn by chance think, for k = 0 … n: `[n + 1]`."""
-    return np.linspace(instruct.mean(), thinking.mean(), len(instruct) + 1)
-
-
 def area_over_random(scores: Values, instruct: Values, thinking: Values) -> float:
-    """Mean over all shares k/n sent to Thinking of (accuracy - random line), in points; 0: mere chance."""
-    gap = accuracy_curve(scores, instruct, thinking) - random_line(instruct, thinking)
-    return float(100 * gap.mean())
+    """Return the mean, over all shares k/n sent to Thinking, of accuracy − random line, in points; 0: mere chance."""
+    random_line = np.linspace(instruct.mean(), thinking.mean(), len(instruct) + 1)
+    return float(100 * (accuracy_curve(scores, instruct, thinking) - random_line).mean())
 
 
 def share_by_score(scores: Values, share: float) -> Values:
-    """Which records think (1; at the border a probability) if the top `share` of the scores does."""
+    """Return which records think, 0 or 1, if the top `share` of the scores does; at the border a probability."""
     n = len(scores)
     sent = np.clip(share * n - np.arange(n), 0.0, 1.0)
     result = np.empty(n)
@@ -50,46 +49,44 @@ def share_by_score(scores: Values, share: float) -> Values:
 
 
 def headroom_captured(router: float, instruct: float, thinking: float, oracle: float) -> float | None:
-    """(router - better single mode) / (oracle - better single mode); None where there is no headroom.
+    """Return (router − better single mode) / (oracle − better single mode), from accuracies.
 
-    Accuracies in, 1 = all of it; negative = worse than always using the better mode.
+    1 is all of the headroom; a negative value is worse than always using the better mode. None if there is no headroom.
     """
     better = max(instruct, thinking)
-    return (router - better) / (oracle - better) if oracle - better > 1e-12 else None
+    return (router - better) / (oracle - better) if oracle - better > TOLERANCE else None
 
 
 def gain_auc(scores: Values, instruct: Values, thinking: Values) -> float | None:
-    """Where the modes differ: how probably one that Thinking wins scores over one Instruct wins; ties half.
+    """Return the area under the ROC curve for "Thinking wins" among the records on which the modes differ.
 
-    The Mann-Whitney form of the area under the ROC curve. None unless both kinds of record are there.
+    This is the probability that a record that Thinking wins has a higher score than one that Instruct wins. None
+    unless there are records of both kinds.
     """
-    won, lost = scores[thinking > instruct], scores[thinking < instruct]
-    if not len(won) or not len(lost):
-        return None
-    lost = np.sort(lost)
-    below = np.searchsorted(lost, won, "left") + np.searchsorted(lost, won, "right")
-    return float(below.mean() / (2 * len(lost)))
+    differ = thinking != instruct
+    won = thinking[differ] > instruct[differ]
+    return float(roc_auc_score(won, scores[differ])) if 0 < won.sum() < len(won) else None
 
 
 def brier(probabilities: Values, correct: Values) -> float:
-    """Mean squared difference of probability and outcome (Brier 1950). 0: perfect; 0.25: always 0.5."""
+    """Return the mean squared difference of probability and outcome (Brier 1950). 0: perfect; 0.25: always 0.5."""
     return float(np.mean((probabilities - correct) ** 2))
 
 
 def ece(probabilities: Values, correct: Values, bins: int = 10) -> float:
-    """Expected calibration error over `bins` bins of equal width (Naeini et al. 2015), 0 to 1.
+    """Return the expected calibration error over `bins` bins of equal width (Naeini et al. 2015), 0 to 1.
 
-    |mean probability - share correct| in each bin, averaged with the bins' sizes as weights.
+    It is the mean over the bins, weighted by their sizes, of |mean probability − share correct|.
     """
     gaps = np.bincount(_bin_of(probabilities, bins), weights=probabilities - correct, minlength=bins)
     return float(np.abs(gaps).sum() / len(probabilities))
 
 
 def ece_if_calibrated(probabilities: Values, bins: int = 10) -> float:
-    """The `ece` that 95 % of samples stay below if outcomes happen exactly with these `probabilities`.
+    """Return the `ece` that 95 % of samples stay below if outcomes happen exactly with these `probabilities`.
 
-    The ECE of a sample is above 0 by chance alone, so an interval around it would be biased. Consistency resampling
-    (Bröcker and Smith 2007), with the normal approximation of the sum in each bin.
+    The ECE of a sample is above 0 by chance alone, so an interval around it would be biased. This is consistency
+    resampling (Bröcker and Smith 2007), with the normal approximation of the sum in each bin.
     """
     variance = np.bincount(_bin_of(probabilities, bins), weights=probabilities * (1 - probabilities), minlength=bins)
     gaps = np.abs(np.random.default_rng(0).normal(size=(4000, bins)) * np.sqrt(variance))
@@ -98,9 +95,12 @@ def ece_if_calibrated(probabilities: Values, bins: int = 10) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """One row per bin that holds a record, from low to high: what a reliability diagram shows, each `[bins]`.
+    """A reliability diagram: one value per bin that contains a record, from low to high, each `[bins]`.
 
-    `predicted`: mean probability, 0 to 1. `observed`: share correct, 0 to 1. `count`: records in the bin.
+    Attributes:
+        predicted: Mean probability, 0 to 1.
+        observed: Share correct, 0 to 1.
+        count: Records in the bin.
     """
 
     predicted: Values
@@ -109,9 +109,9 @@ class Reliability:
 
 
 def reliability(probabilities: Values, correct: Values, bins: int = 10) -> Reliability:
-    """Predicted against observed in the bins of `ece` (Murphy and Winkler 1977): on the diagonal where calibrated.
+    """Compare predicted and observed shares in the bins of `ece` (Murphy and Winkler 1977).
 
-    scikit-learn's `calibration_curve` gives neither the counts nor takes shares of several tries as outcomes.
+    scikit-learn's `calibration_curve` returns no counts and does not accept shares of several tries as outcomes.
     """
     bin_of = _bin_of(probabilities, bins)
     count = np.bincount(bin_of, minlength=bins)
@@ -122,68 +122,37 @@ def reliability(probabilities: Values, correct: Values, bins: int = 10) -> Relia
     return Reliability(predicted, observed, count[held])
 
 
-def _bin_of(probabilities: Values, bins: int) -> Indices:
-    return np.minimum((probabilities * bins).astype(np.int64), bins - 1)
-
-
-def _order(scores: Values) -> Indices:
-    """From high to low; of equal scores in any order, for they share what they get."""
-    return np.argsort(-scores)
-
-
-def _average_over_ties(scores: Values, values: Values) -> Values:
-    """Of `scores` from high to low and their `values`, each the mean over its equal scores."""
-    group = np.concatenate([[0], (scores[1:] != scores[:-1]).cumsum()])
-    return np.asarray((np.bincount(group, weights=values) / np.bincount(group))[group])
-
-
-#: Accuracies and costs closer than this are equal: sums in another order differ by less.
-TOLERANCE = 1e-12
-
-
-def accuracy_seconds_curve(scores: Values, right: Values, seconds: Values) -> tuple[Values, Values] | None:
-    """(mean seconds, accuracy) when the k highest scores think, k = 0 … m, each `[m + 1]`.
-
-    `scores` `[n]`, `right` and `seconds` `[2, n]`: Instruct, Thinking. Over the m records whose seconds are known
-    for both modes (not NaN); None if there are none.
-    """
-    known = ~np.isnan(seconds).any(axis=0)
-    if not known.any():
-        return None
-    return accuracy_curve(scores[known], *seconds[:, known]), accuracy_curve(scores[known], *right[:, known])
-
-
 def area_over_random_line(accuracy: Values) -> float:
-    """Area between the curve and the straight line from its first to its last value, in points; 0: mere chance.
+    """Return the area between a curve and the straight line from its first to its last value, in points.
 
-    The integral that `metrics.area_over_random` sums over single records.
+    This is the integral that `area_over_random` sums over single records; 0: mere chance.
     """
     gap = accuracy - np.linspace(accuracy[0], accuracy[-1], len(accuracy))
     return 100 * _mean_over_shares(gap)
 
 
 def pgr(router: float, instruct: float, thinking: float) -> float | None:
-    """Performance gap recovered: (router - instruct) / (thinking - instruct) (RouteLLM, arXiv 2406.18665).
+    """Return the performance gap recovered: (router − instruct) / (thinking − instruct) (RouteLLM, arXiv 2406.18665).
 
-    Accuracies in; 0: Instruct alone, 1: as good as Thinking alone, more: better than both. None where Thinking is
-    not the more accurate mode, for there is no gap.
+    From accuracies. 0: Instruct alone; 1: as good as Thinking alone; more: better than both. None if Thinking is not
+    more accurate than Instruct, because there is no gap.
     """
     gap = thinking - instruct
     return (router - instruct) / gap if gap > TOLERANCE else None
 
 
 def apgr(accuracy: Values) -> float | None:
-    """Average performance gap recovered: mean `pgr` over all shares (RouteLLM, arXiv 2406.18665). Chance: 0.5.
+    """Return the average performance gap recovered: mean `pgr` over all shares (RouteLLM, arXiv 2406.18665).
 
-    By the trapezoid rule, as RouteLLM's own evaluation does. None where `pgr` is.
+    Chance: 0.5. The integral uses the trapezoid rule, as RouteLLM's own evaluation does. None where `pgr` is None.
     """
     return pgr(_mean_over_shares(accuracy), float(accuracy[0]), float(accuracy[-1]))
 
 
 def cpt(accuracy: Values, recovered: float = 0.5) -> float | None:
-    """Call-performance threshold: the least share to Thinking, 0 to 1, with `pgr` >= `recovered` (arXiv 2406.18665).
+    """Return the call-performance threshold: the least share to Thinking with `pgr` >= `recovered` (arXiv 2406.18665).
 
-    Chance: `recovered` itself. None where `pgr` is, and where no point of the curve gets there.
+    Chance: `recovered` itself. None where `pgr` is None, and if no point of the curve reaches it.
     """
     gap = float(accuracy[-1] - accuracy[0])
     if gap <= TOLERANCE:
@@ -193,27 +162,27 @@ def cpt(accuracy: Values, recovered: float = 0.5) -> float | None:
 
 
 def aiq(cost: Values, accuracy: Values) -> float | None:
-    """Average improvement in quality (RouterBench, arXiv 2403.12031): mean accuracy over all budgets, 0 to 1.
+    """Return the average improvement in quality (RouterBench, arXiv 2403.12031): mean accuracy over all budgets.
 
-    1 / (dearest - cheapest) x the integral over the cost of the non-decreasing convex hull: the best accuracy that
-    mixing two points of the curve by chance gives for at most this cost. None if everything costs the same.
+    It is 1 / (highest − lowest cost) times the integral over the cost of the non-decreasing convex hull: the best
+    accuracy that mixing two points of the curve by chance gives for at most this cost. None if all costs are equal.
     """
     costs, best = _best_by_cost(cost, accuracy)
     width = np.diff(costs)
     if width.sum() <= TOLERANCE:
         return None
-    # the slopes of the least concave majorant are the decreasing regression of the curve's own slopes
+    # the slopes of the least concave majorant are the decreasing regression of the slopes of the curve
     slope = isotonic_regression(np.diff(best) / width, weights=width, increasing=False).x.clip(min=0)
     hull = best[0] + np.concatenate([[0.0], (slope * width).cumsum()])
     return float(trapezoid(hull, costs) / width.sum())
 
 
 def nauc(cost: Values, accuracy: Values) -> float | None:
-    """Normalised area under the accuracy-cost curve (MMR-Bench, arXiv 2601.17814), 0 to 1.
+    """Return the normalized area under the accuracy-cost curve (MMR-Bench, arXiv 2601.17814), 0 to 1.
 
-    As `aiq`, under the straight lines between the Pareto points: those more accurate than all cheaper ones. It
-    is at most `aiq`. From the best point on it stays flat up to the dearest (MMR-Bench stops there, which would
-    compare routers over unlike budgets). None if everything costs the same.
+    Like `aiq`, but under straight lines between the Pareto points: those more accurate than all cheaper ones. It is at
+    most `aiq`. After the best point the curve is flat up to the highest cost; MMR-Bench ends there, which would compare
+    routers over different budgets. None if all costs are equal.
     """
     costs, best = _best_by_cost(cost, accuracy)
     if costs[-1] - costs[0] <= TOLERANCE:
@@ -224,14 +193,29 @@ def nauc(cost: Values, accuracy: Values) -> float | None:
 
 
 def qnc(cost: Values, accuracy: Values) -> float | None:
-    """Quality-neutral cost: the least cost as accurate as Thinking alone, in parts of what that costs.
+    """Return the quality-neutral cost: the least cost with the accuracy of Thinking alone, relative to its cost.
 
-    UniRoute (arXiv 2502.08773), MMR-Bench (arXiv 2601.17814). 0.6: the same accuracy for 60 % of the seconds. None
-    where Thinking is not the more accurate mode (Instruct, the other one, is neutral already), or costs nothing.
+    UniRoute (arXiv 2502.08773), MMR-Bench (arXiv 2601.17814). 0.6: the same accuracy for 60 % of the seconds. None if
+    Thinking is not more accurate than Instruct, because Instruct is neutral already, or if Thinking costs nothing.
     """
     if accuracy[-1] - accuracy[0] <= TOLERANCE or cost[-1] <= 0:
         return None
     return float(cost[accuracy >= accuracy[-1] - TOLERANCE].min() / cost[-1])
+
+
+def _bin_of(probabilities: Values, bins: int) -> Indices:
+    return np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+
+
+def _order(scores: Values) -> Indices:
+    """From high to low; the order of equal scores does not matter."""
+    return np.argsort(-scores)
+
+
+def _average_over_ties(scores: Values, values: Values) -> Values:
+    """`values` averaged over equal `scores`, which are sorted from high to low."""
+    group = np.concatenate([[0], (scores[1:] != scores[:-1]).cumsum()])
+    return np.asarray((np.bincount(group, weights=values) / np.bincount(group))[group])
 
 
 def _mean_over_shares(values: Values) -> float:
@@ -239,7 +223,7 @@ def _mean_over_shares(values: Values) -> float:
 
 
 def _best_by_cost(cost: Values, accuracy: Values) -> tuple[Values, Values]:
-    """The different costs from low to high, each with the best accuracy that it buys."""
+    """The distinct costs from low to high, each with the best accuracy at this cost."""
     order = np.argsort(cost, kind="stable")
     costs, first = np.unique(cost[order], return_index=True)
     return costs, np.maximum.reduceat(accuracy[order], first)
