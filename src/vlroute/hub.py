@@ -1,57 +1,33 @@
-"""Identifies the pair of an answer, a record or a router artifact."""
+"""Names of models: which checkpoints and which router artifact a name stands for, and what identifies them."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from vlroute.engine.local.checkpoint_files import CheckpointFiles, local_folder, pair_fingerprint, same_twice
-from vlroute.errors import CheckpointError
+from vlroute.errors import CheckpointError, RouterClosedError
 from vlroute.files import shipped
+from vlroute.inputs.video import DEFAULT_SAMPLING, FrameSampling, sampling_of
 from vlroute.types import MODES, ModelIdentity
 
-STEM = re.compile(r"(?P<stem>.+)-instruct", re.IGNORECASE)
-
-
-def identify(instruct: str | Path, thinking: str | Path) -> ModelIdentity:
-    """The pair of two folders or hub ids; folders are fingerprinted. CheckpointError for a damaged folder."""
-    name, (first, second) = pair_name(instruct, thinking), (local_folder(instruct), local_folder(thinking))
-    if first is None or second is None:
-        return ModelIdentity(name)
-    files = CheckpointFiles.read("instruct", instruct, first), CheckpointFiles.read("thinking", thinking, second)
-    return ModelIdentity(name, pair_fingerprint(*(one.fingerprint() for one in files)))
-
-
-def pair_name(instruct: str | Path, thinking: str | Path) -> str:
-    """The name of the pair of two folders or hub ids; of folders without their path."""
-    return common_name(_short(instruct), _short(thinking))
-
-
-def common_name(instruct: str, thinking: str) -> str:
-    """The common part of "…-Instruct" and "…-Thinking", else both names."""
-    stem = STEM.fullmatch(instruct)
-    if stem and thinking.casefold() == f"{stem['stem']}-thinking".casefold():
-        return stem["stem"]
-    return instruct if instruct == thinking else f"{instruct} + {thinking}"
-
-
-def _short(source: str | Path) -> str:
-    folder = local_folder(source)
-    if folder is None:
-        return str(source)
-    folder = folder.resolve()
-    return folder.parent.name if folder.name in MODES else folder.name
-
+if TYPE_CHECKING:
+    from vlroute.engine.protocol import Engine
+    from vlroute.engine.remote.client import RemoteEngine
 
 log = logging.getLogger("vlroute")
 
+#: A hub id or a folder.
 Source = str | Path
-
-#: Pairs on the hub for which this package carries a router artifact.
+#: Pairs on the hub for which this package contains a router artifact.
 SHIPPED_ROUTERS = {"Qwen/Qwen3-VL-2B": "qwen3-vl-2b/router"}
-EXAMPLE = "a name such as 'Qwen/Qwen3-VL-2B', or a folder that holds instruct/ and thinking/"
+EXAMPLE = "a name such as 'Qwen/Qwen3-VL-2B', or a folder that contains instruct/ and thinking/"
+STEM = re.compile(r"(?P<stem>.+)-instruct", re.IGNORECASE)
 HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 QWEN = re.compile(r"qwen/qwen3-vl-(\d+b(?:-a\d+b)?)", re.IGNORECASE)
 #: A name of one checkpoint of a pair: "…-Instruct", "…-Thinking-FP8".
@@ -62,15 +38,148 @@ QUANTIZED = re.compile(
 )
 
 
+class LazyModel:
+    """Two checkpoints that are loaded when they are first needed, or an engine that was passed in. Thread-safe.
+
+    Args:
+        instruct: Hub id or folder of the Instruct checkpoint; for an engine, a name for messages.
+        thinking: The same for Thinking.
+        loading: Arguments of `load_model_pair`.
+        caches: `vision_cache` and `prefix_cache` of `LocalEngine.load`.
+        max_num_seqs: Maximum number of answers in each mode that share forward passes.
+        engine: Answers instead of checkpoints that are loaded here.
+        on_load: Called with this object after the model was loaded from the hub.
+    """
+
+    def __init__(
+        self,
+        instruct: Source,
+        thinking: Source,
+        *,
+        loading: Mapping[str, Any],
+        caches: Mapping[str, Any],
+        max_num_seqs: int = 1,
+        engine: Engine | None = None,
+        on_load: Callable[[LazyModel], Any] = lambda model: None,
+    ) -> None:
+        self.instruct, self.thinking, self.max_num_seqs = instruct, thinking, max_num_seqs
+        self.loading, self.engine = loading, engine
+        self.remote = cast("RemoteEngine", engine) if engine is not None and engine.remote else None
+        """The engine, if it answers through endpoints."""
+        self.closed = threading.Event()
+        """Set by `close`. It cancels every unfinished answer."""
+        self._caches, self._on_load = caches, on_load
+        self._sampling: FrameSampling | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Name, and the fingerprint if the weights are on this machine. For endpoints, the names of their models."""
+        if self.remote is not None:
+            return ModelIdentity(common_name(*(self.remote.endpoints[mode].model for mode in MODES)))
+        fingerprint = self.engine.fingerprint if self.engine is not None else None
+        if fingerprint is None:
+            return identify(self.instruct, self.thinking)
+        return ModelIdentity(pair_name(self.instruct, self.thinking), fingerprint)
+
+    def load(self) -> Engine:
+        """The engine; the first call loads the checkpoints.
+
+        Raises:
+            RouterClosedError: `close` was called, perhaps while the checkpoints were loading.
+            CheckpointError: A checkpoint cannot be loaded.
+        """
+        with self._lock:
+            self.check_open()
+            if self.engine is None:
+                from vlroute.engine.local.engine import LocalEngine
+
+                self.engine = LocalEngine.load(
+                    self.instruct, self.thinking, self.loading, self.max_num_seqs, **self._caches
+                )
+                if self.closed.is_set():  # `close` does not wait for loading
+                    self.close()
+                    raise RouterClosedError
+                if None in (local_folder(self.instruct), local_folder(self.thinking)):  # no fingerprint until now
+                    self._on_load(self)
+            return self.engine
+
+    def check_open(self) -> None:
+        """Raises RouterClosedError after `close`."""
+        if self.closed.is_set():
+            raise RouterClosedError
+
+    def sampling(self) -> FrameSampling:
+        """Frame sampling for video files.
+
+        Returns:
+            The settings of the Instruct checkpoint's processor if the checkpoint is on this machine (it is not loaded
+            for this); otherwise, and for endpoints, those of Qwen3-VL.
+        """
+        if self._sampling is None and self.remote is None:
+            self._sampling = sampling_of(self.instruct)
+        return self._sampling or DEFAULT_SAMPLING
+
+    def close(self) -> None:
+        """Cancel unfinished answers and release the engine; later calls of `load` fail."""
+        self.closed.set()
+        engine, self.engine = self.engine, None
+        if engine is not None:
+            engine.close()
+
+
+def identify(instruct: Source, thinking: Source) -> ModelIdentity:
+    """The identity of two folders or hub ids; folders are fingerprinted.
+
+    Raises:
+        CheckpointError: A folder is damaged.
+    """
+    name, (first, second) = pair_name(instruct, thinking), (local_folder(instruct), local_folder(thinking))
+    if first is None or second is None:
+        return ModelIdentity(name)
+    files = CheckpointFiles.read("instruct", instruct, first), CheckpointFiles.read("thinking", thinking, second)
+    return ModelIdentity(name, pair_fingerprint(*(one.fingerprint() for one in files)))
+
+
+def pair_name(instruct: Source, thinking: Source) -> str:
+    """The common name of two folders or hub ids; for folders without their path."""
+    return common_name(_short(instruct), _short(thinking))
+
+
+def common_name(instruct: str, thinking: str) -> str:
+    """The common part of "…-Instruct" and "…-Thinking", otherwise both names."""
+    stem = STEM.fullmatch(instruct)
+    if stem and thinking.casefold() == f"{stem['stem']}-thinking".casefold():
+        return stem["stem"]
+    return instruct if instruct == thinking else f"{instruct} + {thinking}"
+
+
+def _short(source: Source) -> str:
+    folder = local_folder(source)
+    if folder is None:
+        return str(source)
+    folder = folder.resolve()
+    return folder.parent.name if folder.name in MODES else folder.name
+
+
 def resolve_pair(
     name: Source | None, instruct: Source | None, thinking: Source | None, router: Source | None
 ) -> tuple[Source, Source, Source | None]:
-    """(instruct, thinking, router artifact), see `Router.from_pretrained`.
+    """Find the checkpoints and the router artifact for the arguments of `Router.from_pretrained`.
+
+    Args:
+        name: Name or folder of the pair; None without `instruct` stands for the embedded pocket pair.
+        instruct: Hub id or folder of the Instruct checkpoint, instead of `name`.
+        thinking: The same for Thinking.
+        router: Folder of a router artifact; None chooses the one that belongs to the pair, if there is one.
+
+    Returns:
+        Instruct checkpoint, Thinking checkpoint, and router artifact or None.
 
     Raises:
-        ValueError: a name together with `instruct` or `thinking`, or only one of these two.
-        CheckpointError: a name that does not stand for a pair, a missing folder, a folder without a pair, or one
-            checkpoint given twice.
+        ValueError: `name` was passed together with `instruct` or `thinking`, or only one of these two was passed.
+        CheckpointError: The name does not stand for a pair, a folder is missing or contains no pair, or the same
+            checkpoint was passed twice.
     """
     if (instruct is None) != (thinking is None) or (name is not None and instruct is not None):
         raise ValueError("pass one name for the pair, or both instruct= and thinking=")
@@ -89,8 +198,8 @@ def resolve_pair(
     stem = _stem(name)
     if router is None and stem in SHIPPED_ROUTERS:
         log.warning(
-            "deciding by a router made from published scores, not from this pair's own answers; for one of your own: "
-            "vlroute collect, then vlroute train (docs/decision.md)"
+            "the router artifact was made from published scores, not from answers of this model; to train your own: "
+            "vlroute collect, then vlroute train"
         )
         router = shipped(SHIPPED_ROUTERS[stem])
     return f"{stem}-Instruct", f"{stem}-Thinking", router
@@ -137,8 +246,8 @@ def _stem(name: Source) -> str:
         both = f"instruct='{common}-Instruct{rest}' and thinking='{common}-Thinking{rest}'"
         whole = "" if rest else f" the pair's name {common!r}, or"
         raise CheckpointError(
-            f"{stem!r} does not name a pair of checkpoints; pass{whole} {both}, or a folder that holds instruct/ and "
-            "thinking/"
+            f"{stem!r} does not name a pair of checkpoints; pass{whole} {both}, or a folder that contains instruct/ "
+            "and thinking/"
         )
     return stem
 

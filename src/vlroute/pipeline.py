@@ -1,4 +1,4 @@
-"""From a checked conversation to an answer: caption, decide, see, generate, observe; one direction, nothing twice."""
+"""The way of one request: caption, decide, answer, store; and the stream of its events."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import atexit
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,8 +17,10 @@ from vlroute.checks import refused
 from vlroute.decision.policy import PRICE
 from vlroute.decision.selector import ModeSelector
 from vlroute.engine.settings import checked, combined
-from vlroute.errors import ModeUnavailableError, RouterClosedError, VLRouteError
-from vlroute.inputs.messages import Conversation
+from vlroute.errors import ModeUnavailableError, VLRouteError
+from vlroute.hub import LazyModel
+from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
+from vlroute.inputs.messages import Conversation, parse
 from vlroute.types import (
     MODES,
     Answer,
@@ -44,10 +46,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vlroute")
 
-
-#: How long the end of the program waits for a cancelled stream.
+#: Maximum time that the end of the program waits for a cancelled stream.
 EXIT_SECONDS = 10.0
-#: Makes an answer and passes on each of its events.
+#: Produces an answer; its argument is called with each event.
 Work = Callable[[Callable[[Event], Any]], Any]
 
 
@@ -55,21 +56,28 @@ Work = Callable[[Callable[[Event], Any]], Any]
 class RequestOptions:
     """Options of one request, besides its messages; see `Router.ask`.
 
+    Attributes:
+        caption: Description of the media, instead of the captioner's.
+        mode: Forces a mode; "auto" becomes None.
+        price: Replaces the price of the policy.
+        cancel: Cancels the answer once it is set.
+        generation: Generation settings.
+        namespace: Tenant of the request. Entries that were cached for another namespace are not used, so that they do
+            not show in response times either.
+
     Raises:
-        InputError: the mode, price, caption or cancel event cannot be used.
+        InputError: The mode, price, caption or cancel event is invalid.
+        SettingsError: A generation setting is invalid.
     """
 
     caption: str | None = None
     mode: Mode | None = None
-    """"auto" becomes None."""
     price: float | None = None
     cancel: threading.Event | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     namespace: str = ""
-    """Whose request it is: nothing cached for another namespace serves it, nor shows in its seconds."""
 
     def __post_init__(self) -> None:
-        """SettingsError for a wrong value, before anything is captioned, loaded or generated."""
         object.__setattr__(self, "mode", forced_mode(self.mode))
         if not isinstance(self.caption, str | None):
             raise refused("caption", self.caption, "a string")
@@ -85,10 +93,13 @@ class Stream(Generator[Event, None, None]):
 
     Any thread may read or close the stream. Closing cancels the answer and waits until its thread has ended. A stream
     that is garbage-collected before its end is cancelled without waiting.
+
+    Args:
+        work: Produces the answer; None if `_begin` is overridden.
+        cancel: An event that no other stream uses. Setting it ends `work` early.
     """
 
     def __init__(self, work: Work | None, cancel: threading.Event) -> None:
-        """`cancel`: an event of this stream alone, which ends `work` early."""
         self._work, self._cancel = work, cancel
         self._events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
         self._worker: threading.Thread | None = None
@@ -159,8 +170,10 @@ _running: dict[threading.Thread, threading.Event] = {}
 
 @atexit.register
 def _end_streams() -> None:
-    """Without it, a stream that is open when the program ends aborts the process: the interpreter stops the thread
-    inside torch."""
+    """Cancel streams that are open when the program ends.
+
+    Otherwise the interpreter stops their threads inside torch, which aborts the process.
+    """
     threads = [*_running.items()]
     for _, cancel in threads:
         cancel.set()
@@ -169,7 +182,7 @@ def _end_streams() -> None:
 
 
 class EitherEvent(threading.Event):
-    """Set as soon as one of `events` is set."""
+    """An event that is set as soon as one of `events` is set."""
 
     def __init__(self, *events: threading.Event | None) -> None:
         super().__init__()
@@ -181,17 +194,39 @@ class EitherEvent(threading.Event):
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """What answers, and the judge who chooses the mode. Thread-safe.
+    """Decides and answers requests with one model. Thread-safe.
 
-    `generation` holds settings for both modes, or per mode under its name, as `settings.checked_per_mode` gives them.
+    Attributes:
+        model: Answers the requests.
+        selector: Chooses the mode.
+        generation: Settings for both modes, or per mode under its name, as `checked_per_mode` returns them.
+        limits: What a request may contain.
+        store: Receives each answer, if given.
     """
 
-    engine: Engine
+    model: LazyModel
     selector: ModeSelector
     generation: Mapping[str, Any]
+    limits: Limits = DEFAULT_LIMITS
     store: Store | None = None
-    closing: threading.Event = field(default_factory=threading.Event)
-    """Set when the router is closed: it cancels every answer."""
+
+    def parse(
+        self, prompt: str | Sequence[Any], images: Any, videos: Any, history: Sequence[Any] | None
+    ) -> Conversation:
+        """Check and load the messages of a request; see `Router.ask`."""
+        return parse(prompt, images, videos, history, self.limits, self.model.sampling)
+
+    def decide(self, conversation: Conversation, options: RequestOptions) -> Decision:
+        """Decide without answering. The model is not loaded; a captioner that needs it runs only if it is loaded.
+
+        Raises:
+            RouterClosedError: The router was closed.
+        """
+        self.model.check_open()
+        engine = self.model.engine
+        with engine.request(conversation, False, options.namespace) if engine else nullcontext() as request:
+            caption = self._caption(conversation, options, request)
+            return self.selector.decide(conversation, caption, options.mode, options.price)
 
     def answer(
         self,
@@ -200,18 +235,32 @@ class Pipeline:
         in_turns: bool = False,
         emit: Callable[[Event], Any] | None = None,
     ) -> Answer:
-        """`in_turns`: what was read in earlier turns is not read again, and counts in the decision."""
+        """Decide, answer and store.
+
+        Args:
+            conversation: The messages.
+            options: Mode, caption, price, generation settings and others.
+            in_turns: Whether the conversation has several turns: tokens of earlier turns are then taken from a cache,
+                and the number of uncached tokens counts in the decision.
+            emit: Called with each event, in this thread.
+
+        Returns:
+            The answer, which `emit` has received too.
+
+        Raises:
+            RouterClosedError: The router was closed.
+            ModeUnavailableError: The mode cannot answer, and the other one cannot replace it.
+        """
+        engine = self.model.load()
         began, id = time.perf_counter(), new_id()
         try:
-            if self.closing.is_set():
-                raise RouterClosedError
-            answer = self._answer(conversation, options, in_turns, emit, began, id)
+            answer = self._answer(engine, conversation, options, in_turns, emit, began, id)
         except BaseException as error:
             log.debug("request %s failed after %.3f s: %s", id, time.perf_counter() - began, type(error).__name__)
             raise
         decision, usage = answer.decision, answer.usage
         log.debug(
-            "request %s: %s (stage %s, gain %+.3f, threshold %.3f), %s, %d prompt + %d completion tokens, %.3f s",
+            "request %s: %s (stage %s, gain %+.3f, threshold %.3f), %s, %s prompt + %d completion tokens, %.3f s",
             id, decision.mode, decision.stage, decision.gain, decision.threshold, answer.finish_reason,
             usage.prompt_tokens, usage.completion_tokens, answer.timing.total,
         )  # fmt: skip
@@ -219,8 +268,16 @@ class Pipeline:
             emit(Finished(answer))
         return answer
 
+    def stream(self, conversation: Conversation, options: RequestOptions, in_turns: bool = False) -> Events:
+        """The events of `answer`, which runs in a thread of its own. The model is loaded before this returns."""
+        self.model.load()
+        closed = threading.Event()
+        options = replace(options, cancel=EitherEvent(closed, options.cancel))
+        return Stream(partial(self.answer, conversation, options, in_turns), closed)
+
     def _answer(
         self,
+        engine: Engine,
         conversation: Conversation,
         options: RequestOptions,
         in_turns: bool,
@@ -228,14 +285,14 @@ class Pipeline:
         began: float,
         id: str,
     ) -> Answer:
-        cancel = EitherEvent(options.cancel, self.closing)
-        with self.engine.request(conversation, in_turns, options.namespace) as request:
+        cancel = EitherEvent(options.cancel, self.model.closed)
+        with engine.request(conversation, in_turns, options.namespace) as request:
             settings = {mode: self._settings(mode, options) for mode in MODES}
             for mode in MODES if options.mode is None else (options.mode,):
                 request.check(mode, settings[mode])
-            caption = _caption(self.selector, conversation, options, request)
+            caption = self._caption(conversation, options, request)
             captioned = time.perf_counter()
-            # before the first answer neither mode has less to read than the other
+            # in the first turn both modes have to prefill the same tokens
             weighed = in_turns and options.mode is None and len(conversation.messages) > 1
             uncached_tokens = request.uncached_tokens() if weighed else None
             decision = self.selector.decide(conversation, caption, options.mode, options.price, uncached_tokens)
@@ -274,14 +331,20 @@ class Pipeline:
         self._keep(answer, conversation)
         return answer
 
-    def stream(self, conversation: Conversation, options: RequestOptions, in_turns: bool = False) -> Events:
-        """The events of `answer`."""
-        closed = threading.Event()
-        options = replace(options, cancel=EitherEvent(closed, options.cancel))
-        return Stream(partial(self.answer, conversation, options, in_turns), closed)
+    def _caption(
+        self, conversation: Conversation, options: RequestOptions, request: EngineRequest | None
+    ) -> str | None:
+        """The caption of the options, otherwise the captioner's; none if the mode is forced."""
+        if options.caption is not None or options.mode is not None:
+            return options.caption
+        try:
+            return self.selector.caption(conversation, request)
+        except ModeUnavailableError as error:  # the mode that answers may be available
+            log.warning("no caption: %s", error)
+            return None
 
     def _keep(self, answer: Answer, conversation: Conversation) -> None:
-        """Before the answer is handed out, so that feedback finds it; a store that fails costs no answer."""
+        """Store the answer before it is returned, so that feedback finds it. A failure is logged only."""
         if self.store is None or answer.finish_reason == "cancelled":
             return
         try:
@@ -302,26 +365,3 @@ def _fallen_back(decision: Decision, error: ModeUnavailableError) -> Decision:
     log.warning("%s answers instead of %s: %s", other(decision.mode), decision.mode, error)
     reason = f"{decision.reason}; but {error.public}, so {other(decision.mode)} answers"
     return replace(decision, mode=other(decision.mode), reason=reason, fallback=True)
-
-
-def _caption(
-    selector: ModeSelector, conversation: Conversation, options: RequestOptions, request: EngineRequest | None
-) -> str | None:
-    """The caller's, else the captioner's; none where the mode is forced and nothing hangs on it."""
-    if options.caption is not None or options.mode is not None:
-        return options.caption
-    try:
-        return selector.caption(conversation, request)
-    except ModeUnavailableError as error:  # who captions is down: whoever answers need not be
-        log.warning("no caption: %s", error)
-        return None
-
-
-def decide(
-    selector: ModeSelector, engine: Engine | None, conversation: Conversation, options: RequestOptions
-) -> Decision:
-    """The decision alone; a captioner that needs the models runs only where they are at hand."""
-    named = engine.request(conversation, False, options.namespace) if engine else nullcontext()
-    with named as request:
-        caption = _caption(selector, conversation, options, request)
-        return selector.decide(conversation, caption, options.mode, options.price)

@@ -1,4 +1,4 @@
-"""The two ways to a router: checkpoints in this process, or endpoints elsewhere."""
+"""The router: decides per request which mode answers, and answers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from vlroute.chat import Chat
+from vlroute.chat import Chat, read_chat
 from vlroute.checks import refused
 from vlroute.decision.captions import Captioner
 from vlroute.decision.classifier import ComplexityClassifier
@@ -20,16 +21,16 @@ from vlroute.decision.selector import CaptionSource, ModeSelector
 from vlroute.decision.target import Preset, Target
 from vlroute.decision.tradeoff import OperatingPoint
 from vlroute.decision.vision_probe import VisionProbe, probe_of
-from vlroute.engine.local.checkpoint_files import check_folders, local_folder
+from vlroute.engine.local.checkpoint_files import check_folders
 from vlroute.engine.local.loading import MAX_NUM_SEQS, checked_loading
 from vlroute.engine.settings import SETTINGS, UNSUPPORTED, checked_per_mode
-from vlroute.errors import ArtifactError, MissingExtraError, RouterClosedError, SettingsError
-from vlroute.hub import common_name, identify, pair_name, resolve_pair
-from vlroute.inputs.media import DEFAULT_LIMITS, DEFAULT_SAMPLING, FrameSampling, Limits
-from vlroute.inputs.messages import Conversation, parse
-from vlroute.inputs.video import sampling_of
-from vlroute.pipeline import Pipeline, RequestOptions, decide
-from vlroute.types import MODES, Answer, Decision, Event, Events, ModeChoice, ModelIdentity, forced_mode
+from vlroute.errors import ArtifactError, MissingExtraError, SettingsError
+from vlroute.hub import LazyModel, resolve_pair
+from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
+from vlroute.inputs.messages import Conversation
+from vlroute.inputs.video import FrameSampling
+from vlroute.pipeline import Pipeline, RequestOptions
+from vlroute.types import Answer, Decision, Event, Events, ModeChoice, ModelIdentity, forced_mode
 
 if TYPE_CHECKING:
     from vlroute.engine.cache.prefix import PrefixCache
@@ -37,24 +38,85 @@ if TYPE_CHECKING:
     from vlroute.engine.local.checkpoint import ModelPair
     from vlroute.engine.local.engine import LocalEngine, Request
     from vlroute.engine.local.scheduler import Scheduler
+    from vlroute.engine.protocol import Engine
     from vlroute.engine.remote.client import RemoteEngine
     from vlroute.engine.remote.endpoint import Endpoint
     from vlroute.store import Store
 
-Made = TypeVar("Made", bound="Sources")
+log = logging.getLogger("vlroute")
+Self = TypeVar("Self", bound="Router")
 #: Arguments of `from_pretrained` about what this process loads.
 _LOADING = ("device", "dtype", "attn_implementation", "quantization", "max_num_seqs", "vision_cache", "prefix_cache")
 
 
-class Sources:
-    """What `Router` is made from; each way says how it answers by arguments of `Router.__init__`."""
+class Router:
+    """Decides per request whether Instruct answers or Thinking reasons first, and answers. Thread-safe.
 
-    def __init__(self, instruct: str | Path, thinking: str | Path, **options: Any) -> None:
-        raise NotImplementedError("make a Router")
+    Create it with `from_pretrained` or `from_endpoints`. No model is loaded before the first answer or `load()`.
+
+    Args:
+        instruct: Hub id or folder of the Instruct checkpoint.
+        thinking: Hub id or folder of the Thinking checkpoint.
+        classifier: The trained classifier; without one, the fallback mode of the policy answers.
+        policy: See `from_pretrained`.
+        captioner: See `from_pretrained`.
+        probe: The vision probe that belongs to the classifier.
+        limits: What a request may contain.
+        loading: `device`, `dtype`, `attn_implementation` and `quantization`, see `from_pretrained`.
+        generation: Settings for both modes, or per mode under its name.
+        caching: `vision_cache`, `prefix_cache` or both.
+        store: Where answers are stored.
+        max_num_seqs: See `from_pretrained`.
+        engine: Answers instead of checkpoints that this process loads; `instruct` and `thinking` are then names.
+
+    Raises:
+        SettingsError: An argument is invalid. Nothing is loaded for this check.
+        ArtifactError: A target needs a calibration set, or the captioner "probe" a probe, and there is none.
+    """
+
+    def __init__(
+        self,
+        instruct: str | Path,
+        thinking: str | Path,
+        *,
+        classifier: ComplexityClassifier | None = None,
+        policy: Policy | Target | Preset | None = None,
+        captioner: Captioner | CaptionSource | None = None,
+        probe: VisionProbe | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        loading: Mapping[str, Any] | None = None,
+        generation: Mapping[str, Any] | None = None,
+        caching: Mapping[str, Any] | None = None,
+        store: Store | str | Path | None = None,
+        max_num_seqs: int = 1,
+        engine: Engine | None = None,
+    ) -> None:
+        if not isinstance(limits, Limits):
+            raise refused("limits", limits, "vlroute.Limits(…)")
+        remote = engine is not None and engine.remote
+        self.selector = ModeSelector(classifier, policy, captioner, probe, shared=not remote)
+        self._model = LazyModel(
+            instruct,
+            thinking,
+            loading=checked_loading({} if loading is None else loading),
+            caches=_checked_caches({} if caching is None else caching),
+            max_num_seqs=MAX_NUM_SEQS.read("max_num_seqs", max_num_seqs),
+            engine=engine,
+            on_load=partial(_warn_of_another_model, self.selector),
+        )
+        self.generation = checked_per_mode({} if generation is None else generation, endpoints=remote)
+        self.store, self.limits = _open(store), limits
+        self._owns_store = self.store is not store
+        if classifier is None:
+            log.info(
+                "no router artifact for %s + %s: %s answers unless mode= is set; pass router=, or train one "
+                "(vlroute collect, then vlroute train)", instruct, thinking, self.selector.policy.fallback_mode,
+            )  # fmt: skip
+        _warn_of_another_model(self.selector, self._model)
 
     @classmethod
     def from_pretrained(
-        cls: type[Made],
+        cls: type[Self],
         name: str | Path | None = None,
         *,
         instruct: str | Path | None = None,
@@ -73,36 +135,44 @@ class Sources:
         store: Store | str | Path | None = None,
         max_num_seqs: int = 1,
         **settings: Any,
-    ) -> Made:
-        """A router over a pair of checkpoints; without any name over the embedded pocket pair.
+    ) -> Self:
+        """A router for a pair of checkpoints; without a name, for the embedded pocket pair.
 
         Args:
-            name: "Qwen/Qwen3-VL-2B" stands for "…-Instruct" and "…-Thinking"; or a folder with `instruct/`, `thinking/`
-                and optionally `router/`; or a .json file of endpoints, see `from_endpoints`.
-            instruct, thinking: any two hub ids or folders, instead of `name`.
-            router: folder of a router artifact (see docs/decision.md); the pocket pair brings its own.
-            policy: `Policy(price=…)`, or a wish that becomes a price at this machine's pace: "fast", "balanced",
-                "accurate", "knee", or a `Target`. `operating_point()` says what to expect of it.
-            captioner: who describes pictures and videos: "probe", the artifact's vision probe (nearly free);
-                "instruct", the Instruct model; or a callable, given a `media.Picture` or `media.Video`. By default
-                the probe if one knows this pair's tower, else Instruct. Captions are cached by content.
-            limits: what a request may bring, see docs/messages.md.
-            device, dtype, attn_implementation, quantization: see `engine.pair.load_model_pair`.
-            settings: generation settings for both modes, under transformers' names: `do_sample=False`.
-            generation: the same per mode: `{"thinking": {"max_new_tokens": 4096}}`. docs/engine.md lists all settings.
-            vision_cache, prefix_cache: with budgets of your own (see docs/conversations.md). Routers may share a vision
-                cache.
-            store: where answers are remembered for `feedback`: a `Store`, a file, or a postgresql:// URL.
-            max_num_seqs: maximum number of answers in each mode that share forward passes; 1: each is generated alone.
+            name: "Qwen/Qwen3-VL-2B" stands for "…-Instruct" and "…-Thinking". Also a folder with `instruct/`,
+                `thinking/` and optionally `router/`, or a .json file of endpoints, see `from_endpoints`.
+            instruct: Hub id or folder of the Instruct checkpoint, together with `thinking` instead of `name`.
+            thinking: Hub id or folder of the Thinking checkpoint.
+            router: Folder of a router artifact. The pocket pair has its own.
+            policy: `Policy(price=…)`, or a target that is converted to a price at the latencies of this machine:
+                "fast", "balanced", "accurate", "knee" or a `Target`. See `operating_point`.
+            captioner: Describes pictures and videos: "probe", the vision probe of the artifact (nearly free);
+                "instruct", the Instruct model; or a callable that takes a `Picture` or `Video` and returns a string.
+                By default the probe if it was trained on the tower of this model, otherwise Instruct. Captions are
+                cached by content.
+            limits: What a request may contain.
+            device: Device of the models, such as "cuda:1"; by default CUDA if available.
+            dtype: Data type of the weights; by default that of the checkpoints.
+            attn_implementation: Attention implementation of transformers.
+            quantization: "int8", "int4", or a quantization config of transformers.
+            generation: Settings per mode: `{"thinking": {"max_new_tokens": 4096}}`.
+            vision_cache: Cache of vision features with budgets of your own. Several routers may share it.
+            prefix_cache: Cache of KV entries with a budget of your own.
+            store: Where answers are stored for `feedback`: a `Store`, a file, or a postgresql:// URL.
+            max_num_seqs: Maximum number of answers in each mode that share forward passes; 1 generates each alone.
+            **settings: Generation settings for both modes, with the names of transformers: `do_sample=False`.
+
+        Returns:
+            The router. Models are loaded later.
 
         Raises:
-            ValueError: a name together with `instruct=`/`thinking=`, or only one of these two.
-            CheckpointError: the name does not stand for a pair, or a folder is missing, incomplete or damaged. `load`
-                checks what only the loaded tokenizers and weights show.
-            SettingsError: an argument has a wrong type or is out of range. This check does not import torch.
-            ArtifactError: the router artifact or its probe cannot be used, or "probe" was asked for and there is none.
+            ValueError: A name was passed together with `instruct` or `thinking`, or only one of these two.
+            CheckpointError: The name does not stand for a pair, or a folder is missing, incomplete or damaged. Errors
+                that only the loaded tokenizers and weights show are raised by `load`.
+            SettingsError: An argument has a wrong type or is out of range. This check does not import torch.
+            ArtifactError: The router artifact or its probe cannot be used, or "probe" was requested and there is none.
         """
-        given = cls._settings(settings, generation)
+        given = _combined(settings, generation)
         for argument, value in (("name", name), ("instruct", instruct), ("thinking", thinking), ("router", router)):
             if not isinstance(value, str | Path | None):
                 raise refused(argument, value, "a hub id or a folder")
@@ -140,7 +210,7 @@ class Sources:
 
     @classmethod
     def from_endpoints(
-        cls: type[Made],
+        cls: type[Self],
         instruct: Endpoint | tuple[str, str],
         thinking: Endpoint | tuple[str, str],
         *,
@@ -151,13 +221,32 @@ class Sources:
         generation: Mapping[str, Any] | None = None,
         store: Store | str | Path | None = None,
         **settings: Any,
-    ) -> Made:
-        """A router over two OpenAI-compatible servers: vLLM, SGLang, llama-server, `vlroute serve`, …; brings no torch.
+    ) -> Self:
+        """A router for two OpenAI-compatible servers such as vLLM, SGLang, llama-server or `vlroute serve`.
+
+        Torch is not imported.
 
         Args:
-            instruct, thinking: (base URL with /v1, the model's name there), or an `Endpoint` for keys, headers and
-                deadlines; see docs/how-to/endpoints.md.
-            others: as of `from_pretrained`. Only what is set is sent; else the servers' own settings hold.
+            instruct: (base URL with /v1, name of the model on the server), or an `Endpoint` with key, headers and
+                deadlines.
+            thinking: The same for Thinking.
+            router: Folder of a router artifact.
+            policy: See `from_pretrained`.
+            captioner: A callable, or "instruct" (the default): the Instruct endpoint describes pictures and videos.
+            limits: What a request may contain.
+            generation: Settings per mode.
+            store: Where answers are stored for `feedback`.
+            **settings: Generation settings for both modes. Only settings that are passed are sent; the defaults are
+                those of the servers.
+
+        Returns:
+            The router. The servers are not contacted before the first answer or `load()`.
+
+        Raises:
+            ValueError: An endpoint is not a pair of strings.
+            SettingsError: An argument is invalid, or concerns models that are loaded in this process.
+            MissingExtraError: The package openai is missing.
+            ArtifactError: The router artifact cannot be used.
         """
         from vlroute.engine.remote.client import RemoteEngine
 
@@ -172,92 +261,16 @@ class Sources:
                 policy=policy,
                 captioner=captioner,
                 limits=limits,
-                generation=cls._settings(settings, generation),
+                generation=_combined(settings, generation),
                 store=store,
-                remote=remote,
+                engine=remote,
             )
         except BaseException:
             remote.close()
             raise
 
-    @classmethod
-    def _settings(cls, settings: Mapping[str, Any], generation: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Both combined. SettingsError for a name that is not a setting, such as a misspelled argument."""
-        if not isinstance(generation, Mapping | None):
-            raise refused("generation", generation, "a mapping of settings, or of settings per mode")
-        if "price" in settings:
-            raise SettingsError("price is no argument of a router; pass policy=Policy(price=…), or price= to ask")
-        arguments = [name for name in inspect.signature(cls.from_pretrained).parameters if name != "settings"]
-        for name in settings:
-            like = difflib.get_close_matches(name, [*arguments, *SETTINGS], 1)
-            if name not in SETTINGS and name not in UNSUPPORTED and like and like[0] in arguments:
-                raise SettingsError(f"unknown argument {name}; did you mean {like[0]}?")
-        return {**settings, **(generation or {})}
-
-
-log = logging.getLogger("vlroute")
-Self = TypeVar("Self", bound="Router")
-
-
-log = logging.getLogger("vlroute")
-
-
-class Router(Sources):
-    """Decides per request whether Instruct answers or Thinking reasons first, and answers. Thread-safe.
-
-    Make one with `from_pretrained` or `from_endpoints`. No model is loaded before the first answer or `load()`.
-    """
-
-    def __init__(
-        self,
-        instruct: str | Path,
-        thinking: str | Path,
-        *,
-        classifier: ComplexityClassifier | None = None,
-        policy: Policy | Target | Preset | None = None,
-        captioner: Captioner | CaptionSource | None = None,
-        probe: VisionProbe | None = None,
-        limits: Limits = DEFAULT_LIMITS,
-        loading: Mapping[str, Any] | None = None,
-        generation: Mapping[str, Any] | None = None,
-        caching: Mapping[str, Any] | None = None,
-        store: Store | str | Path | None = None,
-        max_num_seqs: int = 1,
-        remote: RemoteEngine | None = None,
-        engine: Any = None,
-    ) -> None:
-        """See `from_pretrained`. `loading`: for `load_model_pair`. `caching`: `vision_cache`, `prefix_cache` or both.
-        `remote` or `engine`, which offers the models of this router, answers instead of checkpoints.
-
-        Raises:
-            SettingsError: an argument is invalid; nothing is loaded for this check.
-        """
-        if not isinstance(limits, Limits):
-            raise refused("limits", limits, "vlroute.Limits(…)")
-        self.instruct, self.thinking, self.limits = instruct, thinking, limits
-        self.selector = ModeSelector(classifier, policy, captioner, probe, shared=remote is None)
-        self.loading = checked_loading({} if loading is None else loading)
-        self.generation = checked_per_mode({} if generation is None else generation, endpoints=remote is not None)
-        self._caching = _checked_caches({} if caching is None else caching)
-        self.store, self.max_num_seqs, self.remote = (
-            _open(store),
-            MAX_NUM_SEQS.read("max_num_seqs", max_num_seqs),
-            remote,
-        )
-        self._owns_store = self.store is not store
-        self._engine: LocalEngine | RemoteEngine | None = remote or engine
-        self._sampling: FrameSampling | None = None
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        if classifier is None:
-            log.info(
-                "no router artifact for %s + %s: %s answers unless mode= is set; pass router=, or train one "
-                "(docs/decision.md)", instruct, thinking, self.selector.policy.fallback_mode,
-            )  # fmt: skip
-        self._warn_of_another_pair()
-
     def __repr__(self) -> str:
-        state = "closed" if self.closed else "not loaded" if self._engine is None else "loaded"
+        state = "closed" if self.closed else "not loaded" if self._model.engine is None else "loaded"
         return (
             f"{type(self).__name__}(instruct={str(self.instruct)!r}, thinking={str(self.thinking)!r}, "
             f"policy={self.selector.target or self.selector.policy!r}, max_num_seqs={self.max_num_seqs}, "
@@ -270,105 +283,137 @@ class Router(Sources):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def instruct(self) -> str | Path:
+        """Hub id or folder of the Instruct checkpoint, or the name of its endpoint."""
+        return self._model.instruct
+
+    @property
+    def thinking(self) -> str | Path:
+        """Hub id or folder of the Thinking checkpoint, or the name of its endpoint."""
+        return self._model.thinking
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Maximum number of answers in each mode that share forward passes."""
+        return self._model.max_num_seqs
+
+    @property
+    def remote(self) -> RemoteEngine | None:
+        """The engine that answers through endpoints; None if the models run in this process."""
+        return self._model.remote
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Name of the model, and its fingerprint if the weights are on this machine.
+
+        For endpoints it consists of the names of both models.
+        """
+        return self._model.identity
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Decides and answers parsed conversations; what `ask`, `stream` and chats use."""
+        return Pipeline(self._model, self.selector, self.generation, self.limits, self.store)
+
     def use(self, artifact: str | Path | ComplexityClassifier) -> None:
-        """Decide by another router artifact, a folder with its own probe, from the next request on, without a restart.
-        ArtifactError, and no change, if it cannot be used."""
+        """Decide with another router artifact from the next request on.
+
+        Args:
+            artifact: The folder of the artifact, with its vision probe; or a classifier, which keeps the probe.
+
+        Raises:
+            ArtifactError: The artifact cannot be used. Nothing is changed.
+        """
         if isinstance(artifact, ComplexityClassifier):
             self.selector.use(artifact, self.selector.probe)
         else:
             self.selector.use(ComplexityClassifier.load(artifact), probe_of(artifact))
-        self._warn_of_another_pair()
-
-    @property
-    def identity(self) -> ModelIdentity:
-        """Identity of the pair: its name, and its fingerprint if the weights are on this machine. Over endpoints, the
-        names of the models."""
-        if self.remote is not None:
-            return ModelIdentity(common_name(*(self.remote.endpoints[mode].model for mode in MODES)))
-        loaded: ModelPair | None = getattr(self._engine, "pair", None)
-        if loaded is None:
-            return identify(self.instruct, self.thinking)
-        return ModelIdentity(pair_name(self.instruct, self.thinking), loaded.fingerprint)
-
-    def _warn_of_another_pair(self) -> None:
-        trained_for = self.selector.classifier.model if self.selector.classifier else None
-        if trained_for is not None and trained_for.differs(here := self.identity):
-            log.warning(
-                "the router artifact was trained for the pair %s, but this pair is %s: its decisions may be wrong; "
-                "train one for this pair (vlroute collect, then vlroute train) and pass it as router=",
-                trained_for,
-                here,
-            )
+        _warn_of_another_model(self.selector, self._model)
 
     def operating_point(self, target: Target | Preset | None = None) -> OperatingPoint:
-        """What the policy in force, or `target` instead, is expected to give at this machine's pace. ArtifactError if
-        the router artifact holds no calibration set."""
+        """Expected accuracy, seconds and share of Thinking at the current latencies of this machine.
+
+        Args:
+            target: A target instead of the current policy.
+
+        Returns:
+            The operating point, with the price that leads to it.
+
+        Raises:
+            SettingsError: `target` is of another type.
+            ArtifactError: The router artifact contains no calibration set.
+        """
         if not isinstance(target, Target | str | None):
             raise refused("target", target, "a vlroute.Target, the name of a preset or None")
         return self.selector.operating_point(Target(preset=target) if isinstance(target, str) else target)
 
     def load(self) -> Router:
-        """Load both checkpoints now instead of at the first answer; over endpoints, see that both are there."""
-        self._check_open()
-        (self._local if self.remote is None else self.remote).wait()
+        """Load both checkpoints now instead of at the first answer; for endpoints, check that both are available.
+
+        Returns:
+            This router.
+
+        Raises:
+            CheckpointError: A checkpoint cannot be loaded.
+            RouterClosedError: The router was closed.
+        """
+        self._model.load().wait()
         return self
 
     @property
     def pair(self) -> ModelPair:
-        """The loaded pair; loads it at the first call. ValueError over endpoints."""
+        """The two checkpoints; the first use loads them. Raises ValueError for endpoints."""
         return self._local.pair
 
     @property
     def cache(self) -> VisionCache:
-        """The vision features kept; `router.cache.stats()` says what it did. As `pair`."""
+        """The cache of vision features; the first use loads the model. Raises ValueError for endpoints."""
         return self._local.vision
 
     @property
     def prefixes(self) -> PrefixCache:
-        """What conversations have read so far, see `PrefixCache.stats`. As `pair`."""
+        """The cache of KV entries of conversations; the first use loads the model. Raises ValueError for endpoints."""
         return self._local.prefixes
 
-    def forget(self) -> None:
-        """Forget the vision features that no request uses; endpoints keep theirs."""
-        if self.remote is None:
-            self.cache.clear()
+    @property
+    def scheduler(self) -> Scheduler | None:
+        """Generates several answers together; None if `max_num_seqs` is 1 or the model is not loaded."""
+        return getattr(self._model.engine, "scheduler", None)
 
     @property
     def _local(self) -> LocalEngine:
         if self.remote is not None:
-            raise ValueError("this router answers through endpoints: it holds no pair and no caches")
-        with self._lock:
-            self._check_open()
-            engine = self._engine
-            if engine is None:
-                from vlroute.engine.local.engine import LocalEngine
+            raise ValueError("this router answers through endpoints: it has no local model and no caches")
+        return cast("LocalEngine", self._model.load())
 
-                engine = LocalEngine.load(
-                    self.instruct, self.thinking, self.loading, self.max_num_seqs, **self._caching
-                )
-                self._engine = engine
-                if self.closed:  # closed meanwhile; `close` does not wait for loading
-                    self._release()
-                    raise RouterClosedError
-                if None in (local_folder(self.instruct), local_folder(self.thinking)):  # names compared only
-                    self._warn_of_another_pair()
-            return cast("LocalEngine", engine)
+    def request(self, conversation: Conversation) -> Request:
+        """The engine's side of one request, without a decision.
 
-    @property
-    def _answering(self) -> Pipeline:
-        self._check_open()
-        return Pipeline(self.remote or self._local, self.selector, self.generation, self.store, self._closing)
+        Args:
+            conversation: The messages.
 
-    def _check_open(self) -> None:
-        if self.closed:
-            raise RouterClosedError
+        Returns:
+            A context manager; see `EngineRequest`.
+
+        Raises:
+            ValueError: The router answers through endpoints.
+        """
+        return self._local.request(conversation)
+
+    def forget(self) -> None:
+        """Remove the vision features that no request uses from the cache. Has no effect on endpoints."""
+        if self.remote is None:
+            self.cache.clear()
 
     def sampling(self) -> FrameSampling:
-        """Frame sampling for video files: the settings of the Instruct checkpoint's processor if the checkpoint is on
-        this machine (it is not loaded), else those of Qwen3-VL, also over endpoints."""
-        if self._sampling is None and self.remote is None:
-            self._sampling = sampling_of(self.instruct)
-        return self._sampling or DEFAULT_SAMPLING
+        """Frame sampling for video files.
+
+        Returns:
+            The settings of the Instruct checkpoint's processor if the checkpoint is on this machine; otherwise, and for
+            endpoints, those of Qwen3-VL.
+        """
+        return self._model.sampling()
 
     def decide(
         self,
@@ -381,22 +426,44 @@ class Router(Sources):
         mode: ModeChoice | None = None,
         price: float | None = None,
     ) -> Decision:
-        """Decide which mode should answer. Never loads a checkpoint.
+        """Decide which mode should answer, without answering. Never loads a checkpoint.
 
         Without `caption`, a cached caption is used, or a new one is made if the captioner is available: a callable, or
-        the probe or Instruct model of a loaded pair. Otherwise only the prompt is used, and `reason` says so.
+        the probe or Instruct model of a loaded model. Otherwise only the prompt is used, and `reason` says so.
+
+        Args:
+            prompt: The question, or a list of messages.
+            images: One picture or several.
+            videos: One video or several.
+            history: Earlier messages.
+            caption: A description of the media, instead of the captioner's.
+            mode: "instruct" or "thinking" forces that mode.
+            price: Replaces the policy for this request.
+
+        Returns:
+            The decision with its probabilities, expected seconds and reason.
 
         Raises:
-            InputError: the message (see docs/messages.md), mode, price or caption is invalid.
-            RouterClosedError: the router was closed.
+            InputError: The messages, mode, price or caption are invalid.
+            RouterClosedError: The router was closed.
         """
         options = RequestOptions(caption, forced_mode(mode), price)
-        return self.decide_on(parse(prompt, images, videos, history, self.limits, self.sampling), options)
+        return self.decide_on(self.pipeline.parse(prompt, images, videos, history), options)
 
     def decide_on(self, conversation: Conversation, options: RequestOptions) -> Decision:
-        """`decide` for a conversation that is parsed already."""
-        self._check_open()
-        return decide(self.selector, self._engine, conversation, options)
+        """Decide for a conversation that is parsed already.
+
+        Args:
+            conversation: The messages.
+            options: Mode, caption and price.
+
+        Returns:
+            The decision.
+
+        Raises:
+            RouterClosedError: The router was closed.
+        """
+        return self.pipeline.decide(conversation, options)
 
     def ask(
         self,
@@ -414,24 +481,30 @@ class Router(Sources):
         """Decide, then answer.
 
         Args:
-            prompt, images, videos, history: see docs/messages.md.
-            caption: a description of the pictures, instead of the captioner's.
+            prompt: The question, or a list of messages as in OpenAI's API.
+            images: One picture or several: paths, PIL images, arrays, bytes or data URIs.
+            videos: One video or several: paths, or frames with their times.
+            history: Earlier messages.
+            caption: A description of the media, instead of the captioner's.
             mode: "instruct" or "thinking" forces that mode; "auto" or None lets the router decide.
-            price: replaces the policy for this request, even if the policy is a target such as "fast".
-            cancel: once set, generation ends within one token, with `finish_reason="cancelled"`.
-            generation: settings under transformers' names, see docs/engine.md: `temperature=0` (greedy),
-                `max_new_tokens=64`, `thinking_budget=500` (tokens of reasoning), …. None means "not set here".
+            price: Replaces the policy for this request, even if the policy is a target such as "fast".
+            cancel: Once set, generation ends within one token, with `finish_reason="cancelled"`.
+            **generation: Settings with the names of transformers: `temperature=0` (greedy), `max_new_tokens=64`,
+                `thinking_budget=500` (tokens of reasoning), …. None means "not set here".
+
+        Returns:
+            The answer with its decision, token counts and timing.
 
         Raises:
-            InputError: the message, mode, price or caption cannot be used.
-            SettingsError: a setting that is unknown, not supported or out of range, or settings that contradict each
-                other. It is raised before anything is loaded, captioned or generated.
-            CheckpointError: a checkpoint cannot be loaded.
-            RouterClosedError: the router was closed.
+            InputError: The messages, mode, price or caption are invalid.
+            SettingsError: A setting is unknown, not supported or out of range, or settings contradict each other. It
+                is raised before anything is loaded, captioned or generated.
+            CheckpointError: A checkpoint cannot be loaded.
+            RouterClosedError: The router was closed.
         """
         options = RequestOptions(caption, forced_mode(mode), price, cancel, generation)
-        conversation = parse(prompt, images, videos, history, self.limits, self.sampling)  # before anything is loaded
-        return self._answering.answer(conversation, options)
+        pipeline = self.pipeline
+        return pipeline.answer(pipeline.parse(prompt, images, videos, history), options)
 
     def stream(
         self,
@@ -446,77 +519,155 @@ class Router(Sources):
         cancel: threading.Event | None = None,
         **generation: Any,
     ) -> Events:
-        """As `ask`, as events: `Decided`, deltas, `Finished`. Bad input raises here; closing it cancels the answer."""
+        """Decide, then answer as a stream of events. Arguments and errors are those of `ask`.
+
+        Args:
+            prompt: The question, or a list of messages.
+            images: One picture or several.
+            videos: One video or several.
+            history: Earlier messages.
+            caption: A description of the media, instead of the captioner's.
+            mode: Forces a mode.
+            price: Replaces the policy for this request.
+            cancel: Cancels the answer once it is set.
+            **generation: Generation settings.
+
+        Returns:
+            `Decided`, then `ThinkingDelta` and `AnswerDelta`, then `Finished`. Closing it cancels the answer.
+
+        Raises:
+            InputError: The messages or options are invalid.
+            RouterClosedError: The router was closed.
+        """
         options = RequestOptions(caption, forced_mode(mode), price, cancel, generation)
-        conversation = parse(prompt, images, videos, history, self.limits, self.sampling)
-        return self._answering.stream(conversation, options)
+        pipeline = self.pipeline
+        return pipeline.stream(pipeline.parse(prompt, images, videos, history), options)
+
+    def answer_turn(
+        self, conversation: Conversation, options: RequestOptions, emit: Callable[[Event], Any] | None = None
+    ) -> Answer:
+        """Answer a parsed conversation of several turns; KV entries of earlier turns are reused.
+
+        Args:
+            conversation: The messages.
+            options: Mode, caption, price, generation settings and others.
+            emit: Called with each event, in this thread. Without it, an engine may restart the answer after a fault.
+
+        Returns:
+            The answer.
+        """
+        return self.pipeline.answer(conversation, options, in_turns=True, emit=emit)
+
+    def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
+        """The events of `answer_turn`.
+
+        Args:
+            conversation: The messages.
+            options: Mode, caption, price, generation settings and others.
+
+        Returns:
+            The events; see `stream`.
+        """
+        return self.pipeline.stream(conversation, options, in_turns=True)
+
+    def chat(self, system: str | None = None) -> Chat:
+        """Start a conversation.
+
+        Args:
+            system: A system prompt.
+
+        Returns:
+            A chat without turns.
+
+        Raises:
+            MessageError: The system prompt contains control tokens.
+            RouterClosedError: The router was closed.
+        """
+        self._model.check_open()
+        return Chat(self.pipeline, system=system)
+
+    def resume(self, folder: str | Path) -> Chat:
+        """Continue a conversation that `Chat.save` wrote.
+
+        Args:
+            folder: The folder of the conversation.
+
+        Returns:
+            A chat with the saved turns.
+
+        Raises:
+            ChatFileError: The conversation cannot be read.
+            RouterClosedError: The router was closed.
+        """
+        self._model.check_open()
+        system, turns = read_chat(folder, self.limits)
+        return Chat(self.pipeline, turns, system)
 
     def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
-        """Say how right an answer was (`Answer.id`): true, false or a share 0 to 1. The last word on an answer counts.
-        Errors as of `Store.feedback`; ValueError if the router has no store."""
-        self._check_open()
-        if self.store is None:
-            raise ValueError("this router stores no answers; make it with store='answers.db'")
-        self.store.feedback(answer_id, correct=correct, comment=comment)
+        """Store whether an answer was right. The latest feedback on an answer counts.
 
-    @property
-    def scheduler(self) -> Scheduler | None:
-        """Who writes several answers at the same time; None unless `max_num_seqs` is above 1 and the pair is loaded."""
-        return getattr(self._engine, "scheduler", None)
+        Args:
+            answer_id: `Answer.id` of the answer.
+            correct: True, false, or a share from 0 to 1.
+            comment: Stored beside it.
+
+        Raises:
+            ValueError: The router has no store.
+            UnknownAnswerError: No answer with this id is stored.
+            InputError: `correct` is out of range.
+            StoreError: The feedback cannot be stored.
+            RouterClosedError: The router was closed.
+        """
+        self._model.check_open()
+        if self.store is None:
+            raise ValueError("this router stores no answers; create it with store='answers.db'")
+        self.store.feedback(answer_id, correct=correct, comment=comment)
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._closing.is_set()
+        return self._model.closed.is_set()
 
     def close(self) -> None:
         """Cancel unfinished answers, and release models, connections, and the store if the router opened it.
 
         Unfinished answers end within one token with `finish_reason="cancelled"`; later calls raise a RouterClosedError.
-        A second call does nothing. `with Router.from_pretrained() as router:` closes at the end of the block.
+        A second call has no effect. `with Router.from_pretrained() as router:` closes at the end of the block.
         """
-        self._closing.set()
-        self._release()
-
-    def _release(self) -> None:
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.close()
+        self._model.close()
         if self.store is not None and self._owns_store:
             self.store.close()
 
-    def request(self, conversation: Conversation) -> Request:
-        """The engine's side of one request, for what needs no decision; use it as a context manager."""
-        return self._local.request(conversation)
 
-    def chat(self, system: str | None = None) -> Chat:
-        """A new conversation, answered turn by turn."""
-        self._check_open()
-        return Chat(self, system=system)
+def _combined(settings: Mapping[str, Any], generation: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Both combined. Raises SettingsError for a name that is not a setting, such as a misspelled argument."""
+    if not isinstance(generation, Mapping | None):
+        raise refused("generation", generation, "a mapping of settings, or of settings per mode")
+    if "price" in settings:
+        raise SettingsError("price is no argument of a router; pass policy=Policy(price=…), or price= to ask")
+    arguments = [name for name in inspect.signature(Router.from_pretrained).parameters if name != "settings"]
+    for name in settings:
+        like = difflib.get_close_matches(name, [*arguments, *SETTINGS], 1)
+        if name not in SETTINGS and name not in UNSUPPORTED and like and like[0] in arguments:
+            raise SettingsError(f"unknown argument {name}; did you mean {like[0]}?")
+    return {**settings, **(generation or {})}
 
-    def resume(self, folder: str | Path) -> Chat:
-        """The conversation that `Chat.save` wrote. ChatFileError if it cannot be read."""
-        self._check_open()
-        from vlroute.chat import read_chat
 
-        system, turns = read_chat(folder, self.limits)
-        return Chat(self, turns, system)
-
-    def answer_turn(
-        self, conversation: Conversation, options: RequestOptions, emit: Callable[[Event], Any] | None = None
-    ) -> Answer:
-        """As `ask`, for a `Chat`: earlier turns are not read again. `emit` is told each event, in this thread."""
-        return self._answering.answer(conversation, options, in_turns=True, emit=emit)
-
-    def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
-        """As `stream`, for a `Chat`."""
-        return self._answering.stream(conversation, options, in_turns=True)
+def _warn_of_another_model(selector: ModeSelector, model: LazyModel) -> None:
+    trained_for = selector.classifier.model if selector.classifier else None
+    if trained_for is not None and trained_for.differs(here := model.identity):
+        log.warning(
+            "the router artifact was trained for %s, but the model is %s: its decisions may be wrong; train one for "
+            "this model (vlroute collect, then vlroute train) and pass it as router=",
+            trained_for,
+            here,
+        )
 
 
 def _open(store: Store | str | Path | None) -> Store | None:
     if not isinstance(store, str | Path):
         if not (store is None or hasattr(store, "record")):
-            raise refused("store", store, "a vlroute.store.Store, a file or a postgresql:// URL")
+            raise refused("store", store, "a vlroute.Store, a file or a postgresql:// URL")
         return store
     try:
         from vlroute.store import Store

@@ -20,8 +20,9 @@ from typing import Any
 
 def trace() -> dict[str, list[str]]:
     """Answer once and return the functions that were called, in the order of their first calls, by file."""
-    import vlroute
     from PIL import Image
+
+    import vlroute
 
     package = os.path.dirname(vlroute.__file__)
     called: dict[str, list[str]] = {}

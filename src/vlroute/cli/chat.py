@@ -97,7 +97,7 @@ class Talk:
         from vlroute.inputs.media import load_picture
 
         for path in paths:
-            load_picture(path, self.chat.router.limits)
+            load_picture(path, self.chat.pipeline.limits)
         self.waiting += paths
 
     def add_videos(self, paths: Sequence[Path]) -> None:
@@ -105,7 +105,7 @@ class Talk:
         from vlroute.inputs.media import load_video
 
         for path in paths:
-            load_video(path, self.chat.router.limits)
+            load_video(path, self.chat.pipeline.limits)
         self.videos += paths
 
     def ask(self, prompt: str) -> None:

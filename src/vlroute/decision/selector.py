@@ -1,4 +1,4 @@
-"""Which mode should answer? Caption, classifier, pace and policy joined into one decision."""
+"""Chooses the mode of a request: caption, classifier, latency model and policy combined."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vlroute.checks import refused
 from vlroute.decision.captions import CachedCaptioner, Captioner
@@ -24,12 +27,9 @@ from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
 from vlroute.types import Decision, Mode
 
-if TYPE_CHECKING:
-    from vlroute.engine.protocol import EngineRequest
-
 log = logging.getLogger("vlroute")
 
-#: What the Instruct model is asked for a caption; the pocket pair is trained on this very prompt.
+#: The prompt with which the Instruct model is asked for a caption; the pocket pair is trained on it.
 CAPTION_PROMPT = "Describe the picture in a few words."
 NO_ARTIFACT = Prediction(p_instruct=0.5, p_thinking=0.5, tokens_instruct=0, tokens_thinking=0, coverage=0)
 #: The price of a target is recomputed after this many answers or after `HALF_LIFE` seconds; it takes about 1 ms.
@@ -37,12 +37,30 @@ RESOLVE_EVERY = 32
 CaptionSource = Literal["instruct", "probe"]
 
 
+class VisionRequest(Protocol):
+    """A request that is being answered, as far as captions need it. Engines implement it."""
+
+    @property
+    def namespace(self) -> str:
+        """Tenant of the request."""
+
+    @property
+    def tower(self) -> str | None:
+        """Fingerprint of the Instruct tower whose features `pooled` returns; None if there are no features."""
+
+    def pooled(self, seen: Picture | Video, /) -> NDArray[np.float32]:
+        """Vision features of a picture or video, pooled to `[2 · width]`."""
+
+    def caption(self, seen: Picture | Video, prompt: str, /) -> str:
+        """The greedy answer of the Instruct model to `prompt` about one picture or video."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """One picture or video as the captioner meets it: in a request that may hold its features already."""
+    """A picture or video with the request that it is in, which may have its features already."""
 
     media: Picture | Video
-    request: EngineRequest | None
+    request: VisionRequest | None
 
     @property
     def digest(self) -> str:
@@ -50,17 +68,30 @@ class _Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ruling:
-    """What decides: changed as a whole, so that no request meets one half of a change."""
+class _State:
+    """What decides now. It is replaced atomically."""
 
     classifier: ComplexityClassifier | None
     policy: Policy
     probe: VisionProbe | None
-    captions: CachedCaptioner[_Seen]  # by this probe: another one says something else
+    captions: CachedCaptioner[_Seen]  # captions of this probe
 
 
 class ModeSelector:
-    """Decides from words, numbers and captions; a model is asked for a caption only within a request. Thread-safe."""
+    """Chooses the mode from the text, a caption and the latency model. Thread-safe.
+
+    Args:
+        classifier: The trained classifier; None sends every request to the fallback mode of the policy.
+        policy: A policy, or a target or preset from which the price is computed.
+        captioner: A callable, "instruct", "probe", or None for the probe if it matches the tower of the model,
+            otherwise Instruct.
+        probe: The vision probe of the router artifact.
+        shared: Whether both modes run on one machine, see `LatencyModel`.
+
+    Raises:
+        ArtifactError: A target needs a calibration set, or "probe" a probe, and the artifact has none.
+        SettingsError: The policy or the captioner is of another kind.
+    """
 
     def __init__(
         self,
@@ -70,12 +101,6 @@ class ModeSelector:
         probe: VisionProbe | None = None,
         shared: bool = True,
     ) -> None:
-        """`captioner`: a callable, "instruct", "probe", or None for the probe if it matches the tower of the pair, else
-        Instruct. `shared`: whether both modes run on one machine, see `LatencyModel`.
-
-        ArtifactError for a target without a calibration set, and for "probe" if there is no probe.
-        SettingsError for any other policy or captioner.
-        """
         if not (captioner is None or callable(captioner)) and captioner not in get_args(CaptionSource):
             raise refused("captioner", captioner, "'instruct', 'probe', a callable or None")
         if not (isinstance(policy, Policy | Target | None) or policy in PRESETS):
@@ -92,7 +117,7 @@ class ModeSelector:
 
     @property
     def policy(self) -> Policy:
-        """The policy in force; a target's price follows the pace of this machine."""
+        """The policy that decides now. The price of a target follows the latency model."""
         return self._current().policy
 
     @property
@@ -102,29 +127,44 @@ class ModeSelector:
 
     @property
     def classifier(self) -> ComplexityClassifier | None:
-        return self._ruling.classifier
+        return self._state.classifier
 
     @property
     def probe(self) -> VisionProbe | None:
-        return self._ruling.probe
+        return self._state.probe
 
     def use(self, classifier: ComplexityClassifier | None, probe: VisionProbe | None) -> None:
-        """Decide by `classifier` and `probe` from now on. Decisions that run finish by the old ones; what was observed
-        of this machine's pace stays. ArtifactError, and no change, if the wishes cannot be met with them."""
+        """Decide with another classifier and probe from the next request on. Observed latencies are kept.
+
+        Args:
+            classifier: The classifier; None for the fallback mode.
+            probe: The vision probe.
+
+        Raises:
+            ArtifactError: The artifact lacks what the target or the captioner needs. Nothing is changed.
+        """
         if self._captioner == "probe" and probe is None:
             raise ArtifactError(
                 "captioner='probe' needs a router artifact with a vision probe in its folder probe/: train one "
-                "(docs/decision.md, Captions), or pass captioner='instruct'"
+                "(vlroute probe), or pass captioner='instruct'"
             )
         with self._lock:
             latency = self.latency if self._observed or classifier is None else classifier.latency
             latency.shared = self._shared
             captions: CachedCaptioner[_Seen] = CachedCaptioner(partial(self._describe, probe))
-            ruling = _Ruling(classifier, self._resolved(classifier, latency), probe, captions)
-            self.latency, self._ruling = latency, ruling
+            current = _State(classifier, self._resolved(classifier, latency), probe, captions)
+            self.latency, self._state = latency, current
 
     def observe(self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, read: int | None) -> None:
-        """Update the latency model with one answer; every `RESOLVE_EVERY` answers update the price of a target."""
+        """Update the latency model with one answer, and now and then the price of a target.
+
+        Args:
+            mode: The mode that answered.
+            tokens: Number of generated tokens.
+            prefill_seconds: Seconds until the first token.
+            decode_seconds: Seconds after it.
+            read: Number of prompt tokens that were prefilled, if known.
+        """
         self.latency.observe(mode, tokens, prefill_seconds, decode_seconds, read)
         with self._lock:
             self._observed += 1
@@ -132,25 +172,35 @@ class ModeSelector:
                 self._resolve_again()
 
     def operating_point(self, target: Target | None = None) -> OperatingPoint:
-        """What the policy in force, or `target`, is expected to give here. ArtifactError without a calibration set."""
-        ruling = self._current()
-        curve = _tradeoff_curve(ruling.classifier, self.latency, ruling.policy)
-        return target.resolve(curve) if target else curve.at(ruling.policy.price)
+        """Expected accuracy, seconds and share of Thinking with the current policy or with `target`.
 
-    def _current(self) -> _Ruling:
-        """The current policy. The pace, and with it the price of a target, also changes while nothing is answered."""
+        Args:
+            target: Replaces the policy.
+
+        Returns:
+            The operating point at the current latencies.
+
+        Raises:
+            ArtifactError: The router artifact contains no calibration set.
+        """
+        current = self._current()
+        curve = _tradeoff_curve(current.classifier, self.latency, current.policy)
+        return target.resolve(curve) if target else curve.at(current.policy.price)
+
+    def _current(self) -> _State:
+        """The current state. The price of a target is recomputed if it is old."""
         if isinstance(self._target, Target) and self._is_old():
             with self._lock:
-                if self._is_old():  # no other thread has done it meanwhile
+                if self._is_old():  # no other thread has done it in the meantime
                     self._resolve_again()
-        return self._ruling
+        return self._state
 
     def _is_old(self) -> bool:
         return time.monotonic() - self._resolved_at > HALF_LIFE
 
     def _resolve_again(self) -> None:
-        policy = self._resolved(self._ruling.classifier, self.latency)
-        self._ruling = replace(self._ruling, policy=policy)
+        policy = self._resolved(self._state.classifier, self.latency)
+        self._state = replace(self._state, policy=policy)
 
     def _resolved(self, classifier: ComplexityClassifier | None, latency: LatencyModel) -> Policy:
         if isinstance(self._target, Policy):
@@ -158,12 +208,20 @@ class ModeSelector:
         policy, self._resolved_at = Policy(), time.monotonic()
         return replace(policy, price=self._target.resolve(_tradeoff_curve(classifier, latency, policy)).price)
 
-    def caption(self, conversation: Conversation, request: EngineRequest | None) -> str | None:
-        """Captions of what the last message brings; of the whole conversation where it brings nothing."""
+    def caption(self, conversation: Conversation, request: VisionRequest | None) -> str | None:
+        """Caption of the media in the last message, or of all media if the last message has none.
+
+        Args:
+            conversation: The messages.
+            request: The request on a loaded model; None if it is not loaded.
+
+        Returns:
+            The captions, joined by "; "; None if there are no media, or if a caption would need the model.
+        """
         media: list[Picture | Video] = [*conversation.last_pictures, *conversation.last_videos]
         media = media or [*conversation.pictures, *conversation.videos]
         seen = [_Seen(one, request) for one in media]
-        captions = self._ruling.captions
+        captions = self._state.captions
         if request is None and not callable(self._captioner):
             kept = [captions.cached(one) for one in seen]
             return "; ".join(filter(None, kept)) if kept and None not in kept else None
@@ -177,20 +235,31 @@ class ModeSelector:
         price: float | None,
         uncached_tokens: Mapping[Mode, int] | None = None,
     ) -> Decision:
-        """`uncached_tokens`: how many tokens each mode would have to read, where that is known."""
-        ruling = self._current()
-        policy = ruling.policy if price is None else replace(ruling.policy, price=price)
-        if ruling.classifier is None:
+        """Choose the mode.
+
+        Args:
+            conversation: The messages.
+            caption: The caption, if there is one.
+            mode: Forces a mode.
+            price: Replaces the price of the policy.
+            uncached_tokens: Number of prompt tokens that each mode would have to prefill, if known.
+
+        Returns:
+            The decision, with its reason.
+        """
+        current = self._current()
+        policy = current.policy if price is None else replace(current.policy, price=price)
+        if current.classifier is None:
             decision = policy.decide(NO_ARTIFACT, self.latency, caption, mode or policy.fallback_mode, uncached_tokens)
             if mode is None:
-                reason = "no router artifact for this pair: pass router=, or train one with training/retrain.py"
+                reason = "no router artifact for this model: pass router=, or train one (vlroute train)"
                 decision = replace(decision, forced=False, reason=reason)
             return decision
-        prediction = ruling.classifier.predict(conversation.prompt, caption)
+        prediction = current.classifier.predict(conversation.prompt, caption)
         decision = policy.decide(prediction, self.latency, caption, mode, uncached_tokens)
         self._warn_of_price(decision, policy.price)
         if caption is None and mode is None and (conversation.pictures or conversation.videos):
-            reason = f"{decision.reason} (by the prompt alone: no caption before the pair is loaded)"
+            reason = f"{decision.reason} (by the prompt alone: no caption before the model is loaded)"
             decision = replace(decision, reason=reason)
         return decision
 
@@ -211,13 +280,13 @@ class ModeSelector:
         if callable(self._captioner):
             return self._captioner(seen.media)
         if seen.request is None:
-            raise RuntimeError("probe and Instruct model caption only within a request on a loaded pair")
+            raise RuntimeError("the probe and the Instruct model caption only requests on a loaded model")
         if probe is not None and self._fits(probe, seen.request):
             return probe.describe(seen.request.pooled(seen.media))
         return seen.request.caption(seen.media, CAPTION_PROMPT)
 
-    def _fits(self, probe: VisionProbe, request: EngineRequest) -> bool:
-        """Whether the probe is wanted and may speak. ArtifactError where it must, but knows another tower."""
+    def _fits(self, probe: VisionProbe, request: VisionRequest) -> bool:
+        """Whether the probe captions. Raises ArtifactError if it has to, but was trained on another tower."""
         if self._captioner == "instruct":
             return False
         try:
@@ -238,6 +307,6 @@ def _tradeoff_curve(classifier: ComplexityClassifier | None, latency: LatencyMod
     if classifier is None or classifier.calibration is None:
         raise ArtifactError(
             "targets and presets need a router artifact with a calibration set: pass router=, or retrain it with "
-            "training/retrain.py; Policy(price=…) works without one"
+            "vlroute train; Policy(price=…) works without one"
         )
     return TradeoffCurve(classifier.calibration, latency, policy.min_coverage, policy.fallback_mode)

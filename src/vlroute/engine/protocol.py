@@ -103,6 +103,14 @@ class EngineRequest(Protocol):
 class Engine(Protocol):
     """Answers conversations in either mode. Thread-safe."""
 
+    @property
+    def remote(self) -> bool:
+        """Whether servers elsewhere answer, with settings and caches of their own."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of both checkpoints; None if it is not known."""
+
     def request(
         self, conversation: Conversation, in_turns: bool, namespace: str
     ) -> AbstractContextManager[EngineRequest]:
@@ -115,7 +123,7 @@ class Engine(Protocol):
         """
 
     def wait(self) -> None:
-        """Wait until the engine can answer."""
+        """Wait until requests can be answered, or log why they cannot."""
 
     def close(self) -> None:
         """Cancel all running answers; no further requests are accepted."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -236,6 +236,12 @@ class LocalEngine:
     vision: VisionCache
     prefixes: PrefixCache
     scheduler: Scheduler | None = None
+    remote: ClassVar[bool] = False
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of both checkpoints."""
+        return self.pair.fingerprint
 
     @classmethod
     def load(

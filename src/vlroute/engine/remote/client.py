@@ -67,6 +67,9 @@ class RemoteEngine:
         MissingExtraError: the openai package is missing.
     """
 
+    remote = True
+    fingerprint = None
+
     def __init__(self, endpoints: Mapping[Mode, Endpoint]) -> None:
         try:
             import openai
