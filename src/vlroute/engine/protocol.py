@@ -67,6 +67,10 @@ class EngineRequest(Protocol):
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """Check generation settings before anything is encoded or generated.
 
+        Args:
+            mode: which mode would answer.
+            settings: generation settings.
+
         Raises:
             SettingsError: `mode` cannot answer with these settings.
         """
@@ -95,6 +99,9 @@ class EngineRequest(Protocol):
             on_piece: called with each new piece of text. Without it, an engine may restart the answer after a fault.
             cancel: cancels the answer when set.
 
+        Returns:
+            The reply.
+
         Raises:
             ModeUnavailableError: this mode cannot answer now; the other one may.
         """
@@ -120,6 +127,9 @@ class Engine(Protocol):
             conversation: checked messages.
             in_turns: the conversation has several turns, so its prefix should be cached.
             namespace: separates the cache entries of tenants.
+
+        Returns:
+            A context manager that gives the request and releases its resources at the end.
         """
 
     def wait(self) -> None:

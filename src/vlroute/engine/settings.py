@@ -249,7 +249,7 @@ _NOTES = frozenset({"transformers_version", "_from_model_config"})
 
 
 def checked(settings: Mapping[str, Any], endpoints: bool = False, where: str = "generation") -> dict[str, Any]:
-    """The settings of one source (a call, a router, a mode), checked and converted to plain Python values.
+    """Check the settings of one source (a call, a router, a mode) and convert them to plain Python values.
 
     None means "not set here". A temperature turns sampling on, and so does every other sampling setting;
     `temperature=0` gives a greedy answer. The result contains `do_sample` if any of these settings is set.
@@ -260,7 +260,7 @@ def checked(settings: Mapping[str, Any], endpoints: bool = False, where: str = "
         where: name of the argument for errors.
 
     Returns:
-        The checked settings by name.
+        The settings by name.
 
     Raises:
         SettingsError: an unknown or unsupported name, a value of the wrong type or out of range, or two settings that

@@ -48,10 +48,19 @@ def name_of(source: object) -> str:
 
 
 def read_encoded(source: Encoded, name: str, limits: Limits, most: int) -> bytes:
-    """The bytes of a file, at most `most`.
+    """Read a picture or video file.
+
+    Args:
+        source: a path, a data URI, the bytes, or an open binary file.
+        name: name for error messages.
+        limits: `local_files` is checked.
+        most: maximum size in bytes.
+
+    Returns:
+        The bytes of the file.
 
     Raises:
-        LimitError: the file is longer.
+        LimitError: the file is longer than `most`.
         UnreadableMediaError: the file cannot be read, or is a path while `limits.local_files` is False.
     """
     if isinstance(source, bytes | bytearray | memoryview):
@@ -63,25 +72,23 @@ def read_encoded(source: Encoded, name: str, limits: Limits, most: int) -> bytes
         return _read_open_file(source, name, most)
     if not isinstance(source, str | os.PathLike):
         accepted = "a path, data URI, bytes, open file, PIL image or numpy array [h, w, c]"
-        if not limits.local_files:  # as of a server, where everything comes from JSON
+        if not limits.local_files:  # set by a server: its requests are JSON
             accepted = "a data URI (data:image/png;base64,...)"
         raise UnreadableMediaError(f"{name} is not a picture; pass {accepted}")
     text = os.fsdecode(source)
     if local := _FILE.match(text):
         text = unquote(text[local.end() :])
     elif _URL.match(text):
-        raise UnreadableMediaError(
-            "vlroute fetches nothing from an address: download it first, then pass its path or bytes"
-        )
+        raise UnreadableMediaError("URLs are not fetched: download the file first, then pass its path or bytes")
     if not limits.local_files:
         raise UnreadableMediaError("paths are not allowed here: send a data URI (data:image/png;base64,...)")
     return _read_file(os.path.expanduser(text), name, most)
 
 
 def decode_base64(text: str, name: str, most: int) -> bytes:
-    """The bytes that `text` encodes: base64 or a data URI.
+    """Decode base64 or a data URI.
 
-    Line breaks, percent-encoding, missing padding and the URL-safe alphabet are accepted. Errors as of `read_encoded`.
+    Line breaks, percent-encoding, missing padding and the URL-safe alphabet are accepted. Errors: see `read_encoded`.
     """
     if is_data_uri(text):
         return _read_data_uri(text, name, most)

@@ -1,4 +1,7 @@
-"""Removes metadata from picture files, so that damaged metadata does not make a picture unreadable."""
+"""Converts decoded images and arrays to upright RGB: EXIF orientation, transparency, 16-bit values.
+
+Metadata is removed before decoding, so that damaged metadata does not make a picture unreadable.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +56,10 @@ def _png_chunks(data: bytes) -> list[bytes]:
 
 
 def _jpeg_segments(data: bytes) -> list[bytes]:
-    """All segments except application data and comments; of application data, the EXIF and XMP segments (orientation)
-    and complete JFIF and Adobe segments (color space)."""
+    """All segments except comments and application data.
+
+    EXIF and XMP (orientation) and complete JFIF and Adobe segments (color space) are kept.
+    """
     kept: list[bytes] = []
     at = len(_JPEG)
     while fill := _FILL.match(data, at):
@@ -75,11 +80,11 @@ def _jpeg_segments(data: bytes) -> list[bytes]:
     return [*kept, data[at:]]
 
 
-# damaged EXIF is ignored here, so Pillow's warning about it would help nobody
+# damaged EXIF is ignored, so Pillow's warning about it does not help
 warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning, r"PIL\.")
 
 _Turn = Image.Transpose
-_EXIF_TURNS = {
+_EXIF_TRANSPOSITIONS = {
     2: _Turn.FLIP_LEFT_RIGHT,
     3: _Turn.ROTATE_180,
     4: _Turn.FLIP_TOP_BOTTOM,
@@ -91,22 +96,30 @@ _EXIF_TURNS = {
 
 
 #: Factors by which Pillow multiplies gray values of 2 and 4 bits.
-_GREY_STEPS = {"L;2": 85, "L;4": 17}
+_GRAY_STEPS = {"L;2": 85, "L;4": 17}
 
 
-def as_seen(image: Image.Image, name: str) -> Image.Image:
-    """A new RGB image of what `image` shows, without metadata. Raises what Pillow's decoders raise.
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A new RGB image with the visible content of `image`, without metadata.
 
-    Modes I and I;16 hold 0..65535, mode F holds 0..1; other values are an `UnreadableMediaError`.
+    Args:
+        image: modes I and I;16 have values in 0..65535, mode F in 0..1.
+        name: name for error messages.
+
+    Returns:
+        The upright image; transparent pixels are blended with white.
+
+    Raises:
+        UnreadableMediaError: values are out of range. Decoders of Pillow raise further errors.
     """
     rawmode = image.tile[0][3] if getattr(image, "tile", None) else None  # type: ignore[attr-defined]
     tinted = rawmode == "RGB;16B" and isinstance(image.info.get("transparency"), tuple)
     low = _low_bytes(image) if tinted else None
-    image.load()  # before the orientation is read: a PNG may hold it behind the pixels, a TIFF turns itself
+    image.load()  # before the orientation is read: in a PNG it may follow the pixels, and Pillow rotates a TIFF itself
     turn, clear = _orientation(image), image.info.get("transparency")
     # Pillow scales the pixels to 8 bits, but not the transparent value; corrected here once, in place
-    if rawmode in _GREY_STEPS and isinstance(clear, int):
-        image.info["transparency"] = clear * _GREY_STEPS[rawmode]
+    if rawmode in _GRAY_STEPS and isinstance(clear, int):
+        image.info["transparency"] = clear * _GRAY_STEPS[rawmode]
     elif image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:  # of 16 bits, even if loaded before
         image.info["transparency"] = tuple(value >> 8 for value in clear)
     if low is not None and isinstance(clear, tuple):
@@ -118,18 +131,18 @@ def as_seen(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         image = from_array(np.asarray(image), name)
     elif image.mode.startswith("I"):
-        grey = np.asarray(image)
-        image = _from_16_bit(grey, name)
+        gray = np.asarray(image)
+        image = _from_16_bit(gray, name)
         if isinstance(clear, int):
-            image.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
+            image.putalpha(Image.fromarray(np.where(gray == clear, 0, 255).astype(np.uint8)))
     elif image.mode == "La":
         image = image.convert("LA")
     if image.has_transparency_data:
         opaque = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque)
-    seen = image.convert("RGB")
-    seen.info = {}  # an orientation left here would be applied again by whoever comes next
-    return seen
+    rgb = image.convert("RGB")
+    rgb.info = {}  # otherwise the next reader would apply the orientation again
+    return rgb
 
 
 def from_array(array: NDArray[Any], name: str, channel_axis: int | None = None) -> Image.Image:
@@ -185,12 +198,12 @@ def _low_bytes(image: Image.Image) -> NDArray[Any]:
 def _orientation(image: Image.Image) -> Image.Transpose | None:
     """The transposition for the orientation of `image`; None if the metadata are damaged or set none."""
     try:
-        return _EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return _EXIF_TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF raises many types of errors
         return None
 
 
-def _from_16_bit(grey: NDArray[Any], name: str) -> Image.Image:
-    if grey.min() < 0 or grey.max() > 65535:
-        raise UnreadableMediaError(f"{name}: grey values must lie in 0..65535; scale them first")
-    return Image.fromarray(((grey.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+def _from_16_bit(gray: NDArray[Any], name: str) -> Image.Image:
+    if gray.min() < 0 or gray.max() > 65535:
+        raise UnreadableMediaError(f"{name}: gray values must lie in 0..65535; scale them first")
+    return Image.fromarray(((gray.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Pictures and videos as a caller sends them, turned into what a person sees, within limits."""
+"""Loads pictures and videos from files, bytes, data URIs, PIL images and arrays, within limits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from vlroute.checks import check_kind
 from vlroute.errors import InputError, LimitError, MessageError, UnreadableMediaError
 from vlroute.inputs.encoded import Encoded, is_open_file, name_of, read_encoded
-from vlroute.inputs.image import as_seen, channels_last, from_array, without_metadata
+from vlroute.inputs.image import channels_last, from_array, to_rgb, without_metadata
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.pixel_budget import OWN_SIZE, PixelBudget
 from vlroute.inputs.video import DEFAULT_SAMPLING, FrameSampling, decode_video
@@ -52,10 +52,10 @@ _SVG = re.compile(rb"\s*(<\?xml|<!--|<!DOCTYPE\s+svg|<svg)[^\0]*<svg|\s*<svg", r
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One upright, opaque RGB picture. Equal pixels and budgets are equal pictures, wherever they came from."""
+    """One upright, opaque RGB picture. Pictures with equal pixels and budgets are equal, whatever their source."""
 
     image: Image.Image = field(repr=False, compare=False)
-    """Mode RGB. Not to be changed in place: `digest` would no longer fit."""
+    """Image of mode RGB. Do not modify it in place, because `digest` would no longer match."""
     budget: PixelBudget = field(default=OWN_SIZE, repr=False, compare=False)
     """Size for the model; `image` keeps its own size."""
     digest: str = field(init=False)
@@ -76,7 +76,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """At least two RGB frames of one size, each with its time. Equal frames, times and budgets are equal videos."""
+    """At least two RGB frames of one size, with their times. Videos with equal frames, times and budgets are equal."""
 
     frames: tuple[Image.Image, ...] = field(repr=False, compare=False)
     times: tuple[float, ...] = field(repr=False, compare=False)
@@ -94,7 +94,7 @@ class Video:
         sizes = {(frame.mode, *frame.size) for frame in self.frames}
         if len(sizes) > 1 or self.frames[0].mode != "RGB":
             raise UnreadableMediaError(f"the frames of a video must be RGB and of one size, got {sorted(sizes)}")
-        # Written so that a NaN, which compares false with everything, is refused.
+        # Written so that NaN is refused: it compares false with everything.
         rising = all(early < late < math.inf for early, late in itertools.pairwise(self.times))
         if not (rising and self.times[0] >= 0):
             raise UnreadableMediaError("the times of a video must be seconds from 0 upwards, each later than the last")
@@ -128,18 +128,21 @@ def load_picture(
     budget: PixelBudget = OWN_SIZE,
     channel_axis: int | None = None,
 ) -> Picture:
-    """The picture in `source` as a person sees it: upright, flattened on white, 8-bit RGB, first frame.
+    """Load a picture as 8-bit RGB: upright (EXIF), transparency on white, first frame of an animation.
 
     Args:
         source: a path, a data URI, the bytes of a file, a file opened in binary mode, a PIL image, a numpy array
             (`[h, w]` or `[h, w, 1|3|4]`; uint8, bool, or floats in 0..1) or a `Picture`.
         limits: checked before pixels are decoded.
-        budget: how large the model sees it.
-        channel_axis: the axis of an array that holds the channels, if it is not the last one.
+        budget: size of the picture for the model.
+        channel_axis: the axis of an array that contains the channels, if it is not the last one.
+
+    Returns:
+        The picture.
 
     Raises:
-        LimitError: it is over `limits`.
-        UnreadableMediaError: it cannot be read or decoded.
+        LimitError: the picture exceeds `limits`.
+        UnreadableMediaError: the picture cannot be read or decoded.
         SettingsError: `limits` or `budget` has a wrong type.
     """
     check_kind("limits", limits, Limits)
@@ -158,7 +161,7 @@ def load_picture(
         else:
             image = _opened(read_encoded(source, name, limits, limits.max_bytes), name)
         limits.check_size(image.size, name)
-        return Picture(as_seen(image, name), budget)
+        return Picture(to_rgb(image, name), budget)
 
 
 def load_video(
@@ -170,21 +173,24 @@ def load_video(
     budget: PixelBudget = OWN_SIZE,
     channel_axis: int | None = None,
 ) -> Video:
-    """The frames of `source` with their times in seconds.
+    """Load a video: its frames and their times in seconds.
 
     Args:
         source: a video file (path, data URI, bytes or open file; needs `vlroute[video]`), a list or tuple of frames,
             an array `[n, h, w, c]`, a tuple `(frames, times)`, or a `Video`.
-        limits: checked before frames are decoded; a file is sampled more thinly rather than over `limits.max_frames`.
+        limits: checked before frames are decoded. At most `limits.max_frames` frames are taken from a file.
         fps: frames per second. For a file: how many are taken, instead of `sampling.fps`. For a list or array: its
             frame rate (2 if absent).
         sampling: how frames of a file are chosen.
-        budget: how large the model sees it.
-        channel_axis: the axis of an array that holds the channels, if it is not the last one.
+        budget: size of the frames for the model.
+        channel_axis: the axis of an array that contains the channels, if it is not the last one.
+
+    Returns:
+        The video.
 
     Raises:
-        LimitError: it is over `limits`.
-        UnreadableMediaError: it cannot be read or decoded.
+        LimitError: the video exceeds `limits`.
+        UnreadableMediaError: the video cannot be read or decoded.
         InputError: an invalid `fps`, a request for frames that do not exist, or an argument that has no effect on
             this kind of source.
         SettingsError: `limits`, `sampling` or `budget` has a wrong type.
@@ -273,7 +279,7 @@ def _join_frames(
 ) -> list[Image.Image]:
     count = len(source)
     if count > limits.max_frames:
-        raise LimitError(f"a video of {count} frames is over the limit of {limits.max_frames}")
+        raise LimitError(f"a video of {count} frames exceeds the limit of {limits.max_frames}")
     share = max(1, limits.max_video_pixels // max(1, count))
     limits = replace(limits, max_pixels=min(limits.max_pixels, share))
     frames = []
@@ -310,7 +316,7 @@ def _foreign(data: bytes) -> str | None:
 
 
 def _name(source: object) -> str:
-    """What to call `source` in a message: short, and never its content."""
+    """Short name of `source` for error messages, never its content."""
     if isinstance(source, Image.Image):
         return f"PIL image of mode {source.mode}"
     if isinstance(source, np.ndarray):
@@ -320,7 +326,7 @@ def _name(source: object) -> str:
 
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
-    """Turns whatever a decoder raises into a typed error: decoders fed with damaged files raise anything."""
+    """Converts the errors of a decoder into typed errors; decoders raise many types for damaged files."""
     try:
         yield
     except InputError:

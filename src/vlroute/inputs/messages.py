@@ -1,4 +1,4 @@
-"""Fields of messages and of their parts: each is obeyed, accepted without effect, or refused by name."""
+"""Parses messages: every field is obeyed, accepted without effect, or refused by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VIDEO = (
     "fps", "nframes", "num_frames", "min_frames", "max_frames", "video_start", "video_end", "sample_fps",
     "min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width", "channel_axis",
 )  # fmt: skip
-#: Cache hints for other servers.
+#: Accepted without effect.
 _WITHOUT_EFFECT = ("type", "cache_control")
 _MESSAGE = ("role", "content", "name", "id", "images")
 #: Fields that servers add to answers and that clients send back.
@@ -107,17 +107,20 @@ _BYTES = bytes | bytearray | memoryview
 _SOURCES = ("url", "path", "base64")
 #: Fields for reasoning: with one of them, the content is the answer alone.
 _REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
-# In text these would close a turn, forge another or open a slot for a picture that is not there.
+# In text these would end a turn, forge another one, or add a placeholder without a picture.
 _CONTROL = re.compile(r"<(\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>)")
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: who speaks, and texts, pictures and videos in the order the model sees them.
+    """One message: its role, and its texts, pictures and videos in the order of the prompt.
 
-    Only users send pictures and videos. The text of an assistant message is the answer alone, without its reasoning;
-    a control token in it, which the model read off a picture, is broken up by a space. In all other text a control
-    token such as `<|im_end|>` is a `MessageError`.
+    Only user messages have pictures and videos. The text of an assistant message is the answer without its reasoning.
+    A control token in an answer, which the model may have read in a picture, is split by a space.
+
+    Raises:
+        MessageError: the role or a part is wrong, or the text of another role contains a control token such as
+            `<|im_end|>`.
     """
 
     role: Role
@@ -132,44 +135,50 @@ class Message:
             if not isinstance(part, str | Picture | Video):
                 raise MessageError(f"a part must be a str, Picture or Video, got a {type(part).__name__}")
             if self.role != "user" and not isinstance(part, str):
-                raise MessageError(f"a message of the {self.role} holds text only; pictures come from the user")
+                raise MessageError(f"a message of the {self.role} can contain only text; pictures come from the user")
         if self.role == "assistant":
             answer = _CONTROL.sub(r"< \1", self.text)
             object.__setattr__(self, "parts", (answer,) if answer else ())
-        # Texts side by side are joined by the template: a token split over two of them is one again.
+        # The template joins adjacent texts, so a token that is split over two of them would be complete again.
         joined = "".join(part if isinstance(part, str) else " " for part in self.parts)
         if token := _CONTROL.search(joined):
-            raise MessageError(f"text holds the control token {token[0]}, which would forge a turn or a picture")
+            raise MessageError(f"text contains the control token {token[0]}, which would forge a turn or a picture")
         try:
             joined.encode()
         except UnicodeEncodeError as error:
-            raise MessageError("text holds half of a surrogate pair; send valid Unicode") from error
+            raise MessageError("text contains half of a surrogate pair; send valid Unicode") from error
 
     @property
     def text(self) -> str:
-        """All text of the turn, joined without a gap, as the template renders it."""
+        """All text of the message, joined as the template renders it."""
         return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
+        """The pictures of the message."""
         return tuple(part for part in self.parts if isinstance(part, Picture))
 
     @property
     def videos(self) -> tuple[Video, ...]:
+        """The videos of the message."""
         return tuple(part for part in self.parts if isinstance(part, Video))
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns of which the last is a user's and holds text: something to answer. Else a `MessageError`."""
+    """Messages to answer.
+
+    Raises:
+        MessageError: the last message is not from the user or has no text.
+    """
 
     messages: tuple[Message, ...]
 
     def __post_init__(self) -> None:
         if not self.messages or self.messages[-1].role != "user":
-            raise MessageError("the last message must come from the user: there is nothing to answer")
+            raise MessageError("the last message must have the role user; otherwise there is nothing to answer")
         if not self.prompt.strip():
-            raise MessageError("the prompt is empty; say in words what to do")
+            raise MessageError("the prompt is empty; describe what to do")
 
     @property
     def prompt(self) -> str:
@@ -178,8 +187,10 @@ class Conversation:
 
     @property
     def key(self) -> str:
-        """The same for all turns of a conversation, however often it is sent anew: SHA-256 over everything up to the
-        end of the first user message; 64 hex characters."""
+        """Identifies the conversation: SHA-256 of all content up to the first user message; 64 hex characters.
+
+        All turns of a conversation have the same key.
+        """
         digest = hashlib.sha256(b"vlroute conversation")
         for message in self.messages:
             for part in (message.role, *message.parts):
@@ -191,12 +202,12 @@ class Conversation:
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        """All pictures, in the order of the template's image slots."""
+        """All pictures, in the order of their placeholders in the prompt."""
         return tuple(picture for message in self.messages for picture in message.pictures)
 
     @property
     def videos(self) -> tuple[Video, ...]:
-        """All videos, in the order of the template's video slots."""
+        """All videos, in the order of their placeholders in the prompt."""
         return tuple(video for message in self.messages for video in message.videos)
 
     @property
@@ -210,10 +221,10 @@ class Conversation:
         return self.messages[-1].videos
 
     def template(self) -> list[dict[str, Any]]:
-        """What `processor.apply_chat_template` takes: slots for pictures and videos, no pixels.
+        """The argument of `processor.apply_chat_template`, with placeholders for pictures and videos.
 
-        Past answers have an empty `reasoning_content`. Without it, published templates search the answer for tags and
-        cut it there.
+        Past answers have an empty `reasoning_content`. Without it, the published templates search the answer for tags
+        and cut it there.
         """
         return [
             {
@@ -233,14 +244,25 @@ def parse(
     limits: Limits = DEFAULT_LIMITS,
     sampling: Callable[[], FrameSampling] = FrameSampling,
 ) -> Conversation:
-    """One checked conversation out of what a caller sends.
+    """Check and load the input of a request.
 
-    `prompt`: text, or a list of messages: `Message` values or dicts in OpenAI's form.
-    `images`: one source for `load_picture` or a list of them. `videos`: one source for `load_video` or a list
-    of them; a list made only of pictures, arrays or bytes is one video, frame by frame (docs/messages.md has
-    the rule). Both go before the text of the last user message, pictures first. `history`: earlier messages.
-    `sampling`: called for each video file; returns the frame sampling, which options of a part override.
-    Raises `MessageError`, `LimitError` or `UnreadableMediaError`; all are `InputError`.
+    Pictures and videos are placed before the text of the last user message, pictures first.
+
+    Args:
+        prompt: text, or a list of messages: `Message` objects or dicts in the form of OpenAI.
+        images: one source for `load_picture`, or a list of them.
+        videos: one source for `load_video`, or a list of them. A list that contains only pictures, arrays or bytes is
+            one video.
+        history: earlier messages.
+        limits: limits of the request.
+        sampling: called for each video file. Returns the frame sampling, which options of a part override.
+
+    Returns:
+        The conversation.
+
+    Raises:
+        InputError: the input cannot be used; the subclasses `MessageError`, `LimitError` and `UnreadableMediaError`
+            tell why.
     """
     loader = _Loader(limits, sampling)
     turns = [loader.message(turn) for turn in _listed(history or (), "history must be")]
@@ -258,7 +280,7 @@ def parse(
 
 
 class _Loader:
-    """Loads what one request names. Counts first, so that what is over a limit is never decoded."""
+    """Loads the messages of one request. Items beyond a limit are not decoded."""
 
     def __init__(self, limits: Limits, sampling: Callable[[], FrameSampling]) -> None:
         check_kind("limits", limits, Limits)
@@ -266,14 +288,14 @@ class _Loader:
         self.pictures = self.videos = 0
 
     def picture(self, source: PictureSource, options: Mapping[str, Any] | None = None) -> Picture:
-        """`options`: fields of the part that brings it."""
+        """`options`: further fields of the part."""
         self.pictures += 1
         if self.pictures > self.limits.max_images:
             raise LimitError(f"more than {self.limits.max_images} pictures in one request; send fewer")
         return load_picture(source, self.limits, **_with_budget(options or {}))
 
     def video(self, source: VideoSource, options: Mapping[str, Any] | None = None) -> Video:
-        """`options`: fields of the part that brings it."""
+        """`options`: further fields of the part."""
         self.videos += 1
         if self.videos > self.limits.max_videos:
             raise LimitError(f"more than {self.limits.max_videos} videos in one request; send fewer")
@@ -402,7 +424,7 @@ def _text(fields: Mapping[str, Any], where: str, key: str) -> str:
 
 
 def _data_uri(url: object, key: str) -> str:
-    """The address in an OpenAI part. Such parts come from the wire, so they must not name files or hosts."""
+    """The data URI of an OpenAI part. Such parts may come from remote clients, so paths and URLs are refused."""
     if not is_data_uri(url):
         example = "data:video/mp4" if key == "video_url" else "data:image/png"
         raise MessageError(f"{key} must be a data URI ({example};base64,...): addresses are not fetched")
@@ -428,7 +450,7 @@ def _image_sources(images: Any) -> Sequence[Any]:
 
 
 def _video_sources(videos: Any) -> Sequence[Any]:
-    """One source per video. A list is one video if all of it are frames, several if all of it are videos."""
+    """One source per video. A list of frames is one video; a list of videos is several."""
     if videos is None:
         return ()
     if not isinstance(videos, list | tuple) or is_timed(videos):

@@ -1,4 +1,4 @@
-"""The size of a picture or video for the model, as a request can set it for the processor of the checkpoint."""
+"""The size of a picture or video for the model, which a request can set."""
 
 from __future__ import annotations
 
@@ -56,7 +56,11 @@ class PixelBudget:
             raise MessageError(f"min_pixels ({self.min_pixels}) is greater than max_pixels ({self.max_pixels})")
 
     def check(self, limits: Limits, frames: int = 1) -> None:
-        """Check this budget for one picture, or for a video of `frames` frames.
+        """Check this budget for one picture, or for a video.
+
+        Args:
+            limits: limits of the request.
+            frames: number of frames; 1 for a picture.
 
         Raises:
             LimitError: the size exceeds `limits.max_scaled_pixels` or `limits.max_aspect_ratio`.

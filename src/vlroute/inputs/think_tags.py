@@ -35,7 +35,8 @@ class ThinkTags:
     """
 
     def __init__(self, thought: bool) -> None:
-        """
+        """Create a splitter for one text.
+
         Args:
             thought: whether the text begins with reasoning, as it does after a prompt that ends with `<think>`.
         """

@@ -1,4 +1,4 @@
-"""Chooses the frames of a video file in the same way as the checkpoint's own video processor."""
+"""Decodes video files and chooses their frames as the video processor of the checkpoint does."""
 
 from __future__ import annotations
 
@@ -83,6 +83,9 @@ class FrameSampling:
             rate: mean frames per second, as stated in the container.
             most: maximum number of frames; overrides `min_frames`.
 
+        Returns:
+            The indices, ascending.
+
         Raises:
             LimitError: `nframes` is greater than `most`.
             MessageError: there are fewer than `nframes` frames, or fewer than 2 in the chosen part.
@@ -115,7 +118,10 @@ def sampling_of(checkpoint: str | Path) -> FrameSampling | None:
     """Settings of the video processor of a checkpoint; None if the checkpoint is not on this machine.
 
     Args:
-        checkpoint: a folder, or a hub id that may have been downloaded. Nothing is loaded or fetched.
+        checkpoint: a folder, or a hub id that may be in the local cache. Nothing is downloaded.
+
+    Returns:
+        The sampling, or None if the settings are not on this machine or damaged.
     """
     for name in _FILES:
         file = _found(checkpoint, name)
@@ -171,15 +177,15 @@ def decode_video(
     stamps: set[float | None] = set()
     with av.open(io.BytesIO(data), options=_CONTAINERS) as container:
         if not container.streams.video:
-            raise UnreadableMediaError(f"{name} holds no video")
+            raise UnreadableMediaError(f"{name} contains no video")
         stream = container.streams.video[0]
         limits.check_size((stream.width, stream.height), name)
         for count, packet in enumerate(container.demux(stream)):
             if count > limits.max_coded_frames:
-                raise LimitError(f"{name} has over {limits.max_coded_frames} frames; cut or thin it out")
+                raise LimitError(f"{name} has more than {limits.max_coded_frames} frames; shorten it")
             if packet.is_corrupt:
                 raise UnreadableMediaError(f"{name} is truncated or damaged at its frame {count}")
-            if not packet.is_discard:  # cut off by an edit list: decoded, but never shown
+            if not packet.is_discard:  # removed by an edit list: decoded, but not shown
                 stamps.add(_seconds(packet))
         rate = float(stream.average_rate or 0)
     every = np.array(sorted(stamp for stamp in stamps if stamp is not None))

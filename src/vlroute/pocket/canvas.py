@@ -1,6 +1,6 @@
-"""A 96×96 canvas that remembers which glyph it put where.
+"""A canvas of 96×96 pixels that records each drawn glyph and its position.
 
-The remembered glyphs are the labels of the tower's dense training task (which glyph lies in which patch).
+The recorded glyphs are the labels of the dense training task of the tower: which glyph lies in which patch.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-SIDE, CELL = 96, 24  # four by four cells, each what the tower merges into one token: one glyph a cell is well read
-SPOT = 16  # where in its cell a glyph has its centre: well within one patch
+SIDE, CELL = 96, 24  # four by four cells; the tower merges each into one token, so one glyph per cell is read reliably
+SPOT = 16  # center of a glyph within its cell, inside one patch
 Ink = tuple[int, int, int]
 PAPERS = ((255, 255, 255), (245, 240, 225), (225, 238, 250))
 INKS = ((20, 20, 20), (180, 30, 30), (30, 60, 180), (20, 120, 50))
-LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"  # without I, O and Q: a person could not tell them from 1 and 0 at this size
+LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"  # without I, O and Q, which look like 1 and 0 at this size
 DIGITS = "0123456789"
 CIRCLE, SQUARE, TRIANGLE, LAMP_LIT = "o", "s", "t", "*"
 SHAPE_INKS = {CIRCLE: INKS[1], SQUARE: INKS[2], TRIANGLE: INKS[3]}
@@ -25,7 +25,7 @@ GLYPHS = tuple(LETTERS + DIGITS + "?" + CIRCLE + SQUARE + TRIANGLE + LAMP_LIT)
 
 @cache
 def font(size: int = 13) -> ImageFont.FreeTypeFont:
-    """The font of all glyphs."""
+    """Pillow's own font in `size` pixels."""
     loaded = ImageFont.load_default(size=size)
     if not isinstance(loaded, ImageFont.FreeTypeFont):
         raise RuntimeError("this Pillow has no FreeType support; install a Pillow wheel from PyPI")
@@ -34,7 +34,7 @@ def font(size: int = 13) -> ImageFont.FreeTypeFont:
 
 @dataclass(frozen=True, slots=True)
 class Glyph:
-    """One drawn glyph: its label and its centre in pixels."""
+    """One drawn glyph: its label and its center in pixels."""
 
     label: str
     x: float
@@ -42,7 +42,7 @@ class Glyph:
 
 
 class Canvas:
-    """One picture in the making; every draw call jitters by a pixel so that no two pictures are equal."""
+    """A picture that is being drawn. Every glyph is moved by up to a pixel at random, so that pictures differ."""
 
     def __init__(self, rng: random.Random, paper: Ink | None = None) -> None:
         self.rng = rng
@@ -94,7 +94,7 @@ class Canvas:
         self.glyphs.append(Glyph(kind, CELL * column + SPOT, CELL * row + SPOT))
 
     def lamp(self, x: int, y: int, lit: bool, radius: int = 13) -> None:
-        """Draw a lamp around (x, y): yellow with a glow when lit, grey when dark."""
+        """Draw a lamp around (x, y): yellow with a glow when lit, gray when dark."""
         box = [x - radius, y - radius, x + radius, y + radius]
         self.draw.ellipse(box, fill=(255, 205, 30) if lit else (120, 120, 125), outline=(60, 60, 60), width=2)
         self.draw.rectangle([x - 5, y + radius, x + 5, y + radius + 5], fill=(60, 60, 60))

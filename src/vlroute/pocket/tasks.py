@@ -1,4 +1,7 @@
-"""How each question is put, in English and Chinese. Several wordings each; none says how hard the picture is."""
+"""Draws tasks for the pocket pair: small pictures and videos with questions and exact answers.
+
+Each question has several wordings in English and Chinese. They do not depend on the difficulty of the picture.
+"""
 
 from __future__ import annotations
 
@@ -72,13 +75,13 @@ SHAPE_NAMES = {
     "zh": {"o": "圆形", "s": "方形", "t": "三角形"},
 }
 
-#: Asks the Instruct model for its short caption; a trained task of its own, used by the captioner.
+#: Prompt for the short caption of the Instruct model; a separate training task.
 CAPTION_PROMPT = "Describe the picture in a few words."
-#: Asks for everything that is there to read, symbol by symbol; used in training only.
+#: Prompt for all symbols in the picture; used in training only.
 TRANSCRIPT_PROMPT = "List everything in the picture."
-#: Asks for how many there are of each kind of shape; used in training only.
+#: Prompt for the number of each kind of shape; used in training only.
 TALLY_PROMPT = "Count everything in the picture."
-#: Asks where every arrow or button belongs, in any order; used in training only.
+#: Prompt for the target of every arrow or button; used in training only.
 LINKS_PROMPT = "Follow everything in the picture."
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -90,22 +93,31 @@ def counted(count: int, noun: str) -> str:
 
 
 def ask(question: str, language: str, rng: random.Random, **words: object) -> str:
-    """One of the wordings of `question`, filled in."""
+    """A random wording of `question` with `words` filled in."""
     return rng.choice(WORDINGS[question][language]).format(**words)
 
 
 LEVELS = ("easy", "medium", "hard")
-FRAMES = 8  # a video is eight frames, one a second
+FRAMES = 8  # frames of a video, one per second
 LANGUAGES = ("en", "zh")
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One picture (or video: eight frames) with a question and what is known about it.
+    """One picture, or a video of eight frames, with a question and its answer.
 
-    `transcript` lists everything drawn; `thinking` is what the Thinking model writes before `</think>`: from what it
-    sees to `answer`, in steps of one look or one small sum each.
-    `glyphs[i]` are the glyphs of frame i. `grade` is a name a person understands, `level` one of `LEVELS`.
+    Attributes:
+        family: kind of task, a key of `FAMILIES`.
+        grade: description of the difficulty, such as "3–4 shapes".
+        level: difficulty, one of `LEVELS`.
+        language: "en" or "zh".
+        prompt: the question.
+        answer: the exact answer.
+        transcript: everything that is drawn.
+        thinking: target of the Thinking model before `</think>`; each step reads one symbol or adds two numbers.
+        caption: target of the caption task.
+        frames: the picture, or the frames of the video.
+        glyphs: the glyphs of each frame.
     """
 
     family: str
@@ -122,7 +134,7 @@ class Task:
 
     @property
     def is_video(self) -> bool:
-        """Whether the task has more than one frame."""
+        """Whether the task has several frames."""
         return len(self.frames) > 1
 
 
@@ -337,7 +349,16 @@ FAMILIES: dict[str, Callable[[random.Random, str, str], Task]] = {
 def draw_task(
     rng: random.Random, family: str | None = None, level: str | None = None, language: str | None = None
 ) -> Task:
-    """Draw one fresh task; what is not given is drawn evenly. The same `rng` state gives the same task.
+    """Draw one task. The same state of `rng` gives the same task.
+
+    Args:
+        rng: source of randomness.
+        family: kind of task; by default drawn uniformly, like the other arguments.
+        level: difficulty.
+        language: language of the question.
+
+    Returns:
+        The task.
 
     Raises:
         KeyError: unknown family or level.

@@ -23,7 +23,7 @@ class VisionFeatures:
 
     @property
     def nbytes(self) -> int:
-        """Size of all tensors in bytes."""
+        """Size of the tensors in bytes."""
         return sum(t.numel() * t.element_size() for t in (self.merged, *self.deepstack))
 
     def to(self, device: torch.device) -> VisionFeatures:

@@ -42,7 +42,7 @@ class PrefixIndex:
             self._ending.setdefault(hashes[-1], {})[number] = None
 
     def remove(self, number: int, owner: str, tokens: TokenPrefix) -> None:
-        """Remove the entry `number`, which was added with the same owner and tokens."""
+        """Remove the entry `number`."""
         hashes = block_hashes(owner, tokens)
         for block in hashes:
             _remove(self._holding, block, number)
@@ -112,7 +112,7 @@ class TokenPrefix:
         return TokenPrefix(np.concatenate([self.ids, np.asarray(ids, dtype=np.int64)]), self.slots)
 
     def head(self, length: int) -> TokenPrefix:
-        """The first `length` tokens and the media that end within them."""
+        """The first `length` tokens."""
         return TokenPrefix(self.ids[:length], tuple(slot for slot in self.slots if slot.end <= length))
 
     def common(self, other: TokenPrefix) -> int:

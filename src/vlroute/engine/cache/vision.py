@@ -34,22 +34,22 @@ class VisionEncoder(Protocol):
 
     @property
     def vision_key(self) -> str:
-        """Identifies everything that determines the features of a given item."""
+        """Hash of everything that determines the bits of the features."""
         ...
 
     @property
     def grid_key(self) -> str:
-        """Identifies everything that determines the grid of a given item."""
+        """Hash of everything that determines the number of tokens."""
         ...
 
     @property
     def merge_size(self) -> int:
-        """Patches per side of one merged token."""
+        """Side of a merged token in patches."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Device of the tower."""
+        """Where the model is."""
         ...
 
     def encode(self, pictures: Sequence[Picture], videos: Sequence[Video]) -> Features:

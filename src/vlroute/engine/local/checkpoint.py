@@ -77,6 +77,12 @@ def tower_fingerprint(folder: str | Path) -> str:
     Returns:
         64 hex characters.
 
+    Args:
+        folder: a checkpoint folder.
+
+    Returns:
+        The fingerprint.
+
     Raises:
         CheckpointError: the folder contains no safetensors weights of a vision tower.
     """
@@ -354,7 +360,7 @@ def load_model_pair(
 
     Args:
         instruct: folder or hub id of the Instruct checkpoint.
-        thinking: the same for Thinking.
+        thinking: folder or hub id of the Thinking checkpoint.
         device: "cuda", "cuda:1", "cpu", "mps", "xpu", a `torch.device`, or the index of a CUDA device; by default, and
             with "auto", CUDA if available, else the CPU.
         dtype: a torch dtype or its name ("bfloat16", "bf16", "fp16", …), or "auto" for the dtype of the stored

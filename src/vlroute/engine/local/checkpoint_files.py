@@ -62,11 +62,11 @@ class CheckpointFiles:
 
     @classmethod
     def read(cls, mode: Mode, source: str | Path, folder: Path, *, weights: bool = True) -> CheckpointFiles:
-        """Check the files of `folder`; of the weights only the headers are read.
+        """Check the files of a folder; only the headers of the weights are read.
 
         Args:
-            mode: the mode of the checkpoint, for messages.
-            source: the name that the user gave, for messages.
+            mode: the mode of the checkpoint, for error messages.
+            source: the name given by the user, for error messages.
             folder: the local folder.
             weights: False skips the weights, for a checkpoint whose weights are not downloaded yet.
 
@@ -126,8 +126,8 @@ def check_folders(instruct: str | Path, thinking: str | Path) -> None:
     """Check the files of two local checkpoints before anything is loaded.
 
     Args:
-        instruct: folder or hub id of the Instruct checkpoint. A hub id is not checked.
-        thinking: the same for Thinking.
+        instruct: folder or hub id of the Instruct checkpoint; hub ids are not checked.
+        thinking: folder or hub id of the Thinking checkpoint.
 
     Raises:
         CheckpointError: a file is missing or damaged, a model has another type, or the two checkpoints have different
@@ -287,7 +287,13 @@ QUESTION = "vlroute asks"
 
 
 def check_kinds(files: Mapping[Mode, CheckpointFiles], processors: Mapping[Mode, Any]) -> None:
-    """Check that Thinking's chat template opens a thought, that Instruct's does not, and that their tokens are equal.
+    """Check that one checkpoint is an Instruct and the other a Thinking model with the same tokens.
+
+    The chat template of a Thinking model opens a thought.
+
+    Args:
+        files: the files of each mode.
+        processors: the loaded processor of each mode.
 
     Args:
         files: the checked files of both checkpoints.

@@ -73,6 +73,7 @@ class Request:
 
     @property
     def tower(self) -> str:
+        """See `protocol.EngineRequest`."""
         return self.pair.instruct.tower
 
     @property
@@ -259,6 +260,7 @@ class LocalEngine:
         return cls(pair, vision_cache or VisionCache(), prefix_cache or PrefixCache(), scheduler)
 
     def request(self, conversation: Conversation, in_turns: bool = False, namespace: str = "") -> Request:
+        """See `protocol.Engine`."""
         generate_one = self.scheduler.generate if self.scheduler else generate
         return Request(
             self.pair, conversation, self.vision, self.prefixes if in_turns else None, namespace, generate_one

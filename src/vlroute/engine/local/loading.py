@@ -18,10 +18,10 @@ def quantization_config(quantization: str | Any) -> Any:
     """The transformers quantization config for a name.
 
     Args:
-        quantization: one of `QUANTIZATIONS`, or a config of transformers.
+        quantization: one of `QUANTIZATIONS`, or a config, which is returned unchanged.
 
     Returns:
-        The config; a config that was given is returned unchanged.
+        The config.
 
     Raises:
         ValueError: an unknown name.
@@ -62,13 +62,13 @@ OPTIONS = ("device", "dtype", "attn_implementation", "quantization")
 
 
 def device_name(device: Any) -> str | None:
-    """Check the name of a device without importing torch.
+    """Name of a device in torch.
 
     Args:
-        device: a name, an index of a CUDA device, a `torch.device`, None or "auto".
+        device: a name, a `torch.device`, the index of a CUDA device, or None.
 
     Returns:
-        The name in torch. None for None and "auto": CUDA if available, else the CPU.
+        The name; None for None and "auto", which mean CUDA if available, else the CPU.
 
     Raises:
         SettingsError: not a device of torch. Whether this machine has it is checked when the pair is loaded.

@@ -34,7 +34,7 @@ class PriorityLock:
 
     @contextmanager
     def ahead(self) -> Iterator[None]:
-        """Hold the lock, and take it before all threads that wait for it in the normal way."""
+        """Context manager that takes the lock with high priority."""
         self._take(self._ahead)
         try:
             yield

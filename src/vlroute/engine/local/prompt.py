@@ -40,7 +40,7 @@ class Prompt:
         return int((self.mm_token_type_ids > 0).sum())
 
     def inputs(self) -> dict[str, torch.Tensor]:
-        """Arguments of the forward pass."""
+        """The inputs by the argument names of the model."""
         return {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,

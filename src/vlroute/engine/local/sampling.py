@@ -40,8 +40,8 @@ def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any]) -> d
     For greedy decoding the sampling settings and the recommended presence penalty are removed.
 
     Args:
-        checkpoint: the checkpoint that will answer.
-        *overrides: settings of the router, of the mode and of the request.
+        checkpoint: the model.
+        *overrides: settings of the router and of the request.
 
     Returns:
         The settings by name.
@@ -85,6 +85,7 @@ class Penalties(LogitsProcessor):
         self.prompt_length, self.presence, self.frequency = prompt_length, presence, frequency
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """The scores after both penalties."""
         written = input_ids[:, self.prompt_length :]
         counts = torch.zeros_like(scores).scatter_add_(1, written, torch.ones_like(written, dtype=scores.dtype))
         return scores - self.presence * (counts > 0) - self.frequency * counts

@@ -268,10 +268,10 @@ class Scheduler:
         """As the function `generate`; waits first until one of the `max_num_seqs` places is free.
 
         Args:
-            request: the request.
+            request: the answer to generate.
 
         Returns:
-            What was generated. If `request.cancel` is set before a place is free, nothing with the reason "cancelled".
+            The token ids and timings.
 
         Raises:
             RouterClosedError: the scheduler is closed.

@@ -80,7 +80,14 @@ class Job:
     pictures: dict[str, Reader | None]
 
     def picture(self, name: str, most: int) -> bytes:
-        """The bytes of one picture, at most `most` + 1.
+        """Read one picture.
+
+        Args:
+            name: name in the table.
+            most: maximum size in bytes.
+
+        Returns:
+            The bytes, at most `most` + 1.
 
         Raises:
             UnreadableMediaError: the picture was not uploaded, its name is ambiguous, or the zip file is damaged.
@@ -96,6 +103,12 @@ class Job:
 
 def read_job(files: Sequence[str]) -> Job:
     """Find the table and the pictures in uploaded files and zip files.
+
+    Args:
+        files: paths of the uploaded files.
+
+    Returns:
+        The job.
 
     Raises:
         InputError: there is no table or more than one, the table cannot be read, or a zip file is damaged.

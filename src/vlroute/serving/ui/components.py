@@ -57,15 +57,23 @@ class Answerer(Protocol):
     """What answers for the page: a `Router`, or a `Service` in front of one. Errors are `VLRouteError`."""
 
     @property
-    def limits(self) -> Limits: ...
+    def limits(self) -> Limits:
+        """Limits of a request."""
+        ...
 
-    def sampling(self) -> FrameSampling: ...
+    def sampling(self) -> FrameSampling:
+        """Frame sampling of videos."""
+        ...
 
     @property
-    def selector(self) -> ModeSelector: ...
+    def selector(self) -> ModeSelector:
+        """Decides the mode."""
+        ...
 
     @property
-    def store(self) -> Store | None: ...
+    def store(self) -> Store | None:
+        """Where answers are stored, if anywhere."""
+        ...
 
     def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
         """The events of an answer; closing the iterator cancels the generation."""
@@ -152,6 +160,14 @@ LATEX: list[dict[str, str | bool]] = [
 
 def load_files(files: Sequence[str], limits: Limits, sampling: FrameSampling) -> tuple[list[Picture], list[Video]]:
     """Load uploaded files as pictures and videos, by their extension.
+
+    Args:
+        files: paths of the uploaded files.
+        limits: limits of a request.
+        sampling: frame sampling of videos.
+
+    Returns:
+        The pictures and the videos, in order.
 
     Raises:
         LimitError: too many files.
@@ -266,10 +282,13 @@ class SessionState(Protocol):
     """State of a tab in one browser session."""
 
     @property
-    def stop(self) -> Event: ...
+    def stop(self) -> Event:
+        """Ends the running answer when set."""
+        ...
 
 
 def question_input(placeholder: str, name: str) -> gr.MultimodalTextbox:
+    """An input for text, pictures and videos."""
     return gr.MultimodalTextbox(
         placeholder=placeholder, label=placeholder, show_label=False, file_types=["image", "video"], max_lines=8,
         file_count="multiple", sources=["upload"], elem_id=name, submit_btn=True, stop_btn=False,
@@ -289,6 +308,7 @@ def ready_input(asked: dict[str, Any] | None = None) -> gr.MultimodalTextbox:
 
 
 def mode_choice(texts: Texts, name: str) -> gr.Dropdown:
+    """A dropdown with Auto and both modes."""
     named = [(texts.auto, "auto"), *((texts.modes[mode], mode) for mode in MODES)]
     choices = [(f"{texts.mode}{texts.colon}{name}", value) for name, value in named]
     return gr.Dropdown(
