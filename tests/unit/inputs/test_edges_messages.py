@@ -231,7 +231,7 @@ def test_pictures_beside_the_text_as_in_ollama() -> None:
             seen(user(images=wrong))
     with pytest.raises(UnreadableMediaError, match="base64"):
         seen(user(images=["/etc/passwd.png"]))
-    with pytest.raises(MessageError, match="text only"):
+    with pytest.raises(MessageError, match="only text"):
         answered(images=[BASE64])
     with pytest.raises(LimitError):
         parse([user(images=[BASE64] * 3)], limits=Limits(max_images=2))

@@ -97,7 +97,7 @@ def test_rotation_is_honoured(
 
 
 def test_video_limits_hold(mp4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LimitError, match="over 29 frames"):
+    with pytest.raises(LimitError, match="more than 29 frames"):
         load_video(mp4, Limits(max_coded_frames=29))
     assert len(load_video(mp4, Limits(max_coded_frames=30)).frames) == 6
     with pytest.raises(LimitError, match="64x48"):
