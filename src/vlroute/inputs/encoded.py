@@ -79,7 +79,7 @@ def read_encoded(source: Encoded, name: str, limits: Limits, most: int) -> bytes
     if local := _FILE.match(text):
         text = unquote(text[local.end() :])
     elif _URL.match(text):
-        raise UnreadableMediaError("URLs are not fetched: download the file first, then pass its path or bytes")
+        raise UnreadableMediaError("vlroute does not fetch URLs: download it first, then pass its path or bytes")
     if not limits.local_files:
         raise UnreadableMediaError("paths are not allowed here: send a data URI (data:image/png;base64,...)")
     return _read_file(os.path.expanduser(text), name, most)
