@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from multiprocessing import get_context
@@ -74,11 +74,6 @@ def publish(name: str, data: Any, folder: Path = PAGES) -> Path:
     page = folder / f"{name}.md"
     replace_file(page, render(f"{name}.md", data=data, **data).encode())
     return page
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table: the first column to the left, all others to the right."""
-    return [f"| {' | '.join(row)} |" for row in [head, ["---"] + ["---:"] * (len(head) - 1), *rows]]
 
 
 def put_section(page: Path, begin: str, end: str, section: str) -> None:

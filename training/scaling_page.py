@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.page import PAGES, ROOT, put_section, table
+from training.page import PAGES, POCKET, ROOT, put_section, render
 from training.simulate import RUNS, forecast
 from training.simulation import Limits, RouterDecider, poisson, requests_from
 from vlroute.decision.classifier import ComplexityClassifier
@@ -91,91 +91,38 @@ def pair_in_one(gpu: GPU, shared_tower: bool) -> tuple[float, float, int]:
     return weights, left, int(left / (towers * PICTURE * FEATURES + 2 * tokens * KV))
 
 
-def steps(gpu: GPU = SMALL, mode: Mode = "thinking") -> list[list[str]]:
-    """The arithmetic of one server: quantity, formula, result."""
-    count, tokens, free = sequences(gpu, mode), context(mode), kv_bytes(gpu)
-    read, operations, mib = LANGUAGE * BYTES + count * tokens * KV, prompt_operations(), tokens * KV / 2**20
-    return [
-        ["weights", f"(407 M + 1.72 B) × {BYTES} bytes", f"{WEIGHTS / 1e9:.2f} GB = {WEIGHTS / GiB:.2f} GiB"],
-        ["KV cache", f"{USABLE / 2:.2f} × {gpu.memory / GiB:.0f} − {WEIGHTS / GiB:.2f} − {WORKING / GiB:.1f} GiB",
-         f"{free / GiB:.2f} GiB"],
-        ["tokens of a request", f"{PICTURE} picture + {QUESTION} question + {ANSWERS[mode]} answer", f"{tokens:,}"],
-        ["KV cache of a request", f"{tokens:,} × {KV // KiB} KiB", f"{mib:.0f} MiB"],
-        ["sequences", f"{free / GiB:.2f} GiB ÷ {mib:.0f} MiB, rounded down", f"{count}"],
-        ["bytes read in a step", f"1.72 B × {BYTES} + {count} × {mib:.0f} MiB", f"{read / 1e9:.2f} GB"],
-        ["tokens a second", f"{count} × {gpu.bandwidth / 1e9:,.0f} GB/s ÷ {read / 1e9:.2f} GB",
-         f"{tokens_per_second(gpu, count, tokens):,.0f}"],
-        ["operations of a prompt", f"2 × 1.72 B × ({PICTURE} ÷ (1 − {TOWER_SHARE}) + {QUESTION})",
-         f"{operations / 1e12:.2f} × 10¹²"],
-        ["seconds of a prompt", f"÷ {gpu.operations / 1e12:.0f} × 10¹² a second", f"{operations / gpu.operations:.3f}"],
-    ]  # fmt: skip
-
-
-def server_rows() -> list[list[str]]:
-    return [
-        [
-            f"{gpu.name}, {mode}", f"{kv_bytes(gpu) / GiB:.1f}", f"{context(mode):,}", f"{sequences(gpu, mode)}",
-            f"{tokens_per_second(gpu, 1, context(mode)):,.0f}",
-            f"{tokens_per_second(gpu, sequences(gpu, mode), context(mode)):,.0f}",
-            f"{answers_per_second(gpu, {one: sequences(gpu, one) for one in MODES}):,.1f}" if mode == MODES[0] else "",
-        ]
-        for gpu in (SMALL, LARGE) for mode in MODES
-    ]  # fmt: skip
-
-
-def replica_rows() -> list[list[str]]:
-    rows = []
-    for gpu in (SMALL, LARGE):
-        rate = answers_per_second(gpu, dict.fromkeys(MODES, SEQUENCES))
-        for shared in (True, False):
-            weights, left, kept = pair_in_one(gpu, shared)
-            name = f"{gpu.name}, towers {'equal' if shared else 'different'}"
-            rows.append([name, f"{weights / GiB:.2f}", f"{left / GiB:.1f}", f"{kept:,}", f"{REPLICAS * kept:,}",
-                         f"{rate:.1f}", f"{REPLICAS * rate:.0f}"])  # fmt: skip
-    return rows
-
-
 def sizes() -> str:
     """The section about GPUs."""
-    first, _, *rest = table(["quantity", "formula", "result"], steps())
-    server_head = ["server", "KV cache, GiB", "tokens of a request", "sequences", "tokens/s, one sequence",
-                   "tokens/s, all sequences", "answers/s, half of them Thinking"]  # fmt: skip
-    replica_head = ["replica", "weights, GiB", "left, GiB", "conversations kept", f"{REPLICAS} replicas", "answers/s",
-                    f"{REPLICAS} replicas"]  # fmt: skip
-    lines = [
-        "Written by `python -m training.scaling_page`. Computed, not measured. The 24 GiB GPU has the bandwidth and",
-        "the operations of an RTX 3090 (936 GB/s, 71 × 10¹² a second), the 80 GiB GPU those of an H100 SXM (3.35 TB/s,",
-        "989 × 10¹²).",
-        "", "One server in detail, Thinking in 45 % of 24 GiB:",
-        "", first, "| --- | --- | ---: |", *rest,
-        "", "Two servers on one GPU, 45 % of its memory each:",
-        "", *table(server_head, server_rows()),
-        "", f"Replicas that hold the pair, with {SEQUENCES} sequences of each mode, and {REPLICAS} of them:",
-        "", *table(replica_head, replica_rows()),
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    one = {mode: context(mode) for mode in MODES}
+    servers, replicas = [], []
+    for gpu in (SMALL, LARGE):
+        counts = {mode: sequences(gpu, mode) for mode in MODES}
+        for mode in MODES:
+            rates = [tokens_per_second(gpu, count, one[mode]) for count in (1, counts[mode])]
+            servers.append({"name": f"{gpu.name}, {mode}", "kv": kv_bytes(gpu) / GiB, "tokens": one[mode],
+                            "sequences": counts[mode], "rates": rates,
+                            "answers": answers_per_second(gpu, counts) if mode == MODES[0] else None})  # fmt: skip
+        for shared in (True, False):
+            weights, left, kept = pair_in_one(gpu, shared)
+            replicas.append({"name": f"{gpu.name}, towers {'equal' if shared else 'different'}",
+                             "weights": weights / GiB, "left": left / GiB, "kept": kept,
+                             "answers": answers_per_second(gpu, dict.fromkeys(MODES, SEQUENCES))})  # fmt: skip
+    return render(
+        "scaling_sizes.md", bytes=BYTES, weights=WEIGHTS, working=WORKING, usable=USABLE, kv=KV, picture=PICTURE,
+        question=QUESTION, answer=ANSWERS["thinking"], tower_share=TOWER_SHARE, language=LANGUAGE,
+        operations=prompt_operations(), gpu=SMALL, detail=servers[1], servers=servers, replicas=replicas,
+        sequences=SEQUENCES, count=REPLICAS,
+    )  # fmt: skip
 
 
 def example() -> str:
     """The section with predictions for the pocket pair."""
-    classifier = ComplexityClassifier.load(ROOT / "models" / "pocket" / "router")
+    classifier = ComplexityClassifier.load(POCKET / "router")
     requests = requests_from(read_records(ROOT / "training" / "pocket" / "records.jsonl.gz"), classifier)
-    rows = []
-    for rate in RATES:
-        arrivals = [poisson(rate, REQUESTS, seed) for seed in range(RUNS)]
-        decider = lambda number: RouterDecider(Policy(), classifier.latency)  # noqa: E731
-        result = forecast(Limits(), arrivals, requests, decider, 1, P95)
-        p50, p95 = (f"{1e3 * result[name]:.0f}" for name in ("p50", "p95"))
-        rows.append([f"{rate:g}", p50, p95, f"{result['thinking']:.0%}", f"{result['busy']:.0%}",
-                     f"{result['refused']:.1%}", str(result["needed"])])  # fmt: skip
-    head = ["requests/s", "p50, ms", "p95, ms", "Thinking", "busy", "refused", f"replicas for p95 ≤ {P95:g} s"]
-    lines = [
-        "Written by `python -m training.scaling_page`: predictions for one replica with the pocket pair and its",
-        "router, from `training/pocket/records.jsonl.gz`.",
-        f"Means of {RUNS} runs of {REQUESTS:,} requests, not measured.",
-        "", *table(head, rows),
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    decider = lambda number: RouterDecider(Policy(), classifier.latency)  # noqa: E731
+    arrivals = {rate: [poisson(rate, REQUESTS, seed) for seed in range(RUNS)] for rate in RATES}
+    rows = {rate: forecast(Limits(), times, requests, decider, 1, P95) for rate, times in arrivals.items()}
+    return render("scaling_example.md", rows=rows, p95=P95, runs=RUNS, requests=REQUESTS)
 
 
 def main(page: Path = PAGE) -> None:

@@ -1,7 +1,7 @@
-"""Two random checkpoints of the 2B pair's shape: what does not hang on trained weights can be measured with them.
+"""Two checkpoints of the 2B pair's shape with random weights, for measurements that do not need trained ones.
 
-Token ids, chat template, processors, limits and configuration are those of the real pair; text is tokenised by bytes
-(but for the words of the template), because the real vocabulary is not at hand.
+Token ids, chat template, processors, limits and configuration are those of the real pair. The real vocabulary is not
+available here, so text is tokenized by bytes, except the words of the template.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GenerationConfig,
     PreTrainedTokenizerFast,
-    Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
 )
 
-from training.pocket.checkpoint import TEMPLATES
+from training.pocket.checkpoint import fast_tokenizer, qwen_config, qwen_processor
 from vlroute.types import MODES, Mode
 
 Case = Literal["equal", "different"]
@@ -52,7 +50,7 @@ WORD = r"[A-Za-z]+|\n+|[\s\S]"
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a checkpoint; as they stand those of the 2B pair. `mrope` splits half a head between t, h and w."""
+    """The sizes of a checkpoint; the defaults are those of the 2B pair. `mrope`: parts of half a head for t, h, w."""
 
     tower_depth: int = 24
     tower_width: int = 1024
@@ -69,7 +67,7 @@ class Shape:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Every byte is a token, in the byte-level order of the real vocabulary, so that a line break has its real id."""
+    """Every byte is a token, in the byte-level order of the real vocabulary, so a line break has its real id."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(letters)} | TEMPLATE_WORDS
     taken = set(vocabulary.values())
@@ -79,49 +77,31 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIAL))
-    tokenizer.add_tokens(list(ADDED))  # not special in the real checkpoints either: decoding shows them
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>", model_max_length=262144,
-        extra_special_tokens=[SPECIAL[1], *SPECIAL[3:]], clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    return fast_tokenizer(tokenizer, SPECIAL, ADDED, 262144)
 
 
 def build_processor(mode: Mode) -> Qwen3VLProcessor:
     """The real processors with the real patch and pixel limits, and the chat template of the mode's edition."""
-    common = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": 16, "merge_size": 2}
-    images = Qwen2VLImageProcessor(size={"shortest_edge": 65536, "longest_edge": 16777216}, **common)
-    videos = Qwen3VLVideoProcessor(
-        size={"shortest_edge": 4096, "longest_edge": 25165824}, cap_pixels_per_frame=False, **common
-    )
-    return Qwen3VLProcessor(
-        image_processor=images, video_processor=videos, tokenizer=build_tokenizer(), chat_template=TEMPLATES[mode]
-    )
+    return qwen_processor(build_tokenizer(), mode, 16, (65536, 16777216), (4096, 25165824))
 
 
 def build_config(shape: Shape) -> Qwen3VLConfig:
-    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": list(shape.mrope), "mrope_interleaved": True}
     text = {
         "vocab_size": 151936, "hidden_size": shape.width, "intermediate_size": shape.mlp,
         "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.key_value_heads, "head_dim": shape.head_dim, "max_position_embeddings": 262144,
-        "rope_parameters": rope, "tie_word_embeddings": True,
     }  # fmt: skip
     vision = {
         "depth": shape.tower_depth, "hidden_size": shape.tower_width, "intermediate_size": shape.tower_mlp,
-        "num_heads": shape.tower_heads, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2,
-        "out_hidden_size": shape.width, "num_position_embeddings": 2304,
+        "num_heads": shape.tower_heads, "patch_size": 16, "num_position_embeddings": 2304,
         "deepstack_visual_indexes": list(shape.deepstack),
     }  # fmt: skip
-    return Qwen3VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=True, image_token_id=151655, video_token_id=151656,
-        vision_start_token_id=151652, vision_end_token_id=151653, dtype="bfloat16",
-        architectures=["Qwen3VLForConditionalGeneration"],
-    )  # fmt: skip
+    kind = {"dtype": "bfloat16", "architectures": ["Qwen3VLForConditionalGeneration"]}
+    return qwen_config(build_tokenizer(), text, vision, shape.mrope, 5e6, **kind)
 
 
 def tensor_sizes(shape: Shape) -> dict[str, Sizes]:
-    """Names and sizes of a checkpoint's tensors, apart for the "language" model and the "tower"; nothing is drawn."""
+    """Names and sizes of the tensors of the "language" model and the "tower"; no weights are allocated."""
     with torch.device("meta"):
         state = Qwen3VLForConditionalGeneration._from_config(build_config(shape)).state_dict()
     parts: dict[str, Sizes] = {"language": {}, "tower": {}}
@@ -132,7 +112,7 @@ def tensor_sizes(shape: Shape) -> dict[str, Sizes]:
 
 
 def _draw(sizes: Sizes, seed: int) -> dict[str, torch.Tensor]:
-    """Norms one, biases zero, all else normal; drawn in bfloat16, so that no wider copy ever exists."""
+    """Norms one, biases zero, all else normal; drawn in bfloat16 to save memory."""
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for name, size in sizes.items():
@@ -155,10 +135,10 @@ def _holds(file: Path, label: str) -> bool:
 
 
 class PairWriter:
-    """Writes both checkpoints below a folder: `prepare`, then `write` a case at a time. Whole weight files are kept.
+    """Writes both checkpoints below a folder: `prepare`, then `write` for each case. Complete weight files are kept.
 
-    Each checkpoint has two weight files, language model and tower. Towers that are equal are one file with two
-    names, so that no more than four weight files are ever on the disk.
+    Each checkpoint has two weight files, language model and tower. Equal towers are one file with two names, so that
+    there are at most four weight files on the disk.
     """
 
     FILES: ClassVar[dict[str, str]] = {
@@ -173,13 +153,13 @@ class PairWriter:
         return 2 * sum(math.prod(size) for size in self.parts[part].values())
 
     def missing_bytes(self) -> int:
-        """Bytes that writing all cases takes on the disk beyond what is there."""
+        """Additional disk space in bytes that writing all cases needs."""
         whole = 2 * (self.part_bytes("language") + self.part_bytes("tower"))
         there = {file.stat().st_ino: file.stat().st_size for file in self.folder.glob("*/*.safetensors")}
         return max(0, whole - sum(there.values()))
 
     def prepare(self) -> None:
-        """Write all but the weights. Raises OSError where the disk has too little room; 5 % are left to spare."""
+        """Write everything but the weights. OSError if the free disk space is less than 105 % of what is needed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         needed, free = self.missing_bytes() * 1.05, shutil.disk_usage(self.folder).free
         if needed > free:
@@ -191,7 +171,7 @@ class PairWriter:
             self._write_surroundings(mode)
 
     def write(self, case: Case) -> Iterator[str]:
-        """Write the weights of `case` that are missing; yields what it is doing, step by step."""
+        """Write the missing weights of `case`; yields the name of each part before it is written."""
         for mode in MODES:
             yield f"{mode}: language model"
             self._write_part(mode, "language", seed=1 + MODES.index(mode))
@@ -217,7 +197,7 @@ class PairWriter:
         label = f"{part} with seed {seed}: {self.shape}"
         if _holds(file, label):
             return
-        file.unlink(missing_ok=True)  # it may be a second name of another checkpoint's tower
+        file.unlink(missing_ok=True)  # it may be a hard link to the other tower
         partial = file.with_suffix(".partial")
         save_file(_draw(self.parts[part], seed), partial, metadata={"format": "pt", "drawn": label})
         partial.replace(file)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from rich.progress import track
+from scipy.special import expit
 
 from training.page import argument_parser, figures, publish
 from vlroute.decision.latency import LatencyModel
@@ -63,7 +64,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A population. `draw` gives a sample of n records; `repeated`: records of one text depend on each other."""
+    """A population. `draw` returns a sample of n records; `repeated`: records of one text depend on each other."""
 
     about: str
     draw: Callable[[Generator, int], Sample]
@@ -71,49 +72,42 @@ class Scenario:
 
 
 def _modes(
-    instruct: Callable[[Values], Values],
-    thinking: Callable[[Values], Values],
-    *,
-    score: Callable[[Values], Values] = lambda x: x,
-    tries: int = 1,
-    together: float = 0.0,
-    repeats: int = 1,
-) -> Callable[[Generator, int], Sample]:
-    """Draws requests with a hidden difficulty x: logits of being right by mode; the router sees `score(x)`.
+    instruct: tuple[float, float], thinking: tuple[float, float], *, kinds: bool = False, tries: int = 1,
+    together: float = 0.0, repeats: int = 1,
+) -> Callable[[Generator, int], Sample]:  # fmt: skip
+    """Draws requests with a hidden difficulty x. The logit of a mode's accuracy is linear in x: (intercept, slope).
 
-    `tries`: answers averaged per record. `together`: how often both modes share their luck. `repeats`: records per
-    text, which share x and some luck of their own.
+    `kinds`: the router sees only four levels of x. `tries`: answers averaged per record. `together`: how often both
+    modes have the same luck. `repeats`: records per text, which share x and a part of their luck.
     """
+
+    def logits(x: Values) -> Values:
+        return np.stack([start + slope * x for start, slope in (instruct, thinking)])
 
     def draw(rng: Generator, n: int) -> Sample:
         text = np.arange(n) // repeats
         x = rng.normal(size=n)[text]
         own = rng.normal(size=(2, n))[:, text] * (repeats > 1)
-        true = _sigmoid(np.stack([instruct(x), thinking(x)]) + own)
+        true = expit(logits(x) + own)
         luck = rng.random((tries, 2, n))
         luck[:, 1] = np.where(rng.random((tries, n)) < together, luck[:, 0], luck[:, 1])
-        seen = score(x)
-        p = _sigmoid(np.stack([instruct(seen), thinking(seen)]))
+        p = expit(logits(np.clip(np.floor(1.2 * x), -2, 1) if kinds else x))
         other = (x + rng.normal(size=n))[text * repeats]
         return Sample(p, (luck < true).mean(axis=0), text.astype(float), other)
 
     return draw
 
 
-def _sigmoid(x: Values) -> Values:
-    return np.asarray(1 / (1 + np.exp(-x)))
-
-
 def _strong(noise: float) -> Callable[[Generator, int], Sample]:
-    """Draws requests of which only Thinking gets 30 % right, and Instruct the others; Thinking fails on 10 % of those.
+    """Draws requests of two kinds: 30 % that only Thinking answers, and others that Thinking fails on in 10 %.
 
-    The router sees which kind a request is, 0 or 1, plus normal `noise`, and predicts the true probabilities.
+    The router sees the kind, 0 or 1, plus normal `noise`, and predicts the true probabilities.
     """
 
     def draw(rng: Generator, n: int) -> Sample:
         hard = rng.random(n) < 0.3
         right = np.stack([~hard, hard | (rng.random(n) < 0.9)]).astype(float)
-        easy = _sigmoid((0.5 - hard - noise * rng.normal(size=n)) / noise**2 + np.log(0.7 / 0.3))
+        easy = expit((0.5 - hard - noise * rng.normal(size=n)) / noise**2 + np.log(0.7 / 0.3))
         p = np.stack([easy, 1 - 0.1 * easy])
         return Sample(p, right, np.arange(n, dtype=float), hard + rng.normal(size=n))
 
@@ -122,36 +116,24 @@ def _strong(noise: float) -> Callable[[Generator, int], Sample]:
 
 def _noise(rng: Generator, n: int) -> Sample:
     x = rng.normal(size=n)
-    p = _sigmoid(np.stack([0.5 - 0.5 * x, 0.8 + 0 * x]))
+    p = expit(np.stack([0.5 - 0.5 * x, 0.8 + 0 * x]))
     return Sample(p, (rng.random((2, n)) < [[0.6], [0.7]]).astype(float), np.arange(n, dtype=float), rng.normal(size=n))
 
 
 SCENARIOS = {
-    "noise": Scenario("the predictions tell nothing", _noise),
-    "weak signal": Scenario(
-        "thinking helps a little more on hard requests", _modes(lambda x: 0.5 - 0.4 * x, lambda x: 0.8 + 0 * x)
-    ),
-    "strong signal": Scenario(
-        "Instruct fails on hard requests", _modes(lambda x: 0.5 - 2.5 * x, lambda x: 1.2 - 0.3 * x)
-    ),
-    "thinking worse": Scenario(
-        "Thinking is 16 points less accurate", _modes(lambda x: 1.2 - x, lambda x: 0.2 - 0.2 * x)
-    ),
-    "equal modes": Scenario("both modes are equally accurate", _modes(lambda x: 0.5 - x, lambda x: 0.4 + 0 * x)),
-    "ties": Scenario(
-        "the router tells four kinds of requests apart",
-        _modes(lambda x: 0.5 - x, lambda x: 0.8 + 0 * x, score=lambda x: np.clip(np.floor(1.2 * x), -2, 1)),
-    ),
+    "noise": Scenario("the predictions carry no information", _noise),
+    "weak signal": Scenario("Thinking helps a little more on hard requests", _modes((0.5, -0.4), (0.8, 0))),
+    "strong signal": Scenario("Instruct fails on hard requests", _modes((0.5, -2.5), (1.2, -0.3))),
+    "thinking worse": Scenario("Thinking is 16 points less accurate", _modes((1.2, -1), (0.2, -0.2))),
+    "equal modes": Scenario("both modes are equally accurate", _modes((0.5, -1), (0.4, 0))),
+    "ties": Scenario("the router distinguishes four kinds of requests", _modes((0.5, -1), (0.8, 0), kinds=True)),
     "rare disagreement": Scenario(
-        "the modes differ on one record of twenty",
-        _modes(lambda x: 2.5 - 0.7 * x, lambda x: 3 - 0.5 * x, together=0.75),
+        "the modes differ on one record of twenty", _modes((2.5, -0.7), (3, -0.5), together=0.75)
     ),
-    "four tries": Scenario(
-        "`correct` is a share of four tries", _modes(lambda x: 0.5 - x, lambda x: 0.8 + 0 * x, tries=4)
-    ),
+    "four tries": Scenario("`correct` is a share of four tries", _modes((0.5, -1), (0.8, 0), tries=4)),
     "equal texts": Scenario(
-        "each text comes five times, and the records of a text depend on each other",
-        _modes(lambda x: 0.5 - x, lambda x: 0.8 + 0 * x, repeats=5),
+        "each text occurs five times, and its records depend on each other",
+        _modes((0.5, -1), (0.8, 0), repeats=5),
         repeated=True,
     ),
     "strong router": Scenario("the gain AUC is 0.96", _strong(0.4)),
@@ -162,7 +144,7 @@ SCENARIOS = {
 def bounds_of(sample: Sample, repeated: bool, *, values: bool = False) -> tuple[Bounds, dict[str, float]]:
     """All intervals of one sample, or with `values` its figures, by the name of the quantity.
 
-    Exactly as `vlroute eval` computes them, and beside them what the curves and the other tables show.
+    They are computed as by `vlroute eval`; further ones are those of the curves and other tables.
     """
     n = sample.right.shape[1]
     groups = sample.text.tolist() if repeated else None
@@ -199,7 +181,7 @@ def true_values(scenario: str) -> dict[str, float]:
 
 
 def simulate(scenario: str, n: int, simulations: int, seed: int = 0) -> dict[str, list[int]]:
-    """[intervals that hold the true value, intervals, samples] by the name of the quantity."""
+    """[intervals that contain the true value, intervals, samples] by the name of the quantity."""
     this, truth = SCENARIOS[scenario], true_values(scenario)
     number = list(SCENARIOS).index(scenario)
     rng = np.random.default_rng([seed, number, n])
@@ -216,7 +198,7 @@ def simulate(scenario: str, n: int, simulations: int, seed: int = 0) -> dict[str
 
 
 def simulate_seconds(n: int, simulations: int, seed: int = 0) -> dict[str, list[int]]:
-    """The same of mean seconds that are log-normal with a standard deviation of 0.7 of their logarithm."""
+    """The same for the mean of log-normal seconds whose logarithm has a standard deviation of 0.7."""
     rng = np.random.default_rng([seed, n])
     bounds = (Sampling(n).positive_mean(np.exp(0.7 * rng.normal(size=n))) for _ in range(simulations))
     held = sum(low <= np.exp(0.7**2 / 2) <= high for low, high in filter(None, bounds))
@@ -226,26 +208,19 @@ def simulate_seconds(n: int, simulations: int, seed: int = 0) -> dict[str, list[
 def simulate_folds(kind: str, n: int, files: int, seed: int = 0) -> dict[str, Any]:
     """Out-of-fold areas of a small model, ridge regression of the gain on 300 features, on `files` drawn files.
 
-    One feature tells something for the kind "signal", none for "noise". As in `vlroute train`: five folds, cut
-    in two ways.
+    One feature carries information for the kind "signal", none for "noise". As in `vlroute train`: five folds, split in
+    two ways.
     """
     signal = kind == "signal"
     rng = np.random.default_rng([seed, n, signal])
     found = [_folded(rng, n, signal) for _ in track(range(files), f"out of fold, {n} records")]
-    areas = np.asarray([area for area, _ in found])
-    bounds = {"corrected": [pair[0] for _, pair in found], "uncorrected": [pair[1] for _, pair in found]}
-    return {
-        "files": files,
-        "mean area": float(areas.mean()),
-        **{
-            name: {
-                "above zero": sum(bool(low > 0) for low, _ in pairs),
-                "below zero": sum(bool(high < 0) for _, high in pairs),
-                "holds the mean area": sum(bool(low <= areas.mean() <= high) for low, high in pairs),
-            }
-            for name, pairs in bounds.items()
-        },
-    }
+    mean = float(np.mean([area for area, _ in found]))
+    result: dict[str, Any] = {"files": files, "mean area": mean}
+    for i, name in enumerate(("corrected", "uncorrected")):
+        low, high = np.asarray([bounds[i] for _, bounds in found]).T
+        held = {"above zero": low > 0, "below zero": high < 0, "holds the mean area": (low <= mean) & (mean <= high)}
+        result[name] = {key: int(np.sum(which)) for key, which in held.items()}
+    return result
 
 
 def _folded(rng: Generator, n: int, signal: bool) -> tuple[float, list[tuple[float, float]]]:
@@ -255,12 +230,10 @@ def _folded(rng: Generator, n: int, signal: bool) -> tuple[float, list[tuple[flo
     if signal:
         features[:, 0] = rng.normal(size=n)
         logit -= 1.2 * features[:, 0]
-    right = np.stack([rng.random(n) < _sigmoid(logit), rng.random(n) < 0.68]).astype(float)
+    right = np.stack([rng.random(n) < expit(logit), rng.random(n) < 0.68]).astype(float)
     gain = right[1] - right[0]
-    records = [
-        Record(str(index), str(index), None, Outcome(float(i)), Outcome(float(t)))
-        for index, (i, t) in enumerate(right.T)
-    ]
+    outcomes = ([Outcome(float(value)) for value in mode] for mode in right)
+    records = [Record(str(i), str(i), None, a, b) for i, (a, b) in enumerate(zip(*outcomes, strict=True))]
     scores = np.empty((2, n))
     for cut in (0, 1):
         fold = folds_of(records, folds, int(rng.integers(1 << 30)), together="record")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -34,21 +36,9 @@ SPECIAL = (
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 THINK = ("<think>", "</think>")
-NOUNS = (
-    "number",
-    "shape",
-    "character",
-    "arrow",
-    "screen",
-    "letter",
-    "tap",
-    "lamp",
-    "triangle",
-    "picture",
-    "video",
-)
-# A word keeps the space before it, capitals and digits stand alone, so that drawn letters are never merged. A letter
-# that was looked up is one token with its arrow: what to look up next stands in the last token, not the one before.
+NOUNS = ["number", "shape", "character", "arrow", "screen", "letter", "tap", "lamp", "triangle", "picture", "video"]
+# A word includes the space before it. Capitals and digits are tokens of their own, so drawn letters are never merged.
+# A letter that was looked up is one token with its arrow, so that the last token determines what to look up next.
 WORD = r"[<>][A-Z](?![a-z])| ?[A-Za-z]?[a-z]+|\n+|[\s\S]"
 LINKS = tuple(arrow + letter for arrow in "<>" for letter in LETTERS)
 
@@ -81,66 +71,79 @@ def _words() -> list[str]:
     return sorted(words | {f" {word}" for word in words if word[:1].isalpha() and word.isascii()})
 
 
+def fast_tokenizer(tokenizer: Tokenizer, special: Sequence[str], added: Sequence[str], length: int) -> Any:
+    """Add tokens and wrap `tokenizer`. `added` are not special in the real checkpoints either: decoding shows them."""
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.add_tokens(list(added))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>", model_max_length=length,
+        extra_special_tokens=[special[1], *special[3:]], clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def qwen_processor(
+    tokenizer: PreTrainedTokenizerFast, mode: str, patch: int, image: tuple[int, int], video: tuple[int, int],
+    **sampling: int,
+) -> Qwen3VLProcessor:  # fmt: skip
+    """The real processors with the chat template of `mode`. `image`, `video`: smallest and largest number of pixels."""
+    common = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": patch, "merge_size": MERGE}
+    sizes = [dict(zip(("shortest_edge", "longest_edge"), pixels, strict=True)) for pixels in (image, video)]
+    return Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=sizes[0], **common),
+        video_processor=Qwen3VLVideoProcessor(size=sizes[1], cap_pixels_per_frame=False, **sampling, **common),
+        tokenizer=tokenizer, chat_template=TEMPLATES[mode],
+    )  # fmt: skip
+
+
+def qwen_config(
+    tokenizer: PreTrainedTokenizerFast, text: dict[str, Any], vision: dict[str, Any], mrope: Sequence[int],
+    theta: float, **more: Any,
+) -> Qwen3VLConfig:  # fmt: skip
+    """A configuration of the real architecture. `mrope`: parts of half a head for time, height and width."""
+    rope = {"rope_type": "default", "rope_theta": theta, "mrope_section": list(mrope), "mrope_interleaved": True}
+    ids = {
+        "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
+    }  # fmt: skip
+    return Qwen3VLConfig(
+        text_config={**text, "rope_parameters": rope, "tie_word_embeddings": True}, tie_word_embeddings=True,
+        vision_config={**vision, "spatial_merge_size": MERGE, "temporal_patch_size": 2,
+                       "out_hidden_size": text["hidden_size"]},
+        **{key: tokenizer.convert_tokens_to_ids(token) for key, token in ids.items()}, **more,
+    )  # fmt: skip
+
+
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Known words whole, other text by characters, unknown characters by bytes: nothing is ever lost."""
+    """Known words are tokens, other text is split into characters, unknown characters into bytes."""
     characters = [chr(code) for code in range(32, 127)] + ["\n", "\n\n"]
     tokens = [*SPECIAL, *THINK, *(f"<0x{byte:02X}>" for byte in range(256)), *characters, *LINKS, *_words()]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), "isolated")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens(list(SPECIAL))
-    tokenizer.add_tokens(list(THINK))  # as in the real checkpoints, not special: decoding shows them
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>", model_max_length=4096,
-        extra_special_tokens=list(SPECIAL[1:2] + SPECIAL[3:]), clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    return fast_tokenizer(tokenizer, SPECIAL, THINK, 4096)
 
 
 def build_processor(mode: str) -> Qwen3VLProcessor:
     """The real processor classes at 96×96 pixels: 16 merged tokens a picture, 16 for every two frames."""
-    halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": PATCH, "merge_size": MERGE}
     area = SIDE * SIDE
-    images = Qwen2VLImageProcessor(size={"shortest_edge": area, "longest_edge": area}, **halves)
-    videos = Qwen3VLVideoProcessor(
-        size={"shortest_edge": area, "longest_edge": area * FRAMES}, min_frames=2, max_frames=FRAMES,
-        cap_pixels_per_frame=False, **halves,
-    )  # fmt: skip
-    return Qwen3VLProcessor(
-        image_processor=images,
-        video_processor=videos,
-        tokenizer=build_tokenizer(),
-        chat_template=TEMPLATES[mode],
-    )
+    frames = {"min_frames": 2, "max_frames": FRAMES}
+    return qwen_processor(build_tokenizer(), mode, PATCH, (area, area), (area, area * FRAMES), **frames)
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     """About 1.9 M parameters: text 4 layers × 128, tower 3 × 96 with deepstack after its first two layers."""
-    width, tower_width, depth = 128, 96, 3
-    rope = {
-        "rope_type": "default",
-        "rope_theta": 100000.0,
-        "mrope_section": [6, 5, 5],
-        "mrope_interleaved": True,
-    }
+    width, tower_width = 128, 96
     text = {
         "vocab_size": -(-len(tokenizer) // 16) * 16, "hidden_size": width, "intermediate_size": 3 * width,
         "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32,
-        "max_position_embeddings": 4096, "rope_parameters": rope, "tie_word_embeddings": True,
+        "max_position_embeddings": 4096,
     }  # fmt: skip
     vision = {
-        "depth": depth, "hidden_size": tower_width, "intermediate_size": 3 * tower_width, "num_heads": 4,
-        "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2, "out_hidden_size": width,
-        "num_position_embeddings": (SIDE // PATCH) ** 2, "deepstack_visual_indexes": [0, 1],
+        "depth": 3, "hidden_size": tower_width, "intermediate_size": 3 * tower_width, "num_heads": 4,
+        "patch_size": PATCH, "num_position_embeddings": (SIDE // PATCH) ** 2, "deepstack_visual_indexes": [0, 1],
     }  # fmt: skip
-    ids = {
-        "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
-        "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
-    }  # fmt: skip
-    return Qwen3VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=True,
-        **{key: tokenizer.convert_tokens_to_ids(token) for key, token in ids.items()},
-    )  # fmt: skip
+    return qwen_config(tokenizer, text, vision, (6, 5, 5), 100000.0)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
@@ -148,7 +151,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGene
 
 
 def save_checkpoint(model: Qwen3VLForConditionalGeneration, mode: str, folder: Path) -> None:
-    """Write an ordinary Hugging Face checkpoint folder. Greedy by default: a small model gains nothing by dice."""
+    """Write a Hugging Face checkpoint folder, with greedy decoding by default."""
     processor = build_processor(mode)
     tokenizer = processor.tokenizer
     model.generation_config = GenerationConfig(

@@ -44,7 +44,7 @@ from training.pocket.data import (
 from vlroute.pocket.tasks import Task, draw_task
 from vlroute.types import Mode
 
-Scores = dict[str, tuple[float, int]]  # name → (share right, how many)
+Scores = dict[str, tuple[int, int]]  # kind of example → (number of correct ones, number of all)
 LINKED = {"gui": 1.0, "hop": 1.0}  # tasks whose pictures hold links
 FIRST_READING = 400  # steps of the phase transcripts
 
@@ -83,21 +83,20 @@ def pick(rng: random.Random, weights: dict[str, float]) -> str:
 def tower_loss(
     model: Qwen3VLForConditionalGeneration, head: nn.Module, rng: random.Random
 ) -> tuple[torch.Tensor, Scores]:
-    """Cross entropy of the glyph in every patch, read off the un-merged output of the tower by a linear head."""
-    weights = {"ocr": 2.0, "count": 1.0, "math": 1.5, "gui": 2.0, "hop": 1.5, "video": 1.5}
-    pairs, labels = draw_pairs(rng, [draw_task(rng, pick(rng, weights), pick(rng, HARDER)) for _ in range(96)])
+    """Cross entropy of the glyph in every patch, predicted by a linear head from the unmerged output of the tower."""
+    pairs, labels = draw_pairs(rng, _draw(rng, {**weights(2.0, 1.0, 1.5, 2.0, 1.5), "video": 1.5}, HARDER, 96))
     grid = torch.tensor([[1, GRID, GRID]] * len(pairs))
     hidden = model.model.visual(cut_patches(pairs), grid_thw=grid, return_dict=True).last_hidden_state
     logits = head(hidden).unflatten(-1, (2, len(LABEL) + 1))
     loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
     there = labels > 0
-    return loss, {"glyphs": ((logits.argmax(-1) == labels)[there].float().mean().item(), int(there.sum()))}
+    return loss, {"glyphs": (int((logits.argmax(-1) == labels)[there].sum()), int(there.sum()))}
 
 
 def sequence_loss(
     model: Qwen3VLForConditionalGeneration, sequences: Sequences, examples: list[Example]
 ) -> tuple[torch.Tensor, Scores]:
-    """Cross entropy over the target tokens, and per kind of example the share of targets right as a whole."""
+    """Cross entropy over the target tokens, and for each kind of example the number of targets without any error."""
     inputs, labels = sequences.training_batch(examples)
     hidden = model.model(**inputs, use_cache=False)[0][:, :-1]
     labels = labels[:, 1:]
@@ -108,8 +107,8 @@ def sequence_loss(
     right[asked] = logits.argmax(-1) == labels[asked]
     scores: Scores = {}
     for example, whole in zip(examples, right.all(1).tolist(), strict=True):
-        share, count = scores.get(example.name, (0.0, 0))
-        scores[example.name] = ((share * count + whole) / (count + 1), count + 1)
+        correct, count = scores.get(example.name, (0, 0))
+        scores[example.name] = correct + whole, count + 1
     return loss, scores
 
 
@@ -119,8 +118,13 @@ HARDER = {"easy": 0.2, "medium": 0.3, "hard": 0.5}
 EVENLY = {"easy": 1.0, "medium": 1.0, "hard": 1.0}
 
 
-def _draw(rng: random.Random, families: dict[str, float], levels: dict[str, float], count: int) -> list[Task]:
-    return [draw_task(rng, pick(rng, families), pick(rng, levels)) for _ in range(count)]
+def weights(*values: float) -> dict[str, float]:
+    """Relative frequencies of the tasks with pictures."""
+    return dict(zip(("ocr", "count", "math", "gui", "hop"), values, strict=True))
+
+
+def _draw(rng: random.Random, drawn: dict[str, float], levels: dict[str, float], count: int) -> list[Task]:
+    return [draw_task(rng, pick(rng, drawn), pick(rng, levels)) for _ in range(count)]
 
 
 def _videos(rng: random.Random) -> list[Task]:
@@ -129,15 +133,14 @@ def _videos(rng: random.Random) -> list[Task]:
 
 def transcripts_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
     """First reading: links that share no letter and short lists; then lists, counts and links of everything."""
-    first = {"ocr": 2.0, "count": 1.0, "math": 1.0}
-    families = {"ocr": 0.8, "count": 1.0, "math": 1.0, "gui": 1.0, "hop": 1.0}
+    first, later = {"ocr": 2.0, "count": 1.0, "math": 1.0}, weights(0.8, 1.0, 1.0, 1.0, 1.0)
     for step in itertools.count(start):
         early = step < FIRST_READING
         if step % 4 == 3 and not early:
             yield [_reading(rng, task) for task in _videos(rng)]
             continue
         links = [draw_links(rng, pick(rng, LINKED), rng.randint(1, 4 if early else 8)) for _ in range(24)]
-        tasks = _draw(rng, first, EASIER, 40) if early else _draw(rng, families, EVENLY, 44)
+        tasks = _draw(rng, first, EASIER, 40) if early else _draw(rng, later, EVENLY, 44)
         yield [links_example(rng, task) for task in links] + [_reading(rng, task) for task in tasks]
 
 
@@ -153,11 +156,11 @@ def _reading(rng: random.Random, task: Task) -> Example:
 
 
 def instruct_examples(
-    rng: random.Random, start: int, families: dict[str, float], levels: dict[str, float]
+    rng: random.Random, start: int, drawn: dict[str, float], levels: dict[str, float]
 ) -> Iterator[list[Example]]:
     """Questions answered at once; captions, counts and links mixed in."""
     for step in itertools.count(start):
-        tasks = _videos(rng) if step % 5 == 3 else _draw(rng, families, levels, 64)
+        tasks = _videos(rng) if step % 5 == 3 else _draw(rng, drawn, levels, 64)
         yield [_direct(rng, task) for task in tasks]
 
 
@@ -173,36 +176,28 @@ def _direct(rng: random.Random, task: Task) -> Example:
 
 
 def thinking_examples(
-    rng: random.Random, start: int, families: dict[str, float], practice: Sequence[Callable[[random.Random], Example]]
+    rng: random.Random, start: int, drawn: dict[str, float], practice: Sequence[Callable[[random.Random], Example]]
 ) -> Iterator[list[Example]]:
     """Step by step; every fourth batch is practice without pictures, every fourth a video."""
     for step in itertools.count(start):
         if step % 4 == 1:
             yield [practice[i % len(practice)](rng) for i in range(96)]
         else:
-            tasks = _videos(rng) if step % 4 == 3 else _draw(rng, families, EVENLY, 64)
+            tasks = _videos(rng) if step % 4 == 3 else _draw(rng, drawn, EVENLY, 64)
             yield [answer_example(task, "thinking") for task in tasks]
 
 
 # the later phases practice what had low accuracy: easy screens, angles, and the second at which a letter appeared
-more_instruct = partial(
-    instruct_examples, families={"ocr": 0.6, "count": 1.6, "math": 0.5, "gui": 3.0, "hop": 0.8}, levels=MOSTLY_EASY
-)
+more_instruct = partial(instruct_examples, drawn=weights(0.6, 1.6, 0.5, 3.0, 0.8), levels=MOSTLY_EASY)
 EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "transcripts": transcripts_examples,
-    "instruct": partial(
-        instruct_examples, families={"ocr": 1.0, "count": 1.6, "math": 0.8, "gui": 1.2, "hop": 1.2}, levels=EASIER
-    ),
+    "instruct": partial(instruct_examples, drawn=weights(1.0, 1.6, 0.8, 1.2, 1.2), levels=EASIER),
     "instruct_more": more_instruct,
     "instruct_last": more_instruct,
-    "thinking": partial(
-        thinking_examples,
-        families={"ocr": 1.0, "count": 1.2, "math": 1.5, "gui": 1.2, "hop": 1.0},
-        practice=(sums_example,),
-    ),
+    "thinking": partial(thinking_examples, drawn=weights(1.0, 1.2, 1.5, 1.2, 1.0), practice=(sums_example,)),
     "thinking_more": partial(
         thinking_examples,
-        families={"ocr": 0.8, "count": 1.6, "math": 1.5, "gui": 1.0, "hop": 0.8},
+        drawn=weights(0.8, 1.6, 1.5, 1.0, 0.8),
         practice=(angles_example, times_example, times_example),
     ),
 }

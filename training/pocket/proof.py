@@ -35,14 +35,7 @@ from vlroute.files import replace_file
 from vlroute.inputs.media import DEFAULT_LIMITS
 from vlroute.inputs.messages import parse
 from vlroute.learning.intervals import Interval, Sampling
-from vlroute.learning.metrics import (
-    Values,
-    area_over_random,
-    ece,
-    ece_if_calibrated,
-    headroom_captured,
-    share_by_score,
-)
+from vlroute.learning.metrics import Values, area_over_random, ece, ece_if_calibrated, headroom_captured, share_by_score
 from vlroute.learning.trial import ask_task, draw_evenly, is_right, media
 from vlroute.pocket.tasks import Task
 from vlroute.types import MODES, Answer, Mode
@@ -271,16 +264,13 @@ def _source(name: str, rows: Sequence[Picture], right: Values, seconds: Values) 
     sent, gains = _thinking(decided), _gains(rows, name)
     same = [one.caption == row.sources["caption given"].caption for one, row in zip(decided, rows, strict=True)]
     spent = float(np.mean([one.seconds for one in decided]))
+    interval = Sampling(len(rows)).area(gains[None], right[1] - right[0])
     return {
-        "name": name,
-        "area": area_over_random(gains, *right),
-        "interval": Sampling(len(rows)).area(gains[None], right[1] - right[0]),
-        "accuracy": float(_mix(right, sent).mean()),
-        "share": float(sent.mean()),
-        "captioning": spent,
+        "name": name, "area": area_over_random(gains, *right), "interval": interval,
+        "accuracy": float(_mix(right, sent).mean()), "share": float(sent.mean()), "captioning": spent,
         "seconds": float(_mix(seconds, sent).mean()) + spent,
         "same": float(np.mean(same)) if any(one.caption for one in decided) else None,
-    }
+    }  # fmt: skip
 
 
 def _requirements(ways: dict[str, Any], figures: dict[str, Any]) -> list[dict[str, Any]]:

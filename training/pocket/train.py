@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ SEED = 20261122
 
 
 class Trainer:
-    """One phase: model, head, optimizer and the source of fresh examples."""
+    """One phase: model, head, optimizer and the source of new examples."""
 
     def __init__(self, phase: Phase, runs: Path) -> None:
         torch.set_num_threads(phase.threads)
@@ -47,9 +48,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self._groups(), lr=phase.rate, weight_decay=0.01, betas=(0.9, 0.98))
         if (runs / f"{phase.name}.pt").exists():
             saved = self._saved(phase.name)
-            self.model.load_state_dict(saved["model"])
-            self.head.load_state_dict(saved["head"])
-            self.optimizer.load_state_dict(saved["optimizer"])
+            for name in ("model", "head", "optimizer"):
+                getattr(self, name).load_state_dict(saved[name])
             self.step = saved["step"]
         # a resumed run has a seed of its own, so that earlier examples need not be drawn again
         self.rng = random.Random(f"{SEED} {phase.name} {self.step}")
@@ -69,18 +69,16 @@ class Trainer:
             (slow if ".visual." in name and "merger" not in name else full).append(parameter)
         return [{"params": full, "share": 1.0}, {"params": slow, "share": self.phase.tower_rate}]
 
-    def loss(self) -> tuple[torch.Tensor, Scores]:
-        if self.phase.name == "tower":
-            return tower_loss(self.model, self.head, self.rng)
-        return sequence_loss(self.model, self.sequences, next(self.examples))
-
     def train_step(self) -> tuple[float, Scores]:
         self.step += 1
         warm = min(1.0, self.step / 150)
         cosine = 0.5 * (1 + math.cos(math.pi * self.step / self.phase.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = group["share"] * self.phase.rate * warm * (0.02 + 0.98 * cosine)
-        loss, scores = self.loss()
+        if self.phase.name == "tower":
+            loss, scores = tower_loss(self.model, self.head, self.rng)
+        else:
+            loss, scores = sequence_loss(self.model, self.sequences, next(self.examples))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 1.0)
@@ -89,35 +87,27 @@ class Trainer:
 
     def save(self) -> None:
         self.runs.mkdir(parents=True, exist_ok=True)
-        state = {
-            "model": self.model.state_dict(),
-            "head": self.head.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-        }
+        state = {name: getattr(self, name).state_dict() for name in ("model", "head", "optimizer")}
         partial = self.runs / f"{self.phase.name}.partial"
-        torch.save(state, partial)
+        torch.save({**state, "step": self.step}, partial)
         partial.replace(self.runs / f"{self.phase.name}.pt")
 
     def run(self) -> None:
         """Train to the end, save every `SAVE_EVERY` steps, and print exact-match accuracies."""
         began, first = time.monotonic(), self.step
-        seen: dict[str, list[float]] = {}
-        total = 0.0
+        correct, counts, total = Counter[str](), Counter[str](), 0.0
         while self.step < self.phase.steps:
             loss, scores = self.train_step()
             total += loss
-            for name, (share, count) in scores.items():
-                right = seen.setdefault(name, [0.0, 0.0])
-                right[0] += share * count
-                right[1] += count
+            correct.update({name: right for name, (right, _) in scores.items()})
+            counts.update({name: count for name, (_, count) in scores.items()})
             if self.step % 100 == 0:
                 each = (time.monotonic() - began) / (self.step - first)
                 left = each * (self.phase.steps - self.step) / 60
-                whole = "  ".join(f"{name} {100 * r / n:.0f}" for name, (r, n) in sorted(seen.items()))
+                whole = "  ".join(f"{name} {100 * correct[name] / n:.0f}" for name, n in sorted(counts.items()))
                 print(f"{self.phase.name} {self.step}/{self.phase.steps} loss {total / 100:.4f} "
                       f"{each:.2f} s/step, {left:.0f} min left | {whole}", flush=True)  # fmt: skip
-                seen, total = {}, 0.0
+                correct, counts, total = Counter(), Counter(), 0.0
             if self.step % SAVE_EVERY == 0 or self.step == self.phase.steps:
                 self.save()
 

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 #: A text in English and in Chinese.
 Both = tuple[str, str]
@@ -26,6 +27,8 @@ LANGUAGES = ("en", "zh")
 
 PROMPTS = Path(__file__).with_name("prompts")
 COMMON = "common.json"
+#: Texts of `put`. `layouts`: in each language, what stands before and behind the letter and between options.
+STYLES: dict[str, Any] = json.loads(Path(__file__).with_name("styles.json").read_text("utf-8"))
 SLOT = re.compile(r"\{(\w+)\}")
 NUMBERS = {
     "n": range(2, 10), "p": range(11, 90), "big": range(120, 990), "deg": range(20, 86), "year": range(1998, 2025),
@@ -55,7 +58,7 @@ class Drawn:
 
 
 class Filling:
-    """Fills slots; a slot once filled keeps its value. KeyError for an unknown slot."""
+    """Fills slots; a filled slot keeps its value. KeyError for an unknown slot."""
 
     def __init__(self, slots: Slots, rng: random.Random) -> None:
         self._slots, self._rng = slots, rng
@@ -100,7 +103,7 @@ def fitting(question: str, captions: Sequence[Both]) -> tuple[Both, ...]:
 
 
 def draw_prompts(wordings: Sequence[Wording], options: int, rng: random.Random) -> Iterator[Drawn]:
-    """Endless draws, each wording as often as every other; `options`: at most so many, where there are any."""
+    """Endless draws, with all wordings equally often. `options`: the largest number of options."""
     while True:
         for wording in rng.sample(wordings, len(wordings)):
             filling = Filling(wording.slots, rng)
@@ -132,50 +135,12 @@ def _both(written: str | Sequence[str]) -> Both:
     return english, chinese
 
 
-OPENINGS: tuple[Both, ...] = (
-    ("Please help me with this: ", "请帮我看一下："),
-    ("Hi! ", "你好！"),
-    ("Quick question: ", "问个小问题："),
-    ("Could you tell me? ", "请问，"),
-    ("Have a look. ", "看一下，"),
-    ("I have no idea, so: ", "我不太懂，"),
-    ("Question: ", "问题："),
-    ("Based on what you see: ", "根据你看到的内容："),
-)
-CLOSINGS: tuple[Both, ...] = (
-    ("Answer with a single word or number.", "用一个词或数字回答。"),
-    ("Just the answer, please.", "只要答案。"),
-    ("Keep it short.", "简短回答。"),
-    ("Explain your answer.", "请说明理由。"),
-    ("Thanks!", "谢谢！"),
-    ("Be careful.", "请仔细看。"),
-)
-LETTER_ONLY: tuple[Both, ...] = (
-    ("Answer with the letter only.", "只回答选项字母。"),
-    ("Reply with the letter of the right option.", "请直接给出正确选项的字母。"),
-    ("Pick one.", "选一个。"),
-)
-#: (before the letter, behind it, between options) in each language.
-LAYOUTS: tuple[tuple[tuple[str, str, str], tuple[str, str, str]], ...] = (
-    (("(", ") ", "\n"), ("(", ") ", "\n")),
-    (("", ". ", "\n"), ("", ". ", "\n")),
-    (("", ") ", "  "), ("", "．", "　")),
-    (("", ": ", "; "), ("", "：", "；")),
-)
-MIXED = {
-    "图表": "chart", "截图": "screenshot", "照片": "photo", "视频": "video", "片段": "clip", "图片": "image",
-    "机器人": "robot", "信息图": "infographic", "流程图": "flowchart", "按钮": "button", "菜单": "menu",
-    "图例": "legend", "坐标": "coordinates",
-}  # fmt: skip
-MISHEARD = {"哪": "那", "在": "再", "的": "地", "做": "作"}
-
-
 def put(drawn: Drawn, rng: random.Random) -> Both:
-    """The whole prompt in both languages: the same style, but slips and English words in Chinese fall apart."""
+    """The whole prompt in both languages, in the same style; only mistakes and English words in Chinese differ."""
     with_options = bool(drawn.options) and rng.random() < 0.6
-    opening = rng.choice(OPENINGS) if rng.random() < 0.25 else ("", "")
-    closing = rng.choice(LETTER_ONLY if with_options else CLOSINGS) if rng.random() < 0.3 else ("", "")
-    layout = rng.choice(LAYOUTS)
+    opening = rng.choice(STYLES["openings"]) if rng.random() < 0.25 else ("", "")
+    closing = rng.choice(STYLES["letter_only" if with_options else "closings"]) if rng.random() < 0.3 else ("", "")
+    layout = rng.choice(STYLES["layouts"])
     headed = rng.random() < 0.3
     english, chinese = drawn.question
     if rng.random() < 0.08:
@@ -183,11 +148,12 @@ def put(drawn: Drawn, rng: random.Random) -> Both:
     if rng.random() < 0.08:
         chinese = chinese.rstrip("。？")
     if rng.random() < 0.08:
-        chinese = re.sub("|".join(sorted(MIXED, key=len, reverse=True)), lambda m: f" {MIXED[m[0]]} ", chinese)
+        mixed = STYLES["mixed"]
+        chinese = re.sub("|".join(sorted(mixed, key=len, reverse=True)), lambda m: f" {mixed[m[0]]} ", chinese)
     if rng.random() < 0.03:
         english = swap_letters(english, rng)
     if rng.random() < 0.03:
-        chinese = re.sub("|".join(MISHEARD), lambda m: MISHEARD[m[0]], chinese, count=1)
+        chinese = re.sub("|".join(STYLES["misheard"]), lambda m: str(STYLES["misheard"][m[0]]), chinese, count=1)
     texts = []
     for language, question in enumerate((english, chinese)):
         parts = [opening[language] + question.strip()]
@@ -208,7 +174,7 @@ def lay_out(options: Sequence[str], layout: tuple[str, str, str]) -> str:
 
 
 def swap_letters(text: str, rng: random.Random) -> str:
-    """Two neighbouring letters inside one longer word change places."""
+    """Swap two neighboring letters inside one longer word."""
     words = list(re.finditer(r"[a-z]{5,}", text))
     if not words:
         return text
