@@ -1,4 +1,4 @@
-"""The store's tables, and how a file or URL becomes a database with them."""
+"""Answers and the feedback on them, in SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from vlroute.inputs.messages import Conversation
 from vlroute.records import Outcome, Record
 from vlroute.types import MODES, Answer, Mode, new_id
 
+__all__ = ["Export", "RatedAnswer", "Store", "StoreError", "UnknownAnswerError", "export", "new_id", "request_digest"]
+
 SCHEMA = 1
 BUSY_SECONDS = 30
-LOCK = 0x766C726F757465  # PostgreSQL's advisory locks share one space of numbers: ours spells vlroute
+LOCK = 0x766C726F757465  # number of an advisory lock in PostgreSQL; the bytes spell "vlroute"
 TABLES = sa.MetaData()
 SCHEMAS = sa.Table("vlroute_schema", TABLES, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
 ANSWERS = sa.Table(
@@ -34,7 +36,7 @@ ANSWERS = sa.Table(
     TABLES,
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("created", sa.Double, nullable=False, index=True),  # seconds since 1970, UTC
-    sa.Column("request", sa.String(64), nullable=False, index=True),  # digest of all words, pictures and videos
+    sa.Column("request", sa.String(64), nullable=False, index=True),  # digest of all text, pictures and videos
     sa.Column("prompt", sa.Text, nullable=False),
     sa.Column("caption", sa.Text),
     sa.Column("mode", sa.String(16), nullable=False),
@@ -59,29 +61,38 @@ FEEDBACK = sa.Table(
 
 
 def read_url(where: str | Path) -> sa.URL:
-    """A file's path, or an SQLAlchemy URL, as a URL. StoreError if it cannot be read."""
+    """Convert a path of a file or an SQLAlchemy URL to a URL; StoreError if it is malformed."""
     if isinstance(where, Path) or "://" not in where:
         return sa.URL.create("sqlite", database=str(Path(where).expanduser()))
     try:
         url = sa.make_url(where)
     except SQLAlchemyError as error:
-        raise StoreError("the store's URL cannot be read; expected e.g. postgresql://user@host/name") from error
+        raise StoreError("the URL of the store is malformed; expected e.g. postgresql://user@host/name") from error
     return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgresql", "postgres") else url
 
 
 def open_engine(url: sa.URL, create: bool = True) -> sa.Engine:
-    """Connections to the database. With `create`, a missing file is created; otherwise only an existing store is
-    opened.
+    """Connect to the database.
 
-    StoreError for databases other than SQLite and PostgreSQL, for one in memory, for a missing driver, and, without
-    `create`, for a file that is not a store. May raise OSError and sqlite3.Error.
+    Args:
+        url: the database.
+        create: whether a missing file is created. If not, the file must be a store.
+
+    Returns:
+        The engine of SQLAlchemy.
+
+    Raises:
+        StoreError: the database is neither SQLite nor PostgreSQL, is in memory, needs a driver that is not installed,
+            or, without `create`, is not a store.
+        OSError: the file cannot be created.
+        sqlite3.Error: the file cannot be read.
     """
     backend = url.get_backend_name()
     if backend not in ("sqlite", "postgresql"):
-        raise StoreError(f"{backend} is no store that vlroute knows; use a file for SQLite, or a postgresql:// URL")
+        raise StoreError(f"{backend} databases are not supported; pass a file for SQLite or a postgresql:// URL")
     if backend == "sqlite":
         if url.database in (None, "", ":memory:"):
-            raise StoreError("a store needs a file: one in memory would not outlive the process")
+            raise StoreError("an SQLite database in memory is lost when the process ends; pass a file")
         path = Path(str(url.database))
         if path.is_dir():
             raise StoreError(f"{path} is a folder; pass the file of a store")
@@ -89,7 +100,7 @@ def open_engine(url: sa.URL, create: bool = True) -> sa.Engine:
             what = "is not a store of vlroute" if path.exists() else "does not exist"
             raise StoreError(f"{path} {what}; pass the file that was used as --store or store= for the answers")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)  # prompts are nobody else's business; an existing file keeps its mode
+        path.touch(mode=0o600)  # readable by its owner only; an existing file keeps its mode
     try:
         options = {"timeout": BUSY_SECONDS} if backend == "sqlite" else {}
         engine = sa.create_engine(url, connect_args=options, pool_pre_ping=backend != "sqlite")
@@ -101,8 +112,17 @@ def open_engine(url: sa.URL, create: bool = True) -> sa.Engine:
 
 
 def holds_store(file: Path) -> bool:
-    """Whether `file` is an SQLite file with a store's tables. Neither changes nor creates it. May raise
-    sqlite3.Error."""
+    """Whether `file` is an SQLite file with the tables of a store.
+
+    Args:
+        file: it is neither changed nor created.
+
+    Returns:
+        False if the file does not exist or has other tables.
+
+    Raises:
+        sqlite3.Error: the file cannot be read.
+    """
     if not file.exists():
         return False
     with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
@@ -117,10 +137,10 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master").fetchall()}
             if tables and SCHEMAS.name not in tables:  # before anything is changed
                 file = connection.execute("PRAGMA database_list").fetchone()[2]
-                raise StoreError(f"{file} is another program's database, not a store of vlroute; name another file")
+                raise StoreError(f"{file} is a database of another program, not a store of vlroute; name another file")
             connection.execute("PRAGMA journal_mode = WAL")
             break
-        except sqlite3.OperationalError:  # SQLite does not wait where others switch the mode at the same time
+        except sqlite3.OperationalError:  # SQLite does not wait if other processes change the journal mode too
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
@@ -128,14 +148,19 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
 
 
-__all__ = ["Export", "Judged", "Store", "StoreError", "UnknownAnswerError", "export", "new_id", "request_digest"]
-
-
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """One answer on which feedback came: how the mode that answered did. What the other would have done is unknown.
+class RatedAnswer:
+    """One answer with feedback. It says nothing about the other mode.
 
-    `request`: equal for equal conversations, pictures included. `created`: seconds since 1970, UTC.
+    Attributes:
+        id: ID of the answer.
+        request: digest of the conversation with its media; equal conversations have equal digests.
+        prompt: text of the request.
+        caption: caption on which the decision was based.
+        mode: the mode that answered.
+        forced: whether the mode was forced.
+        outcome: correctness, tokens and seconds.
+        created: seconds since 1970, UTC.
     """
 
     id: str
@@ -149,19 +174,22 @@ class Judged:
 
 
 class Store:
-    """Answers and feedback. Thread-safe; several processes may share one.
+    """Stored answers and feedback. Thread-safe; several processes can use the same store.
 
-    What a call has stored when it returns survives a killed process, and in SQLite (write-ahead log, synced) a power
-    failure too.
+    Data is durable when a call returns: it survives a killed process and, with SQLite (write-ahead log, synchronized),
+    a power failure.
     """
 
     def __init__(self, where: str | Path, *, keep_text: bool = False, create: bool = True) -> None:
-        """`where`: a file for SQLite, or an SQLAlchemy URL such as postgresql://user@host/name. `keep_text`: store what
-        was answered too. `create`: create missing tables, and a missing file, with its folder and readable by its owner
-        only.
+        """Open a store.
 
-        StoreError if the store cannot be opened or has another schema version, or, without `create`, if it does not
-        exist.
+        Args:
+            where: a file for SQLite, or an SQLAlchemy URL such as postgresql://user@host/name.
+            keep_text: whether the text of answers is stored too.
+            create: whether missing tables and a missing file are created. The file is readable by its owner only.
+
+        Raises:
+            StoreError: the store cannot be opened, has another schema version, or, without `create`, does not exist.
         """
         self.keep_text = keep_text
         url = read_url(where)
@@ -171,7 +199,19 @@ class Store:
             self._prepare(create)
 
     def record(self, answer: Answer, conversation: Conversation, *, id: str | None = None) -> str:
-        """Store an answer and give its id: 32 hex characters, fresh ones unless given. StoreError if that fails."""
+        """Store an answer.
+
+        Args:
+            answer: the answer.
+            conversation: the conversation that it answers.
+            id: ID of the answer; by default a new one.
+
+        Returns:
+            The ID, 32 hex characters.
+
+        Raises:
+            StoreError: the answer could not be stored.
+        """
         id = id or new_id()
         timing, decision = answer.timing, answer.decision
         prefill = timing.vision + timing.prefill
@@ -195,12 +235,17 @@ class Store:
         return id
 
     def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
-        """Say how right an answer was: true, false or a share 0 to 1. Of several for one answer the last one counts.
+        """Store feedback on an answer. If an answer gets feedback several times, the last one counts.
+
+        Args:
+            answer_id: ID of the answer.
+            correct: whether it is correct, or to which share, 0 to 1.
+            comment: free text.
 
         Raises:
-            UnknownAnswerError: no such answer is stored.
+            UnknownAnswerError: no answer with this ID is stored.
             InputError: `correct` is out of range.
-            StoreError: it could not be stored.
+            StoreError: the feedback could not be stored.
         """
         right = float(Outcome(correct).correct)
         known = sa.select(
@@ -210,7 +255,7 @@ class Store:
             sa.literal(_storable(comment), sa.Text),
             sa.literal(time.time(), sa.Double),
         ).where(ANSWERS.c.id == _storable(str(answer_id)))
-        # one statement, so that no prune comes in between
+        # one statement, so that the answer cannot be pruned in between
         insert = sa.insert(FEEDBACK).from_select(["answer", "correct", "mode", "comment", "created"], known)
         with self._errors("written"), self._engine.begin() as connection:
             stored = connection.execute(insert.returning(FEEDBACK.c.id)).first()
@@ -220,8 +265,15 @@ class Store:
                 "this store, not yet pruned"
             )
 
-    def records(self) -> Iterator[Judged]:
-        """Every answer on which feedback came, equal requests side by side. Streamed. StoreError if reading fails."""
+    def records(self) -> Iterator[RatedAnswer]:
+        """Read all answers with feedback, ordered so that equal requests are adjacent.
+
+        Yields:
+            The answers, streamed from the database.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
         last = sa.select(sa.func.max(FEEDBACK.c.id)).group_by(FEEDBACK.c.answer)
         query = (
             sa.select(ANSWERS, FEEDBACK.c.correct)
@@ -232,19 +284,29 @@ class Store:
         with self._errors("read"), self._engine.connect() as connection:
             for row in connection.execution_options(yield_per=256).execute(query):
                 outcome = Outcome(row.correct, row.tokens, row.seconds, row.prefill_seconds)
-                yield Judged(row.id, row.request, row.prompt, row.caption, row.mode, row.forced, outcome, row.created)
+                yield RatedAnswer(
+                    row.id, row.request, row.prompt, row.caption, row.mode, row.forced, outcome, row.created
+                )
 
     def count(self) -> tuple[int, int]:
-        """Answers stored, and how many of them have feedback."""
-        judged = sa.select(sa.func.count(sa.distinct(FEEDBACK.c.answer)))
+        """Number of stored answers, and how many of them have feedback."""
+        rated = sa.select(sa.func.count(sa.distinct(FEEDBACK.c.answer)))
         with self._errors("read"), self._engine.connect() as connection:
             stored = connection.execute(sa.select(sa.func.count()).select_from(ANSWERS)).scalar_one()
-            return stored, connection.execute(judged).scalar_one()
+            return stored, connection.execute(rated).scalar_one()
 
     def prune(self, older_than: timedelta) -> int:
-        """Delete answers older than this, with their feedback; gives how many. Export before.
+        """Delete old answers and their feedback. Call `export` before if the feedback is still needed.
 
-        InputError for a negative age, StoreError if it fails: then nothing is deleted.
+        Args:
+            older_than: minimum age of the deleted answers.
+
+        Returns:
+            How many answers were deleted.
+
+        Raises:
+            InputError: the age is negative.
+            StoreError: the store cannot be changed; then nothing is deleted.
         """
         if older_than < timedelta(0):
             raise InputError(f"older_than must not be negative, got {older_than}")
@@ -263,9 +325,9 @@ class Store:
         self.close()
 
     def _prepare(self, create: bool) -> None:
-        """Make the tables that are not there, and check the version of those that are."""
+        """Create missing tables and check the schema version."""
         with self._engine.begin() as connection:
-            # one process at a time makes the tables
+            # only one process at a time creates the tables
             lock = "BEGIN IMMEDIATE" if connection.dialect.name == "sqlite" else f"SELECT pg_advisory_xact_lock({LOCK})"
             connection.exec_driver_sql(lock)
             if not sa.inspect(connection).has_table(SCHEMAS.name):
@@ -276,8 +338,8 @@ class Store:
             versions = connection.execute(sa.select(SCHEMAS.c.version)).scalars().all()
         if versions != [SCHEMA]:
             raise StoreError(
-                f"{self._name} is of schema {versions}, this vlroute reads {SCHEMA}; use the vlroute that made it, or "
-                "another file"
+                f"{self._name} has schema {versions}, this version of vlroute reads {SCHEMA}; use the version "
+                "of vlroute that created it, or another file"
             )
 
     @contextmanager
@@ -293,35 +355,49 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """`records`: requests on which both modes got feedback. `one_sided`: requests left out, for only one mode did."""
+    """Feedback as records.
+
+    Attributes:
+        records: requests that have feedback on both modes.
+        one_sided: number of requests that have feedback on one mode only and were left out.
+    """
 
     records: tuple[Record, ...]
     one_sided: int
 
 
 def export(store: Store) -> Export:
-    """The feedback as records to learn from: only requests that both modes answered and that were judged in both.
+    """Convert feedback to records for training: the requests that have feedback on both modes.
 
-    Several answers of one mode to one request become shares and means. Such requests are asked twice on purpose
-    (a comparison, a retry in the other mode), so they are no even sample of what is asked; and the mode that came
-    second found the picture's features kept, so its seconds are short. StoreError.
+    Several answers of one mode to the same request are averaged. These requests are not a representative sample: a
+    user asked them twice on purpose, to compare the modes or to try the other one. The seconds of the mode that answered
+    second are too short, because the vision features were cached.
+
+    Args:
+        store: the store to read.
+
+    Returns:
+        The records and the number of requests that were left out.
+
+    Raises:
+        StoreError: the store cannot be read.
     """
     records, one_sided = [], 0
     for request, group in groupby(store.records(), lambda one: one.request):
-        judged = list(group)
-        by_mode = {mode: [one.outcome for one in judged if one.mode == mode] for mode in MODES}
+        rated = list(group)
+        by_mode = {mode: [one.outcome for one in rated if one.mode == mode] for mode in MODES}
         if not all(by_mode.values()):
             one_sided += 1
             continue
         # an answer whose mode was forced has no caption
-        caption = next((one.caption for one in reversed(judged) if one.caption), None)
+        caption = next((one.caption for one in reversed(rated) if one.caption), None)
         instruct, thinking = (_mean(by_mode[mode]) for mode in MODES)
-        records.append(Record(request, judged[-1].prompt, caption, instruct, thinking, set="feedback"))
+        records.append(Record(request, rated[-1].prompt, caption, instruct, thinking, set="feedback"))
     return Export(tuple(records), one_sided)
 
 
 def request_digest(conversation: Conversation) -> str:
-    """SHA-256 over all turns, their words and the digests of their pictures and videos; 64 hex characters."""
+    """SHA-256 of all turns: their text and the digests of their media; 64 hex characters."""
     turns = [
         [turn.role, *(["text", part] if isinstance(part, str) else ["media", part.digest] for part in turn.parts)]
         for turn in conversation.messages
@@ -342,16 +418,16 @@ def _mean(outcomes: list[Outcome]) -> Outcome:
 
 
 def _storable(text: str | None) -> str | None:
-    """Without NULs, which PostgreSQL cannot store, and without halves of surrogate pairs, which no database can."""
+    """Replace NULs, which PostgreSQL cannot store, and halves of surrogate pairs, which no database can store."""
     return None if text is None else re.sub("[\0\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def _advice(why: list[str]) -> str:
     said = " ".join(why).lower()
     if "full" in said or "no space" in said or "disk i/o" in said:
-        return "; free some space on its disk, or prune it"
+        return "; free space on its disk, or delete old answers with Store.prune"
     if "locked" in said:
         return f"; another process has held it for {BUSY_SECONDS} s"
     if "not a database" in said or "malformed" in said:
-        return "; it is damaged or no store: move it away, or name another file"
+        return "; it is damaged or not a store: move it away, or name another file"
     return ""

@@ -126,6 +126,7 @@ def run_demo(router: Router, pictures: int, show: int, seed: int, bare: bool, co
 
 
 def print_tables(console: Console, trials: list[Trial]) -> None:
+    """Print accuracy and seconds of all trials together and by task."""
     tables: Iterable[Table] = (summary(trials), by_family(trials))
     for table in tables:
         console.print(table)

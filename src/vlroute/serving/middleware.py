@@ -39,6 +39,7 @@ class RequestGuard:
         self.max_body, self.local_only = max_body, local_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with the refusal, or pass the request on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -94,6 +95,7 @@ class LocalClientsOnly:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with status 403, or pass the request on."""
         if scope["type"] == "http" and not is_loopback((scope.get("client") or ("",))[0]):
             message = "without API keys a cluster serves its own machine only; deploy it with VLROUTE_API_KEYS set"
             await error_response(APIError(403, message, "not_local"))(scope, receive, send)

@@ -148,6 +148,7 @@ class EventStream(EventSourceResponse):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response; the request is cancelled when the client disconnects."""
         try:
             await super().__call__(scope, receive, send)
         finally:  # not in the generator: if it was never started, its `finally` does not run

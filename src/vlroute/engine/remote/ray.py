@@ -168,7 +168,7 @@ class RayEngine:
         Args:
             method: its name.
             key: see `affinity_key`.
-            args: its arguments.
+            *args: its arguments.
             seconds: time limit; by default that of the engine.
 
         Returns:

@@ -101,10 +101,13 @@ class RemoteText:
             self._channel, self._tags = "answer", ThinkTags(thought=False)
 
     def flush(self, complete: bool) -> Pieces:
-        """The pieces that were held back.
+        """End the stream.
 
         Args:
             complete: whether the server reports a complete answer.
+
+        Yields:
+            The pieces that were held back.
         """
         lone = {channel: surrogates.push("", final=True) for channel, surrogates in self._surrogates.items()}
         yield from self._push(lone["thinking"], lone["answer"])
