@@ -1,4 +1,4 @@
-"""Collect labelled records: the same command as `vlroute collect`; see docs/decision.md."""
+"""Collect labelled records: the same command as `vlroute collect`; see docs/reference/records.md."""
 
 import sys
 

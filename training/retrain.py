@@ -1,4 +1,4 @@
-"""Retrain the router: the same command as `vlroute train`; see docs/decision.md."""
+"""Retrain the router: the same command as `vlroute train`; see docs/reference/records.md."""
 
 import sys
 

@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 #: Where the probe of a router artifact lies in its folder.
 PROBE_FOLDER = "probe"
 KIND = "vision probe"
-REMEDY = "train it again (docs/decision.md, Captions), or pass captioner='instruct'"
+REMEDY = "train it again (docs/concepts/decision.md), or pass captioner='instruct'"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,6 +1,7 @@
 """Generation settings: which are supported, with which values, and what is used where nothing is set.
 
-`SETTINGS` is the one table for checks, error messages and docs/engine.md. Imports neither torch nor transformers.
+`SETTINGS` is the one table for checks, error messages and docs/reference/configuration.md. Imports neither torch nor
+transformers.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ _ENCODER = "it belongs to encoder-decoder models; leave it out"
 _NEVER = "leave it out"
 _IMAGES, _VIDEOS = "pass images=", "pass videos="
 _SYSTEM = "begin the messages with one of the role 'system', or use Router.chat(system='…')"
-_OF_PART = "it is a field of the part with the picture or video (docs/messages.md)"
+_OF_PART = "it is a field of the part with the picture or video (docs/reference/inputs.md)"
 _OF_ROUTER = "it is an argument of Router.from_pretrained"
 #: Settings of transformers and other APIs, and misplaced arguments: the values without effect, which are accepted, and
 #: what to use instead.
