@@ -370,8 +370,8 @@ def export(store: Store) -> Export:
     """Convert feedback to records for training: the requests that have feedback on both modes.
 
     Several answers of one mode to the same request are averaged. These requests are not a representative sample: a
-    user asked them twice on purpose, to compare the modes or to try the other one. The seconds of the mode that answered
-    second are too short, because the vision features were cached.
+    user asked them twice on purpose, to compare the modes or to try the other one. The seconds of the mode that
+    answered second are too short, because the vision features were cached.
 
     Args:
         store: the store to read.

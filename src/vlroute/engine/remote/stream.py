@@ -100,7 +100,7 @@ class RemoteText:
             yield from self._process(self._tags.flush())
             self._channel, self._tags = "answer", ThinkTags(thought=False)
 
-    def flush(self, complete: bool) -> Pieces:
+    def flush(self, complete: bool) -> Iterator[tuple[Channel, str]]:
         """End the stream.
 
         Args:
