@@ -1,8 +1,9 @@
-"""`vlroute serve` and `vlroute ui`."""
+"""`vlroute serve`, `vlroute ui` and `vlroute cluster`."""
 
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vlroute.cli.options import Device, ModelOption, RouterFolder, StoreAt, Wanted
-from vlroute.errors import MissingExtraError
+from vlroute.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -19,21 +20,20 @@ if TYPE_CHECKING:
     from vlroute.serving.settings import ServerSettings
 
 Host = Annotated[
-    str, typer.Option(help="Address to listen on; any but this machine's own needs keys in VLROUTE_API_KEYS.")
+    str, typer.Option(help="Address to listen on; all but the loopback address need keys in VLROUTE_API_KEYS.")
 ]
-MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Answers written at the same time in each mode.")]
-Waiting = Annotated[int, typer.Option(min=0, help="Requests that may wait beyond those; more get 429.")]
-Deadline = Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens of one answer, reasoning included.")]
+MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Answers generated at the same time in each mode.")]
+Waiting = Annotated[int, typer.Option(min=0, help="Requests that may wait beyond those; further ones get status 429.")]
+Deadline = Annotated[float, typer.Option(min=0.1, help="Time limit of a request, in seconds.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer, reasoning included.")]
 AllowHost = Annotated[
     list[str] | None,
     typer.Option(help="A host (host or host:port) from which pictures may be fetched; may be repeated. Default: none."),
 ]
-NoPage = Annotated[bool, typer.Option("--no-page", help="Leave the web page out.")]
+NoPage = Annotated[bool, typer.Option("--no-page", help="Serve without the web page.")]
 
 
-def bounds(allow_host: list[str] | None, **options: Any) -> ServerSettings:
-    """The server that a command line asks for; `options` by their names there. ValueError as of ServerSettings."""
+def _server_settings(allow_host: list[str] | None, **options: Any) -> ServerSettings:
     from vlroute.serving.settings import ServerSettings, keys_from_environment
 
     return ServerSettings(api_keys=keys_from_environment(), allowed_hosts=tuple(allow_host or ()), **options)
@@ -60,7 +60,7 @@ def serve(
 
     VLROUTE_API_KEYS=$(openssl rand -hex 32) vlroute serve --host 0.0.0.0
     """
-    settings = bounds(
+    settings = _server_settings(
         allow_host,
         host=host,
         port=port,
@@ -89,14 +89,17 @@ def ui(
 
     vlroute ui --model Qwen/Qwen3-VL-2B --store answers.db
     """
-    settings = bounds(None, host=host, port=port)
+    settings = _server_settings(None, host=host, port=port)
     _run(settings, "needed", model=model, router=router, policy=policy, store=store, device=device)
 
 
 def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **model: Any) -> None:
-    """Serve until told to stop. Ends the process with an error if the server cannot start or the pair cannot be loaded.
+    """Serve until interrupted. Raises an error if the server cannot start or the models cannot be loaded.
 
-    `model`: arguments of `Router.from_pretrained`, its `name` as `model`.
+    Args:
+        settings: settings of the server.
+        page: whether the web page is served; "wanted": if its packages are installed.
+        model: arguments of `Router.from_pretrained`, its `name` as `model`.
     """
     try:
         import uvicorn
@@ -106,18 +109,17 @@ def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **
     except ModuleNotFoundError as error:
         raise MissingExtraError(error, "serve") from error
     from vlroute.router import Router
-    from vlroute.serving.cluster.start import vacant
 
-    vacant(settings.host, settings.port)
+    _check_free(settings.host, settings.port)
     router = Router.from_pretrained(model.pop("model"), max_num_seqs=settings.max_num_seqs, **model)
     mount = None if page == "none" else _page(needed=page == "needed")
     failures: list[BaseException] = []
 
-    def end(error: BaseException) -> None:
+    def stop(error: BaseException) -> None:
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(router, settings, end)
+    app = create_app(router, settings, stop)
     config = uvicorn.Config(
         mount(app) if mount else app, host=settings.host, port=settings.port, log_level="info", access_log=False,
         server_header=False, lifespan="on",  # with "auto", uvicorn ignores an exception at start-up
@@ -135,8 +137,10 @@ def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **
 
 def _page(needed: bool) -> Callable[[FastAPI], FastAPI] | None:
     """The function that mounts the web page; None, with a line on stderr, if the extra ui is not installed."""
+    from vlroute.serving.app import mount_page
+
     try:
-        from vlroute.serving.app import mount_page
+        import gradio  # noqa: F401 - before the models are loaded
     except ModuleNotFoundError as error:
         if needed:
             raise MissingExtraError(error, "ui") from error
@@ -145,10 +149,22 @@ def _page(needed: bool) -> Callable[[FastAPI], FastAPI] | None:
     return mount_page
 
 
+def _check_free(host: str, port: int) -> None:
+    """InputError if the port cannot be listened on.
+
+    Ray does not report a port in use: two of its proxies share it, and each gets a part of the requests.
+    """
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        raise InputError(f"cannot listen on {host}:{port} ({reason}); choose another --port") from error
+
+
 Address = Annotated[
     str | None,
     typer.Option(
-        help="Host and port of a Ray that runs, or auto: deploy there and return. Default: start Ray, on this machine."
+        help="Host and port of a running Ray, or auto: deploy there and return. Default: start Ray on this machine."
     ),
 ]
 
@@ -161,11 +177,14 @@ def cluster(
     address: Address = None,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    replicas: Annotated[int, typer.Option(min=1, help="Copies of the pair, at least.")] = 1,
+    replicas: Annotated[int, typer.Option(min=1, help="Minimum number of copies of the model.")] = 1,
     most_replicas: Annotated[
-        int | None, typer.Option(min=1, help="At most, made as requests queue up; by default as many.")
+        int | None,
+        typer.Option(min=1, help="Maximum number of copies, started when requests queue up. Default: as --replicas."),
     ] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs for each replica; a share lets several live on one.")] = 0.0,
+    gpus: Annotated[
+        float, typer.Option(min=0, help="GPUs for each replica; with a fraction, replicas share one.")
+    ] = 0.0,
     cpus: Annotated[float, typer.Option(min=0.01, help="CPU cores for each replica.")] = 1.0,
     max_num_seqs: MaxNumSeqs = 8,
     max_waiting: Waiting = 64,
@@ -174,7 +193,7 @@ def cluster(
     allow_host: AllowHost = None,
     device: Device = None,
 ) -> None:
-    """Serve OpenAI's API by several replicas of the pair, on one machine or many.
+    """Serve OpenAI's API by several replicas of the model, on one machine or several.
 
     vlroute cluster --model Qwen/Qwen3-VL-2B --replicas 2 --gpus 1 --store answers.db
 
@@ -182,21 +201,23 @@ def cluster(
     """
     from vlroute.engine.local.checkpoint_files import check_folders
     from vlroute.hub import resolve_pair
-    from vlroute.serving.cluster.start import deploy, join, start_here, vacant
+    from vlroute.serving.cluster.start import deploy, join, start_here
     from vlroute.serving.settings import ClusterSettings
 
-    server = bounds(allow_host, host=host, port=port, max_waiting=max_waiting, deadline=deadline, max_tokens=max_tokens)
+    server = _server_settings(
+        allow_host, host=host, port=port, max_waiting=max_waiting, deadline=deadline, max_tokens=max_tokens
+    )
     settings = ClusterSettings(
-        model=_absolute(model), router=str(router) if router else None, policy=policy, store=_placed(store),
-        device=device, replicas=replicas, most_replicas=most_replicas, max_num_seqs=max_num_seqs,
+        model=_absolute_model(model), router=str(router) if router else None, policy=policy,
+        store=_absolute_store(store), device=device, replicas=replicas, most_replicas=most_replicas, max_num_seqs=max_num_seqs,
         cpus=cpus, gpus=gpus, server=server,
     )  # fmt: skip
-    if model is not None:  # checked now, not after Ray and each replica have started
+    if model is not None:  # before Ray and the replicas start
         check_folders(*resolve_pair(model, None, None, router)[:2])
     here: str | None = None
     if address is None:
-        vacant(host, port)
-        here = start_here()  # first of all: Ray must not be imported before
+        _check_free(host, port)
+        here = start_here()  # before anything imports Ray
     else:
         join(address)
     import ray
@@ -210,7 +231,7 @@ def cluster(
         application = build(settings)
         serve.start(http_options={"host": host, "port": port})
         deploy(application, NAME)
-        typer.echo(f"answers at http://{host}:{port}/v1", err=True)
+        typer.echo(f"serving at http://{host}:{port}/v1", err=True)
         if here is not None:
             typer.echo(f"deploy again with: vlroute cluster --address {here} …", err=True)
             while not stopped.wait(0.5):
@@ -223,10 +244,10 @@ def cluster(
         ray.shutdown()
 
 
-def _absolute(model: str | None) -> str | None:
-    """Replicas work in folders of their own, so that a relative path means nothing there."""
+def _absolute_model(model: str | None) -> str | None:
+    """`model`, with an absolute path if it is a folder: replicas have other working directories."""
     return str(Path(model).expanduser().resolve()) if model and Path(model).expanduser().is_dir() else model
 
 
-def _placed(store: str | None) -> str | None:
+def _absolute_store(store: str | None) -> str | None:
     return str(Path(store).expanduser().resolve()) if store and "://" not in store else store
