@@ -209,8 +209,8 @@ def cluster(
     )
     settings = ClusterSettings(
         model=_absolute_model(model), router=str(router) if router else None, policy=policy,
-        store=_absolute_store(store), device=device, replicas=replicas, most_replicas=most_replicas, max_num_seqs=max_num_seqs,
-        cpus=cpus, gpus=gpus, server=server,
+        store=_absolute_store(store), device=device, replicas=replicas, most_replicas=most_replicas,
+        max_num_seqs=max_num_seqs, cpus=cpus, gpus=gpus, server=server,
     )  # fmt: skip
     if model is not None:  # before Ray and the replicas start
         check_folders(*resolve_pair(model, None, None, router)[:2])
