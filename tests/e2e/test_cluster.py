@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import itertools
 import json
@@ -22,7 +21,6 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.responses import PlainTextResponse
 
 from tests.conftest import lacking, media, task
 from tests.integration.test_store import drop_tables, postgres  # noqa: F401 - a fixture
@@ -341,45 +339,3 @@ def test_without_ray_the_error_says_what_to_install() -> None:
     code = "import sys; sys.modules['ray'] = None; import vlroute.serving.cluster.app"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pip install 'vlroute[cluster]'" in done.stderr.splitlines()[-1]
-
-
-@pytest.mark.parametrize(("client", "status"), [("127.0.0.1", 200), ("::1", 200), ("192.0.2.7", 403)])
-def test_without_keys_nobody_elsewhere_comes_in(client: str, status: int) -> None:
-    pytest.importorskip("ray")
-    from vlroute.serving.middleware import LocalClientsOnly
-
-    async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(LocalClientsOnly(PlainTextResponse("in")), client=(client, 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-            return await http.get("/")
-
-    assert asyncio.run(ask()).status_code == status
-
-
-def test_what_a_conversation_belongs_to() -> None:
-    pytest.importorskip("ray")
-    from vlroute.engine.remote.ray import affinity_key
-
-    about, other = drawn(1), drawn(2)
-    first = parse(about.prompt, list(about.frames))
-    later = parse([*first.messages, {"role": "assistant", "content": "A"}, {"role": "user", "content": "And B?"}])
-    assert affinity_key(later, "") == affinity_key(first, "") == affinity_key(parse("Another?", list(about.frames)), "")
-    words = [parse(said) for said in ("One?", "Two?")]
-    keys = {
-        affinity_key(one, space) for one in (first, parse("Which?", list(other.frames)), *words) for space in ("", "a")
-    }
-    assert len(keys) == 8
-
-
-def test_settings_from_words() -> None:
-    made = ClusterSettings.read({"replicas": "2", "gpus": "0.5", "max_tokens": "100"}, {"api_keys": (KEY,)})
-    assert (made.replicas, made.most, made.gpus, made.server.max_tokens) == (2, 2, 0.5, 100)
-    assert made.server.api_keys == (KEY,)
-    assert made.ingress.max_num_seqs == 16
-    for wrong, why in (
-        ({"replica": "2"}, "unknown: replica; known: "), ({"replicas": "0"}, "replicas must be at least 1"),
-        ({"replicas": "2", "most_replicas": "1"}, "most_replicas must be at least replicas"),
-        ({"host": "0.0.0.0"}, "VLROUTE_API_KEYS"), ({"model": "two.json"}, "not endpoints"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=why):
-            ClusterSettings.read(wrong, {})

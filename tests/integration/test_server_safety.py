@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 
 from tests.conftest import task
-from tests.serving import KEY, Served, png, served, user
+from tests.serving import Served, png, served, user
 from vlroute.inputs.media import Limits
-from vlroute.serving.settings import ServerSettings, is_loopback
+from vlroute.serving.settings import ServerSettings
 
 SOME = task("ocr")
 #: For each of the endpoints; `make soak` asks for more.
@@ -136,23 +136,6 @@ def test_half_a_surrogate_pair_comes_back_as_an_error(server: Served) -> None:
             for path in ("/v1/route", "/v1/chat/completions"):
                 said = http.post(path, content=body, headers={"Content-Type": "application/json"})
                 assert said.status_code < 500, (path, body, said.text)
-
-
-@pytest.mark.parametrize(("wrong", "match"), [
-    ({"host": "0.0.0.0"}, "VLROUTE_API_KEYS"), ({"host": "example.org"}, "VLROUTE_API_KEYS"),
-    ({"max_num_seqs": 0}, "max_num_seqs"),
-    ({"api_keys": ("short",)}, "16 characters"), ({"max_waiting": -1}, "max_waiting"),
-    ({"limits": Limits()}, "local_files"),
-])  # fmt: skip
-def test_doors_that_are_not_opened(wrong: dict[str, Any], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        ServerSettings(**wrong)
-
-
-def test_loopback_is_known_by_its_address() -> None:
-    assert all(map(is_loopback, ("127.0.0.1", "127.8.0.1", "::1", "[::1]", "localhost")))
-    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "localhost.evil.example", "")))
-    assert ServerSettings(host="0.0.0.0", api_keys=(KEY,)).host == "0.0.0.0"
 
 
 def test_nothing_that_the_schema_allows_breaks_the_server(server: Served) -> None:
