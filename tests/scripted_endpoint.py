@@ -15,6 +15,7 @@ from vlroute.engine.remote.endpoint import Endpoint
 
 #: Other steps of a script, besides events (dicts), lines (strings) and pauses (numbers).
 HANG_UP, DONE = object(), "data: [DONE]\n\n"
+READ_SECONDS = 10.0
 USAGE: dict[str, Any] = {
     "choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 9, "total_tokens": 29},
 }  # fmt: skip
@@ -56,7 +57,7 @@ class Scripted:
 
     def router(self, **options: Any) -> Router:
         """A router that asks this server in both modes."""
-        options = {"retries": 0, "read_seconds": 10.0, **options}
+        options = {"retries": 0, "read_seconds": READ_SECONDS, **options}
         end = Endpoint(self.url, "m", **options)
         return Router.from_endpoints(end, end)
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.scripted_endpoint import DONE, HANG_UP, USAGE, Scripted, failed, said, scripted_endpoint
+from tests.scripted_endpoint import DONE, HANG_UP, READ_SECONDS, USAGE, Scripted, failed, said, scripted_endpoint
 from tests.serving import served
 from vlroute import Answer, Policy, Router
 from vlroute.cli.app import run
@@ -26,6 +26,7 @@ from vlroute.types import AnswerDelta, Finished, ThinkingDelta
 
 END = [said(end="stop"), USAGE, DONE]
 CUT = [said(end="length"), USAGE, DONE]
+PAUSE = 30.0  # of a server that stops sending, in seconds
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +118,12 @@ def test_an_empty_answer_is_no_success(server: Scripted, steps: Any, mode: Any, 
 
 
 @pytest.mark.parametrize("reasoning", ["auto", "raw"])
-def test_a_thought_that_is_cut_off_is_no_answer(server: Scripted, reasoning: str) -> None:
+def test_truncated_reasoning_is_not_an_answer(server: Scripted, reasoning: str) -> None:
     answer = asked(server, server.router(reasoning=reasoning), [said("so"), *CUT])
     assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "", "length")
 
 
-def test_a_thought_of_a_raw_server_that_ends_by_itself(server: Scripted, routers: dict[str, Router]) -> None:
+def test_reasoning_of_a_raw_server_without_a_closing_tag(server: Scripted, routers: dict[str, Router]) -> None:
     answer = asked(server, routers["raw"], [said("so"), *END])
     assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "", "length")
     assert "no answer" in answer.decision.reason
@@ -145,14 +146,14 @@ def test_finish_reasons(server: Scripted, routers: dict[str, Router], end: str, 
         assert (repr(end) in answer.decision.reason) == (end in ("tool_calls", "something_new"))
 
 
-def test_a_refusal_is_an_answer_that_was_withheld(server: Scripted, routers: dict[str, Router]) -> None:
+def test_a_refusal_is_a_content_filter(server: Scripted, routers: dict[str, Router]) -> None:
     answer = asked(server, routers["auto"], [said(None, refusal="I can't "), said(None, refusal="say."), *END])
     assert (answer.text, answer.finish_reason) == ("I can't say.", "content_filter")
     assert "refused" in answer.decision.reason
 
 
 @pytest.mark.parametrize("end", ["error", "abort"])
-def test_a_server_that_gives_up_gave_no_answer(server: Scripted, routers: dict[str, Router], end: str) -> None:
+def test_a_server_that_aborts_has_not_answered(server: Scripted, routers: dict[str, Router], end: str) -> None:
     with pytest.raises(ModeUnavailableError):
         asked(server, routers["auto"], [said(None, "so"), said("2"), said(end=end), DONE])
 
@@ -333,7 +334,7 @@ def test_after_the_first_token_nothing_is_sent_again(server: Scripted, fault: An
         router.ask("?", mode="thinking")
     assert broken.value.begun
     assert len(server.bodies) == 1
-    assert time.monotonic() - began < 5  # a closed connection is noticed at once
+    assert time.monotonic() - began < READ_SECONDS  # a closed connection is not waited for
 
 
 def test_only_outages_open_the_breaker_and_health_closes_it(server: Scripted) -> None:
@@ -358,7 +359,7 @@ def test_only_outages_open_the_breaker_and_health_closes_it(server: Scripted) ->
     assert router.ask("?", mode="instruct").text == "2"
 
 
-def test_what_was_held_back_was_not_handed_out(server: Scripted) -> None:
+def test_held_back_text_does_not_prevent_a_fallback(server: Scripted) -> None:
     """The other mode may answer if the stream of the first one failed before a piece was passed on."""
     router = Router.from_endpoints(
         *2 * (Endpoint(server.url, "m", retries=0),), policy=Policy(price=0.0, fallback_mode="thinking")
@@ -369,15 +370,15 @@ def test_what_was_held_back_was_not_handed_out(server: Scripted) -> None:
 
 
 @pytest.mark.parametrize("steps", [[], [said("2")], [said(None, "so"), said("2")]])
-def test_a_server_that_stops_does_not_hold_the_client(server: Scripted, steps: Any) -> None:
+def test_a_server_that_stops_sending_is_given_up(server: Scripted, steps: Any) -> None:
     router = server.router(idle_seconds=0.3, read_seconds=0.6 if not steps else 60.0)
-    for silent in ([30.0], 300 * [0.1, ": ping\n\n", said("")]):  # keep-alives are no tokens
+    for silent in ([PAUSE], 300 * [0.1, ": ping\n\n", said("")]):  # keep-alives are no tokens
         server.play([*steps, *silent])
         began = time.monotonic()
         with pytest.raises(ModeUnavailableError, match="no token for") as broken:
             router.ask("?", mode="instruct")
         assert broken.value.begun == bool(steps)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < PAUSE
 
 
 def test_a_slow_first_token_is_waited_for(server: Scripted) -> None:
@@ -386,15 +387,15 @@ def test_a_slow_first_token_is_waited_for(server: Scripted) -> None:
     assert router.ask("?", mode="instruct").text == "2"
 
 
-@pytest.mark.parametrize("last", [30.0, HANG_UP, failed(500)])
+@pytest.mark.parametrize("last", [PAUSE, HANG_UP, failed(500)])
 def test_a_complete_answer_needs_no_end_of_the_stream(server: Scripted, routers: dict[str, Router], last: Any) -> None:
     began = time.monotonic()
     answer = asked(server, routers["auto"], [said(None, "so"), said("2"), said(end="stop"), last])
     assert (answer.text, answer.finish_reason, answer.usage.prompt_tokens) == ("2", "stop", None)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < PAUSE
 
 
-def test_an_endpoint_takes_only_what_it_can_use(tmp_path: Path) -> None:
+def test_invalid_values_of_an_endpoint_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "ends.json"
     good = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
     for name, value in (
@@ -442,7 +443,7 @@ def test_a_past_answer_about_tags_is_sent_whole(server: Scripted) -> None:
     assert (past["content"], past["reasoning_content"]) == (text, "")
 
 
-def test_what_is_wrong_with_an_answer_reaches_clients(server: Scripted) -> None:
+def test_clients_see_what_is_wrong_with_an_answer(server: Scripted) -> None:
     asked: Any = {"model": "thinking", "messages": [{"role": "user", "content": "?"}]}
     with served(ServerSettings(), router=server.router()) as front:
         client = front.openai()
@@ -478,7 +479,7 @@ CHUNKS = st.fixed_dictionaries(
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(CHUNKS | JSON, max_size=4), st.sampled_from(["instruct", "thinking"]))
-def test_whatever_a_server_sends_ends_in_an_answer_or_a_typed_error(
+def test_any_stream_ends_in_an_answer_or_a_known_error(
     server: Scripted, routers: dict[str, Router], chunks: list[Any], mode: Any
 ) -> None:
     remote = routers["auto"].remote
@@ -492,14 +493,14 @@ def test_whatever_a_server_sends_ends_in_an_answer_or_a_typed_error(
     assert answer.text or answer.finish_reason != "stop"
 
 
-def test_a_slow_listener_is_not_a_slow_server(server: Scripted) -> None:
+def test_a_slow_consumer_is_not_a_fault_of_the_server(server: Scripted) -> None:
     server.play([said("2"), said("3"), *END])
     router = server.router(idle_seconds=0.2)
     answer = router.answer_turn(parse("?"), RequestOptions(mode="instruct"), emit=lambda event: time.sleep(0.5))
     assert answer.text == "23"
 
 
-def test_settings_that_change_nothing_are_not_sent(server: Scripted) -> None:
+def test_settings_without_effect_are_not_sent(server: Scripted) -> None:
     server.play([said("2"), *END])
     assert server.router().ask("?", mode="instruct", min_new_tokens=0, no_repeat_ngram_size=0).text == "2"
     assert not {"min_new_tokens", "no_repeat_ngram_size"} & set(server.bodies[0])
@@ -508,7 +509,7 @@ def test_settings_that_change_nothing_are_not_sent(server: Scripted) -> None:
     assert len(server.bodies) == 1
 
 
-def test_an_answer_without_a_thought_is_no_thought(server: Scripted) -> None:
+def test_an_answer_without_reasoning_is_not_taken_for_reasoning(server: Scripted) -> None:
     """Neither under a budget of 0 nor where the server counts reasoning tokens, whatever came before."""
     counted = {"choices": [], "usage": {**USAGE["usage"], "completion_tokens_details": {"reasoning_tokens": 0}}}
     for end in ("stop", "length"):
@@ -628,7 +629,7 @@ def test_every_form_of_a_refusal_is_no_outage(server: Scripted, event: Any) -> N
     "reply",
     ["data: hello\n\n", '{"object": "chat.completion", "choices": []}', "<!doctype html><p>welcome</p>", "welcome"],
 )
-def test_a_reply_that_is_no_stream_is_named_so(server: Scripted, reply: str) -> None:
+def test_a_response_that_is_not_a_stream_is_reported(server: Scripted, reply: str) -> None:
     server.play([reply])
     with pytest.raises(ModeUnavailableError, match="stream") as error:
         server.router().ask("?", mode="instruct")
@@ -637,7 +638,7 @@ def test_a_reply_that_is_no_stream_is_named_so(server: Scripted, reply: str) -> 
 
 
 @pytest.mark.parametrize("value", ["é", "a\n", "a\r\nb: c", " qz", "\0"])
-def test_what_no_header_can_hold_is_refused(server: Scripted, value: str) -> None:
+def test_values_that_headers_cannot_contain_are_refused(server: Scripted, value: str) -> None:
     for field, held in (("api_key", value), ("headers", {"x": value}), ("headers", {value: "x"})):
         with pytest.raises(ValueError, match=field) as error:
             server.router(**{field: held})

@@ -1,4 +1,4 @@
-"""The pair behind two real servers: the answers of the pair in this process; every way a server can fail."""
+"""Two real servers as endpoints: their answers equal those of the models in this process; faults of servers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from training.bench.second_turn import transformers_server
 
 from tests.conftest import VIDEO, media, task
 from tests.endpoints import Server, free_port
-from tests.serving import served, user
+from tests.serving import served, until, user
 from vlroute import Policy, Router
 from vlroute.engine.remote.breaker import Breaker
 from vlroute.engine.remote.endpoint import Endpoint
@@ -32,7 +33,7 @@ from vlroute.types import MODES, AnswerDelta, Decided, Finished, ThinkingDelta
 SOME = task("math", "easy")  # both modes answer it
 KINDS = ("math hard en", "ocr medium zh", "count easy en", "gui hard zh", "hop easy en")
 TASKS = [task(family, level, 0, language) for family, level, language in (kind.split() for kind in KINDS)]
-EAGER = Policy(price=0.0, fallback_mode="thinking")  # thinks wherever it helps, or so an artifact says
+EAGER = Policy(price=0.0, fallback_mode="thinking")  # prefers Thinking
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def over(instruct: Server, thinking: Server, policy: Policy | None = None, **opt
 
 
 def thinks_first(instruct: Server, thinking: Server, **options: Any) -> Router:
-    """Without an artifact its policy's word for the unsure is what decides: Thinking."""
+    """A router without an artifact, whose fallback mode is Thinking."""
     return over(instruct, thinking, EAGER, **options)
 
 
@@ -134,7 +135,7 @@ def test_a_budget_is_sent_where_the_server_has_one(
     assert extra == {"top_k": 5, "custom_params": {"thinking_budget": 3}}
 
 
-def test_what_endpoints_do_not_take(remote: Router) -> None:
+def test_endpoints_refuse_videos_and_unknown_settings(remote: Router) -> None:
     with pytest.raises(TypeError, match="typical_p"):
         remote.ask(SOME.prompt, mode="instruct", typical_p=0.5)
     with pytest.raises(InputError, match="frames as pictures"):
@@ -147,7 +148,7 @@ def test_what_endpoints_do_not_take(remote: Router) -> None:
     ("model", "mode", "error", "said"),
     [("gpt-4", "thinking", EndpointError, "answers 404"), ("thinking", "instruct", EndpointError, "answers 404")],
 )
-def test_refusals_are_no_outage(
+def test_a_refusal_is_not_an_outage(
     servers: tuple[Server, Server], model: str, mode: Any, error: type[Exception], said: str
 ) -> None:
     there = Router.from_endpoints((servers[0].url, "no-such"), (servers[1].url, model), policy=EAGER)
@@ -172,19 +173,17 @@ def test_a_server_killed_in_the_middle_and_started_again(servers: tuple[Server, 
     seen = [next(events) for _ in range(5)]
     assert isinstance(seen[-1], ThinkingDelta)
     endless.kill()
-    with pytest.raises(ModeUnavailableError, match="ended its stream") as broken:  # what was said cannot be taken back
+    with pytest.raises(ModeUnavailableError, match="ended its stream") as broken:  # text was passed on already
         list(events)
     assert broken.value.begun
 
-    for _ in range(2):  # nothing was said yet: the other mode answers, and says so
+    for _ in range(2):  # no text was passed on: the other mode answers
         answer = there.ask(SOME.prompt, **media(SOME))
         assert (answer.decision.mode, answer.decision.fallback, answer.text) == ("instruct", True, SOME.answer)
         assert "cannot be reached" in answer.decision.reason
     assert breaker.state == "open"
-    began = time.monotonic()
     assert "skipped" in there.ask(SOME.prompt, **media(SOME)).decision.reason
-    assert time.monotonic() - began < 1.0
-    with pytest.raises(ModeUnavailableError, match="skipped"):  # asked for by name, it is not swapped for the other
+    with pytest.raises(ModeUnavailableError, match="skipped"):  # a forced mode is not replaced by the other one
         there.ask(SOME.prompt, mode="thinking")
 
     endless.endless = False
@@ -216,25 +215,24 @@ def test_the_page_and_the_api_over_endpoints(servers: tuple[Server, Server]) -> 
         assert front.http().get("/metrics").status_code == 200
 
 
-def test_a_frozen_server_is_waited_for_so_long_and_no_longer(servers: tuple[Server, Server]) -> None:
+def test_a_frozen_server_is_given_up_after_read_seconds(servers: tuple[Server, Server]) -> None:
     there = thinks_first(*servers, retries=0, read_seconds=1.0)
     servers[1].freeze()
     try:
-        began = time.monotonic()
-        answer = there.ask(SOME.prompt, **media(SOME))
-        assert 1.0 <= time.monotonic() - began < 10
-        assert answer.decision.fallback
+        decision = there.ask(SOME.prompt, **media(SOME)).decision
+        assert decision.fallback
+        assert "no token for 1 s" in decision.reason
     finally:
         servers[1].thaw()
 
 
-def test_without_instruct_nobody_captions_but_thinking_answers(servers: tuple[Server, Server]) -> None:
+def test_without_the_instruct_server_thinking_answers_without_a_caption(servers: tuple[Server, Server]) -> None:
     there = thinks_first(Server(port=free_port()), servers[1], retries=0)
     answer = there.ask(SOME.prompt, **media(SOME))
     assert (answer.decision.mode, answer.decision.caption, answer.text) == ("thinking", None, SOME.answer)
 
 
-def test_cancelled_it_ends_here_and_there(servers: tuple[Server, Server], endless: Server) -> None:
+def test_cancelling_ends_the_answer_here_and_on_the_server(servers: tuple[Server, Server], endless: Server) -> None:
     there = over(servers[0], endless.wait())
     cancel, answers = threading.Event(), []
 
@@ -243,21 +241,15 @@ def test_cancelled_it_ends_here_and_there(servers: tuple[Server, Server], endles
 
     thread = threading.Thread(target=ask)
     thread.start()
-    time.sleep(0.5)
-    began = time.monotonic()
+    metrics = f"{endless.url.removesuffix('/v1')}/metrics"
+    until(lambda: "vlroute_requests_running 1.0" in httpx.get(metrics).text)
     cancel.set()
     thread.join(10)
-    assert time.monotonic() - began < 1
     assert answers[0].finish_reason == "cancelled"
-    client = openai.OpenAI(base_url=endless.url, api_key="none")
-    metrics = f"{endless.url.removesuffix('/v1')}/metrics"
-    until = time.monotonic() + 10
-    while "vlroute_requests_running 0.0" not in client._client.get(metrics).text:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    until(lambda: "vlroute_requests_running 0.0" in httpx.get(metrics).text)
 
 
-def test_closing_ends_what_is_being_read(servers: tuple[Server, Server], endless: Server) -> None:
+def test_closing_the_router_cancels_its_streams(servers: tuple[Server, Server], endless: Server) -> None:
     there = over(servers[0], endless.wait())
     events = there.stream(SOME.prompt, **media(SOME), mode="thinking")
     assert isinstance(next(events), Decided)
@@ -338,11 +330,9 @@ def test_when_thinking_is_congested_fewer_requests_think(servers: tuple[Server, 
         thread.join()
     congested = share()
     assert congested < quiet
-    there.selector.latency._clock = lambda: time.monotonic() + 600  # type: ignore[method-assign]
-    assert share() == quiet  # the queue is believed to be gone, and Thinking is tried again
 
 
-def test_what_no_endpoint_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_files_of_endpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
     for found, said in (
         ("{", "not JSON"),
@@ -350,7 +340,7 @@ def test_what_no_endpoint_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ({"instruct": good}, "'instruct' and 'thinking'"),
         ({"instruct": good, "thinking": {"model": "m"}}, "base_url and model"),
         ({"instruct": good, "thinking": {**good, "api_key": "secret"}}, "api_key_env"),
-        ({"instruct": good, "thinking": {**good, "api_key_env": "NO_SUCH_KEY"}}, "holds no key"),
+        ({"instruct": good, "thinking": {**good, "api_key_env": "NO_SUCH_KEY"}}, "is not set"),
         ({"instruct": good, "thinking": {**good, "base_url": "file:///etc"}}, "must be http"),
         ({"instruct": good, "thinking": {**good, "base_url": 5}}, "thinking"),
     ):
