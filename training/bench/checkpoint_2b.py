@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForImageTextToText,
     GenerationConfig,
     PreTrainedTokenizerFast,
     Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
 )
 
@@ -103,7 +103,7 @@ def build_config(shape: Shape) -> Qwen3VLConfig:
 def tensor_sizes(shape: Shape) -> dict[str, Sizes]:
     """Names and sizes of the tensors of the "language" model and the "tower"; no weights are allocated."""
     with torch.device("meta"):
-        state = Qwen3VLForConditionalGeneration._from_config(build_config(shape)).state_dict()
+        state = AutoModelForImageTextToText.from_config(build_config(shape)).state_dict()
     parts: dict[str, Sizes] = {"language": {}, "tower": {}}
     for name, tensor in state.items():
         if name != "lm_head.weight":  # tied: it is the embedding

@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForImageTextToText,
     GenerationConfig,
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
@@ -147,7 +148,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
-    return Qwen3VLForConditionalGeneration._from_config(build_config(tokenizer), attn_implementation="sdpa")
+    return AutoModelForImageTextToText.from_config(build_config(tokenizer), attn_implementation="sdpa")
 
 
 def save_checkpoint(model: Qwen3VLForConditionalGeneration, mode: str, folder: Path) -> None:

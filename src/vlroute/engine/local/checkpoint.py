@@ -16,7 +16,7 @@ import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, Qwen3VLForConditionalGeneration
 from transformers.quantizers import AutoHfQuantizer
 
 from vlroute.checks import shown
@@ -297,7 +297,7 @@ def _check_options(config: Any, options: Mapping[str, Any]) -> None:
     try:
         if value is not None:
             with torch.device("meta"):
-                Qwen3VLForConditionalGeneration._from_config(config, attn_implementation=value)
+                AutoModelForImageTextToText.from_config(config, attn_implementation=value)
         name, value = "quantization", options.get("quantization_config")
         if value is not None:
             AutoHfQuantizer.from_config(value).validate_environment(device_map=options.get("device_map"))
@@ -324,7 +324,8 @@ def _grid_key(processor: Any) -> str:
 
 def _vision_key(tower: str, grid_key: str, model: Any) -> str:
     """Hash of everything that determines the bits of the features; features on disk may outlive a version."""
-    how = [str(model.dtype), model.device.type, str(model.config._attn_implementation)]
+    attention = model.config._attn_implementation  # noqa: SLF001 (transformers has no public attribute)
+    how = [str(model.dtype), model.device.type, str(attention)]
     return _hash([tower, grid_key, *how, torch.__version__, transformers.__version__])
 
 
