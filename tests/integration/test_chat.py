@@ -90,7 +90,7 @@ def test_switching_counts_in_the_decision(folders: dict[str, Path]) -> None:
     first = chat.send("Read the text.", images=PICTURES[0], mode="instruct", **GREEDY)
     router.selector.latency = LatencyModel()
     for mode in MODES:
-        router.selector.latency.observe(mode, 0, prefill_seconds=1.0, decode_seconds=0.0, read=100)
+        router.selector.latency.observe(mode, 0, prefill_seconds=1.0, decode_seconds=0.0, uncached_tokens=100)
     alone = router.decide("What is the total?", caption="three numbers")
     turn = chat.send("What is the total?", caption="three numbers", **GREEDY).decision
     dearer = (turn.seconds_thinking - turn.seconds_instruct) - (alone.seconds_thinking - alone.seconds_instruct)

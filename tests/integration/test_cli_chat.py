@@ -165,7 +165,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_ends() -> None:
     )
     try:
         terminal.answer_prompt(f"{SOME.prompt}\n")
-        terminal.read_until("asked for")
+        terminal.read_until("requested")
         time.sleep(1.0)
         began = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)

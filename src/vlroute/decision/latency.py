@@ -1,4 +1,4 @@
-"""How long answering takes on this machine: prefill plus so much per generated token, for each mode."""
+"""Expected seconds of an answer on this machine: prefill plus seconds per generated token, for each mode."""
 
 from __future__ import annotations
 
@@ -12,29 +12,35 @@ from typing import Any
 
 from vlroute.types import MODES, Mode, other
 
-#: Where nothing was measured: a 2B model decoding one request at a time on a small GPU. An assumption.
+#: Assumed seconds if nothing was measured: a 2B model that decodes one request at a time on a small GPU.
 ASSUMED_PER_TOKEN = 0.02
 ASSUMED_PREFILL = 0.2
-#: Seconds after which half of what recent answers showed is forgotten.
+#: Seconds after which the weight of recent answers is halved.
 HALF_LIFE = 30.0
-# Rates at which the usual pace changes, in half-lives: they depend on time, not on the number of answers. Load can
-# only make a machine slower, so faster answers have more weight.
+# Time constants of the usual speed in half-lives, for slower and for faster answers. They depend on time, not on the
+# number of answers. Load can only make a machine slower, so faster answers have more weight.
 SLOWER, FASTER = 20, 10
-#: Half-lives after which a mode without requests follows the usual pace of the other mode, on a shared machine.
+#: Half-lives after which a mode without requests follows the usual speed of the other mode, on a shared machine.
 STALE = 4
 #: Half-lives after which a mode without requests is assumed to be slower than its prior by the factor of the other.
 UNOBSERVED = 20
-#: For the usual pace, an answer counts as at most this many times slower or faster than usual.
+#: For the usual speed, an answer counts as at most this many times slower or faster than usual.
 OUTLIER = 4.0
 _MOST = sys.float_info.max
 
 
 @dataclass(slots=True)
 class _Work:
-    """One kind of work in one mode: moving averages of seconds and of the amount of work; the pace is their ratio.
+    """One kind of work in one mode: moving averages of seconds and of amounts; their ratio is seconds per unit.
 
-    `prior`: seconds per unit before the first observation. `at`: time of the last observation of this mode. `fresh`: 1
-    after an observation; reduced by each later observation of the other mode if both share a machine.
+    Attributes:
+        prior: Seconds per unit before the first observation.
+        usual_seconds: Slowly moving average of the seconds.
+        usual_amount: The same for the amounts.
+        recent_seconds: Quickly moving average of the seconds.
+        recent_amount: The same for the amounts.
+        at: Time of the last observation of this mode.
+        fresh: 1 after an observation; reduced by each later observation of the other mode if both share a machine.
     """
 
     prior: float
@@ -60,14 +66,23 @@ _Kind = dict[Mode, _Work]
 class LatencyModel:
     """Expected seconds of prefill and per generated token in each mode, updated with each answer. Thread-safe.
 
-    The *recent* pace is an exponential moving average: each answer moves it by `weight` of the difference, so it reacts
-    to load within about ten answers. The *usual* pace changes much more slowly, over minutes of answers. Without
-    answers, the estimate returns to the usual pace with the given `half_life`. So a busy minute does not keep requests
-    away from a mode permanently, and a machine that is always slow keeps its slow estimate.
+    The *recent* speed is an exponential moving average: each answer moves it by `weight` of the difference, so that it
+    reacts to load within about ten answers. The *usual* speed changes much more slowly, over minutes of answers.
+    Without answers, the estimate returns to the usual speed with the given half-life. Therefore a busy minute does not
+    keep requests away from a mode permanently, and a machine that is always slow keeps its slow estimate.
 
-    `shared`: both modes run on one machine. A slowdown of one mode then also raises the estimate of the other mode,
-    unless that mode has equally recent answers. If each mode has its own server, and so its own queue, the estimate of
-    a mode without requests returns to its usual pace, independently of the other mode.
+    Args:
+        per_token: Seconds per generated token by mode; missing modes get `ASSUMED_PER_TOKEN`.
+        prefill: Seconds of the prefill by mode; missing modes get `ASSUMED_PREFILL`.
+        weight: Weight of an answer in the recent speed, above 0 and up to 1.
+        half_life: Seconds after which half of the difference between recent and usual speed is gone.
+        shared: Whether both modes run on one machine. A slowdown of one mode then also raises the estimate of the other
+            one, unless that mode has equally recent answers. With a server for each mode, the estimate of a mode
+            without requests returns to its usual speed, independently of the other mode.
+        clock: Returns the time in seconds.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -80,60 +95,78 @@ class LatencyModel:
         shared: bool = True,
         clock: Callable[[], float] = lambda: time.monotonic(),
     ) -> None:
-        """A missing mode takes the assumed value. ValueError for seconds < 0, weight outside (0, 1], half-life <= 0."""
         if not 0 < weight <= 1:
             raise ValueError(f"weight must be in (0, 1], not {weight}")
         if not half_life > 0:  # NaN, too
-            raise ValueError(f"half_life must be a number of seconds over 0, not {half_life}")
+            raise ValueError(f"half_life must be a number of seconds above 0, not {half_life}")
         self.shared = shared
         self._weight, self._half_life, self._clock = weight, half_life, clock
         self._per_token = _kind(dict.fromkeys(MODES, ASSUMED_PER_TOKEN) | _checked(per_token or {}))
         self._prefill = _kind(dict.fromkeys(MODES, ASSUMED_PREFILL) | _checked(prefill or {}))
-        self._reading: _Kind = {}  # per prompt token; nothing is assumed
+        self._per_prompt_token: _Kind = {}  # nothing is assumed
         self._lock = threading.Lock()
 
     def expected(self, mode: Mode, tokens: float, uncached_tokens: int | None = None) -> float:
-        """Seconds until `mode` has generated `tokens`; always finite. ValueError if tokens is not, or < 0.
+        """Expected seconds of an answer.
 
-        `uncached_tokens`: number of prompt tokens to prefill, if known. It is used once a prefill with a token count
-        was observed in either mode; otherwise the mean prefill time is used.
+        Args:
+            mode: The mode.
+            tokens: Number of generated tokens.
+            uncached_tokens: Number of prompt tokens to prefill, if known. It is used once a prefill with a token count
+                was observed in either mode; otherwise the mean prefill time is used.
+
+        Returns:
+            Seconds until the mode has generated the tokens; always finite.
+
+        Raises:
+            ValueError: `tokens` is negative or not finite.
         """
         if not 0 <= tokens < math.inf:
             raise ValueError(f"tokens must be finite and >= 0, not {tokens}")
         with self._lock:
             now = self._clock()
-            if uncached_tokens is not None and self._reading:
-                prefill = uncached_tokens * self._believed(self._reading, mode, now)
+            if uncached_tokens is not None and self._per_prompt_token:
+                prefill = uncached_tokens * self._estimate(self._per_prompt_token, mode, now)
             else:
-                prefill = self._believed(self._prefill, mode, now)
-            seconds = prefill + self._believed(self._per_token, mode, now) * tokens
+                prefill = self._estimate(self._prefill, mode, now)
+            seconds = prefill + self._estimate(self._per_token, mode, now) * tokens
         return min(seconds, _MOST)
 
     def observe(
-        self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, read: int | None = None
+        self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, uncached_tokens: int | None = None
     ) -> None:
-        """Learn from one answer. ValueError for values < 0 or infinite.
+        """Update the estimates with one answer.
 
-        `read`: number of prompt tokens that were prefilled. An answer of fewer than two tokens does not change the
-        decoding pace, because its first token belongs to the prefill.
+        Args:
+            mode: The mode that answered.
+            tokens: Number of generated tokens. Fewer than two do not change the seconds per token, because the first
+                token belongs to the prefill.
+            prefill_seconds: Seconds until the first token.
+            decode_seconds: Seconds after it.
+            uncached_tokens: Number of prompt tokens that were prefilled, if known.
+
+        Raises:
+            ValueError: A value is negative or not finite.
         """
-        if mode not in MODES or not 0 <= tokens < math.inf or (read is not None and read < 0):
-            raise ValueError(f"expected a mode and tokens >= 0, not {mode!r}, {tokens!r} and {read!r}")
+        if mode not in MODES or not 0 <= tokens < math.inf or (uncached_tokens is not None and uncached_tokens < 0):
+            raise ValueError(f"expected a mode and tokens >= 0, not {mode!r}, {tokens!r} and {uncached_tokens!r}")
         for seconds in (prefill_seconds, decode_seconds):
             _check(seconds)
         with self._lock:
             now = self._clock()
             self._learn(self._prefill, mode, prefill_seconds, 1.0, now)
-            if read:
-                first = prefill_seconds, float(read)
-                self._reading = self._reading or {mode: _Work(first[0] / first[1], *first) for mode in MODES}
-                self._learn(self._reading, mode, prefill_seconds, float(read), now)
+            if uncached_tokens:
+                first = prefill_seconds, float(uncached_tokens)
+                self._per_prompt_token = self._per_prompt_token or {
+                    mode: _Work(first[0] / first[1], *first) for mode in MODES
+                }
+                self._learn(self._per_prompt_token, mode, *first, now)
             if tokens > 1:
                 self._learn(self._per_token, mode, decode_seconds / tokens, 1.0, now)
 
     def _learn(self, kind: _Kind, mode: Mode, seconds: float, amount: float, now: float) -> None:
         own, that, weight = kind[mode], kind[other(mode)], self._weight
-        own.recent_seconds = self._believed(kind, mode, now) * own.recent_amount
+        own.recent_seconds = self._estimate(kind, mode, now) * own.recent_amount
         own.recent_seconds += weight * (seconds - own.recent_seconds)
         own.recent_amount += weight * (amount - own.recent_amount)
         if own.at > -math.inf:  # the first answer of a process is often slower
@@ -143,7 +176,7 @@ class LatencyModel:
             that.fresh *= 1 - weight
 
     def _follow(self, own: _Work, that: _Work, seconds: float, amount: float, now: float) -> None:
-        """Move the usual pace towards the observation, and that of the other mode if its own answers are old."""
+        """Move the usual speed towards the observation, and that of the other mode if its own answers are old."""
         usual, gap = own.usual, now - own.at
         if usual:
             like_usual = min(usual * amount, _MOST)
@@ -159,8 +192,8 @@ class LatencyModel:
         share = (1 - self._left(gap, UNOBSERVED)) * (1 - self._left(now - that.at, UNOBSERVED))
         that.usual_seconds += share * (like - that.usual_seconds)
 
-    def _believed(self, kind: _Kind, mode: Mode, now: float) -> float:
-        """Seconds per unit at time `now`: the recent pace, which decays to the usual pace."""
+    def _estimate(self, kind: _Kind, mode: Mode, now: float) -> float:
+        """Seconds per unit at time `now`: the recent speed, which decays to the usual one."""
         own, that = kind[mode], kind[other(mode)]
         slowdown = 1.0
         if self.shared:
@@ -173,19 +206,29 @@ class LatencyModel:
         return 0.0 if math.isinf(seconds) else 0.5 ** (seconds / (times * self._half_life))
 
     def to_dict(self) -> dict[str, dict[Mode, float]]:
-        """`{"per_token": {mode: s}, "prefill": {mode: s}}`, the current estimates, for JSON."""
+        """The current estimates as `{"per_token": {mode: seconds}, "prefill": {mode: seconds}}`, for JSON."""
         with self._lock:
             now = self._clock()
             return {
-                name: {mode: self._believed(kind, mode, now) for mode in MODES}
+                name: {mode: self._estimate(kind, mode, now) for mode in MODES}
                 for name, kind in (("per_token", self._per_token), ("prefill", self._prefill))
             }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> LatencyModel:
-        """The inverse of `to_dict`. ValueError if something is not as it writes it."""
+        """The inverse of `to_dict`.
+
+        Args:
+            value: What `to_dict` returned.
+
+        Returns:
+            A latency model with these estimates.
+
+        Raises:
+            ValueError: The value has another form.
+        """
         if set(value) != {"per_token", "prefill"} or not all(isinstance(part, Mapping) for part in value.values()):
-            raise ValueError(f"a pace has 'per_token' and 'prefill', each by mode; found {value!r}")
+            raise ValueError(f"a latency model has 'per_token' and 'prefill', each by mode; found {value!r}")
         return cls(value["per_token"], value["prefill"])
 
 

@@ -1,4 +1,4 @@
-"""When is thinking worth the wait? Gain against price."""
+"""The policy: whether the expected gain of Thinking justifies its extra seconds."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ from vlroute.decision.classifier import Prediction
 from vlroute.decision.latency import LatencyModel
 from vlroute.types import MODES, Decision, Mode
 
-#: Price of one second of waiting, in probability of a right answer.
+#: Accepted prices: what one second of waiting is worth, in probability of a right answer.
 PRICE = Number(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Think when gain > price x extra seconds.
+    """Thinking answers if its expected gain is greater than price × extra seconds.
 
-    `price`: what one second of waiting is worth, in probability of a right answer. 0.1: wait one second more
-    for ten points. 0: think whenever it helps at all. `min_coverage`: a request of which a smaller share of
-    tokens is known is too far from the training data to judge, and gets `fallback_mode`.
+    Unless a decision is forced, has low coverage or fell back: the mode is Thinking exactly if `gain > threshold`; with
+    a gain of at most 0 it is never Thinking; and with the same prediction a higher price never changes Instruct to
+    Thinking. Always: every number of the decision is finite, `threshold >= 0`, and `gain == p_thinking - p_instruct`.
 
-    Invariants, unless forced, unsure or fallen back: `mode == "thinking"` exactly if `gain > threshold`; a gain <= 0
-    never thinks; with the same prediction a higher price never turns Instruct into Thinking. Always: every number
-    in the decision is finite, `threshold >= 0`, `gain == p_thinking - p_instruct`.
+    Attributes:
+        price: What one second of waiting is worth, in probability of a right answer. 0.1: one more second has to raise
+            the probability by 0.1. 0: Thinking answers wherever it helps at all.
+        min_coverage: A request with a lower coverage (share of its tokens that training has seen) is too different from
+            the training data, and is sent to `fallback_mode`.
+        fallback_mode: The mode for requests with low coverage, and without a classifier.
+
+    Raises:
+        SettingsError: A value is invalid.
     """
 
     price: float = 0.1
@@ -45,10 +51,21 @@ class Policy:
         forced: Mode | None = None,
         uncached_tokens: Mapping[Mode, int] | None = None,
     ) -> Decision:
-        """Weigh one prediction at this machine's pace. ValueError if `forced` is no mode.
+        """Choose the mode for one prediction.
 
-        `uncached_tokens`: how many tokens each mode has not read yet. In a conversation the mode that answered last has
-        little left to read, so changing the mode costs what the other one must read first.
+        Args:
+            prediction: Probabilities and tokens expected of both modes.
+            latency: Converts tokens to seconds.
+            caption: The caption that the prediction is based on.
+            forced: Forces a mode.
+            uncached_tokens: Number of prompt tokens that each mode would have to prefill, if known. In a conversation
+                the mode that answered last has fewer of them than the other one.
+
+        Returns:
+            The decision at stage "prompt".
+
+        Raises:
+            SettingsError: `forced` is not a mode.
         """
         left = uncached_tokens or {}
         instruct = latency.expected("instruct", prediction.tokens_instruct, left.get("instruct"))
@@ -58,10 +75,10 @@ class Policy:
         mode: Mode = "thinking" if gain > threshold else "instruct"
         if forced is not None:
             _check_mode("mode", forced)
-            mode, reason = forced, f"{forced} was asked for"
+            mode, reason = forced, f"mode {forced} was requested"
         elif prediction.coverage < self.min_coverage:
             mode = self.fallback_mode
-            reason = f"only {prediction.coverage:.0%} of the words are known: too far from the training data to judge"
+            reason = f"coverage {prediction.coverage:.0%}: the request is too different from the training data"
         else:
             reason = _reason(gain, extra, threshold)
         return Decision(
@@ -80,12 +97,13 @@ class Policy:
 
 
 def _reason(gain: float, extra: float, threshold: float) -> str:
+    expected = f"expected gain {gain:+.2f}"
     if gain <= 0:
-        return f"gain {gain:+.2f}: thinking would not help"
+        return f"{expected}: Thinking would not help"
     if extra <= 0:
-        return f"gain {gain:+.2f} and thinking takes no longer"
-    side = "over" if gain > threshold else "not over"
-    return f"gain {gain:+.2f} is {side} the price of {extra:.2g} s more ({threshold:.2g})"
+        return f"{expected}, and Thinking takes no longer"
+    verb = "justifies" if gain > threshold else "does not justify"
+    return f"{expected} {verb} {extra:.2g} s of extra waiting (needs {threshold:.2g})"
 
 
 def _check_mode(name: str, mode: object) -> None:

@@ -155,7 +155,9 @@ class ModeSelector:
             current = _State(classifier, self._resolved(classifier, latency), probe, captions)
             self.latency, self._state = latency, current
 
-    def observe(self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, read: int | None) -> None:
+    def observe(
+        self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, uncached_tokens: int | None
+    ) -> None:
         """Update the latency model with one answer, and now and then the price of a target.
 
         Args:
@@ -163,9 +165,9 @@ class ModeSelector:
             tokens: Number of generated tokens.
             prefill_seconds: Seconds until the first token.
             decode_seconds: Seconds after it.
-            read: Number of prompt tokens that were prefilled, if known.
+            uncached_tokens: Number of prompt tokens that were prefilled, if known.
         """
-        self.latency.observe(mode, tokens, prefill_seconds, decode_seconds, read)
+        self.latency.observe(mode, tokens, prefill_seconds, decode_seconds, uncached_tokens)
         with self._lock:
             self._observed += 1
             if self._observed % RESOLVE_EVERY == 1:

@@ -1,4 +1,4 @@
-"""Ways to say what one wants; each becomes a price, and says what it is expected to give."""
+"""Targets: an accuracy, a time, a share of Thinking or a preset, converted to a price."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ from vlroute.errors import SettingsError
 
 Preset = Literal["fast", "balanced", "accurate", "knee"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
-#: How much of the extra time of always thinking a preset may spend.
-SPENDING: dict[Preset, float] = {"fast": 0.25, "balanced": 0.5}
+#: The share of the extra seconds of always thinking that a preset may use.
+EXTRA_SECONDS: dict[Preset, float] = {"fast": 0.25, "balanced": 0.5}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Target:
-    """Exactly one wish, resolved on the calibration records at this machine's pace.
+    """One goal, converted to a price on the calibration records at the latencies of this machine.
 
-    `target_accuracy`: 0 to 1, reached in as few seconds as possible. `max_mean_seconds`: as right as possible within
-    so many seconds an answer. `thinking_share`: 0 to 1, of the requests think (fewer where thinking helps fewer).
-    `preset`: "fast" and "balanced" spend at most a quarter and half of the extra seconds that always thinking
-    takes; "accurate" thinks wherever it helps; "knee" is where more seconds begin to bring less (Kneedle,
-    Satopaa et al. 2011: farthest above the chord of accuracy over seconds).
+    Exactly one attribute is set.
+
+    Attributes:
+        target_accuracy: Accuracy from 0 to 1, to be reached in as few seconds as possible.
+        max_mean_seconds: Mean seconds of an answer; the accuracy within them is as high as possible.
+        thinking_share: Share of requests, 0 to 1, that Thinking answers; fewer if Thinking helps with fewer.
+        preset: "fast" and "balanced" use at most a quarter and a half of the extra seconds that always thinking takes;
+            "accurate" thinks wherever it helps; "knee" is the point of diminishing returns: farthest above the straight
+            line between the fastest and the most accurate point (Kneedle, Satopaa et al. 2011).
+
+    Raises:
+        SettingsError: Not exactly one attribute is set, or its value is invalid.
     """
 
     target_accuracy: float | None = None
@@ -37,7 +44,7 @@ class Target:
         given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         if len(given) != 1:
             raise SettingsError(
-                f"a target holds exactly one wish of {[f.name for f in fields(self)]}, not {len(given)}"
+                f"a target has exactly one of {', '.join(f.name for f in fields(self))}, not {len(given)}"
             )
         name, value = given.popitem()
         if name == "preset":
@@ -52,7 +59,14 @@ class Target:
         return f"Target({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     def resolve(self, curve: TradeoffCurve) -> OperatingPoint:
-        """The price and what it gives. Where the wish is out of reach, what comes nearest."""
+        """The operating point that meets the target.
+
+        Args:
+            curve: What each price leads to.
+
+        Returns:
+            The operating point; if no price meets the target, the nearest one.
+        """
         return curve.operating_point(self._position(curve))
 
     def _position(self, curve: TradeoffCurve) -> int:
@@ -69,7 +83,7 @@ class Target:
             return _knee(curve)
         if self.preset is not None:
             instruct, thinking = curve.single_seconds
-            return _best_within(curve, float(instruct + SPENDING[self.preset] * max(0.0, thinking - instruct)))
+            return _best_within(curve, float(instruct + EXTRA_SECONDS[self.preset] * max(0.0, thinking - instruct)))
         return _best_within(curve, float(self.max_mean_seconds or 0.0))
 
 
@@ -81,7 +95,7 @@ def _best_within(curve: TradeoffCurve, seconds: float) -> int:
 
 
 def _knee(curve: TradeoffCurve) -> int:
-    """From the fastest point to the most accurate one, the point farthest above the straight line between them."""
+    """The point farthest above the straight line from the fastest to the most accurate point."""
     seconds, accuracies = curve.seconds, curve.accuracies
     start, end = int(np.argmin(seconds)), int(np.argmax(accuracies))
     longer, better = seconds[end] - seconds[start], accuracies[end] - accuracies[start]

@@ -1,4 +1,4 @@
-"""What every price would give: accuracy against seconds on the records a router was calibrated on."""
+"""Accuracy against seconds at each price, on the calibration records of a router."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSet:
-    """Records as predicted by models that had not seen them, and what came of them; columns Instruct, Thinking.
+    """Records with their out-of-fold predictions and their outcomes. The two columns are Instruct and Thinking.
 
-    `p` float32 `[n, 2]`: predicted probabilities. `expected` `[n, 2]`: predicted tokens. `right` `[n, 2]`: 0 to 1.
-    `tokens` `[n, 2]`: really written (as predicted where that is not recorded). `coverage` `[n]`: see `Prediction`.
+    Attributes:
+        p: Predicted probabilities of a right answer, float32 `[n, 2]`.
+        expected: Predicted numbers of tokens, `[n, 2]`.
+        right: How right the answers were, 0 to 1, `[n, 2]`.
+        tokens: Numbers of generated tokens, `[n, 2]`; the predicted ones if they were not recorded.
+        coverage: See `Prediction`, `[n]`.
+
+    Raises:
+        ValueError: There are no records, or a shape is wrong.
     """
 
     p: Floats
@@ -33,17 +40,21 @@ class CalibrationSet:
     def __post_init__(self) -> None:
         n = len(self.coverage)
         if n == 0 or self.coverage.shape != (n,) or any(getattr(self, name).shape != (n, 2) for name in self.PAIRS):
-            raise ValueError("a calibration set holds at least one record, and two columns for each")
+            raise ValueError("a calibration set needs at least one record, and two columns for each array")
 
     PAIRS = ("p", "expected", "right", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """What `price` is expected to give.
+    """What a price is expected to lead to.
 
-    `interval`: 95 % of the accuracy (Wilson); it covers the sampling of the calibration records. `mean_seconds` an
-    answer at the pace given; `thinking_share` 0 to 1.
+    Attributes:
+        price: The price.
+        accuracy: Expected accuracy, 0 to 1.
+        interval: Its 95 % interval (Wilson), for the sampling of the calibration records.
+        mean_seconds: Expected mean seconds of an answer.
+        thinking_share: Expected share of requests that Thinking answers, 0 to 1.
     """
 
     price: float
@@ -54,28 +65,46 @@ class OperatingPoint:
 
 
 class TradeoffCurve:
-    """The outlook at every price that makes a difference, from the highest (fewest think) down to 0.
+    """The operating points of all prices that differ, from the highest price (fewest requests think) down to 0.
 
-    Records think in the order of gain per extra second, so each price is a cut in one sorted list.
+    Records are sorted by expected gain per extra second. Each price then divides the sorted list into records that
+    think and records that do not.
+
+    Args:
+        records: The calibration records.
+        latency: Converts tokens to seconds.
+        min_coverage: Records with a lower coverage go to `fallback_mode` at any price.
+        fallback_mode: The mode for these records, as in `Policy`.
+
+    Attributes:
+        prices: One price for each operating point, falling, `[k]`.
+        shares: Share of records that think, `[k]`.
+        accuracies: Accuracy, `[k]`.
+        seconds: Mean seconds, `[k]`.
+        single_accuracies: Accuracy of always using Instruct and always using Thinking, `[2]`.
+        single_seconds: Their mean seconds, `[2]`.
     """
 
     def __init__(
-        self, records: CalibrationSet, latency: LatencyModel, min_coverage: float = 0.0, unsure: Mode = "instruct"
+        self,
+        records: CalibrationSet,
+        latency: LatencyModel,
+        min_coverage: float = 0.0,
+        fallback_mode: Mode = "instruct",
     ) -> None:
-        """At this `latency`; records below `min_coverage` go to `unsure` at any price, as `Policy` sends them."""
         expected, written = (_seconds(tokens, latency) for tokens in (records.expected, records.tokens))
         gain = (records.p[:, 1] - records.p[:, 0]).astype(np.float64)
         extra = expected[:, 1] - expected[:, 0]
         with np.errstate(divide="ignore", over="ignore"):
             most = np.where(extra > 0, gain / np.where(extra > 0, extra, 1.0), np.inf)
         most = np.where(gain > 0, most, -np.inf)
-        most = np.where(records.coverage < min_coverage, np.inf if unsure == "thinking" else -np.inf, most)
+        most = np.where(records.coverage < min_coverage, np.inf if fallback_mode == "thinking" else -np.inf, most)
         order = np.argsort(-most, kind="stable")
         most = most[order]
         right, written = records.right.astype(np.float64)[order], written[order]
         n = len(most)
         always, possible = int(np.isposinf(most).sum()), int((most > 0).sum())
-        falls = np.flatnonzero(most[:-1] > most[1:]) + 1  # equal records think together
+        falls = np.flatnonzero(most[:-1] > most[1:]) + 1  # records with equal values think together
         cuts = np.unique([always, *falls[(falls >= always) & (falls <= possible)], possible])
         self._most, self._right = most, right
         self._cuts = cuts
@@ -87,7 +116,7 @@ class TradeoffCurve:
         self.single_seconds: Values = written.mean(axis=0)
 
     def operating_point(self, position: int) -> OperatingPoint:
-        """Of one cut by its position in `prices`."""
+        """The operating point of the price at `position` in `prices`."""
         cut = int(self._cuts[position])
         got = np.concatenate([self._right[:cut, 1], self._right[cut:, 0]])
         return OperatingPoint(
@@ -96,13 +125,13 @@ class TradeoffCurve:
         )  # fmt: skip
 
     def at(self, price: float) -> OperatingPoint:
-        """The outlook at any price >= 0."""
+        """The operating point of any price >= 0."""
         found = self.operating_point(int(np.searchsorted(self._cuts, (self._most > price).sum())))
         return OperatingPoint(price, found.accuracy, found.interval, found.mean_seconds, found.thinking_share)
 
 
 def _seconds(tokens: Floats, latency: LatencyModel) -> Values:
-    """Seconds `[n, 2]` for so many tokens; linear in them, so two points of each mode tell all."""
+    """Seconds `[n, 2]` for these numbers of tokens; they are linear in the tokens."""
     start = np.asarray([latency.expected(mode, 0.0) for mode in MODES])
     step = np.asarray([latency.expected(mode, 1.0) for mode in MODES]) - start
     return np.asarray(start + tokens * step)
@@ -113,7 +142,7 @@ def _sums(values: Values) -> Values:
 
 
 def _price(most: Values, cut: int) -> float:
-    """A price at which exactly the first `cut` records think: half-way between the last that does and the next."""
+    """A price at which exactly the first `cut` records think, half-way between its two bounds."""
     below = max(float(most[cut]), 0.0) if cut < len(most) else 0.0
     above = float(most[cut - 1]) if cut else math.inf
     if math.isinf(above):

@@ -36,28 +36,29 @@ def test_thinks_when_the_gain_is_over_the_price_of_the_wait() -> None:
     assert decision.seconds_instruct == pytest.approx(0.2)
     assert decision.seconds_thinking == pytest.approx(1.2)
     assert decision.threshold == pytest.approx(0.1)
-    assert decision.reason == "gain +0.62 is over the price of 1 s more (0.1)"
+    assert "+0.62 justifies 1 s" in decision.reason
     assert not decision.forced
 
 
 @pytest.mark.parametrize(
     ("price", "p_instruct", "p_thinking", "mode", "reason"),
     [
-        (0.1, 0.5, 0.55, "instruct", "gain +0.05 is not over the price of 1 s more (0.1)"),
-        (0.0, 0.5, 0.55, "thinking", "gain +0.05 is over the price of 1 s more (0)"),
-        (0.0, 0.5, 0.5, "instruct", "gain +0.00: thinking would not help"),
-        (0.0, 0.9, 0.5, "instruct", "gain -0.40: thinking would not help"),
+        (0.1, 0.5, 0.55, "instruct", "does not justify"),
+        (0.0, 0.5, 0.55, "thinking", " justifies "),
+        (0.0, 0.5, 0.5, "instruct", "not help"),
+        (0.0, 0.9, 0.5, "instruct", "not help"),
     ],
 )
 def test_price_and_gain(price: float, p_instruct: float, p_thinking: float, mode: str, reason: str) -> None:
     decision = Policy(price=price).decide(predict(p_instruct, p_thinking), SLOW)
-    assert (decision.mode, decision.reason) == (mode, reason)
+    assert decision.mode == mode
+    assert reason in decision.reason
 
 
 def test_thinking_that_is_faster_costs_nothing() -> None:
     decision = Policy(price=10).decide(Prediction(0.5, 0.6, 100, 10, 1.0), SLOW)
     assert (decision.mode, decision.threshold) == ("thinking", 0)
-    assert decision.reason == "gain +0.10 and thinking takes no longer"
+    assert "no longer" in decision.reason
 
 
 def test_hopeless_for_both_is_not_sent_to_thinking() -> None:
@@ -68,14 +69,14 @@ def test_hopeless_for_both_is_not_sent_to_thinking() -> None:
 def test_far_from_the_training_data_the_unsure_mode_answers(unsure: str) -> None:
     decision = Policy(min_coverage=0.3, fallback_mode=unsure).decide(predict(0.0, 1.0, coverage=0.2), SLOW)
     assert decision.mode == unsure
-    assert decision.reason == "only 20% of the words are known: too far from the training data to judge"
+    assert "coverage 20%" in decision.reason
     assert Policy(min_coverage=0.2).decide(predict(0.0, 1.0, coverage=0.2), SLOW).mode == "thinking"
 
 
 def test_forced_goes_over_everything_and_is_said() -> None:
     decision = Policy().decide(predict(0.9, 0.1, coverage=0), SLOW, "a cat", forced="thinking")
     assert (decision.mode, decision.forced, decision.caption) == ("thinking", True, "a cat")
-    assert decision.reason == "thinking was asked for"
+    assert "requested" in decision.reason
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_what_must_be_read_first_counts_by_the_observed_pace() -> None:
         "thinking", 10
     )  # reading was not observed yet
     for mode in ("instruct", "thinking"):
-        latency.observe(mode, 10, prefill_seconds=2.0, decode_seconds=0.1, read=1000)
+        latency.observe(mode, 10, prefill_seconds=2.0, decode_seconds=0.1, uncached_tokens=1000)
     assert latency.expected("thinking", 10, uncached_tokens=500) == pytest.approx(1.0 + 0.1)
     stay, switch = (
         Policy(price=0.1).decide(
@@ -211,4 +212,4 @@ def test_what_must_be_read_first_counts_by_the_observed_pace() -> None:
     assert (stay.mode, switch.mode) == ("thinking", "instruct")
     assert switch.seconds_thinking - stay.seconds_thinking == pytest.approx(0.002 * 1990)
     with pytest.raises(ValueError, match="tokens"):
-        latency.observe("instruct", 1, 0.1, 0.1, read=-1)
+        latency.observe("instruct", 1, 0.1, 0.1, uncached_tokens=-1)

@@ -82,7 +82,7 @@ def test_wishes_that_make_no_sense(target: dict) -> None:
 
 def test_the_unsure_go_where_the_policy_sends_them() -> None:
     assert TradeoffCurve(records(coverage=0.1), PACE, min_coverage=0.3).shares.tolist() == [0]
-    assert TradeoffCurve(records(coverage=0.1), PACE, min_coverage=0.3, unsure="thinking").shares.tolist() == [1]
+    assert TradeoffCurve(records(coverage=0.1), PACE, min_coverage=0.3, fallback_mode="thinking").shares.tolist() == [1]
 
 
 def test_thinking_that_takes_no_longer_always_thinks_where_it_helps() -> None:
