@@ -1,13 +1,13 @@
-"""Every error a caller can meet: what was wrong, what was expected, what to do."""
+"""All public errors. Messages say what is wrong, what is expected and what to do."""
 
 from __future__ import annotations
 
 
 class VLRouteError(Exception):
-    """Base of all errors raised on purpose by vlroute."""
+    """Base of all errors that vlroute raises on purpose."""
 
     address = ""
-    """Address of the endpoint that the error comes from, if it comes from one. `str` of the error ends with it."""
+    """Address of the endpoint that the error comes from, if any. It is appended to the message."""
 
     @property
     def public(self) -> str:
@@ -19,26 +19,31 @@ class VLRouteError(Exception):
 
 
 class MissingExtraError(VLRouteError):
-    """A command needs packages that answering does not."""
+    """A feature needs packages that are not installed.
+
+    Args:
+        error: The import that failed.
+        extra: The extra of vlroute that installs the packages.
+    """
 
     def __init__(self, error: ModuleNotFoundError, extra: str) -> None:
-        super().__init__(f"{error}: this needs more than answering does; pip install 'vlroute[{extra}]'")
+        super().__init__(f"{error}: this feature needs more packages; pip install 'vlroute[{extra}]'")
 
 
 class InputError(VLRouteError, ValueError):
-    """The request itself is at fault; sending it again unchanged cannot help."""
+    """The request is invalid. Sending it again unchanged fails again."""
 
 
 class UnreadableMediaError(InputError):
-    """A picture or video cannot be opened or decoded: missing, truncated, of an unknown format."""
+    """A picture or video cannot be opened or decoded: it is missing, truncated or of an unknown format."""
 
 
 class LimitError(InputError):
-    """A picture, video or request is over one of the limits in `vlroute.inputs.media.Limits`."""
+    """A picture, video or request exceeds one of the `Limits`."""
 
 
 class MessageError(InputError):
-    """The message has the wrong shape: empty prompt, unknown role or part, nothing to answer."""
+    """A message has the wrong form: the prompt is empty, a role or part is unknown, or there is nothing to answer."""
 
 
 class SettingsError(InputError, TypeError):
@@ -53,44 +58,52 @@ class CheckpointError(VLRouteError):
 
 
 class ModeUnavailableError(VLRouteError):
-    """One mode cannot answer now, whatever is asked: its endpoint is down, overloaded or broke off."""
+    """One mode cannot answer any request at present: its endpoint is down, overloaded or closed the connection.
+
+    Args:
+        message: What happened.
+        begun: Whether a part of the answer was passed on, so that the other mode cannot replace it.
+    """
 
     def __init__(self, message: str, begun: bool = False) -> None:
         super().__init__(message)
         self.begun = begun
-        """Whether some of the answer was handed out: then no other mode may take over."""
 
 
 class EndpointError(VLRouteError):
-    """An endpoint refuses on principle: wrong key, unknown model, no such address."""
+    """An endpoint refuses all requests: the key, the model or the address is wrong."""
 
 
 class RouterClosedError(VLRouteError, RuntimeError):
-    """The router was closed and cannot answer any more. Create a new one."""
+    """The router was closed and cannot answer any more.
+
+    Args:
+        message: What to do.
+    """
 
     def __init__(self, message: str = "this router is closed; create a new Router") -> None:
         super().__init__(message)
 
 
 class ChatBusyError(VLRouteError, RuntimeError):
-    """This thread has an open stream of the chat, so a second turn would deadlock. Read or close the stream first."""
+    """This thread has an open stream of the chat and would wait for itself. Read or close the stream first."""
 
 
 class ChatFileError(VLRouteError):
-    """A saved conversation cannot be read: missing, damaged, or of another format."""
+    """A saved conversation cannot be read: it is missing, damaged or of another format."""
 
 
 class ArtifactError(VLRouteError):
-    """A router artifact cannot be used: missing, damaged, or of another schema version."""
+    """A router artifact cannot be used: it is missing, damaged or of another schema version."""
 
 
 class StoreError(VLRouteError):
-    """The store cannot be opened, read or written; nothing of the call was stored."""
+    """The store cannot be opened, read or written. Nothing was stored by the call."""
 
 
 class OutputError(VLRouteError, OSError):
-    """A file cannot be written. Raised before the work for it begins."""
+    """A file cannot be written. It is raised before the work for the file begins."""
 
 
 class UnknownAnswerError(VLRouteError, LookupError):
-    """No answer with this id is stored: the id is wrong, the answer was pruned, or there was no store."""
+    """No answer with this id is stored: the id is wrong, the answer was pruned, or the router had no store."""

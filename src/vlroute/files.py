@@ -1,4 +1,4 @@
-"""Files read within a bound, and written so that a killed process leaves the old one or the new one, never half."""
+"""Reading with a size limit, writing atomically, and the files that are part of this package."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from vlroute.errors import CheckpointError, InputError, OutputError
 
 
 def read_at_most(file: str | Path, most: int) -> bytes:
-    """At most `most` bytes, and one more where there are more: enough for whoever checks to refuse it. OSError."""
+    """The first `most` + 1 bytes of a file; the last one tells that the file is too large. Raises OSError."""
     with open(file, "rb") as stream:
         return stream.read(most + 1)
 
 
 def check_outputs(*files: str | Path, inputs: Sequence[str | Path] = ()) -> None:
-    """Check that these files can be written, before long work begins.
+    """Check that files can be written, before long work begins. The check leaves no files behind.
 
-    Folders may be missing; the check leaves no files behind. `inputs`: files that are read and must not be overwritten.
-    Raises an OutputError that names the file and the reason, or an InputError for an input and for two equal outputs.
+    Args:
+        *files: The outputs. Their folders may be missing.
+        inputs: Files that are read and must not be overwritten.
+
+    Raises:
+        OutputError: A file cannot be written.
+        InputError: An output is also an input, or two outputs are the same file.
     """
     checked: list[Path] = []
     for file in map(Path, files):
@@ -56,14 +61,23 @@ def check_outputs(*files: str | Path, inputs: Sequence[str | Path] = ()) -> None
 
 
 def _same(file: Path, other: Path) -> bool:
-    """Whether both names are of one file, which need not exist yet: symbolic and hard links are followed."""
+    """Whether both paths lead to the same file, which may be missing. Symbolic and hard links are followed."""
     return os.path.realpath(file) == os.path.realpath(other) or (
         file.exists() and other.exists() and file.samefile(other)
     )
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write aside, then rename. `durable` waits until the bytes are on the disk. OSError if the disk refuses."""
+    """Write a file atomically: a killed process leaves the old file or the new one.
+
+    Args:
+        path: The file.
+        data: Its new content.
+        durable: Whether to wait until the data is on the disk.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     draft = _draft(path)
     try:
         with draft.open("wb") as file:

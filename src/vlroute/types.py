@@ -1,4 +1,4 @@
-"""The two modes; the one word that every room shares."""
+"""Types that all parts of the package share: modes, decisions, answers and stream events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,17 @@ def other(mode: Mode) -> Mode:
 
 
 def forced_mode(choice: object) -> Mode | None:
-    """The mode that `choice` forces; None for None and "auto". InputError for anything else."""
+    """The mode that a caller forces.
+
+    Args:
+        choice: What the caller passed as `mode`.
+
+    Returns:
+        A mode; None for None and "auto".
+
+    Raises:
+        InputError: `choice` is anything else.
+    """
     if choice is None or (isinstance(choice, str) and choice == "auto"):
         return None
     if isinstance(choice, str) and choice in MODES:
@@ -29,6 +39,7 @@ def forced_mode(choice: object) -> Mode | None:
     raise InputError(f"mode must be one of auto, {', '.join(MODES)}, not {choice!r}")
 
 
+#: How much evidence a decision rests on.
 Stage = Literal["prompt", "prefill", "answer"]
 FinishReason = Literal["stop", "length", "content_filter", "cancelled"]
 Channel = Literal["thinking", "answer"]
@@ -38,9 +49,19 @@ Channel = Literal["thinking", "answer"]
 class Decision:
     """Which mode answers, and why.
 
-    `stage`: how much evidence it rests on. `p_*`, `gain`: probabilities. `seconds_*`: expected, for the whole
-    answer. `threshold`: the gain needed, price x extra seconds. `forced`: the caller chose the mode.
-    `caption`: what was read. `fallback`: the mode that was chosen could not answer, so `mode` is the other one.
+    Attributes:
+        mode: The mode that answers.
+        stage: How much evidence the decision rests on.
+        p_instruct: Expected probability that Instruct answers correctly.
+        p_thinking: The same for Thinking.
+        gain: `p_thinking - p_instruct`.
+        seconds_instruct: Expected seconds of Instruct's whole answer.
+        seconds_thinking: The same for Thinking.
+        threshold: The gain that is needed: price × extra seconds.
+        reason: Why, in one sentence.
+        caption: The caption that was used.
+        forced: Whether the caller chose the mode.
+        fallback: Whether the chosen mode could not answer, so that `mode` is the other one.
     """
 
     mode: Mode
@@ -57,17 +78,24 @@ class Decision:
     fallback: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields by name, ready for JSON: no NaN, no infinity."""
+        """All fields by name, for JSON; all numbers are finite."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request. `thinking_tokens` are part of `completion_tokens`, `vision_tokens` of `prompt_tokens`.
+    """Numbers of tokens of one request.
 
-    `cached_tokens` is the number of prompt tokens that were taken from a prefix cache. An endpoint sends its counts
-    at the end of a stream. If it sends none, or if the stream was cut at a stop string, `prompt_tokens` is None and
-    each chunk of the stream counts as one token of `completion_tokens`.
+    An endpoint sends its counts at the end of a stream. If it sends none, or if the stream was cut at a stop string,
+    `prompt_tokens` is None, and each chunk of the stream counts as one token of `completion_tokens`.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt, media included; None if unknown.
+        vision_tokens: Tokens of pictures and videos, part of `prompt_tokens`.
+        completion_tokens: Generated tokens.
+        thinking_tokens: Tokens of reasoning, part of `completion_tokens`.
+        cached_tokens: Prompt tokens that were taken from a prefix cache.
+        encoded: Number of pictures and videos that went through the tower for this request; None if unknown.
     """
 
     prompt_tokens: int | None
@@ -76,15 +104,19 @@ class Usage:
     thinking_tokens: int
     cached_tokens: int = 0
     encoded: int | None = None
-    """Pictures and videos that went through the tower for this request: 0 where all were known, None if not said."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds per step of one request.
+    """Seconds of the steps of one request.
 
-    `caption`: what the captioner took (with the tower, if it ran for it); `decide`: the classifier; `vision`: picture
-    processing and tower, 0 where features were there already; `prefill`: until the first token; `decode`: after it.
+    Attributes:
+        caption: Caption, with the tower if it ran for the caption.
+        decide: Decision.
+        vision: Processing and encoding of pictures and videos; 0 if all features were cached.
+        prefill: Until the first token.
+        decode: After the first token.
+        total: All of these.
     """
 
     caption: float
@@ -97,15 +129,19 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`text` is the answer alone, `thinking` the reasoning before it ("" for Instruct).
+    """An answer with its decision.
 
-    `finish_reason`:
-        "stop": the answer is complete, or reached a stop string.
-        "length": the answer is not complete. The tokens or the context of the model ran out (`text` is empty if this
-            happened during the reasoning), or an endpoint returned no answer or ended for another reason, which
-            `decision.reason` states.
-        "content_filter": an endpoint withheld the answer or a part of it, or refused.
-        "cancelled": the caller cancelled it.
+    Attributes:
+        text: The answer alone.
+        thinking: The reasoning before it; empty for Instruct.
+        decision: Which mode answered, and why.
+        finish_reason: "stop": the answer is complete, or reached a stop string. "length": it is not complete. The
+            tokens or the context of the model ran out (`text` is empty if this happened during the reasoning), or an
+            endpoint returned no answer or ended for another reason, which `decision.reason` states. "content_filter":
+            an endpoint withheld the answer or a part of it, or refused. "cancelled": the caller cancelled it.
+        usage: Numbers of tokens.
+        timing: Seconds of the steps.
+        id: Identifies the answer for `Router.feedback`: 128 random bits as 32 hexadecimal digits.
     """
 
     text: str
@@ -115,7 +151,6 @@ class Answer:
     usage: Usage
     timing: Timing
     id: str = ""
-    """What `Router.feedback` takes: 128 random bits as 32 hex characters."""
 
     def __str__(self) -> str:
         if self.text or self.finish_reason == "stop":
@@ -123,13 +158,18 @@ class Answer:
         return f"[no answer: {self.finish_reason} after {self.usage.thinking_tokens} tokens of thinking]"
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields by name, ready for JSON."""
+        """All fields by name, for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """First event of a stream: which mode answers, and why; `id` is that of the answer to come."""
+    """First event of a stream. A second one follows if the mode cannot answer and the other one replaces it.
+
+    Attributes:
+        decision: Which mode answers, and why.
+        id: `Answer.id` of the answer that follows.
+    """
 
     decision: Decision
     id: str = ""
@@ -137,48 +177,50 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class ThinkingDelta:
-    """A piece of reasoning; all pieces joined are `Answer.thinking`."""
+    """A piece of the reasoning. All pieces joined are `Answer.thinking`."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerDelta:
-    """A piece of the answer; all pieces joined are `Answer.text`."""
+    """A piece of the answer. All pieces joined are `Answer.text`."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Last event of a stream: the whole answer with usage and timing."""
+    """Last event of a stream, with the whole answer."""
 
     answer: Answer
 
 
 Event = Decided | ThinkingDelta | AnswerDelta | Finished
-#: Closing it cancels what is still being written.
+#: The events of one answer. Closing it cancels the answer.
 Events = Generator[Event, None, None]
 
 
 def new_id() -> str:
-    """128 random bits as 32 hex characters: cannot be guessed, so knowing an id is leave to judge its answer."""
+    """128 random bits as 32 hexadecimal digits. They cannot be guessed, so the id authorizes feedback on the answer."""
     return secrets.token_hex(16)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """Name of a pair and, if its weights are on this machine, the fingerprint of both checkpoints.
+    """Identifies the model of an answer, a record or a router artifact.
 
-    `name`: the hub name ("Qwen/Qwen3-VL-2B") or the name of a folder, without its path.
-    `fingerprint`: see `CheckpointFiles.fingerprint`.
+    Attributes:
+        name: The hub name ("Qwen/Qwen3-VL-2B") or the name of a folder, without its path.
+        fingerprint: Fingerprint of both checkpoints if their weights are on this machine, see
+            `CheckpointFiles.fingerprint`.
     """
 
     name: str
     fingerprint: str | None = None
 
     def differs(self, other: ModelIdentity) -> bool:
-        """Whether the pairs certainly differ: by fingerprint, else by hub name. Folder names are not compared."""
+        """Whether the models certainly differ, by fingerprint or by hub name. Names of folders are not compared."""
         if self.fingerprint and other.fingerprint:
             return self.fingerprint != other.fingerprint
         return "/" in self.name and "/" in other.name and self.name.casefold() != other.name.casefold()
@@ -192,12 +234,22 @@ class ModelIdentity:
 
     @classmethod
     def from_card(cls, card: Any) -> ModelIdentity | None:
-        """The inverse of `as_card`; None if the artifact has no entry. ValueError for any other value."""
+        """The inverse of `as_card`.
+
+        Args:
+            card: The entry, or None if the artifact has none.
+
+        Returns:
+            The identity; None if there is no entry.
+
+        Raises:
+            ValueError: The entry has another form.
+        """
         if card is None:
             return None
         if not isinstance(card, Mapping) or not isinstance(card.get("name"), str):
-            raise ValueError("'pair' needs a name")
+            raise ValueError("'model' needs a name")
         fingerprint = card.get("fingerprint")
         if not isinstance(fingerprint, str | None):
-            raise ValueError("the fingerprint of 'pair' must be a string or null")
+            raise ValueError("the fingerprint of 'model' must be a string or null")
         return cls(card["name"], fingerprint)

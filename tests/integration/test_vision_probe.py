@@ -94,7 +94,7 @@ def test_damaged_and_foreign_folders_are_refused(probe: VisionProbe, tmp_path: P
     probe.save(tmp_path)
     card = json.loads((tmp_path / "router.json").read_text())
     (tmp_path / "router.json").write_text(json.dumps({**card, "texts": card["texts"][:2]}))
-    with pytest.raises(ArtifactError, match="is no vision probe"):
+    with pytest.raises(ArtifactError, match="vision probe"):
         VisionProbe.load(tmp_path)
     (tmp_path / "router.json").write_text(json.dumps({**card, "schema": 999}))
     with pytest.raises(ArtifactError, match="has schema 999"):
@@ -103,7 +103,7 @@ def test_damaged_and_foreign_folders_are_refused(probe: VisionProbe, tmp_path: P
     (tmp_path / "router.json").write_text(json.dumps(card))
     with pytest.raises(ArtifactError, match="is damaged"):
         VisionProbe.load(tmp_path)
-    with pytest.raises(ArtifactError, match="is no vision probe"):
+    with pytest.raises(ArtifactError, match="vision probe"):
         VisionProbe.load(shipped("pocket/router"))
     with pytest.raises(ArtifactError, match="cannot read"):
         VisionProbe.load(tmp_path / "nowhere")

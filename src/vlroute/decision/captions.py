@@ -1,4 +1,4 @@
-"""What is in the picture, in a few words: made once per picture by whatever captioner is plugged in."""
+"""Captions: what a picture or video shows, in a few words; cached by content, or read from its text by OCR."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from vlroute.inputs.media import Picture, Video
 
 
 class HasDigest(Protocol):
-    """Anything that names its content: equal digests mean equal pictures."""
+    """Something that is identified by a digest of its content."""
 
     @property
     def digest(self) -> str:
         """Digest of the content."""
-        ...
 
 
 P = TypeVar("P", bound=HasDigest)
@@ -32,14 +31,20 @@ Captioner = Callable[[Picture | Video], str]
 
 
 class CachedCaptioner(Generic[P]):
-    """Runs `captioner` once per picture; the `max_items` captions used last are kept. Thread-safe.
+    """Runs a captioner once per picture and keeps the captions that were used last. Thread-safe.
 
-    Two threads that ask for the same picture share one run and its outcome, captions and failures alike. A
-    failure propagates and is not kept: the next call tries again.
+    Threads that request the same caption at the same time share one run and its result, even if it fails. Errors are
+    not cached: the next call tries again.
+
+    Args:
+        captioner: Describes one picture.
+        max_items: Number of captions to keep.
+
+    Raises:
+        ValueError: `max_items` is less than 1.
     """
 
     def __init__(self, captioner: Callable[[P], str], max_items: int = 4096) -> None:
-        """ValueError if `max_items` < 1."""
         if max_items < 1:
             raise ValueError(f"max_items must be at least 1, not {max_items}")
         self._captioner = captioner
@@ -49,7 +54,7 @@ class CachedCaptioner(Generic[P]):
         self._lock = threading.Lock()
 
     def __call__(self, picture: P, /) -> str:
-        """The caption, stripped. SettingsError if the captioner gives no string; else whatever it raises."""
+        """The caption, without white space at its ends. Raises SettingsError if the captioner returns no string."""
         digest = picture.digest
         with self._lock:
             caption = self._kept(digest)
@@ -64,12 +69,12 @@ class CachedCaptioner(Generic[P]):
         return run.result()
 
     def cached(self, picture: P) -> str | None:
-        """The caption if it is there; never runs the captioner, never waits for it."""
+        """The cached caption, if there is one. Neither runs the captioner nor waits for it."""
         with self._lock:
             return self._kept(picture.digest)
 
     def describe(self, pictures: Iterable[P]) -> str:
-        """The captions of several pictures in their order, joined with "; "; empty ones are left out."""
+        """The captions of several pictures in order, joined with "; "; empty ones are left out."""
         return "; ".join(caption for picture in pictures if (caption := self(picture)))
 
     def _kept(self, digest: str) -> str | None:
@@ -96,9 +101,9 @@ class CachedCaptioner(Generic[P]):
         run.set_result(caption.strip())
 
 
-#: Share of the picture that boxes around text cover, from which on it counts as such.
+#: Densities of text by the least share of the picture that boxes around text cover.
 DENSITIES = ((0.2, "dense text"), (0.05, "some text"), (0.0, "little text"))
-#: Buckets of lines, by their lowest count: a classifier learns little from exact numbers.
+#: Numbers of lines by their least count; a classifier learns little from exact numbers.
 LINES = ((32, "32 lines or more"), (16, "16 to 31 lines"), (8, "8 to 15 lines"), (4, "4 to 7 lines"),
          (2, "2 to 3 lines"), (0, "one line"))  # fmt: skip
 #: Scripts by the first word of a letter's Unicode name; other letters count as "other letters".
@@ -107,7 +112,7 @@ SCRIPTS = {
     "HANGUL": "Korean", "CYRILLIC": "Cyrillic", "GREEK": "Greek", "ARABIC": "Arabic",
 }  # fmt: skip
 KINDS = ("digits", *dict.fromkeys(SCRIPTS.values()), "other letters", "formulas")
-LEAST_SHARE = 0.1  # of the characters: what is rarer is left out, misreadings above all
+LEAST_SHARE = 0.1  # of the characters; kinds that are rarer are left out, because they are often misread
 
 Boxes = NDArray[np.floating[Any]]
 
@@ -139,7 +144,7 @@ class OcrCaptioner:
         self._read: Callable[..., Any] = reader
 
     def __call__(self, media: Picture | Video, /) -> str:
-        """The caption; "no text" where none is found. Of a video the frame with the most text speaks."""
+        """The caption; "no text" if there is none. For a video, that of the frame with the most text of three."""
         if isinstance(media, Picture):
             return describe(*self._found(media.image))
         last = len(media.frames) - 1
@@ -154,11 +159,19 @@ class OcrCaptioner:
 
 
 def describe(texts: Sequence[str], boxes: Boxes) -> str:
-    """The caption from what was read: `boxes[i]` `[n, 4, 2]`, the corners around `texts[i]`, x and y 0 to 1."""
+    """The caption of a picture with text.
+
+    Args:
+        texts: The texts that were read, `n`.
+        boxes: The four corners around each text, x and y from 0 to 1, `[n, 4, 2]`.
+
+    Returns:
+        Density, number of lines and kinds of characters.
+    """
     signs = Counter(kind for kind in map(_kind, "".join(texts)) if kind)
     if not signs:
         return "no text"
-    if signs["Japanese"]:  # kana stand among characters that Chinese uses too
+    if signs["Japanese"]:  # Japanese also uses Chinese characters
         signs["Japanese"] += signs.pop("Chinese", 0)
     covered = float(sum(np.prod(np.ptp(box, axis=0)) for box in boxes))
     density = next(name for least, name in DENSITIES if covered >= least)
@@ -169,7 +182,7 @@ def describe(texts: Sequence[str], boxes: Boxes) -> str:
 
 
 def _rows(boxes: Boxes) -> int:
-    """How many lines the boxes stand in: words side by side are one."""
+    """Number of lines of text: boxes side by side are one line."""
     tops, bottoms = boxes[:, :, 1].min(axis=1), boxes[:, :, 1].max(axis=1)
     rows, reach = 0, -1.0
     for top, bottom in sorted(zip(tops.tolist(), bottoms.tolist(), strict=True), key=sum):
@@ -180,7 +193,7 @@ def _rows(boxes: Boxes) -> int:
 
 
 def _kind(char: str) -> str | None:
-    """Which of `KINDS` a character is; None for blanks and punctuation."""
+    """The kind of a character, of `KINDS`; None for white space and punctuation."""
     category = unicodedata.category(char)
     if category == "Nd":
         return "digits"

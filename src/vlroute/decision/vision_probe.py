@@ -1,4 +1,4 @@
-"""A captioner that costs next to nothing: a linear map from pooled vision features to the captions of the records."""
+"""The vision probe: a linear model that captions a picture from its pooled vision features, at almost no cost."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ from vlroute.decision.artifact import CARD_FILE, read_artifact, write_artifact
 from vlroute.errors import ArtifactError
 
 Floats = NDArray[np.float32]
-#: Where the probe of a router artifact lies in its folder.
+#: Subfolder of a router artifact with its probe.
 PROBE_FOLDER = "probe"
 KIND = "vision probe"
-REMEDY = "train it again (docs/concepts/decision.md), or pass captioner='instruct'"
+REMEDY = "train it again (vlroute probe), or pass captioner='instruct'"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VisionProbe:
-    """Says of one picture or video what the captions in its training records said of such ones.
+    """Predicts the caption of a picture or video from its pooled vision features.
 
-    `texts`: what it can say. `weights` float32 `[len(texts), width]` and `bias` `[len(texts)]`: logits from pooled
-    features of `width` numbers. `whole`: the texts are whole captions and the likeliest one is said; else they are
-    terms, and all those are said that are likelier than not. `tower`: fingerprint of the tower it was trained on.
-    `card`: provenance and metrics. ValueError if shapes differ.
+    Attributes:
+        texts: Captions or terms that it knows.
+        weights: Weights of the logits, float32 `[len(texts), width]`, for pooled features `[width]`.
+        bias: Bias of the logits, `[len(texts)]`.
+        whole: Whether the texts are whole captions, of which the most probable one is the caption. Otherwise they are
+            terms, and the caption consists of those with a probability above one half.
+        tower: Fingerprint of the tower that it was trained on.
+        card: Provenance and metrics.
+
+    Raises:
+        ValueError: Shapes do not fit.
     """
 
     texts: tuple[str, ...]
@@ -46,7 +53,17 @@ class VisionProbe:
             )
 
     def describe(self, pooled: Floats) -> str:
-        """The caption, from pooled features `[width]`. ArtifactError for another width: not the tower it knows."""
+        """The caption for pooled features.
+
+        Args:
+            pooled: Pooled vision features `[width]`, see `EngineRequest.pooled`.
+
+        Returns:
+            A caption, or terms joined with ", ".
+
+        Raises:
+            ArtifactError: The width differs from that of the training tower.
+        """
         if pooled.shape != (self.weights.shape[1],):
             raise ArtifactError(
                 f"the vision probe reads {self.weights.shape[1]} pooled features, not {list(pooled.shape)}: it was "
@@ -58,21 +75,35 @@ class VisionProbe:
         return ", ".join(self.texts[i] for i in np.argsort(-logits, kind="stable") if logits[i] > 0)
 
     def check_tower(self, tower: str) -> None:
-        """ArtifactError if `tower` is not the fingerprint of the tower it was trained on."""
+        """Raise an ArtifactError if `tower` is not the fingerprint of the training tower."""
         if tower != self.tower:
             raise ArtifactError(
                 f"the vision probe was trained on another vision tower (fingerprint {self.tower[:12]}…, this pair's "
-                f"Instruct has {tower[:12]}…): what it would say is meaningless; {REMEDY}"
+                f"Instruct has {tower[:12]}…): its captions would be wrong; {REMEDY}"
             )
 
     def save(self, folder: str | Path) -> None:
-        """Write two files into `folder`, as `decision.artifact` does, replacing what was there."""
+        """Write the probe to a folder.
+
+        Args:
+            folder: The folder; existing files of a probe are replaced.
+        """
         head = {"kind": KIND, "texts": list(self.texts), "whole": self.whole, "tower": self.tower}
         write_artifact(folder, {**self.card, **head}, {"weights": self.weights, "bias": self.bias})
 
     @classmethod
     def load(cls, folder: str | Path) -> VisionProbe:
-        """Read what `save` wrote; runs no code. ArtifactError, with a remedy, if missing, damaged or no probe."""
+        """Read what `save` wrote. No code in the folder is run.
+
+        Args:
+            folder: The folder of the probe.
+
+        Returns:
+            The probe.
+
+        Raises:
+            ArtifactError: A file is missing, damaged or not that of a probe.
+        """
         try:
             card, arrays = read_artifact(folder)
         except ArtifactError as error:
@@ -84,10 +115,10 @@ class VisionProbe:
                 raise ValueError("expected a vision probe with its texts and the fingerprint of its tower")
             return cls(tuple(texts), arrays["weights"], arrays["bias"], whole, tower, card)
         except (KeyError, ValueError) as error:
-            raise ArtifactError(f"{Path(folder) / CARD_FILE} is no vision probe ({error}); {REMEDY}") from error
+            raise ArtifactError(f"{Path(folder) / CARD_FILE} is not a vision probe ({error}); {REMEDY}") from error
 
 
 def probe_of(router: str | Path) -> VisionProbe | None:
-    """The probe that lies in a router artifact's folder, or None. ArtifactError if it cannot be used."""
+    """The probe in the folder of a router artifact, if there is one. Raises ArtifactError if it cannot be used."""
     folder = Path(router) / PROBE_FOLDER
     return VisionProbe.load(folder) if folder.is_dir() else None

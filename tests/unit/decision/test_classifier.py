@@ -86,7 +86,7 @@ def test_expected_tokens(classifier: ComplexityClassifier) -> None:
     assert prediction.tokens_thinking == pytest.approx(60, rel=0.15)  # the mean; the exponential of mean logs is 45
 
 
-def test_pace_is_that_of_the_records_and_fresh_each_time(classifier: ComplexityClassifier) -> None:
+def test_latency_is_that_of_the_records_and_fresh_each_time(classifier: ComplexityClassifier) -> None:
     assert classifier.latency.expected("instruct", 6) == pytest.approx(PREFILL + 6 * PER_TOKEN)
     assert classifier.latency.expected("thinking", 60) == pytest.approx(PREFILL + 60 * PER_TOKEN)
     assert classifier.latency is not classifier.latency

@@ -1,4 +1,4 @@
-"""Gain against price, the invariants of a decision, and the pace of a machine."""
+"""Gain against price, the invariants of a decision, and the latency model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SLOW = LatencyModel({"instruct": 0.01, "thinking": 0.01}, {"instruct": 0.1, "thi
 
 
 def predict(p_instruct: float, p_thinking: float, coverage: float = 1.0) -> Prediction:
-    """Thinking takes one second longer at the pace `SLOW`."""
+    """Thinking takes one second longer with the latencies `SLOW`."""
     return Prediction(p_instruct, p_thinking, 10, 110, coverage)
 
 
@@ -135,7 +135,7 @@ def test_as_dict_holds_every_field() -> None:
     assert values["caption"] == "a cat"
 
 
-def test_pace_starts_from_assumptions_and_follows_what_it_sees() -> None:
+def test_latency_starts_from_assumptions_and_follows_what_it_sees() -> None:
     latency = LatencyModel(clock=lambda: 0.0)
     assert latency.expected("thinking", 100) == pytest.approx(ASSUMED_PREFILL + 100 * ASSUMED_PER_TOKEN)
     latency.observe("thinking", 100, prefill_seconds=1.2, decode_seconds=12.0)
@@ -155,7 +155,7 @@ def test_an_answer_without_tokens_teaches_only_prefill() -> None:
     assert latency.to_dict()["prefill"]["instruct"] > ASSUMED_PREFILL
 
 
-def test_pace_survives_a_round_trip() -> None:
+def test_latency_survives_a_round_trip() -> None:
     latency = LatencyModel({"instruct": 0.01}, {"thinking": 2})
     assert LatencyModel.from_dict(json.loads(json.dumps(latency.to_dict()))).to_dict() == latency.to_dict()
 
@@ -177,12 +177,12 @@ def test_pace_survives_a_round_trip() -> None:
         lambda: LatencyModel().observe("fast", 1, 0, 0),
     ],
 )
-def test_wrong_paces_are_refused(make) -> None:
-    with pytest.raises(ValueError, match=r"must be|expected|unknown mode|a pace has"):
+def test_wrong_latency_models_are_refused(make) -> None:
+    with pytest.raises(ValueError, match=r"must be|expected|unknown mode|latency model has"):
         make()
 
 
-def test_pace_loses_nothing_between_threads() -> None:
+def test_latency_loses_nothing_between_threads() -> None:
     latency = LatencyModel({"instruct": 0.0}, {"instruct": 0.0}, weight=0.01, clock=lambda: 0.0)
     threads = [
         threading.Thread(target=lambda: [latency.observe("instruct", 1, 1.0, 1.0) for _ in range(500)])
@@ -195,7 +195,7 @@ def test_pace_loses_nothing_between_threads() -> None:
     assert latency.to_dict()["prefill"]["instruct"] == pytest.approx(1 - 0.99**2000)
 
 
-def test_what_must_be_read_first_counts_by_the_observed_pace() -> None:
+def test_what_must_be_read_first_counts_by_the_observed_latency() -> None:
     latency = LatencyModel({"instruct": 0.01, "thinking": 0.01}, {"instruct": 0.1, "thinking": 0.1}, clock=lambda: 0.0)
     assert latency.expected("thinking", 10, uncached_tokens=500) == latency.expected(
         "thinking", 10

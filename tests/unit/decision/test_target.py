@@ -13,7 +13,7 @@ from vlroute.decision.policy import Policy
 from vlroute.decision.target import Target
 from vlroute.decision.tradeoff import CalibrationSet, TradeoffCurve
 
-PACE = LatencyModel({"instruct": 0.01, "thinking": 0.01}, {"instruct": 0.0, "thinking": 0.0})
+LATENCY = LatencyModel({"instruct": 0.01, "thinking": 0.01}, {"instruct": 0.0, "thinking": 0.0})
 # Instruct writes 10 tokens (0.1 s), Thinking 110 (1.1 s): every thought costs one second
 GAINS = [0.6, 0.4, 0.2, -0.2, 0.1]
 RIGHT = [(0, 1), (0, 1), (0, 0), (1, 0), (1, 1)]
@@ -27,7 +27,7 @@ def records(gains: list[float] = GAINS, right: list[tuple[int, int]] = RIGHT, co
 
 
 def test_every_price_by_hand() -> None:
-    curve = TradeoffCurve(records(), PACE)
+    curve = TradeoffCurve(records(), LATENCY)
     assert curve.shares.tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
     assert curve.accuracies.tolist() == pytest.approx([0.4, 0.6, 0.8, 0.8, 0.8])
     assert curve.seconds.tolist() == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
@@ -59,13 +59,13 @@ def test_every_price_by_hand() -> None:
     ids=str,
 )
 def test_each_wish_by_hand(target: dict, share: float) -> None:
-    assert Target(**target).resolve(TradeoffCurve(records(), PACE)).thinking_share == pytest.approx(share)
+    assert Target(**target).resolve(TradeoffCurve(records(), LATENCY)).thinking_share == pytest.approx(share)
 
 
 def test_the_knee_is_where_the_curve_bends() -> None:
     gains = [0.9, 0.8, 0.3, 0.2, 0.1]
     right = [(0, 1), (0, 1), (0, 0), (0, 0), (0, 1)]
-    operating_point = Target(preset="knee").resolve(TradeoffCurve(records(gains, right), PACE))
+    operating_point = Target(preset="knee").resolve(TradeoffCurve(records(gains, right), LATENCY))
     assert operating_point.thinking_share == pytest.approx(0.4)
 
 
@@ -81,8 +81,9 @@ def test_wishes_that_make_no_sense(target: dict) -> None:
 
 
 def test_the_unsure_go_where_the_policy_sends_them() -> None:
-    assert TradeoffCurve(records(coverage=0.1), PACE, min_coverage=0.3).shares.tolist() == [0]
-    assert TradeoffCurve(records(coverage=0.1), PACE, min_coverage=0.3, fallback_mode="thinking").shares.tolist() == [1]
+    assert TradeoffCurve(records(coverage=0.1), LATENCY, min_coverage=0.3).shares.tolist() == [0]
+    curve = TradeoffCurve(records(coverage=0.1), LATENCY, min_coverage=0.3, fallback_mode="thinking")
+    assert curve.shares.tolist() == [1]
 
 
 def test_thinking_that_takes_no_longer_always_thinks_where_it_helps() -> None:
@@ -98,12 +99,12 @@ def test_thinking_that_takes_no_longer_always_thinks_where_it_helps() -> None:
 def test_each_point_is_what_the_policy_does(rows: list[tuple[float, float, int, int]], price: float) -> None:
     p = np.asarray([row[:2] for row in rows], np.float32)
     tokens = np.asarray([row[2:] for row in rows], np.float32)
-    curve = TradeoffCurve(CalibrationSet(p, tokens, p, tokens, np.ones(len(rows), np.float32)), PACE)
+    curve = TradeoffCurve(CalibrationSet(p, tokens, p, tokens, np.ones(len(rows), np.float32)), LATENCY)
     predictions = [
         Prediction(*map(float, ours), *map(float, t), coverage=1.0) for ours, t in zip(p, tokens, strict=True)
     ]
     for cut in {price, *curve.prices.tolist()}:
-        modes = [Policy(price=cut).decide(one, PACE).mode for one in predictions]
+        modes = [Policy(price=cut).decide(one, LATENCY).mode for one in predictions]
         # a gain that equals the threshold to the last bit may fall on either side
-        close = sum(abs(one.gain - Policy(price=cut).decide(one, PACE).threshold) < 1e-9 for one in predictions)
+        close = sum(abs(one.gain - Policy(price=cut).decide(one, LATENCY).threshold) < 1e-9 for one in predictions)
         assert abs(curve.at(cut).thinking_share * len(rows) - modes.count("thinking")) <= close + 1e-6
