@@ -43,7 +43,7 @@ def test_the_main_help_lists_commands_and_exit_codes() -> None:
 
 
 def test_every_command_is_in_the_docs() -> None:
-    page = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text("utf-8")
     assert [name for name in COMMANDS if f"| `{name}`" not in page] == []
 
 
