@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from PIL import Image
 from tests.conftest import SECONDS, task
 from vlroute import Router
 from vlroute.engine.cache.disk import DiskTier
+from vlroute.engine.cache.features import VisionFeatures
 from vlroute.engine.cache.vision import VisionCache, feature_key
 from vlroute.engine.local.checkpoint import Checkpoint
 from vlroute.inputs.media import Picture, Video
@@ -178,11 +178,12 @@ def test_tenants_share_nothing(checkpoint: Checkpoint, encoded: list[int]) -> No
     assert encoded == [1, 1]
 
 
-def test_a_hit_of_the_wrong_length_is_a_miss(checkpoint: Checkpoint, encoded: list[int]) -> None:
+def test_a_hit_of_the_wrong_length_is_a_miss(
+    checkpoint: Checkpoint, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = VisionCache()
     see(cache, checkpoint, PICTURES[0])
-    key, kept = next(iter(cache._kept.items()))
-    cache._kept[key] = replace(kept, grid=(1, 8, 6))
+    monkeypatch.setattr(VisionFeatures, "fits", lambda features, merge_size: len(encoded) > 1)
     assert see(cache, checkpoint, PICTURES[0])[0].shape[0] == 16
     assert encoded == [1, 1]
     assert cache.stats().bytes == ONE
