@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "benchmarks"
 POCKET = ROOT / "models" / "pocket"
 STARTED = time.monotonic()
+os.environ.setdefault("TQDM_DISABLE", "1")  # no bars of transformers in the processes that measure
 
 
 def argument_parser(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from openai import OpenAI
 from PIL import Image
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
@@ -129,7 +128,6 @@ def lookup_seconds(router: Router, picture: Image.Image) -> float:
 
 def measure_second_turn(folder: Path, side: int, dtype: str, repeats: int) -> SecondTurn:
     """Run the three engines on the checkpoints of `folder`, one after the other, each warmed up."""
-    transformers.utils.logging.disable_progress_bar()
     step(f"{side}²: loading")
     router = Router.from_pretrained(instruct=folder / "instruct", thinking=folder / "thinking", dtype=dtype).load()
     device = router.pair.instruct.device
