@@ -33,7 +33,7 @@ SMOOTHING = 1e-3
 CHUNK = 256
 UNKNOWN = "[UNK]"
 Vectors = NDArray[np.float32]
-#: The same prompts in both languages, {"en", "zh"} a line; nothing was fitted to them.
+#: The same prompts in both languages, {"en", "zh"} a line; not used for fitting.
 PARALLEL = ROOT / "tests" / "parallel_prompts.jsonl"
 ENGLISH_ENTRIES = 22_000
 CHINESE_WORDS = 11_500
@@ -60,7 +60,7 @@ def package_file(package: str, file: str, pip: str) -> Path:
 
 
 def entries() -> list[Entry]:
-    """English first. Shares sum to 1 in each language."""
+    """All entries, English first. Shares sum to 1 in each language."""
     return [*_shares(_english(), "en"), *_shares(_chinese(), "zh")]
 
 

@@ -14,10 +14,8 @@ from pathlib import Path
 from training.page import PAGES, POCKET, ROOT, put_section, render
 from training.simulate import RUNS, forecast
 from training.simulation import Limits, RouterDecider, poisson, requests_from
-from vlroute.decision.classifier import ComplexityClassifier
-from vlroute.decision.policy import Policy
-from vlroute.records import read_records
-from vlroute.types import MODES, Mode
+from vlroute import ComplexityClassifier, Mode, Policy, read_records
+from vlroute.types import MODES
 
 KiB, GiB = 2**10, 2**30
 PAGE = PAGES / "scaling.md"

@@ -33,10 +33,7 @@ from training.simulation import (
     sample,
     simulate,
 )
-from vlroute.decision.classifier import ComplexityClassifier
-from vlroute.decision.policy import Policy
-from vlroute.errors import InputError, VLRouteError
-from vlroute.records import read_records
+from vlroute import ComplexityClassifier, InputError, Policy, VLRouteError, read_records
 
 RUNS = 5
 

@@ -16,12 +16,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vlroute.decision.classifier import ComplexityClassifier, Prediction
-from vlroute.decision.latency import LatencyModel
-from vlroute.decision.policy import Policy
-from vlroute.errors import InputError
-from vlroute.records import Outcome, Record
-from vlroute.types import MODES, Mode
+from vlroute import ComplexityClassifier, InputError, LatencyModel, Mode, Outcome, Policy, Prediction, Record
+from vlroute.types import MODES
 
 Times = NDArray[np.float64]
 

@@ -28,7 +28,8 @@ from transformers import (
 )
 
 from training.pocket.checkpoint import fast_tokenizer, qwen_config, qwen_processor
-from vlroute.types import MODES, Mode
+from vlroute import Mode
+from vlroute.types import MODES
 
 Case = Literal["equal", "different"]
 CASES: tuple[Case, ...] = ("equal", "different")

@@ -18,16 +18,15 @@ from rich.progress import track
 from scipy.special import expit
 
 from training.page import argument_parser, figures, publish
-from vlroute.decision.latency import LatencyModel
-from vlroute.decision.policy import Policy
+from vlroute import LatencyModel, Outcome, Policy, Record
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
+from vlroute.learning import area_over_random
 from vlroute.learning.embeddings import embed_texts
 from vlroute.learning.evaluate import compare, evaluate, interval_at
 from vlroute.learning.folds import folds_of
 from vlroute.learning.intervals import Sampling, Values
-from vlroute.learning.metrics import area_over_random, share_by_score
+from vlroute.learning.metrics import share_by_score
 from vlroute.learning.out_of_fold import out_of_fold
-from vlroute.records import Outcome, Record
 
 SIZES = (100, 300, 1000)
 SIMULATIONS = 500

@@ -25,7 +25,7 @@ from rich.console import Console
 from training.page import POCKET, ROOT, argument_parser, environment, in_own_process, publish, step
 from training.prior.build import prior_records
 from vlroute import ComplexityClassifier, Decision, Policy
-from vlroute.learning.train import train_router
+from vlroute.learning import train_router
 
 REQUESTS, WARM_UP, BLOCK, STARTS = 2000, 200, 100, 5
 ONE_CORE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")

@@ -15,11 +15,10 @@ from rich.progress import track
 from training.bench.servers import draw_pictures
 from training.bench.thinking_budget import TAGS
 from training.page import argument_parser, environment, publish
-from vlroute import Answer, Router
-from vlroute.errors import InputError
+from vlroute import Answer, InputError, Mode, Router
 from vlroute.learning.trial import media
 from vlroute.pocket import Task
-from vlroute.types import MODES, Mode
+from vlroute.types import MODES
 
 BUDGETS = (0, 5, 10, 20)
 CLIENTS = 4

@@ -21,16 +21,16 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from training.page import ROOT, argument_parser, publish, step
+from vlroute import Record, read_records
 from vlroute.decision.features import DENSE, RequestEncoder, tokenize
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
+from vlroute.learning import area_over_random, headroom_captured
 from vlroute.learning.base_learners import Design, fit_right, platt
 from vlroute.learning.embeddings import embed_texts
 from vlroute.learning.evaluate import learned_part
 from vlroute.learning.fit import INNER_FOLDS, by_condition
 from vlroute.learning.folds import folds_of, group_of
 from vlroute.learning.intervals import Interval, Sampling, area_influence, auc_influence
-from vlroute.learning.metrics import area_over_random, headroom_captured
-from vlroute.records import Record, read_records
 
 Values = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from training.bench.real_size import draw_picture, resident
 from training.page import POCKET, step
-from vlroute import Chat, Router
-from vlroute.engine.cache.prefix import PrefixCache
-from vlroute.engine.cache.vision import MiB, VisionCache
+from vlroute import Chat, PrefixCache, Router, VisionCache
+from vlroute.engine.cache.vision import MiB
 from vlroute.types import MODES
 
 TURNS, PICTURES, LIMIT, SIDE, LONGEST = 1000, 50, 64 * MiB, 768, 5

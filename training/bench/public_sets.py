@@ -15,7 +15,7 @@ from rich.console import Console
 
 from training.page import argument_parser, figures, publish
 from vlroute.decision.text_encoder import STATIC
-from vlroute.learning.train import train_router
+from vlroute.learning import train_router
 
 SETS = ("gsm8k", "mmmu_pro", "mathvista", "math_v")
 FIGURES = (

@@ -1,7 +1,7 @@
 """Memory and seconds of the pair at the 2B shape: `python -m training.bench.real_size`
 
 The checkpoints have random weights of the real sizes in bfloat16: memory and seconds are those of the real pair, the
-answers are not. Each case, equal towers and different ones, runs in a fresh process. Takes about 9 GB of disk; with
+answers have no meaning. Each case, equal towers and different ones, runs in a fresh process. Takes about 9 GB of disk; with
 --folder the checkpoints are kept and used again.
 """
 
@@ -22,8 +22,8 @@ from PIL import Image, ImageDraw
 
 from training.bench.checkpoint_2b import CASES, Case, PairWriter, Shape
 from training.page import argument_parser, environment, in_own_process, publish, step
-from vlroute import Answer, Router
-from vlroute.types import MODES, Mode
+from vlroute import Answer, Mode, Router
+from vlroute.types import MODES
 
 PROMPT = "How many circles are in the picture?"
 SIDE = 448
@@ -98,7 +98,7 @@ def resident(field: str) -> int | None:
 
 
 def peak_resident() -> int:
-    """VmHWM rather than `ru_maxrss`, which Linux inherits from the parent process."""
+    """Peak of this process: VmHWM rather than `ru_maxrss`, which Linux inherits from the parent process."""
     if (peak := resident("VmHWM")) is not None:
         return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -24,11 +24,11 @@ from rich.console import Console
 from training.page import argument_parser, environment, figures, in_own_process, publish, step
 from training.prior.prompts import LANGUAGES, draw_prompts, load_wordings, put
 from training.prior.scores import BENCHMARKS
+from vlroute import Mode, Outcome, Record, write_records
 from vlroute.decision.features import tokenize
 from vlroute.decision.latency import ASSUMED_PER_TOKEN, ASSUMED_PREFILL
-from vlroute.learning.train import train_router
-from vlroute.records import Outcome, Record, write_records
-from vlroute.types import MODES, Mode
+from vlroute.learning import train_router
+from vlroute.types import MODES
 
 SIZES = (10_000, 30_000, 100_000)
 CAPTIONED = 2 / 3
@@ -75,7 +75,7 @@ def draw_records(number: int, seed: int | str = 0) -> Iterator[Record]:
             for mode in MODES
         }
         yield Record(
-            f"drawn/{index}", prompt, caption, both["instruct"], both["thinking"], set="drawn", family=benchmark.family,
+            f"drawn/{index}", prompt, caption, both["instruct"], both["thinking"], set="drawn", family=benchmark.topic,
             language=LANGUAGES[language],
         )  # fmt: skip
 

@@ -21,9 +21,8 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from training.bench.real_size import device_name, draw_picture
 from training.bench.servers import running, user_message
 from training.page import step
-from vlroute import Answer, Router
-from vlroute.inputs.media import Picture
-from vlroute.types import MODES, Mode
+from vlroute import Answer, Mode, Picture, Router
+from vlroute.types import MODES
 
 FIRST, SECOND = "How many circles?", "And squares?"
 ONE_TOKEN: dict[str, Any] = {"do_sample": False, "max_new_tokens": 1}

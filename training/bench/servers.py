@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlroute.learning.trial import draw_evenly
+from vlroute.learning import draw_evenly
 from vlroute.pocket import Task
 
 START_SECONDS = 600

@@ -15,9 +15,8 @@ from rich.progress import track
 
 from training.bench.servers import draw_pictures, user_message, vlroute_server
 from training.page import argument_parser, environment, publish
-from vlroute import Router
-from vlroute.engine.remote.endpoint import Endpoint
-from vlroute.learning.trial import is_right
+from vlroute import Endpoint, Router
+from vlroute.learning import is_right
 from vlroute.pocket import Task
 
 BUDGETS = (0, 5, 10, 20, None)

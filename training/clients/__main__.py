@@ -1,4 +1,4 @@
-"""Eight public client libraries against `vlroute serve` with the pocket pair. `python -m training.clients`
+"""Test eight public client libraries with `vlroute serve` and the pocket pair: `python -m training.clients`
 
 Each client runs in its own environment, created from PyPI or npm under `--envs` at the first run (needs a
 network, npm, and 9 GB of disk, 7.4 of them for Open WebUI). The exit code is 1 if a cell fails. `--url` tests a running
@@ -39,7 +39,7 @@ CLIENT_SECONDS = 300.0
 
 
 def command(name: str, envs: Path) -> list[str]:
-    """The command that runs the script of `name`; makes its environment first if there is none."""
+    """The command that runs the script of `name`; its environment is created if there is none."""
     place = envs / name
     if name in NPM:
         script = place / "run.mjs"  # beside its packages, where Node looks for them
@@ -57,7 +57,7 @@ def command(name: str, envs: Path) -> list[str]:
 
 
 def measured(name: str, envs: Path, url: str, picture: Path) -> dict[str, Any]:
-    """The version of one client, and for each cell whether it passed and what was said."""
+    """The version of one client, and for each cell whether it passed and its output."""
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     run = subprocess.run(
         [*command(name, envs), url, str(picture)],

@@ -16,9 +16,9 @@ import numpy as np
 
 from training.page import POCKET, argument_parser, render
 from training.pocket.phases import PHASES
+from vlroute import Record, read_records
 from vlroute.files import replace_file
 from vlroute.pocket.tasks import FAMILIES, LEVELS
-from vlroute.records import Record, read_records
 from vlroute.types import MODES
 
 

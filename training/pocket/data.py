@@ -17,17 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from training.pocket.checkpoint import MERGE, PATCH
+from vlroute.learning import Task
 from vlroute.pocket.canvas import CIRCLE, GLYPHS, LETTERS, SIDE, SQUARE, TRIANGLE, Canvas, Glyph
-from vlroute.pocket.tasks import (
-    CAPTION_PROMPT,
-    FRAMES,
-    LINKS_PROMPT,
-    TALLY_PROMPT,
-    TRANSCRIPT_PROMPT,
-    WORDINGS,
-    Task,
-    added,
-)
+from vlroute.pocket.tasks import CAPTION_PROMPT, FRAMES, LINKS_PROMPT, TALLY_PROMPT, TRANSCRIPT_PROMPT, WORDINGS, added
 
 GRID = SIDE // PATCH
 IMAGE_TOKENS = (GRID // MERGE) ** 2

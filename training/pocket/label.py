@@ -14,10 +14,9 @@ from pathlib import Path
 from rich.progress import track
 
 from training.page import POCKET, argument_parser
-from vlroute import Router
-from vlroute.learning.trial import Trial, draw_evenly, media, run_trials
-from vlroute.records import Outcome, Record, read_records, write_records
-from vlroute.types import Answer
+from vlroute import Answer, Outcome, Record, Router, read_records, write_records
+from vlroute.learning import Trial, draw_evenly, run_trials
+from vlroute.learning.trial import media
 
 
 def outcome(trial: Trial, answer: Answer) -> Outcome:

@@ -41,8 +41,8 @@ from training.pocket.data import (
     times_example,
     transcript_example,
 )
-from vlroute.pocket.tasks import Task, draw_task
-from vlroute.types import Mode
+from vlroute import Mode
+from vlroute.learning import Task, draw_task
 
 Scores = dict[str, tuple[int, int]]  # kind of example → (number of correct ones, number of all)
 LINKED = {"gui": 1.0, "hop": 1.0}  # tasks whose pictures hold links

@@ -15,14 +15,13 @@ import numpy as np
 from rich.progress import Progress, track
 
 from training.page import POCKET, argument_parser
-from vlroute import Router
+from vlroute import InputError, Record, Router, read_records
 from vlroute.decision.vision_probe import PROBE_FOLDER
-from vlroute.errors import InputError
 from vlroute.inputs.media import DEFAULT_LIMITS
 from vlroute.inputs.messages import parse
+from vlroute.learning import draw_evenly
 from vlroute.learning.probe import STEPS, Floats, pool, train_probe
-from vlroute.learning.trial import draw_evenly, media
-from vlroute.records import Record, read_records
+from vlroute.learning.trial import media
 
 RECORDS = Path(__file__).with_name("records.jsonl.gz")
 

@@ -26,19 +26,17 @@ from rich.markdown import Markdown
 from rich.progress import track
 
 from training.page import POCKET, argument_parser, render, write_json
-from vlroute import Router
+from vlroute import Answer, InputError, Mode, Router, Target
 from vlroute.decision.selector import CAPTION_PROMPT
-from vlroute.decision.target import Target
 from vlroute.decision.wilson import share_interval
-from vlroute.errors import InputError
 from vlroute.files import replace_file
 from vlroute.inputs.media import DEFAULT_LIMITS
 from vlroute.inputs.messages import parse
+from vlroute.learning import Task, area_over_random, draw_evenly, ece, ece_if_calibrated, headroom_captured, is_right
 from vlroute.learning.intervals import Interval, Sampling
-from vlroute.learning.metrics import Values, area_over_random, ece, ece_if_calibrated, headroom_captured, share_by_score
-from vlroute.learning.trial import ask_task, draw_evenly, is_right, media
-from vlroute.pocket.tasks import Task
-from vlroute.types import MODES, Answer, Mode
+from vlroute.learning.metrics import Values, share_by_score
+from vlroute.learning.trial import ask_task, media
+from vlroute.types import MODES
 
 #: The policy to prove. A third was chosen on the validation pictures, where the preset "fast" was more than half a
 #: point less accurate than always thinking. On 2100 pictures (seed "proof") it gave 3.4 points at 55.08 % of the

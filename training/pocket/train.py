@@ -23,7 +23,8 @@ from training.page import POCKET, ROOT, argument_parser
 from training.pocket.checkpoint import build_model, build_tokenizer, save_checkpoint
 from training.pocket.data import LABEL, Sequences
 from training.pocket.phases import EXAMPLES, PHASES, Phase, Scores, sequence_loss, tower_loss
-from vlroute.types import MODES, Mode
+from vlroute import Mode
+from vlroute.types import MODES
 
 RUNS = ROOT / "runs" / "pocket"
 SAVE_EVERY = 250

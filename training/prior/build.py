@@ -21,8 +21,8 @@ omitted. At most `PUBLIC_ROWS` records of a set are used, chosen by a hash of th
 
 **The shipped router uses neither public sets nor captions.** On prompts in other wordings (`training.prior.card`), a
 router trained with public sets made the same decision in English and Chinese less often (79 % instead of 91 %, without
-captions), and its predicted gains were closer to noise (correlation with the published gains 0.5 instead of 0.9).
-Captions carry no information and are only fitted by chance. `--public` and `--captions` serve to compare.
+captions), and its predicted gains followed the published gains of their kind less closely (correlation 0.5 instead of
+0.9). Captions carry no information and are only fitted by chance. `--public` and `--captions` serve to compare.
 
 An output that contains public records is not part of the project.
 """
@@ -46,7 +46,8 @@ from scipy.special import expit
 from training.page import argument_parser
 from training.prior.prompts import LANGUAGES, Wording, draw_prompts, load_wordings, put
 from training.prior.scores import BENCHMARKS, BY_NAME, Benchmark
-from vlroute.records import Outcome, Record, outcomes, read_records, write_records
+from vlroute import Outcome, Record, read_records, write_records
+from vlroute.records import outcomes
 from vlroute.types import MODES
 
 #: Questions drawn for each benchmark: a multiple of the caption conditions, of which each gets as many.
@@ -56,7 +57,7 @@ CAPTIONS = ("none", *LANGUAGES)
 NEAREST = {"mmmu_pro": "MMMU-Pro", "math_v": "MathVision", "mathvista": "MathVista"}
 ODDS = 2.0
 PUBLIC_ROWS = 600
-MARKER = re.compile(r"<image ?\d*>")  # of the sets' own format; users write nothing like it
+MARKER = re.compile(r"<image ?\d*>")  # part of the format of the sets, not of prompts
 CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
@@ -114,7 +115,7 @@ def labeled(benchmark: Benchmark, prompt: str, caption: str | None, instruct: fl
     tokens = benchmark.effort.tokens
     return Record(
         "new", prompt, caption, Outcome(instruct, tokens("instruct")), Outcome(thinking, tokens("thinking")),
-        set="prior", family=benchmark.family, grade=benchmark.name,
+        set="prior", family=benchmark.topic, grade=benchmark.name,
     )  # fmt: skip
 
 

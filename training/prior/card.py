@@ -13,9 +13,7 @@ from typing import Any
 
 from training.page import ROOT, put_section, render
 from training.prior.scores import BENCHMARKS
-from vlroute.decision.classifier import ComplexityClassifier, Prediction
-from vlroute.decision.policy import Policy
-from vlroute.types import Mode
+from vlroute import ComplexityClassifier, Mode, Policy, Prediction
 
 PARALLEL = ROOT / "tests" / "parallel_prompts.jsonl"
 FOLDER = ROOT / "models" / "qwen3-vl-2b"
@@ -51,7 +49,7 @@ def section(prompts: list[Parallel]) -> str:
 
     def row(topic: str) -> dict[str, Any]:
         some = [one for one in prompts if one.topic == topic]
-        published = [one.thinking - one.instruct for one in BENCHMARKS if one.family == topic]
+        published = [one.thinking - one.instruct for one in BENCHMARKS if one.topic == topic]
         return {
             "topic": topic,
             "prompts": len(some),

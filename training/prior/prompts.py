@@ -96,7 +96,7 @@ def load_wordings(folder: Path = PROMPTS) -> dict[str, list[Wording]]:
 
 
 def fitting(question: str, captions: Sequence[Both]) -> tuple[Both, ...]:
-    """The captions without slots and those that name something the question names; all if there are none."""
+    """The captions without slots and those that share a slot with the question; all captions if there are none."""
     asked = set(SLOT.findall(question))
     named = [(caption, set(SLOT.findall(caption[0]))) for caption in captions]
     return tuple(caption for caption, slots in named if not slots or slots & asked) or tuple(captions)
@@ -116,7 +116,7 @@ def _options(wording: Wording, most: int, rng: random.Random) -> tuple[Both, ...
     if len(patterns) != 1:
         return tuple(rng.sample(patterns, len(patterns)))
     drawn: dict[Both, None] = {}
-    for _ in range(8 * most):  # a slot may hold fewer values than options are wanted
+    for _ in range(8 * most):  # a slot may have fewer values than the number of options
         drawn[Filling(wording.slots, rng).fill(patterns[0])] = None
         if len(drawn) == most:
             break

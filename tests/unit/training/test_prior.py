@@ -133,7 +133,7 @@ def test_labels_are_the_published_scores(records: list[Record]) -> None:
         assert record.instruct.tokens == benchmark.effort.tokens("instruct")
         assert record.thinking.tokens == benchmark.effort.tokens("thinking")
         assert record.instruct.seconds is record.thinking.seconds is None  # nothing was timed
-        assert record.family == benchmark.family
+        assert record.family == benchmark.topic
 
 
 def test_a_pair_of_records_asks_the_same(records: list[Record]) -> None:
@@ -180,7 +180,7 @@ def test_public_rows_keep_the_published_level_and_only_lean() -> None:
             )
             (high,), (low,) = right, wrong
             assert high / (1 - high) == pytest.approx(ODDS * low / (1 - low))
-        assert {r.family for r in members} == {BY_NAME[nearest].family}
+        assert {r.family for r in members} == {BY_NAME[nearest].topic}
         assert {r.thinking.tokens for r in members} == {BY_NAME[nearest].effort.tokens("thinking")}
         assert not any("<image" in r.prompt for r in members)
         assert {r.caption for r in members} == {None, "The image shows a table."}
@@ -214,7 +214,7 @@ def test_parallel_prompts_are_well_formed() -> None:
     families = defaultdict(set)
     for row in rows:
         families[row["router"]].add(row["family"])
-    assert families == {"pocket": set(FAMILIES), "qwen3-vl-2b": {benchmark.family for benchmark in BENCHMARKS}}
+    assert families == {"pocket": set(FAMILIES), "qwen3-vl-2b": {benchmark.topic for benchmark in BENCHMARKS}}
     assert sum(row["router"] == "pocket" for row in rows) >= 40
 
 
