@@ -42,6 +42,6 @@ def test_the_pairs_name_brings_it_with_a_warning(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING, logger="vlroute"):
         *_, router = resolve_pair("Qwen/Qwen3-VL-2B", None, None, None)
     assert router == shipped("qwen3-vl-2b/router")
-    assert "not from this pair's own answers" in caplog.text
+    assert "published scores" in caplog.text
     assert resolve_pair("Qwen/Qwen3-VL-4B", None, None, None)[2] is None
     assert resolve_pair("Qwen/Qwen3-VL-2B", None, None, "mine")[2] == "mine"

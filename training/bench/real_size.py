@@ -1,8 +1,8 @@
 """Memory and seconds of the pair at the 2B shape: `python -m training.bench.real_size`
 
 The checkpoints have random weights of the real sizes in bfloat16: memory and seconds are those of the real pair, the
-answers have no meaning. Each case, equal towers and different ones, runs in a fresh process. Takes about 9 GB of disk; with
---folder the checkpoints are kept and used again.
+answers have no meaning. Each case, equal towers and different ones, runs in a fresh process. Takes about 9 GB of disk;
+with --folder the checkpoints are kept and used again.
 """
 
 from __future__ import annotations
