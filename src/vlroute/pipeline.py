@@ -310,9 +310,9 @@ class Pipeline:
                     emit(Decided(decision, id))
                 reply = request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
         if reply.finish_reason != "cancelled":
-            uncached_tokens = None if reply.prompt_tokens is None else reply.prompt_tokens - reply.cached_tokens
+            prefilled = None if reply.prompt_tokens is None else reply.prompt_tokens - reply.cached_tokens
             self.selector.observe(
-                decision.mode, reply.completion_tokens, reply.prefill_seconds, reply.decode_seconds, uncached_tokens
+                decision.mode, reply.completion_tokens, reply.prefill_seconds, reply.decode_seconds, prefilled
             )
         if reply.note:
             decision = replace(decision, reason=f"{decision.reason}; {reply.note}")
