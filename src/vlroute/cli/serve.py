@@ -97,9 +97,9 @@ def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **
     """Serve until interrupted. Raises an error if the server cannot start or the models cannot be loaded.
 
     Args:
-        settings: settings of the server.
-        page: whether the web page is served; "wanted": if its packages are installed.
-        model: arguments of `Router.from_pretrained`, its `name` as `model`.
+        settings: Settings of the server.
+        page: Whether the web page is served; "wanted": if its packages are installed.
+        **model: Arguments of `Router.from_pretrained`, its `name` as `model`.
     """
     try:
         import uvicorn

@@ -31,9 +31,9 @@ def create_app(
     and the state "failed" until the process is restarted.
 
     Args:
-        router: the router that answers.
-        settings: limits and keys; by default those of `ServerSettings`.
-        on_failure: called with the error, in another thread, if the models cannot be loaded; by default, the error is
+        router: The router that answers.
+        settings: Limits and keys; by default those of `ServerSettings`.
+        on_failure: Called with the error, in another thread, if the models cannot be loaded; by default, the error is
             logged. `vlroute serve` uses it to end the process.
 
     Returns:
@@ -70,7 +70,7 @@ def mount_page(app: FastAPI) -> FastAPI:
     If the server has API keys, the page asks for a login: any user name, and a key as the password.
 
     Args:
-        app: an application of `create_app`.
+        app: An application of `create_app`.
 
     Returns:
         The same application.

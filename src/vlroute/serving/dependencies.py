@@ -30,7 +30,7 @@ class APIKeys:
         """Namespace of the caller's caches.
 
         Args:
-            authorization: the Authorization header.
+            authorization: The Authorization header.
 
         Returns:
             A digest of the key; "" if the server needs no key.

@@ -37,10 +37,10 @@ class APIError(VLRouteError):
 
     Args:
         status: HTTP status.
-        message: what is wrong, for the client.
-        code: a short name that programs can compare.
-        param: the field at fault, if it is one.
-        headers: headers of the response.
+        message: What is wrong, for the client.
+        code: A short name that programs can compare.
+        param: The field at fault, if it is one.
+        headers: Headers of the response.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ def api_error(error: BaseException) -> APIError:
     """Convert any error into one for the client. Faults of the server are logged in full.
 
     Args:
-        error: the error that ended a request.
+        error: The error that ended a request.
 
     Returns:
         `error` itself if it is an APIError, otherwise one with what a client may know.
@@ -102,8 +102,8 @@ def error_response(error: BaseException, count: Count = lambda status, code: Non
     """Create the response for an error and count it.
 
     Args:
-        error: any error, see `api_error`.
-        count: called with status and code.
+        error: Any error, see `api_error`.
+        count: Called with status and code.
 
     Returns:
         The response.
@@ -117,8 +117,8 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
     """Send every expected error of an application in this shape.
 
     Args:
-        app: the application.
-        count: called with status and code of each error.
+        app: The application.
+        count: Called with status and code of each error.
     """
 
     async def validation_error(_: Request, error: Exception) -> JSONResponse:

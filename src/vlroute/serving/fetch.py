@@ -27,8 +27,8 @@ class Fetcher:
     An address is parsed once, by the library that connects: two parsers could disagree on the host.
 
     Args:
-        allowed: hosts, as `host` or `host:port`.
-        seconds: time limit of one download.
+        allowed: Hosts, as `host` or `host:port`.
+        seconds: Time limit of one download.
     """
 
     def __init__(self, allowed: Sequence[str], seconds: float) -> None:
@@ -39,15 +39,15 @@ class Fetcher:
         """Download one file.
 
         Args:
-            address: its URL.
-            max_bytes: maximum size.
+            address: Its URL.
+            max_bytes: Maximum size.
 
         Returns:
             The content of the file.
 
         Raises:
-            UnreadableMediaError: the host is not allowed, or the file cannot be downloaded.
-            LimitError: the file is too large.
+            UnreadableMediaError: The host is not allowed, or the file cannot be downloaded.
+            LimitError: The file is too large.
         """
         url = self._checked(address)
         try:
@@ -95,15 +95,15 @@ async def embed_media(messages: Messages, fetcher: Fetcher, settings: ServerSett
     """Download the pictures and videos that messages refer to.
 
     Args:
-        messages: the messages of a request.
-        fetcher: downloads files.
-        settings: limits of the number and size of files.
+        messages: The messages of a request.
+        fetcher: Downloads files.
+        settings: Limits of the number and size of files.
 
     Returns:
         The messages with data in place of network addresses.
 
     Raises:
-        InputError: a file cannot be downloaded or is over a limit.
+        InputError: A file cannot be downloaded or is over a limit.
     """
     limits, left = settings.limits, {"image": settings.limits.max_images, "video": settings.limits.max_videos}
     max_bytes = {"image": limits.max_bytes, "video": limits.max_video_bytes}
@@ -138,9 +138,9 @@ def preparer(
     """Create the function that makes the conversation. It runs in the thread that answers: decoding pictures is slow.
 
     Args:
-        messages: the messages, without network addresses.
-        settings: limits of the request.
-        sampling: see `parse`.
+        messages: The messages, without network addresses.
+        settings: Limits of the request.
+        sampling: See `parse`.
 
     Returns:
         The function; it raises InputError for invalid messages.

@@ -44,8 +44,8 @@ class Metrics:
         """Count an answer.
 
         Args:
-            answer: the answer.
-            seconds: time from the arrival of the request to the end of the answer.
+            answer: The answer.
+            seconds: Time from the arrival of the request to the end of the answer.
         """
         mode, decision = answer.decision.mode, answer.decision
         self.answers.labels(mode, decision.stage, str(decision.forced).lower(), answer.finish_reason).inc()
@@ -69,7 +69,7 @@ class Metrics:
         """Export the statistics of the caches.
 
         Args:
-            read: returns the statistics by name of the cache ("vision", "prefix"); None while no model is loaded.
+            read: Returns the statistics by name of the cache ("vision", "prefix"); None while no model is loaded.
         """
         self.registry.register(_Caches(read))
 

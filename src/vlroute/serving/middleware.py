@@ -27,11 +27,11 @@ class RequestGuard:
     logged once.
 
     Args:
-        app: the wrapped application.
-        guarded: prefixes of the guarded paths.
-        max_body: maximum size of a request body in bytes.
-        local_only: whether only local host names are accepted.
-        count: called with status and code of each refusal.
+        app: The wrapped application.
+        guarded: Prefixes of the guarded paths.
+        max_body: Maximum size of a request body in bytes.
+        local_only: Whether only local host names are accepted.
+        count: Called with status and code of each refusal.
     """
 
     def __init__(self, app: ASGIApp, guarded: Sequence[str], max_body: int, local_only: bool, count: Count) -> None:

@@ -222,8 +222,8 @@ class ChatRequest(Fields):
         """Convert the fields to options for the router.
 
         Args:
-            settings: limits of the server.
-            namespace: namespace of the caller's caches.
+            settings: Limits of the server.
+            namespace: Namespace of the caller's caches.
 
         Returns:
             The options.
@@ -342,7 +342,7 @@ def mode_of(model: str) -> Mode | None:
     """The mode that the name of a model stands for.
 
     Args:
-        model: the field `model` of a request.
+        model: The field `model` of a request.
 
     Returns:
         The mode; None for "auto".

@@ -40,11 +40,11 @@ class ThreadStream(Generic[T]):
     """Items that a thread produces, read by `next` on the event loop that created the stream.
 
     Args:
-        pool: runs `work`.
-        work: produces items: it calls its argument with each of them.
-        cancel: ends `work` early; it is set after `seconds` or by `close`.
-        ended: called when `work` has ended or was never started.
-        seconds: time limit.
+        pool: Runs `work`.
+        work: Produces items: it calls its argument with each of them.
+        cancel: Ends `work` early; it is set after `seconds` or by `close`.
+        ended: Called when `work` has ended or was never started.
+        seconds: Time limit.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class Service:
     within one token when the client disconnects or the deadline passes.
 
     Args:
-        router: answers the requests.
-        settings: limits and keys.
-        on_failure: called with the error if the models cannot be loaded.
+        router: Answers the requests.
+        settings: Limits and keys.
+        on_failure: Called with the error if the models cannot be loaded.
     """
 
     def __init__(self, router: Router, settings: ServerSettings, on_failure: Callable[[BaseException], Any]) -> None:
@@ -170,8 +170,8 @@ class Service:
         """Answer one request. Cancelling this coroutine cancels the answer.
 
         Args:
-            prepare: makes the conversation, in the thread that answers.
-            options: options of the request.
+            prepare: Makes the conversation, in the thread that answers.
+            options: Options of the request.
             arrived: `time.perf_counter()` when the request arrived.
 
         Returns:
@@ -180,7 +180,7 @@ class Service:
         Raises:
             APIError: 429 if too many requests are admitted, 503 if the server is not ready or shuts down, 504 if the
                 deadline passed.
-            InputError: raised by `prepare`.
+            InputError: Raised by `prepare`.
         """
         cancel = self._admit()
 
@@ -204,8 +204,8 @@ class Service:
         """Start to answer one request.
 
         Args:
-            prepare: makes the conversation, in the thread that answers.
-            options: options of the request.
+            prepare: Makes the conversation, in the thread that answers.
+            options: Options of the request.
             arrived: `time.perf_counter()` when the request arrived.
 
         Returns:

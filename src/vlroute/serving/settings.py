@@ -37,7 +37,7 @@ class ServerSettings:
         fetch_seconds: Time limit for fetching one picture or video.
 
     Raises:
-        ValueError: a value is out of range, or `host` is not a loopback address and there is no key.
+        ValueError: A value is out of range, or `host` is not a loopback address and there is no key.
     """
 
     host: str = "127.0.0.1"
@@ -114,7 +114,7 @@ class ClusterSettings:
         server: Keys, limits and deadline of each ingress; its `max_num_seqs` is computed from that of the replicas.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: A value is out of range.
     """
 
     model: str | None = None
@@ -162,14 +162,14 @@ class ClusterSettings:
         """Read the strings of a command line or the values of a file.
 
         Args:
-            args: fields of this class and of ServerSettings by their names.
-            server: fields of ServerSettings that `args` must not contain.
+            args: Fields of this class and of ServerSettings by their names.
+            server: Fields of ServerSettings that `args` must not contain.
 
         Returns:
             The settings.
 
         Raises:
-            ValueError: a name is unknown or a value is invalid.
+            ValueError: A name is unknown or a value is invalid.
         """
         from pydantic import TypeAdapter
 

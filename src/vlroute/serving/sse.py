@@ -24,9 +24,9 @@ def completion(answer: Answer, ignored: Sequence[str], hide_reasoning: bool = Fa
     """One answer as a `chat.completion`.
 
     Args:
-        answer: the answer.
-        ignored: names of the request's fields that have no effect.
-        hide_reasoning: whether to leave out the reasoning.
+        answer: The answer.
+        ignored: Names of the request's fields that have no effect.
+        hide_reasoning: Whether to leave out the reasoning.
 
     Returns:
         The JSON object.
@@ -62,8 +62,8 @@ def decision_headers(id: str, decision: Decision) -> dict[str, str]:
     """The decision as headers, for clients that do not read the body.
 
     Args:
-        id: id of the answer.
-        decision: the decision.
+        id: Id of the answer.
+        decision: The decision.
 
     Returns:
         Headers of the response.
@@ -80,10 +80,10 @@ class Chunks:
     """Converts the events of one stream to `chat.completion.chunk`s.
 
     Args:
-        decided: the first event.
-        with_usage: whether the last chunk contains token counts.
-        ignored: names of the request's fields that have no effect.
-        hide_reasoning: whether to leave out the reasoning.
+        decided: The first event.
+        with_usage: Whether the last chunk contains token counts.
+        ignored: Names of the request's fields that have no effect.
+        hide_reasoning: Whether to leave out the reasoning.
     """
 
     def __init__(
@@ -131,10 +131,10 @@ class EventStream(EventSourceResponse):
     """The answer as server-sent events. Generation stops as soon as the response ends, for whatever reason.
 
     Args:
-        events: the events after the first one.
-        chunks: converts them.
-        count: called with status and code of an error within the stream.
-        headers: headers of the response.
+        events: The events after the first one.
+        chunks: Converts them.
+        count: Called with status and code of an error within the stream.
+        headers: Headers of the response.
     """
 
     def __init__(self, events: ThreadStream[Event], chunks: Chunks, count: Count, headers: dict[str, str]) -> None:

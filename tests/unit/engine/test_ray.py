@@ -17,6 +17,7 @@ from ray.exceptions import ActorDiedError
 
 from vlroute.engine.protocol import Reply
 from vlroute.engine.remote.ray import RayEngine, RayRequest, ReplicaLostError, affinity_key
+from vlroute.errors import ModeUnavailableError
 from vlroute.inputs.messages import parse
 
 PICTURES = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
@@ -111,6 +112,12 @@ def test_a_cancelled_request_ends(request_of: Callable[..., RayRequest]) -> None
 def test_errors_of_the_replica_are_raised_unchanged(request_of: Callable[..., RayRequest]) -> None:
     with pytest.raises(ValueError, match="wrong"):
         request_of([ValueError("wrong")]).answer("instruct", {})
+
+
+def test_without_a_replica_there_is_no_caption(request_of: Callable[..., RayRequest]) -> None:
+    with pytest.raises(ModeUnavailableError):
+        request_of(TimeoutError()).caption(parse("How many?", PICTURES[:1]).pictures[0], "What is it?")
+    assert request_of(TimeoutError()).uncached_tokens() is None
 
 
 def test_pictures_encoded_for_a_caption_count(request_of: Callable[..., RayRequest]) -> None:

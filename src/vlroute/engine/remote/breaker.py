@@ -17,10 +17,10 @@ class Breaker:
     breaker or opens it again. Each failed attempt doubles the next pause.
 
     Args:
-        failures: number of failures in a row that open it.
-        pause: first pause in seconds.
-        max_pause: longest pause in seconds.
-        clock: returns the time in seconds.
+        failures: Number of failures in a row that open it.
+        pause: First pause in seconds.
+        max_pause: Longest pause in seconds.
+        clock: Returns the time in seconds.
     """
 
     def __init__(

@@ -61,10 +61,10 @@ class RemoteEngine:
     """An engine over one endpoint per mode. A thread of its own reads their streams. Thread-safe.
 
     Args:
-        endpoints: the endpoint of each mode.
+        endpoints: The endpoint of each mode.
 
     Raises:
-        MissingExtraError: the openai package is missing.
+        MissingExtraError: The openai package is missing.
     """
 
     remote = True
@@ -91,14 +91,14 @@ class RemoteEngine:
         """Create an engine.
 
         Args:
-            instruct: endpoint of Instruct, or (base URL, name of the model).
-            thinking: the same for Thinking.
+            instruct: Endpoint of Instruct, or (base URL, name of the model).
+            thinking: The same for Thinking.
 
         Returns:
             The engine.
 
         Raises:
-            ValueError: see `Endpoint.of`.
+            ValueError: See `Endpoint.of`.
         """
         return cls({"instruct": Endpoint.of(instruct), "thinking": Endpoint.of(thinking)})
 
@@ -124,7 +124,7 @@ class RemoteEngine:
             The state of both endpoints. The breaker of a server that answers is closed.
 
         Raises:
-            RouterClosedError: the engine was closed.
+            RouterClosedError: The engine was closed.
         """
         if self._closed:
             raise RouterClosedError
@@ -139,10 +139,10 @@ class RemoteEngine:
         """Read one stream in the engine's thread.
 
         Args:
-            mode: whose endpoint is asked.
-            body: see `Endpoint.body`.
-            headers: headers of the request.
-            put: called with each chunk, or an exception, and finally None.
+            mode: Whose endpoint is asked.
+            body: See `Endpoint.body`.
+            headers: Headers of the request.
+            put: Called with each chunk, or an exception, and finally None.
 
         Returns:
             A future, whose cancellation ends the request.
@@ -250,18 +250,18 @@ class RemoteRequest:
         """See `protocol.EngineRequest`. Time in the server's queue counts as prefill.
 
         Args:
-            mode: which endpoint answers.
-            settings: generation settings.
-            on_piece: called with each new piece of text.
-            cancel: cancels the answer when set.
+            mode: Which endpoint answers.
+            settings: Generation settings.
+            on_piece: Called with each new piece of text.
+            cancel: Cancels the answer when set.
 
         Returns:
             The answer.
 
         Raises:
-            ModeUnavailableError: the endpoint is down, overloaded, skipped by its breaker, or ended its stream early.
-            EndpointError: it refuses the key, the model or the address.
-            InputError: it refuses the request.
+            ModeUnavailableError: The endpoint is down, overloaded, skipped by its breaker, or ended its stream early.
+            EndpointError: It refuses the key, the model or the address.
+            InputError: It refuses the request.
         """
         endpoint, breaker = self.engine.endpoints[mode], self.engine.breakers[mode]
         if settings.get("do_sample"):  # endpoints take no do_sample, and may be greedy by default

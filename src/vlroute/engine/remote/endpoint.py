@@ -45,22 +45,22 @@ class Endpoint:
 
     Args:
         base_url: `http(s)://host:port/v1`.
-        model: the name under which the server knows the model.
-        api_key: sent as a bearer token.
-        headers: sent with each request. A callable gets the conversation, so that a proxy can keep it on one replica:
+        model: The name under which the server knows the model.
+        api_key: Sent as a bearer token.
+        headers: Sent with each request. A callable gets the conversation, so that a proxy can keep it on one replica:
             `lambda conversation: {"x-session-id": conversation.key}`.
-        connect_seconds: longest time until the connection is made.
-        read_seconds: longest time until the first token, including retries.
-        idle_seconds: longest time between two tokens; `read_seconds` is used if it is shorter.
-        retries: how often a request is retried before its first token, with growing pauses.
-        budget_field: the name under which the server takes a thinking budget in tokens, with dots if it is nested:
+        connect_seconds: Longest time until the connection is made.
+        read_seconds: Longest time until the first token, including retries.
+        idle_seconds: Longest time between two tokens; `read_seconds` is used if it is shorter.
+        retries: How often a request is retried before its first token, with growing pauses.
+        budget_field: The name under which the server takes a thinking budget in tokens, with dots if it is nested:
             `thinking_budget` (vlroute serve), `thinking_token_budget` (vLLM), `thinking_budget_tokens` (llama.cpp),
             `custom_params.thinking_budget` (SGLang). Without one, budgets are not sent.
         reasoning: "parsed" if the server has a reasoning parser, "raw" if it sends reasoning as text that ends with
             `</think>`, "auto" to detect this from its streams.
 
     Raises:
-        ValueError: a value is out of range, or of the wrong type.
+        ValueError: A value is out of range, or of the wrong type.
     """
 
     base_url: str
@@ -98,7 +98,7 @@ class Endpoint:
         """Convert a tuple.
 
         Args:
-            value: an Endpoint, or (base URL, name of the model).
+            value: An Endpoint, or (base URL, name of the model).
 
         Returns:
             The endpoint.
@@ -129,15 +129,15 @@ class Endpoint:
         A conversation results in the same bytes up to its last message, so that the prefix cache of the server hits.
 
         Args:
-            conversation: the messages.
-            settings: generation settings.
+            conversation: The messages.
+            settings: Generation settings.
 
         Returns:
             The arguments.
 
         Raises:
-            SettingsError: endpoints do not take a setting.
-            InputError: the conversation contains a video.
+            SettingsError: Endpoints do not take a setting.
+            InputError: The conversation contains a video.
         """
         settings = checked(settings, endpoints=True)
         body: dict[str, Any] = {"model": self.model, "messages": [_message(one) for one in conversation.messages]}
@@ -227,13 +227,13 @@ def read_endpoints(file: Path) -> tuple[Endpoint, Endpoint]:
     contains it.
 
     Args:
-        file: a JSON file.
+        file: A JSON file.
 
     Returns:
         The endpoints of Instruct and Thinking.
 
     Raises:
-        InputError: the file cannot be read, or a field is unknown or invalid.
+        InputError: The file cannot be read, or a field is unknown or invalid.
     """
     try:
         found = json.loads(read_at_most(file, MAX_FILE_BYTES))

@@ -31,7 +31,7 @@ def status(error: Exception) -> int | None:
     Many servers report errors within a stream that began with status 200; then the body of the error has the status.
 
     Args:
-        error: an error of the openai package.
+        error: An error of the openai package.
 
     Returns:
         The status; None if no server answered.
@@ -85,9 +85,9 @@ def failure(error: Exception, name: str, begun: bool) -> VLRouteError:
     """Convert an error of the openai package.
 
     Args:
-        error: the error.
-        name: name of the endpoint.
-        begun: whether a part of the answer was passed on.
+        error: The error.
+        name: Name of the endpoint.
+        begun: Whether a part of the answer was passed on.
 
     Returns:
         The corresponding error of vlroute.

@@ -53,8 +53,8 @@ class AffinityRouter(ConsistentHashRouter):
         """Order the replicas. Ray asks again, at growing intervals, until one of them accepts the request.
 
         Args:
-            candidate_replicas: all replicas.
-            pending_request: the request.
+            candidate_replicas: All replicas.
+            pending_request: The request.
 
         Returns:
             Groups of one replica each; a group is tried if those before it are full.
@@ -74,8 +74,8 @@ def affinity_key(conversation: Conversation, namespace: str) -> str:
     """The key by which requests are assigned to replicas.
 
     Args:
-        conversation: the conversation.
-        namespace: namespace of its caches.
+        conversation: The conversation.
+        namespace: Namespace of its caches.
 
     Returns:
         64 hexadecimal digits. They are equal for all turns of a conversation and for all conversations that begin with
@@ -111,7 +111,7 @@ class RayEngine:
 
     Args:
         handle: Ray's handle of the deployment.
-        seconds: time limit of a call that produces no stream.
+        seconds: Time limit of a call that produces no stream.
     """
 
     remote = False
@@ -166,17 +166,17 @@ class RayEngine:
         """Call a method of one replica.
 
         Args:
-            method: its name.
-            key: see `affinity_key`.
-            *args: its arguments.
-            seconds: time limit; by default that of the engine.
+            method: Its name.
+            key: See `affinity_key`.
+            *args: Its arguments.
+            seconds: Time limit; by default that of the engine.
 
         Returns:
             What the method returns.
 
         Raises:
-            TimeoutError: the time limit passed.
-            ReplicaLostError: the replica died. Errors of the method itself are raised unchanged.
+            TimeoutError: The time limit passed.
+            ReplicaLostError: The replica died. Errors of the method itself are raised unchanged.
         """
 
         async def run() -> Any:
@@ -261,8 +261,11 @@ class RayRequest:
         return pooled
 
     def uncached_tokens(self) -> dict[Mode, int] | None:
-        """See `protocol.EngineRequest`."""
-        counts: dict[Mode, int] | None = _retried(lambda: self._call("uncached_tokens"))
+        """See `protocol.EngineRequest`. Unknown if no replica answers in time."""
+        try:
+            counts: dict[Mode, int] | None = self._call("uncached_tokens")
+        except ModeUnavailableError:
+            return None
         return counts
 
     def answer(
@@ -296,10 +299,13 @@ class RayRequest:
         return replace(reply, encoded=(reply.encoded or 0) + self._encoded)
 
     def _call(self, method: str, *args: Any) -> Any:
-        return self.engine.call(method, self._key, *self._args, *args)
+        try:
+            return _retried(lambda: self.engine.call(method, self._key, *self._args, *args))
+        except TimeoutError as error:
+            raise ModeUnavailableError("no replica answered in time") from error
 
     def _counted(self, method: str, *args: Any) -> Any:
-        result, encoded = _retried(lambda: self._call(method, *args))
+        result, encoded = self._call(method, *args)
         self._encoded += encoded
         return result
 

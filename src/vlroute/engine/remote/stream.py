@@ -39,10 +39,10 @@ class RemoteText:
     either, the content is the answer if the server completed it, otherwise truncated reasoning.
 
     Args:
-        thinking: whether the server was asked to reason first.
-        reasoning: see `Endpoint`.
-        stops: strings that end the answer, but not the reasoning.
-        known: what earlier streams of the server showed: "parsed", "raw", or "auto" for nothing.
+        thinking: Whether the server was asked to reason first.
+        reasoning: See `Endpoint`.
+        stops: Strings that end the answer, but not the reasoning.
+        known: What earlier streams of the server showed: "parsed", "raw", or "auto" for nothing.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class RemoteText:
         """End the stream.
 
         Args:
-            complete: whether the server reports a complete answer.
+            complete: Whether the server reports a complete answer.
 
         Yields:
             The pieces that were held back.
@@ -175,12 +175,12 @@ class RemoteStream:
     Token counts are those of the server. If it sends none, each chunk counts as one token.
 
     Args:
-        endpoint: the server.
-        mode: the requested mode.
-        stops: strings that end the answer, but not the reasoning.
-        on_piece: called with each new piece of text.
-        cancel: ends the stream when set.
-        known: see `RemoteText`.
+        endpoint: The server.
+        mode: The requested mode.
+        stops: Strings that end the answer, but not the reasoning.
+        on_piece: Called with each new piece of text.
+        cancel: Ends the stream when set.
+        known: See `RemoteText`.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ class Ingress:
     Ray calls `reconfigure` after the construction, and again with each new router artifact.
 
     Args:
-        settings: settings of the cluster.
+        settings: Settings of the cluster.
         replicas: Ray's handle of the replicas.
     """
 
@@ -60,10 +60,10 @@ class Ingress:
         """Decide by another router artifact from the next request on.
 
         Args:
-            config: the folder of the artifact as "router"; None: the artifact that belongs to the model, if any.
+            config: The folder of the artifact as "router"; None: the artifact that belongs to the model, if any.
 
         Raises:
-            ArtifactError: the artifact cannot be used; nothing is changed.
+            ArtifactError: The artifact cannot be used; nothing is changed.
         """
         folder = config["router"] or resolve_pair(self.settings.model, None, None, None)[2]
         if not self._configured:  # not in the constructor: the policy may need the calibration set of this artifact
@@ -83,13 +83,13 @@ def build(settings: ClusterSettings) -> serve.Application:
     If it is run again with only another `router`, the artifact is replaced while requests are answered.
 
     Args:
-        settings: settings of the cluster.
+        settings: Settings of the cluster.
 
     Returns:
         The application.
 
     Raises:
-        ArtifactError: the router artifact cannot be used.
+        ArtifactError: The router artifact cannot be used.
     """
     folder = None if settings.router is None else Path(settings.router).resolve()
     if folder is not None:
@@ -132,13 +132,13 @@ def app(args: Mapping[str, Any]) -> serve.Application:
     """Create the application for `serve run` or a config file of Ray Serve. API keys come from VLROUTE_API_KEYS.
 
     Args:
-        args: fields of `ClusterSettings` and `ServerSettings` by their names.
+        args: Fields of `ClusterSettings` and `ServerSettings` by their names.
 
     Returns:
         The application.
 
     Raises:
-        ValueError: a setting is unknown or invalid.
-        ArtifactError: the router artifact cannot be used.
+        ValueError: A setting is unknown or invalid.
+        ArtifactError: The router artifact cannot be used.
     """
     return build(ClusterSettings.read(args, {"api_keys": keys_from_environment()}))

@@ -30,7 +30,7 @@ class Replica:
     """Answers the calls of `vlroute.engine.remote.ray.RayEngine`.
 
     Args:
-        settings: settings of the cluster.
+        settings: Settings of the cluster.
     """
 
     def __init__(self, settings: ClusterSettings) -> None:
@@ -53,12 +53,12 @@ class Replica:
         """Answer a conversation. Closing or cancelling the iterator ends generation within one token.
 
         Args:
-            conversation: the conversation.
-            in_turns: see `protocol.Engine.request`.
-            namespace: see `protocol.Engine.request`.
-            mode: the mode that answers.
-            settings: generation settings.
-            wants_pieces: whether the pieces of the answer are wanted, or only the reply.
+            conversation: The conversation.
+            in_turns: See `protocol.Engine.request`.
+            namespace: See `protocol.Engine.request`.
+            mode: The mode that answers.
+            settings: Generation settings.
+            wants_pieces: Whether the pieces of the answer are wanted, or only the reply.
 
         Yields:
             Pieces of the answer with their channels, then the reply.

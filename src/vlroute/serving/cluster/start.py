@@ -21,8 +21,8 @@ def start_here(cpus: int | None = None, **options: Any) -> str:
     Clients need the token that Ray stores in the user's home directory.
 
     Args:
-        cpus: number of cores that Ray may use; by default all.
-        options: arguments of `ray.init`.
+        cpus: Number of cores that Ray may use; by default all.
+        **options: Arguments of `ray.init`.
 
     Returns:
         Host and port of Ray.
@@ -45,10 +45,10 @@ def join(address: str) -> None:
     """Connect to a running Ray.
 
     Args:
-        address: host and port, or "auto" for the cluster that this machine belongs to.
+        address: Host and port, or "auto" for the cluster that this machine belongs to.
 
     Raises:
-        ConnectionError: no Ray runs there.
+        ConnectionError: No Ray runs there.
         MissingExtraError: Ray is not installed.
         RuntimeError: Ray was imported before in this process with other settings.
     """
@@ -61,11 +61,11 @@ def deploy(application: Any, name: str) -> None:
     """Deploy a Ray Serve application and wait until it runs.
 
     Args:
-        application: the application.
-        name: its name.
+        application: The application.
+        name: Its name.
 
     Raises:
-        VLRouteError: a replica or the ingress could not start; the message contains the last line of its error. The
+        VLRouteError: A replica or the ingress could not start; the message contains the last line of its error. The
             application is deleted if one of its deployments has no running replica, so that its ingress does not wait
             forever.
     """
