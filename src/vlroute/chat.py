@@ -255,7 +255,13 @@ class _TurnStream(Stream):
 
 
 def check_chat_output(folder: str | Path) -> Path:
-    """Check that a conversation can be saved to `folder`, and return it as a path.
+    """Check that a conversation can be saved to a folder.
+
+    Args:
+        folder: The folder, which need not exist.
+
+    Returns:
+        Its path.
 
     Raises:
         OutputError: A file cannot be written there.

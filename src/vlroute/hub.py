@@ -85,6 +85,9 @@ class LazyModel:
     def load(self) -> Engine:
         """The engine; the first call loads the checkpoints.
 
+        Returns:
+            The engine.
+
         Raises:
             RouterClosedError: `close` was called, perhaps while the checkpoints were loading.
             CheckpointError: A checkpoint cannot be loaded.
@@ -129,7 +132,14 @@ class LazyModel:
 
 
 def identify(instruct: Source, thinking: Source) -> ModelIdentity:
-    """The identity of two folders or hub ids; folders are fingerprinted.
+    """Identify a pair of checkpoints.
+
+    Args:
+        instruct: Folder or hub ID of the Instruct checkpoint.
+        thinking: The same for Thinking.
+
+    Returns:
+        The common name, and a fingerprint if both are folders.
 
     Raises:
         CheckpointError: A folder is damaged.

@@ -112,6 +112,7 @@ class Stream(Generator[Event, None, None]):
         return self._work
 
     def send(self, value: None) -> Event:
+        """The next event; see `Generator.send`. The first call starts the work."""
         if self._ended:
             raise StopIteration
         try:
@@ -135,10 +136,12 @@ class Stream(Generator[Event, None, None]):
         raise StopIteration if event is None else event
 
     def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Event:
+        """Close the stream and raise the error; see `Generator.throw`."""
         self.close()
         raise typ
 
     def close(self) -> None:
+        """Cancel the work and wait for its thread."""
         self._drop()
         if self._worker is not None:
             self._worker.join()
@@ -189,6 +192,7 @@ class EitherEvent(threading.Event):
         self._events = [event for event in events if event is not None]
 
     def is_set(self) -> bool:
+        """Whether one of the events is set."""
         return any(event.is_set() for event in self._events)
 
 
@@ -218,6 +222,13 @@ class Pipeline:
 
     def decide(self, conversation: Conversation, options: RequestOptions) -> Decision:
         """Decide without answering. The model is not loaded; a captioner that needs it runs only if it is loaded.
+
+        Args:
+            conversation: The messages.
+            options: Mode, caption, price and others.
+
+        Returns:
+            The decision.
 
         Raises:
             RouterClosedError: The router was closed.

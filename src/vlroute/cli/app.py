@@ -97,7 +97,7 @@ def _say_version(wanted: bool) -> None:
 
 
 @app.callback()
-def main(
+def main(  # noqa: D103 (typer would show a docstring as help)
     version: Annotated[
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
     ] = False,

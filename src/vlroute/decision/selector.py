@@ -127,10 +127,12 @@ class ModeSelector:
 
     @property
     def classifier(self) -> ComplexityClassifier | None:
+        """The classifier in use; None if the router has no artifact."""
         return self._state.classifier
 
     @property
     def probe(self) -> VisionProbe | None:
+        """The vision probe in use, if any."""
         return self._state.probe
 
     def use(self, classifier: ComplexityClassifier | None, probe: VisionProbe | None) -> None:
