@@ -124,7 +124,7 @@ def test_what_is_assumed_stands_in_report_and_provenance(tmp_path: Path) -> None
     for mode, tokens in assumed["tokens of an answer"].items():
         assert f"{mode.capitalize()} {tokens:g}" in report
     prefill, per_token = assumed["prefill and seconds per token"]["thinking"]
-    assert f"{prefill + per_token * assumed['tokens of an answer']['thinking']:.1f} s an answer" in report
+    assert f"{prefill + per_token * assumed['tokens of an answer']['thinking']:.1f} s per answer" in report
 
 
 def test_it_is_said_when_no_request_can_be_routed_to_a_mode(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_noise_is_called_noise_and_a_router_worse_than_one_mode_worse(tmp_path: 
     found = learn(tmp_path, labelled(lambda i: drawn[i][0], lambda i: drawn[i][1], 120), price=0.3)
     assert "includes zero" in found
     share = sum(thinking for _, thinking in drawn) / len(drawn)
-    (worse,) = [line for line in found.splitlines() if "less often than" in line]
+    (worse,) = [line for line in found.splitlines() if "less accurate than" in line]
     assert "always thinking" in worse
     assert f"{share:.1%}" in worse
 

@@ -1,4 +1,4 @@
-"""Confidence intervals of shares, and the quantiles that intervals need. Needs numpy only."""
+"""Confidence intervals of shares, and the quantiles that they need. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STUDENT_95 = {1: 12.7062, 2: 4.3027}
 
 
 def student_95(degrees: int) -> float:
-    """The quantile of Student's t distribution at 97.5 %, for 95 % intervals, to three digits.
+    """Return the quantile of Student's t distribution at 97.5 %, for 95 % intervals, to three digits.
 
     Abramowitz and Stegun (1964), 26.7.5; exact values below three degrees of freedom.
     """
@@ -29,7 +29,7 @@ def student_95(degrees: int) -> float:
 
 
 def wilson_interval(mean: float, variance: float, n: float, quantile: float = NORMAL_95) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a mean of values from 0 to 1, at the effective sample size.
+    """Compute Wilson's score interval (1927) of a mean of values from 0 to 1, at the effective sample size.
 
     For independent values that are 0 or 1 this is the usual Wilson interval. For shares of several tries, values that
     depend on each other, and other bounded values, the effective sample size is mean (1 - mean) / variance, as Korn
@@ -39,7 +39,7 @@ def wilson_interval(mean: float, variance: float, n: float, quantile: float = NO
         mean: Mean of the values, 0 to 1.
         variance: Estimated variance of this mean.
         n: Number of independent values; the sample size where all values are equal and the variance says nothing.
-        quantile: Of the normal or t distribution, for a two-sided interval.
+        quantile: Quantile of the normal or t distribution, for a two-sided interval.
 
     Returns:
         Lower and upper limit, within 0 and 1.
@@ -54,7 +54,7 @@ def wilson_interval(mean: float, variance: float, n: float, quantile: float = NO
 
 
 def share_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
-    """95 % Wilson interval of the mean of independent `values` `[n]` from 0 to 1; None if there are none."""
+    """Return the 95 % Wilson interval of the mean of independent `values` `[n]` from 0 to 1; None for no values."""
     if not len(values):
         return None
     return wilson_interval(float(values.mean()), float(values.var()) / len(values), len(values))

@@ -125,7 +125,7 @@ class Sampling:
     def area(self, scores: Values, gain: Values) -> Interval | None:
         """Interval of `metrics.area_over_random`, in points, averaged over the seeds of `scores`."""
         influence = np.mean([area_influence(seed, gain) for seed in scores], axis=0)
-        # one record that each mode wins, half a weight each, at a random rank: variance 1/12
+        # pseudo-records: one that each mode wins, with half the weight, at a random rank (variance 1/12)
         return _scaled(self.mean(influence, learned=influence, added=1 / 12), 100 * self.n / (self.n + 1))
 
     def area_difference(self, scores: Values, others: Values, gain: Values) -> Interval | None:
@@ -144,7 +144,7 @@ class Sampling:
         return self.ratio(part, area_influence(gain, gain), learned=part, added=(1 / 12, 1 / 12, 0.0))
 
     def gain_auc(self, scores: Values, gain: Values) -> Interval | None:
-        """Interval of `metrics.gain_auc`, averaged over the seeds of `scores`; None where the statistic is.
+        """Interval of `metrics.gain_auc`, averaged over the seeds of `scores`; None where the metric is None.
 
         Wilson's interval at the sample size at which a share would have the variance of the AUC. Two variances are
         estimated and the larger one is used. DeLong's holds for any distribution of scores but is too small where
@@ -174,8 +174,8 @@ class Sampling:
     ) -> Interval | None:
         """Interval of `metrics.headroom_captured`.
 
-        The figure is the smaller one of two ratios, which compare the router with either mode; so each limit is the
-        smaller one of the limits of these two.
+        The metric is the smaller of two ratios, which compare the router with either mode. Therefore each limit is the
+        smaller of the limits of these two.
 
         Args:
             routed: How right the routed answer was, 0 to 1.
@@ -187,8 +187,8 @@ class Sampling:
             The interval; None where the sample does not show that there is any headroom.
         """
         oracle = np.maximum(instruct, thinking)
-        # one record that each mode wins, half a weight each, of which the router sends one half to Thinking; and two
-        # answers that the router lost: a good router loses so few that a sample may by chance have none
+        # pseudo-records: one that each mode wins, with half the weight, of which the router sends half to Thinking; and
+        # two answers that the router lost: a good router loses so few that a sample may contain none by chance
         added = (0.25 + 2, 0.5, 0.25)
         found = [
             self.ratio(routed - mode, oracle - mode, learned=learned, added=added) for mode in (instruct, thinking)
@@ -231,7 +231,7 @@ class Sampling:
         return (second - root) / first, (second + root) / first
 
     def of(self, at: NDArray[np.bool_]) -> Sampling:
-        """The same for the records where `at` is true."""
+        """Return the sampling of the records where `at` is true."""
         groups = None if self.groups is None else [label for label, kept in zip(self.groups, at, strict=True) if kept]
         return Sampling(int(at.sum()), groups, self.folds)
 
@@ -287,8 +287,8 @@ def auc_influence(scores: Values, gain: Values) -> Values:
 def marginal_gain(scores: Values, gain: Values, share: float) -> float:
     """Mean `gain` of the records whose rank is near the threshold that sends `share` of them to Thinking.
 
-    A threshold that depends on the sample changes the accuracy by so much for each record that crosses it. The window
-    is a tenth of the records, at least ten.
+    If a threshold depends on the sample, each record that crosses it changes the accuracy by this amount. The window is
+    a tenth of the records, at least ten.
     """
     n = len(scores)
     width = min(n, max(10, n // 10))
@@ -297,7 +297,7 @@ def marginal_gain(scores: Values, gain: Values, share: float) -> float:
 
 
 def _placed(scores: Values, others: Values) -> Values:
-    """Share of `others` below each of `scores`; equal ones count half."""
+    """Share of `others` below each of `scores`; equal values count half."""
     others = np.sort(others)
     below = np.searchsorted(others, scores, "left") + np.searchsorted(others, scores, "right")
     return np.asarray(below / (2 * len(others)))
