@@ -18,7 +18,7 @@ from vlroute.learning.evaluate import Evaluation
 from vlroute.learning.train import train_router
 from vlroute.records import Outcome, Record, write_records
 
-DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 QUIET = Console(file=io.StringIO(), width=120)
 
 
