@@ -1,4 +1,4 @@
-"""Labelled examples on disk: JSON lines, plain or gzipped, one record a line."""
+"""Labeled examples on disk: JSON lines, plain or gzipped, one record a line."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from vlroute.checks import shown
 from vlroute.errors import InputError
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 CHARS_PER_TOKEN = 4
-#: Fields of a record that may be missing.
-TEXTS = ("set", "family", "grade", "language", "pair", "fingerprint")
+#: Text fields of a record that a line may lack.
+TEXTS = ("set", "topic", "level", "language", "model", "fingerprint")
+#: Names that earlier versions wrote for these fields.
+FORMER_NAMES = {"topic": "family", "level": "grade", "model": "pair"}
 KEPT_REASONS = 3
-#: The largest accepted values of an outcome: anything above is a mistake, and would spoil every mean.
+#: The largest accepted values of an outcome. Larger ones are mistakes and would distort every mean.
 MOST_TOKENS, MOST_SECONDS = 10**9, 10**6
 
 
@@ -32,8 +35,14 @@ MOST_TOKENS, MOST_SECONDS = 10**9, 10**6
 class Outcome:
     """How one mode did on one request.
 
-    `correct`: true, false, or a share 0 to 1 of several tries. `tokens`: generated, reasoning included.
-    `seconds`: the whole answer, prefill included. None where unknown. InputError if a value is out of range.
+    Attributes:
+        correct: True, False, or the share of correct answers of several tries, 0 to 1.
+        tokens: Number of generated tokens, reasoning included. None if unknown.
+        seconds: Time of the whole answer, prefill included. None if unknown.
+        prefill_seconds: Time before the first generated token. None if unknown.
+
+    Raises:
+        InputError: A value is out of range.
     """
 
     correct: bool | float
@@ -56,9 +65,23 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One labelled example: what was asked, and how both modes did. A blank caption is kept as None.
+    """One labeled example: a request and how both modes did on it.
 
-    `pair` and `fingerprint`: which pair answered, see `ModelIdentity`; empty where unknown.
+    Attributes:
+        id: Unique name of the example.
+        prompt: Text of the request.
+        caption: Description of its picture. A blank one becomes None.
+        instruct: Outcome of Instruct.
+        thinking: Outcome of Thinking.
+        set: Data set that the example comes from.
+        topic: Kind of request; reports show figures by topic.
+        level: Difficulty.
+        language: Language of the prompt, such as "en".
+        model: Name of the model that answered, see `ModelIdentity`. Empty if unknown.
+        fingerprint: Fingerprint of its weights. Empty if unknown.
+
+    Raises:
+        InputError: A value has the wrong type, the id is empty, or a text cannot be encoded as UTF-8.
     """
 
     id: str
@@ -67,10 +90,10 @@ class Record:
     instruct: Outcome
     thinking: Outcome
     set: str = ""
-    family: str = ""
-    grade: str = ""
+    topic: str = ""
+    level: str = ""
     language: str = ""
-    pair: str = ""
+    model: str = ""
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
@@ -85,21 +108,31 @@ class Record:
             try:
                 (getattr(self, name) or "").encode()
             except UnicodeEncodeError as error:
+                half = error.object[error.start]
                 raise InputError(
-                    f"'{name}' holds half a surrogate pair, {error.object[error.start]!r}, which no file can hold"
+                    f"'{name}' contains half of a surrogate pair, {half!r}, which UTF-8 cannot encode"
                 ) from error
         object.__setattr__(self, "caption", (self.caption or "").strip() or None)
 
 
 @dataclass(slots=True)
 class Skipped:
-    """Lines that could not be used: their number, and file, line and reason of the first ones."""
+    """Unusable lines of input files.
+
+    Attributes:
+        count: Number of lines.
+        reasons: File, line and reason of the first ones.
+    """
 
     count: int = 0
     reasons: list[str] = field(default_factory=list)
 
     def add(self, error: InputError) -> None:
-        """Count one line."""
+        """Count one line.
+
+        Args:
+            error: Names file and line, and why the line cannot be used.
+        """
         self.count += 1
         if len(self.reasons) < KEPT_REASONS:
             self.reasons.append(str(error))
@@ -111,50 +144,71 @@ class Skipped:
 
 
 def outcomes(records: Iterable[Record], mode: Mode) -> list[Outcome]:
-    """How `mode` did on each record."""
+    """Return the outcome of `mode` on each record.
+
+    Args:
+        records: The records.
+        mode: Instruct or Thinking.
+
+    Returns:
+        One outcome per record, in the same order.
+    """
     return [getattr(record, mode) for record in records]
 
 
 def read_records(*paths: str | Path, skipped: Skipped | None = None) -> Iterator[Record]:
-    """Stream records from `.jsonl` and `.jsonl.gz` files. Blank lines are skipped, unknown keys ignored.
+    """Stream records from `.jsonl` and `.jsonl.gz` files.
 
-    Two forms are read: our own (`instruct` and `thinking`, as `write_records` writes them) and routing
-    records (`cheap` and `strong` with `chars`, taken as a quarter as many tokens).
+    Blank lines and unknown keys are ignored. Two forms are read: `instruct` and `thinking`, as `write_records` writes
+    them, and routing records with `cheap` and `strong`, whose `chars` count as a quarter as many tokens.
 
     Args:
-        paths: the files.
-        skipped: collects lines that cannot be used and are left out. Without it, such lines raise.
+        paths: The files.
+        skipped: Collects lines that cannot be used; these are left out. Without it, such a line raises.
+
+    Yields:
+        One record per usable line.
 
     Raises:
-        InputError: a file cannot be read or is truncated. Without `skipped`, also if a line is in neither form or
+        InputError: A file cannot be read or is truncated. Without `skipped`, also if a line has neither form or
             repeats an id; the error names file and line.
     """
     first_seen: dict[str, str] = {}
     for path in map(Path, paths):
-        for number, line in enumerate(_lines(path), 1):
-            if line.isspace():
-                continue
-            place = f"{path}:{number}"
-            try:
+        with open_data(path, "JSON lines") as file:
+            for number, line in enumerate(file, 1):
+                if line.isspace():
+                    continue
+                place = f"{path}:{number}"
                 try:
-                    record = _record(json.loads(line.decode("utf-8-sig")))
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{place}: {error}") from error
-                if record.id in first_seen:
-                    raise InputError(f"{place}: id {record.id!r} was already used in {first_seen[record.id]}")
-            except InputError as error:
-                if skipped is None:
-                    raise
-                skipped.add(error)
-                continue
-            first_seen[record.id] = place
-            yield record
+                    try:
+                        record = _record(json.loads(line.decode("utf-8-sig")))
+                    except (ValueError, RecursionError) as error:
+                        raise InputError(f"{place}: {error}") from error
+                    if record.id in first_seen:
+                        raise InputError(f"{place}: id {record.id!r} was already used in {first_seen[record.id]}")
+                except InputError as error:
+                    if skipped is None:
+                        raise
+                    skipped.add(error)
+                    continue
+                first_seen[record.id] = place
+                yield record
 
 
 def read_all(paths: Iterable[str | Path], *, strict: bool, console: Console) -> tuple[list[Record], Skipped]:
-    """All records of the files, and the skipped lines, which are also printed on `console`.
+    """Read all records of the files and warn about skipped lines.
 
-    InputError as in `read_records`; with `strict`, also for the first unusable line; also if no record is left.
+    Args:
+        paths: The files.
+        strict: Raise an error for the first unusable line instead of skipping it.
+        console: Shows progress and the warning.
+
+    Returns:
+        The records and the skipped lines.
+
+    Raises:
+        InputError: As in `read_records`, or no record is left.
     """
     skipped = Skipped()
     with console.status("reading records"):
@@ -162,17 +216,36 @@ def read_all(paths: Iterable[str | Path], *, strict: bool, console: Console) -> 
     names = ", ".join(map(str, paths))
     if not records:
         why = f"; {skipped}" if skipped.count else ""
-        raise InputError(f"{names}: no records that can be used; expected one JSON object per line{why}")
-    if skipped.count:
-        console.print(f"warning: {skipped}", style="yellow", markup=False, soft_wrap=True)
+        raise InputError(f"{names}: no usable records; expected one JSON object per line{why}")
+    warn(console, skipped)
     return records, skipped
 
 
-def write_records(path: str | Path, records: Iterable[Record], *, append: bool = False) -> int:
-    """Write `records` and return how many; gzipped if the name ends in `.gz`.
+def warn(console: Console, skipped: Skipped) -> None:
+    """Print a warning if lines were skipped.
 
-    A new file appears whole or not at all. With `append` all lines go to the end in one write, after a torn last
-    line of an interrupted run, if there is one, has been removed. InputError for appending to a gzipped file.
+    Args:
+        console: Where to print.
+        skipped: The lines.
+    """
+    if skipped.count:
+        console.print(f"warning: {skipped}", style="yellow", markup=False, soft_wrap=True)
+
+
+def write_records(path: str | Path, records: Iterable[Record], *, append: bool = False) -> int:
+    """Write records as JSON lines.
+
+    Args:
+        path: The file; compressed if its name ends in `.gz`. A new file is written whole or not at all.
+        records: The records.
+        append: Add all lines to the end of the file in one write. An incomplete last line, which an interrupted run
+            leaves, is removed first.
+
+    Returns:
+        The number of records written.
+
+    Raises:
+        InputError: Appending to a compressed file.
     """
     path = Path(path)
     lines = [json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
@@ -182,17 +255,51 @@ def write_records(path: str | Path, records: Iterable[Record], *, append: bool =
             raise InputError(f"{path}: cannot append to a gzipped file; write {path.stem} and compress it when done")
         _append(path, content)
         return len(lines)
-    # no time stamp, so that equal records make equal files
+    # without a time stamp, equal records make equal files
     replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return len(lines)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+@contextmanager
+def reading(name: str | Path, expected: str = "") -> Iterator[None]:
+    """Turn the errors of file readers into errors that name the file.
+
+    Args:
+        name: The file or data set.
+        expected: What it should contain.
+
+    Raises:
+        InputError: It is missing, truncated or damaged.
+    """
+    expected = expected and f"; expected {expected}"
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield from file
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read to its end ({error}); expected JSON lines") from error
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: file not found{expected}") from error
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise InputError(f"{name}: cannot be read ({error}){expected}") from error
+
+
+@contextmanager
+def open_data(path: Path, expected: str = "", **how: Any) -> Iterator[IO[Any]]:
+    """Open a plain or gzipped file for reading.
+
+    Args:
+        path: The file; its suffix tells whether it is compressed.
+        expected: What it should contain, for error messages.
+        how: Arguments of `open`; by default the file yields bytes.
+
+    Yields:
+        The open file.
+
+    Raises:
+        InputError: It is missing, truncated or damaged.
+    """
+    how = {"mode": "rb", **how}
+    with reading(path, expected), gzip.open(path, **how) if path.suffix == ".gz" else path.open(**how) as file:
+        yield file
 
 
 def _append(path: Path, content: bytes) -> None:
@@ -202,21 +309,14 @@ def _append(path: Path, content: bytes) -> None:
         if file.read() not in (b"", b"\n"):
             file.seek(0)
             last = file.read().rpartition(b"\n")[2]
-            if _is_json(last):
+            try:
+                json.loads(last)
                 file.write(b"\n")
-            else:
+            except ValueError:
                 file.truncate(size - len(last))
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
 
 
 def _record(row: Any) -> Record:
@@ -230,14 +330,14 @@ def _record(row: Any) -> Record:
     for name in ("id", "prompt"):
         if name not in row:
             raise InputError(f"{name!r} is missing")
-    texts = {name: row[name] for name in TEXTS if row.get(name) is not None}
+    texts = {name: row.get(name, row.get(FORMER_NAMES.get(name))) for name in TEXTS}
     return Record(
         id=row["id"],
         prompt=row["prompt"],
         caption=row.get("caption"),
         instruct=_outcome(row[names[0]], names[0]),
         thinking=_outcome(row[names[1]], names[1]),
-        **texts,
+        **{name: text for name, text in texts.items() if text is not None},
     )
 
 

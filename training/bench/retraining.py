@@ -75,7 +75,7 @@ def draw_records(number: int, seed: int | str = 0) -> Iterator[Record]:
             for mode in MODES
         }
         yield Record(
-            f"drawn/{index}", prompt, caption, both["instruct"], both["thinking"], set="drawn", family=benchmark.topic,
+            f"drawn/{index}", prompt, caption, both["instruct"], both["thinking"], set="drawn", topic=benchmark.topic,
             language=LANGUAGES[language],
         )  # fmt: skip
 

@@ -24,7 +24,7 @@ from vlroute.types import MODES
 
 def row(records: Sequence[Record], task: str, level: str = "") -> dict[str, Any]:
     """The figures of one task, or of all, and of the levels that start with `level`."""
-    some = [one for one in records if one.family in (task, task or one.family) and one.grade.startswith(level)]
+    some = [one for one in records if one.topic in (task, task or one.topic) and one.level.startswith(level)]
     modes: dict[str, Any] = {}
     for mode in MODES:
         outcomes = [getattr(one, mode) for one in some]
@@ -36,7 +36,7 @@ def row(records: Sequence[Record], task: str, level: str = "") -> dict[str, Any]
 def rows(records: Sequence[Record]) -> Iterable[dict[str, Any]]:
     """Each task with its levels, then all."""
     for task in FAMILIES:
-        levels = {one.grade for one in records if one.family == task}
+        levels = {one.level for one in records if one.topic == task}
         yield row(records, task)
         for level in sorted(levels, key=lambda name: (LEVELS.index(name.split(":")[0]), name)):
             yield row(records, task, level)

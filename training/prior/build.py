@@ -115,7 +115,7 @@ def labeled(benchmark: Benchmark, prompt: str, caption: str | None, instruct: fl
     tokens = benchmark.effort.tokens
     return Record(
         "new", prompt, caption, Outcome(instruct, tokens("instruct")), Outcome(thinking, tokens("thinking")),
-        set="prior", family=benchmark.topic, grade=benchmark.name,
+        set="prior", topic=benchmark.topic, level=benchmark.name,
     )  # fmt: skip
 
 

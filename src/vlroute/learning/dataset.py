@@ -1,32 +1,40 @@
-"""Raw rows of JSONL, CSV, Parquet and Hugging Face data sets, streamed: never the whole data set in memory."""
+"""Examples of a user's data set: rows of JSONL, CSV, Parquet and Hugging Face data sets, read one after the other.
+
+JSONL and CSV have readers of their own. Those of `datasets` stop at the first broken line, give no line numbers and
+guess types ("007" becomes 7). Here a broken line is reported with its number and the lines after it are read.
+"""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import json
 import math
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_uppercase
-from typing import IO, Any
+from typing import Any
 
 from vlroute.errors import InputError
+from vlroute.records import open_data, reading
 
-_BATCH = 16  # rows of a table turned into Python values at a time; each may hold several megabytes of pictures
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+#: Rows of a table that are turned into Python values at a time; each may contain several megabytes of pictures.
+BATCH = 16
+SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+INSTALL = "pip install 'vlroute[collect]'"
 
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """`values` by column. `place`: file and line or row, for messages. `folder`: what paths are seen from.
+    """A raw row of a data set.
 
-    `textual`: every value is text, and what is empty is missing, as in CSV.
+    Attributes:
+        place: File and line or row, for messages.
+        values: The values by column.
+        folder: Folder that relative paths start from.
+        textual: Every value is text and an empty one is missing, as in CSV.
     """
 
     place: str
@@ -37,9 +45,13 @@ class SourceRow:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where rows come from: a file, a folder, or a data set's name on the hub; with `split` and `config` if it has any.
+    """Where rows come from.
 
-    A folder is one that `save_to_disk` wrote, or holds files that `datasets.load_dataset` understands.
+    Attributes:
+        name: A file, a data set of the Hugging Face hub, or a folder that `save_to_disk` wrote or that contains files
+            which `datasets.load_dataset` understands.
+        split: Which split, if there are several.
+        config: Which configuration of a hub data set, if there are several.
     """
 
     name: str
@@ -48,40 +60,56 @@ class Source:
 
     @property
     def file(self) -> Path | None:
-        """The file that it is, if it is one. InputError for a file of an unknown kind."""
+        """The path of a file; None for a folder or a data set of the hub.
+
+        Raises:
+            InputError: A file of an unknown kind.
+        """
         path = Path(self.name).expanduser()
-        if path.is_dir() or not (path.is_file() or self.name.endswith(_SUFFIXES)):
+        if path.is_dir() or not (path.is_file() or self.name.endswith(SUFFIXES)):
             return None
-        if not self.name.endswith(_SUFFIXES):
-            raise InputError(f"{path}: unknown kind of data set; expected {', '.join(_SUFFIXES)} or a folder")
+        if not self.name.endswith(SUFFIXES):
+            raise InputError(f"{path}: unknown kind of data set; expected {', '.join(SUFFIXES)} or a folder")
         return path
 
     def count(self) -> int | None:
-        """How many rows there are; None where only reading them all would tell."""
+        """Count the rows.
+
+        Returns:
+            The number of rows; None if only reading all of them would tell.
+
+        Raises:
+            InputError: As in `rows`.
+        """
         path = self.file
         if path is None:
-            dataset = _hub_dataset(self)
+            dataset = _load(self)
             split = (dataset.info.splits or {}).get(self.split)
             rows = getattr(dataset, "num_rows", None) or getattr(split, "num_examples", None)
             return rows if isinstance(rows, int) else None
         if path.suffix == ".parquet":
-            with _open_parquet(path) as table:
-                return int(table.metadata.num_rows)
+            with reading(path):
+                return int(_parquet().read_metadata(path).num_rows)
         if ".csv" in path.suffixes:
             return sum(1 for _ in _csv_rows(path))
-        with _open(path) as file:
+        with open_data(path) as file:
             return sum(1 for line in file if not line.isspace())
 
     def rows(self) -> Iterator[SourceRow | InputError]:
-        """Every row, in order. An error stands for a line that cannot be read, so that those after it can.
+        """Read every row, in order.
 
-        Raises InputError for a source that is not there, cannot be read to its end, or needs a package.
+        Yields:
+            A row, or the error for a line that cannot be read.
+
+        Raises:
+            InputError: The source does not exist or is truncated, or a package is missing.
         """
         path = self.file
         if path is None:
-            yield from _hub_rows(self)
+            yield from _dataset_rows(self)
         elif path.suffix == ".parquet":
-            yield from _parquet_rows(path)
+            with reading(path), _parquet().ParquetFile(path) as table:
+                yield from _table_rows(path, table.iter_batches(batch_size=BATCH), path.parent)
         elif ".csv" in path.suffixes:
             yield from _csv_rows(path)
         else:
@@ -89,7 +117,7 @@ class Source:
 
 
 def _jsonl_rows(path: Path) -> Iterator[SourceRow | InputError]:
-    with _open(path) as file:
+    with open_data(path) as file:
         for number, line in enumerate(file, 1):
             if line.isspace():
                 continue
@@ -97,7 +125,7 @@ def _jsonl_rows(path: Path) -> Iterator[SourceRow | InputError]:
             try:
                 values = json.loads(line.decode())
             except (ValueError, RecursionError) as error:
-                yield InputError(f"{place}: {error}; expected one JSON object a line")
+                yield InputError(f"{place}: {error}; expected one JSON object per line")
                 continue
             if isinstance(values, dict):
                 yield SourceRow(place, values, path.parent)
@@ -107,7 +135,7 @@ def _jsonl_rows(path: Path) -> Iterator[SourceRow | InputError]:
 
 def _csv_rows(path: Path) -> Iterator[SourceRow | InputError]:
     csv.field_size_limit(2**31 - 1)  # data URIs are longer than the default of 131072
-    with _open(path, text=True) as file:
+    with open_data(path, mode="rt", encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
             for values in reader:
@@ -120,34 +148,30 @@ def _csv_rows(path: Path) -> Iterator[SourceRow | InputError]:
             raise InputError(f"{path}:{reader.line_num}: {error}; expected CSV with a header") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[SourceRow]:
-    with _open_parquet(path) as table, _reading(path):
-        number = 0
-        for batch in table.iter_batches(batch_size=_BATCH):
-            for values in batch.to_pylist():
-                number += 1
-                yield SourceRow(f"{path}: row {number}", values, path.parent)
-
-
-def _hub_rows(source: Source) -> Iterator[SourceRow]:
-    datasets = _datasets()
-    dataset = _hub_dataset(source)
-    features = dataset.features or {}
-    labels = {name: kind for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
+def _dataset_rows(source: Source) -> Iterator[SourceRow]:
+    dataset = _load(source)
+    kind = _datasets().ClassLabel
+    labels = {name: feature for name, feature in (dataset.features or {}).items() if isinstance(feature, kind)}
     folder = Path(source.name) if Path(source.name).is_dir() else None
-    number = 0
-    with _reading(Path(source.name)):
-        # As arrow tables, pictures stay encoded: `parse` decodes them within its limits, and a bad one fails alone.
-        for table in dataset.with_format("arrow").iter(batch_size=_BATCH):
-            for values in table.to_pylist():
-                number += 1
-                for name, kind in labels.items():
-                    if values[name] is not None and values[name] >= 0:
-                        values[name] = kind.int2str(values[name])
-                yield SourceRow(f"{source.name}: row {number}", values, folder)
+    with reading(source.name):
+        # arrow tables keep pictures encoded: `parse` decodes them within its limits, and a broken one fails alone
+        batches = dataset.with_format("arrow").iter(batch_size=BATCH)
+        for row in _table_rows(source.name, batches, folder):
+            named = {
+                name: label.int2str(index)
+                for name, label in labels.items()
+                if (index := row.values[name]) is not None and index >= 0
+            }
+            yield SourceRow(row.place, {**row.values, **named}, folder)
 
 
-def _hub_dataset(source: Source) -> Any:
+def _table_rows(name: str | Path, batches: Iterable[Any], folder: Path | None) -> Iterator[SourceRow]:
+    rows = (values for batch in batches for values in batch.to_pylist())
+    for number, values in enumerate(rows, 1):
+        yield SourceRow(f"{name}: row {number}", values, folder)
+
+
+def _load(source: Source) -> Any:
     datasets = _datasets()
     folder = Path(source.name).expanduser()
     saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
@@ -162,11 +186,11 @@ def _hub_dataset(source: Source) -> Any:
     except (OSError, ValueError, KeyError) as error:
         why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(
-            f"{source.name}: cannot be loaded ({why}); expected a file ({', '.join(_SUFFIXES)}), a folder written by "
+            f"{source.name}: cannot be loaded ({why}); expected a file ({', '.join(SUFFIXES)}), a folder written by "
             "save_to_disk, or a data set of the Hugging Face hub, with its split and config if it has several"
         ) from error
     if isinstance(found, dict):
-        raise InputError(f"{source.name}: has the splits {', '.join(found)}; say which one (--split)")
+        raise InputError(f"{source.name}: has the splits {', '.join(found)}; choose one (--split)")
     return found
 
 
@@ -174,50 +198,41 @@ def _datasets() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise InputError("Hugging Face data sets need more packages: pip install 'vlroute[collect]'") from error
+        raise InputError(f"Hugging Face data sets need more packages: {INSTALL}") from error
     return datasets
 
 
-def _open_parquet(path: Path) -> Any:
+def _parquet() -> Any:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise InputError("Parquet needs more packages: pip install 'vlroute[collect]'") from error
-    with _reading(path):
-        return parquet.ParquetFile(path)
-
-
-@contextmanager
-def _open(path: Path, text: bool = False) -> Iterator[IO[Any]]:
-    how: dict[str, Any] = {"mode": "rt", "encoding": "utf-8-sig", "newline": ""} if text else {"mode": "rb"}
-    with _reading(path), gzip.open(path, **how) if path.suffix == ".gz" else path.open(**how) as file:
-        yield file
-
-
-@contextmanager
-def _reading(name: Path) -> Iterator[None]:
-    """Turns what readers raise into an InputError that names the file."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(f"{name}: cannot be read to its end ({error})") from error
+        raise InputError(f"Parquet needs more packages: {INSTALL}") from error
+    return parquet
 
 
 COLUMNS = (
-    "id", "prompt", "images", "image", "video", "answer", "options", "caption", "set", "family", "grade", "language",
+    "id", "prompt", "images", "image", "video", "answer", "options", "caption", "set", "topic", "level", "language",
 )  # fmt: skip
 _LISTED = re.compile(r"^\s*\(?A\s*[).:、]", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row. `images` and `video` are sources for `messages.parse`, not yet opened.
+    """One example of a data set.
 
-    `answers`: each of them is right; none: no gold. `options`: of a multiple choice, without letters. `prompt`: what
-    the models are asked, the options as lettered lines included. `id`: the row's own, or one that follows from its
-    content, so that it stays the same where rows are added or moved. `place`: file and line, for messages.
+    Attributes:
+        id: The row's own id, or one computed from its content, which stays the same if rows are added or moved.
+        prompt: Text for the models. Options are appended as lettered lines unless it lists them itself.
+        images: Sources of pictures for `messages.parse`, not yet opened.
+        video: Source of a video, or the list of its frames.
+        answers: Gold answers; each of them is right. Empty if there is none.
+        options: Options of a multiple-choice question, without letters.
+        caption: Description of the picture, if the data set has one.
+        set: Data set that the example comes from.
+        topic: Kind of question.
+        level: Difficulty.
+        language: Language of the prompt.
+        place: File and line, for messages.
     """
 
     id: str
@@ -228,16 +243,24 @@ class Example:
     options: tuple[str, ...] = ()
     caption: str | None = None
     set: str = ""
-    family: str = ""
-    grade: str = ""
+    topic: str = ""
+    level: str = ""
     language: str = ""
     place: str = ""
 
 
 def to_example(row: SourceRow, columns: Mapping[str, Sequence[str]] | None = None) -> Example:
-    """The example in a raw row. `columns`: our name → the row's column; for images there may be several.
+    """Convert a raw row to an example.
 
-    InputError, naming file and line, for a row without a prompt or with values of the wrong kind.
+    Args:
+        row: The row.
+        columns: Our name of a column → the names in the data set. Images may come from several columns.
+
+    Returns:
+        The example.
+
+    Raises:
+        InputError: The row has no prompt or a value of the wrong type; the error names file and line.
     """
     columns = columns or {}
     unknown = sorted(set(columns) - set(COLUMNS))
@@ -252,7 +275,16 @@ def to_example(row: SourceRow, columns: Mapping[str, Sequence[str]] | None = Non
 def examples(
     source: Source, columns: Mapping[str, Sequence[str]] | None, limit: int | None
 ) -> Iterator[Example | InputError]:
-    """The first `limit` rows; an error stands for one that cannot be used, or whose id came before."""
+    """Read the examples of a data set.
+
+    Args:
+        source: The data set.
+        columns: See `to_example`.
+        limit: Maximum number of rows; None for all.
+
+    Yields:
+        An example, or the error for a row that cannot be used or whose id was used before.
+    """
     first: dict[str, str] = {}
     for number, row in enumerate(source.rows()):
         if number == limit:
@@ -272,7 +304,17 @@ def examples(
 
 
 def parse_columns(text: str) -> dict[str, list[str]]:
-    """ "prompt=question,images=image_1,images=image_2" as a mapping. InputError for anything else."""
+    """Parse a column mapping.
+
+    Args:
+        text: Such as "prompt=question,images=image_1,images=image_2".
+
+    Returns:
+        The mapping for `to_example`.
+
+    Raises:
+        InputError: An unknown name, a missing column, or several columns for anything but images.
+    """
     columns: dict[str, list[str]] = {}
     for pair in filter(None, text.split(",")):
         ours, equals, theirs = (part.strip() for part in pair.partition("="))
@@ -281,7 +323,7 @@ def parse_columns(text: str) -> dict[str, list[str]]:
         columns.setdefault(ours, []).append(theirs)
     for name, several in columns.items():
         if len(several) > 1 and name not in ("image", "images"):
-            raise InputError(f"{name} is mapped to {len(several)} columns; only images may be")
+            raise InputError(f"{name} is mapped to {len(several)} columns; only images may have several")
     return columns
 
 
@@ -292,13 +334,13 @@ def _example(row: SourceRow, columns: Mapping[str, Sequence[str]]) -> Example:
             raise InputError(f"there is no column {columns[name][0]!r}; found: {', '.join(map(str, row.values))}")
     prompt = values["prompt"]
     if not isinstance(prompt, str) or not prompt.strip():
-        raise InputError(f"'prompt' must be a string that is not blank, not {_short(prompt)}; use a column mapping?")
+        raise InputError(f"'prompt' must be a string that is not blank, not {_short(prompt)}; is the column mapped?")
     pictured = [*columns.get("images", ()), *columns.get("image", ())] or ["images", "image"]
     sources = [source for column in pictured for source in _list(_value(row, column))]
     images = tuple(_source(row, source) for source in sources if source is not None)
     options = tuple(_text("options", option) for option in _list(values["options"]))
     options = tuple(_unlettered(index, option) for index, option in enumerate(options))
-    texts = {name: _text(name, values[name]) for name in ("set", "family", "grade", "language")}
+    texts = {name: _text(name, values[name]) for name in ("set", "topic", "level", "language")}
     answers = _answers(values["answer"], options)
     caption = None if values["caption"] is None else _text("caption", values["caption"])
     if options and not _LISTED.search(prompt):
@@ -312,7 +354,7 @@ def _example(row: SourceRow, columns: Mapping[str, Sequence[str]]) -> Example:
 
 
 def _value(row: SourceRow, column: str) -> Any:
-    """None for what is missing: absent, null, NaN (as tables without nulls have it), and blank in CSV."""
+    """None for a missing value: absent, null, NaN (in tables without nulls), or blank in CSV."""
     value = row.values.get(column)
     if isinstance(value, float) and math.isnan(value):
         return None
@@ -320,7 +362,7 @@ def _value(row: SourceRow, column: str) -> Any:
 
 
 def _list(value: Any) -> list[Any]:
-    """Several values: a list, or a JSON list as text; a single value is a list of one."""
+    """A list, or a JSON list as text, as a list; a single value as a list of one."""
     if value is None:
         return []
     if isinstance(value, str) and value.lstrip().startswith("["):
@@ -335,17 +377,17 @@ def _text(name: str, value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.15g}"  # 3.0 where a table with gaps made a float of 3
+        return f"{value:.15g}"  # a table with gaps stores 3 as 3.0
     if not isinstance(value, str | int):
         raise InputError(f"{name!r} must be a string or a number, not {_short(value)}")
     return str(value)
 
 
 def _answers(value: Any, options: Sequence[str]) -> tuple[str, ...]:
-    """A whole number beside options counts them from 0, as class labels do, unless an option says that number."""
+    """With options, a whole number is the index of one, from 0 as in class labels, unless it is itself an option."""
     if type(value) is int and options and str(value) not in options:
         if not 0 <= value < len(options):
-            raise InputError(f"'answer' {value} is no index of the {len(options)} options, which count from 0")
+            raise InputError(f"'answer' {value} is no index of the {len(options)} options; the first has index 0")
         return (ascii_uppercase[value],)
     several = value if isinstance(value, list | tuple) else [] if value is None else [value]
     return tuple(answer for answer in (_text("answer", one) for one in several) if answer.strip())
@@ -354,15 +396,15 @@ def _answers(value: Any, options: Sequence[str]) -> tuple[str, ...]:
 def _unlettered(index: int, option: str) -> str:
     letter = ascii_uppercase[index : index + 1]
     if not letter:
-        raise InputError(f"more than {len(ascii_uppercase)} options; a letter stands for each of them")
+        raise InputError(f"more than {len(ascii_uppercase)} options; each needs a letter")
     return re.sub(rf"^\s*\(?{letter}\s*[).:、]\s*", "", option)
 
 
 def _source(row: SourceRow, value: Any) -> Any:
-    """A picture or video file: bytes, data URI, or a path seen from the data set's folder."""
-    if isinstance(value, Mapping):  # as Hugging Face stores pictures
+    """A picture or video file: bytes, a data URI, or a path relative to the data set's folder."""
+    if isinstance(value, Mapping):  # a picture as Hugging Face stores it
         if value.get("bytes") is None and value.get("path") is None:
-            raise InputError("a picture with neither bytes nor path; expected a path, data URI or bytes")
+            raise InputError("a picture has neither bytes nor path; expected a path, data URI or bytes")
         value = value["path"] if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
         return value
@@ -390,5 +432,5 @@ def _id_of(content: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """What a value is, for messages: never its whole content."""
+    """A short description of a value, for messages."""
     return repr(value)[:60] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"

@@ -151,7 +151,7 @@ def train_router(
 
 def _model_of(records: Sequence[Record], console: Console) -> ModelIdentity | None:
     """The model that the records name, if all name the same one."""
-    named = {ModelIdentity(record.pair, record.fingerprint or None) for record in records if record.pair}
+    named = {ModelIdentity(record.model, record.fingerprint or None) for record in records if record.model}
     if len(named) > 1:
         several = ", ".join(sorted(map(str, named)))
         console.print(f"warning: the records come from several models: {several}", style="yellow", markup=False)
