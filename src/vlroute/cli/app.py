@@ -209,14 +209,9 @@ PANELS: dict[str, dict[str, Callable[..., Any]]] = {
         "export": export,
     },
 }  # fmt: skip
-#: Commands that hand their arguments on to a parser of their own.
-_PASSING: dict[str, Any] = {
-    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
-    "add_help_option": False,
-}
 for panel, commands in PANELS.items():
     for name, command in commands.items():
-        app.command(name, cls=_Command, rich_help_panel=panel, **(_PASSING if command is collect else {}))(command)
+        app.command(name, cls=_Command, rich_help_panel=panel)(command)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

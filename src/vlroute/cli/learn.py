@@ -1,10 +1,11 @@
-"""The commands that gather labels and learn from them: collect, probe, feedback, export, train, eval, curves."""
+"""Commands for learning: collect, train, probe, eval, curves, feedback, export."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.progress import Progress
 from vlroute.cli.options import Device, Wanted, check_price
 from vlroute.errors import InputError, MissingExtraError
 from vlroute.files import check_outputs, replace_file
+from vlroute.types import MODES
 
 if TYPE_CHECKING:
     from vlroute.store import Store
@@ -20,41 +22,48 @@ if TYPE_CHECKING:
 Records = Annotated[list[Path], typer.Argument(help=".jsonl or .jsonl.gz files of labelled records.")]
 Together = Annotated[
     Literal["text", "record"],
-    typer.Option(help='What shares a fold: "text" predicts texts never seen, "record" suits prompts from templates.'),
+    typer.Option(help='What shares a fold: "text" tests on unseen texts, "record" suits prompts from templates.'),
 ]
-Folds = Annotated[int, typer.Option(min=2, help="How many parts; each is predicted by a model that saw the others.")]
+Folds = Annotated[int, typer.Option(min=2, help="Number of folds; a model trained on the others predicts each.")]
 Seeds = Annotated[
-    int | None, typer.Option(min=1, help="How many ways of cutting the parts are averaged: two; of many records one.")
+    int | None, typer.Option(min=1, help="Number of ways to cut folds, averaged. Default: 2, for many records 1.")
 ]
 Encoder = Annotated[
     str,
-    typer.Option(help='A text encoder by name or folder beside the words; "static" is shipped, "none": words only.'),
+    typer.Option(help='Text encoder used beside words: a name or folder; "static" is included, "none" uses words only.'),
 ]
-Strict = Annotated[bool, typer.Option(help="Make a line that cannot be used an error. Default: skip and count it.")]
-StoreAt = Annotated[str, typer.Option("--store", help="The file of the store, or a postgresql:// URL.")]
+Strict = Annotated[bool, typer.Option(help="Stop at the first line that cannot be used. Default: skip and count it.")]
+StoreAt = Annotated[str, typer.Option("--store", help="File of the store, or a postgresql:// URL.")]
+DataSet = Annotated[str, typer.Argument(help="A .jsonl(.gz), .csv(.gz) or .parquet file, a folder, or a hub data set.")]
+Model = Annotated[str | None, typer.Option(help="Hub name such as Qwen/Qwen3-VL-2B, or folder. Default: pocket pair.")]
+Split = Annotated[str | None, typer.Option(help="Split of a data set that has several.")]
+Config = Annotated[str | None, typer.Option(help="Configuration of a hub data set that has several.")]
+Map = Annotated[str, typer.Option("--map", metavar="NAME=COLUMN,…", help="Columns with other names: prompt=question.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")]
+DEFAULT_SHARES = "0.8,0.2,0.5"
 
 
 def train(
     records: Records,
     out: Annotated[Path, typer.Option(help="Folder for router.json, weights.safetensors and report.md.")],
     oof: Annotated[Path | None, typer.Option(help="File for each record's out-of-fold probabilities.")] = None,
-    price: Annotated[float, typer.Option(help="For the routed rows of the report only.")] = 0.1,
+    price: Annotated[float, typer.Option(help="Price for the routed rows of the report only.")] = 0.1,
     folds: Folds = 5,
     seeds: Seeds = None,
     together: Together = "text",
     encoder: Encoder = "static",
-    cache: Annotated[Path | None, typer.Option(help="Folder that keeps the embeddings for the next run.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder that keeps embeddings for the next run.")] = None,
     learner: Annotated[
         str | None,
         typer.Option(help='Use only this base learner, e.g. "words + embedding". For prompts made from few templates.'),
     ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes at the same time; by default one a core.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Hub name or folder of the pair that gave the answers, if the records lack it.")
+        str | None, typer.Option(help="Model that gave the answers, if the records do not name it.")
     ] = None,
     strict: Strict = False,
 ) -> None:
-    """Retrain the router from records of what each mode got right; see docs/decision.md for their form.
+    """Train a router on records of what each mode answered correctly.
 
     vlroute train records.jsonl --out my-router
     """
@@ -83,24 +92,24 @@ def train(
 def evaluate(
     records: Records,
     router: Annotated[Path, typer.Option(help="Folder of the trained router artifact.")],
-    price: Annotated[float | None, typer.Option(help="What a second is worth, in probability. Default: 0.1.")] = None,
+    price: Annotated[float | None, typer.Option(help="What one second is worth, in probability. Default: 0.1.")] = None,
     policy: Wanted = None,
     together: Annotated[
         Literal["text", "record"],
-        typer.Option(help='What counts as one draw in intervals: each "record", or all records of the same "text".'),
+        typer.Option(help='What intervals count as one draw: each "record", or all records of the same "text".'),
     ] = "record",
     out: Annotated[Path | None, typer.Option(help="Markdown file for the report.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="File for all figures as JSON.")] = None,
     strict: Strict = False,
 ) -> None:
-    """Report what a trained router is worth on new records: accuracy, seconds, calibration, by family.
+    """Evaluate a trained router on new records: accuracy, seconds and calibration, also by topic.
 
     vlroute eval new-records.jsonl --router my-router --out report.md
     """
     try:
         from vlroute.decision.artifact import artifact_files
-        from vlroute.learning.assess import as_page, as_values, evaluate_router
-        from vlroute.learning.report import as_table, families_table, figures_table
+        from vlroute.learning.evaluate import evaluate_router
+        from vlroute.learning.report import evaluation_report, figures_table, topics_table, ways_table
     except ModuleNotFoundError as error:
         raise MissingExtraError(error, "train") from error
     check_price(price, policy)
@@ -110,13 +119,13 @@ def evaluate(
     found = evaluate_router(records, router, target, together=together, strict=strict, console=notes)
     for warning in found.warnings:
         notes.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
-    console.print(as_table(found.evaluation, found.kind))
-    if found.families:
-        console.print(families_table(found.families))
+    console.print(ways_table(found.evaluation, found.kind))
+    if found.topics:
+        console.print(topics_table(found.topics))
     console.print(figures_table(found.evaluation))
     for path, text in (
-        (out, as_page(found, router)),
-        (as_json, json.dumps(as_values(found, router), ensure_ascii=False, indent=1) + "\n"),
+        (out, evaluation_report(found, router)),
+        (as_json, json.dumps({"router": str(router), **found.as_dict()}, ensure_ascii=False, indent=1) + "\n"),
     ):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,15 +136,15 @@ def evaluate(
 def curves(
     records: Records,
     out: Annotated[Path, typer.Option(help="Folder for curves.html and the figures as PNG.")],
-    oof: Annotated[Path | None, typer.Option(help="What `vlroute train --oof` wrote; else models are trained.")] = None,
+    oof: Annotated[Path | None, typer.Option(help="File that `vlroute train --oof` wrote. Default: train models.")] = None,
     folds: Folds = 5,
     seeds: Seeds = None,
     together: Together = "text",
     encoder: Encoder = "static",
-    language: Annotated[Literal["en", "zh"], typer.Option(help="Of the page and its figures.")] = "en",
+    language: Annotated[Literal["en", "zh"], typer.Option(help="Language of page and figures.")] = "en",
     strict: Strict = False,
 ) -> None:
-    """Draw accuracy against latency and thinking share, and how well calibrated the probabilities are.
+    """Draw accuracy against the share of Thinking and against seconds, and the calibration of the probabilities.
 
     vlroute train records.jsonl --out my-router --oof oof.jsonl
 
@@ -145,12 +154,12 @@ def curves(
         import numpy as np
 
         from vlroute.decision.text_encoder import load_text_encoder
-        from vlroute.learning.assess import read_oof, write_curves
         from vlroute.learning.embeddings import embed_texts
+        from vlroute.learning.evaluate import read_oof
         from vlroute.learning.metrics import Values
         from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
-        from vlroute.learning.report import PAGE
-        from vlroute.records import Skipped, read_all
+        from vlroute.learning.report import PAGE, write_curves
+        from vlroute.records import Skipped, read_all, warn
     except ModuleNotFoundError as error:
         raise MissingExtraError(error, "train") from error
     check_outputs(out / PAGE, inputs=[*records, *filter(None, [oof])])
@@ -162,8 +171,7 @@ def curves(
         predicted = read_oof(oof, found, skipped=None if strict else broken)
         known = ~np.isnan(predicted[0])
         predicted, found = predicted[:, known], [one for one, there in zip(found, known, strict=True) if there]
-        if broken.count:
-            console.print(f"warning: {broken}", style="yellow", markup=False, soft_wrap=True)
+        warn(console, broken)
     else:
         text = None if encoder == "none" else embed_texts(found, load_text_encoder(encoder), console=console)
         seeds = seeds or default_seeds(found)
@@ -177,31 +185,114 @@ def curves(
     typer.echo(f"wrote {written[-1]}")
 
 
-def collect(context: typer.Context) -> None:
-    """Run both modes over your own questions and pictures, and record what each got right.
+def collect(
+    source: DataSet,
+    out: Annotated[Path, typer.Option(help=".jsonl file for the records; an earlier run is continued.")],
+    model: Model = None,
+    router: Annotated[Path | None, typer.Option(help="Folder of a trained router artifact.")] = None,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="Type of the weights, such as bfloat16.")] = None,
+    split: Split = None,
+    config: Config = None,
+    columns: Map = "",
+    grader: Annotated[
+        str, typer.Option(help="exact, number, choice, regex, or your own function as module:function.")
+    ] = "exact",
+    tolerance: Annotated[float, typer.Option(help="Relative error that the grader number accepts.")] = 0.0,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="Label rows without a gold answer by whether the modes agree.")
+    ] = False,
+    agreement_shares: Annotated[
+        str,
+        typer.Option(
+            metavar="AGREED,INSTRUCT,THINKING",
+            help="For --agreement: how often agreed answers are right, and each mode if they differ.",
+        ),
+    ] = DEFAULT_SHARES,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Generation setting, thinking.NAME for one mode. Repeatable."),
+    ] = None,
+    limit: Limit = None,
+    answers: Annotated[Path | None, typer.Option(help=".jsonl file for the texts of the answers.")] = None,
+    strict: Annotated[bool, typer.Option(help="Stop at the first row or line that cannot be used.")] = False,
+) -> None:
+    """Run both modes over your own questions and pictures, and record what each answered correctly.
 
     vlroute collect questions.jsonl --out records.jsonl
     """
-    if {"-h", "--help"} & {*context.args}:  # its parser knows no examples
-        typer.echo("vlroute collect questions.jsonl --out records.jsonl\n")
-    from vlroute.learning.collect import main
+    try:
+        from vlroute.decision.artifact import artifact_files
+        from vlroute.learning.collect import collect_records, outputs
+        from vlroute.learning.dataset import Source, parse_columns
+        from vlroute.learning.grading import load_grader, parse_agreement
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error, "train") from error
+    from vlroute.router import Router
 
-    raise typer.Exit(main(context.args))
+    chosen = load_grader(grader, tolerance)
+    by_agreement = parse_agreement(agreement_shares, chosen) if agreement else None
+    mapping = parse_columns(columns)
+    inputs = [Path(source), *(artifact_files(router) if router else []), *([Path(model)] if model else [])]
+    check_outputs(*outputs(out, answers), inputs=inputs)
+    loaded = Router.from_pretrained(
+        model, router=router, device=device, dtype=dtype, generation=parse_settings(setting or [])
+    )
+    try:
+        result = collect_records(
+            loaded, Source(source, split, config), out, grader=chosen, agreement=by_agreement, columns=mapping,
+            limit=limit, answers=answers, strict=strict,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues from here", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"wrote {out}: {result.recorded} new records")
+    if result.failed:
+        typer.echo(f"{result.failed} rows failed, such as {result.reasons[0]}", err=True)
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse generation settings.
+
+    Args:
+        pairs: Such as "do_sample=false" and "thinking.max_new_tokens=4096".
+
+    Returns:
+        The settings as `Router.from_pretrained(generation=…)` takes them.
+
+    Raises:
+        InputError: A pair has no "=", or a mode is unknown.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        mode, dot, rest = name.partition(".")
+        if not equals or (dot and mode not in MODES):
+            raise InputError(f"cannot read the setting {pair!r}; expected name=value or thinking.name=value")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        if dot:
+            settings.setdefault(mode, {})[rest] = value
+        else:
+            settings[name] = value
+    return settings
 
 
 def probe(
-    source: Annotated[str, typer.Argument(help="The data set that was collected: a file, folder or hub name.")],
-    records: Annotated[Path, typer.Option(help="What `vlroute collect` wrote of it: captions are taken from there.")],
+    source: DataSet,
+    records: Annotated[Path, typer.Option(help="Records that `vlroute collect` wrote for it; they give the captions.")],
     router: Annotated[Path, typer.Option(help="Folder of the router artifact that gets the probe.")],
-    model: Annotated[str | None, typer.Option(help="Hub name, or a folder with instruct/ and thinking/.")] = None,
+    model: Model = None,
     device: Device = None,
-    split: Annotated[str | None, typer.Option(help="Of a data set that has several.")] = None,
-    config: Annotated[str | None, typer.Option(help="Of a hub data set that has several.")] = None,
-    columns: Annotated[str, typer.Option("--map", help="Columns named otherwise: prompt=question.")] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    split: Split = None,
+    config: Config = None,
+    columns: Map = "",
+    limit: Limit = None,
     strict: Strict = False,
 ) -> None:
-    """Teach a vision probe to caption from the tower's features, instead of the Instruct model: nearly free.
+    """Train a vision probe, which captions pictures from vision features, nearly without cost.
 
     vlroute probe questions.jsonl --records records.jsonl --router my-router
     """
@@ -225,26 +316,26 @@ def probe(
 
 
 def feedback(
-    answer: Annotated[str, typer.Argument(help="The id of an answer, `Answer.id`.")],
+    answer: Annotated[str, typer.Argument(help="Id of an answer, `Answer.id`.")],
     store: StoreAt,
-    correct: Annotated[bool, typer.Option("--correct", help="It was right.")] = False,
-    wrong: Annotated[bool, typer.Option("--wrong", help="It was wrong.")] = False,
-    comment: Annotated[str | None, typer.Option(help="Why; it is kept beside the judgement.")] = None,
+    correct: Annotated[bool, typer.Option("--correct", help="The answer was right.")] = False,
+    wrong: Annotated[bool, typer.Option("--wrong", help="The answer was wrong.")] = False,
+    comment: Annotated[str | None, typer.Option(help="Comment, stored with the feedback.")] = None,
 ) -> None:
-    """Say whether a stored answer was right.
+    """Rate a stored answer.
 
     vlroute feedback 4f0c… --wrong --store answers.db
     """
     if correct == wrong:
-        raise InputError("was the answer right? Give exactly one of --correct and --wrong")
+        raise InputError("give exactly one of --correct and --wrong")
     with _store(store) as opened:
         opened.feedback(answer, correct=correct, comment=comment)
 
 
 def export(
-    out: Annotated[Path, typer.Argument(help="The file of records to write, .jsonl or .jsonl.gz.")], store: StoreAt
+    out: Annotated[Path, typer.Argument(help="File of records to write, .jsonl or .jsonl.gz.")], store: StoreAt
 ) -> None:
-    """Turn stored answers and the feedback on them into records for training.
+    """Write stored answers with feedback on both modes as records for training.
 
     vlroute export records.jsonl --store answers.db
     """
@@ -256,11 +347,11 @@ def export(
         found = records_of(opened)
         out.parent.mkdir(parents=True, exist_ok=True)
         written = write_records(out, found.records)
-    typer.echo(f"wrote {written} records; {found.one_sided} requests have feedback on one mode only and were left out")
+    typer.echo(f"wrote {written} records; left out {found.one_sided} requests with feedback on one mode only")
 
 
 def _store(where: str) -> Store:
-    """One that is there: a slip in its name must not make an empty one."""
+    """Open an existing store. A mistyped name must not create an empty one."""
     try:
         from vlroute.store import Store
     except ModuleNotFoundError as error:
@@ -269,7 +360,7 @@ def _store(where: str) -> Store:
 
 
 def _files_of_store(where: str) -> list[str]:
-    """The files of an SQLite store, its write-ahead log included."""
+    """Files of an SQLite store, write-ahead log included."""
     try:
         from vlroute.store import read_url
     except ModuleNotFoundError as error:

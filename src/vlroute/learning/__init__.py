@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from vlroute.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from vlroute.learning.assess import Assessment as Assessment
-    from vlroute.learning.assess import evaluate_router as evaluate_router
     from vlroute.learning.collect import Collected as Collected
     from vlroute.learning.collect import collect_records as collect_records
     from vlroute.learning.dataset import Example as Example
     from vlroute.learning.dataset import Source as Source
     from vlroute.learning.estimator import ComplexityEstimator as ComplexityEstimator
+    from vlroute.learning.evaluate import Assessment as Assessment
     from vlroute.learning.evaluate import Evaluation as Evaluation
     from vlroute.learning.evaluate import TradeOff as TradeOff
+    from vlroute.learning.evaluate import evaluate_router as evaluate_router
     from vlroute.learning.evaluate import seconds_of as seconds_of
     from vlroute.learning.evaluate import trade_offs as trade_offs
     from vlroute.learning.grading import Agreement as Agreement
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from vlroute.learning.metrics import pgr as pgr
     from vlroute.learning.metrics import qnc as qnc
     from vlroute.learning.metrics import reliability as reliability
-    from vlroute.learning.plots import family_figure as family_figure
     from vlroute.learning.plots import reliability_figure as reliability_figure
+    from vlroute.learning.plots import topic_figure as topic_figure
     from vlroute.learning.plots import trade_off_figure as trade_off_figure
     from vlroute.learning.probe import learn_probe as learn_probe
     from vlroute.learning.train import train_router as train_router
@@ -58,17 +58,16 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "vlroute.learning.assess": ["Assessment", "evaluate_router"],
         "vlroute.learning.collect": ["Collected", "collect_records"],
         "vlroute.learning.dataset": ["Example", "Source"],
         "vlroute.learning.estimator": ["ComplexityEstimator"],
-        "vlroute.learning.evaluate": ["Evaluation", "TradeOff", "seconds_of", "trade_offs"],
+        "vlroute.learning.evaluate": ["Assessment", "Evaluation", "TradeOff", "evaluate_router", "seconds_of", "trade_offs"],
         "vlroute.learning.grading": ["Agreement", "Grader", "Number", "choice", "exact", "load_grader", "regex"],
         "vlroute.learning.metrics": [
             "Reliability", "aiq", "apgr", "area_over_random", "brier", "cpt", "ece", "ece_if_calibrated", "gain_auc",
             "headroom_captured", "nauc", "pgr", "qnc", "reliability",
         ],
-        "vlroute.learning.plots": ["family_figure", "reliability_figure", "trade_off_figure"],
+        "vlroute.learning.plots": ["reliability_figure", "topic_figure", "trade_off_figure"],
         "vlroute.learning.probe": ["learn_probe"],
         "vlroute.learning.train": ["train_router"],
         "vlroute.learning.trial": ["Trial", "draw_evenly", "is_right", "run_trials"],

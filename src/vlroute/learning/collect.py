@@ -1,142 +1,50 @@
-"""What each mode was worth on a data set, family by family: a table for the terminal and a page of Markdown."""
+"""Answer every row of a data set in both modes and record how they did."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from vlroute.checks import Whole
-from vlroute.decision.artifact import artifact_files
-from vlroute.decision.wilson import share_interval
 from vlroute.engine.settings import checked
-from vlroute.errors import CheckpointError, InputError, VLRouteError
+from vlroute.errors import CheckpointError, InputError
 from vlroute.files import check_outputs, replace_file
 from vlroute.inputs.messages import Conversation, parse
-from vlroute.learning.dataset import Example, Source, examples, parse_columns
-from vlroute.learning.grading import Agreement, Grader, exact, grader_named, load_grader
-from vlroute.learning.intervals import Interval, Sampling, Values
-from vlroute.records import Outcome, Record, Skipped, outcomes, read_records, write_records
-from vlroute.types import MODES, Mode
+from vlroute.learning.dataset import Example, Source, examples
+from vlroute.learning.grading import Agreement, Grader, exact
+from vlroute.learning.report import collection_report, collection_table
+from vlroute.records import Outcome, Record, Skipped, read_records, warn, write_records
+from vlroute.types import MODES, Answer, Mode
 
 if TYPE_CHECKING:
     from vlroute.router import Router
-    from vlroute.types import Answer
 
-_COLUMNS = (
-    "family",
-    "records",
-    "accuracy Instruct",
-    "accuracy Thinking",
-    "seconds Instruct",
-    "seconds Thinking",
-)
-_NOTE = """\
-Accuracy: mean of `correct`. Seconds: mean of what a user waits for one answer, picture and prefill included, with one
-request at a time. Brackets are 95 % intervals (Wilson for accuracy). They cover the sampling of the records, as if each
-were drawn alone, and not other kinds of questions: where those of the two modes overlap widely, the table cannot tell
-which is better. `vlroute train` learns a router from the records."""
-_AGREEMENT = """\
-Rows without a gold answer were labelled by whether the two modes agree, at the shares in the settings below. Their
-accuracies are therefore assumed and not measured: only the share of agreement is. See `learning.judges.Agreement`."""
-
-
-def collected_table(records: Sequence[Record]) -> Table:
-    """Accuracy and seconds by family and mode, for the terminal."""
-    table = Table(
-        title=f"{len(records)} records",
-        caption="brackets: 95 % intervals · seconds: what a user waits",
-    )
-    for index, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in _rows(records):
-        table.add_row(*row, style="bold" if row[0] == "all" else None)
-    return table
-
-
-def collected_page(records: Sequence[Record], settings: Mapping[str, Any], result: Collected) -> str:
-    """The whole report. `result`: of the run that wrote it; `settings`: what all its runs shared."""
-    lines = [
-        _COLUMNS,
-        ("---",) * len(_COLUMNS),
-        *(tuple(map(_escaped, row)) for row in _rows(records)),
-    ]
-    parts = [
-        "# What each mode is worth here",
-        "\n".join("| " + " | ".join(line) + " |" for line in lines),
-        _NOTE,
-    ]
-    if settings.get("agreement"):
-        parts.append(_AGREEMENT)
-    parts += [
-        "## This run",
-        f"{result.recorded} recorded, {result.without_gold} of them without gold; {result.skipped} were recorded "
-        f"before; {result.failed} failed and are not in the table.",
-    ]
-    if result.reasons:
-        parts.append("\n".join(f"* {_escaped(reason)}" for reason in result.reasons))
-    parts += ["## Settings", "```json\n" + json.dumps(settings, ensure_ascii=False, indent=2) + "\n```"]
-    return "\n\n".join(parts) + "\n"
-
-
-def _rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """One row a family, the largest first, and one for all of them if there are several."""
-    families: dict[str, list[Record]] = {}
-    for record in records:
-        families.setdefault(record.family or record.set or "unnamed", []).append(record)
-    rows = [_row(name, some) for name, some in sorted(families.items(), key=lambda item: (-len(item[1]), item[0]))]
-    return rows if len(rows) == 1 else [*rows, _row("all", records)]
-
-
-def _row(name: str, records: Sequence[Record]) -> tuple[str, ...]:
-    right = [[float(one.correct) for one in outcomes(records, mode)] for mode in MODES]
-    seconds = [[one.seconds for one in outcomes(records, mode) if one.seconds is not None] for mode in MODES]
-    return (
-        name,
-        str(len(records)),
-        *(_mean(values, share_interval, "{:.1%}", "{:.0%}") for values in right),
-        *(_mean(values, _of_seconds, "{:.2f}", "{:.2f}") for values in seconds),
-    )
-
-
-def _of_seconds(values: Values) -> Interval | None:
-    return Sampling(len(values)).positive_mean(values)
-
-
-def _mean(values: Sequence[float], interval_of: Callable[[Values], Interval | None], form: str, bound: str) -> str:
-    """Mean and its interval."""
-    if not values:
-        return "–"
-    array = np.asarray(values, np.float64)
-    interval = interval_of(array)
-    bounds = "" if interval is None else f" ({bound.format(interval[0])} – {bound.format(interval[1])})"
-    return form.format(array.mean()) + bounds
-
-
-def _escaped(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
-
-
-BATCH = 16  # rows
+#: Rows that are written together.
+BATCH = 16
 FLUSH_SECONDS = 10.0
-HOPELESS = 20  # rows that all fail at the start: something else than the rows is wrong
+#: If so many rows fail and none succeeds, the cause is not the rows.
+HOPELESS = 20
 KEPT_REASONS = 20
 
 
 @dataclass(slots=True)
 class Collected:
-    """What one run did: rows recorded, done before, failed, and judged by agreement; the first reasons for failing."""
+    """What one run did.
+
+    Attributes:
+        recorded: Rows recorded by this run.
+        skipped: Rows recorded by an earlier run.
+        failed: Rows that failed.
+        without_gold: Recorded rows without a gold answer, labeled by agreement.
+        reasons: Why the first rows failed.
+    """
 
     recorded: int = 0
     skipped: int = 0
@@ -145,6 +53,11 @@ class Collected:
     reasons: list[str] = field(default_factory=list)
 
     def fail(self, reason: str) -> None:
+        """Count a row that failed.
+
+        Args:
+            reason: Where and why.
+        """
         self.failed += 1
         if len(self.reasons) < KEPT_REASONS:
             self.reasons.append(reason)
@@ -164,30 +77,37 @@ def collect_records(
     strict: bool = False,
     console: Console | None = None,
 ) -> Collected:
-    """Answer every row in both modes and append a record of it to `out`; then write the report beside it.
+    """Answer every row in both modes, append a record of it to `out`, and write a report beside it.
 
-    Each mode is run as if the picture were new, one request at a time, so that its seconds are those a user waits.
-    Started again with the same settings, it goes on where it stopped: a kill costs at most the rows of the last
-    `FLUSH_SECONDS` or the row that runs. A row that fails is reported and left out, and tried again by the next run.
+    Nothing is cached between the modes and requests run one at a time, so the recorded seconds are those of a single
+    user. Started again with the same settings, the function continues the earlier run: a killed process loses at most
+    the row in progress and the rows of the last `FLUSH_SECONDS`. A row that fails is reported and left out; the next
+    run tries it again.
 
     Args:
-        source: see `rows.Source`; with a path or name, of a data set without splits.
-        out: a `.jsonl` file. Beside it come `….settings.json` (what a resumed run must share) and `….report.md`.
-        judge: compares answers with gold.
-        agreement: judges rows without gold; without it they fail.
-        columns: our names → the data set's, see `dataset.to_example`.
-        generation: settings for both modes, over the router's; without any, each checkpoint's own.
-        limit: stop after so many rows of the data set.
-        answers: a `.jsonl` file for what the modes said, to check the judge by.
-        strict: stop at the first row that fails or line of `out` that cannot be read, instead of skipping it.
+        router: The model that answers, and the source of captions.
+        source: A path or name, or a `Source` with split and config.
+        out: A `.jsonl` file. `….settings.json`, which a continued run must match, and `….report.md` are written beside
+            it.
+        grader: Compares answers with gold answers.
+        agreement: Labels rows without a gold answer. Without it, such rows fail.
+        columns: Our names of columns → those of the data set, see `dataset.to_example`.
+        generation: Generation settings of both modes, which override those of the router and the checkpoints.
+        limit: Maximum number of rows.
+        answers: A `.jsonl` file for the texts of the answers, which are needed to check the grader.
+        strict: Stop at the first row that fails and at the first unusable line of `out`, instead of skipping it.
+        console: Shows progress and the table of results.
+
+    Returns:
+        Counts and the reasons of failures.
 
     Raises:
-        SettingsError: a generation setting that is unknown or has an impossible value.
-        OutputError: a file cannot be written; checked first.
-        InputError: the source cannot be read, the settings differ from those `out` was begun with, or every row
-            failed (already when the first 20 did).
-        CheckpointError: a checkpoint cannot be loaded.
-        OSError: the disk refuses.
+        SettingsError: A generation setting is unknown or out of range.
+        OutputError: A file cannot be written; this is checked first.
+        InputError: The source cannot be read, the settings differ from those of the earlier run, or all rows failed.
+            The last case is reported as soon as the first 20 rows have failed.
+        CheckpointError: A checkpoint cannot be loaded.
+        OSError: Writing fails.
     """
     if limit is not None:
         limit = Whole(1).read("limit", limit)
@@ -195,7 +115,7 @@ def collect_records(
     console = console or Console()
     source = source if isinstance(source, Source) else Source(str(source))
     generation = checked(generation or {}, endpoints=router.remote is not None)
-    out, settings = Path(out), _settings(router, source, grader, agreement, columns, generation)
+    out, settings = Path(out), run_settings(router, source, grader, agreement, columns, generation)
     check_outputs(*outputs(out, answers), inputs=[source.name])
     done = _begin(out, settings, strict, notes)
     result, total = Collected(), source.count()
@@ -211,12 +131,12 @@ def collect_records(
             elif found.id in done:
                 result.skipped += 1
             else:
-                router.load()  # not before a row can be used
+                router.load()  # only when there is a usable row
                 if (answered := job.run(found)) is not None:
                     done.add(found.id)
                     result.recorded += 1
                     output.add(*answered)
-            # rows done before leave the total, or the time left would be reckoned at their speed
+            # rows of an earlier run take no time and would distort the estimate of the time left
             left = None if total is None else total - result.skipped
             ran, note = result.recorded + result.failed, f"both modes, {result.failed} failed"
             progress.update(task, total=left, completed=ran, description=note)
@@ -228,15 +148,15 @@ def collect_records(
         raise InputError(f"all of the first {result.failed} rows failed; the first: {result.reasons[0]}")
     records = list(read_records(out, skipped=Skipped())) if out.exists() else []
     if not records:
-        raise InputError(f"{source.name}: holds no rows")
-    replace_file(_beside(out, "report.md"), collected_page(records, settings, result).encode())
-    console.print(collected_table(records))
+        raise InputError(f"{source.name}: contains no rows")
+    replace_file(_beside(out, "report.md"), collection_report(records, settings, asdict(result)).encode())
+    console.print(collection_table(records))
     return result
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Runs one example; gives its record and both answers, or None after noting why not."""
+    """Answers one example after the other."""
 
     router: Router
     grader: Grader
@@ -245,9 +165,10 @@ class _Job:
     result: Collected
 
     def run(self, example: Example) -> tuple[Record, dict[str, Any]] | None:
+        """The record and the texts of both answers; None if the example failed, which `result` counts."""
         try:
             if not example.answers and self.agreement is None:
-                raise InputError("no gold answer; give one in 'answer', or judge by agreement (--agreement)")
+                raise InputError("no gold answer; give one in 'answer', or label by agreement (--agreement)")
             videos = None if example.video is None else [example.video]
             conversation = parse(
                 example.prompt, list(example.images), videos, None, self.router.limits, self.router.sampling
@@ -260,46 +181,44 @@ class _Job:
             caption = self.router.decide(turns, caption=example.caption).caption
             record = Record(
                 example.id, example.prompt, caption, _outcome(right[0], instruct), _outcome(right[1], thinking),
-                set=example.set, family=example.family, grade=example.grade, language=example.language,
-                pair=self.router.identity.name, fingerprint=self.router.identity.fingerprint or "",
+                set=example.set, topic=example.topic, level=example.level, language=example.language,
+                model=self.router.identity.name, fingerprint=self.router.identity.fingerprint or "",
             )  # fmt: skip
-        except CheckpointError:  # no row can do better
+        except CheckpointError:  # every other row would fail, too
             raise
-        except Exception as error:  # whatever one row meets, memory run out for a huge picture too
+        except Exception as error:  # anything that a single row can cause, out of memory for a huge picture included
             self.result.fail(f"{example.place} ({example.id}): {str(error) or type(error).__name__}")
             return None
         self.result.without_gold += not example.answers
-        said = {mode: answer.text for mode, answer in zip(MODES, (instruct, thinking), strict=True)}
+        texts = {mode: answer.text for mode, answer in zip(MODES, (instruct, thinking), strict=True)}
         right_by_mode = dict(zip(MODES, right, strict=True))
-        return record, {"id": example.id, "gold": example.answers, "said": said, "right": right_by_mode}
+        return record, {"id": example.id, "gold": example.answers, "said": texts, "right": right_by_mode}
 
     def _warm_up(self, conversation: Conversation) -> None:
-        """A process's first answers are slow, for memory and kernels are set up: they are not recorded."""
+        """Answer once without recording: the first answers of a process are slower than later ones."""
         for mode in MODES:
             self.router.ask(
                 list(conversation.messages), mode=mode, **{**self.generation, "min_new_tokens": 0, "max_new_tokens": 2}
             )
 
     def _ask(self, conversation: Conversation, mode: Mode) -> Answer:
-        self.router.forget()  # each mode pays for its own picture
+        self.router.forget()  # otherwise the second mode would find the picture in the cache
         return self.router.ask(list(conversation.messages), mode=mode, **self.generation)
 
     def _right(self, example: Example, instruct: str, thinking: str) -> tuple[float | bool, float | bool]:
-        if example.answers:
+        if example.answers or self.agreement is None:
             right = [bool(text.strip()) and self.grader(text, example) for text in (instruct, thinking)]
             return right[0], right[1]
-        if self.agreement is None:
-            raise InputError("no gold answer")
         return self.agreement(instruct, thinking, example)
 
 
 class _Output:
-    """Appends in batches; a batch is on the disk once it was written."""
+    """Appends records and texts in batches."""
 
     def __init__(self, records: Path, answers: Path | None) -> None:
         self._records, self._answers = records, answers
         self._batch: list[Record] = []
-        self._said: list[dict[str, Any]] = []
+        self._texts: list[dict[str, Any]] = []
         self._written = time.monotonic()
 
     def __enter__(self) -> _Output:
@@ -308,20 +227,20 @@ class _Output:
     def __exit__(self, *_: object) -> None:
         self._flush()
 
-    def add(self, record: Record, said: dict[str, Any]) -> None:
+    def add(self, record: Record, texts: dict[str, Any]) -> None:
         self._batch.append(record)
-        self._said.append(said)
+        self._texts.append(texts)
         if len(self._batch) >= BATCH or time.monotonic() - self._written > FLUSH_SECONDS:
             self._flush()
 
     def _flush(self) -> None:
-        if self._answers is not None and self._said:
+        if self._answers is not None and self._texts:
             self._answers.parent.mkdir(parents=True, exist_ok=True)
             with self._answers.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in self._said)
+                file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in self._texts)
         if self._batch:
             write_records(self._records, self._batch, append=True)
-        self._batch, self._said, self._written = [], [], time.monotonic()
+        self._batch, self._texts, self._written = [], [], time.monotonic()
 
 
 def _outcome(right: float | bool, answer: Answer) -> Outcome:
@@ -331,15 +250,23 @@ def _outcome(right: float | bool, answer: Answer) -> Outcome:
 
 
 def outputs(out: str | Path, answers: str | Path | None = None) -> list[Path]:
-    """The files that `collect` writes."""
+    """List the files that `collect_records` writes.
+
+    Args:
+        out: As there.
+        answers: As there.
+
+    Returns:
+        Their paths.
+    """
     files = [Path(out), *(_beside(Path(out), ending) for ending in ("settings.json", "report.md"))]
     return files if answers is None else [*files, Path(answers)]
 
 
 def _begin(out: Path, settings: dict[str, Any], strict: bool, console: Console) -> set[str]:
-    """The ids recorded so far. InputError if `out` was begun with other settings, or by something else."""
+    """The ids recorded so far. InputError if `out` belongs to a run with other settings or to another program."""
     if out.suffix != ".jsonl":
-        raise InputError(f"{out}: records are appended to a .jsonl file; compress it when it is whole")
+        raise InputError(f"{out}: records are appended to a .jsonl file; compress it when it is complete")
     kept = _beside(out, "settings.json")
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -349,24 +276,23 @@ def _begin(out: Path, settings: dict[str, Any], strict: bool, console: Console) 
         before = json.loads(kept.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{out} is there, but what it was made with is not ({kept.name}: {error}); choose another file"
+            f"{out} exists, but its settings cannot be read ({kept.name}: {error}); choose another file"
         ) from error
     changed = [name for name in settings if before.get(name) != settings[name]]
     if changed:
         name = changed[0]
         raise InputError(
-            f"{out} was begun with {name} {before.get(name)!r}, not {settings[name]!r}; "
-            "go on with the same settings, or choose another file"
+            f"{out} was collected with {name} {before.get(name)!r}, not {settings[name]!r}; "
+            "use the same settings to continue, or choose another file"
         )
-    write_records(out, [], append=True)  # mends a last line that a kill tore
+    write_records(out, [], append=True)  # removes an incomplete last line
     skipped = Skipped()
     done = {record.id for record in read_records(out, skipped=None if strict else skipped)}
-    if skipped.count:  # the rows of these lines are answered again
-        console.print(f"warning: {skipped}", style="yellow", markup=False, soft_wrap=True)
+    warn(console, skipped)  # the rows of these lines are answered again
     return done
 
 
-def _settings(
+def run_settings(
     router: Router,
     source: Source,
     grader: Grader,
@@ -374,12 +300,24 @@ def _settings(
     columns: Mapping[str, Sequence[str]] | None,
     generation: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that the labels depend on, as plain JSON values."""
+    """Describe everything that the labels depend on.
+
+    Args:
+        router: As in `collect_records`, like the other arguments.
+        source: The data set.
+        grader: The grader.
+        agreement: Labels rows without a gold answer.
+        columns: The column mapping.
+        generation: Checked generation settings.
+
+    Returns:
+        Plain JSON values; a continued run must have equal ones.
+    """
     found = {
         "source": asdict(source),
-        "pair": [str(router.instruct), str(router.thinking)],
+        "model": [str(router.instruct), str(router.thinking)],
         "generation": {**router.generation, **generation},
-        "judge": _name(grader),
+        "grader": _name(grader),
         "agreement": None if agreement is None else {**asdict(agreement), "alike": _name(agreement.alike)},
         "columns": {name: list(theirs) for name, theirs in (columns or {}).items()},
     }
@@ -402,122 +340,3 @@ def _progress(console: Console) -> Progress:
         TimeRemainingColumn(),
     )  # fmt: skip
     return Progress(*columns, console=console, speed_estimate_period=3600)
-
-
-ASSUMED = Agreement()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; gives the exit status: 1 for files that cannot be written, 2 for unusable input, 130 if interrupted."""
-    options = _parser().parse_args(arguments)
-    console, errors = Console(), Console(stderr=True)
-    try:
-        result = run(options)
-    except (VLRouteError, TypeError, OSError) as error:
-        errors.print(f"error: {error}", markup=False, soft_wrap=True)
-        return 1 if isinstance(error, OSError) else 2
-    except KeyboardInterrupt:
-        errors.print("stopped; the same command goes on from here", markup=False)
-        return 130
-    console.print(f"wrote {options.out}: {result.recorded} new records", markup=False, soft_wrap=True)
-    if result.failed:
-        errors.print(f"{result.failed} rows failed, such as {result.reasons[0]}", markup=False, soft_wrap=True)
-    return 0
-
-
-def run(options: argparse.Namespace) -> Any:
-    """What `main` does, errors left alone."""
-    grader = chosen_grader(options.grader, options.tolerance)
-    agreement = None if options.agreement is None else parse_agreement(options.agreement, grader)
-    columns = parse_columns(options.map)
-    settings = parse_settings(options.set)
-    read = [Path(options.source), *([] if options.router is None else artifact_files(options.router))]
-    read += [] if options.model is None else [Path(options.model)]
-    check_outputs(*outputs(options.out, options.answers), inputs=read)
-    from vlroute.router import Router
-
-    router = Router.from_pretrained(
-        options.model, router=options.router, device=options.device, dtype=options.dtype,
-        generation=settings,
-    )  # fmt: skip
-    return collect_records(
-        router,
-        Source(options.source, options.split, options.config),
-        options.out,
-        grader=grader,
-        agreement=agreement,
-        columns=columns,
-        limit=options.limit,
-        answers=options.answers,
-        strict=options.strict,
-    )
-
-
-def chosen_grader(name: str, tolerance: float) -> Grader:
-    """A judge by its name, or the user's own by module:function, with the working folder to import from."""
-    if ":" not in name:
-        return grader_named(name, tolerance)
-    sys.path.insert(0, os.getcwd())
-    try:
-        return load_grader(name)
-    finally:
-        sys.path.remove(os.getcwd())
-
-
-def parse_agreement(text: str, grader: Grader) -> Agreement:
-    """ "0.8,0.2,0.5": how often agreed answers are right, and Instruct and Thinking where they differ. InputError."""
-    try:
-        agree, instruct, thinking = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(f"cannot read the shares {text!r}; expected three such as 0.8,0.2,0.5") from error
-    return Agreement(grader, agree, instruct, thinking)
-
-
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """["do_sample=false", "thinking.max_new_tokens=4096"] as `Router.from_pretrained(generation=…)` takes it."""
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        mode, dot, rest = name.partition(".")
-        if not equals or (dot and mode not in MODES):
-            raise InputError(f"cannot read the setting {pair!r}; expected name=value or thinking.name=value")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        if dot:
-            settings.setdefault(mode, {})[rest] = value
-        else:
-            settings[name] = value
-    return settings
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="collect", description="Run both modes over a data set and record how they did."
-    )
-    add = parser.add_argument
-    add("source", help=".jsonl(.gz), .csv(.gz) or .parquet file, save_to_disk folder, or a hub data set's name")
-    add("--split", help="of a data set that has several")
-    add("--config", help="of a hub data set that has several")
-    add("--out", type=Path, required=True, help=".jsonl file for the records; an earlier run is continued")
-    add("--model", help="hub name such as Qwen/Qwen3-VL-2B, or a folder with instruct/ and thinking/")
-    add("--router", type=Path, help="folder of a router artifact")
-    add("--device")
-    add("--dtype")
-    add("--map", default="", help="columns that are named otherwise: prompt=question,answer=label")
-    add("--judge", default="exact", help="exact, number, choice, regex, or your own as module:function")
-    add("--tolerance", type=float, default=0.0, help="of the judge number, relative to the gold number")
-    add(
-        "--agreement",
-        nargs="?",
-        const=f"{ASSUMED.agree},{ASSUMED.instruct},{ASSUMED.thinking}",
-        metavar="AGREED,INSTRUCT,THINKING",
-        help="judge rows without gold by whether the modes agree: how often agreed answers are taken to be right, "
-        "and each mode where they differ (default: %(const)s)",
-    )
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="generation setting; may be repeated")
-    add("--limit", type=int, help="only the first rows")
-    add("--answers", type=Path, help=".jsonl file for what the modes said, to check the judge by")
-    add("--strict", action="store_true", help="stop at the first row or line that cannot be used; default: skip it")
-    return parser

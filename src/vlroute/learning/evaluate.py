@@ -1,16 +1,31 @@
-"""How good is a router on records it has not seen? Every figure rests on out-of-fold predictions."""
+"""Evaluate a router on records that it has not seen: ways of choosing the mode, metrics, trade-off curves.
+
+Arrays have one value per record: `right` and `seconds` are `[2, n]` for Instruct and Thinking (seconds are NaN where
+unknown), `scores` are gains `[n]`, `length` is the number of characters of the prompts `[n]`.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import Progress
 
-from vlroute.decision.classifier import Prediction
+from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.policy import Policy
-from vlroute.learning.folds import group_of
+from vlroute.decision.selector import ModeSelector
+from vlroute.decision.target import Preset, Target
+from vlroute.errors import InputError
+from vlroute.learning.assumptions import measure_latency
+from vlroute.learning.folds import Together, group_of
 from vlroute.learning.intervals import Interval, Sampling, marginal_gain
 from vlroute.learning.metrics import (
     Values,
@@ -29,18 +44,25 @@ from vlroute.learning.metrics import (
     share_by_score,
 )
 from vlroute.learning.out_of_fold import OutOfFold
-from vlroute.records import Outcome, Record, outcomes
+from vlroute.records import Outcome, Record, Skipped, outcomes, read_all, reading
 from vlroute.types import MODES, Mode
 
 WITHHELD = ", captions withheld"
+#: A topic with fewer records is not evaluated: its figures would mean nothing.
+LEAST = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One way of choosing the mode. `share` sent to Thinking, `accuracy` 0 to 1 with its 95 % (Wilson) interval.
+class Way:
+    """One way of choosing the mode.
 
-    `tokens`, `seconds`: means an answer, over the records where they are known for both modes; None if there
-    are none.
+    Attributes:
+        name: Such as "always instruct".
+        share: Share of records sent to Thinking.
+        accuracy: Mean accuracy, 0 to 1.
+        interval: Its 95 % Wilson interval.
+        tokens: Mean tokens per answer, over the records where they are known for both modes; None if there are none.
+        seconds: Mean seconds per answer, likewise.
     """
 
     name: str
@@ -53,7 +75,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One metric with its 95 % interval; None where it is undefined."""
+    """A metric and its 95 % interval; None where undefined."""
 
     value: float | None
     interval: Interval | None
@@ -61,22 +83,35 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything the report tells. `figures` by name, in the order to show them; docs/decision.md explains each.
+    """The figures of a router.
 
-    `covers`: what the intervals cover, in sentences.
+    Attributes:
+        records: Number of records.
+        rows: The ways of choosing the mode.
+        figures: Metrics by name, in the order of the report.
+        covers: What the intervals cover, in sentences.
     """
 
     records: int
-    rows: list[Row]
+    rows: list[Way]
     figures: dict[str, Figure]
     covers: str
 
 
 def evaluate(records: Sequence[Record], unseen: OutOfFold, policy: Policy, latency: LatencyModel) -> Evaluation:
-    """Compare routing by `policy` at `latency` with the baselines. Figures of several seeds are averaged.
+    """Compare routing with the baselines.
 
-    Intervals cover the sampling of the records and, where `unseen` is out of fold, the randomness of fitting; see
-    `intervals.Sampling`. They say nothing about other kinds of requests.
+    Intervals cover the sampling of the records and, if `unseen` is out of fold, the randomness of fitting; see
+    `intervals.Sampling`. They do not cover other kinds of requests.
+
+    Args:
+        records: Labeled records.
+        unseen: Predictions for them. Figures of several seeds are averaged.
+        policy: Decides by these predictions.
+        latency: Gives the expected seconds of each mode.
+
+    Returns:
+        The figures.
     """
     right = np.asarray([[float(o.correct) for o in outcomes(records, mode)] for mode in MODES])
     conditions = {"": unseen.given}
@@ -103,18 +138,18 @@ def compare(
     costs: tuple[Values, Values],
     sampling: Sampling,
 ) -> Evaluation:
-    """What `evaluate` does, on arrays.
+    """Compare routing with the baselines, on arrays.
 
     Args:
         right: How right Instruct and Thinking were, `[2, n]`, 0 to 1.
-        p: Predicted probabilities by condition, `[seeds, n, 2]`: "" as the records are, `WITHHELD` without caption.
-        sent: The share of seeds that send a record to Thinking, `[n]`, by condition.
+        p: Predicted probabilities by condition, `[seeds, n, 2]`: "" with captions, `WITHHELD` without.
+        sent: Share of seeds that send a record to Thinking, `[n]`, by condition.
         length: Characters of the prompts, `[n]`.
         costs: Tokens and seconds of both modes, `[2, n]`, NaN where unknown.
         sampling: How the records were drawn and predicted.
 
     Returns:
-        All rows and figures.
+        The figures.
     """
     (instruct, thinking), n = right, right.shape[1]
     gain = thinking - instruct
@@ -127,7 +162,7 @@ def compare(
         "longest prompts, same share": share_by_score(length, share),
         "routed": routed,
     }
-    # what one more record that is sent to Thinking gains, where the share sent depends on the sample
+    # gain of one more record sent to Thinking, where the share sent depends on the sample
     marginal = {
         "random, same share": float(gain.mean()),
         "longest prompts, same share": marginal_gain(length, gain, share),
@@ -143,7 +178,7 @@ def compare(
         learned = learned_part(way, gain) if name in predicted else None
         tokens, seconds = (_mean_cost(way, cost) for cost in costs)
         interval = sampling.share(influence, learned=learned)
-        rows.append(Row(name, float(way.mean()), float(value.mean()), interval, tokens, seconds))
+        rows.append(Way(name, float(way.mean()), float(value.mean()), interval, tokens, seconds))
 
     got = instruct + routed * gain
     best = np.maximum(instruct, thinking)
@@ -176,13 +211,29 @@ def compare(
 
 
 def sampling_of(records: Sequence[Record], unseen: OutOfFold) -> Sampling:
-    """How the records were drawn and predicted, for intervals."""
+    """Describe how the records were drawn and predicted.
+
+    Args:
+        records: The records.
+        unseen: Their predictions.
+
+    Returns:
+        What intervals are computed from.
+    """
     groups = [group_of(record) for record in records] if unseen.together == "text" else None
     return Sampling(len(records), groups, unseen.folds)
 
 
 def learned_part(sent: Values, gain: Values) -> Values:
-    """The part of the routed accuracy that rests on which records are sent to Thinking, `[n]`."""
+    """Compute the part of the routed accuracy that depends on which records are sent to Thinking.
+
+    Args:
+        sent: Share of seeds that send each record to Thinking, `[n]`.
+        gain: Thinking minus Instruct, `[n]`.
+
+    Returns:
+        Influence values, `[n]`.
+    """
     return np.asarray((sent - sent.mean()) * (gain - gain.mean()))
 
 
@@ -210,7 +261,15 @@ def _tokens(records: Sequence[Record]) -> Values:
 
 
 def seconds_of(records: Sequence[Record], latency: LatencyModel) -> Values:
-    """As recorded; where only the tokens are known, what they take at `latency`."""
+    """Return the seconds of both modes.
+
+    Args:
+        records: The records.
+        latency: Gives the seconds of outcomes that have only tokens.
+
+    Returns:
+        `[2, n]`, NaN where neither is known.
+    """
 
     def seconds(mode: Mode, outcome: Outcome) -> float:
         if outcome.seconds is not None:
@@ -220,7 +279,7 @@ def seconds_of(records: Sequence[Record], latency: LatencyModel) -> Values:
     return np.asarray([[seconds(mode, o) for o in outcomes(records, mode)] for mode in MODES])
 
 
-#: Where a curve is taken: 0, 1 … 100 % to Thinking.
+#: Shares sent to Thinking at which curves are computed: 0, 1 … 100 %.
 SHARES: Values = np.linspace(0, 1, 101)
 ALL = "all records"
 UNNAMED = "unnamed"
@@ -228,10 +287,15 @@ UNNAMED = "unnamed"
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One way of choosing the mode. `share` to Thinking and `accuracy` 0 to 1, its 95 % `interval`.
+    """One way of choosing the mode, as a point beside the curves.
 
-    `mean_seconds`, `p95_seconds` an answer, over the records whose seconds are known for both modes; None if there
-    are none. The 95th percentile is the least time within which at least 95 % of the answers are there.
+    Attributes:
+        share: Share of records sent to Thinking.
+        accuracy: Mean accuracy, 0 to 1.
+        interval: Its 95 % interval.
+        mean_seconds: Mean seconds per answer, over the records whose seconds are known for both modes; None if there
+            are none.
+        p95_seconds: Shortest time within which at least 95 % of these answers are complete.
     """
 
     share: float
@@ -243,11 +307,17 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One way of ranking, at each of `SHARES` `[k]`: `accuracy`, its 95 % band `low` to `high`, seconds.
+    """One ranking of the records, evaluated at each of `SHARES` `[k]`.
 
-    `mean_seconds`, `p95_seconds`: as in `Point`, `[k]` or None. `figures`: the metrics of `curve_metrics` by name; the
-    area of the router has a 95 % interval. The others divide by a gap that may be 0, or take a minimum or a hull of a
-    noisy curve: no interval is known that holds its level on few records.
+    Attributes:
+        accuracy: Mean accuracy, `[k]`.
+        low: Lower end of its 95 % band, `[k]`.
+        high: Upper end, `[k]`.
+        mean_seconds: As in `Point`, `[k]`; None if no seconds are known.
+        p95_seconds: Likewise.
+        figures: Metrics of the whole curve by name. Only the area of the router has an interval: the other metrics
+            divide by a gap that may be 0, or take a minimum or a hull of a noisy curve, and no interval is known that
+            is reliable on few records.
     """
 
     accuracy: Values
@@ -260,10 +330,18 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class TradeOff:
-    """The router's curve on `records` records of one kind, of which `timed` have seconds, and what to compare it with.
+    """Curves of accuracy against the share sent to Thinking and against seconds.
 
-    `random`: records drawn by chance, in expectation. `longest`: the longest prompts first. `oracle`: thinks exactly
-    where Thinking is more right.
+    Attributes:
+        name: The topic, or `ALL`.
+        records: Number of records.
+        timed: Number of records whose seconds are known for both modes.
+        routed: Curve of the router.
+        longest: The longest prompts think first.
+        random: Records chosen at random, in expectation.
+        instruct: Always Instruct.
+        thinking: Always Thinking.
+        oracle: Thinks exactly where Thinking is more right.
     """
 
     name: str
@@ -286,10 +364,21 @@ def trade_off(
     name: str = ALL,
     sampling: Sampling | None = None,
 ) -> TradeOff:
-    """Curves of the router's `scores`, of the prompts' `length` `[n]` and of chance; arrays as the module tells.
+    """Compute the curves of a router, of the longest prompts and of chance.
 
-    `sampling`: how the records were drawn and predicted; by default independently, by a given router. ValueError for
-    arrays of another shape, no records, values that are not finite, or `right` outside 0 to 1.
+    Args:
+        scores: Gains that the router predicts, `[n]`.
+        right: How right Instruct and Thinking were, `[2, n]`, 0 to 1.
+        seconds: Seconds of both modes, `[2, n]`, NaN where unknown.
+        length: Characters of the prompts, `[n]`.
+        name: Name of the curves.
+        sampling: How the records were drawn and predicted; by default independently, by a given router.
+
+    Returns:
+        The curves.
+
+    Raises:
+        ValueError: Arrays of another shape, no records, values that are not finite, or `right` outside 0 to 1.
     """
     _check(scores, right, seconds, length)
     sampling = sampling or Sampling(len(scores))
@@ -311,35 +400,62 @@ def trade_offs(
     right: Values,
     seconds: Values,
     length: Values,
-    families: Sequence[str],
+    topics: Sequence[str],
     *,
     sampling: Sampling | None = None,
-    least: int = 20,
 ) -> list[TradeOff]:
-    """First that of all records, then that of each family with at least `least` records, the largest first.
+    """Compute the curves of all records and of each topic.
 
-    `families`: one name a record, "" unnamed. One family alone is not repeated. Else as `trade_off`.
+    Args:
+        scores: As in `trade_off`.
+        right: As in `trade_off`.
+        seconds: As in `trade_off`.
+        length: As in `trade_off`.
+        topics: Topic of each record; "" is shown as unnamed.
+        sampling: As in `trade_off`.
+
+    Returns:
+        First the curves of all records, then those of each topic with at least `LEAST` records, the largest first. A
+        single topic is not repeated.
+
+    Raises:
+        ValueError: As in `trade_off`, or the number of topics is wrong.
     """
-    if len(families) != len(scores):
-        raise ValueError(f"expected a family for each of {len(scores)} records, not {len(families)}")
+    if len(topics) != len(scores):
+        raise ValueError(f"expected a topic for each of {len(scores)} records, not {len(topics)}")
     sampling = sampling or Sampling(len(scores))
     found = [trade_off(scores, right, seconds, length, sampling=sampling)]
-    names, of, counts = np.unique(np.asarray(families, dtype=object), return_inverse=True, return_counts=True)
-    for family in np.argsort(-counts, kind="stable") if len(names) > 1 else []:
-        at = of == family
-        if counts[family] >= least:
-            name = names[family] or UNNAMED
-            one = trade_off(scores[at], right[:, at], seconds[:, at], length[at], name=name, sampling=sampling.of(at))
-            found.append(one)
+    for name, places in _by_topic(topics).items():
+        at = np.isin(np.arange(len(scores)), places)
+        one = trade_off(scores[at], right[:, at], seconds[:, at], length[at], name=name, sampling=sampling.of(at))
+        found.append(one)
     return found
+
+
+def _by_topic(topics: Sequence[str]) -> dict[str, list[int]]:
+    """Indices of the records of each topic with at least `LEAST`, the largest first; none for a single topic."""
+    places: dict[str, list[int]] = {}
+    for index, topic in enumerate(topics):
+        places.setdefault(topic or UNNAMED, []).append(index)
+    ordered = sorted(places.items(), key=lambda item: (-len(item[1]), item[0]))
+    return {name: at for name, at in ordered if len(at) >= LEAST and len(places) > 1}
 
 
 def interval_at(
     scores: Values, gain: Values, instruct: Values, share: float, sampling: Sampling, predicted: bool
 ) -> Interval | None:
-    """95 % interval of the accuracy when the top `share` of the `scores` thinks; arrays `[n]`.
+    """Compute the 95 % interval of the accuracy if the records with the highest scores think.
 
-    `predicted`: whether a router made the scores, so that they take part in the randomness of fitting.
+    Args:
+        scores: `[n]`.
+        gain: Thinking minus Instruct, `[n]`.
+        instruct: How right Instruct was, `[n]`.
+        share: Share of records that think.
+        sampling: How the records were drawn and predicted.
+        predicted: Whether a router predicted the scores, so that they depend on the randomness of fitting.
+
+    Returns:
+        The interval; None if it is undefined.
     """
     sent = share_by_score(scores, share)
     influence = instruct + sent * gain + marginal_gain(scores, gain, share) * (share - sent)
@@ -403,3 +519,196 @@ def _check(scores: Values, right: Values, seconds: Values, length: Values) -> No
         raise ValueError("scores and length must be finite, seconds finite or NaN")
     if not ((right >= 0) & (right <= 1)).all():
         raise ValueError("right must be within 0 and 1")
+
+
+_NOT_NEW = (
+    "{}: not new. The router was trained on this file, so its figures are too good; give records that it has not seen, "
+    "or read the out-of-fold figures in the report.md of the router"
+)
+_UNKNOWN = "the router does not say what it was trained on, so it is unknown whether these records are new to it"
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What `evaluate_router` found.
+
+    Attributes:
+        evaluation: Figures of all records.
+        topics: Figures of each topic with at least `LEAST` records, the largest first; empty if there is only one.
+        files: SHA-256 of each file of records, by its path.
+        warnings: Why the figures may be too good.
+        target: What the policy was computed from.
+        policy: The policy.
+        timed: Whether the records contain seconds of both modes. Otherwise the latency model of the router gives the
+            seconds of the tokens.
+        skipped: Number of lines that could not be used.
+    """
+
+    evaluation: Evaluation
+    topics: dict[str, Evaluation]
+    files: dict[str, str]
+    warnings: list[str]
+    target: float | Preset
+    policy: Policy
+    timed: bool
+    skipped: int = 0
+
+    @property
+    def kind(self) -> str:
+        """How the records relate to the training of the router, for titles."""
+        if not self.warnings:
+            return "new records"
+        return "perhaps new" if self.warnings == [_UNKNOWN] else "not all new"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values.
+
+        Returns:
+            Values that can be written as JSON.
+        """
+        return {
+            "files": self.files,
+            "warnings": self.warnings,
+            "target": self.target,
+            "policy": asdict(self.policy),
+            "seconds_measured": self.timed,
+            "skipped_lines": self.skipped,
+            **asdict(self.evaluation),
+            "topics": {name: asdict(one) for name, one in self.topics.items()},
+        }
+
+
+def evaluate_router(
+    paths: Sequence[str | Path],
+    router: str | Path,
+    target: float | Preset,
+    *,
+    together: Together = "record",
+    strict: bool = False,
+    console: Console | None = None,
+) -> Assessment:
+    """Evaluate a trained router on records, with and without captions.
+
+    The latency model is that of the records if they were timed, otherwise that of the router.
+
+    Args:
+        paths: Files of records.
+        router: Folder of the router.
+        target: A price, or a preset, which the calibration set of the router turns into a price.
+        together: "text" if records of equal prompt and caption depend on each other, such as repetitions of a
+            question: intervals then count them as one draw. "record" if each was drawn alone.
+        strict: Raise an error for the first unusable line, instead of skipping it.
+        console: Shows progress and warnings.
+
+    Returns:
+        The figures.
+
+    Raises:
+        InputError: A file cannot be read or contains no usable record.
+        ArtifactError: The router cannot be used, or a preset needs its calibration set and it has none.
+        ValueError: An invalid price.
+    """
+    console = console or Console(stderr=True)
+    classifier = ComplexityClassifier.load(router)
+    records, skipped = read_all(paths, strict=strict, console=console)
+    files = {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+    timed = all(any(o.seconds is not None and o.tokens for o in outcomes(records, mode)) for mode in MODES)
+    latency = measure_latency(records) if timed else classifier.latency
+    policy = _policy(target, classifier, latency)
+    topics = _by_topic([record.topic for record in records])
+    with Progress(console=console) as progress:
+        given, bare = [], []
+        for record in progress.track(records, description="predicting"):
+            given.append(classifier.predict(record.prompt, record.caption))
+            bare.append(classifier.predict(record.prompt) if record.caption else given[-1])
+        task = progress.add_task("intervals", total=1 + len(topics))
+
+        def on(at: Sequence[int]) -> Evaluation:
+            unseen = OutOfFold([[given[index] for index in at]], [[bare[index] for index in at]], together=together)
+            found = evaluate([records[index] for index in at], unseen, policy, latency)
+            progress.advance(task)
+            return found
+
+        everything = on(range(len(records)))
+        by_topic = {name: on(at) for name, at in topics.items()}
+    return Assessment(
+        everything, by_topic, files, _warnings(files, classifier.card), target, policy, timed, skipped.count
+    )
+
+
+def _policy(target: float | Preset, classifier: ComplexityClassifier, latency: LatencyModel) -> Policy:
+    if not isinstance(target, str):
+        return Policy(price=target)
+    selector = ModeSelector(classifier, Policy(), None)
+    selector.latency = latency
+    return Policy(price=selector.operating_point(Target(preset=target)).price)
+
+
+def _warnings(files: Mapping[str, str], card: Mapping[str, Any]) -> list[str]:
+    try:
+        seen = {one["sha256"] for one in card["provenance"]["data"]}
+    except (KeyError, TypeError):
+        return [_UNKNOWN]
+    return [_NOT_NEW.format(name) for name, digest in files.items() if digest in seen]
+
+
+def read_oof(path: str | Path, records: Sequence[Record], *, skipped: Skipped | None = None) -> Values:
+    """Read the predictions that `train_router(oof=…)` wrote.
+
+    Args:
+        path: The file.
+        records: The records to find. Lines for other records are ignored.
+        skipped: Collects lines that cannot be used; these are left out, and as many records may lack a line and get
+            NaN. Without it, such a line raises.
+
+    Returns:
+        p_instruct and p_thinking, `[2, n]`, in the order of the records.
+
+    Raises:
+        InputError: The file cannot be read, or a record has no line. Without `skipped`, also if a line is not
+            `{"id": …, "p_instruct": …, "p_thinking": …}` with probabilities, or repeats an id; the error names file and
+            line.
+    """
+    path = Path(path)
+    found: dict[str, tuple[float, float]] = {}
+    broken = 0
+    with reading(path, "the file that vlroute train --oof wrote"):
+        lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            try:
+                name, p = _prediction(json.loads(line.decode()))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}:{number}: {error}") from error
+            if name in found:
+                raise InputError(f"{path}:{number}: id {name!r} was already used")
+        except InputError as error:
+            if skipped is None:
+                raise
+            broken += 1
+            skipped.add(error)
+            continue
+        found[name] = p
+    if not found:
+        why = f" ({skipped})" if skipped is not None and skipped.count else ""
+        raise InputError(f"{path}: no out-of-fold predictions; expected the file that vlroute train --oof wrote{why}")
+    missing = [record.id for record in records if record.id not in found]
+    if len(missing) > broken:
+        raise InputError(
+            f"{path}: no prediction for {len(missing)} of {len(records)} records, the first {missing[0]!r}; "
+            "give the records that the router was trained from"
+        )
+    nothing = (math.nan, math.nan)
+    return np.asarray([[found.get(record.id, nothing)[mode] for record in records] for mode in (0, 1)])
+
+
+def _prediction(row: Any) -> tuple[str, tuple[float, float]]:
+    if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+        raise InputError("expected a JSON object with a string 'id'")
+    for name in ("p_instruct", "p_thinking"):
+        p = row.get(name)
+        if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
+            raise InputError(f"{name!r} must be a number 0 to 1, not {p!r}")
+    return row["id"], (float(row["p_instruct"]), float(row["p_thinking"]))

@@ -9,6 +9,7 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from vlroute.learning.evaluate import Evaluation, evaluate
 from vlroute.learning.fit import Comparison
 from vlroute.learning.folds import Together
 from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
-from vlroute.learning.report import as_json, as_markdown, as_table, candidates_table, figures_table
+from vlroute.learning.report import comparison_table, figures_table, router_report, ways_table
 from vlroute.records import Record, read_all
 from vlroute.types import MODES, ModelIdentity
 
@@ -137,13 +138,13 @@ def train_router(
     comparisons = [Comparison(**one) for one in classifier.card["model_selection"]]
     if (answered := named or _model_of(records, notes)) is not None:
         classifier.card["model"] = answered.as_card()
-    classifier.card |= {"provenance": provenance, "metrics": as_json(evaluation), "warnings": warnings + advice}
+    classifier.card |= {"provenance": provenance, "metrics": asdict(evaluation), "warnings": warnings + advice}
     classifier.save(out)
-    report = as_markdown(evaluation, provenance, note(records), comparisons, warnings + advice)
+    report = router_report(evaluation, provenance, note(records), comparisons, warnings + advice)
     replace_file(out / REPORT_FILE, report.encode())
     if oof is not None:
         _write_predictions(Path(oof), records, unseen)
-    console.print(as_table(evaluation), figures_table(evaluation), candidates_table(comparisons))
+    console.print(ways_table(evaluation), figures_table(evaluation), comparison_table(comparisons))
     console.print(note(records), markup=False, soft_wrap=True)
     _print_warnings(notes, advice)
     return evaluation
