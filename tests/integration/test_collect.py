@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ import pytest
 from rich.console import Console
 
 from tests.conftest import ROOT
+from tests.integration.test_edges_training import cli
 from vlroute import Router
+from vlroute.cli.learn import parse_settings
 from vlroute.errors import InputError
-from vlroute.learning import collect as collecting
-from vlroute.learning.collect import Collected, collect_records, collected_page, collected_table, main, parse_settings
+from vlroute.learning.collect import Collected, collect_records, run_settings
 from vlroute.learning.dataset import Source
 from vlroute.learning.grading import Agreement, Number, exact
+from vlroute.learning.report import collection_report, collection_table
 from vlroute.pocket.tasks import draw_task
 from vlroute.records import Outcome, Record, read_records
 
@@ -42,7 +45,7 @@ def write_data(folder: Path, count: int, family: str | None = None) -> Path:
         for name, frame in zip(names, task.frames, strict=True):
             frame.save(folder / name)
         pictured = {"video": names} if task.is_video else {"image": names[0]}
-        row = {"id": f"row-{number}", "prompt": task.prompt, "answer": task.answer, "family": task.family, **pictured}
+        row = {"id": f"row-{number}", "prompt": task.prompt, "answer": task.answer, "topic": task.family, **pictured}
         lines.append(json.dumps(row) + "\n")
     (folder / "data.jsonl").write_text("".join(lines))
     return folder / "data.jsonl"
@@ -104,11 +107,11 @@ def test_where_every_row_fails_it_stops(router: Router, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"all of the first 20 rows failed.*d\.jsonl:1: 'prompt' must be"):
         collect_records(router, tmp_path / "d.jsonl", tmp_path / "r.jsonl", console=quiet())
     (tmp_path / "d.jsonl").write_text("")
-    with pytest.raises(InputError, match="holds no rows"):
+    with pytest.raises(InputError, match="contains no rows"):
         collect_records(router, tmp_path / "d.jsonl", tmp_path / "r.jsonl", console=quiet())
 
 
-def test_without_gold_the_modes_judge_each_other(router: Router, tmp_path: Path) -> None:
+def test_rows_without_gold_are_labeled_by_agreement(router: Router, tmp_path: Path) -> None:
     data, out = write_data(tmp_path, 6), tmp_path / "r.jsonl"
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     data.write_text("\n".join(json.dumps({**row, "answer": None}) for row in rows[1:]) + "\n" + json.dumps(rows[0]))
@@ -121,13 +124,13 @@ def test_without_gold_the_modes_judge_each_other(router: Router, tmp_path: Path)
     assert "assumed and not measured" in (tmp_path / "r.report.md").read_text("utf-8")
 
 
-def test_a_judge_that_fails_and_one_out_of_range(router: Router, tmp_path: Path) -> None:
+def test_a_grader_that_fails_and_one_out_of_range(router: Router, tmp_path: Path) -> None:
     data = write_data(tmp_path, 2)
 
     def broken(text: str, example: Any) -> float:
-        raise RuntimeError("my judge is broken")
+        raise RuntimeError("my grader is broken")
 
-    with pytest.raises(InputError, match="my judge is broken"):
+    with pytest.raises(InputError, match="my grader is broken"):
         collect_records(router, data, tmp_path / "a.jsonl", grader=broken, console=quiet())
     with pytest.raises(InputError, match="'correct' must be"):
         collect_records(router, data, tmp_path / "b.jsonl", grader=lambda *_: 7.0, console=quiet())
@@ -137,9 +140,9 @@ def test_settings_must_stay_the_same(router: Router, tmp_path: Path) -> None:
     data, out = write_data(tmp_path, 1), tmp_path / "r.jsonl"
     collect_records(router, data, out, grader=Number(0.1), generation={"do_sample": False}, console=quiet())
     collect_records(router, data, out, grader=Number(0.1), generation={"do_sample": False}, console=quiet())
-    with pytest.raises(InputError, match=r"begun with judge 'Number\(tolerance=0\.1\)'"):
+    with pytest.raises(InputError, match=r"with grader 'Number\(tolerance=0\.1\)'"):
         collect_records(router, data, out, grader=Number(0.2), generation={"do_sample": False}, console=quiet())
-    with pytest.raises(InputError, match="begun with generation"):
+    with pytest.raises(InputError, match="with generation"):
         collect_records(router, data, out, grader=Number(0.1), console=quiet())
     with pytest.raises(TypeError, match="unknown generation setting"):
         collect_records(router, data, tmp_path / "s.jsonl", generation={"temprature": 1}, console=quiet())
@@ -179,10 +182,10 @@ def test_killed_it_goes_on(tmp_path: Path) -> None:
     data, out = write_data(tmp_path, 30), tmp_path / "r.jsonl"
     code = (
         "import sys\n"
+        "from vlroute.cli.app import run\n"
         "from vlroute.learning import collect\n"
         "collect.BATCH = 2\n"
-        "from vlroute.learning.collect import main\n"
-        "raise SystemExit(main(sys.argv[1:]))\n"
+        "run(['collect', *sys.argv[1:]])\n"
     )
     command = [sys.executable, "-c", code, str(data), "--out", str(out)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}  # the pocket pair is too small for threads
@@ -210,48 +213,52 @@ def test_the_script_and_its_errors(tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "training" / "collect.py")]
     grader = tmp_path / "mine.py"
     grader.write_text("def always(text, example):\n    return 0.25\n")
-    arguments = [str(data), "--out", "r.jsonl", "--judge", "mine:always", "--set", "thinking.max_new_tokens=64"]
+    arguments = [str(data), "--out", "r.jsonl", "--grader", "mine:always", "--set", "thinking.max_new_tokens=64"]
     done = subprocess.run([*script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "1 new records" in done.stdout
     (record,) = read_records(tmp_path / "r.jsonl")
     assert record.thinking.correct == 0.25
 
 
-def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = str(tmp_path / "r.jsonl")
+def test_the_command_line_refuses_wrong_values(tmp_path: Path) -> None:
+    first = ["collect", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "r.jsonl")]
     for arguments, why in (
-        ([str(tmp_path / "none.jsonl"), "--out", out], "cannot be read"),
-        ([str(tmp_path / "none.jsonl"), "--out", out, "--judge", "nosuch"], "unknown judge"),
-        ([str(tmp_path / "none.jsonl"), "--out", out, "--map", "x"], "cannot map"),
-        ([str(tmp_path / "none.jsonl"), "--out", out, "--set", "x"], "cannot read the setting"),
-        ([str(tmp_path / "none.jsonl"), "--out", out, "--judge", "regex", "--agreement"], "regex"),
+        ([], "none.jsonl"),
+        (["--grader", "nosuch"], "nosuch"),
+        (["--map", "x"], "map"),
+        (["--set", "x"], "setting"),
+        (["--grader", "regex", "--agreement"], "regex"),
+        (["--agreement", "--agreement-shares", "0.9"], "0.9"),
     ):
-        assert main(arguments) == 2
-        assert why in capsys.readouterr().err
+        code, said = cli(*first, *arguments)
+        assert code != 0
+        assert why in said
+        assert not (tmp_path / "r.jsonl").exists()
 
 
 def test_generation_settings_on_the_command_line() -> None:
     found = parse_settings(["do_sample=false", "thinking.max_new_tokens=4096", "instruct.temperature=0.5"])
     assert found == {"do_sample": False, "thinking": {"max_new_tokens": 4096}, "instruct": {"temperature": 0.5}}
-    with pytest.raises(InputError, match="expected name=value"):
+    with pytest.raises(InputError, match="name=value"):
         parse_settings(["thought.max_new_tokens=1"])
 
 
 def test_the_table_shows_intervals_and_what_is_not_known() -> None:
     records = [
-        Record(str(i), "p", None, Outcome(i % 2 == 0, 3, 0.5), Outcome(True, 9), family="a|b") for i in range(40)
+        Record(str(i), "p", None, Outcome(i % 2 == 0, 3, 0.5), Outcome(True, 9), topic="a|b") for i in range(40)
     ] + [Record("x", "p", None, Outcome(False), Outcome(0.5), set="lonely")]
-    report = collected_page(records, {"agreement": None}, Collected(recorded=41, failed=1, reasons=["f:1: a | b"]))
+    result = Collected(recorded=41, failed=1, reasons=["f:1: a | b"])
+    report = collection_report(records, {"agreement": None}, asdict(result))
     assert "| a\\|b | 40 | 50.0% (35% – 65%) | 100.0% (91% – 100%) | 0.50 (0.50 – 0.50) | – |" in report
     assert "| lonely | 1 | 0.0% (0% – 79%) | 50.0% (5% – 95%) | – | – |" in report
     assert "| all | 41 | " in report
     assert "* f:1: a \\| b" in report
-    assert collected_table(records).row_count == 3
+    assert collection_table(records).row_count == 3
 
 
 def test_the_source_with_a_split_is_kept_in_the_settings(router: Router, tmp_path: Path) -> None:
     source = Source("some/set", "test", "config")
-    settings = collecting._settings(router, source, exact, None, None, {"do_sample": False})
+    settings = run_settings(router, source, exact, None, None, {"do_sample": False})
     assert settings["source"] == {"name": "some/set", "split": "test", "config": "config"}
-    assert settings["judge"] == "vlroute.learning.grading:exact"
-    assert os.fspath(router.instruct) == settings["pair"][0]
+    assert settings["grader"] == "vlroute.learning.grading:exact"
+    assert os.fspath(router.instruct) == settings["model"][0]

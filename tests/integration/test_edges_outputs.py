@@ -107,7 +107,7 @@ def test_implausible_values_are_skipped_with_their_line(name: str, tmp_path: Pat
     assert repr(name) in said
 
 
-@pytest.mark.parametrize("name", ["id", "prompt", "caption", "family"])
+@pytest.mark.parametrize("name", ["id", "prompt", "caption", "topic"])
 def test_text_that_no_file_can_hold_is_skipped_with_its_line(name: str, tmp_path: Path) -> None:
     good = rows()
     odd = {**good[3], "id": "odd", name: "half \ud800"}

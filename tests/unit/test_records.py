@@ -37,12 +37,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_routing_records_are_read(tmp_path: Path) -> None:
     row = {
-        "id": "x", "set": "s", "family": "f", "prompt": "p", "caption": " ",
+        "id": "x", "set": "s", "topic": "f", "prompt": "p", "caption": " ",
         "cheap": {"correct": True, "chars": 9}, "strong": {"correct": False, "chars": None},
     }  # fmt: skip
     (tmp_path / "r.jsonl").write_text(json.dumps(row) + "\n\n")
     (record,) = read_records(tmp_path / "r.jsonl")
     assert record == Record("x", "p", None, Outcome(True, 3), Outcome(False), "s", "f")
+
+
+def test_former_names_of_fields_are_read(tmp_path: Path) -> None:
+    row = {**GOOD, "family": "f", "grade": "hard", "pair": "p", "fingerprint": "1"}
+    (tmp_path / "r.jsonl").write_text(json.dumps(row) + "\n")
+    (record,) = read_records(tmp_path / "r.jsonl")
+    assert (record.topic, record.level, record.model, record.fingerprint) == ("f", "hard", "p", "1")
+    write_records(tmp_path / "new.jsonl", [record])
+    assert not {"family", "grade", "pair"} & json.loads((tmp_path / "new.jsonl").read_text()).keys()
+    assert list(read_records(tmp_path / "new.jsonl")) == [record]
 
 
 def test_several_files_are_one_stream(tmp_path: Path) -> None:
@@ -118,7 +128,7 @@ def test_an_id_may_not_come_twice_in_different_files(tmp_path: Path) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not found"):
         list(read_records(tmp_path / "nowhere.jsonl"))
     whole = gzip.compress(json.dumps(GOOD).encode() * 100)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-10])

@@ -30,7 +30,7 @@ Seeds = Annotated[
 ]
 Encoder = Annotated[
     str,
-    typer.Option(help='Text encoder used beside words: a name or folder; "static" is included, "none" uses words only.'),
+    typer.Option(help='Text encoder beside words: a name or folder; "static" is included, "none" uses words only.'),
 ]
 Strict = Annotated[bool, typer.Option(help="Stop at the first line that cannot be used. Default: skip and count it.")]
 StoreAt = Annotated[str, typer.Option("--store", help="File of the store, or a postgresql:// URL.")]
@@ -136,7 +136,7 @@ def evaluate(
 def curves(
     records: Records,
     out: Annotated[Path, typer.Option(help="Folder for curves.html and the figures as PNG.")],
-    oof: Annotated[Path | None, typer.Option(help="File that `vlroute train --oof` wrote. Default: train models.")] = None,
+    oof: Annotated[Path | None, typer.Option(help="File that `vlroute train --oof` wrote. Default: train.")] = None,
     folds: Folds = 5,
     seeds: Seeds = None,
     together: Together = "text",

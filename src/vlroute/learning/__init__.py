@@ -61,7 +61,9 @@ __getattr__, __dir__, __all__ = lazy_names(
         "vlroute.learning.collect": ["Collected", "collect_records"],
         "vlroute.learning.dataset": ["Example", "Source"],
         "vlroute.learning.estimator": ["ComplexityEstimator"],
-        "vlroute.learning.evaluate": ["Assessment", "Evaluation", "TradeOff", "evaluate_router", "seconds_of", "trade_offs"],
+        "vlroute.learning.evaluate": [
+            "Assessment", "Evaluation", "TradeOff", "evaluate_router", "seconds_of", "trade_offs",
+        ],
         "vlroute.learning.grading": ["Agreement", "Grader", "Number", "choice", "exact", "load_grader", "regex"],
         "vlroute.learning.metrics": [
             "Reliability", "aiq", "apgr", "area_over_random", "brier", "cpt", "ece", "ece_if_calibrated", "gain_auc",

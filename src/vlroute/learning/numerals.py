@@ -1,41 +1,25 @@
-"""The last number in a text, as models and data sets write numbers in English and Chinese."""
+"""The last number in a text, as models and data sets write numbers in English, Chinese and LaTeX.
+
+Math-Verify evaluates LaTeX formulas and cn2an reads Chinese numerals. Math-Verify does not read the other forms:
+thousands separated by an apostrophe or a thin space, scientific notation, mixed numbers, vulgar fractions, full-width
+digits, 万 and 亿, and numbers within sentences. `number_of` reads them itself.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from dataclasses import dataclass
 
 from vlroute.errors import InputError
 
-_WORDS = {
-    word: value
-    for value, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-}
+INSTALL = "pip install 'vlroute[collect]'"
+_WORDS = re.findall(
+    r"\w+",
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty",
+)
 _UNITS = {"万": 1e4, "亿": 1e8}
 _ARABIC = re.compile(
     r"""
@@ -50,7 +34,7 @@ _ARABIC = re.compile(
 )
 _HAN = "零〇一二两三四五六七八九十百千万亿廿点"
 _CHINESE = re.compile(rf"(?P<sign>负)?(?:(?P<percent>百分之)|(?P<below>[{_HAN}]+)分之)?(?P<value>[{_HAN}]+)")
-_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _ENGLISH = re.compile(rf"\b({'|'.join(_WORDS)})\b", re.IGNORECASE)
 _TEX = (
     (re.compile(r"\\[dt]?frac\s*\{\s*(-?[\d.]+)\s*\}\s*\{\s*([\d.]+)\s*\}"), r"\1/\2"),
@@ -58,36 +42,85 @@ _TEX = (
     (re.compile(r"\\times|\\cdot"), "×"),
     (re.compile(r"[{}\\]"), " "),
 )
+_MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\(((?:(?!\\\)).)+)\\\)|\\\[((?:(?!\\\]).)+)\\\]", re.DOTALL)
+#: Formulas that are evaluated contain only these symbols, and at most two powers, whose exponents have two digits.
+_MAX_FORMULA = 100
+_FORMULA = re.compile(
+    r"(?:\\[dt]?frac|\\sqrt|\\pi|\\times|\\cdot|\\left|\\right|\^\s*(?:\{\s*-?\d{1,2}\s*\}|\d{1,2}(?!\d))"
+    r"|[\d.+\-*/(){}\[\]\s])+"
+)
+_OPERATOR = re.compile(r"\\[dt]?frac|\\sqrt|\\pi|\^")
 
 
 @dataclass(frozen=True, slots=True)
 class Numeral:
-    """`value` as written: 45 for "45 %", with `percent` true."""
+    """A number in a text.
+
+    Attributes:
+        value: As written: 45 for "45 %".
+        percent: Whether it has a percent sign.
+    """
 
     value: float
     percent: bool = False
 
 
 def number_of(text: str) -> Numeral | None:
-    """The last number in `text`, or None. Inside the last `\\boxed{…}`, if there is one.
+    r"""Find the last number in a text; in the last `\boxed{…}`, if there is one.
 
-    Read are thousands separators (1,234; a comma before three digits is never a decimal one), decimals, exponents
-    (1e-3, 2×10^5), fractions (3/4, 1 1/2, \\frac{3}{4}, ½), percent, 万 and 亿. Chinese numerals count only where
-    there are no digits, English words (zero to twenty) only where there are neither. InputError if a Chinese numeral
-    is met and the package cn2an is missing.
+    Thousands separators (1,234; a comma before three digits is never a decimal comma), decimals, exponents (1e-3,
+    2×10^5), fractions (3/4, 1 1/2, ½), percent, 万 and 亿, and LaTeX formulas of numbers (\frac{3}{4}, 2\sqrt{3},
+    2^{10}) are read. Chinese numerals count only if there are no digits, English words (zero to twenty) only if there
+    are neither.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The number; None if there is none.
+
+    Raises:
+        InputError: The text has a formula or a Chinese numeral, and the package that reads it is missing.
     """
     for part in (*_BOXED.findall(text)[-1:], text):
-        found = _arabic(part) or _chinese(part) or _english(part)
+        evaluated = _evaluated(part)
+        found = _arabic(evaluated) or _chinese(evaluated) or _english(evaluated)
         if found is not None:
             return found
     return None
 
 
+def _evaluated(text: str) -> str:
+    """The text with its formulas replaced by their values."""
+    if (value := _formula(text)) is not None:
+        return value
+    return _MATH.sub(lambda found: _formula(found[1] or found[2] or found[3]) or found[0], text)
+
+
+def _formula(text: str) -> str | None:
+    """The value of a formula without letters; None for other texts and for formulas that are plain numbers."""
+    formula = text.strip().rstrip(".").rpartition("=")[2].replace("≈", "")
+    if len(formula) > _MAX_FORMULA or formula.count("^") > 2 or not _OPERATOR.search(formula):
+        return None
+    if not _FORMULA.fullmatch(formula):
+        return None
+    try:
+        from math_verify import LatexExtractionConfig, parse
+    except ImportError as error:
+        raise InputError(f"LaTeX formulas need math-verify: {INSTALL}") from error
+    logging.getLogger("math_verify.parser").setLevel(logging.ERROR)  # it warns of the missing timeout
+    try:  # a timeout would work in the main thread only; short formulas without large powers need none
+        found = parse(f"${formula}$", [LatexExtractionConfig()], parsing_timeout=None)
+        return f"{float(found[0]):.17g}"
+    except (IndexError, TypeError, ValueError, OverflowError, RecursionError):
+        return None
+
+
 def _tidy(text: str) -> str:
-    """Superscripts and vulgar fractions spelt out before NFKC would make "102" of "10²" and "31⁄2" of "3½"."""
+    """Write superscripts and vulgar fractions out: NFKC would turn "10²" into "102" and "3½" into "31⁄2"."""
     text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda run: "^" + unicodedata.normalize("NFKC", run[0]), text)
     text = re.sub("[¼-¾⅐-⅞]", lambda one: " " + one[0], text)
-    text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f'’](?=\d{3}(?!\d))", "", text)  # thousands in Swiss and SI style
+    text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f'’](?=\d{3}(?!\d))", "", text)  # Swiss and SI thousands separators
     text = unicodedata.normalize("NFKC", text).replace("−", "-").replace("⁄", "/")
     for pattern, plain in _TEX:
         text = pattern.sub(plain, text)
@@ -112,7 +145,7 @@ def _arabic(text: str) -> Numeral | None:
 
 
 def _chinese(text: str) -> Numeral | None:
-    """The last run of numerals that is a number: words such as 统一 and 千万 hold their characters too."""
+    """The last run of numerals that is a number; words such as 统一 and 千万 contain numerals, too."""
     for found in reversed(list(_CHINESE.finditer(text))):
         try:
             value = _from_chinese(found["value"])
@@ -129,10 +162,10 @@ def _from_chinese(numerals: str) -> float:
     try:
         import cn2an
     except ImportError as error:
-        raise InputError("Chinese numerals need cn2an: pip install 'vlroute[collect]'") from error
+        raise InputError(f"Chinese numerals need cn2an: {INSTALL}") from error
     return float(cn2an.cn2an(numerals, "smart"))
 
 
 def _english(text: str) -> Numeral | None:
     found = _ENGLISH.findall(text)
-    return Numeral(float(_WORDS[found[-1].lower()])) if found else None
+    return Numeral(float(_WORDS.index(found[-1].lower()))) if found else None

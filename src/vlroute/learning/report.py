@@ -22,6 +22,7 @@ from rich.table import Table
 from vlroute.decision.wilson import share_interval
 from vlroute.errors import InputError
 from vlroute.files import replace_file
+from vlroute.learning.assumptions import measure_latency
 from vlroute.learning.evaluate import (
     SHARES,
     Assessment,
@@ -34,11 +35,10 @@ from vlroute.learning.evaluate import (
     seconds_of,
     trade_offs,
 )
-from vlroute.learning.assumptions import measure_latency
+from vlroute.learning.fit import Comparison
 from vlroute.learning.folds import Together
 from vlroute.learning.intervals import Interval, Sampling
 from vlroute.learning.metrics import Values, brier, ece, ece_if_calibrated, reliability
-from vlroute.learning.fit import Comparison
 from vlroute.learning.out_of_fold import OutOfFold
 from vlroute.learning.plots import (
     Against,
@@ -63,7 +63,7 @@ class Grid:
     """The cells of a table. `bold`: first cell of the row that is printed bold in the terminal."""
 
     headings: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     bold: str = ""
 
 

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from vlroute.learning import plots
 from vlroute.learning.evaluate import ALL, SHARES, UNNAMED, TradeOff, trade_off, trade_offs
 from vlroute.learning.metrics import share_by_score
-from vlroute.learning.plots import family_figure, reliability_figure, trade_off_figure
+from vlroute.learning.plots import reliability_figure, topic_figure, trade_off_figure
 
 # four records: Thinking wins the first, loses the second, the other two are equal
 RIGHT = np.array([[0.0, 1, 1, 0], [1.0, 0, 1, 0]])
@@ -106,10 +106,10 @@ def test_unknown_seconds_are_left_out() -> None:
         trade_off_figure(nothing, "mean_seconds")
 
 
-def test_families_come_largest_first_and_small_ones_not_at_all() -> None:
+def test_topics_come_largest_first_and_small_ones_not_at_all() -> None:
     scores, right, seconds, length = drawn(100)
-    families = ["few"] * 10 + ["some"] * 30 + [""] * 60
-    found = trade_offs(scores, right, seconds, length, families)
+    topics = ["few"] * 10 + ["some"] * 30 + [""] * 60
+    found = trade_offs(scores, right, seconds, length, topics)
     assert [(one.name, one.records) for one in found] == [(ALL, 100), (UNNAMED, 60), ("some", 30)]
     alone = trade_off(scores[10:40], right[:, 10:40], seconds[:, 10:40], length[10:40])
     np.testing.assert_allclose(found[2].routed.accuracy, alone.routed.accuracy)
@@ -161,8 +161,8 @@ def test_figures_name_what_they_show(found: list[TradeOff], against: plots.Again
     axes = figure.axes[0]
     assert len(axes.collections) == 1  # the band
     assert {line.get_label(): len(line.get_xdata()) for line in axes.lines}["oracle"] == 1
-    several = family_figure(found[1:], against, measured=False)
-    expected = label if against == "share" else f"{label} at an assumed pace"
+    several = topic_figure(found[1:], against, measured=False)
+    expected = label if against == "share" else f"{label} with an assumed latency"
     assert shown | {expected, "几何 (100 records)", "a & b (100 records)"} <= texts(several)
 
 
@@ -178,7 +178,7 @@ def test_chinese_labels_need_a_font(
     found: list[TradeOff], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(plots, "chinese_font", lambda: "Some CJK Font")
-    assert {"准确率", "先知（上限）", "200 条记录"} <= texts(trade_off_figure(found[0], language="zh"))
+    assert {"准确率", "理论上限", "200 条记录"} <= texts(trade_off_figure(found[0], language="zh"))
     assert not caplog.records
     monkeypatch.setattr(plots, "chinese_font", lambda: None)
     with caplog.at_level(logging.WARNING, logger="vlroute"):

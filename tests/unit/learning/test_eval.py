@@ -21,9 +21,9 @@ from vlroute.records import Outcome, Record, write_records
 KINDS = {"numbers": "add or guess", "boxes": "hops"}
 
 
-def with_families(records: list[Record]) -> list[Record]:
-    families = [KINDS["boxes" if record.caption == "six boxes" else "numbers"] for record in records]
-    return [dataclasses.replace(one, family=family) for one, family in zip(records, families, strict=True)]
+def with_topics(records: list[Record]) -> list[Record]:
+    topics = [KINDS["boxes" if record.caption == "six boxes" else "numbers"] for record in records]
+    return [dataclasses.replace(one, topic=topic) for one, topic in zip(records, topics, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A router trained on old.jsonl, and new.jsonl with records that it has not seen."""
     where = tmp_path_factory.mktemp("eval")
     write_records(where / "old.jsonl", draw_records(200, seed=1)[1])
-    write_records(where / "new.jsonl", with_families(draw_records(150, seed=2)[1]))
+    write_records(where / "new.jsonl", with_topics(draw_records(150, seed=2)[1]))
     train_router([where / "old.jsonl"], where / "router", folds=2, seeds=1, together="record")
     return where
 
@@ -44,9 +44,9 @@ def evaluated(folder: Path, *arguments: str) -> tuple[str, str, dict[str, Any]]:
     return done.stdout + done.stderr, page, json.loads((folder / "reports" / "r.json").read_text("utf-8"))
 
 
-def test_new_records_are_decided_as_the_router_decides_them_and_families_add_up(folder: Path) -> None:
+def test_new_records_are_decided_as_the_router_decides_them_and_topics_add_up(folder: Path) -> None:
     shown, page, found = evaluated(folder, "new.jsonl", "--router", "router", "--price", "0.2")
-    records = with_families(draw_records(150, seed=2)[1])
+    records = with_topics(draw_records(150, seed=2)[1])
     classifier, latency = ComplexityClassifier.load(folder / "router"), measure_latency(records)
     modes = [Policy(price=0.2).decide(classifier.predict(r.prompt, r.caption), latency).mode for r in records]
     accuracy = np.mean([float(getattr(r, mode).correct) for r, mode in zip(records, modes, strict=True)])
@@ -67,15 +67,15 @@ def test_new_records_are_decided_as_the_router_decides_them_and_families_add_up(
     assert found["warnings"] == []
     assert "warning" not in shown
 
-    families = found["families"]
-    assert list(families) == ["add or guess", "hops"]  # the largest first
-    assert sum(one["records"] for one in families.values()) == 150
-    routed = {name: next(row for row in one["rows"] if row["name"] == "routed") for name, one in families.items()}
+    topics = found["topics"]
+    assert list(topics) == ["add or guess", "hops"]  # the largest first
+    assert sum(one["records"] for one in topics.values()) == 150
+    routed = {name: next(row for row in one["rows"] if row["name"] == "routed") for name, one in topics.items()}
     whole = next(row for row in found["rows"] if row["name"] == "routed")
-    counted = sum(routed[name]["accuracy"] * families[name]["records"] for name in families)
+    counted = sum(routed[name]["accuracy"] * topics[name]["records"] for name in topics)
     assert counted == pytest.approx(whole["accuracy"] * 150)
-    assert f"| hops | {families['hops']['records']} |" in page
-    assert "by family" in shown
+    assert f"| hops | {topics['hops']['records']} |" in page
+    assert "by topic" in shown
 
 
 def test_a_file_that_the_router_was_trained_on_is_not_new(folder: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_router_that_hides_its_training_records_is_warned_of(folder: Path) -> 
     classifier.card = {}
     classifier.save(folder / "silent")
     shown, page, _ = evaluated(folder, "new.jsonl", "--router", "silent")
-    assert "cannot be told" in shown
+    assert "unknown whether" in shown
     assert "# Router report: perhaps new" in page
 
 
@@ -116,7 +116,7 @@ def test_records_without_seconds_or_captions(folder: Path) -> None:
     assert "the records are not timed" in page
     assert found["seconds_measured"] is False
     assert "captions withheld" not in page
-    assert found["families"] == {}
+    assert found["topics"] == {}
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_records_without_seconds_or_captions(folder: Path) -> None:
     [
         (["new.jsonl", "--router", "nowhere"], "nowhere"),
         (["missing.jsonl", "--router", "router"], "missing.jsonl"),
-        (["empty.jsonl", "--router", "router"], "no records"),
+        (["empty.jsonl", "--router", "router"], "no usable records"),
         (["new.jsonl", "--router", "router", "--price", "0.1", "--policy", "fast"], "leave one out"),
         (["new.jsonl", "--router", "router", "--price", "-1"], "price must be"),
         (["new.jsonl", "--router", "uncalibrated", "--policy", "fast"], "calibration"),

@@ -17,15 +17,14 @@ from PIL import Image
 from vlroute.decision.classifier import Prediction
 from vlroute.errors import InputError
 from vlroute.learning import plots
-from vlroute.learning import plots as labels
-from vlroute.learning.assess import read_oof, write_curves
-from vlroute.learning.evaluate import trade_off
+from vlroute.learning.evaluate import read_oof, trade_off
 from vlroute.learning.out_of_fold import OutOfFold
+from vlroute.learning.report import write_curves
 from vlroute.records import Outcome, Record
 
 
 def labelled(n: int, *, seconds: bool = True) -> tuple[list[Record], np.ndarray]:
-    """Records with two families, one of them named to break pages, and predictions for them."""
+    """Records with two topics, one of them named to break pages, and predictions for them."""
     rng = np.random.default_rng(0)
     right = rng.integers(0, 2, (2, n))
     times = np.array([rng.gamma(8, 0.1, n), rng.gamma(3, 0.7, n)])
@@ -35,7 +34,7 @@ def labelled(n: int, *, seconds: bool = True) -> tuple[list[Record], np.ndarray]
             "x" * (1 + i % 30),
             None,
             *(Outcome(bool(right[mode, i]), 10, float(times[mode, i]) if seconds else None) for mode in (0, 1)),
-            family=("<script>alert(1)</script>", "a & b")[i % 2],
+            topic=("<script>alert(1)</script>", "a & b")[i % 2],
         )
         for i in range(n)
     ]
@@ -74,7 +73,7 @@ def read(html: str) -> Page:
 
 def test_every_word_of_figures_and_page_has_a_translation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "chinese_font", lambda: "DejaVu Sans")
-    monkeypatch.setattr(labels, "_CHINESE", dict.fromkeys(labels._CHINESE, "ZH"))
+    monkeypatch.setattr(plots, "CHINESE", dict.fromkeys(plots.CHINESE, "ZH"))
     records, p = labelled(60)
     right, seconds = np.zeros((2, 60)), np.ones((2, 60))
     for against in ("share", "mean_seconds", "p95_seconds"):
@@ -83,7 +82,7 @@ def test_every_word_of_figures_and_page_has_a_translation(tmp_path: Path, monkey
         assert {word for word in words if any(c.isalpha() for c in word)} <= {"ZH", "ZHZH"}
     page = write_curves(records, p, tmp_path, language="zh")[-1].read_text("utf-8")
     kept = {"Instruct", "Thinking", "APGR", "CPT 50 %", "CPT 80 %", "AIQ", "nAUC", "QNC", "ECE", "Brier", "vlroute: ZH"}
-    words = {text for text in read(page).texts if any(c.isalpha() for c in text)} - kept - {"ZH", "ZH ZH"}
+    words = {text for text in read(page).texts if any(c.isalpha() for c in text)} - kept - {"ZH", "ZH\nZH"}
     assert words == {"<script>alert(1)</script>", "a & b"}
 
 
@@ -92,7 +91,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     *figures, path = write_curves(records, p, tmp_path / "new" / "folder")
     assert [figure.name for figure in figures] == [
         *(f"accuracy-{name}.png" for name in ("share", "mean-seconds", "p95-seconds")),
-        *(f"families-{name}.png" for name in ("share", "mean-seconds", "p95-seconds")),
+        *(f"topics-{name}.png" for name in ("share", "mean-seconds", "p95-seconds")),
         "reliability.png",
     ]
     assert path.name == "curves.html"
@@ -123,13 +122,13 @@ def test_assumed_seconds_are_called_so(tmp_path: Path) -> None:
 
 def test_predictions_of_several_seeds_are_averaged_and_equal_input_makes_equal_files(tmp_path: Path) -> None:
     records, p = labelled(60)
-    records = [replace(record, family="") for record in records]
+    records = [replace(record, topic="") for record in records]
     p = (p * 64).round() / 128 + 0.25  # so that the means are exact
     seeds = [[Prediction(*(one + shift), 1, 1, 1) for one in p.T] for shift in (-0.25, 0.25)]
     by_seed = write_curves(records, OutOfFold(seeds, seeds, 5, "text"), tmp_path / "seeds")
     by_mean = write_curves(records, p, tmp_path / "mean")
     assert [path.read_bytes() for path in by_seed] == [path.read_bytes() for path in by_mean]
-    assert not any(path.name.startswith("families") for path in by_seed)
+    assert not any(path.name.startswith("topics") for path in by_seed)
 
 
 def test_curves_need_records_and_as_many_predictions(tmp_path: Path) -> None:
@@ -167,7 +166,7 @@ GOOD = {"id": "r0", "p_instruct": 0.5, "p_thinking": 0.5}
         ([GOOD | {"p_instruct": float("nan")}], "not nan"),
         ([GOOD | {"p_instruct": True}], "not True"),
         ([{"id": "r0"}], "'p_instruct' must be a number 0 to 1, not None"),
-        ([GOOD, GOOD], ":2: id 'r0' came before"),
+        ([GOOD, GOOD], ":2: id 'r0' was already used"),
         ([GOOD], "no prediction for 2 of 3 records, the first 'r1'"),
         ([], "no out-of-fold predictions"),
     ],
@@ -181,7 +180,7 @@ def test_unusable_predictions_are_named(tmp_path: Path, rows: list[object], word
 
 def test_unreadable_predictions_are_named(tmp_path: Path) -> None:
     path = tmp_path / "oof.jsonl"
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not found"):
         read_oof(path, [])
     for content in (b'{"id": ', b"\xff\xfe\n", b"[" * 100_000):
         path.write_bytes(content)

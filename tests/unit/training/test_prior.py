@@ -78,7 +78,7 @@ def public_rows(count: int = 300) -> list[Record]:
             Outcome(rng.random() < 0.15, 1),
             Outcome(rng.random() < 0.8, 900),
             set=name,
-            family="Physics",
+            topic="Physics",
         )
         for name in (*NEAREST, "gsm8k")
         for i in range(count)
@@ -116,7 +116,7 @@ def test_wordings_are_parallel() -> None:
 
 
 def test_every_benchmark_in_both_languages_and_all_caption_conditions(records: list[Record]) -> None:
-    cells = Counter((r.grade, r.language, caption_language(r)) for r in records)
+    cells = Counter((r.level, r.language, caption_language(r)) for r in records)
     assert cells.keys() == {(b.name, lang, c) for b in BENCHMARKS for lang in LANGUAGES for c in CAPTIONS}
     assert len(set(cells.values())) == 1
     assert len({r.id for r in records}) == len(records)
@@ -128,12 +128,12 @@ def test_every_benchmark_in_both_languages_and_all_caption_conditions(records: l
 
 def test_labels_are_the_published_scores(records: list[Record]) -> None:
     for record in records:
-        benchmark = BY_NAME[record.grade]
+        benchmark = BY_NAME[record.level]
         assert (record.instruct.correct, record.thinking.correct) == (benchmark.instruct, benchmark.thinking)
         assert record.instruct.tokens == benchmark.effort.tokens("instruct")
         assert record.thinking.tokens == benchmark.effort.tokens("thinking")
         assert record.instruct.seconds is record.thinking.seconds is None  # nothing was timed
-        assert record.family == benchmark.topic
+        assert record.topic == benchmark.topic
 
 
 def test_a_pair_of_records_asks_the_same(records: list[Record]) -> None:
@@ -180,7 +180,7 @@ def test_public_rows_keep_the_published_level_and_only_lean() -> None:
             )
             (high,), (low,) = right, wrong
             assert high / (1 - high) == pytest.approx(ODDS * low / (1 - low))
-        assert {r.family for r in members} == {BY_NAME[nearest].topic}
+        assert {r.topic for r in members} == {BY_NAME[nearest].topic}
         assert {r.thinking.tokens for r in members} == {BY_NAME[nearest].effort.tokens("thinking")}
         assert not any("<image" in r.prompt for r in members)
         assert {r.caption for r in members} == {None, "The image shows a table."}
