@@ -19,7 +19,6 @@ from vlroute.cli.app import app
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.policy import Policy
-from vlroute.decision.wilson import share_interval, student_95, wilson_interval
 from vlroute.learning.evaluate import Evaluation, evaluate
 from vlroute.learning.intervals import Sampling
 from vlroute.learning.metrics import ece, ece_if_calibrated
@@ -88,29 +87,6 @@ def test_the_committed_table_is_complete_and_holds_the_level() -> None:
     for name, one in found["folds"].items():
         if name.startswith("noise"):
             assert one["corrected"]["above zero"] <= 0.05 * one["files"]
-
-
-def test_a_mean_that_rounding_keeps_from_one_has_the_interval_of_one() -> None:
-    assert wilson_interval(1 - 1e-16, 1e-4, 200) == pytest.approx(wilson_interval(1.0, 1e-4, 200))
-
-
-def test_shares_get_wilson_intervals() -> None:
-    for right, of in ((0, 150), (150, 150), (1, 20), (37, 100), (1, 1)):
-        expected = stats.binomtest(right, of).proportion_ci(method="wilson")
-        found = share_interval(np.repeat([1.0, 0.0], [right, of - right]))
-        assert found == pytest.approx((expected.low, expected.high), abs=1e-6)
-    assert share_interval(np.zeros(0)) is None
-    right, p = drawn(150)
-    right[1] = 1
-    rows = {row.name: row for row in evaluation(right, p).rows}
-    low, high = rows["always thinking"].interval or (1, 0)
-    assert (rows["always thinking"].accuracy, high) == (1, 1)
-    assert 0.95 < low < 0.99
-
-
-def test_quantiles_of_students_t() -> None:
-    for degrees in (1, 2, 3, 4, 7, 20, 99, 5000):
-        assert student_95(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=2e-3)
 
 
 @settings(max_examples=150, deadline=None)
@@ -223,3 +199,12 @@ def test_reports_say_what_their_intervals_cover(tmp_path: Path) -> None:
         assert "randomness of fitting" in plain(text)
     for text in (judged.output, (tmp_path / "new.md").read_text("utf-8")):
         assert "with the router as it is" in plain(text)
+
+
+def test_a_share_of_one_has_an_interval() -> None:
+    right, p = drawn(150)
+    right[1] = 1
+    rows = {row.name: row for row in evaluation(right, p).rows}
+    low, high = rows["always thinking"].interval or (1, 0)
+    assert (rows["always thinking"].accuracy, high) == (1, 1)
+    assert 0.95 < low < 0.99
