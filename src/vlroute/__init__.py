@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from vlroute.decision.classifier import Prediction as Prediction
     from vlroute.decision.latency import LatencyModel as LatencyModel
     from vlroute.decision.policy import Policy as Policy
-    from vlroute.decision.target import Preset as Preset
     from vlroute.decision.target import Target as Target
     from vlroute.decision.tradeoff import OperatingPoint as OperatingPoint
     from vlroute.decision.vision_probe import VisionProbe as VisionProbe
@@ -72,6 +71,7 @@ if TYPE_CHECKING:
     from vlroute.types import Mode as Mode
     from vlroute.types import ModeChoice as ModeChoice
     from vlroute.types import ModelIdentity as ModelIdentity
+    from vlroute.types import Preset as Preset
     from vlroute.types import Stage as Stage
     from vlroute.types import ThinkingDelta as ThinkingDelta
     from vlroute.types import Timing as Timing
@@ -87,7 +87,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "vlroute.decision.classifier": ["ComplexityClassifier", "Prediction"],
         "vlroute.decision.latency": ["LatencyModel"],
         "vlroute.decision.policy": ["Policy"],
-        "vlroute.decision.target": ["Preset", "Target"],
+        "vlroute.decision.target": ["Target"],
         "vlroute.decision.tradeoff": ["OperatingPoint"],
         "vlroute.decision.vision_probe": ["VisionProbe"],
         "vlroute.engine.cache.disk": ["DiskTier"],
@@ -109,7 +109,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "vlroute.store": ["Store"],
         "vlroute.types": [
             "Answer", "AnswerDelta", "Decided", "Decision", "Event", "FinishReason", "Finished", "Mode", "ModeChoice",
-            "ModelIdentity", "Stage", "ThinkingDelta", "Timing", "Usage",
+            "ModelIdentity", "Preset", "Stage", "ThinkingDelta", "Timing", "Usage",
         ],
     },
 )  # fmt: skip

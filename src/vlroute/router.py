@@ -18,7 +18,7 @@ from vlroute.decision.captions import Captioner
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.policy import Policy
 from vlroute.decision.selector import CaptionSource, ModeSelector
-from vlroute.decision.target import Preset, Target
+from vlroute.decision.target import Target
 from vlroute.decision.tradeoff import OperatingPoint
 from vlroute.decision.vision_probe import VisionProbe, probe_of
 from vlroute.engine.local.checkpoint_files import check_folders
@@ -30,7 +30,7 @@ from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation
 from vlroute.inputs.video import FrameSampling
 from vlroute.pipeline import Pipeline, RequestOptions
-from vlroute.types import Answer, Decision, Event, Events, ModeChoice, ModelIdentity, forced_mode
+from vlroute.types import Answer, Decision, Event, Events, ModeChoice, ModelIdentity, Preset, forced_mode
 
 if TYPE_CHECKING:
     from vlroute.engine.cache.prefix import PrefixCache

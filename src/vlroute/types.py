@@ -13,6 +13,8 @@ Mode = Literal["instruct", "thinking"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 #: Accepted values of `mode=`; "auto" lets the router decide, as None does.
 ModeChoice = Literal["auto", "instruct", "thinking"]
+#: Named targets; see `Target`.
+Preset = Literal["fast", "balanced", "accurate", "knee"]
 
 
 def other(mode: Mode) -> Mode:

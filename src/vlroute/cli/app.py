@@ -1,4 +1,4 @@
-"""The `vlroute` command."""
+"""The `vlroute` command: its subcommands and exit codes."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ from vlroute.errors import VLRouteError
 app = typer.Typer(
     help="Adaptive router for Qwen3-VL: Instruct answers at once, Thinking reasons first."
     '\n\nvlroute ask "How many circles?" --image x.png'
-    "\n\nvlroute COMMAND --help has more examples; vlroute doctor says what is missing.",
+    "\n\nvlroute COMMAND --help shows more examples; vlroute doctor reports what is missing.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 fine; 1 something did not succeed, or problems were found; 2 the input was wrong.",
+    epilog="Exit codes: 0 success; 1 something failed, or problems were found; 2 the input is invalid.",
 )
 
 
-#: Options that name a file or folder. An empty name would mean the current folder.
+#: Options for a file or folder. An empty name would mean the current folder.
 _NAMES = {
     "--answers", "--cache", "--encoder", "--image", "-i", "--oof", "--out", "--model", "--records", "--resume",
     "--router", "--save", "--store", "--video",
@@ -64,13 +64,13 @@ _NAMES = {
 
 
 class _Command(TyperCommand):
-    """A command that refuses options such as `--out ""`."""
+    """A command that rejects options such as `--out ""`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for before, text in pairwise(["", *args]):
             name, equals, value = (before, "=", text) if before in _NAMES else text.partition("=")
             if name in _NAMES and equals and not value:
-                raise typer.BadParameter(f"{name} must not be empty: name a file or folder")
+                raise typer.BadParameter(f"{name} must not be empty: pass a file or folder")
         return super().parse_args(ctx, args)
 
 
@@ -81,7 +81,7 @@ def _log_to_terminal() -> None:
 
 
 def _quiet_others() -> None:
-    """Hide warnings of other packages, which users of this command cannot act on; `python -W` shows them."""
+    """Hide warnings of other packages, which users of this command cannot act on. `python -W` shows them."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for child processes
@@ -158,7 +158,7 @@ def route(
     policy: Wanted = None,
     as_json: AsJson = False,
 ) -> None:
-    """Decide only: which mode should answer, and why. Loads no model.
+    """Decide which mode should answer, and why, without answering. Loads no model.
 
     vlroute route "Add the numbers." --caption "three numbers"
     """
@@ -180,11 +180,11 @@ def _history(system: str | None) -> list[dict[str, str]] | None:
 def demo(
     model: ModelOption = None,
     router: RouterFolder = None,
-    pictures: Annotated[int, typer.Option(min=1, help="How many fresh pictures.")] = 72,
-    show: Annotated[int, typer.Option(min=0, help="How many of them to show in full.")] = 12,
-    seed: Annotated[int, typer.Option(help="Another seed draws other pictures.")] = 0,
+    pictures: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 72,
+    show: Annotated[int, typer.Option(min=0, help="Number of pictures to show in full.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the pictures.")] = 0,
 ) -> None:
-    """Watch the router work: fresh pictures, both modes, and what routing makes of them.
+    """Draw new pictures, let both modes answer, and show the results with and without routing.
 
     vlroute demo --seed 7
 
@@ -196,11 +196,11 @@ def demo(
     console = Console()
     run_demo(Router.from_pretrained(model, router=router), pictures, show, seed, model is not None, console)
     if model is None:
-        line = "The same on the real pair (downloads about 9 GB):  vlroute demo --model Qwen/Qwen3-VL-2B"
+        line = "The same with the 2B pair (downloads about 9 GB):  vlroute demo --model Qwen/Qwen3-VL-2B"
         console.print(line, soft_wrap=True)
 
 
-#: The commands in the order of the help, under the heads of its panels.
+#: The commands in the order of the help, by panel.
 PANELS: dict[str, dict[str, Callable[..., Any]]] = {
     "Look": {"demo": demo, "doctor": doctor},
     "Answer": {"ask": ask, "chat": chat, "route": route, "serve": serve, "ui": ui, "cluster": cluster},
@@ -215,20 +215,23 @@ for panel, commands in PANELS.items():
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Entry point, with the arguments of the process or those given.
+    """Run the command.
 
-    Errors made on purpose end in one line and exit code 2; what this machine lacks or refuses (a package, a file, its
-    disk) in one line and exit code 1; all else in a traceback.
+    Errors that vlroute raises on purpose end with one line and exit code 2. Missing packages and errors of the file
+    system end with one line and exit code 1. Other errors end with a traceback.
+
+    Args:
+        arguments: By default the arguments of the process.
     """
     _quiet_others()
     try:
         app(arguments, prog_name="vlroute")
-    except OSError as error:  # OutputError, too
+    except OSError as error:  # OutputError as well
         _end(str(error), 1)
     except (VLRouteError, ValueError) as error:
         _end(str(error), 2)
     except ImportError as error:
-        _end(f"{error}; vlroute doctor says what is missing", 1)
+        _end(f"{error}; vlroute doctor reports what is missing", 1)
 
 
 def _end(why: str, status: int) -> None:

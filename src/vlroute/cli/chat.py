@@ -45,26 +45,37 @@ HELP = """\
 /image FILE …     pictures for the next question; /image alone removes them
 /video FILE …     the same for videos
 /mode MODE        instruct, thinking, or auto (the router decides)
-/save FOLDER      write the conversation with its pictures; --resume FOLDER goes on
-/help, /quit      this list; the end (also Ctrl-D)
-Ctrl-C stops an answer; its question is then forgotten."""
+/save FOLDER      save the conversation with its pictures; --resume FOLDER continues it
+/help, /quit      show this list; end (also Ctrl-D)
+Ctrl-C stops an answer; its question is then removed."""
 
 
 @dataclass(slots=True)
 class Talk:
-    """State between questions. `waiting`, `videos`: pictures and videos for the next question."""
+    """A conversation in the terminal.
+
+    Attributes:
+        chat: The conversation.
+        mode: Forced mode, if any.
+        price: Price, if it was passed.
+        as_json: Whether answers are printed as JSON.
+        settings: Generation settings.
+        images: Pictures for the next question.
+        videos: Videos for the next question.
+        screen: Shows answers.
+    """
 
     chat: Chat
     mode: Mode | None = None
     price: float | None = None
     as_json: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
-    waiting: list[Path] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
     videos: list[Path] = field(default_factory=list)
     screen: Screen = field(default_factory=Screen)
 
     def command(self, line: str) -> bool:
-        """Do what a line that begins with / says; false to end. InputError for one that cannot be done."""
+        """Run a line that begins with /. Returns whether to continue. Raises InputError for an invalid command."""
         try:
             name, *arguments = shlex.split(line)
         except ValueError as error:
@@ -75,7 +86,7 @@ class Talk:
             case "/help", []:
                 self.screen.notes.print(HELP)
             case "/image", []:
-                self.waiting = []
+                self.images = []
             case "/image", _:
                 self.add([Path(path).expanduser() for path in arguments])
             case "/video", []:
@@ -89,19 +100,19 @@ class Talk:
             case (("/save" | "/mode"), _):
                 raise InputError(f"{name} needs exactly one value; /help shows how it is used")
             case _:
-                raise InputError(f"{line[:80]!r} is no command; /help lists them")
+                raise InputError(f"{line[:80]!r} is not a command; /help lists them")
         return True
 
     def add(self, paths: Sequence[Path]) -> None:
-        """Pictures for the next question. InputError, and none added, if one of them cannot be used."""
+        """Add pictures for the next question. Raises InputError, and adds none, if one of them cannot be used."""
         from vlroute.inputs.media import load_picture
 
         for path in paths:
             load_picture(path, self.chat.pipeline.limits)
-        self.waiting += paths
+        self.images += paths
 
     def add_videos(self, paths: Sequence[Path]) -> None:
-        """As `add`."""
+        """Add videos for the next question, as `add`."""
         from vlroute.inputs.media import load_video
 
         for path in paths:
@@ -109,10 +120,10 @@ class Talk:
         self.videos += paths
 
     def ask(self, prompt: str) -> None:
-        """One turn. KeyboardInterrupt once its answer has stopped, which leaves no trace in the conversation."""
+        """Send one turn. Ctrl-C cancels it, removes it from the conversation and raises KeyboardInterrupt."""
         cancel = threading.Event()
         events = self.chat.stream(
-            prompt, self.waiting or None, videos=self.videos or None, mode=self.mode, price=self.price, cancel=cancel,
+            prompt, self.images or None, videos=self.videos or None, mode=self.mode, price=self.price, cancel=cancel,
             **self.settings,
         )  # fmt: skip
         with closing(events), _ctrl_c_sets(cancel):
@@ -120,7 +131,7 @@ class Talk:
                 if cancel.is_set():
                     raise KeyboardInterrupt
                 self._show(event)
-        self.waiting, self.videos = [], []
+        self.images, self.videos = [], []
 
     def _show(self, event: Event) -> None:
         from vlroute.types import Finished
@@ -133,10 +144,10 @@ class Talk:
 
 @contextmanager
 def _ctrl_c_sets(cancel: threading.Event) -> Iterator[None]:
-    """Instead of raising wherever this thread is: in a destructor, say, the exception would be lost."""
+    """Set `cancel` on Ctrl-C instead of raising: an exception in a destructor, for example, would be lost."""
 
     def stop(*_: object) -> None:
-        if cancel.is_set():  # the second time: at once
+        if cancel.is_set():  # the second time
             raise KeyboardInterrupt
         cancel.set()
 
@@ -151,7 +162,7 @@ def _ctrl_c_sets(cancel: threading.Event) -> Iterator[None]:
 
 
 def _lines(typed: bool) -> Iterator[str]:
-    """What is typed or piped, line by line; Ctrl-C at the prompt begins the line anew."""
+    """Lines that are typed or piped. Ctrl-C at the prompt clears the line."""
     if typed:
         with suppress(ImportError):  # not on every system
             import readline  # noqa: F401 - makes input() editable, with a history
@@ -167,7 +178,7 @@ def _lines(typed: bool) -> Iterator[str]:
 
 
 def _converse(talk: Talk, typed: bool) -> bool:
-    """Until the end of the input or /quit; whether every line succeeded."""
+    """Run the conversation until the end of the input or /quit. Returns whether every line succeeded."""
     fine = True
     for line in _lines(typed):
         try:
@@ -177,10 +188,10 @@ def _converse(talk: Talk, typed: bool) -> bool:
             elif line.strip():
                 talk.ask(line)
         except KeyboardInterrupt:
-            talk.screen.note("\nstopped; this question is forgotten")
+            talk.screen.note("\nstopped; this question was removed")
             if not typed:
                 raise
-        except (VLRouteError, ValueError, OSError, RuntimeError) as error:  # RuntimeError: the GPU's memory is full
+        except (VLRouteError, ValueError, OSError, RuntimeError) as error:  # RuntimeError: GPU out of memory
             fine = False
             talk.screen.error(error)
     return fine
@@ -200,13 +211,13 @@ def chat(
     seed: Seed = None,
     device: Device = None,
     store: StoreAt = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with a conversation that was saved here.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue a conversation that was saved here.")] = None,
     save: Annotated[Path | None, typer.Option(help="Save the conversation here at its end.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Talk about pictures; each question is decided anew.
+    """Have a conversation about pictures. Each question is routed.
 
-    /help lists what else can be typed. From a pipe each line is a question, and with --json each answer a line.
+    /help lists commands. From a pipe each line is a question; with --json each answer is a line.
 
     vlroute chat --image x.png
 
@@ -215,7 +226,7 @@ def chat(
     from vlroute.router import Router
 
     if resume is not None and system is not None:
-        raise InputError("a conversation that is resumed has its system prompt already; leave --system out")
+        raise InputError("a resumed conversation has its own system prompt; leave --system out")
     if save is not None:
         from vlroute.chat import check_chat_output
 
@@ -223,11 +234,11 @@ def chat(
     check_price(price, policy)
     settings = given(max_new_tokens=max_new_tokens, thinking_budget=thinking_budget, seed=seed)
     routed = Router.from_pretrained(model, router=router, policy=policy, device=device, store=store)
-    begun = routed.resume(resume) if resume else routed.chat(system)
-    talk = Talk(begun, forced_mode(mode), price, as_json, settings, screen=Screen(store))
+    started = routed.resume(resume) if resume else routed.chat(system)
+    talk = Talk(started, forced_mode(mode), price, as_json, settings, screen=Screen(store))
     talk.add(image or ())
     talk.add_videos(video or ())
-    routed.load()  # now: stopping the first answer must not break an import
+    routed.load()  # now, because Ctrl-C during the first answer could interrupt an import
     typed = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     if typed:
         talk.screen.note("/help lists commands; Ctrl-C stops an answer; Ctrl-D ends")

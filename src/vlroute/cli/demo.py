@@ -1,4 +1,4 @@
-"""`vlroute demo`: fresh pictures, real answers in both modes, and what routing makes of them."""
+"""`vlroute demo`: new pictures, answers of both modes, and the results with and without routing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlroute.types import Answer
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """A way to choose the answer of a trial: one table row."""
+    """A way to choose the answer of a trial; one row of a table."""
 
     name: str
     choose: Callable[[Trial], Answer]
@@ -34,7 +34,7 @@ def _routed(trial: Trial) -> Answer:
 
 
 def _oracle(trial: Trial) -> Answer:
-    """The cheaper of the right answers; Instruct's where none is right."""
+    """The cheaper of the right answers; that of Instruct if none is right."""
     return trial.thinking if trial.right(trial.thinking) and not trial.right(trial.instruct) else trial.instruct
 
 
@@ -47,10 +47,10 @@ STRATEGIES = (
 
 
 def summary(trials: list[Trial]) -> Table:
-    """Accuracy with its 95 % interval, mean seconds and share of thinking, per strategy."""
+    """Accuracy with its 95 % interval, mean seconds and share of Thinking for each strategy."""
     table = Table(
-        title=f"{len(trials)} fresh pictures",
-        caption="interval: 95 %, for the drawing of the pictures · seconds: what a user waits",
+        title=f"{len(trials)} new pictures",
+        caption="interval: 95 %, for the sampling of the pictures · seconds: of a whole answer",
     )
     for column in ("", "accuracy", "interval", "mean seconds", "thinking"):
         table.add_column(column, justify="left" if not column else "right")
@@ -91,7 +91,7 @@ def by_family(trials: list[Trial]) -> Table:
 
 
 def shown(trial: Trial, number: int) -> Panel:
-    """One routed picture: question, decision with its reason, reasoning, answer, verdict, seconds."""
+    """One routed picture: question, decision with its reason, reasoning, answer, whether it is right, and seconds."""
     answer = _routed(trial)
     decision = answer.decision
     right = trial.right(answer)
@@ -105,17 +105,17 @@ def shown(trial: Trial, number: int) -> Panel:
     if answer.thinking:
         text.append(f"thinking   {answer.thinking}\n", style="dim")
     text.append(f"answer     {answer}   ")
-    text.append("right" if right else f"wrong, it is {trial.task.answer}", style="green" if right else "red")
+    text.append("right" if right else f"wrong, expected {trial.task.answer}", style="green" if right else "red")
     text.append(f"   {answer.timing.total:.2f} s", style="dim")
     return Panel(text, title=f"{number} · {trial.task.family}, {trial.task.grade}", title_align="left")
 
 
 def run_demo(router: Router, pictures: int, show: int, seed: int, bare: bool, console: Console) -> list[Trial]:
-    """Run and print the demo; gives the trials. `bare` asks larger models for the result only."""
+    """Run the demo, print it, and return its trials. `bare` asks larger models for the result only."""
     console.print(f"[bold]{router.load().pair}[/bold]")
     trials: list[Trial] = []
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("answering in both modes and routed", total=pictures)
+        task = progress.add_task("answering in both modes and with routing", total=pictures)
         for trial in run_trials(router, draw_evenly(pictures, seed), bare=bare):
             trials.append(trial)
             if len(trials) <= show:

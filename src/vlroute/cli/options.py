@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options of several commands, and how answers are shown in the terminal."""
 
 from __future__ import annotations
 
@@ -11,31 +11,23 @@ import typer
 from rich.console import Console
 
 from vlroute.errors import InputError
-from vlroute.types import ModeChoice
+from vlroute.types import ModeChoice, Preset
 
 if TYPE_CHECKING:
     from vlroute.types import Event
 
-if TYPE_CHECKING:
-    from vlroute.decision.target import Preset
-else:
-    try:
-        from vlroute.decision.target import Preset
-    except ImportError:  # numpy is missing or broken: `vlroute doctor` must start all the same, to say so
-        Preset = str
-
 MODEL_HELP = "Hub name such as Qwen/Qwen3-VL-2B, or a folder with instruct/ and thinking/. Default: the pocket pair."
-POLICY_HELP = "What to aim for, instead of a price: fast, balanced, accurate or knee."
-Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The question, in one pair of quotes.")]
+POLICY_HELP = "A target instead of a price: fast, balanced, accurate or knee."
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The question, in quotes.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help=MODEL_HELP)]
-RouterFolder = Annotated[Path | None, typer.Option("--router", help="Folder of a trained router artifact.")]
+RouterFolder = Annotated[Path | None, typer.Option("--router", help="Folder of a router artifact.")]
 Images = Annotated[list[Path] | None, typer.Option("--image", "-i", metavar="FILE", help="A picture; may be repeated.")]
 Videos = Annotated[list[Path] | None, typer.Option("--video", metavar="FILE", help="A video; may be repeated.")]
 System = Annotated[str | None, typer.Option(help="A system prompt.")]
-Caption = Annotated[str | None, typer.Option(help="What is in the picture, instead of the captioner's words.")]
+Caption = Annotated[str | None, typer.Option(help="A caption of the picture, instead of the captioner's.")]
 Price = Annotated[float | None, typer.Option(help="What one second of waiting is worth, in probability.")]
-# a metavar of its own: all four words are wider than the column at 80 characters
-Wanted = Annotated[Preset | None, typer.Option("--policy", metavar="AIM", help=POLICY_HELP)]
+# the choices would be wider than the column of the help at 80 characters
+Wanted = Annotated[Preset | None, typer.Option("--policy", metavar="TARGET", help=POLICY_HELP)]
 Forced = Annotated[ModeChoice | None, typer.Option("--mode", help="Force a mode. Default: auto, the router decides.")]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Maximum number of tokens, reasoning included.")]
 ThinkingBudget = Annotated[int | None, typer.Option(min=0, help="Maximum number of reasoning tokens.")]
@@ -46,34 +38,37 @@ Device = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu,
 
 
 def check_price(price: float | None, policy: str | None) -> None:
-    """InputError if both are given or if the price is invalid."""
+    """Raise an InputError if both were passed, or if the price is invalid."""
     from vlroute.pipeline import RequestOptions
 
     RequestOptions(price=price)
     if price is not None and policy is not None:
-        raise InputError("price and policy are both given, but a policy sets its own price: leave one out")
+        raise InputError("--price and --policy exclude each other: leave one out")
 
 
 def given(**settings: int | None) -> dict[str, int]:
-    """The generation settings that are set on the command line."""
+    """The generation settings that were passed on the command line."""
     return {name: value for name, value in settings.items() if value is not None}
 
 
-#: What could move the cursor, change colours or retitle the window: a picture may make a model write it.
+#: Characters that could move the cursor or change colors or the window title. A picture may make a model write them.
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Screen:
-    """Text is shown as it is, without markup; control characters in it are shown as �."""
+    """Shows answers as plain text; control characters are replaced with �.
+
+    Args:
+        store: Where answers are stored, if they are. The id of each answer is then shown, for feedback.
+    """
 
     def __init__(self, store: str | None = None) -> None:
-        """`store`: where answers are stored; then each answer's id is shown, for feedback on it."""
         self.store = store
         self.notes = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
         self._reasons = False
 
     def show(self, event: Event) -> None:
-        """The next event of a stream."""
+        """Show the next event of a stream."""
         from vlroute.types import AnswerDelta, Decided, Finished, ThinkingDelta
 
         match event:
@@ -98,11 +93,11 @@ class Screen:
                     self.note(f"vlroute feedback {answer.id} --correct --store {where}    (or --wrong)")
 
     def note(self, text: str) -> None:
-        """A line beside the answer."""
+        """Show a line on stderr."""
         self.notes.print(CONTROLS.sub("�", text), style="dim")
 
     def error(self, error: object) -> None:
-        """What went wrong, in one line."""
+        """Show an error in one line."""
         self._reasons = False
         line = " ".join(f"error: {error}".split())
         self.notes.print(CONTROLS.sub("�", line), style="red")

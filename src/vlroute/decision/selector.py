@@ -19,13 +19,13 @@ from vlroute.decision.captions import CachedCaptioner, Captioner
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.decision.latency import HALF_LIFE, LatencyModel
 from vlroute.decision.policy import Policy
-from vlroute.decision.target import PRESETS, Preset, Target
+from vlroute.decision.target import PRESETS, Target
 from vlroute.decision.tradeoff import OperatingPoint, TradeoffCurve
 from vlroute.decision.vision_probe import VisionProbe
 from vlroute.errors import ArtifactError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
-from vlroute.types import Decision, Mode
+from vlroute.types import Decision, Mode, Preset
 
 log = logging.getLogger("vlroute")
 

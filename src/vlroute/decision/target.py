@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
 from vlroute.checks import Number, refused
 from vlroute.decision.tradeoff import OperatingPoint, TradeoffCurve
 from vlroute.errors import SettingsError
+from vlroute.types import Preset
 
-Preset = Literal["fast", "balanced", "accurate", "knee"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 #: The share of the extra seconds of always thinking that a preset may use.
 EXTRA_SECONDS: dict[Preset, float] = {"fast": 0.25, "balanced": 0.5}

@@ -22,7 +22,7 @@ from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.policy import Policy
 from vlroute.decision.selector import ModeSelector
-from vlroute.decision.target import Preset, Target
+from vlroute.decision.target import Target
 from vlroute.errors import InputError
 from vlroute.learning.assumptions import measure_latency
 from vlroute.learning.folds import Together, group_of
@@ -45,7 +45,7 @@ from vlroute.learning.metrics import (
 )
 from vlroute.learning.out_of_fold import OutOfFold
 from vlroute.records import Outcome, Record, Skipped, outcomes, read_all, reading
-from vlroute.types import MODES, Mode
+from vlroute.types import MODES, Mode, Preset
 
 WITHHELD = ", captions withheld"
 #: A topic with fewer records is not evaluated: its figures would mean nothing.

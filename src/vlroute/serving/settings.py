@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from vlroute.decision.target import Preset
 from vlroute.inputs.media import Limits
+from vlroute.types import Preset
 
 MiB = 2**20
 #: Maximum number of reasoning tokens for each `reasoning_effort` of OpenAI; None: as many as the answer may have.
