@@ -191,7 +191,7 @@ def test_a_chat_goes_on_after_a_save_that_failed(tmp_path: Path) -> None:
     assert len(result.stdout.splitlines()) == 1
     assert "Errno" not in result.stderr
     assert "cannot write" in result.stderr
-    assert "no command" not in result.stderr
+    assert "is not a command" not in result.stderr
     assert (tmp_path / "kept" / "chat.json").is_file()
 
 
