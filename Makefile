@@ -22,11 +22,12 @@ install: $(VENV)/installed  ## Make .venv and install vlroute with all that test
 demo: install  ## Ask the pocket pair about drawn pictures in both modes and compare routed answers
 	$(BIN)/vlroute demo
 
-check: install  ## Lint, format and types
+check: install  ## Lint, format, types, import rules, docstrings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/pydoclint --quiet src
 
 test-unit: install  ## Fast tests: no model, no server
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST) tests/unit

@@ -163,7 +163,7 @@ def read_records(*paths: str | Path, skipped: Skipped | None = None) -> Iterator
     them, and routing records with `cheap` and `strong`, whose `chars` count as a quarter as many tokens.
 
     Args:
-        paths: The files.
+        *paths: The files.
         skipped: Collects lines that cannot be used; these are left out. Without it, such a line raises.
 
     Yields:
@@ -289,7 +289,7 @@ def open_data(path: Path, expected: str = "", **how: Any) -> Iterator[IO[Any]]:
     Args:
         path: The file; its suffix tells whether it is compressed.
         expected: What it should contain, for error messages.
-        how: Arguments of `open`; by default the file yields bytes.
+        **how: Arguments of `open`; by default the file yields bytes.
 
     Yields:
         The open file.

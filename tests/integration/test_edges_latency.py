@@ -58,16 +58,16 @@ class Asked:
 
     def __init__(self, router: Router) -> None:
         self.router = router
-        decision = self._decide(0.0)
+        decision = self.decide_at(0.0)
         assert decision.gain > 0.1
         self.price = decision.gain / (2 * (decision.seconds_thinking - decision.seconds_instruct))
         assert self.decide().mode == "thinking"
 
-    def _decide(self, price: float) -> Decision:
+    def decide_at(self, price: float) -> Decision:
         return self.router.decide("Add the numbers.", caption="three numbers", price=price)
 
     def decide(self) -> Decision:
-        return self._decide(self.price)
+        return self.decide_at(self.price)
 
 
 def until_it_thinks(asked: Asked, machine: Machine, most: int = 5000) -> int:
@@ -119,12 +119,12 @@ def test_instruct_is_not_locked_out_either(machine: Machine) -> None:
     router = local_router(machine)
     asked = Asked(router)
     dear = 4 * asked.price  # now the gain is worth half of the extra seconds only
-    assert asked._decide(dear).mode == "instruct"
+    assert asked.decide_at(dear).mode == "instruct"
     machine.answers("instruct", 40, slower=30, every=1.5)
     for _ in range(300):
-        mode = asked._decide(dear).mode
+        mode = asked.decide_at(dear).mode
         machine.answers(mode, 1)
-    assert asked._decide(dear).mode == "instruct"
+    assert asked.decide_at(dear).mode == "instruct"
 
 
 @pytest.mark.parametrize("every", [0.0, 1.5])

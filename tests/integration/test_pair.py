@@ -78,7 +78,7 @@ def test_dtype_and_attention_can_be_set(folders: dict[str, Path], dtype: str | t
     model = router.pair.thinking.model
     assert str(model.dtype).removeprefix("torch.") == str(dtype).removeprefix("torch.")
     assert model.model.visual.dtype == model.dtype
-    assert model.config.text_config._attn_implementation == "eager"
+    assert model.config.text_config._attn_implementation == "eager"  # noqa: SLF001 (no public attribute)
 
 
 def test_folders_that_are_no_checkpoint(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ class Number:
             raise InputError(f"tolerance must be a finite number of at least 0, such as 0.05, not {self.tolerance!r}")
 
     def __call__(self, text: str, example: Example) -> bool:
+        """Whether the number in `text` equals that of a gold answer within the tolerance."""
         found = number_of(text)
         for answer in example.answers:
             gold = number_of(answer)

@@ -26,6 +26,7 @@ class Trial:
     routed: Answer | None = None
 
     def right(self, answer: Answer) -> bool:
+        """Whether the answer is correct."""
         return is_right(self.task, answer.text)
 
 
