@@ -1,4 +1,4 @@
-"""Collect labelled records: the same command as `vlroute collect`; see docs/reference/records.md."""
+"""Collect labeled records: the same command as `vlroute collect`; see docs/reference/records.md."""
 
 import sys
 

@@ -51,7 +51,7 @@ def requests_from(records: Iterable[Record], classifier: ComplexityClassifier | 
     """One request for each record.
 
     Args:
-        records: Labelled records with tokens and seconds of both modes.
+        records: Labeled records with tokens and seconds of both modes.
         classifier: If given, its predictions are added.
 
     Returns:

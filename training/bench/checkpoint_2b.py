@@ -204,11 +204,11 @@ class PairWriter:
         partial.replace(file)
 
     def _share_tower(self) -> None:
-        whose, file = (self.folder / mode / self.FILES["tower"] for mode in MODES)
-        if file.exists() and file.samefile(whose):
+        first, second = (self.folder / mode / self.FILES["tower"] for mode in MODES)
+        if second.exists() and second.samefile(first):
             return
-        file.unlink(missing_ok=True)
+        second.unlink(missing_ok=True)
         try:
-            os.link(whose, file)
+            os.link(first, second)
         except OSError:  # a file system without hard links
-            shutil.copyfile(whose, file)
+            shutil.copyfile(first, second)

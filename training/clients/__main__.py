@@ -64,8 +64,8 @@ def measured(name: str, envs: Path, url: str, picture: Path) -> dict[str, Any]:
         stdout=subprocess.PIPE, text=True, env=clean, timeout=CLIENT_SECONDS, check=False,
     )  # fmt: skip
     lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-    cells = {one["cell"]: {"ok": one["ok"], "said": one["said"]} for one in lines if "cell" in one}
-    missing = {cell: {"ok": False, "said": "not run"} for cell in CELLS if cell not in cells}
+    cells = {one["cell"]: {"ok": one["ok"], "output": one["output"]} for one in lines if "cell" in one}
+    missing = {cell: {"ok": False, "output": "not run"} for cell in CELLS if cell not in cells}
     version = next((one["version"] for one in lines if "version" in one), "unknown")
     return {"client": (PYTHON | NPM)[name][0], "version": version, "cells": cells | missing}
 

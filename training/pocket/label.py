@@ -47,7 +47,7 @@ def main() -> None:
     router = Router.from_pretrained(options.model, captioner="instruct")
     tasks = itertools.islice(draw_evenly(options.count, options.seed), done, None)
     trials = run_trials(router, tasks, routed=False)
-    for i, trial in enumerate(track(trials, "labelling", total=options.count - done), start=done):
+    for i, trial in enumerate(track(trials, "labeling", total=options.count - done), start=done):
         write_records(partial, [record(router, trial, f"{options.seed}-{i:05d}")], append=True)
     write_records(options.out, read_records(partial))
     partial.unlink()

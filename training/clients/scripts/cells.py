@@ -27,13 +27,13 @@ def run(package: str, cells: Mapping[str, Any]) -> None:
     print(json.dumps({"version": version(package)}), flush=True)
     for name in CELLS:
         try:
-            said, ok = cells[name](), True
-            if not said.strip():
-                said, ok = "empty", False
+            output, ok = cells[name](), True
+            if not output.strip():
+                output, ok = "empty", False
         except Exception as error:
             traceback.print_exc()
-            said, ok = f"{type(error).__name__}: {error}", False
-        print(json.dumps({"cell": name, "ok": ok, "said": said[:300]}), flush=True)
+            output, ok = f"{type(error).__name__}: {error}", False
+        print(json.dumps({"cell": name, "ok": ok, "output": output[:300]}), flush=True)
 
 
 def user(content: Any = QUESTION) -> dict[str, Any]:

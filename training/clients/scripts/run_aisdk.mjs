@@ -13,10 +13,10 @@ const prompt = "Read the text.";
 const common = { maxRetries: 0 };
 
 async function both(cell) {
-  const said = [];
-  for (const model of providers) said.push(await cell(model));
-  if (said.some((one) => !one)) throw new Error(`empty: ${JSON.stringify(said)}`);
-  return said[0];
+  const output = [];
+  for (const model of providers) output.push(await cell(model));
+  if (output.some((one) => !one)) throw new Error(`empty: ${JSON.stringify(output)}`);
+  return output[0];
 }
 
 const plain = (model) => generateText({ ...common, model: model("instruct"), prompt, temperature: 0, maxOutputTokens: 64 }).then((r) => r.text);
@@ -48,18 +48,18 @@ const cells = {
     let text = "";
     for (const [name, content] of [["instruct", "How many circles are there?"], ["thinking", prompt], ["auto", "Add 2 and 3."]]) {
       messages.push({ role: "user", content });
-      const said = await generateText({ ...common, model: model(name), system: "Be brief.", messages });
-      messages.push(...said.response.messages);
-      text = said.text;
+      const output = await generateText({ ...common, model: model(name), system: "Be brief.", messages });
+      messages.push(...output.response.messages);
+      text = output.text;
     }
     return text;
   }),
   reasoning: async () => {
     const model = compatible("auto");
-    const said = await generateText({ ...common, model, prompt, providerOptions: { vlroute: { reasoningEffort: "low" } } });
+    const output = await generateText({ ...common, model, prompt, providerOptions: { vlroute: { reasoningEffort: "low" } } });
     const off = await generateText({ ...common, model, prompt, providerOptions: { vlroute: { enable_thinking: false } } });
     if (off.reasoningText) throw new Error("reasoned with enable_thinking: false");
-    return said.reasoningText;
+    return output.reasoningText;
   },
   errors: async () => {
     const unknown = await refused(compatible, "no-such-model");
@@ -74,10 +74,10 @@ const own = JSON.parse(readFileSync(new URL("package.json", import.meta.resolve(
 console.log(JSON.stringify({ version: own.version }));
 for (const [cell, run] of Object.entries(cells)) {
   try {
-    const said = await run();
-    console.log(JSON.stringify({ cell, ok: Boolean(said), said: String(said).slice(0, 300) }));
+    const output = await run();
+    console.log(JSON.stringify({ cell, ok: Boolean(output), output: String(output).slice(0, 300) }));
   } catch (error) {
     console.error(error);
-    console.log(JSON.stringify({ cell, ok: false, said: String(error).slice(0, 300) }));
+    console.log(JSON.stringify({ cell, ok: false, output: String(error).slice(0, 300) }));
   }
 }

@@ -30,9 +30,9 @@ def turns():
 
 
 def reasoning():
-    said = ask("auto", reasoning_effort="low")
-    assert said.model == "thinking"
-    return said.choices[0].message.reasoning_content
+    answer = ask("auto", reasoning_effort="low")
+    assert answer.model == "thinking"
+    return answer.choices[0].message.reasoning_content
 
 
 def errors():

@@ -20,8 +20,8 @@ def stream():
 
 def picture():
     own = [PARTS[0], {"type": "image", "base64": DATA_URI.partition(",")[2], "mime_type": "image/png"}]
-    said = [model("instruct").invoke([HumanMessage(content=content)]).content for content in (PARTS, own)]
-    return same(*said)
+    answer = [model("instruct").invoke([HumanMessage(content=content)]).content for content in (PARTS, own)]
+    return same(*answer)
 
 
 def turns():
@@ -34,11 +34,11 @@ def turns():
 
 
 def reasoning():
-    said = model("auto", reasoning_effort="low").invoke(QUESTION)  # LangChain drops the text of the reasoning
-    assert said.response_metadata["model_name"] == "thinking"
+    answer = model("auto", reasoning_effort="low").invoke(QUESTION)  # LangChain drops the text of the reasoning
+    assert answer.response_metadata["model_name"] == "thinking"
     off = model("auto", extra_body={"enable_thinking": False}).invoke(QUESTION)
     assert off.response_metadata["model_name"] == "instruct"
-    return f"{said.usage_metadata['output_token_details']['reasoning']} tokens"
+    return f"{answer.usage_metadata['output_token_details']['reasoning']} tokens"
 
 
 def errors():

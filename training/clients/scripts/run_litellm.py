@@ -35,13 +35,13 @@ def turns():
 
 
 def reasoning():
-    said = ask("auto", provider="hosted_vllm", reasoning_effort="low")
-    assert said.usage.completion_tokens_details.reasoning_tokens
+    answer = ask("auto", provider="hosted_vllm", reasoning_effort="low")
+    assert answer.usage.completion_tokens_details.reasoning_tokens
     ask("auto", provider="hosted_vllm", thinking={"type": "enabled", "budget_tokens": 1024})
     ask("auto", reasoning_effort="low", allowed_openai_params=["reasoning_effort"])
     off = ask("auto", extra_body={"chat_template_kwargs": {"enable_thinking": False}})
     assert not off.usage.completion_tokens_details.reasoning_tokens
-    return said.choices[0].message.reasoning_content
+    return answer.choices[0].message.reasoning_content
 
 
 def errors():

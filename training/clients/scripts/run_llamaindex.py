@@ -17,8 +17,8 @@ def plain():
 
 
 def stream():
-    said = model("instruct", temperature=0).stream_chat(ASKED)
-    same("".join(one.delta or "" for one in said), plain())
+    answer = model("instruct", temperature=0).stream_chat(ASKED)
+    same("".join(one.delta or "" for one in answer), plain())
     return model("instruct", temperature=0).complete(QUESTION).text
 
 
@@ -37,11 +37,11 @@ def turns():
 
 
 def reasoning():
-    said = model("auto", additional_kwargs={"reasoning_effort": "low"}).chat(ASKED)
-    assert said.raw.model == "thinking"
+    answer = model("auto", additional_kwargs={"reasoning_effort": "low"}).chat(ASKED)
+    assert answer.raw.model == "thinking"
     off = model("auto", additional_kwargs={"extra_body": {"think": False}}).chat(ASKED)
     assert off.raw.model == "instruct"
-    return said.raw.choices[0].message.reasoning_content
+    return answer.raw.choices[0].message.reasoning_content
 
 
 def errors():

@@ -32,14 +32,14 @@ def turns():
 
 
 def reasoning():
-    said = ask("auto", reasoning_effort="low")
-    assert said.model == "thinking"
-    assert said.usage.completion_tokens_details.reasoning_tokens
+    answer = ask("auto", reasoning_effort="low")
+    assert answer.model == "thinking"
+    assert answer.usage.completion_tokens_details.reasoning_tokens
     assert ask("auto", reasoning_effort="none").model == "instruct"
     assert ask("auto", extra_body={"enable_thinking": False}).model == "instruct"
     streamed = ask("auto", reasoning_effort="low", stream=True)
     text = "".join(getattr(one.choices[0].delta, "reasoning_content", None) or "" for one in streamed)
-    return same(text, said.choices[0].message.reasoning_content)
+    return same(text, answer.choices[0].message.reasoning_content)
 
 
 def errors():

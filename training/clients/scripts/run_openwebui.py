@@ -77,9 +77,9 @@ def errors():
     try:
         ask("auto", [user()], custom_params={MADE_UP: "1"})
     except HTTPError as error:
-        said = error.read().decode()
-        assert MADE_UP in said
-        return f"{error.code}: {said}"
+        answer = error.read().decode()
+        assert MADE_UP in answer
+        return f"{error.code}: {answer}"
     raise AssertionError(f"{MADE_UP} was not refused")
 
 

@@ -19,8 +19,8 @@ def plain():
 
 
 def stream():
-    said = agent("instruct", temperature=0.0).run_stream_sync(QUESTION)
-    return same("".join(said.stream_text(delta=True)), plain())
+    answer = agent("instruct", temperature=0.0).run_stream_sync(QUESTION)
+    return same("".join(answer.stream_text(delta=True)), plain())
 
 
 def picture():
@@ -35,10 +35,10 @@ def turns():
 
 
 def reasoning():
-    said = agent("auto", openai_reasoning_effort="low").run_sync(QUESTION)
+    answer = agent("auto", openai_reasoning_effort="low").run_sync(QUESTION)
     off = agent("auto", extra_body={"chat_template_kwargs": {"enable_thinking": False}}).run_sync(QUESTION)
     thoughts = [[part.content for message in one.all_messages() for part in message.parts
-                 if isinstance(part, ThinkingPart)] for one in (said, off)]  # fmt: skip
+                 if isinstance(part, ThinkingPart)] for one in (answer, off)]  # fmt: skip
     assert not thoughts[1]
     return "".join(thoughts[0])
 
