@@ -108,11 +108,11 @@ def _openapi() -> dict[str, Any]:
 
 def _operations() -> str:
     rows = [
-        f"| `{method.upper()} {path}` | {operation['description']} | {', '.join(operation['responses'])} |"
+        f"| {method.upper()} | `{path}` | {operation['description']} | {', '.join(operation['responses'])} |"
         for path, methods in _openapi()["paths"].items()
         for method, operation in methods.items()
     ]
-    return "\n".join(["| request | meaning | statuses |", "|---|---|---|", *rows])
+    return "\n".join(["| method | path | meaning | statuses |", "|---|---|---|---|", *rows])
 
 
 def _fields(kind: Callable[[dict[str, Any]], bool]) -> Iterator[tuple[str, dict[str, Any]]]:
