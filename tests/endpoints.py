@@ -1,4 +1,4 @@
-"""Servers in processes of their own, for the tests of the remote pair: they can be killed, frozen and started again."""
+"""Servers in separate processes for the tests of endpoints: they can be killed, frozen and restarted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-#: `vlroute serve` but for thoughts that have no end: no token is their last.
+#: `vlroute serve` with endless reasoning: no token is an end of sequence.
 ENDLESS = """
 import sys, uvicorn
 from vlroute import Router
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 @dataclass(slots=True)
 class Server:
-    """One `vlroute serve` with the pocket pair; `start` again after `kill` gives it the same address."""
+    """One `vlroute serve` with the pocket pair. `begin` after `kill` starts it at the same address."""
 
     endless: bool = False
     port: int = field(default_factory=free_port)

@@ -1,4 +1,4 @@
-"""A real server on the loopback address for the tests, and pictures as clients send them."""
+"""A server on the loopback address for tests, and pictures as clients send them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEY = "a key for tests, long enough"
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One server under test; `router` is the one it answers with."""
+    """One server under test, with its router."""
 
     url: str
     router: Router
@@ -41,7 +41,7 @@ class Served:
 
     @property
     def service(self) -> Any:
-        return self.app.state.dependencies.service
+        return self.app.state.service
 
 
 def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
@@ -55,7 +55,7 @@ def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
 def served(
     settings: ServerSettings | None = None, wrap: Any = lambda app: app, router: Router | None = None, **options: Any
 ) -> Iterator[Served]:
-    """The pocket pair behind uvicorn on a free port, ready. `options`: of `Router.from_pretrained`."""
+    """The pocket pair behind uvicorn on a free port, ready. `options`: arguments of `Router.from_pretrained`."""
     settings = settings or ServerSettings()
     router = router or Router.from_pretrained(max_num_seqs=settings.max_num_seqs, **options)
     app = create_app(router, settings)
@@ -64,7 +64,7 @@ def served(
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until = time.monotonic() + 60
-    while not (server.started and app.state.dependencies.service.ready):
+    while not (server.started and app.state.service.ready):
         assert thread.is_alive()
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -88,6 +88,6 @@ def data_uri(image: Image.Image) -> str:
 
 
 def user(task: Task, **more: Any) -> dict[str, Any]:
-    """One message with the task's pictures, as OpenAI's clients write it."""
+    """One message with the pictures of a task, as OpenAI's clients send it."""
     pictures = [{"type": "image_url", "image_url": {"url": data_uri(frame)}} for frame in task.frames]
     return {"role": "user", "content": [*pictures, {"type": "text", "text": task.prompt}], **more}

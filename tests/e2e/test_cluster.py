@@ -89,7 +89,7 @@ def cluster(store: str) -> Iterator[Cluster]:
         lacking("Ray is not installed: pip install 'vlroute[cluster]'")
     from vlroute.serving.cluster.start import start_here
 
-    start_here(4, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
+    start_here(num_cpus=4, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
     import ray
     from ray import serve
 

@@ -26,7 +26,7 @@ TEXT = {"type": "text", "text": "What is it?"}
 
 
 class Loopback(BaseHTTPRequestHandler):
-    """Serves a picture, and answers as an endpoint; keeps what it was asked."""
+    """Serves a picture, answers as an endpoint, and keeps the requests."""
 
     asked: list[dict[str, Any]]
 
@@ -94,13 +94,13 @@ def user(*parts: Any, **fields: Any) -> dict[str, Any]:
         (user(images=["no base64!"]), "base64"),
     ],
 )
-def test_a_wrong_field_gets_a_400_that_names_it(server: Served, path: str, message: dict[str, Any], field: str) -> None:
+def test_a_wrong_field_is_refused_by_name(server: Served, path: str, message: dict[str, Any], field: str) -> None:
     status, body = ask(server, message, path=path)
     assert status == 400
     assert field in body["error"]["message"]
 
 
-def test_no_shape_of_a_part_reads_a_file_of_the_server(server: Served, tmp_path: Any) -> None:
+def test_no_form_of_a_part_reads_a_file_of_the_server(server: Served, tmp_path: Any) -> None:
     file = tmp_path / "picture.png"
     file.write_bytes(png(PICTURE))
     for address in (str(file), file.as_uri(), "~/picture.png"):
@@ -114,7 +114,7 @@ def test_no_shape_of_a_part_reads_a_file_of_the_server(server: Served, tmp_path:
         assert status == 400
 
 
-def test_all_shapes_of_a_picture_are_one_picture(server: Served, host: str) -> None:
+def test_all_forms_of_a_picture_are_equal(server: Served, host: str) -> None:
     raw, address = URI.partition(",")[2], f"http://{host}/a.png"
     parts: list[dict[str, Any]] = [
         {"type": "image_url", "image_url": {"url": URI}},
@@ -132,7 +132,7 @@ def test_all_shapes_of_a_picture_are_one_picture(server: Served, host: str) -> N
     assert sum(answer["vlroute"]["encoded"] for answer in answers) == 1
 
 
-def test_options_hold_for_a_picture_that_is_fetched(server: Served, host: str) -> None:
+def test_options_apply_to_a_picture_that_is_fetched(server: Served, host: str) -> None:
     address = f"http://{host}/a.png"
     whole = ask(server, user({"type": "image", "url": address}))[1]["usage"]["prompt_tokens"]
     for part in (
@@ -146,7 +146,7 @@ def test_options_hold_for_a_picture_that_is_fetched(server: Served, host: str) -
     assert (status, "max_pixel" in body["error"]["message"]) == (400, True)
 
 
-def test_an_answer_may_be_sent_back_as_the_client_holds_it(server: Served) -> None:
+def test_an_answer_can_be_sent_back_as_the_client_received_it(server: Served) -> None:
     client = server.openai()
     first: Any = {"role": "user", "content": "What is 2 + 2?"}
     for model in ("instruct", "thinking"):
@@ -167,7 +167,7 @@ def test_an_answer_may_be_sent_back_as_the_client_holds_it(server: Served) -> No
         ({"resized_height": 100, "resized_width": 333}, lambda width, height: (width, height) == (320, 96)),
     ],
 )
-def test_an_endpoint_is_sent_the_size_that_was_asked_for(host: str, options: dict[str, Any], fits: Any) -> None:
+def test_an_endpoint_gets_the_requested_size(host: str, options: dict[str, Any], fits: Any) -> None:
     endpoint = (f"http://{host}/v1", "m")
     with Router.from_endpoints(endpoint, endpoint) as router:
         answer = router.ask([user({"type": "image", "image": PICTURE, **options})], mode="instruct", caption="noise")
@@ -178,7 +178,7 @@ def test_an_endpoint_is_sent_the_size_that_was_asked_for(host: str, options: dic
 
 @pytest.mark.parametrize("value", [5, True, {"url": 5}])
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_a_source_of_a_wrong_type_gets_what_the_server_accepts(kind: str, value: Any) -> None:
+def test_a_source_of_a_wrong_type_is_told_what_the_server_accepts(kind: str, value: Any) -> None:
     for part in ({"type": kind, kind: value}, {"type": f"{kind}_url", f"{kind}_url": value}):
         with pytest.raises((UnreadableMediaError, MessageError)) as caught:
             parse([{"role": "user", "content": [part, TEXT]}], limits=ServerSettings().limits)

@@ -1,4 +1,4 @@
-"""Request fields of the server: each one is obeyed or refused by name."""
+"""Request fields of the server: each one has an effect or is refused by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlroute.store import UnknownAnswerError
 SOME = task("math")
 ASKED = {"messages": [{"role": "user", "content": SOME.prompt}]}
 ROUTE, CHAT = "/v1/route", "/v1/chat/completions"
-#: Spellings of "do not think" and "think" of public servers: OpenAI, Qwen, vLLM, SGLang, Anthropic, OpenRouter, Ollama.
+#: Forms of "do not think" and "think" of public servers: OpenAI, Qwen, vLLM, SGLang, Anthropic, OpenRouter, Ollama.
 OFF: list[dict[str, Any]] = [
     {"model": "instruct"}, {"model": "Qwen/Qwen3-VL-2B-Instruct"}, {"reasoning_effort": "none"},
     {"enable_thinking": False}, {"chat_template_kwargs": {"enable_thinking": False}},
@@ -80,7 +80,7 @@ def forced(http: httpx.Client, fields: dict[str, Any]) -> str | None:
     return decision["mode"] if decision["forced"] else None
 
 
-def test_each_spelling_of_a_thinking_switch_chooses_the_mode(http: httpx.Client) -> None:
+def test_every_form_of_a_thinking_switch_chooses_the_mode(http: httpx.Client) -> None:
     for fields in OFF:
         assert forced(http, fields) == "instruct", fields
     for fields in ON:
@@ -90,7 +90,7 @@ def test_each_spelling_of_a_thinking_switch_chooses_the_mode(http: httpx.Client)
 
 
 @pytest.mark.parametrize("effort", ["minimal", "low", "medium", "high", "xhigh", "max"])
-def test_each_effort_is_thinking(http: httpx.Client, effort: str) -> None:
+def test_every_effort_is_thinking(http: httpx.Client, effort: str) -> None:
     for fields in ({"reasoning_effort": effort}, {"reasoning": {"effort": effort}}, {"think": effort}):
         assert forced(http, fields) == "thinking"
 
@@ -123,7 +123,7 @@ def test_contradictions_are_named(http: httpx.Client, path: str, fields: dict[st
     assert (body["code"], body["param"]) == ("contradiction", param)
 
 
-def test_each_spelling_of_a_budget_is_obeyed(server: Served, http: httpx.Client) -> None:
+def test_every_form_of_a_budget_has_an_effect(server: Served, http: httpx.Client) -> None:
     for tokens in (0, 4):
         alone = server.router.ask(SOME.prompt, **media(SOME), mode="thinking", thinking_budget=tokens)
         for budget in BUDGETS:
@@ -143,7 +143,7 @@ def test_impossible_budgets_are_refused(http: httpx.Client, budget: Any, value: 
 
 
 @pytest.mark.parametrize("hide", [{"include_reasoning": False}, {"reasoning": {"exclude": True}}])
-def test_reasoning_can_be_left_out(http: httpx.Client, hide: dict[str, Any]) -> None:
+def test_reasoning_can_be_omitted(http: httpx.Client, hide: dict[str, Any]) -> None:
     body = {"messages": [user(SOME)], "model": "thinking"}
     shown = http.post(CHAT, json=body).json()
     hidden = http.post(CHAT, json={**body, **hide}).json()
@@ -161,7 +161,7 @@ def test_reasoning_can_be_left_out(http: httpx.Client, hide: dict[str, Any]) -> 
 
 @pytest.fixture(scope="module")
 def known(server: Served) -> dict[str, Any]:
-    """Fields of a chat request, as the server's own schema lists them."""
+    """Fields of a chat request in the schema of the server."""
     with server.http() as http:
         schemas = http.get("/openapi.json").json()["components"]["schemas"]
     assert schemas["ChatRequest"]["additionalProperties"] is False
@@ -182,7 +182,7 @@ def test_unknown_fields_are_refused_by_name(http: httpx.Client, known: dict[str,
     for path in (ROUTE, CHAT):
         response = post(http, fields, path)
         if inside and response.status_code != 400:
-            continue  # a field that this object knows
+            continue  # a known field of this object
         body = error(response)
         assert body["code"] in ("unknown_parameter", "unsupported_parameter")
         written = name[:80].encode("utf-8", "replace").decode()
@@ -194,7 +194,7 @@ def test_unknown_fields_are_refused_by_name(http: httpx.Client, known: dict[str,
     ("enableThinking", "enable_thinking"), ("presence-penalty", "presence_penalty"),
     ("reasoning_efort", "reasoning_effort"),
 ])  # fmt: skip
-def test_a_typo_gets_the_nearest_name(http: httpx.Client, typo: str, meant: str) -> None:
+def test_a_typo_gets_the_most_similar_name(http: httpx.Client, typo: str, meant: str) -> None:
     for path in (ROUTE, CHAT):
         body = error(post(http, {typo: 1}, path))
         assert body["param"] == typo
@@ -208,7 +208,7 @@ def test_thousands_of_unknown_fields_get_a_short_error(http: httpx.Client) -> No
     assert "x" * 80 not in http.get("/metrics").text
 
 
-def test_fields_that_ask_for_nothing_pass(http: httpx.Client, known: dict[str, Any]) -> None:
+def test_fields_with_a_neutral_value_are_accepted(http: httpx.Client, known: dict[str, Any]) -> None:
     neutral = {name: field["enum"] for name, field in known.items() if "enum" in field}
     assert neutral
     for name, values in neutral.items():
@@ -250,14 +250,14 @@ def test_null_means_absent(http: httpx.Client, known: dict[str, Any], data: st.D
     ],
 )
 @pytest.mark.parametrize("path", [ROUTE, CHAT, "/v1/feedback", "/api/predict"])
-def test_malformed_json_is_called_so(http: httpx.Client, path: str, broken: bytes) -> None:
+def test_malformed_json_is_reported(http: httpx.Client, path: str, broken: bytes) -> None:
     body = error(http.post(path, content=broken, headers={"Content-Type": "application/json"}))
     assert body["code"] == "invalid_json"
     assert "JSON" in body["message"]
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b"3", b'"text"'])
-def test_a_body_that_is_no_object_is_called_so(http: httpx.Client, body: bytes) -> None:
+def test_a_body_that_is_not_an_object_is_reported(http: httpx.Client, body: bytes) -> None:
     said = error(http.post(ROUTE, content=body, headers={"Content-Type": "application/json"}))
     assert "object" in said["message"]
 
@@ -275,7 +275,7 @@ def test_a_wrong_value_names_its_field_and_nothing_else(http: httpx.Client, fiel
     assert error(post(http, fields), 422)["param"] == param
 
 
-def test_other_bodies_have_allow_lists_too(http: httpx.Client) -> None:
+def test_other_requests_have_allow_lists(http: httpx.Client) -> None:
     for path, asked in (("/v1/feedback", {"id": "x", "correct": True}), ("/api/predict", {"data": [None, "Hello?"]})):
         body = error(http.post(path, json={**asked, "commentt": 1}))
         assert (body["code"], body["param"]) == ("unknown_parameter", "commentt")
@@ -296,7 +296,7 @@ def test_a_repeat_penalty_is_a_repetition_penalty(server: Served, http: httpx.Cl
     {"reasoning_content": "r", "provider_specific_fields": {"reasoning": "r", "refusal": None}},  # litellm
     {"name": "someone"}, {"content": [{"type": "text", "text": "Yes."}]}, {"reasoning_content": ""},
 ])  # fmt: skip
-def test_what_clients_send_back_as_past_answers_passes(http: httpx.Client, fields: dict[str, Any]) -> None:
+def test_past_answers_of_clients_are_accepted(http: httpx.Client, fields: dict[str, Any]) -> None:
     question = {"role": "user", "content": "Is it?"}
     messages = [{"role": "system", "content": "Be brief."}, question,
                 {"role": "assistant", "content": "Yes.", **fields}, question]  # fmt: skip
@@ -304,12 +304,12 @@ def test_what_clients_send_back_as_past_answers_passes(http: httpx.Client, field
     assert said.status_code == 200, said.text
 
 
-HALF = "\ud800x"  # half of a surrogate pair, which valid JSON can hold and UTF-8 cannot
+LONE = "\ud800x"  # a lone surrogate: valid in JSON, but not in UTF-8
 
 
-@pytest.mark.parametrize("address", [HALF, "http://a/" + HALF, "http://" + HALF, "data:" + HALF])
+@pytest.mark.parametrize("address", [LONE, "http://a/" + LONE, "http://" + LONE, "data:" + LONE])
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_half_a_surrogate_in_an_address_is_refused(http: httpx.Client, kind: str, address: str) -> None:
+def test_a_lone_surrogate_in_an_address_is_refused(http: httpx.Client, kind: str, address: str) -> None:
     parts: list[dict[str, Any]] = [{"type": kind, key: address} for key in (kind, "url", "path", "base64")]
     parts += [{"type": f"{kind}_url", f"{kind}_url": url} for url in (address, {"url": address})]
     for part in parts:
@@ -318,25 +318,25 @@ def test_half_a_surrogate_in_an_address_is_refused(http: httpx.Client, kind: str
             error(post(http, asked, path))
 
 
-def test_half_a_surrogate_elsewhere_is_refused_by_name(http: httpx.Client) -> None:
-    for fields in ({"model": HALF}, {"vlroute": {"caption": HALF}}, {"reasoning_effort": HALF}):
+def test_a_lone_surrogate_in_another_field_is_refused_by_name(http: httpx.Client) -> None:
+    for fields in ({"model": LONE}, {"vlroute": {"caption": LONE}}, {"reasoning_effort": LONE}):
         for path in (ROUTE, CHAT):
             assert error(post(http, fields, path), 422)["param"].startswith(next(iter(fields)))
-    for stop in (HALF, [HALF]):
+    for stop in (LONE, [LONE]):
         assert "stop" in error(post(http, {"stop": stop}))["message"]
-    for asked in ({"id": HALF, "correct": True}, {"id": "x", "correct": True, "comment": HALF}):
+    for asked in ({"id": LONE, "correct": True}, {"id": "x", "correct": True, "comment": LONE}):
         sent = http.post("/v1/feedback", content=json.dumps(asked), headers={"Content-Type": "application/json"})
         error(sent, 422)
 
 
-def test_half_a_surrogate_is_stored_as_a_replacement(tmp_path: Path) -> None:
+def test_a_lone_surrogate_is_stored_as_a_replacement(tmp_path: Path) -> None:
     router = Router.from_pretrained(store=tmp_path / "answers.db")
-    answer = router.ask(SOME.prompt, caption=HALF, max_new_tokens=2)
-    router.feedback(answer.id, correct=True, comment=HALF)
+    answer = router.ask(SOME.prompt, caption=LONE, max_new_tokens=2)
+    router.feedback(answer.id, correct=True, comment=LONE)
     with pytest.raises(UnknownAnswerError):
-        router.feedback(HALF, correct=True)
+        router.feedback(LONE, correct=True)
     with pytest.raises(SettingsError, match="stop"):
-        router.ask(SOME.prompt, stop=[HALF])
+        router.ask(SOME.prompt, stop=[LONE])
 
 
 @pytest.mark.parametrize("path", [ROUTE, CHAT])
@@ -395,11 +395,11 @@ def test_a_value_without_effect_has_its_type(http: httpx.Client, known: dict[str
                 assert error(post(http, {name: other}))["param"] == name
 
 
-def test_a_nan_is_called_so(http: httpx.Client) -> None:
+def test_nan_is_reported(http: httpx.Client) -> None:
     assert "finite" in error(post(http, {"temperature": float("nan")}), 422)["message"]
 
 
-def test_json_that_python_cannot_parse_gets_the_cause(http: httpx.Client) -> None:
+def test_json_that_python_cannot_parse_is_reported_with_the_cause(http: httpx.Client) -> None:
     for broken, cause in (
         ('{"a":' * 3000 + "1" + "}" * 3000, "nested"), ("[" * 100_000, "nested"),
         ('{"a": ' + "1" * 5000 + "}", "digits"),

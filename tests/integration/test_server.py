@@ -1,4 +1,4 @@
-"""The server as OpenAI's own client meets it: every field, streams, errors, and conversations sent in full."""
+"""The server with OpenAI's client: fields, streams, errors, and conversations that are sent in full."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def refused(kind: type[openai.APIStatusError], call: Any) -> Any:
 
 
 @pytest.mark.parametrize("mode", ["instruct", "thinking"])
-def test_the_answer_is_that_of_the_router_in_process(server: Served, client: openai.OpenAI, mode: Any) -> None:
+def test_the_answer_equals_that_of_the_router(server: Served, client: openai.OpenAI, mode: Any) -> None:
     for one in TASKS:
         said = ask(client, [user(one)], mode)
         alone = server.router.ask(one.prompt, **media(one), mode=mode)
@@ -88,7 +88,7 @@ def test_auto_decides_as_the_router_does(server: Served, client: openai.OpenAI) 
     assert modes == {"instruct", "thinking"}
 
 
-def test_the_decision_stands_in_the_headers_too(client: openai.OpenAI) -> None:
+def test_the_decision_is_in_the_headers(client: openai.OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(model="auto", messages=[user(SOME)])
     said: Any = raw.parse()
     assert raw.headers["x-vlroute-mode"] == said.model
@@ -97,7 +97,7 @@ def test_the_decision_stands_in_the_headers_too(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("mode", ["auto", "instruct", "thinking"])
-def test_a_stream_says_the_same_as_the_whole(client: openai.OpenAI, mode: str) -> None:
+def test_a_stream_equals_the_whole_answer(client: openai.OpenAI, mode: str) -> None:
     whole = ask(client, model=mode)
     chunks = list(ask(client, model=mode, stream=True, stream_options={"include_usage": True}))
     *said, usage = chunks
@@ -111,7 +111,7 @@ def test_a_stream_says_the_same_as_the_whole(client: openai.OpenAI, mode: str) -
     assert len({(chunk.id, chunk.model, chunk.created, chunk.object) for chunk in chunks}) == 1
     assert usage.choices == []
     assert usage.usage.completion_tokens == whole.usage.completion_tokens
-    assert said[0].vlroute["decision"]["mode"] == whole.model  # known before the first token
+    assert said[0].vlroute["decision"]["mode"] == whole.model  # before the first token
     assert said[-1].vlroute["timing"]["total"] > 0
     plain = list(ask(client, model=mode, stream=True))
     assert plain[-1].choices[0].finish_reason == "stop"
@@ -130,7 +130,7 @@ def test_two_streams_at_the_same_time(client: openai.OpenAI) -> None:
     assert together == [(message.content, message.reasoning) for message in alone]
 
 
-def test_a_conversation_sent_in_full_reads_only_what_is_new(server: Served, client: openai.OpenAI) -> None:
+def test_a_conversation_sent_in_full_uses_the_prefix_cache(server: Served, client: openai.OpenAI) -> None:
     fresh = draw_task(random.Random(77), "gui", "hard", "en")
     said = [user(fresh)]
     encodes = server.router.cache.stats().encodes
@@ -145,15 +145,14 @@ def test_a_conversation_sent_in_full_reads_only_what_is_new(server: Served, clie
             {"role": "user", "content": question},
         ]
     assert server.router.cache.stats().encodes - encodes == len(fresh.frames)
-    assert cached[1] >= first.usage.prompt_tokens - 1  # all that the first turn read
+    assert cached[1] >= first.usage.prompt_tokens - 1  # all tokens of the first turn
     assert cached[2] > cached[1]
-    # and the answer is that of a server that remembers nothing
-    forgetful = Router.from_pretrained()
-    alone = forgetful.ask(said[:-2], mode="instruct")
+    # the answer equals that of a router without cached prefixes
+    alone = Router.from_pretrained().ask(said[:-2], mode="instruct")
     assert answer.choices[0].message.content == alone.text
 
 
-def test_keys_do_not_share_what_is_cached(server: Served) -> None:
+def test_keys_do_not_share_caches(server: Served) -> None:
     fresh = [user(draw_task(random.Random(78), "ocr", "hard", "en"))]
     seen = [ask(server.openai(key), fresh, "instruct") for key in (KEY, KEY, "another key, as long")]
     assert [answer.usage.prompt_tokens_details.cached_tokens > 40 for answer in seen] == [False, True, False]
@@ -178,7 +177,7 @@ def test_thinking_budget(client: openai.OpenAI) -> None:
     assert said.choices[0].message.content
 
 
-def test_seeds_fix_the_draws(client: openai.OpenAI) -> None:
+def test_seeds_make_sampling_reproducible(client: openai.OpenAI) -> None:
     def draw(seed: int) -> str:
         return str(ask(client, model="thinking", **{**HOT, "seed": seed}).choices[0].message.reasoning)
 
@@ -196,7 +195,7 @@ def test_sampling_fields_reach_the_sampler(client: openai.OpenAI) -> None:
         said = ask(client, model="thinking", **{**HOT, **fields})
         return str(said.choices[0].message.reasoning)
 
-    # each of these leaves only the likeliest token, however hot
+    # each of these leaves only the most likely token, at any temperature
     assert drawn(top_p=1e-9) == drawn(extra_body={"top_k": 1}) == drawn(extra_body={"top_k": 0, "min_p": 1.0}) == greedy
     for penalty in ("presence_penalty", "frequency_penalty"):
         assert drawn(**{penalty: 2.0}) != drawn(**{penalty: -2.0})
@@ -204,7 +203,7 @@ def test_sampling_fields_reach_the_sampler(client: openai.OpenAI) -> None:
     assert damped.choices[0].message.reasoning != greedy
 
 
-def test_most_tokens_and_stop(client: openai.OpenAI) -> None:
+def test_max_tokens_and_stop(client: openai.OpenAI) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
         said = ask(client, model="instruct", messages=[user(TASKS[0])], **{name: 1})
         assert (said.usage.completion_tokens, said.choices[0].finish_reason) == (1, "length")
@@ -216,10 +215,13 @@ def test_most_tokens_and_stop(client: openai.OpenAI) -> None:
         assert said.choices[0].message.content == whole.partition(last)[0]
         assert said.choices[0].finish_reason == "stop"
     cut = ask(client, model="thinking", max_completion_tokens=3)
-    assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == ("", "length")  # a thought is no answer
+    assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == (
+        "",
+        "length",
+    )  # reasoning is not an answer
 
 
-def test_what_only_vlroute_knows(client: openai.OpenAI) -> None:
+def test_options_of_vlroute(client: openai.OpenAI) -> None:
     dear = ask(client, extra_body={"vlroute": {"price": 1000, "caption": "three numbers"}})
     assert dear.model == "instruct"
     assert dear.vlroute["decision"]["caption"] == "three numbers"
@@ -245,7 +247,9 @@ def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["auto", "instruct", "thinking"]
     assert client.models.retrieve("auto").owned_by == "vlroute"
     refused(openai.NotFoundError, lambda: client.models.retrieve("gpt-4"))
-    assert ask(client, model="Qwen/Qwen3-VL-2B-Instruct").model == "instruct"  # a checkpoint's name is its mode
+    assert (
+        ask(client, model="Qwen/Qwen3-VL-2B-Instruct").model == "instruct"
+    )  # the name of a checkpoint contains its mode
 
 
 def test_feedback_reaches_the_store(server: Served, client: openai.OpenAI) -> None:
@@ -295,7 +299,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "param"), BAD)
-def test_what_cannot_be_done_is_said(client: openai.OpenAI, fields: dict[str, Any], param: str) -> None:
+def test_unsupported_fields_are_refused_by_name(client: openai.OpenAI, fields: dict[str, Any], param: str) -> None:
     body = refused(openai.BadRequestError, lambda: ask(client, **fields))
     assert body["param"] == param
 

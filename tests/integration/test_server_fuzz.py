@@ -1,4 +1,4 @@
-"""Damaged picture files of every format that Pillow reads: typed 4xx or an answer, never a crash."""
+"""Damaged picture files of every format that Pillow reads: an answer or status 400, never a crash."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.serving import Served, served
 FILES = int(os.environ.get("VLROUTE_FUZZED_FILES", "5000"))
 PICTURE = task("ocr").frames[0]
 Image.init()
-#: How files begin of the formats that Pillow reads but does not write; what follows is noise.
+#: First bytes of files in the formats that Pillow reads but does not write; noise follows.
 MAGIC = {
     "CUR": b"\0\0\2\0\1\0\x20\x20\0\0\1\0\x20\0\x30\0\0\0\x16\0\0\0", "DCX": b"\xb1\x68\xde\x3a\x0c\0\0\0",
     "FITS": b"SIMPLE  =                    T".ljust(80) + b"BITPIX  =                    8".ljust(80),
@@ -41,7 +41,7 @@ def originals() -> dict[str, bytes]:
             buffer = io.BytesIO()
             try:
                 PICTURE.convert(mode).save(buffer, name)
-            except Exception:  # not in this mode, or only with a program that is not there
+            except Exception:  # not in this mode, or only with a program that is missing
                 continue
             found[name] = buffer.getvalue()
             break

@@ -1,4 +1,4 @@
-"""What a server refuses: strangers, foreign pages, addresses inside, bodies too large, whatever a schema allows."""
+"""What a server refuses: other hosts, internal addresses, and large bodies; requests that its schema allows."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from vlroute.inputs.media import Limits
 from vlroute.serving.settings import ServerSettings
 
 SOME = task("ocr")
-#: For each of the endpoints; `make soak` asks for more.
+#: Requests to each endpoint; `make soak` sends more.
 CASES = int(os.environ.get("VLROUTE_SCHEMA_CASES", "60"))
 PICTURE = png(SOME.frames[0])
 
 
 class Files(BaseHTTPRequestHandler):
-    """What the server may meet where it fetches pictures."""
+    """A server of pictures and of other responses."""
 
     def do_GET(self) -> None:
         if self.path == "/redirect":
@@ -88,7 +88,7 @@ def test_pictures_come_from_allowed_hosts_only(server: Served, files: str) -> No
             assert said.json()["error"]["code"] in ("unreadable_media", "limit_exceeded"), (url, said.text)
 
 
-def test_bodies_are_bounded_and_say_that_they_are_json(server: Served) -> None:
+def test_bodies_are_limited_and_declared_as_json(server: Served) -> None:
     with server.http() as http:
         large = json.dumps({"messages": [{"role": "user", "content": "x" * 3_000_000}]}).encode()
         as_json = {"Content-Type": "application/json"}
@@ -108,7 +108,7 @@ def test_bodies_are_bounded_and_say_that_they_are_json(server: Served) -> None:
             assert set(said.json()) == {"error"}
 
 
-def test_a_foreign_name_for_this_machine_is_refused(server: Served) -> None:
+def test_other_host_names_are_refused(server: Served) -> None:
     with server.http() as http:
         for host in (
             "evil.example",
@@ -122,7 +122,7 @@ def test_a_foreign_name_for_this_machine_is_refused(server: Served) -> None:
             assert http.get("/v1/models", headers={"Host": host}).status_code == 200
 
 
-def test_half_a_surrogate_pair_comes_back_as_an_error(server: Served) -> None:
+def test_lone_surrogates_are_no_server_error(server: Served) -> None:
     with server.http() as http:
         for body in (
             b'{"model":"\\ud800","messages":[{"role":"user","content":"hi"}]}',
@@ -138,7 +138,7 @@ def test_half_a_surrogate_pair_comes_back_as_an_error(server: Served) -> None:
                 assert said.status_code < 500, (path, body, said.text)
 
 
-def test_nothing_that_the_schema_allows_breaks_the_server(server: Served) -> None:
+def test_requests_that_the_schema_allows_are_no_server_error(server: Served) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) == 9

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from vlroute import __version__
 from vlroute.router import Router
-from vlroute.serving.dependencies import APIKeys, Dependencies
+from vlroute.serving.dependencies import APIKeys
 from vlroute.serving.errors import add_error_handlers, error_response, no_endpoint
 from vlroute.serving.fetch import Fetcher
 from vlroute.serving.middleware import RequestGuard
@@ -56,7 +56,7 @@ def create_app(
         title="vlroute", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         description="Decides per request whether Qwen3-VL Instruct answers at once or Thinking reasons first.",
     )  # fmt: skip
-    app.state.dependencies = Dependencies(service, fetcher, APIKeys(settings.api_keys))
+    app.state.service, app.state.fetcher, app.state.keys = service, fetcher, APIKeys(settings.api_keys)
     count = service.metrics.refused
     app.add_middleware(RequestGuard, ("/v1/", "/api/predict"), settings.max_body, is_loopback(settings.host), count)
     add_error_handlers(app, count)
@@ -79,8 +79,8 @@ def mount_page(app: FastAPI) -> FastAPI:
 
     from vlroute.serving.ui.app import build_page, page_settings
 
-    dependencies: Dependencies = app.state.dependencies
-    service, keys = dependencies.service, dependencies.keys
+    service: Service = app.state.service
+    keys: APIKeys = app.state.keys
     options = page_settings(service.limits)
     if service.settings.api_keys:
         options["auth"] = lambda _, key: keys.is_valid(key)

@@ -1,4 +1,4 @@
-"""FastAPI dependencies of the endpoints: the server's parts, and the caller with a valid API key."""
+"""FastAPI dependencies of the endpoints: the caller, who has a valid API key."""
 
 from __future__ import annotations
 
@@ -60,18 +60,9 @@ class _Caller:
     namespace: str
 
 
-@dataclass(frozen=True, slots=True)
-class Dependencies:
-    """What the endpoints need; kept as `app.state.dependencies`."""
-
-    service: Service
-    fetcher: Fetcher
-    keys: APIKeys
-
-
 async def _caller(request: Request, authorization: Annotated[str | None, Header()] = None) -> _Caller:
-    dependencies: Dependencies = request.app.state.dependencies
-    return _Caller(dependencies.service, dependencies.fetcher, dependencies.keys.namespace(authorization))
+    state = request.app.state
+    return _Caller(state.service, state.fetcher, state.keys.namespace(authorization))
 
 
 #: The sender of a request, with the namespace of its caches; status 401 without a valid key, if the server has keys.

@@ -139,7 +139,7 @@ async def model(name: str, caller: Caller) -> dict[str, Any]:
 @router.get("/health", response_model=None, responses={503: {"description": "The models could not be loaded."}})
 async def health(request: Request) -> Response:
     """Liveness: status 503 only if the models could not be loaded, so that the process has to be restarted."""
-    service: Service = request.app.state.dependencies.service
+    service: Service = request.app.state.service
     if service.failure is None:
         return JSONResponse({"status": "ok", "version": __version__})
     body = {"status": "failed", "reason": failure_reason(service.failure), "version": __version__}
@@ -150,7 +150,7 @@ async def health(request: Request) -> Response:
 @router.get("/ready", response_model=None, responses={503: {"description": "Loading, failed or shutting down."}})
 async def ready(request: Request) -> Response:
     """Readiness: the models are loaded and the server does not shut down."""
-    service: Service = request.app.state.dependencies.service
+    service: Service = request.app.state.service
     service.begin()
     body: dict[str, str] = {"status": service.state}
     if service.failure is not None and service.state == "failed":

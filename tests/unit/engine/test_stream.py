@@ -1,4 +1,4 @@
-"""Reasoning and answer told apart however a server cuts its stream."""
+"""Separation of reasoning and answer, independent of how a server divides its stream."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_field_of_its_own(thought_cuts: list[int], answer_cuts: list[int]) -> 
 @pytest.mark.parametrize(
     ("thinking", "reasoning", "expected"),
     [
-        (True, "auto", ("cut off", "")),  # a thought that has no end is no answer
+        (True, "auto", ("cut off", "")),  # truncated reasoning is not an answer
         (True, "raw", ("cut off", "")),
         (True, "parsed", ("", "cut off")),
         (False, "auto", ("", "cut off")),

@@ -99,13 +99,6 @@ class _CancelledError(Exception):
     """The caller cancelled a request that a replica works on."""
 
 
-class _Ended:
-    """End of a stream, with the error that caused it."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
-
-
 class RayEngine:
     """An engine over the replicas of one Ray Serve deployment, see `vlroute.serving.cluster.replica`. Thread-safe.
 
@@ -200,10 +193,10 @@ class RayEngine:
                     item = items.get(timeout=POLL_SECONDS)
                 except Empty:
                     continue
-                if isinstance(item, _Ended):
-                    if item.error is not None:
-                        raise item.error
+                if item is None:
                     return
+                if isinstance(item, BaseException):
+                    raise item
                 yield item
         finally:
             reading.cancel()
@@ -214,14 +207,14 @@ class RayEngine:
         try:
             async for item in response:
                 items.put(item)
-            items.put(_Ended(None))
-        except (RayError, RayServeException) as error:
-            items.put(_Ended(_converted(error)))
+            items.put(None)
         except asyncio.CancelledError:
             response.cancel()  # type: ignore[attr-defined]
             raise
+        except (RayError, RayServeException) as error:
+            items.put(_converted(error))
         except BaseException as error:
-            items.put(_Ended(error))
+            items.put(error)
 
     def _poll_caches(self) -> None:
         while not self._closed.is_set():

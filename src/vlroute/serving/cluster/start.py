@@ -15,13 +15,12 @@ from vlroute.serving.settings import is_loopback
 SAFE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def start_here(cpus: int | None = None, **options: Any) -> str:
+def start_here(**options: Any) -> str:
     """Start Ray on the loopback address, without dashboard and usage statistics. It ends with this process.
 
     Clients need the token that Ray stores in the user's home directory.
 
     Args:
-        cpus: Number of cores that Ray may use; by default all.
         **options: Arguments of `ray.init`.
 
     Returns:
@@ -35,7 +34,7 @@ def start_here(cpus: int | None = None, **options: Any) -> str:
     ray = _ray()
     mask = os.umask(0o077)  # other users must not read the token and the logs
     try:
-        started = ray.init(num_cpus=cpus, include_dashboard=False, **options)
+        started = ray.init(include_dashboard=False, **options)
     finally:
         os.umask(mask)
     return str(started.address_info["address"])
