@@ -218,7 +218,7 @@ def test_max_tokens_and_stop(client: openai.OpenAI) -> None:
     assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == (
         "",
         "length",
-    )  # reasoning is not an answer
+    )  # only reasoning
 
 
 def test_options_of_vlroute(client: openai.OpenAI) -> None:
@@ -249,7 +249,7 @@ def test_models(client: openai.OpenAI) -> None:
     refused(openai.NotFoundError, lambda: client.models.retrieve("gpt-4"))
     assert (
         ask(client, model="Qwen/Qwen3-VL-2B-Instruct").model == "instruct"
-    )  # the name of a checkpoint contains its mode
+    )  # a checkpoint
 
 
 def test_feedback_reaches_the_store(server: Served, client: openai.OpenAI) -> None:
