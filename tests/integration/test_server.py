@@ -247,9 +247,7 @@ def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["auto", "instruct", "thinking"]
     assert client.models.retrieve("auto").owned_by == "vlroute"
     refused(openai.NotFoundError, lambda: client.models.retrieve("gpt-4"))
-    assert (
-        ask(client, model="Qwen/Qwen3-VL-2B-Instruct").model == "instruct"
-    )  # a checkpoint
+    assert ask(client, model="Qwen/Qwen3-VL-2B-Instruct").model == "instruct"  # a checkpoint
 
 
 def test_feedback_reaches_the_store(server: Served, client: openai.OpenAI) -> None:
