@@ -1,4 +1,4 @@
-"""Media of a request: downloads from allowed hosts, and the conversation in which the router is asked."""
+"""Media of a request: downloads from allowed hosts, and the conversation that is made from its messages."""
 
 from __future__ import annotations
 

@@ -264,20 +264,20 @@ class ChatRequest(Fields):
             yield name, value
 
     def _mode(self) -> Mode | None:
-        asked: list[tuple[str, Mode | None]] = [("model", mode_of(self.model) if self.model is not None else None)]
+        modes: list[tuple[str, Mode | None]] = [("model", mode_of(self.model) if self.model is not None else None)]
         for name, value in self._values(
             "reasoning_effort", "think", "reasoning.effort", "chat_template_kwargs.reasoning_effort", "enable_thinking",
             "thinking", "thinking.type", "reasoning.enabled", "chat_template_kwargs.enable_thinking",
             "chat_template_kwargs.thinking",
         ):  # fmt: skip
             if value is False or value == "none" or value == "disabled":
-                asked.append((name, "instruct"))
+                modes.append((name, "instruct"))
             elif value is True or value == "enabled" or (isinstance(value, str) and value in EFFORTS):
-                asked.append((name, "thinking"))
+                modes.append((name, "thinking"))
         reasoning = self.reasoning
         if reasoning and reasoning.max_tokens is not None and reasoning.effort is None and reasoning.enabled is None:
-            asked.append(("reasoning.max_tokens", "thinking"))
-        return _agreed(asked)
+            modes.append(("reasoning.max_tokens", "thinking"))
+        return _agreed(modes)
 
     def _budget(self) -> int | None:
         """Maximum number of reasoning tokens: the given budget, else that of the effort."""

@@ -128,8 +128,8 @@ class RemoteEngine:
         """
         if self._closed:
             raise RouterClosedError
-        asked = {mode: asyncio.run_coroutine_threadsafe(self._check(mode), self._loop) for mode in MODES}
-        found = {mode: future.result() for mode, future in asked.items()}
+        checks = {mode: asyncio.run_coroutine_threadsafe(self._check(mode), self._loop) for mode in MODES}
+        found = {mode: future.result() for mode, future in checks.items()}
         for mode, health in found.items():
             if not (health.reachable and health.listed):
                 log.warning("%s: %s", mode, health.message)
@@ -139,7 +139,7 @@ class RemoteEngine:
         """Read one stream in the engine's thread.
 
         Args:
-            mode: Whose endpoint is asked.
+            mode: Mode of the endpoint.
             body: See `Endpoint.body`.
             headers: Headers of the request.
             put: Called with each chunk, or an exception, and finally None.
