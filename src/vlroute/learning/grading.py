@@ -97,7 +97,7 @@ class Number:
         tolerance: Accepted relative error. The relaxed accuracy of ChartQA (Masry et al. 2022) uses 0.05.
 
     Raises:
-        InputError: The tolerance is negative or not finite, or, when called, a gold answer contains no number.
+        InputError: The tolerance is negative or not finite.
     """
 
     tolerance: float = 0.0
@@ -107,7 +107,18 @@ class Number:
             raise InputError(f"tolerance must be a finite number of at least 0, such as 0.05, not {self.tolerance!r}")
 
     def __call__(self, text: str, example: Example) -> bool:
-        """Whether the number in `text` equals that of a gold answer within the tolerance."""
+        """Compare the numbers.
+
+        Args:
+            text: The answer.
+            example: Its example.
+
+        Returns:
+            Whether the numbers are equal within the tolerance.
+
+        Raises:
+            InputError: A gold answer contains no number.
+        """
         found = number_of(text)
         for answer in example.answers:
             gold = number_of(answer)

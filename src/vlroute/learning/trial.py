@@ -1,4 +1,4 @@
-"""One drawn task put to a router: both modes, and what the router itself would do, each really run."""
+"""Trials of a router on drawn tasks: each task is answered in both modes and as the router decides."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from vlroute.pocket.tasks import FAMILIES, LANGUAGES, LEVELS, Task, draw_task
 from vlroute.router import Router
 from vlroute.types import Answer, Mode
 
-#: A larger model answers in sentences unless told not to; the pocket pair was trained on bare answers.
+#: Appended to prompts for larger models, which answer in sentences; the pocket pair was trained on bare answers.
 BARE = {"en": " Reply with the result only.", "zh": "只回答结果。"}
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A task, both single modes' answers, and the routed one (None if it was not asked for)."""
+    """A task and its answers.
+
+    Attributes:
+        task: The drawn task.
+        instruct: Answer of Instruct.
+        thinking: Answer of Thinking.
+        routed: Answer in the mode that the router chose; None if it was not asked for.
+    """
 
     task: Task
     instruct: Answer
@@ -26,12 +33,27 @@ class Trial:
     routed: Answer | None = None
 
     def right(self, answer: Answer) -> bool:
-        """Whether the answer is correct."""
+        """Check an answer.
+
+        Args:
+            answer: One of the answers.
+
+        Returns:
+            Whether it is right.
+        """
         return is_right(self.task, answer.text)
 
 
 def is_right(task: Task, text: str) -> bool:
-    """Equal to the task's answer, white space and punctuation aside."""
+    """Check the answer to a task. Spaces, punctuation and case do not matter.
+
+    Args:
+        task: The task.
+        text: The answer.
+
+    Returns:
+        Whether it is right.
+    """
     return _plain(text) == _plain(task.answer)
 
 
@@ -40,23 +62,45 @@ def _plain(text: str) -> str:
 
 
 def media(task: Task) -> dict[str, Any]:
-    """The task's picture, or its eight frames one a second, as keyword arguments of `Router.ask` and `decide`."""
+    """Return the picture or video of a task as arguments of `Router.ask` and `Router.decide`.
+
+    Args:
+        task: The task.
+
+    Returns:
+        `images`, or `videos` with the frames, one per second.
+    """
     if task.is_video:
         return {"videos": (task.frames, range(len(task.frames)))}
     return {"images": task.frames[0]}
 
 
 def ask_task(router: Router, task: Task, mode: Mode | None = None, bare: bool = False) -> Answer:
-    """Put one task to the router as if its picture were new, so that each answer's seconds hold the whole work.
+    """Ask a router to solve a task. Its caches are emptied first, so the seconds are those of a new picture.
 
-    `bare` asks for the result only.
+    Args:
+        router: The router.
+        task: The task.
+        mode: Mode that answers; None lets the router decide.
+        bare: Ask for the result only.
+
+    Returns:
+        The answer.
     """
     router.forget()
     return router.ask(task.prompt + (BARE[task.language] if bare else ""), **media(task), mode=mode)
 
 
 def draw_evenly(count: int, seed: int | str) -> Iterator[Task]:
-    """`count` fresh tasks: every family and level as often as every other, languages in turn, in mixed order."""
+    """Draw tasks: equally many of each kind and level, languages in turn, in random order.
+
+    Args:
+        count: Number of tasks.
+        seed: Equal seeds give equal tasks.
+
+    Yields:
+        The tasks.
+    """
     rng = random.Random(f"vlroute {seed}")
     plan = [(family, level) for level in LEVELS for family in FAMILIES]
     plan = [plan[i % len(plan)] for i in range(count)]
@@ -66,7 +110,17 @@ def draw_evenly(count: int, seed: int | str) -> Iterator[Task]:
 
 
 def run_trials(router: Router, tasks: Iterator[Task], routed: bool = True, bare: bool = False) -> Iterator[Trial]:
-    """Run each task in both modes and, if `routed`, once more as the router decides."""
+    """Answer each task in both modes and, if asked for, as the router decides.
+
+    Args:
+        router: The router; it is loaded first.
+        tasks: The tasks.
+        routed: Whether to answer as the router decides, too.
+        bare: Ask for the result only.
+
+    Yields:
+        One trial per task.
+    """
     router.load()
     for task in tasks:
         chosen = ask_task(router, task, bare=bare) if routed else None
