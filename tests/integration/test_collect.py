@@ -1,4 +1,4 @@
-"""Collecting with the real pocket pair: what is recorded, what a kill costs, what fails alone."""
+"""`collect_records` with the pocket pair: records, interrupted runs, rows that fail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +25,20 @@ from vlroute.errors import InputError
 from vlroute.learning.collect import Collected, collect_records, run_settings
 from vlroute.learning.dataset import Source
 from vlroute.learning.grading import Agreement, Number, exact
-from vlroute.learning.report import collection_report, collection_table
 from vlroute.pocket.tasks import draw_task
-from vlroute.records import Outcome, Record, read_records
+from vlroute.records import read_records
 
 
 def quiet() -> Console:
     return Console(file=io.StringIO(), width=120)
 
 
-def write_data(folder: Path, count: int, family: str | None = None) -> Path:
+def write_data(folder: Path, count: int, kind: str | None = None) -> Path:
     """Drawn tasks as a user's JSON lines with pictures beside them; videos as lists of frames."""
     rng = random.Random(5)
     lines = []
     for number in range(count):
-        task = draw_task(rng, family or ("ocr", "count", "math")[number % 3], "easy", "en")
+        task = draw_task(rng, kind or ("ocr", "count", "math")[number % 3], "easy", "en")
         names = [f"{number}-{index}.png" for index in range(len(task.frames))]
         for name, frame in zip(names, task.frames, strict=True):
             frame.save(folder / name)
@@ -53,7 +51,7 @@ def write_data(folder: Path, count: int, family: str | None = None) -> Path:
 
 def test_records_of_both_modes_with_their_report(router: Router, tmp_path: Path) -> None:
     data, out, console = write_data(tmp_path, 6), tmp_path / "out" / "records.jsonl", quiet()
-    result = collect_records(router, data, out, answers=tmp_path / "said.jsonl", console=console)
+    result = collect_records(router, data, out, answers=tmp_path / "answers.jsonl", console=console)
     assert result == Collected(recorded=6)
     records = list(read_records(out))
     assert [record.id for record in records] == [f"row-{number}" for number in range(6)]
@@ -64,13 +62,13 @@ def test_records_of_both_modes_with_their_report(router: Router, tmp_path: Path)
             assert (outcome.tokens or 0) > 0
             assert 0 < (outcome.prefill_seconds or 0) <= (outcome.seconds or 0)
     prefill = [[getattr(record, mode).prefill_seconds for record in records] for mode in ("instruct", "thinking")]
-    assert sum(prefill[1]) > 0.3 * sum(prefill[0])  # the second mode sees its own picture: nothing was kept for it
-    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
-    assert [one["id"] for one in said] == [record.id for record in records]
-    assert said[0]["said"].keys() == {"instruct", "thinking"}
+    assert sum(prefill[1]) > 0.3 * sum(prefill[0])  # the second mode sees its own picture: nothing is cached for it
+    texts = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [one["id"] for one in texts] == [record.id for record in records]
+    assert texts[0]["answers"].keys() == {"instruct", "thinking"}
     report = (tmp_path / "out" / "records.report.md").read_text("utf-8")
-    for family in ("ocr", "count", "math", "all"):
-        assert f"| {family} | " in report
+    for topic in ("ocr", "count", "math", "all"):
+        assert f"| {topic} | " in report
     assert "6 recorded" in report
     assert "6 records" in console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -96,13 +94,13 @@ def test_bad_rows_are_reported_and_tried_again(router: Router, tmp_path: Path) -
     ):
         assert re.search(why, reason)
     assert "later.png" in (tmp_path / "r.report.md").read_text("utf-8")
-    (tmp_path / "0-0.png").rename(tmp_path / "later.png")  # rows done need their pictures no more
+    (tmp_path / "0-0.png").rename(tmp_path / "later.png")  # recorded rows do not need their pictures
     again = collect_records(router, data, out, console=quiet())
     assert (again.recorded, again.failed, again.skipped) == (1, 3, 2)
     assert len(list(read_records(out))) == 3
 
 
-def test_where_every_row_fails_it_stops(router: Router, tmp_path: Path) -> None:
+def test_it_stops_if_every_row_fails(router: Router, tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"question": "?"}\n' * 100)
     with pytest.raises(InputError, match=r"all of the first 20 rows failed.*d\.jsonl:1: 'prompt' must be"):
         collect_records(router, tmp_path / "d.jsonl", tmp_path / "r.jsonl", console=quiet())
@@ -162,7 +160,7 @@ def test_limit_and_columns(router: Router, tmp_path: Path) -> None:
     assert (more.recorded, more.skipped) == (1, 2)
 
 
-def test_an_interrupt_keeps_what_was_done(router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_keeps_finished_rows(router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, out, done = write_data(tmp_path, 3), tmp_path / "r.jsonl", []
 
     def grader(text: str, example: Any) -> bool:
@@ -177,8 +175,8 @@ def test_an_interrupt_keeps_what_was_done(router: Router, tmp_path: Path, monkey
     assert (tmp_path / "r.settings.json").is_file()
 
 
-def test_killed_it_goes_on(tmp_path: Path) -> None:
-    """kill -9 in the middle of a run: nothing twice, nothing lost but the batch, and a torn line is mended."""
+def test_a_killed_run_is_continued(tmp_path: Path) -> None:
+    """After kill -9, the next run repeats no record, loses only the last batch and removes the incomplete line."""
     data, out = write_data(tmp_path, 30), tmp_path / "r.jsonl"
     code = (
         "import sys\n"
@@ -208,7 +206,7 @@ def test_killed_it_goes_on(tmp_path: Path) -> None:
     assert [record.id for record in records] == [f"row-{number}" for number in range(30)]
 
 
-def test_the_script_and_its_errors(tmp_path: Path) -> None:
+def test_the_script_with_an_own_grader(tmp_path: Path) -> None:
     data = write_data(tmp_path, 1)
     script = [sys.executable, str(ROOT / "training" / "collect.py")]
     grader = tmp_path / "mine.py"
@@ -230,9 +228,9 @@ def test_the_command_line_refuses_wrong_values(tmp_path: Path) -> None:
         (["--grader", "regex", "--agreement"], "regex"),
         (["--agreement", "--agreement-shares", "0.9"], "0.9"),
     ):
-        code, said = cli(*first, *arguments)
+        code, output = cli(*first, *arguments)
         assert code != 0
-        assert why in said
+        assert why in output
         assert not (tmp_path / "r.jsonl").exists()
 
 
@@ -241,19 +239,6 @@ def test_generation_settings_on_the_command_line() -> None:
     assert found == {"do_sample": False, "thinking": {"max_new_tokens": 4096}, "instruct": {"temperature": 0.5}}
     with pytest.raises(InputError, match="name=value"):
         parse_settings(["thought.max_new_tokens=1"])
-
-
-def test_the_table_shows_intervals_and_what_is_not_known() -> None:
-    records = [
-        Record(str(i), "p", None, Outcome(i % 2 == 0, 3, 0.5), Outcome(True, 9), topic="a|b") for i in range(40)
-    ] + [Record("x", "p", None, Outcome(False), Outcome(0.5), set="lonely")]
-    result = Collected(recorded=41, failed=1, reasons=["f:1: a | b"])
-    report = collection_report(records, {"agreement": None}, asdict(result))
-    assert "| a\\|b | 40 | 50.0% (35% – 65%) | 100.0% (91% – 100%) | 0.50 (0.50 – 0.50) | – |" in report
-    assert "| lonely | 1 | 0.0% (0% – 79%) | 50.0% (5% – 95%) | – | – |" in report
-    assert "| all | 41 | " in report
-    assert "* f:1: a \\| b" in report
-    assert collection_table(records).row_count == 3
 
 
 def test_the_source_with_a_split_is_kept_in_the_settings(router: Router, tmp_path: Path) -> None:

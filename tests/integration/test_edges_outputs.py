@@ -20,8 +20,8 @@ from vlroute.store import Store
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with records.jsonl, a router R learned from them, and a store answers.db."""
     folder = tmp_path_factory.mktemp("trained")
-    code, said = cli("train", written(folder / "records.jsonl", rows()), "--out", folder / "R", *QUICK)
-    assert code == 0, said
+    code, output = cli("train", written(folder / "records.jsonl", rows()), "--out", folder / "R", *QUICK)
+    assert code == 0, output
     Store(folder / "answers.db").close()
     (folder / "link.db").symlink_to("answers.db")
     (folder / "hard.jsonl").hardlink_to(folder / "records.jsonl")
@@ -64,17 +64,17 @@ def test_an_output_never_replaces_an_input_or_another_output(
 ) -> None:
     monkeypatch.chdir(trained)
     before = contents(trained)
-    code, said = cli(*line.format(folder=trained).split())
+    code, output = cli(*line.format(folder=trained).split())
     assert code not in (0, None)
-    assert "cannot write" in said
+    assert "cannot write" in output
     assert contents(trained) == before
 
 
 def test_files_beside_an_artifact_are_written(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained)
     for _ in range(2):  # an earlier report may be replaced
-        code, said = cli("eval", "records.jsonl", "--router", "R", "--out", "R/eval.md", "--json", "R/eval.json")
-        assert code == 0, said
+        code, output = cli("eval", "records.jsonl", "--router", "R", "--out", "R/eval.md", "--json", "R/eval.json")
+        assert code == 0, output
     assert cli("export", "out.jsonl", "--store", "answers.db")[0] == 0
 
 
@@ -82,9 +82,9 @@ def test_collect_ends_with_1_where_it_cannot_write_and_with_2_for_a_wrong_limit(
     source = trained / "records.jsonl"
     assert cli("collect", source, "--out", "/proc/vlroute/x.jsonl")[0] == 1
     for limit in (0, -1):
-        code, said = cli("collect", source, "--out", trained / "limited.jsonl", "--limit", limit)
+        code, output = cli("collect", source, "--out", trained / "limited.jsonl", "--limit", limit)
         assert code == 2
-        assert "limit" in said
+        assert "limit" in output
         assert not (trained / "limited.jsonl").exists()
 
 
@@ -101,10 +101,10 @@ def test_implausible_values_are_skipped_with_their_line(name: str, tmp_path: Pat
     good = rows()
     odd = {**good[3], "id": "odd", "thinking": {"correct": 1, name: 0}}
     line = json.dumps(odd).replace(f'"{name}": 0', f'"{name}": {HUGE[name]}')
-    code, said = cli("train", written(tmp_path / "r.jsonl", [*good, line]), "--out", tmp_path / "R", *QUICK)
-    assert code == 0, said
-    assert f"r.jsonl:{len(good) + 1}:" in said
-    assert repr(name) in said
+    code, output = cli("train", written(tmp_path / "r.jsonl", [*good, line]), "--out", tmp_path / "R", *QUICK)
+    assert code == 0, output
+    assert f"r.jsonl:{len(good) + 1}:" in output
+    assert repr(name) in output
 
 
 @pytest.mark.parametrize("name", ["id", "prompt", "caption", "topic"])
@@ -112,36 +112,36 @@ def test_text_that_no_file_can_hold_is_skipped_with_its_line(name: str, tmp_path
     good = rows()
     odd = {**good[3], "id": "odd", name: "half \ud800"}
     records = written(tmp_path / "r.jsonl", [odd, *good])
-    code, said = cli("train", records, "--out", tmp_path / "R", "--oof", tmp_path / "oof.jsonl", *QUICK)
-    assert code == 0, said
-    assert "r.jsonl:1:" in said
+    code, output = cli("train", records, "--out", tmp_path / "R", "--oof", tmp_path / "oof.jsonl", *QUICK)
+    assert code == 0, output
+    assert "r.jsonl:1:" in output
     assert len((tmp_path / "oof.jsonl").read_text("utf-8").splitlines()) == len(good)
 
 
 def test_a_file_without_predictions_is_named(trained: Path) -> None:
     records = trained / "records.jsonl"
     for strict in ([], ["--strict"]):
-        code, said = cli("curves", records, "--oof", records, "--out", trained / "c", *strict)
+        code, output = cli("curves", records, "--oof", records, "--out", trained / "c", *strict)
         assert code != 0
-        assert "records.jsonl" in said
-    code, said = cli("curves", records, "--oof", records, "--out", trained / "c")
-    assert "out-of-fold" in said
+        assert "records.jsonl" in output
+    code, output = cli("curves", records, "--oof", records, "--out", trained / "c")
+    assert "out-of-fold" in output
 
 
 def test_equal_prompts_without_captions_are_not_told_apart_by_captions(tmp_path: Path) -> None:
     equal = [{**row, "prompt": "Look."} for row in rows()]
     records = written(tmp_path / "r.jsonl", equal)
-    _, said = cli("train", records, "--out", tmp_path / "R", "--together", "record", *QUICK)
-    assert "All prompts are equal" in said
-    assert "only captions" not in said
+    _, output = cli("train", records, "--out", tmp_path / "R", "--together", "record", *QUICK)
+    assert "All prompts are equal" in output
+    assert "only captions" not in output
 
 
 @pytest.mark.parametrize("judgement", [["--wrong", "--correct"], ["--correct", "--wrong"], []])
 def test_feedback_needs_one_judgement(judgement: list[str], trained: Path) -> None:
-    code, said = cli("feedback", "0" * 32, *judgement, "--store", trained / "answers.db")
+    code, output = cli("feedback", "0" * 32, *judgement, "--store", trained / "answers.db")
     assert code != 0
-    assert "--correct" in said
-    assert "--wrong" in said
+    assert "--correct" in output
+    assert "--wrong" in output
 
 
 def test_another_programs_database_is_no_store(tmp_path: Path) -> None:
@@ -150,9 +150,9 @@ def test_another_programs_database_is_no_store(tmp_path: Path) -> None:
         database.execute("CREATE TABLE notes (text)")
     database.close()
     before = file.read_bytes()
-    code, said = cli("ask", "What is this?", "--store", file)
+    code, output = cli("ask", "What is this?", "--store", file)
     assert code != 0
-    assert "other.db" in said
+    assert "other.db" in output
     with pytest.raises(StoreError, match="other"):
         Store(f"sqlite:///{file}")
     assert file.read_bytes() == before
@@ -233,7 +233,7 @@ def test_a_source_that_cannot_be_used_is_noticed_before_the_pair_is_loaded(
     monkeypatch.chdir(trained)
     monkeypatch.setattr(Router, "load", lambda self: pytest.fail("loaded"))
     written(trained / "captioned.jsonl", [{**row, "caption": "a lamp"} for row in rows()])
-    code, said = cli(*line.split())
+    code, output = cli(*line.split())
     assert code != 0
-    assert why in said
-    assert "loaded" not in said
+    assert why in output
+    assert "loaded" not in output

@@ -56,13 +56,13 @@ def written(path: Path, lines: list[Any]) -> Path:
 
 def learn(folder: Path, lines: list[Any], **options: Any) -> str:
     """Train on these lines and return the output. The artifact is in `folder / "router"`."""
-    said = io.StringIO()
+    output = io.StringIO()
     quick: dict[str, Any] = {"folds": 2, "seeds": 1, "encoder": None, "learner": "words"}
     train_router(
-        [written(folder / "records.jsonl", lines)], folder / "router", console=Console(file=said, width=1000),
+        [written(folder / "records.jsonl", lines)], folder / "router", console=Console(file=output, width=1000),
         **quick | options,
     )  # fmt: skip
-    return said.getvalue()
+    return output.getvalue()
 
 
 def cli(*arguments: Any) -> tuple[int, str]:
@@ -103,7 +103,7 @@ PARTIAL: dict[str, tuple[Fill, tuple[float, float], tuple[float, float]]] = {
 @pytest.mark.parametrize("name", PARTIAL)
 def test_with_partial_records_thinking_can_be_chosen_at_the_default_price(name: str, tmp_path: Path) -> None:
     fill, instruct, thinking = PARTIAL[name]
-    said = learn(tmp_path, rows(fill=fill))
+    output = learn(tmp_path, rows(fill=fill))
     router = Router.from_pretrained(**FOLDERS, router=tmp_path / "router")
     decision = router.decide("Add the numbers 3 7")
     assert instruct[0] <= decision.seconds_instruct <= instruct[1]
@@ -112,12 +112,12 @@ def test_with_partial_records_thinking_can_be_chosen_at_the_default_price(name: 
     assert decision.mode == "thinking"
     report = (tmp_path / "router" / "report.md").read_text("utf-8")
     complete = name in ("all", "five records", "zero tokens")
-    for text in (said, report):
+    for text in (output, report):
         assert ("assumed" in text) != complete
     assert ("assumed" in provenance(tmp_path)) != complete
 
 
-def test_what_is_assumed_stands_in_report_and_provenance(tmp_path: Path) -> None:
+def test_assumptions_are_in_report_and_provenance(tmp_path: Path) -> None:
     learn(tmp_path, rows())
     report = (tmp_path / "router" / "report.md").read_text("utf-8")
     assumed = provenance(tmp_path)["assumed"]
@@ -127,7 +127,7 @@ def test_what_is_assumed_stands_in_report_and_provenance(tmp_path: Path) -> None
     assert f"{prefill + per_token * assumed['tokens of an answer']['thinking']:.1f} s per answer" in report
 
 
-def test_it_is_said_when_no_request_can_be_routed_to_a_mode(tmp_path: Path) -> None:
+def test_a_mode_without_requests_is_reported(tmp_path: Path) -> None:
     slow = learn(tmp_path, rows(fill=lambda mode, i: {"tokens": TOKENS[mode] * 20, "seconds": TOKENS[mode] * 1.0}))
     assert "default price" in slow
     assert "no record is routed to Thinking" in slow
@@ -141,7 +141,7 @@ def test_it_is_said_when_no_request_can_be_routed_to_a_mode(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "output"),
     [
         (labelled(lambda i: 1, lambda i: i % 2), ["Instruct is right on every record"]),
         (labelled(lambda i: i % 2, lambda i: 0), ["Thinking is wrong on every record"]),
@@ -153,15 +153,15 @@ def test_it_is_said_when_no_request_can_be_routed_to_a_mode(tmp_path: Path) -> N
         (labelled(lambda i: i % 2, lambda i: i % 4 == 1), ["Instruct is at least as good"]),
     ],
 )  # fmt: skip
-def test_labels_of_one_kind_are_named(tmp_path: Path, labels: list[dict], said: list[str]) -> None:
+def test_labels_of_one_kind_are_named(tmp_path: Path, labels: list[dict], output: list[str]) -> None:
     found = learn(tmp_path, labels)
     report = (tmp_path / "router" / "report.md").read_text("utf-8")
-    for text in said:
+    for text in output:
         assert text in found
         assert text in report
 
 
-def test_noise_is_called_noise_and_a_router_worse_than_one_mode_worse(tmp_path: Path) -> None:
+def test_noise_and_a_router_worse_than_one_mode_are_reported(tmp_path: Path) -> None:
     chance = random.Random(5)
     drawn = [(chance.random() < 0.4, chance.random() < 0.8) for _ in range(120)]
     found = learn(tmp_path, labelled(lambda i: drawn[i][0], lambda i: drawn[i][1], 120), price=0.3)
@@ -178,13 +178,13 @@ def test_few_records_and_equal_prompts_are_named(tmp_path: Path) -> None:
         learn(tmp_path, equal)
     assert not (tmp_path / "router").exists()
     captioned = [{**row, "caption": f"{other['prompt']}, drawn"} for row, other in zip(equal, rows(), strict=True)]
-    said = learn(tmp_path, captioned)
-    assert "All prompts are equal" in said
-    assert "--together record" in said
-    said = learn(tmp_path, equal, together="record")
-    assert "All prompts are equal" in said
-    assert "--together record" not in said
-    assert "Only 80 records" in said
+    output = learn(tmp_path, captioned)
+    assert "All prompts are equal" in output
+    assert "--together record" in output
+    output = learn(tmp_path, equal, together="record")
+    assert "All prompts are equal" in output
+    assert "--together record" not in output
+    assert "Only 80 records" in output
     with pytest.raises(InputError, match="at least 50"):
         learn(tmp_path, rows(49))
 
@@ -205,42 +205,42 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixed")
     good = rows()
     written(folder / "records.jsonl", [*good[:3], BROKEN[0], *good[3:], *BROKEN[1:]])
-    code, said = cli(
+    code, output = cli(
         "train", folder / "records.jsonl", "--out", folder / "router", "--oof", folder / "oof.jsonl", *QUICK
     )
-    assert code == 0, said
-    (folder / "said.txt").write_text(said)
+    assert code == 0, output
+    (folder / "output.txt").write_text(output)
     return folder
 
 
-def check_skipped(said: str, count: int = 6) -> None:
-    assert f"{count} lines were skipped" in said
-    assert "records.jsonl:4:" in said
-    assert f"{count - 3} more" in said
+def check_skipped(output: str, count: int = 6) -> None:
+    assert f"{count} lines were skipped" in output
+    assert "records.jsonl:4:" in output
+    assert f"{count - 3} more" in output
 
 
 def test_train_skips_and_counts_broken_lines(mixed: Path) -> None:
-    check_skipped((mixed / "said.txt").read_text())
+    check_skipped((mixed / "output.txt").read_text())
     assert provenance(mixed)["records"] == 80
     assert provenance(mixed)["skipped lines"] == 6
     assert "6 lines were skipped" in (mixed / "router" / "report.md").read_text("utf-8")
 
 
 def test_eval_and_curves_skip_and_count_broken_lines(mixed: Path, tmp_path: Path) -> None:
-    code, said = cli("eval", mixed / "records.jsonl", "--router", mixed / "router", "--json", tmp_path / "e.json")
-    assert code == 0, said
-    check_skipped(said)
+    code, output = cli("eval", mixed / "records.jsonl", "--router", mixed / "router", "--json", tmp_path / "e.json")
+    assert code == 0, output
+    check_skipped(output)
     assert json.loads((tmp_path / "e.json").read_text())["skipped_lines"] == 6
     oof = (mixed / "oof.jsonl").read_text().splitlines()
     written(tmp_path / "oof.jsonl", [oof[0][:-5], *oof[1:]])
-    code, said = cli("curves", mixed / "records.jsonl", "--oof", tmp_path / "oof.jsonl", "--out", tmp_path / "curves")
-    assert code == 0, said
-    check_skipped(said)
-    assert "oof.jsonl:1:" in said
+    code, output = cli("curves", mixed / "records.jsonl", "--oof", tmp_path / "oof.jsonl", "--out", tmp_path / "curves")
+    assert code == 0, output
+    check_skipped(output)
+    assert "oof.jsonl:1:" in output
     written(tmp_path / "oof.jsonl", oof[1:])  # a missing prediction is still an error
-    code, said = cli("curves", mixed / "records.jsonl", "--oof", tmp_path / "oof.jsonl", "--out", tmp_path / "curves")
+    code, output = cli("curves", mixed / "records.jsonl", "--oof", tmp_path / "oof.jsonl", "--out", tmp_path / "curves")
     assert code != 0
-    assert "no prediction for 1 of 80 records" in said
+    assert "no prediction for 1 of 80 records" in output
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "curves", "probe"])
@@ -249,18 +249,18 @@ def test_strict_makes_the_first_broken_line_fatal(command: str, mixed: Path, tmp
     first = [mixed / "records.jsonl"]
     if command == "probe":
         first = [mixed / "records.jsonl", "--records", mixed / "records.jsonl"]
-    code, said = cli(command, *first, *out, "--strict")
+    code, output = cli(command, *first, *out, "--strict")
     assert code != 0
-    assert "records.jsonl:4:" in said
+    assert "records.jsonl:4:" in output
     assert not (tmp_path / "out").exists()
 
 
 def test_probe_counts_broken_lines_of_the_records(mixed: Path) -> None:
-    code, said = cli(
+    code, output = cli(
         "probe", mixed / "records.jsonl", "--records", mixed / "records.jsonl", "--router", mixed / "router"
     )
     assert code != 0  # rows without pictures teach nothing
-    check_skipped(said)
+    check_skipped(output)
 
 
 def test_collect_answers_rows_again_whose_records_are_broken(tmp_path: Path) -> None:
@@ -271,27 +271,27 @@ def test_collect_answers_rows_again_whose_records_are_broken(tmp_path: Path) -> 
     assert cli(*run)[0] == 0
     lines = (tmp_path / "r.jsonl").read_text().splitlines()
     written(tmp_path / "r.jsonl", [lines[0], lines[1][:20], lines[2]])
-    code, said = cli(*run, "--strict")
+    code, output = cli(*run, "--strict")
     assert code != 0
-    assert "r.jsonl:2:" in said
-    code, said = cli(*run)
-    assert code == 0, said
-    assert "1 line was skipped" in said
+    assert "r.jsonl:2:" in output
+    code, output = cli(*run)
+    assert code == 0, output
+    assert "1 line was skipped" in output
     kept = [line for line in (tmp_path / "r.jsonl").read_text().splitlines() if line.endswith("}")]
     assert sorted(json.loads(line)["id"] for line in kept) == ["0", "1", "2"]
 
 
 def test_nothing_but_broken_lines_and_cut_files_are_errors(tmp_path: Path) -> None:
     for command in (["train", "--out", tmp_path / "out"], ["curves", "--out", tmp_path / "out"]):
-        code, said = cli(command[0], written(tmp_path / "records.jsonl", BROKEN[:2]), *command[1:])
+        code, output = cli(command[0], written(tmp_path / "records.jsonl", BROKEN[:2]), *command[1:])
         assert code != 0
-        assert "2 lines were skipped" in said
-        assert "records.jsonl:1:" in said
+        assert "2 lines were skipped" in output
+        assert "records.jsonl:1:" in output
     packed = gzip.compress("".join(json.dumps(row) + "\n" for row in rows()).encode())
     (tmp_path / "cut.jsonl.gz").write_bytes(packed[:-20])
-    code, said = cli("train", tmp_path / "cut.jsonl.gz", "--out", tmp_path / "out")
+    code, output = cli("train", tmp_path / "cut.jsonl.gz", "--out", tmp_path / "out")
     assert code != 0
-    assert "cut.jsonl.gz" in said
+    assert "cut.jsonl.gz" in output
 
 
 def bad_outputs(folder: Path) -> dict[str, Path]:
@@ -328,16 +328,16 @@ def test_an_output_that_cannot_be_written_fails_at_once(
         places = {
             "records": tmp_path / "records.jsonl", "out": out, "free": tmp_path / "free", "store": tmp_path / "a.db"
         }  # fmt: skip
-        code, said = cli(*(part.format(**places) for part in COMMANDS[command]))
+        code, output = cli(*(part.format(**places) for part in COMMANDS[command]))
         assert code != 0, name
-        assert "cannot write" in said, (name, said)
-        assert str(out)[:20] in said
+        assert "cannot write" in output, (name, output)
+        assert str(out)[:20] in output
         assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"], name
     assert (tmp_path / "file").read_text() == "kept"
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("train --cache",)])
-def test_what_is_in_the_way_of_an_output_is_named(command: str, tmp_path: Path) -> None:
+def test_an_output_path_that_is_taken_is_named(command: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     if command in ("train", "curves"):
         out.write_text("kept")
@@ -347,9 +347,9 @@ def test_what_is_in_the_way_of_an_output_is_named(command: str, tmp_path: Path) 
     places = {
         "records": tmp_path / "records.jsonl", "out": out, "free": tmp_path / "free", "store": tmp_path / "a.db"
     }  # fmt: skip
-    code, said = cli(*(part.format(**places) for part in COMMANDS[command]))
+    code, output = cli(*(part.format(**places) for part in COMMANDS[command]))
     assert code != 0
-    assert "cannot write" in said
+    assert "cannot write" in output
     assert not (tmp_path / "a.db").exists()
 
 
@@ -357,9 +357,9 @@ def test_what_is_in_the_way_of_an_output_is_named(command: str, tmp_path: Path) 
 def test_a_device_and_an_input_are_never_replaced(option: str, mixed: Path) -> None:
     before = (mixed / "records.jsonl").read_bytes()
     for place in ("/dev/full", mixed / "records.jsonl"):
-        code, said = cli("eval", mixed / "records.jsonl", "--router", mixed / "router", option, place)
+        code, output = cli("eval", mixed / "records.jsonl", "--router", mixed / "router", option, place)
         assert code != 0
-        assert "cannot write" in said
+        assert "cannot write" in output
     assert not Path("/dev/full").is_file()
     assert (mixed / "records.jsonl").read_bytes() == before
 
@@ -368,16 +368,16 @@ def test_probe_checks_its_output_before_the_pair_is_loaded(mixed: Path, tmp_path
 
     shutil.copytree(mixed / "router", tmp_path / "router")
     (tmp_path / "router" / "probe").write_text("in the way")
-    code, said = cli("probe", "none.jsonl", "--records", "none.jsonl", "--router", tmp_path / "router")
+    code, output = cli("probe", "none.jsonl", "--records", "none.jsonl", "--router", tmp_path / "router")
     assert code != 0
-    assert "cannot write" in said
+    assert "cannot write" in output
 
 
 def test_missing_folders_of_an_output_are_made(mixed: Path, tmp_path: Path) -> None:
-    code, said = cli(
+    code, output = cli(
         "eval", mixed / "records.jsonl", "--router", mixed / "router", "--out", tmp_path / "a" / "b" / "page.md"
     )
-    assert code == 0, said
+    assert code == 0, output
     assert (tmp_path / "a" / "b" / "page.md").is_file()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from vlroute.types import MODES
 if TYPE_CHECKING:
     from vlroute.store import Store
 
-Records = Annotated[list[Path], typer.Argument(help=".jsonl or .jsonl.gz files of labelled records.")]
+Records = Annotated[list[Path], typer.Argument(help=".jsonl or .jsonl.gz files of labeled records.")]
 Together = Annotated[
     Literal["text", "record"],
     typer.Option(help='What shares a fold: "text" tests on unseen texts, "record" suits prompts from templates.'),
@@ -41,6 +42,15 @@ Config = Annotated[str | None, typer.Option(help="Configuration of a hub data se
 Map = Annotated[str, typer.Option("--map", metavar="NAME=COLUMN,…", help="Columns with other names: prompt=question.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")]
 DEFAULT_SHARES = "0.8,0.2,0.5"
+
+
+@contextmanager
+def _needs(extra: str) -> Iterator[None]:
+    """Name the extra to install if an import fails."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error, extra) from error
 
 
 def train(
@@ -67,10 +77,8 @@ def train(
 
     vlroute train records.jsonl --out my-router
     """
-    try:
+    with _needs("train"):
         from vlroute.learning.train import train_router
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error, "train") from error
     train_router(
         records,
         out,
@@ -106,12 +114,10 @@ def evaluate(
 
     vlroute eval new-records.jsonl --router my-router --out report.md
     """
-    try:
+    with _needs("train"):
         from vlroute.decision.artifact import artifact_files
         from vlroute.learning.evaluate import evaluate_router
         from vlroute.learning.report import evaluation_report, figures_table, topics_table, ways_table
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error, "train") from error
     check_price(price, policy)
     check_outputs(*filter(None, (out, as_json)), inputs=[*records, *artifact_files(router)])
     console, notes = Console(), Console(stderr=True)
@@ -150,7 +156,7 @@ def curves(
 
     vlroute curves records.jsonl --oof oof.jsonl --out curves
     """
-    try:
+    with _needs("train"):
         import numpy as np
 
         from vlroute.decision.text_encoder import load_text_encoder
@@ -160,8 +166,6 @@ def curves(
         from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
         from vlroute.learning.report import PAGE, write_curves
         from vlroute.records import Skipped, read_all, warn
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error, "train") from error
     check_outputs(out / PAGE, inputs=[*records, *filter(None, [oof])])
     console = Console(stderr=True)
     found, _ = read_all(records, strict=strict, console=console)
@@ -221,13 +225,11 @@ def collect(
 
     vlroute collect questions.jsonl --out records.jsonl
     """
-    try:
+    with _needs("train"):
         from vlroute.decision.artifact import artifact_files
         from vlroute.learning.collect import collect_records, outputs
         from vlroute.learning.dataset import Source, parse_columns
         from vlroute.learning.grading import load_grader, parse_agreement
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error, "train") from error
     from vlroute.router import Router
 
     chosen = load_grader(grader, tolerance)
@@ -296,10 +298,8 @@ def probe(
 
     vlroute probe questions.jsonl --records records.jsonl --router my-router
     """
-    try:
+    with _needs("train"):
         from vlroute.learning.probe import learn_probe
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error, "train") from error
     from vlroute.decision.artifact import CARD_FILE, WEIGHTS_FILE
     from vlroute.decision.vision_probe import PROBE_FOLDER
     from vlroute.learning.dataset import Source, parse_columns
@@ -352,19 +352,15 @@ def export(
 
 def _store(where: str) -> Store:
     """Open an existing store. A mistyped name must not create an empty one."""
-    try:
+    with _needs("store"):
         from vlroute.store import Store
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error, "store") from error
     return Store(where, create=False)
 
 
 def _files_of_store(where: str) -> list[str]:
     """Files of an SQLite store, write-ahead log included."""
-    try:
+    with _needs("store"):
         from vlroute.store import read_url
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error, "store") from error
     url = read_url(where)
     if url.get_backend_name() != "sqlite" or not url.database:
         return []

@@ -192,7 +192,7 @@ class _Job:
         self.result.without_gold += not example.answers
         texts = {mode: answer.text for mode, answer in zip(MODES, (instruct, thinking), strict=True)}
         right_by_mode = dict(zip(MODES, right, strict=True))
-        return record, {"id": example.id, "gold": example.answers, "said": texts, "right": right_by_mode}
+        return record, {"id": example.id, "gold": example.answers, "answers": texts, "right": right_by_mode}
 
     def _warm_up(self, conversation: Conversation) -> None:
         """Answer once without recording: the first answers of a process are slower than later ones."""

@@ -285,12 +285,12 @@ def load_grader(name: str, tolerance: float = 0.0) -> Grader:
 
 def _option_in(text: str, options: Sequence[str]) -> str | None:
     """The letter of the option that equals the text or, if none does, of the only option that the text contains."""
-    said = plain(text)
-    words = {letter: plain(option) for letter, option in zip(ascii_uppercase, options, strict=False)}
-    same = [letter for letter, option in words.items() if option == said]
+    words = plain(text)
+    by_letter = {letter: plain(option) for letter, option in zip(ascii_uppercase, options, strict=False)}
+    same = [letter for letter, option in by_letter.items() if option == words]
     if same:
         return same[0] if len(same) == 1 else None
-    contained = {letter: option for letter, option in words.items() if option and _contains(said, option)}
+    contained = {letter: option for letter, option in by_letter.items() if option and _contains(words, option)}
     # "dark red" contains "red", too: an option that is part of another contained one does not count
     contained = {
         letter: option
@@ -300,5 +300,5 @@ def _option_in(text: str, options: Sequence[str]) -> str | None:
     return next(iter(contained)) if len(contained) == 1 else None
 
 
-def _contains(said: str, option: str) -> bool:
-    return re.search(rf"(?<![a-z0-9]){re.escape(option)}(?![a-z0-9])", said) is not None
+def _contains(words: str, option: str) -> bool:
+    return re.search(rf"(?<![a-z0-9]){re.escape(option)}(?![a-z0-9])", words) is not None

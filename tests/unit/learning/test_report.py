@@ -1,4 +1,4 @@
-"""`vlroute curves`: the files that people look at, and the predictions it reads."""
+"""The page of curves, the report of collect, and the predictions that `vlroute curves` reads."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from PIL import Image
 
 from vlroute.decision.classifier import Prediction
 from vlroute.errors import InputError
-from vlroute.learning import plots
+from vlroute.learning import plots, report
 from vlroute.learning.evaluate import read_oof, trade_off
 from vlroute.learning.out_of_fold import OutOfFold
-from vlroute.learning.report import write_curves
+from vlroute.learning.report import collection_report, collection_table, write_curves
 from vlroute.records import Outcome, Record
 
 
 def labelled(n: int, *, seconds: bool = True) -> tuple[list[Record], np.ndarray]:
-    """Records with two topics, one of them named to break pages, and predictions for them."""
+    """Records of two topics, one of which has a name that breaks unescaped pages, and predictions for them."""
     rng = np.random.default_rng(0)
     right = rng.integers(0, 2, (2, n))
     times = np.array([rng.gamma(8, 0.1, n), rng.gamma(3, 0.7, n)])
@@ -42,7 +42,7 @@ def labelled(n: int, *, seconds: bool = True) -> tuple[list[Record], np.ndarray]
 
 
 class Page(HTMLParser):
-    """What is on a page; fails on a tag closed out of turn."""
+    """Tags and texts of a page; fails if tags are not nested."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,6 +71,13 @@ def read(html: str) -> Page:
     return page
 
 
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small figures, which are drawn faster."""
+    monkeypatch.setattr(report, "DPI", 20)
+
+
+@pytest.mark.usefixtures("coarse")
 def test_every_word_of_figures_and_page_has_a_translation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "chinese_font", lambda: "DejaVu Sans")
     monkeypatch.setattr(plots, "CHINESE", dict.fromkeys(plots.CHINESE, "ZH"))
@@ -114,12 +121,14 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
 
 
+@pytest.mark.usefixtures("coarse")
 def test_assumed_seconds_are_called_so(tmp_path: Path) -> None:
     records, p = labelled(60, seconds=False)
     page = write_curves(records, p, tmp_path)[-1].read_text("utf-8")
     assert "Seconds are assumed" in page
 
 
+@pytest.mark.usefixtures("coarse")
 def test_predictions_of_several_seeds_are_averaged_and_equal_input_makes_equal_files(tmp_path: Path) -> None:
     records, p = labelled(60)
     records = [replace(record, topic="") for record in records]
@@ -186,3 +195,16 @@ def test_unreadable_predictions_are_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"oof\.jsonl:1: "):
             read_oof(path, [])
+
+
+def test_the_report_of_collect_shows_intervals_and_unknown_values() -> None:
+    records = [
+        Record(str(i), "p", None, Outcome(i % 2 == 0, 3, 0.5), Outcome(True, 9), topic="a|b") for i in range(40)
+    ] + [Record("x", "p", None, Outcome(False), Outcome(0.5), set="lonely")]
+    result = {"recorded": 41, "without_gold": 0, "skipped": 0, "failed": 1, "reasons": ["f:1: a | b"]}
+    page = collection_report(records, {"agreement": None}, result)
+    assert "| a\\|b | 40 | 50.0% (35% – 65%) | 100.0% (91% – 100%) | 0.50 (0.50 – 0.50) | – |" in page
+    assert "| lonely | 1 | 0.0% (0% – 79%) | 50.0% (5% – 95%) | – | – |" in page
+    assert "| all | 41 | " in page
+    assert "* f:1: a \\| b" in page
+    assert collection_table(records).row_count == 3
