@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training.bench.second_turn import tower_calls
@@ -14,6 +15,8 @@ from vlroute import Chat, Router
 from vlroute.decision.latency import LatencyModel
 from vlroute.errors import ChatFileError, InputError
 from vlroute.files import shipped
+from vlroute.inputs.messages import Conversation, Message
+from vlroute.pipeline import Pipeline
 from vlroute.types import MODES, Finished
 
 GREEDY = {"do_sample": False, "max_new_tokens": 10}
@@ -75,12 +78,22 @@ def test_a_fork_shares_and_goes_its_own_way(routers: dict[str, Router]) -> None:
     assert one.history[0] is other.history[0]
 
 
-def test_no_history_holds_reasoning(routers: dict[str, Router]) -> None:
+def test_no_history_holds_reasoning(routers: dict[str, Router], monkeypatch: pytest.MonkeyPatch) -> None:
+    histories = []
+
+    def parse(pipeline: Pipeline, prompt: str, images: Any, videos: Any, history: list[Message]) -> Conversation:
+        histories.append(history)
+        return original(pipeline, prompt, images, videos, history)
+
+    original = Pipeline.parse
+    monkeypatch.setattr(Pipeline, "parse", parse)
     chat = routers["roomy"].chat()
     some = task("math", "hard", 2)
     first = chat.send(some.prompt, **media(some), mode="thinking")
     assert first.thinking
-    assert all(first.thinking not in message.text for message in chat._messages())
+    chat.send("Are you sure?", mode="instruct", **GREEDY)
+    assert [message.role for message in histories[1]] == ["user", "assistant"]
+    assert all(first.thinking not in message.text for message in histories[1])
 
 
 def test_switching_counts_in_the_decision(folders: dict[str, Path]) -> None:

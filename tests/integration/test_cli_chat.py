@@ -97,8 +97,8 @@ def test_a_full_memory_costs_one_turn(router: Router, monkeypatch: pytest.Monkey
         raise RuntimeError("out of memory\non the GPU")
 
     monkeypatch.setattr(Talk, "ask", full)
-    monkeypatch.setattr(cli_chat, "_lines", lambda typed: iter(["a question"]))
-    assert not cli_chat._converse(Talk(router.chat()), typed=True)
+    monkeypatch.setattr(cli_chat, "read_lines", lambda typed: iter(["a question"]))
+    assert not cli_chat.converse(Talk(router.chat()), typed=True)
 
 
 @pytest.mark.parametrize("typed", [True, False])
@@ -110,9 +110,9 @@ def test_ctrl_c_ends_a_pipe_but_not_a_terminal(typed: bool, router: Router, monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Talk, "ask", stopped)
-    monkeypatch.setattr(cli_chat, "_lines", lambda typed: iter(["one", "two"]))
+    monkeypatch.setattr(cli_chat, "read_lines", lambda typed: iter(["one", "two"]))
     try:
-        assert cli_chat._converse(Talk(router.chat()), typed)
+        assert cli_chat.converse(Talk(router.chat()), typed)
         assert asked == ["one", "two"]
     except KeyboardInterrupt:
         assert (typed, asked) == (False, ["one"])

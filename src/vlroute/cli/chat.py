@@ -161,7 +161,7 @@ def _ctrl_c_sets(cancel: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _lines(typed: bool) -> Iterator[str]:
+def read_lines(typed: bool) -> Iterator[str]:
     """Lines that are typed or piped. Ctrl-C at the prompt clears the line."""
     if typed:
         with suppress(ImportError):  # not on every system
@@ -177,10 +177,10 @@ def _lines(typed: bool) -> Iterator[str]:
             print(file=sys.stderr)
 
 
-def _converse(talk: Talk, typed: bool) -> bool:
+def converse(talk: Talk, typed: bool) -> bool:
     """Run the conversation until the end of the input or /quit. Returns whether every line succeeded."""
     fine = True
-    for line in _lines(typed):
+    for line in read_lines(typed):
         try:
             if line.startswith("/"):
                 if not talk.command(line):
@@ -243,7 +243,7 @@ def chat(
     if typed:
         talk.screen.note("/help lists commands; Ctrl-C stops an answer; Ctrl-D ends")
     try:
-        fine = _converse(talk, typed)
+        fine = converse(talk, typed)
     finally:
         if save is not None:
             talk.chat.save(save)
