@@ -360,7 +360,7 @@ def test_a_router_of_another_pair_is_noticed(pair: Path, tmp_path: Path, caplog:
         caplog.clear()
         with caplog.at_level(logging.WARNING, "vlroute"):
             act()
-        return "trained for the pair" in caplog.text
+        return "was trained for" in caplog.text
 
     pocket, prior = shipped("pocket/router"), shipped("qwen3-vl-2b/router")
     silent = another(pocket, tmp_path / "silent", pair=None)
@@ -394,11 +394,11 @@ def test_training_records_the_pair_that_answered(
     train_router([tmp_path / "records.jsonl"], tmp_path / "router", **quick)
     with caplog.at_level(logging.WARNING):
         Router.from_pretrained(pair, router=tmp_path / "router").load()
-    assert "trained for the pair" not in caplog.text
-    change(tmp_path / "router" / "router.json", pair__fingerprint="0" * 64)
+    assert "was trained for" not in caplog.text
+    change(tmp_path / "router" / "router.json", model__fingerprint="0" * 64)
     with caplog.at_level(logging.WARNING):
         Router.from_pretrained(pair, router=tmp_path / "router")
-    assert "trained for the pair" in caplog.text
+    assert "was trained for" in caplog.text
 
 
 def test_records_that_name_no_pair_or_several(tmp_path: Path) -> None:
@@ -406,10 +406,10 @@ def test_records_that_name_no_pair_or_several(tmp_path: Path) -> None:
 
     def learn(name: str, pairs: list[str], pair: str | None = None) -> Any:
         right = Outcome(True, 3, 0.5)
-        records = [Record(str(i), f"Add {i}.", None, right, right, pair=pairs[i % len(pairs)]) for i in range(50)]
+        records = [Record(str(i), f"Add {i}.", None, right, right, model=pairs[i % len(pairs)]) for i in range(50)]
         write_records(tmp_path / f"{name}.jsonl", records)
         train_router([tmp_path / f"{name}.jsonl"], tmp_path / name, model=pair, **quick)
-        return json.loads((tmp_path / name / "router.json").read_text("utf-8")).get("pair")
+        return json.loads((tmp_path / name / "router.json").read_text("utf-8")).get("model")
 
     assert learn("silent", [""]) is None
     assert learn("several", ["a/one", "a/two"]) is None
