@@ -1,4 +1,4 @@
-"""The training recipe: inputs as the real processors make them, losses that fall, runs that resume."""
+"""The training recipe: inputs equal to the real processors', decreasing losses, resumed runs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_training_prompts_equal_the_real_processor(mode: str, family: str) -> No
 
 
 def test_glyph_labels_follow_the_order_of_patches() -> None:
-    """Paint every labelled glyph's patch black: the black patches must be exactly the labelled ones."""
+    """Paint every labeled glyph's patch black: the black patches must be exactly the labeled ones."""
     some = task("hop")
     picture = some.frames[0].copy()
     picture.paste((255, 255, 255), (0, 0, *picture.size))
@@ -103,7 +103,7 @@ def test_every_phase_lowers_its_loss(name: str) -> None:
     assert sum(count for _, count in scores.values()) == len(examples)
 
 
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_stopped_run_continues(tmp_path: Path) -> None:
     phase = replace(PHASES["tower"], steps=2, threads=torch.get_num_threads())
     first = Trainer(phase, tmp_path)
     first.run()

@@ -1,4 +1,4 @@
-"""The proof: figures that hand-made rows make certain, a dozen pictures really answered, a stopped run that goes on."""
+"""The proof: figures of known rows, a dozen pictures that are answered, and a stopped run that continues."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def decided(gain: float, seconds: float = 0.001, caption: str | None = "words") 
 
 
 def picture(kind: int) -> Picture:
-    """0: only Thinking is right, and the probe knows; 1: both are, and it knows; 2: only Instruct is, and it errs."""
+    """0: only Thinking is right; 1: both are; 2: only Instruct is. The probe decides correctly for 0 and 1."""
     instruct, thinking = ((False, True), (True, True), (True, False))[kind]
     gain = (0.9, 0.0, 0.4)[kind]
     thinks = gain > 0.2
@@ -113,7 +113,7 @@ def test_a_dozen_pictures_really_answered(router: Router, tmp_path: Path) -> Non
         assert f"| {source} | " in text
 
 
-def test_a_stopped_run_goes_on(router: Router, tmp_path: Path) -> None:
+def test_a_stopped_run_continues(router: Router, tmp_path: Path) -> None:
     partial = tmp_path / "proof.partial.jsonl"
     going = run(router, 4, "test", partial, HEAD)
     first = [next(going), next(going)]

@@ -1,4 +1,4 @@
-"""The measurement at the 2B shape, run through the same code at a shape that takes no time."""
+"""The benchmark of the 2B shape, with a small shape."""
 
 from __future__ import annotations
 

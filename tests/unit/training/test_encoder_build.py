@@ -1,4 +1,4 @@
-"""The build of the static encoder, on a vocabulary small enough to reckon by hand, and the shipped vocabulary."""
+"""The build of the static encoder, with a small vocabulary and with the shipped one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prior of the real pair: what goes into it, and that the parallel prompts stay unseen."""
+"""Records of the prior of the real pair; the parallel prompts are not among them."""
 
 from __future__ import annotations
 

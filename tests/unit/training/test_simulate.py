@@ -1,4 +1,4 @@
-"""The simulator on cases worked by hand, and against the formulas of queueing theory."""
+"""The simulator, compared with hand-computed cases and formulas of queueing theory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The measurements of conversations, run through the same code at a shape that takes no time."""
+"""Benchmarks of conversations, with small models and few turns."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_soak_outgrows_its_budget_and_stays_within() -> None:
     assert found.stretches[-1].hits > 0
 
 
-def test_the_page_says_what_falls_short() -> None:
+def test_values_that_miss_their_target_are_bold() -> None:
     slow = replace(TURN, other=200.0, lookup=3.0)
     stretches = [Stretch(100 * i, 9e8, 900_000_000 + i, 60_000_000, 50_000_000, 10 * i, i, 20 * i) for i in (1, 2)]
     found = {

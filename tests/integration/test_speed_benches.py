@@ -1,4 +1,4 @@
-"""The measurements of deciding and retraining, run through the same code at sizes that take no time."""
+"""Benchmarks of decisions and retraining, with few requests and records."""
 
 from __future__ import annotations
 
