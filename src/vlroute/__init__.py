@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from vlroute.chat import Turn as Turn
     from vlroute.decision.captions import Captioner as Captioner
     from vlroute.decision.captions import OcrCaptioner as OcrCaptioner
+    from vlroute.decision.captions import VisionProbe as VisionProbe
     from vlroute.decision.classifier import ComplexityClassifier as ComplexityClassifier
     from vlroute.decision.classifier import Prediction as Prediction
     from vlroute.decision.latency import LatencyModel as LatencyModel
     from vlroute.decision.policy import Policy as Policy
     from vlroute.decision.target import Target as Target
     from vlroute.decision.tradeoff import OperatingPoint as OperatingPoint
-    from vlroute.decision.vision_probe import VisionProbe as VisionProbe
     from vlroute.engine.cache.disk import DiskTier as DiskTier
     from vlroute.engine.cache.prefix import PrefixCache as PrefixCache
     from vlroute.engine.cache.prefix import PrefixStats as PrefixStats
@@ -48,11 +48,11 @@ if TYPE_CHECKING:
     from vlroute.errors import UnreadableMediaError as UnreadableMediaError
     from vlroute.errors import VLRouteError as VLRouteError
     from vlroute.inputs.limits import Limits as Limits
+    from vlroute.inputs.limits import PixelBudget as PixelBudget
     from vlroute.inputs.media import Picture as Picture
     from vlroute.inputs.media import Video as Video
     from vlroute.inputs.media import load_picture as load_picture
     from vlroute.inputs.media import load_video as load_video
-    from vlroute.inputs.pixel_budget import PixelBudget as PixelBudget
     from vlroute.inputs.video import FrameSampling as FrameSampling
     from vlroute.records import Outcome as Outcome
     from vlroute.records import Record as Record
@@ -83,13 +83,12 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "vlroute.chat": ["Chat", "Turn"],
-        "vlroute.decision.captions": ["Captioner", "OcrCaptioner"],
+        "vlroute.decision.captions": ["Captioner", "OcrCaptioner", "VisionProbe"],
         "vlroute.decision.classifier": ["ComplexityClassifier", "Prediction"],
         "vlroute.decision.latency": ["LatencyModel"],
         "vlroute.decision.policy": ["Policy"],
         "vlroute.decision.target": ["Target"],
         "vlroute.decision.tradeoff": ["OperatingPoint"],
-        "vlroute.decision.vision_probe": ["VisionProbe"],
         "vlroute.engine.cache.disk": ["DiskTier"],
         "vlroute.engine.cache.prefix": ["PrefixCache", "PrefixStats"],
         "vlroute.engine.cache.vision": ["CacheStats", "VisionCache"],
@@ -100,9 +99,8 @@ __getattr__, __dir__, __all__ = lazy_names(
             "RouterClosedError", "SettingsError", "StoreError", "UnknownAnswerError", "UnreadableMediaError",
             "VLRouteError",
         ],
-        "vlroute.inputs.limits": ["Limits"],
+        "vlroute.inputs.limits": ["Limits", "PixelBudget"],
         "vlroute.inputs.media": ["Picture", "Video", "load_picture", "load_video"],
-        "vlroute.inputs.pixel_budget": ["PixelBudget"],
         "vlroute.inputs.video": ["FrameSampling"],
         "vlroute.records": ["Outcome", "Record", "Skipped", "read_records", "write_records"],
         "vlroute.router": ["Router"],

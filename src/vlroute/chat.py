@@ -21,7 +21,8 @@ from vlroute.files import check_outputs, replace_file
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.media import Picture, PixelBudget, Video, load_picture
 from vlroute.inputs.messages import Conversation, Message, Part, Role
-from vlroute.pipeline import EitherEvent, Pipeline, RequestOptions, Stream, Work
+from vlroute.pipeline import EitherEvent, Pipeline, RequestOptions
+from vlroute.stream import Stream, Work
 from vlroute.types import Answer, Decision, Event, Events, Finished, ModeChoice, Timing, Usage, forced_mode
 
 #: Version of the files; a saved conversation of another version is refused.

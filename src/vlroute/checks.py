@@ -28,12 +28,6 @@ def refused(name: str, value: object, accepts: str, hint: str = "") -> SettingsE
     return SettingsError(f"{name} must be {accepts}, not {shown(value)}{hint and f'; {hint}'}")
 
 
-def check_kind(name: str, value: object, kind: type) -> None:
-    """SettingsError unless `value` is an instance of `kind`, a public class of this package."""
-    if not isinstance(value, kind):
-        raise refused(name, value, f"a vlroute.{kind.__name__}")
-
-
 def _plain(value: Any) -> int | float:
     """`value` as a Python number; NaN if it is not a number. Booleans are not numbers."""
     if isinstance(value, bool):

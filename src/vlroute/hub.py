@@ -5,20 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import re
-import threading
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from vlroute.engine.local.checkpoint_files import CheckpointFiles, local_folder, pair_fingerprint, same_twice
-from vlroute.errors import CheckpointError, RouterClosedError
+from vlroute.errors import CheckpointError
 from vlroute.files import shipped
-from vlroute.inputs.video import DEFAULT_SAMPLING, FrameSampling, sampling_of
 from vlroute.types import MODES, ModelIdentity
 
 if TYPE_CHECKING:
-    from vlroute.engine.protocol import Engine
-    from vlroute.engine.remote.client import RemoteEngine
+    pass
 
 log = logging.getLogger("vlroute")
 
@@ -36,99 +32,6 @@ QUANTIZED = re.compile(
     r"(?P<stem>.+?)(?P<rest>[-_](?:fp8|fp4|nvfp4|mxfp4|awq|gptq|gguf|mlx|bnb|int4|int8|w4a16|w8a8|w8a16|[48]-?bit).*)",
     re.IGNORECASE,
 )
-
-
-class LazyModel:
-    """Two checkpoints that are loaded when they are first needed, or an engine that was passed in. Thread-safe.
-
-    Args:
-        instruct: Hub id or folder of the Instruct checkpoint; for an engine, a name for messages.
-        thinking: The same for Thinking.
-        loading: Arguments of `load_model_pair`.
-        caches: `vision_cache` and `prefix_cache` of `LocalEngine.load`.
-        max_num_seqs: Maximum number of answers in each mode that share forward passes.
-        engine: Answers instead of checkpoints that are loaded here.
-        on_load: Called with this object after the model was loaded from the hub.
-    """
-
-    def __init__(
-        self,
-        instruct: Source,
-        thinking: Source,
-        *,
-        loading: Mapping[str, Any],
-        caches: Mapping[str, Any],
-        max_num_seqs: int = 1,
-        engine: Engine | None = None,
-        on_load: Callable[[LazyModel], Any] = lambda model: None,
-    ) -> None:
-        self.instruct, self.thinking, self.max_num_seqs = instruct, thinking, max_num_seqs
-        self.loading, self.engine = loading, engine
-        self.remote = cast("RemoteEngine", engine) if engine is not None and engine.remote else None
-        """The engine, if it answers through endpoints."""
-        self.closed = threading.Event()
-        """Set by `close`. It cancels every unfinished answer."""
-        self._caches, self._on_load = caches, on_load
-        self._sampling: FrameSampling | None = None
-        self._lock = threading.Lock()
-
-    @property
-    def identity(self) -> ModelIdentity:
-        """Name, and the fingerprint if the weights are on this machine. For endpoints, the names of their models."""
-        if self.remote is not None:
-            return ModelIdentity(common_name(*(self.remote.endpoints[mode].model for mode in MODES)))
-        fingerprint = self.engine.fingerprint if self.engine is not None else None
-        if fingerprint is None:
-            return identify(self.instruct, self.thinking)
-        return ModelIdentity(pair_name(self.instruct, self.thinking), fingerprint)
-
-    def load(self) -> Engine:
-        """The engine; the first call loads the checkpoints.
-
-        Returns:
-            The engine.
-
-        Raises:
-            RouterClosedError: `close` was called, perhaps while the checkpoints were loading.
-            CheckpointError: A checkpoint cannot be loaded.
-        """
-        with self._lock:
-            self.check_open()
-            if self.engine is None:
-                from vlroute.engine.local.engine import LocalEngine
-
-                self.engine = LocalEngine.load(
-                    self.instruct, self.thinking, self.loading, self.max_num_seqs, **self._caches
-                )
-                if self.closed.is_set():  # `close` does not wait for loading
-                    self.close()
-                    raise RouterClosedError
-                if None in (local_folder(self.instruct), local_folder(self.thinking)):  # no fingerprint until now
-                    self._on_load(self)
-            return self.engine
-
-    def check_open(self) -> None:
-        """Raises RouterClosedError after `close`."""
-        if self.closed.is_set():
-            raise RouterClosedError
-
-    def sampling(self) -> FrameSampling:
-        """Frame sampling for video files.
-
-        Returns:
-            The settings of the Instruct checkpoint's processor if the checkpoint is on this machine (it is not loaded
-            for this); otherwise, and for endpoints, those of Qwen3-VL.
-        """
-        if self._sampling is None and self.remote is None:
-            self._sampling = sampling_of(self.instruct)
-        return self._sampling or DEFAULT_SAMPLING
-
-    def close(self) -> None:
-        """Cancel unfinished answers and release the engine; later calls of `load` fail."""
-        self.closed.set()
-        engine, self.engine = self.engine, None
-        if engine is not None:
-            engine.close()
 
 
 def identify(instruct: Source, thinking: Source) -> ModelIdentity:

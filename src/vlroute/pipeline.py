@@ -1,26 +1,27 @@
-"""The way of one request: caption, decide, answer, store; and the stream of its events."""
+"""The way of one request: load the model if needed, caption, decide, answer, store."""
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vlroute.checks import refused
 from vlroute.decision.policy import PRICE
 from vlroute.decision.selector import ModeSelector
+from vlroute.engine.local.checkpoint_files import local_folder
 from vlroute.engine.settings import checked, combined
-from vlroute.errors import ModeUnavailableError, VLRouteError
-from vlroute.hub import LazyModel
+from vlroute.errors import ModeUnavailableError, RouterClosedError, VLRouteError
+from vlroute.hub import Source, common_name, identify, pair_name
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation, parse
+from vlroute.inputs.video import DEFAULT_SAMPLING, FrameSampling, sampling_of
+from vlroute.stream import Stream
 from vlroute.types import (
     MODES,
     Answer,
@@ -32,6 +33,7 @@ from vlroute.types import (
     Events,
     Finished,
     Mode,
+    ModelIdentity,
     ThinkingDelta,
     Timing,
     Usage,
@@ -42,14 +44,10 @@ from vlroute.types import (
 
 if TYPE_CHECKING:
     from vlroute.engine.protocol import Engine, EngineRequest
+    from vlroute.engine.remote.client import RemoteEngine
     from vlroute.store import Store
 
 log = logging.getLogger("vlroute")
-
-#: Maximum time that the end of the program waits for a cancelled stream.
-EXIT_SECONDS = 10.0
-#: Produces an answer; its argument is called with each event.
-Work = Callable[[Callable[[Event], Any]], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,102 +86,6 @@ class RequestOptions:
         object.__setattr__(self, "generation", checked(self.generation))
 
 
-class Stream(Generator[Event, None, None]):
-    """The events of one answer. A separate thread produces them; it starts when the first event is requested.
-
-    Any thread may read or close the stream. Closing cancels the answer and waits until its thread has ended. A stream
-    that is garbage-collected before its end is cancelled without waiting.
-
-    Args:
-        work: Produces the answer; None if `_begin` is overridden.
-        cancel: An event that no other stream uses. Setting it ends `work` early.
-    """
-
-    def __init__(self, work: Work | None, cancel: threading.Event) -> None:
-        self._work, self._cancel = work, cancel
-        self._events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
-        self._worker: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._ended = False
-
-    def _begin(self) -> Work:
-        """Called by the thread that requests the first event."""
-        assert self._work is not None
-        return self._work
-
-    def send(self, value: None) -> Event:
-        """The next event; see `Generator.send`. The first call starts the work."""
-        if self._ended:
-            raise StopIteration
-        try:
-            with self._starting:
-                if self._worker is None:
-                    work = partial(_make_events, self._begin(), self._events.put)
-                    if self._ended:  # another thread has closed the stream
-                        raise StopIteration
-                    worker = threading.Thread(target=work, name="vlroute-stream", daemon=True)
-                    _running[worker] = self._cancel
-                    worker.start()
-                    self._worker = worker
-            event = self._events.get()
-        except BaseException:
-            self.close()
-            raise
-        if event is not None and not isinstance(event, BaseException):
-            return event
-        self._ended = True
-        self._events.put(None)  # for another thread that reads
-        raise StopIteration if event is None else event
-
-    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Event:
-        """Close the stream and raise the error; see `Generator.throw`."""
-        self.close()
-        raise typ
-
-    def close(self) -> None:
-        """Cancel the work and wait for its thread."""
-        self._drop()
-        if self._worker is not None:
-            self._worker.join()
-
-    def __del__(self) -> None:
-        self._drop()
-
-    def _drop(self) -> None:
-        """Cancel the rest of the answer without waiting."""
-        if self._worker is not None and not self._ended:
-            self._cancel.set()
-        self._ended = True
-        self._events.put(None)  # for another thread that reads
-
-
-def _make_events(work: Work, put: Callable[[Event | BaseException | None], None]) -> None:
-    """Not a method: a thread with a reference to its stream would prevent garbage collection of the stream."""
-    try:
-        work(put)
-    except BaseException as error:  # handed to the thread that reads the events
-        put(error)
-    put(None)
-    del _running[threading.current_thread()]
-
-
-#: Threads that produce the events of streams, and the event that cancels each.
-_running: dict[threading.Thread, threading.Event] = {}
-
-
-@atexit.register
-def _end_streams() -> None:
-    """Cancel streams that are open when the program ends.
-
-    Otherwise the interpreter stops their threads inside torch, which aborts the process.
-    """
-    threads = [*_running.items()]
-    for _, cancel in threads:
-        cancel.set()
-    for thread, _ in threads:
-        thread.join(EXIT_SECONDS)
-
-
 class EitherEvent(threading.Event):
     """An event that is set as soon as one of `events` is set."""
 
@@ -194,6 +96,99 @@ class EitherEvent(threading.Event):
     def is_set(self) -> bool:
         """Whether one of the events is set."""
         return any(event.is_set() for event in self._events)
+
+
+class LazyModel:
+    """Two checkpoints that are loaded when they are first needed, or an engine that was passed in. Thread-safe.
+
+    Args:
+        instruct: Hub id or folder of the Instruct checkpoint; for an engine, a name for messages.
+        thinking: The same for Thinking.
+        loading: Arguments of `load_model_pair`.
+        caches: `vision_cache` and `prefix_cache` of `LocalEngine.load`.
+        max_num_seqs: Maximum number of answers in each mode that share forward passes.
+        engine: Answers instead of checkpoints that are loaded here.
+        on_load: Called with this object after the model was loaded from the hub.
+    """
+
+    def __init__(
+        self,
+        instruct: Source,
+        thinking: Source,
+        *,
+        loading: Mapping[str, Any],
+        caches: Mapping[str, Any],
+        max_num_seqs: int = 1,
+        engine: Engine | None = None,
+        on_load: Callable[[LazyModel], Any] = lambda model: None,
+    ) -> None:
+        self.instruct, self.thinking, self.max_num_seqs = instruct, thinking, max_num_seqs
+        self.loading, self.engine = loading, engine
+        self.remote = cast("RemoteEngine", engine) if engine is not None and engine.remote else None
+        """The engine, if it answers through endpoints."""
+        self.closed = threading.Event()
+        """Set by `close`. It cancels every unfinished answer."""
+        self._caches, self._on_load = caches, on_load
+        self._sampling: FrameSampling | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Name, and the fingerprint if the weights are on this machine. For endpoints, the names of their models."""
+        if self.remote is not None:
+            return ModelIdentity(common_name(*(self.remote.endpoints[mode].model for mode in MODES)))
+        fingerprint = self.engine.fingerprint if self.engine is not None else None
+        if fingerprint is None:
+            return identify(self.instruct, self.thinking)
+        return ModelIdentity(pair_name(self.instruct, self.thinking), fingerprint)
+
+    def load(self) -> Engine:
+        """The engine; the first call loads the checkpoints.
+
+        Returns:
+            The engine.
+
+        Raises:
+            RouterClosedError: `close` was called, perhaps while the checkpoints were loading.
+            CheckpointError: A checkpoint cannot be loaded.
+        """
+        with self._lock:
+            self.check_open()
+            if self.engine is None:
+                from vlroute.engine.local.engine import LocalEngine
+
+                self.engine = LocalEngine.load(
+                    self.instruct, self.thinking, self.loading, self.max_num_seqs, **self._caches
+                )
+                if self.closed.is_set():  # `close` does not wait for loading
+                    self.close()
+                    raise RouterClosedError
+                if None in (local_folder(self.instruct), local_folder(self.thinking)):  # no fingerprint until now
+                    self._on_load(self)
+            return self.engine
+
+    def check_open(self) -> None:
+        """Raises RouterClosedError after `close`."""
+        if self.closed.is_set():
+            raise RouterClosedError
+
+    def sampling(self) -> FrameSampling:
+        """Frame sampling for video files.
+
+        Returns:
+            The settings of the Instruct checkpoint's processor if the checkpoint is on this machine (it is not loaded
+            for this); otherwise, and for endpoints, those of Qwen3-VL.
+        """
+        if self._sampling is None and self.remote is None:
+            self._sampling = sampling_of(self.instruct)
+        return self._sampling or DEFAULT_SAMPLING
+
+    def close(self) -> None:
+        """Cancel unfinished answers and release the engine; later calls of `load` fail."""
+        self.closed.set()
+        engine, self.engine = self.engine, None
+        if engine is not None:
+            engine.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,22 +14,21 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from vlroute.chat import Chat, read_chat
 from vlroute.checks import refused
-from vlroute.decision.captions import Captioner
+from vlroute.decision.captions import Captioner, VisionProbe, probe_of
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.policy import Policy
 from vlroute.decision.selector import CaptionSource, ModeSelector
 from vlroute.decision.target import Target
 from vlroute.decision.tradeoff import OperatingPoint
-from vlroute.decision.vision_probe import VisionProbe, probe_of
 from vlroute.engine.local.checkpoint_files import check_folders
 from vlroute.engine.local.loading import MAX_NUM_SEQS, checked_loading
 from vlroute.engine.settings import SETTINGS, UNSUPPORTED, checked_per_mode
 from vlroute.errors import ArtifactError, MissingExtraError, SettingsError
-from vlroute.hub import LazyModel, resolve_pair
+from vlroute.hub import resolve_pair
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation
 from vlroute.inputs.video import FrameSampling
-from vlroute.pipeline import Pipeline, RequestOptions
+from vlroute.pipeline import LazyModel, Pipeline, RequestOptions
 from vlroute.types import Answer, Decision, Event, Events, ModeChoice, ModelIdentity, Preset, forced_mode
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tests.conftest import media
 from tests.serving import until
 from vlroute import Answer, Router
+from vlroute.engine.local.reasoning import StopText
 from vlroute.engine.local.scheduler import RunningBatch, Scheduler
-from vlroute.engine.stop_text import StopText
 from vlroute.pocket import Task, draw_task
 from vlroute.types import MODES, Mode
 

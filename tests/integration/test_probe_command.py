@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tests.conftest import media
 from vlroute import Router
 from vlroute.cli.app import app
-from vlroute.decision.vision_probe import PROBE_FOLDER, probe_of
+from vlroute.decision.captions import PROBE_FOLDER, probe_of
 from vlroute.errors import InputError
 from vlroute.files import shipped
 from vlroute.learning.trial import draw_evenly

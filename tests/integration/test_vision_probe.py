@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import media
 from vlroute import Router
-from vlroute.decision.vision_probe import PROBE_FOLDER, VisionProbe, probe_of
+from vlroute.decision.captions import PROBE_FOLDER, VisionProbe, probe_of
 from vlroute.errors import ArtifactError, InputError
 from vlroute.files import shipped
 from vlroute.inputs.messages import parse
@@ -111,7 +111,7 @@ def test_damaged_and_foreign_folders_are_refused(probe: VisionProbe, tmp_path: P
 
 def test_it_is_read_without_torch() -> None:
     code = (
-        "import sys\nfrom vlroute.decision.vision_probe import probe_of\nfrom vlroute.files import shipped\n"
+        "import sys\nfrom vlroute.decision.captions import probe_of\nfrom vlroute.files import shipped\n"
         "assert probe_of(shipped('pocket/router')) is not None\n"
         "assert not {'torch', 'transformers', 'sklearn', 'scipy'} & {*sys.modules}"
     )

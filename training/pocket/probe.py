@@ -16,7 +16,7 @@ from rich.progress import Progress, track
 
 from training.page import POCKET, argument_parser
 from vlroute import InputError, Record, Router, read_records
-from vlroute.decision.vision_probe import PROBE_FOLDER
+from vlroute.decision.captions import PROBE_FOLDER
 from vlroute.inputs.media import DEFAULT_LIMITS
 from vlroute.inputs.messages import parse
 from vlroute.learning import draw_evenly

@@ -275,8 +275,8 @@ class _Model:
 
     def artifact(self) -> Iterator[Finding]:
         """The router artifact, and whether it was trained for this model."""
+        from vlroute.decision.captions import probe_of
         from vlroute.decision.classifier import ComplexityClassifier
-        from vlroute.decision.vision_probe import probe_of
 
         train = "train one for this model: vlroute collect, then vlroute train"
         if self.router is None:

@@ -301,7 +301,7 @@ def probe(
     with _needs("train"):
         from vlroute.learning.probe import learn_probe
     from vlroute.decision.artifact import CARD_FILE, WEIGHTS_FILE
-    from vlroute.decision.vision_probe import PROBE_FOLDER
+    from vlroute.decision.captions import PROBE_FOLDER
     from vlroute.learning.dataset import Source, parse_columns
     from vlroute.router import Router
 

@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlroute.checks import refused
-from vlroute.decision.captions import CachedCaptioner, Captioner
+from vlroute.decision.captions import CachedCaptioner, Captioner, VisionProbe
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.decision.latency import HALF_LIFE, LatencyModel
 from vlroute.decision.policy import Policy
 from vlroute.decision.target import PRESETS, Target
 from vlroute.decision.tradeoff import OperatingPoint, TradeoffCurve
-from vlroute.decision.vision_probe import VisionProbe
 from vlroute.errors import ArtifactError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation

@@ -1,11 +1,18 @@
-"""Limits of one request: bytes, pixels, pictures, videos and frames."""
+"""Limits of one request, and the size that pictures and videos are scaled to."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import asdict, dataclass, fields
+from numbers import Real
+from typing import Any, Literal, TypeGuard
 
 from vlroute.checks import Whole, refused
-from vlroute.errors import LimitError, UnreadableMediaError
+from vlroute.errors import LimitError, MessageError, UnreadableMediaError
+
+LOW_DETAIL = 512 * 512
+_FACTOR = 32  # pixels of a merged patch in Qwen3-VL
+_NAMES = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +83,129 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class PixelBudget:
+    """The size to which a picture, or each frame of a video, is scaled for the model.
+
+    Without any field, the checkpoint's own processor chooses the size. Names as in qwen-vl-utils and the OpenAI API.
+
+    Raises:
+        MessageError: a value is wrong, or two contradict each other; the message names the field.
+    """
+
+    min_pixels: int | None = None
+    """Minimum width x height; replaces the minimum of the processor."""
+    max_pixels: int | None = None
+    """Maximum width x height; replaces the maximum of the processor."""
+    total_pixels: int | None = None
+    """Maximum width x height x frames of a video."""
+    resized_height: int | None = None
+    """Exact height, rounded to whole patches; requires `resized_width` and excludes the bounds above."""
+    resized_width: int | None = None
+    """Exact width, rounded to whole patches."""
+    detail: Literal["auto", "low", "high", "original"] | None = None
+    """"low": at most 512 x 512 pixels, within the processor's own bounds. All others: the size that the processor
+    chooses by itself; stored as None."""
+
+    def __post_init__(self) -> None:
+        if self.detail not in (None, "auto", "low", "high", "original"):
+            raise MessageError(f"detail must be 'auto', 'low' or 'high', got {str(self.detail)[:40]!r}")
+        if self.detail != "low":
+            object.__setattr__(self, "detail", None)
+        for name in _NAMES:
+            object.__setattr__(self, name, whole_number(getattr(self, name), name))
+        if (self.resized_height is None) != (self.resized_width is None):
+            raise MessageError("resized_height and resized_width belong together: send both, or min_pixels, max_pixels")
+        given = list(self.as_dict())
+        bounds = [name for name in given if not name.startswith("resized")]
+        if (bounds and self.resized_height is not None) or (self.detail and len(bounds) > 1):
+            raise MessageError(f"{' and '.join(given)} contradict each other: send only one kind of size")
+        if self.min_pixels is not None and self.min_pixels > (self.max_pixels or math.inf):
+            raise MessageError(f"min_pixels ({self.min_pixels}) is greater than max_pixels ({self.max_pixels})")
+
+    def check(self, limits: Limits, frames: int = 1) -> None:
+        """Check this budget for one picture, or for a video.
+
+        Args:
+            limits: limits of the request.
+            frames: number of frames; 1 for a picture.
+
+        Raises:
+            LimitError: the size exceeds `limits.max_scaled_pixels` or `limits.max_aspect_ratio`.
+            MessageError: `total_pixels` is less than `min_pixels` x `frames`.
+        """
+        for name in ("min_pixels", "max_pixels"):
+            limits.check_scaled((getattr(self, name) or 0) * (frames if name == "min_pixels" else 1), name)
+        limits.check_scaled(self.total_pixels or 0, "total_pixels")
+        if self.resized_height is not None and self.resized_width is not None:
+            limits.check_size((self.resized_width, self.resized_height), "resized_width x resized_height")
+            limits.check_scaled(self.resized_height * self.resized_width * frames, "resized_height x resized_width")
+        if self.total_pixels is not None and self.total_pixels < (self.min_pixels or 0) * frames:
+            raise MessageError(f"total_pixels ({self.total_pixels}) is less than min_pixels x {frames} frames")
+
+    def bounds(self, least: int, most: int, frames: int | None = None) -> tuple[int, int]:
+        """Bounds for width x height of a picture, or for width x height x frames of a video.
+
+        `least` and `most` are the bounds of the checkpoint's processor. For a video, `most` applies to all frames
+        together, even with `max_pixels`; `total_pixels` replaces it.
+        """
+        each = frames or 1
+        if self.detail == "low":
+            return least, max(least, min(most, LOW_DETAIL * each))
+        low = least if self.min_pixels is None else self.min_pixels * each
+        high = most if self.total_pixels is None else self.total_pixels
+        if self.max_pixels is not None:
+            high = self.max_pixels if frames is None else min(high, self.max_pixels * frames)
+        if low > high:  # the request overrides the bound of the processor
+            low, high = (high, high) if self.min_pixels is None else (low, low)
+        return low, high
+
+    def exact_size(self, factor: int) -> tuple[int, int] | None:
+        """(width, height) in whole patches of `factor` pixels, if an exact size is set."""
+        if self.resized_height is None or self.resized_width is None:
+            return None
+        sides = (self.resized_width, self.resized_height)
+        width, height = (max(factor, round(side / factor) * factor) for side in sides)
+        return width, height
+
+    def target_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of a picture of `size` within this budget, for a server that receives no budget."""
+        if exact := self.exact_size(_FACTOR):
+            return exact
+        low, high = self.bounds(1, 2**63)
+        if self.detail == "low":
+            high = LOW_DETAIL
+        area = size[0] * size[1]
+        if low <= area <= high:
+            return size
+        scale, rounded = (math.sqrt(high / area), math.floor) if area > high else (math.sqrt(low / area), math.ceil)
+        width, height = (max(1, rounded(side * scale / _FACTOR)) * _FACTOR for side in size)
+        return width, height
+
+    def tag(self) -> bytes:
+        """Bytes that identify this budget in a digest; empty without any field."""
+        return " ".join(f"{name}={value}" for name, value in self.as_dict().items()).encode()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields that are set, for JSON."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a number of Python or numpy; booleans are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def whole_number(value: object, name: str, least: int = 1) -> int | None:
+    """`value` as an int; None stays None. MessageError that names `name` unless it is a whole number >= `least`."""
+    if value is None:
+        return None
+    if not is_number(value) or value != value // 1 or value < least:
+        raise MessageError(f"{name} must be a whole number, at least {least}, got {str(value)[:40]!r}")
+    return int(value)
+
+
+OWN_SIZE = PixelBudget()
+"""The checkpoint's processor chooses the size."""

@@ -18,12 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vlroute.checks import check_kind
+from vlroute.checks import refused
 from vlroute.errors import InputError, LimitError, MessageError, UnreadableMediaError
 from vlroute.inputs.encoded import Encoded, is_open_file, name_of, read_encoded
 from vlroute.inputs.image import channels_last, from_array, to_rgb, without_metadata
-from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
-from vlroute.inputs.pixel_budget import OWN_SIZE, PixelBudget
+from vlroute.inputs.limits import DEFAULT_LIMITS, OWN_SIZE, Limits, PixelBudget
 from vlroute.inputs.video import DEFAULT_SAMPLING, FrameSampling, decode_video
 
 __all__ = [
@@ -145,8 +144,10 @@ def load_picture(
         UnreadableMediaError: the picture cannot be read or decoded.
         SettingsError: `limits` or `budget` has a wrong type.
     """
-    check_kind("limits", limits, Limits)
-    check_kind("budget", budget, PixelBudget)
+    if not isinstance(limits, Limits):
+        raise refused("limits", limits, "a vlroute.Limits")
+    if not isinstance(budget, PixelBudget):
+        raise refused("budget", budget, "a vlroute.PixelBudget")
     budget.check(limits)
     name = _name(source)
     if channel_axis is not None and not isinstance(source, np.ndarray):
@@ -195,9 +196,12 @@ def load_video(
             this kind of source.
         SettingsError: `limits`, `sampling` or `budget` has a wrong type.
     """
-    check_kind("limits", limits, Limits)
-    check_kind("sampling", sampling, FrameSampling)
-    check_kind("budget", budget, PixelBudget)
+    if not isinstance(limits, Limits):
+        raise refused("limits", limits, "a vlroute.Limits")
+    if not isinstance(sampling, FrameSampling):
+        raise refused("sampling", sampling, "a vlroute.FrameSampling")
+    if not isinstance(budget, PixelBudget):
+        raise refused("budget", budget, "a vlroute.PixelBudget")
     if sampling != DEFAULT_SAMPLING and not is_encoded(source):
         raise MessageError("sampling chooses frames of video files, but this video is sent as frames; leave it out")
     if fps is not None:

@@ -11,9 +11,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from vlroute.checks import check_kind, shown
+from vlroute.checks import refused, shown
 from vlroute.errors import LimitError, MessageError
 from vlroute.inputs.encoded import decode_base64, is_data_uri
+from vlroute.inputs.limits import whole_number
 from vlroute.inputs.media import (
     DEFAULT_LIMITS,
     FrameSampling,
@@ -28,7 +29,6 @@ from vlroute.inputs.media import (
     load_picture,
     load_video,
 )
-from vlroute.inputs.pixel_budget import whole_number
 from vlroute.inputs.think_tags import without_reasoning
 
 BUDGET = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width", "detail")
@@ -283,7 +283,8 @@ class _Loader:
     """Loads the messages of one request. Items beyond a limit are not decoded."""
 
     def __init__(self, limits: Limits, sampling: Callable[[], FrameSampling]) -> None:
-        check_kind("limits", limits, Limits)
+        if not isinstance(limits, Limits):
+            raise refused("limits", limits, "a vlroute.Limits")
         self.limits, self.sampling = limits, sampling
         self.pictures = self.videos = 0
 

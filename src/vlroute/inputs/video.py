@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlroute.errors import InputError, LimitError, MessageError, UnreadableMediaError
-from vlroute.inputs.limits import Limits
-from vlroute.inputs.pixel_budget import is_number, whole_number
+from vlroute.inputs.limits import Limits, is_number, whole_number
 
 #: Files in which transformers looks for the settings of a video processor, in this order.
 _FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")

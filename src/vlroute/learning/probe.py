@@ -20,8 +20,8 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
 
+from vlroute.decision.captions import VisionProbe
 from vlroute.decision.features import tokenize
-from vlroute.decision.vision_probe import VisionProbe
 from vlroute.errors import InputError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, parse

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import media, task
 from vlroute import Router
-from vlroute.engine.local.reasoning import OutputControl, Splitter
-from vlroute.engine.stop_text import Trimmed
+from vlroute.engine.local.reasoning import OutputControl, Splitter, Trimmed
 
 
 @pytest.fixture(scope="module")

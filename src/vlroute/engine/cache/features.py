@@ -21,11 +21,6 @@ class VisionFeatures:
     merged: torch.Tensor
     deepstack: tuple[torch.Tensor, ...]
 
-    @property
-    def nbytes(self) -> int:
-        """Size of the tensors in bytes."""
-        return sum(t.numel() * t.element_size() for t in (self.merged, *self.deepstack))
-
     def to(self, device: torch.device) -> VisionFeatures:
         """The features on `device`; the same object if they are already there."""
         if self.merged.device == device:

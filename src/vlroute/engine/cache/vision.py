@@ -149,7 +149,7 @@ class VisionCache:
         """Remove all entries from memory that no request uses; the disk tier is unchanged."""
         with self._lock:
             for key in [key for key in self._kept if key not in self._pins]:
-                self._bytes -= self._kept.pop(key).nbytes
+                self._bytes -= _nbytes(self._kept.pop(key))
             self._host.clear()
             self._host_bytes = 0
 
@@ -226,7 +226,7 @@ class VisionCache:
         if (kept := self._kept.get(key)) is None:
             return None
         if not _fits(kept, encoder):
-            self._bytes -= self._kept.pop(key).nbytes
+            self._bytes -= _nbytes(self._kept.pop(key))
             return None
         self._kept.move_to_end(key)
         self._counts["hits"] += 1
@@ -296,28 +296,32 @@ class VisionCache:
 
     def _keep(self, key: str, features: VisionFeatures) -> None:
         """Evict and store; an item for which entries in use leave no room is not stored. The caller holds the lock."""
-        in_use = sum(self._kept[pinned].nbytes for pinned in self._pins if pinned in self._kept)
-        if features.nbytes > self.budget - in_use:
+        in_use = sum(_nbytes(self._kept[pinned]) for pinned in self._pins if pinned in self._kept)
+        if _nbytes(features) > self.budget - in_use:
             self._counts["uncached"] += 1
             return
         if (behind := self._host.pop(key, None)) is not None:
-            self._host_bytes -= behind.nbytes
-        while self._bytes + features.nbytes > self.budget:  # least recently used first
+            self._host_bytes -= _nbytes(behind)
+        while self._bytes + _nbytes(features) > self.budget:  # least recently used first
             self._evict(next(old for old in self._kept if old not in self._pins))
         self._kept[key] = features
-        self._bytes += features.nbytes
+        self._bytes += _nbytes(features)
 
     def _evict(self, key: str) -> None:
         features = self._kept.pop(key)
-        self._bytes -= features.nbytes
+        self._bytes -= _nbytes(features)
         self._counts["evictions"] += 1
-        if features.nbytes <= self.host_budget:
+        if _nbytes(features) <= self.host_budget:
             self._host[key] = features.to(torch.device("cpu"))
-            self._host_bytes += features.nbytes
+            self._host_bytes += _nbytes(features)
         while self._host_bytes > self.host_budget:
             _, dropped = self._host.popitem(last=False)
-            self._host_bytes -= dropped.nbytes
+            self._host_bytes -= _nbytes(dropped)
 
     def _count(self, **counts: int) -> None:
         with self._lock:
             self._counts.update(counts)
+
+
+def _nbytes(features: VisionFeatures) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (features.merged, *features.deepstack))

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from vlroute.engine.local.reasoning import StopText, Trimmed
 from vlroute.engine.protocol import OnPiece, Reply
 from vlroute.engine.remote.endpoint import Endpoint, Reasoning
 from vlroute.engine.remote.errors import failure, is_overload
-from vlroute.engine.stop_text import StopText, Trimmed
 from vlroute.errors import ModeUnavailableError
 from vlroute.inputs.think_tags import Tag, ThinkTags
 from vlroute.types import Channel, FinishReason, Mode

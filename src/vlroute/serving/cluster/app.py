@@ -11,9 +11,9 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from vlroute import __version__
+from vlroute.decision.captions import probe_of
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.selector import ModeSelector
-from vlroute.decision.vision_probe import probe_of
 from vlroute.errors import MissingExtraError
 from vlroute.hub import resolve_pair
 from vlroute.router import Router

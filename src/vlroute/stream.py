@@ -1,0 +1,113 @@
+"""The events of one answer as a generator, produced by a thread of its own."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Callable, Generator
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+from vlroute.types import Event
+
+#: Maximum time that the end of the program waits for a cancelled stream.
+EXIT_SECONDS = 10.0
+#: Produces an answer; its argument is called with each event.
+Work = Callable[[Callable[[Event], Any]], Any]
+
+
+class Stream(Generator[Event, None, None]):
+    """The events of one answer. A separate thread produces them; it starts when the first event is requested.
+
+    Any thread may read or close the stream. Closing cancels the answer and waits until its thread has ended. A stream
+    that is garbage-collected before its end is cancelled without waiting.
+
+    Args:
+        work: Produces the answer; None if `_begin` is overridden.
+        cancel: An event that no other stream uses. Setting it ends `work` early.
+    """
+
+    def __init__(self, work: Work | None, cancel: threading.Event) -> None:
+        self._work, self._cancel = work, cancel
+        self._events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
+        self._worker: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._ended = False
+
+    def _begin(self) -> Work:
+        """Called by the thread that requests the first event."""
+        assert self._work is not None
+        return self._work
+
+    def send(self, value: None) -> Event:
+        """The next event; see `Generator.send`. The first call starts the work."""
+        if self._ended:
+            raise StopIteration
+        try:
+            with self._starting:
+                if self._worker is None:
+                    work = partial(_make_events, self._begin(), self._events.put)
+                    if self._ended:  # another thread has closed the stream
+                        raise StopIteration
+                    worker = threading.Thread(target=work, name="vlroute-stream", daemon=True)
+                    _running[worker] = self._cancel
+                    worker.start()
+                    self._worker = worker
+            event = self._events.get()
+        except BaseException:
+            self.close()
+            raise
+        if event is not None and not isinstance(event, BaseException):
+            return event
+        self._ended = True
+        self._events.put(None)  # for another thread that reads
+        raise StopIteration if event is None else event
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Event:
+        """Close the stream and raise the error; see `Generator.throw`."""
+        self.close()
+        raise typ
+
+    def close(self) -> None:
+        """Cancel the work and wait for its thread."""
+        self._drop()
+        if self._worker is not None:
+            self._worker.join()
+
+    def __del__(self) -> None:
+        self._drop()
+
+    def _drop(self) -> None:
+        """Cancel the rest of the answer without waiting."""
+        if self._worker is not None and not self._ended:
+            self._cancel.set()
+        self._ended = True
+        self._events.put(None)  # for another thread that reads
+
+
+def _make_events(work: Work, put: Callable[[Event | BaseException | None], None]) -> None:
+    """Not a method: a thread with a reference to its stream would prevent garbage collection of the stream."""
+    try:
+        work(put)
+    except BaseException as error:  # handed to the thread that reads the events
+        put(error)
+    put(None)
+    del _running[threading.current_thread()]
+
+
+#: Threads that produce the events of streams, and the event that cancels each.
+_running: dict[threading.Thread, threading.Event] = {}
+
+
+@atexit.register
+def _end_streams() -> None:
+    """Cancel streams that are open when the program ends.
+
+    Otherwise the interpreter stops their threads inside torch, which aborts the process.
+    """
+    threads = [*_running.items()]
+    for _, cancel in threads:
+        cancel.set()
+    for thread, _ in threads:
+        thread.join(EXIT_SECONDS)
