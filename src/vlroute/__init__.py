@@ -60,7 +60,10 @@ if TYPE_CHECKING:
     from vlroute.records import read_records as read_records
     from vlroute.records import write_records as write_records
     from vlroute.router import Router as Router
+    from vlroute.store import FeedbackExport as FeedbackExport
+    from vlroute.store import RatedAnswer as RatedAnswer
     from vlroute.store import Store as Store
+    from vlroute.store import export_feedback as export_feedback
     from vlroute.types import Answer as Answer
     from vlroute.types import AnswerDelta as AnswerDelta
     from vlroute.types import Decided as Decided
@@ -104,7 +107,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "vlroute.inputs.video": ["FrameSampling"],
         "vlroute.records": ["Outcome", "Record", "Skipped", "read_records", "write_records"],
         "vlroute.router": ["Router"],
-        "vlroute.store": ["Store"],
+        "vlroute.store": ["FeedbackExport", "RatedAnswer", "Store", "export_feedback"],
         "vlroute.types": [
             "Answer", "AnswerDelta", "Decided", "Decision", "Event", "FinishReason", "Finished", "Mode", "ModeChoice",
             "ModelIdentity", "Preset", "Stage", "ThinkingDelta", "Timing", "Usage",

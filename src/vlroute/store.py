@@ -24,8 +24,6 @@ from vlroute.inputs.messages import Conversation
 from vlroute.records import Outcome, Record
 from vlroute.types import MODES, Answer, Mode, new_id
 
-__all__ = ["Export", "RatedAnswer", "Store", "StoreError", "UnknownAnswerError", "export", "new_id", "request_digest"]
-
 SCHEMA = 1
 BUSY_SECONDS = 30
 LOCK = 0x766C726F757465  # number of an advisory lock in PostgreSQL; the bytes spell "vlroute"
@@ -296,7 +294,7 @@ class Store:
             return stored, connection.execute(rated).scalar_one()
 
     def prune(self, older_than: timedelta) -> int:
-        """Delete old answers and their feedback. Call `export` before if the feedback is still needed.
+        """Delete old answers and their feedback. Call `export_feedback` before if the feedback is still needed.
 
         Args:
             older_than: minimum age of the deleted answers.
@@ -354,7 +352,7 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
-class Export:
+class FeedbackExport:
     """Feedback as records.
 
     Attributes:
@@ -366,7 +364,7 @@ class Export:
     one_sided: int
 
 
-def export(store: Store) -> Export:
+def export_feedback(store: Store) -> FeedbackExport:
     """Convert feedback to records for training: the requests that have feedback on both modes.
 
     Several answers of one mode to the same request are averaged. These requests are not a representative sample: a
@@ -393,7 +391,7 @@ def export(store: Store) -> Export:
         caption = next((one.caption for one in reversed(rated) if one.caption), None)
         instruct, thinking = (_mean(by_mode[mode]) for mode in MODES)
         records.append(Record(request, rated[-1].prompt, caption, instruct, thinking, set="feedback"))
-    return Export(tuple(records), one_sided)
+    return FeedbackExport(tuple(records), one_sided)
 
 
 def request_digest(conversation: Conversation) -> str:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from tests.conftest import task
 from tests.integration.test_cli import vlroute
 from vlroute.cli.app import app
-from vlroute.store import Store, export
+from vlroute.store import Store, export_feedback
 
 #: Output of other packages: warnings, deprecations, log lines of torch, progress bars.
 NOISE = re.compile(r"Warning|deprecat|^[EWI]\d{4} |Loading weights|it/s", re.MULTILINE | re.IGNORECASE)
@@ -106,7 +106,7 @@ def test_what_ask_stores_can_be_judged_and_exported() -> None:
     written = run("export", "records.jsonl", "--store", "answers.db")
     assert written.exit_code == 0
     assert "wrote 1 records" in written.stdout
-    assert len(export(Store("answers.db")).records) == 1
+    assert len(export_feedback(Store("answers.db")).records) == 1
 
 
 def test_a_password_in_the_stores_address_is_not_printed() -> None:

@@ -12,7 +12,7 @@ from tests.integration.test_cli import vlroute
 from vlroute import Router
 from vlroute.errors import UnknownAnswerError
 from vlroute.records import read_records
-from vlroute.store import Store, export
+from vlroute.store import Store, export_feedback
 from vlroute.types import MODES
 
 
@@ -29,7 +29,7 @@ def test_feedback_on_both_modes_becomes_a_record(tmp_path: Path) -> None:
         router.feedback(answer.id, correct=mode == "thinking")
     done = vlroute("feedback", alone.id, "--correct", "--store", str(where))
     assert done.returncode == 0, done.stderr
-    found = export(Store(where))
+    found = export_feedback(Store(where))
     (record,) = found.records
     assert found.one_sided == 1
     assert (record.prompt, record.caption) == (some.prompt, "three numbers")

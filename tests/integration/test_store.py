@@ -23,7 +23,7 @@ from tests.conftest import lacking
 from vlroute.errors import InputError
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.records import read_records, write_records
-from vlroute.store import Store, StoreError, UnknownAnswerError, export, new_id
+from vlroute.store import Store, StoreError, UnknownAnswerError, export_feedback, new_id
 from vlroute.types import Answer, Decision, Mode, Timing, Usage
 
 RED = Image.new("RGB", (8, 8), "red")
@@ -133,7 +133,7 @@ def test_export_needs_both_modes_of_the_same_request(where: str, tmp_path: Path)
         ]
         for id, correct in zip(ids[:5], (False, True, False, True, True), strict=True):
             store.feedback(id, correct=correct)
-        found = export(store)
+        found = export_feedback(store)
     assert found.one_sided == 2
     (record,) = found.records
     assert (record.prompt, record.caption, record.set) == ("Which colour?", "a red square", "feedback")
@@ -150,7 +150,7 @@ def test_a_conversation_is_part_of_the_request(where: str) -> None:
         store.feedback(store.record(answer("instruct"), asked()), correct=True)
         within = parse("Which colour?", RED, history=earlier)
         store.feedback(store.record(answer("thinking"), within), correct=True)
-        assert export(store).one_sided == 2
+        assert export_feedback(store).one_sided == 2
 
 
 def test_pictures_and_unasked_text_are_not_stored(tmp_path: Path) -> None:

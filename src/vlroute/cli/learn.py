@@ -342,9 +342,9 @@ def export(
     check_outputs(out, inputs=_files_of_store(store))
     with _store(store) as opened:
         from vlroute.records import write_records
-        from vlroute.store import export as records_of
+        from vlroute.store import export_feedback
 
-        found = records_of(opened)
+        found = export_feedback(opened)
         out.parent.mkdir(parents=True, exist_ok=True)
         written = write_records(out, found.records)
     typer.echo(f"wrote {written} records; left out {found.one_sided} requests with feedback on one mode only")
