@@ -21,7 +21,7 @@ USAGE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def said(
+def chunk(
     content: str | None = None,
     reasoning: str | None = None,
     end: str | None = None,

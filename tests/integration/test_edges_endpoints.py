@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.scripted_endpoint import DONE, HANG_UP, READ_SECONDS, USAGE, Scripted, failed, said, scripted_endpoint
+from tests.scripted_endpoint import DONE, HANG_UP, READ_SECONDS, USAGE, Scripted, chunk, failed, scripted_endpoint
 from tests.serving import served
 from vlroute import Answer, Policy, Router
 from vlroute.cli.app import run
@@ -24,8 +24,8 @@ from vlroute.pipeline import RequestOptions
 from vlroute.serving.settings import ServerSettings
 from vlroute.types import AnswerDelta, Finished, ThinkingDelta
 
-END = [said(end="stop"), USAGE, DONE]
-CUT = [said(end="length"), USAGE, DONE]
+END = [chunk(end="stop"), USAGE, DONE]
+CUT = [chunk(end="length"), USAGE, DONE]
 PAUSE = 30.0  # of a server that stops sending, in seconds
 
 
@@ -50,13 +50,13 @@ def asked(server: Scripted, router: Router, steps: Sequence[Any], mode: Any = "t
     return answer
 
 
-FIELD = [said(None, "so"), said("2")]
-SPACE_FIRST = [said("\n"), said(None, "so"), said("\n2")]
-ANSWER_FIRST = [said("2"), said(None, "so")]
-MIXED = [said(" "), said("2", "s"), said(None, "o"), said("")]
-IN_TEXT = [said("\nso\n"), said("</th"), said("ink>"), said("\n\n2")]
-BOTH_TAGS = [said("<thi"), said("nk>\nso</thin"), said("k>2")]
-PLAIN = [said("2")]
+FIELD = [chunk(None, "so"), chunk("2")]
+SPACE_FIRST = [chunk("\n"), chunk(None, "so"), chunk("\n2")]
+ANSWER_FIRST = [chunk("2"), chunk(None, "so")]
+MIXED = [chunk(" "), chunk("2", "s"), chunk(None, "o"), chunk("")]
+IN_TEXT = [chunk("\nso\n"), chunk("</th"), chunk("ink>"), chunk("\n\n2")]
+BOTH_TAGS = [chunk("<thi"), chunk("nk>\nso</thin"), chunk("k>2")]
+PLAIN = [chunk("2")]
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ PLAIN = [said("2")]
         (BOTH_TAGS, "parsed", ("so", "2")),
         (PLAIN, "auto", ("", "2")),
         (PLAIN, "parsed", ("", "2")),
-        ([said("so </think> `</think>` 2 </think>")], "auto", ("so", "`</think>` 2")),
-        ([said("so `</think>` so</think>2")], "auto", ("so `</think>` so", "2")),
-        ([said("so ```\nx\n</think>\n\n2")], "raw", ("so ```\nx", "2")),
-        ([said("so</think><think>so</think>2")], "raw", ("soso", "2")),
-        ([said(None, "so"), said("so </think>\n\n2")], "auto", ("so", "so \n\n2")),
-        ([said(None, "so"), said("```\n</think>\n```")], "auto", ("so", "```\n</think>\n```")),
+        ([chunk("so </think> `</think>` 2 </think>")], "auto", ("so", "`</think>` 2")),
+        ([chunk("so `</think>` so</think>2")], "auto", ("so `</think>` so", "2")),
+        ([chunk("so ```\nx\n</think>\n\n2")], "raw", ("so ```\nx", "2")),
+        ([chunk("so</think><think>so</think>2")], "raw", ("soso", "2")),
+        ([chunk(None, "so"), chunk("so </think>\n\n2")], "auto", ("so", "so \n\n2")),
+        ([chunk(None, "so"), chunk("```\n</think>\n```")], "auto", ("so", "```\n</think>\n```")),
     ],
 )  # fmt: skip
 def test_reasoning_and_answer_of_every_dialect(
@@ -88,7 +88,7 @@ def test_a_stream_that_shows_nothing_is_read_as_earlier_ones(server: Scripted) -
     router = server.router()
     assert asked(server, router, [*PLAIN, *END]).text == "2"
     asked(server, router, [*IN_TEXT, *END])
-    answer = asked(server, router, [said("so"), *END])  # a thought that ended by itself
+    answer = asked(server, router, [chunk("so"), *END])  # a thought that ended by itself
     assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "", "length")
     asked(server, router, [*FIELD, *END])
     for end, reason in ((END, "stop"), (CUT, "length")):
@@ -99,32 +99,32 @@ def test_a_stream_that_shows_nothing_is_read_as_earlier_ones(server: Scripted) -
 @pytest.mark.parametrize("mode", ["instruct", "thinking"])
 @pytest.mark.parametrize("text", ["2</think>", "</think>2", "2 </think>\n</think>"])
 def test_no_closing_tag_stays_in_an_answer(server: Scripted, routers: dict[str, Router], mode: Any, text: str) -> None:
-    answer = asked(server, routers["parsed"], [said(text), *END], mode)
+    answer = asked(server, routers["parsed"], [chunk(text), *END], mode)
     assert (answer.text, answer.finish_reason) == ("2", "stop")
 
 
 @pytest.mark.parametrize("reasoning", ["auto", "parsed", "raw"])
 @pytest.mark.parametrize("mode", ["instruct", "thinking"])
-@pytest.mark.parametrize("steps", [[said(None, "so")], [said("")], [said("\n")], [said("so</think>\n")], []])
+@pytest.mark.parametrize("steps", [[chunk(None, "so")], [chunk("")], [chunk("\n")], [chunk("so</think>\n")], []])
 def test_an_empty_answer_is_no_success(server: Scripted, steps: Any, mode: Any, reasoning: str) -> None:
-    if mode == "instruct" and steps == [said("so</think>\n")]:
-        steps = [said("</think>\n")]
+    if mode == "instruct" and steps == [chunk("so</think>\n")]:
+        steps = [chunk("</think>\n")]
     answer = asked(server, server.router(reasoning=reasoning), [*steps, *END], mode)
     if reasoning == "parsed" and answer.text == "so":  # by its setting, content is the answer
         return
     assert (answer.text, answer.finish_reason) == ("", "length")
     assert "no answer" in answer.decision.reason
-    assert ("parser" in answer.decision.reason) == (mode == "instruct" and steps == [said(None, "so")])
+    assert ("parser" in answer.decision.reason) == (mode == "instruct" and steps == [chunk(None, "so")])
 
 
 @pytest.mark.parametrize("reasoning", ["auto", "raw"])
 def test_truncated_reasoning_is_not_an_answer(server: Scripted, reasoning: str) -> None:
-    answer = asked(server, server.router(reasoning=reasoning), [said("so"), *CUT])
+    answer = asked(server, server.router(reasoning=reasoning), [chunk("so"), *CUT])
     assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "", "length")
 
 
 def test_reasoning_of_a_raw_server_without_a_closing_tag(server: Scripted, routers: dict[str, Router]) -> None:
-    answer = asked(server, routers["raw"], [said("so"), *END])
+    answer = asked(server, routers["raw"], [chunk("so"), *END])
     assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "", "length")
     assert "no answer" in answer.decision.reason
 
@@ -141,13 +141,13 @@ def test_reasoning_of_a_raw_server_without_a_closing_tag(server: Scripted, route
 )
 def test_finish_reasons(server: Scripted, routers: dict[str, Router], end: str, expected: str) -> None:
     for mode in ("instruct", "thinking"):
-        answer = asked(server, routers["auto"], [said(None, "so"), said("2"), said(end=end), DONE], mode)
+        answer = asked(server, routers["auto"], [chunk(None, "so"), chunk("2"), chunk(end=end), DONE], mode)
         assert (answer.text, answer.finish_reason) == ("2", expected)
         assert (repr(end) in answer.decision.reason) == (end in ("tool_calls", "something_new"))
 
 
 def test_a_refusal_is_a_content_filter(server: Scripted, routers: dict[str, Router]) -> None:
-    answer = asked(server, routers["auto"], [said(None, refusal="I can't "), said(None, refusal="say."), *END])
+    answer = asked(server, routers["auto"], [chunk(None, refusal="I can't "), chunk(None, refusal="say."), *END])
     assert (answer.text, answer.finish_reason) == ("I can't say.", "content_filter")
     assert "refused" in answer.decision.reason
 
@@ -155,7 +155,7 @@ def test_a_refusal_is_a_content_filter(server: Scripted, routers: dict[str, Rout
 @pytest.mark.parametrize("end", ["error", "abort"])
 def test_a_server_that_aborts_has_not_answered(server: Scripted, routers: dict[str, Router], end: str) -> None:
     with pytest.raises(ModeUnavailableError):
-        asked(server, routers["auto"], [said(None, "so"), said("2"), said(end=end), DONE])
+        asked(server, routers["auto"], [chunk(None, "so"), chunk("2"), chunk(end=end), DONE])
 
 
 TEXT = st.lists(
@@ -187,7 +187,7 @@ def test_chunks_do_not_matter(
 ) -> None:  # fmt: skip
     def told(cut: Any) -> tuple[str, str, str]:
         parts = [(field, part) for field, text in stream for part in cut(text)]
-        steps = [said(part) if field == "content" else said(None, part, field=field) for field, part in parts]
+        steps = [chunk(part) if field == "content" else chunk(None, part, field=field) for field, part in parts]
         options: Any = {"mode": mode, "stop": ["END", "a<"] if stop else None}
         answer = asked(server, routers[setting], [*steps, *end], **options)
         return answer.text, answer.thinking, answer.finish_reason
@@ -206,12 +206,12 @@ def test_tags_in_code_are_kept_and_others_removed(server: Scripted, routers: dic
     inline = [child for token in parser.parse(text) for child in token.children or []]
     code = [token.info + token.content for token in parser.parse(text) if token.type == "fence"]
     code += [child.content for child in inline if child.type == "code_inline"]
-    answer = asked(server, routers["parsed"], [said(text), *END])
+    answer = asked(server, routers["parsed"], [chunk(text), *END])
     assert answer.text.count("</think>") == "".join(code).count("</think>") or "<" in text.replace("</think>", "")
 
 
 def test_usage_after_a_stop_string_is_right_or_absent(server: Scripted, routers: dict[str, Router]) -> None:
-    steps = [said(None, "so"), said("4"), said("EN"), said("D 5"), said(" 6"), *END]
+    steps = [chunk(None, "so"), chunk("4"), chunk("EN"), chunk("D 5"), chunk(" 6"), *END]
     answer = asked(server, routers["auto"], steps, stop=["END"])
     assert (answer.text, answer.finish_reason) == ("4", "stop")
     assert answer.usage.prompt_tokens is None
@@ -219,7 +219,7 @@ def test_usage_after_a_stop_string_is_right_or_absent(server: Scripted, routers:
     running = [{**step, "usage": USAGE["usage"]} for step in steps[:4]]
     answer = asked(server, routers["auto"], [*running, *steps[4:]], stop=["END"])
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (20, 9)
-    assert asked(server, routers["auto"], [said("2"), said(end="stop"), DONE]).usage.prompt_tokens is None
+    assert asked(server, routers["auto"], [chunk("2"), chunk(end="stop"), DONE]).usage.prompt_tokens is None
 
 
 @pytest.mark.parametrize(
@@ -240,8 +240,8 @@ def test_usage_of_every_dialect(server: Scripted, routers: dict[str, Router], pr
             "completion_tokens_details": {"reasoning_tokens": 0},
         },
     }  # fmt: skip
-    thought = [said(None, one) for one in "think"]
-    usage = asked(server, routers["auto"], [*thought, said("2"), said(end="stop"), used, DONE]).usage
+    thought = [chunk(None, one) for one in "think"]
+    usage = asked(server, routers["auto"], [*thought, chunk("2"), chunk(end="stop"), used, DONE]).usage
     assert (usage.prompt_tokens, usage.cached_tokens, usage.vision_tokens) == (20, 4, expected)
     assert 0 < usage.thinking_tokens < usage.completion_tokens == 9
 
@@ -249,16 +249,16 @@ def test_usage_of_every_dialect(server: Scripted, routers: dict[str, Router], pr
 def test_chunks_without_anything(server: Scripted, routers: dict[str, Router]) -> None:
     empty = [
         ": keep-alive\n\n", {"choices": []}, {"choices": None}, {"object": "chat.completion.chunk"},
-        said(None, None, role="assistant"), {"choices": [{"index": 0, "delta": None, "finish_reason": None}]},
+        chunk(None, None, role="assistant"), {"choices": [{"index": 0, "delta": None, "finish_reason": None}]},
         {"choices": [{"index": 0, "delta": {"content": None, "reasoning": None}}], "usage": None},
         {"choices": [{"index": 0}]},
     ]  # fmt: skip
     answer = asked(
-        server, routers["auto"], [*empty, said(None, "so", field="reasoning"), *empty, said("2"), *empty, *END]
+        server, routers["auto"], [*empty, chunk(None, "so", field="reasoning"), *empty, chunk("2"), *empty, *END]
     )
     assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "2", "stop")
     with pytest.raises(ModeUnavailableError, match="not text"):
-        asked(server, routers["auto"], [said(None, reasoning_content=[{"type": "text", "text": "2"}]), *END])
+        asked(server, routers["auto"], [chunk(None, reasoning_content=[{"type": "text", "text": "2"}]), *END])
 
 
 REFUSALS = [
@@ -294,7 +294,7 @@ def test_every_code_in_a_stream(server: Scripted, code: int, text: bool, field: 
     assert router.remote is not None
     error = {"message": "that went wrong", field: str(code) if text else code}
     again = code >= 500 or code in (408, 409, 425, 429, 499)
-    server.play([{"object": "error", **error} if in_chunk else {"error": error}], [said("2"), *END])
+    server.play([{"object": "error", **error} if in_chunk else {"error": error}], [chunk("2"), *END])
     if again:
         assert router.ask("?", mode="instruct").text == "2"
     else:
@@ -308,16 +308,18 @@ def test_every_code_in_a_stream(server: Scripted, code: int, text: bool, field: 
 @pytest.mark.parametrize("code", [*OUTAGES, *OVERLOADS])
 def test_an_outage_in_a_stream_is_retried_before_the_first_token(server: Scripted, code: Any) -> None:
     router = server.router(retries=1)
-    for steps in ([failed(code), DONE], [said(None, role="assistant"), failed(code, "what"), DONE]):
-        server.play(steps, [said("2"), *END])
+    for steps in ([failed(code), DONE], [chunk(None, role="assistant"), failed(code, "what"), DONE]):
+        server.play(steps, [chunk("2"), *END])
         assert router.ask("?", mode="instruct").text == "2"
         assert len(server.bodies) == 2
 
 
-@pytest.mark.parametrize("steps", [[HANG_UP], [said(None, role="assistant"), HANG_UP], [": ping\n\n"], ["data: {\n\n"]])
+@pytest.mark.parametrize(
+    "steps", [[HANG_UP], [chunk(None, role="assistant"), HANG_UP], [": ping\n\n"], ["data: {\n\n"]]
+)
 def test_a_stream_that_breaks_off_before_the_first_token(server: Scripted, steps: Any) -> None:
     router = server.router(retries=1)
-    server.play(steps, [said("2"), *END])
+    server.play(steps, [chunk("2"), *END])
     if steps == ["data: {\n\n"]:  # the error is not temporary, so a retry would fail too
         with pytest.raises(ModeUnavailableError):
             router.ask("?", mode="instruct")
@@ -328,7 +330,7 @@ def test_a_stream_that_breaks_off_before_the_first_token(server: Scripted, steps
 @pytest.mark.parametrize("fault", [HANG_UP, failed(500), failed(503), failed("server_error")])
 def test_after_the_first_token_nothing_is_sent_again(server: Scripted, fault: Any) -> None:
     router = server.router(retries=2)
-    server.play([said(None, "so"), said("2"), fault])
+    server.play([chunk(None, "so"), chunk("2"), fault])
     began = time.monotonic()
     with pytest.raises(ModeUnavailableError) as broken:
         router.ask("?", mode="thinking")
@@ -351,7 +353,7 @@ def test_only_outages_open_the_breaker_and_health_closes_it(server: Scripted) ->
         with pytest.raises(ModeUnavailableError):
             router.ask("?", mode="instruct")
     assert breaker.state == "open"
-    server.play([said("2"), *END])
+    server.play([chunk("2"), *END])
     with pytest.raises(ModeUnavailableError):
         router.ask("?", mode="instruct")
     health = router.remote.health()["instruct"]
@@ -364,15 +366,15 @@ def test_held_back_text_does_not_prevent_a_fallback(server: Scripted) -> None:
     router = Router.from_endpoints(
         *2 * (Endpoint(server.url, "m", retries=0),), policy=Policy(price=0.0, fallback_mode="thinking")
     )
-    server.play([said("so"), failed(500)], [said("2"), *END])
+    server.play([chunk("so"), failed(500)], [chunk("2"), *END])
     answer = router.ask("?")
     assert (answer.text, answer.decision.mode, answer.decision.fallback) == ("2", "instruct", True)
 
 
-@pytest.mark.parametrize("steps", [[], [said("2")], [said(None, "so"), said("2")]])
+@pytest.mark.parametrize("steps", [[], [chunk("2")], [chunk(None, "so"), chunk("2")]])
 def test_a_server_that_stops_sending_is_given_up(server: Scripted, steps: Any) -> None:
     router = server.router(idle_seconds=0.3, read_seconds=0.6 if not steps else 60.0)
-    for silent in ([PAUSE], 300 * [0.1, ": ping\n\n", said("")]):  # keep-alives are no tokens
+    for silent in ([PAUSE], 300 * [0.1, ": ping\n\n", chunk("")]):  # keep-alives are no tokens
         server.play([*steps, *silent])
         began = time.monotonic()
         with pytest.raises(ModeUnavailableError, match="no token for") as broken:
@@ -383,14 +385,14 @@ def test_a_server_that_stops_sending_is_given_up(server: Scripted, steps: Any) -
 
 def test_a_slow_first_token_is_waited_for(server: Scripted) -> None:
     router = server.router(idle_seconds=0.2)
-    server.play([0.8, said("2"), *END])
+    server.play([0.8, chunk("2"), *END])
     assert router.ask("?", mode="instruct").text == "2"
 
 
 @pytest.mark.parametrize("last", [PAUSE, HANG_UP, failed(500)])
 def test_a_complete_answer_needs_no_end_of_the_stream(server: Scripted, routers: dict[str, Router], last: Any) -> None:
     began = time.monotonic()
-    answer = asked(server, routers["auto"], [said(None, "so"), said("2"), said(end="stop"), last])
+    answer = asked(server, routers["auto"], [chunk(None, "so"), chunk("2"), chunk(end="stop"), last])
     assert (answer.text, answer.finish_reason, answer.usage.prompt_tokens) == ("2", "stop", None)
     assert time.monotonic() - began < PAUSE
 
@@ -420,7 +422,7 @@ def test_invalid_values_of_an_endpoint_are_refused(tmp_path: Path) -> None:
 )
 def test_budgets_and_penalties_under_every_name(server: Scripted, field: str) -> None:
     router = server.router(budget_field=field)
-    server.play([said(None, "so"), said("2"), *END])
+    server.play([chunk(None, "so"), chunk("2"), *END])
     router.ask("?", mode="thinking", thinking_budget=0, repetition_penalty=1.5)
     body = server.bodies[0]
     assert body["repetition_penalty"] == body["repeat_penalty"] == 1.5
@@ -436,7 +438,7 @@ def test_budgets_and_penalties_under_every_name(server: Scripted, field: str) ->
 def test_a_past_answer_about_tags_is_sent_whole(server: Scripted) -> None:
     chat = server.router().chat()
     text = "`</think>` ends a thought"
-    server.play([said(text), *END])
+    server.play([chunk(text), *END])
     assert chat.send("What is it?", mode="instruct").text == text
     chat.send("And then?", mode="thinking")
     past = server.bodies[1]["messages"][1]
@@ -447,15 +449,15 @@ def test_clients_see_what_is_wrong_with_an_answer(server: Scripted) -> None:
     asked: Any = {"model": "thinking", "messages": [{"role": "user", "content": "?"}]}
     with served(ServerSettings(), router=server.router()) as front:
         client = front.openai()
-        server.play([said(None, "so"), *END])
+        server.play([chunk(None, "so"), *END])
         whole: Any = client.chat.completions.create(**asked)
         assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == ("", "length")
         assert "no answer" in whole.vlroute["decision"]["reason"]
-        server.play([said(None, "so"), said("2"), said(end="content_filter"), DONE])
+        server.play([chunk(None, "so"), chunk("2"), chunk(end="content_filter"), DONE])
         whole = client.chat.completions.create(**asked)
         assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == ("2", "content_filter")
         assert whole.usage is None
-        server.play([said(None, "so"), *END])
+        server.play([chunk(None, "so"), *END])
         chunks: list[Any] = list(client.chat.completions.create(**asked, stream=True))
         assert chunks[-1].choices[0].finish_reason == "length"
         assert "no answer" in chunks[-1].vlroute["decision"]["reason"]
@@ -485,7 +487,7 @@ def test_any_stream_ends_in_an_answer_or_a_known_error(
     remote = routers["auto"].remote
     assert remote is not None
     remote.breakers[mode].succeeded()
-    server.play([*(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks), *END])
+    server.play([*(f"data: {json.dumps(one)}\n\n" for one in chunks), *END])
     try:
         answer = routers["auto"].ask("?", mode=mode)
     except VLRouteError:
@@ -494,14 +496,14 @@ def test_any_stream_ends_in_an_answer_or_a_known_error(
 
 
 def test_a_slow_consumer_is_not_a_fault_of_the_server(server: Scripted) -> None:
-    server.play([said("2"), said("3"), *END])
+    server.play([chunk("2"), chunk("3"), *END])
     router = server.router(idle_seconds=0.2)
     answer = router.answer_turn(parse("?"), RequestOptions(mode="instruct"), emit=lambda event: time.sleep(0.5))
     assert answer.text == "23"
 
 
 def test_settings_without_effect_are_not_sent(server: Scripted) -> None:
-    server.play([said("2"), *END])
+    server.play([chunk("2"), *END])
     assert server.router().ask("?", mode="instruct", min_new_tokens=0, no_repeat_ngram_size=0).text == "2"
     assert not {"min_new_tokens", "no_repeat_ngram_size"} & set(server.bodies[0])
     with pytest.raises(TypeError, match="min_new_tokens"):
@@ -515,9 +517,9 @@ def test_an_answer_without_reasoning_is_not_taken_for_reasoning(server: Scripted
     for end in ("stop", "length"):
         router = server.router(budget_field="thinking_budget")
         asked(server, router, [*IN_TEXT, *END])
-        answer = asked(server, router, [*PLAIN, said(end=end), USAGE, DONE], thinking_budget=0)
+        answer = asked(server, router, [*PLAIN, chunk(end=end), USAGE, DONE], thinking_budget=0)
         assert (answer.thinking, answer.text, answer.finish_reason) == ("", "2", end)
-        answer = asked(server, router, [*PLAIN, said(end=end), counted, DONE])
+        answer = asked(server, router, [*PLAIN, chunk(end=end), counted, DONE])
         assert (answer.thinking, answer.text, answer.finish_reason) == ("", "2", end)
 
 
@@ -525,10 +527,10 @@ def test_an_answer_without_reasoning_is_not_taken_for_reasoning(server: Scripted
 def test_halves_of_a_character_are_joined_over_chunks(server: Scripted, reasoning: str) -> None:
     router, halves = server.router(reasoning=reasoning), ["a\ud83d", "\ude00b"]
     chat = router.chat()
-    server.play([*(said(None, one) for one in halves), *(said(one) for one in halves), *END])
+    server.play([*(chunk(None, one) for one in halves), *(chunk(one) for one in halves), *END])
     answer = chat.send("?", mode="thinking")
     assert (answer.thinking, answer.text) == ("a\U0001f600b", "a\U0001f600b")
-    server.play([said(None, "\ude00"), said(None, "\ud83d"), said("\ud83d\ud83d"), said("\ude00x\ud83d"), *END])
+    server.play([chunk(None, "\ude00"), chunk(None, "\ud83d"), chunk("\ud83d\ud83d"), chunk("\ude00x\ud83d"), *END])
     answer = chat.send("?", mode="thinking")  # the earlier turn can be sent
     assert (answer.thinking, answer.text) == ("\ufffd\ufffd", "\ufffd\U0001f600x\ufffd")
     server.play([failed(400, message="wrong: \ud83d"), DONE])
@@ -545,14 +547,14 @@ def test_text_does_not_depend_on_cuts_within_characters(
     units = text.encode("utf-16-le")
     at = [0, *sorted(2 * cut for cut in cuts if 0 < 2 * cut < len(units)), len(units)]
     parts = [units[a:b].decode("utf-16-le", "surrogatepass") for a, b in itertools.pairwise(at)]
-    answer = asked(server, routers["auto"], [*(said(None, one) for one in parts), *map(said, parts), *END])
+    answer = asked(server, routers["auto"], [*(chunk(None, one) for one in parts), *map(chunk, parts), *END])
     assert (answer.thinking, answer.text) == (text, text)
 
 
 @pytest.mark.parametrize("mode", ["instruct", "thinking"])
 def test_sampling_is_asked_for(server: Scripted, mode: Any) -> None:
     router = server.router()
-    server.play([said("2"), *END])
+    server.play([chunk("2"), *END])
     for asking in ({"do_sample": True}, {"do_sample": True, "seed": 1}, {"top_p": 0.5}):
         router.ask("?", mode=mode, **asking)
         assert server.bodies[-1]["temperature"] > 0
@@ -592,7 +594,7 @@ def test_clients_see_no_address_and_the_log_has_one_line(
 def test_a_fallback_names_no_address(server: Scripted, caplog: pytest.LogCaptureFixture) -> None:
     ends = 2 * (Endpoint(server.url, "m", retries=0),)
     router = Router.from_endpoints(*ends, policy=Policy(price=0.0, fallback_mode="thinking"))
-    server.play([failed(500), DONE], [said("2"), *END])
+    server.play([failed(500), DONE], [chunk("2"), *END])
     decision = router.ask("?").decision
     assert decision.fallback
     assert "m answers 500" in decision.reason
