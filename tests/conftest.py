@@ -76,8 +76,8 @@ def reply(router: Router, conversation: Conversation, mode: Mode, *rest: Any) ->
         return request.answer(mode, *(rest or ({},)))
 
 
-def task(family: str, level: str = "hard", seed: int = 0, language: str = "en") -> Task:
-    return draw_task(random.Random(seed), family, level, language)
+def task(kind: str, level: str = "hard", seed: int = 0, language: str = "en") -> Task:
+    return draw_task(random.Random(seed), kind, level, language)
 
 
 def pixel_path(processor: Any, conversation: Conversation) -> Any:
@@ -96,7 +96,7 @@ def pixel_path(processor: Any, conversation: Conversation) -> Any:
     return processor(text=[text], return_tensors="pt", **media)
 
 
-PICTURES = [task(family, level, seed).frames[0] for seed, (family, level) in enumerate(
+PICTURES = [task(kind, level, seed).frames[0] for seed, (kind, level) in enumerate(
     [("ocr", "easy"), ("count", "hard"), ("math", "hard"), ("gui", "hard"), ("hop", "medium")])]  # fmt: skip
 PICTURES.append(PICTURES[0].resize((140, 70)))
 VIDEO = task("video", "hard").frames

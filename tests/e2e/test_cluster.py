@@ -39,7 +39,7 @@ EXACT: dict[str, Any] = {"temperature": 0, "vlroute": {"price": 0}}
 #: Frequent tokens become more likely, so that the reasoning never ends.
 ENDLESS: dict[str, Any] = {"model": "thinking", "temperature": 0, "frequency_penalty": -2, "max_tokens": 20_000}
 QUESTIONS = ("Read the text.", "How many circles?", "Read the text again.")
-FAMILIES = ("ocr", "count", "math", "gui", "hop")
+TASKS = ("ocr", "count", "math", "gui", "hop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def cluster(store: str) -> Iterator[Cluster]:
 
 
 def drawn(seed: int) -> Task:
-    return draw_task(random.Random(seed), FAMILIES[seed % len(FAMILIES)], "hard", "en")
+    return draw_task(random.Random(seed), TASKS[seed % len(TASKS)], "hard", "en")
 
 
 def talk(http: httpx.Client, about: Task) -> list[dict[str, Any]]:

@@ -21,9 +21,9 @@ from vlroute.engine.local.scheduler import RunningBatch, Scheduler
 from vlroute.pocket import Task, draw_task
 from vlroute.types import MODES, Mode
 
-FAMILIES = ("ocr", "count", "math", "gui", "hop", "video")
+TASKS = ("ocr", "count", "math", "gui", "hop", "video")
 TASKS = [
-    draw_task(random.Random(seed), FAMILIES[seed % 6], ("easy", "hard")[seed % 2], ("en", "zh")[seed // 6 % 2])
+    draw_task(random.Random(seed), TASKS[seed % 6], ("easy", "hard")[seed % 2], ("en", "zh")[seed // 6 % 2])
     for seed in range(24)
 ]
 HOT = {"do_sample": True, "temperature": 9.0, "top_k": 0, "top_p": 1.0}

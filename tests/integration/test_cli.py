@@ -95,8 +95,8 @@ def test_demo_shows_pictures_and_the_table() -> None:
     assert done.stdout.count("p_instruct") == 3
     for row in ("always instruct", "always thinking", "routed", "oracle"):
         assert re.search(rf"{row}.*\d+\.\d%", done.stdout)
-    for family in ("ocr", "count", "math", "gui", "hop", "video"):
-        assert re.search(rf"{family} .* 3 .*\d%", done.stdout)
+    for kind in ("ocr", "count", "math", "gui", "hop", "video"):
+        assert re.search(rf"{kind} .* 3 .*\d%", done.stdout)
     assert "vlroute demo --model Qwen/Qwen3-VL-2B" in done.stdout
 
 

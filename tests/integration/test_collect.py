@@ -43,7 +43,7 @@ def write_data(folder: Path, count: int, kind: str | None = None) -> Path:
         for name, frame in zip(names, task.frames, strict=True):
             frame.save(folder / name)
         pictured = {"video": names} if task.is_video else {"image": names[0]}
-        row = {"id": f"row-{number}", "prompt": task.prompt, "answer": task.answer, "topic": task.family, **pictured}
+        row = {"id": f"row-{number}", "prompt": task.prompt, "answer": task.answer, "topic": task.kind, **pictured}
         lines.append(json.dumps(row) + "\n")
     (folder / "data.jsonl").write_text("".join(lines))
     return folder / "data.jsonl"

@@ -13,7 +13,7 @@ from tests.conftest import media, task
 from tests.forcing import STRONG, biased, end_id, prompts, scripted, token_ids
 from tests.serving import served, user
 from vlroute import Answer, Router
-from vlroute.pocket import FAMILIES
+from vlroute.pocket import TASKS
 
 SOME = task("math")
 TAGS = ("<think>", "</think>")
@@ -86,7 +86,7 @@ def test_only_white_space_is_no_success(router: Router, mode: Any) -> None:
 
 @pytest.mark.parametrize("budget", [0, 5, 10, 20])
 def test_budgets_leave_one_thought_and_an_answer(either: Router, budget: int) -> None:
-    tasks = [task(family, level, seed=budget) for family in FAMILIES for level in ("easy", "hard")]
+    tasks = [task(kind, level, seed=budget) for kind in TASKS for level in ("easy", "hard")]
     for one in tasks:
         answer = either.ask(one.prompt, **media(one), mode="thinking", thinking_budget=budget)
         assert_complete(answer)

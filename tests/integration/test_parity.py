@@ -87,7 +87,7 @@ def test_positions_of_other_conversations_leave_no_trace(router: Router) -> None
 
 
 def test_threads_give_what_one_gives_alone(router: Router) -> None:
-    some = [task(family, seed=seed) for family in ("hop", "math", "ocr", "gui") for seed in range(2)]
+    some = [task(kind, seed=seed) for kind in ("hop", "math", "ocr", "gui") for seed in range(2)]
     conversations = [parse(one.prompt, one.frames[0]) for one in some]
     alone = [reply(router, c, "thinking", {}) for c in conversations]
     together: dict[int, str] = {}

@@ -11,25 +11,25 @@ from tests.conftest import media
 from vlroute import Router
 from vlroute.files import shipped
 from vlroute.learning.trial import draw_evenly, is_right, run_trials
-from vlroute.pocket.tasks import FAMILIES
+from vlroute.pocket.tasks import TASKS
 from vlroute.types import MODES
 
 
-def share_right(router: Router, mode: str, family: str, level: str, count: int = 12) -> float:
-    tasks = [t for t in draw_evenly(18 * count, "pair test") if (t.family, t.level) == (family, level)]
+def share_right(router: Router, mode: str, kind: str, level: str, count: int = 12) -> float:
+    tasks = [t for t in draw_evenly(18 * count, "pair test") if (t.kind, t.level) == (kind, level)]
     assert len(tasks) == count
     return sum(is_right(t, router.ask(t.prompt, **media(t), mode=mode).text) for t in tasks) / count
 
 
 # Floors well under what the model card reports, so that only a broken pair falls through.
-@pytest.mark.parametrize("family", FAMILIES)
-def test_instruct_does_the_easy_ones(router: Router, family: str) -> None:
-    assert share_right(router, "instruct", family, "easy") >= 0.75
+@pytest.mark.parametrize("kind", TASKS)
+def test_instruct_does_the_easy_ones(router: Router, kind: str) -> None:
+    assert share_right(router, "instruct", kind, "easy") >= 0.75
 
 
-@pytest.mark.parametrize("family", ["math", "gui", "hop"])
-def test_thinking_wins_the_hard_ones(router: Router, family: str) -> None:
-    thinking, instruct = (share_right(router, mode, family, "hard") for mode in ("thinking", "instruct"))
+@pytest.mark.parametrize("kind", ["math", "gui", "hop"])
+def test_thinking_wins_the_hard_ones(router: Router, kind: str) -> None:
+    thinking, instruct = (share_right(router, mode, kind, "hard") for mode in ("thinking", "instruct"))
     assert thinking >= 0.75
     assert instruct <= 0.6
 

@@ -30,9 +30,9 @@ from tests.conftest import task
 
 
 @pytest.mark.parametrize("mode", ["instruct", "thinking"])
-@pytest.mark.parametrize("family", ["hop", "video"])
-def test_training_prompts_equal_the_real_processor(mode: str, family: str) -> None:
-    some, processor = task(family), build_processor(mode)
+@pytest.mark.parametrize("kind", ["hop", "video"])
+def test_training_prompts_equal_the_real_processor(mode: str, kind: str) -> None:
+    some, processor = task(kind), build_processor(mode)
     ours = Sequences(processor.tokenizer, mode).prompt_batch([answer_example(some, mode)])
     content = [{"type": "video" if some.is_video else "image"}, {"type": "text", "text": some.prompt}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

@@ -32,7 +32,7 @@ from vlroute.types import MODES, AnswerDelta, Decided, Finished, ThinkingDelta
 
 SOME = task("math", "easy")  # both modes answer it
 KINDS = ("math hard en", "ocr medium zh", "count easy en", "gui hard zh", "hop easy en")
-TASKS = [task(family, level, 0, language) for family, level, language in (kind.split() for kind in KINDS)]
+TASKS = [task(kind, level, 0, language) for kind, level, language in (kind.split() for kind in KINDS)]
 EAGER = Policy(price=0.0, fallback_mode="thinking")  # prefers Thinking
 
 

@@ -112,10 +112,10 @@ def test_one_tower_run_serves_caption_and_answer(router: Router, monkeypatch: py
         handle.remove()
 
 
-@pytest.mark.parametrize("family", ["hop", "ocr", "video"])
+@pytest.mark.parametrize("kind", ["hop", "ocr", "video"])
 @pytest.mark.parametrize("mode", MODES)
-def test_stream_tells_what_ask_gives(router: Router, family: str, mode: str) -> None:
-    some = task(family)
+def test_stream_tells_what_ask_gives(router: Router, kind: str, mode: str) -> None:
+    some = task(kind)
     whole = router.ask(some.prompt, **media(some), mode=mode)
     events = list(router.stream(some.prompt, **media(some), mode=mode))
     assert isinstance(events[0], Decided)

@@ -21,9 +21,7 @@ from vlroute.pocket import draw_task
 from vlroute.serving.settings import ServerSettings
 
 SOME = task("math")
-TASKS = [
-    draw_task(random.Random(seed), family, "hard", "zh") for seed, family in enumerate(("ocr", "count", "gui", "hop"))
-]
+TASKS = [draw_task(random.Random(seed), kind, "hard", "zh") for seed, kind in enumerate(("ocr", "count", "gui", "hop"))]
 SMALL = Limits(local_files=False, max_images=4, max_bytes=200_000)
 HOT = {"temperature": 2.0, "seed": 5, "extra_body": {"top_k": 0}}
 

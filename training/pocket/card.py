@@ -18,7 +18,7 @@ from training.page import POCKET, argument_parser, render
 from training.pocket.phases import PHASES
 from vlroute import Record, read_records
 from vlroute.files import replace_file
-from vlroute.pocket.tasks import FAMILIES, LEVELS
+from vlroute.pocket.tasks import LEVELS, TASKS
 from vlroute.types import MODES
 
 
@@ -35,7 +35,7 @@ def row(records: Sequence[Record], task: str, level: str = "") -> dict[str, Any]
 
 def rows(records: Sequence[Record]) -> Iterable[dict[str, Any]]:
     """Each task with its levels, then all."""
-    for task in FAMILIES:
+    for task in TASKS:
         levels = {one.level for one in records if one.topic == task}
         yield row(records, task)
         for level in sorted(levels, key=lambda name: (LEVELS.index(name.split(":")[0]), name)):
@@ -58,7 +58,7 @@ def requirements(records: Sequence[Record]) -> Iterable[dict[str, Any]]:
     for task in ("math", "gui", "hop"):
         gain = accuracy(task, "thinking", "hard") - accuracy(task, "instruct", "hard")
         yield {"name": f"{task}, hard: Thinking above Instruct, points", "measured": gain, "least": 25}
-    for task in FAMILIES:
+    for task in TASKS:
         gain = accuracy(task, "instruct", "easy") - accuracy(task, "thinking", "easy")
         yield {"name": f"{task}, easy: Instruct above Thinking, points", "measured": gain, "least": -3}
 

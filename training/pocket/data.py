@@ -87,11 +87,11 @@ def draw_links(rng: random.Random, task: str, count: int) -> Task:
 
 
 def caption_example(task: Task) -> Example:
-    return Example(f"caption {task.family}", task, CAPTION_PROMPT, task.caption)
+    return Example(f"caption {task.kind}", task, CAPTION_PROMPT, task.caption)
 
 
 def transcript_example(task: Task) -> Example:
-    return Example(f"transcript {task.family}", task, TRANSCRIPT_PROMPT, task.transcript)
+    return Example(f"transcript {task.kind}", task, TRANSCRIPT_PROMPT, task.transcript)
 
 
 def tally_example(task: Task) -> Example:
@@ -104,7 +104,7 @@ def links_example(rng: random.Random, task: Task) -> Example:
     """All arrows or buttons of the picture in random order; only the ends of the links are predicted."""
     links = task.transcript.split()
     rng.shuffle(links)
-    name = f"{task.grade if task.grade == 'practice' else 'links'} {task.family}"
+    name = f"{task.difficulty if task.difficulty == 'practice' else 'links'} {task.kind}"
     return Example(name, task, LINKS_PROMPT, " ".join(links), given=r"[A-Z](?=[<>])| ")
 
 
@@ -135,7 +135,7 @@ def times_example(rng: random.Random) -> Example:
 
 def answer_example(task: Task, mode: str) -> Example:
     answer = task.answer if mode == "instruct" else f"{task.thinking}\n</think>\n\n{task.answer}"
-    return Example(f"{task.family} {task.level}", task, task.prompt, answer)
+    return Example(f"{task.kind} {task.level}", task, task.prompt, answer)
 
 
 class Sequences:

@@ -29,8 +29,8 @@ def record(router: Router, trial: Trial, name: str) -> Record:
     task = trial.task
     caption = router.decide(task.prompt, **media(task)).caption
     return Record(
-        id=name, prompt=task.prompt, caption=caption, set="pocket", topic=task.family,
-        level=f"{task.level}: {task.grade}", language=task.language,
+        id=name, prompt=task.prompt, caption=caption, set="pocket", topic=task.kind,
+        level=f"{task.level}: {task.difficulty}", language=task.language,
         model=router.identity.name, fingerprint=router.identity.fingerprint or "",
         instruct=outcome(trial, trial.instruct), thinking=outcome(trial, trial.thinking),
     )  # fmt: skip

@@ -146,9 +146,9 @@ def transcripts_examples(rng: random.Random, start: int) -> Iterator[list[Exampl
 
 def _reading(rng: random.Random, task: Task) -> Example:
     draw = rng.random()
-    if task.family in LINKED and draw < 0.6:
+    if task.kind in LINKED and draw < 0.6:
         return links_example(rng, task)
-    if task.family == "count" and draw < 0.4:
+    if task.kind == "count" and draw < 0.4:
         return tally_example(task)
     if task.level == "easy" and draw > 0.8:
         return answer_example(task, "instruct")
@@ -168,9 +168,9 @@ def _direct(rng: random.Random, task: Task) -> Example:
     draw = rng.random()
     if draw < 0.1:
         return caption_example(task)
-    if draw < 0.2 and task.family in LINKED:
+    if draw < 0.2 and task.kind in LINKED:
         return links_example(rng, task)
-    if draw < 0.25 and task.family == "count":
+    if draw < 0.25 and task.kind == "count":
         return tally_example(task)
     return answer_example(task, "instruct")
 

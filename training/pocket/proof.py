@@ -101,7 +101,7 @@ def measure(router: Router, task: Task, turn: int) -> Picture:
         return Measured(is_right(task, answer.text), round(answer.timing.total, 6))
 
     return Picture(
-        task.family, task.language, task.prompt, measured(answers["instruct"]), measured(answers["thinking"]),
+        task.kind, task.language, task.prompt, measured(answers["instruct"]), measured(answers["thinking"]),
         measured(answers[None]),
         Decided(decision.mode, decision.p_instruct, decision.p_thinking, decision.caption,
                 timing.caption + timing.decide),

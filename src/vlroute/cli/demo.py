@@ -14,7 +14,7 @@ from rich.text import Text
 
 from vlroute.decision.wilson import share_interval
 from vlroute.learning.trial import Trial, draw_evenly, run_trials
-from vlroute.pocket.tasks import FAMILIES
+from vlroute.pocket.tasks import TASKS
 from vlroute.router import Router
 from vlroute.types import Answer
 
@@ -71,13 +71,13 @@ def summary(trials: list[Trial]) -> Table:
     return table
 
 
-def by_family(trials: list[Trial]) -> Table:
-    """Accuracy and mean seconds of each strategy, family by family."""
-    table = Table(title="by family: accuracy, mean seconds", caption="thinking: share of pictures routed to Thinking")
-    for column in ("family", "pictures", *(strategy.name for strategy in STRATEGIES), "thinking"):
-        table.add_column(column, justify="left" if column == "family" else "right")
-    for family in FAMILIES:
-        some = [trial for trial in trials if trial.task.family == family]
+def by_task(trials: list[Trial]) -> Table:
+    """Accuracy and mean seconds of each strategy by task."""
+    table = Table(title="by task: accuracy, mean seconds", caption="thinking: share of pictures routed to Thinking")
+    for column in ("task", "pictures", *(strategy.name for strategy in STRATEGIES), "thinking"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for kind in TASKS:
+        some = [trial for trial in trials if trial.task.kind == kind]
         if not some:
             continue
         cells = []
@@ -86,7 +86,7 @@ def by_family(trials: list[Trial]) -> Table:
             accuracy = np.mean([trial.right(answer) for trial, answer in zip(some, answers, strict=True)])
             cells.append(f"{accuracy:.0%} {np.mean([answer.timing.total for answer in answers]):.2f}s")
         share = np.mean([_routed(trial).decision.mode == "thinking" for trial in some])
-        table.add_row(family, str(len(some)), *cells, f"{share:.0%}")
+        table.add_row(kind, str(len(some)), *cells, f"{share:.0%}")
     return table
 
 
@@ -107,7 +107,7 @@ def shown(trial: Trial, number: int) -> Panel:
     text.append(f"answer     {answer}   ")
     text.append("right" if right else f"wrong, expected {trial.task.answer}", style="green" if right else "red")
     text.append(f"   {answer.timing.total:.2f} s", style="dim")
-    return Panel(text, title=f"{number} · {trial.task.family}, {trial.task.grade}", title_align="left")
+    return Panel(text, title=f"{number} · {trial.task.kind}, {trial.task.difficulty}", title_align="left")
 
 
 def run_demo(router: Router, pictures: int, show: int, seed: int, bare: bool, console: Console) -> list[Trial]:
@@ -127,6 +127,6 @@ def run_demo(router: Router, pictures: int, show: int, seed: int, bare: bool, co
 
 def print_tables(console: Console, trials: list[Trial]) -> None:
     """Print accuracy and seconds of all trials together and by task."""
-    tables: Iterable[Table] = (summary(trials), by_family(trials))
+    tables: Iterable[Table] = (summary(trials), by_task(trials))
     for table in tables:
         console.print(table)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vlroute.pocket.tasks import FAMILIES, LANGUAGES, LEVELS, Task, draw_task
+from vlroute.pocket.tasks import LANGUAGES, LEVELS, TASKS, Task, draw_task
 from vlroute.router import Router
 from vlroute.types import Answer, Mode
 
@@ -102,11 +102,11 @@ def draw_evenly(count: int, seed: int | str) -> Iterator[Task]:
         The tasks.
     """
     rng = random.Random(f"vlroute {seed}")
-    plan = [(family, level) for level in LEVELS for family in FAMILIES]
+    plan = [(kind, level) for level in LEVELS for kind in TASKS]
     plan = [plan[i % len(plan)] for i in range(count)]
     rng.shuffle(plan)
-    for i, (family, level) in enumerate(plan):
-        yield draw_task(rng, family, level, LANGUAGES[i % len(LANGUAGES)])
+    for i, (kind, level) in enumerate(plan):
+        yield draw_task(rng, kind, level, LANGUAGES[i % len(LANGUAGES)])
 
 
 def run_trials(router: Router, tasks: Iterator[Task], routed: bool = True, bare: bool = False) -> Iterator[Trial]:

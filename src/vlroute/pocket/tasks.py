@@ -107,8 +107,8 @@ class Task:
     """One picture, or a video of eight frames, with a question and its answer.
 
     Attributes:
-        family: kind of task, a key of `FAMILIES`.
-        grade: description of the difficulty, such as "3–4 shapes".
+        kind: kind of task, a key of `TASKS`.
+        difficulty: description of the difficulty, such as "3–4 shapes".
         level: difficulty, one of `LEVELS`.
         language: "en" or "zh".
         prompt: the question.
@@ -120,8 +120,8 @@ class Task:
         glyphs: the glyphs of each frame.
     """
 
-    family: str
-    grade: str
+    kind: str
+    difficulty: str
     level: str
     language: str
     prompt: str
@@ -138,10 +138,10 @@ class Task:
         return len(self.frames) > 1
 
 
-def _task(family: str, grade: str, level: str, language: str, canvases: list[Canvas], **texts: str) -> Task:
+def _task(kind: str, difficulty: str, level: str, language: str, canvases: list[Canvas], **texts: str) -> Task:
     return Task(
-        family,
-        grade,
+        kind,
+        difficulty,
         level,
         language,
         frames=tuple(c.image for c in canvases),
@@ -175,9 +175,9 @@ def _count(rng: random.Random, level: str, language: str) -> Task:
     # mostly a kind that is there: "none" would otherwise be the most frequent answer
     asked = rng.choice(kinds) if rng.random() < 0.85 else rng.choice((CIRCLE, SQUARE, TRIANGLE))
     found = kinds.count(asked)
-    grade = {"easy": "1–2 shapes", "medium": "3–4 shapes", "hard": "5–7 shapes"}[level]
+    difficulty = {"easy": "1–2 shapes", "medium": "3–4 shapes", "hard": "5–7 shapes"}[level]
     return _task(
-        "count", grade, level, language, [canvas],
+        "count", difficulty, level, language, [canvas],
         prompt=ask("count", language, rng, shape=SHAPE_NAMES[language][asked]), answer=str(found),
         transcript=rows, thinking=f"{rows}={found}", caption=counted(total, "shape"),
     )  # fmt: skip
@@ -308,9 +308,9 @@ def _lamp(rng: random.Random, level: str, language: str) -> Task:
     for second, canvas in enumerate(canvases):
         canvas.lamp(x, y, second in lit)
     listed = "".join(f"{second}{'*' if second in lit else '.'}" for second in range(FRAMES))
-    grade = {"easy": "0–1 flashes", "medium": "2 flashes", "hard": "3–4 flashes"}[level]
+    difficulty = {"easy": "0–1 flashes", "medium": "2 flashes", "hard": "3–4 flashes"}[level]
     return _task(
-        "video", grade, level, language, canvases,
+        "video", difficulty, level, language, canvases,
         prompt=ask("lamp", language, rng), answer=str(flashes), caption="a lamp",
         transcript=listed, thinking=f"{listed} {'*' * flashes}={flashes}",
     )  # fmt: skip
@@ -336,7 +336,7 @@ def _video(rng: random.Random, level: str, language: str) -> Task:
     return rng.choice((_lamp, _letter))(rng, level, language)
 
 
-FAMILIES: dict[str, Callable[[random.Random, str, str], Task]] = {
+TASKS: dict[str, Callable[[random.Random, str, str], Task]] = {
     "ocr": _ocr,
     "count": _count,
     "math": _math,
@@ -347,13 +347,13 @@ FAMILIES: dict[str, Callable[[random.Random, str, str], Task]] = {
 
 
 def draw_task(
-    rng: random.Random, family: str | None = None, level: str | None = None, language: str | None = None
+    rng: random.Random, kind: str | None = None, level: str | None = None, language: str | None = None
 ) -> Task:
     """Draw one task. The same state of `rng` gives the same task.
 
     Args:
         rng: source of randomness.
-        family: kind of task; by default drawn uniformly, like the other arguments.
+        kind: kind of task; by default drawn uniformly, like the other arguments.
         level: difficulty.
         language: language of the question.
 
@@ -361,7 +361,7 @@ def draw_task(
         The task.
 
     Raises:
-        KeyError: unknown family or level.
+        KeyError: unknown kind or level.
     """
-    family = family or rng.choice(tuple(FAMILIES))
-    return FAMILIES[family](rng, level or rng.choice(LEVELS), language or rng.choice(LANGUAGES))
+    kind = kind or rng.choice(tuple(TASKS))
+    return TASKS[kind](rng, level or rng.choice(LEVELS), language or rng.choice(LANGUAGES))

@@ -11,27 +11,27 @@ from hypothesis import strategies as st
 
 from vlroute.decision.selector import CAPTION_PROMPT as ROUTER_CAPTION_PROMPT
 from vlroute.learning.trial import draw_evenly, is_right
-from vlroute.pocket import FAMILIES, LEVELS, Task, draw_task
+from vlroute.pocket import LEVELS, TASKS, Task, draw_task
 from vlroute.pocket.canvas import SIDE
 from vlroute.pocket.tasks import CAPTION_PROMPT, LANGUAGES
 
 seeds = st.integers(0, 2**32)
 
 
-def drawn(seed: int, family: str, level: str | None = None) -> Task:
-    return draw_task(random.Random(seed), family, level)
+def drawn(seed: int, kind: str, level: str | None = None) -> Task:
+    return draw_task(random.Random(seed), kind, level)
 
 
-@given(seeds, st.sampled_from(sorted(FAMILIES)))
-def test_same_seed_same_task(seed: int, family: str) -> None:
-    one, two = drawn(seed, family), drawn(seed, family)
+@given(seeds, st.sampled_from(sorted(TASKS)))
+def test_same_seed_same_task(seed: int, kind: str) -> None:
+    one, two = drawn(seed, kind), drawn(seed, kind)
     assert one.prompt == two.prompt
     assert [frame.tobytes() for frame in one.frames] == [frame.tobytes() for frame in two.frames]
 
 
-@given(seeds, st.sampled_from(sorted(FAMILIES)))
-def test_every_glyph_has_a_patch_of_its_own(seed: int, family: str) -> None:
-    for glyphs in drawn(seed, family).glyphs:
+@given(seeds, st.sampled_from(sorted(TASKS)))
+def test_every_glyph_has_a_patch_of_its_own(seed: int, kind: str) -> None:
+    for glyphs in drawn(seed, kind).glyphs:
         patches = [(glyph.x // 12, glyph.y // 12) for glyph in glyphs]
         assert len(set(patches)) == len(patches)
         assert all(0 <= glyph.x < SIDE and 0 <= glyph.y < SIDE for glyph in glyphs)
@@ -41,7 +41,7 @@ def test_every_glyph_has_a_patch_of_its_own(seed: int, family: str) -> None:
 def test_sums_add_up(seed: int) -> None:
     some = drawn(seed, "math")
     numbers = [int(number) for number in re.findall(r"\)(\d+)", some.transcript)]
-    if some.grade == "triangle angle":
+    if some.difficulty == "triangle angle":
         assert sum(numbers) + int(some.answer) == 180
         assert some.thinking.endswith(f" 180-{sum(numbers)}={some.answer}")
     else:
@@ -106,22 +106,22 @@ def test_videos_say_when(seed: int) -> None:
         assert seen[some.answer] in some.prompt
 
 
-@pytest.mark.parametrize("family", ["math", "gui"])
-def test_only_the_picture_tells_easy_from_hard(family: str) -> None:
+@pytest.mark.parametrize("kind", ["math", "gui"])
+def test_only_the_picture_tells_easy_from_hard(kind: str) -> None:
     """With letters and names of the question kind aside, every wording occurs at every level."""
     wordings: dict[str, set[str]] = {level: set() for level in LEVELS}
     for seed in range(1500):
-        some = drawn(seed, family)
-        if some.grade != "triangle angle":
+        some = drawn(seed, kind)
+        if some.difficulty != "triangle angle":
             wordings[some.level].add(re.sub(r"[A-Z](?![a-z])", "X", some.prompt))
     assert wordings["easy"] == wordings["medium"] == wordings["hard"]
 
 
 def test_both_languages_and_all_levels_evenly() -> None:
     tasks = list(draw_evenly(72, seed=5))
-    assert {(t.family, t.level) for t in tasks} == {(f, level) for f in FAMILIES for level in LEVELS}
+    assert {(t.kind, t.level) for t in tasks} == {(f, level) for f in TASKS for level in LEVELS}
     assert {t.language for t in tasks} == set(LANGUAGES)
-    assert all(sum(t.family == family for t in tasks) == 12 for family in FAMILIES)
+    assert all(sum(t.kind == kind for t in tasks) == 12 for kind in TASKS)
 
 
 def test_the_router_asks_for_captions_as_trained() -> None:

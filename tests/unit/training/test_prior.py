@@ -24,7 +24,7 @@ from training.prior.prompts import LANGUAGES, PROMPTS, SLOT, load_wordings
 from training.prior.scores import BENCHMARKS, BY_NAME, HANDS_ON
 
 from vlroute.decision.features import terms_of, tokenize
-from vlroute.pocket.tasks import FAMILIES, WORDINGS
+from vlroute.pocket.tasks import TASKS, WORDINGS
 from vlroute.records import Outcome, Record, read_records, write_records
 from vlroute.types import MODES
 
@@ -211,10 +211,10 @@ def test_parallel_prompts_are_well_formed() -> None:
     for row in rows:
         assert row.keys() == {"id", "family", "router", "en", "zh", "caption"}
         assert [is_chinese(row[language] or "") for language in LANGUAGES] == [False, True], row["id"]
-    families = defaultdict(set)
+    kinds = defaultdict(set)
     for row in rows:
-        families[row["router"]].add(row["family"])
-    assert families == {"pocket": set(FAMILIES), "qwen3-vl-2b": {benchmark.topic for benchmark in BENCHMARKS}}
+        kinds[row["router"]].add(row["family"])
+    assert kinds == {"pocket": set(TASKS), "qwen3-vl-2b": {benchmark.topic for benchmark in BENCHMARKS}}
     assert sum(row["router"] == "pocket" for row in rows) >= 40
 
 
