@@ -58,7 +58,7 @@ def test_every_price_by_hand() -> None:
     ],
     ids=str,
 )
-def test_each_wish_by_hand(target: dict, share: float) -> None:
+def test_each_target_by_hand(target: dict, share: float) -> None:
     assert Target(**target).resolve(TradeoffCurve(records(), LATENCY)).thinking_share == pytest.approx(share)
 
 
@@ -75,7 +75,7 @@ def test_the_knee_is_where_the_curve_bends() -> None:
      {"thinking_share": float("nan")}, {"preset": "fast", "thinking_share": 0.5}],
     ids=str,
 )  # fmt: skip
-def test_wishes_that_make_no_sense(target: dict) -> None:
+def test_targets_that_are_refused(target: dict) -> None:
     with pytest.raises(ValueError, match=r"must be|exactly one"):
         Target(**target)
 

@@ -47,7 +47,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 def local_router(machine: Machine, **options) -> Router:
     router = Router.from_pretrained(**FOLDERS, router=Path("models/pocket/router").resolve(), **options)
     machine.observe = router.selector.observe
-    machine.answers("instruct", 1000, every=5.0)  # the usual pace of this machine
+    machine.answers("instruct", 1000, every=5.0)  # the usual speed of this machine
     machine.answers("thinking", 1000, every=5.0)
     machine.answers("instruct", 20)
     return router
@@ -200,7 +200,7 @@ def test_answers_of_one_token_do_not_make_decoding_look_free(machine: Machine) -
     assert asked.decide().seconds_thinking == pytest.approx(before.seconds_thinking, rel=0.1)
 
 
-def test_a_target_follows_the_pace_back_while_nothing_is_answered(machine: Machine) -> None:
+def test_a_target_follows_the_latencies_back_while_nothing_is_answered(machine: Machine) -> None:
     router = local_router(machine, policy="balanced")
     seconds = router.operating_point().mean_seconds
     router = local_router(machine, policy=Target(max_mean_seconds=seconds))

@@ -1,4 +1,4 @@
-"""What one wants of a router, said to the router: presets, targets, and another artifact while it runs."""
+"""Targets and presets of a router, and a new artifact while it runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAIR = {"instruct": "nowhere/instruct", "thinking": "nowhere/thinking"}  # decid
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wishes")
+    folder = tmp_path_factory.mktemp("targets")
     write_records(folder / "records.jsonl", draw_records(600)[1])
     train_router(
         [folder / "records.jsonl"], folder / "router", folds=3, seeds=1, together="record",
@@ -47,8 +47,8 @@ def test_presets_spend_more_for_more(artifact: Path) -> None:
 
 
 def test_targets_are_met_on_the_calibration_records(artifact: Path) -> None:
-    def operating_point(**wish: float) -> object:
-        return Router.from_pretrained(**PAIR, router=artifact, policy=Target(**wish)).operating_point()
+    def operating_point(**target: float) -> object:
+        return Router.from_pretrained(**PAIR, router=artifact, policy=Target(**target)).operating_point()
 
     assert operating_point(thinking_share=0.3).thinking_share == pytest.approx(0.3, abs=0.05)
     assert operating_point(target_accuracy=0.75).accuracy >= 0.75
@@ -66,7 +66,7 @@ def test_a_target_follows_the_pace_of_the_machine(artifact: Path) -> None:
     assert after.mean_seconds <= 0.9
 
 
-def test_without_calibration_records_a_wish_is_refused(tmp_path: Path) -> None:
+def test_without_calibration_records_a_target_is_refused(tmp_path: Path) -> None:
     classifier = fit_classifier(draw_records(100)[1])
     classifier.save(tmp_path)
     assert Router.from_pretrained(**PAIR, router=tmp_path, policy=Policy(price=0.2)).selector.policy.price == 0.2
