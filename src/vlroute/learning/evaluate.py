@@ -491,7 +491,7 @@ def _measure(sent: Values, right: Values, seconds: Values) -> tuple[float, float
     if not known.any():
         return accuracy, None, None
     seconds, sent = seconds[:, known], sent[known]
-    # numpy's own weighted quantiles need numpy 2
+    # unlike numpy.quantile with weights, this tolerates rounding errors of their sum
     order = np.argsort(seconds, axis=None)
     weight = np.concatenate([1 - sent, sent])[order].cumsum()
     p95 = seconds.ravel()[order][np.searchsorted(weight, 0.95 * weight[-1] - 1e-9)]

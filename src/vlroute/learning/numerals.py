@@ -35,6 +35,8 @@ _ARABIC = re.compile(
 _HAN = "零〇一二两三四五六七八九十百千万亿廿点"
 _CHINESE = re.compile(rf"(?P<sign>负)?(?:(?P<percent>百分之)|(?P<below>[{_HAN}]+)分之)?(?P<value>[{_HAN}]+)")
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+#: A tuple or an interval, which is not one number; a comma before three digits separates thousands.
+_TUPLE = re.compile(r"(?:\\left)?[(\[][^()\[\]]*(?:;|,(?!\d{3}(?!\d)))[^()\[\]]*[)\]]")
 _ENGLISH = re.compile(rf"\b({'|'.join(_WORDS)})\b", re.IGNORECASE)
 _TEX = (
     (re.compile(r"\\[dt]?frac\s*\{\s*(-?[\d.]+)\s*\}\s*\{\s*([\d.]+)\s*\}"), r"\1/\2"),
@@ -71,7 +73,7 @@ def number_of(text: str) -> Numeral | None:
     Thousands separators (1,234; a comma before three digits is never a decimal comma), decimals, exponents (1e-3,
     2×10^5), fractions (3/4, 1 1/2, ½), percent, 万 and 亿, and LaTeX formulas of numbers (\frac{3}{4}, 2\sqrt{3},
     2^{10}) are read. Chinese numerals count only if there are no digits, English words (zero to twenty) only if there
-    are neither.
+    are neither. A tuple or interval such as (2, 3) is not a number.
 
     Args:
         text: Any text.
@@ -83,6 +85,9 @@ def number_of(text: str) -> Numeral | None:
         InputError: The text has a formula or a Chinese numeral, and the package that reads it is missing.
     """
     for part in (*_BOXED.findall(text)[-1:], text):
+        plain = unicodedata.normalize("NFKC", part).replace("$", "").replace("\\right", "")
+        if _TUPLE.fullmatch(plain.strip(" .。")):
+            return None
         evaluated = _evaluated(part)
         found = _arabic(evaluated) or _chinese(evaluated) or _english(evaluated)
         if found is not None:

@@ -138,6 +138,17 @@ def test_formulas_without_a_value_are_no_numbers(text: str) -> None:
     assert number_of(text) is None
 
 
+@pytest.mark.parametrize("text", ["(2, 3)", "[3, 5]", r"\boxed{(2,3)}", r"$\left[0, 1\right)$", "（2，3）", "(-1; 1)"])
+def test_tuples_and_intervals_are_no_numbers(text: str) -> None:
+    assert number_of(text) is None
+    assert not Number()(text, gold("3", "5", "1"))
+
+
+@pytest.mark.parametrize(("text", "value"), [("(1,234)", 1234), ("(-3)", -3), (r"\boxed{1,234}", 1234), ("(3/4)", 0.75)])
+def test_numbers_in_brackets(text: str, value: float) -> None:
+    assert number_of(text) == Numeral(value)
+
+
 @pytest.mark.parametrize("text", ["", "none at all", "1/0", "see H2O"])
 def test_no_number(text: str) -> None:
     assert number_of(text) is None
