@@ -160,11 +160,11 @@ def curves(
         import numpy as np
 
         from vlroute.decision.text_encoder import load_text_encoder
+        from vlroute.learning.curves import PAGE, write_curves
         from vlroute.learning.embeddings import embed_texts
         from vlroute.learning.evaluate import read_oof
         from vlroute.learning.metrics import Values
         from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
-        from vlroute.learning.report import PAGE, write_curves
         from vlroute.records import Skipped, read_all, warn
     check_outputs(out / PAGE, inputs=[*records, *filter(None, [oof])])
     console = Console(stderr=True)
@@ -225,11 +225,10 @@ def collect(
 
     vlroute collect questions.jsonl --out records.jsonl
     """
-    with _needs("train"):
-        from vlroute.decision.artifact import artifact_files
-        from vlroute.learning.collect import collect_records, outputs
-        from vlroute.learning.dataset import Source, parse_columns
-        from vlroute.learning.grading import load_grader, parse_agreement
+    from vlroute.decision.artifact import artifact_files
+    from vlroute.learning.collect import collect_records, outputs
+    from vlroute.learning.dataset import Source, parse_columns
+    from vlroute.learning.grading import load_grader, parse_agreement
     from vlroute.router import Router
 
     chosen = load_grader(grader, tolerance)

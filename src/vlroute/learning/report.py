@@ -1,60 +1,30 @@
-"""Reports: tables for the terminal, Markdown pages of collect, train and eval, and the HTML page of the curves.
+"""Reports of collect, train and eval: tables for the terminal and pages in Markdown.
 
 The texts of the pages are Jinja templates in the folder `templates`.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from matplotlib.figure import Figure as Plot
 from rich.table import Table
 
 from vlroute.decision.wilson import share_interval
-from vlroute.errors import InputError
-from vlroute.files import replace_file
-from vlroute.learning.assumptions import measure_latency
-from vlroute.learning.evaluate import (
-    SHARES,
-    Assessment,
-    Evaluation,
-    Figure,
-    Point,
-    TradeOff,
-    Way,
-    sampling_of,
-    seconds_of,
-    trade_offs,
-)
-from vlroute.learning.fit import Comparison
-from vlroute.learning.folds import Together
-from vlroute.learning.intervals import Interval, Sampling
-from vlroute.learning.metrics import Values, brier, ece, ece_if_calibrated, reliability
-from vlroute.learning.out_of_fold import OutOfFold
-from vlroute.learning.plots import (
-    Against,
-    Language,
-    name_of,
-    reliability_figure,
-    say,
-    topic_figure,
-    trade_off_figure,
-    usable_language,
-)
+from vlroute.learning.intervals import Interval, Sampling, Values
 from vlroute.records import Record, outcomes
 from vlroute.types import MODES
 
-DPI = 150
-PAGE = "curves.html"
+if TYPE_CHECKING:  # `collect` works without the packages that these modules need
+    from vlroute.learning.evaluate import Assessment, Evaluation, Figure, Way
+    from vlroute.learning.fit import Comparison
+
 UNKNOWN = "–"
 
 
@@ -94,6 +64,44 @@ def _terminal(grid: Grid, title: str | None = None, caption: str | None = None) 
     return table
 
 
+def render(template: str, **values: Any) -> str:
+    """Fill in a template.
+
+    Args:
+        template: Its file name.
+        **values: Its variables.
+
+    Returns:
+        The page.
+    """
+    return _TEMPLATES.get_template(template).render(**values)
+
+
+def range_cell(interval: Interval | None, form: str = ".1%") -> str:
+    """Format an interval.
+
+    Args:
+        interval: Its ends; None or NaN if undefined.
+        form: Format of an end.
+
+    Returns:
+        The text of a cell.
+    """
+    return UNKNOWN if interval is None or isnan(interval[0]) else " – ".join(format(end, form) for end in interval)
+
+
+def seconds_cell(value: float | None) -> str:
+    """Format seconds.
+
+    Args:
+        value: The seconds; None if unknown.
+
+    Returns:
+        The text of a cell.
+    """
+    return UNKNOWN if value is None else f"{value:.2f}"
+
+
 # The reports of `collect`.
 
 
@@ -121,8 +129,7 @@ def collection_report(records: Sequence[Record], settings: Mapping[str, Any], re
     Returns:
         A page in Markdown.
     """
-    page = _TEMPLATES.get_template("collection_report.md.j2")
-    return page.render(grid=_collection(records), settings=settings, result=result)
+    return render("collection_report.md.j2", grid=_collection(records), settings=settings, result=result)
 
 
 def _collection(records: Sequence[Record]) -> Grid:
@@ -152,7 +159,7 @@ def _mean(values: Sequence[float], interval_of: Callable[[Values], Interval | No
         return UNKNOWN
     array = np.asarray(values, np.float64)
     interval = interval_of(array)
-    return format(array.mean(), form) + ("" if interval is None else f" ({_range(interval, bound)})")
+    return format(array.mean(), form) + ("" if interval is None else f" ({range_cell(interval, bound)})")
 
 
 # The reports of `train` and `eval`.
@@ -232,9 +239,9 @@ def router_report(
     Returns:
         A page in Markdown.
     """
-    return _TEMPLATES.get_template("router_report.md.j2").render(
-        warnings=warnings, provenance=provenance, latency_note=latency_note, comparisons=_comparisons(comparisons),
-        **_parts(evaluation, {}),
+    return render(
+        "router_report.md.j2", warnings=warnings, provenance=provenance, latency_note=latency_note,
+        comparisons=_comparisons(comparisons), **_parts(evaluation, {}),
     )  # fmt: skip
 
 
@@ -248,9 +255,10 @@ def evaluation_report(found: Assessment, router: str | Path) -> str:
     Returns:
         A page in Markdown.
     """
-    return _TEMPLATES.get_template("evaluation_report.md.j2").render(
-        found=found, files=[(Path(name).name, digest) for name, digest in found.files.items()],
-        router=Path(router).name, **_parts(found.evaluation, found.topics),
+    return render(
+        "evaluation_report.md.j2", found=found, router=Path(router).name,
+        files=[(Path(name).name, digest) for name, digest in found.files.items()],
+        **_parts(found.evaluation, found.topics),
     )  # fmt: skip
 
 
@@ -267,7 +275,14 @@ def _ways(evaluation: Evaluation) -> Grid:
 
 def _way(one: Way) -> tuple[str, ...]:
     tokens = UNKNOWN if one.tokens is None else f"{one.tokens:.0f}"
-    return one.name, f"{one.share:.1%}", f"{one.accuracy:.1%}", _range(one.interval), tokens, _seconds(one.seconds)
+    return (
+        one.name,
+        f"{one.share:.1%}",
+        f"{one.accuracy:.1%}",
+        range_cell(one.interval),
+        tokens,
+        seconds_cell(one.seconds),
+    )
 
 
 def _figures(evaluation: Evaluation) -> Grid:
@@ -276,7 +291,7 @@ def _figures(evaluation: Evaluation) -> Grid:
 
 
 def _figure_cells(figure: Figure) -> tuple[str, str]:
-    return "undefined" if figure.value is None else f"{figure.value:.3f}", _range(figure.interval, ".3f")
+    return "undefined" if figure.value is None else f"{figure.value:.3f}", range_cell(figure.interval, ".3f")
 
 
 def _comparisons(comparisons: Sequence[Comparison]) -> Grid:
@@ -284,7 +299,7 @@ def _comparisons(comparisons: Sequence[Comparison]) -> Grid:
         (
             one.name,
             f"{one.area:.2f}",
-            _range(one.interval, ".2f"),
+            range_cell(one.interval, ".2f"),
             "chosen" if one.chosen else f"{one.behind:+.2f} ± {one.error:.2f}",
         )
         for one in comparisons
@@ -303,191 +318,3 @@ def _topics(topics: Mapping[str, Evaluation]) -> Grid:
         rows.append((name, str(one.records), *accuracies, share, seconds, interval, area))
     headings = ("topic", "records", "Instruct", "Thinking", "routed", "oracle", "to Thinking", "seconds")
     return Grid((*headings, "routed, 95 %", "area over random"), rows)
-
-
-# The page of `curves`.
-
-
-def write_curves(
-    records: Sequence[Record],
-    unseen: OutOfFold | Values,
-    out: str | Path,
-    *,
-    language: Language = "en",
-    folds: int = 5,
-    together: Together = "text",
-) -> list[Path]:
-    """Write trade-off curves and reliability diagrams as PNG files and on the page `curves.html`.
-
-    Seconds are as recorded; where only tokens are known, the latency model of the records gives the seconds. The page
-    needs no other file and no network. Each file is written whole or not at all. If no font has Chinese characters,
-    "zh" gives a Chinese page with English figures.
-
-    Args:
-        records: Labeled records.
-        unseen: Predictions of models that had not seen the records, from `out_of_fold` or `read_oof` (`[2, n]`).
-            Predictions of several seeds are averaged.
-        out: Folder of the files.
-        language: "en" or "zh".
-        folds: Number of folds, for predictions that are an array.
-        together: What shared a fold, for predictions that are an array.
-
-    Returns:
-        The paths of the files, the page last.
-
-    Raises:
-        InputError: There are no records, or the predictions are for another number of records.
-        OSError: Writing fails.
-    """
-    if isinstance(unseen, OutOfFold):
-        seeds = np.asarray([[(one.p_instruct, one.p_thinking) for one in seed] for seed in unseen.given], dtype=float)
-        p = np.asarray(seeds.mean(axis=0).T)
-    else:
-        p, unseen = unseen, OutOfFold([], [], folds, together)
-    if not records or p.shape != (2, len(records)):
-        raise InputError(f"need at least one record and two probabilities each, not {len(records)} and {p.shape}")
-    sampling = sampling_of(records, unseen)
-    right = np.asarray([[float(o.correct) for o in outcomes(records, mode)] for mode in MODES])
-    found = trade_offs(
-        p[1] - p[0],
-        right,
-        seconds_of(records, measure_latency(records)),
-        np.asarray([float(len(record.prompt)) for record in records]),
-        [record.topic for record in records],
-        sampling=sampling,
-    )
-    measured = all(any(o.seconds is not None for o in outcomes(records, mode)) for mode in MODES)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for heading, file, figure, caption in _drawings(found, p, right, usable_language(language), measured):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})  # equal figures make equal files
-        replace_file(out / file, buffer.getvalue())
-        written.append(out / file)
-        groups.setdefault(heading, []).append((base64.b64encode(buffer.getvalue()).decode(), caption))
-    page = _TEMPLATES.get_template("curves.html.j2").render(
-        t=lambda english: say(english, language), language=language, measured=measured, groups=groups.items(),
-        **_grids(found, p, right, sampling, language),
-    )  # fmt: skip
-    replace_file(out / PAGE, page.encode())
-    return [*written, out / PAGE]
-
-
-def _drawings(
-    found: Sequence[TradeOff], p: Values, right: Values, language: Language, measured: bool
-) -> Iterable[tuple[str, str, Plot, str]]:
-    """Heading, file, figure and caption of each drawing."""
-    captions: dict[Against, str] = {
-        "share": "Accuracy against the share of requests sent to Thinking.",
-        "mean_seconds": "Accuracy against the mean time per answer.",
-        "p95_seconds": "Accuracy against the 95th percentile of the time per answer.",
-    }
-    for against, caption in captions.items():
-        if against == "share" or found[0].timed:
-            figure = trade_off_figure(found[0], against, language=language, measured=measured)
-            yield "Trade-off curves", f"accuracy-{against.replace('_', '-')}.png", figure, caption
-    for against, caption in captions.items():
-        if shown := [topic for topic in found[1:] if against == "share" or topic.timed]:
-            figure = topic_figure(shown, against, language=language, measured=measured)
-            yield "Topics", f"topics-{against.replace('_', '-')}.png", figure, caption
-    caption = "Reliability: on the dotted line, the probability equals the share of right answers."
-    yield "Calibration", "reliability.png", reliability_figure(p, right, language=language), caption
-
-
-def _grids(
-    found: Sequence[TradeOff], p: Values, right: Values, sampling: Sampling, language: Language
-) -> dict[str, Grid]:
-    """The tables of the page, by their names in the template."""
-    everything, topics = found[0], found[1:]
-    points = {
-        "always Instruct": everything.instruct,
-        "always Thinking": everything.thinking,
-        "oracle": everything.oracle,
-    }
-    curves = {"router": everything.routed, "longest prompts first": everything.longest, "random": everything.random}
-    seconds = ("mean (s)", "95th percentile (s)")
-    modes = list(zip(("Instruct", "Thinking"), p, right, strict=True))
-    bins = [(mode, reliability(mine, correct)) for mode, mine, correct in modes]
-    return {
-        "singles": Grid(
-            ("way", "to Thinking", "accuracy", "95 % interval", *seconds),
-            [(say(name, language), *_point(point)) for name, point in points.items()],
-        ),
-        "curve": Grid(
-            ("to Thinking", "router", "95 % interval", "longest prompts first", "random", *seconds),
-            [_step(everything, index) for index in range(0, len(SHARES), 10)],
-        ),
-        "metrics": Grid(
-            ("figure", *curves),
-            [
-                (say(name, language), *(_value(curve.figures[name], language) for curve in curves.values()))
-                for name in everything.routed.figures
-            ],
-        ),
-        "topics": Grid(
-            ("topic", "records", "always Instruct", "always Thinking", "oracle", "area over random", "APGR"),
-            [_topic(one, language) for one in topics],
-        ),
-        "calibration": Grid(
-            ("mode", "ECE", "chance level", "Brier"),
-            [(mode, *_calibration(mine, correct, sampling, language)) for mode, mine, correct in modes],
-        ),
-        "bins": Grid(
-            ("mode", "predicted", "observed", "records"),
-            [
-                (mode, f"{predicted:.3f}", f"{observed:.3f}", str(count))
-                for mode, one in bins
-                for predicted, observed, count in zip(one.predicted, one.observed, one.count, strict=True)
-            ],
-        ),
-    }
-
-
-def _point(point: Point) -> tuple[str, ...]:
-    seconds = (_seconds(point.mean_seconds), _seconds(point.p95_seconds))
-    return f"{point.share:.1%}", f"{point.accuracy:.1%}", _range(point.interval), *seconds
-
-
-def _step(found: TradeOff, index: int) -> tuple[str, ...]:
-    routed = found.routed
-    return (
-        f"{SHARES[index]:.0%}",
-        f"{routed.accuracy[index]:.1%}",
-        _range((routed.low[index], routed.high[index])),
-        f"{found.longest.accuracy[index]:.1%}",
-        f"{found.random.accuracy[index]:.1%}",
-        *(_seconds(None if cost is None else cost[index]) for cost in (routed.mean_seconds, routed.p95_seconds)),
-    )
-
-
-def _topic(found: TradeOff, language: Language) -> tuple[str, ...]:
-    accuracies = (f"{point.accuracy:.1%}" for point in (found.instruct, found.thinking, found.oracle))
-    figures = (_value(found.routed.figures[name], language) for name in ("area over random", "APGR"))
-    return name_of(found, language), str(found.records), *accuracies, *figures
-
-
-def _calibration(p: Values, correct: Values, sampling: Sampling, language: Language) -> list[str]:
-    learned = 2 * (p - p.mean()) * (correct - correct.mean())
-    score = Figure(brier(p, correct), sampling.share((p - correct) ** 2, learned=learned))
-    return [_number(ece(p, correct)), _number(ece_if_calibrated(p)), _value(score, language)]
-
-
-def _value(figure: Figure, language: Language) -> str:
-    if figure.value is None:
-        return say("undefined", language)
-    interval = "" if figure.interval is None else " ({} – {})".format(*map(_number, figure.interval))
-    return _number(figure.value) + interval
-
-
-def _number(value: float) -> str:
-    return f"{round(value, 3) + 0.0:.3f}"  # + 0.0: no "-0.000"
-
-
-def _range(interval: Interval | None, form: str = ".1%") -> str:
-    return UNKNOWN if interval is None or isnan(interval[0]) else " – ".join(format(end, form) for end in interval)
-
-
-def _seconds(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.2f}"

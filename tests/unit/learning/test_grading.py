@@ -144,7 +144,9 @@ def test_tuples_and_intervals_are_no_numbers(text: str) -> None:
     assert not Number()(text, gold("3", "5", "1"))
 
 
-@pytest.mark.parametrize(("text", "value"), [("(1,234)", 1234), ("(-3)", -3), (r"\boxed{1,234}", 1234), ("(3/4)", 0.75)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("(1,234)", 1234), ("(-3)", -3), (r"\boxed{1,234}", 1234), ("(3/4)", 0.75)]
+)
 def test_numbers_in_brackets(text: str, value: float) -> None:
     assert number_of(text) == Numeral(value)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,10 +18,11 @@ from PIL import Image
 
 from vlroute.decision.classifier import Prediction
 from vlroute.errors import InputError
-from vlroute.learning import plots, report
+from vlroute.learning import curves, plots
+from vlroute.learning.curves import write_curves
 from vlroute.learning.evaluate import read_oof, trade_off
 from vlroute.learning.out_of_fold import OutOfFold
-from vlroute.learning.report import collection_report, collection_table, write_curves
+from vlroute.learning.report import collection_report, collection_table
 from vlroute.records import Outcome, Record
 
 
@@ -74,7 +77,7 @@ def read(html: str) -> Page:
 @pytest.fixture
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small figures, which are drawn faster."""
-    monkeypatch.setattr(report, "DPI", 20)
+    monkeypatch.setattr(curves, "DPI", 20)
 
 
 @pytest.mark.usefixtures("coarse")
@@ -208,3 +211,12 @@ def test_the_report_of_collect_shows_intervals_and_unknown_values() -> None:
     assert "| all | 41 | " in page
     assert "* f:1: a \\| b" in page
     assert collection_table(records).row_count == 3
+
+
+def test_collecting_needs_no_package_for_training() -> None:
+    code = (
+        "import sys, vlroute.learning.collect\n"
+        "print({'scipy', 'sklearn', 'matplotlib', 'datasets', 'math_verify'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
