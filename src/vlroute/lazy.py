@@ -31,4 +31,4 @@ def lazy_names(
         return value
 
     public = sorted(homes)
-    return get, lambda: sorted({*public, *vars(sys.modules[package])}), public
+    return get, lambda: sorted(public), public

@@ -104,6 +104,7 @@ def test_names_for_type_checkers_are_the_lazy_ones(package: str) -> None:
         alias.asname: one.module for one in checked.body if isinstance(one, ast.ImportFrom) for alias in one.names
     }
     assert {*imported} == {*module.__all__} - {"__version__"}
+    assert dir(module) == sorted({*module.__all__})
     for name, home in imported.items():
         assert getattr(import_module(str(home)), str(name)) is getattr(module, str(name))
 
