@@ -423,7 +423,7 @@ def _storable(text: str | None) -> str | None:
 def _advice(why: list[str]) -> str:
     said = " ".join(why).lower()
     if "full" in said or "no space" in said or "disk i/o" in said:
-        return "; free space on its disk, or delete old answers with Store.prune"
+        return "; free some space on its disk, or delete old answers with Store.prune"
     if "locked" in said:
         return f"; another process has held it for {BUSY_SECONDS} s"
     if "not a database" in said or "malformed" in said:
