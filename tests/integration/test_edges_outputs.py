@@ -136,9 +136,9 @@ def test_equal_prompts_without_captions_are_not_told_apart_by_captions(tmp_path:
     assert "only captions" not in output
 
 
-@pytest.mark.parametrize("judgement", [["--wrong", "--correct"], ["--correct", "--wrong"], []])
-def test_feedback_needs_one_judgement(judgement: list[str], trained: Path) -> None:
-    code, output = cli("feedback", "0" * 32, *judgement, "--store", trained / "answers.db")
+@pytest.mark.parametrize("rating", [["--wrong", "--correct"], ["--correct", "--wrong"], []])
+def test_feedback_needs_one_rating(rating: list[str], trained: Path) -> None:
+    code, output = cli("feedback", "0" * 32, *rating, "--store", trained / "answers.db")
     assert code != 0
     assert "--correct" in output
     assert "--wrong" in output

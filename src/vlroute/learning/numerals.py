@@ -18,8 +18,9 @@ INSTALL = "pip install 'vlroute[collect]'"
 _WORDS = re.findall(
     r"\w+",
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty",
+    "eighteen nineteen",
 )
+_TENS = re.findall(r"\w+", "twenty thirty forty fifty sixty seventy eighty ninety")
 _UNITS = {"万": 1e4, "亿": 1e8}
 _ARABIC = re.compile(
     r"""
@@ -37,7 +38,10 @@ _CHINESE = re.compile(rf"(?P<sign>负)?(?:(?P<percent>百分之)|(?P<below>[{_HA
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 #: A tuple or an interval, which is not one number; a comma before three digits separates thousands.
 _TUPLE = re.compile(r"(?:\\left)?[(\[][^()\[\]]*(?:;|,(?!\d{3}(?!\d)))[^()\[\]]*[)\]]")
-_ENGLISH = re.compile(rf"\b({'|'.join(_WORDS)})\b", re.IGNORECASE)
+_ENGLISH = re.compile(
+    rf"\b(?:({'|'.join(_TENS)})(?:[-\s]({'|'.join(_WORDS[1:10])}))?|({'|'.join(_WORDS)}))\b(?!\s+(?:hundred|thousand))",
+    re.IGNORECASE,
+)
 _TEX = (
     (re.compile(r"\\[dt]?frac\s*\{\s*(-?[\d.]+)\s*\}\s*\{\s*([\d.]+)\s*\}"), r"\1/\2"),
     (re.compile(r"\{,\}|\\[,!;]"), ","),
@@ -72,8 +76,8 @@ def number_of(text: str) -> Numeral | None:
 
     Thousands separators (1,234; a comma before three digits is never a decimal comma), decimals, exponents (1e-3,
     2×10^5), fractions (3/4, 1 1/2, ½), percent, 万 and 亿, and LaTeX formulas of numbers (\frac{3}{4}, 2\sqrt{3},
-    2^{10}) are read. Chinese numerals count only if there are no digits, English words (zero to twenty) only if there
-    are neither. A tuple or interval such as (2, 3) is not a number.
+    2^{10}) are read. Chinese numerals count only if there are no digits; English words (zero to ninety-nine) count only
+    if there are neither. A tuple or interval such as (2, 3) is not a number.
 
     Args:
         text: Any text.
@@ -172,5 +176,9 @@ def _from_chinese(numerals: str) -> float:
 
 
 def _english(text: str) -> Numeral | None:
-    found = _ENGLISH.findall(text)
-    return Numeral(float(_WORDS.index(found[-1].lower()))) if found else None
+    found = _ENGLISH.findall(text.lower())
+    if not found:
+        return None
+    tens, ones, small = found[-1]
+    value = 10 * _TENS.index(tens) + 20 if tens else 0
+    return Numeral(float(value + _WORDS.index(ones or small or "zero")))

@@ -90,6 +90,9 @@ def test_plain_of_nothing() -> None:
         ("二〇二四年", 2024),
         ("答案是12，两个都一样", 12),
         ("There are three circles.", 3),
+        ("Twenty-one dots", 21),
+        ("ninety nine", 99),
+        ("the fifty", 50),
         ("5.", 5),
     ],
 )
@@ -151,7 +154,7 @@ def test_numbers_in_brackets(text: str, value: float) -> None:
     assert number_of(text) == Numeral(value)
 
 
-@pytest.mark.parametrize("text", ["", "none at all", "1/0", "see H2O"])
+@pytest.mark.parametrize("text", ["", "none at all", "1/0", "see H2O", "five hundred"])
 def test_no_number(text: str) -> None:
     assert number_of(text) is None
 
