@@ -24,13 +24,13 @@ Grader: TypeAlias = Callable[[str, Example], bool | float]
 _ENDS = r"[\s\"'`*_,;:!?…。、，；：！？“”‘’«»「」『』《》【】()\[\]{}]|\.(?!\d)"
 _AT_ENDS = re.compile(rf"^(?:{_ENDS})+|(?:{_ENDS})+$")
 
-_SAID = r"(?:answer|option|choice|答案|选项|选择|应选|故选|选)"
+_LEAD = r"(?:answer|option|choice|答案|选项|选择|应选|故选|选)"
 _LETTER = r"\(?\*{0,2}\(?([A-Z]|[a-z](?=\**\s*(?:[).:,]|$)))\)?(?![A-Za-z'’])"
 #: Forms in which models write a choice, the most reliable first. Of several matches of a form the last one counts.
 _CHOICES = (
     re.compile(r"^\W*([A-Za-z])\W*$"),
     re.compile(r"\\boxed\s*\{\s*(?:\\text\s*\{)?\s*\(?([A-Za-z])\)?\s*\}"),
-    re.compile(rf"(?i:{_SAID})\s*(?:(?i:is|should be|would be|为|是|:)\s*)*{_LETTER}"),
+    re.compile(rf"(?i:{_LEAD})\s*(?:(?i:is|should be|would be|为|是|:)\s*)*{_LETTER}"),
     re.compile(r"^\W*([A-Z])[).:、](?=\s|[^\x00-\x7f])"),
     re.compile(r"(?<!\w)\(([A-Za-z])\)"),
 )
