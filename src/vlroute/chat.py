@@ -96,7 +96,7 @@ class Chat:
             videos: Videos of the question.
             caption: A description of the media, instead of the captioner's.
             mode: Forces a mode.
-            price: Replaces the price of the policy for this turn.
+            price: Replaces the price of the policy for this turn, even if the policy is a target.
             cancel: Cancels the answer once it is set.
             **generation: Generation settings.
 
@@ -139,7 +139,7 @@ class Chat:
             videos: Videos of the question.
             caption: A description of the media, instead of the captioner's.
             mode: Forces a mode.
-            price: Replaces the price of the policy for this turn.
+            price: Replaces the price of the policy for this turn, even if the policy is a target.
             cancel: Cancels the answer once it is set.
             **generation: Generation settings.
 
@@ -273,7 +273,7 @@ def check_chat_output(folder: str | Path) -> Path:
 
 
 def write_chat(folder: str | Path, system: str | None, turns: tuple[Turn, ...]) -> Path:
-    """Write the pictures, then `chat.json` atomically, so that a killed process leaves the old chat or the new one."""
+    """Write the pictures, then `chat.json` atomically: if the process is killed, the previous chat remains readable."""
     folder = check_chat_output(folder)
     (folder / MEDIA).mkdir(parents=True, exist_ok=True)
     written = [
@@ -313,7 +313,7 @@ def read_chat(folder: str | Path, limits: Limits = DEFAULT_LIMITS) -> tuple[str 
         ) from error
     if not isinstance(chat, dict) or chat.get("format") != FORMAT:
         raise ChatFileError(
-            f"{FILE} in {folder.name!r} has another format than {FORMAT}; read it with the vlroute that wrote it"
+            f"{FILE} in {folder.name!r} is not in format {FORMAT}; read it with the vlroute version that wrote it"
         )
     try:
         system = None if chat["system"] is None else _string(chat["system"], "system")

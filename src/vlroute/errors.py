@@ -86,7 +86,7 @@ class RouterClosedError(VLRouteError, RuntimeError):
 
 
 class ChatBusyError(VLRouteError, RuntimeError):
-    """This thread has an open stream of the chat and would wait for itself. Read or close the stream first."""
+    """A new turn would deadlock, because this thread has an open stream of the same chat. Read or close it first."""
 
 
 class ChatFileError(VLRouteError):

@@ -1,4 +1,4 @@
-"""The way of one request: load the model if needed, caption, decide, answer, store."""
+"""The steps of one request: load the model if needed, caption, decide, answer, store."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class RequestOptions:
     Attributes:
         caption: Description of the media, instead of the captioner's.
         mode: Forces a mode; "auto" becomes None.
-        price: Replaces the price of the policy.
+        price: Replaces the price of the policy, even if the policy is a target.
         cancel: Cancels the answer once it is set.
         generation: Generation settings.
-        namespace: Tenant of the request. Entries that were cached for another namespace are not used, so that they do
-            not show in response times either.
+        namespace: Tenant of the request. Entries that were cached for another namespace are not used, so that
+            response times do not reveal them either.
 
     Raises:
         InputError: The mode, price, caption or cancel event is invalid.

@@ -66,11 +66,11 @@ class Router:
         caching: `vision_cache`, `prefix_cache` or both.
         store: Where answers are stored.
         max_num_seqs: See `from_pretrained`.
-        engine: Answers instead of checkpoints that this process loads; `instruct` and `thinking` are then names.
+        engine: An engine that answers instead of checkpoints in this process; `instruct` and `thinking` are then names.
 
     Raises:
         SettingsError: An argument is invalid. Nothing is loaded for this check.
-        ArtifactError: A target needs a calibration set, or the captioner "probe" a probe, and there is none.
+        ArtifactError: There is no calibration set for the target, or no vision probe for the captioner "probe".
     """
 
     def __init__(
@@ -151,9 +151,9 @@ class Router:
                 cached by content.
             limits: What a request may contain.
             device: Device of the models, such as "cuda:1"; by default CUDA if available.
-            dtype: Data type of the weights; by default that of the checkpoints.
+            dtype: Data type of the weights; by default bfloat16 on CUDA and float32 on other devices.
             attn_implementation: Attention implementation of transformers.
-            quantization: "int8", "int4", or a quantization config of transformers.
+            quantization: "4bit", "8bit", "int8", or a quantization config of transformers.
             generation: Settings per mode: `{"thinking": {"max_new_tokens": 4096}}`.
             vision_cache: Cache of vision features with budgets of your own. Several routers may share it.
             prefix_cache: Cache of KV entries with a budget of your own.
@@ -251,7 +251,7 @@ class Router:
 
         loading = {name: settings.pop(name) for name in _LOADING if name in settings}
         if loading.pop("max_num_seqs", 1) not in (None, 1) or any(value is not None for value in loading.values()):
-            raise SettingsError(f"endpoints load nothing here: leave {', '.join(_LOADING)} to their servers")
+            raise SettingsError(f"{', '.join(_LOADING)} cannot be used with endpoints; set them on the servers")
         remote = RemoteEngine.over(instruct, thinking)
         try:
             return cls(
@@ -437,7 +437,7 @@ class Router:
             history: Earlier messages.
             caption: A description of the media, instead of the captioner's.
             mode: "instruct" or "thinking" forces that mode.
-            price: Replaces the policy for this request.
+            price: Replaces the price of the policy for this request.
 
         Returns:
             The decision with its probabilities, expected seconds and reason.
@@ -486,7 +486,7 @@ class Router:
             history: Earlier messages.
             caption: A description of the media, instead of the captioner's.
             mode: "instruct" or "thinking" forces that mode; "auto" or None lets the router decide.
-            price: Replaces the policy for this request, even if the policy is a target such as "fast".
+            price: Replaces the price of the policy for this request, even if the policy is a target such as "fast".
             cancel: Once set, generation ends within one token, with `finish_reason="cancelled"`.
             **generation: Settings with the names of transformers: `temperature=0` (greedy), `max_new_tokens=64`,
                 `thinking_budget=500` (tokens of reasoning), …. None means "not set here".
@@ -527,7 +527,7 @@ class Router:
             history: Earlier messages.
             caption: A description of the media, instead of the captioner's.
             mode: Forces a mode.
-            price: Replaces the policy for this request.
+            price: Replaces the price of the policy for this request.
             cancel: Cancels the answer once it is set.
             **generation: Generation settings.
 
@@ -608,7 +608,7 @@ class Router:
         Args:
             answer_id: `Answer.id` of the answer.
             correct: True, false, or a share from 0 to 1.
-            comment: Stored beside it.
+            comment: Free text that is stored with the feedback.
 
         Raises:
             ValueError: The router has no store.
@@ -639,11 +639,11 @@ class Router:
 
 
 def _combined(settings: Mapping[str, Any], generation: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Both combined. Raises SettingsError for a name that is not a setting, such as a misspelled argument."""
+    """Merge both arguments. Raises SettingsError for a name that is not a setting, such as a misspelled argument."""
     if not isinstance(generation, Mapping | None):
         raise refused("generation", generation, "a mapping of settings, or of settings per mode")
     if "price" in settings:
-        raise SettingsError("price is no argument of a router; pass policy=Policy(price=…), or price= to ask")
+        raise SettingsError("price is not an argument of a router; pass policy=Policy(price=…), or price= to ask")
     arguments = [name for name in inspect.signature(Router.from_pretrained).parameters if name != "settings"]
     for name in settings:
         like = difflib.get_close_matches(name, [*arguments, *SETTINGS], 1)

@@ -425,7 +425,7 @@ def _advice(why: list[str]) -> str:
     if "full" in said or "no space" in said or "disk i/o" in said:
         return "; free some space on its disk, or delete old answers with Store.prune"
     if "locked" in said:
-        return f"; another process has held it for {BUSY_SECONDS} s"
+        return f"; another process has locked it for {BUSY_SECONDS} s"
     if "not a database" in said or "malformed" in said:
         return "; it is damaged or not a store: move it away, or name another file"
     return ""

@@ -53,14 +53,14 @@ class Decision:
 
     Attributes:
         mode: The mode that answers.
-        stage: How much evidence the decision rests on.
+        stage: The evidence on which the decision is based.
         p_instruct: Expected probability that Instruct answers correctly.
         p_thinking: The same for Thinking.
         gain: `p_thinking - p_instruct`.
         seconds_instruct: Expected seconds of Instruct's whole answer.
         seconds_thinking: The same for Thinking.
         threshold: The gain that is needed: price × extra seconds.
-        reason: Why, in one sentence.
+        reason: The reason, in one sentence.
         caption: The caption that was used.
         forced: Whether the caller chose the mode.
         fallback: Whether the chosen mode could not answer, so that `mode` is the other one.

@@ -354,6 +354,6 @@ def test_invalid_files_of_endpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert there.remote is not None
     assert there.remote.endpoints["thinking"].api_key == "secret"
     assert "secret" not in repr(there.remote.endpoints)
-    with pytest.raises(ValueError, match="load nothing here"):
+    with pytest.raises(ValueError, match="cannot be used with endpoints"):
         Router.from_pretrained(file, device="cpu")
     assert create_app(there)

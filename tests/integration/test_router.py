@@ -33,7 +33,7 @@ def test_deciding_stays_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("thinking")
-    assert "by the prompt alone" in done.stdout
+    assert "from the prompt alone" in done.stdout
     assert done.stderr.count("embedded pocket pair") == 1
     assert len(done.stderr.strip().splitlines()) == 1
 

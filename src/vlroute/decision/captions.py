@@ -116,7 +116,7 @@ class VisionProbe:
     """Predicts the caption of a picture or video from its pooled vision features.
 
     Attributes:
-        texts: Captions or terms that it knows.
+        texts: Captions or terms that it can predict.
         weights: Weights of the logits, float32 `[len(texts), width]`, for pooled features `[width]`.
         bias: Bias of the logits, `[len(texts)]`.
         whole: Whether the texts are whole captions, of which the most probable one is the caption. Otherwise they are
@@ -198,7 +198,7 @@ class VisionProbe:
         try:
             card, arrays = read_artifact(folder)
         except ArtifactError as error:
-            raise ArtifactError(f"vision probe: {error}. Or else: {REMEDY}") from error
+            raise ArtifactError(f"vision probe: {error}. Alternatively: {REMEDY}") from error
         try:
             kind, texts, whole, tower = (card.pop(name) for name in ("kind", "texts", "whole", "tower"))
             typed = isinstance(texts, list) and isinstance(whole, bool) and isinstance(tower, str)
@@ -258,7 +258,7 @@ class OcrCaptioner:
         self._read: Callable[..., Any] = reader
 
     def __call__(self, media: Picture | Video, /) -> str:
-        """The caption; "no text" if there is none. For a video, that of the frame with the most text of three."""
+        """The caption; "no text" if there is none. For a video, of the one of three frames with the most text."""
         if isinstance(media, Picture):
             return describe(*self._found(media.image))
         last = len(media.frames) - 1

@@ -26,8 +26,8 @@ class Heads:
     """Four linear heads: "Instruct is right", "Thinking is right", and ln tokens of Instruct and Thinking.
 
     Attributes:
-        weights: Of the columns of the features, float32 `[width, 4]`.
-        embedded: Of the embedding, for the first two heads, `[embedding width, 2]`.
+        weights: Weights of the feature columns, float32 `[width, 4]`.
+        embedded: Weights of the embedding, for the first two heads, `[embedding width, 2]`.
         bias: `[4]`.
         calibration: Slope and intercept of Platt's sigmoid on the logits, `[2, 2, 2]`: head, without or with caption.
         log_tokens: `[2, 3]`: per mode the lowest and highest ln tokens of training, and the ln of Duan's smearing
@@ -95,7 +95,7 @@ class Prediction:
 
 
 class ComplexityClassifier:
-    """Predicts from prompt and caption what both modes would do.
+    """Predicts correctness and number of tokens of both modes from prompt and caption.
 
     `vlroute.learning.train` trains a classifier, `load` reads a trained one.
 

@@ -50,7 +50,7 @@ _NO_EMBEDDING = np.zeros(0, np.float32)
 
 
 def _normalize(text: str, end_chars: int) -> str:
-    """Lower-cased text in Unicode form NFKC; of a longer text only `end_chars` characters at either end."""
+    """Lower-cased text in Unicode form NFKC; a long text is reduced to `end_chars` characters at each end."""
     if len(text) > 2 * end_chars:
         text = f"{text[:end_chars]}\n{text[-end_chars:]}"
     return unicodedata.normalize("NFKC", text).lower()
@@ -231,9 +231,9 @@ class Features:
     Attributes:
         columns: Distinct non-zero columns, int64 `[k]`.
         values: Their values, float32 `[k]`; the last ones are the plain numbers.
-        coverage: Share of the tokens used that training has seen, 0 to 1.
+        coverage: Share of the used tokens that occurred in the training data, 0 to 1.
         captioned: Whether the caption is used.
-        embedding: Of the prompt, then of the caption (zeros without one), each of length 1: float32 `[2 * width]`;
+        embedding: Unit vector of the prompt, then that of the caption (zeros without one): float32 `[2 * width]`;
             `[0]` without a text encoder.
     """
 

@@ -19,13 +19,13 @@ PRICE = Number(0)
 class Policy:
     """Thinking answers if its expected gain is greater than price × extra seconds.
 
-    Unless a decision is forced, has low coverage or fell back: the mode is Thinking exactly if `gain > threshold`; with
-    a gain of at most 0 it is never Thinking; and with the same prediction a higher price never changes Instruct to
-    Thinking. Always: every number of the decision is finite, `threshold >= 0`, and `gain == p_thinking - p_instruct`.
+    This holds unless the mode is forced, the coverage is low, or the chosen mode could not answer. Thinking is never
+    chosen for a gain of at most 0. For the same prediction, a higher price never changes the mode from Instruct to
+    Thinking. All numbers of a decision are finite, `threshold >= 0`, and `gain == p_thinking - p_instruct`.
 
     Attributes:
         price: What one second of waiting is worth, in probability of a right answer. 0.1: one more second has to raise
-            the probability by 0.1. 0: Thinking answers wherever it helps at all.
+            the probability by 0.1. 0: Thinking answers whenever its expected gain is positive.
         min_coverage: A request with a lower coverage (share of its tokens that training has seen) is too different from
             the training data, and is sent to `fallback_mode`.
         fallback_mode: The mode for requests with low coverage, and without a classifier.

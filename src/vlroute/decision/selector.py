@@ -37,7 +37,7 @@ CaptionSource = Literal["instruct", "probe"]
 
 
 class VisionRequest(Protocol):
-    """A request that is being answered, as far as captions need it. Engines implement it."""
+    """The part of a running request that caption sources use. Engines implement it."""
 
     @property
     def namespace(self) -> str:
@@ -56,7 +56,7 @@ class VisionRequest(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A picture or video with the request that it is in, which may have its features already."""
+    """A picture or video and the request that contains it, which may already have its features."""
 
     media: Picture | Video
     request: VisionRequest | None
@@ -68,7 +68,7 @@ class _Seen:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What decides now. It is replaced atomically."""
+    """What decisions are currently based on. It is replaced atomically."""
 
     classifier: ComplexityClassifier | None
     policy: Policy
@@ -116,7 +116,7 @@ class ModeSelector:
 
     @property
     def policy(self) -> Policy:
-        """The policy that decides now. The price of a target follows the latency model."""
+        """The policy in use. The price of a target follows the latency model."""
         return self._current().policy
 
     @property
@@ -159,7 +159,7 @@ class ModeSelector:
     def observe(
         self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, uncached_tokens: int | None
     ) -> None:
-        """Update the latency model with one answer, and now and then the price of a target.
+        """Update the latency model with one answer, and at intervals the price of a target.
 
         Args:
             mode: The mode that answered.
@@ -244,7 +244,7 @@ class ModeSelector:
             conversation: The messages.
             caption: The caption, if there is one.
             mode: Forces a mode.
-            price: Replaces the price of the policy.
+            price: Replaces the price of the policy, even if the policy is a target.
             uncached_tokens: Number of prompt tokens that each mode would have to prefill, if known.
 
         Returns:
@@ -262,12 +262,12 @@ class ModeSelector:
         decision = policy.decide(prediction, self.latency, caption, mode, uncached_tokens)
         self._warn_of_price(decision, policy.price)
         if caption is None and mode is None and (conversation.pictures or conversation.videos):
-            reason = f"{decision.reason} (by the prompt alone: no caption before the model is loaded)"
+            reason = f"{decision.reason} (from the prompt alone: no caption is made before the model is loaded)"
             decision = replace(decision, reason=reason)
         return decision
 
     def _warn_of_price(self, decision: Decision, price: float) -> None:
-        """Warn once: no gain exceeds 1, so with such a threshold no such request is routed to Thinking."""
+        """Warn once if the threshold is above 1: no gain exceeds 1, so such a request never goes to Thinking."""
         if decision.threshold <= 1 or decision.forced or self._warned_of_price:
             return
         self._warned_of_price = True

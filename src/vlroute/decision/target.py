@@ -26,10 +26,10 @@ class Target:
     Attributes:
         target_accuracy: Accuracy from 0 to 1, to be reached in as few seconds as possible.
         max_mean_seconds: Mean seconds of an answer; the accuracy within them is as high as possible.
-        thinking_share: Share of requests, 0 to 1, that Thinking answers; fewer if Thinking helps with fewer.
+        thinking_share: Share of requests, 0 to 1, that Thinking answers; a smaller share if fewer have a positive gain.
         preset: "fast" and "balanced" use at most a quarter and a half of the extra seconds that always thinking takes;
-            "accurate" thinks wherever it helps; "knee" is the point of diminishing returns: farthest above the straight
-            line between the fastest and the most accurate point (Kneedle, Satopaa et al. 2011).
+            "accurate" thinks if the gain is above 0; "knee" is the point of diminishing returns: farthest above the
+            straight line between the fastest and the most accurate point (Kneedle, Satopaa et al. 2011).
 
     Raises:
         SettingsError: Not exactly one attribute is set, or its value is invalid.

@@ -24,7 +24,7 @@ _NOT_CONTENT = {"README.md", ".gitattributes"}
 
 
 class TextEncoder(Protocol):
-    """What embeds texts."""
+    """Interface of text encoders."""
 
     @property
     def name(self) -> str:

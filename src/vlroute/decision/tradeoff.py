@@ -23,7 +23,7 @@ class CalibrationSet:
     Attributes:
         p: Predicted probabilities of a right answer, float32 `[n, 2]`.
         expected: Predicted numbers of tokens, `[n, 2]`.
-        right: How right the answers were, 0 to 1, `[n, 2]`.
+        right: Correctness of the answers, 0 to 1, `[n, 2]`.
         tokens: Numbers of generated tokens, `[n, 2]`; the predicted ones if they were not recorded.
         coverage: See `Prediction`, `[n]`.
 

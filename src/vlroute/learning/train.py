@@ -174,7 +174,7 @@ def calibration_set(records: Sequence[Record], predictions: Sequence[Prediction]
         predictions: Their out-of-fold predictions.
 
     Returns:
-        Predictions and outcomes. Tokens that are not recorded are as predicted.
+        Predictions and outcomes. Missing numbers of tokens are replaced by the predicted ones.
     """
     rng = np.random.default_rng(0)
     chosen = np.sort(rng.permutation(len(records))[:MAX_CALIBRATION]).tolist()

@@ -287,7 +287,7 @@ class Service:
             if len(self._admitted) >= self.max_admitted:
                 wait = math.ceil(self._mean_seconds * len(self._admitted) / (2 * self.settings.max_num_seqs))
                 raise APIError(
-                    429, f"{len(self._admitted)} requests are being answered or wait already; try again later",
+                    429, f"{len(self._admitted)} requests are already being answered or waiting; try again later",
                     "too_many_requests", headers={"Retry-After": str(min(max(wait, 1), 60))},
                 )  # fmt: skip
             self._admitted.add(cancel)
