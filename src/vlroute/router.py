@@ -387,7 +387,7 @@ class Router:
         return cast("LocalEngine", self._model.load())
 
     def request(self, conversation: Conversation) -> Request:
-        """The engine's side of one request, without a decision.
+        """Open a request in the engine, without a decision.
 
         Args:
             conversation: The messages.

@@ -294,7 +294,7 @@ class Store:
             return stored, connection.execute(rated).scalar_one()
 
     def prune(self, older_than: timedelta) -> int:
-        """Delete old answers and their feedback. Call `export_feedback` before if the feedback is still needed.
+        """Delete old answers and their feedback. If the feedback is still needed, call `export_feedback` first.
 
         Args:
             older_than: minimum age of the deleted answers.

@@ -289,7 +289,7 @@ class ModeSelector:
         return seen.request.caption(seen.media, CAPTION_PROMPT)
 
     def _fits(self, probe: VisionProbe, request: VisionRequest) -> bool:
-        """Whether the probe captions. Raises ArtifactError if it has to, but was trained on another tower."""
+        """Whether the probe makes the captions. Raises ArtifactError if it has to, but was trained on another tower."""
         if self._captioner == "instruct":
             return False
         try:

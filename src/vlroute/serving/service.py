@@ -255,7 +255,7 @@ class Service:
         self.metrics.feedback.inc()
 
     async def run_in_thread(self, work: Callable[[], T]) -> T:
-        """The result of `work`, which counts as an admitted request. APIError as of `answer`."""
+        """The result of `work`, which counts as an admitted request. Raises the APIErrors of `answer`."""
         cancel = self._admit()
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
