@@ -84,12 +84,12 @@ def test_what_cannot_begin_ends_in_one_line() -> None:
 def test_pictures_that_wait_can_be_taken_back(router: Router) -> None:
     talk = Talk(router.chat())
     talk.command("/image one.png 'two files.png'")
-    assert len(talk.waiting) == 2
+    assert len(talk.images) == 2
     talk.command("/image")
-    assert not talk.waiting
+    assert not talk.images
     with pytest.raises(InputError):
         talk.command("/image one.png broken.png")
-    assert not talk.waiting
+    assert not talk.images
 
 
 def test_a_full_memory_costs_one_turn(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
