@@ -102,7 +102,7 @@ def cluster(store: str) -> Iterator[Cluster]:
         serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
         made = Cluster(f"http://127.0.0.1:{port}", settings, None, store)
         made.deploy()
-        made = replace(made, handle=serve.get_deployment_handle("Pair", "vlroute"))
+        made = replace(made, handle=serve.get_deployment_handle("Replica", "vlroute"))
         with made.http() as http:
             until(lambda: http.get("/ready").status_code == 200, 60)
         yield made

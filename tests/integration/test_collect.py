@@ -151,6 +151,15 @@ def test_settings_must_stay_the_same(router: Router, tmp_path: Path) -> None:
         collect_records(router, data, tmp_path / "r.jsonl.gz", console=quiet())
 
 
+def test_a_run_with_the_former_names_of_settings_is_continued(router: Router, tmp_path: Path) -> None:
+    data, out, settings = write_data(tmp_path, 2), tmp_path / "r.jsonl", tmp_path / "r.settings.json"
+    collect_records(router, data, out, limit=1, console=quiet())
+    old = json.loads(settings.read_text())
+    old["pair"], old["judge"] = old.pop("model"), old.pop("grader").replace("grading:", "judges:")
+    settings.write_text(json.dumps(old))
+    assert collect_records(router, data, out, console=quiet()).recorded == 1
+
+
 def test_limit_and_columns(router: Router, tmp_path: Path) -> None:
     data, out = write_data(tmp_path, 4), tmp_path / "r.jsonl"
     data.write_text(data.read_text().replace('"prompt"', '"question"'))

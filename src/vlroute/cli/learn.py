@@ -232,6 +232,8 @@ def collect(
     from vlroute.router import Router
 
     chosen = load_grader(grader, tolerance)
+    if agreement_shares != DEFAULT_SHARES and not agreement:
+        raise InputError("--agreement-shares has an effect only with --agreement; add it, or leave the shares out")
     by_agreement = parse_agreement(agreement_shares, chosen) if agreement else None
     mapping = parse_columns(columns)
     inputs = [Path(source), *(artifact_files(router) if router else []), *([Path(model)] if model else [])]

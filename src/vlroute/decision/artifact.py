@@ -75,8 +75,8 @@ def read_artifact(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
     schema = card.pop("schema", None) if isinstance(card, dict) else None
     if schema not in (3, SCHEMA):
         raise ArtifactError(
-            f"{folder / CARD_FILE} has schema {schema!r}; this version of vlroute reads {SCHEMA}. Train the router "
-            "again with 'vlroute train', or install the version of vlroute that wrote it"
+            f"{folder / CARD_FILE} has schema {schema!r}; this version of vlroute reads 3 and {SCHEMA}. Train "
+            "the router again with 'vlroute train', or install the version of vlroute that wrote it"
         )
     weights = _read(folder / WEIGHTS_FILE)
     if hashlib.sha256(weights).hexdigest() != card.pop("weights_sha256", None):

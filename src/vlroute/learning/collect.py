@@ -278,6 +278,9 @@ def _begin(out: Path, settings: dict[str, Any], strict: bool, console: Console) 
         raise InputError(
             f"{out} exists, but its settings cannot be read ({kept.name}: {error}); choose another file"
         ) from error
+    if isinstance(before, dict) and "judge" in before:  # written with the names before this version
+        before["model"], before["grader"] = before.pop("pair", None), str(before.pop("judge"))
+        before["grader"] = before["grader"].replace("vlroute.learning.judges:", "vlroute.learning.grading:")
     changed = [name for name in settings if before.get(name) != settings[name]]
     if changed:
         name = changed[0]

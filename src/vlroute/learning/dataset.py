@@ -18,7 +18,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from vlroute.errors import InputError
-from vlroute.records import open_data, reading
+from vlroute.records import FORMER_NAMES, open_data, reading
 
 #: Rows of a table that are turned into Python values at a time; each may contain several megabytes of pictures.
 BATCH = 16
@@ -328,7 +328,8 @@ def parse_columns(text: str) -> dict[str, list[str]]:
 
 
 def _example(row: SourceRow, columns: Mapping[str, Sequence[str]]) -> Example:
-    values = {name: _value(row, columns.get(name, (name,))[0]) for name in COLUMNS}
+    former = {name: old for name, old in FORMER_NAMES.items() if name not in row.values and name not in columns}
+    values = {name: _value(row, columns.get(name, (former.get(name, name),))[0]) for name in COLUMNS}
     for name in columns.keys() & {"prompt", "answer"}:
         if columns[name][0] not in row.values:
             raise InputError(f"there is no column {columns[name][0]!r}; found: {', '.join(map(str, row.values))}")

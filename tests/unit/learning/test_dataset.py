@@ -135,6 +135,17 @@ def test_a_row_keeps_its_id_where_it_moves() -> None:
     assert example(id=7).id == "7"
 
 
+def test_former_names_of_columns_are_read() -> None:
+    old = example(prompt="p", answer="x", family="count", grade="easy")
+    assert (old.topic, old.level) == ("count", "easy")
+    both = example(prompt="p", answer="x", family="old", topic="new")
+    assert both.topic == "new"
+    mapped = to_example(
+        SourceRow("f:1", {"prompt": "p", "answer": "x", "family": "old", "kind": "k"}), {"topic": ["kind"]}
+    )
+    assert mapped.topic == "k"
+
+
 def test_options_become_lettered_lines_once() -> None:
     asked = example(prompt="Which?", options=["A. red", "blue"], answer="B")
     assert asked.options == ("red", "blue")

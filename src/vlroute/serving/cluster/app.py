@@ -99,7 +99,7 @@ def build(settings: ClusterSettings) -> serve.Application:
     seconds = settings.server.deadline  # a replica that is to stop may finish its requests
     replicas = serve.deployment(
         Replica,
-        name="Pair",
+        name="Replica",
         max_ongoing_requests=settings.ongoing,
         autoscaling_config={
             "min_replicas": settings.replicas, "initial_replicas": settings.replicas,
