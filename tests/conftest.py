@@ -20,9 +20,13 @@ from vlroute.files import shipped
 from vlroute.inputs.messages import Conversation
 from vlroute.learning.trial import media
 from vlroute.pocket import Task, draw_task
+from vlroute.serving.cluster.start import SAFE
 from vlroute.types import Mode
 
 __all__ = ["BUDGETS", "MANY", "PICTURES", "ROOT", "SECONDS", "VIDEO", "lacking", "media", "pixel_path", "reply", "task"]
+
+# Ray reads these variables when it is imported, which some test modules do
+os.environ.update(SAFE)
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = tuple(float(second) for second in range(8))
