@@ -75,7 +75,8 @@ def server() -> Iterator[Served]:
 
 def test_damaged_pictures_never_break_the_server(server: Served) -> None:
     files, chance, statuses = originals(), random.Random(FILES), Counter[tuple[str, int]]()
-    assert set(files) >= set(Image.OPEN) - {"BUFR", "GRIB", "HDF5", "WMF"}  # of these Pillow reads only the name
+    unwritable = {"QOI"} - set(Image.SAVE)  # by Pillow before 12
+    assert set(files) >= set(Image.OPEN) - {"BUFR", "GRIB", "HDF5", "WMF"} - unwritable  # it reads only their names
     with server.http() as http:
         for number in range(FILES):
             name = sorted(files)[number % len(files)]

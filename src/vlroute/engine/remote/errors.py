@@ -72,12 +72,17 @@ def is_overload(error: Exception) -> bool:
 
 
 def is_temporary(error: Exception) -> bool:
-    """Whether the same request may succeed if it is sent again at once."""
+    """Whether the same request may succeed if it is sent again at once.
+
+    Releases of openai before 3 raise the errors of httpx within a stream.
+    """
+    import httpx
     import openai
 
     found = status(error)
     if found is None:
-        return isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
+        lost = isinstance(error, openai.APIConnectionError | httpx.TransportError)
+        return lost and not isinstance(error, openai.APITimeoutError | httpx.TimeoutException)
     return found >= 500 or found == 429 or found in _TEMPORARY
 
 
