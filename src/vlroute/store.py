@@ -148,7 +148,7 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RatedAnswer:
-    """One answer with feedback. It says nothing about the other mode.
+    """One answer with feedback. The feedback concerns only the mode that answered.
 
     Attributes:
         id: ID of the answer.

@@ -14,12 +14,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import typer
 
 from vlroute.cli.app import app, run
+from vlroute.engine.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -195,3 +197,17 @@ def _wait(address: str) -> None:
         except OSError:
             time.sleep(0.1)
     pytest.fail(f"{address} did not become ready")
+
+
+def test_the_configuration_page_lists_every_setting() -> None:
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    uri = "reference/configuration.md"
+    page: Any = SimpleNamespace(file=SimpleNamespace(src_uri=uri))
+    text = hooks.on_page_markdown((ROOT / "docs" / uri).read_text("utf-8"), page, None, None)
+    for name, setting in SETTINGS.items():
+        assert f"| `{name}` | {setting.accepts} | {setting.meaning} |" in text

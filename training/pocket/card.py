@@ -44,7 +44,7 @@ def rows(records: Sequence[Record]) -> Iterable[dict[str, Any]]:
 
 
 def requirements(records: Sequence[Record]) -> Iterable[dict[str, Any]]:
-    """What the pair must show: accuracies and their differences in points."""
+    """Accuracies, and their differences in points, that the pair must reach."""
 
     def accuracy(task: str, mode: str, level: str = "") -> float:
         one = row(records, task, level)

@@ -41,7 +41,7 @@ class OutOfFold:
 
 
 def default_seeds(records: Sequence[Record]) -> int:
-    """Return how many times the records are assigned to folds: twice, or once if there are many."""
+    """Return the number of different fold assignments: two, or one if there are many records."""
     return 1 if len(records) >= MANY_RECORDS else 2
 
 

@@ -165,7 +165,7 @@ def swap_weights(folder: Path) -> None:
         (lambda folder: (folder / CARD_FILE).write_text("{"), "not valid JSON"),
         (lambda folder: (folder / CARD_FILE).write_text("[]"), "schema None"),
         (lambda folder: (folder / CARD_FILE).write_bytes(b"\xff\xfe"), "not valid JSON"),
-        (edit_card(lambda card: card.update(schema=99)), "schema 99; "),
+        (edit_card(lambda card: card.update(schema=99)), "schema 99; this version of vlroute reads 3 and 4"),
         (edit_card(lambda card: card.pop("vocabulary")), "vocabulary"),
         (edit_card(lambda card: card["vocabulary"]["prompt"].pop()), "idf has shape"),
         (edit_card(lambda card: card.update(latency={})), "per_token"),

@@ -276,9 +276,9 @@ def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch
         raise  # the machine is at fault, not the checkpoint
     except Exception as error:  # as above
         _check_options(config, options)
-        if isinstance(error, ImportError) and (attention := options.get("attn_implementation")):
-            raise _unusable("attn_implementation", attention, error) from error
         if isinstance(error, ImportError):
+            if attention := options.get("attn_implementation"):
+                raise _unusable("attn_implementation", attention, error) from error
             raise  # the checkpoint needs a package
         raise _unreadable(files, "weights", error) from error
     if report["missing_keys"] and not getattr(model, "is_quantized", False):

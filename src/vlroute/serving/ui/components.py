@@ -72,7 +72,7 @@ class Answerer(Protocol):
 
     @property
     def store(self) -> Store | None:
-        """Where answers are stored, if anywhere."""
+        """The store of answers; None if answers are not stored."""
         ...
 
     def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
