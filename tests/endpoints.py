@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 
 import httpx
+from training.bench.servers import free_port
 
 #: `vlroute serve` with endless reasoning: no token is an end of sequence.
 ENDLESS = """
@@ -20,12 +20,6 @@ long = {"thinking": {"eos_token_id": -1, "max_new_tokens": 20_000}}
 router = Router.from_pretrained(max_num_seqs=2, generation=long)
 uvicorn.run(create_app(router), port=int(sys.argv[1]), log_level="error")
 """
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 import pytest
+from training.bench.servers import free_port
 
 from tests.conftest import lacking, media, task
 from tests.integration.test_store import drop_tables, postgres  # noqa: F401 - a fixture
@@ -93,9 +94,7 @@ def cluster(store: str) -> Iterator[Cluster]:
     import ray
     from ray import serve
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = ServerSettings(api_keys=(KEY,), deadline=60)
     settings = ClusterSettings(replicas=2, max_num_seqs=4, cpus=0.5, store=store, server=server)
     try:

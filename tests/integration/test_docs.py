@@ -7,7 +7,6 @@ import importlib.util
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 import typer
+from training.bench.servers import free_port
 
 from vlroute.cli.app import app, run
 from vlroute.engine.settings import SETTINGS
@@ -134,9 +134,7 @@ def test_the_reference_has_every_public_name(package: str) -> None:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return free_port()
 
 
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> None:

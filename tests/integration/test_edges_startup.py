@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from training.bench.servers import free_port
 
 from tests.conftest import lacking
 from tests.integration.test_doctor import BLOCKED
@@ -87,11 +88,6 @@ def test_a_port_in_use(command: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         refused(run(*command, "--port", port), port)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def test_without_the_extra_ui_the_api_is_served() -> None:

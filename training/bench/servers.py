@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import random
 import socket
 import subprocess
 import sys
@@ -21,6 +22,27 @@ from vlroute.learning import draw_evenly
 from vlroute.pocket import Task
 
 START_SECONDS = 600
+PORTS = range(10_000, 32_000)  # below the ports that Linux gives to outgoing connections and to `bind` with port 0
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """A free loopback port that this process has not been given before.
+
+    The port is chosen at random, because the next process that binds port 0 is often given the one that this process
+    has just released.
+    """
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        if port in _given:
+            continue
+        _given.add(port)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 @contextmanager
@@ -38,10 +60,9 @@ def running(module: str, *arguments: str, health: str) -> Iterator[tuple[str, in
     Raises:
         RuntimeError: If it does not start.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, "-m", module, *arguments, "--port", url.rpartition(":")[2]]
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", module, *arguments, "--port", str(port)]
     with (
         tempfile.TemporaryFile("w+") as log,
         subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process,
