@@ -116,6 +116,6 @@ __getattr__, __dir__, __all__ = lazy_names(
 )  # fmt: skip
 __all__ += ["__version__"]
 
-# transformers imports torchao if it is installed; then both log notes about versions that users cannot act on
+# transformers imports torchao if it is installed; torch and torchao then log notes that users cannot act on
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: "register_constant" not in str(record.msg))
 logging.getLogger("torchao").addFilter(lambda record: "cpp extensions" not in str(record.msg))

@@ -132,14 +132,10 @@ def test_the_reference_has_every_public_name(package: str) -> None:
     assert documented == {one for one in importlib.import_module(package).__all__ if not one.startswith("__")}
 
 
-@pytest.fixture
-def port() -> int:
-    return free_port()
-
-
-def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one process where that is possible, because loading torch takes longer than most commands."""
     monkeypatch.chdir(tmp_path)
+    port = free_port()
     servers: list[subprocess.Popen[bytes]] = []
     ran = set()
     try:

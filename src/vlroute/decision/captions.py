@@ -258,7 +258,7 @@ class OcrCaptioner:
         self._read: Callable[..., Any] = reader
 
     def __call__(self, media: Picture | Video, /) -> str:
-        """The caption; "no text" if there is none. For a video, of the one of three frames with the most text."""
+        """The caption, or "no text". For a video, three frames are read and the one with the most text is used."""
         if isinstance(media, Picture):
             return describe(*self._found(media.image))
         last = len(media.frames) - 1

@@ -68,7 +68,7 @@ class _Seen:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What decisions are currently based on. It is replaced atomically."""
+    """The classifier, policy and vision probe in use. They are replaced together, atomically."""
 
     classifier: ComplexityClassifier | None
     policy: Policy

@@ -38,10 +38,10 @@ _CHINESE = re.compile(rf"(?P<sign>负)?(?:(?P<percent>百分之)|(?P<below>[{_HA
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 #: A tuple or an interval, which is not one number; a comma before three digits separates thousands.
 _TUPLE = re.compile(r"(?:\\left)?[(\[][^()\[\]]*(?:;|,(?!\d{3}(?!\d)))[^()\[\]]*[)\]]")
-_ENGLISH = re.compile(
-    rf"\b(?:({'|'.join(_TENS)})(?:[-\s]({'|'.join(_WORDS[1:10])}))?|({'|'.join(_WORDS)}))\b(?!\s+(?:hundred|thousand))",
-    re.IGNORECASE,
-)
+_ENGLISH = re.compile(rf"\b(?:({'|'.join(_TENS)})(?:[-\s]({'|'.join(_WORDS[1:10])}))?|({'|'.join(_WORDS)}))\b")
+_LARGE = re.compile("hundred|thousand|million|billion")
+#: Number words in a row, such as "two hundred and five".
+_ROW = re.compile(r"\b(?:{0})(?:[-\s]+(?:and\s+)?(?:{0}))*\b".format("|".join([*_WORDS, *_TENS, _LARGE.pattern])))
 _TEX = (
     (re.compile(r"\\[dt]?frac\s*\{\s*(-?[\d.]+)\s*\}\s*\{\s*([\d.]+)\s*\}"), r"\1/\2"),
     (re.compile(r"\{,\}|\\[,!;]"), ","),
@@ -176,9 +176,9 @@ def _from_chinese(numerals: str) -> float:
 
 
 def _english(text: str) -> Numeral | None:
-    found = _ENGLISH.findall(text.lower())
-    if not found:
+    rows = _ROW.findall(text.lower())
+    if not rows or _LARGE.search(rows[-1]):  # a part of "two hundred and five" is another number
         return None
-    tens, ones, small = found[-1]
+    tens, ones, small = _ENGLISH.findall(rows[-1])[-1]
     value = 10 * _TENS.index(tens) + 20 if tens else 0
     return Numeral(float(value + _WORDS.index(ones or small or "zero")))

@@ -154,7 +154,9 @@ def test_numbers_in_brackets(text: str, value: float) -> None:
     assert number_of(text) == Numeral(value)
 
 
-@pytest.mark.parametrize("text", ["", "none at all", "1/0", "see H2O", "five hundred"])
+@pytest.mark.parametrize(
+    "text", ["", "none at all", "1/0", "see H2O", "five hundred", "two hundred and five", "twenty-one thousand"]
+)
 def test_no_number(text: str) -> None:
     assert number_of(text) is None
 
