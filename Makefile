@@ -47,17 +47,17 @@ format: install  ## Apply the fixes of ruff and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pocket: install  ## Train the pocket pair, label pictures with it and write its model card (90 minutes on two cores)
+pocket: install  ## Train the pocket pair and its router, measure both and write their pages (four hours on two cores)
 	$(BIN)/python -m training.pocket.train
-	$(BIN)/python -m training.pocket.label --count 1260 --seed card --out training/pocket/measured.jsonl.gz
-	$(BIN)/python -m training.pocket.card training/pocket/measured.jsonl.gz
-	$(BIN)/python -m training.pocket.label --count 1440 --seed labels --out training/pocket/records.jsonl.gz
+	$(BIN)/python -m training.pocket.evaluate
+	$(BIN)/python -m training.pocket.card
+	$(BIN)/python -m training.pocket.label --jobs 2 --out training/pocket/records.jsonl.gz
 	$(MAKE) retrain
-	$(BIN)/python -m training.pocket.probe
-	$(BIN)/python -m training.pocket.proof
 
-retrain: install  ## Train the router of the pocket pair from its committed records
+retrain: install  ## Train the router of the pocket pair from its committed records and prove it (20 minutes)
 	$(BIN)/python training/retrain.py training/pocket/records.jsonl.gz --together record --model models/pocket --out models/pocket/router
+	$(BIN)/python -m training.pocket.probe
+	$(BIN)/python -m training.pocket.proof --jobs 2
 
 notebooks: install  ## Run the notebooks and save their outputs
 	$(BIN)/python examples/run_notebooks.py

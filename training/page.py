@@ -8,14 +8,15 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
-from multiprocessing import get_context
+from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jinja2
+from rich.progress import Progress
 
 from vlroute.decision.wilson import wilson_interval
 from vlroute.files import replace_file
@@ -92,6 +93,35 @@ def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
     """Call a function of a module in a fresh process, whose memory and threads are its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def lines_of(files: Iterable[Path]) -> int:
+    """Number of lines in those of the `files` that exist."""
+    return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+
+
+def side_by_side(
+    work: Callable[..., None], parts: Sequence[tuple[Any, ...]], done: Callable[[], int], total: int, text: str
+) -> None:
+    """Call `work(*part)` for each part in a process of its own. The processes share the cores evenly.
+
+    `done` returns how much of `total` is finished. SystemExit if a process fails; the others are ended then.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(parts))))
+    # daemons also end if this process is interrupted
+    running = [get_context("spawn").Process(target=work, args=part, daemon=True) for part in parts]
+    for one in running:
+        one.start()
+    with Progress() as progress:
+        bar = progress.add_task(text, total=total)
+        while any(one.is_alive() for one in running) and not any(one.exitcode for one in running):
+            connection.wait([one.sentinel for one in running if one.is_alive()], timeout=1)
+            progress.update(bar, completed=done())
+    failed = any(one.exitcode for one in running)
+    for one in running:
+        one.terminate()  # has no effect on those that have ended
+    if failed:
+        raise SystemExit(f"{text}: a process failed; start again to continue")
 
 
 def environment(*packages: str) -> str:

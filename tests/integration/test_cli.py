@@ -93,6 +93,10 @@ def test_demo_shows_pictures_and_the_table() -> None:
     done = vlroute("demo", "--pictures", "18", "--show", "3", "--seed", "4")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("p_instruct") == 3
+    assert re.search(r"1 · \w+, .*, severity 0\.\d\d", done.stdout)
+    for case in ("routing matters", "thinking hurts"):
+        panel = done.stdout.partition(case)[2].partition("╰")[0]
+        assert (panel.count("right"), panel.count("wrong, expected")) == (2, 1)  # also in the title
     for row in ("always instruct", "always thinking", "routed", "oracle"):
         assert re.search(rf"{row}.*\d+\.\d%", done.stdout)
     for kind in ("ocr", "count", "math", "gui", "hop", "video"):

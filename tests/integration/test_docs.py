@@ -26,7 +26,7 @@ from vlroute.engine.settings import SETTINGS
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     path
-    for path in (ROOT / "README.md", ROOT / "README.zh-CN.md", *(ROOT / "docs").rglob("*.md"))
+    for path in (*ROOT.glob("README*.md"), ROOT / "examples/README.md", *(ROOT / "docs").rglob("*.md"))
     if path.parent != ROOT / "docs/benchmarks"  # written by scripts
 )
 PUBLIC = {"vlroute", "vlroute.learning", "vlroute.serving"}
@@ -169,7 +169,7 @@ def _shell(code: str, port: int, servers: list[subprocess.Popen[bytes]]) -> Iter
         yield "curl"
         return
     for line in code.splitlines():
-        program, *arguments = shlex.split(line)
+        program, *arguments = shlex.split(line, comments=True)
         if program == "python":
             subprocess.run([sys.executable, *arguments], check=True, timeout=60)
         elif arguments[0] == "serve":

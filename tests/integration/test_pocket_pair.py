@@ -34,6 +34,16 @@ def test_thinking_wins_the_hard_ones(router: Router, kind: str) -> None:
     assert instruct <= 0.6
 
 
+def test_hidden_difficulty_is_difficult(router: Router) -> None:
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    for one in draw_evenly(108, "hidden", hidden=True):
+        right[(one.severity or 0.0) > 0.5].append(
+            is_right(one, router.ask(one.prompt, **media(one), mode="instruct").text)
+        )
+    low, high = (sum(right[hard]) / len(right[hard]) for hard in (False, True))
+    assert low > high + 0.15
+
+
 def test_every_trial_pays_for_its_own_picture(router: Router) -> None:
     before = router.cache.stats().encodes
     trials = list(run_trials(router, draw_evenly(2, "fair")))

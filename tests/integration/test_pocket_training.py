@@ -4,46 +4,83 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from training.pocket.checkpoint import build_model, build_processor, build_tokenizer
 from training.pocket.data import (
     IGNORE,
     LABEL,
+    Example,
     Sequences,
     answer_example,
     cut_patches,
-    frame_pairs,
+    fitted,
     glyph_labels,
     links_example,
+    question_example,
+    seen,
     sums_example,
     tally_example,
+    tools_examples,
+    turns_example,
+    two_pictures_example,
+    unknown_example,
 )
 from training.pocket.phases import EXAMPLES, PHASES, sequence_loss, tower_loss
 from training.pocket.train import Trainer
 
 from tests.conftest import task
+from vlroute.pocket.tasks import draw_scene
+
+
+def examples(kind: str, mode: str) -> list[Example]:
+    """Examples with pictures, with videos, with several of them, and with none."""
+    rng = random.Random(kind)
+    one, two = draw_scene(rng, "hop"), draw_scene(rng, "ocr")
+    every: dict[str, Callable[[], Iterator[Example]]] = {
+        "picture": lambda: (question_example(rng, one, mode) for _ in range(4)),
+        "video": lambda: (answer_example(task("video"), mode) for _ in range(1)),
+        "two": lambda: (two_pictures_example(rng, (one, two), mode) for _ in range(4)),
+        "turns": lambda: (turns_example(rng, [one, two], mode) for _ in range(4)),
+        "unknown": lambda: (unknown_example(rng, mode) for _ in range(8)),
+        "tools": lambda: tools_examples(rng, mode, 4),
+    }
+    return list(every[kind]())
 
 
 @pytest.mark.parametrize("mode", ["instruct", "thinking"])
-@pytest.mark.parametrize("kind", ["hop", "video"])
+@pytest.mark.parametrize("kind", ["picture", "video", "two", "turns", "unknown", "tools"])
 def test_training_prompts_equal_the_real_processor(mode: str, kind: str) -> None:
-    some, processor = task(kind), build_processor(mode)
-    ours = Sequences(processor.tokenizer, mode).prompt_batch([answer_example(some, mode)])
-    content = [{"type": "video" if some.is_video else "image"}, {"type": "text", "text": some.prompt}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    media: dict[str, Any] = {"images": [some.frames[0]]}
-    if some.is_video:
-        metadata = {"fps": 1.0, "total_num_frames": 8, "frames_indices": list(range(8))}
-        media = {"videos": [list(some.frames)], "video_metadata": [metadata], "do_sample_frames": False}
-    real = processor(text=[text], return_tensors="pt", **media)
-    assert set(ours) == set(real)
-    for name, value in real.items():
-        torch.testing.assert_close(ours[name].to(value.dtype), value, atol=1e-5, rtol=0)
+    processor = build_processor(mode)
+    for example in examples(kind, mode):
+        ours = Sequences(processor.tokenizer, mode).prompt_batch([example])
+        text = processor.apply_chat_template(list(example.messages), tools=example.tools, add_generation_prompt=True)
+        media: dict[str, Any] = {}
+        if pictures := [one.frames[0] for one in example.media if not one.is_video]:
+            media |= {"images": pictures, "do_resize": False}  # they have their size: see `fitted`
+        if videos := [list(one.frames) for one in example.media if one.is_video]:
+            metadata = {"fps": 1.0, "total_num_frames": 8, "frames_indices": list(range(8))}
+            media |= {"videos": videos, "video_metadata": [metadata] * len(videos), "do_sample_frames": False}
+        real = processor(text=[text + example.begun], return_tensors="pt", **media)
+        assert set(ours) == set(real)
+        for name, value in real.items():
+            torch.testing.assert_close(ours[name].to(value.dtype), value, atol=1e-5, rtol=0)
+
+
+@settings(deadline=None)
+@given(st.integers(20, 400), st.integers(20, 400))
+def test_any_picture_gets_the_size_of_the_processor(width: int, height: int) -> None:
+    picture = Image.new("RGB", (width, height), (9, 99, 199))
+    real = build_processor("instruct").image_processor(picture, return_tensors="pt")
+    assert list(fitted(picture).grid) == real["image_grid_thw"][0].tolist()
 
 
 def test_glyph_labels_follow_the_order_of_patches() -> None:
@@ -61,7 +98,7 @@ def test_glyph_labels_follow_the_order_of_patches() -> None:
 
 
 def test_video_pairs_keep_their_order() -> None:
-    pairs = frame_pairs(task("video"))
+    pairs = seen(task("video")).pairs
     assert len(pairs) == 4
     assert pairs[1] == (task("video").frames[2], task("video").frames[3])
 
@@ -71,14 +108,15 @@ def test_the_tokenizer_loses_nothing() -> None:
     for text in ("Start at B and follow 3 arrows.", "图中有多少个三角形？ naïve 好\n\n\n x", "ABCD", "<0.5 seconds>"):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
     assert tokenizer.tokenize("KX") == ["K", "X"]  # drawn letters stay apart
+    assert tokenizer.tokenize("READ THE TEXT") == ["READ", " THE", " TEXT"]  # but not words in capitals
     assert tokenizer.tokenize("K>X<B") == ["K", ">X", "<B"]  # but for the arrow that led to them
 
 
 def test_only_what_can_be_known_is_asked() -> None:
     rng, sequences = random.Random(3), Sequences(build_tokenizer(), "thinking")
     for example, pattern in (
-        (links_example(rng, task("hop")), r"(>[A-Z]){6}<\|im_end\|>"),
-        (tally_example(task("count")), r"\d{3}<\|im_end\|>"),
+        (links_example(rng, draw_scene(rng, "hop", "medium", 0.5)), r"(>[A-Z]){5}<\|im_end\|>"),
+        (tally_example(rng, draw_scene(rng, "count")), r"\d{3}<\|im_end\|>"),
         (sums_example(rng), r"(\d\d=\d\d\d?)+<\|im_end\|>"),
     ):
         _, labels = sequences.training_batch([example])
@@ -89,18 +127,18 @@ def test_only_what_can_be_known_is_asked() -> None:
 def test_every_phase_lowers_its_loss(name: str) -> None:
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
-    examples = next(EXAMPLES[name](random.Random(0), 700))[:8]
+    model, mode = build_model(tokenizer), PHASES[name].mode or "instruct"
+    some = next(EXAMPLES[name](random.Random(0), 702))[:8]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses = []
     for _ in range(4):
-        loss, scores = sequence_loss(model, Sequences(tokenizer, name), examples)
+        loss, scores = sequence_loss(model, Sequences(tokenizer, mode), some)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    assert sum(count for _, count in scores.values()) == len(examples)
+    assert sum(count for _, count in scores.values()) == len(some)
 
 
 def test_a_stopped_run_continues(tmp_path: Path) -> None:

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training.pocket.proof import SOURCES, Decided, Measured, Picture, fingerprint, page, run, summarize
+from training.pocket.proof import (
+    SOURCES,
+    Decided,
+    Measured,
+    Picture,
+    fingerprint,
+    page,
+    prove_part,
+    read_partial,
+    run,
+    summarize,
+)
 
 from vlroute import Router
 from vlroute.errors import InputError
@@ -20,7 +31,7 @@ HEAD = {"seed": "test", "router": "0"}
 
 
 def decided(gain: float, seconds: float = 0.001, caption: str | None = "words") -> Decided:
-    return Decided("thinking" if gain > 0.2 else "instruct", 0.5 - gain / 2, 0.5 + gain / 2, caption, seconds)
+    return Decided("thinking" if gain > 0.2 else "instruct", 0.5 - gain / 2, 0.5 + gain / 2, 0.1, caption, seconds)
 
 
 def picture(kind: int) -> Picture:
@@ -29,7 +40,7 @@ def picture(kind: int) -> Picture:
     gain = (0.9, 0.0, 0.4)[kind]
     thinks = gain > 0.2
     return Picture(
-        task=("a", "b", "a")[kind], language="en", prompt="x" * (kind + 1),
+        task=("a", "b", "a")[kind], severity=0.3 * kind, language="en", prompt="x" * (kind + 1),
         instruct=Measured(instruct, 0.1), thinking=Measured(thinking, 0.4),
         routed=Measured(thinking if thinks else instruct, 0.45 if thinks else 0.15), decision=decided(gain, 0.05),
         sources={
@@ -61,8 +72,18 @@ def test_the_figures_of_ten_known_pictures() -> None:
     assert sources["vision probe"]["same"] == 1
     assert sources["caption by Instruct"]["same"] == 0
     assert sources["caption by Instruct"]["seconds"] == pytest.approx(0.25 + 0.2)
-    some = proof["tasks"][0]
-    assert (some["name"], some["pictures"], some["routed"], some["share"]) == ("a", 5, 0.8, 1)
+    assert sources["vision probe"]["of_oracle"] == pytest.approx(proof["figures"]["share of the oracle's area"][0])
+    assert sources["prompt alone"]["of_oracle"] == pytest.approx(0)
+    some = proof["groups"]["task"][0]
+    assert (some["name"], some["pictures"], some["routed"], some["share"], some["oracle"]) == ("a", 5, 0.8, 1, 1)
+    assert some["above"] == pytest.approx(100 * (4 - 1) / 5)
+    assert some["interval"][0] < some["above"] < some["interval"][1]
+    bands = [(band["name"], band["pictures"]) for band in proof["groups"]["hidden difficulty"]]
+    assert bands == [("severity 0.0–0.2", 4), ("severity 0.2–0.4", 5), ("severity 0.6–0.8", 1)]
+    shares = {row["target"]: row for row in proof["shares"]}
+    assert shares[0.4]["accuracy"] == pytest.approx(1.0)  # the four with the highest gain are those that need it
+    assert shares[0.9]["share"] == pytest.approx(0.5)  # none without a positive gain
+    assert shares[0.4]["seconds"] == pytest.approx(0.4 * 0.4 + 0.6 * 0.1 + 0.001)
     value, interval = proof["figures"]["ECE instruct"]
     assert value == pytest.approx((4 * 0.05 + 5 * 0.5 + 0.7) / 10)
     assert interval is None
@@ -77,26 +98,36 @@ def test_what_must_be_shown_can_fail() -> None:
     met = {one["name"].split(",")[0]: one["met"] for one in summarize(rows)["requirements"]}
     assert met["routed accuracy above the better single mode"]
     assert met["area over random"]
+    assert not next(fulfilled for name, fulfilled in met.items() if name.startswith("Thinking below Instruct"))
     assert not met["routed seconds"]
     assert not met["ECE instruct"]
     worse = [replace(row, routed=Measured(False, 0.1)) for row in rows]
     met = {one["name"].split(",")[0]: one["met"] for one in summarize(worse)["requirements"]}
     assert not met["routed accuracy above the better single mode"]
     assert met["routed seconds"]
+    met = {one["name"].split(",")[0]: one["met"] for one in summarize(rows[:-1])["requirements"]}
+    assert not met["area by prompt and caption by Instruct"]
+    blind = [replace(row, sources=row.sources | {"caption by Instruct": decided(0.1)}) for row in rows]
+    hurt = [replace(row, task="c", instruct=row.thinking, thinking=row.instruct) for row in rows]
+    met = {one["name"].split(",")[0]: one for one in summarize([*blind, *hurt])["requirements"]}
+    assert met["area by prompt and caption by Instruct"]["met"]
+    assert met["Thinking below Instruct on c"]["met"]
+    assert met["Thinking below Instruct on c"]["measured"] == pytest.approx(30)
 
 
 def test_undefined_figures_meet_nothing() -> None:
     proof = summarize([picture(1)] * 4)
     assert proof["figures"]["headroom captured"] == (None, None)
     assert proof["figures"]["share of the oracle's area"] == (None, None)
-    assert not next(one for one in proof["requirements"] if "oracle" in one["name"])["met"]
+    assert not proof["requirements"][0]["met"]
     assert "| headroom captured | undefined | – |" in page(proof, HEAD)
 
 
 def test_a_dozen_pictures_really_answered(router: Router, tmp_path: Path) -> None:
     partial = tmp_path / "proof.partial.jsonl"
     rows = list(run(router, 12, "test", partial, HEAD))
-    tasks = list(draw_evenly(12, "test"))
+    tasks = list(draw_evenly(12, "test", hidden=True))
+    assert [row.severity for row in rows] == pytest.approx([task.severity for task in tasks], abs=1e-4)
     assert [row.prompt for row in rows] == [task.prompt for task in tasks]
     for row, task in zip(rows, tasks, strict=True):
         assert row.routed.right == getattr(row, row.decision.mode).right  # decoding is greedy
@@ -122,10 +153,19 @@ def test_a_stopped_run_continues(router: Router, tmp_path: Path) -> None:
         file.write('{"task": "torn')
     rows = list(run(router, 4, "test", partial, HEAD))
     assert rows[:2] == first
-    assert [row.prompt for row in rows] == [task.prompt for task in draw_evenly(4, "test")]
+    assert [row.prompt for row in rows] == [task.prompt for task in draw_evenly(4, "test", hidden=True)]
     assert list(run(router, 4, "test", partial, HEAD)) == rows
     with pytest.raises(InputError, match="delete the file"):
         list(run(router, 4, "test", partial, {**HEAD, "router": "1"}))
+
+
+def test_two_parts_share_the_pictures(tmp_path: Path) -> None:
+    pair, halves = shipped("pocket"), []
+    for part, partial in enumerate((tmp_path / "1.jsonl", tmp_path / "2.jsonl")):
+        prove_part(pair, pair / "router", 5, "test", partial, HEAD, part, 2)
+        halves.append([row.prompt for row in read_partial(partial, HEAD)])
+    prompts = [task.prompt for task in draw_evenly(5, "test", hidden=True)]
+    assert halves == [prompts[::2], prompts[1::2]]
 
 
 def test_the_shipped_page_says_what_its_figures_say() -> None:

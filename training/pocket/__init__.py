@@ -1,1 +1,1 @@
-"""The recipe of the pocket pair: shape, data, stages, training, labels, model card."""
+"""The recipe of the pocket pair: shape, data, phases, training, evaluation, model card; its router: labels, proof."""

@@ -1,80 +1,53 @@
-"""Write `models/pocket/README.md`, the pair's model card, from measured records.
-
-python -m training.pocket.label --count 1260 --seed card --out training/pocket/measured.jsonl.gz
-python -m training.pocket.card training/pocket/measured.jsonl.gz
-"""
+"""Write `models/pocket/README.md`, the pair's model card, from the figures of `training.pocket.evaluate`."""
 
 from __future__ import annotations
 
 import json
-import platform
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from safetensors.torch import load_file
 
 from training.page import POCKET, argument_parser, render
+from training.pocket.evaluate import BEFORE, CURVES, FIGURES, FORMS, POINTS, RANGES, required
 from training.pocket.phases import PHASES
-from vlroute import Record, read_records
 from vlroute.files import replace_file
-from vlroute.pocket.tasks import LEVELS, TASKS
+from vlroute.pocket.tasks import LEVELS, TASKS, UNKNOWN
 from vlroute.types import MODES
 
 
-def row(records: Sequence[Record], task: str, level: str = "") -> dict[str, Any]:
-    """The figures of one task, or of all, and of the levels that start with `level`."""
-    some = [one for one in records if one.topic in (task, task or one.topic) and one.level.startswith(level)]
-    modes: dict[str, Any] = {}
-    for mode in MODES:
-        outcomes = [getattr(one, mode) for one in some]
-        means = {name: float(np.mean([getattr(one, name) for one in outcomes])) for name in ("seconds", "tokens")}
-        modes[mode] = {"right": sum(one.correct for one in outcomes), **means}
-    return {"task": task or "all", "level": level or "all", "pictures": len(some), **modes}
+def files_of(pair: Path) -> dict[str, Any]:
+    """Sizes in MiB of models and router, millions of parameters of a model, tensors of the tower that differ."""
+    models = [load_file(pair / mode / "model.safetensors") for mode in MODES]
+    sizes = {
+        name: sum(file.stat().st_size for file in (pair / name).rglob("*") if file.is_file()) / 2**20
+        for name in (*MODES, "router")
+    }
+    parameters = max(sum(one.numel() for one in model.values()) for model in models) / 1e6
+    differ = sum(not one.equal(models[1][name]) for name, one in models[0].items() if ".visual." in name)
+    return {"sizes": sizes, "parameters": parameters, "differ": differ}
 
 
-def rows(records: Sequence[Record]) -> Iterable[dict[str, Any]]:
-    """Each task with its levels, then all."""
-    for task in TASKS:
-        levels = {one.level for one in records if one.topic == task}
-        yield row(records, task)
-        for level in sorted(levels, key=lambda name: (LEVELS.index(name.split(":")[0]), name)):
-            yield row(records, task, level)
-    yield row(records, "")
-
-
-def requirements(records: Sequence[Record]) -> Iterable[dict[str, Any]]:
-    """Accuracies, and their differences in points, that the pair must reach."""
-
-    def accuracy(task: str, mode: str, level: str = "") -> float:
-        one = row(records, task, level)
-        return float(100 * one[mode]["right"] / one["pictures"])
-
-    for task, mode, least in (
-        ("ocr", "instruct", 90), ("count", "instruct", 95), ("math", "thinking", 90), ("gui", "thinking", 90),
-        ("hop", "thinking", 90), ("video", "thinking", 80),
-    ):  # fmt: skip
-        yield {"name": f"{mode.title()} on {task}, %", "measured": accuracy(task, mode), "least": least}
-    for task in ("math", "gui", "hop"):
-        gain = accuracy(task, "thinking", "hard") - accuracy(task, "instruct", "hard")
-        yield {"name": f"{task}, hard: Thinking above Instruct, points", "measured": gain, "least": 25}
-    for task in TASKS:
-        gain = accuracy(task, "instruct", "easy") - accuracy(task, "thinking", "easy")
-        yield {"name": f"{task}, easy: Instruct above Thinking, points", "measured": gain, "least": -3}
+def card(figures: dict[str, Any], pair: Path) -> str:
+    files, config = files_of(pair), json.loads((pair / MODES[0] / "config.json").read_text("utf-8"))
+    requirements = [
+        *figures["requirements"],
+        required("both models and the router, MiB", sum(files["sizes"].values()), 20.0, least=False),
+        required("parameters of a model, millions", files["parameters"], 2.5, least=False),
+        required("tensors of the tower that differ between the models", files["differ"], 0.0, least=False),
+    ]
+    return render(
+        "pocket_card.md", **{**figures, "requirements": requirements}, files=files, config=config, modes=MODES,
+        tasks=TASKS, levels=LEVELS, ranges=RANGES, points_drawn=POINTS, curves=CURVES, former=BEFORE, form_names=FORMS,
+        fixed=UNKNOWN, phases=PHASES.values(),
+    )  # fmt: skip
 
 
 def main() -> None:
     parser = argument_parser(__doc__, POCKET / "README.md", "the card")
-    parser.add_argument("records", type=Path)
+    parser.add_argument("--model", type=Path, default=POCKET, help="folder of the pair")
     options = parser.parse_args()
-    records = list(read_records(options.records))
-    config = json.loads((POCKET / "instruct" / "config.json").read_text(encoding="utf-8"))
-    card = render(
-        "pocket_card.md", rows=list(rows(records)), requirements=list(requirements(records)), pictures=len(records),
-        phases=PHASES.values(), machine=platform.machine(), transformers=config["transformers_version"],
-        sizes={mode: (POCKET / mode / "model.safetensors").stat().st_size / 2**20 for mode in MODES},
-    )  # fmt: skip
-    replace_file(options.out, card.encode())
+    replace_file(options.out, card(json.loads(FIGURES.read_text("utf-8")), options.model).encode())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,56 +20,72 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from training.pocket.text import REPLIES, REQUESTS, SYSTEM_PROMPTS, WORDS
 from vlroute.pocket.canvas import LETTERS, SIDE
+from vlroute.pocket.screens import SCREEN_WORDINGS, TOOLS
 from vlroute.pocket.tasks import (
+    AGAIN,
+    ASIDES,
     CAPTION_PROMPT,
     FRAMES,
     LINKS_PROMPT,
     NUMBER_WORDS,
+    ORDINALS,
     SHAPE_NAMES,
     TALLY_PROMPT,
     TRANSCRIPT_PROMPT,
+    UNKNOWN,
+    UNKNOWN_CAPTION,
+    WHICH,
     WORDINGS,
 )
+from vlroute.types import MODES
 
 PATCH, MERGE = 12, 2
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
-THINK = ("<think>", "</think>")
+ADDED = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 NOUNS = ["number", "shape", "character", "arrow", "screen", "letter", "tap", "lamp", "triangle", "picture", "video"]
-# A word includes the space before it. Capitals and digits are tokens of their own, so drawn letters are never merged.
-# A letter that was looked up is one token with its arrow, so that the last token determines what to look up next.
-WORD = r"[<>][A-Z](?![a-z])| ?[A-Za-z]?[a-z]+|\n+|[\s\S]"
+#: Fixed text around tools and their calls; each is one token, so that requests with tools stay short.
+PIECES = (
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>",
+    "</tools>\n\nFor each function call, return a json object with function name and arguments within ",
+    " XML tags:\n",
+    '\n{"name": <function-name>, "arguments": <args-json-object>}\n',
+    '{"type": "function", "function": {"name": "', '", "description": "',
+    '", "parameters": {"type": "object", "properties": {', '": {"type": "string"', '}, "required": [', "]}}}",
+    '\n{"name": "', '", "arguments": {', '": "', '"}}\n', "}}\n",
+)  # fmt: skip
+# A word includes the space before it. Single capitals and digits are tokens of their own, so drawn letters are never
+# merged. A letter that was looked up is one token with its arrow, so that the last token determines what to look up next.
+WORD = "|".join(map(re.escape, PIECES)) + r"|[<>][A-Z](?![a-z])| ?[A-Za-z]?[a-z]+| ?[A-Z]{2,}|\n+|[\s\S]"
 LINKS = tuple(arrow + letter for arrow in "<>" for letter in LETTERS)
 
-TURNS = """{%- macro parts(content) -%}
-{%- if content is string -%}{{ content }}{%- else -%}
-{%- for part in content -%}
-{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
-{%- elif part.type == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>
-{%- else -%}{{ part.text }}{%- endif -%}
-{%- endfor -%}{%- endif -%}
-{%- endmacro -%}
-{%- for message in messages -%}
-{{ '<|im_start|>' + message.role + '\\n' + parts(message.content) + '<|im_end|>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\nGENERATION' }}{%- endif -%}
-"""
-TEMPLATES = {
-    "instruct": TURNS.replace("GENERATION", ""),
-    "thinking": TURNS.replace("GENERATION", "<think>\\n"),
+_FILES = Path(__file__).with_name("templates")
+#: The chat template of each mode. It renders what the published template of the real checkpoint renders.
+TEMPLATES: dict[str, str] = {
+    mode: "\n".join((_FILES / f"{name}.jinja").read_text("utf-8") for name in ("common", mode)) for mode in MODES
 }
 
 
 def _words() -> list[str]:
-    texts = [CAPTION_PROMPT, TRANSCRIPT_PROMPT, TALLY_PROMPT, LINKS_PROMPT, "system user assistant seconds"]
-    texts += [" ".join(NUMBER_WORDS)]
-    texts += [wording for languages in WORDINGS.values() for some in languages.values() for wording in some]
-    texts += [name for names in SHAPE_NAMES.values() for name in names.values()]
-    texts += [f"{noun} {noun}s a video of" for noun in NOUNS]
-    words = {word for text in texts for word in re.findall(WORD, re.sub(r"\{\w+\}", "", text))}
+    """Words of questions in every form that users type, and as they are written those of the other fixed texts."""
+    questions = [*WORDINGS.values(), *SCREEN_WORDINGS.values()]
+    asked = [wording for languages in questions for wordings in languages.values() for wording in wordings]
+    asked += [name for names in SHAPE_NAMES.values() for name in names.values()]
+    asked += [request for requests in REQUESTS.values() for request in requests.values()]
+    asked += [which for some in WHICH.values() for which in some] + [n for names in ORDINALS.values() for n in names]
+    texts = [CAPTION_PROMPT, TRANSCRIPT_PROMPT, TALLY_PROMPT, LINKS_PROMPT, UNKNOWN_CAPTION, AGAIN, *UNKNOWN.values()]
+    texts += [" ".join(NUMBER_WORDS), " ".join(WORDS), json.dumps(TOOLS), *SYSTEM_PROMPTS]
+    texts += [text for some in (*REPLIES.values(), ASIDES) for text in map("".join, some.values())]
+    texts += [f"{noun} {noun}s a video of" for noun in NOUNS] + ["system user assistant seconds screen no button here"]
+    words = set(re.findall(WORD, " ".join(texts)))
+    for word in re.findall(WORD, re.sub(r"\{\w+\}", "", " ".join(asked))):
+        words |= {word, word.lower(), word.upper(), word.capitalize()}
+    words = {word.strip(" ") for word in words} - {""}
     return sorted(words | {f" {word}" for word in words if word[:1].isalpha() and word.isascii()})
 
 
@@ -117,12 +134,12 @@ def qwen_config(
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Known words are tokens, other text is split into characters, unknown characters into bytes."""
     characters = [chr(code) for code in range(32, 127)] + ["\n", "\n\n"]
-    tokens = [*SPECIAL, *THINK, *(f"<0x{byte:02X}>" for byte in range(256)), *characters, *LINKS, *_words()]
+    tokens = [*SPECIAL, *ADDED, *(f"<0x{byte:02X}>" for byte in range(256)), *characters, *LINKS, *PIECES, *_words()]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), "isolated")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    return fast_tokenizer(tokenizer, SPECIAL, THINK, 4096)
+    return fast_tokenizer(tokenizer, SPECIAL, ADDED, 4096)
 
 
 def build_processor(mode: str) -> Qwen3VLProcessor:
@@ -133,11 +150,11 @@ def build_processor(mode: str) -> Qwen3VLProcessor:
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
-    """About 1.9 M parameters: text 4 layers × 128, tower 3 × 96 with deepstack after its first two layers."""
+    """About 2.2 M parameters: text 5 layers × 128, tower 3 × 96 with deepstack after its first two layers."""
     width, tower_width = 128, 96
     text = {
         "vocab_size": -(-len(tokenizer) // 16) * 16, "hidden_size": width, "intermediate_size": 3 * width,
-        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32,
+        "num_hidden_layers": 5, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32,
         "max_position_embeddings": 4096,
     }  # fmt: skip
     vision = {
@@ -157,7 +174,7 @@ def save_checkpoint(model: Qwen3VLForConditionalGeneration, mode: str, folder: P
     tokenizer = processor.tokenizer
     model.generation_config = GenerationConfig(
         do_sample=False, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        max_new_tokens=160 if mode == "thinking" else 48,
+        max_new_tokens=320 if mode == "thinking" else 64,
     )  # fmt: skip
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,39 +1,116 @@
-"""Training data of the pocket pair: examples, and batches of patches, dense glyph labels and token sequences.
+"""Training examples of the pocket pair, and batches of patches, dense glyph labels and token sequences.
 
-Patches of a whole batch are cut in one numpy step; a test compares them with those of the real processors.
+Conversations are rendered with the chat templates of the checkpoints. Patches are cut in numpy; tests compare patches
+and tokens with those of the real processors.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers.utils.chat_template_utils import render_jinja_template
 
-from training.pocket.checkpoint import MERGE, PATCH
+from training.pocket.checkpoint import MERGE, PATCH, TEMPLATES
+from training.pocket.styles import TRAIN_FONTS, draw_style
+from training.pocket.text import SYSTEM_PROMPTS, draw_text, draw_unknown_question, fill
+from training.pocket.unknown import draw_unknown
 from vlroute.learning import Task
-from vlroute.pocket.canvas import CIRCLE, GLYPHS, LETTERS, SIDE, SQUARE, TRIANGLE, Canvas, Glyph
-from vlroute.pocket.tasks import CAPTION_PROMPT, FRAMES, LINKS_PROMPT, TALLY_PROMPT, TRANSCRIPT_PROMPT, WORDINGS, added
+from vlroute.pocket.canvas import CIRCLE, GLYPHS, LETTERS, SIDE, SQUARE, TRIANGLE, Canvas, Glyph, plain_style
+from vlroute.pocket.screens import TOOLS, conversation, draw_screen_task
+from vlroute.pocket.tasks import (
+    ASIDES,
+    CAPTION_PROMPT,
+    FRAMES,
+    LANGUAGES,
+    LEVELS,
+    LINKS_PROMPT,
+    ORDINALS,
+    TALLY_PROMPT,
+    TRANSCRIPT_PROMPT,
+    UNKNOWN,
+    UNKNOWN_CAPTION,
+    WHICH,
+    WORDINGS,
+    Question,
+    Scene,
+    added,
+    draw_scene,
+)
 
 GRID = SIDE // PATCH
-IMAGE_TOKENS = (GRID // MERGE) ** 2
 LABEL = {glyph: i + 1 for i, glyph in enumerate(GLYPHS)}  # 0: nothing lies there
 IGNORE = -100
 Pair = tuple[Image.Image, Image.Image]
+Message = dict[str, Any]
+
+#: Questions that cannot be asked about a picture of the task. Others, such as reading the text of a sum, may be answered.
+SENSELESS = {
+    "ocr": ("sum", "angle", "gui", "hop", "end", "lamp", "letter"),
+    "count": ("ocr", "sum", "angle", "gui", "hop", "end", "lamp", "letter"),
+    "math": ("count", "gui", "hop", "end", "lamp", "letter"),
+    "gui": ("count", "sum", "angle", "hop", "end", "lamp"),
+    "hop": ("count", "sum", "angle", "gui", "lamp"),
+    "video": ("ocr", "count", "sum", "angle", "gui", "hop", "end"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A picture (one frame) or a video."""
+
+    frames: tuple[Image.Image, ...]
+
+    @property
+    def is_video(self) -> bool:
+        """Whether there are several frames."""
+        return len(self.frames) > 1
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Pairs of frames that the tower encodes together: one for a picture (twice the same), four for a video."""
+        frames = self.frames if self.is_video else self.frames * 2
+        return [(frames[i], frames[i + 1]) for i in range(0, len(frames), 2)]
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Patches in time, height and width."""
+        width, height = self.frames[0].size
+        return len(self.pairs), height // PATCH, width // PATCH
+
+    @property
+    def part(self) -> Message:
+        """The part of a message that stands for it."""
+        return {"type": "video" if self.is_video else "image"}
+
+
+def fitted(picture: Image.Image) -> Media:
+    """Any picture in the size that the processor gives it."""
+    height, width = smart_resize(picture.height, picture.width, PATCH * MERGE, SIDE * SIDE, SIDE * SIDE)
+    return Media((picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC),))
+
+
+def seen(scene: Scene | Task) -> Media:
+    """Picture or video of a scene or a task."""
+    return Media(tuple(c.image for c in scene.canvases) if isinstance(scene, Scene) else scene.frames)
 
 
 def cut_patches(pairs: Sequence[Pair]) -> torch.Tensor:
-    """Patches `[n · 64, 3 · 2 · 12 · 12]` of frame pairs, in the order of the real processors."""
+    """Patches `[n · patches of a frame, 3 · 2 · 12 · 12]` of frame pairs of one size, ordered as by the processors."""
     pixels = np.stack([np.stack([np.asarray(frame) for frame in pair]) for pair in pairs])
-    n, grid = len(pairs), GRID // MERGE
-    cells = pixels.reshape(n, 2, grid, MERGE, PATCH, grid, MERGE, PATCH, 3)
-    ordered = cells.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(n * GRID * GRID, -1)
+    n, _, height, width, _ = pixels.shape
+    rows, columns = height // PATCH // MERGE, width // PATCH // MERGE
+    cells = pixels.reshape(n, 2, rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
+    ordered = cells.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(n * rows * columns * MERGE**2, -1)
     return torch.from_numpy(np.ascontiguousarray(ordered)).float() / 127.5 - 1.0
 
 
@@ -49,113 +126,68 @@ def glyph_labels(pairs: Sequence[tuple[Sequence[Glyph], Sequence[Glyph]]]) -> to
     return torch.from_numpy(np.ascontiguousarray(ordered).reshape(-1, 2))
 
 
-def frame_pairs(task: Task) -> list[Pair]:
-    """Pairs of frames that the tower encodes together: one for a picture (twice the same), four for a video."""
-    frames = task.frames if task.is_video else task.frames * 2
-    return [(frames[i], frames[i + 1]) for i in range(0, len(frames), 2)]
+def draw_pairs(rng: random.Random, scenes: Sequence[Scene]) -> tuple[list[Pair], torch.Tensor]:
+    """One frame pair of each scene with its dense labels; of a video, a pair that shows something if there is one."""
+    pairs, glyphs = [], []
+    for scene in scenes:
+        media = seen(scene)
+        every = [c.glyphs for c in scene.canvases] * (1 if media.is_video else 2)
+        busy = [i for i in range(len(media.pairs)) if every[2 * i] or every[2 * i + 1]]
+        i = rng.choice(busy) if busy else 0
+        pairs.append(media.pairs[i])
+        glyphs.append((every[2 * i], every[2 * i + 1]))
+    return pairs, glyph_labels(glyphs)
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training sequence: a prompt with the task's picture, or without any, and the target text.
+    """One training sequence: a conversation with its pictures and videos in order, and the target of the next turn.
 
-    Characters of the target that match `given` cannot be predicted and have no loss.
+    Attributes:
+        name: Kind of example, for the accuracies that are printed.
+        messages: The conversation, in the form of the chat template.
+        media: Pictures and videos, in the order of their parts.
+        target: What the model shall write.
+        given: Characters of the target that match this pattern cannot be predicted and have no loss.
+        begun: Text that the turn begins with, without loss.
+        tools: Declared tools.
     """
 
     name: str
-    task: Task | None
-    question: str
+    messages: Sequence[Message]
+    media: Sequence[Media]
     target: str
     given: str = ""
-
-
-def draw_links(rng: random.Random, task: str, count: int) -> Task:
-    """A picture for practice: one to eleven arrows (`task` hop) or buttons (gui) that share no letter.
-
-    In a ring of arrows, or on screens of three buttons, the set of letters alone determines half of the answer, and
-    training does not get further. Here every link has two letters of its own, so the model has to look at each of them.
-    """
-    names = rng.sample(LETTERS, 2 * count)
-    canvas, links = Canvas(rng), []
-    for cell, name, other in zip(rng.sample(range(16), count), names[:count], names[count:], strict=True):
-        (canvas.arrow if task == "hop" else canvas.button)(cell % 4, cell // 4, name, other)
-        links.append(f"{name}>{other}" if task == "hop" else f"{other}<{name}")
-    return Task(
-        task, "practice", "easy", "en", prompt="", answer="", thinking="", caption="", transcript=" ".join(links),
-        frames=(canvas.image,), glyphs=(tuple(canvas.glyphs),),
-    )  # fmt: skip
-
-
-def caption_example(task: Task) -> Example:
-    return Example(f"caption {task.kind}", task, CAPTION_PROMPT, task.caption)
-
-
-def transcript_example(task: Task) -> Example:
-    return Example(f"transcript {task.kind}", task, TRANSCRIPT_PROMPT, task.transcript)
-
-
-def tally_example(task: Task) -> Example:
-    """The numbers of circles, squares and triangles of one picture."""
-    counts = "".join(f"{kind}{task.transcript.count(kind)}" for kind in (CIRCLE, SQUARE, TRIANGLE))
-    return Example("tally", task, TALLY_PROMPT, counts, given=r"[ost]")
-
-
-def links_example(rng: random.Random, task: Task) -> Example:
-    """All arrows or buttons of the picture in random order; only the ends of the links are predicted."""
-    links = task.transcript.split()
-    rng.shuffle(links)
-    name = f"{task.difficulty if task.difficulty == 'practice' else 'links'} {task.kind}"
-    return Example(name, task, LINKS_PROMPT, " ".join(links), given=r"[A-Z](?=[<>])| ")
-
-
-def sums_example(rng: random.Random) -> Example:
-    """Adding without a picture; only what follows from the numbers so far is predicted."""
-    numbers = [rng.randint(10, 60)]
-    while sum(numbers) <= 140:
-        numbers.append(rng.randint(10, 60))
-    return Example("sums", None, WORDINGS["sum"]["en"][0], added(numbers), given=r"\d\)\d\d:?| ")
-
-
-def angles_example(rng: random.Random) -> Example:
-    """Like `sums_example`, for the third angle of several triangles."""
-    pairs = [(rng.randint(20, 99), rng.randint(20, 60)) for _ in range(3)]
-    lines = " ".join(f"{added([*pair])} 180-{sum(pair)}={180 - sum(pair)}" for pair in pairs)
-    return Example("angles", None, WORDINGS["angle"]["en"][0], lines, given=r"\d\)\d\d:?| ")
-
-
-def times_example(rng: random.Random) -> Example:
-    """Finding letters in a list of seconds, without a video; only the seconds are predicted."""
-    shown = dict(zip(rng.sample(range(FRAMES), 5), rng.sample(LETTERS, 5), strict=True))
-    listed = "".join(f"{second}{shown.get(second, '.')}" for second in range(FRAMES))
-    asked = rng.choices([*shown.items()], k=6)  # with repetition, so that exclusion does not help
-    target = " ".join([listed, *(f"{letter}{second}" for second, letter in asked)])
-    return Example("times", None, WORDINGS["letter"]["en"][0].format(letter=asked[0][1]), target,
-                   given=r"(\d[A-Z.]){8} | [A-Z]|[A-Z](?=\d)| ")  # fmt: skip
-
-
-def answer_example(task: Task, mode: str) -> Example:
-    answer = task.answer if mode == "instruct" else f"{task.thinking}\n</think>\n\n{task.answer}"
-    return Example(f"{task.kind} {task.level}", task, task.prompt, answer)
+    begun: str = ""
+    tools: Sequence[dict[str, Any]] | None = None
 
 
 class Sequences:
     """Turns examples into padded model inputs with the same tokens as the real processor."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, mode: str) -> None:
-        self.tokenizer = tokenizer
-        self.tail = "<think>\n" if mode == "thinking" else ""
-        self.image = f"<|vision_start|>{'<|image_pad|>' * IMAGE_TOKENS}<|vision_end|>"
-        frame = f"<|vision_start|>{'<|video_pad|>' * IMAGE_TOKENS}<|vision_end|>"
-        stamps = "".join(f"<{second + 0.5:.1f} seconds>{frame}" for second in range(0, FRAMES, 2))
-        self.video = f"<|vision_start|>{stamps}<|vision_end|>"
+        self.tokenizer, self.template = tokenizer, TEMPLATES[mode]
         self.kinds = {
             tokenizer.convert_tokens_to_ids("<|image_pad|>"): 1,
             tokenizer.convert_tokens_to_ids("<|video_pad|>"): 2,
         }
 
     def prompt(self, example: Example) -> str:
-        media = "" if example.task is None else self.video if example.task.is_video else self.image
-        return f"<|im_start|>user\n{media}{example.question}<|im_end|>\n<|im_start|>assistant\n{self.tail}"
+        """The rendered conversation, with as many placeholders as the pictures have tokens."""
+        (text,), _ = render_jinja_template(
+            [list(example.messages)], tools=list(example.tools) if example.tools else None,
+            chat_template=self.template, add_generation_prompt=True,
+        )  # fmt: skip
+        media = iter(example.media)
+        return re.sub(r"<\|(image|video)_pad\|>", lambda found: self._placeholders(next(media)), text) + example.begun
+
+    def _placeholders(self, media: Media) -> str:
+        steps, height, width = media.grid
+        tokens = height * width // MERGE**2
+        if not media.is_video:
+            return "<|image_pad|>" * tokens
+        frame = f"<|vision_start|>{'<|video_pad|>' * tokens}<|vision_end|>"
+        return "".join(f"<{2 * step + 0.5:.1f} seconds>{frame}" for step in range(steps))
 
     def pad(self, rows: Sequence[list[int]], value: int, left: bool = False) -> torch.Tensor:
         tensors = [torch.tensor(row) for row in rows]
@@ -172,10 +204,11 @@ class Sequences:
             ((ids == token).long() * kind for token, kind in self.kinds.items()), torch.zeros_like(ids)
         )
         for name, values, video in (("image", "pixel_values", False), ("video", "pixel_values_videos", True)):
-            if tasks := [e.task for e in examples if e.task and e.task.is_video == video]:
-                out[values] = cut_patches([pair for task in tasks for pair in frame_pairs(task)])
-                steps = len(frame_pairs(tasks[0]))
-                out[f"{name}_grid_thw"] = torch.tensor([[steps, GRID, GRID]] * len(tasks))
+            if some := [media for example in examples for media in example.media if media.is_video == video]:
+                one_size = len({media.grid for media in some}) == 1
+                groups = [[pair for media in some for pair in media.pairs]] if one_size else [m.pairs for m in some]
+                out[values] = torch.cat([cut_patches(pairs) for pairs in groups])
+                out[f"{name}_grid_thw"] = torch.tensor([media.grid for media in some])
         return out
 
     def training_batch(self, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -201,14 +234,257 @@ class Sequences:
         return self.inputs(examples, self.encode([self.prompt(e) for e in examples]), left=True)
 
 
-def draw_pairs(rng: random.Random, tasks: Sequence[Task]) -> tuple[list[Pair], torch.Tensor]:
-    """One frame pair of each task with its dense labels; of a video, a pair that shows something if there is one."""
-    pairs, glyphs = [], []
-    for task in tasks:
-        every = task.glyphs if task.is_video else task.glyphs * 2
-        choices = frame_pairs(task)
-        busy = [i for i in range(len(choices)) if every[2 * i] or every[2 * i + 1]]
-        i = rng.choice(busy) if busy else 0
-        pairs.append(choices[i])
-        glyphs.append((every[2 * i], every[2 * i + 1]))
-    return pairs, glyph_labels(glyphs)
+def answered(answer: str, thinking: str, mode: str) -> str:
+    """The target of a turn."""
+    return answer if mode == "instruct" else f"{thinking}\n</think>\n\n{answer}"
+
+
+def draw_training_scene(rng: random.Random, kind: str, level: str | None = None, hidden: float = 0.5) -> Scene:
+    """A scene of random severity (clean with probability 1 - `hidden`), font and colors."""
+    severity = rng.random() if rng.random() < hidden else None
+    style = draw_style(rng, TRAIN_FONTS) if rng.random() < 0.35 else plain_style(rng)
+    return draw_scene(rng, kind, level, severity, style)
+
+
+def worded(rng: random.Random, question: Question, language: str) -> str:
+    """The question as a user may type it."""
+    return fill(rng, rng.choice(WORDINGS[question.wording][language]), language, **question.named(language))
+
+
+def content(rng: random.Random, media: Sequence[Media], text: str, language: str) -> list[Message] | str:
+    """The parts of a user message: the text behind, before or between the pictures, or with a sentence beside it."""
+    parts = [one.part for one in media]
+    if not parts:
+        return text if rng.random() < 0.5 else [{"type": "text", "text": text}]
+    aside, gap = rng.choice(ASIDES[language]), rng.choice(("", "", "\n"))
+    form = rng.random()
+    if form < 0.42:
+        texts = {len(parts): gap + text}
+    elif form < 0.78:
+        texts = {0: text + gap}
+    elif form < 0.92:
+        texts = {0: aside, len(parts): text} if rng.random() < 0.5 else {0: text, len(parts): aside}
+    else:
+        texts = {0: text, 1: gap or " "} if len(parts) > 1 else {1: f"{aside} {text}"}
+    out = []
+    for i in range(len(parts) + 1):
+        if i in texts:
+            out.append({"type": "text", "text": texts[i]})
+        out += parts[i : i + 1]
+    return out
+
+
+def with_system(rng: random.Random, messages: list[Message], share: float = 0.2) -> list[Message]:
+    """The conversation, with probability `share` below a system prompt."""
+    if rng.random() >= share:
+        return messages
+    return [{"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}, *messages]
+
+
+def plain_example(
+    name: str, scene: Scene | Task, prompt: str, target: str, given: str = "", first: bool = True
+) -> Example:
+    """One question about one picture, without anything else."""
+    media, text = seen(scene), {"type": "text", "text": prompt}
+    parts = [media.part, text] if first else [text, media.part]
+    return Example(name, [{"role": "user", "content": parts}], [media], target, given)
+
+
+def caption_example(rng: random.Random, scene: Scene) -> Example:
+    return plain_example(f"caption {scene.kind}", scene, CAPTION_PROMPT, scene.caption, first=rng.random() < 0.7)
+
+
+def transcript_example(rng: random.Random, scene: Scene) -> Example:
+    return plain_example(f"list {scene.kind}", scene, TRANSCRIPT_PROMPT, scene.transcript, first=rng.random() < 0.6)
+
+
+def tally_example(rng: random.Random, scene: Scene) -> Example:
+    """The numbers of circles, squares and triangles of one picture."""
+    counts = "".join(f"{kind}{scene.transcript.count(kind)}" for kind in (CIRCLE, SQUARE, TRIANGLE))
+    return plain_example("tally", scene, TALLY_PROMPT, counts, r"[ost]", rng.random() < 0.6)
+
+
+def links_example(rng: random.Random, scene: Scene) -> Example:
+    """All arrows or buttons of the picture in random order; only the ends of the links are predicted."""
+    links = scene.transcript.split()
+    rng.shuffle(links)
+    name = f"{scene.difficulty if scene.difficulty == 'practice' else 'links'} {scene.kind}"
+    return plain_example(name, scene, LINKS_PROMPT, " ".join(links), r"[A-Z](?=[<>])| ", rng.random() < 0.6)
+
+
+def draw_links(rng: random.Random, kind: str, count: int) -> Scene:
+    """A picture for practice: one to eleven arrows (`kind` hop) or buttons (gui) that share no letter.
+
+    In a ring of arrows, or on screens of three buttons, the set of letters alone determines half of the answer, and
+    training does not get further. Here every link has two letters of its own, so the model has to look at each of them.
+    """
+    names = rng.sample(LETTERS, 2 * count)
+    style = draw_style(rng, TRAIN_FONTS) if rng.random() < 0.3 else plain_style(rng)
+    canvas, links = Canvas(rng, style), []
+    for cell, name, other in zip(rng.sample(range(16), count), names[:count], names[count:], strict=True):
+        (canvas.arrow if kind == "hop" else canvas.button)(cell % 4, cell // 4, name, other)
+        links.append(f"{name}>{other}" if kind == "hop" else f"{other}<{name}")
+    none = Question("ocr", {}, "", "")
+    return Scene(kind, "practice", "easy", None, " ".join(links), "", (canvas,), lambda _: none)
+
+
+def _numbers_example(name: str, target: str, given: str) -> Example:
+    return Example(name, [{"role": "user", "content": WORDINGS["sum"]["en"][0]}], [], target, given)
+
+
+def sums_example(rng: random.Random) -> Example:
+    """Adding without a picture; only what follows from the numbers so far is predicted."""
+    numbers = [rng.randint(10, 60)]
+    while sum(numbers) <= 140:
+        numbers.append(rng.randint(10, 60))
+    return _numbers_example("sums", added(numbers), r"\d\)\d\d:?| ")
+
+
+def angles_example(rng: random.Random) -> Example:
+    """Like `sums_example`, for the third angle of several triangles."""
+    pairs = [(rng.randint(20, 99), rng.randint(20, 60)) for _ in range(3)]
+    lines = " ".join(f"{added([*pair])} 180-{sum(pair)}={180 - sum(pair)}" for pair in pairs)
+    return _numbers_example("angles", lines, r"\d\)\d\d:?| ")
+
+
+def times_example(rng: random.Random) -> Example:
+    """Finding letters in a list of seconds, without a video; only the seconds are predicted."""
+    shown = dict(zip(rng.sample(range(FRAMES), 5), rng.sample(LETTERS, 5), strict=True))
+    listed = "".join(f"{second}{shown.get(second, '.')}" for second in range(FRAMES))
+    asked = rng.choices([*shown.items()], k=6)  # with repetition, so that exclusion does not help
+    target = " ".join([listed, *(f"{letter}{second}" for second, letter in asked)])
+    return _numbers_example("times", target, r"(\d[A-Z.]){8} | [A-Z]|[A-Z](?=\d)| ")
+
+
+def answer_example(task: Task, mode: str) -> Example:
+    """The question of a task, as it is worded, answered in `mode`."""
+    target = answered(task.answer, task.thinking, mode)
+    return plain_example(f"{task.kind} {task.level}", task, task.prompt, target)
+
+
+def question_example(rng: random.Random, scene: Scene, mode: str) -> Example:
+    """One question about one picture, in any form that a client sends."""
+    language, question, media = rng.choice(LANGUAGES), scene.question(rng), seen(scene)
+    parts = content(rng, [media], worded(rng, question, language), language)
+    target, begun = answered(question.answer, question.thinking, mode), ""
+    if mode == "thinking" and rng.random() < 0.06:  # a thought that was cut short: answer all the same
+        begun, target = f"{question.thinking[: rng.randrange(len(question.thinking))]}\n</think>\n\n", question.answer
+    name = scene.kind if scene.severity is None else f"{scene.kind} hidden"
+    return Example(
+        f"{name} cut" if begun else name, with_system(rng, [{"role": "user", "content": parts}]), [media], target,
+        begun=begun,
+    )  # fmt: skip
+
+
+def two_pictures_example(rng: random.Random, scenes: tuple[Scene, Scene], mode: str) -> Example:
+    """A question about the first or the second of two pictures."""
+    language, chosen, media = rng.choice(LANGUAGES), rng.randrange(2), [seen(scene) for scene in scenes]
+    question = scenes[chosen].question(rng)
+    which = rng.choice(WHICH[language]).replace("{n}", ORDINALS[language][chosen])
+    text = which.replace("{q}", worded(rng, question, language))
+    parts = content(rng, media, text[0].upper() + text[1:], language)
+    target = answered(question.answer, question.thinking, mode)
+    return Example("two pictures", with_system(rng, [{"role": "user", "content": parts}]), media, target)
+
+
+def turns_example(rng: random.Random, scenes: Sequence[Scene], mode: str) -> Example:
+    """Several turns: about one picture, with a new picture in a later turn, or with turns about none.
+
+    Each scene comes with a turn of its own. Other turns ask again about the last scene, make a request without a
+    picture, or ask something outside the drawn world.
+    """
+    language, number = rng.choice(LANGUAGES), rng.randint(max(2, len(scenes)), 3)
+    number += rng.random() < 0.2  # then the conversation begins without a picture
+    first = number - max(2, len(scenes)) if rng.random() < 0.15 else 0
+    new = {first, *rng.sample(range(first + 1, number), len(scenes) - 1)}
+    messages: list[Message] = []
+    media: list[Media] = []
+    waiting, scene, target, name = iter(scenes), None, "", ""
+    for turn in range(number):
+        shown: list[Media] = []
+        draw = rng.random()
+        if turn in new:
+            scene = next(waiting)
+            shown = [seen(scene)]
+        if scene and (shown or draw > 0.2):
+            question = scene.question(rng)
+            text, answer, thinking = worded(rng, question, language), question.answer, question.thinking
+            name = "turn picture" if shown else "turn again"
+        elif draw > 0.06:
+            request = draw_text(rng, language)
+            text, answer, thinking, name = request.prompt, request.answer, request.thinking, "turn text"
+        else:
+            text, answer = draw_unknown_question(rng, language), UNKNOWN[language]
+            thinking, name = "unknown", "turn unknown"
+        media += shown
+        messages.append({"role": "user", "content": content(rng, shown, text, language)})
+        target = answered(answer, thinking, mode)
+        if turn < number - 1:
+            messages.append({"role": "assistant", "content": answer})
+    return Example(name, with_system(rng, messages), media, target)
+
+
+def text_example(rng: random.Random, mode: str) -> Example:
+    """A request without a picture."""
+    request = draw_text(rng)
+    messages = [{"role": "user", "content": content(rng, [], request.prompt, request.language)}]
+    target = answered(request.answer, request.thinking, mode)
+    return Example(f"text {request.kind}", with_system(rng, messages), [], target)
+
+
+def any_question(rng: random.Random, language: str, wordings: Sequence[str] = ()) -> str:
+    """A question of the drawn world with random words."""
+    letters = rng.sample(LETTERS, 2)
+    words = {"start": letters[0], "goal": letters[1], "letter": letters[0], "count": str(rng.randint(1, 4))}
+    shape = rng.choice(("o", "s", "t"))
+    key = rng.choice(list(wordings or WORDINGS))
+    return worded(rng, Question(key, {**words, "shape": shape}, "", ""), language)
+
+
+def unknown_example(rng: random.Random, mode: str) -> Example:
+    """A picture or a question outside the drawn world, or a question without its picture."""
+    language, form = rng.choice(LANGUAGES), rng.random()
+    media: list[Media] = []
+    if form < 0.6:
+        media = [fitted(draw_unknown(rng))]
+        text = any_question(rng, language) if rng.random() < 0.75 else draw_unknown_question(rng, language)
+        name = "unknown picture"
+    elif form < 0.72:
+        text, name = draw_unknown_question(rng, language), "unknown question"
+    elif form < 0.8:
+        text, name = any_question(rng, language), "missing picture"
+    else:
+        kind = rng.choice(list(SENSELESS))
+        while kind == "video":
+            kind = rng.choice(list(SENSELESS))
+        media = [seen(draw_training_scene(rng, kind))]
+        senseless = rng.random() < 0.4
+        text = any_question(rng, language, SENSELESS[kind]) if senseless else draw_unknown_question(rng, language)
+        name = "senseless question" if senseless else "unknown question, picture"
+    messages = with_system(rng, [{"role": "user", "content": content(rng, media, text, language)}])
+    return Example(name, messages, media, answered(UNKNOWN[language], "unknown", mode))
+
+
+def caption_unknown_example(rng: random.Random) -> Example:
+    """A picture outside the drawn world has a caption that says so."""
+    media = fitted(draw_unknown(rng))
+    parts = [media.part, {"type": "text", "text": CAPTION_PROMPT}]
+    return Example("caption unknown", [{"role": "user", "content": parts}], [media], UNKNOWN_CAPTION)
+
+
+def tools_examples(rng: random.Random, mode: str, count: int) -> Iterator[Example]:
+    """Steps of GUI tasks with tools, each with the calls and results before it."""
+    for _ in range(count):
+        task = draw_screen_task(rng)
+        step = rng.randrange(len(task.steps) + 1)
+        messages, target = conversation(task, step, mode)
+        yield Example(f"tool step {step}", messages, [Media((task.picture,))], target, tools=TOOLS)
+
+
+def pick(rng: random.Random, weights: dict[str, float]) -> str:
+    """A random key, by its weight."""
+    return rng.choices(list(weights), weights=list(weights.values()))[0]
+
+
+def any_level(rng: random.Random) -> str:
+    return rng.choice(LEVELS)

@@ -1,57 +1,122 @@
-"""Label new pictures with both modes of the pocket pair: records for training and for the model card.
+"""Label new pictures with both modes of the pocket pair: the records that its router is trained on.
 
-    python -m training.pocket.label --count 1440 --seed labels --out training/pocket/records.jsonl.gz
+    python -m training.pocket.label --jobs 2 --out training/pocket/records.jsonl.gz
 
-Every answer is generated, one request at a time, so that the seconds are those of a single user. Resumable: the records
-so far are in a file beside the output until it is complete.
+The pictures have hidden difficulty (`Task.severity`) from 0 to 1, as in the proof: the router predicts how often each
+mode is right among pictures that look alike to it, so records of other pictures would bias its probabilities. One in 19
+is a clean picture of a ring of arrows: of the clean pictures, only these have questions of their own. A third of the
+requests have the form that some client sends: text before the picture, other case and punctuation, a sentence beside
+the question.
+
+Every answer is generated, one request at a time, so that the seconds are those of a single user. `--jobs 2` labels two
+halves side by side; then seconds are comparable with each other only. A stopped run continues: the records so far are
+in files beside the output until it is complete.
 """
 
 from __future__ import annotations
 
 import itertools
+import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from rich.progress import track
+from training.page import POCKET, argument_parser, lines_of, side_by_side
+from training.pocket.data import content, seen
+from training.pocket.text import vary
+from vlroute import Answer, InputError, Outcome, Record, Router, read_records, write_records
+from vlroute.inputs.messages import Conversation, parse
+from vlroute.learning import Task, draw_evenly, draw_task, is_right
+from vlroute.pocket.tasks import LANGUAGES, LEVELS
+from vlroute.types import MODES
 
-from training.page import POCKET, argument_parser
-from vlroute import Answer, Outcome, Record, Router, read_records, write_records
-from vlroute.learning import Trial, draw_evenly, run_trials
-from vlroute.learning.trial import media
+COUNT, SEED = 3192, "labels"
+BANDS = 5
 
 
-def outcome(trial: Trial, answer: Answer) -> Outcome:
+def band(severity: float | None) -> str:
+    """The fifth of the scale that `severity` lies in, as text."""
+    if severity is None:
+        return "clean"
+    low = min(int(BANDS * severity), BANDS - 1)
+    return f"severity {low / BANDS:.1f}–{(low + 1) / BANDS:.1f}"
+
+
+def request(task: Task, rng: random.Random) -> Conversation:
+    """The question of `task`: mostly behind the picture and as it is worded, otherwise in the form of some client."""
+    source: Any = (task.frames, range(len(task.frames))) if task.is_video else task.frames[0]
+    kind = "video" if task.is_video else "image"
+    shown = {"type": kind, kind: source}
+    parts = [shown, {"type": "text", "text": task.prompt}]
+    if rng.random() < 1 / 3:
+        form = content(rng, [seen(task)], vary(rng, task.prompt, task.language), task.language)
+        parts = [part if part["type"] == "text" else shown for part in form if isinstance(part, dict)]
+    return parse([{"role": "user", "content": parts}])
+
+
+def requests(count: int, seed: str) -> Iterator[tuple[Task, Conversation]]:
+    """`count` tasks, each with the request that asks about it."""
+    rng, rings = random.Random(f"rings {seed}"), count // 19
+    clean = (draw_task(rng, "hop", LEVELS[i % 3], LANGUAGES[i // 3 % 2]) for i in range(rings))
+    for i, task in enumerate(itertools.chain(draw_evenly(count - rings, seed, hidden=True), clean)):
+        yield task, request(task, random.Random(f"form {seed} {i}"))
+
+
+def outcome(task: Task, answer: Answer) -> Outcome:
     prefill = answer.timing.vision + answer.timing.prefill
     seconds = round(prefill + answer.timing.decode, 5)
-    return Outcome(trial.right(answer), answer.usage.completion_tokens, seconds, round(prefill, 5))
+    return Outcome(is_right(task, answer.text), answer.usage.completion_tokens, seconds, round(prefill, 5))
 
 
-def record(router: Router, trial: Trial, name: str) -> Record:
-    task = trial.task
-    caption = router.decide(task.prompt, **media(task)).caption
+def label(router: Router, task: Task, conversation: Conversation, name: str) -> Record:
+    """The record of one request. Before each answer the picture is removed from the caches."""
+    outcomes = []
+    for mode in MODES:
+        router.forget()
+        outcomes.append(outcome(task, router.ask(conversation.messages, mode=mode)))
     return Record(
-        id=name, prompt=task.prompt, caption=caption, set="pocket", topic=task.kind,
-        level=f"{task.level}: {task.difficulty}", language=task.language,
+        id=name, prompt=conversation.prompt, caption=router.decide(conversation.messages).caption,
+        instruct=outcomes[0], thinking=outcomes[1], set="pocket", topic=task.kind,
+        level=f"{task.level}: {task.difficulty}, {band(task.severity)}", language=task.language,
         model=router.identity.name, fingerprint=router.identity.fingerprint or "",
-        instruct=outcome(trial, trial.instruct), thinking=outcome(trial, trial.thinking),
     )  # fmt: skip
+
+
+def finished(partial: Path) -> list[Record]:
+    return list(read_records(partial)) if partial.exists() else []
+
+
+def label_part(model: Path, count: int, seed: str, partial: Path, part: int, jobs: int) -> None:
+    """Label every `jobs`-th request from number `part`, and add the records to the file `partial`.
+
+    InputError if the file has records of another pair.
+    """
+    router, kept = Router.from_pretrained(model, captioner="instruct").load(), finished(partial)
+    if any(record.fingerprint != router.identity.fingerprint for record in kept):
+        raise InputError(f"{partial} has records of another pair: delete the file to start again")
+    left = itertools.islice(enumerate(requests(count, seed)), part + jobs * len(kept), None, jobs)
+    for i, (task, conversation) in left:
+        write_records(partial, [label(router, task, conversation, f"{seed}-{i:05d}")], append=True)
 
 
 def main() -> None:
     parser = argument_parser(__doc__, None, "file of records")
-    parser.add_argument("--count", type=int, default=1440)
-    parser.add_argument("--seed", default="labels")
+    parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--seed", default=SEED)
     parser.add_argument("--model", type=Path, default=POCKET)
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     options = parser.parse_args()
-    partial = options.out.with_suffix(".partial.jsonl")
-    done = len(list(read_records(partial))) if partial.exists() else 0
-    router = Router.from_pretrained(options.model, captioner="instruct")
-    tasks = itertools.islice(draw_evenly(options.count, options.seed), done, None)
-    trials = run_trials(router, tasks, routed=False)
-    for i, trial in enumerate(track(trials, "labeling", total=options.count - done), start=done):
-        write_records(partial, [record(router, trial, f"{options.seed}-{i:05d}")], append=True)
-    write_records(options.out, read_records(partial))
-    partial.unlink()
-    print(f"{options.count} records in {options.out}")
+    jobs, given = options.jobs, (options.model, options.count, options.seed)
+    if not 1 <= jobs <= options.count:
+        parser.error("--jobs must be at least 1 and at most --count")
+    partials = [options.out.with_suffix(f".{part + 1}-of-{jobs}.partial.jsonl") for part in range(jobs)]
+    work = [(*given, partial, part, jobs) for part, partial in enumerate(partials)]
+    side_by_side(label_part, work, lambda: lines_of(partials), options.count, "labeling")
+    records = sorted((record for partial in partials for record in finished(partial)), key=lambda record: record.id)
+    write_records(options.out, records)
+    for partial in partials:
+        partial.unlink()
+    print(f"{len(records)} records in {options.out}")
 
 
 if __name__ == "__main__":

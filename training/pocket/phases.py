@@ -4,7 +4,7 @@ tower        the vision encoder alone: which glyph lies in each patch, for both 
 transcripts  the whole model: list, count and follow everything in the picture; easy questions answered at once
 instruct     the language model with a frozen tower: answer at once, write a short caption
 thinking     the language model with a frozen tower: look and reason step by step, answer
-..._more, ..._last   the same again, with practice of tasks of low accuracy
+..._more     the same again, with practice of tasks of low accuracy
 
 If every token of a target is predicted correctly after the correct tokens before it, greedy decoding writes this
 target. The batches are always new, so the share of such targets is the exact-match accuracy.
@@ -30,19 +30,32 @@ from training.pocket.data import (
     Example,
     Sequences,
     angles_example,
-    answer_example,
+    any_level,
     caption_example,
+    caption_unknown_example,
     cut_patches,
     draw_links,
     draw_pairs,
+    draw_training_scene,
+    fitted,
     links_example,
+    pick,
+    plain_example,
+    question_example,
     sums_example,
     tally_example,
+    text_example,
     times_example,
+    tools_examples,
     transcript_example,
+    turns_example,
+    two_pictures_example,
+    unknown_example,
 )
+from training.pocket.unknown import draw_unknown
 from vlroute import Mode
-from vlroute.learning import Task, draw_task
+from vlroute.pocket.canvas import SIDE
+from vlroute.pocket.tasks import Scene
 
 Scores = dict[str, tuple[int, int]]  # kind of example → (number of correct ones, number of all)
 LINKED = {"gui": 1.0, "hop": 1.0}  # tasks whose pictures hold links
@@ -65,26 +78,23 @@ class Phase:
 PHASES = {
     phase.name: phase
     for phase in (
-        Phase("tower", None, None, 700, 2e-3, 1.0, 2),
-        Phase("transcripts", None, "tower", 1800, 2e-3, 0.15, 2),
-        Phase("instruct", "instruct", "transcripts", 2000, 1.5e-3, 0.0, 1),
-        Phase("instruct_more", "instruct", "instruct", 700, 8e-4, 0.0, 1),
-        Phase("instruct_last", "instruct", "instruct_more", 600, 6e-4, 0.0, 1),
-        Phase("thinking", "thinking", "transcripts", 1600, 1.5e-3, 0.0, 1),
-        Phase("thinking_more", "thinking", "thinking", 700, 8e-4, 0.0, 1),
+        Phase("tower", None, None, 1500, 2e-3, 1.0, 2),
+        Phase("transcripts", None, "tower", 2400, 2e-3, 0.15, 2),
+        Phase("instruct", "instruct", "transcripts", 3000, 1.5e-3, 0.0, 1),
+        Phase("instruct_more", "instruct", "instruct", 1200, 8e-4, 0.0, 1),
+        Phase("thinking", "thinking", "transcripts", 2400, 1.5e-3, 0.0, 1),
+        Phase("thinking_more", "thinking", "thinking", 1000, 8e-4, 0.0, 1),
     )
 }
-
-
-def pick(rng: random.Random, weights: dict[str, float]) -> str:
-    return rng.choices(list(weights), weights=list(weights.values()))[0]
 
 
 def tower_loss(
     model: Qwen3VLForConditionalGeneration, head: nn.Module, rng: random.Random
 ) -> tuple[torch.Tensor, Scores]:
     """Cross entropy of the glyph in every patch, predicted by a linear head from the unmerged output of the tower."""
-    pairs, labels = draw_pairs(rng, _draw(rng, {**weights(2.0, 1.0, 1.5, 2.0, 1.5), "video": 1.5}, HARDER, 96))
+    pairs, labels = draw_pairs(rng, _draw(rng, {**weights(2.5, 1.0, 2.0, 1.5, 1.5), "video": 2.0}, HARDER, 88))
+    strange = [fitted(draw_unknown(rng, size=(SIDE, SIDE))).pairs[0] for _ in range(8)]
+    pairs, labels = [*pairs, *strange], torch.cat([labels, torch.zeros(8 * GRID**2, 2, dtype=torch.long)])
     grid = torch.tensor([[1, GRID, GRID]] * len(pairs))
     hidden = model.model.visual(cut_patches(pairs), grid_thw=grid, return_dict=True).last_hidden_state
     logits = head(hidden).unflatten(-1, (2, len(LABEL) + 1))
@@ -123,78 +133,134 @@ def weights(*values: float) -> dict[str, float]:
     return dict(zip(("ocr", "count", "math", "gui", "hop"), values, strict=True))
 
 
-def _draw(rng: random.Random, drawn: dict[str, float], levels: dict[str, float], count: int) -> list[Task]:
-    return [draw_task(rng, pick(rng, drawn), pick(rng, levels)) for _ in range(count)]
+def _draw(
+    rng: random.Random, drawn: dict[str, float], levels: dict[str, float], count: int, hidden: float = 0.5
+) -> list[Scene]:
+    return [draw_training_scene(rng, pick(rng, drawn), pick(rng, levels), hidden) for _ in range(count)]
 
 
-def _videos(rng: random.Random) -> list[Task]:
+def _videos(rng: random.Random) -> list[Scene]:
     return _draw(rng, {"video": 1.0}, EVENLY, 24)
 
 
 def transcripts_examples(rng: random.Random, start: int) -> Iterator[list[Example]]:
     """First reading: links that share no letter and short lists; then lists, counts and links of everything."""
-    first, later = {"ocr": 2.0, "count": 1.0, "math": 1.0}, weights(0.8, 1.0, 1.0, 1.0, 1.0)
+    first, later = {"ocr": 2.0, "count": 1.0, "math": 1.0}, weights(1.0, 1.0, 1.0, 1.0, 1.0)
     for step in itertools.count(start):
         early = step < FIRST_READING
         if step % 4 == 3 and not early:
-            yield [_reading(rng, task) for task in _videos(rng)]
+            yield [_reading(rng, scene) for scene in _videos(rng)]
+            continue
+        if step % 8 == 5 and not early:
+            yield [unknown_example(rng, "instruct") for _ in range(24)] + [
+                text_example(rng, "instruct") if rng.random() < 0.5 else caption_unknown_example(rng) for _ in range(16)
+            ]
             continue
         links = [draw_links(rng, pick(rng, LINKED), rng.randint(1, 4 if early else 8)) for _ in range(24)]
-        tasks = _draw(rng, first, EASIER, 40) if early else _draw(rng, later, EVENLY, 44)
-        yield [links_example(rng, task) for task in links] + [_reading(rng, task) for task in tasks]
+        scenes = _draw(rng, first, EASIER, 40, 0.15) if early else _draw(rng, later, EVENLY, 44, 0.4)
+        yield [links_example(rng, scene) for scene in links] + [_reading(rng, scene) for scene in scenes]
 
 
-def _reading(rng: random.Random, task: Task) -> Example:
+def _reading(rng: random.Random, scene: Scene) -> Example:
     draw = rng.random()
-    if task.kind in LINKED and draw < 0.6:
-        return links_example(rng, task)
-    if task.kind == "count" and draw < 0.4:
-        return tally_example(task)
-    if task.level == "easy" and draw > 0.8:
-        return answer_example(task, "instruct")
-    return transcript_example(task)
+    if scene.kind in LINKED and draw < 0.55:
+        return links_example(rng, scene)
+    if scene.kind == "count" and draw < 0.4:
+        return tally_example(rng, scene)
+    if draw > 0.9:
+        return caption_example(rng, scene)
+    if scene.level == "easy" and draw > 0.7:
+        return question_example(rng, scene, "instruct")
+    return transcript_example(rng, scene)
+
+
+def _turns(rng: random.Random, mode: Mode, drawn: dict[str, float], count: int) -> list[Example]:
+    """Two pictures at once, or several turns about one or two pictures; never videos."""
+    examples = []
+    for _ in range(count):
+        one, two = _draw(rng, drawn, EVENLY, 2, 0.3)
+        if rng.random() < 0.4:
+            examples.append(two_pictures_example(rng, (one, two), mode))
+        else:
+            examples.append(turns_example(rng, [one, two] if rng.random() < 0.35 else [one], mode))
+    return examples
+
+
+def _others(rng: random.Random, mode: Mode, step: int, drawn: dict[str, float]) -> list[Example] | None:
+    """Every sixth batch: conversations, requests without a picture and unknown ones, tools, in turn."""
+    if step % 6 != 1:
+        return None
+    turn = step // 6 % 4
+    if turn in (0, 2):
+        return _turns(rng, mode, drawn, 32)
+    if turn == 1:
+        return [unknown_example(rng, mode) if i % 2 else text_example(rng, mode) for i in range(64)]
+    return list(tools_examples(rng, mode, 24))
+
+
+def by_length(rng: random.Random, examples: list[Example], batches: int) -> list[list[Example]]:
+    """Split into batches of similar lengths, in random order: less padding, which saves a third of the time."""
+    examples.sort(key=lambda example: len(str(example.messages)) / 3 + len(example.target))
+    size = len(examples) // batches
+    parts = [examples[i : i + size] for i in range(0, len(examples), size)]
+    rng.shuffle(parts)
+    return parts
 
 
 def instruct_examples(
     rng: random.Random, start: int, drawn: dict[str, float], levels: dict[str, float]
 ) -> Iterator[list[Example]]:
     """Questions answered at once; captions, counts and links mixed in."""
+    waiting: list[list[Example]] = []
     for step in itertools.count(start):
-        tasks = _videos(rng) if step % 5 == 3 else _draw(rng, drawn, levels, 64)
-        yield [_direct(rng, task) for task in tasks]
+        if others := _others(rng, "instruct", step, drawn):
+            yield others
+        elif step % 6 == 3:
+            yield [_direct(rng, scene) for scene in _videos(rng)]
+        else:
+            waiting = waiting or by_length(rng, [_direct(rng, scene) for scene in _draw(rng, drawn, levels, 192)], 3)
+            yield waiting.pop()
 
 
-def _direct(rng: random.Random, task: Task) -> Example:
+def _direct(rng: random.Random, scene: Scene) -> Example:
     draw = rng.random()
-    if draw < 0.1:
-        return caption_example(task)
-    if draw < 0.2 and task.kind in LINKED:
-        return links_example(rng, task)
-    if draw < 0.25 and task.kind == "count":
-        return tally_example(task)
-    return answer_example(task, "instruct")
+    if draw < 0.08:
+        return caption_example(rng, scene)
+    if draw < 0.18 and scene.kind in LINKED:
+        return links_example(rng, scene)
+    if draw < 0.23 and scene.kind == "count":
+        return tally_example(rng, scene)
+    return question_example(rng, scene, "instruct")
 
 
 def thinking_examples(
     rng: random.Random, start: int, drawn: dict[str, float], practice: Sequence[Callable[[random.Random], Example]]
 ) -> Iterator[list[Example]]:
-    """Step by step; every fourth batch is practice without pictures, every fourth a video."""
+    """Step by step; every sixth batch is practice without pictures, every sixth a video."""
+    waiting: list[list[Example]] = []
     for step in itertools.count(start):
-        if step % 4 == 1:
+        if others := _others(rng, "thinking", step, drawn):
+            yield others
+        elif step % 6 == 5:
             yield [practice[i % len(practice)](rng) for i in range(96)]
+        elif step % 6 == 3:
+            yield [question_example(rng, scene, "thinking") for scene in _videos(rng)]
         else:
-            tasks = _videos(rng) if step % 4 == 3 else _draw(rng, drawn, EVENLY, 64)
-            yield [answer_example(task, "thinking") for task in tasks]
+            if not waiting:
+                some = [question_example(rng, scene, "thinking") for scene in _draw(rng, drawn, EVENLY, 256)]
+                waiting = by_length(rng, some, 4)
+            yield waiting.pop()
 
 
 # the later phases practice what had low accuracy: easy screens, angles, and the second at which a letter appeared
-more_instruct = partial(instruct_examples, drawn=weights(0.6, 1.6, 0.5, 3.0, 0.8), levels=MOSTLY_EASY)
+more_instruct = partial(instruct_examples, drawn=weights(0.7, 1.6, 0.7, 2.6, 1.0), levels=MOSTLY_EASY)
 EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "transcripts": transcripts_examples,
-    "instruct": partial(instruct_examples, drawn=weights(1.0, 1.6, 0.8, 1.2, 1.2), levels=EASIER),
+    "instruct": partial(instruct_examples, drawn=weights(1.0, 1.6, 0.9, 1.3, 1.2), levels=EASIER),
     "instruct_more": more_instruct,
-    "instruct_last": more_instruct,
-    "thinking": partial(thinking_examples, drawn=weights(1.0, 1.2, 1.5, 1.2, 1.0), practice=(sums_example,)),
+    "thinking": partial(
+        thinking_examples, drawn=weights(1.0, 1.2, 1.5, 1.2, 1.0), practice=(sums_example, sums_example, times_example)
+    ),
     "thinking_more": partial(
         thinking_examples,
         drawn=weights(0.8, 1.6, 1.5, 1.0, 0.8),

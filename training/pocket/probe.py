@@ -2,7 +2,7 @@
 
     python -m training.pocket.probe
 
-The pictures of the records are drawn again from their seed. Takes about a minute.
+The pictures of the records are drawn again from their seed. Takes about a minute and a half.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ import numpy as np
 from rich.progress import Progress, track
 
 from training.page import POCKET, argument_parser
+from training.pocket.label import SEED, requests
 from vlroute import InputError, Record, Router, read_records
 from vlroute.decision.captions import PROBE_FOLDER
-from vlroute.inputs.media import DEFAULT_LIMITS
-from vlroute.inputs.messages import parse
-from vlroute.learning import draw_evenly
 from vlroute.learning.probe import STEPS, Floats, pool, train_probe
-from vlroute.learning.trial import media
 
 RECORDS = Path(__file__).with_name("records.jsonl.gz")
 
@@ -29,16 +26,14 @@ RECORDS = Path(__file__).with_name("records.jsonl.gz")
 def redraw(router: Router, records: list[Record], seed: str) -> Floats:
     """Pooled features `[n, 2 · width]` of the records' pictures. InputError if `seed` draws others."""
     rows = []
-    drawn = draw_evenly(len(records), seed)
-    for record, task in track(zip(records, drawn, strict=True), "encoding the pictures", total=len(records)):
-        if record.prompt != task.prompt:
+    drawn = requests(len(records), seed)
+    for record, (_, asked) in track(zip(records, drawn, strict=True), "encoding the pictures", total=len(records)):
+        if record.prompt != asked.prompt:
             raise InputError(
-                f"record {record.id!r} has the prompt {record.prompt!r}, but seed {seed!r} draws {task.prompt!r}: the "
+                f"record {record.id!r} has the prompt {record.prompt!r}, but seed {seed!r} draws {asked.prompt!r}: the "
                 "drawing code has changed; label again with training.pocket.label"
             )
-        sent = media(task)
-        conversation = parse(task.prompt, sent.get("images"), sent.get("videos"), None, DEFAULT_LIMITS)
-        rows += pool(router, conversation)
+        rows += pool(router, asked)
         router.cache.clear()
     return np.stack(rows)
 
@@ -46,10 +41,11 @@ def redraw(router: Router, records: list[Record], seed: str) -> Floats:
 def main() -> None:
     parser = argument_parser(__doc__, POCKET / "router" / PROBE_FOLDER, "folder of the probe")
     parser.add_argument("--records", type=Path, default=RECORDS)
-    parser.add_argument("--seed", default="labels", help="seed of the records' pictures")
+    parser.add_argument("--model", type=Path, default=POCKET)
+    parser.add_argument("--seed", default=SEED, help="seed of the records' pictures")
     options = parser.parse_args()
     records = list(read_records(options.records))
-    router = Router.from_pretrained(POCKET).load()
+    router = Router.from_pretrained(options.model).load()
     pooled = redraw(router, records, options.seed)
     captions = [record.caption or "" for record in records]
     with Progress() as progress:

@@ -28,7 +28,7 @@ from vlroute.types import MODES
 
 RUNS = ROOT / "runs" / "pocket"
 SAVE_EVERY = 250
-SEED = 20261122
+SEED = 20261128
 
 
 class Trainer:
@@ -43,7 +43,10 @@ class Trainer:
         self.head = nn.Linear(self.model.config.vision_config.hidden_size, 2 * (len(LABEL) + 1))
         self.sequences = Sequences(tokenizer, phase.mode or "instruct")
         if phase.start:
-            self.model.load_state_dict(self._saved(phase.start)["model"])
+            weights = self._saved(phase.start)["model"]
+            if phase.start == "tower":  # it has trained nothing else
+                weights = {**self.model.state_dict(), **{n: w for n, w in weights.items() if ".visual." in n}}
+            self.model.load_state_dict(weights)
         if phase.tower_rate == 0:
             self.model.model.visual.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self._groups(), lr=phase.rate, weight_decay=0.01, betas=(0.9, 0.98))

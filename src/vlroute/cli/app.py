@@ -186,6 +186,8 @@ def demo(
 ) -> None:
     """Draw new pictures, let both modes answer, and show the results with and without routing.
 
+    Also shows one picture that only Thinking answers correctly, and one that only Instruct does.
+
     vlroute demo --seed 7
 
     vlroute demo --model Qwen/Qwen3-VL-2B --router my-router

@@ -91,22 +91,28 @@ def ask_task(router: Router, task: Task, mode: Mode | None = None, bare: bool = 
     return router.ask(task.prompt + (BARE[task.language] if bare else ""), **media(task), mode=mode)
 
 
-def draw_evenly(count: int, seed: int | str) -> Iterator[Task]:
+def draw_evenly(count: int, seed: int | str, hidden: bool = False) -> Iterator[Task]:
     """Draw tasks: equally many of each kind and level, languages in turn, in random order.
 
     Args:
         count: Number of tasks.
         seed: Equal seeds give equal tasks.
+        hidden: Give every task a severity, a difficulty that its caption does not tell: uniformly from 0 to 1, in equal
+            strata within each kind and level. By default all pictures are clean.
 
     Yields:
         The tasks.
     """
     rng = random.Random(f"vlroute {seed}")
-    plan = [(kind, level) for level in LEVELS for kind in TASKS]
-    plan = [plan[i % len(plan)] for i in range(count)]
+    cells = [(kind, level) for level in LEVELS for kind in TASKS]
+    plan: list[tuple[str, str, float | None]] = []
+    for i in range(count):
+        stratum, cell = divmod(i, len(cells))
+        strata = len(range(cell, count, len(cells)))
+        plan.append((*cells[cell], (stratum + rng.random()) / strata if hidden else None))
     rng.shuffle(plan)
-    for i, (kind, level) in enumerate(plan):
-        yield draw_task(rng, kind, level, LANGUAGES[i % len(LANGUAGES)])
+    for i, (kind, level, severity) in enumerate(plan):
+        yield draw_task(rng, kind, level, LANGUAGES[i % len(LANGUAGES)], severity)
 
 
 def run_trials(router: Router, tasks: Iterator[Task], routed: bool = True, bare: bool = False) -> Iterator[Trial]:

@@ -6,30 +6,86 @@ The recorded glyphs are the labels of the dense training task of the tower: whic
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 SIDE, CELL = 96, 24  # four by four cells; the tower merges each into one token, so one glyph per cell is read reliably
 SPOT = 16  # center of a glyph within its cell, inside one patch
 Ink = tuple[int, int, int]
-PAPERS = ((255, 255, 255), (245, 240, 225), (225, 238, 250))
-INKS = ((20, 20, 20), (180, 30, 30), (30, 60, 180), (20, 120, 50))
+PAPERS: tuple[Ink, ...] = ((255, 255, 255), (245, 240, 225), (225, 238, 250))
+INKS: tuple[Ink, ...] = ((20, 20, 20), (180, 30, 30), (30, 60, 180), (20, 120, 50))
 LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"  # without I, O and Q, which look like 1 and 0 at this size
 DIGITS = "0123456789"
+#: Pairs of glyphs that differ in a few pixels only.
+LOOK_ALIKE = ("8B", "5S", "2Z", "6G")
 CIRCLE, SQUARE, TRIANGLE, LAMP_LIT = "o", "s", "t", "*"
-SHAPE_INKS = {CIRCLE: INKS[1], SQUARE: INKS[2], TRIANGLE: INKS[3]}
+SHAPES = (CIRCLE, SQUARE, TRIANGLE)
 GLYPHS = tuple(LETTERS + DIGITS + "?" + CIRCLE + SQUARE + TRIANGLE + LAMP_LIT)
+FONT_SIZE = 13
+GRAY: Ink = (130, 130, 135)
+#: Ways in which a picture is made hard to see.
+CORRUPTIONS = ("blur", "noise", "contrast")
 
 
 @cache
-def font(size: int = 13) -> ImageFont.FreeTypeFont:
-    """Pillow's own font in `size` pixels."""
-    loaded = ImageFont.load_default(size=size)
-    if not isinstance(loaded, ImageFont.FreeTypeFont):
+def font(path: str | None = None) -> ImageFont.FreeTypeFont:
+    """Load a font so that its capitals are as high as those of Pillow's own font in 13 pixels.
+
+    Args:
+        path: A TrueType file; None for Pillow's own font.
+
+    Returns:
+        The font.
+
+    Raises:
+        RuntimeError: If this Pillow has no FreeType support.
+    """
+    own = ImageFont.load_default(size=FONT_SIZE)
+    if not isinstance(own, ImageFont.FreeTypeFont):
         raise RuntimeError("this Pillow has no FreeType support; install a Pillow wheel from PyPI")
-    return loaded
+    if path is None:
+        return own
+
+    def height(one: ImageFont.FreeTypeFont) -> float:
+        _, top, _, bottom = one.getbbox("H")
+        return bottom - top
+
+    large = ImageFont.load_default(size=100)
+    assert isinstance(large, ImageFont.FreeTypeFont)
+    size = FONT_SIZE * height(large) / height(ImageFont.truetype(path, 100))
+    return ImageFont.truetype(path, size)
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """Font and colors of a picture.
+
+    Attributes:
+        paper: The background.
+        inks: Colors of text.
+        shape_inks: Fill of circles, squares and triangles.
+        font: A TrueType file; None for Pillow's own font.
+    """
+
+    paper: Ink = PAPERS[0]
+    inks: tuple[Ink, ...] = INKS
+    shape_inks: tuple[Ink, Ink, Ink] = (INKS[1], INKS[2], INKS[3])
+    font: str | None = None
+
+
+def plain_style(rng: random.Random) -> Style:
+    """The style of the shipped drawings: Pillow's own font, four inks, one of three papers.
+
+    Args:
+        rng: Source of randomness.
+
+    Returns:
+        The style.
+    """
+    return Style(rng.choice(PAPERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,34 +97,45 @@ class Glyph:
     y: float
 
 
+@dataclass
 class Canvas:
-    """A picture that is being drawn. Every glyph is moved by up to a pixel at random, so that pictures differ."""
+    """A picture that is being drawn. Every glyph is moved by up to a pixel at random, so that pictures differ.
 
-    def __init__(self, rng: random.Random, paper: Ink | None = None) -> None:
-        self.rng = rng
-        self.paper = paper or rng.choice(PAPERS)
-        self.image = Image.new("RGB", (SIDE, SIDE), self.paper)
+    Attributes:
+        rng: Source of randomness.
+        style: Font and colors.
+        image: The picture so far.
+        glyphs: The glyphs drawn so far.
+    """
+
+    rng: random.Random
+    style: Style
+    image: Image.Image = field(init=False)
+    glyphs: list[Glyph] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.image = Image.new("RGB", (SIDE, SIDE), self.style.paper)
         self.draw = ImageDraw.Draw(self.image)
-        self.glyphs: list[Glyph] = []
 
     def text(self, column: float, row: float, text: str, ink: Ink | None = None, pitch: int = CELL) -> None:
         """Write `text` with its first glyph in the lower right of a cell, then one glyph every `pitch` pixels."""
         x = CELL * column + SPOT + self.rng.randint(-1, 1) + (CELL - pitch) // 2
         y = CELL * row + SPOT + self.rng.randint(-1, 1)
-        ink = ink or self.rng.choice(INKS)
+        ink = ink or self.rng.choice(self.style.inks)
         for i, char in enumerate(text):
             self._glyph(x + pitch * i, y, char, ink)
 
     def _glyph(self, x: float, y: float, char: str, ink: Ink) -> None:
-        self.draw.text((x, y), char, font=font(), fill=ink, anchor="mm")
+        # placed by the baseline: the middle of a line of text is elsewhere in each font
+        self.draw.text((x, y + 5), char, font=font(self.style.font), fill=ink, anchor="ms")
         self.glyphs.append(Glyph(char, x, y))
 
     def arrow(self, column: int, row: int, start: str, end: str) -> None:
         """Write `start` into the upper left of a cell and an arrow from it to `end` in the lower right."""
         x, y = CELL * column, CELL * row
-        ink = self.rng.choice(INKS)
-        self.draw.line([(x + 13, y + 5), (x + 19, y + 5), (x + 19, y + 9)], fill=(130, 130, 135))
-        self.draw.polygon([(x + 17, y + 8), (x + 21, y + 8), (x + 19, y + 11)], fill=(130, 130, 135))
+        ink = self.rng.choice(self.style.inks)
+        self.draw.line([(x + 13, y + 5), (x + 19, y + 5), (x + 19, y + 9)], fill=GRAY)
+        self.draw.polygon([(x + 17, y + 8), (x + 21, y + 8), (x + 19, y + 11)], fill=GRAY)
         self._glyph(x + 6 + self.rng.randint(-1, 1), y + 6 + self.rng.randint(-1, 1), start, ink)
         self._glyph(x + 17 + self.rng.randint(-1, 1), y + 17 + self.rng.randint(-1, 0), end, ink)
 
@@ -76,27 +143,88 @@ class Canvas:
         """Draw a button over a cell: its label in the lower right, the screen that it is on in the upper left."""
         x, y = CELL * column, CELL * row
         box = [x + 10, y + 10, x + 23, y + 23]
-        self.draw.rounded_rectangle(box, radius=3, fill=(255, 255, 255), outline=(150, 150, 160))
-        self._glyph(x + 6 + self.rng.randint(-1, 1), y + 6 + self.rng.randint(-1, 1), screen, INKS[0])
-        self._glyph(x + 17, y + 17 + self.rng.randint(-1, 0), label, INKS[2])
+        dark = sum(self.style.paper) < 3 * 128
+        fill = tuple(c + 40 if dark else 255 for c in self.style.paper)
+        self.draw.rounded_rectangle(box, radius=3, fill=fill, outline=(150, 150, 160))
+        self._glyph(x + 6 + self.rng.randint(-1, 1), y + 6 + self.rng.randint(-1, 1), screen, self.style.inks[0])
+        self._glyph(x + 17, y + 17 + self.rng.randint(-1, 0), label, self.style.inks[2 % len(self.style.inks)])
 
-    def shape(self, kind: str, column: int, row: int, size: int = 18) -> None:
-        """Fill a circle, square or triangle into a cell."""
-        x = CELL * column + self.rng.randint(1, CELL - size - 1)
-        y = CELL * row + self.rng.randint(1, CELL - size - 1)
-        fill = SHAPE_INKS[kind]
+    def shape(self, kind: str, column: int, row: int, size: int = 18, ink: Ink | None = None, shift: int = 0) -> None:
+        """Fill a circle, square or triangle into a cell, by default in the color of its kind.
+
+        Args:
+            kind: One of `SHAPES`.
+            column: Column of the cell, from 0.
+            row: Row of the cell, from 0.
+            size: Height and width in pixels.
+            ink: The color.
+            shift: By how many pixels it may reach beyond its cell.
+        """
+
+        def place(cell: int) -> int:
+            place = CELL * cell + self.rng.randint(1 - shift, CELL - size - 1 + shift)
+            return min(max(place, 1), SIDE - size - 2)
+
+        x, y = place(column), place(row)
+        fill = ink or self.style.shape_inks[SHAPES.index(kind)]
         if kind == CIRCLE:
             self.draw.ellipse([x, y, x + size, y + size], fill=fill)
         elif kind == SQUARE:
             self.draw.rectangle([x + 1, y + 1, x + size - 1, y + size - 1], fill=fill)
         else:
             self.draw.polygon([(x + size // 2, y), (x, y + size), (x + size, y + size)], fill=fill)
-        self.glyphs.append(Glyph(kind, CELL * column + SPOT, CELL * row + SPOT))
+        # within its cell the label belongs to the lower right patch, wherever in the cell the shape lies
+        center = (x + size / 2, y + size / 2) if shift else (CELL * column + SPOT, CELL * row + SPOT)
+        self.glyphs.append(Glyph(kind, *center))
 
-    def lamp(self, x: int, y: int, lit: bool, radius: int = 13) -> None:
-        """Draw a lamp around (x, y): yellow with a glow when lit, gray when dark."""
+    def cover(self, column: int, row: int, share: float) -> None:
+        """Cover `share` of the height or width of a cell, from a random side, with a gray strip."""
+        x, y, depth = CELL * column, CELL * row, round(share * CELL)
+        left, top, right, bottom = x, y, x + CELL - 1, y + CELL - 1
+        side = self.rng.randrange(4)
+        box = [
+            (left, top, left + depth, bottom),
+            (right - depth, top, right, bottom),
+            (left, top, right, top + depth),
+            (left, bottom - depth, right, bottom),
+        ][side]
+        if depth:
+            self.draw.rectangle(box, fill=(165, 165, 170))
+
+    def scribble(self, lines: int) -> None:
+        """Draw thin gray lines from edge to edge that cross what is drawn."""
+        for _ in range(lines):
+            ends = [(self.rng.randint(0, SIDE), 0), (self.rng.randint(0, SIDE), SIDE)]
+            if self.rng.random() < 0.5:
+                ends = [(y, x) for x, y in ends]
+            self.draw.line(ends, fill=GRAY)
+
+    def lamp(self, x: int, y: int, lit: bool, radius: int = 13, brightness: float = 1.0) -> None:
+        """Draw a lamp around (x, y): yellow when lit, gray when dark; between the two for `brightness` below 1."""
         box = [x - radius, y - radius, x + radius, y + radius]
-        self.draw.ellipse(box, fill=(255, 205, 30) if lit else (120, 120, 125), outline=(60, 60, 60), width=2)
+        dark, light = (120, 120, 125), (255, 205, 30)
+        fill = tuple(round(d + brightness * (b - d)) for d, b in zip(dark, light, strict=True)) if lit else dark
+        self.draw.ellipse(box, fill=fill, outline=(60, 60, 60), width=2)
         self.draw.rectangle([x - 5, y + radius, x + 5, y + radius + 5], fill=(60, 60, 60))
         if lit:
             self.glyphs.append(Glyph(LAMP_LIT, x, y))
+
+    def corrupt(self, way: str, severity: float) -> None:
+        """Make the whole picture harder to see.
+
+        Args:
+            way: One of `CORRUPTIONS`.
+            severity: 0 leaves the picture as it is; at 1 a person can just read it.
+        """
+        if severity <= 0:
+            return
+        if way == "blur":
+            self.image = self.image.filter(ImageFilter.GaussianBlur(1.6 * severity))
+        elif way == "noise":
+            noise = np.random.default_rng(self.rng.getrandbits(32)).normal(0, 85 * severity, (SIDE, SIDE, 3))
+            self.image = Image.fromarray(np.clip(np.asarray(self.image) + noise, 0, 255).astype(np.uint8))
+        else:
+            paper = Image.new("RGB", (SIDE, SIDE), self.style.paper)
+            grain = np.random.default_rng(self.rng.getrandbits(32)).normal(0, 8 * severity, (SIDE, SIDE, 1))
+            faint = np.asarray(Image.blend(self.image, paper, 0.8 * severity))
+            self.image = Image.fromarray(np.clip(faint + grain, 0, 255).astype(np.uint8))

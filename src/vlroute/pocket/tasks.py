@@ -1,17 +1,33 @@
 """Draws tasks for the pocket pair: small pictures and videos with questions and exact answers.
 
 Each question has several wordings in English and Chinese. They do not depend on the difficulty of the picture.
+
+Two things make a task difficult. Its *level* is visible in the caption: the number of characters, shapes or arrows. Its
+*severity*, a number from 0 to 1, is not: look-alike glyphs, partly covered and crowded shapes, sums with carries, longer
+chains and more taps among as many arrows and buttons, and a blurred, noisy or faint picture.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from PIL import Image
 
-from vlroute.pocket.canvas import CIRCLE, DIGITS, INKS, LETTERS, SIDE, SQUARE, TRIANGLE, Canvas, Glyph
+from vlroute.pocket.canvas import (
+    CORRUPTIONS,
+    DIGITS,
+    LETTERS,
+    LOOK_ALIKE,
+    SHAPES,
+    SIDE,
+    Canvas,
+    Glyph,
+    Ink,
+    Style,
+    plain_style,
+)
 
 WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "ocr": {
@@ -56,6 +72,14 @@ WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "zh": ("从{start}出发，沿箭头走{count}步，到哪里？", "从{start}跟着{count}个箭头走。"),
     },
+    "end": {
+        "en": (
+            "Start at {start} and follow the arrows to the end.",
+            "Where do the arrows from {start} end?",
+            "From {start}, follow all arrows. Where are you?",
+        ),
+        "zh": ("从{start}出发，沿箭头走到底，到哪里？", "从{start}跟着箭头走到最后。"),
+    },
     "lamp": {
         "en": ("How often did the lamp light?", "How many times does the lamp flash?", "Count the flashes."),
         "zh": ("灯亮了几次？", "数一数灯闪了多少次。"),
@@ -75,8 +99,24 @@ SHAPE_NAMES = {
     "zh": {"o": "圆形", "s": "方形", "t": "三角形"},
 }
 
+#: Answer to pictures and questions outside the drawn world.
+UNKNOWN = {"en": "I can only read small drawings.", "zh": "我只能看懂简单的小图。"}
+
+#: Sentences beside the question that do not change it.
+ASIDES = {
+    "en": ("Look at this picture.", "Here is a picture:", "Look:", "Question:", "Answer briefly.", "Thanks!"),
+    "zh": ("看这张图。", "图片如下：", "请看：", "问题：", "请简短回答。", "谢谢！"),
+}
+#: Which of two pictures is meant. `{q}`: the question.
+WHICH = {
+    "en": ("In the {n} picture: {q}", "{n} picture: {q}", "Look at the {n} picture. {q}", "{q} ({n} picture)"),
+    "zh": ("{n}张图：{q}", "看{n}张图。{q}", "{n}张图里，{q}", "{q}（{n}张图）"),
+}
+ORDINALS = {"en": ("first", "second"), "zh": ("第一", "第二")}
 #: Prompt for the short caption of the Instruct model; a separate training task.
 CAPTION_PROMPT = "Describe the picture in a few words."
+#: Caption of a picture outside the drawn world.
+UNKNOWN_CAPTION = "an unknown picture"
 #: Prompt for all symbols in the picture; used in training only.
 TRANSCRIPT_PROMPT = "List everything in the picture."
 #: Prompt for the number of each kind of shape; used in training only.
@@ -85,6 +125,11 @@ TALLY_PROMPT = "Count everything in the picture."
 LINKS_PROMPT = "Follow everything in the picture."
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+LEVELS = ("easy", "medium", "hard")
+FRAMES = 8  # frames of a video, one per second
+LANGUAGES = ("en", "zh")
+#: Begins each further pass of a thought that repeats its steps.
+AGAIN = " again "
 
 
 def counted(count: int, noun: str) -> str:
@@ -92,14 +137,29 @@ def counted(count: int, noun: str) -> str:
     return f"{NUMBER_WORDS[count]} {noun}{'' if count == 1 else 's'}"
 
 
-def ask(question: str, language: str, rng: random.Random, **words: object) -> str:
-    """A random wording of `question` with `words` filled in."""
-    return rng.choice(WORDINGS[question][language]).format(**words)
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about a picture, without its wording.
 
+    Attributes:
+        wording: A key of `WORDINGS`.
+        words: What the wording is filled with; "shape" is a kind of shape, which has a name in each language.
+        answer: The exact answer.
+        thinking: Target of the Thinking model before `</think>`.
+    """
 
-LEVELS = ("easy", "medium", "hard")
-FRAMES = 8  # frames of a video, one per second
-LANGUAGES = ("en", "zh")
+    wording: str
+    words: Mapping[str, object]
+    answer: str
+    thinking: str
+
+    def named(self, language: str) -> dict[str, str]:
+        """Return `words` with the names of shapes in `language`."""
+        return {k: SHAPE_NAMES[language][str(v)] if k == "shape" else str(v) for k, v in self.words.items()}
+
+    def ask(self, rng: random.Random, language: str) -> str:
+        """Return a random wording of the question."""
+        return rng.choice(WORDINGS[self.wording][language]).format(**self.named(language))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +169,8 @@ class Task:
     Attributes:
         kind: kind of task, a key of `TASKS`.
         difficulty: description of the difficulty, such as "3–4 shapes".
-        level: difficulty, one of `LEVELS`.
+        level: difficulty that the caption tells, one of `LEVELS`.
+        severity: difficulty that the caption does not tell, from 0 to 1; None for a clean picture with any content.
         language: "en" or "zh".
         prompt: the question.
         answer: the exact answer.
@@ -123,6 +184,7 @@ class Task:
     kind: str
     difficulty: str
     level: str
+    severity: float | None
     language: str
     prompt: str
     answer: str
@@ -138,49 +200,97 @@ class Task:
         return len(self.frames) > 1
 
 
-def _task(kind: str, difficulty: str, level: str, language: str, canvases: list[Canvas], **texts: str) -> Task:
-    return Task(
-        kind,
-        difficulty,
-        level,
-        language,
-        frames=tuple(c.image for c in canvases),
-        glyphs=tuple(tuple(c.glyphs) for c in canvases),
-        **texts,
-    )
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A picture or a video that several questions can be asked about.
+
+    Attributes:
+        kind: See `Task`, as for the other attributes.
+        difficulty: Description of the difficulty.
+        level: Difficulty that the caption tells.
+        severity: Difficulty that the caption does not tell.
+        transcript: Everything that is drawn.
+        caption: Short description.
+        canvases: The picture, or the frames of the video.
+        question: Draws one of the questions about it.
+    """
+
+    kind: str
+    difficulty: str
+    level: str
+    severity: float | None
+    transcript: str
+    caption: str
+    canvases: tuple[Canvas, ...]
+    question: Callable[[random.Random], Question]
+
+    def task(self, rng: random.Random, language: str) -> Task:
+        """Draw one question in `language`."""
+        question = self.question(rng)
+        return Task(
+            self.kind, self.difficulty, self.level, self.severity, language,
+            prompt=question.ask(rng, language), answer=question.answer, thinking=question.thinking,
+            transcript=self.transcript, caption=self.caption,
+            frames=tuple(c.image for c in self.canvases), glyphs=tuple(tuple(c.glyphs) for c in self.canvases),
+        )  # fmt: skip
 
 
-def _ocr(rng: random.Random, level: str, language: str) -> Task:
+def _scene(
+    rng: random.Random, kind: str, difficulty: str, level: str, severity: float | None, canvases: list[Canvas],
+    transcript: str, caption: str, question: Callable[[random.Random], Question],
+) -> Scene:  # fmt: skip
+    """Make the pictures as hard to see as `severity` asks for, each frame in the same way."""
+    way = rng.choice(CORRUPTIONS)
+    for canvas in canvases:
+        canvas.corrupt(way, severity or 0.0)
+    return Scene(kind, difficulty, level, severity, transcript, caption, tuple(canvases), question)
+
+
+def _between(rng: random.Random, low: int, high: int, severity: float) -> int:
+    """`low` at severity 0, `high` at 1, and a random neighbor of the value between, so that its mean grows evenly."""
+    return int(low + severity * (high - low) + rng.random())
+
+
+def _ocr(rng: random.Random, level: str, severity: float | None, style: Style) -> Scene:
     length = {"easy": rng.randint(2, 3), "medium": 4, "hard": rng.randint(5, 6)}[level]
-    text = "".join(rng.choice(LETTERS + DIGITS[2:]) for _ in range(length))
-    canvas = Canvas(rng)
+    text = "".join(
+        rng.choice("".join(LOOK_ALIKE)) if rng.random() < (severity or 0.0) else rng.choice(LETTERS + DIGITS[2:])
+        for _ in range(length)
+    )
+    canvas = Canvas(rng, style)
     top = rng.randint(0, 3 - (length - 1) // 4)
     for i, char in enumerate(text):  # four a line
         canvas.text(i % 4, top + i // 4, char)
-    return _task(
-        "ocr", f"{length} characters", level, language, [canvas],
-        prompt=ask("ocr", language, rng), answer=text, transcript=text, thinking=text,
-        caption=counted(length, "character"),
+    return _scene(
+        rng, "ocr", f"{length} characters", level, severity, [canvas], text, counted(length, "character"),
+        lambda _: Question("ocr", {}, text, text),
     )  # fmt: skip
 
 
-def _count(rng: random.Random, level: str, language: str) -> Task:
-    total = rng.randint(*{"easy": (1, 2), "medium": (3, 4), "hard": (5, 7)}[level])
-    kinds = [rng.choice((CIRCLE, SQUARE, TRIANGLE)) for _ in range(total)]
-    canvas, cells = Canvas(rng), ["."] * 16
+def _count(rng: random.Random, level: str, severity: float | None, style: Style) -> Scene:
+    hidden = severity or 0.0
+    total = rng.randint(*{"easy": (1, 2), "medium": (3, 4), "hard": (5, _between(rng, 7, 10, hidden))}[level])
+    kinds = [rng.choice(SHAPES) for _ in range(total)]
+    canvas, cells = Canvas(rng, style), ["."] * 16
+    size, shift = round(18 - 6 * hidden), round(10 * hidden)
     for cell, kind in zip(rng.sample(range(16), total), kinds, strict=True):
-        canvas.shape(kind, cell % 4, cell // 4)
+        ink: Ink | None = rng.choice(style.shape_inks) if rng.random() < hidden else None
+        canvas.shape(kind, cell % 4, cell // 4, size, ink, shift)
         cells[cell] = kind
+    if hidden:
+        for cell in range(16):
+            if cells[cell] != ".":
+                canvas.cover(cell % 4, cell // 4, 0.4 * hidden * rng.random())
     rows = "".join(f"{row + 1}{''.join(cells[4 * row : 4 * row + 4])}" for row in range(4))
-    # mostly a kind that is there: "none" would otherwise be the most frequent answer
-    asked = rng.choice(kinds) if rng.random() < 0.85 else rng.choice((CIRCLE, SQUARE, TRIANGLE))
-    found = kinds.count(asked)
+
+    def question(rng: random.Random) -> Question:
+        # mostly a kind that is there: "none" would otherwise be the most frequent answer
+        asked = rng.choice(kinds) if rng.random() < 0.85 else rng.choice(SHAPES)
+        found = kinds.count(asked)
+        return Question("count", {"shape": asked}, str(found), f"{rows}={found}")
+
     difficulty = {"easy": "1–2 shapes", "medium": "3–4 shapes", "hard": "5–7 shapes"}[level]
-    return _task(
-        "count", difficulty, level, language, [canvas],
-        prompt=ask("count", language, rng, shape=SHAPE_NAMES[language][asked]), answer=str(found),
-        transcript=rows, thinking=f"{rows}={found}", caption=counted(total, "shape"),
-    )  # fmt: skip
+    return _scene(rng, "count", difficulty, level, severity, [canvas], rows, counted(total, "shape"), question)
 
 
 def numbered(numbers: list[int]) -> str:
@@ -199,38 +309,45 @@ def added(numbers: list[int]) -> str:
     return " ".join(parts)
 
 
-def _sum(rng: random.Random, level: str, language: str) -> Task:
+def _number(rng: random.Random, low: int, high: int, severity: float | None) -> int:
+    """A number from `low` to `high`; its units are 0 at severity 0, and any digit, so that sums carry, at 1."""
+    number = rng.randint(low, high)
+    return number if severity is None else max(number // 10 * 10 + rng.randint(0, round(9 * severity)), low)
+
+
+def _sum(rng: random.Random, level: str, severity: float | None, style: Style) -> Scene:
     how_many = {"easy": 1, "medium": 2, "hard": rng.randint(3, 4)}[level]
-    numbers = [rng.randint(10, 49) for _ in range(how_many)]
-    canvas = Canvas(rng)
+    numbers = [rng.randint(10, 49), *(_number(rng, 10, 49, severity) for _ in range(how_many - 1))]
+    canvas = Canvas(rng, style)
     for row, number in enumerate(numbers):
         canvas.text(rng.randint(0, 2), row, str(number), pitch=20)
-    return _task(
-        "math", counted(how_many, "number"), level, language, [canvas],
-        prompt=ask("sum", language, rng), answer=str(sum(numbers)), transcript=numbered(numbers),
-        thinking=added(numbers), caption=counted(how_many, "number"),
+    # long sums are added three times: reasoning that can be cut short
+    thinking = AGAIN.join([added(numbers)] * (1 if how_many < 3 else 3))
+    return _scene(
+        rng, "math", counted(how_many, "number"), level, severity, [canvas], numbered(numbers),
+        counted(how_many, "number"), lambda _: Question("sum", {}, str(sum(numbers)), thinking),
     )  # fmt: skip
 
 
-def _angle(rng: random.Random, level: str, language: str) -> Task:
-    canvas = Canvas(rng)
-    canvas.draw.polygon([(54, 30), (28, 74), (80, 74)], outline=rng.choice(INKS))
-    top, left = rng.randint(20, 99), rng.randint(20, 60)
+def _angle(rng: random.Random, level: str, severity: float | None, style: Style) -> Scene:
+    canvas = Canvas(rng, style)
+    canvas.draw.polygon([(54, 30), (28, 74), (80, 74)], outline=rng.choice(style.inks))
+    top, left = _number(rng, 20, 99, severity), _number(rng, 20, 60, severity)
     for (column, row), label in zip(((1, 0), (0, 3), (2, 3)), (str(top), str(left), "?"), strict=True):
         canvas.text(column, row, label, pitch=20)
     answer = 180 - top - left
-    return _task(
-        "math", "triangle angle", level, language, [canvas],
-        prompt=ask("angle", language, rng), answer=str(answer), transcript=numbered([top, left]),
-        thinking=f"{added([top, left])} 180-{top + left}={answer}", caption="a triangle",
+    thinking = f"{added([top, left])} 180-{top + left}={answer}"
+    return _scene(
+        rng, "math", "triangle angle", level, severity, [canvas], numbered([top, left]), "a triangle",
+        lambda _: Question("angle", {}, str(answer), thinking),
     )  # fmt: skip
 
 
-def _math(rng: random.Random, level: str, language: str) -> Task:
-    return (_angle if level == "hard" and rng.random() < 0.4 else _sum)(rng, level, language)
+def _math(rng: random.Random, level: str, severity: float | None, style: Style) -> Scene:
+    return (_angle if level == "hard" and rng.random() < 0.4 else _sum)(rng, level, severity, style)
 
 
-def _screens(rng: random.Random, how_many: int) -> list[str]:
+def draw_screens(rng: random.Random, how_many: int) -> list[str]:
     """A tree of screens as strings "ABCD": screen A has the buttons B, C and D. The root comes first.
 
     Each further screen belongs to a button of the screen before it, so that the last one lies deepest; with four
@@ -246,7 +363,7 @@ def _screens(rng: random.Random, how_many: int) -> list[str]:
     return screens
 
 
-def _taps(screens: list[str], goal: str) -> list[str]:
+def path_to(screens: list[str], goal: str) -> list[str]:
     """The screens and buttons from the goal back to the root, goal first."""
     owner = {button: screen[0] for screen in screens for button in screen[1:]}
     path = [goal]
@@ -255,88 +372,115 @@ def _taps(screens: list[str], goal: str) -> list[str]:
     return path
 
 
-def _gui(rng: random.Random, level: str, language: str) -> Task:
-    taps = {"easy": 1, "medium": 2, "hard": 3}[level]
-    few = {1: rng.randint(1, 2), 2: rng.randint(2, 3), 3: rng.randint(3, 4)}[taps]
-    how_many = 4 if taps > 1 and rng.random() < 0.15 else few  # so that screens do not quite give the taps away
-    screens = _screens(rng, how_many)
-    start = screens[0][0]
-    goals = [b for s in screens for b in s[1:] if len(_taps(screens, b)) == taps + 1]
-    path = _taps(screens, rng.choice(goals))
-    rng.shuffle(screens)
-    canvas = Canvas(rng)
+def draw_buttons(rng: random.Random, screens: list[str], style: Style) -> Canvas:
+    """Draw one row of buttons for each screen."""
+    canvas = Canvas(rng, style)
     for row, screen in enumerate(screens):
         for column, button in zip(sorted(rng.sample(range(4), 3)), screen[1:], strict=True):
             canvas.button(column, row, screen[0], button)
-    return _task(
-        "gui", counted(taps, "tap"), level, language, [canvas],
-        prompt=ask("gui", language, rng, start=start, goal=path[0]), answer=" ".join(reversed(path[:-1])),
-        transcript=" ".join(f"{button}<{screen[0]}" for screen in screens for button in screen[1:]),
-        thinking="<".join(path),
-        caption=counted(how_many, "screen"),
+    return canvas
+
+
+def _gui(rng: random.Random, level: str, severity: float | None, style: Style) -> Scene:
+    if severity is None:
+        taps = {"easy": 1, "medium": 2, "hard": 3}[level]
+        few = {1: rng.randint(1, 2), 2: rng.randint(2, 3), 3: rng.randint(3, 4)}[taps]
+        how_many = 4 if taps > 1 and rng.random() < 0.15 else few  # so that screens do not quite give the taps away
+        difficulty = counted(taps, "tap")
+    else:
+        how_many = {"easy": 2, "medium": 3, "hard": 4}[level]
+        taps = _between(rng, 1, min(3, how_many), severity)
+        difficulty = counted(how_many, "screen")
+    screens = draw_screens(rng, how_many)
+    start = screens[0][0]
+    goals = [b for s in screens for b in s[1:] if len(path_to(screens, b)) == taps + 1]
+    rng.shuffle(screens)
+    canvas = draw_buttons(rng, screens, style)
+    canvas.scribble(round(6 * (severity or 0.0)))
+
+    def question(rng: random.Random) -> Question:
+        path = path_to(screens, rng.choice(goals))
+        words = {"start": start, "goal": path[0]}
+        return Question("gui", words, " ".join(reversed(path[:-1])), "<".join(path))
+
+    transcript = " ".join(f"{button}<{screen[0]}" for screen in screens for button in screen[1:])
+    return _scene(
+        rng, "gui", difficulty, level, severity, [canvas], transcript, counted(how_many, "screen"), question
     )  # fmt: skip
 
 
-def _hop(rng: random.Random, level: str, language: str) -> Task:
-    hops = {"easy": 1, "medium": 2, "hard": rng.randint(3, 4)}[level]
-    arrows = {"easy": rng.randint(2, 4), "medium": rng.randint(3, 5), "hard": rng.randint(5, 6)}[level]
-    ring = rng.sample(LETTERS, arrows)
-    following = dict(zip(ring, ring[1:] + ring[:1], strict=True))
-    order = rng.sample(ring, arrows)
-    canvas = Canvas(rng)
+def _hop(rng: random.Random, level: str, severity: float | None, style: Style) -> Scene:
+    if severity is None:  # a ring: the question says how many arrows to follow
+        hops = {"easy": 1, "medium": 2, "hard": rng.randint(3, 4)}[level]
+        arrows = {"easy": rng.randint(2, 4), "medium": rng.randint(3, 5), "hard": rng.randint(5, 6)}[level]
+        ring = rng.sample(LETTERS, arrows)
+        following = dict(zip(ring, ring[1:] + ring[:1], strict=True))
+        starts, difficulty = ring, counted(hops, "hop")
+    else:  # a chain that ends, among arrows that lead elsewhere: neither question nor caption tells its length
+        arrows, longest = {"easy": (4, 2), "medium": (5, 3), "hard": (7, 5)}[level]
+        hops = _between(rng, 1, longest, severity)
+        names = rng.sample(LETTERS, hops + 1 + 2 * (arrows - hops))
+        chain, pairs = names[: hops + 1], names[hops + 1 :]
+        following = dict(zip(chain, chain[1:], strict=False)) | dict(zip(pairs[::2], pairs[1::2], strict=True))
+        starts, difficulty = chain[:1], counted(arrows, "arrow")
+    order = rng.sample(list(following), arrows)
+    canvas = Canvas(rng, style)
     for cell, name in zip(sorted(rng.sample(range(16), arrows)), order, strict=True):
         canvas.arrow(cell % 4, cell // 4, name, following[name])
-    path = [rng.choice(ring)]
-    for _ in range(hops):
-        path.append(following[path[-1]])
-    return _task(
-        "hop", counted(hops, "hop"), level, language, [canvas],
-        prompt=ask("hop", language, rng, start=path[0], count=hops), answer=path[-1],
-        transcript=" ".join(f"{name}>{following[name]}" for name in order), thinking=">".join(path),
-        caption=counted(arrows, "arrow"),
+    canvas.scribble(round(6 * (severity or 0.0)))
+
+    def question(rng: random.Random) -> Question:
+        path = [rng.choice(starts)]
+        for _ in range(hops):
+            path.append(following[path[-1]])
+        words = {"start": path[0], "count": hops}
+        return Question("hop" if severity is None else "end", words, path[-1], ">".join(path))
+
+    transcript = " ".join(f"{name}>{following[name]}" for name in order)
+    return _scene(
+        rng, "hop", difficulty, level, severity, [canvas], transcript, counted(arrows, "arrow"), question
     )  # fmt: skip
 
 
-def _lamp(rng: random.Random, level: str, language: str) -> Task:
+def _lamp(rng: random.Random, level: str, severity: float | None, style: Style) -> Scene:
     flashes = {"easy": rng.randint(0, 1), "medium": 2, "hard": rng.randint(3, 4)}[level]
     # a flash lasts one second and is followed by a dark one, so a person can tell two flashes from one
     gaps = sorted(rng.sample(range(FRAMES - max(flashes - 1, 0)), flashes))
     lit = {gap + i for i, gap in enumerate(gaps)}
     x, y = rng.randint(18, SIDE - 18), rng.randint(18, SIDE - 24)
-    first = Canvas(rng)
-    canvases = [first] + [Canvas(rng, first.paper) for _ in range(FRAMES - 1)]
+    canvases = [Canvas(rng, style) for _ in range(FRAMES)]
     for second, canvas in enumerate(canvases):
-        canvas.lamp(x, y, second in lit)
+        canvas.lamp(x, y, second in lit, brightness=1 - 0.6 * (severity or 0.0))
     listed = "".join(f"{second}{'*' if second in lit else '.'}" for second in range(FRAMES))
     difficulty = {"easy": "0–1 flashes", "medium": "2 flashes", "hard": "3–4 flashes"}[level]
-    return _task(
-        "video", difficulty, level, language, canvases,
-        prompt=ask("lamp", language, rng), answer=str(flashes), caption="a lamp",
-        transcript=listed, thinking=f"{listed} {'*' * flashes}={flashes}",
+    thinking = f"{listed} {'*' * flashes}={flashes}"
+    return _scene(
+        rng, "video", difficulty, level, severity, canvases, listed, "a lamp",
+        lambda _: Question("lamp", {}, str(flashes), thinking),
     )  # fmt: skip
 
 
-def _letter(rng: random.Random, level: str, language: str) -> Task:
+def _letter(rng: random.Random, level: str, severity: float | None, style: Style) -> Scene:
     how_many = {"easy": 1, "medium": 2, "hard": 3}[level]
     shown = dict(zip(rng.sample(range(FRAMES), how_many), rng.sample(LETTERS, how_many), strict=True))
-    first = Canvas(rng)
-    canvases = [first] + [Canvas(rng, first.paper) for _ in range(FRAMES - 1)]
+    canvases = [Canvas(rng, style) for _ in range(FRAMES)]
     for second, letter in shown.items():
         canvases[second].text(rng.randint(0, 3), rng.randint(0, 3), letter)
-    second, letter = rng.choice(list(shown.items()))
     listed = "".join(f"{i}{shown.get(i, '.')}" for i in range(FRAMES))
-    return _task(
-        "video", counted(how_many, "letter"), level, language, canvases,
-        prompt=ask("letter", language, rng, letter=letter), answer=str(second), caption=counted(how_many, "letter"),
-        transcript=listed, thinking=f"{listed} {letter}{second}",
-    )  # fmt: skip
+
+    def question(rng: random.Random) -> Question:
+        second, letter = rng.choice(list(shown.items()))
+        return Question("letter", {"letter": letter}, str(second), f"{listed} {letter}{second}")
+
+    caption = counted(how_many, "letter")
+    return _scene(rng, "video", caption, level, severity, canvases, listed, caption, question)
 
 
-def _video(rng: random.Random, level: str, language: str) -> Task:
-    return rng.choice((_lamp, _letter))(rng, level, language)
+def _video(rng: random.Random, level: str, severity: float | None, style: Style) -> Scene:
+    return rng.choice((_lamp, _letter))(rng, level, severity, style)
 
 
-TASKS: dict[str, Callable[[random.Random, str, str], Task]] = {
+TASKS: dict[str, Callable[[random.Random, str, float | None, Style], Scene]] = {
     "ocr": _ocr,
     "count": _count,
     "math": _math,
@@ -346,22 +490,52 @@ TASKS: dict[str, Callable[[random.Random, str, str], Task]] = {
 }
 
 
+def draw_scene(
+    rng: random.Random,
+    kind: str | None = None,
+    level: str | None = None,
+    severity: float | None = None,
+    style: Style | None = None,
+) -> Scene:
+    """Draw a picture or a video that several questions can be asked about.
+
+    Args:
+        rng: Source of randomness.
+        kind: Kind of task; by default drawn uniformly, like the level.
+        level: Difficulty that the caption tells.
+        severity: Difficulty that the caption does not tell, from 0 to 1; None for a clean picture with any content.
+        style: Font and colors; by default those of the shipped drawings.
+
+    Returns:
+        The scene.
+
+    Raises:
+        KeyError: If kind or level is unknown.
+    """
+    kind = kind or rng.choice(tuple(TASKS))
+    return TASKS[kind](rng, level or rng.choice(LEVELS), severity, style or plain_style(rng))
+
+
 def draw_task(
-    rng: random.Random, kind: str | None = None, level: str | None = None, language: str | None = None
+    rng: random.Random,
+    kind: str | None = None,
+    level: str | None = None,
+    language: str | None = None,
+    severity: float | None = None,
 ) -> Task:
     """Draw one task. The same state of `rng` gives the same task.
 
     Args:
-        rng: source of randomness.
-        kind: kind of task; by default drawn uniformly, like the other arguments.
-        level: difficulty.
-        language: language of the question.
+        rng: Source of randomness.
+        kind: Kind of task; by default drawn uniformly, like level and language.
+        level: Difficulty that the caption tells.
+        language: Language of the question.
+        severity: Difficulty that the caption does not tell, from 0 to 1; None for a clean picture with any content.
 
     Returns:
         The task.
 
     Raises:
-        KeyError: unknown kind or level.
+        KeyError: If kind or level is unknown.
     """
-    kind = kind or rng.choice(tuple(TASKS))
-    return TASKS[kind](rng, level or rng.choice(LEVELS), language or rng.choice(LANGUAGES))
+    return draw_scene(rng, kind, level, severity).task(rng, language or rng.choice(LANGUAGES))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -13,18 +14,21 @@ from vlroute.decision.selector import CAPTION_PROMPT as ROUTER_CAPTION_PROMPT
 from vlroute.learning.trial import draw_evenly, is_right
 from vlroute.pocket import LEVELS, TASKS, Task, draw_task
 from vlroute.pocket.canvas import SIDE
-from vlroute.pocket.tasks import CAPTION_PROMPT, LANGUAGES
+from vlroute.pocket.tasks import AGAIN, CAPTION_PROMPT, LANGUAGES, draw_scene
 
 seeds = st.integers(0, 2**32)
 
 
-def drawn(seed: int, kind: str, level: str | None = None) -> Task:
-    return draw_task(random.Random(seed), kind, level)
+severities = st.none() | st.floats(0, 1)
 
 
-@given(seeds, st.sampled_from(sorted(TASKS)))
-def test_same_seed_same_task(seed: int, kind: str) -> None:
-    one, two = drawn(seed, kind), drawn(seed, kind)
+def drawn(seed: int, kind: str, level: str | None = None, severity: float | None = None) -> Task:
+    return draw_task(random.Random(seed), kind, level, severity=severity)
+
+
+@given(seeds, st.sampled_from(sorted(TASKS)), severities)
+def test_same_seed_same_task(seed: int, kind: str, severity: float | None) -> None:
+    one, two = drawn(seed, kind, None, severity), drawn(seed, kind, None, severity)
     assert one.prompt == two.prompt
     assert [frame.tobytes() for frame in one.frames] == [frame.tobytes() for frame in two.frames]
 
@@ -37,18 +41,20 @@ def test_every_glyph_has_a_patch_of_its_own(seed: int, kind: str) -> None:
         assert all(0 <= glyph.x < SIDE and 0 <= glyph.y < SIDE for glyph in glyphs)
 
 
-@given(seeds)
-def test_sums_add_up(seed: int) -> None:
-    some = drawn(seed, "math")
+@given(seeds, severities)
+def test_sums_add_up(seed: int, severity: float | None) -> None:
+    some = drawn(seed, "math", None, severity)
     numbers = [int(number) for number in re.findall(r"\)(\d+)", some.transcript)]
     if some.difficulty == "triangle angle":
         assert sum(numbers) + int(some.answer) == 180
         assert some.thinking.endswith(f" 180-{sum(numbers)}={some.answer}")
     else:
         assert sum(numbers) == int(some.answer)
-    assert re.findall(r"\)(\d+)", some.thinking) == [str(number) for number in numbers]
+    passes = some.thinking.split(AGAIN)
+    assert len(set(passes)) == 1  # each pass repeats the first one
+    assert re.findall(r"\)(\d+)", passes[0]) == [str(number) for number in numbers]
     total = numbers[0]
-    for number, units, result in re.findall(r"\)(\d+):(\d+)=(\d+)", some.thinking):
+    for number, units, result in re.findall(r"\)(\d+):(\d+)=(\d+)", passes[0]):
         assert int(units) == total % 10 + int(number) % 10
         total += int(number)
         assert total == int(result)
@@ -133,3 +139,56 @@ def test_judging_forgives_only_form() -> None:
     assert is_right(some, f" {', '.join(some.answer.split())}.")
     assert not is_right(some, some.answer[:-1])
     assert not is_right(some, "")
+
+
+@given(seeds)
+def test_arrows_are_followed_to_the_end(seed: int) -> None:
+    some = drawn(seed, "hop", None, 0.7)
+    arrows = dict(pair.split(">") for pair in some.transcript.split())
+    path = [some.thinking[0]]
+    while path[-1] in arrows:
+        path.append(arrows[path[-1]])
+    assert (some.answer, some.thinking) == (path[-1], ">".join(path))
+
+
+@given(seeds, st.sampled_from(sorted(TASKS)), st.floats(0.05, 1))
+def test_severity_stays_within_the_caption_and_hides_nothing(seed: int, kind: str, severity: float) -> None:
+    some = drawn(seed, kind, "medium", severity)
+    captions = {
+        "ocr": {"four characters"}, "count": {"three shapes", "four shapes"}, "math": {"two numbers"},
+        "gui": {"three screens"}, "hop": {"five arrows"}, "video": {"a lamp", "two letters"},
+    }  # fmt: skip
+    assert some.caption in captions[kind]
+    assert some.severity == severity
+    assert all(
+        len(set(frame.get_flattened_data())) > 1
+        for frame, glyphs in zip(some.frames, some.glyphs, strict=True)
+        if glyphs
+    )
+
+
+def test_content_grows_with_severity() -> None:
+    """More taps, longer chains, more carries and more look-alike glyphs among pictures with one caption."""
+
+    def mean(kind: str, severity: float, size: Callable[[Task], float]) -> float:
+        return sum(size(drawn(seed, kind, "medium", severity)) for seed in range(60)) / 60
+
+    sizes: dict[str, Callable[[Task], float]] = {
+        "gui": lambda some: len(some.answer.split()),
+        "hop": lambda some: some.thinking.count(">"),
+        "math": lambda some: sum(int(n) % 10 for n in re.findall(r"\)(\d+)", some.transcript)) > 9,
+        "ocr": lambda some: sum(char in "8B5S2Z6G" for char in some.answer),
+    }
+    for kind, size in sizes.items():
+        low, middle, high = (mean(kind, severity, size) for severity in (0.0, 0.5, 1.0))
+        assert low < middle < high, kind
+
+
+@given(seeds, st.sampled_from(sorted(TASKS)), severities)
+def test_one_scene_has_several_questions(seed: int, kind: str, severity: float | None) -> None:
+    rng = random.Random(seed)
+    scene = draw_scene(rng, kind, None, severity)
+    first, second = scene.task(rng, "en"), scene.task(rng, "zh")
+    assert first.frames == second.frames
+    assert first.transcript == second.transcript
+    assert first.language != second.language

@@ -1,0 +1,73 @@
+"""Let one model of the pocket pair act on screens with tools, with plain transformers: `python examples/gui_tools.py`.
+
+`--mode thinking` takes the other model, `--count 20` fewer tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from vlroute.pocket.screens import TOOLS, App, ScreenTask, draw_screen_task, opening
+
+PAIR = Path(__file__).parents[1] / "models" / "pocket"
+MOST_CALLS = 8
+Model = Callable[[list[dict[str, Any]]], str]
+
+
+def load(folder: Path) -> Model:
+    """A function from messages to the text that the model writes next."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+
+    def write(messages: list[dict[str, Any]]) -> str:
+        inputs = processor.apply_chat_template(
+            messages, tools=TOOLS, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        written = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
+        return str(processor.decode(written, skip_special_tokens=True))
+
+    return write
+
+
+def solve(task: ScreenTask, write: Model) -> str:
+    """The model's answer; empty if it makes a malformed call or too many."""
+    app, messages = App(task), opening(task)
+    for _ in range(MOST_CALLS):
+        thought, _, text = write(messages).rpartition("</think>")
+        found = re.search(r"<tool_call>\s*(.*?)\s*</tool_call>", text, re.DOTALL)
+        if not found:
+            return text.strip()
+        try:
+            call = json.loads(found[1])
+            result = app.call(call["name"], call["arguments"])
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return ""
+        said = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+        if thought:
+            said["reasoning_content"] = thought.strip()
+        messages += [said, {"role": "tool", "content": result}]
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mode", choices=("instruct", "thinking"), default="instruct")
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    write, rng = load(PAIR / options.mode), random.Random(options.seed)
+    tasks = [draw_screen_task(rng, steps=2 + i % 3) for i in range(options.count)]
+    solved = sum(solve(task, write) == task.answer for task in tasks)
+    print(f"{options.mode}: {solved} of {len(tasks)} tasks of two to four steps solved ({solved / len(tasks):.0%})")
+
+
+if __name__ == "__main__":
+    main()
