@@ -68,7 +68,7 @@ class Example:
 
     @property
     def asks_in_shell(self) -> bool:
-        return self.language in ("sh", "bash") and SHELL_ASKS.search(self.code) is not None
+        return self.language in ("sh", "bash", "") and SHELL_ASKS.search(self.code) is not None
 
 
 def examples(page: Path) -> Iterator[Example]:
@@ -155,7 +155,7 @@ def run_shell(code: str) -> Output:
 
 def check(example: Example, output: Output, answers: list[str]) -> None:
     """Compare the output of an example that asks with its page, which has to state each of the answers."""
-    stated = "\n".join(printed for _, printed in output.pairs)
+    stated = "\n".join(one for one, _ in output.pairs)  # not what "…" stands for
     assert stated or example.shown, "the page states no answer"
     if example.is_json:
         assert contains(json.loads(output.out), json.loads(example.shown)), output.out
@@ -218,6 +218,7 @@ def test_examples_give_the_answers_that_their_page_states(
     shutil.copytree(drawn, folder, symlinks=True)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("KEY", "any key, because the server of these tests has none")
     names: dict[str, Any] = {"__name__": "example"}
     for example in filter(lambda one: one.runs_here, examples(page)):
         code = example.code
@@ -233,3 +234,13 @@ def test_examples_give_the_answers_that_their_page_states(
         if answers or example.asks_in_shell or ".generate(" in code:
             check(example, output, answers)
     sys.modules.pop("captions", None)
+
+
+def test_answers_that_are_not_stated_are_refused() -> None:
+    example, output = Example("python", "", "", False), run_python("print(3)  # 3\nprint(2)", {})
+    check(example, output, ["3"])
+    for answers in (["3", "2"], ["3", "3"], [""]):
+        with pytest.raises(AssertionError):
+            check(example, output, answers)
+    with pytest.raises(AssertionError):
+        check(example, run_python("print(3)", {}), [])

@@ -12,7 +12,7 @@ from training.pocket.probe import redraw
 from vlroute import InputError, Router, read_records, write_records
 from vlroute.files import shipped
 
-SEED, COUNT = "labels test", 7
+SEED, COUNT = "labels test", 11
 
 
 def part(number: int, partial: Path) -> list[str]:
@@ -26,14 +26,15 @@ def test_two_parts_hold_all_requests(router: Router, tmp_path: Path) -> None:
     assert part(0, first) == ids[::2]
     assert part(1, second) == ids[1::2]
     records = sorted(read_records(first, second), key=lambda record: record.id)
-    for record, (task, asked) in zip(records, requests(COUNT, SEED), strict=True):
-        assert record.prompt == asked.prompt
-        assert record.topic == task.kind
-        assert record.level.startswith(f"{task.level}: {task.difficulty}, severity 0.")
-        assert record.caption
+    drawn = list(requests(COUNT, SEED))
+    for record, request in zip(records, drawn, strict=True):
+        assert record.prompt == request.conversation.prompt
+        assert (record.topic, record.level) == (request.topic, request.level)
+        assert bool(record.caption) == (request.topic != "text")
         assert record.fingerprint == router.identity.fingerprint
         assert (record.instruct.seconds or 0) > (record.instruct.prefill_seconds or 0) > 0
-    assert redraw(router, records, SEED).shape[0] == COUNT
+    pooled, captions = redraw(router, records, SEED)
+    assert len(pooled) == len(captions) == sum(request.topic != "text" for request in drawn)
     with pytest.raises(InputError, match="label again"):
         redraw(router, records, "another")
 

@@ -60,7 +60,7 @@ PIECES = (
     '\n{"name": "', '", "arguments": {', '": "', '"}}\n', "}}\n",
 )  # fmt: skip
 # A word includes the space before it. Single capitals and digits are tokens of their own, so drawn letters are never
-# merged. A letter that was looked up is one token with its arrow, so that the last token determines what to look up next.
+# merged. A letter that was looked up is one token with its arrow: the last token determines what to look up next.
 WORD = "|".join(map(re.escape, PIECES)) + r"|[<>][A-Z](?![a-z])| ?[A-Za-z]?[a-z]+| ?[A-Z]{2,}|\n+|[\s\S]"
 LINKS = tuple(arrow + letter for arrow in "<>" for letter in LETTERS)
 
@@ -73,8 +73,8 @@ TEMPLATES: dict[str, str] = {
 
 def _words() -> list[str]:
     """Words of questions in every form that users type, and as they are written those of the other fixed texts."""
-    questions = [*WORDINGS.values(), *SCREEN_WORDINGS.values()]
-    asked = [wording for languages in questions for wordings in languages.values() for wording in wordings]
+    asked = [text for question in WORDINGS.values() for texts in question.values() for text in texts]
+    asked += [text for question in SCREEN_WORDINGS.values() for texts in question.values() for text in texts]
     asked += [name for names in SHAPE_NAMES.values() for name in names.values()]
     asked += [request for requests in REQUESTS.values() for request in requests.values()]
     asked += [which for some in WHICH.values() for which in some] + [n for names in ORDINALS.values() for n in names]

@@ -32,7 +32,6 @@ from vlroute.pocket.tasks import (
     CAPTION_PROMPT,
     FRAMES,
     LANGUAGES,
-    LEVELS,
     LINKS_PROMPT,
     ORDINALS,
     TALLY_PROMPT,
@@ -53,7 +52,7 @@ IGNORE = -100
 Pair = tuple[Image.Image, Image.Image]
 Message = dict[str, Any]
 
-#: Questions that cannot be asked about a picture of the task. Others, such as reading the text of a sum, may be answered.
+#: Questions without an answer about pictures of a task. Others, such as reading the text of a sum, may have one.
 SENSELESS = {
     "ocr": ("sum", "angle", "gui", "hop", "end", "lamp", "letter"),
     "count": ("ocr", "sum", "angle", "gui", "hop", "end", "lamp", "letter"),
@@ -484,7 +483,3 @@ def tools_examples(rng: random.Random, mode: str, count: int) -> Iterator[Exampl
 def pick(rng: random.Random, weights: dict[str, float]) -> str:
     """A random key, by its weight."""
     return rng.choices(list(weights), weights=list(weights.values()))[0]
-
-
-def any_level(rng: random.Random) -> str:
-    return rng.choice(LEVELS)

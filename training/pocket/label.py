@@ -6,7 +6,7 @@ The pictures have hidden difficulty (`Task.severity`) from 0 to 1, as in the pro
 mode is right among pictures that look alike to it, so records of other pictures would bias its probabilities. One in 19
 is a clean picture of a ring of arrows: of the clean pictures, only these have questions of their own. A third of the
 requests have the form that some client sends: text before the picture, other case and punctuation, a sentence beside
-the question.
+the question. One in ten has no picture, and one in 40 has a picture from outside the drawn world.
 
 Every answer is generated, one request at a time, so that the seconds are those of a single user. `--jobs 2` labels two
 halves side by side; then seconds are comparable with each other only. A stopped run continues: the records so far are
@@ -18,19 +18,22 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from training.page import POCKET, argument_parser, lines_of, side_by_side
-from training.pocket.data import content, seen
-from training.pocket.text import vary
+from training.pocket.data import any_question, content, seen
+from training.pocket.text import draw_text, vary
+from training.pocket.unknown import draw_unknown
 from vlroute import Answer, InputError, Outcome, Record, Router, read_records, write_records
 from vlroute.inputs.messages import Conversation, parse
-from vlroute.learning import Task, draw_evenly, draw_task, is_right
-from vlroute.pocket.tasks import LANGUAGES, LEVELS
+from vlroute.learning import Task, draw_evenly, draw_task
+from vlroute.learning.trial import plain
+from vlroute.pocket.tasks import LANGUAGES, LEVELS, UNKNOWN
 from vlroute.types import MODES
 
-COUNT, SEED = 3192, "labels"
+COUNT, SEED = 3600, "labels"
 BANDS = 5
 
 
@@ -42,7 +45,33 @@ def band(severity: float | None) -> str:
     return f"severity {low / BANDS:.1f}–{(low + 1) / BANDS:.1f}"
 
 
-def request(task: Task, rng: random.Random) -> Conversation:
+@dataclass(frozen=True, slots=True)
+class Labeled:
+    """A request with its right answer.
+
+    Attributes:
+        topic: Kind of task, "text" or "unknown".
+        level: Its difficulty in words.
+        language: "en" or "zh".
+        conversation: The request.
+        answer: The right answer.
+    """
+
+    topic: str
+    level: str
+    language: str
+    conversation: Conversation
+    answer: str
+
+    def outcome(self, answer: Answer) -> Outcome:
+        """Grade an answer: its spaces, punctuation and case do not matter."""
+        prefill = answer.timing.vision + answer.timing.prefill
+        seconds = round(prefill + answer.timing.decode, 5)
+        right = plain(answer.text) == plain(self.answer)
+        return Outcome(right, answer.usage.completion_tokens, seconds, round(prefill, 5))
+
+
+def about(task: Task, rng: random.Random) -> Labeled:
     """The question of `task`: mostly behind the picture and as it is worded, otherwise in the form of some client."""
     source: Any = (task.frames, range(len(task.frames))) if task.is_video else task.frames[0]
     kind = "video" if task.is_video else "image"
@@ -51,34 +80,44 @@ def request(task: Task, rng: random.Random) -> Conversation:
     if rng.random() < 1 / 3:
         form = content(rng, [seen(task)], vary(rng, task.prompt, task.language), task.language)
         parts = [part if part["type"] == "text" else shown for part in form if isinstance(part, dict)]
-    return parse([{"role": "user", "content": parts}])
+    level = f"{task.level}: {task.difficulty}, {band(task.severity)}"
+    return Labeled(task.kind, level, task.language, parse([{"role": "user", "content": parts}]), task.answer)
 
 
-def requests(count: int, seed: str) -> Iterator[tuple[Task, Conversation]]:
-    """`count` tasks, each with the request that asks about it."""
-    rng, rings = random.Random(f"rings {seed}"), count // 19
-    clean = (draw_task(rng, "hop", LEVELS[i % 3], LANGUAGES[i // 3 % 2]) for i in range(rings))
-    for i, task in enumerate(itertools.chain(draw_evenly(count - rings, seed, hidden=True), clean)):
-        yield task, request(task, random.Random(f"form {seed} {i}"))
+def without_picture(rng: random.Random) -> Labeled:
+    """A request without a picture."""
+    request = draw_text(rng)
+    return Labeled("text", request.kind, request.language, parse(request.prompt), request.answer)
 
 
-def outcome(task: Task, answer: Answer) -> Outcome:
-    prefill = answer.timing.vision + answer.timing.prefill
-    seconds = round(prefill + answer.timing.decode, 5)
-    return Outcome(is_right(task, answer.text), answer.usage.completion_tokens, seconds, round(prefill, 5))
+def unknown(rng: random.Random) -> Labeled:
+    """A known question about a picture from outside the drawn world."""
+    language = rng.choice(LANGUAGES)
+    conversation = parse(any_question(rng, language), draw_unknown(rng))
+    return Labeled("unknown", "unknown picture", language, conversation, UNKNOWN[language])
 
 
-def label(router: Router, task: Task, conversation: Conversation, name: str) -> Record:
+def requests(count: int, seed: str) -> Iterator[Labeled]:
+    """Draw `count` requests: pictures of hidden difficulty, then the others."""
+    rng, rings, texts, strange = random.Random(f"others {seed}"), count // 19, count // 10, count // 40
+    for i, task in enumerate(draw_evenly(count - rings - texts - strange, seed, hidden=True)):
+        yield about(task, random.Random(f"form {seed} {i}"))
+    for i in range(rings):
+        yield about(draw_task(rng, "hop", LEVELS[i % 3], LANGUAGES[i // 3 % 2]), rng)
+    yield from (without_picture(rng) for _ in range(texts))
+    yield from (unknown(rng) for _ in range(strange))
+
+
+def label(router: Router, request: Labeled, name: str) -> Record:
     """The record of one request. Before each answer the picture is removed from the caches."""
-    outcomes = []
+    outcomes, messages = [], request.conversation.messages
     for mode in MODES:
         router.forget()
-        outcomes.append(outcome(task, router.ask(conversation.messages, mode=mode)))
+        outcomes.append(request.outcome(router.ask(messages, mode=mode)))
     return Record(
-        id=name, prompt=conversation.prompt, caption=router.decide(conversation.messages).caption,
-        instruct=outcomes[0], thinking=outcomes[1], set="pocket", topic=task.kind,
-        level=f"{task.level}: {task.difficulty}, {band(task.severity)}", language=task.language,
-        model=router.identity.name, fingerprint=router.identity.fingerprint or "",
+        id=name, prompt=request.conversation.prompt, caption=router.decide(messages).caption,
+        instruct=outcomes[0], thinking=outcomes[1], set="pocket", topic=request.topic, level=request.level,
+        language=request.language, model=router.identity.name, fingerprint=router.identity.fingerprint or "",
     )  # fmt: skip
 
 
@@ -95,8 +134,8 @@ def label_part(model: Path, count: int, seed: str, partial: Path, part: int, job
     if any(record.fingerprint != router.identity.fingerprint for record in kept):
         raise InputError(f"{partial} has records of another pair: delete the file to start again")
     left = itertools.islice(enumerate(requests(count, seed)), part + jobs * len(kept), None, jobs)
-    for i, (task, conversation) in left:
-        write_records(partial, [label(router, task, conversation, f"{seed}-{i:05d}")], append=True)
+    for i, request in left:
+        write_records(partial, [label(router, request, f"{seed}-{i:05d}")], append=True)
 
 
 def main() -> None:

@@ -30,7 +30,6 @@ from training.pocket.data import (
     Example,
     Sequences,
     angles_example,
-    any_level,
     caption_example,
     caption_unknown_example,
     cut_patches,
@@ -40,7 +39,6 @@ from training.pocket.data import (
     fitted,
     links_example,
     pick,
-    plain_example,
     question_example,
     sums_example,
     tally_example,
@@ -79,7 +77,7 @@ PHASES = {
     phase.name: phase
     for phase in (
         Phase("tower", None, None, 1500, 2e-3, 1.0, 2),
-        Phase("transcripts", None, "tower", 2400, 2e-3, 0.15, 2),
+        Phase("transcripts", None, "tower", 3400, 2e-3, 0.15, 2),
         Phase("instruct", "instruct", "transcripts", 3000, 1.5e-3, 0.0, 1),
         Phase("instruct_more", "instruct", "instruct", 1200, 8e-4, 0.0, 1),
         Phase("thinking", "thinking", "transcripts", 2400, 1.5e-3, 0.0, 1),

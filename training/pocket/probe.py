@@ -23,19 +23,26 @@ from vlroute.learning.probe import STEPS, Floats, pool, train_probe
 RECORDS = Path(__file__).with_name("records.jsonl.gz")
 
 
-def redraw(router: Router, records: list[Record], seed: str) -> Floats:
-    """Pooled features `[n, 2 · width]` of the records' pictures. InputError if `seed` draws others."""
-    rows = []
+def redraw(router: Router, records: list[Record], seed: str) -> tuple[Floats, list[str]]:
+    """Pooled features `[n, 2 · width]` of the records' pictures, and their captions.
+
+    InputError if `seed` draws other requests.
+    """
+    rows: list[Floats] = []
+    captions: list[str] = []
     drawn = requests(len(records), seed)
-    for record, (_, asked) in track(zip(records, drawn, strict=True), "encoding the pictures", total=len(records)):
+    for record, request in track(zip(records, drawn, strict=True), "encoding the pictures", total=len(records)):
+        asked = request.conversation
         if record.prompt != asked.prompt:
             raise InputError(
                 f"record {record.id!r} has the prompt {record.prompt!r}, but seed {seed!r} draws {asked.prompt!r}: the "
                 "drawing code has changed; label again with training.pocket.label"
             )
-        rows += pool(router, asked)
+        if asked.pictures or asked.videos:
+            rows += pool(router, asked)
+            captions.append(record.caption or "")
         router.cache.clear()
-    return np.stack(rows)
+    return np.stack(rows), captions
 
 
 def main() -> None:
@@ -46,8 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     records = list(read_records(options.records))
     router = Router.from_pretrained(options.model).load()
-    pooled = redraw(router, records, options.seed)
-    captions = [record.caption or "" for record in records]
+    pooled, captions = redraw(router, records, options.seed)
     with Progress() as progress:
         task = progress.add_task("fitting", total=STEPS)
         probe = train_probe(pooled, captions, router.pair.instruct.tower, advance=lambda: progress.advance(task))

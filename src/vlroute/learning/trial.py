@@ -54,10 +54,18 @@ def is_right(task: Task, text: str) -> bool:
     Returns:
         Whether it is right.
     """
-    return _plain(text) == _plain(task.answer)
+    return plain(text) == plain(task.answer)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Return a text without spaces, punctuation and case.
+
+    Args:
+        text: The text.
+
+    Returns:
+        Its letters and digits.
+    """
     return re.sub(r"[\W_]+", "", text).casefold()
 
 

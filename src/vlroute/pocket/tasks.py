@@ -2,13 +2,14 @@
 
 Each question has several wordings in English and Chinese. They do not depend on the difficulty of the picture.
 
-Two things make a task difficult. Its *level* is visible in the caption: the number of characters, shapes or arrows. Its
-*severity*, a number from 0 to 1, is not: look-alike glyphs, partly covered and crowded shapes, sums with carries, longer
-chains and more taps among as many arrows and buttons, and a blurred, noisy or faint picture.
+Two things make a task difficult. Its *level* is visible in the caption: the number of characters, shapes or arrows.
+Its *severity*, a number from 0 to 1, is not: look-alike glyphs, partly covered and crowded shapes, sums with carries,
+longer chains and more taps among as many arrows and buttons, and a blurred, noisy or faint picture.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -421,7 +422,7 @@ def _hop(rng: random.Random, level: str, severity: float | None, style: Style) -
         hops = _between(rng, 1, longest, severity)
         names = rng.sample(LETTERS, hops + 1 + 2 * (arrows - hops))
         chain, pairs = names[: hops + 1], names[hops + 1 :]
-        following = dict(zip(chain, chain[1:], strict=False)) | dict(zip(pairs[::2], pairs[1::2], strict=True))
+        following = dict(itertools.pairwise(chain)) | dict(zip(pairs[::2], pairs[1::2], strict=True))
         starts, difficulty = chain[:1], counted(arrows, "arrow")
     order = rng.sample(list(following), arrows)
     canvas = Canvas(rng, style)

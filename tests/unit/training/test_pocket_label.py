@@ -6,7 +6,9 @@ from collections import Counter
 
 from training.pocket.label import band, requests
 
-COUNT = 19 * 18
+from vlroute.pocket.tasks import TASKS, UNKNOWN
+
+COUNT = 760
 
 
 def test_bands_cover_the_scale() -> None:
@@ -18,21 +20,26 @@ def test_bands_cover_the_scale() -> None:
 
 def test_requests_are_drawn_evenly_and_in_forms_of_clients() -> None:
     drawn = list(requests(COUNT, "test"))
-    hidden = [task for task, _ in drawn if task.severity is not None]
-    assert set(Counter((task.kind, task.level) for task in hidden).values()) == {COUNT // 19}
-    clean = [task for task, _ in drawn if task.severity is None]
-    assert {(task.kind, task.level) for task in clean} == {("hop", level) for level in ("easy", "medium", "hard")}
+    hidden = [request for request in drawn if "severity" in request.level]
+    cells = Counter((request.topic, request.level.partition(":")[0]) for request in hidden)
+    assert len(cells) == 18
+    assert max(cells.values()) - min(cells.values()) <= 1
+    clean = [request for request in drawn if "clean" in request.level]
+    assert {request.topic for request in clean} == {"hop"}
     assert len(clean) == COUNT // 19
-    as_worded = [asked.prompt == task.prompt for task, asked in drawn]
-    assert 0.7 < sum(as_worded) / COUNT < 0.95
-    text_first = [isinstance(asked.messages[0].parts[0], str) for _, asked in drawn]
-    assert 0.1 < sum(text_first) / COUNT < 0.25
-    for task, asked in drawn:
-        assert (len(asked.pictures), len(asked.videos)) == ((0, 1) if task.is_video else (1, 0))
+    topics = Counter(request.topic for request in drawn)
+    assert (topics["text"], topics["unknown"]) == (COUNT // 10, COUNT // 40)
+    pictured = [request for request in drawn if request.topic in TASKS]
+    text_first = [isinstance(request.conversation.messages[0].parts[0], str) for request in pictured]
+    assert 0.1 < sum(text_first) / len(pictured) < 0.25
+    for request in drawn:
+        shown = (len(request.conversation.pictures), len(request.conversation.videos))
+        assert shown == {"video": (0, 1), "text": (0, 0)}.get(request.topic, (1, 0))
+        assert request.topic != "unknown" or request.answer in UNKNOWN.values()
 
 
 def test_a_seed_gives_the_same_requests() -> None:
     def prompts(seed: str) -> list[str]:
-        return [asked.prompt for _, asked in requests(38, seed)]
+        return [request.conversation.prompt for request in requests(38, seed)]
 
     assert prompts("one") == prompts("one") != prompts("two")
