@@ -29,7 +29,7 @@ from training.pocket.data import (
     seen,
     sums_example,
     tally_example,
-    tools_examples,
+    tools_example,
     turns_example,
     two_pictures_example,
     unknown_example,
@@ -39,6 +39,7 @@ from training.pocket.train import Trainer
 
 from tests.conftest import task
 from vlroute.pocket.tasks import draw_scene
+from vlroute.types import MODES
 
 
 def examples(kind: str, mode: str) -> list[Example]:
@@ -51,7 +52,7 @@ def examples(kind: str, mode: str) -> list[Example]:
         "two": lambda: (two_pictures_example(rng, (one, two), mode) for _ in range(4)),
         "turns": lambda: (turns_example(rng, [one, two], mode) for _ in range(4)),
         "unknown": lambda: (unknown_example(rng, mode) for _ in range(8)),
-        "tools": lambda: tools_examples(rng, mode, 4),
+        "tools": lambda: (tools_example(rng, mode) for _ in range(4)),
     }
     return list(every[kind]())
 
@@ -121,6 +122,16 @@ def test_only_what_can_be_known_is_asked() -> None:
     ):
         _, labels = sequences.training_batch([example])
         assert re.fullmatch(pattern, sequences.tokenizer.decode(labels[labels != IGNORE]))
+
+
+def test_every_step_with_tools_is_a_target() -> None:
+    for mode in MODES:
+        example, sequences = tools_example(random.Random(5), mode), Sequences(build_tokenizer(), mode)
+        _, labels = sequences.training_batch([example])
+        asked = sequences.tokenizer.decode(labels[labels != IGNORE])
+        assert asked.count("<tool_call>") == sum("tool_calls" in message for message in example.messages) > 0
+        assert asked.endswith(example.target + "<|im_end|>")
+        assert not {"tool_response", "user", "system"} & set(re.findall(r"\w+", asked))
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))

@@ -80,7 +80,8 @@ def _words() -> list[str]:
     asked += [which for some in WHICH.values() for which in some] + [n for names in ORDINALS.values() for n in names]
     texts = [CAPTION_PROMPT, TRANSCRIPT_PROMPT, TALLY_PROMPT, LINKS_PROMPT, UNKNOWN_CAPTION, AGAIN, *UNKNOWN.values()]
     texts += [" ".join(NUMBER_WORDS), " ".join(WORDS), json.dumps(TOOLS), *SYSTEM_PROMPTS]
-    texts += [text for some in (*REPLIES.values(), ASIDES) for text in map("".join, some.values())]
+    texts += [text for reply in REPLIES.values() for text in reply.values()]
+    texts += [aside for asides in ASIDES.values() for aside in asides]
     texts += [f"{noun} {noun}s a video of" for noun in NOUNS] + ["system user assistant seconds screen no button here"]
     words = set(re.findall(WORD, " ".join(texts)))
     for word in re.findall(WORD, re.sub(r"\{\w+\}", "", " ".join(asked))):

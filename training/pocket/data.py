@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +150,7 @@ class Example:
         given: Characters of the target that match this pattern cannot be predicted and have no loss.
         begun: Text that the turn begins with, without loss.
         tools: Declared tools.
+        every: Whether all earlier answers in the conversation are targets, too.
     """
 
     name: str
@@ -159,6 +160,7 @@ class Example:
     given: str = ""
     begun: str = ""
     tools: Sequence[dict[str, Any]] | None = None
+    every: bool = False
 
 
 class Sequences:
@@ -215,8 +217,24 @@ class Sequences:
         prompts = self.encode([self.prompt(e) for e in examples])
         targets = self.encode([e.target + "<|im_end|>" for e in examples])
         rows = [p + t for p, t in zip(prompts, targets, strict=True)]
-        labels = [[IGNORE] * len(p) + self._labels(e, t) for e, p, t in zip(examples, prompts, targets, strict=True)]
+        labels = [
+            self._earlier_labels(e, p) + self._labels(e, t) for e, p, t in zip(examples, prompts, targets, strict=True)
+        ]
         return self.inputs(examples, rows, left=False), self.pad(labels, IGNORE)
+
+    def _earlier_labels(self, example: Example, prompt: list[int]) -> list[int]:
+        """The answers in the conversation, if they are targets, each to the end of its turn."""
+        labels, inside = [IGNORE] * len(prompt), False
+        start, end = self.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+        role = self.tokenizer.convert_tokens_to_ids("assistant")
+        last = len(prompt) - 1 - prompt[::-1].index(start)
+        for i in range(3, last if example.every else 0):
+            if prompt[i - 3 : i - 1] == [start, role]:  # a line break follows the role
+                inside = True
+            if inside:
+                labels[i] = prompt[i]
+            inside = inside and prompt[i] != end
+        return labels
 
     def _labels(self, example: Example, target: list[int]) -> list[int]:
         if not example.given:
@@ -420,7 +438,8 @@ def turns_example(rng: random.Random, scenes: Sequence[Scene], mode: str) -> Exa
         target = answered(answer, thinking, mode)
         if turn < number - 1:
             messages.append({"role": "assistant", "content": answer})
-    return Example(name, with_system(rng, messages), media, target)
+    # past thoughts are not rendered: a conversation trains the Thinking model in its last turn only
+    return Example(name, with_system(rng, messages), media, target, every=mode == "instruct")
 
 
 def text_example(rng: random.Random, mode: str) -> Example:
@@ -471,13 +490,11 @@ def caption_unknown_example(rng: random.Random) -> Example:
     return Example("caption unknown", [{"role": "user", "content": parts}], [media], UNKNOWN_CAPTION)
 
 
-def tools_examples(rng: random.Random, mode: str, count: int) -> Iterator[Example]:
-    """Steps of GUI tasks with tools, each with the calls and results before it."""
-    for _ in range(count):
-        task = draw_screen_task(rng)
-        step = rng.randrange(len(task.steps) + 1)
-        messages, target = conversation(task, step, mode)
-        yield Example(f"tool step {step}", messages, [Media((task.picture,))], target, tools=TOOLS)
+def tools_example(rng: random.Random, mode: str) -> Example:
+    """All steps of a GUI task with tools. Thoughts since the last question are rendered."""
+    task = draw_screen_task(rng, deep=rng.random() < 0.1)
+    messages, target = conversation(task, len(task.steps), mode)
+    return Example(f"tools {task.difficulty}", messages, [Media((task.picture,))], target, tools=TOOLS, every=True)
 
 
 def pick(rng: random.Random, weights: dict[str, float]) -> str:

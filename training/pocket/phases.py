@@ -44,7 +44,7 @@ from training.pocket.data import (
     tally_example,
     text_example,
     times_example,
-    tools_examples,
+    tools_example,
     transcript_example,
     turns_example,
     two_pictures_example,
@@ -78,10 +78,10 @@ PHASES = {
     for phase in (
         Phase("tower", None, None, 1500, 2e-3, 1.0, 2),
         Phase("transcripts", None, "tower", 3400, 2e-3, 0.15, 2),
-        Phase("instruct", "instruct", "transcripts", 3000, 1.5e-3, 0.0, 1),
-        Phase("instruct_more", "instruct", "instruct", 1200, 8e-4, 0.0, 1),
-        Phase("thinking", "thinking", "transcripts", 2400, 1.5e-3, 0.0, 1),
-        Phase("thinking_more", "thinking", "thinking", 1000, 8e-4, 0.0, 1),
+        Phase("instruct", "instruct", "transcripts", 5200, 1.5e-3, 0.0, 1),
+        Phase("instruct_more", "instruct", "instruct", 1600, 8e-4, 0.0, 1),
+        Phase("thinking", "thinking", "transcripts", 4400, 1.5e-3, 0.0, 1),
+        Phase("thinking_more", "thinking", "thinking", 1400, 8e-4, 0.0, 1),
     )
 }
 
@@ -185,15 +185,17 @@ def _turns(rng: random.Random, mode: Mode, drawn: dict[str, float], count: int) 
 
 
 def _others(rng: random.Random, mode: Mode, step: int, drawn: dict[str, float]) -> list[Example] | None:
-    """Every sixth batch: conversations, requests without a picture and unknown ones, tools, in turn."""
-    if step % 6 != 1:
+    """Every third batch: conversations, requests without a picture, unknown ones and tools, in turn."""
+    if step % 3 != 1:
         return None
-    turn = step // 6 % 4
-    if turn in (0, 2):
-        return _turns(rng, mode, drawn, 32)
-    if turn == 1:
-        return [unknown_example(rng, mode) if i % 2 else text_example(rng, mode) for i in range(64)]
-    return list(tools_examples(rng, mode, 24))
+    turn = step // 3 % 5
+    if turn == 0:
+        return [text_example(rng, mode) for _ in range(96)]
+    if turn == 2:
+        return [unknown_example(rng, mode) for _ in range(64)]
+    if turn == 4:
+        return [tools_example(rng, mode) for _ in range(24)]
+    return _turns(rng, mode, drawn, 32)
 
 
 def by_length(rng: random.Random, examples: list[Example], batches: int) -> list[list[Example]]:
@@ -234,12 +236,12 @@ def _direct(rng: random.Random, scene: Scene) -> Example:
 def thinking_examples(
     rng: random.Random, start: int, drawn: dict[str, float], practice: Sequence[Callable[[random.Random], Example]]
 ) -> Iterator[list[Example]]:
-    """Step by step; every sixth batch is practice without pictures, every sixth a video."""
+    """Step by step; every twelfth batch is practice without pictures, every sixth a video."""
     waiting: list[list[Example]] = []
     for step in itertools.count(start):
         if others := _others(rng, "thinking", step, drawn):
             yield others
-        elif step % 6 == 5:
+        elif step % 12 == 5:
             yield [practice[i % len(practice)](rng) for i in range(96)]
         elif step % 6 == 3:
             yield [question_example(rng, scene, "thinking") for scene in _videos(rng)]
