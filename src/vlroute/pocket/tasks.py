@@ -322,8 +322,8 @@ def _sum(rng: random.Random, level: str, severity: float | None, style: Style) -
     canvas = Canvas(rng, style)
     for row, number in enumerate(numbers):
         canvas.text(rng.randint(0, 2), row, str(number), pitch=20)
-    # long sums are added three times: reasoning that can be cut short
-    thinking = AGAIN.join([added(numbers)] * (1 if how_many < 3 else 3))
+    # long sums are added several times, in up to 200 tokens: reasoning that can be cut short
+    thinking = AGAIN.join([added(numbers)] * {3: 3, 4: 5}.get(how_many, 1))
     return _scene(
         rng, "math", counted(how_many, "number"), level, severity, [canvas], numbered(numbers),
         counted(how_many, "number"), lambda _: Question("sum", {}, str(sum(numbers)), thinking),
