@@ -100,7 +100,7 @@ def resolve_pair(
         return *_two(instruct, thinking), router
     if name is None:
         log.warning(
-            "using the embedded pocket pair: 1.9 M parameters, trained on small drawn pictures only; "
+            "using the embedded pocket pair: 2.2 M parameters, trained on small drawn pictures only; "
             'for real pictures: Router.from_pretrained("Qwen/Qwen3-VL-2B")'
         )
         if router is None:
