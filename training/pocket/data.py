@@ -497,6 +497,14 @@ def tools_example(rng: random.Random, mode: str) -> Example:
     return Example(f"tools {task.difficulty}", messages, [Media((task.picture,))], target, tools=TOOLS, every=True)
 
 
+def results_example(rng: random.Random, mode: str) -> Example:
+    """Practice: the answer after the last step of a GUI task, which repeats what was read; without picture and tools."""
+    task = draw_screen_task(rng)
+    messages, target = conversation(task, len(task.steps), mode)
+    messages[0] = {"role": "user", "content": task.prompt}
+    return Example("results", messages, [], target)
+
+
 def pick(rng: random.Random, weights: dict[str, float]) -> str:
     """A random key, by its weight."""
     return rng.choices(list(weights), weights=list(weights.values()))[0]

@@ -40,6 +40,7 @@ from training.pocket.data import (
     links_example,
     pick,
     question_example,
+    results_example,
     sums_example,
     tally_example,
     text_example,
@@ -79,9 +80,9 @@ PHASES = {
         Phase("tower", None, None, 1500, 2e-3, 1.0, 2),
         Phase("transcripts", None, "tower", 3400, 2e-3, 0.15, 2),
         Phase("instruct", "instruct", "transcripts", 5200, 1.5e-3, 0.0, 1),
-        Phase("instruct_more", "instruct", "instruct", 1600, 8e-4, 0.0, 1),
+        Phase("instruct_more", "instruct", "instruct", 3000, 1e-3, 0.0, 1),
         Phase("thinking", "thinking", "transcripts", 4400, 1.5e-3, 0.0, 1),
-        Phase("thinking_more", "thinking", "thinking", 1400, 8e-4, 0.0, 1),
+        Phase("thinking_more", "thinking", "thinking", 2000, 8e-4, 0.0, 1),
     )
 }
 
@@ -188,11 +189,13 @@ def _others(rng: random.Random, mode: Mode, step: int, drawn: dict[str, float]) 
     """Every third batch: conversations, requests without a picture, unknown ones and tools, in turn."""
     if step % 3 != 1:
         return None
-    turn = step // 3 % 5
+    turn = step // 3 % 6
     if turn == 0:
         return [text_example(rng, mode) for _ in range(96)]
     if turn == 2:
         return [unknown_example(rng, mode) for _ in range(64)]
+    if turn == 3:
+        return [results_example(rng, mode) if i % 2 else text_example(rng, mode) for i in range(96)]
     if turn == 4:
         return [tools_example(rng, mode) for _ in range(24)]
     return _turns(rng, mode, drawn, 32)
@@ -208,7 +211,7 @@ def by_length(rng: random.Random, examples: list[Example], batches: int) -> list
 
 
 def instruct_examples(
-    rng: random.Random, start: int, drawn: dict[str, float], levels: dict[str, float]
+    rng: random.Random, start: int, drawn: dict[str, float], levels: dict[str, float], hidden: float = 0.5
 ) -> Iterator[list[Example]]:
     """Questions answered at once; captions, counts and links mixed in."""
     waiting: list[list[Example]] = []
@@ -218,7 +221,9 @@ def instruct_examples(
         elif step % 6 == 3:
             yield [_direct(rng, scene) for scene in _videos(rng)]
         else:
-            waiting = waiting or by_length(rng, [_direct(rng, scene) for scene in _draw(rng, drawn, levels, 192)], 3)
+            waiting = waiting or by_length(
+                rng, [_direct(rng, scene) for scene in _draw(rng, drawn, levels, 192, hidden)], 3
+            )
             yield waiting.pop()
 
 
@@ -237,7 +242,11 @@ def _direct(rng: random.Random, scene: Scene) -> Example:
 
 
 def thinking_examples(
-    rng: random.Random, start: int, drawn: dict[str, float], practice: Sequence[Callable[[random.Random], Example]]
+    rng: random.Random,
+    start: int,
+    drawn: dict[str, float],
+    practice: Sequence[Callable[[random.Random], Example]],
+    hidden: float = 0.5,
 ) -> Iterator[list[Example]]:
     """Step by step; every twelfth batch is practice without pictures, every sixth a video."""
     waiting: list[list[Example]] = []
@@ -250,23 +259,25 @@ def thinking_examples(
             yield [question_example(rng, scene, "thinking") for scene in _videos(rng)]
         else:
             if not waiting:
-                some = [question_example(rng, scene, "thinking") for scene in _draw(rng, drawn, EVENLY, 256)]
+                some = [question_example(rng, scene, "thinking") for scene in _draw(rng, drawn, EVENLY, 256, hidden)]
                 waiting = by_length(rng, some, 4)
             yield waiting.pop()
 
 
-# the later phases practice what had low accuracy: easy screens, angles, and the second at which a letter appeared
-more_instruct = partial(instruct_examples, drawn=weights(0.7, 1.6, 0.7, 2.6, 1.0), levels=MOSTLY_EASY)
+# the later phases practice what had low accuracy
 EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "transcripts": transcripts_examples,
     "instruct": partial(instruct_examples, drawn=weights(1.0, 1.6, 0.9, 1.3, 1.2), levels=EASIER),
-    "instruct_more": more_instruct,
+    "instruct_more": partial(
+        instruct_examples, drawn=weights(0.8, 1.4, 0.7, 3.0, 1.6), levels=MOSTLY_EASY, hidden=0.35
+    ),
     "thinking": partial(
         thinking_examples, drawn=weights(1.0, 1.2, 1.5, 1.2, 1.0), practice=(sums_example, sums_example, times_example)
     ),
     "thinking_more": partial(
         thinking_examples,
-        drawn=weights(0.8, 1.6, 1.5, 1.0, 0.8),
-        practice=(angles_example, times_example, times_example),
+        drawn=weights(0.8, 1.8, 1.5, 1.2, 1.2),
+        practice=(sums_example, angles_example, times_example),
+        hidden=0.35,
     ),
 }
