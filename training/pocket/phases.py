@@ -268,9 +268,7 @@ def thinking_examples(
 EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "transcripts": transcripts_examples,
     "instruct": partial(instruct_examples, drawn=weights(1.0, 1.6, 0.9, 1.3, 1.2), levels=EASIER),
-    "instruct_more": partial(
-        instruct_examples, drawn=weights(0.8, 1.4, 0.7, 3.0, 1.6), levels=MOSTLY_EASY, hidden=0.35
-    ),
+    "instruct_more": partial(instruct_examples, drawn=weights(0.8, 1.2, 0.6, 3.2, 2.0), levels=MOSTLY_EASY, hidden=0.5),
     "thinking": partial(
         thinking_examples, drawn=weights(1.0, 1.2, 1.5, 1.2, 1.0), practice=(sums_example, sums_example, times_example)
     ),
