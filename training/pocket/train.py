@@ -1,6 +1,6 @@
 """Train one phase of the pocket pair, or all of them: `python -m training.pocket.train [PHASE]`.
 
-Seeded, with progress, and resumable: a stopped run continues from its last saved step. About an hour and a quarter on
+Seeded, with progress, and resumable: a stopped run continues from its last saved step. About three hours on
 two cores: tower and transcripts on both, then the two language models side by side, one core each.
 """
 
