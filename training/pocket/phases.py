@@ -248,12 +248,12 @@ def thinking_examples(
     practice: Sequence[Callable[[random.Random], Example]],
     hidden: float = 0.5,
 ) -> Iterator[list[Example]]:
-    """Step by step; every twelfth batch is practice without pictures, every sixth a video."""
+    """Step by step; every sixth batch is practice without pictures, every sixth a video."""
     waiting: list[list[Example]] = []
     for step in itertools.count(start):
         if others := _others(rng, "thinking", step, drawn):
             yield others
-        elif step % 12 == 5:
+        elif step % 6 == 5:
             yield [practice[i % len(practice)](rng) for i in range(96)]
         elif step % 6 == 3:
             yield [question_example(rng, scene, "thinking") for scene in _videos(rng)]
@@ -274,8 +274,8 @@ EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     ),
     "thinking_more": partial(
         thinking_examples,
-        drawn=weights(0.8, 1.8, 1.5, 1.2, 1.2),
-        practice=(sums_example, angles_example, times_example),
+        drawn=weights(0.8, 2.4, 1.3, 1.0, 1.0),
+        practice=(times_example, times_example, times_example, angles_example),
         hidden=0.35,
     ),
 }
