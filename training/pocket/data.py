@@ -498,7 +498,7 @@ def tools_example(rng: random.Random, mode: str) -> Example:
 
 
 def results_example(rng: random.Random, mode: str) -> Example:
-    """Practice: the answer after the last step of a GUI task, which repeats what was read; without picture and tools."""
+    """Practice: the answer after the last step of a GUI task, which repeats what was read. No picture, no tools."""
     task = draw_screen_task(rng)
     messages, target = conversation(task, len(task.steps), mode)
     messages[0] = {"role": "user", "content": task.prompt}

@@ -203,13 +203,16 @@ def _count(rng: random.Random, language: str) -> tuple[str, str, str]:
         kinds = [name.removesuffix("s") for name in SHAPE_NAMES[language].values()]
     else:
         kinds = rng.sample(LETTERS, rng.randint(2, 4))
-    items = [rng.choice(kinds) for _ in range(rng.randint(2, 8))]
+    items = [rng.choice(kinds) for _ in range(rng.randint(2, 6))]
     asked = rng.choice(items if rng.random() < 0.85 else kinds)
-    hits = [item for item in items if item == asked]
+    found, steps = 0, []
+    for item in items:  # the thought repeats the list and numbers the hits
+        found += item == asked
+        steps.append(f"{item}{found}" if item == asked else item)
     comma = ("、" if language == "zh" else ", ") if shapes or rng.random() < 0.4 else " "
     name = f"{asked}s" if shapes and language == "en" else asked
     prompt = fill(rng, _wording(rng, "count", language), language, x=name, items=comma.join(items))
-    return prompt, str(len(hits)), f"{' '.join(hits)}={len(hits)}"
+    return prompt, str(found), f"{' '.join(steps)}={found}"
 
 
 def draw_text(rng: random.Random, language: str | None = None, kind: str | None = None) -> TextRequest:
