@@ -329,6 +329,25 @@ def links_example(rng: random.Random, scene: Scene) -> Example:
     return plain_example(name, scene, LINKS_PROMPT, " ".join(links), r"[A-Z](?=[<>])| ", rng.random() < 0.6)
 
 
+def paths_example(rng: random.Random, scene: Scene) -> Example:
+    """Up to six questions about one picture in short: "B2:F" for two hops from B, "AF:B F" for the taps from A to F."""
+    asked = {}
+    if scene.kind == "gui":
+        owner = {link[0]: link[2] for link in scene.transcript.split()}
+        for goal in rng.sample(list(owner), 6):
+            path = [goal]
+            while path[-1] in owner:
+                path.append(owner[path[-1]])
+            asked[path[-1] + goal] = " ".join(reversed(path[:-1]))
+    else:
+        for _ in range(6):
+            question = scene.question(rng)
+            hops = question.words["count"] if question.wording == "hop" else ""
+            asked[f"{question.words['start']}{hops}"] = question.answer
+    target = ", ".join(f"{key}:{answer}" for key, answer in asked.items())
+    return plain_example(f"paths {scene.kind}", scene, LINKS_PROMPT, target, r"[A-Z]\w?:|, ", rng.random() < 0.6)
+
+
 def draw_links(rng: random.Random, kind: str, count: int) -> Scene:
     """A picture for practice: one to eleven arrows (`kind` hop) or buttons (gui) that share no letter.
 
@@ -367,10 +386,20 @@ def angles_example(rng: random.Random) -> Example:
 def times_example(rng: random.Random) -> Example:
     """Finding letters in a list of seconds, without a video; only the seconds are predicted."""
     shown = dict(zip(rng.sample(range(FRAMES), 5), rng.sample(LETTERS, 5), strict=True))
-    listed = "".join(f"{second}{shown.get(second, '.')}" for second in range(FRAMES))
+    listed = "".join(f"{shown.get(second, '.')}{second}" for second in range(FRAMES))
     asked = rng.choices([*shown.items()], k=6)  # with repetition, so that exclusion does not help
     target = " ".join([listed, *(f"{letter}{second}" for second, letter in asked)])
-    return _numbers_example("times", target, r"(\d[A-Z.]){8} | [A-Z]|[A-Z](?=\d)| ")
+    return _numbers_example("times", target, r"([A-Z.]\d){8} | [A-Z]|[A-Z](?=\d)| ")
+
+
+def number_example(rng: random.Random) -> Example:
+    """Counting in a list of shapes, without a picture; only the number is predicted."""
+    scene = draw_scene(rng, "count")
+    question = scene.question(rng)
+    language = rng.choice(LANGUAGES)
+    messages = [{"role": "user", "content": question.ask(rng, language)}]
+    target = answered(question.answer, question.thinking, "thinking")
+    return Example("number", messages, [], target, given=r"^[^=]+=")
 
 
 def answer_example(task: Task, mode: str) -> Example:
@@ -448,6 +477,19 @@ def text_example(rng: random.Random, mode: str) -> Example:
     messages = [{"role": "user", "content": content(rng, [], request.prompt, request.language)}]
     target = answered(request.answer, request.thinking, mode)
     return Example(f"text {request.kind}", with_system(rng, messages), [], target)
+
+
+def text_turns_example(rng: random.Random) -> Example:
+    """Several requests without a picture in one conversation; all answers are targets."""
+    language = rng.choice(LANGUAGES)
+    messages: list[Message] = []
+    for _ in range(5):
+        request = draw_text(rng, language)
+        messages += [
+            {"role": "user", "content": content(rng, [], request.prompt, language)},
+            {"role": "assistant", "content": request.answer},
+        ]
+    return Example("text turns", with_system(rng, messages[:-1]), [], request.answer, every=True)
 
 
 def any_question(rng: random.Random, language: str, wordings: Sequence[str] = ()) -> str:

@@ -38,12 +38,15 @@ from training.pocket.data import (
     draw_training_scene,
     fitted,
     links_example,
+    number_example,
+    paths_example,
     pick,
     question_example,
     results_example,
     sums_example,
     tally_example,
     text_example,
+    text_turns_example,
     times_example,
     tools_example,
     transcript_example,
@@ -80,9 +83,9 @@ PHASES = {
         Phase("tower", None, None, 1500, 2e-3, 1.0, 2),
         Phase("transcripts", None, "tower", 3400, 2e-3, 0.15, 2),
         Phase("instruct", "instruct", "transcripts", 5200, 1.5e-3, 0.0, 1),
-        Phase("instruct_more", "instruct", "instruct", 3000, 1e-3, 0.0, 1),
+        Phase("instruct_more", "instruct", "instruct", 4200, 1e-3, 0.0, 1),
         Phase("thinking", "thinking", "transcripts", 4400, 1.5e-3, 0.0, 1),
-        Phase("thinking_more", "thinking", "thinking", 2000, 8e-4, 0.0, 1),
+        Phase("thinking_more", "thinking", "thinking", 2600, 8e-4, 0.0, 1),
     )
 }
 
@@ -185,17 +188,19 @@ def _turns(rng: random.Random, mode: Mode, drawn: dict[str, float], count: int) 
     return examples
 
 
-def _others(rng: random.Random, mode: Mode, step: int, drawn: dict[str, float]) -> list[Example] | None:
-    """Every third batch: conversations, requests without a picture, unknown ones and tools, in turn."""
-    if step % 3 != 1:
+def _others(rng: random.Random, mode: Mode, step: int, drawn: dict[str, float], every: int) -> list[Example] | None:
+    """One batch in `every`: conversations, requests without a picture, unknown ones and tools, in turn."""
+    if step % every != 1:
         return None
-    turn = step // 3 % 6
+    turn = step // every % 6
+    if turn == 0 and mode == "instruct":
+        return [text_turns_example(rng) for _ in range(48)]
     if turn == 0:
         return [text_example(rng, mode) for _ in range(96)]
     if turn == 2:
         return [unknown_example(rng, mode) for _ in range(64)]
     if turn == 3:
-        return [results_example(rng, mode) if i % 2 else text_example(rng, mode) for i in range(96)]
+        return [results_example(rng, mode) if i % 3 == 0 else text_example(rng, mode) for i in range(96)]
     if turn == 4:
         return [tools_example(rng, mode) for _ in range(24)]
     return _turns(rng, mode, drawn, 32)
@@ -211,14 +216,19 @@ def by_length(rng: random.Random, examples: list[Example], batches: int) -> list
 
 
 def instruct_examples(
-    rng: random.Random, start: int, drawn: dict[str, float], levels: dict[str, float], hidden: float = 0.5
+    rng: random.Random,
+    start: int,
+    drawn: dict[str, float],
+    levels: dict[str, float],
+    hidden: float = 0.5,
+    every: int = 3,
 ) -> Iterator[list[Example]]:
     """Questions answered at once; captions, counts and links mixed in."""
     waiting: list[list[Example]] = []
     for step in itertools.count(start):
-        if others := _others(rng, "instruct", step, drawn):
+        if others := _others(rng, "instruct", step, drawn, every):
             yield others
-        elif step % 6 == 3:
+        elif step % (2 * every) == 3:
             yield [_direct(rng, scene) for scene in _videos(rng)]
         else:
             waiting = waiting or by_length(
@@ -229,13 +239,15 @@ def instruct_examples(
 
 def _direct(rng: random.Random, scene: Scene) -> Example:
     draw = rng.random()
-    if draw < 0.08:
+    if draw < 0.06:
         return caption_example(rng, scene)
-    if draw < 0.18 and scene.kind in LINKED:
+    if draw < 0.12 and scene.kind in LINKED:
         return links_example(rng, scene)
-    if draw < 0.23 and scene.kind == "count":
+    if draw < 0.18 and scene.kind == "count":
         return tally_example(rng, scene)
-    # several questions about one picture: three answers to learn from at less than twice the time
+    # several questions about one picture: more answers to learn from in the same time
+    if draw < 0.4 and scene.kind in LINKED:
+        return paths_example(rng, scene)
     if draw < 0.7 and scene.kind in (*LINKED, "count"):
         return turns_example(rng, [scene], "instruct")
     return question_example(rng, scene, "instruct")
@@ -247,11 +259,12 @@ def thinking_examples(
     drawn: dict[str, float],
     practice: Sequence[Callable[[random.Random], Example]],
     hidden: float = 0.5,
+    every: int = 3,
 ) -> Iterator[list[Example]]:
     """Step by step; every sixth batch is practice without pictures, every sixth a video."""
     waiting: list[list[Example]] = []
     for step in itertools.count(start):
-        if others := _others(rng, "thinking", step, drawn):
+        if others := _others(rng, "thinking", step, drawn, every):
             yield others
         elif step % 6 == 5:
             yield [practice[i % len(practice)](rng) for i in range(96)]
@@ -268,14 +281,15 @@ def thinking_examples(
 EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "transcripts": transcripts_examples,
     "instruct": partial(instruct_examples, drawn=weights(1.0, 1.6, 0.9, 1.3, 1.2), levels=EASIER),
-    "instruct_more": partial(instruct_examples, drawn=weights(0.8, 1.2, 0.6, 3.2, 2.0), levels=MOSTLY_EASY, hidden=0.5),
+    "instruct_more": partial(instruct_examples, drawn=weights(0.6, 0.9, 0.4, 3.5, 3.0), levels=EVENLY, hidden=0.35, every=6),
     "thinking": partial(
         thinking_examples, drawn=weights(1.0, 1.2, 1.5, 1.2, 1.0), practice=(sums_example, sums_example, times_example)
     ),
     "thinking_more": partial(
         thinking_examples,
         drawn=weights(0.8, 2.4, 1.3, 1.0, 1.0),
-        practice=(times_example, times_example, times_example, angles_example),
+        practice=(times_example, number_example, number_example, angles_example),
         hidden=0.35,
+        every=6,
     ),
 }

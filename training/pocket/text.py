@@ -182,7 +182,7 @@ def _series(parts: Sequence[str], comma: str, last: str) -> str:
 
 def _sum(rng: random.Random, language: str) -> tuple[str, str, str]:
     words, size = rng.random() < 0.3, rng.choice((2, 2, 3))
-    top = 10 if words else rng.choice((9, 99)) if size == 2 else 30
+    top = 10 if words else rng.choice((9, 9, 99)) if size == 2 else 30
     numbers = [rng.randint(0, top) for _ in range(size)]
     names = NUMBER_WORDS if language == "en" else CHINESE_NUMBERS
     written = [names[number] if words and rng.random() < 0.9 else str(number) for number in numbers]

@@ -219,12 +219,12 @@ class Canvas:
         if severity <= 0:
             return
         if way == "blur":
-            self.image = self.image.filter(ImageFilter.GaussianBlur(1.6 * severity))
+            self.image = self.image.filter(ImageFilter.GaussianBlur(1.8 * severity))
         elif way == "noise":
-            noise = np.random.default_rng(self.rng.getrandbits(32)).normal(0, 85 * severity, (SIDE, SIDE, 3))
+            noise = np.random.default_rng(self.rng.getrandbits(32)).normal(0, 105 * severity, (SIDE, SIDE, 3))
             self.image = Image.fromarray(np.clip(np.asarray(self.image) + noise, 0, 255).astype(np.uint8))
         else:
             paper = Image.new("RGB", (SIDE, SIDE), self.style.paper)
             grain = np.random.default_rng(self.rng.getrandbits(32)).normal(0, 8 * severity, (SIDE, SIDE, 1))
-            faint = np.asarray(Image.blend(self.image, paper, 0.8 * severity))
+            faint = np.asarray(Image.blend(self.image, paper, 0.82 * severity))
             self.image = Image.fromarray(np.clip(faint + grain, 0, 255).astype(np.uint8))

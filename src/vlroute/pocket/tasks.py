@@ -273,7 +273,7 @@ def _count(rng: random.Random, level: str, severity: float | None, style: Style)
     total = rng.randint(*{"easy": (1, 2), "medium": (3, 4), "hard": (5, _between(rng, 7, 10, hidden))}[level])
     kinds = [rng.choice(SHAPES) for _ in range(total)]
     canvas, cells = Canvas(rng, style), ["."] * 16
-    size, shift = round(18 - 6 * hidden), round(10 * hidden)
+    size, shift = round(18 - 8 * hidden), round(10 * hidden)
     for cell, kind in zip(rng.sample(range(16), total), kinds, strict=True):
         ink: Ink | None = rng.choice(style.shape_inks) if rng.random() < hidden else None
         canvas.shape(kind, cell % 4, cell // 4, size, ink, shift)
@@ -281,7 +281,7 @@ def _count(rng: random.Random, level: str, severity: float | None, style: Style)
     if hidden:
         for cell in range(16):
             if cells[cell] != ".":
-                canvas.cover(cell % 4, cell // 4, 0.4 * hidden * rng.random())
+                canvas.cover(cell % 4, cell // 4, 0.5 * hidden * rng.random())
     rows = "".join(f"{row + 1}{''.join(cells[4 * row : 4 * row + 4])}" for row in range(4))
 
     def question(rng: random.Random) -> Question:
@@ -451,8 +451,8 @@ def _lamp(rng: random.Random, level: str, severity: float | None, style: Style) 
     x, y = rng.randint(18, SIDE - 18), rng.randint(18, SIDE - 24)
     canvases = [Canvas(rng, style) for _ in range(FRAMES)]
     for second, canvas in enumerate(canvases):
-        canvas.lamp(x, y, second in lit, brightness=1 - 0.6 * (severity or 0.0))
-    listed = "".join(f"{second}{'*' if second in lit else '.'}" for second in range(FRAMES))
+        canvas.lamp(x, y, second in lit, brightness=1 - 0.8 * (severity or 0.0))
+    listed = "".join(f"{'*' if second in lit else '.'}{second}" for second in range(FRAMES))
     difficulty = {"easy": "0–1 flashes", "medium": "2 flashes", "hard": "3–4 flashes"}[level]
     thinking = f"{listed} {'*' * flashes}={flashes}"
     return _scene(
@@ -467,7 +467,7 @@ def _letter(rng: random.Random, level: str, severity: float | None, style: Style
     canvases = [Canvas(rng, style) for _ in range(FRAMES)]
     for second, letter in shown.items():
         canvases[second].text(rng.randint(0, 3), rng.randint(0, 3), letter)
-    listed = "".join(f"{i}{shown.get(i, '.')}" for i in range(FRAMES))
+    listed = "".join(f"{shown.get(i, '.')}{i}" for i in range(FRAMES))
 
     def question(rng: random.Random) -> Question:
         second, letter = rng.choice(list(shown.items()))
