@@ -25,10 +25,13 @@ from training.pocket.data import (
     fitted,
     glyph_labels,
     links_example,
+    number_example,
+    paths_example,
     question_example,
     seen,
     sums_example,
     tally_example,
+    times_example,
     tools_example,
     turns_example,
     two_pictures_example,
@@ -119,6 +122,10 @@ def test_only_what_can_be_known_is_asked() -> None:
         (links_example(rng, draw_scene(rng, "hop", "medium", 0.5)), r"(>[A-Z]){5}<\|im_end\|>"),
         (tally_example(rng, draw_scene(rng, "count")), r"\d{3}<\|im_end\|>"),
         (sums_example(rng), r"(\d\d=\d\d\d?)+<\|im_end\|>"),
+        (times_example(rng), r"\d{6}<\|im_end\|>"),
+        (number_example(rng), r"(\d)\n</think>\n\n\1<\|im_end\|>"),
+        (paths_example(rng, draw_scene(rng, "hop", "medium")), r"[A-Z]{2,6}<\|im_end\|>"),
+        (paths_example(rng, draw_scene(rng, "gui", "medium")), r"[A-Z ]{6,30}<\|im_end\|>"),
     ):
         _, labels = sequences.training_batch([example])
         assert re.fullmatch(pattern, sequences.tokenizer.decode(labels[labels != IGNORE]))
@@ -173,3 +180,16 @@ def test_language_phases_leave_the_tower_alone(tmp_path: Path) -> None:
     trainer.train_step()
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, before[name]) == (".visual." in name), name
+
+
+def test_paths_are_the_answers_to_questions() -> None:
+    for seed in range(40):
+        rng = random.Random(seed)
+        for kind in ("gui", "hop"):
+            scene = draw_scene(rng, kind, severity=rng.choice((None, rng.random())))
+            question = scene.question(rng)
+            words = question.words
+            for key, answer in re.findall(r"(\w+):([A-Z ]+)", paths_example(rng, scene).target):
+                asked = f"{words['start']}{words['goal' if kind == 'gui' else 'count']}"
+                if key == asked or question.wording == "end":
+                    assert answer == question.answer

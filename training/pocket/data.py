@@ -334,7 +334,7 @@ def paths_example(rng: random.Random, scene: Scene) -> Example:
     asked = {}
     if scene.kind == "gui":
         owner = {link[0]: link[2] for link in scene.transcript.split()}
-        for goal in rng.sample(list(owner), 6):
+        for goal in rng.sample(list(owner), min(6, len(owner))):
             path = [goal]
             while path[-1] in owner:
                 path.append(owner[path[-1]])

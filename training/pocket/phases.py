@@ -281,7 +281,9 @@ def thinking_examples(
 EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "transcripts": transcripts_examples,
     "instruct": partial(instruct_examples, drawn=weights(1.0, 1.6, 0.9, 1.3, 1.2), levels=EASIER),
-    "instruct_more": partial(instruct_examples, drawn=weights(0.6, 0.9, 0.4, 3.5, 3.0), levels=EVENLY, hidden=0.35, every=6),
+    "instruct_more": partial(
+        instruct_examples, drawn=weights(0.6, 0.9, 0.4, 3.5, 3.0), levels=EVENLY, hidden=0.35, every=6
+    ),
     "thinking": partial(
         thinking_examples, drawn=weights(1.0, 1.2, 1.5, 1.2, 1.0), practice=(sums_example, sums_example, times_example)
     ),

@@ -103,7 +103,7 @@ def test_counting_and_reading(seed: int) -> None:
 @given(seeds)
 def test_videos_say_when(seed: int) -> None:
     some = drawn(seed, "video")
-    seen = dict(re.findall(r"(\d)([^\d])", some.transcript))
+    seen = {second: what for what, second in re.findall(r"([^\d])(\d)", some.transcript)}
     assert len(some.frames) == len(seen) == 8
     if some.caption == "a lamp":
         assert list(seen.values()).count("*") == int(some.answer)
