@@ -123,7 +123,7 @@ def test_only_what_can_be_known_is_asked() -> None:
         (tally_example(rng, draw_scene(rng, "count")), r"\d{3}<\|im_end\|>"),
         (sums_example(rng), r"(\d\d=\d\d\d?)+<\|im_end\|>"),
         (times_example(rng), r"\d{6}<\|im_end\|>"),
-        (number_example(rng), r"(\d)\n</think>\n\n\1<\|im_end\|>"),
+        (number_example(rng), r"\d{3}(\d)\n</think>\n\n\1<\|im_end\|>"),
         (paths_example(rng, draw_scene(rng, "hop", "medium")), r"[A-Z]{2,6}<\|im_end\|>"),
         (paths_example(rng, draw_scene(rng, "gui", "medium")), r"[A-Z ]{6,30}<\|im_end\|>"),
     ):

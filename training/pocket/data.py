@@ -376,13 +376,6 @@ def sums_example(rng: random.Random) -> Example:
     return _numbers_example("sums", added(numbers), r"\d\)\d\d:?| ")
 
 
-def angles_example(rng: random.Random) -> Example:
-    """Like `sums_example`, for the third angle of several triangles."""
-    pairs = [(rng.randint(20, 99), rng.randint(20, 60)) for _ in range(3)]
-    lines = " ".join(f"{added([*pair])} 180-{sum(pair)}={180 - sum(pair)}" for pair in pairs)
-    return _numbers_example("angles", lines, r"\d\)\d\d:?| ")
-
-
 def times_example(rng: random.Random) -> Example:
     """Finding letters in a list of seconds, without a video; only the seconds are predicted."""
     shown = dict(zip(rng.sample(range(FRAMES), 5), rng.sample(LETTERS, 5), strict=True))
@@ -393,13 +386,13 @@ def times_example(rng: random.Random) -> Example:
 
 
 def number_example(rng: random.Random) -> Example:
-    """Counting in a list of shapes, without a picture; only the number is predicted."""
+    """Counting in a list of shapes, without a picture; only the numbers are predicted."""
     scene = draw_scene(rng, "count")
     question = scene.question(rng)
     language = rng.choice(LANGUAGES)
     messages = [{"role": "user", "content": question.ask(rng, language)}]
     target = answered(question.answer, question.thinking, "thinking")
-    return Example("number", messages, [], target, given=r"^[^=]+=")
+    return Example("number", messages, [], target, given=r" ?\d[ost.]{4}=")
 
 
 def answer_example(task: Task, mode: str) -> Example:
@@ -471,9 +464,9 @@ def turns_example(rng: random.Random, scenes: Sequence[Scene], mode: str) -> Exa
     return Example(name, with_system(rng, messages), media, target, every=mode == "instruct")
 
 
-def text_example(rng: random.Random, mode: str) -> Example:
+def text_example(rng: random.Random, mode: str, kind: str | None = None) -> Example:
     """A request without a picture."""
-    request = draw_text(rng)
+    request = draw_text(rng, kind=kind)
     messages = [{"role": "user", "content": content(rng, [], request.prompt, request.language)}]
     target = answered(request.answer, request.thinking, mode)
     return Example(f"text {request.kind}", with_system(rng, messages), [], target)
@@ -540,11 +533,17 @@ def tools_example(rng: random.Random, mode: str) -> Example:
 
 
 def results_example(rng: random.Random, mode: str) -> Example:
-    """Practice: the answer after the last step of a GUI task, which repeats what was read. No picture, no tools."""
-    task = draw_screen_task(rng)
-    messages, target = conversation(task, len(task.steps), mode)
+    """Practice of GUI tasks without picture and tools: the answer, which repeats what was read.
+
+    Half of the examples of the Thinking model begin its third thought in a task with two goals: it names the second.
+    """
+    second = mode == "thinking" and rng.random() < 0.5
+    task = draw_screen_task(rng, 4 if second else None)
+    messages, target = conversation(task, 2 if second else len(task.steps), mode)
     messages[0] = {"role": "user", "content": task.prompt}
-    return Example("results", messages, [], target)
+    return Example(
+        "second goal" if second else "results", messages, [], target, given=r"(?s)(?<=.).+" if second else ""
+    )
 
 
 def pick(rng: random.Random, weights: dict[str, float]) -> str:

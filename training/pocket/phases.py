@@ -29,7 +29,6 @@ from training.pocket.data import (
     LABEL,
     Example,
     Sequences,
-    angles_example,
     caption_example,
     caption_unknown_example,
     cut_patches,
@@ -197,11 +196,13 @@ def _others(rng: random.Random, mode: Mode, step: int, drawn: dict[str, float], 
         return [text_turns_example(rng) for _ in range(48)]
     if turn == 0:
         return [text_example(rng, mode) for _ in range(96)]
-    if turn == 2:
+    if turn == 2 and (mode == "instruct" or step % (12 * every) < 6 * every):
         return [unknown_example(rng, mode) for _ in range(64)]
+    if turn == 3 and mode == "instruct":
+        return [results_example(rng, mode) if i % 3 == 0 else text_turns_example(rng) for i in range(54)]
     if turn == 3:
-        return [results_example(rng, mode) if i % 3 == 0 else text_example(rng, mode) for i in range(96)]
-    if turn == 4:
+        return [results_example(rng, mode) if i % 2 else text_example(rng, mode) for i in range(96)]
+    if turn in (2, 4):
         return [tools_example(rng, mode) for _ in range(24)]
     return _turns(rng, mode, drawn, 32)
 
@@ -278,11 +279,12 @@ def thinking_examples(
 
 
 # the later phases practice what had low accuracy
+text_count = partial(text_example, mode="thinking", kind="count")
 EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "transcripts": transcripts_examples,
     "instruct": partial(instruct_examples, drawn=weights(1.0, 1.6, 0.9, 1.3, 1.2), levels=EASIER),
     "instruct_more": partial(
-        instruct_examples, drawn=weights(0.6, 0.9, 0.4, 3.5, 3.0), levels=EVENLY, hidden=0.35, every=6
+        instruct_examples, drawn=weights(0.6, 0.9, 0.4, 3.5, 3.0), levels=EVENLY, hidden=0.35, every=4
     ),
     "thinking": partial(
         thinking_examples, drawn=weights(1.0, 1.2, 1.5, 1.2, 1.0), practice=(sums_example, sums_example, times_example)
@@ -290,7 +292,7 @@ EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "thinking_more": partial(
         thinking_examples,
         drawn=weights(0.8, 2.4, 1.3, 1.0, 1.0),
-        practice=(times_example, number_example, number_example, angles_example),
+        practice=(times_example, number_example, number_example, text_count),
         hidden=0.35,
         every=6,
     ),

@@ -181,8 +181,8 @@ def _series(parts: Sequence[str], comma: str, last: str) -> str:
 
 
 def _sum(rng: random.Random, language: str) -> tuple[str, str, str]:
-    words, size = rng.random() < 0.3, rng.choice((2, 2, 3))
-    top = 10 if words else rng.choice((9, 9, 99)) if size == 2 else 30
+    words, size = rng.random() < 0.3, rng.choice((2, 2, 2, 3))
+    top = 10 if words else rng.choice((9, 9, 9, 99)) if size == 2 else 30
     numbers = [rng.randint(0, top) for _ in range(size)]
     names = NUMBER_WORDS if language == "en" else CHINESE_NUMBERS
     written = [names[number] if words and rng.random() < 0.9 else str(number) for number in numbers]
@@ -205,14 +205,11 @@ def _count(rng: random.Random, language: str) -> tuple[str, str, str]:
         kinds = rng.sample(LETTERS, rng.randint(2, 4))
     items = [rng.choice(kinds) for _ in range(rng.randint(2, 6))]
     asked = rng.choice(items if rng.random() < 0.85 else kinds)
-    found, steps = 0, []
-    for item in items:  # the thought repeats the list and numbers the hits
-        found += item == asked
-        steps.append(f"{item}{found}" if item == asked else item)
+    found = items.count(asked)
     comma = ("、" if language == "zh" else ", ") if shapes or rng.random() < 0.4 else " "
     name = f"{asked}s" if shapes and language == "en" else asked
     prompt = fill(rng, _wording(rng, "count", language), language, x=name, items=comma.join(items))
-    return prompt, str(found), f"{' '.join(steps)}={found}"
+    return prompt, str(found), f"{asked}={found}"
 
 
 def draw_text(rng: random.Random, language: str | None = None, kind: str | None = None) -> TextRequest:
@@ -227,7 +224,7 @@ def draw_text(rng: random.Random, language: str | None = None, kind: str | None 
         The request with its exact answer.
     """
     language = language or rng.choice(LANGUAGES)
-    kind = kind or rng.choices(("sum", "count", *REPLIES), (40, 30, 12, 10, 8))[0]
+    kind = kind or rng.choices(("sum", "count", *REPLIES), (40, 45, 6, 5, 4))[0]
     if kind in REPLIES:
         prompt = vary(rng, _wording(rng, kind, language), language, polite=False)
         return TextRequest(kind, language, prompt, REPLIES[kind][language], kind)

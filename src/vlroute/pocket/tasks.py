@@ -287,8 +287,12 @@ def _count(rng: random.Random, level: str, severity: float | None, style: Style)
     def question(rng: random.Random) -> Question:
         # mostly a kind that is there: "none" would otherwise be the most frequent answer
         asked = rng.choice(kinds) if rng.random() < 0.85 else rng.choice(SHAPES)
-        found = kinds.count(asked)
-        return Question("count", {"shape": asked}, str(found), f"{rows}={found}")
+        found, listed = 0, []
+        for row in range(4):  # behind each row the number found so far
+            some = "".join(cells[4 * row : 4 * row + 4])
+            found += some.count(asked)
+            listed.append(f"{row + 1}{some}={found}")
+        return Question("count", {"shape": asked}, str(found), " ".join(listed))
 
     difficulty = {"easy": "1–2 shapes", "medium": "3–4 shapes", "hard": "5–7 shapes"}[level]
     return _scene(rng, "count", difficulty, level, severity, [canvas], rows, counted(total, "shape"), question)
