@@ -1,6 +1,6 @@
-"""Let one model of the pocket pair act on screens with tools, with plain transformers: `python examples/gui_tools.py`.
+"""Let one model of the pocket pair use tools, with plain transformers: `python examples/gui_tools.py`.
 
-`--mode thinking` takes the other model, `--count 20` fewer tasks.
+The model operates the screens of an app. `--mode thinking` uses the Thinking model, `--count 20` draws fewer tasks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Model = Callable[[list[dict[str, Any]]], str]
 
 
 def load(folder: Path) -> Model:
-    """A function from messages to the text that the model writes next."""
+    """Load a model; returns a function from messages to the text that the model writes next."""
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder)
 
@@ -38,7 +38,7 @@ def load(folder: Path) -> Model:
 
 
 def solve(task: ScreenTask, write: Model) -> str:
-    """The model's answer; empty if it makes a malformed call or too many."""
+    """Return the answer of the model; empty after a malformed call, or after `MOST_CALLS` calls without an answer."""
     app, messages = App(task), opening(task)
     for _ in range(MOST_CALLS):
         thought, _, text = write(messages).rpartition("</think>")

@@ -72,7 +72,7 @@ TEMPLATES: dict[str, str] = {
 
 
 def _words() -> list[str]:
-    """Words of questions in every form that users type, and as they are written those of the other fixed texts."""
+    """Words of questions in every case that users type, and of the other fixed texts as they are written."""
     asked = [text for question in WORDINGS.values() for texts in question.values() for text in texts]
     asked += [text for question in SCREEN_WORDINGS.values() for texts in question.values() for text in texts]
     asked += [name for names in SHAPE_NAMES.values() for name in names.values()]

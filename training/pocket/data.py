@@ -22,7 +22,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from training.pocket.checkpoint import MERGE, PATCH, TEMPLATES
 from training.pocket.styles import TRAIN_FONTS, draw_style
-from training.pocket.text import SYSTEM_PROMPTS, draw_text, draw_unknown_question, fill
+from training.pocket.text import SYSTEM_PROMPTS, draw_list, draw_text, draw_unknown_question, fill
 from training.pocket.unknown import draw_unknown
 from vlroute.learning import Task
 from vlroute.pocket.canvas import CIRCLE, GLYPHS, LETTERS, SIDE, SQUARE, TRIANGLE, Canvas, Glyph, plain_style
@@ -393,6 +393,13 @@ def number_example(rng: random.Random) -> Example:
     messages = [{"role": "user", "content": question.ask(rng, language)}]
     target = answered(question.answer, question.thinking, "thinking")
     return Example("number", messages, [], target, given=r" ?\d[ost.]{4}=")
+
+
+def lists_example(rng: random.Random) -> Example:
+    """Counting every kind of item in a list, without a picture; only the numbers are predicted."""
+    prompt, counts = draw_list(rng, rng.choice(LANGUAGES))
+    target = " ".join(f"{kind}={count}" for kind, count in counts.items())
+    return Example("lists", [{"role": "user", "content": prompt}], [], target, given=r" ?[^=\d ]+=")
 
 
 def answer_example(task: Task, mode: str) -> Example:

@@ -1,8 +1,9 @@
 """Measure the pocket pair on new requests with greedy generation: `python -m training.pocket.evaluate`.
 
 Writes the figures of the model card. Every answer is kept under `--work`, in a folder named after the weights, the seed
-and the size, one file for each mode and kind of request; a stopped run continues with those that are missing. After a
-change of the drawings, delete this folder. About fifteen minutes on two cores; `--share 0.1` asks a tenth of it all.
+and the size, one file for each mode and kind of request; a stopped run continues with the missing files. After a
+change of the drawings, delete this folder. Takes about fifteen minutes on two cores; `--share 0.1` sends a tenth of the
+requests.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ CURVES = {
 POINTS = ("0", "0.2", "0.4", "0.6", "0.8", "1")
 RANGES = ("0", *map("-".join, itertools.pairwise(POINTS)))
 FIRST, AGAIN, NEW, TWO = "picture first", "second turn", "second turn, new picture", "two pictures"
-#: Requests of each task in each form; those of `TOGETHER` never have videos.
+#: Number of requests of each task, by form; the forms of `TOGETHER` never have videos.
 FORMS = {
     FIRST: 500, "text first": 500, "system prompt": 200, "lower case": 200, "upper case": 200,
     "no final punctuation": 200, TWO: 200, AGAIN: 200, NEW: 200,
@@ -57,7 +58,7 @@ TOGETHER = (TWO, AGAIN, NEW)
 FAMILIES = tuple(TEST_PICTURES)
 STILL = [task for task in TASKS if task != "video"]
 KNOWN, UNSEEN, STEPS, TAPS = "known question", "unseen question", "two to four steps", "three taps"
-#: Groups of rows in the table of each section: attributes that they agree in.
+#: For each section, the attributes by which its rows are grouped; one table for each set of attributes.
 TABLES = {
     "old": ("task part", "task"), "severity": ("task part", "task"), "curve": ("task part",),
     "forms": ("part", "language"), "text": ("task",), "unknown": ("task part", "task"), "fonts": ("task", ""),
@@ -101,7 +102,7 @@ def cells(share: float = 1.0) -> list[Cell]:
 
 
 def draw(cell: Cell, number: int, seed: str) -> Example:
-    """One request; its target is the answer. Requests of one number in several forms ask the same about one picture."""
+    """One request; its target is the answer. The forms of a request with the same number share picture and question."""
     language = LANGUAGES[number % 2]
     rng = random.Random(f"{seed} {cell.section} {cell.task} {number}" + cell.part * (cell.section != "forms"))
     if cell.section == "forms":
@@ -139,7 +140,7 @@ def scene_of(rng: random.Random, cell: Cell, number: int) -> Scene:
 
 
 def _form(rng: random.Random, cell: Cell, number: int, language: str) -> Example:
-    """Half of the pictures are clean, the others of any severity; the question is typed as it is worded."""
+    """Half of the pictures are clean, the others of random severity; the question has its original wording."""
     severity, form = rng.random() if number // 2 % 2 else None, cell.part
     scene, other = draw_scene(rng, cell.task, None, severity), draw_scene(rng, rng.choice(STILL), None, severity)
     question, messages = scene.question(rng), list[dict[str, Any]]()
@@ -232,7 +233,7 @@ def read_rows(work: Path, some: Sequence[Cell]) -> Table:
 
 
 def grouped(rows: Table, by: str) -> list[tuple[dict[str, Any], Table]]:
-    """Groups of rows that agree in what `by` names, each with these values."""
+    """Groups of rows with equal values of the columns that `by` names, each with these values."""
     groups: dict[tuple[str, ...], Table] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in by.split()), []).append(row)
@@ -252,7 +253,7 @@ def table(rows: Table, by: str, what: str = "right") -> Table:
 
 
 def differences(rows: Table, others: Table, by: str, *same: str) -> Table:
-    """Accuracy of each group above that of `others` on the same requests, in points, with its 95 % interval."""
+    """Accuracy of each group minus that of `others` on the same requests, in points, with its 95 % interval."""
     key, out = itemgetter(*same), []
     base = {key(row): row["right"] for row in others}
     for head, some in grouped(rows, by):

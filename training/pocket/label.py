@@ -3,14 +3,15 @@
     python -m training.pocket.label --jobs 2 --out training/pocket/records.jsonl.gz
 
 The pictures have hidden difficulty (`Task.severity`) from 0 to 1, as in the proof: the router predicts how often each
-mode is right among pictures that look alike to it, so records of other pictures would bias its probabilities. One in 19
-is a clean picture of a ring of arrows: of the clean pictures, only these have questions of their own. A third of the
-requests have the form that some client sends: text before the picture, other case and punctuation, a sentence beside
-the question. One in ten has no picture, and one in 40 has a picture from outside the drawn world.
+mode is right among pictures with the same prompt and caption, so records of other pictures would bias its
+probabilities. One request in 19 has a clean picture of a ring of arrows, because the questions about rings are asked
+about clean pictures only. A third of the requests with a drawing have other forms that clients send: text before the
+picture, other case and punctuation, a sentence next to the question. One request in ten has no picture, and one in 40
+has a picture from outside the drawn tasks.
 
 Every answer is generated, one request at a time, so that the seconds are those of a single user. `--jobs 2` labels two
-halves side by side; then seconds are comparable with each other only. A stopped run continues: the records so far are
-in files beside the output until it is complete.
+halves side by side; then seconds are comparable with each other only. A stopped run can be continued: until the output
+is complete, the records so far are in files next to it.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Labeled:
 
 
 def about(task: Task, rng: random.Random) -> Labeled:
-    """The question of `task`: mostly behind the picture and as it is worded, otherwise in the form of some client."""
+    """The question of `task`: mostly after the picture and in its original wording, else in another form."""
     source: Any = (task.frames, range(len(task.frames))) if task.is_video else task.frames[0]
     kind = "video" if task.is_video else "image"
     shown = {"type": kind, kind: source}
@@ -91,7 +92,7 @@ def without_picture(rng: random.Random) -> Labeled:
 
 
 def unknown(rng: random.Random) -> Labeled:
-    """A known question about a picture from outside the drawn world."""
+    """A known question about a picture from outside the drawn tasks."""
     language = rng.choice(LANGUAGES)
     conversation = parse(any_question(rng, language), draw_unknown(rng))
     return Labeled("unknown", "unknown picture", language, conversation, UNKNOWN[language])

@@ -37,6 +37,7 @@ from training.pocket.data import (
     draw_training_scene,
     fitted,
     links_example,
+    lists_example,
     number_example,
     paths_example,
     pick,
@@ -82,9 +83,11 @@ PHASES = {
         Phase("tower", None, None, 1500, 2e-3, 1.0, 2),
         Phase("transcripts", None, "tower", 3400, 2e-3, 0.15, 2),
         Phase("instruct", "instruct", "transcripts", 5200, 1.5e-3, 0.0, 1),
-        Phase("instruct_more", "instruct", "instruct", 4200, 1e-3, 0.0, 1),
+        Phase("instruct_more", "instruct", "instruct", 3750, 1e-3, 0.0, 1),
+        Phase("instruct_last", "instruct", "instruct_more", 700, 6e-4, 0.0, 1),
         Phase("thinking", "thinking", "transcripts", 4400, 1.5e-3, 0.0, 1),
-        Phase("thinking_more", "thinking", "thinking", 2600, 8e-4, 0.0, 1),
+        Phase("thinking_more", "thinking", "thinking", 2250, 8e-4, 0.0, 1),
+        Phase("thinking_last", "thinking", "thinking_more", 500, 5e-4, 0.0, 1),
     )
 }
 
@@ -124,7 +127,6 @@ def sequence_loss(
 
 
 EASIER = {"easy": 0.5, "medium": 0.25, "hard": 0.25}
-MOSTLY_EASY = {"easy": 0.6, "medium": 0.25, "hard": 0.15}
 HARDER = {"easy": 0.2, "medium": 0.3, "hard": 0.5}
 EVENLY = {"easy": 1.0, "medium": 1.0, "hard": 1.0}
 
@@ -278,22 +280,39 @@ def thinking_examples(
             yield waiting.pop()
 
 
+def with_texts(
+    examples: Callable[[random.Random, int], Iterator[list[Example]]], texts: Callable[[random.Random], list[Example]]
+) -> Callable[[random.Random, int], Iterator[list[Example]]]:
+    """Every second batch from `texts`, the others from `examples`."""
+
+    def alternately(rng: random.Random, start: int) -> Iterator[list[Example]]:
+        for batch in examples(rng, start // 2):
+            yield batch
+            yield texts(rng)
+
+    return alternately
+
+
 # the later phases practice what had low accuracy
 text_count = partial(text_example, mode="thinking", kind="count")
+more_instruct = partial(instruct_examples, drawn=weights(0.6, 0.9, 0.4, 3.5, 3.0), levels=EVENLY, hidden=0.35, every=4)
+more_thinking = partial(
+    thinking_examples,
+    drawn=weights(0.8, 2.4, 1.3, 1.0, 1.0),
+    practice=(times_example, number_example, number_example, text_count),
+    hidden=0.35,
+    every=6,
+)
 EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "transcripts": transcripts_examples,
     "instruct": partial(instruct_examples, drawn=weights(1.0, 1.6, 0.9, 1.3, 1.2), levels=EASIER),
-    "instruct_more": partial(
-        instruct_examples, drawn=weights(0.6, 0.9, 0.4, 3.5, 3.0), levels=EVENLY, hidden=0.35, every=4
-    ),
+    "instruct_more": more_instruct,
+    "instruct_last": with_texts(more_instruct, lambda rng: [text_turns_example(rng) for _ in range(72)]),
     "thinking": partial(
         thinking_examples, drawn=weights(1.0, 1.2, 1.5, 1.2, 1.0), practice=(sums_example, sums_example, times_example)
     ),
-    "thinking_more": partial(
-        thinking_examples,
-        drawn=weights(0.8, 2.4, 1.3, 1.0, 1.0),
-        practice=(times_example, number_example, number_example, text_count),
-        hidden=0.35,
-        every=6,
+    "thinking_more": more_thinking,
+    "thinking_last": with_texts(
+        more_thinking, lambda rng: [lists_example(rng) if i % 4 else text_example(rng, "thinking") for i in range(96)]
     ),
 }

@@ -3,8 +3,8 @@
     python -m training.pocket.proof --jobs 2 --count 720 --seed validation --out training/pocket/validation
     python -m training.pocket.proof --jobs 2
 
-The first command draws other pictures than the second one; it serves to choose the policy, from its table of shares.
-Writes OUT.md and OUT.json. A stopped run continues; figures of another router, pair or number of jobs are refused.
+The first command draws other pictures than the second one; its table of shares is used to choose the policy. Writes
+OUT.md and OUT.json. A stopped run can be continued; figures of another router, pair or number of jobs are refused.
 `--jobs 2` measures two halves side by side; then seconds are comparable with each other only. Takes about ten minutes
 on two idle cores.
 """
@@ -285,7 +285,7 @@ def _gains(rows: Sequence[Picture], source: str) -> Values:
 
 
 def _source(name: str, rows: Sequence[Picture], right: Values, seconds: Values) -> dict[str, Any]:
-    """`captioning`: seconds of caption and decision. `seconds`: these and the answer of the mode so chosen.
+    """`captioning`: seconds of caption and decision. `seconds`: these plus the answer of the chosen mode.
 
     `same`: share of captions that equal the drawn ones.
     """

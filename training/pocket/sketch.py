@@ -1,4 +1,4 @@
-"""A drawing board for pictures of any size, with random colors, words and textures."""
+"""A canvas for pictures of any size, with random colors, words and textures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fonts and colors of the drawings: one set for training, and one that training never sees."""
+"""Fonts and colors of the drawings: one set for training, and one for tests only."""
 
 from __future__ import annotations
 

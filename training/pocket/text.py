@@ -1,4 +1,4 @@
-"""Texts of the pocket pair's training: forms of a question, requests without a picture, questions outside the world."""
+"""Texts of the pocket pair's training: forms of a question, requests without a picture, unknown questions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STOPS, WIDE, HALF = ".?!。？！", "，。？！：；＋＝", ",.?!:;+="
 CHINESE = re.compile("[一-鿿]")
 FIELD = re.compile(r"(\{\w*\})")
 WORD = re.compile(r"[A-Za-z]?[a-z]+|[^\x00-\x7f]")
-#: What is put before and behind a question. English prefixes without a comma are only for requests ("Please add …").
+#: What is put before and after a question. English prefixes without a comma are only for requests ("Please add …").
 POLITE: dict[str, tuple[tuple[str, str], ...]] = {
     "en": (("Please ", ""), ("Now ", ""), ("Hi, ", ""), ("Hello! ", ""), ("Hey, ", ""), ("OK, ", ""), ("", " Thanks."),
            ("", " Thank you!"), ("", " please"), ("Hi, ", " Thanks."), ("Please ", " Thank you.")),
@@ -52,7 +52,7 @@ class _Form:
         text = before + text + after
         if not self.stop:
             text = text.rstrip(STOPS) or text
-        if self.wide is not None and CHINESE.search(text):  # a lone "?" stays as it is: its width tells the language
+        if self.wide is not None and CHINESE.search(text):  # a lone "?" stays as it is: its width shows the language
             text = text.translate(str.maketrans(*((HALF, WIDE) if self.wide else (WIDE, HALF))))
         text = "".join(part if FIELD.fullmatch(part) else self.cased(part) for part in FIELD.split(text))
         return self.ends.replace("{}", text)
@@ -198,17 +198,31 @@ def _sum(rng: random.Random, language: str) -> tuple[str, str, str]:
     return fill(rng, wording, language, n=text), str(sum(numbers)), added(numbers)
 
 
-def _count(rng: random.Random, language: str) -> tuple[str, str, str]:
+def draw_list(rng: random.Random, language: str) -> tuple[str, dict[str, int]]:
+    """Draw a request to count one kind of item in a list.
+
+    Args:
+        rng: source of randomness.
+        language: "en" or "zh".
+
+    Returns:
+        The text of the user, and how often each kind of item occurs; first the kind that is asked for.
+    """
     if shapes := rng.random() < 0.5:
         kinds = [name.removesuffix("s") for name in SHAPE_NAMES[language].values()]
     else:
         kinds = rng.sample(LETTERS, rng.randint(2, 4))
     items = [rng.choice(kinds) for _ in range(rng.randint(2, 6))]
     asked = rng.choice(items if rng.random() < 0.85 else kinds)
-    found = items.count(asked)
     comma = ("、" if language == "zh" else ", ") if shapes or rng.random() < 0.4 else " "
     name = f"{asked}s" if shapes and language == "en" else asked
     prompt = fill(rng, _wording(rng, "count", language), language, x=name, items=comma.join(items))
+    return prompt, {kind: items.count(kind) for kind in (asked, *kinds)}
+
+
+def _count(rng: random.Random, language: str) -> tuple[str, str, str]:
+    prompt, counts = draw_list(rng, language)
+    asked, found = next(iter(counts.items()))
     return prompt, str(found), f"{asked}={found}"
 
 
@@ -233,7 +247,7 @@ def draw_text(rng: random.Random, language: str | None = None, kind: str | None 
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Questions outside the world in one language: pairs of templates and topics, and parts of meaningless words."""
+    """Unknown questions in one language: pairs of templates and topics, and parts of meaningless words."""
 
     families: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     syllables: tuple[str, ...]

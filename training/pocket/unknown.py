@@ -1,4 +1,4 @@
-"""Pictures outside the drawn tasks, made by code. The families of `TEST_PICTURES` are never seen in training."""
+"""Pictures outside the drawn tasks, made by code. The families of `TEST_PICTURES` are not used in training."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def draw_unknown(
     """
     name = rng.choice(tuple(families))
     width, height = size or draw_size(rng)
-    # a part of the pictures is drawn larger and reduced, as a processor does with a large screenshot
+    # some pictures are drawn larger and then reduced, as a processor does with a large screenshot
     scale = 2 if max(width, height) < 150 and rng.random() < 0.15 else 1
     sketch = Sketch(rng, (scale * width, scale * height), TEST_FONTS if name in TEST_PICTURES else TRAIN_FONTS)
     families[name](sketch)

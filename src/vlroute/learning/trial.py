@@ -105,7 +105,7 @@ def draw_evenly(count: int, seed: int | str, hidden: bool = False) -> Iterator[T
     Args:
         count: Number of tasks.
         seed: Equal seeds give equal tasks.
-        hidden: Give every task a severity, a difficulty that its caption does not tell: uniformly from 0 to 1, in equal
+        hidden: Give every task a severity, a difficulty that its caption does not show: uniformly from 0 to 1, in equal
             strata within each kind and level. By default all pictures are clean.
 
     Yields:

@@ -118,7 +118,15 @@ class Canvas:
         self.draw = ImageDraw.Draw(self.image)
 
     def text(self, column: float, row: float, text: str, ink: Ink | None = None, pitch: int = CELL) -> None:
-        """Write `text` with its first glyph in the lower right of a cell, then one glyph every `pitch` pixels."""
+        """Write a text with its first glyph in the lower right of a cell.
+
+        Args:
+            column: Column of the cell, from 0.
+            row: Row of the cell, from 0.
+            text: The text.
+            ink: The color; by default a random one of the style.
+            pitch: Distance between the centers of neighboring glyphs in pixels.
+        """
         x = CELL * column + SPOT + self.rng.randint(-1, 1) + (CELL - pitch) // 2
         y = CELL * row + SPOT + self.rng.randint(-1, 1)
         ink = ink or self.rng.choice(self.style.inks)
@@ -126,12 +134,19 @@ class Canvas:
             self._glyph(x + pitch * i, y, char, ink)
 
     def _glyph(self, x: float, y: float, char: str, ink: Ink) -> None:
-        # placed by the baseline: the middle of a line of text is elsewhere in each font
+        # placed by the baseline, because the middle of a line of text differs between fonts
         self.draw.text((x, y + 5), char, font=font(self.style.font), fill=ink, anchor="ms")
         self.glyphs.append(Glyph(char, x, y))
 
     def arrow(self, column: int, row: int, start: str, end: str) -> None:
-        """Write `start` into the upper left of a cell and an arrow from it to `end` in the lower right."""
+        """Draw an arrow from a letter in the upper left of a cell to a letter in the lower right.
+
+        Args:
+            column: Column of the cell, from 0.
+            row: Row of the cell, from 0.
+            start: The letter at the start of the arrow.
+            end: The letter at its end.
+        """
         x, y = CELL * column, CELL * row
         ink = self.rng.choice(self.style.inks)
         self.draw.line([(x + 13, y + 5), (x + 19, y + 5), (x + 19, y + 9)], fill=GRAY)
@@ -140,7 +155,14 @@ class Canvas:
         self._glyph(x + 17 + self.rng.randint(-1, 1), y + 17 + self.rng.randint(-1, 0), end, ink)
 
     def button(self, column: int, row: int, screen: str, label: str) -> None:
-        """Draw a button over a cell: its label in the lower right, the screen that it is on in the upper left."""
+        """Draw a button in a cell: its label in the lower right, the name of its screen in the upper left.
+
+        Args:
+            column: Column of the cell, from 0.
+            row: Row of the cell, from 0.
+            screen: Letter of the screen that the button is on.
+            label: Letter of the button.
+        """
         x, y = CELL * column, CELL * row
         box = [x + 10, y + 10, x + 23, y + 23]
         dark = sum(self.style.paper) < 3 * 128
@@ -150,15 +172,15 @@ class Canvas:
         self._glyph(x + 17, y + 17 + self.rng.randint(-1, 0), label, self.style.inks[2 % len(self.style.inks)])
 
     def shape(self, kind: str, column: int, row: int, size: int = 18, ink: Ink | None = None, shift: int = 0) -> None:
-        """Fill a circle, square or triangle into a cell, by default in the color of its kind.
+        """Draw a filled circle, square or triangle at a random place in a cell.
 
         Args:
             kind: One of `SHAPES`.
             column: Column of the cell, from 0.
             row: Row of the cell, from 0.
             size: Height and width in pixels.
-            ink: The color.
-            shift: By how many pixels it may reach beyond its cell.
+            ink: The color; by default that of its kind.
+            shift: Number of pixels by which it may reach beyond its cell.
         """
 
         def place(cell: int) -> int:
@@ -173,12 +195,18 @@ class Canvas:
             self.draw.rectangle([x + 1, y + 1, x + size - 1, y + size - 1], fill=fill)
         else:
             self.draw.polygon([(x + size // 2, y), (x, y + size), (x + size, y + size)], fill=fill)
-        # within its cell the label belongs to the lower right patch, wherever in the cell the shape lies
+        # a shape within its cell has its label in the lower right patch, like the glyphs of the other tasks
         center = (x + size / 2, y + size / 2) if shift else (CELL * column + SPOT, CELL * row + SPOT)
         self.glyphs.append(Glyph(kind, *center))
 
     def cover(self, column: int, row: int, share: float) -> None:
-        """Cover `share` of the height or width of a cell, from a random side, with a gray strip."""
+        """Cover a part of a cell with a gray strip along a random side.
+
+        Args:
+            column: Column of the cell, from 0.
+            row: Row of the cell, from 0.
+            share: The covered share of the height or width, from 0 to 1.
+        """
         x, y, depth = CELL * column, CELL * row, round(share * CELL)
         left, top, right, bottom = x, y, x + CELL - 1, y + CELL - 1
         side = self.rng.randrange(4)
@@ -192,7 +220,11 @@ class Canvas:
             self.draw.rectangle(box, fill=(165, 165, 170))
 
     def scribble(self, lines: int) -> None:
-        """Draw thin gray lines from edge to edge that cross what is drawn."""
+        """Draw thin gray lines across the picture, each between two opposite edges.
+
+        Args:
+            lines: Number of lines.
+        """
         for _ in range(lines):
             ends = [(self.rng.randint(0, SIDE), 0), (self.rng.randint(0, SIDE), SIDE)]
             if self.rng.random() < 0.5:
@@ -200,7 +232,15 @@ class Canvas:
             self.draw.line(ends, fill=GRAY)
 
     def lamp(self, x: int, y: int, lit: bool, radius: int = 13, brightness: float = 1.0) -> None:
-        """Draw a lamp around (x, y): yellow when lit, gray when dark; between the two for `brightness` below 1."""
+        """Draw a lamp, yellow when lit and gray when dark.
+
+        Args:
+            x: Horizontal position of its center in pixels.
+            y: Vertical position of its center in pixels.
+            lit: Whether it is lit.
+            radius: Its radius in pixels.
+            brightness: Color of a lit lamp, from 0 (gray) to 1 (yellow).
+        """
         box = [x - radius, y - radius, x + radius, y + radius]
         dark, light = (120, 120, 125), (255, 205, 30)
         fill = tuple(round(d + brightness * (b - d)) for d, b in zip(dark, light, strict=True)) if lit else dark
@@ -214,7 +254,7 @@ class Canvas:
 
         Args:
             way: One of `CORRUPTIONS`.
-            severity: 0 leaves the picture as it is; at 1 a person can just read it.
+            severity: From 0, which leaves the picture as it is, to 1, at which a person can only just read it.
         """
         if severity <= 0:
             return

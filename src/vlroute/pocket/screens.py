@@ -1,7 +1,8 @@
 """GUI tasks that are solved with tools: a map of screens, a goal, and the tools `tap` and `read`.
 
-The picture shows which button is on which screen, as in the task "gui". Up to four steps, one look at the map is enough
-for each: a goal that is not on the current screen is on a screen whose button is.
+The picture shows which button is on which screen, as in the task "gui". In tasks of one to four steps, the next goal is
+at most two taps away: the current screen has the button of the goal, or the button of the screen that has it. So each
+step needs only one look-up in the map.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ SCREEN_WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-#: Taps on the way to the goal, and wordings, of each difficulty. "3 taps" has four steps too, but needs two looks.
+#: Number of taps to the goal and key of `SCREEN_WORDINGS`, by difficulty. "3 taps" has four steps as well, but the
+#: first one needs two look-ups in the map.
 DIFFICULTIES = {
     "1 step": (0, "here"),
     "2 steps": (1, "open"),
@@ -75,7 +77,7 @@ DIFFICULTIES = {
 
 @dataclass(frozen=True)
 class ScreenTask:
-    """One picture with a goal, the steps that reach it and the answer.
+    """One picture with a goal, the steps that reach the goal, and the answer.
 
     Attributes:
         difficulty: A key of `DIFFICULTIES`.
@@ -105,7 +107,7 @@ class ScreenTask:
 
 
 class App:
-    """The app that the tools of one task act on.
+    """The app that the tools of one task operate.
 
     Args:
         task: The task.
@@ -127,7 +129,7 @@ class App:
             arguments: Its arguments.
 
         Returns:
-            The new screen, the number that was read, or what was wrong with the call.
+            The new screen, the number that was read, or an error message.
         """
         if name == "read":
             return self._codes[self.screen]
@@ -172,13 +174,13 @@ def draw_screen_task(
         steps: Number of tool calls, 1 to 4; by default drawn uniformly, like the language.
         language: Language of the goal.
         style: Font and colors; by default those of the shipped drawings.
-        deep: Draw the harder kind instead, a goal three taps away; `steps` is not used.
+        deep: Draw a harder task, with a goal three taps away; `steps` is ignored.
 
     Returns:
         The task.
 
     Raises:
-        KeyError: Unknown number of steps or language.
+        KeyError: If the number of steps or the language is unknown.
     """
     steps = rng.randint(1, 4) if steps is None else steps
     difficulty = "3 taps" if deep else f"{steps} step{'' if steps == 1 else 's'}"
@@ -186,7 +188,7 @@ def draw_screen_task(
     language = language or rng.choice(LANGUAGES)
     screens = draw_screens(rng, rng.randint(max(taps, 1), 4))
     names = sorted(set("".join(screens)))
-    # the start may be any screen with a goal at this distance, so the picture does not give it away
+    # the start may be any screen with a goal at this distance, so that the picture alone does not determine it
     route = rng.choice([path[taps::-1] for path in (path_to(screens, name) for name in names) if len(path) > taps])
     targets = route[1:] if kind == "both" else route[-1:]
     codes = {name: str(code) for name, code in zip(names, rng.sample(range(10, 100), len(names)), strict=True)}
@@ -223,7 +225,7 @@ def conversation(
 
     Args:
         task: The task.
-        upto: Number of steps done; after all of them the text is the answer.
+        upto: Number of steps that are done; if all are done, the text is the answer.
         mode: "instruct" or "thinking".
         keep_thoughts: Whether past steps of the Thinking model keep their thoughts (`reasoning_content`). Clients often
             drop them, and steps of the Instruct model have none.

@@ -4,7 +4,8 @@ Each question has several wordings in English and Chinese. They do not depend on
 
 Two things make a task difficult. Its *level* is visible in the caption: the number of characters, shapes or arrows.
 Its *severity*, a number from 0 to 1, is not: look-alike glyphs, partly covered and crowded shapes, sums with carries,
-longer chains and more taps among as many arrows and buttons, and a blurred, noisy or faint picture.
+longer chains with the same number of arrows, more taps with the same number of screens, a dimmer lamp, and a blurred,
+noisy or faint picture.
 """
 
 from __future__ import annotations
@@ -100,15 +101,15 @@ SHAPE_NAMES = {
     "zh": {"o": "圆形", "s": "方形", "t": "三角形"},
 }
 
-#: Answer to pictures and questions outside the drawn world.
+#: Answer to pictures and questions outside the drawn tasks.
 UNKNOWN = {"en": "I can only read small drawings.", "zh": "我只能看懂简单的小图。"}
 
-#: Sentences beside the question that do not change it.
+#: Sentences next to the question that do not change it.
 ASIDES = {
     "en": ("Look at this picture.", "Here is a picture:", "Look:", "Question:", "Answer briefly.", "Thanks!"),
     "zh": ("看这张图。", "图片如下：", "请看：", "问题：", "请简短回答。", "谢谢！"),
 }
-#: Which of two pictures is meant. `{q}`: the question.
+#: Wordings that say which of two pictures is meant. `{n}`: one of `ORDINALS`, `{q}`: the question.
 WHICH = {
     "en": ("In the {n} picture: {q}", "{n} picture: {q}", "Look at the {n} picture. {q}", "{q} ({n} picture)"),
     "zh": ("{n}张图：{q}", "看{n}张图。{q}", "{n}张图里，{q}", "{q}（{n}张图）"),
@@ -116,7 +117,7 @@ WHICH = {
 ORDINALS = {"en": ("first", "second"), "zh": ("第一", "第二")}
 #: Prompt for the short caption of the Instruct model; a separate training task.
 CAPTION_PROMPT = "Describe the picture in a few words."
-#: Caption of a picture outside the drawn world.
+#: Caption of a picture outside the drawn tasks.
 UNKNOWN_CAPTION = "an unknown picture"
 #: Prompt for all symbols in the picture; used in training only.
 TRANSCRIPT_PROMPT = "List everything in the picture."
@@ -129,12 +130,20 @@ NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "
 LEVELS = ("easy", "medium", "hard")
 FRAMES = 8  # frames of a video, one per second
 LANGUAGES = ("en", "zh")
-#: Begins each further pass of a thought that repeats its steps.
+#: Separates the passes of a thought that repeats its steps.
 AGAIN = " again "
 
 
 def counted(count: int, noun: str) -> str:
-    """`counted(3, "number")` is "three numbers"."""
+    """Write a number in words before a noun: `counted(3, "number")` is "three numbers".
+
+    Args:
+        count: The number, from 0 to 10.
+        noun: The noun in the singular.
+
+    Returns:
+        The text.
+    """
     return f"{NUMBER_WORDS[count]} {noun}{'' if count == 1 else 's'}"
 
 
@@ -155,11 +164,26 @@ class Question:
     thinking: str
 
     def named(self, language: str) -> dict[str, str]:
-        """Return `words` with the names of shapes in `language`."""
+        """Return `words` with the names of shapes in a language.
+
+        Args:
+            language: "en" or "zh".
+
+        Returns:
+            The words by the name of their field.
+        """
         return {k: SHAPE_NAMES[language][str(v)] if k == "shape" else str(v) for k, v in self.words.items()}
 
     def ask(self, rng: random.Random, language: str) -> str:
-        """Return a random wording of the question."""
+        """Return a random wording of the question.
+
+        Args:
+            rng: Source of randomness.
+            language: "en" or "zh".
+
+        Returns:
+            The text.
+        """
         return rng.choice(WORDINGS[self.wording][language]).format(**self.named(language))
 
 
@@ -168,18 +192,19 @@ class Task:
     """One picture, or a video of eight frames, with a question and its answer.
 
     Attributes:
-        kind: kind of task, a key of `TASKS`.
-        difficulty: description of the difficulty, such as "3–4 shapes".
-        level: difficulty that the caption tells, one of `LEVELS`.
-        severity: difficulty that the caption does not tell, from 0 to 1; None for a clean picture with any content.
+        kind: Kind of task, a key of `TASKS`.
+        difficulty: Description of the difficulty, such as "3–4 shapes".
+        level: Difficulty that the caption shows, one of `LEVELS`.
+        severity: Difficulty that the caption does not show, from 0 to 1; None for a clean picture with any content.
         language: "en" or "zh".
-        prompt: the question.
-        answer: the exact answer.
-        transcript: everything that is drawn.
-        thinking: target of the Thinking model before `</think>`; each step reads one symbol or adds two numbers.
-        caption: target of the caption task.
-        frames: the picture, or the frames of the video.
-        glyphs: the glyphs of each frame.
+        prompt: The question.
+        answer: The exact answer.
+        transcript: Everything that is drawn.
+        thinking: Target of the Thinking model before `</think>`; each step reads one symbol, adds two numbers, or
+            writes the number found so far.
+        caption: Target of the caption task.
+        frames: The picture, or the frames of the video.
+        glyphs: The glyphs of each frame.
     """
 
     kind: str
@@ -208,8 +233,8 @@ class Scene:
     Attributes:
         kind: See `Task`, as for the other attributes.
         difficulty: Description of the difficulty.
-        level: Difficulty that the caption tells.
-        severity: Difficulty that the caption does not tell.
+        level: Difficulty that the caption shows.
+        severity: Difficulty that the caption does not show.
         transcript: Everything that is drawn.
         caption: Short description.
         canvases: The picture, or the frames of the video.
@@ -226,7 +251,15 @@ class Scene:
     question: Callable[[random.Random], Question]
 
     def task(self, rng: random.Random, language: str) -> Task:
-        """Draw one question in `language`."""
+        """Draw one question about the scene.
+
+        Args:
+            rng: Source of randomness.
+            language: "en" or "zh".
+
+        Returns:
+            The task.
+        """
         question = self.question(rng)
         return Task(
             self.kind, self.difficulty, self.level, self.severity, language,
@@ -248,7 +281,7 @@ def _scene(
 
 
 def _between(rng: random.Random, low: int, high: int, severity: float) -> int:
-    """`low` at severity 0, `high` at 1, and a random neighbor of the value between, so that its mean grows evenly."""
+    """Interpolate between `low` at severity 0 and `high` at 1, and round at random so that the mean grows evenly."""
     return int(low + severity * (high - low) + rng.random())
 
 
@@ -285,10 +318,10 @@ def _count(rng: random.Random, level: str, severity: float | None, style: Style)
     rows = "".join(f"{row + 1}{''.join(cells[4 * row : 4 * row + 4])}" for row in range(4))
 
     def question(rng: random.Random) -> Question:
-        # mostly a kind that is there: "none" would otherwise be the most frequent answer
+        # mostly a kind that is there: "0" would otherwise be the most frequent answer
         asked = rng.choice(kinds) if rng.random() < 0.85 else rng.choice(SHAPES)
         found, listed = 0, []
-        for row in range(4):  # behind each row the number found so far
+        for row in range(4):  # each row is followed by the number found so far
             some = "".join(cells[4 * row : 4 * row + 4])
             found += some.count(asked)
             listed.append(f"{row + 1}{some}={found}")
@@ -299,12 +332,28 @@ def _count(rng: random.Random, level: str, severity: float | None, style: Style)
 
 
 def numbered(numbers: list[int]) -> str:
-    """`[34, 27]` is "1)34 2)27"."""
+    """Number the items of a list: `[34, 27]` becomes "1)34 2)27".
+
+    Args:
+        numbers: The numbers.
+
+    Returns:
+        The text.
+    """
     return " ".join(f"{i}){number}" for i, number in enumerate(numbers, start=1))
 
 
 def added(numbers: list[int]) -> str:
-    """`[34, 27]` is "1)34 2)27:11=61": behind each further number the sum of the units, then of everything so far."""
+    """Write the steps of a sum: `[34, 27]` becomes "1)34 2)27:11=61".
+
+    Each number after the first is followed by the sum of the units and by the sum of all numbers so far.
+
+    Args:
+        numbers: The numbers, at least one.
+
+    Returns:
+        The text.
+    """
     total = numbers[0]
     parts = [numbered(numbers[:1])]
     for i, number in enumerate(numbers[1:], start=2):
@@ -315,7 +364,7 @@ def added(numbers: list[int]) -> str:
 
 
 def _number(rng: random.Random, low: int, high: int, severity: float | None) -> int:
-    """A number from `low` to `high`; its units are 0 at severity 0, and any digit, so that sums carry, at 1."""
+    """A number from `low` to `high`. Its last digit is 0 at severity 0, and any digit at 1, so that sums carry."""
     number = rng.randint(low, high)
     return number if severity is None else max(number // 10 * 10 + rng.randint(0, round(9 * severity)), low)
 
@@ -326,7 +375,7 @@ def _sum(rng: random.Random, level: str, severity: float | None, style: Style) -
     canvas = Canvas(rng, style)
     for row, number in enumerate(numbers):
         canvas.text(rng.randint(0, 2), row, str(number), pitch=20)
-    # long sums are added several times, in up to 200 tokens: reasoning that can be cut short
+    # long sums are added several times, in up to 200 tokens, so that a thinking budget can cut the thought short
     thinking = AGAIN.join([added(numbers)] * {3: 3, 4: 5}.get(how_many, 1))
     return _scene(
         rng, "math", counted(how_many, "number"), level, severity, [canvas], numbered(numbers),
@@ -353,10 +402,17 @@ def _math(rng: random.Random, level: str, severity: float | None, style: Style) 
 
 
 def draw_screens(rng: random.Random, how_many: int) -> list[str]:
-    """A tree of screens as strings "ABCD": screen A has the buttons B, C and D. The root comes first.
+    """Draw a tree of screens as strings: "ABCD" is screen A with the buttons B, C and D.
 
-    Each further screen belongs to a button of the screen before it, so that the last one lies deepest; with four
-    screens one of them is a false trail from the root.
+    A button opens the screen of the same name. A button of each screen opens the next one, so that the tree is as deep
+    as possible. With four screens, a button of the root opens the last one instead, which does not lead deeper.
+
+    Args:
+        rng: Source of randomness.
+        how_many: Number of screens, from 1 to 4.
+
+    Returns:
+        The screens; the root comes first.
     """
     names = rng.sample(LETTERS, 3 * how_many + 1)
     screens = [names[0] + "".join(names[1:4])]
@@ -369,7 +425,15 @@ def draw_screens(rng: random.Random, how_many: int) -> list[str]:
 
 
 def path_to(screens: list[str], goal: str) -> list[str]:
-    """The screens and buttons from the goal back to the root, goal first."""
+    """List the screens and buttons from a goal back to the root.
+
+    Args:
+        screens: The screens, in the form of `draw_screens`.
+        goal: Letter of a screen or button.
+
+    Returns:
+        Their letters; the goal comes first.
+    """
     owner = {button: screen[0] for screen in screens for button in screen[1:]}
     path = [goal]
     while path[-1] in owner:
@@ -378,7 +442,16 @@ def path_to(screens: list[str], goal: str) -> list[str]:
 
 
 def draw_buttons(rng: random.Random, screens: list[str], style: Style) -> Canvas:
-    """Draw one row of buttons for each screen."""
+    """Draw one row of buttons for each screen.
+
+    Args:
+        rng: Source of randomness.
+        screens: The screens, in the form of `draw_screens`.
+        style: Font and colors.
+
+    Returns:
+        The picture.
+    """
     canvas = Canvas(rng, style)
     for row, screen in enumerate(screens):
         for column, button in zip(sorted(rng.sample(range(4), 3)), screen[1:], strict=True):
@@ -390,7 +463,7 @@ def _gui(rng: random.Random, level: str, severity: float | None, style: Style) -
     if severity is None:
         taps = {"easy": 1, "medium": 2, "hard": 3}[level]
         few = {1: rng.randint(1, 2), 2: rng.randint(2, 3), 3: rng.randint(3, 4)}[taps]
-        how_many = 4 if taps > 1 and rng.random() < 0.15 else few  # so that screens do not quite give the taps away
+        how_many = 4 if taps > 1 and rng.random() < 0.15 else few  # or the number of screens would show that of taps
         difficulty = counted(taps, "tap")
     else:
         how_many = {"easy": 2, "medium": 3, "hard": 4}[level]
@@ -421,7 +494,7 @@ def _hop(rng: random.Random, level: str, severity: float | None, style: Style) -
         ring = rng.sample(LETTERS, arrows)
         following = dict(zip(ring, ring[1:] + ring[:1], strict=True))
         starts, difficulty = ring, counted(hops, "hop")
-    else:  # a chain that ends, among arrows that lead elsewhere: neither question nor caption tells its length
+    else:  # a chain that ends, among arrows that lead elsewhere: neither question nor caption shows its length
         arrows, longest = {"easy": (4, 2), "medium": (5, 3), "hard": (7, 5)}[level]
         hops = _between(rng, 1, longest, severity)
         names = rng.sample(LETTERS, hops + 1 + 2 * (arrows - hops))
@@ -449,7 +522,7 @@ def _hop(rng: random.Random, level: str, severity: float | None, style: Style) -
 
 def _lamp(rng: random.Random, level: str, severity: float | None, style: Style) -> Scene:
     flashes = {"easy": rng.randint(0, 1), "medium": 2, "hard": rng.randint(3, 4)}[level]
-    # a flash lasts one second and is followed by a dark one, so a person can tell two flashes from one
+    # a flash lasts one second and a dark second follows, so that a person can tell two flashes from one
     gaps = sorted(rng.sample(range(FRAMES - max(flashes - 1, 0)), flashes))
     lit = {gap + i for i, gap in enumerate(gaps)}
     x, y = rng.randint(18, SIDE - 18), rng.randint(18, SIDE - 24)
@@ -507,8 +580,8 @@ def draw_scene(
     Args:
         rng: Source of randomness.
         kind: Kind of task; by default drawn uniformly, like the level.
-        level: Difficulty that the caption tells.
-        severity: Difficulty that the caption does not tell, from 0 to 1; None for a clean picture with any content.
+        level: Difficulty that the caption shows.
+        severity: Difficulty that the caption does not show, from 0 to 1; None for a clean picture with any content.
         style: Font and colors; by default those of the shipped drawings.
 
     Returns:
@@ -533,14 +606,14 @@ def draw_task(
     Args:
         rng: Source of randomness.
         kind: Kind of task; by default drawn uniformly, like level and language.
-        level: Difficulty that the caption tells.
-        language: Language of the question.
-        severity: Difficulty that the caption does not tell, from 0 to 1; None for a clean picture with any content.
+        level: Difficulty that the caption shows.
+        language: Language of the question, "en" or "zh".
+        severity: Difficulty that the caption does not show, from 0 to 1; None for a clean picture with any content.
 
     Returns:
         The task.
 
     Raises:
-        KeyError: If kind or level is unknown.
+        KeyError: If kind, level or language is unknown.
     """
     return draw_scene(rng, kind, level, severity).task(rng, language or rng.choice(LANGUAGES))
