@@ -47,17 +47,20 @@ format: install  ## Apply the fixes of ruff and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pocket: install  ## Train the pocket pair and its router, measure both and write their pages (four hours on two cores)
+pocket: install  ## Train the pocket pair and its router, measure both, write their pages, run the notebooks (five hours on two cores)
 	$(BIN)/python -m training.pocket.train
 	$(BIN)/python -m training.pocket.evaluate
-	$(BIN)/python -m training.pocket.card
 	$(BIN)/python -m training.pocket.label --jobs 2 --out training/pocket/records.jsonl.gz
+	$(BIN)/python -m training.pocket.label --jobs 2 --count 1260 --seed measured --out training/pocket/measured.jsonl.gz
 	$(MAKE) retrain
+	$(MAKE) notebooks
 
-retrain: install  ## Train the router of the pocket pair from its committed records and prove it (20 minutes)
+retrain: install  ## Train the router of the pocket pair from its committed records, prove it and write the card (30 minutes)
 	$(BIN)/python training/retrain.py training/pocket/records.jsonl.gz --together record --model models/pocket --out models/pocket/router
 	$(BIN)/python -m training.pocket.probe
+	$(BIN)/python -m training.pocket.proof --jobs 2 --count 720 --seed validation --out training/pocket/validation
 	$(BIN)/python -m training.pocket.proof --jobs 2
+	$(BIN)/python -m training.pocket.card
 
 notebooks: install  ## Run the notebooks and save their outputs
 	$(BIN)/python examples/run_notebooks.py

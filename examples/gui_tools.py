@@ -50,10 +50,10 @@ def solve(task: ScreenTask, write: Model) -> str:
             result = app.call(call["name"], call["arguments"])
         except (ValueError, LookupError, TypeError, AttributeError):
             return ""
-        said = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+        answer = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
         if thought:
-            said["reasoning_content"] = thought.strip()
-        messages += [said, {"role": "tool", "content": result}]
+            answer["reasoning_content"] = thought.strip()
+        messages += [answer, {"role": "tool", "content": result}]
     return ""
 
 

@@ -100,6 +100,14 @@ def lines_of(files: Iterable[Path]) -> int:
     return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
 
 
+def drop_incomplete_line(file: Path) -> None:
+    """Remove the incomplete last line that a killed process leaves."""
+    data = file.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        replace_file(file, whole)
+
+
 def side_by_side(
     work: Callable[..., None], parts: Sequence[tuple[Any, ...]], done: Callable[[], int], total: int, text: str
 ) -> None:

@@ -2,7 +2,7 @@
 
 A page states what an example prints in one of two ways:
 
-* A comment behind `print(…)`, or behind a shell command, is what it prints. The outputs of a loop are joined by ", ".
+* A comment after `print(…)`, or after a shell command, is what it prints. The outputs of a loop are joined by ", ".
 * The next block of text or JSON in the same section has some lines of the output, or a part of the JSON.
 
 "…" stands for any text, and decimal numbers, such as seconds, may differ. The Python blocks of a page run in one
@@ -54,7 +54,7 @@ jq() { "$PYTHON" -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[2][1:
 
 @dataclass(frozen=True)
 class Example:
-    """A code block, and the block of text or JSON behind it."""
+    """A code block, and the block of text or JSON after it."""
 
     language: str
     code: str

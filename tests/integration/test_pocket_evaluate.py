@@ -17,24 +17,29 @@ from training.pocket.card import card
 from training.pocket.checkpoint import build_model, build_tokenizer, save_checkpoint
 from training.pocket.evaluate import (
     BEFORE,
+    BETWEEN,
     CURVES,
     FIGURES,
     FIRST,
     FORMS,
+    POINTS,
     STEPS,
     TOGETHER,
     Cell,
     Writer,
     cells,
     draw,
+    falls_below,
     measure,
     read_rows,
     scene_of,
+    shapes_of_curves,
     summarize,
 )
 from training.pocket.proof import fingerprint
 from transformers import GenerationConfig
 
+from vlroute import InputError
 from vlroute.pocket.tasks import LANGUAGES, TASKS, UNKNOWN
 from vlroute.types import MODES
 
@@ -91,7 +96,8 @@ def test_the_requests_are_as_many_as_the_card_needs() -> None:
             assert cell.count >= 300
     assert min(counts["old", task] for task in TASKS) >= 1500
     assert min(counts["form", FIRST], counts["form", "text first"]) >= 3000
-    assert min(counts["form", form] for form in TOGETHER) >= 1000
+    assert min(counts["form", form] for form in TOGETHER if form != BETWEEN) >= 1000
+    assert counts["form", BETWEEN] >= 500
     assert counts["tools", STEPS] >= 100
 
 
@@ -177,6 +183,48 @@ def test_a_stopped_run_continues(untrained: Path, tmp_path: Path) -> None:
     assert {cell: file.read_bytes() for cell, file in files.items()} == {**before, SOME[0]: b"[]"}
 
 
+def test_files_with_missing_answers_are_refused(tmp_path: Path) -> None:
+    cell = SOME[0]
+    for mode in MODES:
+        (tmp_path / mode).mkdir()
+        cell.file(tmp_path, mode).write_text(json.dumps([["a", "a", 1, None]] * cell.count))
+    assert [row["language"] for row in read_rows(tmp_path, [cell])] == [None] * 2 * cell.count
+    cell.file(tmp_path, MODES[1]).write_text("[]")
+    with pytest.raises(InputError, match=r"has 0 answers instead of 3: delete the folder"):
+        read_rows(tmp_path, [cell])
+
+
+def test_the_shape_of_made_up_curves() -> None:
+    assert falls_below([1, 0.9, 0.8, 0.6, 0.5, 0.9]) == pytest.approx(0.5)
+    assert falls_below([0.6, 1, 1, 1, 1, 1]) == 0
+    assert falls_below([1, 1, 1, 1, 1, 0.7]) == math.inf
+    falling, steep, late = [1, 0.9, 0.8, 0.6, 0.5, 0.4], [1, 0.95, 0.97, 0.47, 0.57, 0.3], [1, 1, 1, 1, 0.8, 0.4]
+    curves = {(task, mode): falling for task in CURVES for mode in MODES}
+    curves |= {("gui", "thinking"): late, ("hop", "thinking"): [1.0] * len(POINTS), ("ocr", "instruct"): steep}
+    table = [
+        {"mode": mode, "task": task, "part": part, "share": share}
+        for (task, mode), shares in curves.items() for part, share in zip(POINTS, shares, strict=True)
+    ]  # fmt: skip
+
+    def rows() -> dict[str, tuple[float, bool]]:
+        return {one["name"]: (one["measured"], one["met"]) for one in shapes_of_curves(table)}
+
+    name = "{}, “{}”, instruct, largest {} between neighboring severities, points".format
+    found = rows()
+    assert len(found) == 14
+    assert found[name("gui", "three screens", "rise")] == (0, True)
+    assert found[name("gui", "three screens", "drop")] == (20, True)
+    assert found[name("ocr", "four characters", "rise")] == (10, False)
+    assert found[name("ocr", "four characters", "drop")] == (50, False)
+    side = "tasks where Thinking falls below 70 % at a {} severity than Instruct".format
+    # ocr: Instruct falls below at 0.508, Thinking at 0.5
+    assert (found[side("higher")], found[side("lower")]) == ((2, True), (1, True))
+    for one in table:
+        one["share"] = 1.0
+    found = rows()
+    assert (found[side("higher")], found[side("lower")]) == ((0, False), (0, False))
+
+
 def wilson(right: int, n: int) -> tuple[float, float, float]:
     """Wilson's interval, solved from its definition: |share - p| = z sqrt(p (1 - p) / n)."""
     share, z = right / n, 1.959964
@@ -226,7 +274,7 @@ def check_requirements(tables: dict[str, Any], text: str) -> None:
     """Every verdict of the card follows from its numbers."""
     rows = re.findall(r"^\| (.+) \| ([≥≤]) (-?[\d.]+) \| (-?[\d.]+) \| (yes|\*\*no\*\*) \|$", text, re.MULTILINE)
     assert {name for name, *_ in rows} >= {one["name"] for one in tables["requirements"]}
-    assert len(rows) == 43
+    assert len(rows) == 60
     for name, sign, bound, measured, met in rows:
         difference = float(measured) - float(bound)
         if abs(difference) > 0.005:  # rounded
@@ -240,7 +288,11 @@ def check_requirements(tables: dict[str, Any], text: str) -> None:
 
 def test_the_card_shows_every_figure(raw: tuple[Path, list[dict[str, Any]]], untrained: Path) -> None:
     tables = summarize(read_rows(raw[0], cells(0.02)))
-    text = card({"requests": 1, "environment": "Two cores.", **tables}, untrained)
+    pair = fingerprint(*(untrained / mode for mode in MODES))[:16]
+    figures = {"requests": 1, "environment": "Two cores.", "pair": pair, **tables}
+    with pytest.raises(InputError, match=r"training\.pocket\.evaluate first"):
+        card({**figures, "pair": "0" * 16}, untrained)
+    text = card(figures, untrained)
     check_requirements(tables, text)
     assert text.startswith("---\nlicense: apache-2.0\n")
     assert UNKNOWN["zh"] in text

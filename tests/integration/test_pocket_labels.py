@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from training.pocket.label import label_part, requests
+from training.pocket.label import finished, label_part, requests
 from training.pocket.probe import redraw
 
 from vlroute import InputError, Router, read_records, write_records
@@ -49,3 +49,32 @@ def test_a_stopped_run_continues(tmp_path: Path) -> None:
     write_records(partial, [replace(kept[0], fingerprint="0")])
     with pytest.raises(InputError, match="another pair"):
         part(0, partial)
+
+
+def test_an_incomplete_last_line_is_dropped(tmp_path: Path) -> None:
+    partial = tmp_path / "1.jsonl"
+    ids = part(0, partial)
+    complete = list(read_records(partial))
+    lines = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(b"".join(lines[:3]) + lines[3][:40])
+    assert [record.id for record in finished(partial)] == ids[:3]
+    assert part(0, partial) == ids
+    assert list(read_records(partial))[:3] == complete[:3]
+    partial.write_bytes(lines[0][:40])
+    assert finished(partial) == []
+
+
+def test_records_of_other_requests_are_refused(tmp_path: Path) -> None:
+    partial = tmp_path / "1.jsonl"
+    part(0, partial)
+    kept = list(read_records(partial))
+    for others in (
+        [replace(kept[0], prompt="another question")],
+        [replace(kept[0], id="another seed-00000")],
+        kept[1:],
+        [*kept, replace(kept[-1], id=f"{SEED}-00012")],
+    ):
+        write_records(partial, others)
+        with pytest.raises(InputError, match=r"other requests.*delete the file or give another --out"):
+            part(0, partial)
+        assert list(read_records(partial)) == others

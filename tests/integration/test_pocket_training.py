@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -14,20 +16,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from training.pocket.checkpoint import build_model, build_processor, build_tokenizer
+from safetensors.torch import load_file
+from training.pocket.checkpoint import build_model, build_processor, build_tokenizer, save_checkpoint
 from training.pocket.data import (
     IGNORE,
     LABEL,
     Example,
     Sequences,
-    answer_example,
+    answered,
+    content,
     cut_patches,
     fitted,
     glyph_labels,
     links_example,
+    lists_example,
     number_example,
     paths_example,
+    plain_example,
     question_example,
+    results_example,
     seen,
     sums_example,
     tally_example,
@@ -38,7 +45,7 @@ from training.pocket.data import (
     unknown_example,
 )
 from training.pocket.phases import EXAMPLES, PHASES, sequence_loss, tower_loss
-from training.pocket.train import Trainer
+from training.pocket.train import Trainer, phase_lock, write_checkpoint, write_finished
 
 from tests.conftest import task
 from vlroute.pocket.tasks import draw_scene
@@ -48,10 +55,13 @@ from vlroute.types import MODES
 def examples(kind: str, mode: str) -> list[Example]:
     """Examples with pictures, with videos, with several of them, and with none."""
     rng = random.Random(kind)
+    video = task("video")
     one, two = draw_scene(rng, "hop"), draw_scene(rng, "ocr")
     every: dict[str, Callable[[], Iterator[Example]]] = {
         "picture": lambda: (question_example(rng, one, mode) for _ in range(4)),
-        "video": lambda: (answer_example(task("video"), mode) for _ in range(1)),
+        "video": lambda: iter(
+            [plain_example("video", video, video.prompt, answered(video.answer, video.thinking, mode))]
+        ),
         "two": lambda: (two_pictures_example(rng, (one, two), mode) for _ in range(4)),
         "turns": lambda: (turns_example(rng, [one, two], mode) for _ in range(4)),
         "unknown": lambda: (unknown_example(rng, mode) for _ in range(8)),
@@ -118,17 +128,46 @@ def test_the_tokenizer_loses_nothing() -> None:
 
 def test_only_what_can_be_known_is_asked() -> None:
     rng, sequences = random.Random(3), Sequences(build_tokenizer(), "thinking")
+    results = (results_example(rng, "thinking") for _ in itertools.count())
+    second_goal = next(example for example in results if example.name == "second goal")
     for example, pattern in (
         (links_example(rng, draw_scene(rng, "hop", "medium", 0.5)), r"(>[A-Z]){5}<\|im_end\|>"),
         (tally_example(rng, draw_scene(rng, "count")), r"\d{3}<\|im_end\|>"),
         (sums_example(rng), r"(\d\d=\d\d\d?)+<\|im_end\|>"),
         (times_example(rng), r"\d{6}<\|im_end\|>"),
         (number_example(rng), r"\d{3}(\d)\n</think>\n\n\1<\|im_end\|>"),
+        (lists_example(rng), r"\d{2,4}<\|im_end\|>"),
+        (second_goal, r"[A-Z]<\|im_end\|>"),
         (paths_example(rng, draw_scene(rng, "hop", "medium")), r"[A-Z]{2,6}<\|im_end\|>"),
         (paths_example(rng, draw_scene(rng, "gui", "medium")), r"[A-Z ]{6,30}<\|im_end\|>"),
     ):
         _, labels = sequences.training_batch([example])
         assert re.fullmatch(pattern, sequences.tokenizer.decode(labels[labels != IGNORE]))
+
+
+def test_every_form_of_a_message_has_question_and_pictures_once() -> None:
+    picture, video = seen(task("hop")), seen(task("video"))
+    question = "Where does the zebra of Anna live?"
+    for media in ([], [picture], [video], [picture, video], [video, picture, picture]):
+        rng, layouts = random.Random(8), set()
+        for _ in range(300):
+            parts = content(rng, media, question, rng.choice(("en", "zh")))
+            if isinstance(parts, str):
+                parts = [{"type": "text", "text": parts}]
+            texts = [part["text"] for part in parts if part["type"] == "text"]
+            assert "|".join(texts).count(question) == 1
+            assert [part["type"] for part in parts if part["type"] != "text"] == [one.part["type"] for one in media]
+            layouts.add(tuple(part["type"] for part in parts))
+        assert len(layouts) == (1, 3, 4, 4)[len(media)]
+
+
+def test_the_longest_thought_of_a_sum_can_be_cut_but_ends_by_itself(tmp_path: Path) -> None:
+    rng, tokenizer = random.Random(9), build_tokenizer()
+    drawn = [draw_scene(rng, "math", "hard", rng.choice((None, 1.0))).question(rng) for _ in range(200)]
+    lengths = [len(tokenizer.tokenize(answered(one.answer, one.thinking, "thinking"))) + 1 for one in drawn]
+    save_checkpoint(build_model(tokenizer), "thinking", tmp_path)
+    most = json.loads((tmp_path / "generation_config.json").read_text("utf-8"))["max_new_tokens"]
+    assert 150 <= max(lengths) <= 210 < most
 
 
 def test_every_step_with_tools_is_a_target() -> None:
@@ -141,12 +180,17 @@ def test_every_step_with_tools_is_a_target() -> None:
         assert not {"tool_response", "user", "system"} & set(re.findall(r"\w+", asked))
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_every_phase_lowers_its_loss(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "batch"),
+    [(name, 0) for name in sorted(EXAMPLES)] + [(name, 1) for name in sorted(EXAMPLES) if name.endswith("_last")],
+)
+def test_every_phase_lowers_its_loss(name: str, batch: int) -> None:
+    """Every second batch of the last phases has requests without a picture."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model, mode = build_model(tokenizer), PHASES[name].mode or "instruct"
-    some = next(EXAMPLES[name](random.Random(0), 702))[:8]
+    some = next(itertools.islice(EXAMPLES[name](random.Random(0), 702), batch, None))[:8]
+    assert batch == 0 or not any(example.media for example in some)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses = []
     for _ in range(4):
@@ -171,6 +215,54 @@ def test_a_stopped_run_continues(tmp_path: Path) -> None:
     assert all(torch.equal(a, s["exp_avg"]) for a, s in zip(moments, again.optimizer.state.values(), strict=True))
     loss, _ = tower_loss(again.model, again.head, again.rng)
     assert torch.isfinite(loss)
+
+
+def test_a_state_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    phase = replace(PHASES["tower"], threads=torch.get_num_threads())
+    Trainer(phase, tmp_path).save()
+    state = torch.load(tmp_path / "tower.pt", weights_only=True)
+    recorded = state.pop("vocabulary")
+    torch.save(state, tmp_path / "tower.pt")
+    assert Trainer(phase, tmp_path).step == 0  # older states do not record it
+    torch.save({**state, "vocabulary": recorded[::-1]}, tmp_path / "tower.pt")
+    with pytest.raises(SystemExit, match="another vocabulary"):
+        Trainer(phase, tmp_path)
+
+
+def test_a_phase_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
+    with phase_lock("tower", tmp_path):
+        with phase_lock("thinking", tmp_path):
+            pass
+        with pytest.raises(SystemExit, match="another process trains the phase tower"), phase_lock("tower", tmp_path):
+            pass
+    with phase_lock("tower", tmp_path):
+        pass
+
+
+def test_the_checkpoint_folder_is_written_from_the_last_phase(tmp_path: Path) -> None:
+    trainer = Trainer(replace(PHASES["thinking_last"], start=None, threads=torch.get_num_threads()), tmp_path / "runs")
+    trainer.save()
+    write_checkpoint(build_model(build_tokenizer()), "thinking", tmp_path / "thinking")  # an earlier checkpoint
+    write_finished("thinking", tmp_path / "runs", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "thinking"]
+    saved = load_file(tmp_path / "thinking" / "model.safetensors")
+    weights = trainer.model.state_dict()
+    assert all(torch.equal(value, weights[name].to(value.dtype)) for name, value in saved.items())
+
+
+def test_the_printed_loss_is_a_mean_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    trainer = Trainer(replace(PHASES["tower"], steps=101, threads=torch.get_num_threads()), tmp_path)
+    trainer.step = 98
+
+    def train_step() -> tuple[float, dict[str, tuple[int, int]]]:
+        trainer.step += 1
+        return 2.0, {"glyphs": (1, 2)}
+
+    monkeypatch.setattr(trainer, "train_step", train_step)
+    trainer.run()
+    assert "loss 2.0000" in capsys.readouterr().out
 
 
 def test_language_phases_leave_the_tower_alone(tmp_path: Path) -> None:

@@ -106,11 +106,16 @@ def test_what_must_be_shown_can_fail() -> None:
     assert not met["routed accuracy above the better single mode"]
     assert met["routed seconds"]
     met = {one["name"].split(",")[0]: one["met"] for one in summarize(rows[:-1])["requirements"]}
-    assert not met["area by prompt and caption by Instruct"]
-    blind = [replace(row, sources=row.sources | {"caption by Instruct": decided(0.1)}) for row in rows]
+    first = "area by prompt and the better of both captions"
+    assert not met[first]
+    for sources in (["caption by Instruct"], ["caption given"]):
+        half = [replace(row, sources=row.sources | dict.fromkeys(sources, decided(0.1))) for row in rows[:-1]]
+        assert summarize(half)["requirements"][0]["measured"] == pytest.approx(100)  # by the other caption
+    both = dict.fromkeys(("caption by Instruct", "caption given"), decided(0.1))
+    blind = [replace(row, sources=row.sources | both) for row in rows]
     hurt = [replace(row, task="c", instruct=row.thinking, thinking=row.instruct) for row in rows]
     met = {one["name"].split(",")[0]: one for one in summarize([*blind, *hurt])["requirements"]}
-    assert met["area by prompt and caption by Instruct"]["met"]
+    assert met[first]["met"]
     assert met["Thinking below Instruct on c"]["met"]
     assert met["Thinking below Instruct on c"]["measured"] == pytest.approx(30)
 
@@ -154,7 +159,9 @@ def test_a_stopped_run_continues(router: Router, tmp_path: Path) -> None:
     rows = list(run(router, 4, "test", partial, HEAD))
     assert rows[:2] == first
     assert [row.prompt for row in rows] == [task.prompt for task in draw_evenly(4, "test", hidden=True)]
+    complete = partial.stat()
     assert list(run(router, 4, "test", partial, HEAD)) == rows
+    assert (partial.stat().st_ino, partial.stat().st_mtime_ns) == (complete.st_ino, complete.st_mtime_ns)
     with pytest.raises(InputError, match="delete the file"):
         list(run(router, 4, "test", partial, {**HEAD, "router": "1"}))
 
@@ -173,7 +180,7 @@ def test_the_shipped_page_says_what_its_figures_say() -> None:
     folder = shipped("pocket/router")
     proof = json.loads((folder / "proof.json").read_text(encoding="utf-8"))
     page = (folder / "proof.md").read_text(encoding="utf-8")
-    assert proof["pictures"] >= 2000
+    assert proof["pictures"] >= 3000
     assert proof["router"] == fingerprint(folder)[:16]
     assert proof["pair"] == fingerprint(folder.parent / "instruct", folder.parent / "thinking")[:16]
     for one in proof["requirements"]:

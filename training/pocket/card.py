@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from training.page import POCKET, argument_parser, render
 from training.pocket.evaluate import BEFORE, CURVES, FIGURES, FORMS, POINTS, RANGES, required
 from training.pocket.phases import PHASES
+from training.pocket.proof import fingerprint
+from vlroute import InputError
 from vlroute.files import replace_file
 from vlroute.pocket.tasks import LEVELS, TASKS, UNKNOWN
 from vlroute.types import MODES
@@ -29,6 +31,12 @@ def files_of(pair: Path) -> dict[str, Any]:
 
 
 def card(figures: dict[str, Any], pair: Path) -> str:
+    """The text of the card. InputError if the figures are those of another pair."""
+    if figures["pair"] != (found := fingerprint(*(pair / mode for mode in MODES))[:16]):
+        raise InputError(
+            f"the figures are of the pair {figures['pair']}, but {pair} has the pair {found}: run "
+            "training.pocket.evaluate first"
+        )
     files, config = files_of(pair), json.loads((pair / MODES[0] / "config.json").read_text("utf-8"))
     requirements = [
         *figures["requirements"],

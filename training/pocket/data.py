@@ -44,6 +44,7 @@ from vlroute.pocket.tasks import (
     Scene,
     added,
     draw_scene,
+    path_to,
 )
 
 GRID = SIDE // PATCH
@@ -59,7 +60,6 @@ SENSELESS = {
     "math": ("count", "gui", "hop", "end", "lamp", "letter"),
     "gui": ("count", "sum", "angle", "hop", "end", "lamp"),
     "hop": ("count", "sum", "angle", "gui", "lamp"),
-    "video": ("ocr", "count", "sum", "angle", "gui", "hop", "end"),
 }
 
 
@@ -146,7 +146,7 @@ class Example:
         name: Kind of example, for the accuracies that are printed.
         messages: The conversation, in the form of the chat template.
         media: Pictures and videos, in the order of their parts.
-        target: What the model shall write.
+        target: What the model should write.
         given: Characters of the target that match this pattern cannot be predicted and have no loss.
         begun: Text that the turn begins with, without loss.
         tools: Declared tools.
@@ -269,7 +269,7 @@ def worded(rng: random.Random, question: Question, language: str) -> str:
 
 
 def content(rng: random.Random, media: Sequence[Media], text: str, language: str) -> list[Message] | str:
-    """The parts of a user message: the text behind, before or between the pictures, or with a sentence beside it."""
+    """The parts of a user message: the text after, before or between the pictures, also with a further sentence."""
     parts = [one.part for one in media]
     if not parts:
         return text if rng.random() < 0.5 else [{"type": "text", "text": text}]
@@ -333,11 +333,10 @@ def paths_example(rng: random.Random, scene: Scene) -> Example:
     """Up to six questions about one picture in short: "B2:F" for two hops from B, "AF:B F" for the taps from A to F."""
     asked = {}
     if scene.kind == "gui":
-        owner = {link[0]: link[2] for link in scene.transcript.split()}
-        for goal in rng.sample(list(owner), min(6, len(owner))):
-            path = [goal]
-            while path[-1] in owner:
-                path.append(owner[path[-1]])
+        links = scene.transcript.split()
+        buttons, screens = [link[0] for link in links], [link[2] + link[0] for link in links]
+        for goal in rng.sample(buttons, min(6, len(buttons))):
+            path = path_to(screens, goal)
             asked[path[-1] + goal] = " ".join(reversed(path[:-1]))
     else:
         for _ in range(6):
@@ -402,12 +401,6 @@ def lists_example(rng: random.Random) -> Example:
     return Example("lists", [{"role": "user", "content": prompt}], [], target, given=r" ?[^=\d ]+=")
 
 
-def answer_example(task: Task, mode: str) -> Example:
-    """The question of a task, as it is worded, answered in `mode`."""
-    target = answered(task.answer, task.thinking, mode)
-    return plain_example(f"{task.kind} {task.level}", task, task.prompt, target)
-
-
 def question_example(rng: random.Random, scene: Scene, mode: str) -> Example:
     """One question about one picture, in any form that a client sends."""
     language, question, media = rng.choice(LANGUAGES), scene.question(rng), seen(scene)
@@ -440,7 +433,8 @@ def turns_example(rng: random.Random, scenes: Sequence[Scene], mode: str) -> Exa
     picture, or ask something outside the drawn world.
     """
     language, number = rng.choice(LANGUAGES), rng.randint(max(2, len(scenes)), 3)
-    number += rng.random() < 0.2  # then the conversation begins without a picture
+    number += rng.random() < 0.2
+    # the turn of the first picture; a longer conversation may begin without one
     first = number - max(2, len(scenes)) if rng.random() < 0.15 else 0
     new = {first, *rng.sample(range(first + 1, number), len(scenes) - 1)}
     messages: list[Message] = []
@@ -515,8 +509,6 @@ def unknown_example(rng: random.Random, mode: str) -> Example:
         text, name = any_question(rng, language), "missing picture"
     else:
         kind = rng.choice(list(SENSELESS))
-        while kind == "video":
-            kind = rng.choice(list(SENSELESS))
         media = [seen(draw_training_scene(rng, kind))]
         senseless = rng.random() < 0.4
         text = any_question(rng, language, SENSELESS[kind]) if senseless else draw_unknown_question(rng, language)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import runpy
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from training.pocket.data import Example, Media, Sequences, any_question, conten
 from training.pocket.proof import fingerprint
 from training.pocket.styles import TEST_FONTS, TEST_PALETTE, draw_style
 from training.pocket.unknown import TEST_PICTURES, draw_size, draw_unknown
+from vlroute import InputError
 from vlroute.files import replace_file
 from vlroute.learning.intervals import Sampling
 from vlroute.pocket.screens import draw_screen_task
@@ -49,12 +51,13 @@ CURVES = {
 POINTS = ("0", "0.2", "0.4", "0.6", "0.8", "1")
 RANGES = ("0", *map("-".join, itertools.pairwise(POINTS)))
 FIRST, AGAIN, NEW, TWO = "picture first", "second turn", "second turn, new picture", "two pictures"
+BETWEEN = "text between two pictures"
 #: Number of requests of each task, by form; the forms of `TOGETHER` never have videos.
 FORMS = {
     FIRST: 500, "text first": 500, "system prompt": 200, "lower case": 200, "upper case": 200,
-    "no final punctuation": 200, TWO: 200, AGAIN: 200, NEW: 200,
+    "no final punctuation": 200, TWO: 200, BETWEEN: 100, AGAIN: 200, NEW: 200,
 }  # fmt: skip
-TOGETHER = (TWO, AGAIN, NEW)
+TOGETHER = (TWO, BETWEEN, AGAIN, NEW)
 FAMILIES = tuple(TEST_PICTURES)
 STILL = [task for task in TASKS if task != "video"]
 KNOWN, UNSEEN, STEPS, TAPS = "known question", "unseen question", "two to four steps", "three taps"
@@ -64,6 +67,8 @@ TABLES = {
     "forms": ("part", "language"), "text": ("task",), "unknown": ("task part", "task"), "fonts": ("task", ""),
     "tools": ("task",),
 }  # fmt: skip
+#: The sections whose requests alternate between the languages; the language of the others is random.
+ALTERNATING = ("forms", "text", "unknown", "tools")
 Table = list[dict[str, Any]]
 
 
@@ -148,7 +153,7 @@ def _form(rng: random.Random, cell: Cell, number: int, language: str) -> Example
     shown = media  # in the last turn
     if form == "system prompt":
         messages = [{"role": "system", "content": rng.choice(texts.UNSEEN_SYSTEM_PROMPTS)}]
-    elif form == TWO:
+    elif form in (TWO, BETWEEN):
         place = rng.randrange(2)
         media.insert(1 - place, seen(other))
         text = rng.choice(WHICH[language]).format(n=ORDINALS[language][place], q=text)
@@ -161,7 +166,11 @@ def _form(rng: random.Random, cell: Cell, number: int, language: str) -> Example
         media, shown = (media, []) if form == AGAIN else ([seen(other), *media], media)
     typed = {"lower case": text.lower(), "upper case": text.upper(), "no final punctuation": text.rstrip(" .?。？")}
     parts = [*(one.part for one in shown), {"type": "text", "text": typed.get(form, text)}]
-    messages.append({"role": "user", "content": parts[::-1] if form == "text first" else parts})
+    if form == "text first":
+        parts.reverse()
+    elif form == BETWEEN:
+        parts[1:] = parts[:0:-1]
+    messages.append({"role": "user", "content": parts})
     return Example(form, messages, media, question.answer)
 
 
@@ -220,15 +229,27 @@ def measure(pair: Path, seed: str, work: Path, mode: str, some: Sequence[Cell]) 
 
 
 def read_rows(work: Path, some: Sequence[Cell]) -> Table:
-    """The answers in the files, with what they are grouped by. `thought`: tokens before `</think>`, None without it."""
+    """The answers in the files, with what they are grouped by. InputError if a file has another number of answers.
+
+    `language`: None in the sections where it is random. `thought`: tokens before `</think>`, None without it.
+    """
+
+    def answers(cell: Cell, mode: str) -> list[tuple[str, str, int, int | None]]:
+        found: list[tuple[str, str, int, int | None]] = json.loads(cell.file(work, mode).read_text("utf-8"))
+        if len(found) != cell.count:
+            file = cell.file(work, mode)
+            raise InputError(f"{file} has {len(found)} answers instead of {cell.count}: delete the folder {work}")
+        return found
+
     return [
         {
             "mode": mode, "section": cell.section, "task": cell.task, "part": cell.part, "number": number,
-            "language": LANGUAGES[number % 2], "right": text == expected, "honest": text in UNKNOWN.values(),
+            "language": LANGUAGES[number % 2] if cell.section in ALTERNATING else None,
+            "right": text == expected, "honest": text in UNKNOWN.values(),
             "tokens": tokens, "thought": thought, "closed": thought is not None,
         }
         for mode, cell in itertools.product(MODES, some)
-        for number, (expected, text, tokens, thought) in enumerate(json.loads(cell.file(work, mode).read_text("utf-8")))
+        for number, (expected, text, tokens, thought) in enumerate(answers(cell, mode))
     ]  # fmt: skip
 
 
@@ -295,6 +316,33 @@ def required(name: str, measured: float, bound: float, least: bool = True) -> di
     return {"name": name, "measured": round(measured, 2), "bound": bound, "least": least, "met": met}
 
 
+def falls_below(shares: Sequence[float], bound: float = 0.7) -> float:
+    """The lowest severity where the curve through `shares` at `POINTS` is below `bound`; infinity if there is none."""
+    if shares[0] < bound:
+        return 0.0
+    for (start, high), (end, low) in itertools.pairwise(zip(map(float, POINTS), shares, strict=True)):
+        if low < bound:
+            return start + (end - start) * (high - bound) / (high - low)
+    return math.inf
+
+
+def shapes_of_curves(curve: Table) -> Iterator[dict[str, Any]]:
+    """Whether Instruct's curves fall smoothly, and whether each mode is the one that falls first in some task."""
+    share = {(one["mode"], one["task"], one["part"]): float(one["share"]) for one in curve}
+    higher = lower = 0
+    for task, (_, caption) in CURVES.items():
+        instruct, thinking = ([share[mode, task, part] for part in POINTS] for mode in MODES)
+        steps = [round(100 * (after - before), 3) for before, after in itertools.pairwise(instruct)]
+        name = f"{task}, “{caption}”, instruct, largest {{}} between neighboring severities, points".format
+        yield required(name("rise"), max(0.0, *steps), 5.0, least=False)
+        yield required(name("drop"), max(0.0, *(-step for step in steps)), 45.0, least=False)
+        higher += falls_below(thinking) > falls_below(instruct)
+        lower += falls_below(thinking) < falls_below(instruct)
+    name = "tasks where Thinking falls below 70 % at a {} severity than Instruct".format
+    yield required(name("higher"), higher, 1.0)
+    yield required(name("lower"), lower, 1.0)
+
+
 def _requirements(tables: dict[str, Table]) -> Iterator[dict[str, Any]]:
     def shares(name: str, section: str, bound: float, least: bool = True, **keys: str) -> Iterator[dict[str, Any]]:
         for one in tables[section]:
@@ -307,6 +355,7 @@ def _requirements(tables: dict[str, Table]) -> Iterator[dict[str, Any]]:
     for (task, (_, caption)), (part, bound) in itertools.product(CURVES.items(), (("0", 95.0), ("1", 40.0))):
         name = f"{task}, “{caption}”, severity {part}"
         yield from shares(name, "curve", bound, part == "0", task=task, part=part, mode="instruct")
+    yield from shapes_of_curves(tables["curve"])
     worst = min(tables["thinking_gain"], key=lambda one: float(one["points"]))
     yield required(f"thinking below instruct in at least one task, {worst['task']}, points", -worst["points"], 10.0)
     yield required("any severity, both modes wrong, %", 100 * tables["both_wrong"][-1]["share"], 1.0)
@@ -318,6 +367,7 @@ def _requirements(tables: dict[str, Table]) -> Iterator[dict[str, Any]]:
     yield from shares("unknown pictures, fixed sentence", "unknown", 95.0, task="picture", part="all")
     yield from shares("unseen fonts and colors, fixed sentence", "fonts_honest", 5.0, False)
     yield from shares(f"tools, {STEPS}, solved", "tools", 95.0, task=STEPS)
+    yield required("thoughts closed, %", 100 * tables["thoughts"][-1]["share"], 99.0)
 
 
 def main() -> None:

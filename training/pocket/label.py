@@ -1,6 +1,9 @@
 """Label new pictures with both modes of the pocket pair: the records that its router is trained on.
 
     python -m training.pocket.label --jobs 2 --out training/pocket/records.jsonl.gz
+    python -m training.pocket.label --jobs 2 --count 1260 --seed measured --out training/pocket/measured.jsonl.gz
+
+The second command labels other requests, for the notebooks that show the router on requests that it has not seen.
 
 The pictures have hidden difficulty (`Task.severity`) from 0 to 1, as in the proof: the router predicts how often each
 mode is right among pictures with the same prompt and caption, so records of other pictures would bias its
@@ -23,13 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.page import POCKET, argument_parser, lines_of, side_by_side
+from training.page import POCKET, argument_parser, drop_incomplete_line, lines_of, side_by_side
 from training.pocket.data import any_question, content, seen
 from training.pocket.text import draw_text, vary
 from training.pocket.unknown import draw_unknown
-from vlroute import Answer, InputError, Outcome, Record, Router, read_records, write_records
+from vlroute import InputError, Record, Router, read_records, write_records
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.learning import Task, draw_evenly, draw_task
+from vlroute.learning.collect import outcome_of
 from vlroute.learning.trial import plain
 from vlroute.pocket.tasks import LANGUAGES, LEVELS, UNKNOWN
 from vlroute.types import MODES
@@ -63,13 +67,6 @@ class Labeled:
     language: str
     conversation: Conversation
     answer: str
-
-    def outcome(self, answer: Answer) -> Outcome:
-        """Grade an answer: its spaces, punctuation and case do not matter."""
-        prefill = answer.timing.vision + answer.timing.prefill
-        seconds = round(prefill + answer.timing.decode, 5)
-        right = plain(answer.text) == plain(self.answer)
-        return Outcome(right, answer.usage.completion_tokens, seconds, round(prefill, 5))
 
 
 def about(task: Task, rng: random.Random) -> Labeled:
@@ -110,11 +107,15 @@ def requests(count: int, seed: str) -> Iterator[Labeled]:
 
 
 def label(router: Router, request: Labeled, name: str) -> Record:
-    """The record of one request. Before each answer the picture is removed from the caches."""
+    """The record of one request. Before each answer the picture is removed from the caches.
+
+    Spaces, punctuation and case of an answer do not matter.
+    """
     outcomes, messages = [], request.conversation.messages
     for mode in MODES:
         router.forget()
-        outcomes.append(request.outcome(router.ask(messages, mode=mode)))
+        answer = router.ask(messages, mode=mode)
+        outcomes.append(outcome_of(plain(answer.text) == plain(request.answer), answer))
     return Record(
         id=name, prompt=request.conversation.prompt, caption=router.decide(messages).caption,
         instruct=outcomes[0], thinking=outcomes[1], set="pocket", topic=request.topic, level=request.level,
@@ -123,20 +124,35 @@ def label(router: Router, request: Labeled, name: str) -> Record:
 
 
 def finished(partial: Path) -> list[Record]:
-    return list(read_records(partial)) if partial.exists() else []
+    """The records in `partial`, without an incomplete last line; none if there is no file."""
+    if not partial.exists():
+        return []
+    drop_incomplete_line(partial)
+    return list(read_records(partial)) if partial.stat().st_size else []
 
 
 def label_part(model: Path, count: int, seed: str, partial: Path, part: int, jobs: int) -> None:
     """Label every `jobs`-th request from number `part`, and add the records to the file `partial`.
 
-    InputError if the file has records of another pair.
+    InputError if the file has records of another pair or of other requests.
     """
     router, kept = Router.from_pretrained(model, captioner="instruct").load(), finished(partial)
     if any(record.fingerprint != router.identity.fingerprint for record in kept):
         raise InputError(f"{partial} has records of another pair: delete the file to start again")
-    left = itertools.islice(enumerate(requests(count, seed)), part + jobs * len(kept), None, jobs)
-    for i, request in left:
-        write_records(partial, [label(router, request, f"{seed}-{i:05d}")], append=True)
+    numbered = itertools.islice(enumerate(requests(count, seed)), part, None, jobs)
+    drawn = ((f"{seed}-{i:05d}", request) for i, request in numbered)
+    for record in kept:
+        name, request = next(drawn, (None, None))
+        if not request or (name, request.conversation.prompt, request.level) != (
+            record.id,
+            record.prompt,
+            record.level,
+        ):
+            raise InputError(
+                f"{partial} has records of other requests, from {record.id!r} on: delete the file or give another --out"
+            )
+    for name, request in drawn:
+        write_records(partial, [label(router, request, name)], append=True)
 
 
 def main() -> None:

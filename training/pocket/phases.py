@@ -4,7 +4,8 @@ tower        the vision encoder alone: which glyph lies in each patch, for both 
 transcripts  the whole model: list, count and follow everything in the picture; easy questions answered at once
 instruct     the language model with a frozen tower: answer at once, write a short caption
 thinking     the language model with a frozen tower: look and reason step by step, answer
-..._more     the same again, with practice of tasks of low accuracy
+..._more     the phase before, with more practice of tasks of low accuracy
+..._last     the phase before, with more requests without a picture
 
 If every token of a target is predicted correctly after the correct tokens before it, greedy decoding writes this
 target. The batches are always new, so the share of such targets is the exact-match accuracy.
@@ -87,7 +88,7 @@ PHASES = {
         Phase("instruct_last", "instruct", "instruct_more", 700, 6e-4, 0.0, 1),
         Phase("thinking", "thinking", "transcripts", 4400, 1.5e-3, 0.0, 1),
         Phase("thinking_more", "thinking", "thinking", 2250, 8e-4, 0.0, 1),
-        Phase("thinking_last", "thinking", "thinking_more", 500, 5e-4, 0.0, 1),
+        Phase("thinking_last", "thinking", "thinking_more", 850, 5e-4, 0.0, 1),
     )
 }
 

@@ -100,8 +100,8 @@ class Sketch:
         joint = "curve" if pixels > 3 else None
         self.draw.line([(x * self.width, y * self.height) for x, y in points], fill, pixels, joint)
 
-    def area(self, points: Sequence[Point], fill: Ink, edge: Ink | None = None) -> None:
-        self.draw.polygon([(x * self.width, y * self.height) for x, y in points], fill, edge)
+    def area(self, points: Sequence[Point], fill: Ink) -> None:
+        self.draw.polygon([(x * self.width, y * self.height) for x, y in points], fill)
 
     def blot(self, x: float, y: float, reach: float) -> None:
         """A polygon of any form and color around (x, y)."""

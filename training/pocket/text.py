@@ -249,7 +249,7 @@ def draw_text(rng: random.Random, language: str | None = None, kind: str | None 
 class Questions:
     """Unknown questions in one language: pairs of templates and topics, and parts of meaningless words."""
 
-    families: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    groups: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     syllables: tuple[str, ...]
 
 
@@ -260,8 +260,8 @@ def read_questions(split: str) -> dict[str, Questions]:
     for section in sections:
         _, *lines, syllables = section.partition("\n[")[0].strip().split("\n")
         parts = [tuple(line.split("|")) for line in lines]
-        families = tuple(zip(parts[::2], parts[1::2], strict=True))
-        questions[section[:2]] = Questions(families, tuple(syllables.split() if " " in syllables else syllables))
+        groups = tuple(zip(parts[::2], parts[1::2], strict=True))
+        questions[section[:2]] = Questions(groups, tuple(syllables.split() if " " in syllables else syllables))
     return questions
 
 
@@ -286,10 +286,10 @@ def draw_unknown_question(
         The question in one of the forms of `vary`.
     """
     language = language or rng.choice(LANGUAGES)
-    families, space = questions[language].families, " " if language == "en" else ""
+    groups, space = questions[language].groups, " " if language == "en" else ""
 
     def question() -> str:
-        templates, topics = rng.choice(families)
+        templates, topics = rng.choice(groups)
         return rng.choice(templates).format(rng.choice(topics), m=rng.randint(2, 99), n=rng.randint(2, 99))
 
     form = rng.random()
@@ -298,7 +298,7 @@ def draw_unknown_question(
     elif form < 0.87:  # long and rambling
         text = space.join(question() for _ in range(rng.randint(3, 7)))
     elif form < 0.94:  # words without a sentence
-        text = space.join(rng.choice(rng.choice(families)[1]) for _ in range(rng.randint(2, 6)))
+        text = space.join(rng.choice(rng.choice(groups)[1]) for _ in range(rng.randint(2, 6)))
     else:  # no words at all
         lengths = [rng.randint(1, 3) for _ in range(rng.randint(1, 4))]
         text = space.join("".join(rng.choices(questions[language].syllables, k=length)) for length in lengths)
@@ -329,7 +329,7 @@ def _words() -> tuple[str, ...]:
     ]
     texts += [name.removesuffix("s") for name in SHAPE_NAMES["en"].values()] + [CHINESE_NUMBERS, WIDE]
     texts += [*NUMBER_WORDS, *SYSTEM_PROMPTS, *(part for pairs in POLITE.values() for pair in pairs for part in pair)]
-    templates = [template for templates, _ in TRAIN_QUESTIONS["en"].families for template in templates]
+    templates = [template for templates, _ in TRAIN_QUESTIONS["en"].groups for template in templates]
     used = Counter(word for template in templates for word in set(WORD.findall(FIELD.sub("", template))))
     words = set(WORD.findall(FIELD.sub("", " ".join(texts)))) | {word for word, count in used.items() if count >= 3}
     return tuple(sorted(words | {word.lower() for word in words}))

@@ -1,23 +1,30 @@
 """Train one phase of the pocket pair, or all of them: `python -m training.pocket.train [PHASE]`.
 
-Seeded, with progress, and resumable: a stopped run continues from its last saved step. About three hours on
-two cores: tower and transcripts on both, then the two language models side by side, one core each.
+Seeded, with progress, and resumable: a stopped run continues from its last saved step. About three hours and
+a quarter on two cores: tower and transcripts on both, then the two language models side by side, one core each.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
 from training.page import POCKET, ROOT, argument_parser
 from training.pocket.checkpoint import build_model, build_tokenizer, save_checkpoint
@@ -31,6 +38,49 @@ SAVE_EVERY = 250
 SEED = 20261128
 
 
+def vocabulary_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of the tokens and their ids."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def load_state(name: str, runs: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The saved state of a phase. A state of another vocabulary is refused; older states do not record theirs."""
+    path = runs / f"{name}.pt"
+    state = dict(torch.load(path, weights_only=True))
+    if state.get("vocabulary", own := vocabulary_hash(tokenizer)) != own:
+        raise SystemExit(
+            f"{path} was trained with another vocabulary; choose another folder with --runs, or delete this file and "
+            "those of the later phases"
+        )
+    return state
+
+
+@contextmanager
+def phase_lock(name: str, runs: Path) -> Iterator[None]:
+    """Lock a phase, so that two processes do not write its state. The lock ends with its process."""
+    runs.mkdir(parents=True, exist_ok=True)
+    path = runs / f"{name}.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"another process trains the phase {name} and holds {path}; wait until it ends") from None
+        yield
+
+
+def write_checkpoint(model: Qwen3VLForConditionalGeneration, mode: Mode, folder: Path) -> None:
+    """Write a checkpoint folder under a temporary name, then rename it. An existing folder is replaced."""
+    partial, old = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("partial", "old"))
+    for one in (partial, old):
+        shutil.rmtree(one, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_checkpoint(model, mode, partial)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 class Trainer:
     """One phase: model, head, optimizer and the source of new examples."""
 
@@ -38,10 +88,10 @@ class Trainer:
         torch.set_num_threads(phase.threads)
         torch.manual_seed(SEED)
         self.phase, self.runs, self.step = phase, runs, 0
-        tokenizer = build_tokenizer()
-        self.model = build_model(tokenizer)
+        self.tokenizer = build_tokenizer()
+        self.model = build_model(self.tokenizer)
         self.head = nn.Linear(self.model.config.vision_config.hidden_size, 2 * (len(LABEL) + 1))
-        self.sequences = Sequences(tokenizer, phase.mode or "instruct")
+        self.sequences = Sequences(self.tokenizer, phase.mode or "instruct")
         if phase.start:
             weights = self._saved(phase.start)["model"]
             if phase.start == "tower":  # it has trained nothing else
@@ -61,7 +111,7 @@ class Trainer:
             self.examples = EXAMPLES[phase.name](self.rng, self.step)
 
     def _saved(self, name: str) -> dict[str, Any]:
-        return dict(torch.load(self.runs / f"{name}.pt", weights_only=True))
+        return load_state(name, self.runs, self.tokenizer)
 
     def _groups(self) -> list[dict[str, Any]]:
         """The tower has a learning rate of its own; its mergers have that of the language model."""
@@ -93,32 +143,42 @@ class Trainer:
         self.runs.mkdir(parents=True, exist_ok=True)
         state = {name: getattr(self, name).state_dict() for name in ("model", "head", "optimizer")}
         partial = self.runs / f"{self.phase.name}.partial"
-        torch.save({**state, "step": self.step}, partial)
+        torch.save({**state, "step": self.step, "vocabulary": vocabulary_hash(self.tokenizer)}, partial)
         partial.replace(self.runs / f"{self.phase.name}.pt")
 
     def run(self) -> None:
         """Train to the end, save every `SAVE_EVERY` steps, and print exact-match accuracies."""
         began, first = time.monotonic(), self.step
-        correct, counts, total = Counter[str](), Counter[str](), 0.0
+        correct, counts, losses = Counter[str](), Counter[str](), list[float]()
         while self.step < self.phase.steps:
             loss, scores = self.train_step()
-            total += loss
+            losses.append(loss)
             correct.update({name: right for name, (right, _) in scores.items()})
             counts.update({name: count for name, (_, count) in scores.items()})
             if self.step % 100 == 0:
                 each = (time.monotonic() - began) / (self.step - first)
                 left = each * (self.phase.steps - self.step) / 60
                 whole = "  ".join(f"{name} {100 * correct[name] / n:.0f}" for name, n in sorted(counts.items()))
-                print(f"{self.phase.name} {self.step}/{self.phase.steps} loss {total / 100:.4f} "
+                print(f"{self.phase.name} {self.step}/{self.phase.steps} loss {sum(losses) / len(losses):.4f} "
                       f"{each:.2f} s/step, {left:.0f} min left | {whole}", flush=True)  # fmt: skip
-                correct, counts, total = Counter(), Counter(), 0.0
+                correct, counts, losses = Counter(), Counter(), []
             if self.step % SAVE_EVERY == 0 or self.step == self.phase.steps:
                 self.save()
 
 
 def finished(name: str, runs: Path) -> bool:
     path = runs / f"{name}.pt"
-    return path.exists() and torch.load(path, weights_only=True)["step"] >= PHASES[name].steps
+    return path.exists() and load_state(name, runs, build_tokenizer())["step"] >= PHASES[name].steps
+
+
+def write_finished(mode: Mode, runs: Path, out: Path) -> None:
+    """Write the checkpoint folder of a mode from the saved state of its last phase."""
+    name = [phase.name for phase in PHASES.values() if phase.mode == mode][-1]
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    with phase_lock(name, runs):
+        model.load_state_dict(load_state(name, runs, tokenizer)["model"])
+        write_checkpoint(model, mode, out / mode)
 
 
 def main() -> None:
@@ -127,10 +187,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS, help="where training states are kept")
     options = parser.parse_args()
     if options.phase:
-        trainer = Trainer(PHASES[options.phase], options.runs)
-        trainer.run()
-        if mode := trainer.phase.mode:
-            save_checkpoint(trainer.model, mode, options.out / mode)
+        with phase_lock(options.phase, options.runs):
+            trainer = Trainer(PHASES[options.phase], options.runs)
+            trainer.run()
+            if mode := trainer.phase.mode:
+                write_checkpoint(trainer.model, mode, options.out / mode)
         return
     python = [sys.executable, "-m", "training.pocket.train", "--runs", str(options.runs), "--out", str(options.out)]
 
@@ -145,6 +206,9 @@ def main() -> None:
             list(pool.map(run_phases, MODES))
     except subprocess.CalledProcessError as error:
         raise SystemExit("a phase failed; run the same command again to continue from its last saved step") from error
+    # a phase may have been stopped after its last save, before it wrote the folder
+    for mode in MODES:
+        write_finished(mode, options.runs, options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures outside the drawn tasks, made by code. The families of `TEST_PICTURES` are not used in training."""
+"""Pictures outside the drawn tasks, made by code. The kinds of `TEST_PICTURES` are not used in training."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from training.pocket.styles import TEST_FONTS, TRAIN_FONTS
 from vlroute.pocket.canvas import SIDE
 
 SIGNS = "αβγδεζθλμπσφψωΔΣΩ∞√∑≤≥≠±→←↑↓½%&@#§©{}[]()<>*/+=!"
-Family = Callable[[Sketch], None]
-TRAIN_PICTURES: dict[str, Family] = {}
-TEST_PICTURES: dict[str, Family] = {}
+Kind = Callable[[Sketch], None]
+TRAIN_PICTURES: dict[str, Kind] = {}
+TEST_PICTURES: dict[str, Kind] = {}
 
 
-def _train(family: Family) -> Family:
-    TRAIN_PICTURES[family.__name__] = family
-    return family
+def _train(kind: Kind) -> Kind:
+    TRAIN_PICTURES[kind.__name__] = kind
+    return kind
 
 
-def _test(family: Family) -> Family:
-    TEST_PICTURES[family.__name__] = family
-    return family
+def _test(kind: Kind) -> Kind:
+    TEST_PICTURES[kind.__name__] = kind
+    return kind
 
 
 def draw_size(rng: random.Random, largest: int = 400) -> tuple[int, int]:
@@ -47,24 +47,24 @@ def draw_size(rng: random.Random, largest: int = 400) -> tuple[int, int]:
 
 
 def draw_unknown(
-    rng: random.Random, families: dict[str, Family] = TRAIN_PICTURES, size: tuple[int, int] | None = None
+    rng: random.Random, kinds: dict[str, Kind] = TRAIN_PICTURES, size: tuple[int, int] | None = None
 ) -> Image.Image:
     """Draw a picture that belongs to none of the drawn tasks. The same state of `rng` gives the same picture.
 
     Args:
         rng: Source of randomness.
-        families: The families to choose from.
+        kinds: The kinds to choose from.
         size: Width and height in pixels; by default drawn by `draw_size`.
 
     Returns:
         The picture, in RGB.
     """
-    name = rng.choice(tuple(families))
+    name = rng.choice(tuple(kinds))
     width, height = size or draw_size(rng)
     # some pictures are drawn larger and then reduced, as a processor does with a large screenshot
     scale = 2 if max(width, height) < 150 and rng.random() < 0.15 else 1
     sketch = Sketch(rng, (scale * width, scale * height), TEST_FONTS if name in TEST_PICTURES else TRAIN_FONTS)
-    families[name](sketch)
+    kinds[name](sketch)
     image = sketch.image
     if scale > 1:
         image = image.resize((width, height), Image.Resampling.BOX)
@@ -694,7 +694,7 @@ def board(s: Sketch) -> None:
 
 
 def _inside(s: Sketch, x: int, y: int, width: int, height: int) -> None:
-    """Draw another family into a part of the picture."""
+    """Draw another kind into a part of the picture."""
     name = s.rng.choice([name for name in TRAIN_PICTURES if name not in {"blank", "faint", "framed", "collage"}])
     part = Sketch(s.rng, (max(width, 16), max(height, 16)), s.fonts)
     TRAIN_PICTURES[name](part)

@@ -186,7 +186,7 @@ def demo(
 ) -> None:
     """Draw new pictures, let both modes answer, and show the results with and without routing.
 
-    Also shows one picture that only Thinking answers correctly, and one that only Instruct does.
+    Also shows one question that only Thinking answers correctly, and one that only Instruct does.
 
     vlroute demo --seed 7
 

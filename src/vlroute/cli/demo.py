@@ -57,7 +57,7 @@ def summary(trials: list[Trial]) -> Table:
     table = Table(
         title=f"{len(trials)} new pictures",
         caption="interval: 95 %, for the sampling of the pictures · seconds: of a whole answer\n"
-        "severity: difficulty that the caption does not tell, drawn evenly from 0 to 1",
+        "severity: difficulty that the caption does not show, drawn evenly from 0 to 1",
     )
     for column in ("", "accuracy", "interval", "mean seconds", "thinking"):
         table.add_column(column, justify="left" if not column else "right")
@@ -127,8 +127,9 @@ def _about(trial: Trial) -> str:
 
 
 def _question(trial: Trial) -> Text:
-    text = Text(f"{trial.task.prompt}\n", style="bold")
-    text.append(f"caption    {_routed(trial).decision.caption}\n", style="not bold dim")
+    text = Text()
+    text.append(f"{trial.task.prompt}\n", style="bold")  # `Text(..., style=...)` would apply to the whole panel
+    text.append(f"caption    {_routed(trial).decision.caption}\n", style="dim")
     return text
 
 
@@ -169,11 +170,18 @@ def hardest(trials: Iterable[Trial]) -> Trial | None:
 
 def print_cases(console: Console, trials: list[Trial], more: Iterator[Trial]) -> None:
     """Print one picture of each of `CASES`: one of `trials`, or, if there is none, the first of `more`."""
+    searched: list[Trial] = []  # those of `more` so far
     for title, holds in CASES:
         case = hardest(filter(holds, trials))
         if case is None:
+            case = next(filter(holds, searched), None)
+        if case is None:
             with console.status(f"drawing more pictures: {title}"):
-                case = next(filter(holds, more), None)
+                for trial in more:
+                    searched.append(trial)
+                    if holds(trial):
+                        case = trial
+                        break
         console.print(f"no such picture was found: {title}" if case is None else compared(case, title))
 
 

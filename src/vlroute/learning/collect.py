@@ -180,7 +180,7 @@ class _Job:
             turns = list(conversation.messages)
             caption = self.router.decide(turns, caption=example.caption).caption
             record = Record(
-                example.id, example.prompt, caption, _outcome(right[0], instruct), _outcome(right[1], thinking),
+                example.id, example.prompt, caption, outcome_of(right[0], instruct), outcome_of(right[1], thinking),
                 set=example.set, topic=example.topic, level=example.level, language=example.language,
                 model=self.router.identity.name, fingerprint=self.router.identity.fingerprint or "",
             )  # fmt: skip
@@ -243,7 +243,16 @@ class _Output:
         self._batch, self._texts, self._written = [], [], time.monotonic()
 
 
-def _outcome(right: float | bool, answer: Answer) -> Outcome:
+def outcome_of(right: float | bool, answer: Answer) -> Outcome:
+    """Combine a grade with the tokens and seconds of the answer, without the seconds of caption and decision.
+
+    Args:
+        right: Whether the answer is right, or its score from 0 to 1.
+        answer: The answer.
+
+    Returns:
+        The outcome for a record.
+    """
     prefill = answer.timing.vision + answer.timing.prefill
     seconds = round(prefill + answer.timing.decode, 5)
     return Outcome(right, answer.usage.completion_tokens, seconds, round(prefill, 5))

@@ -116,6 +116,8 @@ class Canvas:
     def __post_init__(self) -> None:
         self.image = Image.new("RGB", (SIDE, SIDE), self.style.paper)
         self.draw = ImageDraw.Draw(self.image)
+        # the number of the shape that is visible at each pixel, 0 for none, and the area of each shape
+        self._shapes, self._areas = np.zeros((SIDE, SIDE), np.uint8), list[int]()
 
     def text(self, column: float, row: float, text: str, ink: Ink | None = None, pitch: int = CELL) -> None:
         """Write a text with its first glyph in the lower right of a cell.
@@ -188,13 +190,17 @@ class Canvas:
             return min(max(place, 1), SIDE - size - 2)
 
         x, y = place(column), place(row)
-        fill = ink or self.style.shape_inks[SHAPES.index(kind)]
+        mask = Image.new("1", (SIDE, SIDE))
+        draw = ImageDraw.Draw(mask)
         if kind == CIRCLE:
-            self.draw.ellipse([x, y, x + size, y + size], fill=fill)
+            draw.ellipse([x, y, x + size, y + size], fill=1)
         elif kind == SQUARE:
-            self.draw.rectangle([x + 1, y + 1, x + size - 1, y + size - 1], fill=fill)
+            draw.rectangle([x + 1, y + 1, x + size - 1, y + size - 1], fill=1)
         else:
-            self.draw.polygon([(x + size // 2, y), (x, y + size), (x + size, y + size)], fill=fill)
+            draw.polygon([(x + size // 2, y), (x, y + size), (x + size, y + size)], fill=1)
+        self.image.paste(ink or self.style.shape_inks[SHAPES.index(kind)], mask=mask)
+        self._areas.append(int(np.asarray(mask).sum()))
+        self._shapes[np.asarray(mask)] = len(self._areas)
         # a shape within its cell has its label in the lower right patch, like the glyphs of the other tasks
         center = (x + size / 2, y + size / 2) if shift else (CELL * column + SPOT, CELL * row + SPOT)
         self.glyphs.append(Glyph(kind, *center))
@@ -218,6 +224,13 @@ class Canvas:
         ][side]
         if depth:
             self.draw.rectangle(box, fill=(165, 165, 170))
+            left, top, right, bottom = box
+            self._shapes[top : bottom + 1, left : right + 1] = 0
+
+    def visible_shares(self) -> list[float]:
+        """Return the share of each shape that no other shape and no strip covers, in the order of drawing."""
+        counts = np.bincount(self._shapes.ravel(), minlength=len(self._areas) + 1)[1:]
+        return [int(count) / area for count, area in zip(counts, self._areas, strict=True)]
 
     def scribble(self, lines: int) -> None:
         """Draw thin gray lines across the picture, each between two opposite edges.

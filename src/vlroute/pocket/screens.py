@@ -236,10 +236,10 @@ def conversation(
     messages, app = opening(task), App(task)
     for (name, arguments), thought in zip(task.steps[:upto], task.thoughts, strict=False):
         call = {"type": "function", "function": {"name": name, "arguments": arguments}}
-        said: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
+        answer: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
         if mode == "thinking" and keep_thoughts:
-            said["reasoning_content"] = thought
-        messages += [said, {"role": "tool", "content": app.call(name, arguments)}]
+            answer["reasoning_content"] = thought
+        messages += [answer, {"role": "tool", "content": app.call(name, arguments)}]
     target = task.answer
     if upto < len(task.steps):
         name, arguments = task.steps[upto]

@@ -132,6 +132,8 @@ FRAMES = 8  # frames of a video, one per second
 LANGUAGES = ("en", "zh")
 #: Separates the passes of a thought that repeats its steps.
 AGAIN = " again "
+#: Share of a shape that stays visible, so that a person can still tell what it is.
+LEAST_VISIBLE = 0.35
 
 
 def counted(count: int, noun: str) -> str:
@@ -301,13 +303,11 @@ def _ocr(rng: random.Random, level: str, severity: float | None, style: Style) -
     )  # fmt: skip
 
 
-def _count(rng: random.Random, level: str, severity: float | None, style: Style) -> Scene:
-    hidden = severity or 0.0
-    total = rng.randint(*{"easy": (1, 2), "medium": (3, 4), "hard": (5, _between(rng, 7, 10, hidden))}[level])
-    kinds = [rng.choice(SHAPES) for _ in range(total)]
+def _draw_shapes(rng: random.Random, kinds: list[str], hidden: float, style: Style) -> tuple[Canvas, list[str]]:
+    """Draw shapes into random cells; with growing `hidden` smaller, crowded, in any color and partly covered."""
     canvas, cells = Canvas(rng, style), ["."] * 16
     size, shift = round(18 - 8 * hidden), round(10 * hidden)
-    for cell, kind in zip(rng.sample(range(16), total), kinds, strict=True):
+    for cell, kind in zip(rng.sample(range(16), len(kinds)), kinds, strict=True):
         ink: Ink | None = rng.choice(style.shape_inks) if rng.random() < hidden else None
         canvas.shape(kind, cell % 4, cell // 4, size, ink, shift)
         cells[cell] = kind
@@ -315,6 +315,16 @@ def _count(rng: random.Random, level: str, severity: float | None, style: Style)
         for cell in range(16):
             if cells[cell] != ".":
                 canvas.cover(cell % 4, cell // 4, 0.5 * hidden * rng.random())
+    return canvas, cells
+
+
+def _count(rng: random.Random, level: str, severity: float | None, style: Style) -> Scene:
+    hidden = severity or 0.0
+    total = rng.randint(*{"easy": (1, 2), "medium": (3, 4), "hard": (5, _between(rng, 7, 10, hidden))}[level])
+    kinds = [rng.choice(SHAPES) for _ in range(total)]
+    canvas, cells = _draw_shapes(rng, kinds, hidden, style)
+    while min(canvas.visible_shares()) < LEAST_VISIBLE:
+        canvas, cells = _draw_shapes(rng, kinds, hidden, style)
     rows = "".join(f"{row + 1}{''.join(cells[4 * row : 4 * row + 4])}" for row in range(4))
 
     def question(rng: random.Random) -> Question:
@@ -327,7 +337,9 @@ def _count(rng: random.Random, level: str, severity: float | None, style: Style)
             listed.append(f"{row + 1}{some}={found}")
         return Question("count", {"shape": asked}, str(found), " ".join(listed))
 
-    difficulty = {"easy": "1–2 shapes", "medium": "3–4 shapes", "hard": "5–7 shapes"}[level]
+    difficulty = {"easy": "1–2 shapes", "medium": "3–4 shapes", "hard": f"5–{7 if severity is None else 10} shapes"}[
+        level
+    ]
     return _scene(rng, "count", difficulty, level, severity, [canvas], rows, counted(total, "shape"), question)
 
 

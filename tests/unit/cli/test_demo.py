@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
-from vlroute.cli.demo import hardest, print_cases, routing_matters, thinking_hurts
+from vlroute.cli.demo import compared, hardest, print_cases, routing_matters, thinking_hurts
 from vlroute.learning import Trial
 from vlroute.pocket import draw_task
 from vlroute.types import Answer, Decision, Mode, Timing, Usage
@@ -70,6 +71,20 @@ def test_more_pictures_are_drawn_only_for_a_case_that_is_missing() -> None:
     assert "thinking hurts" in shown
     assert len(list(more)) == 1
     assert printed([matters, hurts], more).count("made up for hard") == 2
+
+
+def test_pictures_searched_for_the_first_case_serve_the_second() -> None:
+    matters, hurts = trial(False, True, "thinking", "hard"), trial(True, False, "instruct", "hard")
+    more = iter([hurts, matters, trial(True, True, "instruct")])
+    assert "no such picture" not in printed([], more)
+    assert len(list(more)) == 1
+
+
+def test_only_the_question_is_bold() -> None:
+    text = compared(trial(True, False, "instruct"), "title").renderable
+    assert isinstance(text, Text)
+    assert text.style == ""
+    assert [text.plain[span.start : span.end] for span in text.spans if span.style == "bold"] == [f"{TASK.prompt}\n"]
 
 
 def test_missing_cases_are_stated() -> None:

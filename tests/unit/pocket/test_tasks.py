@@ -6,14 +6,16 @@ import random
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from vlroute.decision.selector import CAPTION_PROMPT as ROUTER_CAPTION_PROMPT
 from vlroute.learning.trial import draw_evenly, is_right
 from vlroute.pocket import LEVELS, TASKS, Task, draw_task
-from vlroute.pocket.canvas import SIDE
+from vlroute.pocket.canvas import CORRUPTIONS, INKS, PAPERS, SIDE, Canvas, Ink, Style
 from vlroute.pocket.tasks import AGAIN, CAPTION_PROMPT, LANGUAGES, draw_scene
 
 seeds = st.integers(0, 2**32)
@@ -152,7 +154,7 @@ def test_arrows_are_followed_to_the_end(seed: int) -> None:
 
 
 @given(seeds, st.sampled_from(sorted(TASKS)), st.floats(0.05, 1))
-def test_severity_stays_within_the_caption_and_hides_nothing(seed: int, kind: str, severity: float) -> None:
+def test_severity_stays_within_the_caption(seed: int, kind: str, severity: float) -> None:
     some = drawn(seed, kind, "medium", severity)
     captions = {
         "ocr": {"four characters"}, "count": {"three shapes", "four shapes"}, "math": {"two numbers"},
@@ -160,11 +162,26 @@ def test_severity_stays_within_the_caption_and_hides_nothing(seed: int, kind: st
     }  # fmt: skip
     assert some.caption in captions[kind]
     assert some.severity == severity
-    assert all(
-        len(set(frame.get_flattened_data())) > 1
-        for frame, glyphs in zip(some.frames, some.glyphs, strict=True)
-        if glyphs
-    )
+
+
+def local_contrast(picture: Image.Image) -> float:
+    """Largest difference between averages over 3×3 pixels, which noise of single pixels changes little."""
+    gray = np.asarray(picture.convert("L"), dtype=float)
+    means = np.lib.stride_tricks.sliding_window_view(gray, (3, 3)).mean((2, 3))
+    return float(means.max() - means.min())
+
+
+@pytest.mark.parametrize("way", CORRUPTIONS)
+@pytest.mark.parametrize("ink", INKS)
+def test_glyphs_stay_visible_at_the_highest_severity(way: str, ink: Ink) -> None:
+    for seed in range(20):
+        written, empty = (Canvas(random.Random(seed), Style(PAPERS[seed % 3])) for _ in range(2))
+        written.text(1, 1, "8", ink)
+        empty.rng.setstate(written.rng.getstate())  # the same noise
+        for canvas in (written, empty):
+            canvas.corrupt(way, 1.0)
+        difference = np.asarray(written.image, dtype=float) - np.asarray(empty.image, dtype=float)
+        assert local_contrast(Image.fromarray(np.abs(difference).astype(np.uint8))) > 10
 
 
 def test_content_grows_with_severity() -> None:
@@ -188,7 +205,11 @@ def test_content_grows_with_severity() -> None:
 def test_one_scene_has_several_questions(seed: int, kind: str, severity: float | None) -> None:
     rng = random.Random(seed)
     scene = draw_scene(rng, kind, None, severity)
+    questions = {repr(scene.question(rng)) for _ in range(60)}
+    if kind in ("ocr", "math") or (kind == "hop" and severity is not None):
+        assert len(questions) == 1
+    elif kind != "video":  # a question for each kind of shape, each goal or each start
+        assert len(questions) > 1
     first, second = scene.task(rng, "en"), scene.task(rng, "zh")
-    assert first.frames == second.frames
-    assert first.transcript == second.transcript
-    assert first.language != second.language
+    assert first.prompt != second.prompt
+    assert [frame.tobytes() for frame in first.frames] == [frame.tobytes() for frame in second.frames]

@@ -110,7 +110,7 @@ def test_a_text_has_one_kind() -> None:
 def test_test_questions_share_nothing_with_those_of_training() -> None:
     parts = []
     for split in (TRAIN_QUESTIONS, TEST_QUESTIONS):
-        every = [part for q in split.values() for pair in q.families for some in pair for part in some]
+        every = [part for q in split.values() for pair in q.groups for some in pair for part in some]
         every += [part for questions in split.values() for part in questions.syllables]
         parts.append({part for part in every if part != "{}"})
         for language, least in (("en", 400), ("zh", 200)):
