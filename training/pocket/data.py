@@ -256,9 +256,11 @@ def answered(answer: str, thinking: str, mode: str) -> str:
     return answer if mode == "instruct" else f"{thinking}\n</think>\n\n{answer}"
 
 
-def draw_training_scene(rng: random.Random, kind: str, level: str | None = None, hidden: float = 0.5) -> Scene:
-    """A scene of random severity (clean with probability 1 - `hidden`), font and colors."""
-    severity = rng.random() if rng.random() < hidden else None
+def draw_training_scene(
+    rng: random.Random, kind: str, level: str | None = None, hidden: float = 0.5, most: float = 1.0
+) -> Scene:
+    """A scene of random severity up to `most` (clean with probability 1 - `hidden`), font and colors."""
+    severity = most * rng.random() if rng.random() < hidden else None
     style = draw_style(rng, TRAIN_FONTS) if rng.random() < 0.35 else plain_style(rng)
     return draw_scene(rng, kind, level, severity, style)
 
@@ -279,6 +281,8 @@ def content(rng: random.Random, media: Sequence[Media], text: str, language: str
         texts = {len(parts): gap + text}
     elif form < 0.78:
         texts = {0: text + gap}
+    elif form < 0.84 and len(parts) > 1:
+        texts = {1: text}
     elif form < 0.92:
         texts = {0: aside, len(parts): text} if rng.random() < 0.5 else {0: text, len(parts): aside}
     else:
@@ -416,14 +420,21 @@ def question_example(rng: random.Random, scene: Scene, mode: str) -> Example:
 
 
 def two_pictures_example(rng: random.Random, scenes: tuple[Scene, Scene], mode: str) -> Example:
-    """A question about the first or the second of two pictures."""
-    language, chosen, media = rng.choice(LANGUAGES), rng.randrange(2), [seen(scene) for scene in scenes]
-    question = scenes[chosen].question(rng)
-    which = rng.choice(WHICH[language]).replace("{n}", ORDINALS[language][chosen])
-    text = which.replace("{q}", worded(rng, question, language))
-    parts = content(rng, media, text[0].upper() + text[1:], language)
-    target = answered(question.answer, question.thinking, mode)
-    return Example("two pictures", with_system(rng, [{"role": "user", "content": parts}]), media, target)
+    """A question about the first or the second of two pictures; for the Instruct model also three in a row."""
+    language, media = rng.choice(LANGUAGES), [seen(scene) for scene in scenes]
+    messages: list[Message] = []
+    target = ""
+    for turn in range(3 if mode == "instruct" and rng.random() < 0.7 else 1):
+        if turn:
+            messages.append({"role": "assistant", "content": target})
+        chosen = rng.randrange(2)
+        question = scenes[chosen].question(rng)
+        which = rng.choice(WHICH[language]).replace("{n}", ORDINALS[language][chosen])
+        text = which.replace("{q}", worded(rng, question, language))
+        parts = content(rng, media if turn == 0 else [], text[0].upper() + text[1:], language)
+        messages.append({"role": "user", "content": parts})
+        target = answered(question.answer, question.thinking, mode)
+    return Example("two pictures", with_system(rng, messages), media, target, every=len(messages) > 1)
 
 
 def turns_example(rng: random.Random, scenes: Sequence[Scene], mode: str) -> Example:

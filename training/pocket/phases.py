@@ -6,6 +6,7 @@ instruct     the language model with a frozen tower: answer at once, write a sho
 thinking     the language model with a frozen tower: look and reason step by step, answer
 ..._more     the phase before, with more practice of tasks of low accuracy
 ..._last     the phase before, with more requests without a picture
+..._forms    the phase before, with more requests about two pictures, and for Instruct pictures of low severity
 
 If every token of a target is predicted correctly after the correct tokens before it, greedy decoding writes this
 target. The batches are always new, so the share of such targets is the exact-match accuracy.
@@ -86,9 +87,11 @@ PHASES = {
         Phase("instruct", "instruct", "transcripts", 5200, 1.5e-3, 0.0, 1),
         Phase("instruct_more", "instruct", "instruct", 3750, 1e-3, 0.0, 1),
         Phase("instruct_last", "instruct", "instruct_more", 700, 6e-4, 0.0, 1),
+        Phase("instruct_forms", "instruct", "instruct_last", 500, 6e-4, 0.0, 1),
         Phase("thinking", "thinking", "transcripts", 4400, 1.5e-3, 0.0, 1),
         Phase("thinking_more", "thinking", "thinking", 2250, 8e-4, 0.0, 1),
         Phase("thinking_last", "thinking", "thinking_more", 850, 5e-4, 0.0, 1),
+        Phase("thinking_forms", "thinking", "thinking_last", 500, 5e-4, 0.0, 1),
     )
 }
 
@@ -187,6 +190,16 @@ def _turns(rng: random.Random, mode: Mode, drawn: dict[str, float], count: int) 
             examples.append(two_pictures_example(rng, (one, two), mode))
         else:
             examples.append(turns_example(rng, [one, two] if rng.random() < 0.35 else [one], mode))
+    return examples
+
+
+def _two_scenes(rng: random.Random, mode: Mode, drawn: dict[str, float], count: int) -> list[Example]:
+    """Two pictures at once, and conversations with a new picture in a later turn."""
+    examples = []
+    for i in range(count):
+        one, two = _draw(rng, drawn, EVENLY, 2, 0.3)
+        both = two_pictures_example(rng, (one, two), mode) if i % 3 else turns_example(rng, [one, two], mode)
+        examples.append(both)
     return examples
 
 
@@ -294,6 +307,31 @@ def with_texts(
     return alternately
 
 
+def instruct_forms(rng: random.Random, start: int) -> Iterator[list[Example]]:
+    """Two pictures; short chains and one tap among as many arrows and buttons as long ones; all of before."""
+    before = more_instruct(rng, start)
+    for step in itertools.count(start):
+        if step % 2:
+            yield _two_scenes(rng, "instruct", weights(0.8, 1.2, 0.6, 1.6, 1.6), 32)
+        elif step % 4:
+            low = [draw_training_scene(rng, pick(rng, LINKED), None, 1.0, 0.25) for _ in range(64)]
+            yield [_direct(rng, scene) for scene in low]
+        else:
+            yield next(before)
+
+
+def thinking_forms(rng: random.Random, start: int) -> Iterator[list[Example]]:
+    """Two pictures; tools; all of before."""
+    before = more_thinking(rng, start)
+    for step in itertools.count(start):
+        if step % 2:
+            yield _two_scenes(rng, "thinking", weights(1.0, 1.5, 1.0, 1.0, 1.0), 32)
+        elif step % 10 == 0:
+            yield [tools_example(rng, "thinking") for _ in range(24)]
+        else:
+            yield next(before)
+
+
 # the later phases practice what had low accuracy
 text_count = partial(text_example, mode="thinking", kind="count")
 more_instruct = partial(instruct_examples, drawn=weights(0.6, 0.9, 0.4, 3.5, 3.0), levels=EVENLY, hidden=0.35, every=4)
@@ -309,6 +347,7 @@ EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "instruct": partial(instruct_examples, drawn=weights(1.0, 1.6, 0.9, 1.3, 1.2), levels=EASIER),
     "instruct_more": more_instruct,
     "instruct_last": with_texts(more_instruct, lambda rng: [text_turns_example(rng) for _ in range(72)]),
+    "instruct_forms": instruct_forms,
     "thinking": partial(
         thinking_examples, drawn=weights(1.0, 1.2, 1.5, 1.2, 1.0), practice=(sums_example, sums_example, times_example)
     ),
@@ -316,4 +355,5 @@ EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "thinking_last": with_texts(
         more_thinking, lambda rng: [lists_example(rng) if i % 4 else text_example(rng, "thinking") for i in range(96)]
     ),
+    "thinking_forms": thinking_forms,
 }
