@@ -45,7 +45,7 @@ BEFORE = {
 }  # fmt: skip
 #: Level and caption of the pictures among which only the severity differs.
 CURVES = {
-    "ocr": ("medium", "four characters"), "count": ("hard", "seven shapes"), "math": ("medium", "two numbers"),
+    "ocr": ("medium", "four characters"), "count": ("hard", "six shapes"), "math": ("medium", "two numbers"),
     "gui": ("medium", "three screens"), "hop": ("medium", "five arrows"), "video": ("medium", "a lamp"),
 }  # fmt: skip
 POINTS = ("0", "0.2", "0.4", "0.6", "0.8", "1")

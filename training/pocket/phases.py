@@ -6,7 +6,7 @@ instruct     the language model with a frozen tower: answer at once, write a sho
 thinking     the language model with a frozen tower: look and reason step by step, answer
 ..._more     the phase before, with more practice of tasks of low accuracy
 ..._last     the phase before, with more requests without a picture
-..._forms    the phase before, with more requests about two pictures, and for Instruct pictures of low severity
+..._forms    the phase before, with more requests about two pictures, and pictures of low severity
 
 If every token of a target is predicted correctly after the correct tokens before it, greedy decoding writes this
 target. The batches are always new, so the share of such targets is the exact-match accuracy.
@@ -91,7 +91,6 @@ PHASES = {
         Phase("thinking", "thinking", "transcripts", 4400, 1.5e-3, 0.0, 1),
         Phase("thinking_more", "thinking", "thinking", 2250, 8e-4, 0.0, 1),
         Phase("thinking_last", "thinking", "thinking_more", 850, 5e-4, 0.0, 1),
-        Phase("thinking_forms", "thinking", "thinking_last", 500, 5e-4, 0.0, 1),
     )
 }
 
@@ -193,12 +192,14 @@ def _turns(rng: random.Random, mode: Mode, drawn: dict[str, float], count: int) 
     return examples
 
 
-def _two_scenes(rng: random.Random, mode: Mode, drawn: dict[str, float], count: int) -> list[Example]:
+def _two_scenes(rng: random.Random, drawn: dict[str, float], count: int) -> list[Example]:
     """Two pictures at once, and conversations with a new picture in a later turn."""
     examples = []
     for i in range(count):
         one, two = _draw(rng, drawn, EVENLY, 2, 0.3)
-        both = two_pictures_example(rng, (one, two), mode) if i % 3 else turns_example(rng, [one, two], mode)
+        both = (
+            two_pictures_example(rng, (one, two), "instruct") if i % 3 else turns_example(rng, [one, two], "instruct")
+        )
         examples.append(both)
     return examples
 
@@ -312,22 +313,10 @@ def instruct_forms(rng: random.Random, start: int) -> Iterator[list[Example]]:
     before = more_instruct(rng, start)
     for step in itertools.count(start):
         if step % 2:
-            yield _two_scenes(rng, "instruct", weights(0.8, 1.2, 0.6, 1.6, 1.6), 32)
+            yield _two_scenes(rng, weights(0.8, 1.2, 0.6, 1.6, 1.6), 32)
         elif step % 4:
             low = [draw_training_scene(rng, pick(rng, LINKED), None, 1.0, 0.25) for _ in range(64)]
             yield [_direct(rng, scene) for scene in low]
-        else:
-            yield next(before)
-
-
-def thinking_forms(rng: random.Random, start: int) -> Iterator[list[Example]]:
-    """Two pictures; tools; all of before."""
-    before = more_thinking(rng, start)
-    for step in itertools.count(start):
-        if step % 2:
-            yield _two_scenes(rng, "thinking", weights(1.0, 1.5, 1.0, 1.0, 1.0), 32)
-        elif step % 10 == 0:
-            yield [tools_example(rng, "thinking") for _ in range(24)]
         else:
             yield next(before)
 
@@ -355,5 +344,4 @@ EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "thinking_last": with_texts(
         more_thinking, lambda rng: [lists_example(rng) if i % 4 else text_example(rng, "thinking") for i in range(96)]
     ),
-    "thinking_forms": thinking_forms,
 }

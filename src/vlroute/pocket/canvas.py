@@ -272,9 +272,9 @@ class Canvas:
         if severity <= 0:
             return
         if way == "blur":
-            self.image = self.image.filter(ImageFilter.GaussianBlur(1.8 * severity))
+            self.image = self.image.filter(ImageFilter.GaussianBlur(1.85 * severity))
         elif way == "noise":
-            noise = np.random.default_rng(self.rng.getrandbits(32)).normal(0, 105 * severity, (SIDE, SIDE, 3))
+            noise = np.random.default_rng(self.rng.getrandbits(32)).normal(0, 110 * severity, (SIDE, SIDE, 3))
             self.image = Image.fromarray(np.clip(np.asarray(self.image) + noise, 0, 255).astype(np.uint8))
         else:
             paper = Image.new("RGB", (SIDE, SIDE), self.style.paper)

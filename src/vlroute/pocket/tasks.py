@@ -278,7 +278,8 @@ def _scene(
     """Make the pictures as hard to see as `severity` asks for, each frame in the same way."""
     way = rng.choice(CORRUPTIONS)
     for canvas in canvases:
-        canvas.corrupt(way, severity or 0.0)
+        # shapes are hidden in other ways, too
+        canvas.corrupt(way, (severity or 0.0) * (0.5 if kind == "count" else 1.0))
     return Scene(kind, difficulty, level, severity, transcript, caption, tuple(canvases), question)
 
 
@@ -306,7 +307,7 @@ def _ocr(rng: random.Random, level: str, severity: float | None, style: Style) -
 def _draw_shapes(rng: random.Random, kinds: list[str], hidden: float, style: Style) -> tuple[Canvas, list[str]]:
     """Draw shapes into random cells; with growing `hidden` smaller, crowded, in any color and partly covered."""
     canvas, cells = Canvas(rng, style), ["."] * 16
-    size, shift = round(18 - 8 * hidden), round(10 * hidden)
+    size, shift = round(18 - 2 * hidden), round(10 * hidden)
     for cell, kind in zip(rng.sample(range(16), len(kinds)), kinds, strict=True):
         ink: Ink | None = rng.choice(style.shape_inks) if rng.random() < hidden else None
         canvas.shape(kind, cell % 4, cell // 4, size, ink, shift)
@@ -314,7 +315,7 @@ def _draw_shapes(rng: random.Random, kinds: list[str], hidden: float, style: Sty
     if hidden:
         for cell in range(16):
             if cells[cell] != ".":
-                canvas.cover(cell % 4, cell // 4, 0.5 * hidden * rng.random())
+                canvas.cover(cell % 4, cell // 4, 0.3 * hidden * rng.random())
     return canvas, cells
 
 
@@ -540,7 +541,7 @@ def _lamp(rng: random.Random, level: str, severity: float | None, style: Style) 
     x, y = rng.randint(18, SIDE - 18), rng.randint(18, SIDE - 24)
     canvases = [Canvas(rng, style) for _ in range(FRAMES)]
     for second, canvas in enumerate(canvases):
-        canvas.lamp(x, y, second in lit, brightness=1 - 0.8 * (severity or 0.0))
+        canvas.lamp(x, y, second in lit, brightness=1 - 0.85 * (severity or 0.0))
     listed = "".join(f"{'*' if second in lit else '.'}{second}" for second in range(FRAMES))
     difficulty = {"easy": "0–1 flashes", "medium": "2 flashes", "hard": "3–4 flashes"}[level]
     thinking = f"{listed} {'*' * flashes}={flashes}"
