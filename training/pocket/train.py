@@ -1,7 +1,7 @@
 """Train one phase of the pocket pair, or all of them: `python -m training.pocket.train [PHASE]`.
 
 Seeded, with progress, and resumable: a stopped run continues from its last saved step. About three hours and
-a quarter on two cores: tower and transcripts on both, then the two language models side by side, one core each.
+a half on two cores: tower and transcripts on both, then the two language models side by side, one core each.
 """
 
 from __future__ import annotations
