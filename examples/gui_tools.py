@@ -59,7 +59,7 @@ def solve(task: ScreenTask, write: Model) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mode", choices=("instruct", "thinking"), default="instruct")
+    parser.add_argument("--mode", choices=("instruct", "thinking"), default="thinking")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
