@@ -144,7 +144,7 @@ def test_seeded_greedy_is_greedy(router: Router) -> None:
 
 
 def test_frequency_penalty_counts(router: Router) -> None:
-    plain, damped = (ask(router, TASKS[8], "thinking", frequency_penalty=p, max_new_tokens=60) for p in (0.0, 50.0))
+    plain, damped = (ask(router, TASKS[1], "thinking", frequency_penalty=p, max_new_tokens=60) for p in (0.0, 50.0))
 
     def most(answer: Answer) -> int:
         ids = router.pair.thinking.tokenizer(answer.thinking, add_special_tokens=False)["input_ids"]

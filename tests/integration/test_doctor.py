@@ -45,7 +45,7 @@ def test_the_pocket_pair_is_fine() -> None:
     assert all(one.advice for one in findings if one.state != "fine")
     by_name = {(one.section, one.what): one.found for one in findings}
     assert "equal" in by_name["model", "towers"]
-    assert "1440 records" in by_name["router", "calibration set"]
+    assert "3600 records" in by_name["router", "calibration set"]
     assert by_name["packages", "torch"]
     assert [one.what for one in findings if one.section == "extras"] == [*EXTRAS]
 

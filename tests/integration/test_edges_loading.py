@@ -238,10 +238,10 @@ def test_a_template_elsewhere(pair: Path) -> None:
 
 
 def test_checkpoints_of_two_sizes(pair: Path) -> None:
-    change(pair / "thinking" / "config.json", text_config__num_hidden_layers=5)
+    change(pair / "thinking" / "config.json", text_config__num_hidden_layers=6)
     said = refusal(pair)
-    assert "num_hidden_layers 4" in said
     assert "num_hidden_layers 5" in said
+    assert "num_hidden_layers 6" in said
 
 
 @pytest.mark.parametrize("kind", ["qwen3_vl_moe", "qwen2_5_vl", "llama", "", None])
@@ -363,7 +363,7 @@ def test_a_router_of_another_pair_is_noticed(pair: Path, tmp_path: Path, caplog:
         return "was trained for" in caplog.text
 
     pocket, prior = shipped("pocket/router"), shipped("qwen3-vl-2b/router")
-    silent = another(pocket, tmp_path / "silent", pair=None)
+    silent = another(pocket, tmp_path / "silent", model=None)
     assert not warned(lambda: Router.from_pretrained(pair, router=pocket).load())
     assert not warned(lambda: Router.from_pretrained("Qwen/Qwen3-VL-2B"))
     assert not warned(lambda: Router.from_pretrained("Qwen/Qwen3-VL-8B", router=silent))
@@ -381,7 +381,7 @@ def test_a_router_of_another_pair_is_noticed(pair: Path, tmp_path: Path, caplog:
 @pytest.mark.parametrize("record", [3, "pocket", {}, {"name": 1}, {"name": "x", "fingerprint": 5}])
 def test_a_record_of_a_pair_that_makes_no_sense(tmp_path: Path, record: Any) -> None:
     with pytest.raises(ArtifactError, match="pair"):
-        Router.from_pretrained(router=another(shipped("pocket/router"), tmp_path / "router", pair=record))
+        Router.from_pretrained(router=another(shipped("pocket/router"), tmp_path / "router", model=record))
 
 
 def test_training_records_the_pair_that_answered(

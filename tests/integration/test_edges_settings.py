@@ -24,6 +24,7 @@ from tests.serving import Served, served, user
 from vlroute import Router
 from vlroute.engine.settings import SETTINGS, UNSUPPORTED
 from vlroute.errors import SettingsError, VLRouteError
+from vlroute.files import shipped
 from vlroute.inputs.messages import parse
 from vlroute.serving.settings import ServerSettings
 from vlroute.types import MODES, Decided, Mode
@@ -32,6 +33,7 @@ from vlroute.types import MODES, Decided, Mode
 CASES = int(os.environ.get("VLROUTE_SETTINGS_CASES", "60"))
 SOME = task("hop")
 HARD = task("math", "hard", 3)
+VOCAB = json.loads((shipped("pocket/instruct") / "config.json").read_text("utf-8"))["text_config"]["vocab_size"]
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +124,11 @@ def test_every_other_setting_of_transformers_is_refused_by_name(name: str) -> No
         ({"max_time": 1.0}, "cancel="), ({"n": 3}, "ask several times"), ({"temprature": 1}, "temperature"),
         ({"stop": "now"}, "list of strings"), ({"do_sample": False, "top_p": 0.9}, "contradicts"),
         ({"do_sample": True, "temperature": 0}, "contradicts"),
-        ({"min_new_tokens": 9, "max_new_tokens": 3}, "max_new_tokens=3"), ({"suppress_tokens": [640]}, "0 to 639"),
-        ({"suppress_tokens": [*range(640)]}, "no token"), ({"eos_token_id": []}, "at least one"),
+        ({"min_new_tokens": 9, "max_new_tokens": 3}, "max_new_tokens=3"),
+        ({"suppress_tokens": [VOCAB]}, f"0 to {VOCAB - 1}"),
+        ({"suppress_tokens": [*range(VOCAB)]}, "no token"), ({"eos_token_id": []}, "at least one"),
     ],
-    ids=str,
+    ids=lambda one: str(one)[:40],
 )  # fmt: skip
 @pytest.mark.parametrize("where", ["alone", "together"])
 def test_what_cannot_be_obeyed_is_refused_before_anything_runs(
@@ -236,7 +239,7 @@ def test_a_checkpoint_may_set_what_is_not_supported(
 def test_bans_that_leave_nothing_end_the_answer(router: Router, together: Router) -> None:
     ends = end_id(router)
     keep = token_ids(router, "7", "instruct")[0]
-    bans = {"suppress_tokens": [one for one in range(640) if one not in (keep, ends)], "no_repeat_ngram_size": 1}
+    bans = {"suppress_tokens": [one for one in range(VOCAB) if one not in (keep, ends)], "no_repeat_ngram_size": 1}
     for one in (router, together):
         for draw in ({}, {"temperature": 1.0}):
             with scripted(one, "instruct", [keep] * 50):
@@ -269,10 +272,10 @@ RIGHT: dict[str, Callable[[random.Random], Any]] = {
     "frequency_penalty": lambda r: r.choice([-10_000, -2, 0, 1.5, 10_000]),
     "repetition_penalty": lambda r: r.choice([0.01, 0.5, 1, 1.2, 100]),
     "no_repeat_ngram_size": lambda r: r.choice([0, 1, 2, 5, 2**31 - 1]),
-    "bad_words_ids": lambda r: r.choice([[], [[2]], [[r.randrange(640) for _ in range(n)] for n in (1, 1, 2, 3)]]),
+    "bad_words_ids": lambda r: r.choice([[], [[2]], [[r.randrange(VOCAB) for _ in range(n)] for n in (1, 1, 2, 3)]]),
     "sequence_bias": lambda r: r.choice([{}, {(5,): 2.0, (6, 7): -1}, [[[5], 10_000]], [[[8, 9], np.float32(3)]]]),
-    "suppress_tokens": lambda r: r.choice([[], [2], r.sample(range(640), 600), range(100), np.arange(5)]),
-    "begin_suppress_tokens": lambda r: r.choice([[], [2], r.sample(range(640), 300)]),
+    "suppress_tokens": lambda r: r.choice([[], [2], r.sample(range(VOCAB), VOCAB - 40), range(100), np.arange(5)]),
+    "begin_suppress_tokens": lambda r: r.choice([[], [2], r.sample(range(VOCAB), VOCAB // 2)]),
     "eos_token_id": lambda r: r.choice([2, [2], [2, 45], np.array([2, 7]), 45, -1]),
     "stop": lambda r: r.choice([[], ["x"], ("1", "。"), ["\n", "7"]]),
     "thinking_budget": lambda r: r.choice([0, 1, 5, 2**31 - 1, np.int64(3)]),
@@ -286,10 +289,10 @@ BEYOND: dict[str, list[Any]] = {
     "max_new_tokens": [0, -1, 2.5], "min_new_tokens": [-1, 0.1], "temperature": [-0.1, 1e9], "top_k": [-2, 0.5],
     "top_p": [-1e-9, 1.01], "min_p": [-0.1, 2], "typical_p": [0, 1.1], "epsilon_cutoff": [1, -1], "eta_cutoff": [1.0],
     "seed": [2**64, -(2**63) - 1, 0.5], "presence_penalty": [1e9], "frequency_penalty": [-1e9],
-    "repetition_penalty": [0, -1, 101], "no_repeat_ngram_size": [-1], "bad_words_ids": [[[]], [3], [[-1]], [[640]]],
-    "sequence_bias": [{(): 1.0}, {(5,): float("nan")}, [[5, 1.0]], {(640,): 1.0}, {5: 1.0}],
-    "suppress_tokens": [[-1], [640], [1.5], ["a"], 3, range(640)], "begin_suppress_tokens": [[640], [True], 3],
-    "eos_token_id": [[], -2, [640], [-1], "2"], "stop": ["x", [""], [3], {"a": 1}], "thinking_budget": [-1, 0.5],
+    "repetition_penalty": [0, -1, 101], "no_repeat_ngram_size": [-1], "bad_words_ids": [[[]], [3], [[-1]], [[VOCAB]]],
+    "sequence_bias": [{(): 1.0}, {(5,): float("nan")}, [[5, 1.0]], {(VOCAB,): 1.0}, {5: 1.0}],
+    "suppress_tokens": [[-1], [VOCAB], [1.5], ["a"], 3, range(VOCAB)], "begin_suppress_tokens": [[VOCAB], [True], 3],
+    "eos_token_id": [[], -2, [VOCAB], [-1], "2"], "stop": ["x", [""], [3], {"a": 1}], "thinking_budget": [-1, 0.5],
     "pad_token_id": [-1], "bos_token_id": ["x"], "do_sample": [0, 1, "yes"],
 }  # fmt: skip
 

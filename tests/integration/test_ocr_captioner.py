@@ -8,13 +8,12 @@ import threading
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from tests.conftest import lacking
 from vlroute import Router
 from vlroute.decision.captions import OcrCaptioner, describe
 from vlroute.inputs.media import Picture, Video
-from vlroute.pocket.canvas import font
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def page(lines: list[str], size: tuple[int, int] = (640, 480), points: int = 22)
     image = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(image)
     for i, line in enumerate(lines):
-        draw.text((16, 12 + (points + 12) * i), line, fill="black", font=font(points))
+        draw.text((16, 12 + (points + 12) * i), line, fill="black", font=ImageFont.load_default(size=points))
     return image
 
 

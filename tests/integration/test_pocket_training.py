@@ -158,7 +158,7 @@ def test_every_form_of_a_message_has_question_and_pictures_once() -> None:
             assert "|".join(texts).count(question) == 1
             assert [part["type"] for part in parts if part["type"] != "text"] == [one.part["type"] for one in media]
             layouts.add(tuple(part["type"] for part in parts))
-        assert len(layouts) == (1, 3, 4, 4)[len(media)]
+        assert len(layouts) == (1, 3, 5, 5)[len(media)]
 
 
 def test_the_longest_thought_of_a_sum_can_be_cut_but_ends_by_itself(tmp_path: Path) -> None:

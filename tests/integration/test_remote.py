@@ -113,7 +113,7 @@ def test_a_server_without_a_reasoning_parser(router: Router, servers: tuple[Serv
     folder = shipped("pocket/thinking")
     with transformers_server(folder, "float32", "cpu") as (url, _):
         there = Router.from_endpoints(
-            (servers[0].url, "instruct"), (f"{url}/v1", str(folder)), max_new_tokens=200, do_sample=False
+            (servers[0].url, "instruct"), (f"{url}/v1", str(folder)), max_new_tokens=320, do_sample=False
         )
         for one in TASKS:
             here = router.ask(one.prompt, **media(one), mode="thinking", do_sample=False)

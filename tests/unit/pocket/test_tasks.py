@@ -205,7 +205,7 @@ def test_content_grows_with_severity() -> None:
 def test_one_scene_has_several_questions(seed: int, kind: str, severity: float | None) -> None:
     rng = random.Random(seed)
     scene = draw_scene(rng, kind, None, severity)
-    questions = {repr(scene.question(rng)) for _ in range(60)}
+    questions = {repr(scene.question(rng)) for _ in range(400)}
     if kind in ("ocr", "math") or (kind == "hop" and severity is not None):
         assert len(questions) == 1
     elif kind != "video":  # a question for each kind of shape, each goal or each start
