@@ -47,7 +47,7 @@ format: install  ## Apply the fixes of ruff and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pocket: install  ## Train the pocket pair and its router, measure both, write their pages, run the notebooks (five hours on two cores)
+pocket: install  ## Train the pocket pair and its router, measure both, write their pages, run the notebooks (four hours on two cores)
 	$(BIN)/python -m training.pocket.train
 	$(BIN)/python -m training.pocket.evaluate
 	$(BIN)/python -m training.pocket.label --jobs 2 --out training/pocket/records.jsonl.gz
@@ -55,7 +55,7 @@ pocket: install  ## Train the pocket pair and its router, measure both, write th
 	$(MAKE) retrain
 	$(MAKE) notebooks
 
-retrain: install  ## Train the router of the pocket pair from its committed records, prove it and write the card (30 minutes)
+retrain: install  ## Train the router of the pocket pair from its committed records, prove it and write the card (10 minutes)
 	$(BIN)/python training/retrain.py training/pocket/records.jsonl.gz --together record --model models/pocket --out models/pocket/router
 	$(BIN)/python -m training.pocket.probe
 	$(BIN)/python -m training.pocket.proof --jobs 2 --count 720 --seed validation --out training/pocket/validation

@@ -1,4 +1,4 @@
-"""The examples of the documentation that ask the pocket pair: each states its answers, and they are right.
+"""Runs the examples of the documentation that ask the pocket pair, and compares the answers with those that they state.
 
 A page states what an example prints in one of two ways:
 

@@ -197,10 +197,10 @@ def _two_scenes(rng: random.Random, drawn: dict[str, float], count: int) -> list
     examples = []
     for i in range(count):
         one, two = _draw(rng, drawn, EVENLY, 2, 0.3)
-        both = (
-            two_pictures_example(rng, (one, two), "instruct") if i % 3 else turns_example(rng, [one, two], "instruct")
-        )
-        examples.append(both)
+        if i % 3:
+            examples.append(two_pictures_example(rng, (one, two), "instruct"))
+        else:
+            examples.append(turns_example(rng, [one, two], "instruct"))
     return examples
 
 
@@ -279,7 +279,7 @@ def thinking_examples(
     hidden: float = 0.5,
     every: int = 3,
 ) -> Iterator[list[Example]]:
-    """Step by step; every sixth batch is practice without pictures, every sixth a video."""
+    """Questions answered after a thought. One batch in six is practice without pictures, one in six has videos."""
     waiting: list[list[Example]] = []
     for step in itertools.count(start):
         if others := _others(rng, "thinking", step, drawn, every):

@@ -118,7 +118,8 @@ def compared(trial: Trial, title: str) -> Panel:
         _append_answer(text, trial, answer, name)
         text.append("\n")
     text.append(f"routed     to {decision.mode}: {decision.reason}")
-    return Panel(text, title=f"{title} · {_about(trial)}", title_align="left")
+    # a line each: together they are too long for a terminal of 80 columns
+    return Panel(text, title=title, title_align="left", subtitle=_about(trial), subtitle_align="left")
 
 
 def _about(trial: Trial) -> str:
