@@ -22,6 +22,7 @@ from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.media import Picture, PixelBudget, Video, load_picture
 from vlroute.inputs.messages import Conversation, Message, Part, Role
 from vlroute.pipeline import EitherEvent, Pipeline, RequestOptions
+from vlroute.steps import run
 from vlroute.stream import Stream, Work
 from vlroute.types import Answer, Decision, Event, Events, Finished, ModeChoice, Timing, Usage, forced_mode
 
@@ -110,7 +111,7 @@ class Chat:
         self._take()
         try:
             conversation = self._conversation(prompt, images, videos)
-            answer = self.pipeline.answer(conversation, options, in_turns=True)
+            answer = run(self.pipeline.answer(conversation, options))
             self._add(conversation, answer)
             return answer
         finally:
@@ -193,7 +194,7 @@ class Chat:
     def _answer_turn(self, conversation: Conversation, options: RequestOptions, emit: Callable[[Event], Any]) -> Answer:
         """Answer the turn of a stream, in the thread that produces its events."""
         self._worker = threading.current_thread()
-        return self.pipeline.answer(conversation, options, True, emit)
+        return run(self.pipeline.answer(conversation, options, emit))
 
     def _conversation(self, prompt: str | Sequence[Any], images: Any, videos: Any) -> Conversation:
         return self.pipeline.parse(prompt, images, videos, self._messages())

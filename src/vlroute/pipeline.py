@@ -16,11 +16,13 @@ from vlroute.decision.policy import PRICE
 from vlroute.decision.selector import ModeSelector
 from vlroute.engine.local.checkpoint_files import local_folder
 from vlroute.engine.settings import checked, combined
+from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
 from vlroute.errors import ModeUnavailableError, RouterClosedError, VLRouteError
 from vlroute.hub import Source, common_name, identify, pair_name
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.inputs.video import DEFAULT_SAMPLING, FrameSampling, sampling_of
+from vlroute.steps import Steps, run
 from vlroute.stream import Stream
 from vlroute.types import (
     MODES,
@@ -106,7 +108,7 @@ class LazyModel:
         thinking: The same for Thinking.
         loading: Arguments of `load_model_pair`.
         caches: `vision_cache` and `prefix_cache` of `LocalEngine.load`.
-        max_num_seqs: Maximum number of answers in each mode that share forward passes.
+        max_num_seqs: Maximum number of answers in each mode that are generated at the same time.
         engine: Answers instead of checkpoints that are loaded here.
         on_load: Called with this object after the model was loaded from the hub.
     """
@@ -118,7 +120,7 @@ class LazyModel:
         *,
         loading: Mapping[str, Any],
         caches: Mapping[str, Any],
-        max_num_seqs: int = 1,
+        max_num_seqs: int = DEFAULT_NUM_SEQS,
         engine: Engine | None = None,
         on_load: Callable[[LazyModel], Any] = lambda model: None,
     ) -> None:
@@ -230,25 +232,22 @@ class Pipeline:
         """
         self.model.check_open()
         engine = self.model.engine
-        with engine.request(conversation, False, options.namespace) if engine else nullcontext() as request:
-            caption = self._caption(conversation, options, request)
+        with engine.request(conversation, options.namespace) if engine else nullcontext() as request:
+            caption = run(self._caption(conversation, options, request))
             return self.selector.decide(conversation, caption, options.mode, options.price)
 
     def answer(
         self,
         conversation: Conversation,
         options: RequestOptions,
-        in_turns: bool = False,
         emit: Callable[[Event], Any] | None = None,
-    ) -> Answer:
+    ) -> Steps[Answer]:
         """Decide, answer and store.
 
         Args:
             conversation: The messages.
             options: Mode, caption, price, generation settings and others.
-            in_turns: Whether the conversation has several turns: tokens of earlier turns are then taken from a cache,
-                and the number of uncached tokens counts in the decision.
-            emit: Called with each event, in this thread.
+            emit: Called with each event, in one thread after the other.
 
         Returns:
             The answer, which `emit` has received too.
@@ -260,7 +259,7 @@ class Pipeline:
         engine = self.model.load()
         began, id = time.perf_counter(), new_id()
         try:
-            answer = self._answer(engine, conversation, options, in_turns, emit, began, id)
+            answer = yield from self._answer(engine, conversation, options, emit, began, id)
         except BaseException as error:
             log.debug("request %s failed after %.3f s: %s", id, time.perf_counter() - began, type(error).__name__)
             raise
@@ -274,32 +273,31 @@ class Pipeline:
             emit(Finished(answer))
         return answer
 
-    def stream(self, conversation: Conversation, options: RequestOptions, in_turns: bool = False) -> Events:
+    def stream(self, conversation: Conversation, options: RequestOptions) -> Events:
         """The events of `answer`, which runs in a thread of its own. The model is loaded before this returns."""
         self.model.load()
         closed = threading.Event()
         options = replace(options, cancel=EitherEvent(closed, options.cancel))
-        return Stream(partial(self.answer, conversation, options, in_turns), closed)
+        return Stream(lambda emit: run(self.answer(conversation, options, emit)), closed)
 
     def _answer(
         self,
         engine: Engine,
         conversation: Conversation,
         options: RequestOptions,
-        in_turns: bool,
         emit: Callable[[Event], Any] | None,
         began: float,
         id: str,
-    ) -> Answer:
+    ) -> Steps[Answer]:
         cancel = EitherEvent(options.cancel, self.model.closed)
-        with engine.request(conversation, in_turns, options.namespace) as request:
+        with engine.request(conversation, options.namespace) as request:
             settings = {mode: self._settings(mode, options) for mode in MODES}
             for mode in MODES if options.mode is None else (options.mode,):
                 request.check(mode, settings[mode])
-            caption = self._caption(conversation, options, request)
+            caption = yield from self._caption(conversation, options, request)
             captioned = time.perf_counter()
             # in the first turn both modes have to prefill the same tokens
-            weighed = in_turns and options.mode is None and len(conversation.messages) > 1
+            weighed = options.mode is None and len(conversation.messages) > 1
             uncached_tokens = request.uncached_tokens() if weighed else None
             decision = self.selector.decide(conversation, caption, options.mode, options.price, uncached_tokens)
             decided = time.perf_counter()
@@ -307,14 +305,14 @@ class Pipeline:
             if emit is not None:
                 emit(Decided(decision, id))
             try:
-                reply = request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
+                reply = yield from request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
             except ModeUnavailableError as error:
                 if decision.forced or error.begun:
                     raise
                 decision = _fallen_back(decision, error)
                 if emit is not None:
                     emit(Decided(decision, id))
-                reply = request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
+                reply = yield from request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
         if reply.finish_reason != "cancelled":
             prefilled = None if reply.prompt_tokens is None else reply.prompt_tokens - reply.cached_tokens
             self.selector.observe(
@@ -339,12 +337,12 @@ class Pipeline:
 
     def _caption(
         self, conversation: Conversation, options: RequestOptions, request: EngineRequest | None
-    ) -> str | None:
+    ) -> Steps[str | None]:
         """The caption of the options, otherwise the captioner's; none if the mode is forced."""
         if options.caption is not None or options.mode is not None:
             return options.caption
         try:
-            return self.selector.caption(conversation, request)
+            return (yield from self.selector.caption(conversation, request))
         except ModeUnavailableError as error:  # the mode that answers may be available
             log.warning("no caption: %s", error)
             return None

@@ -21,7 +21,7 @@ from vlroute.decision.selector import CaptionSource, ModeSelector
 from vlroute.decision.target import Target
 from vlroute.decision.tradeoff import OperatingPoint
 from vlroute.engine.local.checkpoint_files import check_folders
-from vlroute.engine.local.loading import MAX_NUM_SEQS, checked_loading
+from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS, checked_loading
 from vlroute.engine.settings import SETTINGS, UNSUPPORTED, checked_per_mode
 from vlroute.errors import ArtifactError, MissingExtraError, SettingsError
 from vlroute.hub import resolve_pair
@@ -29,6 +29,7 @@ from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation
 from vlroute.inputs.video import FrameSampling
 from vlroute.pipeline import LazyModel, Pipeline, RequestOptions
+from vlroute.steps import run
 from vlroute.types import Answer, Decision, Event, Events, ModeChoice, ModelIdentity, Preset, forced_mode
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("vlroute")
 Self = TypeVar("Self", bound="Router")
 #: Arguments of `from_pretrained` about what this process loads.
-_LOADING = ("device", "dtype", "attn_implementation", "quantization", "max_num_seqs", "vision_cache", "prefix_cache")
+_LOADING = (
+    "device", "dtype", "attn_implementation", "quantization", "memory", "compile", "max_num_seqs", "vision_cache",
+    "prefix_cache",
+)  # fmt: skip
 
 
 class Router:
@@ -61,7 +65,8 @@ class Router:
         captioner: See `from_pretrained`.
         probe: The vision probe that belongs to the classifier.
         limits: What a request may contain.
-        loading: `device`, `dtype`, `attn_implementation` and `quantization`, see `from_pretrained`.
+        loading: `device`, `dtype`, `attn_implementation`, `quantization`, `memory` and `compile`, see
+            `from_pretrained`.
         generation: Settings for both modes, or per mode under its name.
         caching: `vision_cache`, `prefix_cache` or both.
         store: Where answers are stored.
@@ -87,7 +92,7 @@ class Router:
         generation: Mapping[str, Any] | None = None,
         caching: Mapping[str, Any] | None = None,
         store: Store | str | Path | None = None,
-        max_num_seqs: int = 1,
+        max_num_seqs: int = DEFAULT_NUM_SEQS,
         engine: Engine | None = None,
     ) -> None:
         if not isinstance(limits, Limits):
@@ -128,11 +133,13 @@ class Router:
         dtype: Any = None,
         attn_implementation: str | None = None,
         quantization: Any = None,
+        memory: float | None = None,
+        compile: Literal["auto", "off", "max"] | None = None,
         generation: Mapping[str, Any] | None = None,
         vision_cache: VisionCache | None = None,
         prefix_cache: PrefixCache | None = None,
         store: Store | str | Path | None = None,
-        max_num_seqs: int = 1,
+        max_num_seqs: int = DEFAULT_NUM_SEQS,
         **settings: Any,
     ) -> Self:
         """A router for a pair of checkpoints; without a name, for the embedded pocket pair.
@@ -156,9 +163,15 @@ class Router:
             quantization: "4bit", "8bit", "int8", or a quantization config of transformers.
             generation: Settings per mode: `{"thinking": {"max_new_tokens": 4096}}`.
             vision_cache: Cache of vision features with budgets of your own. Several routers may share it.
-            prefix_cache: Cache of KV entries with a budget of your own.
+            prefix_cache: Cache of KV tokens with a budget of your own.
             store: Where answers are stored for `feedback`: a `Store`, a file, or a postgresql:// URL.
-            max_num_seqs: Maximum number of answers in each mode that share forward passes; 1 generates each alone.
+            max_num_seqs: Maximum number of answers in each mode that are generated at the same time.
+            memory: Share of the memory for keys, values and vision features: of the memory of a GPU that is free after
+                loading (0.85 by default), or of the RAM (0.25). The log says how many tokens it holds. Caches with a
+                budget of their own keep it.
+            compile: "auto" captures the decode step as CUDA graphs on a GPU and changes nothing on a CPU; "off"
+                captures nothing; "max" compiles it with `torch.compile` in addition, which takes a minute or more when
+                answers are first generated.
             **settings: Generation settings for both modes, with the names of transformers: `do_sample=False`.
 
         Returns:
@@ -177,6 +190,7 @@ class Router:
                 raise refused(argument, value, "a hub id or a folder")
         options = {
             "device": device, "dtype": dtype, "attn_implementation": attn_implementation, "quantization": quantization,
+            "memory": memory, "compile": compile,
         }  # fmt: skip
         if name is not None and str(name).endswith(".json"):
             if instruct or thinking:
@@ -250,7 +264,7 @@ class Router:
         from vlroute.engine.remote.client import RemoteEngine
 
         loading = {name: settings.pop(name) for name in _LOADING if name in settings}
-        if loading.pop("max_num_seqs", 1) not in (None, 1) or any(value is not None for value in loading.values()):
+        if loading.pop("max_num_seqs", None) not in (None, 1, DEFAULT_NUM_SEQS) or any(value is not None for value in loading.values()):
             raise SettingsError(f"{', '.join(_LOADING)} cannot be used with endpoints; set them on the servers")
         remote = RemoteEngine.over(instruct, thinking)
         try:
@@ -294,7 +308,7 @@ class Router:
 
     @property
     def max_num_seqs(self) -> int:
-        """Maximum number of answers in each mode that share forward passes."""
+        """Maximum number of answers in each mode that are generated at the same time."""
         return self._model.max_num_seqs
 
     @property
@@ -372,12 +386,12 @@ class Router:
 
     @property
     def prefixes(self) -> PrefixCache:
-        """The cache of KV entries of conversations; the first use loads the model. Raises ValueError for endpoints."""
+        """The cache of KV tokens; the first use loads the model. Raises ValueError for endpoints."""
         return self._local.prefixes
 
     @property
     def scheduler(self) -> Scheduler | None:
-        """Generates several answers together; None if `max_num_seqs` is 1 or the model is not loaded."""
+        """Runs the models; None if they are not loaded in this process."""
         return getattr(self._model.engine, "scheduler", None)
 
     @property
@@ -503,7 +517,7 @@ class Router:
         """
         options = RequestOptions(caption, forced_mode(mode), price, cancel, generation)
         pipeline = self.pipeline
-        return pipeline.answer(pipeline.parse(prompt, images, videos, history), options)
+        return run(pipeline.answer(pipeline.parse(prompt, images, videos, history), options))
 
     def stream(
         self,
@@ -545,17 +559,18 @@ class Router:
     def answer_turn(
         self, conversation: Conversation, options: RequestOptions, emit: Callable[[Event], Any] | None = None
     ) -> Answer:
-        """Answer a parsed conversation of several turns; KV entries of earlier turns are reused.
+        """Answer a parsed conversation.
 
         Args:
             conversation: The messages.
             options: Mode, caption, price, generation settings and others.
-            emit: Called with each event, in this thread. Without it, an engine may restart the answer after a fault.
+            emit: Called with each event, in one thread after the other. Without it, an engine may restart the answer
+                after a fault.
 
         Returns:
             The answer.
         """
-        return self.pipeline.answer(conversation, options, in_turns=True, emit=emit)
+        return run(self.pipeline.answer(conversation, options, emit))
 
     def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
         """The events of `answer_turn`.
@@ -567,7 +582,7 @@ class Router:
         Returns:
             The events; see `stream`.
         """
-        return self.pipeline.stream(conversation, options, in_turns=True)
+        return self.pipeline.stream(conversation, options)
 
     def chat(self, system: str | None = None) -> Chat:
         """Start a conversation.

@@ -18,6 +18,7 @@ from PIL.Image import Image
 from vlroute.decision.artifact import CARD_FILE, read_artifact, write_artifact
 from vlroute.errors import ArtifactError, SettingsError
 from vlroute.inputs.media import Picture, Video
+from vlroute.steps import Steps, wait
 
 
 class HasDigest(Protocol):
@@ -36,18 +37,18 @@ Captioner = Callable[[Picture | Video], str]
 class CachedCaptioner(Generic[P]):
     """Runs a captioner once per picture and keeps the captions that were used last. Thread-safe.
 
-    Threads that request the same caption at the same time share one run and its result, even if it fails. Errors are
-    not cached: the next call tries again.
+    Requests of the same caption at the same time share one run and its result, even if it fails. Errors are not cached:
+    the next call tries again.
 
     Args:
-        captioner: Describes one picture.
+        captioner: Describes one picture, see `vlroute.steps`.
         max_items: Number of captions to keep.
 
     Raises:
         ValueError: `max_items` is less than 1.
     """
 
-    def __init__(self, captioner: Callable[[P], str], max_items: int = 4096) -> None:
+    def __init__(self, captioner: Callable[[P], Steps[str]], max_items: int = 4096) -> None:
         if max_items < 1:
             raise ValueError(f"max_items must be at least 1, not {max_items}")
         self._captioner = captioner
@@ -56,7 +57,7 @@ class CachedCaptioner(Generic[P]):
         self._running: dict[str, Future[str]] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, picture: P, /) -> str:
+    def __call__(self, picture: P, /) -> Steps[str]:
         """The caption, without white space at its ends. Raises SettingsError if the captioner returns no string."""
         digest = picture.digest
         with self._lock:
@@ -68,17 +69,20 @@ class CachedCaptioner(Generic[P]):
             if run is None:
                 run = self._running[digest] = Future()
         if mine:
-            self._run(picture, digest, run)
-        return run.result()
+            yield from self._run(picture, digest, run)
+        return (yield from wait(run))
 
     def cached(self, picture: P) -> str | None:
         """The cached caption, if there is one. Neither runs the captioner nor waits for it."""
         with self._lock:
             return self._kept(picture.digest)
 
-    def describe(self, pictures: Iterable[P]) -> str:
+    def describe(self, pictures: Iterable[P]) -> Steps[str]:
         """The captions of several pictures in order, joined with "; "; empty ones are left out."""
-        return "; ".join(caption for picture in pictures if (caption := self(picture)))
+        captions = []
+        for picture in pictures:
+            captions.append((yield from self(picture)))
+        return "; ".join(filter(None, captions))
 
     def _kept(self, digest: str) -> str | None:
         caption = self._captions.get(digest)
@@ -86,9 +90,9 @@ class CachedCaptioner(Generic[P]):
             self._captions.move_to_end(digest)
         return caption
 
-    def _run(self, picture: P, digest: str, run: Future[str]) -> None:
+    def _run(self, picture: P, digest: str, run: Future[str]) -> Steps[None]:
         try:
-            caption = self._captioner(picture)
+            caption: Any = yield from self._captioner(picture)
             if not isinstance(caption, str):
                 raise SettingsError(f"a captioner must return a string, not {type(caption).__name__}")
         except BaseException as error:

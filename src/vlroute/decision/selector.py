@@ -24,6 +24,7 @@ from vlroute.decision.tradeoff import OperatingPoint, TradeoffCurve
 from vlroute.errors import ArtifactError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
+from vlroute.steps import Steps
 from vlroute.types import Decision, Mode, Preset
 
 log = logging.getLogger("vlroute")
@@ -47,10 +48,10 @@ class VisionRequest(Protocol):
     def tower(self) -> str | None:
         """Fingerprint of the Instruct tower whose features `pooled` returns; None if there are no features."""
 
-    def pooled(self, seen: Picture | Video, /) -> NDArray[np.float32]:
+    def pooled(self, seen: Picture | Video, /) -> Steps[NDArray[np.float32]]:
         """Vision features of a picture or video, pooled to `[2 · width]`."""
 
-    def caption(self, seen: Picture | Video, prompt: str, /) -> str:
+    def caption(self, seen: Picture | Video, prompt: str, /) -> Steps[str]:
         """The greedy answer of the Instruct model to `prompt` about one picture or video."""
 
 
@@ -211,7 +212,7 @@ class ModeSelector:
         policy, self._resolved_at = Policy(), time.monotonic()
         return replace(policy, price=self._target.resolve(_tradeoff_curve(classifier, latency, policy)).price)
 
-    def caption(self, conversation: Conversation, request: VisionRequest | None) -> str | None:
+    def caption(self, conversation: Conversation, request: VisionRequest | None) -> Steps[str | None]:
         """Caption of the media in the last message, or of all media if the last message has none.
 
         Args:
@@ -228,7 +229,7 @@ class ModeSelector:
         if request is None and not callable(self._captioner):
             kept = [captions.cached(one) for one in seen]
             return "; ".join(filter(None, kept)) if kept and None not in kept else None
-        return captions.describe(seen) if seen else None
+        return (yield from captions.describe(seen)) if seen else None
 
     def decide(
         self,
@@ -279,14 +280,14 @@ class ModeSelector:
             decision.threshold, price, extra,
         )  # fmt: skip
 
-    def _describe(self, probe: VisionProbe | None, seen: _Seen) -> str:
+    def _describe(self, probe: VisionProbe | None, seen: _Seen) -> Steps[str]:
         if callable(self._captioner):
             return self._captioner(seen.media)
         if seen.request is None:
             raise RuntimeError("the probe and the Instruct model caption only requests on a loaded model")
         if probe is not None and self._fits(probe, seen.request):
-            return probe.describe(seen.request.pooled(seen.media))
-        return seen.request.caption(seen.media, CAPTION_PROMPT)
+            return probe.describe((yield from seen.request.pooled(seen.media)))
+        return (yield from seen.request.caption(seen.media, CAPTION_PROMPT))
 
     def _fits(self, probe: VisionProbe, request: VisionRequest) -> bool:
         """Whether the probe makes the captions. Raises ArtifactError if it has to, but was trained on another tower."""

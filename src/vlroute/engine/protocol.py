@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
+from vlroute.steps import Steps
 from vlroute.types import Channel, FinishReason, Mode
 
 #: Called with each new piece of the thinking or of the answer.
@@ -75,10 +76,10 @@ class EngineRequest(Protocol):
             SettingsError: `mode` cannot answer with these settings.
         """
 
-    def caption(self, item: Picture | Video, prompt: str) -> str:
+    def caption(self, item: Picture | Video, prompt: str) -> Steps[str]:
         """Description of one picture or video by the Instruct model, decoded greedily with `prompt`."""
 
-    def pooled(self, item: Picture | Video) -> NDArray[np.float32]:
+    def pooled(self, item: Picture | Video) -> Steps[NDArray[np.float32]]:
         """Mean and standard deviation of the vision features of one picture or video: `[2 · width]`."""
 
     def uncached_tokens(self) -> dict[Mode, int] | None:
@@ -90,13 +91,14 @@ class EngineRequest(Protocol):
         settings: Mapping[str, Any],
         on_piece: OnPiece | None = None,
         cancel: threading.Event | None = None,
-    ) -> Reply:
+    ) -> Steps[Reply]:
         """Generate the answer.
 
         Args:
             mode: which mode answers.
             settings: generation settings.
-            on_piece: called with each new piece of text. Without it, an engine may restart the answer after a fault.
+            on_piece: called with each new piece of text, in a thread of the engine. Without it, an engine may restart
+                the answer after a fault.
             cancel: cancels the answer when set.
 
         Returns:
@@ -118,14 +120,11 @@ class Engine(Protocol):
     def fingerprint(self) -> str | None:
         """Fingerprint of both checkpoints; None if it is not known."""
 
-    def request(
-        self, conversation: Conversation, in_turns: bool, namespace: str
-    ) -> AbstractContextManager[EngineRequest]:
+    def request(self, conversation: Conversation, namespace: str) -> AbstractContextManager[EngineRequest]:
         """Begin a request.
 
         Args:
             conversation: checked messages.
-            in_turns: the conversation has several turns, so its prefix should be cached.
             namespace: separates the cache entries of tenants.
 
         Returns:

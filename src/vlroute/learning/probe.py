@@ -28,6 +28,7 @@ from vlroute.inputs.messages import Conversation, parse
 from vlroute.learning.dataset import Example, Source, examples
 from vlroute.records import read_all
 from vlroute.router import Router
+from vlroute.steps import run
 
 Floats = NDArray[np.float32]
 
@@ -44,7 +45,7 @@ def pool(router: Router, conversation: Conversation) -> list[Floats]:
     """Return pooled features `[2 · width]` of every picture, then of every video, from the Instruct tower."""
     media: list[Picture | Video] = [*conversation.pictures, *conversation.videos]
     with router.request(conversation) as request:
-        return [request.pooled(one) for one in media]
+        return [run(request.pooled(one)) for one in media]
 
 
 def train_probe(

@@ -24,6 +24,7 @@ from vlroute.router import Router
 from vlroute.serving.errors import APIError
 from vlroute.serving.metrics import Metrics
 from vlroute.serving.settings import ServerSettings
+from vlroute.steps import Steps, start
 from vlroute.store import Store
 from vlroute.types import MODES, Answer, Decision, Event, Events, Finished, Mode
 
@@ -36,12 +37,12 @@ SMOOTHING = 0.1  # weight of the latest answer in the mean seconds from which Re
 T = TypeVar("T")
 
 
-class ThreadStream(Generic[T]):
-    """Items that a thread produces, read by `next` on the event loop that created the stream.
+class AsyncStream(Generic[T]):
+    """Items that other threads produce, read by `next` on the event loop that created the stream.
 
     Args:
         pool: Runs `work`.
-        work: Produces items: it calls its argument with each of them.
+        work: Produces items: it calls its argument with each of them. See `vlroute.steps`.
         cancel: Ends `work` early; it is set after `seconds` or by `close`.
         ended: Called when `work` has ended or was never started.
         seconds: Time limit.
@@ -50,7 +51,7 @@ class ThreadStream(Generic[T]):
     def __init__(
         self,
         pool: Executor,
-        work: Callable[[Callable[[T], None]], Any],
+        work: Callable[[Callable[[T], None]], Steps[Any]],
         cancel: threading.Event,
         ended: Callable[[], None],
         seconds: float,
@@ -61,11 +62,10 @@ class ThreadStream(Generic[T]):
 
         def done(future: Future[Any]) -> None:
             ended()
-            error = None if future.cancelled() else future.exception()
+            error = future.exception()
             self._put(error or RuntimeError("the work ended without a last item"))  # not read after the last item
 
-        self._future = pool.submit(work, self._put)
-        self._future.add_done_callback(done)
+        start(work(self._put), pool).add_done_callback(done)
 
     async def next(self) -> T:
         """The next item. Raises the error that ended the work."""
@@ -78,7 +78,6 @@ class ThreadStream(Generic[T]):
         """Stop the work: generation ends within one token."""
         self._alarm.cancel()
         self._cancel.set()
-        self._future.cancel()
 
     def _put(self, item: Any) -> None:
         if not self._loop.is_closed():
@@ -184,13 +183,13 @@ class Service:
         """
         cancel = self._admit()
 
-        def work() -> Answer:
-            answer = self.router.answer_turn(prepare(), replace(options, cancel=cancel))
+        def work() -> Steps[Answer]:
+            answer = yield from self.router.pipeline.answer(prepare(), replace(options, cancel=cancel))
             self._observe(answer, time.perf_counter() - arrived)
             return answer
 
         alarm = asyncio.get_running_loop().call_later(self._seconds_left(arrived), cancel.set)
-        future = self._pool.submit(work)
+        future = start(work(), self._pool)
         future.add_done_callback(lambda _: self._release(cancel))
         try:
             return await asyncio.wrap_future(future)
@@ -200,7 +199,7 @@ class Service:
 
     def stream(
         self, prepare: Callable[[], Conversation], options: RequestOptions, arrived: float
-    ) -> ThreadStream[Event]:
+    ) -> AsyncStream[Event]:
         """Start to answer one request.
 
         Args:
@@ -217,15 +216,15 @@ class Service:
         """
         cancel = self._admit()
 
-        def work(emit: Callable[[Event], None]) -> None:
+        def work(emit: Callable[[Event], None]) -> Steps[None]:
             def observed(event: Event) -> None:
                 if isinstance(event, Finished):
                     self._observe(event.answer, time.perf_counter() - arrived)
                 emit(event)
 
-            self.router.answer_turn(prepare(), replace(options, cancel=cancel), observed)
+            yield from self.router.pipeline.answer(prepare(), replace(options, cancel=cancel), observed)
 
-        return ThreadStream(self._pool, work, cancel, partial(self._release, cancel), self._seconds_left(arrived))
+        return AsyncStream(self._pool, work, cancel, partial(self._release, cancel), self._seconds_left(arrived))
 
     def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
         """`Router.stream_turn` with admission and deadline, for the threads of the page."""

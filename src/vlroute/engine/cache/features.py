@@ -32,7 +32,3 @@ class VisionFeatures:
         t, h, w = self.grid
         rows = t * h * w // merge_size**2
         return all(layer.shape[0] == rows for layer in (self.merged, *self.deepstack))
-
-
-#: Features of pictures and of videos, each in order.
-Features = tuple[list[VisionFeatures], list[VisionFeatures]]

@@ -1,91 +1,26 @@
-"""Cache of KV tokens: prompts that begin with a cached prefix skip its prefill.
+"""Cache of KV tokens in blocks: a prompt that begins as an earlier one skips the prefill of the shared blocks.
 
-Prefixes are found by chained hashes of token blocks, as in automatic prefix caching of vLLM (Kwon et al., 2023). The
-hashes are only a filter: candidates are compared token by token.
+Blocks are found by chained hashes of tokens and media, as in automatic prefix caching of vLLM (Kwon et al., 2023). The
+hashes are only a filter: the tokens of a block are compared as well.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache
 
 from vlroute.checks import BYTES
 
+#: Tokens per block.
 BLOCK = 16
-#: Maximum number of candidates with the same number of shared blocks that are compared, the latest first.
-MAX_COMPARED = 32
-
-
-class PrefixIndex:
-    """Finds entries by the hashes of their token blocks. Not thread-safe."""
-
-    def __init__(self) -> None:
-        self._holding: dict[bytes, dict[int, None]] = {}  # in the order of adding
-        self._ending: dict[bytes, dict[int, None]] = {}
-
-    def add(self, number: int, owner: str, tokens: TokenPrefix) -> None:
-        """Add the entry `number`."""
-        hashes = block_hashes(owner, tokens)
-        for block in hashes:
-            self._holding.setdefault(block, {})[number] = None
-        if hashes:
-            self._ending.setdefault(hashes[-1], {})[number] = None
-
-    def remove(self, number: int, owner: str, tokens: TokenPrefix) -> None:
-        """Remove the entry `number`."""
-        hashes = block_hashes(owner, tokens)
-        for block in hashes:
-            _remove(self._holding, block, number)
-        if hashes:
-            _remove(self._ending, hashes[-1], number)
-
-    def sharing_most_blocks(self, owner: str, tokens: TokenPrefix) -> list[int]:
-        """The entries that share the largest number of leading blocks with `tokens`."""
-        for block in reversed(block_hashes(owner, tokens)):
-            if found := self._holding.get(block):
-                return [*islice(reversed(found), MAX_COMPARED)]
-        return []
-
-    def contained_in(self, owner: str, tokens: TokenPrefix) -> Iterator[int]:
-        """The entries whose last whole block is a block of `tokens`."""
-        for block in block_hashes(owner, tokens):
-            yield from [*self._ending.get(block, ())]
-
-
-def block_hashes(owner: str, tokens: TokenPrefix) -> list[bytes]:
-    """One hash per whole block, over all tokens and media up to its end."""
-    ids, slots, place = tokens.ids, tokens.slots, 0
-    before, hashes = owner.encode(), []
-    for start in range(0, len(ids) - BLOCK + 1, BLOCK):
-        digest = hashlib.blake2b(before, digest_size=16)
-        digest.update(ids[start : start + BLOCK].tobytes())
-        while place < len(slots) and slots[place].start < start + BLOCK:
-            slot = slots[place]
-            digest.update(f"{slot.start} {slot.end} {slot.digest}".encode())
-            place += 1
-        before = digest.digest()
-        hashes.append(before)
-    return hashes
-
-
-def _remove(index: dict[bytes, dict[int, None]], key: bytes, number: int) -> None:
-    index[key].pop(number)
-    if not index[key]:
-        del index[key]
-
-
 MiB = 2**20
-Layers = tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,33 +46,33 @@ class TokenPrefix:
         """With text tokens appended."""
         return TokenPrefix(np.concatenate([self.ids, np.asarray(ids, dtype=np.int64)]), self.slots)
 
-    def head(self, length: int) -> TokenPrefix:
-        """The first `length` tokens."""
-        return TokenPrefix(self.ids[:length], tuple(slot for slot in self.slots if slot.end <= length))
-
-    def common(self, other: TokenPrefix) -> int:
-        """Length of the common prefix. It never ends within a slot, because features cannot be divided."""
-        shorter = min(len(self), len(other))
-        differs = np.flatnonzero(self.ids[:shorter] != other.ids[:shorter])
-        length = int(differs[0]) if len(differs) else shorter
-        for mine, others in itertools.zip_longest(self.slots, other.slots):
-            start = min(slot.start for slot in (mine, others) if slot is not None)
-            if start >= length:
-                break
-            if mine != others or mine.end > length:
-                return start
-        return length
+    def blocks(self, owner: str) -> list[tuple[bytes, bytes]]:
+        """Hash and content of each whole block. The hash covers `owner` and everything up to the end of the block."""
+        slots, place = self.slots, 0
+        before, found = owner.encode(), []
+        for start in range(0, len(self.ids) - BLOCK + 1, BLOCK):
+            content = self.ids[start : start + BLOCK].tobytes()
+            while place < len(slots) and slots[place].start < start + BLOCK:
+                slot = slots[place]
+                content += f"{slot.start} {slot.end} {slot.digest}".encode()
+                place += 1
+            before = hashlib.blake2b(before + content, digest_size=16).digest()
+            found.append((before, content))
+        return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    owner: str
-    tokens: TokenPrefix
-    layers: Layers
+@dataclass(slots=True, eq=False)
+class Block:
+    """Keys and values of one block, `[layers, 2, 16, heads, width]`. `users`: leases that hold it."""
+
+    content: bytes
+    kv: torch.Tensor
+    users: int = 0
 
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for pair in self.layers for t in pair)
+        """Size in bytes."""
+        return self.kv.numel() * self.kv.element_size()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +81,12 @@ class PrefixStats:
 
     Attributes:
         prompts: prompts looked up.
-        hits: prompts for which a cached prefix was found.
+        hits: prompts for which cached blocks were found.
         tokens: tokens of all prompts.
         tokens_reused: tokens whose prefill was skipped.
-        evictions: entries removed to stay within the budget.
-        items: entries now in the cache.
-        bytes: size of these entries in bytes.
+        evictions: blocks removed to stay within the budget.
+        items: blocks now in the cache, 16 tokens each.
+        bytes: size of these blocks in bytes.
     """
 
     prompts: int = 0
@@ -163,26 +98,39 @@ class PrefixStats:
     bytes: int = 0
 
 
+@dataclass(slots=True)
+class Lease:
+    """Cached blocks at the start of a prompt. They stay in the cache until `release`."""
+
+    blocks: list[Block] = field(default_factory=list)
+    release: Callable[[], None] = lambda: None
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return BLOCK * len(self.blocks)
+
+
 class PrefixCache:
     """LRU cache of KV tokens with one budget for all conversations and both modes. Thread-safe.
 
-    `owner` identifies the checkpoint and the tenant; entries serve only prompts of the same owner. Prefixes shorter
-    than one block of 16 tokens are not found.
+    `owner` identifies the checkpoint and the tenant; blocks serve only prompts of the same owner.
     """
 
-    def __init__(self, budget: int = 256 * MiB) -> None:
+    def __init__(self, budget: int | None = None) -> None:
         """Create an empty cache.
 
         Args:
-            budget: maximum size in bytes; 0 turns the cache off.
+            budget: maximum size in bytes; 0 turns the cache off. None: the share of the device's memory that the
+                running answers leave, see `memory=` of `Router.from_pretrained`.
 
         Raises:
             SettingsError: `budget` is not a whole number of at least 0.
         """
-        self.budget = BYTES.read("budget (bytes)", budget)
-        self._entries: OrderedDict[int, _Entry] = OrderedDict()
-        self._index = PrefixIndex()
-        self._numbers = itertools.count()
+        #: Whether the budget follows the memory of the device.
+        self.follows_memory = budget is None
+        self.budget = 256 * MiB if budget is None else BYTES.read("budget (bytes)", budget)
+        self._blocks: OrderedDict[bytes, Block] = OrderedDict()  # least recently used first
         self._bytes = 0
         self._stats = PrefixStats()
         self._lock = threading.Lock()
@@ -190,70 +138,109 @@ class PrefixCache:
     def stats(self) -> PrefixStats:
         """Statistics since the cache was created."""
         with self._lock:
-            return replace(self._stats, items=len(self._entries), bytes=self._bytes)
+            return replace(self._stats, items=len(self._blocks), bytes=self._bytes)
 
     def clear(self) -> None:
-        """Remove all entries."""
+        """Remove all blocks that no request uses."""
         with self._lock:
-            self._entries.clear()
-            self._index = PrefixIndex()
-            self._bytes = 0
+            evictions = self._stats.evictions
+            self._evict(0)
+            self._stats = replace(self._stats, evictions=evictions)
+
+    def limit(self, budget: int) -> None:
+        """Change the budget; blocks beyond it are removed unless requests use them."""
+        with self._lock:
+            self.budget = max(budget, 0)
+            self._evict(self.budget)
 
     def cached_tokens(self, owner: str, tokens: TokenPrefix) -> int:
         """Number of leading tokens of `tokens` in the cache. Does not change the order of use or the statistics."""
         with self._lock:
-            return self._best(owner, tokens)[0]
+            return BLOCK * len(self._found(self._usable(owner, tokens)))
 
-    def match(self, owner: str, tokens: TokenPrefix) -> tuple[int, DynamicCache | None]:
-        """The longest cached prefix of `tokens`: its length, and a copy of its KV cache that may be continued."""
+    def match(self, owner: str, tokens: TokenPrefix) -> Lease:
+        """The longest cached prefix of a prompt. At least one token is left for the model."""
+        usable = self._usable(owner, tokens)
         with self._lock:
-            length, number = self._best(owner, tokens)
-            hit = length > 0
+            found = self._found(usable)
+            self._use(usable[: len(found)])
+            for block in found:
+                block.users += 1
+            old, length = self._stats, BLOCK * len(found)
             self._stats = replace(
-                self._stats, prompts=self._stats.prompts + 1, hits=self._stats.hits + hit,
-                tokens=self._stats.tokens + len(tokens), tokens_reused=self._stats.tokens_reused + length,
+                old, prompts=old.prompts + 1, hits=old.hits + bool(found), tokens=old.tokens + len(tokens),
+                tokens_reused=old.tokens_reused + length,
             )  # fmt: skip
-            if number is None:
-                return 0, None
-            self._entries.move_to_end(number)
-            layers = self._entries[number].layers
-        cache = DynamicCache()
-        for i, (keys, values) in enumerate(layers):
-            cache.update(keys[..., :length, :], values[..., :length, :], i)
-        return length, cache
+        return Lease(found, lambda: self._release(found))
 
-    def insert(self, owner: str, tokens: TokenPrefix, cache: DynamicCache) -> None:
-        """Store the KV cache of `tokens`; it replaces entries that are a prefix of it."""
-        if not cache.get_seq_length():  # cancelled before the prefill
-            return
-        entry = _Entry(
-            owner, tokens.head(cache.get_seq_length()), tuple((layer.keys, layer.values) for layer in cache.layers)
-        )
+    def extend(self, lease: Lease, owner: str, tokens: TokenPrefix) -> None:
+        """Add blocks to a lease of `match` that were stored since then."""
+        usable = self._usable(owner, tokens)
         with self._lock:
-            for number in self._index.contained_in(owner, entry.tokens):
-                old = self._entries[number].tokens
-                if old.common(entry.tokens) == len(old):
-                    self._remove(number)
-            if entry.nbytes > self.budget:
-                return
-            while self._bytes + entry.nbytes > self.budget:
-                self._remove(next(iter(self._entries)))
-                self._stats = replace(self._stats, evictions=self._stats.evictions + 1)
-            number = next(self._numbers)
-            self._entries[number] = entry
-            self._index.add(number, owner, entry.tokens)
-            self._bytes += entry.nbytes
+            found = self._found(usable)[len(lease.blocks) :]
+            for block in found:
+                block.users += 1
+            lease.blocks.extend(found)
+            self._stats = replace(
+                self._stats, hits=self._stats.hits + (bool(found) and len(lease.blocks) == len(found)),
+                tokens_reused=self._stats.tokens_reused + BLOCK * len(found),
+            )  # fmt: skip
 
-    def _remove(self, number: int) -> None:
-        entry = self._entries.pop(number)
-        self._index.remove(number, entry.owner, entry.tokens)
-        self._bytes -= entry.nbytes
+    def insert(self, owner: str, tokens: TokenPrefix, read: Callable[[int, int], torch.Tensor]) -> None:
+        """Store the blocks of `tokens` that are missing. `read(start, end)`: a copy of the KV of these tokens."""
+        blocks = tokens.blocks(owner)
+        with self._lock:
+            held: list[Block] = []  # none of these blocks may be evicted to make room for a later one
+            for i, (digest, content) in enumerate(blocks):
+                block = self._blocks.get(digest)
+                if block is None:
+                    block = Block(content, read(BLOCK * i, BLOCK * (i + 1)))
+                    if not self._evict(self.budget - block.nbytes):
+                        break
+                    self._blocks[digest] = block
+                    self._bytes += block.nbytes
+                block.users += 1
+                held.append(block)
+            self._use(blocks[: len(held)])
+            for block in held:
+                block.users -= 1
 
-    def _best(self, owner: str, tokens: TokenPrefix) -> tuple[int, int | None]:
-        """Length of the longest usable prefix and its entry. At least one token is left for the model."""
-        prompt = tokens.head(len(tokens) - 1)
-        best: tuple[int, int | None] = (0, None)
-        for number in self._index.sharing_most_blocks(owner, prompt):
-            if (length := self._entries[number].tokens.common(prompt)) > best[0]:
-                best = (length, number)
-        return best
+    def _usable(self, owner: str, tokens: TokenPrefix) -> list[tuple[bytes, bytes]]:
+        return tokens.blocks(owner)[: (len(tokens) - 1) // BLOCK] if self._blocks else []
+
+    def _found(self, blocks: Iterable[tuple[bytes, bytes]]) -> list[Block]:
+        found = []
+        for digest, content in blocks:
+            block = self._blocks.get(digest)
+            if block is None or block.content != content:
+                break
+            found.append(block)
+        return found
+
+    def _use(self, blocks: Sequence[tuple[bytes, bytes]]) -> None:
+        """Mark blocks as used, the first one last: a block is of no use without those before it."""
+        for digest, _ in reversed(blocks):
+            if digest in self._blocks:
+                self._blocks.move_to_end(digest)
+
+    def _release(self, blocks: list[Block]) -> None:
+        with self._lock:
+            for block in blocks:
+                block.users -= 1
+            blocks.clear()
+            self._evict(self.budget)
+
+    def _evict(self, budget: int) -> bool:
+        """Remove blocks, least recently used first, until their size is at most `budget`. The caller holds the lock."""
+        left, dropped = self._bytes, []
+        for digest, block in self._blocks.items():
+            if left <= max(budget, 0):
+                break
+            if not block.users:
+                dropped.append(digest)
+                left -= block.nbytes
+        for digest in dropped:
+            del self._blocks[digest]
+        self._bytes = left
+        self._stats = replace(self._stats, evictions=self._stats.evictions + len(dropped))
+        return left <= budget

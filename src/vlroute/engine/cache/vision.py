@@ -10,19 +10,19 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol
 
 import torch
 
 from vlroute.checks import BYTES, refused
 from vlroute.engine.cache.disk import DiskTier
-from vlroute.engine.cache.features import Features, VisionFeatures
+from vlroute.engine.cache.features import VisionFeatures
 from vlroute.inputs.media import Picture, Video
+from vlroute.steps import Steps, wait
 
 MiB = 2**20
 Grid = tuple[int, int, int]
@@ -52,8 +52,8 @@ class VisionEncoder(Protocol):
         """Where the model is."""
         ...
 
-    def encode(self, pictures: Sequence[Picture], videos: Sequence[Video]) -> Features:
-        """Features of the pictures and of the videos, from the tower."""
+    def encode(self, items: Sequence[Picture | Video]) -> Future[list[VisionFeatures]]:
+        """The future features of pictures and videos, from the tower."""
         ...
 
 
@@ -77,14 +77,21 @@ def _fits(features: VisionFeatures, encoder: VisionEncoder) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """Features that stay in memory until `release` is called."""
+
+    features: list[VisionFeatures]
+    release: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
 class CacheStats:
     """Statistics of a `VisionCache` since it was created, in items.
 
     Attributes:
         hits: found in the cache, `host_hits` and `disk_hits` included.
-        waits: being encoded by another thread when requested.
+        waits: being encoded for another request when requested.
         encodes: encoded by a tower.
-        tower_calls: runs of a tower; one run encodes all items of a kind that a request misses.
         host_hits: found in main memory.
         disk_hits: found on disk.
         evictions: removed to stay within the budget.
@@ -97,7 +104,6 @@ class CacheStats:
     hits: int = 0
     waits: int = 0
     encodes: int = 0
-    tower_calls: int = 0
     host_hits: int = 0
     disk_hits: int = 0
     evictions: int = 0
@@ -110,23 +116,26 @@ class CacheStats:
 class VisionCache:
     """LRU cache of vision features with a fixed budget in bytes. Thread-safe.
 
-    Entries in use are not evicted; an item for which they leave no room is encoded but not stored. Threads that miss
+    Entries in use are not evicted; an item for which they leave no room is encoded but not stored. Requests that miss
     the same item share one encoding. The first tier is on the device of the model. Two more tiers are optional: main
     memory (useful if the model is on a GPU) and a disk tier, which survives the process.
     """
 
-    def __init__(self, budget: int = 256 * MiB, host_budget: int = 0, disk: DiskTier | None = None) -> None:
+    def __init__(self, budget: int | None = None, host_budget: int = 0, disk: DiskTier | None = None) -> None:
         """Create an empty cache.
 
         Args:
-            budget: maximum size of the first tier in bytes; 0 keeps features only during a request.
+            budget: maximum size of the first tier in bytes; 0 keeps features only during a request. None: a share of
+                the device's memory, see `memory=` of `Router.from_pretrained`.
             host_budget: maximum size of the tier in main memory in bytes; 0 turns it off.
             disk: the disk tier, if any.
 
         Raises:
             SettingsError: a budget is not a whole number of at least 0, or `disk` is not a `DiskTier`.
         """
-        self.budget = BYTES.read("budget (bytes)", budget)
+        #: Whether the budget follows the memory of the device.
+        self.follows_memory = budget is None
+        self.budget = 256 * MiB if budget is None else BYTES.read("budget (bytes)", budget)
         self.host_budget = BYTES.read("host_budget (bytes)", host_budget)
         if not isinstance(disk, DiskTier | None):
             raise refused("disk", disk, "a DiskTier or None")
@@ -159,36 +168,44 @@ class VisionCache:
         with self._lock:
             return [self._grids.get(key) for key in keys]
 
-    @contextmanager
     def lease(
         self,
         encoder: VisionEncoder,
-        pictures: Sequence[Picture],
-        videos: Sequence[Video],
+        items: Sequence[Picture | Video],
         namespace: str = "",
         encoded: set[str] | None = None,
-    ) -> Iterator[Features]:
-        """Context manager that gives the features of all pictures and all videos, in order.
+    ) -> Steps[Lease]:
+        """Find or encode items. Waits for a tower, and for other requests that encode the same items.
 
-        They stay in memory until the block ends. The digests of items that the tower encoded are added to `encoded`.
+        Args:
+            encoder: Encodes what is not in the cache.
+            items: Pictures and videos.
+            namespace: Separates tenants.
+            encoded: Receives the digests of the items that the tower encoded.
+
+        Returns:
+            The features in order. They stay in memory until `Lease.release`.
         """
-        items: list[Picture | Video] = [*pictures, *videos]
         keys = [feature_key(encoder.vision_key, item, namespace) for item in items]
         wanted = dict(zip(keys, items, strict=True))
         with self._lock:
             for key in wanted:
                 self._pins[key] = self._pins.get(key, 0) + 1
         try:
-            found = self._find(encoder, wanted, set() if encoded is None else encoded)
-            features = [found[key] for key in keys]
-            self._remember_grids([feature_key(encoder.grid_key, item, namespace) for item in items], features)
-            yield features[: len(pictures)], features[len(pictures) :]
-        finally:
-            with self._lock:
-                for key in wanted:
-                    self._pins[key] -= 1
-                    if not self._pins[key]:
-                        del self._pins[key]
+            found = yield from self._find(encoder, wanted, set() if encoded is None else encoded)
+        except BaseException:
+            self._unpin(wanted)
+            raise
+        features = [found[key] for key in keys]
+        self._remember_grids([feature_key(encoder.grid_key, item, namespace) for item in items], features)
+        return Lease(features, partial(self._unpin, wanted))
+
+    def _unpin(self, keys: Iterable[str]) -> None:
+        with self._lock:
+            for key in keys:
+                self._pins[key] -= 1
+                if not self._pins[key]:
+                    del self._pins[key]
 
     def _remember_grids(self, keys: Sequence[str], features: Sequence[VisionFeatures]) -> None:
         with self._lock:
@@ -199,7 +216,7 @@ class VisionCache:
 
     def _find(
         self, encoder: VisionEncoder, wanted: dict[str, Picture | Video], encoded: set[str]
-    ) -> dict[str, VisionFeatures]:
+    ) -> Steps[dict[str, VisionFeatures]]:
         found: dict[str, VisionFeatures] = {}
         while len(found) < len(wanted):
             mine: dict[str, Future[VisionFeatures]] = {}
@@ -214,9 +231,11 @@ class VisionCache:
                         mine[key] = self._making[key] = Future()
             if mine:
                 items = {key: wanted[key] for key in wanted if key in mine}
-                found.update(self._make(encoder, items, mine, encoded))
+                found.update((yield from self._make(encoder, items, mine, encoded)))
             for key, future in others.items():
-                if future.exception() is None:  # if the other thread failed, the next round tries again here
+                if not future.done():
+                    yield future
+                if future.exception() is None:  # if the other request failed, the next round tries again here
                     found[key] = future.result()
                     self._count(waits=1)
         return found
@@ -238,13 +257,13 @@ class VisionCache:
         items: dict[str, Picture | Video],
         futures: dict[str, Future[VisionFeatures]],
         encoded: set[str],
-    ) -> dict[str, VisionFeatures]:
-        """Load items from the other tiers or encode them in one call. Waiting threads get the result or the error."""
+    ) -> Steps[dict[str, VisionFeatures]]:
+        """Load items from the other tiers or encode them. Requests that wait get the result or the error."""
         try:
             made = self._from_host(encoder, list(items))
             made.update(self._from_disk(encoder, [key for key in items if key not in made]))
             new = {key: item for key, item in items.items() if key not in made}
-            made.update(self._encoded(encoder, new))
+            made.update((yield from self._encoded(encoder, new)))
             encoded.update(item.digest for item in new.values())
             with self._lock:
                 for key, features in made.items():
@@ -281,17 +300,17 @@ class VisionCache:
         self._count(hits=len(read), disk_hits=len(read))
         return {key: features.to(encoder.device) for key, features in read.items()}
 
-    def _encoded(self, encoder: VisionEncoder, items: dict[str, Picture | Video]) -> dict[str, VisionFeatures]:
+    def _encoded(
+        self, encoder: VisionEncoder, items: dict[str, Picture | Video]
+    ) -> Steps[dict[str, VisionFeatures]]:
         if not items:
             return {}
-        pictures = {key: item for key, item in items.items() if isinstance(item, Picture)}
-        clips = {key: item for key, item in items.items() if isinstance(item, Video)}
-        images, videos = encoder.encode(list(pictures.values()), list(clips.values()))
-        self._count(encodes=len(items), tower_calls=bool(pictures) + bool(clips))
-        fresh = dict(zip([*pictures, *clips], [*images, *videos], strict=True))
+        features = yield from wait(encoder.encode([*items.values()]))
+        self._count(encodes=len(items))
+        fresh = dict(zip(items, features, strict=True))
         if self.disk is not None:
-            for key, features in fresh.items():
-                self.disk.put(key, features)
+            for key, one in fresh.items():
+                self.disk.put(key, one)
         return fresh
 
     def _keep(self, key: str, features: VisionFeatures) -> None:

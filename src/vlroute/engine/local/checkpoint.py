@@ -20,7 +20,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.quantizers import AutoHfQuantizer
 
 from vlroute.checks import shown
-from vlroute.engine.cache.features import Features
 from vlroute.engine.local.checkpoint_files import (
     INDEX,
     REMEDY,
@@ -33,11 +32,8 @@ from vlroute.engine.local.checkpoint_files import (
     pair_fingerprint,
 )
 from vlroute.engine.local.loading import checked_loading, quantization_config
-from vlroute.engine.local.lock import PriorityLock
-from vlroute.engine.local.vision import encode
 from vlroute.engine.settings import own_settings
 from vlroute.errors import CheckpointError, SettingsError
-from vlroute.inputs.media import Picture, Video
 from vlroute.types import MODES, Mode
 
 # settings that determine the output of a tower; names and versions in the config do not
@@ -127,7 +123,6 @@ class Checkpoint:
         grid_key: hash of the processor settings that determine the number of tokens, 64 hex characters.
         vision_key: hash of everything that determines the bits of vision features: `tower`, `grid_key`, dtype, device,
             attention and versions, 64 hex characters. Modes share features exactly if their keys are equal.
-        lock: serializes encoding and prefill; both checkpoints of a pair have the same lock.
         generation: the supported settings of its generation config.
     """
 
@@ -138,7 +133,6 @@ class Checkpoint:
     tower: str
     grid_key: str
     vision_key: str
-    lock: PriorityLock = field(default_factory=PriorityLock, repr=False)
     generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -155,11 +149,6 @@ class Checkpoint:
     def device(self) -> torch.device:
         """The device of `model`."""
         return torch.device(self.model.device)
-
-    def encode(self, pictures: Sequence[Picture], videos: Sequence[Video]) -> Features:
-        """Vision features of the pictures and of the videos; see `vision.encode`."""
-        features: Features = encode(self.model, self.processor, self.lock, pictures, videos)
-        return features
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,7 +389,6 @@ def load_model_pair(
     options |= asked
 
     loaded: dict[str, Checkpoint] = {}
-    lock = PriorityLock()
     for mode in MODES:
         twin = loaded.get("instruct")
         tower = twin.model.model.visual if twin and twin.tower == prints[mode] else None
@@ -409,7 +397,7 @@ def load_model_pair(
         vision_key = _vision_key(prints[mode], grid_key, model)
         generation = own_settings(model.generation_config.to_diff_dict(), files[mode].source)
         loaded[mode] = Checkpoint(
-            mode, files[mode].source, model, processors[mode], prints[mode], grid_key, vision_key, lock, generation
+            mode, files[mode].source, model, processors[mode], prints[mode], grid_key, vision_key, generation
         )
     fingerprint = pair_fingerprint(*(files[mode].fingerprint() for mode in MODES))
     pair = ModelPair(loaded["instruct"], loaded["thinking"], time.perf_counter() - began, fingerprint)

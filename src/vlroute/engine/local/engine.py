@@ -6,58 +6,46 @@ or the answer.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache
 
-from vlroute.engine.cache.features import Features, VisionFeatures
+from vlroute.engine.cache.features import VisionFeatures
 from vlroute.engine.cache.prefix import PrefixCache
 from vlroute.engine.cache.vision import Grid, VisionCache, feature_key
 from vlroute.engine.local.checkpoint import Checkpoint, ModelPair, load_model_pair
+from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
+from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt, build_prompt
 from vlroute.engine.local.reasoning import Splitter
 from vlroute.engine.local.sampling import resolve_settings
-from vlroute.engine.local.scheduler import Generated, GenerationRequest, Scheduler, generate
-from vlroute.engine.local.vision import encoder_outputs
+from vlroute.engine.local.scheduler import GenerationRequest, Scheduler
+from vlroute.engine.local.vision import prepare
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
 from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
+from vlroute.steps import Steps, wait
 from vlroute.types import MODES, Channel, Mode
-
-#: `scheduler.generate`, or the method of a `Scheduler`.
-Generate = Callable[[GenerationRequest], Generated]
 
 
 class Request:
     """One conversation to answer; a context manager that keeps its vision features in memory until it ends.
 
-    Implements `protocol.EngineRequest`. With `prefixes`, cached KV tokens of earlier turns are reused. `namespace`
-    separates the cache entries of tenants.
+    Implements `protocol.EngineRequest`. `namespace` separates the cache entries of tenants.
     """
 
-    def __init__(
-        self,
-        pair: ModelPair,
-        conversation: Conversation,
-        vision: VisionCache,
-        prefixes: PrefixCache | None = None,
-        namespace: str = "",
-        generate: Generate = generate,
-    ) -> None:
-        self.pair, self.conversation, self.vision = pair, conversation, vision
-        self.prefixes, self.namespace, self.generate = prefixes, namespace, generate
+    def __init__(self, engine: LocalEngine, conversation: Conversation, namespace: str = "") -> None:
+        self.engine, self.conversation, self.namespace = engine, conversation, namespace
         self._leases = ExitStack()
         self._features: dict[str, VisionFeatures] = {}
         self._encoded: set[str] = set()
@@ -74,58 +62,55 @@ class Request:
     @property
     def tower(self) -> str:
         """See `protocol.EngineRequest`."""
-        return self.pair.instruct.tower
+        return self.engine.pair.instruct.tower
 
     @property
     def encoded(self) -> int:
         """Number of pictures and videos that went through the tower for this request."""
         return len(self._encoded)
 
-    def features(self, checkpoint: Checkpoint, pictures: list[Picture], videos: list[Video]) -> Features:
+    def features(self, checkpoint: Checkpoint, items: Sequence[Picture | Video]) -> Steps[list[VisionFeatures]]:
         """Features of the items in order, from the cache or the tower; they are kept until the request ends."""
-        key = partial(feature_key, checkpoint.vision_key, namespace=self.namespace)
-        new_pictures = [picture for picture in pictures if key(picture) not in self._features]
-        new_videos = [video for video in videos if key(video) not in self._features]
-        if new_pictures or new_videos:
-            lease = self.vision.lease(checkpoint, new_pictures, new_videos, self.namespace, self._encoded)
-            images, clips = self._leases.enter_context(lease)
-            new: list[Picture | Video] = [*new_pictures, *new_videos]
-            for item, features in zip(new, [*images, *clips], strict=True):
-                self._features[key(item)] = features
-        return [self._features[key(picture)] for picture in pictures], [self._features[key(video)] for video in videos]
+        keys = [feature_key(checkpoint.vision_key, item, self.namespace) for item in items]
+        new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._features}
+        if new:
+            encoder = self.engine.encoders[checkpoint.mode]
+            lease = yield from self.engine.vision.lease(encoder, [*new.values()], self.namespace, self._encoded)
+            self._leases.callback(lease.release)
+            self._features |= dict(zip(new, lease.features, strict=True))
+        return [self._features[key] for key in keys]
 
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """See `protocol.EngineRequest`."""
-        resolve_settings(self.pair[mode], settings)
+        resolve_settings(self.engine.pair[mode], settings)
 
-    def caption(self, item: Picture | Video, prompt: str) -> str:
+    def caption(self, item: Picture | Video, prompt: str) -> Steps[str]:
         """See `protocol.EngineRequest`."""
-        self._encode_turn(item)
-        conversation = Conversation((Message("user", (item, prompt)),))
-        with Request(self.pair, conversation, self.vision, None, self.namespace, self.generate) as request:
+        yield from self._encode_turn(item)
+        with Request(self.engine, Conversation((Message("user", (item, prompt)),)), self.namespace) as request:
             request._features, request._encoded = self._features, self._encoded
-            return request.answer("instruct", CAPTION_SETTINGS).text
+            reply = yield from request.answer("instruct", CAPTION_SETTINGS)
+        return reply.text
 
-    def pooled(self, item: Picture | Video) -> NDArray[np.float32]:
+    def pooled(self, item: Picture | Video) -> Steps[NDArray[np.float32]]:
         """Mean and standard deviation over the merged tokens of the Instruct tower, `[2 · width]`, for a vision probe.
 
         The answer uses the same features, unless the towers differ and Thinking answers.
         """
-        self._encode_turn(item)
-        pictures, videos = ([item], []) if isinstance(item, Picture) else ([], [item])
-        images, clips = self.features(self.pair.instruct, pictures, videos)
-        merged = [*images, *clips][0].merged.float()
-        return np.asarray(torch.cat([merged.mean(0), merged.std(0, correction=0)]).cpu())
+        yield from self._encode_turn(item)
+        (features,) = yield from self.features(self.engine.pair.instruct, [item])
+        merged = features.merged.float().cpu().numpy()
+        return np.concatenate([merged.mean(0), merged.std(0)])
 
     def uncached_tokens(self) -> dict[Mode, int] | None:
         """Number of prompt tokens that each mode must prefill; None if the size of an item in tokens is unknown."""
-        if any(None in grids for mode in MODES for grids in self._grids(self.pair[mode])):
+        pair = self.engine.pair
+        if any(None in grids for mode in MODES for grids in self._grids(pair[mode])):
             return None
-        prompts = {mode: self._prompt(self.pair[mode]) for mode in MODES}
-        if self.prefixes is None:
-            return {mode: prompt.length for mode, prompt in prompts.items()}
+        prompts = {mode: self._prompt(pair[mode]) for mode in MODES}
         cached = {
-            mode: self.prefixes.cached_tokens(self._owner(mode), prompt.tokens) for mode, prompt in prompts.items()
+            mode: self.engine.prefixes.cached_tokens(self._owner(mode), prompt.tokens)
+            for mode, prompt in prompts.items()
         }
         return {mode: prompt.length - cached[mode] for mode, prompt in prompts.items()}
 
@@ -135,75 +120,74 @@ class Request:
         settings: Mapping[str, Any],
         on_piece: OnPiece | None = None,
         cancel: threading.Event | None = None,
-    ) -> Reply:
+    ) -> Steps[Reply]:
         """See `protocol.EngineRequest`."""
-        checkpoint = self.pair[mode]
+        checkpoint, prefixes = self.engine.pair[mode], self.engine.prefixes
         began = time.perf_counter()
-        self._encode_new(checkpoint)
-        seen_new = time.perf_counter()
+        yield from self._encode_new(checkpoint)
         prompt = self._prompt(checkpoint)
         max_output = _max_output_tokens(checkpoint, prompt)
         owner = self._owner(mode)
-        cached, cache = self.prefixes.match(owner, prompt.tokens) if self.prefixes else (0, None)
-        if self.prefixes and cache is None:
-            cache = DynamicCache()
-        looked_up = time.perf_counter()
-        images, videos = self.features(checkpoint, *self._uncached_media(prompt, cached))
-        encoded = time.perf_counter()
-        resolved = resolve_settings(checkpoint, settings)
-        resolved["max_new_tokens"] = min(resolved["max_new_tokens"], max_output)
-        splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
+        lease = prefixes.match(owner, prompt.tokens)
+        try:
+            features = yield from self.features(checkpoint, self._uncached_media(prompt, lease.length))
+            encoded = time.perf_counter()
+            resolved = resolve_settings(checkpoint, settings)
+            resolved["max_new_tokens"] = min(resolved["max_new_tokens"], max_output)
+            splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
 
-        def pass_on(pieces: Iterable[tuple[Channel, str]]) -> None:
-            for channel, piece in pieces:
-                if on_piece is not None:
-                    on_piece(channel, piece)
+            def pass_on(pieces: Iterable[tuple[Channel, str]]) -> None:
+                for channel, piece in pieces:
+                    if on_piece is not None:
+                        on_piece(channel, piece)
 
-        def on_token(token: int) -> bool:
-            pass_on(splitter.push(token))
-            return splitter.stop.found
+            def on_token(token: int) -> bool:
+                pass_on(splitter.push(token))
+                return splitter.stop.found
 
-        outputs = encoder_outputs(images, videos)
-        generated = self.generate(GenerationRequest(checkpoint, prompt, outputs, resolved, on_token, cancel, cache))
+            generating = self.engine.scheduler.generate(
+                GenerationRequest(checkpoint, prompt, resolved, features, on_token, cancel, owner, lease)
+            )
+        except BaseException:
+            lease.release()
+            raise
+        generated = yield from wait(generating)
         pass_on(splitter.flush())
-        if self.prefixes and cache is not None:
-            self.prefixes.insert(owner, prompt.tokens.extended(generated.ids), cache)
         texts = splitter.texts
         return Reply(
             text=texts["answer"],
             thinking=texts["thinking"],
             finish_reason=generated.finish_reason,
             prompt_tokens=prompt.length,
-            cached_tokens=cached,
+            cached_tokens=generated.cached,
             vision_tokens=prompt.vision_tokens,
             completion_tokens=len(generated.ids),
             thinking_tokens=splitter.thinking_tokens,
-            vision_seconds=seen_new - began + encoded - looked_up,
-            prefill_seconds=looked_up - seen_new + generated.prefill_seconds,
+            vision_seconds=encoded - began,
+            prefill_seconds=generated.prefill_seconds,
             decode_seconds=generated.decode_seconds,
             encoded=self.encoded,
         )
 
-    def _encode_turn(self, item: Picture | Video) -> None:
+    def _encode_turn(self, item: Picture | Video) -> Steps[None]:
         """If `item` belongs to the last message, encode all items of this message in one call."""
         last = self.conversation.messages[-1]
         if item in (*last.pictures, *last.videos):
-            self.features(self.pair.instruct, list(last.pictures), list(last.videos))
+            yield from self.features(self.engine.pair.instruct, [*last.pictures, *last.videos])
 
     def _owner(self, mode: Mode) -> str:
         return f"{mode} {self.namespace}"
 
     def _grids(self, checkpoint: Checkpoint) -> tuple[list[Grid | None], list[Grid | None]]:
         pictures, videos = list(self.conversation.pictures), list(self.conversation.videos)
-        grids = self.vision.grids(checkpoint, [*pictures, *videos], self.namespace)
+        grids = self.engine.vision.grids(checkpoint, [*pictures, *videos], self.namespace)
         return grids[: len(pictures)], grids[len(pictures) :]
 
-    def _encode_new(self, checkpoint: Checkpoint) -> None:
+    def _encode_new(self, checkpoint: Checkpoint) -> Steps[None]:
         """Encode the items whose grid is unknown: without it the prompt cannot be built."""
-        images, clips = self._grids(checkpoint)
-        pictures = [item for item, grid in zip(self.conversation.pictures, images, strict=True) if grid is None]
-        videos = [item for item, grid in zip(self.conversation.videos, clips, strict=True) if grid is None]
-        self.features(checkpoint, pictures, videos)
+        items = [*self.conversation.pictures, *self.conversation.videos]
+        grids = itertools.chain(*self._grids(checkpoint))
+        yield from self.features(checkpoint, [item for item, grid in zip(items, grids, strict=True) if grid is None])
 
     def _prompt(self, checkpoint: Checkpoint) -> Prompt:
         if checkpoint.mode not in self._prompts:
@@ -211,11 +195,10 @@ class Request:
             self._prompts[checkpoint.mode] = build_prompt(checkpoint, self.conversation, images, clips)
         return self._prompts[checkpoint.mode]
 
-    def _uncached_media(self, prompt: Prompt, cached: int) -> tuple[list[Picture], list[Video]]:
-        uncached_tokens = [slot.start >= cached for slot in prompt.tokens.slots]
+    def _uncached_media(self, prompt: Prompt, cached: int) -> list[Picture | Video]:
+        """The items that do not end within the first `cached` tokens."""
         media = [part for message in self.conversation.messages for part in message.parts if not isinstance(part, str)]
-        left = [part for part, new in zip(media, uncached_tokens, strict=True) if new]
-        return [p for p in left if isinstance(p, Picture)], [v for v in left if isinstance(v, Video)]
+        return [item for item, slot in zip(media, prompt.tokens.slots, strict=True) if slot.end > cached]
 
 
 def _max_output_tokens(checkpoint: Checkpoint, prompt: Prompt) -> int:
@@ -229,15 +212,50 @@ def _max_output_tokens(checkpoint: Checkpoint, prompt: Prompt) -> int:
     return most - prompt.length
 
 
-@dataclass(frozen=True, slots=True)
-class LocalEngine:
-    """A loaded model pair with its caches. With a `scheduler`, several answers share forward passes. Thread-safe."""
+class Encoder:
+    """Encodes pictures and videos with the tower of a checkpoint; see `cache.vision.VisionEncoder`."""
 
-    pair: ModelPair
-    vision: VisionCache
-    prefixes: PrefixCache
-    scheduler: Scheduler | None = None
+    def __init__(self, checkpoint: Checkpoint, scheduler: Scheduler) -> None:
+        self.vision_key, self.grid_key = checkpoint.vision_key, checkpoint.grid_key
+        self.merge_size, self.device = checkpoint.merge_size, checkpoint.device
+        self._checkpoint, self._scheduler = checkpoint, scheduler
+
+    def encode(self, items: Sequence[Picture | Video]) -> Future[list[VisionFeatures]]:
+        """Prepare pixels in this thread; the thread of the scheduler runs the tower."""
+        pixels = prepare(self._checkpoint.model, self._checkpoint.processor, items)
+        return self._scheduler.encode(self._checkpoint, pixels)
+
+
+class LocalEngine:
+    """A loaded model pair with its caches and the scheduler that runs it. Thread-safe."""
+
     remote: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        pair: ModelPair,
+        vision: VisionCache | None = None,
+        prefixes: PrefixCache | None = None,
+        max_num_seqs: int = DEFAULT_NUM_SEQS,
+        memory: float | None = None,
+        compile: str = "auto",
+    ) -> None:
+        """Create the engine.
+
+        Args:
+            pair: The loaded checkpoints.
+            vision: Cache of vision features.
+            prefixes: Cache of KV tokens.
+            max_num_seqs: Maximum number of answers in each mode that are generated at the same time.
+            memory: See `Router.from_pretrained`.
+            compile: See `Router.from_pretrained`.
+        """
+        self.pair = pair
+        self.vision = VisionCache() if vision is None else vision
+        self.prefixes = PrefixCache() if prefixes is None else prefixes
+        budgets = Memory(pair, self.prefixes, self.vision, memory)
+        self.scheduler = Scheduler(self.prefixes, budgets, max_num_seqs, compile)
+        self.encoders = {mode: Encoder(pair[mode], self.scheduler) for mode in MODES}
 
     @property
     def fingerprint(self) -> str:
@@ -250,26 +268,23 @@ class LocalEngine:
         instruct: str | Path,
         thinking: str | Path,
         loading: Mapping[str, Any],
-        max_num_seqs: int = 1,
+        max_num_seqs: int = DEFAULT_NUM_SEQS,
         vision_cache: VisionCache | None = None,
         prefix_cache: PrefixCache | None = None,
     ) -> LocalEngine:
         """Load the pair, with caches of default size if none are given. `loading` and errors: see `load_model_pair`."""
-        pair = load_model_pair(instruct, thinking, **loading)
-        scheduler = Scheduler(max_num_seqs) if max_num_seqs > 1 else None
-        return cls(pair, vision_cache or VisionCache(), prefix_cache or PrefixCache(), scheduler)
+        options = {name: value for name, value in loading.items() if name not in ("memory", "compile")}
+        pair = load_model_pair(instruct, thinking, **options)
+        memory, compile = loading.get("memory"), loading.get("compile") or "auto"
+        return cls(pair, vision_cache, prefix_cache, max_num_seqs, memory, compile)
 
-    def request(self, conversation: Conversation, in_turns: bool = False, namespace: str = "") -> Request:
+    def request(self, conversation: Conversation, namespace: str = "") -> Request:
         """See `protocol.Engine`."""
-        generate_one = self.scheduler.generate if self.scheduler else generate
-        return Request(
-            self.pair, conversation, self.vision, self.prefixes if in_turns else None, namespace, generate_one
-        )
+        return Request(self, conversation, namespace)
 
     def wait(self) -> None:
         """See `protocol.Engine`: the models are loaded."""
 
     def close(self) -> None:
-        """Cancel the running answers of the scheduler."""
-        if self.scheduler is not None:
-            self.scheduler.close()
+        """Cancel the running answers and end the thread of the scheduler."""
+        self.scheduler.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlroute.checks import Whole, refused
+from vlroute.checks import Number, Whole, refused
 from vlroute.errors import SettingsError
 
 # Quantizing the vision tower would change the features of both modes and save little memory: most weights belong to
@@ -57,8 +57,12 @@ DTYPES = {
 DTYPE_WORDS = "'auto', 'bfloat16' ('bf16'), 'float16' ('fp16'), 'float32' ('fp32'), 'float64', or such a torch.dtype"
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 #: Number of answers that are generated at the same time in each mode.
-MAX_NUM_SEQS = Whole(1)
-OPTIONS = ("device", "dtype", "attn_implementation", "quantization")
+MAX_NUM_SEQS = Whole(1, 1024)
+DEFAULT_NUM_SEQS = 32
+COMPILE = ("auto", "off", "max")
+#: Share of the memory that the engine uses.
+MEMORY_SHARE = Number(0.0, 1.0, above=True)
+OPTIONS = ("device", "dtype", "attn_implementation", "quantization", "memory", "compile")
 
 
 def device_name(device: Any) -> str | None:
@@ -121,7 +125,11 @@ def checked_loading(options: Mapping[str, Any]) -> dict[str, Any]:
         raise refused(
             "quantization", quantization, f"one of {', '.join(QUANTIZATIONS)} or a transformers quantization config"
         )
+    memory, compile = options.get("memory"), options.get("compile")
+    if not (compile is None or compile in COMPILE):
+        raise refused("compile", compile, f"one of {', '.join(COMPILE)}")
     checked = {
+        "memory": None if memory is None else MEMORY_SHARE.read("memory", memory), "compile": compile,
         "device": device_name(options.get("device")), "dtype": dtype_name(options.get("dtype")),
         "attn_implementation": attention, "quantization": quantization,
     }  # fmt: skip

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from vlroute.engine.cache.prefix import Slot, TokenPrefix
 from vlroute.engine.local.checkpoint import Checkpoint
@@ -18,35 +17,33 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Model inputs of one request: ids, mask and token types `[1, length]`, positions `[4, 1, length]`.
+    """Token ids and positions of one request.
 
-    Positions are explicit because the model object otherwise reuses `rope_deltas` of its previous call.
+    Attributes:
+        tokens: Token ids, `[length]`, and the slots of the media.
+        vision: Whether each token belongs to a picture or video, `[length]`.
+        positions: Position of each token in time, height and width, `[3, length]`. They are explicit, because the
+            model object otherwise reuses those of its previous call.
     """
 
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    mm_token_type_ids: torch.Tensor
-    position_ids: torch.Tensor
     tokens: TokenPrefix
+    vision: NDArray[np.bool_]
+    positions: NDArray[np.int64]
 
     @property
     def length(self) -> int:
         """Number of tokens."""
-        return int(self.input_ids.shape[1])
+        return len(self.tokens)
 
     @property
     def vision_tokens(self) -> int:
         """Number of tokens of pictures and videos."""
-        return int((self.mm_token_type_ids > 0).sum())
+        return int(self.vision.sum())
 
-    def inputs(self) -> dict[str, torch.Tensor]:
-        """The inputs by the argument names of the model."""
-        return {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
-            "mm_token_type_ids": self.mm_token_type_ids,
-            "position_ids": self.position_ids,
-        }
+    @property
+    def next_position(self) -> int:
+        """Position of the token after the prompt; the same on all axes."""
+        return int(self.positions[:, -1].max()) + 1
 
 
 def _timestamps(times: Sequence[float], per_step: int) -> list[float]:
@@ -82,37 +79,34 @@ def build_prompt(
     """Tokenize `conversation` for `checkpoint`. `images` and `videos`: grid (t, h, w) in patches of each item."""
     text = render(checkpoint, conversation, images, videos)
     # verbose=False: a prompt that is too long is refused later; transformers need not warn
-    tokens = checkpoint.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    ids = torch.tensor([tokens], device=checkpoint.device)
+    ids = np.array(checkpoint.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
     config = checkpoint.model.config
-    types = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
-    mask = torch.ones_like(ids)
-    vision: dict[str, Any] = {}
-    if images:
-        vision["image_grid_thw"] = torch.tensor(images, device=checkpoint.device)
-    if videos:
-        vision["video_grid_thw"] = torch.tensor(videos, device=checkpoint.device)
-    text_positions = torch.arange(ids.shape[1], device=checkpoint.device)[None, None]
-    if vision:
-        axes, _ = checkpoint.model.model.get_rope_index(ids, mm_token_type_ids=types, attention_mask=mask, **vision)
-    else:
-        axes = text_positions.expand(3, -1, -1)
-    tokens = TokenPrefix(ids[0].cpu().numpy(), _slots(types[0].tolist(), conversation, videos))
-    return Prompt(ids, mask, types, torch.cat([text_positions, axes]), tokens)
-
-
-def _slots(types: Sequence[int], conversation: Conversation, videos: Sequence[Grid]) -> tuple[Slot, ...]:
-    """The token range of each item. A picture is one run of vision tokens, a video one run per temporal step."""
+    kinds = (ids == config.image_token_id).astype(np.int8) + 2 * (ids == config.video_token_id).astype(np.int8)
     runs: dict[int, list[tuple[int, int]]] = {1: [], 2: []}
-    at = 0
-    for kind, group in itertools.groupby(types):
-        length = len(list(group))
-        if kind:
-            runs[kind].append((at, at + length))
-        at += length
+    edges = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(ids)]
+    for start, end in itertools.pairwise(edges):
+        if kinds[start]:
+            runs[int(kinds[start])].append((start, end))
+    # a picture is one run of vision tokens, a video one run per temporal step
     slots = [Slot(*run, picture.digest) for run, picture in zip(runs[1], conversation.pictures, strict=True)]
+    grids = dict(zip(runs[1], images, strict=True))
     steps = iter(runs[2])
-    for (t, _, _), video in zip(videos, conversation.videos, strict=True):
+    for (t, h, w), video in zip(videos, conversation.videos, strict=True):
         own = [next(steps) for _ in range(t)]
         slots.append(Slot(own[0][0], own[-1][1], video.digest))
-    return tuple(sorted(slots, key=lambda slot: slot.start))
+        grids |= dict.fromkeys(own, (1, h, w))
+    positions = _positions(len(ids), grids, checkpoint.merge_size)
+    return Prompt(TokenPrefix(ids, tuple(sorted(slots, key=lambda slot: slot.start))), kinds > 0, positions)
+
+
+def _positions(length: int, grids: dict[tuple[int, int], Grid], merge: int) -> NDArray[np.int64]:
+    """Positions `[3, length]` as `get_rope_index` of transformers computes them. `grids`: the grid of each run."""
+    positions = np.empty((3, length), np.int64)
+    at = end = 0
+    for (start, stop), (t, h, w) in sorted(grids.items()):
+        positions[:, end:start] = np.arange(at, at + start - end)
+        at += start - end
+        positions[:, start:stop] = at + np.indices((t, h // merge, w // merge)).reshape(3, -1)
+        at, end = at + max(h, w) // merge, stop
+    positions[:, end:] = np.arange(at, at + length - end)
+    return positions

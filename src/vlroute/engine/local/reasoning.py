@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlroute.types import Channel
-
-if TYPE_CHECKING:
-    import torch
 
 THINK, END_THINK = "<think>", "</think>"
 #: Closes the reasoning if the model does not; the form that Qwen's chat templates use for earlier turns.
@@ -191,6 +187,7 @@ class OutputControl:
             raise ValueError(f"thinking_budget must be 0 or more tokens, got {budget}")
         self._tokenizer, self._ends, self._budget = tokenizer, ends, budget if thinking else None
         self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in (THINK, END_THINK)] if thinking else []
+        self._only_tags, self._tags_and_ends = frozenset(self._tags), frozenset(self._tags) | ends
         self._thinking, self._blank = thinking, True
         #: Whether the latest token ends the output.
         self.ended = False
@@ -204,13 +201,12 @@ class OutputControl:
             self._close()
         return self._told(self._forced.popleft()) if self._forced else None
 
-    def mask(self, scores: torch.Tensor) -> torch.Tensor:
-        """Exclude, in place, ids that are not allowed next. `scores`: `[1, vocabulary]`."""
-        if not self._thinking:
-            scores[:, self._tags] = -math.inf
-            if self._blank:
-                scores[:, [end for end in self._ends if 0 <= end < scores.shape[-1]]] = -math.inf
-        return scores
+    @property
+    def excluded(self) -> frozenset[int]:
+        """The ids that are not allowed next."""
+        if self._thinking:
+            return frozenset()
+        return self._tags_and_ends if self._blank else self._only_tags
 
     def chosen(self, token: int) -> int:
         """Process the id that the model chose and return the id for the output.

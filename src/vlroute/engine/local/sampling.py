@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,11 +28,16 @@ from transformers import (
 
 from vlroute.engine.local.checkpoint import Checkpoint
 from vlroute.engine.local.reasoning import OutputControl
-from vlroute.engine.settings import RECOMMENDED, SAMPLING, check_lengths, checked, combined
+from vlroute.engine.settings import RECOMMENDED, SAMPLING, SETTINGS, check_lengths, checked, combined
 from vlroute.errors import SettingsError
 
-#: Settings that exclude tokens.
-EXCLUDING = ("no_repeat_ngram_size", "bad_words_ids", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens")
+#: Settings that processors of transformers apply to one answer after the other.
+SINGLE = (
+    "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "typical_p",
+    "epsilon_cutoff", "eta_cutoff",
+)  # fmt: skip
+#: Largest `top_k` for which only the best tokens are sorted. Twice as many are, because tokens may have equal scores.
+WIDEST = 256
 
 
 def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,13 +98,10 @@ class Penalties(LogitsProcessor):
 
 
 class Sampler:
-    """Chooses the tokens of one answer; the processors have the order of transformers' `generate`.
+    """State of the sampling of one answer: its settings, its tokens, and what may come next."""
 
-    With a `seed` the random numbers do not depend on other answers.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, prompt_length: int, settings: Mapping[str, Any]) -> None:
-        """`settings`: as returned by `resolve_settings`."""
+    def __init__(self, checkpoint: Checkpoint, prompt: Sequence[int], settings: Mapping[str, Any]) -> None:
+        """`prompt`: token ids of the prompt; `settings`: as returned by `resolve_settings`."""
         asked: Any = settings.get("eos_token_id")
         ends = frozenset(asked if isinstance(asked, list) else [asked])
         #: Chosen if all tokens are excluded. It ends an answer that has visible text, unless `eos_token_id` is -1.
@@ -106,28 +109,174 @@ class Sampler:
         self.control = OutputControl(
             checkpoint.tokenizer, checkpoint.mode == "thinking", ends, settings.get("thinking_budget")
         )
+        self.ids, self.prompt_length = [*prompt], len(prompt)
         self.draws = bool(settings.get("do_sample"))
-        self.processors = LogitsProcessorList(_processors(settings, prompt_length, [*ends], checkpoint.device))
-        self.excludes = any(settings.get(name) for name in EXCLUDING)
-        presence, frequency = (settings.get(f"{name}_penalty") or 0.0 for name in ("presence", "frequency"))
-        if presence or frequency:
-            self.processors.append(Penalties(prompt_length, presence, frequency))
+        self.repetition = float(settings.get("repetition_penalty") or 1.0)
+        self.presence, self.frequency = (float(settings.get(f"{name}_penalty") or 0) for name in ("presence", "frequency"))
+        self.temperature, self.top_k, self.top_p, self.min_p = 1.0, 0, 1.0, 0.0
         if self.draws:
-            self.processors.extend(_warpers(settings, checkpoint.device))
-        self.generator: torch.Generator | None = None
+            self.temperature = float(settings.get("temperature", 1.0))
+            self.top_k, self.top_p = int(settings.get("top_k") or 0), float(settings.get("top_p", 1.0))
+            self.min_p = float(settings.get("min_p") or 0.0)
+        self.min_new_tokens, self.ends = int(settings.get("min_new_tokens") or 0), ends
+        #: Processors of transformers, if a setting is not vectorized: they then do everything for this answer.
+        self.processors: LogitsProcessorList | None = None
+        if any(settings.get(name) not in (None, SETTINGS[name].off, [], {}) for name in SINGLE):
+            self.processors = LogitsProcessorList(_processors(settings, len(prompt), [*ends], checkpoint.device))
+            if self.presence or self.frequency:
+                self.processors.append(Penalties(len(prompt), self.presence, self.frequency))
+            if self.draws:
+                self.processors.extend(_warpers(settings, checkpoint.device))
+        self._random: random.Random | None = None
         if (seed := settings.get("seed")) is not None:
-            self.generator = torch.Generator(checkpoint.device).manual_seed(seed)
+            self._random = random.Random(str(seed))  # a number would be taken without its sign
 
-    def __call__(self, ids: torch.Tensor, logits: torch.Tensor) -> int:
-        """The next token id. `ids`: prompt and answer so far, `[1, n]`; `logits`: `[1, vocabulary]`."""
-        if (forced := self.control.forced()) is not None:
-            return forced
-        scores = self.processors(ids, self.control.mask(logits.to(torch.float32, copy=True)))
-        if self.excludes and bool((scores == -torch.inf).all()):  # all tokens are excluded
-            return self.control.chosen(self.last_resort)
-        if not self.draws:
-            return self.control.chosen(int(scores.argmax(-1)))
-        return self.control.chosen(int(torch.multinomial(scores.softmax(-1), 1, generator=self.generator)))
+    @property
+    def output_ids(self) -> list[int]:
+        """The ids of the output so far."""
+        return self.ids[self.prompt_length :]
+
+    def draw(self) -> float:
+        """A random number from 0 to 1. With a seed it depends on nothing but the seed and the draws before it."""
+        return self._random.random() if self._random else float(torch.rand(()))
+
+    def excluded(self) -> frozenset[int]:
+        """The ids that may not come next, besides those that settings exclude."""
+        early = len(self.ids) - self.prompt_length < self.min_new_tokens
+        return self.control.excluded | self.ends if early else self.control.excluded
+
+    def take(self, token: int) -> int:
+        """Process the id that the model chose. Returns the id for the output, which may differ."""
+        forced = self.control.forced()
+        token = self.control.chosen(token) if forced is None else forced
+        self.ids.append(token)
+        return token
+
+
+class BatchSampler:
+    """Chooses the next token of several answers at once, with one transfer of results from the device.
+
+    The processors have the order of transformers' `generate`. Each answer gets the token that it would get alone.
+    """
+
+    def __init__(self, samplers: Sequence[Sampler], vocabulary: int, device: torch.device) -> None:
+        """`samplers`: of the rows of `logits`, in order. Make a new object if the rows change."""
+        self.samplers, self.device, self.vocabulary = samplers, device, vocabulary
+        self._excluded: tuple[frozenset[int], ...] = ()
+        self._exclusion: tuple[torch.Tensor, torch.Tensor] | None = None
+        shared = [one if one.processors is None else None for one in samplers]
+        # settings of rows that processors of transformers work on are neutral here
+        self._repetition = self._column([one.repetition if one else 1.0 for one in shared], 1.0)
+        self._seen = self._tokens(shared, prompts=True) if self._repetition is not None else None
+        self._presence = self._column([one.presence if one else 0.0 for one in shared], 0.0)
+        self._frequency = self._column([one.frequency if one else 0.0 for one in shared], 0.0)
+        penalized = self._presence is not None or self._frequency is not None
+        self._counts = self._tokens(shared, prompts=False) if penalized else None
+        # answers with a small top_k are drawn from the best tokens only: sorting these is fast
+        narrow = [i for i, one in enumerate(samplers) if one.draws and one.processors is None and 0 < one.top_k <= WIDEST]
+        wide = [i for i, one in enumerate(samplers) if one.draws and i not in set(narrow)]
+        self._drawn = [_Drawn(rows, [shared[i] for i in rows], device) for rows in (narrow, wide) if rows]
+
+    def _column(self, values: list[float], neutral: float) -> torch.Tensor | None:
+        if all(value == neutral for value in values):
+            return None
+        return torch.tensor(values, dtype=torch.float32).to(self.device)[:, None]
+
+    def _tokens(self, samplers: Sequence[Sampler | None], prompts: bool) -> torch.Tensor:
+        """How often each answer, with its prompt if `prompts`, contains each token: `[rows, vocabulary]`."""
+        counts = torch.zeros(len(samplers), self.vocabulary)
+        for row, one in zip(counts, samplers, strict=True):
+            if one is not None:
+                ids = torch.tensor(one.ids if prompts else one.output_ids, dtype=torch.long)
+                row += torch.bincount(ids, minlength=self.vocabulary)[: self.vocabulary]
+        return counts.to(self.device)
+
+    def __call__(self, logits: torch.Tensor) -> list[int]:
+        """Ids for `logits`, `[rows, vocabulary]`, for `Sampler.take` of each row."""
+        scores = logits.to(torch.float32, copy=True)
+        self._exclude(scores)
+        for i, one in enumerate(self.samplers):
+            if one.processors is not None:
+                scores[i : i + 1] = one.processors(torch.tensor([one.ids], device=self.device), scores[i : i + 1])
+        if self._repetition is not None and self._seen is not None:
+            scaled = torch.where(scores < 0, scores * self._repetition, scores / self._repetition)
+            scores = torch.where(self._seen > 0, scaled, scores)
+        if self._counts is not None:
+            if self._presence is not None:
+                scores = scores - self._presence * (self._counts > 0)
+            if self._frequency is not None:
+                scores = scores - self._frequency * self._counts
+        best, tokens = scores.max(-1)
+        tokens = torch.where(best == -torch.inf, -1, tokens)  # -1: all tokens are excluded
+        for drawn in self._drawn:
+            tokens = drawn(scores, tokens, self.samplers)
+        if self._counts is not None or self._seen is not None:
+            self._count(tokens)
+        chosen: list[int] = tokens.tolist()
+        return [one.last_resort if token < 0 else token for one, token in zip(self.samplers, chosen, strict=True)]
+
+    def _exclude(self, scores: torch.Tensor) -> None:
+        excluded = tuple(one.excluded() for one in self.samplers)
+        if excluded != self._excluded:
+            self._excluded = excluded
+            ids = sorted({i for row in excluded for i in row if 0 <= i < self.vocabulary})
+            where = torch.tensor([[i in row for i in ids] for row in excluded], dtype=torch.bool)
+            self._exclusion = (torch.tensor(ids).to(self.device), where.to(self.device)) if ids else None
+        if self._exclusion is not None:
+            ids, where = self._exclusion
+            scores[:, ids] = scores[:, ids].masked_fill(where, -torch.inf)
+
+    def _count(self, tokens: torch.Tensor) -> None:
+        """Count the tokens on the device. If `Sampler.take` returns another id, a new object is needed."""
+        index = tokens.clamp(min=0)[:, None]
+        for counts in (self._counts, self._seen):
+            if counts is not None:
+                counts.scatter_add_(1, index, torch.ones_like(index, dtype=counts.dtype))
+
+
+class _Drawn:
+    """The rows that are drawn at random, from all tokens or from the best ones."""
+
+    def __init__(self, rows: list[int], samplers: Sequence[Sampler | None], device: torch.device) -> None:
+        self.rows, self.device = rows, device
+        self.index = torch.tensor(rows).to(device)
+        # rows that processors of transformers have worked on are only drawn
+        settings = [(s.temperature, s.top_k, s.top_p, s.min_p) if s else (1.0, 0, 1.0, 0.0) for s in samplers]
+        temperature, top_k, top_p, min_p = (torch.tensor(column).to(device)[:, None] for column in zip(*settings, strict=True))
+        tops = [one[1] for one in settings]
+        self.narrow = all(0 < top <= WIDEST for top in tops)
+        self.temperature = temperature.float() if any(one[0] != 1.0 for one in settings) else None
+        self.top_k = top_k if any(tops) else None
+        self.top_p = top_p.double() if any(one[2] < 1.0 for one in settings) else None
+        self.min_p = min_p.double() if any(one[3] > 0 for one in settings) else None
+
+    def __call__(self, scores: torch.Tensor, tokens: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+        """`tokens` with those of these rows drawn from `scores`."""
+        draws = torch.tensor([samplers[i].draw() for i in self.rows], dtype=torch.float64).to(self.device)[:, None]
+        own = scores[self.index]
+        if self.temperature is not None:
+            own = own / self.temperature
+        # in descending order, the tokens to keep are the first ones in each row
+        order = own.topk(min(2 * WIDEST, own.shape[-1])) if self.narrow else own.sort(-1, descending=True, stable=True)
+        values, ids = order.values, order.indices
+        if self.top_k is not None:
+            last = values.gather(1, (self.top_k.long() - 1).clamp(0, values.shape[-1] - 1))
+            values = values.masked_fill((values < last) & (self.top_k > 0), -torch.inf)
+        if self.top_p is not None:
+            shares = values.double().softmax(-1)
+            before = shares.cumsum(-1) - shares
+            values = values.masked_fill((before >= self.top_p) & (self.top_p < 1) & (before > 0), -torch.inf)
+        if self.min_p is not None:
+            shares = values.double().softmax(-1)
+            values = values.masked_fill(shares < self.min_p * shares[:, :1], -torch.inf)
+        shares = values.double().softmax(-1).nan_to_num()
+        sums = shares.cumsum(-1)
+        total = sums[:, -1:]
+        below = torch.nextafter(total, torch.zeros_like(total))
+        place = torch.searchsorted(sums, torch.minimum(draws * total, below), right=True)
+        drawn = ids.gather(1, place.clamp(max=ids.shape[-1] - 1))[:, 0]
+        old = tokens[self.index]
+        return tokens.index_copy(0, self.index, torch.where(old < 0, old, drawn))
 
 
 def _processors(

@@ -1,31 +1,46 @@
-"""Generates answers: one alone, or several of one checkpoint that share a forward pass per token.
+"""The loop that alone runs the models: it encodes pictures, reads prompts and generates tokens for all requests.
 
-An answer may join or leave the running batch at any token.
+Each round encodes the pictures that wait in one call of the tower, reads at most one chunk of prompts, and generates
+one token for every running answer of each mode (continuous batching, Yu et al., 2022, with chunked prefill, Agrawal et
+al., 2023).
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from inspect import signature
+from queue import SimpleQueue
 from typing import Any, cast
 
+import numpy as np
 import torch
-from torch.nn.functional import pad
-from transformers import DynamicCache, Qwen3VLForConditionalGeneration
+from numpy.typing import NDArray
 
+from vlroute.engine.cache.features import VisionFeatures
+from vlroute.engine.cache.prefix import Lease, PrefixCache
 from vlroute.engine.local.checkpoint import Checkpoint
-from vlroute.engine.local.loading import MAX_NUM_SEQS
+from vlroute.engine.local.forward import Chunk, Decoder, read
+from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS
+from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt
-from vlroute.engine.local.sampling import Sampler
-from vlroute.errors import RouterClosedError
+from vlroute.engine.local.sampling import BatchSampler, Sampler
+from vlroute.engine.local.slots import KVSlots, rounded
+from vlroute.engine.local.vision import Pixels, encode
+from vlroute.errors import LimitError, RouterClosedError
 from vlroute.types import FinishReason, Mode
 
-#: Name of the argument of transformers for the KV cache; older releases call it `past_key_values`.
-CACHE = "cache" if "cache" in signature(Qwen3VLForConditionalGeneration.forward).parameters else "past_key_values"
+log = logging.getLogger("vlroute")
+
+#: Prompt tokens that are read between two decode steps. Without running answers, nothing waits for a larger chunk.
+CHUNK, CHUNK_ALONE = 512, 2048
+#: Patches of one call of the tower; a larger item has a call of its own.
+PATCHES = 65_536
 #: Called with each token id; a true result ends the answer.
 OnToken = Callable[[int], bool | None]
 
@@ -37,360 +52,508 @@ class GenerationRequest:
     Attributes:
         checkpoint: the model.
         prompt: token ids and positions.
-        encoder_outputs: vision features of the media after the cached prefix; a new container, see
-            `vision.encoder_outputs`.
         settings: as returned by `resolve_settings`.
-        on_token: called with each token id. A true result ends the answer. An exception ends the answer, and `generate`
-            raises it.
+        features: vision features of each item that ends behind the tokens of `lease`, in the order of the slots.
+        on_token: called with each token id, in the thread of the scheduler. A true result ends the answer. An exception
+            ends the answer, and the future raises it.
         cancel: ends the answer when set.
-        cache: KV cache of the prompt's prefix; afterwards that of prompt and answer. None: no cache is returned.
+        owner: owner of the prefix in the cache of KV tokens.
+        lease: cached tokens of the prompt; released by the scheduler.
     """
 
     checkpoint: Checkpoint
     prompt: Prompt
-    encoder_outputs: Mapping[str, Any]
     settings: Mapping[str, Any]
+    features: Sequence[VisionFeatures] = ()
     on_token: OnToken = lambda token: None
     cancel: threading.Event | None = None
-    cache: DynamicCache | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """An answer during generation. `num_cached`: number of cached KV tokens; `ids`: prompt and answer, `[1, n]`."""
-
-    sampler: Sampler
-    max_tokens: int
-    on_token: OnToken
-    cancel: threading.Event | None
-    ids: torch.Tensor
-    num_cached: int
-    position: int
-    """Position of the next token; the same on all three axes, because an answer is text."""
-    prompt_length: int
-    first_at: float = 0.0
-    reason: str = ""
-    error: BaseException | None = None
-    cache: DynamicCache = field(default_factory=DynamicCache)
-    keep_cache: bool = False
-    """Whether `cache` must contain the keys and values at the end of the answer."""
-    done: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def output_ids(self) -> list[int]:
-        """Ids of the output without the end token."""
-        ids: list[int] = self.ids[0, self.prompt_length :].tolist()
-        return ids[:-1] if self.sampler.control.ended else ids
-
-    def take(self, logits: torch.Tensor) -> None:
-        """Choose the next token from `logits` (`[1, vocabulary]`) and check whether the answer ends with it."""
-        try:
-            token = self.sampler(self.ids, logits)
-            self.first_at = self.first_at or time.perf_counter()
-            self.ids = torch.cat([self.ids, self.ids.new_tensor([[token]])], dim=1)
-            ended = self.sampler.control.ended or bool(self.on_token(token))
-        except BaseException as error:  # raised by the callback or the sampler: it ends only this answer
-            self.error, self.reason = error, "error"
-            return
-        if ended:
-            self.reason = "stop"
-        elif self.cancel is not None and self.cancel.is_set():
-            self.reason = "cancelled"
-        elif self.ids.shape[1] - self.prompt_length >= self.max_tokens:
-            self.reason = "length"
-
-
-def begin(request: GenerationRequest) -> Sequence:
-    """Run the prefill of one prompt and choose the first token; do neither if the request is cancelled."""
-    prompt, settings = request.prompt, request.settings
-    seq = Sequence(
-        Sampler(request.checkpoint, prompt.length, settings),
-        int(settings["max_new_tokens"]), request.on_token, request.cancel, prompt.input_ids, prompt.length,
-        int(prompt.position_ids[1:, 0, -1].max()) + 1, prompt.length,
-    )  # fmt: skip
-    if request.cache is not None:
-        seq.cache, seq.keep_cache = request.cache, True
-    past = seq.cache.get_seq_length()
-    with request.checkpoint.lock.ahead():
-        if seq.cancel is not None and seq.cancel.is_set():  # while it waited for the lock
-            seq.reason = "cancelled"
-            return seq
-        output = request.checkpoint.model(
-            input_ids=prompt.input_ids[:, past:],
-            attention_mask=prompt.attention_mask,
-            position_ids=prompt.position_ids[:, :, past:],
-            mm_encoder_outputs=dict(request.encoder_outputs) or None,
-            logits_to_keep=1,
-            use_cache=True,
-            **{CACHE: seq.cache},
-        )
-    seq.take(output.logits[:, -1])
-    return seq
-
-
-class RunningBatch:
-    """The sequences in generation and their KV cache, padded at the left to one length. Not thread-safe."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
-        self.seqs: list[Sequence] = []
-        self._cache = DynamicCache()
-
-    def join(self, seq: Sequence) -> None:
-        """Add `seq`; it takes part from the next step on."""
-        layers = [(layer.keys, layer.values) for layer in seq.cache.layers]
-        if self.seqs:
-            length = max(self._cache.get_seq_length(), seq.num_cached)
-            layers = [
-                (_stacked(layer.keys, keys, length), _stacked(layer.values, values, length))
-                for layer, (keys, values) in zip(self._cache.layers, layers, strict=True)
-            ]
-        self._cache = _cache(layers)
-        # the batch holds the only copy
-        _fill(seq.cache, [(keys.new_empty(0), values.new_empty(0)) for keys, values in layers])
-        self.seqs.append(seq)
-
-    def step(self) -> list[Sequence]:
-        """Generate one token for every sequence. Returns the sequences that ended with it; they have left the batch."""
-        length = self._cache.get_seq_length()
-        device = self.checkpoint.device
-        num_cached = torch.tensor([seq.num_cached for seq in self.seqs], device=device)[:, None]
-        # a single sequence has no padding, so the model needs no mask
-        mask = (
-            (torch.arange(length + 1, device=device)[None] >= length - num_cached).long()
-            if len(self.seqs) > 1
-            else None
-        )
-        at = torch.tensor([seq.position for seq in self.seqs], device=device)[:, None]
-        output = self.checkpoint.model(
-            input_ids=torch.cat([seq.ids[:, -1:] for seq in self.seqs]),
-            attention_mask=mask,
-            position_ids=torch.cat([num_cached[None], at.expand(3, -1, -1)]),
-            use_cache=True,
-            **{CACHE: self._cache},
-        )
-        for i, seq in enumerate(self.seqs):
-            seq.num_cached, seq.position = seq.num_cached + 1, seq.position + 1
-            seq.take(output.logits[i : i + 1, -1])
-        ended = [seq for seq in self.seqs if seq.reason]
-        if ended:
-            self._leave()
-        return ended
-
-    def drop(self) -> list[Sequence]:
-        """Remove and return all sequences, after an error in a shared step."""
-        seqs, self.seqs, self._cache = self.seqs, [], DynamicCache()
-        return seqs
-
-    def _leave(self) -> None:
-        length = self._cache.get_seq_length()
-        layers = [(layer.keys, layer.values) for layer in self._cache.layers]
-        for i, seq in enumerate(self.seqs):
-            if seq.reason and seq.keep_cache:
-                _fill(seq.cache, [(_own(k, i, seq.num_cached), _own(v, i, seq.num_cached)) for k, v in layers])
-        stay = [i for i, seq in enumerate(self.seqs) if not seq.reason]
-        self.seqs = [self.seqs[i] for i in stay]
-        longest = max((seq.num_cached for seq in self.seqs), default=0)
-        cut = slice(length - longest, None)
-        keep_cache = [(keys[stay][..., cut, :], values[stay][..., cut, :]) for keys, values in layers]
-        self._cache = _cache(keep_cache) if stay else DynamicCache()
-
-
-def _stacked(many: torch.Tensor, one: torch.Tensor, length: int) -> torch.Tensor:
-    """`[b + 1, heads, length, width]`, padded at the left."""
-    return torch.cat([pad(part, (0, 0, length - part.shape[-2], 0)) for part in (many, one)])
-
-
-def _own(layer: torch.Tensor, seq: int, num_cached: int) -> torch.Tensor:
-    """One sequence without its padding, copied: a view would keep the memory of the whole batch alive."""
-    return layer[seq : seq + 1, :, layer.shape[-2] - num_cached :].clone()
-
-
-def _cache(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
-    cache = DynamicCache()
-    for i, (keys, values) in enumerate(layers):
-        cache.update(keys, values, i)
-    return cache
-
-
-def _fill(cache: DynamicCache, layers: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    for layer, (keys, values) in zip(cache.layers, layers, strict=True):
-        layer.keys, layer.values = keys, values
+    owner: str = ""
+    lease: Lease = field(default_factory=Lease)
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Token ids without the end token, the reason for the end, and the seconds until and after the first token."""
+    """Token ids without the end token, the reason for the end, and the seconds until and after the first token.
+
+    `cached`: number of prompt tokens that were in the cache.
+    """
 
     ids: tuple[int, ...]
     finish_reason: FinishReason
     prefill_seconds: float
     decode_seconds: float
+    cached: int = 0
 
 
-@torch.inference_mode()
-def generate(request: GenerationRequest) -> Generated:
-    """Generate one answer in this thread, with the same steps as for answers that share forward passes."""
-    began = time.perf_counter()
-    seq = begin(request)
-    seqs = RunningBatch(request.checkpoint)
-    if not seq.reason:
-        seqs.join(seq)
-    while not seq.reason:
-        seqs.step()
-    return generated(seq, began)
+class Generation:
+    """An answer during generation."""
+
+    def __init__(self, request: GenerationRequest, future: Future[Generated]) -> None:
+        prompt = request.prompt
+        self.request, self.future, self.lease = request, future, request.lease
+        self.sampler = Sampler(request.checkpoint, prompt.tokens.ids.tolist(), request.settings)
+        self.most = int(request.settings["max_new_tokens"])
+        self.slot = self.cached = 0
+        self.began = self.first_at = 0.0
+        self.reason = ""
+        self.error: BaseException | None = None
+        self._vision, self._features = _vision_rows(request)
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and answer so far."""
+        return self.sampler.ids
+
+    @property
+    def position(self) -> int:
+        """Position of the last token, which belongs to the answer."""
+        return self.request.prompt.next_position + len(self.ids) - self.sampler.prompt_length - 1
+
+    @property
+    def reads(self) -> bool:
+        """Whether tokens are read before the next one is generated, as for a prompt."""
+        return self.cached < self.sampler.prompt_length or len(self.ids) > self.cached + 1
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the request was cancelled."""
+        return self.request.cancel is not None and self.request.cancel.is_set()
+
+    def chunk(self, most: int) -> Chunk:
+        """The next tokens to read, at most `most`. After a preemption, tokens of the answer are among them."""
+        prompt, start, end = self.request.prompt, self.cached, min(self.cached + most, len(self.ids))
+        length = self.sampler.prompt_length
+        positions, vision = prompt.positions[:, start:end], self._vision[start:end]
+        if end > length:
+            answer = np.arange(max(start, length), end) - length + prompt.next_position
+            positions = np.concatenate([positions, np.broadcast_to(answer, (3, len(answer)))], axis=1)
+            vision = np.concatenate([vision, np.full(len(answer), -1)])
+        ids, positions, vision = map(torch.from_numpy, (np.array(self.ids[start:end]), positions, vision))
+        return Chunk(self.slot, start, ids, positions, vision, self._features if bool((vision >= 0).any()) else ())
+
+    def take(self, token: int) -> bool:
+        """Process a chosen token, and check whether the answer ends with it. Returns whether it was replaced."""
+        try:
+            taken = self.sampler.take(token)
+            self.first_at = self.first_at or time.perf_counter()
+            ended = self.sampler.control.ended or bool(self.request.on_token(taken))
+        except BaseException as error:  # raised by the callback: it ends only this answer
+            self.error = error
+            return True
+        if ended:
+            self.reason = "stop"
+        elif self.cancelled:
+            self.reason = "cancelled"
+        elif len(self.ids) - self.sampler.prompt_length >= self.most:
+            self.reason = "length"
+        return taken != token
+
+    def finish(self) -> None:
+        """Give the result to those who wait for it."""
+        cached = self.lease.length
+        self.lease.release()
+        if self.error is not None:
+            self.future.set_exception(self.error)
+            return
+        ended = time.perf_counter()
+        first, began = self.first_at or ended, self.began or ended
+        ids = self.sampler.output_ids
+        ids = ids[:-1] if self.sampler.control.ended else ids
+        self.future.set_result(Generated(tuple(ids), cast(FinishReason, self.reason), first - began, ended - first, cached))
 
 
-def generated(seq: Sequence, began: float) -> Generated:
-    """The result of a finished sequence that began at `began` (`time.perf_counter`). Raises the error that ended it."""
-    if seq.error is not None:
-        raise seq.error
-    ended = time.perf_counter()
-    first = seq.first_at or ended
-    return Generated(tuple(seq.output_ids), cast(FinishReason, seq.reason), first - began, ended - first)
+def _vision_rows(request: GenerationRequest) -> tuple[NDArray[np.int64], list[torch.Tensor]]:
+    """The row of each token of the prompt in the joined features, -1 for none; and the joined features."""
+    prompt, at = request.prompt, 0
+    rows = np.full(prompt.length, -1)
+    slots = [slot for slot in prompt.tokens.slots if slot.end > request.lease.length]
+    for slot, features in zip(slots, request.features, strict=True):
+        own = np.flatnonzero(prompt.vision[slot.start : slot.end]) + slot.start
+        rows[own] = np.arange(at, at + len(own))
+        at += len(own)
+    layers = zip(*((one.merged, *one.deepstack) for one in request.features), strict=True)
+    return rows, [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in layers]
+
+
+class _Lane:
+    """The answers of one checkpoint: those that wait, and those in slots, in the order in which they came."""
+
+    def __init__(self, checkpoint: Checkpoint, most: int, compile: str) -> None:
+        model = checkpoint.model
+        self.checkpoint = checkpoint
+        self.slots = KVSlots(model.config.text_config, model.dtype, checkpoint.device, most)
+        self.decoder = Decoder(model, self.slots, compile)
+        self.waiting: deque[Generation] = deque()
+        self.running: list[Generation] = []
+        self._sampled: tuple[Generation, ...] = ()
+        self._sampler: BatchSampler | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of the longest answer that runs, the next one included."""
+        return max((len(one.ids) + 1 for one in self.running), default=0)
+
+    def resize(self, count: int, length: int) -> None:
+        """Allocate slots anew, see `KVSlots.resize`."""
+        self.slots.resize([one.slot for one in self.running], count, length)
+        for slot, one in enumerate(self.running):
+            one.slot = slot
+        self.decoder.forget()
+
+    def free_slot(self) -> int:
+        """The lowest slot that no answer uses."""
+        used = {one.slot for one in self.running}
+        return next(slot for slot in range(self.slots.count) if slot not in used)
+
+    def compact(self) -> None:
+        """Move the last answers to free slots, if a decode step then has fewer rows."""
+        while self.running:
+            last = max(self.running, key=lambda one: one.slot)
+            if rounded(len(self.running)) >= rounded(last.slot + 1):
+                return
+            slot = self.free_slot()
+            self.slots.move(last.slot, slot, last.cached)
+            last.slot = slot
+
+    def sample(self, answers: Sequence[Generation], logits: torch.Tensor) -> None:
+        """Choose the next token of answers from their `logits`, `[answers, vocabulary]`."""
+        try:
+            if self._sampler is None or self._sampled != (*answers,):
+                samplers = [one.sampler for one in answers]
+                self._sampled, self._sampler = (*answers,), BatchSampler(samplers, logits.shape[-1], logits.device)
+            tokens = self._sampler(logits)
+        except Exception as error:
+            self._sampler = None
+            if len(answers) == 1:
+                answers[0].error = error
+                return
+            for one, row in zip(answers, logits, strict=True):
+                self.sample([one], row[None])
+            return
+        if any([one.take(token) for one, token in zip(answers, tokens, strict=True)]):
+            self._sampler = None  # it has counted another token
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """Pictures and videos that wait for the tower of `checkpoint`."""
+
+    checkpoint: Checkpoint
+    pixels: Sequence[Pixels]
+    future: Future[list[VisionFeatures]]
 
 
 class Scheduler:
-    """Generates at most `max_num_seqs` answers of each mode at the same time. Thread-safe.
+    """Encodes pictures and generates answers of both modes, in one thread for all requests.
 
     In float32 each request gets the tokens that it would get alone. The last bits of the scores depend on the batch
     size, as in every batching server, so in bfloat16 a near tie may be decided differently.
     """
 
-    def __init__(self, max_num_seqs: int = 8) -> None:
-        """SettingsError unless `max_num_seqs` is a whole number of at least 1."""
-        self.max_num_seqs = MAX_NUM_SEQS.read("max_num_seqs", max_num_seqs)
-        self._workers: dict[Mode, _Worker] = {}
-        self._closed = False
-        self._lock = threading.Lock()
-
-    def generate(self, request: GenerationRequest) -> Generated:
-        """As the function `generate`; waits first until one of the `max_num_seqs` places is free.
+    def __init__(
+        self, prefixes: PrefixCache, memory: Memory, max_num_seqs: int = DEFAULT_NUM_SEQS, compile: str = "auto"
+    ) -> None:
+        """Create a scheduler; its thread starts with the first request.
 
         Args:
-            request: the answer to generate.
-
-        Returns:
-            The token ids and timings.
+            prefixes: Cache of KV tokens.
+            memory: Limits the KV slots.
+            max_num_seqs: Maximum number of answers in each mode that are generated at the same time.
+            compile: See `Decoder`.
 
         Raises:
-            RouterClosedError: the scheduler is closed.
+            SettingsError: `max_num_seqs` is not a whole number of at least 1.
         """
-        if request.cancel is not None and request.cancel.is_set():
-            return Generated((), "cancelled", 0.0, 0.0)
-        worker = self._worker(request.checkpoint)
-        if not worker.enter(request.cancel):
-            return Generated((), "cancelled", 0.0, 0.0)
-        try:
-            began = time.perf_counter()
-            with torch.inference_mode():
-                seq = begin(request)
-            if not seq.reason:
-                worker.write(seq)
-            return generated(seq, began)
-        finally:
-            worker.leave()
+        self.prefixes, self.memory, self.compile = prefixes, memory, compile
+        self.max_num_seqs = MAX_NUM_SEQS.read("max_num_seqs", max_num_seqs)
+        #: Number of runs of a vision tower.
+        self.tower_calls = 0
+        self._new: SimpleQueue[Generation | _Encoding | None] = SimpleQueue()
+        self._lanes: dict[Mode, _Lane] = {}
+        self._encodings: deque[_Encoding] = deque()
+        self._rounds = 0
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._process = os.getpid()
+
+    def generate(self, request: GenerationRequest) -> Future[Generated]:
+        """Generate an answer.
+
+        Args:
+            request: The answer to generate.
+
+        Returns:
+            The future token ids and timings. The future raises an error of the callback or of the model.
+
+        Raises:
+            RouterClosedError: The scheduler is closed.
+            RuntimeError: This process is a fork of the one that loaded the models.
+        """
+        future: Future[Generated] = Future()
+        self._submit(Generation(request, future))
+        return future
+
+    def encode(self, checkpoint: Checkpoint, pixels: Sequence[Pixels]) -> Future[list[VisionFeatures]]:
+        """Encode pictures and videos. Errors: see `generate`."""
+        future: Future[list[VisionFeatures]] = Future()
+        self._submit(_Encoding(checkpoint, pixels, future))
+        return future
 
     def waiting(self) -> dict[Mode, int]:
-        """Number of requests of each mode that wait for a free place."""
-        with self._lock:
-            return {mode: worker.waiting for mode, worker in self._workers.items()}
+        """Number of requests of each mode that wait for a free slot."""
+        return {mode: len(lane.waiting) for mode, lane in [*self._lanes.items()]}
 
     def close(self) -> None:
-        """Cancel all running answers and end the threads."""
+        """Cancel all running answers and end the thread."""
         with self._lock:
             self._closed = True
-            workers = [*self._workers.values()]
-        for worker in workers:
-            worker.close()
+            thread = self._thread
+        if thread is None or self._process != os.getpid():
+            return
+        self._new.put(None)
+        if thread is not threading.current_thread():  # a callback may close the router
+            thread.join()
 
-    def _worker(self, checkpoint: Checkpoint) -> _Worker:
+    def _submit(self, work: Generation | _Encoding) -> None:
+        if self._process != os.getpid():
+            raise RuntimeError(
+                "the models were loaded in another process, of which this one is a fork; create the router in the "
+                "process that uses it, or start processes with the method 'spawn'"
+            )
         with self._lock:
             if self._closed:
                 raise RouterClosedError
-            if checkpoint.mode not in self._workers:
-                self._workers[checkpoint.mode] = _Worker(checkpoint, self.max_num_seqs)
-            return self._workers[checkpoint.mode]
-
-
-class _Worker:
-    """The thread that generates the answers of one checkpoint, and the queue before it."""
-
-    def __init__(self, checkpoint: Checkpoint, max_tokens: int) -> None:
-        self.seqs = RunningBatch(checkpoint)
-        self.free = max_tokens
-        self._line: deque[object] = deque()  # first come, first served
-        self._joining: deque[Sequence] = deque()
-        self._closed = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name=f"vlroute-{checkpoint.mode}", daemon=True)
-        self._thread.start()
-
-    @property
-    def waiting(self) -> int:
-        return len(self._line)
-
-    def enter(self, cancel: threading.Event | None) -> bool:
-        """Wait for a free place and take it; False if the request was cancelled before."""
-        ticket = object()
-        with self._changed:
-            self._line.append(ticket)
-            try:
-                while self._line[0] is not ticket or not self.free:
-                    if cancel is not None and cancel.is_set():  # first, because closing the router cancels
-                        return False
-                    if self._closed:
-                        raise RouterClosedError
-                    self._changed.wait(0.05 if cancel is not None else None)
-                self.free -= 1
-                return True
-            finally:
-                self._line.remove(ticket)
-                self._changed.notify_all()
-
-    def leave(self) -> None:
-        with self._changed:
-            self.free += 1
-            self._changed.notify_all()
-
-    def write(self, seq: Sequence) -> None:
-        """Add `seq` to the batch and wait until it ends."""
-        with self._changed:
-            if self._closed:
-                seq.reason = "cancelled"
-                return
-            self._joining.append(seq)
-            self._changed.notify_all()
-        seq.done.wait()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        if self._thread is not threading.current_thread():  # a callback may close the router
-            self._thread.join()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="vlroute-engine", daemon=True)
+                self._thread.start()
+            self._new.put(work)
 
     @torch.inference_mode()
     def _run(self) -> None:
         while True:
-            with self._changed:
-                while not (self._joining or self.seqs.seqs or self._closed):
-                    self._changed.wait()
-                joining = [self._joining.popleft() for _ in range(len(self._joining))]
-                closed = self._closed
-            if closed:
-                for seq in [*self.seqs.drop(), *joining]:
-                    seq.reason = "cancelled"
-                    seq.done.set()
+            busy = self._encodings or any(lane.waiting or lane.running for lane in self._lanes.values())
+            work = [] if busy else [self._new.get()]
+            while not self._new.empty():
+                work.append(self._new.get())
+            for one in work:
+                if one is None:
+                    self._cancel_all(work)
+                    return
+                if isinstance(one, _Encoding):
+                    self._encodings.append(one)
+                else:
+                    self._lane(one.request.checkpoint).waiting.append(one)
+            work.clear()
+            self._round()
+
+    def _round(self) -> None:
+        lanes = [*self._lanes.values()]
+        if self._encodings:
+            self._encode()
+        for lane in lanes:
+            self._drop_cancelled(lane)
+            self._admit(lane)
+        self._rounds += 1
+        self._read(lanes if self._rounds % 2 else lanes[::-1])
+        for lane in lanes:
+            self._decode(lane)
+
+    def _lane(self, checkpoint: Checkpoint) -> _Lane:
+        if checkpoint.mode not in self._lanes:
+            self._lanes[checkpoint.mode] = _Lane(checkpoint, self.max_num_seqs, self.compile)
+        return self._lanes[checkpoint.mode]
+
+    def _cancel_all(self, work: Sequence[Generation | _Encoding | None]) -> None:
+        encodings = [*self._encodings, *(one for one in work if isinstance(one, _Encoding))]
+        for encoding in encodings:
+            encoding.future.set_exception(RouterClosedError())
+        new = [one for one in work if isinstance(one, Generation)]
+        for generation in [*new, *(one for lane in self._lanes.values() for one in (*lane.running, *lane.waiting))]:
+            if not generation.future.done():
+                generation.reason = "cancelled"
+                generation.finish()
+
+    def _encode(self) -> None:
+        """Encode what waits, in one call of the tower up to `PATCHES` patches."""
+        first = self._encodings.popleft()
+        batch, patches = [first], sum(len(one.values) for one in first.pixels)
+        tower = first.checkpoint.model.model.visual
+        while self._encodings and self._encodings[0].checkpoint.model.model.visual is tower:
+            patches += sum(len(one.values) for one in self._encodings[0].pixels)
+            if patches > PATCHES:
+                break
+            batch.append(self._encodings.popleft())
+        self._encode_batch(batch)
+
+    def _encode_batch(self, batch: Sequence[_Encoding]) -> None:
+        try:
+            features = encode(batch[0].checkpoint.model, [one for encoding in batch for one in encoding.pixels])
+            self.tower_calls += 1
+        except Exception as error:  # such as out of memory
+            if len(batch) > 1:
+                for encoding in batch:
+                    self._encode_batch([encoding])
+            else:
+                batch[0].future.set_exception(error)
+            return
+        for encoding in batch:
+            own, features = features[: len(encoding.pixels)], features[len(encoding.pixels) :]
+            encoding.future.set_result(own)
+
+    def _drop_cancelled(self, lane: _Lane) -> None:
+        for one in [one for one in lane.waiting if one.cancelled]:
+            lane.waiting.remove(one)
+            one.reason = "cancelled"
+            one.finish()
+        for one in lane.running:
+            if one.reads and one.cancelled:
+                one.reason = "cancelled"
+        self._end(lane)
+
+    def _admit(self, lane: _Lane) -> None:
+        """Give slots to answers that wait, in the order in which they came, as far as there is memory."""
+        while lane.waiting and len(lane.running) < self.max_num_seqs:
+            one = lane.waiting[0]
+            if not self._grow(lane, len(lane.running) + 1, max(lane.tokens, len(one.ids) + 1)):
+                if not any(other.running for other in self._lanes.values()):
+                    lane.waiting.popleft()
+                    one.error = LimitError(
+                        f"the conversation has {len(one.ids)} tokens, more than the memory for keys and values holds "
+                        f"({self.memory.kv_tokens(lane.slots)} tokens): shorten it, or raise memory="
+                    )
+                    one.finish()
+                    continue
                 return
-            try:
-                while joining:
-                    self.seqs.join(joining[0])
-                    joining.pop(0)
-                ended = self.seqs.step()
-            except Exception as error:  # such as out of memory: it concerns all sequences of the step
-                ended = [*self.seqs.drop(), *joining]
-                for seq in ended:
-                    seq.error = error
-            for seq in ended:
-                seq.done.set()
+            lane.waiting.popleft()
+            one.slot, one.began = lane.free_slot(), one.began or time.perf_counter()
+            self.prefixes.extend(one.lease, one.request.owner, one.request.prompt.tokens)
+            lane.slots.write(one.slot, [block.kv for block in one.lease.blocks])
+            one.cached = one.lease.length
+            lane.running.append(one)
+
+    def _grow(self, lane: _Lane, sequences: int, tokens: int) -> bool:
+        """Make room for so many answers, the longest of which has `tokens` tokens. False if there is no memory."""
+        slots = lane.slots
+        count, length = slots.shape_for(sequences, tokens)
+        larger = max(count, slots.count), max(length, slots.length)
+        if larger == (slots.count, slots.length):
+            return True
+        for other in self._lanes.values():  # memory of a mode that does not run
+            if other is not lane and not other.running and other.slots.nbytes and not self._fits(lane, *larger):
+                other.resize(0, 0)
+        if not self._fits(lane, *larger):
+            larger = count, length  # fewer slots than before
+            if not self._fits(lane, *larger):
+                return False
+        self.memory.reserve(sum(other.slots.nbytes for other in self._lanes.values() if other is not lane)
+                            + larger[0] * larger[1] * slots.token_bytes)  # fmt: skip
+        lane.resize(*larger)
+        return True
+
+    def _fits(self, lane: _Lane, count: int, length: int) -> bool:
+        others = sum(other.slots.nbytes for other in self._lanes.values() if other is not lane)
+        return others + count * length * lane.slots.token_bytes <= self.memory.kv
+
+    def _read(self, lanes: Sequence[_Lane]) -> None:
+        """Read one chunk of prompts: of the first mode, then of the other one."""
+        decodes = any(not one.reads for lane in lanes for one in lane.running)
+        left = CHUNK if decodes else CHUNK_ALONE
+        for lane in lanes:
+            reading = []
+            for one in lane.running:
+                if one.reads and left > 0:
+                    reading.append((one, one.chunk(left)))
+                    left -= reading[-1][1].length
+            if reading:
+                self._read_chunks(lane, reading)
+                self._end(lane)
+
+    def _read_chunks(self, lane: _Lane, reading: Sequence[tuple[Generation, Chunk]]) -> None:
+        try:
+            logits = read(lane.checkpoint.model, lane.slots, [chunk for _, chunk in reading])
+        except Exception as error:  # such as out of memory
+            if len(reading) > 1:
+                for one in reading:
+                    self._read_chunks(lane, [one])
+            else:
+                reading[0][0].error = error
+            return
+        done = []
+        for i, (one, chunk) in enumerate(reading):
+            one.cached += chunk.length
+            if one.cached == len(one.ids):
+                done.append(i)
+                self._keep(lane, one)
+        if done:
+            lane.sample([reading[i][0] for i in done], logits if len(done) == len(reading) else logits[done])
+
+    def _decode(self, lane: _Lane) -> None:
+        """Generate one token for every answer of the mode whose prompt is read."""
+        while lane.running and not self._grow(lane, len(lane.running), lane.tokens):
+            self._preempt()
+        writing = sorted((one for one in lane.running if not one.reads), key=lambda one: one.slot)
+        if not writing:
+            return
+        rows = writing[-1].slot + 1
+        ids, positions, cached = [0] * rows, [0] * rows, [0] * rows
+        for one in lane.running:  # a slot that is read gets a token behind its own, where the next chunk is written
+            if one.slot < rows:
+                cached[one.slot] = one.cached
+        for one in writing:
+            ids[one.slot], positions[one.slot] = one.ids[-1], one.position
+        try:
+            logits = lane.decoder(ids, cached, positions)
+        except torch.OutOfMemoryError as error:
+            if len(lane.running) == 1:
+                lane.running[0].error = error
+                self._end(lane)
+            else:
+                self._preempt()
+            return
+        except Exception as error:  # it concerns all answers of the step
+            for one in writing:
+                one.error = error
+            self._end(lane)
+            return
+        logits = logits[:rows] if len(writing) == rows else logits[[one.slot for one in writing]]
+        for one in writing:
+            one.cached += 1
+        lane.sample(writing, logits)
+        self._end(lane)
+
+    def _preempt(self) -> None:
+        """Take the slot of the answer that began last; it is computed again, from its tokens, when there is room."""
+        lane = max((lane for lane in self._lanes.values() if lane.running), key=lambda lane: lane.running[-1].began)
+        if sum(len(other.running) for other in self._lanes.values()) == 1:
+            lane.running[0].error = LimitError(
+                f"the conversation and its answer have {len(lane.running[0].ids)} tokens, more than the memory for keys "
+                f"and values holds ({self.memory.kv_tokens(lane.slots)} tokens): shorten it, or raise memory="
+            )
+            self._end(lane)
+            return
+        one = lane.running.pop()
+        one.cached = 0
+        lane.waiting.appendleft(one)
+        log.debug("an answer of %d tokens is interrupted, because there is no memory for it", len(one.ids))
+
+    def _keep(self, lane: _Lane, one: Generation) -> None:
+        """Store the keys and values of an answer in the prefix cache."""
+        tokens = one.request.prompt.tokens
+        answer = one.cached - len(tokens)
+        if answer > 0:
+            tokens = tokens.extended(one.sampler.output_ids[:answer])
+        self.prefixes.insert(one.request.owner, tokens, lambda start, end: lane.slots.read(one.slot, start, end))
+
+    def _end(self, lane: _Lane) -> None:
+        """Remove the answers that have ended."""
+        ended = [one for one in lane.running if one.reason or one.error is not None]
+        if not ended:
+            return
+        for one in ended:
+            if one.error is None and one.cached >= one.sampler.prompt_length:
+                self._keep(lane, one)
+            lane.running.remove(one)
+        for one in ended:
+            one.finish()
+        lane.compact()

@@ -1,41 +1,70 @@
-"""Runs the vision tower: pictures and videos to vision features."""
+"""Pictures and videos to vision features: pixels are prepared in any thread, the tower runs in the scheduler's."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from vlroute.engine.cache.features import Features, VisionFeatures
-from vlroute.engine.local.lock import PriorityLock
+from vlroute.engine.cache.features import VisionFeatures
 from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
 
 
-def _process(processor: Any, pictures: Sequence[Picture], videos: Sequence[Video]) -> dict[str, torch.Tensor]:
-    out: dict[str, torch.Tensor] = {}
-    image_processor, video_processor = processor.image_processor, processor.video_processor
-    if pictures:
-        out |= _batched(image_processor, "images", [_image_arguments(image_processor, one) for one in pictures])
-    if videos:
-        out |= _batched(video_processor, "videos", [_video_arguments(video_processor, one) for one in videos])
-    return out
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """Input of the tower for one picture or video.
+
+    Attributes:
+        values: Normalized pixels, float32 `[t · h · w, channels · frames · patch²]`.
+        grid: (t, h, w) in patches.
+    """
+
+    values: torch.Tensor
+    grid: tuple[int, int, int]
 
 
-def _batched(processor: Any, kind: str, items: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, torch.Tensor]:
-    """Processor outputs of all items (input, keyword arguments); neighbors with equal arguments share a call."""
-    found = []
-    for arguments, group in itertools.groupby(items, key=lambda item: item[1]):
-        inputs = [item for item, _ in group]
-        if kind == "videos":  # otherwise transformers guesses the layout and warns
-            arguments = {**arguments, "video_metadata": [{"total_num_frames": len(frames)} for frames in inputs]}
-        found.append(processor(**{kind: inputs}, return_tensors="pt", **arguments))
-    return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+def prepare(model: Any, processor: Any, items: Sequence[Picture | Video]) -> list[Pixels]:
+    """Resize and normalize as the processor of transformers does, so that every bit is equal to its output.
+
+    Args:
+        model: A Qwen3-VL model.
+        processor: Its processor.
+        items: Pictures and videos.
+
+    Returns:
+        The pixels of each item.
+
+    Raises:
+        LimitError: An item has more tokens than any prompt can hold.
+    """
+    return [_prepared(model, processor, item) for item in items]
+
+
+def _prepared(model: Any, processor: Any, item: Picture | Video) -> Pixels:
+    if isinstance(item, Picture):
+        image, arguments = _image_arguments(processor.image_processor, item)
+        out = processor.image_processor(images=[image], return_tensors="pt", **arguments)
+        values, grids, kind = out["pixel_values"], out["image_grid_thw"], "picture"
+    else:
+        frames, arguments = _video_arguments(processor.video_processor, item)
+        # without metadata, transformers guesses the layout and warns
+        arguments["video_metadata"] = [{"total_num_frames": len(frames)}]
+        out = processor.video_processor(videos=[frames], return_tensors="pt", **arguments)
+        values, grids, kind = out["pixel_values_videos"], out["video_grid_thw"], "video"
+    t, h, w = grids[0].tolist()
+    tokens = t * h * w // processor.image_processor.merge_size**2
+    most = model.config.text_config.max_position_embeddings
+    if tokens >= most:
+        raise LimitError(
+            f"a {kind} has {tokens} tokens, but the model reads at most {most - 1}; send a smaller one, or set "
+            "max_pixels"
+        )
+    return Pixels(values.pin_memory() if model.device.type == "cuda" else values, (t, h, w))
 
 
 def _image_arguments(processor: Any, picture: Picture) -> tuple[Image.Image, dict[str, Any]]:
@@ -63,76 +92,14 @@ def _size(processor: Any, bounds: Callable[[int, int], tuple[int, int]]) -> dict
     return {} if asked == own else {"size": {"shortest_edge": asked[0], "longest_edge": asked[1]}}
 
 
-def _check_tokens(model: Any, processor: Any, pixels: dict[str, torch.Tensor]) -> None:
-    """LimitError if an item has more tokens than any prompt can hold; checked before the tower runs."""
-    most = model.config.text_config.max_position_embeddings
-    for name, kind in (("image_grid_thw", "picture"), ("video_grid_thw", "video")):
-        if name in pixels:
-            tokens = int(pixels[name].prod(-1).max()) // processor.image_processor.merge_size**2
-            if tokens >= most:
-                raise LimitError(
-                    f"a {kind} has {tokens} tokens, but the model reads at most {most - 1}; send a smaller one, or set "
-                    "max_pixels"
-                )
-
-
-@torch.inference_mode()
-def encode(
-    model: Any, processor: Any, lock: PriorityLock, pictures: Sequence[Picture], videos: Sequence[Video]
-) -> Features:
-    """Run processor and tower once for all pictures and once for all videos.
-
-    Args:
-        model: a Qwen3-VL model.
-        processor: its processor.
-        lock: held during the call.
-        pictures: pictures to encode.
-        videos: videos to encode.
-
-    Returns:
-        The features of the pictures and of the videos, in order.
-
-    Raises:
-        LimitError: an item has more tokens than any prompt can hold.
-    """
-    with lock:
-        pixels = _process(processor, pictures, videos)
-        _check_tokens(model, processor, pixels)
-        body, device = model.model, model.device
-        images: list[VisionFeatures] = []
-        clips: list[VisionFeatures] = []
-        if pictures:
-            grid = pixels["image_grid_thw"].to(device)
-            values = pixels["pixel_values"].to(device, model.dtype)
-            images = _split(body.get_image_features(values, grid, return_dict=True), grid)
-        if videos:
-            grid = pixels["video_grid_thw"].to(device)
-            values = pixels["pixel_values_videos"].to(device, model.dtype)
-            clips = _split(body.get_video_features(values, grid, return_dict=True), grid)
-        return images, clips
-
-
-def _split(out: Any, grids: torch.Tensor) -> list[VisionFeatures]:
-    """The features per item. They are cloned, because views would keep the memory of the whole batch alive."""
+def encode(model: Any, pixels: Sequence[Pixels]) -> list[VisionFeatures]:
+    """Run the tower once for all items, pictures and videos alike. Returns the features of each."""
+    device = model.device
+    values = [one.values.to(device, model.dtype, non_blocking=True) for one in pixels]
+    grid = torch.tensor([one.grid for one in pixels], device=device)
+    out = model.model.get_image_features(torch.cat(values) if len(values) > 1 else values[0], grid, return_dict=True)
+    # cloned, because views would keep the memory of the whole batch alive
     return [
-        VisionFeatures(
-            grid=tuple(grid),
-            merged=merged.clone(),
-            deepstack=tuple(layer[i].clone() for layer in out.deepstack_features),
-        )
-        for i, (grid, merged) in enumerate(zip(grids.tolist(), out.pooler_output, strict=True))
+        VisionFeatures(one.grid, merged.clone(), tuple(layer[i].clone() for layer in out.deepstack_features))
+        for i, (one, merged) in enumerate(zip(pixels, out.pooler_output, strict=True))
     ]
-
-
-def encoder_outputs(
-    images: Sequence[VisionFeatures], videos: Sequence[VisionFeatures]
-) -> dict[str, BaseModelOutputWithDeepstackFeatures]:
-    """A new `mm_encoder_outputs` for one forward call, because transformers modifies the container."""
-    return {
-        name: BaseModelOutputWithDeepstackFeatures(
-            pooler_output=tuple(item.merged for item in items),
-            deepstack_features=[tuple(layer) for layer in zip(*(item.deepstack for item in items), strict=True)],
-        )
-        for name, items in (("image", images), ("video", videos))
-        if items
-    }

@@ -33,6 +33,7 @@ from vlroute.errors import (
 )
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
+from vlroute.steps import Steps, immediate
 from vlroute.types import MODES, Mode
 
 log = logging.getLogger("vlroute")
@@ -107,10 +108,8 @@ class RemoteEngine:
         """Names of both endpoints, for messages."""
         return self.endpoints["instruct"].name, self.endpoints["thinking"].name
 
-    def request(
-        self, conversation: Conversation, in_turns: bool = False, namespace: str = ""
-    ) -> AbstractContextManager[RemoteRequest]:
-        """See `protocol.Engine`. `in_turns` has no effect: the servers look up prefixes by their content."""
+    def request(self, conversation: Conversation, namespace: str = "") -> AbstractContextManager[RemoteRequest]:
+        """See `protocol.Engine`."""
         return nullcontext(RemoteRequest(self, conversation, namespace))
 
     def wait(self) -> None:
@@ -228,12 +227,13 @@ class RemoteRequest:
         """See `protocol.EngineRequest`."""
         checked(settings, endpoints=True)
 
-    def caption(self, item: Picture | Video, prompt: str) -> str:
+    def caption(self, item: Picture | Video, prompt: str) -> Steps[str]:
         """See `protocol.EngineRequest`. InputError for a video."""
         conversation = Conversation((Message("user", (item, prompt)),))
-        return RemoteRequest(self.engine, conversation, self.namespace).answer("instruct", CAPTION_SETTINGS).text
+        request = RemoteRequest(self.engine, conversation, self.namespace)
+        return (yield from request.answer("instruct", CAPTION_SETTINGS)).text
 
-    def pooled(self, item: Picture | Video) -> NDArray[np.float32]:
+    def pooled(self, item: Picture | Video) -> Steps[NDArray[np.float32]]:
         """Not available, as `tower` tells."""
         raise RuntimeError("endpoints offer no vision features")
 
@@ -246,7 +246,7 @@ class RemoteRequest:
         settings: Mapping[str, Any],
         on_piece: OnPiece | None = None,
         cancel: threading.Event | None = None,
-    ) -> Reply:
+    ) -> Steps[Reply]:
         """See `protocol.EngineRequest`. Time in the server's queue counts as prefill.
 
         Args:
@@ -263,6 +263,11 @@ class RemoteRequest:
             EndpointError: It refuses the key, the model or the address.
             InputError: It refuses the request.
         """
+        return immediate(lambda: self._answer(mode, settings, on_piece, cancel))
+
+    def _answer(
+        self, mode: Mode, settings: Mapping[str, Any], on_piece: OnPiece | None, cancel: threading.Event | None
+    ) -> Reply:
         endpoint, breaker = self.engine.endpoints[mode], self.engine.breakers[mode]
         if settings.get("do_sample"):  # endpoints take no do_sample, and may be greedy by default
             settings = {"temperature": RECOMMENDED[mode]["temperature"], **settings}

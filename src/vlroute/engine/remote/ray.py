@@ -25,6 +25,7 @@ from vlroute.engine.protocol import OnPiece, Reply
 from vlroute.errors import ModeUnavailableError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
+from vlroute.steps import Steps, immediate
 from vlroute.types import Mode
 
 log = logging.getLogger("vlroute")
@@ -134,11 +135,9 @@ class RayEngine:
                 self._closed.wait(0.1)
         threading.Thread(target=self._poll_caches, name="vlroute-caches", daemon=True).start()
 
-    def request(
-        self, conversation: Conversation, in_turns: bool = False, namespace: str = ""
-    ) -> AbstractContextManager[RayRequest]:
+    def request(self, conversation: Conversation, namespace: str = "") -> AbstractContextManager[RayRequest]:
         """See `protocol.Engine`."""
-        return nullcontext(RayRequest(self, conversation, in_turns, namespace))
+        return nullcontext(RayRequest(self, conversation, namespace))
 
     def close(self) -> None:
         """See `protocol.Engine`."""
@@ -233,25 +232,23 @@ class RayRequest:
     A replica that dies is replaced by another one until a piece of the answer was passed on.
     """
 
-    def __init__(self, engine: RayEngine, conversation: Conversation, in_turns: bool, namespace: str) -> None:
+    def __init__(self, engine: RayEngine, conversation: Conversation, namespace: str) -> None:
         self.engine, self.namespace, self.tower = engine, namespace, engine.tower
         self._key = affinity_key(conversation, namespace)
-        self._args = conversation, in_turns, namespace
+        self._args = conversation, namespace
         self._media = [part for message in conversation.messages for part in message.parts if not isinstance(part, str)]
         self._encoded = 0
 
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """Nothing is checked here: the replica raises SettingsError before it generates."""
 
-    def caption(self, item: Picture | Video, prompt: str) -> str:
+    def caption(self, item: Picture | Video, prompt: str) -> Steps[str]:
         """See `protocol.EngineRequest`."""
-        caption: str = self._counted("caption", self._media.index(item), prompt)
-        return caption
+        return immediate(lambda: self._counted("caption", self._media.index(item), prompt))
 
-    def pooled(self, item: Picture | Video) -> NDArray[np.float32]:
+    def pooled(self, item: Picture | Video) -> Steps[NDArray[np.float32]]:
         """See `protocol.EngineRequest`."""
-        pooled: NDArray[np.float32] = self._counted("pooled", self._media.index(item))
-        return pooled
+        return immediate(lambda: self._counted("pooled", self._media.index(item)))
 
     def uncached_tokens(self) -> dict[Mode, int] | None:
         """See `protocol.EngineRequest`. Unknown if no replica answers in time."""
@@ -267,8 +264,13 @@ class RayRequest:
         settings: Mapping[str, Any],
         on_piece: OnPiece | None = None,
         cancel: threading.Event | None = None,
-    ) -> Reply:
+    ) -> Steps[Reply]:
         """See `protocol.EngineRequest`."""
+        return immediate(lambda: self._answer(mode, settings, on_piece, cancel))
+
+    def _answer(
+        self, mode: Mode, settings: Mapping[str, Any], on_piece: OnPiece | None, cancel: threading.Event | None
+    ) -> Reply:
         begun = False
 
         def attempt() -> Reply:

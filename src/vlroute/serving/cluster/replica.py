@@ -18,8 +18,9 @@ from vlroute.engine.local.engine import LocalEngine, Request
 from vlroute.engine.protocol import Reply
 from vlroute.hub import resolve_pair
 from vlroute.inputs.messages import Conversation
-from vlroute.serving.service import ThreadStream, exclude_from_gc
+from vlroute.serving.service import AsyncStream, exclude_from_gc
 from vlroute.serving.settings import ClusterSettings
+from vlroute.steps import Steps, immediate, start
 from vlroute.types import Channel, Mode
 
 T = TypeVar("T")
@@ -44,7 +45,6 @@ class Replica:
     async def answer(
         self,
         conversation: Conversation,
-        in_turns: bool,
         namespace: str,
         mode: Mode,
         settings: Mapping[str, Any],
@@ -54,7 +54,6 @@ class Replica:
 
         Args:
             conversation: The conversation.
-            in_turns: See `protocol.Engine.request`.
             namespace: See `protocol.Engine.request`.
             mode: The mode that answers.
             settings: Generation settings.
@@ -66,13 +65,13 @@ class Replica:
         cancel = threading.Event()
         self._running.add(cancel)
 
-        def work(put: Callable[[Item], None]) -> None:
+        def work(put: Callable[[Item], None]) -> Steps[None]:
             on_piece = (lambda channel, piece: put((channel, piece))) if wants_pieces else None
-            with self._engine.request(conversation, in_turns, namespace) as request:
-                put(request.answer(mode, settings, on_piece, cancel))
+            with self._engine.request(conversation, namespace) as request:
+                put((yield from request.answer(mode, settings, on_piece, cancel)))
 
         # the ingress keeps the deadline; this one ends what an ingress that died has left behind
-        items = ThreadStream[Item](self._pool, work, cancel, partial(self._running.discard, cancel), self._seconds)
+        items = AsyncStream[Item](self._pool, work, cancel, partial(self._running.discard, cancel), self._seconds)
         try:
             item: Item | None = None
             while not isinstance(item, Reply):
@@ -82,26 +81,27 @@ class Replica:
             items.close()
 
     async def caption(
-        self, conversation: Conversation, in_turns: bool, namespace: str, index: int, prompt: str
+        self, conversation: Conversation, namespace: str, index: int, prompt: str
     ) -> tuple[str, int]:
         """See `protocol.EngineRequest.caption`; `index` of the picture or video, and the number of encoded ones."""
         return await self._counted(
-            conversation, in_turns, namespace, lambda request: request.caption(_medium(conversation, index), prompt)
+            conversation, namespace, lambda request: request.caption(_medium(conversation, index), prompt)
         )
 
     async def pooled(
-        self, conversation: Conversation, in_turns: bool, namespace: str, index: int
+        self, conversation: Conversation, namespace: str, index: int
     ) -> tuple[NDArray[np.float32], int]:
         """See `protocol.EngineRequest.pooled`; `index` of the picture or video, and the number of encoded ones."""
         return await self._counted(
-            conversation, in_turns, namespace, lambda request: request.pooled(_medium(conversation, index))
+            conversation, namespace, lambda request: request.pooled(_medium(conversation, index))
         )
 
-    async def uncached_tokens(
-        self, conversation: Conversation, in_turns: bool, namespace: str
-    ) -> dict[Mode, int] | None:
+    async def uncached_tokens(self, conversation: Conversation, namespace: str) -> dict[Mode, int] | None:
         """See `protocol.EngineRequest.uncached_tokens`."""
-        counts, _ = await self._counted(conversation, in_turns, namespace, lambda request: request.uncached_tokens())
+        def count(request: Request) -> Steps[dict[Mode, int] | None]:
+            return immediate(request.uncached_tokens)
+
+        counts, _ = await self._counted(conversation, namespace, count)
         return counts
 
     async def tower(self) -> str:
@@ -114,15 +114,15 @@ class Replica:
         return {"pid": os.getpid(), "running": len(self._running), "caches": caches}
 
     async def _counted(
-        self, conversation: Conversation, in_turns: bool, namespace: str, ask: Callable[[Request], T]
+        self, conversation: Conversation, namespace: str, ask: Callable[[Request], Steps[T]]
     ) -> tuple[T, int]:
         """What `ask` returns for a request, and how many pictures and videos were encoded for it."""
 
-        def work() -> tuple[T, int]:
-            with self._engine.request(conversation, in_turns, namespace) as request:
-                return ask(request), request.encoded
+        def work() -> Steps[tuple[T, int]]:
+            with self._engine.request(conversation, namespace) as request:
+                return (yield from ask(request)), request.encoded
 
-        return await asyncio.wrap_future(self._pool.submit(work))
+        return await asyncio.wrap_future(start(work(), self._pool))
 
 
 def _medium(conversation: Conversation, index: int) -> Any:

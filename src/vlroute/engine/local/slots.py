@@ -1,0 +1,154 @@
+"""KV slots: one preallocated tensor with the keys and values of all running sequences of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+#: Key lengths and numbers of slots are rounded up to these first steps and their doublings.
+FIRST_LENGTH = 128
+
+
+def rounded(value: int, first: int = 1) -> int:
+    """`value` rounded up to `first` times a power of two."""
+    step = first
+    while step < value:
+        step *= 2
+    return step
+
+
+class KVSlots:
+    """Keys and values of up to `most` sequences, `[layers, 2, slots, length, heads, width]`, each in a slot of its own.
+
+    Implements the part of transformers' `Cache` that attention uses: `update`. Before each forward call, `decoding` or
+    `reading` says which tokens the call adds. Number and length of the slots grow by doubling; otherwise nothing is
+    copied if a sequence joins or leaves, besides its own prefix. Not thread-safe.
+    """
+
+    #: transformers asks caches for it when it builds masks.
+    is_compileable = False
+
+    def __init__(self, config: Any, dtype: torch.dtype, device: torch.device, most: int) -> None:
+        """Create slots without memory. `config`: the config of the text model; `most`: maximum number of slots."""
+        heads = config.num_key_value_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.most, self.max_length = most, config.max_position_embeddings
+        self.kv = torch.empty(config.num_hidden_layers, 2, 0, 0, heads, width, dtype=dtype, device=device)
+        self._write: tuple[Any, ...] = ()
+        self._rows: torch.Tensor | slice = slice(0)
+        self._length = 0
+
+    @property
+    def token_bytes(self) -> int:
+        """Size of the keys and values of one token in bytes."""
+        layers, two, _, _, heads, width = self.kv.shape
+        return int(layers * two * heads * width * self.kv.element_size())
+
+    @property
+    def count(self) -> int:
+        """Number of slots."""
+        return int(self.kv.shape[2])
+
+    @property
+    def length(self) -> int:
+        """Maximum number of tokens of a slot."""
+        return int(self.kv.shape[3])
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all slots in bytes."""
+        return self.count * self.length * self.token_bytes
+
+    def shape_for(self, sequences: int, tokens: int) -> tuple[int, int]:
+        """Number and length of the slots for so many sequences, the longest of which has `tokens` tokens."""
+        most = rounded(self.max_length, FIRST_LENGTH)
+        return min(rounded(sequences), self.most), min(rounded(tokens, FIRST_LENGTH), most)
+
+    def resize(self, used: Sequence[int], count: int, length: int) -> None:
+        """Allocate `count` slots of `length` tokens. The slots `used` are copied and become the first ones, in order."""
+        old, kept = self.kv, min(length, self.length)
+        layers, two, _, _, heads, width = old.shape
+        # zeros, not garbage: attention multiplies masked values by zero, and NaN times zero is NaN
+        self.kv = old.new_zeros(layers, two, count, length, heads, width)
+        for new, slot in enumerate(used):
+            self.kv[:, :, new, :kept] = old[:, :, slot, :kept]
+
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first tokens of a slot to another one."""
+        self.kv[:, :, target, :tokens] = self.kv[:, :, source, :tokens]
+
+    def write(self, slot: int, blocks: Sequence[torch.Tensor]) -> None:
+        """Copy cached blocks, each `[layers, 2, tokens, heads, width]`, to the start of a slot."""
+        if blocks:
+            tokens = sum(block.shape[2] for block in blocks)
+            self.kv[:, :, slot, :tokens] = torch.cat([*blocks], dim=2)
+
+    def read(self, slot: int, start: int, end: int) -> torch.Tensor:
+        """A copy of the tokens `start` to `end` (exclusive) of a slot, `[layers, 2, tokens, heads, width]`."""
+        return self.kv[:, :, slot, start:end].clone()
+
+    def decoding(self, rows: int, cached: torch.Tensor, length: int) -> torch.Tensor:
+        """Prepare a step that adds one token to each of the first `rows` slots.
+
+        Args:
+            rows: Number of slots that take part, from the first one on.
+            cached: Number of tokens that each of them holds, `[rows]`.
+            length: Number of keys that attention reads.
+
+        Returns:
+            The attention mask, `[rows, 1, 1, length]`.
+        """
+        self._write = (torch.arange(rows, device=cached.device), cached)
+        self._rows, self._length = slice(0, rows), length
+        return (torch.arange(length, device=cached.device)[None] <= cached[:, None])[:, None, None]
+
+    def reading(self, slots: Sequence[int], cached: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+        """Prepare a step that adds several tokens to each of `slots`.
+
+        Args:
+            slots: The slot of each sequence.
+            cached: Number of tokens that each slot holds.
+            lengths: Number of tokens that are added to each; shorter rows are padded at the right.
+
+        Returns:
+            The attention mask, `[sequences, 1, longest, keys]`.
+        """
+        device, longest = self.kv.device, max(lengths)
+        past = torch.tensor(cached)[:, None]
+        new = torch.tensor(lengths)[:, None]
+        at = torch.arange(longest)[None]
+        row, place = torch.nonzero(at < new, as_tuple=True)
+        slot = torch.tensor(slots)
+        self._write = tuple(t.to(device) for t in (slot[row], (past + at)[row, place], row, place))
+        # without cached tokens the new keys are all there are
+        self._rows = slot.to(device) if max(cached) else slice(0, 0)
+        self._length = max(map(sum, zip(cached, lengths, strict=True)))
+        keys = torch.arange(self._length)
+        # a padded row of queries sees the first key, because the softmax over no key is undefined
+        return (keys[None, None] <= torch.minimum(past + at, past + new - 1)[..., None])[:, None].to(device)
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add new keys and values `[rows, heads, tokens, width]` of a layer; returns those that attention reads.
+
+        See `Cache.update` of transformers.
+        """
+        stored = self.kv[layer]
+        pairs = ((stored[0], keys), (stored[1], values))
+        if len(self._write) == 2:
+            for one, new in pairs:
+                one[self._write[0], self._write[1]] = new[:, :, 0]
+            k, v = (one[self._rows, : self._length].transpose(1, 2) for one, _ in pairs)
+            return k, v
+        slot, at, row, place = self._write
+        for one, new in pairs:
+            one[slot, at] = new.transpose(1, 2)[row, place]
+        if isinstance(self._rows, slice):
+            return keys, values
+        k, v = (one[self._rows, : self._length].transpose(1, 2) for one, _ in pairs)
+        return k, v
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Not used for the explicit masks and positions of this engine; transformers may ask nevertheless."""
+        return self._length
