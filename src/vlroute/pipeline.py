@@ -15,8 +15,8 @@ from vlroute.checks import refused
 from vlroute.decision.policy import PRICE
 from vlroute.decision.selector import ModeSelector
 from vlroute.engine.local.checkpoint_files import local_folder
-from vlroute.engine.settings import checked, combined
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
+from vlroute.engine.settings import checked, combined
 from vlroute.errors import ModeUnavailableError, RouterClosedError, VLRouteError
 from vlroute.hub import Source, common_name, identify, pair_name
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits

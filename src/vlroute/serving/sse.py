@@ -12,7 +12,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from vlroute.serving.errors import Count, api_error
-from vlroute.serving.service import GRACE_SECONDS, ThreadStream
+from vlroute.serving.service import GRACE_SECONDS, AsyncStream
 from vlroute.types import Answer, AnswerDelta, Decided, Decision, Event, Finished, ThinkingDelta
 
 PREFIX = "chatcmpl-"
@@ -137,7 +137,7 @@ class EventStream(EventSourceResponse):
         headers: Headers of the response.
     """
 
-    def __init__(self, events: ThreadStream[Event], chunks: Chunks, count: Count, headers: dict[str, str]) -> None:
+    def __init__(self, events: AsyncStream[Event], chunks: Chunks, count: Count, headers: dict[str, str]) -> None:
         super().__init__(
             _body(events, chunks, count),
             headers={**headers, "Cache-Control": "no-cache"},
@@ -155,7 +155,7 @@ class EventStream(EventSourceResponse):
             self._events.close()
 
 
-async def _body(events: ThreadStream[Event], chunks: Chunks, count: Count) -> AsyncIterator[ServerSentEvent]:
+async def _body(events: AsyncStream[Event], chunks: Chunks, count: Count) -> AsyncIterator[ServerSentEvent]:
     """All events of the stream. An error becomes the last one before [DONE]."""
     try:
         yield chunks.first()

@@ -72,7 +72,7 @@ class Block:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return self.kv.numel() * self.kv.element_size()
+        return int(self.kv.numel() * self.kv.element_size())
 
 
 @dataclass(frozen=True, slots=True)

@@ -300,9 +300,7 @@ class VisionCache:
         self._count(hits=len(read), disk_hits=len(read))
         return {key: features.to(encoder.device) for key, features in read.items()}
 
-    def _encoded(
-        self, encoder: VisionEncoder, items: dict[str, Picture | Video]
-    ) -> Steps[dict[str, VisionFeatures]]:
+    def _encoded(self, encoder: VisionEncoder, items: dict[str, Picture | Video]) -> Steps[dict[str, VisionFeatures]]:
         if not items:
             return {}
         features = yield from wait(encoder.encode([*items.values()]))

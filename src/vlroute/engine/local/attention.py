@@ -41,7 +41,7 @@ def chosen(model: Any) -> Iterator[None]:
 
 
 def _uses_efficient(model: Any) -> bool:
-    return model.device.type == "cuda" and model.config.text_config._attn_implementation == "sdpa"  # noqa: SLF001
+    return bool(model.device.type == "cuda") and bool(model.config.text_config._attn_implementation == "sdpa")  # noqa: SLF001
 
 
 def efficient_attention(

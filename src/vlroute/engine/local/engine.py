@@ -180,12 +180,13 @@ class Request:
 
     def _grids(self, checkpoint: Checkpoint) -> tuple[list[Grid | None], list[Grid | None]]:
         pictures, videos = list(self.conversation.pictures), list(self.conversation.videos)
-        grids = self.engine.vision.grids(checkpoint, [*pictures, *videos], self.namespace)
+        encoder = self.engine.encoders[checkpoint.mode]
+        grids = self.engine.vision.grids(encoder, [*pictures, *videos], self.namespace)
         return grids[: len(pictures)], grids[len(pictures) :]
 
     def _encode_new(self, checkpoint: Checkpoint) -> Steps[None]:
         """Encode the items whose grid is unknown: without it the prompt cannot be built."""
-        items = [*self.conversation.pictures, *self.conversation.videos]
+        items: list[Picture | Video] = [*self.conversation.pictures, *self.conversation.videos]
         grids = itertools.chain(*self._grids(checkpoint))
         yield from self.features(checkpoint, [item for item, grid in zip(items, grids, strict=True) if grid is None])
 

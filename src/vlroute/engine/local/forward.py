@@ -73,7 +73,9 @@ def read(model: Any, slots: KVSlots, chunks: Sequence[Chunk]) -> torch.Tensor:
     embeds = body.embed_tokens(ids.to(device))
     deepstack: dict[str, Any] = {}
     if bool((vision >= 0).any()):
-        merged, *layers = ([torch.cat(parts) for parts in zip(*features, strict=True)] if len(features) > 1 else features[0])
+        merged, *layers = (
+            [torch.cat(parts) for parts in zip(*features, strict=True)] if len(features) > 1 else features[0]
+        )
         index = vision[vision >= 0].to(device)
         seen = (vision >= 0).to(device)
         embeds = embeds.clone()
@@ -86,7 +88,7 @@ def read(model: Any, slots: KVSlots, chunks: Sequence[Chunk]) -> torch.Tensor:
             use_cache=True, **{CACHE: slots}, **deepstack,
         )[0]  # fmt: skip
     last = torch.tensor([length - 1 for length in lengths], device=device)
-    return model.lm_head(hidden[torch.arange(len(chunks), device=device), last])  # type: ignore[no-any-return]
+    return model.lm_head(hidden[torch.arange(len(chunks), device=device), last])
 
 
 def _mask(model: Any, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -111,7 +113,9 @@ class Decoder:
         self._step: Callable[[torch.Tensor, int], torch.Tensor] = self._forward
         if compile == "max":
             # graphs are captured here, around the compiled step
-            self._step = torch.compile(self._forward, dynamic=model.device.type == "cpu", options={"triton.cudagraphs": False})
+            self._step = torch.compile(
+                self._forward, dynamic=model.device.type == "cpu", options={"triton.cudagraphs": False}
+            )
 
     def __call__(self, ids: Sequence[int], cached: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Logits of the next token for the first slots.
@@ -143,7 +147,7 @@ class Decoder:
             inputs_embeds=embeds, position_ids=axes, attention_mask=_mask(self.model, mask, embeds.dtype),
             use_cache=True, **{CACHE: self.slots},
         )[0]  # fmt: skip
-        return self.model.lm_head(hidden[:, 0])  # type: ignore[no-any-return]
+        return self.model.lm_head(hidden[:, 0])
 
     def _replayed(self, inputs: torch.Tensor, length: int) -> torch.Tensor:
         shape = (inputs.shape[1], length)

@@ -39,9 +39,7 @@ class Memory:
     has a budget of its own.
     """
 
-    def __init__(
-        self, pair: ModelPair, prefixes: PrefixCache, vision: VisionCache, share: float | None = None
-    ) -> None:
+    def __init__(self, pair: ModelPair, prefixes: PrefixCache, vision: VisionCache, share: float | None = None) -> None:
         """Compute the budgets and set those of the caches that have none of their own.
 
         Args:

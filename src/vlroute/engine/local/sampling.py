@@ -112,7 +112,9 @@ class Sampler:
         self.ids, self.prompt_length = [*prompt], len(prompt)
         self.draws = bool(settings.get("do_sample"))
         self.repetition = float(settings.get("repetition_penalty") or 1.0)
-        self.presence, self.frequency = (float(settings.get(f"{name}_penalty") or 0) for name in ("presence", "frequency"))
+        self.presence, self.frequency = (
+            float(settings.get(f"{name}_penalty") or 0) for name in ("presence", "frequency")
+        )
         self.temperature, self.top_k, self.top_p, self.min_p = 1.0, 0, 1.0, 0.0
         if self.draws:
             self.temperature = float(settings.get("temperature", 1.0))
@@ -173,7 +175,9 @@ class BatchSampler:
         penalized = self._presence is not None or self._frequency is not None
         self._counts = self._tokens(shared, prompts=False) if penalized else None
         # answers with a small top_k are drawn from the best tokens only: sorting these is fast
-        narrow = [i for i, one in enumerate(samplers) if one.draws and one.processors is None and 0 < one.top_k <= WIDEST]
+        narrow = [
+            i for i, one in enumerate(samplers) if one.draws and one.processors is None and 0 < one.top_k <= WIDEST
+        ]
         wide = [i for i, one in enumerate(samplers) if one.draws and i not in set(narrow)]
         self._drawn = [_Drawn(rows, [shared[i] for i in rows], device) for rows in (narrow, wide) if rows]
 
@@ -242,7 +246,9 @@ class _Drawn:
         self.index = torch.tensor(rows).to(device)
         # rows that processors of transformers have worked on are only drawn
         settings = [(s.temperature, s.top_k, s.top_p, s.min_p) if s else (1.0, 0, 1.0, 0.0) for s in samplers]
-        temperature, top_k, top_p, min_p = (torch.tensor(column).to(device)[:, None] for column in zip(*settings, strict=True))
+        temperature, top_k, top_p, min_p = (
+            torch.tensor(column).to(device)[:, None] for column in zip(*settings, strict=True)
+        )
         tops = [one[1] for one in settings]
         self.narrow = all(0 < top <= WIDEST for top in tops)
         self.temperature = temperature.float() if any(one[0] != 1.0 for one in settings) else None

@@ -159,7 +159,9 @@ class Generation:
         first, began = self.first_at or ended, self.began or ended
         ids = self.sampler.output_ids
         ids = ids[:-1] if self.sampler.control.ended else ids
-        self.future.set_result(Generated(tuple(ids), cast(FinishReason, self.reason), first - began, ended - first, cached))
+        self.future.set_result(
+            Generated(tuple(ids), cast(FinishReason, self.reason), first - began, ended - first, cached)
+        )
 
 
 def _vision_rows(request: GenerationRequest) -> tuple[NDArray[np.int64], list[torch.Tensor]]:
@@ -230,7 +232,8 @@ class _Lane:
             for one, row in zip(answers, logits, strict=True):
                 self.sample([one], row[None])
             return
-        if any([one.take(token) for one, token in zip(answers, tokens, strict=True)]):
+        replaced = [one.take(token) for one, token in zip(answers, tokens, strict=True)]
+        if any(replaced):
             self._sampler = None  # it has counted another token
 
 
@@ -474,8 +477,8 @@ class Scheduler:
             logits = read(lane.checkpoint.model, lane.slots, [chunk for _, chunk in reading])
         except Exception as error:  # such as out of memory
             if len(reading) > 1:
-                for one in reading:
-                    self._read_chunks(lane, [one])
+                for pair in reading:
+                    self._read_chunks(lane, [pair])
             else:
                 reading[0][0].error = error
             return
@@ -527,8 +530,8 @@ class Scheduler:
         lane = max((lane for lane in self._lanes.values() if lane.running), key=lambda lane: lane.running[-1].began)
         if sum(len(other.running) for other in self._lanes.values()) == 1:
             lane.running[0].error = LimitError(
-                f"the conversation and its answer have {len(lane.running[0].ids)} tokens, more than the memory for keys "
-                f"and values holds ({self.memory.kv_tokens(lane.slots)} tokens): shorten it, or raise memory="
+                f"the conversation and its answer have {len(lane.running[0].ids)} tokens, more than the memory for "
+                f"keys and values holds ({self.memory.kv_tokens(lane.slots)} tokens): shorten it, or raise memory="
             )
             self._end(lane)
             return

@@ -67,7 +67,7 @@ class KVSlots:
         return min(rounded(sequences), self.most), min(rounded(tokens, FIRST_LENGTH), most)
 
     def resize(self, used: Sequence[int], count: int, length: int) -> None:
-        """Allocate `count` slots of `length` tokens. The slots `used` are copied and become the first ones, in order."""
+        """Allocate `count` slots of `length` tokens. The slots `used` become the first ones, in order."""
         old, kept = self.kv, min(length, self.length)
         layers, two, _, _, heads, width = old.shape
         # zeros, not garbage: attention multiplies masked values by zero, and NaN times zero is NaN
@@ -129,7 +129,9 @@ class KVSlots:
         # a padded row of queries sees the first key, because the softmax over no key is undefined
         return (keys[None, None] <= torch.minimum(past + at, past + new - 1)[..., None])[:, None].to(device)
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, **_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add new keys and values `[rows, heads, tokens, width]` of a layer; returns those that attention reads.
 
         See `Cache.update` of transformers.

@@ -80,17 +80,13 @@ class Replica:
         finally:
             items.close()
 
-    async def caption(
-        self, conversation: Conversation, namespace: str, index: int, prompt: str
-    ) -> tuple[str, int]:
+    async def caption(self, conversation: Conversation, namespace: str, index: int, prompt: str) -> tuple[str, int]:
         """See `protocol.EngineRequest.caption`; `index` of the picture or video, and the number of encoded ones."""
         return await self._counted(
             conversation, namespace, lambda request: request.caption(_medium(conversation, index), prompt)
         )
 
-    async def pooled(
-        self, conversation: Conversation, namespace: str, index: int
-    ) -> tuple[NDArray[np.float32], int]:
+    async def pooled(self, conversation: Conversation, namespace: str, index: int) -> tuple[NDArray[np.float32], int]:
         """See `protocol.EngineRequest.pooled`; `index` of the picture or video, and the number of encoded ones."""
         return await self._counted(
             conversation, namespace, lambda request: request.pooled(_medium(conversation, index))
@@ -98,6 +94,7 @@ class Replica:
 
     async def uncached_tokens(self, conversation: Conversation, namespace: str) -> dict[Mode, int] | None:
         """See `protocol.EngineRequest.uncached_tokens`."""
+
         def count(request: Request) -> Steps[dict[Mode, int] | None]:
             return immediate(request.uncached_tokens)
 
