@@ -270,6 +270,9 @@ class Service:
         with self._lock:
             for cancel in self._admitted:
                 cancel.set()
+        until = time.monotonic() + GRACE_SECONDS  # the threads of the pool are needed until the last answer has ended
+        while self._admitted and time.monotonic() < until:
+            await asyncio.sleep(0.02)
         await asyncio.to_thread(self._pool.shutdown, True)
         self.router.close()
 

@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 NAME = "vlroute_efficient"
 #: The memory-efficient kernel reads masks in rows of a multiple of this many elements.
 ALIGNED = 8
+_EFFICIENT = torch.ops.aten._scaled_dot_product_efficient_attention  # noqa: SLF001 (the public function may choose cuDNN)
 
 
 def kernel(model: Any) -> str:
@@ -77,7 +78,7 @@ def efficient_attention(
     if padding := -keys % ALIGNED:
         bias = torch.nn.functional.pad(bias, (0, padding))[..., :keys]
     bias = bias.expand(-1, heads // groups, -1, -1)
-    out = torch.ops.aten._scaled_dot_product_efficient_attention(rows, key, value, bias, False, scale=scaling)[0]
+    out = _EFFICIENT(rows, key, value, bias, False, scale=scaling)[0]
     return out.reshape(batch, heads, queries, width).transpose(1, 2).contiguous(), None
 
 

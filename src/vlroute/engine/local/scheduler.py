@@ -169,7 +169,7 @@ def _vision_rows(request: GenerationRequest) -> tuple[NDArray[np.int64], list[to
     prompt, at = request.prompt, 0
     rows = np.full(prompt.length, -1)
     slots = [slot for slot in prompt.tokens.slots if slot.end > request.lease.length]
-    for slot, features in zip(slots, request.features, strict=True):
+    for slot, _ in zip(slots, request.features, strict=True):
         own = np.flatnonzero(prompt.vision[slot.start : slot.end]) + slot.start
         rows[own] = np.arange(at, at + len(own))
         at += len(own)
