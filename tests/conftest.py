@@ -21,6 +21,7 @@ from vlroute.inputs.messages import Conversation
 from vlroute.learning.trial import media
 from vlroute.pocket import Task, draw_task
 from vlroute.serving.cluster.start import SAFE
+from vlroute.steps import run
 from vlroute.types import Mode
 
 __all__ = ["BUDGETS", "MANY", "PICTURES", "ROOT", "SECONDS", "VIDEO", "lacking", "media", "pixel_path", "reply", "task"]
@@ -77,7 +78,7 @@ def lacking(part: str) -> NoReturn:
 def reply(router: Router, conversation: Conversation, mode: Mode, *rest: Any) -> Reply:
     """One answer of the engine alone, past decision and captions; `rest` as of `Request.answer`."""
     with router.request(conversation) as request:
-        return request.answer(mode, *(rest or ({},)))
+        return run(request.answer(mode, *(rest or ({},))))
 
 
 def task(kind: str, level: str = "hard", seed: int = 0, language: str = "en") -> Task:

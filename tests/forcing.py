@@ -28,9 +28,9 @@ def biased(router: Router, mode: Any, bias: Mapping[int, float]) -> Iterator[Non
 
     def add(module: Any, args: Any, output: Any) -> None:
         for token, value in bias.items():
-            output.logits[:, -1, token] += value
+            output[:, token] += value
 
-    hook = router.pair[mode].model.register_forward_hook(add)
+    hook = router.pair[mode].model.lm_head.register_forward_hook(add)
     try:
         yield
     finally:
@@ -46,9 +46,9 @@ def scripted(router: Router, mode: Any, ids: Sequence[int]) -> Iterator[None]:
     wanted = iter([*ids])
 
     def prefer(module: Any, args: Any, output: Any) -> None:
-        output.logits[:, -1, next(wanted, end_id(router, mode))] += STRONG
+        output[:, next(wanted, end_id(router, mode))] += STRONG
 
-    hook = router.pair[mode].model.register_forward_hook(prefer)
+    hook = router.pair[mode].model.lm_head.register_forward_hook(prefer)
     try:
         yield
     finally:
@@ -61,11 +61,12 @@ def prompts(router: Router, mode: Any) -> Iterator[list[str]]:
     read: list[str] = []
     checkpoint = router.pair[mode]
 
-    def keep(module: Any, args: Any, given: dict[str, Any]) -> None:
-        if given.get("logits_to_keep") == 1:
-            read.append(str(checkpoint.tokenizer.decode(given["input_ids"][0])))
+    def keep(module: Any, args: Any) -> None:
+        (ids,) = args
+        if ids.dim() == 2:  # a decode step has one id per row
+            read.append(str(checkpoint.tokenizer.decode(ids[0])))
 
-    hook = checkpoint.model.register_forward_pre_hook(keep, with_kwargs=True)
+    hook = checkpoint.model.model.language_model.embed_tokens.register_forward_pre_hook(keep)
     try:
         yield read
     finally:

@@ -19,6 +19,7 @@ from vlroute.engine.protocol import Reply
 from vlroute.engine.remote.ray import RayEngine, RayRequest, ReplicaLostError, affinity_key
 from vlroute.errors import ModeUnavailableError
 from vlroute.inputs.messages import parse
+from vlroute.steps import run
 
 PICTURES = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
 REPLY = Reply("2", "", "stop", 5, 0, 0, 1, 0, 0.0, 0.1, 0.1, encoded=1)
@@ -83,50 +84,50 @@ def died() -> ActorDiedError:
 
 def test_a_request_whose_replica_died_is_sent_again(request_of: Callable[..., RayRequest]) -> None:
     request = request_of([("answer", "2"), died()], [died()], [("answer", "2"), REPLY])
-    assert request.answer("instruct", {}).text == "2"  # nobody has seen the first piece
+    assert run(request.answer("instruct", {})).text == "2"  # nobody has seen the first piece
 
 
 def test_pieces_are_passed_on_and_prevent_a_second_attempt(request_of: Callable[..., RayRequest]) -> None:
     pieces: list[tuple[str, str]] = []
     request = request_of([died()], [("answer", "2"), REPLY])
-    request.answer("instruct", {}, lambda *piece: pieces.append(piece))
+    run(request.answer("instruct", {}, lambda *piece: pieces.append(piece)))
     assert pieces == [("answer", "2")]
     request = request_of([("answer", "2"), died()], [REPLY])
     with pytest.raises(ReplicaLostError) as lost:
-        request.answer("instruct", {}, lambda *piece: None)
+        run(request.answer("instruct", {}, lambda *piece: None))
     assert lost.value.begun
 
 
 def test_attempts_are_limited(request_of: Callable[..., RayRequest]) -> None:
     request = request_of(*([died()] for _ in range(9)), [REPLY])
     with pytest.raises(ReplicaLostError):
-        request.answer("instruct", {})
+        run(request.answer("instruct", {}))
 
 
 def test_a_cancelled_request_ends(request_of: Callable[..., RayRequest]) -> None:
     cancel = threading.Event()
     cancel.set()
-    assert request_of(["hang"]).answer("thinking", {}, None, cancel).finish_reason == "cancelled"
+    assert run(request_of(["hang"]).answer("thinking", {}, None, cancel)).finish_reason == "cancelled"
 
 
 def test_errors_of_the_replica_are_raised_unchanged(request_of: Callable[..., RayRequest]) -> None:
     with pytest.raises(ValueError, match="wrong"):
-        request_of([ValueError("wrong")]).answer("instruct", {})
+        run(request_of([ValueError("wrong")]).answer("instruct", {}))
 
 
 def test_without_a_replica_there_is_no_caption(request_of: Callable[..., RayRequest]) -> None:
     with pytest.raises(ModeUnavailableError):
-        request_of(TimeoutError()).caption(parse("How many?", PICTURES[:1]).pictures[0], "What is it?")
+        run(request_of(TimeoutError()).caption(parse("How many?", PICTURES[:1]).pictures[0], "What is it?"))
     assert request_of(TimeoutError()).uncached_tokens() is None
 
 
 def test_pictures_encoded_for_a_caption_count(request_of: Callable[..., RayRequest]) -> None:
     request = request_of((np.ones(4), 1), ("a square", 0), {"instruct": 3, "thinking": 4}, [REPLY])
     picture = parse("How many?", PICTURES[:1]).pictures[0]
-    assert request.pooled(picture).tolist() == [1, 1, 1, 1]
-    assert request.caption(picture, "What is it?") == "a square"
+    assert run(request.pooled(picture)).tolist() == [1, 1, 1, 1]
+    assert run(request.caption(picture, "What is it?")) == "a square"
     assert request.uncached_tokens() == {"instruct": 3, "thinking": 4}
-    assert request.answer("instruct", {}).encoded == 2
+    assert run(request.answer("instruct", {})).encoded == 2
 
 
 def test_the_key_is_that_of_the_conversation() -> None:
