@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,8 +23,8 @@ from vlroute.hub import Source, common_name, identify, pair_name
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.inputs.video import DEFAULT_SAMPLING, FrameSampling, sampling_of
-from vlroute.steps import Steps, run
-from vlroute.stream import Stream
+from vlroute.steps import Steps, run, start
+from vlroute.stream import AsyncStream, Stream
 from vlroute.types import (
     MODES,
     Answer,
@@ -132,6 +133,7 @@ class LazyModel:
         """Set by `close`. It cancels every unfinished answer."""
         self._caches, self._on_load = caches, on_load
         self._sampling: FrameSampling | None = None
+        self._workers: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
     @property
@@ -169,6 +171,15 @@ class LazyModel:
                     self._on_load(self)
             return self.engine
 
+    @property
+    def workers(self) -> ThreadPoolExecutor:
+        """Threads for requests that nobody waits for in a thread of their own; the first use starts them."""
+        with self._lock:
+            self.check_open()
+            if self._workers is None:
+                self._workers = ThreadPoolExecutor(max(2 * self.max_num_seqs, 32), thread_name_prefix="vlroute-request")
+            return self._workers
+
     def check_open(self) -> None:
         """Raises RouterClosedError after `close`."""
         if self.closed.is_set():
@@ -191,6 +202,8 @@ class LazyModel:
         engine, self.engine = self.engine, None
         if engine is not None:
             engine.close()
+        if self._workers is not None:
+            self._workers.shutdown(wait=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +285,21 @@ class Pipeline:
         if emit is not None:
             emit(Finished(answer))
         return answer
+
+    def start(self, prepare: Callable[[], Conversation], options: RequestOptions) -> Future[Answer]:
+        """`answer` in threads of the model, none of which waits for it. `prepare` makes the conversation there."""
+        return start(self._prepared(prepare, options), self.model.workers)
+
+    def astream(self, prepare: Callable[[], Conversation], options: RequestOptions) -> AsyncStream[Event]:
+        """The events of `answer` for the running event loop. `prepare` makes the conversation in another thread."""
+        closed = threading.Event()
+        options = replace(options, cancel=EitherEvent(closed, options.cancel))
+        return AsyncStream(self.model.workers, partial(self._prepared, prepare, options), closed)
+
+    def _prepared(
+        self, prepare: Callable[[], Conversation], options: RequestOptions, emit: Callable[[Event], Any] | None = None
+    ) -> Steps[Answer]:
+        return (yield from self.answer(prepare(), options, emit))
 
     def stream(self, conversation: Conversation, options: RequestOptions) -> Events:
         """The events of `answer`, which runs in a thread of its own. The model is loaded before this returns."""

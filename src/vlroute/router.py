@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import inspect
 import logging
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence, Sized
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -28,9 +31,9 @@ from vlroute.hub import resolve_pair
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation
 from vlroute.inputs.video import FrameSampling
-from vlroute.pipeline import LazyModel, Pipeline, RequestOptions
+from vlroute.pipeline import EitherEvent, LazyModel, Pipeline, RequestOptions
 from vlroute.steps import run
-from vlroute.types import Answer, Decision, Event, Events, ModeChoice, ModelIdentity, Preset, forced_mode
+from vlroute.types import Answer, Decision, Event, Events, Finished, ModeChoice, ModelIdentity, Preset, forced_mode
 
 if TYPE_CHECKING:
     from vlroute.engine.cache.prefix import PrefixCache
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vlroute")
 Self = TypeVar("Self", bound="Router")
+#: `ask_many` begins this many times `max_num_seqs` requests before the first of them is answered.
+AHEAD = 4
 #: Arguments of `from_pretrained` about what this process loads.
 _LOADING = (
     "device", "dtype", "attn_implementation", "quantization", "memory", "compile", "max_num_seqs", "vision_cache",
@@ -557,6 +562,143 @@ class Router:
         options = RequestOptions(caption, forced_mode(mode), price, cancel, generation)
         pipeline = self.pipeline
         return pipeline.stream(pipeline.parse(prompt, images, videos, history), options)
+
+    async def aask(
+        self,
+        prompt: str | Sequence[Any],
+        images: Any = None,
+        *,
+        videos: Any = None,
+        history: Sequence[Any] | None = None,
+        caption: str | None = None,
+        mode: ModeChoice | None = None,
+        price: float | None = None,
+        cancel: threading.Event | None = None,
+        **generation: Any,
+    ) -> Answer:
+        """`ask` for an event loop: `await router.aask(…)`. Many requests together share the steps of the models.
+
+        Args:
+            prompt: The question, or a list of messages.
+            images: One picture or several.
+            videos: One video or several.
+            history: Earlier messages.
+            caption: A description of the media, instead of the captioner's.
+            mode: Forces a mode.
+            price: Replaces the price of the policy for this request.
+            cancel: Cancels the answer once it is set. Cancelling the task has the same effect.
+            **generation: Generation settings.
+
+        Returns:
+            The answer.
+
+        Raises:
+            InputError: The messages or options are invalid. Other errors: see `ask`.
+            RouterClosedError: The router was closed.
+        """
+        left, pipeline = threading.Event(), self.pipeline
+        options = RequestOptions(caption, forced_mode(mode), price, EitherEvent(left, cancel), generation)
+        answering = pipeline.start(partial(pipeline.parse, prompt, images, videos, history), options)
+        try:
+            return await asyncio.wrap_future(answering)
+        finally:
+            left.set()
+
+    async def astream(
+        self,
+        prompt: str | Sequence[Any],
+        images: Any = None,
+        *,
+        videos: Any = None,
+        history: Sequence[Any] | None = None,
+        caption: str | None = None,
+        mode: ModeChoice | None = None,
+        price: float | None = None,
+        cancel: threading.Event | None = None,
+        **generation: Any,
+    ) -> AsyncGenerator[Event, None]:
+        """`stream` for an event loop: `async for event in router.astream(…)`. Closing it cancels the answer.
+
+        Args:
+            prompt: The question, or a list of messages.
+            images: One picture or several.
+            videos: One video or several.
+            history: Earlier messages.
+            caption: A description of the media, instead of the captioner's.
+            mode: Forces a mode.
+            price: Replaces the price of the policy for this request.
+            cancel: Cancels the answer once it is set.
+            **generation: Generation settings.
+
+        Yields:
+            The events, see `stream`.
+
+        Raises:
+            InputError: The messages or options are invalid. Other errors: see `ask`.
+            RouterClosedError: The router was closed.
+        """
+        options, pipeline = RequestOptions(caption, forced_mode(mode), price, cancel, generation), self.pipeline
+        events = pipeline.astream(partial(pipeline.parse, prompt, images, videos, history), options)
+        try:
+            while True:
+                event = await events.next()
+                yield event
+                if isinstance(event, Finished):
+                    return
+        finally:
+            events.close()
+
+    def ask_many(self, requests: Iterable[Mapping[str, Any]], *, progress: bool = False) -> list[Answer]:
+        """Answer many requests together: pictures and prompts are read in batches, and answers share decode steps.
+
+        Args:
+            requests: The arguments of `ask` for each request, as `{"prompt": "How many?", "images": "photo.jpg"}`.
+                They are taken from the iterable as far as they are needed.
+            progress: Show a progress bar on stderr.
+
+        Returns:
+            The answers, in the order of the requests.
+
+        Raises:
+            InputError: A request is invalid. The first error of a request is raised, see `ask`, and the others are
+                cancelled.
+            RouterClosedError: The router was closed.
+        """
+        left, pipeline = threading.Event(), self.pipeline
+        running: deque[Future[Answer]] = deque()
+        answers: list[Answer] = []
+
+        def begun(request: Mapping[str, Any]) -> Future[Answer]:
+            if not isinstance(request, Mapping):
+                raise refused("a request", request, "a mapping of the arguments of ask")
+            given = inspect.signature(self.ask).bind(**request)
+            given.apply_defaults()
+            asked = given.arguments
+            cancel = EitherEvent(left, asked["cancel"])
+            options = RequestOptions(
+                asked["caption"], forced_mode(asked["mode"]), asked["price"], cancel, asked["generation"]
+            )
+            media = [asked[name] for name in ("prompt", "images", "videos", "history")]
+            return pipeline.start(partial(pipeline.parse, *media), options)
+
+        from rich.console import Console
+        from rich.progress import Progress
+
+        try:
+            with Progress(console=Console(stderr=True), disable=not progress) as bar:
+                shown = bar.add_task("answers", total=len(requests) if isinstance(requests, Sized) else None)
+                for request in requests:
+                    running.append(begun(request))
+                    # some requests ahead, so that their pictures are prepared while others are answered
+                    while running and (running[0].done() or len(running) >= AHEAD * self.max_num_seqs):
+                        answers.append(running.popleft().result())
+                        bar.advance(shown)
+                for one in running:
+                    answers.append(one.result())
+                    bar.advance(shown)
+            return answers
+        finally:
+            left.set()
 
     def answer_turn(
         self, conversation: Conversation, options: RequestOptions, emit: Callable[[Event], Any] | None = None

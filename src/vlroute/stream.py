@@ -1,16 +1,20 @@
-"""The events of one answer as a generator, produced by a thread of its own."""
+"""The events of one answer: as a generator, produced by a thread of its own, or for an event loop."""
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import threading
 from collections.abc import Callable, Generator
+from concurrent.futures import Executor, Future
 from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
+from vlroute.steps import Steps, start
 from vlroute.types import Event
 
+T = TypeVar("T")
 #: Maximum time that the end of the program waits for a cancelled stream.
 EXIT_SECONDS = 10.0
 #: Produces an answer; its argument is called with each event.
@@ -111,3 +115,52 @@ def _end_streams() -> None:
         cancel.set()
     for thread, _ in threads:
         thread.join(EXIT_SECONDS)
+
+
+class AsyncStream(Generic[T]):
+    """Items that other threads produce, read by `next` on the event loop that created the stream.
+
+    Args:
+        pool: Its threads run `work`.
+        work: Produces items: it calls its argument with each of them. See `vlroute.steps`.
+        cancel: Ends `work` early; it is set after `seconds` or by `close`.
+        seconds: Time limit, if any.
+
+    Attributes:
+        ended: Future that is done when the work has ended.
+    """
+
+    def __init__(
+        self,
+        pool: Executor,
+        work: Callable[[Callable[[T], None]], Steps[Any]],
+        cancel: threading.Event,
+        seconds: float | None = None,
+    ) -> None:
+        self._cancel = cancel
+        self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
+        self._alarm = None if seconds is None else self._loop.call_later(max(seconds, 0), cancel.set)
+
+        def done(future: Future[Any]) -> None:
+            error = future.exception()
+            self._put(error or RuntimeError("the work ended without a last item"))  # not read after the last item
+
+        self.ended = start(work(self._put), pool)
+        self.ended.add_done_callback(done)
+
+    async def next(self) -> T:
+        """The next item. Raises the error that ended the work."""
+        item = await self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return cast(T, item)
+
+    def close(self) -> None:
+        """Stop the work: generation ends within one token."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._cancel.set()
+
+    def _put(self, item: Any) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)

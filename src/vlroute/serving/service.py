@@ -9,11 +9,11 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 from vlroute.decision.selector import ModeSelector
 from vlroute.errors import ArtifactError, CheckpointError, ModeUnavailableError, VLRouteError
@@ -26,6 +26,7 @@ from vlroute.serving.metrics import Metrics
 from vlroute.serving.settings import ServerSettings
 from vlroute.steps import Steps, start
 from vlroute.store import Store
+from vlroute.stream import AsyncStream
 from vlroute.types import MODES, Answer, Decision, Event, Events, Finished, Mode
 
 log = logging.getLogger("vlroute")
@@ -35,53 +36,6 @@ GRACE_SECONDS = 20.0
 RETRY_SECONDS = 1.0  # until the next attempt to load
 SMOOTHING = 0.1  # weight of the latest answer in the mean seconds from which Retry-After is computed
 T = TypeVar("T")
-
-
-class AsyncStream(Generic[T]):
-    """Items that other threads produce, read by `next` on the event loop that created the stream.
-
-    Args:
-        pool: Runs `work`.
-        work: Produces items: it calls its argument with each of them. See `vlroute.steps`.
-        cancel: Ends `work` early; it is set after `seconds` or by `close`.
-        ended: Called when `work` has ended or was never started.
-        seconds: Time limit.
-    """
-
-    def __init__(
-        self,
-        pool: Executor,
-        work: Callable[[Callable[[T], None]], Steps[Any]],
-        cancel: threading.Event,
-        ended: Callable[[], None],
-        seconds: float,
-    ) -> None:
-        self._cancel = cancel
-        self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
-        self._alarm = self._loop.call_later(max(seconds, 0), cancel.set)
-
-        def done(future: Future[Any]) -> None:
-            ended()
-            error = future.exception()
-            self._put(error or RuntimeError("the work ended without a last item"))  # not read after the last item
-
-        start(work(self._put), pool).add_done_callback(done)
-
-    async def next(self) -> T:
-        """The next item. Raises the error that ended the work."""
-        item = await self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return cast(T, item)
-
-    def close(self) -> None:
-        """Stop the work: generation ends within one token."""
-        self._alarm.cancel()
-        self._cancel.set()
-
-    def _put(self, item: Any) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
 
 
 class Service:
@@ -224,7 +178,9 @@ class Service:
 
             yield from self.router.pipeline.answer(prepare(), replace(options, cancel=cancel), observed)
 
-        return AsyncStream(self._pool, work, cancel, partial(self._release, cancel), self._seconds_left(arrived))
+        stream = AsyncStream[Event](self._pool, work, cancel, self._seconds_left(arrived))
+        stream.ended.add_done_callback(lambda _: self._release(cancel))
+        return stream
 
     def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
         """`Router.stream_turn` with admission and deadline, for the threads of the page."""

@@ -12,7 +12,8 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from vlroute.serving.errors import Count, api_error
-from vlroute.serving.service import GRACE_SECONDS, AsyncStream
+from vlroute.serving.service import GRACE_SECONDS
+from vlroute.stream import AsyncStream
 from vlroute.types import Answer, AnswerDelta, Decided, Decision, Event, Finished, ThinkingDelta
 
 PREFIX = "chatcmpl-"

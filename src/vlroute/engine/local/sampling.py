@@ -263,7 +263,10 @@ class _Drawn:
         if self.temperature is not None:
             own = own / self.temperature
         # in descending order, the tokens to keep are the first ones in each row
-        order = own.topk(min(2 * WIDEST, own.shape[-1])) if self.narrow else own.sort(dim=-1, descending=True, stable=True)
+        if self.narrow:
+            order = own.topk(min(2 * WIDEST, own.shape[-1]))
+        else:
+            order = own.sort(dim=-1, descending=True, stable=True)
         values, ids = order.values, order.indices
         if self.top_k is not None:
             last = values.gather(1, (self.top_k.long() - 1).clamp(0, values.shape[-1] - 1))

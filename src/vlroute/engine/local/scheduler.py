@@ -324,6 +324,11 @@ class Scheduler:
                 "the models were loaded in another process, of which this one is a fork; create the router in the "
                 "process that uses it, or start processes with the method 'spawn'"
             )
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                "a callback of an answer cannot wait for another answer, because the thread that calls it generates "
+                "both; ask from another thread, or after the answer has ended"
+            )
         with self._lock:
             if self._closed:
                 raise RouterClosedError

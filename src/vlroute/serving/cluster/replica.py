@@ -8,7 +8,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,9 +17,10 @@ from vlroute.engine.local.engine import LocalEngine, Request
 from vlroute.engine.protocol import Reply
 from vlroute.hub import resolve_pair
 from vlroute.inputs.messages import Conversation
-from vlroute.serving.service import AsyncStream, exclude_from_gc
+from vlroute.serving.service import exclude_from_gc
 from vlroute.serving.settings import ClusterSettings
 from vlroute.steps import Steps, immediate, start
+from vlroute.stream import AsyncStream
 from vlroute.types import Channel, Mode
 
 T = TypeVar("T")
@@ -71,7 +71,8 @@ class Replica:
                 put((yield from request.answer(mode, settings, on_piece, cancel)))
 
         # the ingress keeps the deadline; this one ends what an ingress that died has left behind
-        items = AsyncStream[Item](self._pool, work, cancel, partial(self._running.discard, cancel), self._seconds)
+        items = AsyncStream[Item](self._pool, work, cancel, self._seconds)
+        items.ended.add_done_callback(lambda _: self._running.discard(cancel))
         try:
             item: Item | None = None
             while not isinstance(item, Reply):
