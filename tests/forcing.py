@@ -57,7 +57,8 @@ def scripted(router: Router, mode: Any, ids: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def prompts(router: Router, mode: Any) -> Iterator[list[str]]:
-    """Collects the token ids that `mode` prefills: the whole prompt, or the new part of a conversation."""
+    """Collects the prompts that `mode` prefills. Cached prefixes are removed, so that the first one is whole."""
+    router.prefixes.clear()
     read: list[str] = []
     checkpoint = router.pair[mode]
 

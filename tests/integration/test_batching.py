@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import media
+from tests.conftest import media, reply
 from tests.serving import until
 from vlroute import Answer, Router
+from vlroute.engine.local.engine import LocalEngine
+from vlroute.engine.local.forward import Decoder
 from vlroute.engine.local.reasoning import StopText
-from vlroute.engine.local.scheduler import RunningBatch, Scheduler
+from vlroute.inputs.messages import parse
 from vlroute.pocket import Task, draw_task
 from vlroute.types import MODES, Mode
 
@@ -55,48 +57,90 @@ def said(answer: Answer) -> tuple[str, str, str, int]:
     return answer.text, answer.thinking, answer.finish_reason, answer.usage.completion_tokens
 
 
-def test_pictures_and_prompts_are_read_one_at_a_time(together: Router) -> None:
-    """Many threads at it would take Python's interpreter from each other: see `PriorityLock`."""
-    reading, most, read = list[int](), 0, 0
+def test_one_thread_runs_the_models_and_reads_prompts_together(together: Router) -> None:
+    """Concurrent threads would contend for the GIL, and each would pay for a forward pass of its own."""
+    threads, towers, rows = set[int](), list[int](), list[int]()
 
-    def reads(kwargs: dict[str, Any]) -> bool:
-        return "inputs_embeds" not in kwargs or kwargs["inputs_embeds"].shape[1] > 1  # else it writes
+    def encodes(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        threads.add(threading.get_ident())
+        towers.append(len(kwargs.get("grid_thw", args[-1])))
 
-    def begins(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        nonlocal most, read
-        if reads(kwargs):
-            reading.append(1)
-            most, read = max(most, len(reading)), read + 1
+    def reads(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        threads.add(threading.get_ident())
+        if kwargs["inputs_embeds"].shape[1] > 1:  # else it generates
+            rows.append(len(kwargs["inputs_embeds"]))
 
-    def ends(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if reads(kwargs):
-            reading.pop()
-
-    parts = {part for mode in MODES for body in [together.pair[mode].model.model]
-             for part in (body.visual, body.language_model)}  # fmt: skip
-    hooks = [part.register_forward_pre_hook(begins, with_kwargs=True) for part in parts]
-    hooks += [part.register_forward_hook(ends, with_kwargs=True) for part in parts]
-    together.cache.clear()
+    bodies = [together.pair[mode].model.model for mode in MODES]
+    hooks = [one.register_forward_pre_hook(encodes, with_kwargs=True) for one in {body.visual for body in bodies}]
+    hooks += [body.language_model.register_forward_pre_hook(reads, with_kwargs=True) for body in bodies]
+    together.forget()
     try:
         crowd(together, max_new_tokens=3)
     finally:
         for hook in hooks:
             hook.remove()
-    assert most == 1
-    assert read > 2 * len(TASKS)
+    assert len(threads) == 1
+    assert sum(towers) == len({digest for task in TASKS for digest in digests(task)})
+    assert len(towers) < sum(towers)
+    assert sum(rows) >= 2 * len(TASKS)
+    assert max(rows) > 1
 
 
-def test_who_left_before_its_turn_is_not_read_for(together: Router) -> None:
+def digests(task: Task) -> list[str]:
+    conversation = parse(task.prompt, **media(task))
+    return [item.digest for item in (*conversation.pictures, *conversation.videos)]
+
+
+def test_an_answer_cancelled_before_it_began_is_not_read(together: Router) -> None:
     cancel, answers = threading.Event(), list[Answer]()
-    lock = together.pair.instruct.lock
-    with lock:
+    with held(together) as release, read_tokens(together, "instruct") as read:
         thread = threading.Thread(target=lambda: answers.append(together.ask("Hello?", mode="instruct", cancel=cancel)))
         thread.start()
-        until(lambda: lock._ahead)
+        until(lambda: not together.scheduler._new.empty())
         cancel.set()
-    thread.join(10)
+        release.set()
+        thread.join(10)
     assert (answers[0].finish_reason, answers[0].usage.completion_tokens) == ("cancelled", 0)
+    assert not read
     assert together.ask("Hello?", mode="instruct").finish_reason != "cancelled"
+
+
+@contextmanager
+def held(router: Router) -> Iterator[threading.Event]:
+    """The scheduler is busy with one step of a Thinking answer until the event is set."""
+    release, busy = threading.Event(), threading.Event()
+
+    def block(channel: str, piece: str) -> None:
+        busy.set()
+        assert release.wait(20)
+
+    def answer() -> None:
+        reply(router, parse("Hello?"), "thinking", {"max_new_tokens": 4}, block)
+
+    with ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(answer)
+        try:
+            assert busy.wait(20)
+            yield release
+        finally:
+            release.set()
+            answering.result(20)
+
+
+@contextmanager
+def read_tokens(router: Router, mode: Mode) -> Iterator[list[int]]:
+    """Collects the numbers of tokens that each row of a prompt pass has, padding included."""
+    read: list[int] = []
+
+    def keep(module: Any, args: Any) -> None:
+        if args[0].dim() == 2:  # a decode step has one id per row
+            read.extend([args[0].shape[1]] * args[0].shape[0])
+
+    hook = router.pair[mode].model.model.language_model.embed_tokens.register_forward_pre_hook(keep)
+    try:
+        yield read
+    finally:
+        hook.remove()
 
 
 @pytest.mark.parametrize("settings", [{}, {**HOT, "seed": 7}, {"max_new_tokens": 5}, {"thinking_budget": 9}])
@@ -105,15 +149,15 @@ def test_the_same_as_alone(router: Router, together: Router, settings: dict[str,
     assert [said(answer) for answer in crowd(together, **settings)] == alone
 
 
-def test_rows_are_really_shared(together: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_steps_are_really_shared(together: Router, monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []
-    step = RunningBatch.step
+    step = Decoder.__call__
 
-    def counting(batch: RunningBatch) -> Any:
-        widths.append(len(batch.seqs))
-        return step(batch)
+    def counting(decoder: Decoder, ids: Any, *rest: Any) -> Any:
+        widths.append(len(ids))
+        return step(decoder, ids, *rest)
 
-    monkeypatch.setattr(RunningBatch, "step", counting)
+    monkeypatch.setattr(Decoder, "__call__", counting)
     crowd(together)
     assert max(widths) == 5  # never above what was asked for
     assert sum(width > 1 for width in widths) > len(widths) / 2
@@ -209,23 +253,21 @@ def test_cancel_ends_one_row_within_a_token(together: Router) -> None:
         assert all(other.result().finish_reason == "stop" for other in others)
 
 
-def test_cancelled_while_waiting_for_a_row(router: Router) -> None:
-    scheduler = Scheduler(1)
-    one = Router.from_pretrained(max_num_seqs=2).load()
-    object.__setattr__(one._local, "scheduler", scheduler)
-    with ThreadPoolExecutor(2) as pool:
+def test_cancelled_while_waiting_for_a_slot() -> None:
+    one = Router.from_pretrained(max_num_seqs=1).load()
+    scheduler = one.scheduler
+    assert scheduler is not None
+    with ThreadPoolExecutor(2) as pool, read_tokens(one, "thinking") as read:
         writing = pool.submit(ask, one, TASKS[2], "thinking", **LONG)
-        while not scheduler._workers:
-            time.sleep(0.001)
+        until(lambda: read)
         cancel = threading.Event()
         waiting = pool.submit(ask, one, TASKS[0], "thinking", cancel=cancel)
-        while not scheduler.waiting()["thinking"]:
-            assert not writing.done()
-            time.sleep(0.001)
+        until(lambda: scheduler.waiting()["thinking"])
+        assert not writing.done()
         cancel.set()
         assert waiting.result(5).finish_reason == "cancelled"
-        assert one.prefixes.stats().items == 0  # nothing was read, nothing is kept
-        assert ask(one, TASKS[0], "instruct").finish_reason == "stop"  # the other mode waits for nobody
+        assert len(read) == 1  # of the first answer
+        assert ask(one, TASKS[0], "instruct").finish_reason == "stop"  # the other mode has slots of its own
         one.close()
         assert writing.result(5).finish_reason in ("cancelled", "stop", "length")
     with pytest.raises(RuntimeError, match="closed"):
@@ -240,19 +282,22 @@ def test_a_closed_router_answers_in_neither_mode() -> None:
             ask(one, TASKS[0], mode)
 
 
-def test_an_error_in_a_step_reaches_all_its_rows_and_no_later_one(
+def test_an_error_in_a_step_reaches_all_its_answers_and_no_later_one(
     together: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(batch: RunningBatch) -> Any:
+    def fail(decoder: Decoder, *_: Any) -> Any:
         raise MemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunningBatch, "step", fail)
-        with pytest.raises(MemoryError, match="no room"):
-            ask(together, TASKS[0], "thinking")
+        patch.setattr(Decoder, "__call__", fail)
+        with ThreadPoolExecutor(3) as pool:
+            asked = [pool.submit(ask, together, task, "thinking") for task in TASKS[:3]]
+            for one in asked:
+                with pytest.raises(MemoryError, match="no room"):
+                    one.result(20)
     assert ask(together, TASKS[0], "thinking").finish_reason == "stop"
 
 
-def test_at_least_one_row() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        Scheduler(0)
+def test_at_least_one_answer_at_a_time(router: Router) -> None:
+    with pytest.raises(ValueError, match="from 1 to 1024, not 0"):
+        LocalEngine(router.pair, max_num_seqs=0)

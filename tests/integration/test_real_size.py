@@ -124,7 +124,7 @@ def test_the_prompt_is_the_real_format(write: Callable[..., Path]) -> None:
     user = [151644, 872, 198, 151652, *[151655] * 196, 151653, *asked, 151645, 198]
     for mode, thought in (("instruct", []), ("thinking", [151667, 198])):
         prompt = build_prompt(pair[mode], parse(PROMPT, draw_picture()), [(1, 28, 28)], [])
-        assert prompt.input_ids[0].tolist() == [*user, 151644, 77091, 198, *thought]
+        assert prompt.tokens.ids.tolist() == [*user, 151644, 77091, 198, *thought]
 
 
 def test_processors_and_sizes_are_the_real_ones(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_stream_tells_what_ask_gives(router: Router, kind: str, mode: str) -> No
     assert (thinking, answer) == (whole.thinking, whole.text)
     finished = events[-1].answer
     assert finished.usage.encoded == 0  # the first way had the picture encoded
-    usage = replace(whole.usage, encoded=0)
+    usage = replace(whole.usage, encoded=0, cached_tokens=finished.usage.cached_tokens)  # and the prompt read
     assert (finished.text, finished.thinking, finished.usage) == (whole.text, whole.thinking, usage)
     kinds = [type(event) for event in events[1:-1]]
     assert kinds == sorted(kinds, key=[ThinkingDelta, AnswerDelta].index)

@@ -21,6 +21,7 @@ from vlroute.inputs.messages import parse
 from vlroute.learning.probe import STEPS, pool, train_probe
 from vlroute.learning.trial import draw_evenly
 from vlroute.pocket import Task
+from vlroute.steps import run
 
 TOWER = "0" * 64
 GREEDY = {"do_sample": False}
@@ -170,7 +171,7 @@ def test_a_video_is_pooled_like_a_picture(router: Router) -> None:
     conversation = parse(some.prompt, sent.get("images"), sent.get("videos"), None, router.limits)
     (pooled,) = pool(router, conversation)
     with router.request(conversation) as request:
-        _, (video,) = request.features(router.pair.instruct, [], list(conversation.videos))
+        (video,) = run(request.features(router.pair.instruct, conversation.videos))
         tokens = video.merged.numpy()
     assert pooled.dtype == np.float32
     np.testing.assert_allclose(pooled, np.concatenate([tokens.mean(0), tokens.std(0)]), rtol=1e-4, atol=1e-5)
