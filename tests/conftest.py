@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +25,7 @@ from vlroute.serving.cluster.start import SAFE
 from vlroute.steps import run
 from vlroute.types import Mode
 
-__all__ = ["BUDGETS", "MANY", "PICTURES", "ROOT", "SECONDS", "VIDEO", "lacking", "media", "pixel_path", "reply", "task"]
+__all__ = ["BUDGETS", "MANY", "PICTURES", "ROOT", "SECONDS", "VIDEO", "features_of", "forget", "lacking", "media", "pixel_path", "reply", "task"]
 
 # Ray reads these variables when it is imported, which some test modules do
 os.environ.update(SAFE)
@@ -81,6 +82,12 @@ def reply(router: Router, conversation: Conversation, mode: Mode, *rest: Any) ->
         return run(request.answer(mode, *(rest or ({},))))
 
 
+def forget(router: Router) -> None:
+    """Empty the caches of vision features and of prefixes."""
+    router.cache.clear()
+    router.prefixes.clear()
+
+
 def task(kind: str, level: str = "hard", seed: int = 0, language: str = "en") -> Task:
     return draw_task(random.Random(seed), kind, level, language)
 
@@ -99,6 +106,23 @@ def pixel_path(processor: Any, conversation: Conversation) -> Any:
             for video in conversation.videos
         ]
     return processor(text=[text], return_tensors="pt", **media)
+
+
+@torch.inference_mode()
+def features_of(model: Any, processor: Any, conversation: Conversation) -> list[tuple[torch.Tensor, ...]]:
+    """Features of the pictures or of the videos of a conversation by plain transformers: merged, then each layer."""
+    inputs = pixel_path(processor, conversation)
+    if conversation.videos:
+        out = model.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"], return_dict=True)
+    else:
+        out = model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True)
+    return list(zip(out.pooler_output, *_per_item(out), strict=True))
+
+
+def _per_item(out: Any) -> list[Sequence[torch.Tensor]]:
+    """Each deepstack layer in parts of one item."""
+    sizes = [len(one) for one in out.pooler_output]
+    return [layer if isinstance(layer, tuple | list) else layer.split(sizes) for layer in out.deepstack_features]
 
 
 PICTURES = [task(kind, level, seed).frames[0] for seed, (kind, level) in enumerate(

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import media, reply
+from tests.conftest import forget, media, reply
+from tests.recording import model_calls
 from tests.serving import until
 from vlroute import Answer, Router
 from vlroute.engine.local.engine import LocalEngine
@@ -29,6 +30,9 @@ TASKS = [
     for seed in range(24)
 ]
 HOT = {"do_sample": True, "temperature": 9.0, "top_k": 0, "top_p": 1.0}
+#: Warm enough to draw other tokens than the best ones. Where the last bits of two scores decide, as at a high
+#: temperature among hundreds of tokens, a batch may draw another token than a single answer.
+WARM = {"do_sample": True, "temperature": 1.0, "top_k": 20, "top_p": 0.95, "max_new_tokens": 40}
 
 
 @pytest.fixture(scope="module")
@@ -59,31 +63,14 @@ def said(answer: Answer) -> tuple[str, str, str, int]:
 
 def test_one_thread_runs_the_models_and_reads_prompts_together(together: Router) -> None:
     """Concurrent threads would contend for the GIL, and each would pay for a forward pass of its own."""
-    threads, towers, rows = set[int](), list[int](), list[int]()
-
-    def encodes(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        threads.add(threading.get_ident())
-        towers.append(len(kwargs.get("grid_thw", args[-1])))
-
-    def reads(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        threads.add(threading.get_ident())
-        if kwargs["inputs_embeds"].shape[1] > 1:  # else it generates
-            rows.append(len(kwargs["inputs_embeds"]))
-
-    bodies = [together.pair[mode].model.model for mode in MODES]
-    hooks = [one.register_forward_pre_hook(encodes, with_kwargs=True) for one in {body.visual for body in bodies}]
-    hooks += [body.language_model.register_forward_pre_hook(reads, with_kwargs=True) for body in bodies]
-    together.forget()
-    try:
+    forget(together)
+    with model_calls() as calls:
         crowd(together, max_new_tokens=3)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    assert len(threads) == 1
-    assert sum(towers) == len({digest for task in TASKS for digest in digests(task)})
-    assert len(towers) < sum(towers)
-    assert sum(rows) >= 2 * len(TASKS)
-    assert max(rows) > 1
+    assert len(calls.threads) == 1
+    assert sum(calls.towers) == len({digest for task in TASKS for digest in digests(task)})
+    assert len(calls.towers) < sum(calls.towers)
+    assert sum(map(len, calls.prompts)) >= 2 * len(TASKS)
+    assert max(map(len, calls.prompts)) > 1
 
 
 def digests(task: Task) -> list[str]:
@@ -93,7 +80,7 @@ def digests(task: Task) -> list[str]:
 
 def test_an_answer_cancelled_before_it_began_is_not_read(together: Router) -> None:
     cancel, answers = threading.Event(), list[Answer]()
-    with held(together) as release, read_tokens(together, "instruct") as read:
+    with held(together) as release, model_calls() as calls:
         thread = threading.Thread(target=lambda: answers.append(together.ask("Hello?", mode="instruct", cancel=cancel)))
         thread.start()
         until(lambda: not together.scheduler._new.empty())
@@ -101,7 +88,7 @@ def test_an_answer_cancelled_before_it_began_is_not_read(together: Router) -> No
         release.set()
         thread.join(10)
     assert (answers[0].finish_reason, answers[0].usage.completion_tokens) == ("cancelled", 0)
-    assert not read
+    assert not calls.prompts
     assert together.ask("Hello?", mode="instruct").finish_reason != "cancelled"
 
 
@@ -127,40 +114,17 @@ def held(router: Router) -> Iterator[threading.Event]:
             answering.result(20)
 
 
-@contextmanager
-def read_tokens(router: Router, mode: Mode) -> Iterator[list[int]]:
-    """Collects the numbers of tokens that each row of a prompt pass has, padding included."""
-    read: list[int] = []
-
-    def keep(module: Any, args: Any) -> None:
-        if args[0].dim() == 2:  # a decode step has one id per row
-            read.extend([args[0].shape[1]] * args[0].shape[0])
-
-    hook = router.pair[mode].model.model.language_model.embed_tokens.register_forward_pre_hook(keep)
-    try:
-        yield read
-    finally:
-        hook.remove()
-
-
-@pytest.mark.parametrize("settings", [{}, {**HOT, "seed": 7}, {"max_new_tokens": 5}, {"thinking_budget": 9}])
+@pytest.mark.parametrize("settings", [{}, {**WARM, "seed": 7}, {"max_new_tokens": 5}, {"thinking_budget": 9}])
 def test_the_same_as_alone(router: Router, together: Router, settings: dict[str, Any]) -> None:
     alone = [said(ask(router, task, mode, **settings)) for task in TASKS for mode in MODES]
     assert [said(answer) for answer in crowd(together, **settings)] == alone
 
 
-def test_decode_steps_are_really_shared(together: Router, monkeypatch: pytest.MonkeyPatch) -> None:
-    widths: list[int] = []
-    step = Decoder.__call__
-
-    def counting(decoder: Decoder, ids: Any, *rest: Any) -> Any:
-        widths.append(len(ids))
-        return step(decoder, ids, *rest)
-
-    monkeypatch.setattr(Decoder, "__call__", counting)
-    crowd(together)
-    assert max(widths) == 5  # never above what was asked for
-    assert sum(width > 1 for width in widths) > len(widths) / 2
+def test_decode_steps_are_really_shared(together: Router) -> None:
+    with model_calls() as calls:
+        crowd(together)
+    assert max(calls.steps) == 5  # never above what was asked for
+    assert sum(rows > 1 for rows in calls.steps) > len(calls.steps) / 2
 
 
 def test_turns_of_conversations_written_together(router: Router, together: Router) -> None:
@@ -257,16 +221,16 @@ def test_cancelled_while_waiting_for_a_slot() -> None:
     one = Router.from_pretrained(max_num_seqs=1).load()
     scheduler = one.scheduler
     assert scheduler is not None
-    with ThreadPoolExecutor(2) as pool, read_tokens(one, "thinking") as read:
+    with ThreadPoolExecutor(2) as pool, model_calls() as calls:
         writing = pool.submit(ask, one, TASKS[2], "thinking", **LONG)
-        until(lambda: read)
+        until(lambda: calls.prompts)
         cancel = threading.Event()
         waiting = pool.submit(ask, one, TASKS[0], "thinking", cancel=cancel)
         until(lambda: scheduler.waiting()["thinking"])
         assert not writing.done()
         cancel.set()
         assert waiting.result(5).finish_reason == "cancelled"
-        assert len(read) == 1  # of the first answer
+        assert len(calls.prompts) == 1  # of the first answer
         assert ask(one, TASKS[0], "instruct").finish_reason == "stop"  # the other mode has slots of its own
         one.close()
         assert writing.result(5).finish_reason in ("cancelled", "stop", "length")

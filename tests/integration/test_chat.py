@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training.bench.second_turn import tower_calls
 
 from tests.conftest import PICTURES, SECONDS, VIDEO, media, task
+from tests.recording import model_calls
 from vlroute import Chat, Router
 from vlroute.decision.latency import LatencyModel
 from vlroute.engine.cache.prefix import BLOCK
@@ -43,18 +43,18 @@ def test_a_picture_is_encoded_once_whoever_asks_and_how_often(routers: dict[str,
 def test_each_distinct_tower_sees_each_picture_once(
     folders: dict[str, Path], other_tower: Path, equal: bool, calls: int
 ) -> None:
-    """Counted on the towers themselves, over two pictures in turns of their own, forks and both modes."""
+    """Counted at the calls of the towers, over two pictures in turns of their own, forks and both modes."""
     router = Router.from_pretrained(
         instruct=folders["instruct"], thinking=folders["thinking"] if equal else other_tower
     ).load()
-    with tower_calls(router) as ran:
+    with model_calls() as ran:
         chat = router.chat()
         for picture in PICTURES[:2]:
             for mode in (*MODES, *MODES):
                 chat.send("Read the text.", images=picture, mode=mode, **GREEDY)
                 chat = chat.fork()
     assert router.pair.shared_tower == equal
-    assert len(ran) == calls
+    assert ran.towers == [1] * calls
 
 
 def test_a_mode_that_sat_out_catches_up(routers: dict[str, Router]) -> None:

@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers import AutoProcessor, GenerationConfig, Qwen3VLForConditionalG
 
 from tests.conftest import media, pixel_path, task
 from tests.forcing import end_id, scripted, token_ids
+from tests.recording import model_calls
 from tests.serving import Served, served, user
 from vlroute import Router
 from vlroute.engine.settings import SETTINGS, UNSUPPORTED
@@ -51,26 +51,21 @@ def plain(folders: dict[str, Path]) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def forward_calls(router: Router) -> Iterator[list[str]]:
-    """Collects the mode of each pass through a model, captions included."""
-    calls: list[str] = []
-    hooks = [
-        router.pair[mode].model.register_forward_pre_hook(lambda *_, mode=mode: calls.append(mode)) for mode in MODES
-    ]
-    try:
-        yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 @torch.inference_mode()
 def by_transformers(plain: dict[str, Any], mode: Mode, settings: dict[str, Any]) -> str:
+    """What plain transformers generates if it draws with the same random numbers as seed 0, in the same way."""
     model, processor = plain[mode]
     inputs = pixel_path(processor, parse(HARD.prompt, HARD.frames[0]))
-    torch.manual_seed(0)
-    ids = model.generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :].tolist()
+    chance = random.Random("0")
+
+    def drawn(shares: torch.Tensor, num_samples: int) -> torch.Tensor:
+        values, ids = shares.double().sort(dim=-1, descending=True, stable=True)
+        place = torch.searchsorted(values.cumsum(-1), torch.full((1, 1), chance.random()).double() * values.sum())
+        return ids.gather(1, place)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "multinomial", drawn)
+        ids = model.generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :].tolist()
     return bare(processor.tokenizer.decode(ids, skip_special_tokens=True))
 
 
@@ -102,8 +97,7 @@ def test_each_setting_does_what_transformers_does(
 ) -> None:
     expected = by_transformers(plain, mode, settings)
     for one in (router, together):
-        torch.manual_seed(0)
-        answer = one.ask(HARD.prompt, HARD.frames[0], mode=mode, presence_penalty=0, **settings)
+        answer = one.ask(HARD.prompt, HARD.frames[0], mode=mode, presence_penalty=0, seed=0, **settings)
         assert bare(answer.thinking + answer.text) == expected
 
 
@@ -135,7 +129,7 @@ def test_what_cannot_be_obeyed_is_refused_before_anything_runs(
     router: Router, together: Router, settings: dict[str, Any], instead: str, where: str
 ) -> None:
     one = router if where == "alone" else together
-    with forward_calls(one) as calls, pytest.raises(SettingsError, match=re.escape(instead)):
+    with model_calls() as calls, pytest.raises(SettingsError, match=re.escape(instead)):
         one.ask(SOME.prompt, **media(SOME), **settings)  # no mode is forced, so a caption would be needed
     assert not calls
 
@@ -194,7 +188,7 @@ def test_an_impossible_thinking_budget_is_refused_everywhere(router: Router, bad
         "router": lambda: Router.from_pretrained(thinking_budget=bad),
         "mode": lambda: Router.from_pretrained(generation={"thinking": {"thinking_budget": bad}}),
     }
-    with forward_calls(router) as calls, pytest.raises(SettingsError, match="thinking_budget must be a whole number"):
+    with model_calls() as calls, pytest.raises(SettingsError, match="thinking_budget must be a whole number"):
         ways[way]()
     assert not calls
 
@@ -333,7 +327,7 @@ def test_random_requests_answer_or_are_refused_at_once(router: Router, together:
         settings, obeyed = a_request(chance)
         mode = chance.choice([*MODES, None])
         error: VLRouteError | None = None
-        with forward_calls(one) as calls:
+        with model_calls() as calls:
             try:
                 events = [*one.stream(SOME.prompt, SOME.frames[0], mode=mode, **{"max_new_tokens": 12} | settings)]
             except VLRouteError as caught:
@@ -394,7 +388,7 @@ def test_random_requests_over_http_answer_or_are_refused_at_once(server: Served)
                 right, bad = FIELDS[name]
                 refused = refused or name == wrong or not right
                 body[name] = chance.choice(bad if name == wrong or not right else right)
-            with forward_calls(server.router) as calls:
+            with model_calls() as calls:
                 reply = client.post("/v1/chat/completions", content=json.dumps(body).encode())
             assert reply.status_code in ((400, 422) if refused else (200,)), (body, reply.text)
             assert refused == ("error" in reply.json()), body

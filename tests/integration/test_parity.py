@@ -1,4 +1,8 @@
-"""What the engine gives must be, bit for bit, what plain transformers gives on the pixel path."""
+"""What the engine gives must be what plain transformers gives on the pixel path.
+
+Prompts and positions are equal. The joined operations of the engine, and attention over padded rows and cached keys,
+change the last bits of features and scores.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,12 @@ import pytest
 import torch
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-from tests.conftest import SECONDS, pixel_path, reply, task
+from tests.conftest import SECONDS, features_of, forget, pixel_path, reply, task
+from tests.recording import recorded
 from vlroute import Router
 from vlroute.engine.local.prompt import build_prompt
-from vlroute.engine.local.vision import encoder_outputs
 from vlroute.inputs.messages import Conversation, parse
+from vlroute.steps import run
 from vlroute.types import MODES, Mode
 
 HOP, COUNT, VIDEO = task("hop"), task("count"), task("video")
@@ -49,20 +54,65 @@ def conversation_for(case: str, history: bool) -> Conversation:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("history", [False, True], ids=["fresh", "history"])
 @pytest.mark.parametrize("case", CASES)
-def test_logits_are_bit_identical(router: Router, plain: Any, case: str, history: bool, mode: Mode) -> None:
+def test_prompts_and_scores_are_the_same(router: Router, plain: Any, case: str, history: bool, mode: Mode) -> None:
     conversation = conversation_for(case, history)
-    checkpoint = router.pair[mode]
+    checkpoint, items = router.pair[mode], [*conversation.pictures, *conversation.videos]
+    forget(router)
     with router.request(conversation) as request:
-        images, videos = request.features(checkpoint, [*conversation.pictures], [*conversation.videos])
-    prompt = build_prompt(checkpoint, conversation, [i.grid for i in images], [v.grid for v in videos])
+        grids = [one.grid for one in run(request.features(checkpoint, items))]
+    images, videos = grids[: len(conversation.pictures)], grids[len(conversation.pictures) :]
+    prompt = build_prompt(checkpoint, conversation, images, videos)
     model, processor = plain[mode]
     expected = pixel_path(processor, conversation)
-    assert prompt.input_ids.tolist() == expected["input_ids"].tolist()
-    assert prompt.mm_token_type_ids.tolist() == expected["mm_token_type_ids"].tolist()
+    kinds = expected["mm_token_type_ids"]
+    assert prompt.tokens.ids.tolist() == expected["input_ids"][0].tolist()
+    assert prompt.vision.tolist() == (kinds[0] > 0).tolist()
+    positions, _ = model.model.get_rope_index(
+        expected["input_ids"], mm_token_type_ids=kinds, image_grid_thw=expected.get("image_grid_thw"),
+        video_grid_thw=expected.get("video_grid_thw"), attention_mask=expected["attention_mask"],
+    )  # fmt: skip
+    assert prompt.positions.tolist() == positions[-3:, 0].tolist()
+    with recorded() as recorder:
+        ours = reply(router, conversation, mode, {"max_new_tokens": 12})
+    assert ours.cached_tokens == 0
     with torch.inference_mode():
-        ours = checkpoint.model(**prompt.inputs(), mm_encoder_outputs=encoder_outputs(images, videos)).logits
-        reference = model(**expected).logits
-    assert torch.equal(ours, reference)
+        reference = model(**expected).logits[0, -1]
+    torch.testing.assert_close(recorder.first(), reference, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", ["picture", "wide picture", "video", "uneven video"])
+def test_features_are_the_same(router: Router, plain: Any, case: str, mode: Mode) -> None:
+    conversation = conversation_for(case, history=False)
+    forget(router)
+    with router.request(conversation) as request:
+        (ours,) = run(request.features(router.pair[mode], [*conversation.pictures, *conversation.videos]))
+    (expected,) = features_of(*plain[mode], conversation)
+    torch.testing.assert_close((ours.merged, *ours.deepstack), expected, atol=5e-5, rtol=1e-5)
+    forget(router)
+    with router.request(conversation) as request:
+        (again,) = run(request.features(router.pair[mode], [*conversation.pictures, *conversation.videos]))
+    assert all(torch.equal(a, b) for a, b in zip((ours.merged, *ours.deepstack), (again.merged, *again.deepstack)))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_scores_of_every_token_are_the_same(router: Router, plain: Any, case: str) -> None:
+    """Decode steps over KV slots and `generate` over its own cache."""
+    conversation = conversation_for(case, history=True)
+    model, processor = plain["instruct"]
+    inputs = pixel_path(processor, conversation)
+    with recorded() as recorder:
+        ours = reply(router, conversation, "instruct", {"max_new_tokens": 30, "eos_token_id": -1})
+    scores = recorder.scores()
+    # the tokens of ours are given, so that the scores stay comparable where two are nearly equal
+    ids = torch.tensor([[int(one.argmax()) for one in scores]])
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, ids.shape[1]))
+    with torch.inference_mode():
+        reference = model(**inputs).logits[0, -ids.shape[1] - 1 : -1]
+    assert ours.completion_tokens == 30
+    torch.testing.assert_close(torch.stack(scores), reference, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("mode", MODES)

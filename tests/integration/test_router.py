@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import media, task
+from tests.recording import model_calls
 from vlroute import Policy, Router
 from vlroute.errors import ArtifactError, InputError
 from vlroute.inputs.media import Picture, Video
@@ -99,17 +100,12 @@ def test_the_captioner_runs_once_a_picture(folders: dict[str, Path]) -> None:
     assert len(seen) == 2
 
 
-def test_one_tower_run_serves_caption_and_answer(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
-    tower = router.pair.instruct.model.model.visual
-    runs = []
-    handle = tower.register_forward_hook(lambda *_: runs.append(1))
-    try:
+def test_one_tower_run_serves_caption_and_answer(router: Router) -> None:
+    with model_calls() as calls:
         fresh = task("hop", seed=991)
         answer = router.ask(fresh.prompt, **media(fresh))
-        assert answer.decision.caption
-        assert len(runs) == 1
-    finally:
-        handle.remove()
+    assert answer.decision.caption
+    assert calls.towers == [1]
 
 
 @pytest.mark.parametrize("kind", ["hop", "ocr", "video"])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import media
+from tests.recording import model_calls
 from vlroute import Router
 from vlroute.decision.captions import PROBE_FOLDER, VisionProbe, probe_of
 from vlroute.errors import ArtifactError, InputError
@@ -137,29 +138,16 @@ def test_the_shipped_probe_says_what_is_there(router: Router) -> None:
 @pytest.mark.parametrize("captioner", ["probe", "instruct"])
 def test_captioning_runs_the_tower_once_and_the_probe_no_model(captioner: str) -> None:
     router = Router.from_pretrained(captioner=captioner).load()
-    runs = {"tower": 0, "language": 0}
-
-    def count(name: str) -> None:
-        runs[name] += 1
-
-    body = router.pair.instruct.model.model
-    hooks = [
-        body.visual.register_forward_hook(lambda *_: count("tower")),
-        body.language_model.register_forward_hook(lambda *_: count("language")),
-    ]
     first, *others = [task.frames[0] for task in fresh() if not task.is_video][:3]
-    try:
+    with model_calls() as calls:
         decision = router.decide("Add the numbers.", first)
-        assert runs["tower"] == 1
-        assert (runs["language"] > 0) == (captioner == "instruct")
+        assert calls.towers == [1]
+        assert bool(calls.prompts) == (captioner == "instruct")
         router.decide("What is the total?", first)  # its caption is kept
         router.ask("Add the numbers.", first, **GREEDY)  # and so are its features
-        assert runs["tower"] == 1
+        assert calls.towers == [1]
         answer = router.ask("Add the numbers.", others, **GREEDY)  # two new ones: one run for caption and answer
-        assert runs["tower"] == 2
-    finally:
-        for hook in hooks:
-            hook.remove()
+        assert calls.towers == [1, 2]
     assert decision.caption
     assert answer.decision.caption is not None
     assert "; " in answer.decision.caption
