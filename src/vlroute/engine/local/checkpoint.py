@@ -36,6 +36,8 @@ from vlroute.engine.settings import own_settings
 from vlroute.errors import CheckpointError, SettingsError
 from vlroute.types import MODES, Mode
 
+#: Raised when `engine.local.tower` computes other last bits.
+TOWER_VERSION = 1
 # settings that determine the output of a tower; names and versions in the config do not
 SHAPE_KEYS = (
     "depth", "hidden_size", "hidden_act", "intermediate_size", "num_heads", "in_channels", "patch_size",
@@ -317,7 +319,7 @@ def _vision_key(tower: str, grid_key: str, model: Any) -> str:
     """Hash of everything that determines the bits of the features; features on disk may outlive a version."""
     attention = model.config._attn_implementation  # noqa: SLF001 (transformers has no public attribute)
     how = [str(model.dtype), model.device.type, str(attention)]
-    return _hash([tower, grid_key, *how, torch.__version__, transformers.__version__])
+    return _hash([TOWER_VERSION, tower, grid_key, *how, torch.__version__, transformers.__version__])
 
 
 def _hash(value: Any) -> str:

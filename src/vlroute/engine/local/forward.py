@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import signature
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
-from vlroute.engine.local import attention
 from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, rounded
 
-#: Name of the argument of transformers for the KV cache; older releases call it `past_key_values`.
-CACHE = "cache" if "cache" in signature(Qwen3VLTextModel.forward).parameters else "past_key_values"
+Language: TypeAlias = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,58 +40,43 @@ class Chunk:
         return int(self.ids.shape[0])
 
 
-def read(model: Any, slots: KVSlots, chunks: Sequence[Chunk]) -> torch.Tensor:
+def read(model: Any, language: Language, slots: KVSlots, chunks: Sequence[Chunk]) -> torch.Tensor:
     """Read chunks of several prompts in one forward pass, padded at the right.
 
     Args:
         model: A Qwen3-VL model.
+        language: Its language model, see `language_model`.
         slots: Its KV slots; the chunks are added to them.
         chunks: At most one chunk of each sequence.
 
     Returns:
         The logits of the last token of each chunk, `[chunks, vocabulary]`.
     """
-    device, body = model.device, model.model.language_model
+    device = model.device
     lengths = [chunk.length for chunk in chunks]
     longest = max(lengths)
     ids, vision = torch.zeros(len(chunks), longest, dtype=torch.long), torch.full((len(chunks), longest), -1)
-    positions = torch.zeros(4, len(chunks), longest, dtype=torch.long)
-    features: list[list[torch.Tensor]] = []
+    positions = torch.zeros(3, len(chunks), longest, dtype=torch.long)
+    features: list[Sequence[torch.Tensor]] = []
     rows = 0
     for i, chunk in enumerate(chunks):
         ids[i, : lengths[i]] = chunk.ids
-        positions[0, i, : lengths[i]] = torch.arange(chunk.cached, chunk.cached + lengths[i])
-        positions[1:, i, : lengths[i]] = chunk.positions
+        positions[:, i, : lengths[i]] = chunk.positions
         if chunk.features:
             vision[i, : lengths[i]] = torch.where(chunk.vision >= 0, chunk.vision + rows, -1)
             rows += chunk.features[0].shape[0]
-            features.append([*chunk.features])
-    embeds = body.embed_tokens(ids.to(device))
-    deepstack: dict[str, Any] = {}
-    if bool((vision >= 0).any()):
-        merged, *layers = (
-            [torch.cat(parts) for parts in zip(*features, strict=True)] if len(features) > 1 else features[0]
-        )
-        index = vision[vision >= 0].to(device)
-        seen = (vision >= 0).to(device)
-        embeds = embeds.clone()
-        embeds[seen] = merged[index].to(embeds.dtype)
-        deepstack = {"visual_pos_masks": seen, "deepstack_visual_embeds": [layer[index] for layer in layers]}
+            features.append(chunk.features)
+    embeds = model.model.language_model.embed_tokens(ids.to(device))
+    seen, deepstack = None, []
+    if features:
+        index, seen = vision[vision >= 0].to(device), (vision >= 0).to(device)
+        merged, *deepstack = (torch.cat(parts)[index] for parts in zip(*features, strict=True))
+        embeds[seen] = merged.to(embeds.dtype)
     mask = slots.reading([chunk.slot for chunk in chunks], [chunk.cached for chunk in chunks], lengths)
-    with attention.chosen(model):
-        hidden = body(
-            inputs_embeds=embeds, position_ids=positions.to(device), attention_mask=_mask(model, mask, embeds.dtype),
-            use_cache=True, **{CACHE: slots}, **deepstack,
-        )[0]  # fmt: skip
+    hidden = language(embeds, positions.to(device), mask, slots, seen, deepstack)
     last = torch.tensor([length - 1 for length in lengths], device=device)
-    return model.lm_head(hidden[torch.arange(len(chunks), device=device), last])
-
-
-def _mask(model: Any, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The mask in the form of the attention implementation: eager attention adds it to the scores."""
-    if model.config.text_config._attn_implementation == "eager":  # noqa: SLF001 (transformers has no public name)
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-    return mask
+    logits: torch.Tensor = model.lm_head(hidden[torch.arange(len(chunks), device=device), last])
+    return logits
 
 
 class Decoder:
@@ -105,8 +86,8 @@ class Decoder:
     CUDA graph when it is first needed, unless `compile` is "off". "max" compiles the step with `torch.compile`.
     """
 
-    def __init__(self, model: Any, slots: KVSlots, compile: str = "auto") -> None:
-        self.model, self.slots = model, slots
+    def __init__(self, model: Any, language: Language, slots: KVSlots, compile: str = "auto") -> None:
+        self.model, self.language, self.slots = model, language, slots
         self._graphs: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, Any]] = {}
         self._captures = compile != "off" and model.device.type == "cuda"
         self._pool: Any = None
@@ -132,22 +113,17 @@ class Decoder:
         length = min(rounded(max(cached) + 1, FIRST_LENGTH), self.slots.length)
         padding = [0] * (rows - len(ids))
         inputs = torch.tensor([[*ids, *padding], [*cached, *padding], [*positions, *padding]])
-        with attention.chosen(self.model):
-            if not self._captures:
-                return self._step(inputs.to(self.model.device), length)
-            return self._replayed(inputs.pin_memory(), length)
+        if not self._captures:
+            return self._step(inputs.to(self.model.device), length)
+        return self._replayed(inputs.pin_memory(), length)
 
     def _forward(self, inputs: torch.Tensor, length: int) -> torch.Tensor:
-        body = self.model.model.language_model
         ids, cached, positions = inputs.unbind()
         mask = self.slots.decoding(inputs.shape[1], cached, length)
-        embeds = body.embed_tokens(ids)[:, None]
-        axes = torch.stack([cached, positions, positions, positions])[..., None]
-        hidden = body(
-            inputs_embeds=embeds, position_ids=axes, attention_mask=_mask(self.model, mask, embeds.dtype),
-            use_cache=True, **{CACHE: self.slots},
-        )[0]  # fmt: skip
-        return self.model.lm_head(hidden[:, 0])
+        embeds = self.model.model.language_model.embed_tokens(ids)[:, None]
+        hidden = self.language(embeds, positions[None, :, None].expand(3, -1, -1), mask, self.slots)
+        logits: torch.Tensor = self.model.lm_head(hidden[:, 0])
+        return logits
 
     def _replayed(self, inputs: torch.Tensor, length: int) -> torch.Tensor:
         shape = (inputs.shape[1], length)

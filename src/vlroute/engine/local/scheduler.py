@@ -26,11 +26,13 @@ from vlroute.engine.cache.features import VisionFeatures
 from vlroute.engine.cache.prefix import Lease, PrefixCache
 from vlroute.engine.local.checkpoint import Checkpoint
 from vlroute.engine.local.forward import Chunk, Decoder, read
+from vlroute.engine.local.language import language_model
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt
 from vlroute.engine.local.sampling import BatchSampler, Sampler
 from vlroute.engine.local.slots import KVSlots, rounded
+from vlroute.engine.local.tower import vision_tower
 from vlroute.engine.local.vision import Pixels, encode
 from vlroute.errors import LimitError, RouterClosedError
 from vlroute.types import FinishReason, Mode
@@ -184,7 +186,8 @@ class _Lane:
         model = checkpoint.model
         self.checkpoint = checkpoint
         self.slots = KVSlots(model.config.text_config, model.dtype, checkpoint.device, most)
-        self.decoder = Decoder(model, self.slots, compile)
+        self.language = language_model(model)
+        self.decoder = Decoder(model, self.language, self.slots, compile)
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
         self._sampled: tuple[Generation, ...] = ()
@@ -274,6 +277,7 @@ class Scheduler:
         self._new: SimpleQueue[Generation | _Encoding | None] = SimpleQueue()
         self._lanes: dict[Mode, _Lane] = {}
         self._encodings: deque[_Encoding] = deque()
+        self._towers: dict[Any, Callable[..., list[torch.Tensor]]] = {}
         self._rounds = 0
         self._closed = False
         self._lock = threading.Lock()
@@ -396,7 +400,11 @@ class Scheduler:
 
     def _encode_batch(self, batch: Sequence[_Encoding]) -> None:
         try:
-            features = encode(batch[0].checkpoint.model, [one for encoding in batch for one in encoding.pixels])
+            model = batch[0].checkpoint.model
+            visual = model.model.visual
+            if visual not in self._towers:
+                self._towers[visual] = vision_tower(model)
+            features = encode(model, self._towers[visual], [one for encoding in batch for one in encoding.pixels])
             self.tower_calls += 1
         except Exception as error:  # such as out of memory
             if len(batch) > 1:
@@ -479,7 +487,7 @@ class Scheduler:
 
     def _read_chunks(self, lane: _Lane, reading: Sequence[tuple[Generation, Chunk]]) -> None:
         try:
-            logits = read(lane.checkpoint.model, lane.slots, [chunk for _, chunk in reading])
+            logits = read(lane.checkpoint.model, lane.language, lane.slots, [chunk for _, chunk in reading])
         except Exception as error:  # such as out of memory
             if len(reading) > 1:
                 for pair in reading:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from transformers.image_utils import SizeDict
 
 from vlroute.engine.cache.features import VisionFeatures
 from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
+
+Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,7 @@ class Pixels:
     """
 
     values: torch.Tensor
-    grid: tuple[int, int, int]
+    grid: Grid
 
 
 def prepare(model: Any, processor: Any, items: Sequence[Picture | Video]) -> list[Pixels]:
@@ -48,15 +53,15 @@ def prepare(model: Any, processor: Any, items: Sequence[Picture | Video]) -> lis
 def _prepared(model: Any, processor: Any, item: Picture | Video) -> Pixels:
     if isinstance(item, Picture):
         image, arguments = _image_arguments(processor.image_processor, item)
-        out = processor.image_processor(images=[image], return_tensors="pt", **arguments)
-        values, grids, kind = out["pixel_values"], out["image_grid_thw"], "picture"
+        values, grid = _patches(processor.image_processor, image, arguments)
+        kind = "picture"
     else:
         frames, arguments = _video_arguments(processor.video_processor, item)
         # without metadata, transformers guesses the layout and warns
         arguments["video_metadata"] = [{"total_num_frames": len(frames)}]
         out = processor.video_processor(videos=[frames], return_tensors="pt", **arguments)
-        values, grids, kind = out["pixel_values_videos"], out["video_grid_thw"], "video"
-    t, h, w = grids[0].tolist()
+        values, grid, kind = out["pixel_values_videos"], tuple(out["video_grid_thw"][0].tolist()), "video"
+    t, h, w = grid
     tokens = t * h * w // processor.image_processor.merge_size**2
     most = model.config.text_config.max_position_embeddings
     if tokens >= most:
@@ -65,6 +70,27 @@ def _prepared(model: Any, processor: Any, item: Picture | Video) -> Pixels:
             "max_pixels"
         )
     return Pixels(values.pin_memory() if model.device.type == "cuda" else values, (t, h, w))
+
+
+def _patches(processor: Any, image: Image.Image, arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Grid]:
+    """Pixels and grid of one picture.
+
+    The steps of the processor are called one by one: for a small picture, its checks of arguments take longer than they.
+    """
+    usual = ("do_resize", "do_rescale", "do_normalize", "patchify")
+    if not all(getattr(processor, name, None) for name in usual):
+        out = processor(images=[image], return_tensors="pt", **arguments)
+        return out["pixel_values"], tuple(out["image_grid_thw"][0].tolist())
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()[None]
+    if arguments.get("do_resize", True):
+        factor = processor.patch_size * processor.merge_size
+        size = SizeDict(**{**dict(processor.size), **arguments.get("size", {})})
+        pixels = processor.resize(pixels, size=size, resample=processor.resample, factor=factor)
+    pixels = processor.rescale_and_normalize(
+        pixels, True, processor.rescale_factor, True, processor.image_mean, processor.image_std
+    )
+    values, h, w = processor.patchify(pixels, processor.patch_size, processor.merge_size, processor.temporal_patch_size)
+    return values[0], (1, h, w)
 
 
 def _image_arguments(processor: Any, picture: Picture) -> tuple[Image.Image, dict[str, Any]]:
@@ -92,14 +118,18 @@ def _size(processor: Any, bounds: Callable[[int, int], tuple[int, int]]) -> dict
     return {} if asked == own else {"size": {"shortest_edge": asked[0], "longest_edge": asked[1]}}
 
 
-def encode(model: Any, pixels: Sequence[Pixels]) -> list[VisionFeatures]:
+def encode(model: Any, tower: Callable[..., list[torch.Tensor]], pixels: Sequence[Pixels]) -> list[VisionFeatures]:
     """Run the tower once for all items, pictures and videos alike. Returns the features of each."""
-    device = model.device
-    values = [one.values.to(device, model.dtype, non_blocking=True) for one in pixels]
-    grid = torch.tensor([one.grid for one in pixels], device=device)
-    out = model.model.get_image_features(torch.cat(values) if len(values) > 1 else values[0], grid, return_dict=True)
+    values = [one.values.to(model.device, model.dtype, non_blocking=True) for one in pixels]
+    grids = [one.grid for one in pixels]
+    layers = tower(torch.cat(values) if len(values) > 1 else values[0], grids)
+    if len(pixels) == 1:
+        return [VisionFeatures(grids[0], layers[0], tuple(layers[1:]))]
+    merged = len(layers[0]) / sum(map(math.prod, grids))
+    sizes = [round(merged * math.prod(grid)) for grid in grids]
     # cloned, because views would keep the memory of the whole batch alive
+    parts = zip(*(layer.split(sizes) for layer in layers), strict=True)
     return [
-        VisionFeatures(one.grid, merged.clone(), tuple(layer[i].clone() for layer in out.deepstack_features))
-        for i, (one, merged) in enumerate(zip(pixels, out.pooler_output, strict=True))
+        VisionFeatures(grid, first.clone(), tuple(layer.clone() for layer in rest))
+        for grid, (first, *rest) in zip(grids, parts, strict=True)
     ]

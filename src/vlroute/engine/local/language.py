@@ -1,0 +1,168 @@
+"""The language model of Qwen3-VL in few operations, over KV slots.
+
+transformers runs about 70 operations and 12 modules in each layer. On a small model, and in every decode step, their
+start takes longer than their work. These are the same computations on the same weights, with joined projections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, rms_norm, silu
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
+
+from vlroute.engine.local.attention import attend
+from vlroute.engine.local.slots import KVSlots
+
+#: Name of the argument of transformers for the KV cache; older releases call it `past_key_values`.
+CACHE = "cache" if "cache" in signature(Qwen3VLTextModel.forward).parameters else "past_key_values"
+
+
+def is_plain(*modules: nn.Module) -> bool:
+    """Whether all linear layers are those of torch, so that their weights may be used directly; not quantized ones."""
+    return all(
+        type(one) is nn.Linear and type(one.weight.data) is torch.Tensor and not one._forward_hooks  # noqa: SLF001
+        for module in modules
+        for one in module.modules()
+        if hasattr(one, "in_features")
+    )
+
+
+def joined(*layers: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One weight and bias for several linear layers of one input. The layers become views of it: no copy remains."""
+    weight = torch.cat([layer.weight.data for layer in layers])
+    at = 0
+    for layer in layers:
+        layer.weight.data = weight[at : at + layer.out_features]
+        at += layer.out_features
+    bias = None if layers[0].bias is None else torch.cat([layer.bias.data for layer in layers])
+    return weight, bias
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """Weights of one decoder layer. `scales`: of the norms of queries and keys, `[heads + key heads, width]`."""
+
+    before: torch.Tensor
+    qkv: tuple[torch.Tensor, torch.Tensor | None]
+    scales: torch.Tensor
+    out: tuple[torch.Tensor, torch.Tensor | None]
+    between: torch.Tensor
+    gate_up: tuple[torch.Tensor, torch.Tensor | None]
+    down: tuple[torch.Tensor, torch.Tensor | None]
+
+
+class LanguageModel:
+    """Runs the language model of a Qwen3-VL checkpoint; see `language_model`."""
+
+    def __init__(self, body: Any) -> None:
+        config = body.config
+        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.eps, self.final = config.rms_norm_eps, body.norm.weight
+        rotary = body.rotary_emb
+        width = 2 * len(rotary.inv_freq)
+        self.width = width
+        # the axis of each frequency: time, height and width are interleaved (M-RoPE of Qwen3-VL)
+        axis = torch.zeros(width // 2, dtype=torch.long)
+        for one in (1, 2):
+            axis[one : 3 * rotary.mrope_section[one] : 3] = one
+        self.axis = axis.to(rotary.inv_freq.device)
+        self.frequencies, self.scaling = rotary.inv_freq.float(), float(rotary.attention_scaling)
+        self.layers = [self._layer(layer) for layer in body.layers]
+
+    def _layer(self, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        scales = [attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.key_heads, -1)]
+        return _Layer(
+            layer.input_layernorm.weight, joined(attention.q_proj, attention.k_proj, attention.v_proj),
+            torch.cat(scales), (attention.o_proj.weight, attention.o_proj.bias),
+            layer.post_attention_layernorm.weight, joined(mlp.gate_proj, mlp.up_proj),
+            (mlp.down_proj.weight, mlp.down_proj.bias),
+        )  # fmt: skip
+
+    def __call__(
+        self,
+        embeds: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor,
+        slots: KVSlots,
+        seen: torch.Tensor | None = None,
+        deepstack: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
+        """Hidden states after the last norm.
+
+        Args:
+            embeds: Embeddings, `[rows, length, width]`.
+            positions: In time, height and width, `[3, rows, length]`.
+            mask: Which keys each query sees, `[rows, 1, length, keys]`.
+            slots: KV slots, prepared for this call.
+            seen: Which tokens belong to pictures or videos, `[rows, length]`.
+            deepstack: Features that are added to these tokens after each of the first layers.
+
+        Returns:
+            `[rows, length, width]`.
+        """
+        rows, length, size = embeds.shape
+        heads, both = self.heads, self.heads + self.key_heads
+        angles = positions[self.axis].permute(1, 2, 0).float() * self.frequencies
+        angles = torch.cat([angles, angles], -1)[:, :, None]
+        cos, sin = (angles.cos() * self.scaling).to(embeds.dtype), (angles.sin() * self.scaling).to(embeds.dtype)
+        half = self.width // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)  # the sign of the rotated first half
+        hidden = embeds
+        for i, layer in enumerate(self.layers):
+            x = rms_norm(hidden, (size,), layer.before, self.eps)
+            qkv = linear(x, *layer.qkv).view(rows, length, -1, self.width)
+            qk = rms_norm(qkv[:, :, :both], (self.width,), None, self.eps) * layer.scales
+            qk = qk * cos + qk.roll(half, -1) * sin
+            keys, values = slots.update(qk[:, :, heads:].transpose(1, 2), qkv[:, :, both:].transpose(1, 2), i)
+            hidden = hidden + linear(attend(qk[:, :, :heads].transpose(1, 2), keys, values, mask), *layer.out)
+            x = rms_norm(hidden, (size,), layer.between, self.eps)
+            gate, up = linear(x, *layer.gate_up).chunk(2, -1)
+            hidden = hidden + linear(silu(gate) * up, *layer.down)
+            if seen is not None and i < len(deepstack):
+                hidden[seen] += deepstack[i]
+        return rms_norm(hidden, (size,), self.final, self.eps)
+
+
+def language_model(model: Any) -> Callable[..., torch.Tensor]:
+    """The language model of a checkpoint as a function with the arguments of `LanguageModel.__call__`.
+
+    A quantized model, or one with another attention or position encoding, runs with the modules of transformers.
+    """
+    body = model.model.language_model
+    plain = body.config._attn_implementation == "sdpa" and body.rotary_emb.rope_type == "default"  # noqa: SLF001
+    if plain and is_plain(body):
+        return LanguageModel(body)
+    return _Modules(body)
+
+
+class _Modules:
+    """The language model of transformers with the same arguments."""
+
+    def __init__(self, body: Any) -> None:
+        self._body, self._eager = body, body.config._attn_implementation == "eager"  # noqa: SLF001
+
+    def __call__(
+        self,
+        embeds: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor,
+        slots: KVSlots,
+        seen: torch.Tensor | None = None,
+        deepstack: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
+        if self._eager:  # it adds the mask to the scores
+            least = torch.finfo(embeds.dtype).min
+            mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill_(~mask, least)
+        vision = {} if seen is None else {"visual_pos_masks": seen, "deepstack_visual_embeds": [*deepstack]}
+        output = self._body(
+            inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=True, **{CACHE: slots}, **vision
+        )  # fmt: skip
+        hidden: torch.Tensor = output[0]
+        return hidden
