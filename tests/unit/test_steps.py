@@ -1,0 +1,183 @@
+"""Work that waits for futures: in one thread, and in parts without a thread that waits."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from vlroute.steps import Steps, immediate, run, start, wait
+
+
+def done(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+def failed(error: BaseException) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
+
+
+def total(*futures: Future[int]) -> Steps[int]:
+    result = 0
+    for future in futures:
+        result += yield from wait(future)
+    return result
+
+
+def started(steps: Steps[Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return start(steps, pool).result(5)
+
+
+both = pytest.mark.parametrize("ran", [run, started])
+
+
+@both
+def test_the_result_is_what_the_generator_returns(ran: Callable[[Steps[Any]], Any]) -> None:
+    assert ran(total()) == 0
+    assert ran(total(done(1), done(2))) == 3
+    assert ran(immediate(lambda: "now")) == "now"
+    later: Future[int] = Future()
+    timer = threading.Timer(0.05, later.set_result, [4])
+    timer.start()
+    assert ran(total(done(1), later)) == 5
+    timer.join()
+
+
+@both
+def test_an_error_of_a_future_is_raised_where_it_was_waited_for(ran: Callable[[Steps[Any]], Any]) -> None:
+    def careful(future: Future[int]) -> Steps[str]:
+        try:
+            yield from wait(future)
+        except KeyError as error:
+            return f"caught {error}"
+        return "nothing"
+
+    assert ran(careful(failed(KeyError("x")))) == "caught 'x'"
+    later: Future[int] = Future()
+    timer = threading.Timer(0.05, later.set_exception, [KeyError("y")])
+    timer.start()
+    assert ran(careful(later)) == "caught 'y'"
+    timer.join()
+    with pytest.raises(OSError, match="disk"):
+        ran(careful(failed(OSError("disk"))))
+    with pytest.raises(ZeroDivisionError):
+        ran(immediate(lambda: 1 // 0))
+
+
+@both
+def test_the_result_is_read_by_the_steps_themselves(ran: Callable[[Steps[Any]], Any]) -> None:
+    """A future that is only awaited, as one of another request, raises nothing."""
+
+    def patient(future: Future[int]) -> Steps[bool]:
+        yield future
+        return future.exception() is not None
+
+    assert ran(patient(failed(OSError("of another request"))))
+
+
+@both
+def test_a_cancelled_future_is_an_error_of_the_steps(ran: Callable[[Steps[Any]], Any]) -> None:
+    future: Future[int] = Future()
+    future.cancel()
+    with pytest.raises(CancelledError):
+        ran(total(future))
+
+
+def test_an_interrupt_while_waiting_reaches_the_steps() -> None:
+    """As Ctrl-C does, which the main thread receives within `exception`."""
+
+    class Interrupted(Future[int]):
+        def exception(self, timeout: float | None = None) -> BaseException | None:
+            raise KeyboardInterrupt
+
+    cleaned = []
+
+    def steps() -> Steps[int]:
+        try:
+            return (yield from wait(Interrupted()))
+        finally:
+            cleaned.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(steps())
+    assert cleaned == [True]
+
+
+def test_no_thread_is_held_by_steps_that_wait() -> None:
+    futures: list[Future[int]] = [Future() for _ in range(50)]
+    with ThreadPoolExecutor(1) as pool:
+        results = [start(total(done(i), future), pool) for i, future in enumerate(futures)]
+        assert pool.submit(lambda: "free").result(5) == "free"
+        assert not any(result.done() for result in results)
+        for future in reversed(futures):
+            future.set_result(100)
+        assert [result.result(5) for result in results] == [100 + i for i in range(50)]
+
+
+def test_steps_go_on_in_the_executor_and_not_where_the_future_was_set() -> None:
+    threads: list[str] = []
+
+    def steps(future: Future[None]) -> Steps[None]:
+        threads.append(threading.current_thread().name)
+        yield from wait(future)
+        threads.append(threading.current_thread().name)
+
+    future: Future[None] = Future()
+    with ThreadPoolExecutor(1, thread_name_prefix="pool") as pool:
+        result = start(steps(future), pool)
+        while not threads:
+            pass
+        future.set_result(None)
+        result.result(5)
+    assert all(name.startswith("pool") for name in threads)
+    assert len(threads) == 2
+
+
+def test_an_error_of_any_kind_ends_only_its_steps() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        bad = start(total(failed(KeyboardInterrupt())), pool)
+        good = start(total(done(1)), pool)
+        assert isinstance(bad.exception(5), KeyboardInterrupt)
+        assert good.result(5) == 1
+
+
+@pytest.mark.parametrize("when", ["before", "while waiting"])
+def test_an_executor_that_was_shut_down_is_an_error(when: str) -> None:
+    cleaned = []
+    future: Future[int] = Future()
+
+    def steps() -> Steps[int]:
+        try:
+            return (yield from wait(future))
+        finally:
+            cleaned.append(True)
+
+    pool = ThreadPoolExecutor(1)
+    if when == "before":
+        pool.shutdown()
+        result = start(steps(), pool)
+    else:
+        result = start(steps(), pool)
+        pool.shutdown()  # waits for the part that runs, not for the future
+        assert not result.done()
+        future.set_result(1)
+        assert cleaned == [True]
+    with pytest.raises(RuntimeError, match="shutdown"):
+        result.result(5)
+
+
+def test_cancelling_the_result_has_no_effect() -> None:
+    future: Future[int] = Future()
+    with ThreadPoolExecutor(1) as pool:
+        result = start(total(future), pool)
+        assert not result.cancel()
+        future.set_result(3)
+        assert result.result(5) == 3
