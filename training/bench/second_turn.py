@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from training.bench.real_size import device_name, draw_picture
 from training.bench.servers import running, user_message
 from training.page import step
-from vlroute import Answer, Mode, Picture, Router
+from vlroute import Answer, Mode, Router
+from vlroute.inputs.messages import parse
+from vlroute.steps import run
 from vlroute.types import MODES
 
 FIRST, SECOND = "How many circles?", "And squares?"
@@ -52,19 +53,6 @@ class SecondTurn:
     other: float
     plain: dict[Mode, float]
     served: float
-
-
-@contextmanager
-def tower_calls(router: Router) -> Iterator[list[int]]:
-    """Count the runs of the towers by hooks, independently of the cache's own counters."""
-    calls: list[int] = []
-    towers = {id(tower): tower for tower in (router.pair[mode].model.model.visual for mode in MODES)}
-    hooks = [tower.register_forward_hook(lambda *_: calls.append(1)) for tower in towers.values()]
-    try:
-        yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def transformers_server(folder: Path, dtype: str, device: str) -> Any:
@@ -118,9 +106,11 @@ class PlainTransformers:
 def lookup_seconds(router: Router, picture: Image.Image) -> float:
     """Median seconds of finding the features of `picture` in the cache."""
 
+    conversation = parse("What is this?", picture)
+
     def look() -> None:
-        with router.cache.lease(router.pair.instruct, [Picture(picture)], []):
-            pass
+        with router.request(conversation) as request:
+            run(request.features(router.pair.instruct, conversation.pictures))
 
     return statistics.median(timed(look)[0] for _ in range(LOOKUPS))
 
@@ -136,14 +126,15 @@ def measure_second_turn(folder: Path, side: int, dtype: str, repeats: int) -> Se
     pictures = [draw_picture(side, 10 + i) for i in range(repeats)]
     first: list[Answer] = []
     second: dict[Mode, list[tuple[float, Answer]]] = {mode: [] for mode in MODES}
-    with tower_calls(router) as calls:
-        for i, picture in enumerate(pictures):
-            step(f"{side}²: vlroute {i + 1}/{repeats}")
-            chat = router.chat()
-            first.append(chat.send(FIRST, picture, mode="instruct", **ONE_TOKEN))
-            for mode in MODES:
-                fork = chat.fork()
-                second[mode].append(timed(lambda c=fork, m=mode: c.send(SECOND, mode=m, **ONE_TOKEN)))  # type: ignore[misc]
+    before = router.scheduler.tower_calls
+    for i, picture in enumerate(pictures):
+        step(f"{side}²: vlroute {i + 1}/{repeats}")
+        chat = router.chat()
+        first.append(chat.send(FIRST, picture, mode="instruct", **ONE_TOKEN))
+        for mode in MODES:
+            fork = chat.fork()
+            second[mode].append(timed(lambda c=fork, m=mode: c.send(SECOND, mode=m, **ONE_TOKEN)))  # type: ignore[misc]
+    runs = router.scheduler.tower_calls - before
     lookup = lookup_seconds(router, pictures[-1])
     conversations = [(picture, answer.text) for picture, answer in zip(pictures, first, strict=True)]
 
@@ -181,7 +172,7 @@ def measure_second_turn(folder: Path, side: int, dtype: str, repeats: int) -> Se
     same, other = (statistics.median(seconds for seconds, _ in second[mode]) for mode in MODES)
     return SecondTurn(
         device_name(device), dtype, side, repeats, usage.vision_tokens, usage.prompt_tokens or 0,
-        uncached_same=(usage.prompt_tokens or 0) - usage.cached_tokens, encoder_calls=len(calls),
+        uncached_same=(usage.prompt_tokens or 0) - usage.cached_tokens, encoder_calls=runs,
         encode=statistics.median(answer.timing.vision for answer in first), lookup=lookup, same=same, other=other,
         plain=plain, served=statistics.median(served),
     )  # fmt: skip

@@ -27,7 +27,7 @@ from rich.markdown import Markdown
 
 from training.page import POCKET, argument_parser, drop_incomplete_line, lines_of, render, side_by_side, write_json
 from training.pocket.label import band
-from vlroute import Answer, Decision, InputError, Mode, Router, Target
+from vlroute import Answer, Decision, InputError, Mode, Router, Target, steps
 from vlroute.decision.selector import CAPTION_PROMPT
 from vlroute.decision.wilson import share_interval
 from vlroute.files import replace_file
@@ -125,13 +125,13 @@ def decide_by(router: Router, task: Task, source: str) -> Decided:
     conversation = parse(task.prompt, sent.get("images"), sent.get("videos"), None, DEFAULT_LIMITS)
     seen = conversation.videos[0] if task.is_video else conversation.pictures[0]
     with router.request(conversation) as request:
-        request.pooled(seen)
+        steps.run(request.pooled(seen))
         began = time.perf_counter()
         caption = ""  # a blank caption counts as none
         if source == "caption by Instruct":
-            caption = request.caption(seen, CAPTION_PROMPT)
+            caption = steps.run(request.caption(seen, CAPTION_PROMPT))
         elif source == "vision probe" and router.selector.probe is not None:
-            caption = router.selector.probe.describe(request.pooled(seen))
+            caption = router.selector.probe.describe(steps.run(request.pooled(seen)))
         elif source == "caption given":
             caption = task.caption
         decision = router.decide(task.prompt, caption=caption)

@@ -1,12 +1,13 @@
 """Cache of KV tokens in blocks: a prompt that begins as an earlier one skips the prefill of the shared blocks.
 
 Blocks are found by chained hashes of tokens and media, as in automatic prefix caching of vLLM (Kwon et al., 2023). The
-hashes are only a filter: the tokens of a block are compared as well.
+hashes are only a filter: the tokens of a block, and the block before it, are compared as well.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -63,8 +64,13 @@ class TokenPrefix:
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """Keys and values of one block, `[layers, 2, 16, heads, width]`. `users`: leases that hold it."""
+    """Keys and values of one block, `[layers, 2, 16, heads, width]`.
 
+    `before`: number of the block before it, 0 for none. `users`: leases that hold it.
+    """
+
+    number: int
+    before: int
     content: bytes
     kv: torch.Tensor
     users: int = 0
@@ -131,6 +137,7 @@ class PrefixCache:
         self.follows_memory = budget is None
         self.budget = 256 * MiB if budget is None else BYTES.read("budget (bytes)", budget)
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()  # least recently used first
+        self._numbers = itertools.count(1)
         self._bytes = 0
         self._stats = PrefixStats()
         self._lock = threading.Lock()
@@ -192,9 +199,11 @@ class PrefixCache:
         with self._lock:
             held: list[Block] = []  # none of these blocks may be evicted to make room for a later one
             for i, (digest, content) in enumerate(blocks):
-                block = self._blocks.get(digest)
+                block, before = self._blocks.get(digest), held[-1].number if held else 0
+                if block is not None and (block.before, block.content) != (before, content):
+                    break  # another block with the same hash
                 if block is None:
-                    block = Block(content, read(BLOCK * i, BLOCK * (i + 1)))
+                    block = Block(next(self._numbers), before, content, read(BLOCK * i, BLOCK * (i + 1)))
                     if not self._evict(self.budget - block.nbytes):
                         break
                     self._blocks[digest] = block
@@ -209,10 +218,10 @@ class PrefixCache:
         return tokens.blocks(owner)[: (len(tokens) - 1) // BLOCK] if self._blocks else []
 
     def _found(self, blocks: Iterable[tuple[bytes, bytes]]) -> list[Block]:
-        found = []
+        found: list[Block] = []
         for digest, content in blocks:
-            block = self._blocks.get(digest)
-            if block is None or block.content != content:
+            block, before = self._blocks.get(digest), found[-1].number if found else 0
+            if block is None or (block.before, block.content) != (before, content):
                 break
             found.append(block)
         return found

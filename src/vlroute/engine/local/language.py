@@ -161,8 +161,6 @@ class _Modules:
             least = torch.finfo(embeds.dtype).min
             mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill_(~mask, least)
         vision = {} if seen is None else {"visual_pos_masks": seen, "deepstack_visual_embeds": [*deepstack]}
-        output = self._body(
-            inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=True, **{CACHE: slots}, **vision
-        )  # fmt: skip
-        hidden: torch.Tensor = output[0]
+        options = {"attention_mask": mask, "use_cache": True, CACHE: slots, **vision}
+        hidden: torch.Tensor = self._body(inputs_embeds=embeds, position_ids=positions, **options)[0]
         return hidden

@@ -278,6 +278,9 @@ class _Drawn:
         if self.min_p is not None:
             shares = values.double().softmax(-1)
             values = values.masked_fill(shares < self.min_p * shares[:, :1], -torch.inf)
+        # in the order of ids: scores that differ in their last bits may change places, which a draw must not depend on
+        by_id = ids.argsort(-1)
+        values, ids = values.gather(1, by_id), ids.gather(1, by_id)
         shares = values.double().softmax(-1).nan_to_num()
         sums = shares.cumsum(-1)
         total = sums[:, -1:]

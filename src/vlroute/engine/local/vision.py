@@ -75,7 +75,7 @@ def _prepared(model: Any, processor: Any, item: Picture | Video) -> Pixels:
 def _patches(processor: Any, image: Image.Image, arguments: Mapping[str, Any]) -> tuple[torch.Tensor, Grid]:
     """Pixels and grid of one picture.
 
-    The steps of the processor are called one by one: for a small picture, its checks of arguments take longer than they.
+    The steps of the processor are called one by one, because its checks of arguments take longer for small pictures.
     """
     usual = ("do_resize", "do_rescale", "do_normalize", "patchify")
     if not all(getattr(processor, name, None) for name in usual):
