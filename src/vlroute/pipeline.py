@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from vlroute.store import Store
 
 log = logging.getLogger("vlroute")
+#: Threads that prepare the requests of a model in this process, if nobody waits for them in a thread of their own.
+PREPARING_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,8 @@ class LazyModel:
         self.loading, self.engine = loading, engine
         self.remote = cast("RemoteEngine", engine) if engine is not None and engine.remote else None
         """The engine, if it answers through endpoints."""
+        self.blocks = engine is not None
+        """Whether a request occupies a thread until it is answered."""
         self.closed = threading.Event()
         """Set by `close`. It cancels every unfinished answer."""
         self._caches, self._on_load = caches, on_load
@@ -177,7 +181,9 @@ class LazyModel:
         with self._lock:
             self.check_open()
             if self._workers is None:
-                self._workers = ThreadPoolExecutor(max(2 * self.max_num_seqs, 32), thread_name_prefix="vlroute-request")
+                # they prepare pictures and prompts: more threads than cores would contend for the interpreter
+                threads = max(2 * self.max_num_seqs, 32) if self.blocks else PREPARING_THREADS
+                self._workers = ThreadPoolExecutor(threads, thread_name_prefix="vlroute-request")
             return self._workers
 
     def check_open(self) -> None:

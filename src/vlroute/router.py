@@ -24,7 +24,7 @@ from vlroute.decision.selector import CaptionSource, ModeSelector
 from vlroute.decision.target import Target
 from vlroute.decision.tradeoff import OperatingPoint
 from vlroute.engine.local.checkpoint_files import check_folders
-from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS, checked_loading
+from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS, CompileChoice, checked_loading
 from vlroute.engine.settings import SETTINGS, UNSUPPORTED, checked_per_mode
 from vlroute.errors import ArtifactError, MissingExtraError, SettingsError
 from vlroute.hub import resolve_pair
@@ -139,7 +139,7 @@ class Router:
         attn_implementation: str | None = None,
         quantization: Any = None,
         memory: float | None = None,
-        compile: Literal["auto", "off", "max"] | None = None,
+        compile: CompileChoice | None = None,
         generation: Mapping[str, Any] | None = None,
         vision_cache: VisionCache | None = None,
         prefix_cache: PrefixCache | None = None,
@@ -317,6 +317,11 @@ class Router:
     def max_num_seqs(self) -> int:
         """Maximum number of answers in each mode that are generated at the same time."""
         return self._model.max_num_seqs
+
+    @property
+    def blocks(self) -> bool:
+        """Whether a request occupies a thread until it is answered, as with endpoints or a captioner of your own."""
+        return self._model.blocks or self.selector.has_own_captioner
 
     @property
     def remote(self) -> RemoteEngine | None:

@@ -126,7 +126,9 @@ def measure_second_turn(folder: Path, side: int, dtype: str, repeats: int) -> Se
     pictures = [draw_picture(side, 10 + i) for i in range(repeats)]
     first: list[Answer] = []
     second: dict[Mode, list[tuple[float, Answer]]] = {mode: [] for mode in MODES}
-    before = router.scheduler.tower_calls
+    scheduler = router.scheduler
+    assert scheduler is not None
+    before = scheduler.tower_calls
     for i, picture in enumerate(pictures):
         step(f"{side}²: vlroute {i + 1}/{repeats}")
         chat = router.chat()
@@ -134,7 +136,7 @@ def measure_second_turn(folder: Path, side: int, dtype: str, repeats: int) -> Se
         for mode in MODES:
             fork = chat.fork()
             second[mode].append(timed(lambda c=fork, m=mode: c.send(SECOND, mode=m, **ONE_TOKEN)))  # type: ignore[misc]
-    runs = router.scheduler.tower_calls - before
+    runs = scheduler.tower_calls - before
     lookup = lookup_seconds(router, pictures[-1])
     conversations = [(picture, answer.text) for picture, answer in zip(pictures, first, strict=True)]
 

@@ -204,6 +204,10 @@ def devices() -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info(index)
         found = f"{torch.cuda.get_device_name(index)}, {free / GiB:.1f} of {total / GiB:.1f} GiB free"
         yield Finding("devices", f"cuda:{index}", found)
+    from vlroute.engine.local.attention import kernel
+    from vlroute.engine.local.checkpoint import default_device
+
+    yield Finding("devices", "attention", kernel(default_device()))
     if torch.cuda.is_available():
         return
     if torch.version.cuda is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from vlroute.engine.local.loading import CompileChoice
 from vlroute.errors import InputError
 from vlroute.types import ModeChoice, Preset
 
@@ -35,6 +36,19 @@ Seed = Annotated[int | None, typer.Option(help="Makes the answer reproducible; m
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StoreAt = Annotated[str | None, typer.Option("--store", help="File or postgresql:// URL for answers and feedback.")]
 Device = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu, …; by default CUDA if there is one.")]
+
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the GPU memory that is free after loading, or of the RAM, for keys, values and features."
+    ),
+]
+Compile = Annotated[
+    CompileChoice | None,
+    typer.Option(
+        "--compile", metavar="HOW", help="auto: CUDA graphs on a GPU; off; max: torch.compile, slow to start."
+    ),
+]
 
 
 def check_price(price: float | None, policy: str | None) -> None:

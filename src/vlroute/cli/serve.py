@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vlroute.cli.options import Device, ModelOption, RouterFolder, StoreAt, Wanted
+from vlroute.cli.options import Compile, Device, Memory, ModelOption, RouterFolder, StoreAt, Wanted
 from vlroute.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -46,12 +46,14 @@ def serve(
     store: StoreAt = None,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
-    max_num_seqs: MaxNumSeqs = 8,
+    max_num_seqs: MaxNumSeqs = 32,
     max_waiting: Waiting = 64,
     deadline: Deadline = 600.0,
     max_tokens: MaxTokens = 32_768,
     allow_host: AllowHost = None,
     device: Device = None,
+    memory: Memory = None,
+    compile: Compile = None,
     no_page: NoPage = False,
 ) -> None:
     """Serve OpenAI's API, and the web page at /.
@@ -70,8 +72,9 @@ def serve(
         max_tokens=max_tokens,
     )
     _run(
-        settings, "none" if no_page else "wanted", model=model, router=router, policy=policy, store=store, device=device
-    )
+        settings, "none" if no_page else "wanted", model=model, router=router, policy=policy, store=store,
+        device=device, memory=memory, compile=compile,
+    )  # fmt: skip
 
 
 def ui(

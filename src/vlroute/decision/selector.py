@@ -126,6 +126,11 @@ class ModeSelector:
         return self._target if isinstance(self._target, Target) else None
 
     @property
+    def has_own_captioner(self) -> bool:
+        """Whether the captioner is a callable, which may be slow."""
+        return callable(self._captioner)
+
+    @property
     def classifier(self) -> ComplexityClassifier | None:
         """The classifier in use; None if the router has no artifact."""
         return self._state.classifier

@@ -19,7 +19,7 @@ from vlroute.decision.selector import ModeSelector
 from vlroute.errors import ArtifactError, CheckpointError, ModeUnavailableError, VLRouteError
 from vlroute.inputs.media import FrameSampling, Limits
 from vlroute.inputs.messages import Conversation
-from vlroute.pipeline import RequestOptions
+from vlroute.pipeline import PREPARING_THREADS, RequestOptions
 from vlroute.router import Router
 from vlroute.serving.errors import APIError
 from vlroute.serving.metrics import Metrics
@@ -57,7 +57,8 @@ class Service:
         self.failure: BaseException | None = None
         self._on_failure = on_failure
         self._loader: threading.Thread | None = None
-        self._pool = ThreadPoolExecutor(self.max_admitted + 2, thread_name_prefix="vlroute-answer")
+        threads = self.max_admitted + 2 if router.blocks else PREPARING_THREADS
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="vlroute-answer")
         self._admitted: set[threading.Event] = set()
         self._lock = threading.Lock()
         self._mean_seconds = 1.0

@@ -43,7 +43,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
-    max_num_seqs: int = 8
+    max_num_seqs: int = 32
     max_waiting: int = 64
     max_connections: int = 1024
     deadline: float = 600.0

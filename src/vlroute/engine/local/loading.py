@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from vlroute.checks import Number, Whole, refused
 from vlroute.errors import SettingsError
@@ -59,7 +59,8 @@ ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_att
 #: Number of answers that are generated at the same time in each mode.
 MAX_NUM_SEQS = Whole(1, 1024)
 DEFAULT_NUM_SEQS = 32
-COMPILE = ("auto", "off", "max")
+#: How the decode step is compiled, see `Router.from_pretrained`.
+CompileChoice = Literal["auto", "off", "max"]
 #: Share of the memory that the engine uses.
 MEMORY_SHARE = Number(0.0, 1.0, above=True)
 OPTIONS = ("device", "dtype", "attn_implementation", "quantization", "memory", "compile")
@@ -126,8 +127,8 @@ def checked_loading(options: Mapping[str, Any]) -> dict[str, Any]:
             "quantization", quantization, f"one of {', '.join(QUANTIZATIONS)} or a transformers quantization config"
         )
     memory, compile = options.get("memory"), options.get("compile")
-    if not (compile is None or compile in COMPILE):
-        raise refused("compile", compile, f"one of {', '.join(COMPILE)}")
+    if not (compile is None or compile in get_args(CompileChoice)):
+        raise refused("compile", compile, f"one of {', '.join(get_args(CompileChoice))}")
     checked = {
         "memory": None if memory is None else MEMORY_SHARE.read("memory", memory), "compile": compile,
         "device": device_name(options.get("device")), "dtype": dtype_name(options.get("dtype")),
