@@ -46,7 +46,7 @@ Memory = Annotated[
 Compile = Annotated[
     CompileChoice | None,
     typer.Option(
-        "--compile", metavar="HOW", help="auto: CUDA graphs on a GPU; off; max: torch.compile, slow to start."
+        "--compile", metavar="HOW", help="auto: CUDA graphs on a GPU; off; max: torch.compile (slow start)."
     ),
 ]
 
