@@ -342,7 +342,8 @@ def test_what_is_being_written_ends_cancelled(rows: int) -> None:
         asking.start()
         events, turn = router.stream("How many?", **ENDLESS), begun(chat)
         next(events)
-        next(events)
+        if rows > 1:  # with one slot it waits for the answer before it
+            next(events)
     asking.join(30)
     assert answers[0].finish_reason == "cancelled"
     for stream in (events, turn):

@@ -59,9 +59,8 @@ def by_transformers(plain: dict[str, Any], mode: Mode, settings: dict[str, Any])
     chance = random.Random("0")
 
     def drawn(shares: torch.Tensor, num_samples: int) -> torch.Tensor:
-        values, ids = shares.double().sort(dim=-1, descending=True, stable=True)
-        place = torch.searchsorted(values.cumsum(-1), torch.full((1, 1), chance.random()).double() * values.sum())
-        return ids.gather(1, place)
+        sums = shares.double().cumsum(-1)
+        return torch.searchsorted(sums, chance.random() * sums[:, -1:], right=True)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "multinomial", drawn)

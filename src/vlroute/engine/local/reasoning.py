@@ -77,25 +77,29 @@ class Decoder:
     MAX_PENDING = 8
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer, self._ids = tokenizer, list[int]()
+        # the method of transformers checks and converts its arguments, which takes longer than decoding a few ids
+        self._backend, self._ids = tokenizer.backend_tokenizer, list[int]()
         self._special = frozenset(tokenizer.all_special_ids)
         # decoding starts a little before the new tokens, because the text of some tokens depends on the one before
         self._start = self._end = 0
+        self._known = ""  # the text from `_start` to `_end`
 
     def push(self, token: int) -> str:
         """The text that `token` completes."""
         if token in self._special:
             return ""
         self._ids.append(token)
-        if not self._decode(self._start, len(self._ids)).endswith("\ufffd"):
-            return self._release(len(self._ids))
+        text = self._decode(self._start, len(self._ids))
+        if not text.endswith("\ufffd"):
+            return self._release(len(self._ids), text)
         if len(self._ids) - self._end < self.MAX_PENDING:
             return ""
-        return self._release(self._boundary())
+        end = self._boundary()
+        return self._release(end, self._decode(self._start, end))
 
     def flush(self) -> str:
         """The text of the tokens that were held back; bytes that form no character become U+FFFD."""
-        return self._release(len(self._ids))
+        return self._release(len(self._ids), self._decode(self._start, len(self._ids)))
 
     def _boundary(self) -> int:
         """An index near the end that does not split a character."""
@@ -105,14 +109,15 @@ class Decoder:
         cuts = (i for i in candidates if self._decode(self._end, i) + self._decode(i, most) == whole)
         return next(cuts, most)
 
-    def _release(self, end: int) -> str:
-        known = self._decode(self._start, self._end)
-        text = self._decode(self._start, end)
+    def _release(self, end: int, text: str) -> str:
+        """The new part of `text`, which is that from `_start` to `end`."""
+        known = len(self._known)
         self._start, self._end = self._end, end
-        return text[len(known) :]
+        self._known = self._decode(self._start, end)
+        return text[known:]
 
     def _decode(self, start: int, end: int) -> str:
-        return str(self._tokenizer.decode(self._ids[start:end], clean_up_tokenization_spaces=False))
+        return str(self._backend.decode(self._ids[start:end], skip_special_tokens=False))
 
 
 class Splitter:
