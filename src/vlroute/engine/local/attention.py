@@ -22,6 +22,22 @@ def kernel(device: str) -> str:
     return "scaled_dot_product_attention of torch"
 
 
+def prepared(mask: torch.Tensor, groups: int, dtype: torch.dtype) -> torch.Tensor:
+    """A mask in the form that `attend` takes, for all layers of a forward pass.
+
+    Args:
+        mask: Which keys each query sees, boolean `[batch, 1, queries, keys]`.
+        groups: Number of query heads for each key head.
+        dtype: Of the queries.
+
+    Returns:
+        What is added to the scores, `[batch, 1, groups · queries, keys]`.
+    """
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    keys = mask.shape[-1]
+    return pad(bias.repeat(1, 1, groups, 1), (0, -keys % ALIGNED))[..., :keys]
+
+
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -31,7 +47,7 @@ def attend(
         query: `[batch, heads, queries, width]`.
         key: `[batch, key heads, keys, width]`. The number of heads is a multiple of that of the key heads.
         value: As `key`.
-        mask: Which keys each query sees, boolean `[batch or 1, 1, queries, keys]`; by default all.
+        mask: As returned by `prepared`; by default each query sees all keys.
 
     Returns:
         The output, `[batch, queries, heads · width]`.
@@ -40,17 +56,9 @@ def attend(
     groups = heads // key.shape[1]
     if groups > 1:  # the heads that share keys become rows of one query, so that keys are not repeated
         query = query.reshape(batch, heads // groups, groups * queries, width)
-        mask = None if mask is None else mask.repeat(1, 1, groups, 1)
     if query.device.type == "cuda":
-        bias = None if mask is None else _bias(mask, query)
+        bias = None if mask is None else mask.expand(batch, query.shape[1], -1, -1)
         out = _EFFICIENT(query, key, value, bias, False)[0]
     else:
         out = scaled_dot_product_attention(query, key, value, mask)
     return out.reshape(batch, heads, queries, width).transpose(1, 2).reshape(batch, queries, heads * width)
-
-
-def _bias(mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """The mask as the kernel reads it: added to the scores, with aligned rows."""
-    keys = mask.shape[-1]
-    bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, -torch.inf)
-    return pad(bias, (0, -keys % ALIGNED))[..., :keys].expand(query.shape[0], query.shape[1], -1, -1)

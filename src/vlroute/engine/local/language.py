@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import linear, rms_norm, silu
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
-from vlroute.engine.local.attention import attend
+from vlroute.engine.local.attention import attend, prepared
 from vlroute.engine.local.slots import KVSlots
 
 #: Name of the argument of transformers for the KV cache; older releases call it `past_key_values`.
@@ -112,6 +112,7 @@ class LanguageModel:
         angles = positions[self.axis].permute(1, 2, 0).float() * self.frequencies
         angles = torch.cat([angles, angles], -1)[:, :, None]
         cos, sin = (angles.cos() * self.scaling).to(embeds.dtype), (angles.sin() * self.scaling).to(embeds.dtype)
+        mask = prepared(mask, heads // self.key_heads, embeds.dtype)
         half = self.width // 2
         sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)  # the sign of the rotated first half
         hidden = embeds

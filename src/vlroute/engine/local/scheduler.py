@@ -31,7 +31,7 @@ from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt
 from vlroute.engine.local.sampling import BatchSampler, Sampler
-from vlroute.engine.local.slots import KVSlots, rounded
+from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, rounded
 from vlroute.engine.local.tower import vision_tower
 from vlroute.engine.local.vision import Pixels, encode
 from vlroute.errors import LimitError, RouterClosedError
@@ -43,6 +43,8 @@ log = logging.getLogger("vlroute")
 CHUNK, CHUNK_ALONE = 512, 2048
 #: Patches of one call of the tower; a larger item has a call of its own.
 PATCHES = 65_536
+#: On a GPU, the slots of a mode begin with this many tokens each and at most this share of the memory.
+FIRST_SLOT, FIRST_SHARE = 4096, 0.25
 #: Called with each token id; a true result ends the answer.
 OnToken = Callable[[int], bool | None]
 
@@ -451,6 +453,12 @@ class Scheduler:
     def _grow(self, lane: _Lane, sequences: int, tokens: int) -> bool:
         """Make room for so many answers, the longest of which has `tokens` tokens. False if there is no memory."""
         slots = lane.slots
+        if not slots.nbytes and lane.checkpoint.device.type == "cuda":
+            # captured graphs are lost when the slots grow, so they begin large
+            count, length = self.max_num_seqs, FIRST_SLOT
+            while count * length * slots.token_bytes > FIRST_SHARE * self.memory.kv and length > FIRST_LENGTH:
+                count, length = (count, length // 2) if length > count * FIRST_LENGTH else (count // 2 or 1, length)
+            sequences, tokens = max(sequences, count), max(tokens, length)
         count, length = slots.shape_for(sequences, tokens)
         larger = max(count, slots.count), max(length, slots.length)
         if larger == (slots.count, slots.length):
