@@ -453,27 +453,30 @@ class Scheduler:
     def _grow(self, lane: _Lane, sequences: int, tokens: int) -> bool:
         """Make room for so many answers, the longest of which has `tokens` tokens. False if there is no memory."""
         slots = lane.slots
-        if not slots.nbytes and lane.checkpoint.device.type == "cuda":
-            # captured graphs are lost when the slots grow, so they begin large
-            count, length = self.max_num_seqs, FIRST_SLOT
-            while count * length * slots.token_bytes > FIRST_SHARE * self.memory.kv and length > FIRST_LENGTH:
-                count, length = (count, length // 2) if length > count * FIRST_LENGTH else (count // 2 or 1, length)
-            sequences, tokens = max(sequences, count), max(tokens, length)
-        count, length = slots.shape_for(sequences, tokens)
-        larger = max(count, slots.count), max(length, slots.length)
-        if larger == (slots.count, slots.length):
+        needed = slots.shape_for(sequences, tokens)
+        if needed[0] <= slots.count and needed[1] <= slots.length:
             return True
+        larger = max(needed[0], slots.count), max(needed[1], slots.length)
+        if not slots.nbytes and lane.checkpoint.device.type == "cuda":
+            first = self._first_shape(slots)
+            larger = max(larger[0], first[0]), max(larger[1], first[1])
         for other in self._lanes.values():  # memory of a mode that does not run
             if other is not lane and not other.running and other.slots.nbytes and not self._fits(lane, *larger):
                 other.resize(0, 0)
-        if not self._fits(lane, *larger):
-            larger = count, length  # fewer slots than before
-            if not self._fits(lane, *larger):
-                return False
-        self.memory.reserve(sum(other.slots.nbytes for other in self._lanes.values() if other is not lane)
-                            + larger[0] * larger[1] * slots.token_bytes)  # fmt: skip
-        lane.resize(*larger)
+        shape = next((one for one in (larger, needed) if self._fits(lane, *one)), None)
+        if shape is None:
+            return False
+        others = sum(other.slots.nbytes for other in self._lanes.values() if other is not lane)
+        self.memory.reserve(others + shape[0] * shape[1] * slots.token_bytes)
+        lane.resize(*shape)
         return True
+
+    def _first_shape(self, slots: KVSlots) -> tuple[int, int]:
+        """Captured graphs are lost when slots grow, so on a GPU they begin large."""
+        count, length = self.max_num_seqs, FIRST_SLOT
+        while count * length * slots.token_bytes > FIRST_SHARE * self.memory.kv and length > FIRST_LENGTH:
+            count, length = max(count // 2, 1), length // 2
+        return slots.shape_for(count, length)
 
     def _fits(self, lane: _Lane, count: int, length: int) -> bool:
         others = sum(other.slots.nbytes for other in self._lanes.values() if other is not lane)
