@@ -68,8 +68,8 @@ def _link(text: str, target: str, source: str) -> str:
     if not file.startswith("docs/"):
         return f"[{text}]({repository()}/blob/main/{file}{hash}{anchor})" if repository() else text
     if source.endswith(CHINESE) and not (ROOT / file.removesuffix(".md")).with_suffix(CHINESE).exists():
-        page = posixpath.relpath(file.removesuffix(".md"), posixpath.join("docs", posixpath.dirname(source)))
-        return f'<a href="../{page}.html{hash}{anchor}">{text}</a>'  # MkDocs knows no pages of the other language
+        page = posixpath.relpath(file.removesuffix(".md"), posixpath.join("docs/zh", posixpath.dirname(source)))
+        return f'<a href="{page}.html{hash}{anchor}">{text}</a>'  # MkDocs knows no pages of the other language
     return f"[{text}]({target})"
 
 
