@@ -45,9 +45,7 @@ Memory = Annotated[
 ]
 Compile = Annotated[
     CompileChoice | None,
-    typer.Option(
-        "--compile", metavar="HOW", help="auto: CUDA graphs on a GPU; off; max: torch.compile (slow start)."
-    ),
+    typer.Option("--compile", metavar="HOW", help="auto: CUDA graphs on a GPU; off; max: torch.compile (slow start)."),
 ]
 
 

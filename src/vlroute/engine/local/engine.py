@@ -151,7 +151,11 @@ class Request:
         except BaseException:
             lease.release()
             raise
-        generated = yield from wait(generating)
+        try:
+            generated = yield from wait(generating)
+        except BaseException:  # such as Ctrl-C: nobody waits for the answer any more
+            generating.cancel()
+            raise
         pass_on(splitter.flush())
         texts = splitter.texts
         return Reply(

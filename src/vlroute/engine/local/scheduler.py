@@ -7,6 +7,8 @@ al., 2023).
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import logging
 import os
 import threading
@@ -17,6 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, cast
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -89,8 +92,11 @@ class Generated:
     cached: int = 0
 
 
+_numbers = itertools.count()
+
+
 class Generation:
-    """An answer during generation."""
+    """An answer during generation. `number`: in the order of the requests."""
 
     def __init__(self, request: GenerationRequest, future: Future[Generated]) -> None:
         prompt = request.prompt
@@ -98,6 +104,7 @@ class Generation:
         self.sampler = Sampler(request.checkpoint, prompt.tokens.ids.tolist(), request.settings)
         self.most = int(request.settings["max_new_tokens"])
         self.slot = self.cached = 0
+        self.number = next(_numbers)
         self.began = self.first_at = 0.0
         self.reason = ""
         self.error: BaseException | None = None
@@ -120,8 +127,9 @@ class Generation:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the request was cancelled."""
-        return self.request.cancel is not None and self.request.cancel.is_set()
+        """Whether the request was cancelled, or nobody waits for its result any more."""
+        cancel = self.request.cancel
+        return self.future.cancelled() or (cancel is not None and cancel.is_set())
 
     def chunk(self, most: int) -> Chunk:
         """The next tokens to read, at most `most`. After a preemption, tokens of the answer are among them."""
@@ -156,6 +164,8 @@ class Generation:
         """Give the result to those who wait for it."""
         cached = self.lease.length
         self.lease.release()
+        if self.future.done() or not self.future.set_running_or_notify_cancel():
+            return
         if self.error is not None:
             self.future.set_exception(self.error)
             return
@@ -242,6 +252,16 @@ class _Lane:
             self._sampler = None  # it has counted another token
 
 
+_schedulers: WeakSet[Scheduler] = WeakSet()
+
+
+@atexit.register
+def _close_schedulers() -> None:
+    """End the threads before the interpreter does: it would stop them inside torch, which aborts the process."""
+    for scheduler in [*_schedulers]:
+        scheduler.close()
+
+
 @dataclass(frozen=True, slots=True)
 class _Encoding:
     """Pictures and videos that wait for the tower of `checkpoint`."""
@@ -285,6 +305,7 @@ class Scheduler:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
+        _schedulers.add(self)
 
     def generate(self, request: GenerationRequest) -> Future[Generated]:
         """Generate an answer.
@@ -336,6 +357,10 @@ class Scheduler:
                 "both; ask from another thread, or after the answer has ended"
             )
         with self._lock:
+            if self._closed and isinstance(work, Generation) and work.cancelled:
+                work.reason = "cancelled"  # it had begun before the router was closed
+                work.finish()
+                return
             if self._closed:
                 raise RouterClosedError
             if self._thread is None:
@@ -359,7 +384,11 @@ class Scheduler:
                 else:
                     self._lane(one.request.checkpoint).waiting.append(one)
             work.clear()
-            self._round()
+            try:
+                self._round()
+            except Exception as error:  # nobody may wait forever for an error that was not foreseen
+                log.exception("the engine failed; its running answers end with this error")
+                self._fail_all(error)
 
     def _round(self) -> None:
         lanes = [*self._lanes.values()]
@@ -367,7 +396,10 @@ class Scheduler:
             self._encode()
         for lane in lanes:
             self._drop_cancelled(lane)
-            self._admit(lane)
+        # the mode whose first request came earlier; if there is no memory for it, the other one has to wait as well
+        for lane in sorted((lane for lane in lanes if lane.waiting), key=lambda lane: lane.waiting[0].number):
+            if not self._admit(lane):
+                break
         self._rounds += 1
         self._read(lanes if self._rounds % 2 else lanes[::-1])
         for lane in lanes:
@@ -384,9 +416,20 @@ class Scheduler:
             encoding.future.set_exception(RouterClosedError())
         new = [one for one in work if isinstance(one, Generation)]
         for generation in [*new, *(one for lane in self._lanes.values() for one in (*lane.running, *lane.waiting))]:
-            if not generation.future.done():
-                generation.reason = "cancelled"
-                generation.finish()
+            generation.reason = "cancelled"
+            generation.finish()
+
+    def _fail_all(self, error: Exception) -> None:
+        """End all answers and encodings with `error`."""
+        for encoding in self._encodings:
+            encoding.future.set_exception(error)
+        self._encodings.clear()
+        for lane in self._lanes.values():
+            for one in (*lane.running, *lane.waiting):
+                one.error = error
+                one.finish()
+            lane.running.clear()
+            lane.waiting.clear()
 
     def _encode(self) -> None:
         """Encode what waits, in one call of the tower up to `PATCHES` patches."""
@@ -429,8 +472,8 @@ class Scheduler:
                 one.reason = "cancelled"
         self._end(lane)
 
-    def _admit(self, lane: _Lane) -> None:
-        """Give slots to answers that wait, in the order in which they came, as far as there is memory."""
+    def _admit(self, lane: _Lane) -> bool:
+        """Give slots to answers that wait, in the order in which they came. False if there is no memory for the next."""
         while lane.waiting and len(lane.running) < self.max_num_seqs:
             one = lane.waiting[0]
             if not self._grow(lane, len(lane.running) + 1, max(lane.tokens, len(one.ids) + 1)):
@@ -442,13 +485,19 @@ class Scheduler:
                     )
                     one.finish()
                     continue
-                return
+                return False
             lane.waiting.popleft()
             one.slot, one.began = lane.free_slot(), one.began or time.perf_counter()
-            self.prefixes.extend(one.lease, one.request.owner, one.request.prompt.tokens)
-            lane.slots.write(one.slot, [block.kv for block in one.lease.blocks])
-            one.cached = one.lease.length
             lane.running.append(one)
+            self.prefixes.extend(one.lease, one.request.owner, one.request.prompt.tokens)
+            try:
+                lane.slots.write(one.slot, [block.kv for block in one.lease.blocks])
+            except Exception as error:  # such as out of memory
+                one.error = error
+                self._end(lane)
+                continue
+            one.cached = one.lease.length
+        return True
 
     def _grow(self, lane: _Lane, sequences: int, tokens: int) -> bool:
         """Make room for so many answers, the longest of which has `tokens` tokens. False if there is no memory."""
@@ -468,7 +517,11 @@ class Scheduler:
             return False
         others = sum(other.slots.nbytes for other in self._lanes.values() if other is not lane)
         self.memory.reserve(others + shape[0] * shape[1] * slots.token_bytes)
-        lane.resize(*shape)
+        try:
+            lane.resize(*shape)
+        except (torch.OutOfMemoryError, MemoryError) as error:  # other programs use the memory
+            log.warning("no memory for %d slots of %d tokens: %s", *shape, error)
+            return False
         return True
 
     def _first_shape(self, slots: KVSlots) -> tuple[int, int]:
@@ -522,7 +575,8 @@ class Scheduler:
         writing = sorted((one for one in lane.running if not one.reads), key=lambda one: one.slot)
         if not writing:
             return
-        rows = writing[-1].slot + 1
+        # the rows of the step: all of them write a token to their slot
+        rows = min(rounded(writing[-1].slot + 1), lane.slots.count)
         ids, positions, cached = [0] * rows, [0] * rows, [0] * rows
         for one in lane.running:  # a slot that is read gets a token behind its own, where the next chunk is written
             if one.slot < rows:
@@ -543,7 +597,10 @@ class Scheduler:
                 one.error = error
             self._end(lane)
             return
-        logits = logits[:rows] if len(writing) == rows else logits[[one.slot for one in writing]]
+        if writing[-1].slot + 1 == len(writing):
+            logits = logits[: len(writing)]
+        else:
+            logits = logits[[one.slot for one in writing]]
         for one in writing:
             one.cached += 1
         lane.sample(writing, logits)
@@ -570,7 +627,10 @@ class Scheduler:
         answer = one.cached - len(tokens)
         if answer > 0:
             tokens = tokens.extended(one.sampler.output_ids[:answer])
-        self.prefixes.insert(one.request.owner, tokens, lambda start, end: lane.slots.read(one.slot, start, end))
+        try:
+            self.prefixes.insert(one.request.owner, tokens, lambda start, end: lane.slots.read(one.slot, start, end))
+        except (torch.OutOfMemoryError, MemoryError) as error:  # the answer does not need it
+            log.warning("no memory to cache a prefix: %s", error)
 
     def _end(self, lane: _Lane) -> None:
         """Remove the answers that have ended."""
