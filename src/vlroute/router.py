@@ -427,9 +427,10 @@ class Router:
         return self._local.request(conversation)
 
     def forget(self) -> None:
-        """Remove the vision features that no request uses from the cache. Has no effect on endpoints."""
+        """Remove vision features and KV tokens that no request uses from the caches. Has no effect on endpoints."""
         if self.remote is None:
             self.cache.clear()
+            self.prefixes.clear()
 
     def sampling(self) -> FrameSampling:
         """Frame sampling for video files.

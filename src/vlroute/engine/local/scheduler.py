@@ -473,7 +473,7 @@ class Scheduler:
         self._end(lane)
 
     def _admit(self, lane: _Lane) -> bool:
-        """Give slots to answers that wait, in the order in which they came. False if there is no memory for the next."""
+        """Give slots to answers that wait, first come, first served. False if there is no memory for the next one."""
         while lane.waiting and len(lane.running) < self.max_num_seqs:
             one = lane.waiting[0]
             if not self._grow(lane, len(lane.running) + 1, max(lane.tokens, len(one.ids) + 1)):
