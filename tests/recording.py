@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +14,12 @@ import pytest
 import torch
 
 from vlroute.engine.local import scheduler
+from vlroute.engine.local.engine import LocalEngine
 from vlroute.engine.local.forward import Chunk, Decoder
 from vlroute.engine.local.scheduler import Generation, GenerationRequest, Scheduler, _Lane
 from vlroute.engine.local.vision import Pixels
+from vlroute.inputs.messages import parse
+from vlroute.steps import run
 
 
 @dataclass(slots=True)
@@ -101,3 +105,26 @@ def recorded() -> Iterator[Recorder]:
         patch.setattr(Scheduler, "generate", asking)
         patch.setattr(_Lane, "sample", choosing)
         yield recorder
+
+
+@contextmanager
+def held(engine: LocalEngine) -> Iterator[threading.Event]:
+    """The scheduler is busy with one step of a Thinking answer until the event is set, so that requests collect."""
+    release, busy = threading.Event(), threading.Event()
+
+    def block(channel: str, piece: str) -> None:
+        busy.set()
+        assert release.wait(20)
+
+    def answer() -> None:
+        with engine.request(parse("Hello?")) as request:
+            run(request.answer("thinking", {"max_new_tokens": 4}, block))
+
+    with ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(answer)
+        try:
+            assert busy.wait(20)
+            yield release
+        finally:
+            release.set()
+            answering.result(20)

@@ -6,15 +6,14 @@ import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import forget, media, reply
-from tests.recording import model_calls
+from tests.conftest import forget, media
+from tests.recording import held, model_calls
 from tests.serving import until
 from vlroute import Answer, Router
 from vlroute.engine.local.engine import LocalEngine
@@ -80,7 +79,7 @@ def digests(task: Task) -> list[str]:
 
 def test_an_answer_cancelled_before_it_began_is_not_read(together: Router) -> None:
     cancel, answers = threading.Event(), list[Answer]()
-    with held(together) as release, model_calls() as calls:
+    with held(together._local) as release, model_calls() as calls:
         thread = threading.Thread(target=lambda: answers.append(together.ask("Hello?", mode="instruct", cancel=cancel)))
         thread.start()
         until(lambda: not together.scheduler._new.empty())
@@ -90,28 +89,6 @@ def test_an_answer_cancelled_before_it_began_is_not_read(together: Router) -> No
     assert (answers[0].finish_reason, answers[0].usage.completion_tokens) == ("cancelled", 0)
     assert not calls.prompts
     assert together.ask("Hello?", mode="instruct").finish_reason != "cancelled"
-
-
-@contextmanager
-def held(router: Router) -> Iterator[threading.Event]:
-    """The scheduler is busy with one step of a Thinking answer until the event is set."""
-    release, busy = threading.Event(), threading.Event()
-
-    def block(channel: str, piece: str) -> None:
-        busy.set()
-        assert release.wait(20)
-
-    def answer() -> None:
-        reply(router, parse("Hello?"), "thinking", {"max_new_tokens": 4}, block)
-
-    with ThreadPoolExecutor(1) as pool:
-        answering = pool.submit(answer)
-        try:
-            assert busy.wait(20)
-            yield release
-        finally:
-            release.set()
-            answering.result(20)
 
 
 @pytest.mark.parametrize("settings", [{}, {**WARM, "seed": 7}, {"max_new_tokens": 5}, {"thinking_budget": 9}])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import vlroute
 from tests.conftest import task
+from tests.serving import until
 from vlroute import (
     Chat,
     ChatBusyError,
@@ -342,7 +343,9 @@ def test_what_is_being_written_ends_cancelled(rows: int) -> None:
         asking.start()
         events, turn = router.stream("How many?", **ENDLESS), begun(chat)
         next(events)
-        if rows > 1:  # with one slot it waits for the answer before it
+        if rows == 1:  # two answers wait for the slot of the third
+            until(lambda: router.scheduler.waiting().get("instruct") == 2)
+        else:
             next(events)
     asking.join(30)
     assert answers[0].finish_reason == "cancelled"

@@ -1,0 +1,614 @@
+"""The loop that runs the models: memory, waiting, errors and cancelling, and what a decode step costs."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import PICTURES, task
+from tests.recording import held, model_calls, recorded
+from tests.serving import until
+from vlroute import Router
+from vlroute.engine.local import scheduler as scheduling
+from vlroute.engine.local.engine import LocalEngine
+from vlroute.engine.local.forward import Chunk, Decoder
+from vlroute.engine.local.language import language_model
+from vlroute.engine.local.sampling import BatchSampler
+from vlroute.engine.local.scheduler import Scheduler
+from vlroute.engine.local.slots import KVSlots
+from vlroute.engine.protocol import OnPiece, Reply
+from vlroute.errors import LimitError, RouterClosedError
+from vlroute.inputs.messages import Conversation, parse
+from vlroute.steps import Steps, run, start
+from vlroute.types import MODES, Mode
+
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12}
+#: Answers of a given length.
+LONG: dict[str, Any] = {"do_sample": False, "eos_token_id": -1, "max_new_tokens": 200}
+ENDLESS: dict[str, Any] = {**LONG, "max_new_tokens": 30_000}
+SEEDED: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 20, "seed": 3, "eos_token_id": -1,
+                          "max_new_tokens": 60}  # fmt: skip
+QUESTIONS = [parse(f"How many {what}?", PICTURES[i % 4]) for i, what in enumerate(
+    ["circles", "squares", "letters", "numbers", "buttons", "lamps", "arrows", "dots"])]  # fmt: skip
+Start = Callable[..., Future[Reply]]
+
+
+def answering(
+    engine: LocalEngine,
+    conversation: Conversation,
+    mode: Mode = "instruct",
+    settings: dict[str, Any] = GREEDY,
+    on_piece: OnPiece | None = None,
+    cancel: threading.Event | None = None,
+) -> Steps[Reply]:
+    with engine.request(conversation) as request:
+        return (yield from request.answer(mode, settings, on_piece, cancel))
+
+
+@pytest.fixture
+def ask() -> Iterator[Start]:
+    """Starts an answer. No thread waits for it, so that a test with an answer that never comes ends."""
+    with ThreadPoolExecutor(4) as pool:
+        yield lambda *args, **options: start(answering(*args, **options), pool)
+
+
+@pytest.fixture(scope="module")
+def alone(router: Router) -> Callable[..., Reply]:
+    """Answers one request at a time with an engine of its own, which has room for everything."""
+    engine = LocalEngine(router.pair)
+
+    def answer(*args: Any) -> Reply:
+        return run(answering(engine, *args))
+
+    return answer
+
+
+@pytest.fixture
+def make(router: Router) -> Iterator[Callable[..., LocalEngine]]:
+    engines: list[LocalEngine] = []
+
+    def made(max_num_seqs: int = 32, tokens: int | None = None) -> LocalEngine:
+        """An engine with memory for the keys and values of `tokens` tokens."""
+        engine = LocalEngine(router.pair, max_num_seqs=max_num_seqs)
+        if tokens is not None:
+            config = router.pair.instruct.model.config.text_config
+            one = KVSlots(config, torch.float32, torch.device("cpu"), 1).token_bytes
+            engine.scheduler.memory.kv = tokens * one
+            engine.prefixes.limit(tokens * one)
+        engines.append(engine)
+        return engine
+
+    yield made
+    for engine in engines:
+        closing = threading.Thread(target=engine.close, daemon=True)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
+
+
+def said(reply: Reply) -> tuple[str, str, str, int]:
+    return reply.text, reply.thinking, reply.finish_reason, reply.completion_tokens
+
+
+def out_of_memory(*_: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+class Once:
+    """Raises out of memory in the first call for which `when` is true; `always`: in each of them."""
+
+    def __init__(self, real: Callable[..., Any], when: Callable[..., bool], always: bool = False) -> None:
+        self.real, self.when, self.always, self.raised = real, when, always, 0
+
+    def __get__(self, owner: Any, kind: Any) -> Callable[..., Any]:
+        return lambda *args, **options: self(owner, *args, **options)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if (self.always or not self.raised) and self.when(*args):
+            self.raised += 1
+            out_of_memory()
+        return self.real(*args, **options)
+
+
+# memory
+
+
+@pytest.mark.parametrize("settings", [LONG, SEEDED | {"max_new_tokens": 200}], ids=["greedy", "seeded"])
+def test_answers_that_are_interrupted_for_lack_of_memory_stay_the_same(
+    make: Any, ask: Start, alone: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slots of 4 x 128 tokens fit, those of 4 x 256 do not."""
+    engine, interrupted, real = make(tokens=700), list[int](), Scheduler._preempt
+
+    def counted(scheduler: Scheduler) -> None:
+        interrupted.append(1)
+        real(scheduler)
+
+    monkeypatch.setattr(Scheduler, "_preempt", counted)
+    expected = [said(alone(one, mode, settings)) for one in QUESTIONS[:4] for mode in MODES]
+    futures = [ask(engine, one, mode, settings) for one in QUESTIONS[:4] for mode in MODES]
+    assert [said(one.result(60)) for one in futures] == expected
+    assert interrupted
+    assert engine.prefixes.stats().bytes <= engine.scheduler.memory.kv
+
+
+def test_slots_and_prefixes_together_stay_within_the_memory(make: Any, ask: Start) -> None:
+    engine = make(tokens=2000)
+    for round_ in range(6):
+        futures = [ask(engine, one, MODES[round_ % 2], LONG) for one in QUESTIONS[: 2 + round_ % 3]]
+        for one in futures:
+            one.result(60)
+        slots = sum(lane.slots.nbytes for lane in engine.scheduler._lanes.values())
+        assert slots + engine.prefixes.stats().bytes <= engine.scheduler.memory.kv
+
+
+def test_what_does_not_fit_alone_is_a_clear_error_and_others_go_on(make: Any, ask: Start, alone: Any) -> None:
+    engine = make(tokens=128)
+    large, growing = parse("word " * 300), QUESTIONS[0]
+    with pytest.raises(LimitError, match=r"the conversation has 3\d\d tokens, more than the memory .* raise memory="):
+        ask(engine, large).result(20)
+    with pytest.raises(LimitError, match=r"and its answer have 1\d\d tokens, more than the memory"):
+        ask(engine, growing, "thinking", LONG).result(20)
+    assert said(ask(engine, growing).result(20)) == said(alone(growing))
+
+
+def test_requests_wait_when_slots_run_out(make: Any, ask: Start, alone: Any) -> None:
+    engine = make(max_num_seqs=2)
+    with model_calls() as calls:
+        futures = [ask(engine, one, "instruct", LONG) for one in QUESTIONS[:6]]
+        until(lambda: engine.scheduler.waiting().get("instruct", 0) >= 3)
+        replies = [said(one.result(30)) for one in futures]
+    assert max(calls.steps) == 2
+    assert engine.scheduler.waiting() == {"instruct": 0}
+    assert replies == [said(alone(one, "instruct", LONG)) for one in QUESTIONS[:6]]
+
+
+def test_requests_begin_in_the_order_in_which_they_came(make: Any, ask: Start) -> None:
+    engine, begun = make(max_num_seqs=1), list[int]()
+    first = ask(engine, QUESTIONS[0], "instruct", ENDLESS, cancel=(cancel := threading.Event()))
+    futures = []
+    for i, one in enumerate(QUESTIONS[1:5]):
+        futures.append(ask(engine, one, "instruct", GREEDY, lambda *_, i=i: begun.append(i)))
+        until(lambda i=i: engine.scheduler.waiting().get("instruct", 0) == i + 1)
+    cancel.set()
+    for one in (first, *futures):
+        one.result(20)
+    assert [*dict.fromkeys(begun)] == [0, 1, 2, 3]
+
+
+# prompts in chunks
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16, 50, 128])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_long_prompt_in_chunks_gives_the_same_scores(
+    make: Any, mode: Mode, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks may end within a picture."""
+    video = (task("video", "hard").frames, tuple(range(8)))
+    long = parse("Compare. " + "What is it? " * (5 if chunk == 1 else 40), PICTURES[:3], videos=video)
+    with recorded() as recorder:
+        whole = run(answering(make(), long, mode))
+        expected = torch.stack(recorder.scores())
+        monkeypatch.setattr(scheduling, "CHUNK", chunk)
+        monkeypatch.setattr(scheduling, "CHUNK_ALONE", chunk)
+        with model_calls() as calls:
+            parts = run(answering(make(), long, mode))
+        scores = torch.stack(recorder.scores())
+    assert len(calls.prompts) == -(-whole.prompt_tokens // chunk)
+    assert {one.length for chunks in calls.prompts[:-1] for one in chunks} <= {chunk}
+    assert said(parts) == said(whole)
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("company", [1, 2, 3, 5, 6])
+def test_a_prompt_that_is_read_is_not_disturbed_by_decode_steps(
+    make: Any, ask: Start, alone: Any, company: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduling, "CHUNK", 16)
+    engine, writing = make(), set[int]()
+    long = [parse("What is it? " * 20 + str(i), PICTURES[i]) for i in range(2)]
+    cancel = threading.Event()
+    others = [
+        ask(engine, one, "instruct", ENDLESS, lambda *_, i=i: writing.add(i), cancel)
+        for i, one in enumerate(QUESTIONS[:company])
+    ]
+    until(lambda: len(writing) == company)
+    read = [ask(engine, one, "instruct", LONG) for one in long]
+    replies = [said(one.result(60)) for one in read]
+    cancel.set()
+    assert replies == [said(alone(one, "instruct", LONG)) for one in long]
+    texts = [one.result(20) for one in others]
+    for one, reply in zip(QUESTIONS, texts, strict=False):
+        same = alone(one, "instruct", ENDLESS | {"max_new_tokens": reply.completion_tokens})
+        assert reply.text == same.text
+
+
+def test_a_cached_prefix_that_waits_for_its_turn_is_not_disturbed(
+    make: Any, ask: Start, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, writing = make(), set[int]()
+    long = [parse("What is it? " * 20 + str(i)) for i in range(4)]
+    for one in long:
+        run(answering(engine, one))  # their prefixes are cached now
+    cancel = threading.Event()
+    others = [
+        ask(engine, one, "instruct", ENDLESS, lambda *_, i=i: writing.add(i), cancel)
+        for i, one in enumerate(QUESTIONS[:5])
+    ]
+    until(lambda: len(writing) == 5)
+    monkeypatch.setattr(scheduling, "CHUNK", 8)  # only one of them is read at a time
+    replies = [one.result(60) for one in [ask(engine, one, "instruct", LONG) for one in long]]
+    cancel.set()
+    assert min(one.cached_tokens for one in replies) >= 16
+    assert [said(one) for one in replies] == [said(alone(one, "instruct", LONG)) for one in long]
+    for one in others:
+        one.result(20)
+
+
+# what a decode step costs
+
+
+def test_decode_steps_have_few_shapes(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are chosen, and CUDA graphs captured, for each shape: over random conversations there are few."""
+    shapes: set[tuple[int, int, int]] = set()
+    real = KVSlots.decoding
+
+    def noted(slots: KVSlots, rows: int, cached: torch.Tensor, length: int) -> torch.Tensor:
+        mask = real(slots, rows, cached, length)
+        shapes.add((mask.shape[0], mask.shape[2], mask.shape[3]))
+        return mask
+
+    monkeypatch.setattr(KVSlots, "decoding", noted)
+    engine, chance = make(), random.Random(0)
+
+    def conversation(seed: int) -> None:
+        own = random.Random(seed)
+        asked = parse("word " * own.randint(1, 150), own.choice([None, *PICTURES[:3]]))
+        settings = {"do_sample": False, "eos_token_id": -1, "max_new_tokens": own.randint(1, 120)}
+        run(answering(engine, asked, own.choice(MODES), settings))
+
+    left, most = 200, 0
+    while left > 0:
+        together = min(chance.randint(1, 32), left)
+        with ThreadPoolExecutor(together) as pool:
+            list(pool.map(conversation, range(left - together, left)))
+        left, most = left - together, max(most, together)
+    assert most > 16
+    assert all(rows.bit_count() == 1 for rows, _, _ in shapes)
+    assert {queries for _, queries, _ in shapes} == {1}
+    assert 4 < len(shapes) <= 40
+
+
+@pytest.mark.parametrize("together", [1, 3, 8])
+def test_one_synchronization_with_the_device_in_each_decode_step(
+    make: Any, ask: Start, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, counts, synchronized = make(), list[int](), list[str]()
+    decode = Scheduler._decode
+    for name in ("tolist", "item", "cpu", "numpy"):
+        real = getattr(torch.Tensor, name)
+
+        def counted(tensor: torch.Tensor, *args: Any, name: str = name, real: Any = real, **options: Any) -> Any:
+            if threading.current_thread().name == "vlroute-engine":
+                synchronized.append(name)
+            return real(tensor, *args, **options)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+
+    def counting(scheduler: Scheduler, lane: Any) -> None:
+        before, writes = len(synchronized), any(not one.reads for one in lane.running)
+        decode(scheduler, lane)
+        counts.append(len(synchronized) - before - writes)
+
+    monkeypatch.setattr(Scheduler, "_decode", counting)
+    mixed = [LONG, SEEDED, LONG | {"presence_penalty": 1.0, "repetition_penalty": 1.2}, LONG | {"min_new_tokens": 50}]
+    futures = [ask(engine, one, "instruct", mixed[i % 4]) for i, one in enumerate(QUESTIONS[:together])]
+    for one in futures:
+        one.result(60)
+    assert len(counts) >= 200
+    assert {*counts} == {0}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_decode_step_is_one_graph(router: Router, mode: Mode) -> None:
+    """`torch.compile` traces it without a break: no value leaves the device within it."""
+    model = router.pair[mode].model
+    slots = KVSlots(model.config.text_config, torch.float32, torch.device("cpu"), 4)
+    slots.resize([], 4, 128)
+    slots.kv.normal_()
+    decoder = Decoder(model, language_model(model), slots, "off")
+    inputs = torch.tensor([[5, 6, 7, 8], [3, 0, 20, 127], [3, 0, 9, 127]])
+    before = slots.kv.clone()
+    with torch.no_grad():
+        expected = decoder._forward(inputs, 128)
+        written = slots.kv.clone()
+        slots.kv.copy_(before)
+        torch.compiler.reset()
+        traced = torch.compile(decoder._forward, backend="eager", fullgraph=True)(inputs, 128)
+    torch.testing.assert_close(traced, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(slots.kv, written, atol=1e-4, rtol=0)
+
+
+# errors of one request
+
+
+def test_an_error_in_a_callback_ends_only_its_answer(make: Any, ask: Start, alone: Any) -> None:
+    engine = make()
+
+    def fail(channel: str, piece: str) -> None:
+        raise KeyError("listener")
+
+    with held(engine) as release:
+        others = [ask(engine, one, "instruct", LONG) for one in QUESTIONS[:3]]
+        bad = ask(engine, QUESTIONS[3], "instruct", LONG, fail)
+        release.set()
+        with pytest.raises(KeyError, match="listener"):
+            bad.result(20)
+        replies = [said(one.result(20)) for one in others]
+    assert replies == [said(alone(one, "instruct", LONG)) for one in QUESTIONS[:3]]
+
+
+def test_an_exit_in_a_callback_ends_only_its_answer(make: Any, ask: Start) -> None:
+    engine = make()
+
+    def leave(channel: str, piece: str) -> None:
+        raise SystemExit(3)
+
+    assert isinstance(ask(engine, QUESTIONS[3], "instruct", LONG, leave).exception(20), SystemExit)
+    assert ask(engine, QUESTIONS[3]).result(20).finish_reason in ("stop", "length")
+
+
+def test_an_error_in_the_sampling_of_one_answer_ends_only_that_one(
+    make: Any, ask: Start, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, real = make(), BatchSampler.__call__
+
+    def fails(sampler: BatchSampler, logits: torch.Tensor) -> list[int]:
+        if any(len(one.ids) > 60 and one.presence == 1.5 for one in sampler.samplers):
+            raise RuntimeError("a device error")
+        return real(sampler, logits)
+
+    monkeypatch.setattr(BatchSampler, "__call__", fails)
+    settings = [LONG, LONG, LONG | {"presence_penalty": 1.5}]
+    futures = [ask(engine, one, "instruct", how) for one, how in zip(QUESTIONS, settings, strict=False)]
+    with pytest.raises(RuntimeError, match="a device error"):
+        futures[2].result(20)
+    assert [said(one.result(20)) for one in futures[:2]] == [said(alone(one, "instruct", LONG)) for one in QUESTIONS[:2]]
+
+
+@pytest.mark.parametrize("always", [False, True], ids=["once", "always"])
+def test_out_of_memory_in_the_tower(
+    make: Any, ask: Start, alone: Any, always: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of several requests are then encoded one by one; a request fails only with its own."""
+    engine = make()
+    wide = parse("What is it?", PICTURES[5])  # the others are square
+
+    def too_large(*args: Any) -> bool:
+        return any(one.grid[1] != one.grid[2] for one in args[-1]) if always else len(args[-1]) > 1
+
+    once = Once(scheduling.encode, too_large, always)
+    monkeypatch.setattr(scheduling, "encode", once)
+    with held(engine) as release:
+        futures = [ask(engine, one) for one in (*QUESTIONS[:3], wide)]
+        until(lambda: engine.scheduler._new.qsize() == 4)
+        release.set()
+        others = [said(one.result(20)) for one in futures[:3]]
+        if always:
+            with pytest.raises(torch.OutOfMemoryError):
+                futures[3].result(20)
+        else:
+            futures[3].result(20)
+    assert once.raised
+    monkeypatch.undo()
+    assert others == [said(alone(one)) for one in QUESTIONS[:3]]
+    assert said(ask(engine, wide).result(20)) == said(alone(wide))
+
+
+@pytest.mark.parametrize("always", [False, True], ids=["once", "always"])
+def test_out_of_memory_while_prompts_are_read(
+    make: Any, ask: Start, alone: Any, always: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, long = make(), parse("word " * 300)
+
+    def too_large(*args: Any) -> bool:
+        chunks: list[Chunk] = args[-1]
+        return any(one.length > 200 for one in chunks) if always else len(chunks) > 1
+
+    for one in QUESTIONS[:3]:
+        with engine.request(one) as request:
+            run(request.features(engine.pair.instruct, one.pictures))
+    once = Once(scheduling.read, too_large, always)
+    monkeypatch.setattr(scheduling, "read", once)
+    with held(engine) as release:
+        futures = [ask(engine, one) for one in (*QUESTIONS[:3], long)]
+        until(lambda: engine.scheduler._new.qsize() == 4)
+        release.set()
+        others = [said(one.result(20)) for one in futures[:3]]
+        if always:
+            with pytest.raises(torch.OutOfMemoryError):
+                futures[3].result(20)
+        else:
+            assert said(futures[3].result(20)) == said(alone(long))
+    assert once.raised
+    assert others == [said(alone(one)) for one in QUESTIONS[:3]]
+    monkeypatch.undo()
+    assert said(ask(engine, long).result(20)) == said(alone(long))
+
+
+@pytest.mark.parametrize("always", [False, True], ids=["once", "always"])
+def test_out_of_memory_in_a_decode_step(
+    make: Any, ask: Start, alone: Any, always: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer answers are then generated at the same time; all of them stay the same."""
+    engine = make()
+    once = Once(Decoder.__call__, lambda decoder, ids, *_: len(ids) > 2, always)
+    monkeypatch.setattr(Decoder, "__call__", once)
+    settings = LONG | {"max_new_tokens": 40}
+    futures = [ask(engine, one, "instruct", settings) for one in QUESTIONS[:4]]
+    assert [said(one.result(60)) for one in futures] == [said(alone(one, "instruct", settings)) for one in QUESTIONS[:4]]
+    assert once.raised
+
+
+def test_out_of_memory_for_a_single_answer_ends_it(make: Any, ask: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "__call__", out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            ask(engine, QUESTIONS[0], "instruct", LONG).result(20)
+    assert ask(engine, QUESTIONS[0]).result(20).completion_tokens
+
+
+@pytest.mark.parametrize("where", ["resize", "write", "read", "move"])
+def test_out_of_memory_when_slots_are_copied_leaves_no_request_without_a_reply(
+    make: Any, ask: Start, alone: Any, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Growth needs the old and the new slots; prefixes are copied to and from them."""
+    engine = make()
+    run(answering(engine, QUESTIONS[0], "instruct", LONG))  # its prefix is cached
+    once = Once(getattr(KVSlots, where), lambda *_: True)
+    monkeypatch.setattr(KVSlots, where, once)
+    lengths = [200, 20, 60, 90]
+    jobs = [(one, LONG | {"max_new_tokens": n}) for one, n in zip(QUESTIONS, lengths, strict=False)]
+    futures = [ask(engine, one, "instruct", settings) for one, settings in jobs]
+    failed = 0
+    for (one, settings), future in zip(jobs, futures, strict=True):
+        error = future.exception(20)
+        if error is None:
+            assert said(future.result()) == said(alone(one, "instruct", settings))
+        else:
+            assert isinstance(error, torch.OutOfMemoryError)
+            failed += 1
+    assert once.raised
+    assert failed <= 1
+    assert said(ask(engine, QUESTIONS[0]).result(20)) == said(alone(QUESTIONS[0]))
+
+
+# cancelling
+
+
+@pytest.mark.parametrize("when", ["waiting", "reading", "decoding"])
+def test_cancel_ends_one_answer_at_once(
+    make: Any, ask: Start, alone: Any, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduling, "CHUNK", 8)
+    engine, pieces = make(max_num_seqs=1 if when == "waiting" else 4), list[str]()
+    other = ask(engine, QUESTIONS[0], "instruct", LONG | {"max_new_tokens": 400})
+    cancel = threading.Event()
+    until(lambda: engine.scheduler._lanes and engine.scheduler._lanes["instruct"].running)
+    long = parse("word " * 300) if when == "reading" else QUESTIONS[1]
+    with model_calls() as calls:
+        mine = ask(engine, long, "instruct", ENDLESS, lambda *piece: pieces.append(piece[1]), cancel)
+        if when == "waiting":
+            until(lambda: engine.scheduler.waiting()["instruct"] == 1)
+        elif when == "reading":
+            until(lambda: calls.prompts)
+        else:
+            until(lambda: len(pieces) > 3)
+        before = len(pieces)
+        cancel.set()
+        reply = mine.result(5)
+    assert reply.finish_reason == "cancelled"
+    if when == "decoding":
+        assert reply.completion_tokens >= 3
+        assert len(pieces) <= before + 3
+    else:
+        assert reply.completion_tokens == 0
+        assert len(calls.prompts) < 30
+    settings = LONG | {"max_new_tokens": 400}
+    assert said(other.result(20)) == said(alone(QUESTIONS[0], "instruct", settings))
+
+
+@pytest.mark.parametrize("how", ["interrupt", "close"])
+def test_an_interrupt_ends_the_generation(make: Any, how: str) -> None:
+    """Ctrl-C in the thread that waits, or steps that nobody runs any more: no answer goes on in the background."""
+    engine, pieces = make(), list[str]()
+    steps = answering(engine, parse("Hello?"), "instruct", ENDLESS, lambda *piece: pieces.append(piece[1]))
+    next(steps)
+    until(lambda: pieces)
+    if how == "interrupt":
+        with pytest.raises(KeyboardInterrupt):
+            steps.throw(KeyboardInterrupt())
+    else:
+        steps.close()
+    count = len(pieces)
+    until(lambda: not engine.scheduler._lanes["instruct"].running, 3)
+    assert len(pieces) <= count + 3
+
+
+def test_closing_cancels_what_runs_and_what_waits(make: Any, ask: Start) -> None:
+    engine = make(max_num_seqs=1)
+    futures = [ask(engine, one, mode, ENDLESS) for one in QUESTIONS[:3] for mode in MODES]
+    until(lambda: sum(engine.scheduler.waiting().values()) == 4)
+    engine.close()
+    assert {one.result(5).finish_reason for one in futures} == {"cancelled"}
+    engine.close()
+    with pytest.raises(RouterClosedError):
+        ask(engine, QUESTIONS[0]).result(5)
+
+
+def test_a_callback_may_close_the_engine(make: Any, ask: Start) -> None:
+    engine = make()
+    reply = ask(engine, QUESTIONS[0], "instruct", ENDLESS, lambda *_: engine.close()).result(10)
+    assert reply.finish_reason == "cancelled"
+
+
+# misuse
+
+
+def test_asking_from_a_callback_is_a_clear_error(make: Any, ask: Start) -> None:
+    engine = make()
+    for question in (parse("Hello?"), QUESTIONS[0]):  # the second one needs the tower
+
+        def again(channel: str, piece: str, question: Conversation = question) -> None:
+            run(answering(engine, question))
+
+        with pytest.raises(RuntimeError, match=r"a callback of an answer cannot wait for another answer"):
+            ask(engine, parse("How are you?"), "instruct", GREEDY, again).result(10)
+        assert ask(engine, QUESTIONS[1]).result(10).finish_reason in ("stop", "length")
+
+
+def test_a_fork_is_told_so() -> None:
+    script = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+from vlroute import Router
+router = Router.from_pretrained()
+router.ask("Hello?", mode="instruct")
+child = os.fork()
+if not child:
+    try:
+        router.ask("Hello?", mode="instruct")
+    except RuntimeError as error:
+        print(error, flush=True)
+        os._exit(3)
+    os._exit(0)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(router.ask("Hello?", mode="instruct").finish_reason, flush=True)
+router.close()
+sys.exit(status)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=120, text=True)
+    assert done.returncode == 3, done.stderr[-500:]
+    assert "this one is a fork" in done.stdout
+    assert "'spawn'" in done.stdout
+    assert done.stdout.split()[-1] in ("stop", "length")
+
+
+def test_one_thread_for_both_modes_and_none_before_the_first_request(make: Any, ask: Start) -> None:
+    engine = make()
+    assert engine.scheduler._thread is None
+    for mode in MODES:
+        ask(engine, QUESTIONS[0], mode).result(20)
+    assert engine.scheduler._thread is not None
+    engine.close()
+    assert not engine.scheduler._thread.is_alive()
