@@ -69,17 +69,29 @@ def question(task: Task, **fields: Any) -> bytes:
     return json.dumps({"messages": [user_message(task.frames, task.prompt)], **fields}).encode()
 
 
-def measure_overhead(url: str, tasks: Sequence[Task]) -> tuple[float, float]:
-    """Median seconds of `Router.ask` in this process, and of what the same question takes more over HTTP."""
+def measure_overhead(url: str, tasks: Sequence[Task], as_sent: bool = False) -> tuple[float, float]:
+    """Median seconds of `Router.ask` in this process, and of what the same question takes more over HTTP.
+
+    Args:
+        url: The server.
+        tasks: The questions; the first ones warm up.
+        as_sent: `Router.ask` gets the messages of the request with their data URIs, and not the pictures.
+
+    Returns:
+        Both medians.
+    """
     router, connection = Router.from_pretrained().load(), Connection(url)
     inside, beyond = [], []
     for i, task in enumerate(tasks):
         body, seconds = question(task), {}
+        messages = json.loads(body)["messages"]
         for way in ("http", "ask") if i % 2 else ("ask", "http"):
             time.sleep(REST)  # idle threads of the other process spin for a while
             began = time.perf_counter()
             if way == "http":
                 assert connection.post(CHAT, body).status == 200
+            elif as_sent:
+                router.ask(messages)
             else:
                 router.ask(task.prompt, **media(task))
             seconds[way] = time.perf_counter() - began

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +14,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from PIL import Image
@@ -21,7 +23,7 @@ from PIL import Image
 from vlroute.learning import draw_evenly
 from vlroute.pocket import Task
 
-START_SECONDS = 600
+START_SECONDS, END_SECONDS = 600, 20
 PORTS = range(10_000, 32_000)  # below the ports that Linux gives to outgoing connections and to `bind` with port 0
 _given: set[int] = set()
 
@@ -62,21 +64,52 @@ def running(module: str, *arguments: str, health: str) -> Iterator[tuple[str, in
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", module, *arguments, "--port", str(port)]
+    with started([sys.executable, "-m", module, *arguments, "--port", str(port)], url + health, module) as process:
+        yield url, process.pid
+
+
+@contextmanager
+def started(
+    command: Sequence[str], ready: str, name: str, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server in a process group of its own until the block ends, with all processes that it starts.
+
+    Args:
+        command: The command with its arguments.
+        ready: A URL that answers 200 once the server is ready.
+        name: The name of the server, for the error.
+        environment: Its environment variables; by default those of this process.
+
+    Yields:
+        The process. Its id is that of the group.
+
+    Raises:
+        RuntimeError: If it does not start.
+    """
     with (
-        tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process,
+        tempfile.TemporaryFile("w+", errors="replace") as log,
+        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=0) as process,
     ):
         try:
             until = time.monotonic() + START_SECONDS
-            while not _ready(url + health):
+            while not _ready(ready):
                 if process.poll() is not None or time.monotonic() > until:
                     log.seek(0)
-                    raise RuntimeError(f"{module} did not start:\n{log.read()[-2000:]}")
+                    raise RuntimeError(f"{name} did not start:\n{log.read()[-2000:]}")
                 time.sleep(0.2)
-            yield url, process.pid
+            yield process
         finally:
-            process.terminate()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server, also a stopped one, and the processes of its group that outlive it."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGCONT)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _ready(url: str) -> bool:
