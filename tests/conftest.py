@@ -25,7 +25,10 @@ from vlroute.serving.cluster.start import SAFE
 from vlroute.steps import run
 from vlroute.types import Mode
 
-__all__ = ["BUDGETS", "MANY", "PICTURES", "ROOT", "SECONDS", "VIDEO", "features_of", "forget", "lacking", "media", "pixel_path", "reply", "task"]
+__all__ = [
+    "BUDGETS", "MANY", "PICTURES", "ROOT", "SECONDS", "VIDEO", "features_of", "forget", "lacking", "media",
+    "pixel_path", "reply", "task",
+]  # fmt: skip
 
 # Ray reads these variables when it is imported, which some test modules do
 os.environ.update(SAFE)

@@ -92,7 +92,8 @@ def test_features_are_the_same(router: Router, plain: Any, case: str, mode: Mode
     forget(router)
     with router.request(conversation) as request:
         (again,) = run(request.features(router.pair[mode], [*conversation.pictures, *conversation.videos]))
-    assert all(torch.equal(a, b) for a, b in zip((ours.merged, *ours.deepstack), (again.merged, *again.deepstack)))
+    pairs = zip((ours.merged, *ours.deepstack), (again.merged, *again.deepstack), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -382,7 +382,8 @@ def test_an_error_in_the_sampling_of_one_answer_ends_only_that_one(
     futures = [ask(engine, one, "instruct", how) for one, how in zip(QUESTIONS, settings, strict=False)]
     with pytest.raises(RuntimeError, match="a device error"):
         futures[2].result(20)
-    assert [said(one.result(20)) for one in futures[:2]] == [said(alone(one, "instruct", LONG)) for one in QUESTIONS[:2]]
+    replies = [said(one.result(20)) for one in futures[:2]]
+    assert replies == [said(alone(one, "instruct", LONG)) for one in QUESTIONS[:2]]
 
 
 @pytest.mark.parametrize("always", [False, True], ids=["once", "always"])
@@ -455,7 +456,8 @@ def test_out_of_memory_in_a_decode_step(
     monkeypatch.setattr(Decoder, "__call__", once)
     settings = LONG | {"max_new_tokens": 40}
     futures = [ask(engine, one, "instruct", settings) for one in QUESTIONS[:4]]
-    assert [said(one.result(60)) for one in futures] == [said(alone(one, "instruct", settings)) for one in QUESTIONS[:4]]
+    replies = [said(one.result(60)) for one in futures]
+    assert replies == [said(alone(one, "instruct", settings)) for one in QUESTIONS[:4]]
     assert once.raised
 
 

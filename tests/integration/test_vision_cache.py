@@ -87,9 +87,7 @@ def test_a_key_names_everything_the_features_depend_on() -> None:
     assert feature_key("tower", again) == feature_key("tower", picture)
 
 
-def test_what_is_missing_is_encoded_in_one_call(
-    engine: LocalEngine, encoder: Encoder, encoded: list[int]
-) -> None:
+def test_what_is_missing_is_encoded_in_one_call(engine: LocalEngine, encoder: Encoder, encoded: list[int]) -> None:
     cache, calls = VisionCache(), engine.scheduler.tower_calls
     see(cache, encoder, PICTURES[0])
     first, *rest = see(cache, encoder, *PICTURES[:4], PICTURES[1])

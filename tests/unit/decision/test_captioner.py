@@ -31,7 +31,7 @@ class Counting:
 def test_equal_digests_are_captioned_once() -> None:
     captioner = Counting()
     cached = CachedCaptioner(captioner)
-    assert [run(cached(Picture("cat"))), run(cached(Picture("cat"))), run(cached(Picture("dog")))] == ["a cat", "a cat", "a dog"]
+    assert [run(cached(Picture(name))) for name in ("cat", "cat", "dog")] == ["a cat", "a cat", "a dog"]
     assert captioner.asked == ["cat", "dog"]
 
 

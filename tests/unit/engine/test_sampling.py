@@ -105,7 +105,8 @@ def test_greedy_takes_the_best_token(checkpoint: Checkpoint, vocabulary: int) ->
     [
         {}, {"temperature": 0.2}, {"temperature": 30.0}, {"top_k": 1}, {"top_k": 5}, {"top_k": 256}, {"top_k": 257},
         {"top_k": 10_000}, {"top_p": 0.0}, {"top_p": 0.3}, {"top_p": 0.99}, {"min_p": 0.05}, {"min_p": 1.0},
-        {"temperature": 1.7, "top_k": 40, "top_p": 0.8, "min_p": 0.02}, {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
+        {"temperature": 1.7, "top_k": 40, "top_p": 0.8, "min_p": 0.02},
+        {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
     ],
     ids=str,
 )  # fmt: skip
@@ -198,7 +199,8 @@ def test_seeds_do_not_depend_on_the_company(checkpoint: Checkpoint, vocabulary: 
     (alone,) = written([sampler(checkpoint, DRAWN | {"seed": 9})], logits)
     for company in ([GREEDY], [DRAWN] * 3, [DRAWN | {"seed": 9}, DRAWN | {"seed": 8, "top_k": 2}]):
         settings = [*company, DRAWN | {"seed": 9}]
-        rows = written([sampler(checkpoint, one) for one in settings], [step.expand(len(settings), -1) for step in logits])
+        shared = [step.expand(len(settings), -1) for step in logits]
+        rows = written([sampler(checkpoint, one) for one in settings], shared)
         assert rows[-1] == alone
     assert written([sampler(checkpoint, DRAWN | {"seed": -9})], logits) != [alone]
 
