@@ -160,6 +160,28 @@ def test_what_does_not_fit_alone_is_a_clear_error_and_others_go_on(make: Any, as
     assert said(ask(engine, growing).result(20)) == said(alone(growing))
 
 
+def test_a_steady_stream_in_one_mode_does_not_starve_the_other(make: Any, ask: Start) -> None:
+    """The slots of Instruct take the memory; Thinking gets its own although further Instruct requests keep coming."""
+    engine, ended, rounds = make(tokens=600), threading.Event(), list[int]()
+    settings = LONG | {"max_new_tokens": 60}
+
+    def stream(conversation: Conversation) -> None:
+        while not ended.is_set() and len(rounds) < 400:
+            assert run(answering(engine, conversation, "instruct", settings)).finish_reason == "length"
+            rounds.append(1)
+
+    with ThreadPoolExecutor(4) as pool:
+        streams = [pool.submit(stream, one) for one in QUESTIONS[:4]]
+        until(lambda: len(rounds) > 4)
+        try:
+            assert ask(engine, QUESTIONS[4], "thinking", GREEDY).result(20).completion_tokens
+        finally:
+            ended.set()
+        for one in streams:
+            one.result(20)
+    assert len(rounds) < 400
+
+
 def test_requests_wait_when_slots_run_out(make: Any, ask: Start, alone: Any) -> None:
     engine = make(max_num_seqs=2)
     with model_calls() as calls:
