@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
+from vlroute.errors import SettingsError
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -18,6 +20,7 @@ class Figure:
         target: Bound of the value, if it has one.
         at_least: Whether the target is a lower bound.
         note: Conditions of the measurement.
+        failed: Whether the measurement ended with an error.
     """
 
     name: str
@@ -26,16 +29,21 @@ class Figure:
     target: float | None = None
     at_least: bool = False
     note: str = ""
+    failed: bool = False
 
     @classmethod
-    def failed(cls, name: str, error: BaseException, target: float | None = None) -> Self:
-        """A measurement that ended with an error."""
+    def of_error(cls, name: str, error: BaseException) -> Self:
+        """A measurement that ended with an error. What the user may not set here is no failure."""
         why = " ".join(str(error).split())[:200].replace("|", "/")
-        return cls(name, None, target=target, note=f"failed: {type(error).__name__}: {why}")
+        if isinstance(error, SettingsError):
+            return cls(name, None, note=f"cannot be used here: {why}")
+        return cls(name, None, note=f"failed: {type(error).__name__}: {why}", failed=True)
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None if there is no target or no value."""
+        """Whether the target is met, False after an error; None if there is no target."""
+        if self.failed:
+            return False
         if self.target is None or self.value is None:
             return None
         return self.value >= self.target if self.at_least else self.value <= self.target

@@ -9,7 +9,9 @@ With --small, a tiny shape runs on a CPU in this process, which tests the script
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
+import shutil
 import statistics
 import string
 import tempfile
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
@@ -55,7 +58,7 @@ SMALL = Shape(
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Where and how a part runs. `folder`: holds `shape`, the pair that is measured, and `tiny`, the pair of `SMALL`."""
+    """Where and how a part runs. `folder` holds `shape`, the pair that is measured, and `tiny`, that of `SMALL`."""
 
     folder: Path
     device: str
@@ -69,9 +72,14 @@ class Setup:
         """A number of repetitions or tokens."""
         return small if self.small else full
 
-    def router(self, **options: Any) -> Router:
-        """A loaded router over the pair that is measured."""
-        folder = self.folder / ("tiny" if self.small else "shape")
+    @property
+    def pair(self) -> Path:
+        """The pair that is measured."""
+        return self.folder / ("tiny" if self.small else "shape")
+
+    def router(self, folder: Path | None = None, **options: Any) -> Router:
+        """A loaded router over a pair, by default the one that is measured."""
+        folder = folder or self.pair
         settings = {"device": self.device, "dtype": "float32" if self.small else "bfloat16"} | options
         return Router.from_pretrained(instruct=folder / "instruct", thinking=folder / "thinking", **settings).load()
 
@@ -82,13 +90,17 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part. `seconds`: about how long it takes; `optional`: skipped if less time is left."""
+    """One part. `seconds`: about how long it takes; it is stopped after twice that.
+
+    `optional`: skipped if less time is left. `in_small`: whether `--small` runs it.
+    """
 
     name: str
     title: str
     work: Callable[[Setup, Report], None]
     seconds: float
     optional: bool = False
+    in_small: bool = True
 
 
 # ---- drawn requests: nothing in them was seen before, so that no cache helps
@@ -136,7 +148,7 @@ def each(measures: Sequence[tuple[str, Callable[[], None]]], report: Report) -> 
         try:
             measure()
         except Exception as error:
-            report(Figure.failed(name, error))
+            report(Figure.of_error(name, error))
 
 
 # ---- parts
@@ -186,6 +198,12 @@ def one_token(setup: Setup, router: Router, report: Report) -> None:
                 ask(router, text(length), None, setup.pick(48, 6))
         for figure in median_and_99th(f"one token, batch 1, {name}", recorder.intervals(), target):
             report(figure)
+    longer = setup.pick(8000, 300)
+    ask(router, text(longer - 50), None, 2)  # the slots grow
+    with Recorder() as recorder:
+        ask(router, text(longer), None, setup.pick(48, 6))
+    for figure in median_and_99th(f"one token, batch 1, after {longer:,} tokens", recorder.intervals()):
+        report(figure)
 
 
 def several(setup: Setup, router: Router, report: Report) -> None:
@@ -195,7 +213,7 @@ def several(setup: Setup, router: Router, report: Report) -> None:
         for measured in (False, True):
             prompts = [text(100 + i) for i in range(number)]
             with Recorder() as recorder:
-                took = seconds_of(lambda p=prompts: at_once([lambda q=q: ask(router, q, None, tokens) for q in p]))  # type: ignore[misc]
+                took = seconds_of(partial(at_once, [partial(ask, router, prompt, None, tokens) for prompt in prompts]))
             if measured:
                 rate = recorder.steady_rate()
                 target = TOKENS_PER_SECOND if number == 32 else None
@@ -264,7 +282,9 @@ def tower(setup: Setup, router: Router, report: Report) -> None:
         run(pixels(number, side))
         taken = [run(pixels(number, side)) for _ in range(setup.pick(10, 1))]
         name = f"{number} picture{'s' if number > 1 else ''} of {side}² in one call"
-        report(Figure(f"tower, {name}", 1e3 * statistics.median(taken), "ms", note=f"largest {1e3 * max(taken):.1f} ms"))
+        report(
+            Figure(f"tower, {name}", 1e3 * statistics.median(taken), "ms", note=f"largest {1e3 * max(taken):.1f} ms")
+        )
     report(Figure("preparing the pixels of one picture", 1e3 * seconds_of(lambda: pixels(1, side)), "ms"))
     fresh = [run(pixels(1, side + 32 * i)) for i in range(1, setup.pick(5, 2))]
     note = "a size that the process has not seen before, so no attention plan is there"
@@ -282,8 +302,7 @@ def clients(setup: Setup, router: Router, report: Report) -> None:
     for name, settings, target in (("greedy", {}, ANSWERS_PER_SECOND), ("default sampling", {"do_sample": True}, None)):
         requests = setup.pick(4, 1)
         for each_client in (1, requests):  # the first pass captures the graphs
-            began = [lambda r=each_client, s=settings: client(r, s)] * number  # type: ignore[misc]
-            took = seconds_of(lambda b=began: at_once(b))  # type: ignore[misc]
+            took = seconds_of(partial(at_once, [partial(client, each_client, settings)] * number))
         note = f"a fresh picture of {side}² and {tokens} new tokens for each answer"
         value = number * requests / took
         report(Figure(f"{number} clients, {name}", value, "answers/s", target, True, note))
@@ -306,7 +325,7 @@ def plain_generate(setup: Setup, router: Router, report: Report) -> None:
             setup.synchronize()
 
         generate(2)
-        took = seconds_of(lambda g=generate: g(tokens))  # type: ignore[misc]
+        took = seconds_of(partial(generate, tokens))
         note = f"{tokens} new tokens each, prefill included"
         report(Figure(f"generate of transformers, batch {number}", number * tokens / took, "tokens/s", note=note))
 
@@ -324,8 +343,9 @@ def faults(setup: Setup, report: Report) -> None:
 
 def memory(setup: Setup, report: Report) -> None:
     """What slots, prefixes and features hold under load, against the setting `memory=`."""
-    share = 0.05 if not setup.small else 4e6 / ram()
-    router = setup.router(memory=share)
+    free = torch.cuda.mem_get_info()[0] - 8e9 if setup.on_cuda else ram()  # the weights of the pair take 8 GB
+    # room for fewer tokens than the requests have together, so that some wait
+    router = setup.router(memory=min(0.9, setup.pick(3_600_000_000, 400_000) / max(free, 4e9)))
     report_weights(setup, router, report)
     before = torch.cuda.memory_allocated() if setup.on_cuda else 0
     scheduler, number = router.scheduler, setup.pick(64, 6)
@@ -340,10 +360,10 @@ def memory(setup: Setup, report: Report) -> None:
     with highest_of(held) as most:
         longest, side, tokens = setup.pick(1500, 120), setup.pick(SIDE, 256), setup.pick(48, 4)
         at_once([
-            lambda i=i: ask(router, text(_random.randint(60, longest)), picture(side) if i % 4 == 0 else None, tokens)  # type: ignore[misc]
+            partial(ask, router, text(_random.randint(60, longest)), picture(side) if i % 4 == 0 else None, tokens)
             for i in range(number)
         ])  # fmt: skip
-    note = f"{number} requests at once, all answered; memory={share:.3g} allows {allowed / 1e9:.3f} GB"
+    note = f"{number} requests at once, all answered"
     value = most[0] / 1e9
     report(Figure("KV slots, cached prefixes and features, most", value, "GB", allowed / 1e9, note=note))
     if setup.on_cuda:
@@ -375,8 +395,12 @@ def highest_of(value: Callable[[], int]) -> Iterator[list[int]]:
 
 def two_towers(setup: Setup, report: Report) -> None:
     """Load time and memory of a pair whose towers differ."""
-    write_pair(setup, different=True)
-    router = setup.router()
+    folder = setup.folder / "different"
+    if not folder.exists():  # hard links: only the other tower takes space
+        shutil.copytree(setup.pair, folder, copy_function=os.link)
+    for part in PairWriter(folder, shape_of(setup), setup.device).write("different"):
+        step(part)
+    router = setup.router(folder)
     note = f"one tower kept: {router.pair.shared_tower}"
     report(Figure("load, two towers", router.pair.load_seconds, "s", note=note))
     report_weights(setup, router, report)
@@ -399,7 +423,7 @@ def quantized(setup: Setup, report: Report, name: str, library: str, config: Cal
     try:
         router = setup.router(quantization=config())
     except Exception as error:
-        report(Figure.failed(name, error))
+        report(Figure.of_error(name, error))
         return
     report(Figure("load", router.pair.load_seconds, "s"))
     if setup.on_cuda:
@@ -409,11 +433,13 @@ def quantized(setup: Setup, report: Report, name: str, library: str, config: Cal
     def rate(number: int) -> None:
         for measured in (False, True):
             prompts = [text(100 + i) for i in range(number)]
-            took = seconds_of(lambda p=prompts: at_once([lambda q=q: ask(router, q, None, tokens) for q in p]))  # type: ignore[misc]
+            took = seconds_of(partial(at_once, [partial(ask, router, prompt, None, tokens) for prompt in prompts]))
             if measured:
-                report(Figure(f"{number} at once", number * tokens / took, "tokens/s", note=f"{tokens} new tokens each"))
+                report(
+                    Figure(f"{number} at once", number * tokens / took, "tokens/s", note=f"{tokens} new tokens each")
+                )
 
-    each([(f"{number} at once", lambda n=number: rate(n)) for number in (1, batches(setup)[-1])], report)  # type: ignore[misc]
+    each([(f"{number} at once", partial(rate, number)) for number in (1, batches(setup)[-1])], report)
     report_peak(setup, report)
     router.close()
 
@@ -429,7 +455,9 @@ def fp8(setup: Setup, report: Report) -> None:
 
         from vlroute.engine.local.loading import KEEP
 
-        return TorchAoConfig(Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), modules_to_not_convert=KEEP)
+        return TorchAoConfig(
+            Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), modules_to_not_convert=KEEP
+        )
 
     quantized(setup, report, "FP8", "torchao", config)
 
@@ -455,27 +483,32 @@ def compiled(setup: Setup, report: Report) -> None:
 #: The optional parts come last, so that they use what time is left.
 PARTS = (
     Part("speed", "Speed with one tower, bfloat16", speed, 120),
-    Part("parity", "Parity with plain transformers", parity, 70),
+    Part("parity", "Parity with plain transformers", parity, 80),
     Part("faults", "Out of memory", faults, 45),
     Part("memory", "Memory under load", memory, 30),
     Part("two_towers", "Two towers", two_towers, 25),
     Part("int8", "int8 (torchao)", int8, 30, optional=True),
-    Part("fp8", "FP8 (torchao)", fp8, 30, optional=True),
-    Part("4bit", "4-bit (bitsandbytes)", four_bits, 30, optional=True),
-    Part("compiled", 'compile="max"', compiled, 90, optional=True),
+    Part("fp8", "FP8 (torchao)", fp8, 30, optional=True, in_small=False),
+    Part("4bit", "4-bit (bitsandbytes)", four_bits, 30, optional=True, in_small=False),
+    Part("compiled", 'compile="max"', compiled, 75, optional=True, in_small=False),
 )
 
 
 # ---- running them
 
 
-def write_pair(setup: Setup, different: bool = False) -> None:
-    """Write the pairs that are missing below the folder of `setup`."""
-    for name, shape in (("tiny", SMALL), *(() if setup.small else (("shape", Shape()),))):
-        writer = PairWriter(setup.folder / name, shape, setup.device)
+def shape_of(setup: Setup) -> Shape:
+    """The shape that is measured."""
+    return SMALL if setup.small else Shape()
+
+
+def write_pairs(setup: Setup) -> None:
+    """Write the pair that is measured and the tiny one. OSError if the disk is full."""
+    for folder, shape in {setup.pair: shape_of(setup), setup.folder / "tiny": SMALL}.items():
+        writer = PairWriter(folder, shape, setup.device)
         writer.prepare()
-        for part in writer.write("different" if different else "equal"):
-            step(f"writing {name}, {part}")
+        for part in writer.write("equal"):
+            step(f"writing {folder.name}, {part}")
 
 
 def _child(work: Callable[[Setup, Report], None], setup: Setup, sender: Any) -> None:
@@ -483,7 +516,7 @@ def _child(work: Callable[[Setup, Report], None], setup: Setup, sender: Any) -> 
         work(setup, sender.send)
         sender.send("done")
     except Exception as error:
-        sender.send(Figure.failed("the part", error))
+        sender.send(Figure.of_error("the part", error))
         sender.send("failed")
 
 
@@ -531,7 +564,7 @@ def run_here(work: Callable[[Setup, Report], None], setup: Setup, report: Report
     try:
         work(setup, report)
     except Exception as error:
-        report(Figure.failed("the part", error))
+        report(Figure.of_error("the part", error))
         return "failed"
     return "done"
 
@@ -551,7 +584,8 @@ def measure(setup: Setup, parts: Sequence[Part], budget: float, out: Path, data:
     """
     end = time.monotonic() + budget
     for part in parts:
-        left, rows = end - time.monotonic(), []
+        left = end - time.monotonic()
+        rows: list[dict[str, Any]] = []
         found: dict[str, Any] = {"title": part.title, "state": "running", "seconds": 0.0, "rows": rows}
         data["parts"][part.name] = found
 
@@ -568,16 +602,18 @@ def measure(setup: Setup, parts: Sequence[Part], budget: float, out: Path, data:
         step(f"part {part.name}, {left:.0f} s left")
         began = time.monotonic()
         found["state"] = (
-            run_here(part.work, setup, report) if setup.small else run_in_process(part.work, setup, left, report)
+            run_here(part.work, setup, report)
+            if setup.small
+            else run_in_process(part.work, setup, min(left, 2 * part.seconds), report)
         )
         found["seconds"] = time.monotonic() - began
         publish("gpu", data, out)
     return publish("gpu", data, out)
 
 
-def targets(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that have a target."""
-    return [row for part in data["parts"].values() for row in part["rows"] if row["target"] is not None]
+def bounded(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows with a target, and those that failed."""
+    return [row for part in data["parts"].values() for row in part["rows"] if row["met"] is not None]
 
 
 def main() -> None:
@@ -587,6 +623,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="only these parts")
     parser.add_argument("--small", action="store_true", help="a tiny shape, to test the script")
     options = parser.parse_args()
+    names = [part.name for part in PARTS if part.in_small or not options.small]
     if tuple(map(int, transformers.__version__.split(".")[:2])) < LOWEST_TRANSFORMERS:
         raise SystemExit(f"transformers {transformers.__version__} is too old: install 5.18 or newer, such as a wheel")
     device = default_device()
@@ -608,15 +645,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="vlroute-gpu-") as temporary:
         setup = Setup((options.folder or Path(temporary)).resolve(), device, options.small)
         try:
-            write_pair(setup)
+            write_pairs(setup)
         except OSError as error:
             raise SystemExit(str(error)) from error
         if setup.on_cuda:
             torch.cuda.empty_cache()  # the parts are other processes
-        parts = [part for part in PARTS if not options.only or part.name in options.only]
+        parts = [part for part in PARTS if part.name in (options.only or names)]
         page = measure(setup, parts, options.budget - (time.monotonic() - began), options.out, data)
-    missed = [row["name"] for row in targets(data) if not row["met"]]
-    step(f"{page}: {len(missed)} of {len(targets(data))} targets missed")
+    rows = bounded(data)
+    missed = [row["name"] for row in rows if not row["met"]]
+    step(f"{page}: {len(missed)} of {len(rows)} targets missed")
     for name in missed:
         step(f"  missed: {name}")
 

@@ -91,11 +91,11 @@ def faults(on_cuda: bool) -> list[Fault]:
     """What is provoked."""
     long: tuple[str, Image.Image | None] = (LONG, None)
     large = ("How many circles?", draw_picture(768, 3))
+    too_large = raising(scheduler, "encode", lambda _, pixels: any(len(one.values) > 1024 for one in pixels))
+    too_long = raising(scheduler, "read", lambda *a: any(one.cached + one.length > 512 for one in a[2]))
     found = [
-        Fault("tower, raised", raising(scheduler, "encode", lambda _, pixels: any(len(p.values) > 1024 for p in pixels)),
-              large),
-        Fault("prefill, raised", raising(scheduler, "read", lambda *a: any(c.cached + c.length > 512 for c in a[2])),
-              long),
+        Fault("tower, raised", too_large, large),
+        Fault("prefill, raised", too_long, long),
         Fault("decode, raised once", raising(Decoder, "__call__", once(lambda _, ids, *__: len(ids) > 1)), None),
         Fault("decode, raised for more than two", raising(Decoder, "__call__", lambda _, ids, *__: len(ids) > 2), None),
         Fault("storing a prefix, raised once", raising(KVSlots, "read", once(lambda *_: True)), None),

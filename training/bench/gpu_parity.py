@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from PIL import Image
@@ -53,7 +55,7 @@ class Recorder:
             for one in answers:
                 self.times.setdefault(one, []).append(now)
 
-        scheduler._Lane.sample = sample  # type: ignore[method-assign]  # noqa: SLF001
+        scheduler._Lane.sample = sample  # type: ignore[assignment]  # noqa: SLF001
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,7 +68,7 @@ class Recorder:
 
     def intervals(self) -> list[float]:
         """Seconds between the tokens of each answer."""
-        return [b - a for times in self.times.values() for a, b in zip(times, times[1:], strict=False)]
+        return [b - a for times in self.times.values() for a, b in itertools.pairwise(times)]
 
     def steady_rate(self) -> float | None:
         """Tokens per second while all answers are being generated; None if there was no such time."""
@@ -206,11 +208,11 @@ def small_chunks() -> Iterator[None]:
         scheduler.CHUNK, scheduler.CHUNK_ALONE = before
 
 
-def at_once(works: Sequence[Callable[[], None]], seconds: float = 120.0) -> None:
+def at_once(works: Sequence[Callable[[], Any]], seconds: float = 60.0) -> None:
     """Run all in threads of their own; raises the first error. TimeoutError if one has not ended in time."""
     errors: list[BaseException] = []
 
-    def run(work: Callable[[], None]) -> None:
+    def run(work: Callable[[], Any]) -> None:
         try:
             work()
         except BaseException as error:
@@ -233,15 +235,15 @@ def ways(router: Router, questions: Sequence[Case]) -> Iterator[tuple[str, Calla
 
     def alone(turn: int) -> None:
         for case in questions:
-            at_once([lambda case=case: case.ask(router, turn)])  # type: ignore[misc]
+            at_once([partial(case.ask, router, turn)])
 
     def together() -> None:
-        at_once([lambda case=case: case.ask(router, 1) for case in questions])  # type: ignore[misc]
+        at_once([partial(case.ask, router, 1) for case in questions])
 
     def chunked() -> None:
         # short prompts run already when the long ones are read
-        works: list[Callable[[], None]] = [lambda case=case: case.ask(router, 1) for case in questions]  # type: ignore[misc]
-        at_once([*works, *(lambda case=case: case.ask(router, 2) for case in questions)])  # type: ignore[misc]
+        works = [partial(case.ask, router, 1) for case in questions]
+        at_once([*works, *(partial(case.ask, router, 2) for case in questions)])
 
     def reused() -> None:
         before = router.prefixes.stats().tokens_reused
@@ -272,7 +274,7 @@ def measure_variant(
                 work()
                 found = compare(recorder, exact, same)
             except Exception as error:
-                report(Figure.failed(name, error))
+                report(Figure.of_error(name, error))
                 continue
         bound = FLOAT32_BOUND if same is None else BFLOAT16_FACTOR * found.plain_difference
         report(Figure(name, found.difference, "logits", bound, note=found.note))
@@ -284,24 +286,25 @@ class Variant:
 
     attention: str
     dtype: str
-    compile: str
+    compile: Literal["auto", "off", "max"]
 
     def __str__(self) -> str:
         return f"{self.attention}, {self.dtype}, compile={self.compile}"
 
 
-def variants(small: bool, cuda: bool) -> list[Variant]:
-    """What is compared."""
-    found = [Variant("sdpa", "float32", "auto"), Variant("eager", "float32", "off"), Variant("sdpa", "bfloat16", "auto")]
+def variants(pair: str, small: bool, cuda: bool) -> list[Variant]:
+    """What is compared. The attention kernels differ most where keys are shared; sampling is that of all pairs."""
+    auto, rounded = Variant("sdpa", "float32", "auto"), Variant("sdpa", "bfloat16", "auto")
+    off, eager = Variant("sdpa", "float32", "off"), Variant("eager", "float32", "off")
     if small:
-        return found
-    found += [Variant("sdpa", "float32", "off"), Variant("eager", "bfloat16", "auto"), Variant("sdpa", "bfloat16", "off")]
-    if cuda:
-        found += [
-            Variant("eager", "float32", "auto"), Variant("flash_attention_2", "bfloat16", "auto"),
-            Variant("flex_attention", "float32", "auto"),
-        ]  # fmt: skip
-    return found
+        return [auto] if pair == "grouped keys" else [eager, rounded]
+    if pair == "pocket" or not cuda:
+        return [auto, off, rounded]
+    return [
+        auto, off, eager, rounded, Variant("sdpa", "bfloat16", "off"), Variant("eager", "float32", "auto"),
+        Variant("eager", "bfloat16", "auto"), Variant("flash_attention_2", "bfloat16", "auto"),
+        Variant("flex_attention", "float32", "auto"),
+    ]  # fmt: skip
 
 
 def measure_parity(pairs: dict[str, Path], device: str, small: bool, report: Report) -> None:
@@ -316,7 +319,7 @@ def measure_parity(pairs: dict[str, Path], device: str, small: bool, report: Rep
             for turn in (1, 2):
                 exact.read(case.messages(turn), generate=True)
                 rounded.read(case.messages(turn), generate=False)
-        for variant in variants(small, device.startswith("cuda")):
+        for variant in variants(name, small, device.startswith("cuda")):
             label = f"{name}, {variant}"
             try:
                 router = Router.from_pretrained(
@@ -326,7 +329,7 @@ def measure_parity(pairs: dict[str, Path], device: str, small: bool, report: Rep
                     memory=0.2 if device.startswith("cuda") else None,
                 ).load()  # fmt: skip
             except Exception as error:
-                report(Figure.failed(label, error))
+                report(Figure.of_error(label, error))
                 continue
             same = rounded if variant.dtype == "bfloat16" else None
             measure_variant(report, label, router, questions, exact, same)
