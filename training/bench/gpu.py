@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from multiprocessing import get_context
@@ -466,6 +466,10 @@ def four_bits(setup: Setup, report: Report) -> None:
     quantized(setup, report, "4-bit", "bitsandbytes", lambda: "4bit")
 
 
+def eight_bits(setup: Setup, report: Report) -> None:
+    quantized(setup, report, "8-bit", "bitsandbytes", lambda: "8bit")
+
+
 def compiled(setup: Setup, report: Report) -> None:
     """One token at batch 1 with `compile="max"`."""
     router = setup.router(compile="max")
@@ -490,6 +494,7 @@ PARTS = (
     Part("int8", "int8 (torchao)", int8, 30, optional=True),
     Part("fp8", "FP8 (torchao)", fp8, 30, optional=True, in_small=False),
     Part("4bit", "4-bit (bitsandbytes)", four_bits, 30, optional=True, in_small=False),
+    Part("8bit", "8-bit (bitsandbytes)", eight_bits, 30, optional=True, in_small=False),
     Part("compiled", 'compile="max"', compiled, 75, optional=True, in_small=False),
 )
 
@@ -590,6 +595,7 @@ def measure(setup: Setup, parts: Sequence[Part], budget: float, out: Path, data:
         data["parts"][part.name] = found
 
         def report(figure: Figure, rows: list[dict[str, Any]] = rows) -> None:
+            figure = replace(figure, note=figure.note.replace(f"{setup.folder}/", ""))
             rows.append(figure.row())
             value = "-" if figure.value is None else f"{figure.value:.4g} {figure.unit}"
             step(f"  {figure.name}: {value} {figure.note}")

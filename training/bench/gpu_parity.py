@@ -186,6 +186,8 @@ def compare(recorder: Recorder, exact: Plain, same: Plain | None) -> Found:
         if key not in exact.inputs:
             raise RuntimeError("the prompt differs from that of transformers")
         reference, own = exact.logits(key, output), torch.stack(rows)
+        if not torch.isfinite(own).all():  # max() below would ignore NaN
+            raise RuntimeError("some logits are not finite")
         found.difference = max(found.difference, float((own - reference).abs().max()))
         if same is not None:
             rounded = same.logits(key, output)
