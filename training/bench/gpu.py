@@ -39,6 +39,7 @@ from training.page import PAGES, POCKET, argument_parser, environment, figures, 
 from vlroute import Answer, Router
 from vlroute.engine.local.checkpoint import default_device
 from vlroute.engine.local.memory import ram
+from vlroute.engine.local.tower import vision_tower
 from vlroute.engine.local.vision import encode, prepare
 from vlroute.inputs.messages import parse
 from vlroute.types import MODES
@@ -262,6 +263,7 @@ def later_turns(setup: Setup, router: Router, report: Report) -> None:
 def tower(setup: Setup, router: Router, report: Report) -> None:
     """The tower on prepared pixels, and what preparing them costs."""
     checkpoint = router.pair.instruct
+    run_tower = vision_tower(checkpoint.model)
 
     def pixels(number: int, side: int) -> Any:
         items = [parse("?", picture(side)).pictures[0] for _ in range(number)]
@@ -272,7 +274,7 @@ def tower(setup: Setup, router: Router, report: Report) -> None:
 
         def work() -> None:
             with torch.inference_mode():
-                encode(checkpoint.model, prepared)
+                encode(checkpoint.model, run_tower, prepared)
             setup.synchronize()
 
         return seconds_of(work)

@@ -91,8 +91,8 @@ def faults(on_cuda: bool) -> list[Fault]:
     """What is provoked."""
     long: tuple[str, Image.Image | None] = (LONG, None)
     large = ("How many circles?", draw_picture(768, 3))
-    too_large = raising(scheduler, "encode", lambda _, pixels: any(len(one.values) > 1024 for one in pixels))
-    too_long = raising(scheduler, "read", lambda *a: any(one.cached + one.length > 512 for one in a[2]))
+    too_large = raising(scheduler, "encode", lambda *a: any(len(one.values) > 1024 for one in a[-1]))
+    too_long = raising(scheduler, "read", lambda *a: any(one.cached + one.length > 512 for one in a[-1]))
     found = [
         Fault("tower, raised", too_large, large),
         Fault("prefill, raised", too_long, long),

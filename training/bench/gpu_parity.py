@@ -41,7 +41,7 @@ class Recorder:
     def __init__(self, keep_logits: bool = False) -> None:
         self.keep_logits = keep_logits
         self.times: dict[Any, list[float]] = {}
-        self.logits: dict[Any, list[torch.Tensor]] = {}
+        self.logits: dict[Any, dict[int, torch.Tensor]] = {}  # by the place of the token in the answer
 
     def __enter__(self) -> Self:
         original = self._original = scheduler._Lane.sample  # noqa: SLF001 (see above)
@@ -49,7 +49,7 @@ class Recorder:
         def sample(lane: Any, answers: Sequence[Any], logits: torch.Tensor) -> None:
             if self.keep_logits:
                 for one, row in zip(answers, logits.float().cpu(), strict=True):
-                    self.logits.setdefault(one, []).append(row)
+                    self.logits.setdefault(one, {})[len(one.ids) - one.sampler.prompt_length] = row
             original(lane, answers, logits)
             now = time.perf_counter()
             for one in answers:
@@ -185,7 +185,7 @@ def compare(recorder: Recorder, exact: Plain, same: Plain | None) -> Found:
         key, output = tuple(one.ids[: one.sampler.prompt_length]), one.sampler.output_ids
         if key not in exact.inputs:
             raise RuntimeError("the prompt differs from that of transformers")
-        reference, own = exact.logits(key, output), torch.stack(rows)
+        reference, own = exact.logits(key, output), torch.stack([rows[i] for i in range(len(output))])
         if not torch.isfinite(own).all():  # max() below would ignore NaN
             raise RuntimeError("some logits are not finite")
         found.difference = max(found.difference, float((own - reference).abs().max()))
