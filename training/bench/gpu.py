@@ -247,7 +247,8 @@ def later_turns(setup: Setup, router: Router, report: Report) -> None:
             if turn:
                 yield recorder.first_token() - began, (usage.prompt_tokens or 0) - usage.cached_tokens
 
-    for _ in conversation(400, 1200):  # slots of this length are allocated, and libraries loaded
+    longest = setup.pick(1240, 124)
+    for _ in conversation(longest, longest):  # slots of this length are allocated, and libraries loaded
         pass
     for name, low, high in (("500 to 1300", 500, 1240), ("at most 600", 150, 540)):
         low, high = (low, high) if not setup.small else (low // 10, high // 10)

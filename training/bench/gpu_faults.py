@@ -18,6 +18,7 @@ from training.bench.real_size import draw_picture
 from vlroute import Router
 from vlroute.engine.local import scheduler
 from vlroute.engine.local.forward import Decoder
+from vlroute.engine.local.scheduler import FIRST_SLOT
 from vlroute.engine.local.slots import KVSlots
 from vlroute.errors import LimitError
 
@@ -90,6 +91,7 @@ class Fault:
 def faults(on_cuda: bool) -> list[Fault]:
     """What is provoked."""
     long: tuple[str, Image.Image | None] = (LONG, None)
+    longer: tuple[str, Image.Image | None] = (LONG * 7, None)  # more tokens than the slots have at first
     large = ("How many circles?", draw_picture(768, 3))
     too_large = raising(scheduler, "encode", lambda *a: any(len(one.values) > 1024 for one in a[-1]))
     too_long = raising(scheduler, "read", lambda *a: any(one.cached + one.length > 512 for one in a[-1]))
@@ -99,12 +101,12 @@ def faults(on_cuda: bool) -> list[Fault]:
         Fault("decode, raised once", raising(Decoder, "__call__", once(lambda _, ids, *__: len(ids) > 1)), None),
         Fault("decode, raised for more than two", raising(Decoder, "__call__", lambda _, ids, *__: len(ids) > 2), None),
         Fault("storing a prefix, raised once", raising(KVSlots, "read", once(lambda *_: True)), None),
-        Fault("growing the KV slots, raised", raising(KVSlots, "resize", lambda *a: a[3] > 512), long),
+        Fault("growing the KV slots, raised", raising(KVSlots, "resize", lambda *a: a[3] > FIRST_SLOT), longer),
     ]  # fmt: skip
     if on_cuda:
         found += [
             Fault("tower, device full", limited, ("How many circles?", draw_picture(4096, 4))),
-            Fault("prefill, device full", limited, ("Which numbers do you read? " * 6000, None)),
+            Fault("growing the KV slots, device full", limited, ("Which numbers do you read? " * 6000, None)),
         ]
     return found
 
