@@ -112,18 +112,19 @@ def tensor_sizes(shape: Shape) -> dict[str, Sizes]:
     return parts
 
 
-def _draw(sizes: Sizes, seed: int) -> dict[str, torch.Tensor]:
+def _draw(sizes: Sizes, seed: int, device: str) -> dict[str, torch.Tensor]:
     """Norms one, biases zero, all else normal; drawn in bfloat16 to save memory."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for name, size in sizes.items():
-        tensor = torch.empty(size, dtype=torch.bfloat16)
+        tensor = torch.empty(size, dtype=torch.bfloat16, device=device)
         if name.endswith("bias"):
-            tensors[name] = tensor.zero_()
+            tensor.zero_()
         elif tensor.dim() == 1:
-            tensors[name] = tensor.fill_(1)
+            tensor.fill_(1)
         else:
-            tensors[name] = tensor.normal_(0, 0.02, generator=generator)
+            tensor.normal_(0, 0.02, generator=generator)
+        tensors[name] = tensor.cpu()
     return tensors
 
 
@@ -139,7 +140,8 @@ class PairWriter:
     """Writes both checkpoints below a folder: `prepare`, then `write` for each case. Complete weight files are kept.
 
     Each checkpoint has two weight files, language model and tower. Equal towers are one file with two names, so that
-    there are at most four weight files on the disk.
+    there are at most four weight files on the disk. `device` draws the weights: a GPU does so in seconds, a CPU in a
+    minute. Weights that are there already are kept, whichever device has drawn them.
     """
 
     FILES: ClassVar[dict[str, str]] = {
@@ -147,8 +149,8 @@ class PairWriter:
         "tower": "model-00002-of-00002.safetensors",
     }
 
-    def __init__(self, folder: Path, shape: Shape) -> None:
-        self.folder, self.shape, self.parts = folder, shape, tensor_sizes(shape)
+    def __init__(self, folder: Path, shape: Shape, device: str = "cpu") -> None:
+        self.folder, self.shape, self.parts, self.device = folder, shape, tensor_sizes(shape), device
 
     def part_bytes(self, part: str) -> int:
         return 2 * sum(math.prod(size) for size in self.parts[part].values())
@@ -200,7 +202,7 @@ class PairWriter:
             return
         file.unlink(missing_ok=True)  # it may be a hard link to the other tower
         partial = file.with_suffix(".partial")
-        save_file(_draw(self.parts[part], seed), partial, metadata={"format": "pt", "drawn": label})
+        save_file(_draw(self.parts[part], seed, self.device), partial, metadata={"format": "pt", "drawn": label})
         partial.replace(file)
 
     def _share_tower(self) -> None:

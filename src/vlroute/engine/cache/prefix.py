@@ -198,21 +198,28 @@ class PrefixCache:
         blocks = tokens.blocks(owner)
         with self._lock:
             held: list[Block] = []  # none of these blocks may be evicted to make room for a later one
-            for i, (digest, content) in enumerate(blocks):
-                block, before = self._blocks.get(digest), held[-1].number if held else 0
-                if block is not None and (block.before, block.content) != (before, content):
-                    break  # another block with the same hash
-                if block is None:
-                    block = Block(next(self._numbers), before, content, read(BLOCK * i, BLOCK * (i + 1)))
-                    if not self._evict(self.budget - block.nbytes):
-                        break
-                    self._blocks[digest] = block
-                    self._bytes += block.nbytes
-                block.users += 1
-                held.append(block)
-            self._use(blocks[: len(held)])
-            for block in held:
-                block.users -= 1
+            try:
+                self._insert(blocks, read, held)
+            finally:
+                self._use(blocks[: len(held)])
+                for block in held:
+                    block.users -= 1
+
+    def _insert(
+        self, blocks: Sequence[tuple[bytes, bytes]], read: Callable[[int, int], torch.Tensor], held: list[Block]
+    ) -> None:
+        for i, (digest, content) in enumerate(blocks):
+            block, before = self._blocks.get(digest), held[-1].number if held else 0
+            if block is not None and (block.before, block.content) != (before, content):
+                break  # another block with the same hash
+            if block is None:
+                block = Block(next(self._numbers), before, content, read(BLOCK * i, BLOCK * (i + 1)))
+                if not self._evict(self.budget - block.nbytes):
+                    break
+                self._blocks[digest] = block
+                self._bytes += block.nbytes
+            block.users += 1
+            held.append(block)
 
     def _usable(self, owner: str, tokens: TokenPrefix) -> list[tuple[bytes, bytes]]:
         return tokens.blocks(owner)[: (len(tokens) - 1) // BLOCK] if self._blocks else []

@@ -7,6 +7,8 @@ memory-efficient kernel takes any length at no further cost.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
@@ -20,6 +22,14 @@ def kernel(device: str) -> str:
     if device == "cuda":
         return "memory-efficient kernel, the same for every length"
     return "scaled_dot_product_attention of torch"
+
+
+@lru_cache
+def _has_efficient(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the memory-efficient kernel runs there."""
+    if device.type != "cuda" or torch.version.hip or dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return False
+    return dtype != torch.bfloat16 or bool(torch.cuda.get_device_capability(device)[0] >= 8)
 
 
 def prepared(mask: torch.Tensor, groups: int, dtype: torch.dtype) -> torch.Tensor:
@@ -56,7 +66,7 @@ def attend(
     groups = heads // key.shape[1]
     if groups > 1:  # the heads that share keys become rows of one query, so that keys are not repeated
         query = query.reshape(batch, heads // groups, groups * queries, width)
-    if query.device.type == "cuda":
+    if _has_efficient(query.device, query.dtype):
         bias = None if mask is None else mask.expand(batch, query.shape[1], -1, -1)
         out = _EFFICIENT(query, key, value, bias, False)[0]
     else:

@@ -23,6 +23,7 @@ from vlroute.engine.cache.features import VisionFeatures
 from vlroute.engine.cache.prefix import PrefixCache
 from vlroute.engine.cache.vision import Grid, VisionCache, feature_key
 from vlroute.engine.local.checkpoint import Checkpoint, ModelPair, load_model_pair
+from vlroute.engine.local.language import language_model
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt, build_prompt
@@ -258,8 +259,9 @@ class LocalEngine:
         self.pair = pair
         self.vision = VisionCache() if vision is None else vision
         self.prefixes = PrefixCache() if prefixes is None else prefixes
+        languages = {mode: language_model(pair[mode].model) for mode in MODES}
         budgets = Memory(pair, self.prefixes, self.vision, memory)
-        self.scheduler = Scheduler(self.prefixes, budgets, max_num_seqs, compile)
+        self.scheduler = Scheduler(languages, self.prefixes, budgets, max_num_seqs, compile)
         self.encoders = {mode: Encoder(pair[mode], self.scheduler) for mode in MODES}
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ import torch
 
 from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, rounded
 
+log = logging.getLogger("vlroute")
 Language: TypeAlias = Callable[..., torch.Tensor]
 
 
@@ -66,16 +68,18 @@ def read(model: Any, language: Language, slots: KVSlots, chunks: Sequence[Chunk]
             vision[i, : lengths[i]] = torch.where(chunk.vision >= 0, chunk.vision + rows, -1)
             rows += chunk.features[0].shape[0]
             features.append(chunk.features)
+    last = (torch.arange(len(chunks)) * longest + torch.tensor(lengths) - 1).to(device)
     embeds = model.model.language_model.embed_tokens(ids.to(device))
     seen, deepstack = None, []
     if features:
-        index, seen = vision[vision >= 0].to(device), (vision >= 0).to(device)
+        flat = vision.flatten()
+        seen = torch.nonzero(flat >= 0)[:, 0]
+        index, seen = flat[seen].to(device), seen.to(device)
         merged, *deepstack = (torch.cat(parts)[index] for parts in zip(*features, strict=True))
-        embeds[seen] = merged.to(embeds.dtype)
+        embeds.view(-1, embeds.shape[-1]).index_copy_(0, seen, merged.to(embeds.dtype))
     mask = slots.reading([chunk.slot for chunk in chunks], [chunk.cached for chunk in chunks], lengths)
     hidden = language(embeds, positions.to(device), mask, slots, seen, deepstack)
-    last = torch.tensor([length - 1 for length in lengths], device=device)
-    logits: torch.Tensor = model.lm_head(hidden[torch.arange(len(chunks), device=device), last])
+    logits: torch.Tensor = model.lm_head(hidden.flatten(0, 1)[last])
     return logits
 
 
@@ -94,9 +98,7 @@ class Decoder:
         self._step: Callable[[torch.Tensor, int], torch.Tensor] = self._forward
         if compile == "max":
             # graphs are captured here, around the compiled step
-            self._step = torch.compile(
-                self._forward, dynamic=model.device.type == "cpu", options={"triton.cudagraphs": False}
-            )
+            self._step = torch.compile(self._forward, dynamic=True, options={"triton.cudagraphs": False})
 
     def __call__(self, ids: Sequence[int], cached: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Logits of the next token for the first slots.
@@ -128,7 +130,14 @@ class Decoder:
     def _replayed(self, inputs: torch.Tensor, length: int) -> torch.Tensor:
         shape = (inputs.shape[1], length)
         if shape not in self._graphs:
-            self._graphs[shape] = self._captured(inputs, length)
+            try:
+                self._graphs[shape] = self._captured(inputs, length)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # such as an operation that synchronizes, in some quantized layers
+                log.warning("this model cannot be captured as CUDA graphs, so its answers are slower: %s", error)
+                self._captures = False
+                return self._step(inputs.to(self.model.device), length)
         own, logits, graph = self._graphs[shape]
         own.copy_(inputs, non_blocking=True)
         graph.replay()

@@ -18,6 +18,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from vlroute.engine.local.attention import attend, prepared
 from vlroute.engine.local.slots import KVSlots
+from vlroute.errors import SettingsError
 
 #: Name of the argument of transformers for the KV cache; older releases call it `past_key_values`.
 CACHE = "cache" if "cache" in signature(Qwen3VLTextModel.forward).parameters else "past_key_values"
@@ -101,7 +102,7 @@ class LanguageModel:
             positions: In time, height and width, `[3, rows, length]`.
             mask: Which keys each query sees, `[rows, 1, length, keys]`.
             slots: KV slots, prepared for this call.
-            seen: Which tokens belong to pictures or videos, `[rows, length]`.
+            seen: Places of the tokens of pictures and videos among all tokens, `[tokens]`.
             deepstack: Features that are added to these tokens after each of the first layers.
 
         Returns:
@@ -127,19 +128,24 @@ class LanguageModel:
             gate, up = linear(x, *layer.gate_up).chunk(2, -1)
             hidden = hidden + linear(silu(gate) * up, *layer.down)
             if seen is not None and i < len(deepstack):
-                hidden[seen] += deepstack[i]
+                hidden.view(-1, size).index_add_(0, seen, deepstack[i].to(hidden.dtype))
         return rms_norm(hidden, (size,), self.final, self.eps)
 
 
 def language_model(model: Any) -> Callable[..., torch.Tensor]:
     """The language model of a checkpoint as a function with the arguments of `LanguageModel.__call__`.
 
-    A quantized model, or one with another attention or position encoding, runs with the modules of transformers.
+    A quantized model, or one with eager attention or another position encoding, runs with the modules of transformers.
+
+    Raises:
+        SettingsError: The attention of a quantized model takes no masks.
     """
     body = model.model.language_model
-    plain = body.config._attn_implementation == "sdpa" and body.rotary_emb.rope_type == "default"  # noqa: SLF001
-    if plain and is_plain(body):
+    attention = body.config._attn_implementation  # noqa: SLF001 (transformers has no public name)
+    if attention != "eager" and body.rotary_emb.rope_type == "default" and is_plain(body):
         return LanguageModel(body)
+    if attention not in ("sdpa", "eager"):
+        raise SettingsError(f"attn_implementation={attention!r} cannot be used with a quantized model; leave it out")
     return _Modules(body)
 
 
@@ -161,7 +167,11 @@ class _Modules:
         if self._eager:  # it adds the mask to the scores
             least = torch.finfo(embeds.dtype).min
             mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill_(~mask, least)
-        vision = {} if seen is None else {"visual_pos_masks": seen, "deepstack_visual_embeds": [*deepstack]}
+        vision: dict[str, Any] = {}
+        if seen is not None:
+            places = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+            places.view(-1)[seen] = True
+            vision = {"visual_pos_masks": places, "deepstack_visual_embeds": [*deepstack]}
         options = {"attention_mask": mask, "use_cache": True, CACHE: slots, **vision}
         hidden: torch.Tensor = self._body(inputs_embeds=embeds, position_ids=positions, **options)[0]
         return hidden

@@ -49,7 +49,7 @@ class Memory:
             vision: Cache of vision features.
             share: Share of the memory of a GPU that is free now, or of the RAM.
         """
-        device = pair.instruct.device
+        self.device = device = pair.instruct.device
         if device.type == "cuda":
             free, what = torch.cuda.mem_get_info(device)[0], "free GPU memory"
             share = GPU_SHARE if share is None else share

@@ -188,12 +188,12 @@ class BatchSampler:
 
     def _tokens(self, samplers: Sequence[Sampler | None], prompts: bool) -> torch.Tensor:
         """How often each answer, with its prompt if `prompts`, contains each token: `[rows, vocabulary]`."""
-        counts = torch.zeros(len(samplers), self.vocabulary)
+        counts = torch.zeros(len(samplers), self.vocabulary, device=self.device)
         for row, one in zip(counts, samplers, strict=True):
-            if one is not None:
-                ids = torch.tensor(one.ids if prompts else one.output_ids, dtype=torch.long)
-                row += torch.bincount(ids, minlength=self.vocabulary)[: self.vocabulary]
-        return counts.to(self.device)
+            if one is not None and (ids := one.ids if prompts else one.output_ids):
+                index = torch.tensor(ids).to(self.device)
+                row.scatter_add_(0, index, torch.ones_like(index, dtype=counts.dtype))
+        return counts
 
     def __call__(self, logits: torch.Tensor) -> list[int]:
         """Ids for `logits`, `[rows, vocabulary]`, for `Sampler.take` of each row."""

@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 from vlroute.engine.cache.features import VisionFeatures
 from vlroute.engine.cache.prefix import Lease, PrefixCache
 from vlroute.engine.local.checkpoint import Checkpoint
-from vlroute.engine.local.forward import Chunk, Decoder, read
-from vlroute.engine.local.language import language_model
+from vlroute.engine.local.forward import Chunk, Decoder, Language, read
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt
@@ -194,11 +193,10 @@ def _vision_rows(request: GenerationRequest) -> tuple[NDArray[np.int64], list[to
 class _Lane:
     """The answers of one checkpoint: those that wait, and those in slots, in the order in which they came."""
 
-    def __init__(self, checkpoint: Checkpoint, most: int, compile: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, language: Language, most: int, compile: str) -> None:
         model = checkpoint.model
-        self.checkpoint = checkpoint
+        self.checkpoint, self.language = checkpoint, language
         self.slots = KVSlots(model.config.text_config, model.dtype, checkpoint.device, most)
-        self.language = language_model(model)
         self.decoder = Decoder(model, self.language, self.slots, compile)
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
@@ -234,15 +232,18 @@ class _Lane:
 
     def sample(self, answers: Sequence[Generation], logits: torch.Tensor) -> None:
         """Choose the next token of answers from their `logits`, `[answers, vocabulary]`."""
+        failed = None
         try:
             if self._sampler is None or self._sampled != (*answers,):
                 samplers = [one.sampler for one in answers]
                 self._sampled, self._sampler = (*answers,), BatchSampler(samplers, logits.shape[-1], logits.device)
             tokens = self._sampler(logits)
         except Exception as error:
+            failed = error.with_traceback(None)
+        if failed is not None:
             self._sampler = None
             if len(answers) == 1:
-                answers[0].error = error
+                answers[0].error = failed
                 return
             for one, row in zip(answers, logits, strict=True):
                 self.sample([one], row[None])
@@ -279,11 +280,17 @@ class Scheduler:
     """
 
     def __init__(
-        self, prefixes: PrefixCache, memory: Memory, max_num_seqs: int = DEFAULT_NUM_SEQS, compile: str = "auto"
+        self,
+        languages: Mapping[Mode, Language],
+        prefixes: PrefixCache,
+        memory: Memory,
+        max_num_seqs: int = DEFAULT_NUM_SEQS,
+        compile: str = "auto",
     ) -> None:
         """Create a scheduler; its thread starts with the first request.
 
         Args:
+            languages: The language model of each mode, see `language_model`.
             prefixes: Cache of KV tokens.
             memory: Limits the KV slots.
             max_num_seqs: Maximum number of answers in each mode that are generated at the same time.
@@ -292,7 +299,7 @@ class Scheduler:
         Raises:
             SettingsError: `max_num_seqs` is not a whole number of at least 1.
         """
-        self.prefixes, self.memory, self.compile = prefixes, memory, compile
+        self.languages, self.prefixes, self.memory, self.compile = languages, prefixes, memory, compile
         self.max_num_seqs = MAX_NUM_SEQS.read("max_num_seqs", max_num_seqs)
         #: Number of runs of a vision tower.
         self.tower_calls = 0
@@ -370,6 +377,8 @@ class Scheduler:
 
     @torch.inference_mode()
     def _run(self) -> None:
+        if self.memory.device.type == "cuda":  # otherwise streams and graphs would belong to the first GPU
+            torch.cuda.set_device(self.memory.device)
         while True:
             busy = self._encodings or any(lane.waiting or lane.running for lane in self._lanes.values())
             work = [] if busy else [self._new.get()]
@@ -407,7 +416,8 @@ class Scheduler:
 
     def _lane(self, checkpoint: Checkpoint) -> _Lane:
         if checkpoint.mode not in self._lanes:
-            self._lanes[checkpoint.mode] = _Lane(checkpoint, self.max_num_seqs, self.compile)
+            language = self.languages[checkpoint.mode]
+            self._lanes[checkpoint.mode] = _Lane(checkpoint, language, self.max_num_seqs, self.compile)
         return self._lanes[checkpoint.mode]
 
     def _cancel_all(self, work: Sequence[Generation | _Encoding | None]) -> None:
@@ -444,6 +454,7 @@ class Scheduler:
         self._encode_batch(batch)
 
     def _encode_batch(self, batch: Sequence[_Encoding]) -> None:
+        failed = None
         try:
             model = batch[0].checkpoint.model
             visual = model.model.visual
@@ -452,11 +463,13 @@ class Scheduler:
             features = encode(model, self._towers[visual], [one for encoding in batch for one in encoding.pixels])
             self.tower_calls += 1
         except Exception as error:  # such as out of memory
+            failed = error.with_traceback(None)  # which would keep tensors of the failed call
+        if failed is not None:
             if len(batch) > 1:
                 for encoding in batch:
                     self._encode_batch([encoding])
             else:
-                batch[0].future.set_exception(error)
+                batch[0].future.set_exception(failed)
             return
         for encoding in batch:
             own, features = features[: len(encoding.pixels)], features[len(encoding.pixels) :]
@@ -528,7 +541,7 @@ class Scheduler:
         """Captured graphs are lost when slots grow, so on a GPU they begin large."""
         count, length = self.max_num_seqs, FIRST_SLOT
         while count * length * slots.token_bytes > FIRST_SHARE * self.memory.kv and length > FIRST_LENGTH:
-            count, length = max(count // 2, 1), length // 2
+            length //= 2
         return slots.shape_for(count, length)
 
     def _fits(self, lane: _Lane, count: int, length: int) -> bool:
@@ -545,19 +558,26 @@ class Scheduler:
                 if one.reads and left > 0:
                     reading.append((one, one.chunk(left)))
                     left -= reading[-1][1].length
-            if reading:
-                self._read_chunks(lane, reading)
-                self._end(lane)
+            reading.sort(key=lambda pair: pair[1].length)
+            while reading:  # chunks of similar lengths together: shorter ones are padded to the longest
+                longest = reading[-1][1].length
+                first = next(i for i, (_, chunk) in enumerate(reading) if 2 * chunk.length >= longest)
+                self._read_chunks(lane, reading[first:])
+                del reading[first:]
+            self._end(lane)
 
     def _read_chunks(self, lane: _Lane, reading: Sequence[tuple[Generation, Chunk]]) -> None:
+        failed = None
         try:
             logits = read(lane.checkpoint.model, lane.language, lane.slots, [chunk for _, chunk in reading])
         except Exception as error:  # such as out of memory
+            failed = error.with_traceback(None)  # which would keep tensors of the failed call
+        if failed is not None:
             if len(reading) > 1:
                 for pair in reading:
                     self._read_chunks(lane, [pair])
             else:
-                reading[0][0].error = error
+                reading[0][0].error = failed
             return
         done = []
         for i, (one, chunk) in enumerate(reading):

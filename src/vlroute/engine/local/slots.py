@@ -125,9 +125,10 @@ class KVSlots:
         # without cached tokens the new keys are all there are
         self._rows = slot.to(device) if max(cached) else slice(0, 0)
         self._length = max(map(sum, zip(cached, lengths, strict=True)))
-        keys = torch.arange(self._length)
-        # a padded row of queries sees the first key, because the softmax over no key is undefined
-        return (keys[None, None] <= torch.minimum(past + at, past + new - 1)[..., None])[:, None].to(device)
+        keys = torch.arange(self._length, device=device)
+        # a padded query sees what the last one sees, because the softmax over no key is undefined
+        reach = torch.minimum(past + at, past + new - 1).to(device)
+        return (keys[None, None] <= reach[..., None])[:, None]
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, **_: Any

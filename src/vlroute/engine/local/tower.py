@@ -6,6 +6,7 @@ embeddings) is computed once per size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -19,6 +20,8 @@ from vlroute.engine.local.attention import attend
 from vlroute.engine.local.language import is_plain
 
 Grid = tuple[int, int, int]
+#: Positions are kept for items of at most so many patches; for larger ones the tower takes much longer than they.
+KEPT = 4096
 #: Merged features and those of each deepstack layer, each `[tokens, width]`.
 Output = list[torch.Tensor]
 
@@ -33,7 +36,7 @@ class Tower:
         patch = visual.patch_embed.proj
         # the kernel of the convolution covers a patch exactly, so it is a linear layer
         self.patch = patch.weight.data.flatten(1), patch.bias
-        self.positions = lru_cache(maxsize=256)(self._positions)
+        self._kept = lru_cache(maxsize=64)(self._positions)
 
     def __call__(self, pixels: torch.Tensor, grids: Sequence[Grid]) -> Output:
         """Features of all items.
@@ -45,7 +48,7 @@ class Tower:
         Returns:
             The merged features and those of each deepstack layer, `[patches / merge², width]` each.
         """
-        parts = [self.positions(grid) for grid in grids]
+        parts = [self._kept(grid) if math.prod(grid) <= KEPT else self._positions(grid) for grid in grids]
         embeds, cos, sin = parts[0] if len(parts) == 1 else (torch.cat(column) for column in zip(*parts, strict=True))
         lengths = [h * w for t, h, w in grids for _ in range(t)]  # frames do not see each other
         hidden = linear(pixels, *self.patch) + embeds
