@@ -5,8 +5,7 @@ LOWEST := .venv-lowest
 PYTEST := -n auto --maxprocesses 4 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo check test-unit test test-lowest docs format pocket retrain notebooks bench bench-peers soak wheel clean
-.PHONY: help install demo check test-unit test test-lowest docs format pocket retrain notebooks bench bench-gpu soak wheel clean
+.PHONY: help install demo check test-unit test test-lowest docs format pocket retrain notebooks bench bench-gpu bench-peers soak wheel clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -75,6 +74,7 @@ bench: install  ## Measure memory and speed of a pair of the 2B shape with rando
 
 bench-peers: install  ## Compare the server with vLLM, llama.cpp and transformers serve (an hour, 10 GB of disk)
 	$(BIN)/python -m training.bench.peers
+
 bench-gpu: install  ## Measure parity, speed, memory and faults on a CUDA device (6 minutes, 9 GB of disk)
 	$(BIN)/python -m training.bench.gpu
 
