@@ -16,6 +16,7 @@ from tests.conftest import media, task
 from tests.serving import Served, served, user
 from vlroute import Router
 from vlroute.errors import SettingsError
+from vlroute.pipeline import Pipeline
 from vlroute.store import UnknownAnswerError
 
 SOME = task("math")
@@ -346,8 +347,8 @@ def test_an_unexpected_error_keeps_the_connection_and_is_logged_once(
     def fail(*_: Any) -> None:
         raise RuntimeError("a fault in this server")
 
-    for name in ("decide_on", "answer_turn"):
-        monkeypatch.setattr(server.router, name, fail)
+    monkeypatch.setattr(server.router, "decide_on", fail)
+    monkeypatch.setattr(Pipeline, "answer", fail)
     with server.http() as http:
         for _ in range(4):
             assert error(post(http, {}, path), 500)["code"] == "internal_error"
