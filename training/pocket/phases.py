@@ -40,6 +40,7 @@ from training.pocket.data import (
     fitted,
     links_example,
     lists_example,
+    nothing_example,
     number_example,
     paths_example,
     pick,
@@ -88,9 +89,11 @@ PHASES = {
         Phase("instruct_more", "instruct", "instruct", 3750, 1e-3, 0.0, 1),
         Phase("instruct_last", "instruct", "instruct_more", 700, 6e-4, 0.0, 1),
         Phase("instruct_forms", "instruct", "instruct_last", 500, 6e-4, 0.0, 1),
+        Phase("instruct_wide", "instruct", "instruct_forms", 800, 6e-4, 0.0, 1),
         Phase("thinking", "thinking", "transcripts", 4400, 1.5e-3, 0.0, 1),
         Phase("thinking_more", "thinking", "thinking", 2250, 8e-4, 0.0, 1),
         Phase("thinking_last", "thinking", "thinking_more", 850, 5e-4, 0.0, 1),
+        Phase("thinking_wide", "thinking", "thinking_last", 700, 6e-4, 0.0, 1),
     )
 }
 
@@ -192,7 +195,7 @@ def _turns(rng: random.Random, mode: Mode, drawn: dict[str, float], count: int) 
     return examples
 
 
-def _two_scenes(rng: random.Random, drawn: dict[str, float], count: int) -> list[Example]:
+def _two_scenes(rng: random.Random, mode: Mode, drawn: dict[str, float], count: int) -> list[Example]:
     """Two pictures at once, and conversations with a new picture in a later turn."""
     examples = []
     for i in range(count):
@@ -313,10 +316,45 @@ def instruct_forms(rng: random.Random, start: int) -> Iterator[list[Example]]:
     before = more_instruct(rng, start)
     for step in itertools.count(start):
         if step % 2:
-            yield _two_scenes(rng, weights(0.8, 1.2, 0.6, 1.6, 1.6), 32)
+            yield _two_scenes(rng, "instruct", weights(0.8, 1.2, 0.6, 1.6, 1.6), 32)
         elif step % 4:
             low = [draw_training_scene(rng, pick(rng, LINKED), None, 1.0, 0.25) for _ in range(64)]
             yield [_direct(rng, scene) for scene in low]
+        else:
+            yield next(before)
+
+
+def _low(rng: random.Random) -> list[Example]:
+    """Pictures of low severity: short chains and one tap, among as many arrows and buttons as long ones."""
+    return [_direct(rng, draw_training_scene(rng, pick(rng, LINKED), None, 1.0, 0.25)) for _ in range(64)]
+
+
+def instruct_wide(rng: random.Random, start: int) -> Iterator[list[Example]]:
+    """Two pictures, pictures of nothing, low severity, and all of before."""
+    before = more_instruct(rng, start)
+    for step in itertools.count(start):
+        turn = step % 6
+        if turn in (1, 3):
+            yield _two_scenes(rng, "instruct", weights(0.8, 1.2, 0.6, 1.6, 1.6), 32)
+        elif turn == 4:
+            yield [nothing_example(rng, "instruct") for _ in range(64)]
+        else:
+            yield _low(rng) if turn == 0 else next(before)
+
+
+def thinking_wide(rng: random.Random, start: int) -> Iterator[list[Example]]:
+    """Two pictures, pictures of nothing, tools, and all of before without practice of counting."""
+    before = thinking_examples(
+        rng, start, weights(1.2, 0.5, 1.2, 1.0, 1.0), (times_example, text_count, text_count), hidden=0.35, every=6
+    )
+    for step in itertools.count(start):
+        turn = step % 6
+        if turn in (1, 3):
+            yield _two_scenes(rng, "thinking", weights(1.2, 0.5, 1.0, 1.0, 1.0), 32)
+        elif turn == 4:
+            yield [nothing_example(rng, "thinking") for _ in range(64)]
+        elif step % 24 == 0:
+            yield [tools_example(rng, "thinking") for _ in range(24)]
         else:
             yield next(before)
 
@@ -337,6 +375,7 @@ EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "instruct_more": more_instruct,
     "instruct_last": with_texts(more_instruct, lambda rng: [text_turns_example(rng) for _ in range(72)]),
     "instruct_forms": instruct_forms,
+    "instruct_wide": instruct_wide,
     "thinking": partial(
         thinking_examples, drawn=weights(1.0, 1.2, 1.5, 1.2, 1.0), practice=(sums_example, sums_example, times_example)
     ),
@@ -344,4 +383,5 @@ EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "thinking_last": with_texts(
         more_thinking, lambda rng: [lists_example(rng) if i % 4 else text_example(rng, "thinking") for i in range(96)]
     ),
+    "thinking_wide": thinking_wide,
 }
