@@ -201,7 +201,7 @@ def _two_scenes(rng: random.Random, mode: Mode, drawn: dict[str, float], count: 
     for i in range(count):
         one, two = _draw(rng, drawn, EVENLY, 2, 0.3)
         both = (
-            two_pictures_example(rng, (one, two), "instruct") if i % 3 else turns_example(rng, [one, two], "instruct")
+            two_pictures_example(rng, (one, two), mode) if i % 3 else turns_example(rng, [one, two], "instruct")
         )
         examples.append(both)
     return examples
