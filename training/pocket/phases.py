@@ -200,9 +200,7 @@ def _two_scenes(rng: random.Random, mode: Mode, drawn: dict[str, float], count: 
     examples = []
     for i in range(count):
         one, two = _draw(rng, drawn, EVENLY, 2, 0.3)
-        both = (
-            two_pictures_example(rng, (one, two), mode) if i % 3 else turns_example(rng, [one, two], "instruct")
-        )
+        both = two_pictures_example(rng, (one, two), mode) if i % 3 else turns_example(rng, [one, two], mode)
         examples.append(both)
     return examples
 
