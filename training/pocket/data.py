@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -439,6 +439,21 @@ def two_pictures_example(rng: random.Random, scenes: tuple[Scene, Scene], mode: 
         messages.append({"role": "user", "content": parts})
         target = answered(question.answer, question.thinking, mode)
     return Example("two pictures", with_system(rng, messages), media, target, every=len(messages) > 1)
+
+
+def apart_example(rng: random.Random, scenes: tuple[Scene, Scene], mode: str, sentences: int) -> Example:
+    """As `two_pictures_example`, with other text of so many sentences between the pictures."""
+    example = two_pictures_example(rng, scenes, mode)
+    at = next(i for i, message in enumerate(example.messages) if message["role"] == "user")
+    message = example.messages[at]
+    parts = [part for part in message["content"] if part["type"] != "text"]
+    text = {"type": "text", "text": " ".join(part["text"] for part in message["content"] if part["type"] == "text")}
+    filling = {"type": "text", "text": "\n".join(draw_system_prompt(rng) for _ in range(sentences))}
+    between = [parts[0], *([filling] if sentences else []), parts[1]]
+    content = [*between, text] if rng.random() < 0.6 else [text, *between]
+    messages = [*example.messages]
+    messages[at] = {**message, "content": content}
+    return replace(example, messages=messages, name=f"apart {sentences}")
 
 
 def turns_example(rng: random.Random, scenes: Sequence[Scene], mode: str) -> Example:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -31,6 +31,7 @@ from training.pocket.data import (
     LABEL,
     Example,
     Sequences,
+    apart_example,
     caption_example,
     caption_unknown_example,
     cut_patches,
@@ -90,10 +91,12 @@ PHASES = {
         Phase("instruct_last", "instruct", "instruct_more", 700, 6e-4, 0.0, 1),
         Phase("instruct_forms", "instruct", "instruct_last", 500, 6e-4, 0.0, 1),
         Phase("instruct_wide", "instruct", "instruct_forms", 800, 6e-4, 0.0, 1),
+        Phase("instruct_pairs", "instruct", "instruct_wide", 2200, 1e-3, 0.0, 1),
         Phase("thinking", "thinking", "transcripts", 4400, 1.5e-3, 0.0, 1),
         Phase("thinking_more", "thinking", "thinking", 2250, 8e-4, 0.0, 1),
         Phase("thinking_last", "thinking", "thinking_more", 850, 5e-4, 0.0, 1),
         Phase("thinking_wide", "thinking", "thinking_last", 700, 6e-4, 0.0, 1),
+        Phase("thinking_pairs", "thinking", "thinking_wide", 1500, 1e-3, 0.0, 1),
     )
 }
 
@@ -223,6 +226,19 @@ def _others(rng: random.Random, mode: Mode, step: int, drawn: dict[str, float], 
     if turn in (2, 4):
         return [tools_example(rng, mode) for _ in range(24)]
     return _turns(rng, mode, drawn, 32)
+
+
+def _alike(rng: random.Random, mode: Mode, drawn: dict[str, float], count: int, apart: float) -> list[Example]:
+    """Two pictures of one task: only the ordinal tells which one is meant. A share `apart` has text between them."""
+    examples = []
+    for _ in range(count):
+        kind, level = pick(rng, drawn), pick(rng, EASIER)
+        pair = (draw_training_scene(rng, kind, level, 0.1), draw_training_scene(rng, kind, level, 0.1))
+        if rng.random() < apart:
+            examples.append(apart_example(rng, pair, mode, rng.choice((1, 1, 2))))
+        else:
+            examples.append(replace(two_pictures_example(rng, pair, mode), name=f"alike {kind}"))
+    return examples
 
 
 def by_length(rng: random.Random, examples: list[Example], batches: int) -> list[list[Example]]:
@@ -357,6 +373,19 @@ def thinking_wide(rng: random.Random, start: int) -> Iterator[list[Example]]:
             yield next(before)
 
 
+def pairs(mode: Mode, drawn: dict[str, float], rng: random.Random, start: int) -> Iterator[list[Example]]:
+    """Two pictures of one task, first with text between them; and batches of before."""
+    before = (instruct_wide if mode == "instruct" else thinking_wide)(rng, start)
+    for step in itertools.count(start):
+        if step % (4 if step < FAR_APART[mode] else 3) == 2:
+            yield next(before)
+        elif step < FAR_APART[mode]:
+            yield _alike(rng, mode, {"ocr": 4.0, "count": 1.0}, 40, 0.85 if step < 500 else 0.6)
+        else:
+            yield _alike(rng, mode, drawn, 36, 0.3)
+
+
+FAR_APART = {"instruct": 1300, "thinking": 500}
 # the later phases practice what had low accuracy
 text_count = partial(text_example, mode="thinking", kind="count")
 more_instruct = partial(instruct_examples, drawn=weights(0.6, 0.9, 0.4, 3.5, 3.0), levels=EVENLY, hidden=0.35, every=4)
@@ -381,5 +410,7 @@ EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "thinking_last": with_texts(
         more_thinking, lambda rng: [lists_example(rng) if i % 4 else text_example(rng, "thinking") for i in range(96)]
     ),
+    "instruct_pairs": partial(pairs, "instruct", weights(1.0, 1.0, 0.8, 1.4, 1.4)),
     "thinking_wide": thinking_wide,
+    "thinking_pairs": partial(pairs, "thinking", weights(1.0, 0.4, 1.0, 1.0, 1.0)),
 }
