@@ -548,7 +548,7 @@ def unknown_example(rng: random.Random, mode: str) -> Example:
 
 
 def nothing_example(rng: random.Random, mode: str) -> Example:
-    """A question of the known tasks, most often about a count, with a picture that shows nothing, or without a picture."""
+    """A question of the known tasks, most often about a count, about a picture that shows nothing, or about none."""
     language = rng.choice(LANGUAGES)
     wordings = ("count", "lamp", "sum") if rng.random() < 0.7 else ()
     shown = rng.random() < 0.6

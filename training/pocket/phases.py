@@ -7,6 +7,9 @@ thinking     the language model with a frozen tower: look and reason step by ste
 ..._more     the phase before, with more practice of tasks of low accuracy
 ..._last     the phase before, with more requests without a picture
 ..._forms    the phase before, with more requests about two pictures, and pictures of low severity
+..._wide     the phase before, with random system prompts, pictures of nothing and two pictures
+..._pairs    the phase before, with two pictures of one task, which only the question tells apart
+..._texts    the phase before, with more requests without a picture
 
 If every token of a target is predicted correctly after the correct tokens before it, greedy decoding writes this
 target. The batches are always new, so the share of such targets is the exact-match accuracy.
@@ -91,12 +94,12 @@ PHASES = {
         Phase("instruct_last", "instruct", "instruct_more", 700, 6e-4, 0.0, 1),
         Phase("instruct_forms", "instruct", "instruct_last", 500, 6e-4, 0.0, 1),
         Phase("instruct_wide", "instruct", "instruct_forms", 800, 6e-4, 0.0, 1),
-        Phase("instruct_pairs", "instruct", "instruct_wide", 2200, 1e-3, 0.0, 1),
         Phase("thinking", "thinking", "transcripts", 4400, 1.5e-3, 0.0, 1),
         Phase("thinking_more", "thinking", "thinking", 2250, 8e-4, 0.0, 1),
         Phase("thinking_last", "thinking", "thinking_more", 850, 5e-4, 0.0, 1),
         Phase("thinking_wide", "thinking", "thinking_last", 700, 6e-4, 0.0, 1),
         Phase("thinking_pairs", "thinking", "thinking_wide", 1500, 1e-3, 0.0, 1),
+        Phase("thinking_texts", "thinking", "thinking_pairs", 300, 6e-4, 0.0, 1),
     )
 }
 
@@ -373,19 +376,33 @@ def thinking_wide(rng: random.Random, start: int) -> Iterator[list[Example]]:
             yield next(before)
 
 
-def pairs(mode: Mode, drawn: dict[str, float], rng: random.Random, start: int) -> Iterator[list[Example]]:
+def thinking_pairs(rng: random.Random, start: int) -> Iterator[list[Example]]:
     """Two pictures of one task, first with text between them; and batches of before."""
-    before = (instruct_wide if mode == "instruct" else thinking_wide)(rng, start)
+    before = thinking_wide(rng, start)
     for step in itertools.count(start):
-        if step % (4 if step < FAR_APART[mode] else 3) == 2:
+        if step % (4 if step < FAR_APART else 3) == 2:
             yield next(before)
-        elif step < FAR_APART[mode]:
-            yield _alike(rng, mode, {"ocr": 4.0, "count": 1.0}, 40, 0.85 if step < 500 else 0.6)
+        elif step < FAR_APART:
+            yield _alike(rng, "thinking", {"ocr": 3.0, "count": 1.0}, 40, 0.85)
         else:
-            yield _alike(rng, mode, drawn, 36, 0.3)
+            yield _alike(rng, "thinking", weights(1.0, 0.4, 1.0, 1.0, 1.0), 36, 0.3)
 
 
-FAR_APART = {"instruct": 1300, "thinking": 500}
+FAR_APART = 500  # steps with text between the pictures
+
+
+def thinking_texts(rng: random.Random, start: int) -> Iterator[list[Example]]:
+    """Requests without a picture, which the phase before has practiced little, and all of before."""
+    before = thinking_pairs(rng, start + 2 * FAR_APART)
+    for step in itertools.count(start):
+        if step % 2:
+            yield [lists_example(rng) if i % 4 == 0 else text_example(rng, "thinking") for i in range(96)]
+        elif step % 16 == 0:
+            yield [tools_example(rng, "thinking") for _ in range(24)]
+        else:
+            yield next(before)
+
+
 # the later phases practice what had low accuracy
 text_count = partial(text_example, mode="thinking", kind="count")
 more_instruct = partial(instruct_examples, drawn=weights(0.6, 0.9, 0.4, 3.5, 3.0), levels=EVENLY, hidden=0.35, every=4)
@@ -410,7 +427,7 @@ EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "thinking_last": with_texts(
         more_thinking, lambda rng: [lists_example(rng) if i % 4 else text_example(rng, "thinking") for i in range(96)]
     ),
-    "instruct_pairs": partial(pairs, "instruct", weights(1.0, 1.0, 0.8, 1.4, 1.4)),
     "thinking_wide": thinking_wide,
-    "thinking_pairs": partial(pairs, "thinking", weights(1.0, 0.4, 1.0, 1.0, 1.0)),
+    "thinking_texts": thinking_texts,
+    "thinking_pairs": thinking_pairs,
 }
