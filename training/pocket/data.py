@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from training.pocket.checkpoint import MERGE, PATCH, TEMPLATES
 from training.pocket.styles import TRAIN_FONTS, draw_style
-from training.pocket.text import SYSTEM_PROMPTS, draw_list, draw_text, draw_unknown_question, fill
-from training.pocket.unknown import draw_unknown
+from training.pocket.text import draw_list, draw_system_prompt, draw_text, draw_unknown_question, fill
+from training.pocket.unknown import TRAIN_PICTURES, draw_unknown
 from vlroute.learning import Task
 from vlroute.pocket.canvas import CIRCLE, GLYPHS, LETTERS, SIDE, SQUARE, TRIANGLE, Canvas, Glyph, plain_style
 from vlroute.pocket.screens import TOOLS, conversation, draw_screen_task
@@ -61,6 +61,10 @@ SENSELESS = {
     "gui": ("count", "sum", "angle", "hop", "end", "lamp"),
     "hop": ("count", "sum", "angle", "gui", "lamp"),
 }
+
+
+#: Kinds of unknown pictures in which nothing is drawn that could be counted or read.
+NOTHING = ("blank", "faint", "static", "sky", "terrain", "mosaic", "bokeh", "patterns", "marble")
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +303,7 @@ def with_system(rng: random.Random, messages: list[Message], share: float = 0.2)
     """The conversation, with probability `share` below a system prompt."""
     if rng.random() >= share:
         return messages
-    return [{"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}, *messages]
+    return [{"role": "system", "content": draw_system_prompt(rng)}, *messages]
 
 
 def plain_example(
@@ -437,6 +441,21 @@ def two_pictures_example(rng: random.Random, scenes: tuple[Scene, Scene], mode: 
     return Example("two pictures", with_system(rng, messages), media, target, every=len(messages) > 1)
 
 
+def apart_example(rng: random.Random, scenes: tuple[Scene, Scene], mode: str, sentences: int) -> Example:
+    """As `two_pictures_example`, with other text of so many sentences between the pictures."""
+    example = two_pictures_example(rng, scenes, mode)
+    at = next(i for i, message in enumerate(example.messages) if message["role"] == "user")
+    message = example.messages[at]
+    parts = [part for part in message["content"] if part["type"] != "text"]
+    text = {"type": "text", "text": " ".join(part["text"] for part in message["content"] if part["type"] == "text")}
+    filling = {"type": "text", "text": "\n".join(draw_system_prompt(rng) for _ in range(sentences))}
+    between = [parts[0], *([filling] if sentences else []), parts[1]]
+    content = [*between, text] if rng.random() < 0.6 else [text, *between]
+    messages = [*example.messages]
+    messages[at] = {**message, "content": content}
+    return replace(example, messages=messages, name=f"apart {sentences}")
+
+
 def turns_example(rng: random.Random, scenes: Sequence[Scene], mode: str) -> Example:
     """Several turns: about one picture, with a new picture in a later turn, or with turns about none.
 
@@ -526,6 +545,18 @@ def unknown_example(rng: random.Random, mode: str) -> Example:
         name = "senseless question" if senseless else "unknown question, picture"
     messages = with_system(rng, [{"role": "user", "content": content(rng, media, text, language)}])
     return Example(name, messages, media, answered(UNKNOWN[language], "unknown", mode))
+
+
+def nothing_example(rng: random.Random, mode: str) -> Example:
+    """A question of the known tasks, most often about a count, about a picture that shows nothing, or about none."""
+    language = rng.choice(LANGUAGES)
+    wordings = ("count", "lamp", "sum") if rng.random() < 0.7 else ()
+    shown = rng.random() < 0.6
+    kinds = {name: TRAIN_PICTURES[name] for name in NOTHING} if rng.random() < 0.5 else TRAIN_PICTURES
+    media = [fitted(draw_unknown(rng, kinds))] if shown else []
+    message = {"role": "user", "content": content(rng, media, any_question(rng, language, wordings), language)}
+    target = answered(UNKNOWN[language], "unknown", mode)
+    return Example("nothing" if shown else "no picture", with_system(rng, [message]), media, target)
 
 
 def caption_unknown_example(rng: random.Random) -> Example:

@@ -7,6 +7,9 @@ thinking     the language model with a frozen tower: look and reason step by ste
 ..._more     the phase before, with more practice of tasks of low accuracy
 ..._last     the phase before, with more requests without a picture
 ..._forms    the phase before, with more requests about two pictures, and pictures of low severity
+..._wide     the phase before, with random system prompts, pictures of nothing and two pictures
+..._pairs    the phase before, with two pictures of one task, which only the question tells apart
+..._texts    the phase before, with more requests without a picture
 
 If every token of a target is predicted correctly after the correct tokens before it, greedy decoding writes this
 target. The batches are always new, so the share of such targets is the exact-match accuracy.
@@ -17,7 +20,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -31,6 +34,7 @@ from training.pocket.data import (
     LABEL,
     Example,
     Sequences,
+    apart_example,
     caption_example,
     caption_unknown_example,
     cut_patches,
@@ -40,6 +44,7 @@ from training.pocket.data import (
     fitted,
     links_example,
     lists_example,
+    nothing_example,
     number_example,
     paths_example,
     pick,
@@ -88,9 +93,13 @@ PHASES = {
         Phase("instruct_more", "instruct", "instruct", 3750, 1e-3, 0.0, 1),
         Phase("instruct_last", "instruct", "instruct_more", 700, 6e-4, 0.0, 1),
         Phase("instruct_forms", "instruct", "instruct_last", 500, 6e-4, 0.0, 1),
+        Phase("instruct_wide", "instruct", "instruct_forms", 800, 6e-4, 0.0, 1),
         Phase("thinking", "thinking", "transcripts", 4400, 1.5e-3, 0.0, 1),
         Phase("thinking_more", "thinking", "thinking", 2250, 8e-4, 0.0, 1),
         Phase("thinking_last", "thinking", "thinking_more", 850, 5e-4, 0.0, 1),
+        Phase("thinking_wide", "thinking", "thinking_last", 700, 6e-4, 0.0, 1),
+        Phase("thinking_pairs", "thinking", "thinking_wide", 1500, 1e-3, 0.0, 1),
+        Phase("thinking_texts", "thinking", "thinking_pairs", 300, 6e-4, 0.0, 1),
     )
 }
 
@@ -192,15 +201,13 @@ def _turns(rng: random.Random, mode: Mode, drawn: dict[str, float], count: int) 
     return examples
 
 
-def _two_scenes(rng: random.Random, drawn: dict[str, float], count: int) -> list[Example]:
+def _two_scenes(rng: random.Random, mode: Mode, drawn: dict[str, float], count: int) -> list[Example]:
     """Two pictures at once, and conversations with a new picture in a later turn."""
     examples = []
     for i in range(count):
         one, two = _draw(rng, drawn, EVENLY, 2, 0.3)
-        if i % 3:
-            examples.append(two_pictures_example(rng, (one, two), "instruct"))
-        else:
-            examples.append(turns_example(rng, [one, two], "instruct"))
+        both = two_pictures_example(rng, (one, two), mode) if i % 3 else turns_example(rng, [one, two], mode)
+        examples.append(both)
     return examples
 
 
@@ -222,6 +229,19 @@ def _others(rng: random.Random, mode: Mode, step: int, drawn: dict[str, float], 
     if turn in (2, 4):
         return [tools_example(rng, mode) for _ in range(24)]
     return _turns(rng, mode, drawn, 32)
+
+
+def _alike(rng: random.Random, mode: Mode, drawn: dict[str, float], count: int, apart: float) -> list[Example]:
+    """Two pictures of one task: only the ordinal tells which one is meant. A share `apart` has text between them."""
+    examples = []
+    for _ in range(count):
+        kind, level = pick(rng, drawn), pick(rng, EASIER)
+        pair = (draw_training_scene(rng, kind, level, 0.1), draw_training_scene(rng, kind, level, 0.1))
+        if rng.random() < apart:
+            examples.append(apart_example(rng, pair, mode, rng.choice((1, 1, 2))))
+        else:
+            examples.append(replace(two_pictures_example(rng, pair, mode), name=f"alike {kind}"))
+    return examples
 
 
 def by_length(rng: random.Random, examples: list[Example], batches: int) -> list[list[Example]]:
@@ -279,7 +299,7 @@ def thinking_examples(
     hidden: float = 0.5,
     every: int = 3,
 ) -> Iterator[list[Example]]:
-    """Questions answered after a thought. One batch in six is practice without pictures, one in six has videos."""
+    """Step by step; every sixth batch is practice without pictures, every sixth a video."""
     waiting: list[list[Example]] = []
     for step in itertools.count(start):
         if others := _others(rng, "thinking", step, drawn, every):
@@ -313,10 +333,72 @@ def instruct_forms(rng: random.Random, start: int) -> Iterator[list[Example]]:
     before = more_instruct(rng, start)
     for step in itertools.count(start):
         if step % 2:
-            yield _two_scenes(rng, weights(0.8, 1.2, 0.6, 1.6, 1.6), 32)
+            yield _two_scenes(rng, "instruct", weights(0.8, 1.2, 0.6, 1.6, 1.6), 32)
         elif step % 4:
             low = [draw_training_scene(rng, pick(rng, LINKED), None, 1.0, 0.25) for _ in range(64)]
             yield [_direct(rng, scene) for scene in low]
+        else:
+            yield next(before)
+
+
+def _low(rng: random.Random) -> list[Example]:
+    """Pictures of low severity: short chains and one tap, among as many arrows and buttons as long ones."""
+    return [_direct(rng, draw_training_scene(rng, pick(rng, LINKED), None, 1.0, 0.25)) for _ in range(64)]
+
+
+def instruct_wide(rng: random.Random, start: int) -> Iterator[list[Example]]:
+    """Two pictures, pictures of nothing, low severity, and all of before."""
+    before = more_instruct(rng, start)
+    for step in itertools.count(start):
+        turn = step % 6
+        if turn in (1, 3):
+            yield _two_scenes(rng, "instruct", weights(0.8, 1.2, 0.6, 1.6, 1.6), 32)
+        elif turn == 4:
+            yield [nothing_example(rng, "instruct") for _ in range(64)]
+        else:
+            yield _low(rng) if turn == 0 else next(before)
+
+
+def thinking_wide(rng: random.Random, start: int) -> Iterator[list[Example]]:
+    """Two pictures, pictures of nothing, tools, and all of before without practice of counting."""
+    before = thinking_examples(
+        rng, start, weights(1.2, 0.5, 1.2, 1.0, 1.0), (times_example, text_count, text_count), hidden=0.35, every=6
+    )
+    for step in itertools.count(start):
+        turn = step % 6
+        if turn in (1, 3):
+            yield _two_scenes(rng, "thinking", weights(1.2, 0.5, 1.0, 1.0, 1.0), 32)
+        elif turn == 4:
+            yield [nothing_example(rng, "thinking") for _ in range(64)]
+        elif step % 24 == 0:
+            yield [tools_example(rng, "thinking") for _ in range(24)]
+        else:
+            yield next(before)
+
+
+def thinking_pairs(rng: random.Random, start: int) -> Iterator[list[Example]]:
+    """Two pictures of one task, first with text between them; and batches of before."""
+    before = thinking_wide(rng, start)
+    for step in itertools.count(start):
+        if step % (4 if step < FAR_APART else 3) == 2:
+            yield next(before)
+        elif step < FAR_APART:
+            yield _alike(rng, "thinking", {"ocr": 3.0, "count": 1.0}, 40, 0.85)
+        else:
+            yield _alike(rng, "thinking", weights(1.0, 0.4, 1.0, 1.0, 1.0), 36, 0.3)
+
+
+FAR_APART = 500  # steps with text between the pictures
+
+
+def thinking_texts(rng: random.Random, start: int) -> Iterator[list[Example]]:
+    """Requests without a picture, which the phase before has practiced little, and all of before."""
+    before = thinking_pairs(rng, start + 2 * FAR_APART)
+    for step in itertools.count(start):
+        if step % 2:
+            yield [lists_example(rng) if i % 4 == 0 else text_example(rng, "thinking") for i in range(96)]
+        elif step % 16 == 0:
+            yield [tools_example(rng, "thinking") for _ in range(24)]
         else:
             yield next(before)
 
@@ -337,6 +419,7 @@ EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "instruct_more": more_instruct,
     "instruct_last": with_texts(more_instruct, lambda rng: [text_turns_example(rng) for _ in range(72)]),
     "instruct_forms": instruct_forms,
+    "instruct_wide": instruct_wide,
     "thinking": partial(
         thinking_examples, drawn=weights(1.0, 1.2, 1.5, 1.2, 1.0), practice=(sums_example, sums_example, times_example)
     ),
@@ -344,4 +427,7 @@ EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "thinking_last": with_texts(
         more_thinking, lambda rng: [lists_example(rng) if i % 4 else text_example(rng, "thinking") for i in range(96)]
     ),
+    "thinking_wide": thinking_wide,
+    "thinking_texts": thinking_texts,
+    "thinking_pairs": thinking_pairs,
 }

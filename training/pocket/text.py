@@ -315,6 +315,90 @@ SYSTEM_PROMPTS = (
     "你是一个有用的助手。", "你是友好的人工智能助手。", "请简短回答。", "只给出答案，不要解释。", "请仔细看图再回答。",
     "回答用户的问题。", "不知道就说不知道。",
 )  # fmt: skip
+_ROLES = {
+    "en": (
+        "a {} assistant",
+        "an expert in {}",
+        "a bot for {}",
+        "the {} of our company",
+        "a teacher of {}",
+        "a tool that helps with {}",
+    ),
+    "zh": ("{}助手", "{}专家", "{}老师", "我们公司的{}客服", "帮助用户处理{}的工具"),
+}
+_FIELDS = {
+    "en": (
+        "patient",
+        "math",
+        "travel",
+        "cooking",
+        "polite",
+        "science",
+        "support",
+        "quiet",
+        "modern",
+        "banking",
+        "music",
+        "art",
+    ),
+    "zh": ("数学", "旅行", "做饭", "耐心的", "礼貌的", "科学", "银行", "音乐", "绘画", "客服", "历史", "体育"),
+}
+_STYLES = {
+    "en": ("Write {}.", "Use {} language.", "Stay {}.", "Reply in a {} way.", "Be {} and {}.", "Never be {}."),
+    "zh": ("回答要{}。", "语言要{}。", "请保持{}。", "说话{}、{}。"),
+}
+_MANNERS = {
+    "en": (
+        "short",
+        "plain",
+        "kind",
+        "formal",
+        "clear",
+        "friendly",
+        "exact",
+        "calm",
+        "simple",
+        "honest",
+        "funny",
+        "strict",
+    ),
+    "zh": ("简短", "清楚", "友好", "正式", "准确", "简单", "诚实", "冷静", "严格", "温和"),
+}
+_FACTS = {
+    "en": (
+        "Today is {}-{:02}-{:02}.",
+        "It is {}, month {}, day {}.",
+        "Version {}.{}.{}.",
+        "The user's number is {}{}{}.",
+        "Session {} of {}, room {}.",
+    ),
+    "zh": ("今天是{}年{}月{}日。", "会话编号{}-{}-{}。", "版本{}.{}.{}。"),
+}
+
+
+def draw_system_prompt(rng: random.Random) -> str:
+    """Draw a system prompt that does not change the right answer: one of `SYSTEM_PROMPTS`, or random sentences."""
+    if rng.random() < 0.3:
+        return rng.choice(SYSTEM_PROMPTS)
+    language = rng.choice(LANGUAGES)
+
+    def sentence() -> str:
+        form = rng.random()
+        if form < 0.35:
+            role = rng.choice(_ROLES[language]).format(rng.choice(_FIELDS[language]))
+            return f"You are {role}." if language == "en" else f"你是{role}。"
+        if form < 0.65:
+            template = rng.choice(_STYLES[language])
+            return template.format(*rng.sample(_MANNERS[language], template.count("{}")))
+        if form < 0.8:
+            return rng.choice(_FACTS[language]).format(rng.randint(2019, 2031), rng.randint(1, 12), rng.randint(1, 28))
+        templates, topics = rng.choice(TRAIN_QUESTIONS[language].groups)
+        return rng.choice(templates).format(rng.choice(topics), m=rng.randint(2, 99), n=rng.randint(2, 99))
+
+    text = (" " if language == "en" else "").join(sentence() for _ in range(rng.choice((1, 1, 2, 2, 3, 5))))
+    return rng.choice((text, text, text.lower(), text.rstrip(STOPS)))
+
+
 #: System prompts for tests only.
 UNSEEN_SYSTEM_PROMPTS = (
     "You are a careful visual assistant. Reply concisely.", "You work for a school and help children.", "Be precise!",
