@@ -133,15 +133,20 @@ def test_a_device_that_is_not_there_is_refused_when_the_pair_is_loaded(device: A
 
 @pytest.mark.parametrize("bad", [-1, 0.5, True, "1", NAN, INF, None, 10**30, [1]], ids=repr)
 def test_budgets_of_caches_and_limits(bad: Any, tmp_path: Path) -> None:
-    for make in (
-        lambda: VisionCache(bad), lambda: VisionCache(host_budget=bad), lambda: PrefixCache(bad),
-        lambda: DiskTier(tmp_path, bad), lambda: Limits(max_images=bad), lambda: Limits(max_bytes=bad),
-    ):  # fmt: skip
+    makes = [
+        lambda: VisionCache(host_budget=bad), lambda: DiskTier(tmp_path, bad), lambda: Limits(max_images=bad),
+        lambda: Limits(max_bytes=bad),
+    ]  # fmt: skip
+    if bad is not None:  # a share of the memory
+        makes += [lambda: VisionCache(bad), lambda: PrefixCache(bad)]
+    for make in makes:
         with pytest.raises(SettingsError, match="whole number"):
             make()
     with pytest.raises(SettingsError, match="disk"):
         VisionCache(disk=str(tmp_path))  # type: ignore[arg-type]
     assert VisionCache(np.int64(5)).budget == PrefixCache(5.0).budget == 5  # type: ignore[arg-type]
+    assert VisionCache().follows_memory
+    assert PrefixCache(None).follows_memory
 
 
 @pytest.mark.parametrize("bad", [-1, "1", True, NAN, INF, [1], 10**400, 1j], ids=lambda value: str(value)[:9])
