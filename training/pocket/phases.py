@@ -61,6 +61,7 @@ from training.pocket.data import (
     two_pictures_example,
     unknown_example,
 )
+from training.pocket.text import REPLIES
 from training.pocket.unknown import draw_unknown
 from vlroute import Mode
 from vlroute.pocket.canvas import SIDE
@@ -99,7 +100,7 @@ PHASES = {
         Phase("thinking_last", "thinking", "thinking_more", 850, 5e-4, 0.0, 1),
         Phase("thinking_wide", "thinking", "thinking_last", 700, 6e-4, 0.0, 1),
         Phase("thinking_pairs", "thinking", "thinking_wide", 1500, 1e-3, 0.0, 1),
-        Phase("thinking_texts", "thinking", "thinking_pairs", 300, 6e-4, 0.0, 1),
+        Phase("thinking_texts", "thinking", "thinking_pairs", 200, 6e-4, 0.0, 1),
     )
 }
 
@@ -299,7 +300,7 @@ def thinking_examples(
     hidden: float = 0.5,
     every: int = 3,
 ) -> Iterator[list[Example]]:
-    """Step by step; every sixth batch is practice without pictures, every sixth a video."""
+    """Questions answered after a thought. One batch in six is practice without pictures, one in six has videos."""
     waiting: list[list[Example]] = []
     for step in itertools.count(start):
         if others := _others(rng, "thinking", step, drawn, every):
@@ -392,11 +393,12 @@ FAR_APART = 500  # steps with text between the pictures
 
 
 def thinking_texts(rng: random.Random, start: int) -> Iterator[list[Example]]:
-    """Requests without a picture, which the phase before has practiced little, and all of before."""
+    """Sums in words and requests of other kinds without a picture, but no counting, and all of before."""
     before = thinking_pairs(rng, start + 2 * FAR_APART)
     for step in itertools.count(start):
         if step % 2:
-            yield [lists_example(rng) if i % 4 == 0 else text_example(rng, "thinking") for i in range(96)]
+            kinds = ("sum", "sum", "sum", *REPLIES)
+            yield [text_example(rng, "thinking", rng.choice(kinds)) for _ in range(96)]
         elif step % 16 == 0:
             yield [tools_example(rng, "thinking") for _ in range(24)]
         else:
