@@ -16,7 +16,7 @@ import torch
 from vlroute.engine.local import scheduler
 from vlroute.engine.local.engine import LocalEngine
 from vlroute.engine.local.forward import Chunk, Decoder
-from vlroute.engine.local.scheduler import Generation, GenerationRequest, Scheduler, _Lane
+from vlroute.engine.local.scheduler import Generation, GenerationRequest, Scheduler
 from vlroute.engine.local.vision import Pixels
 from vlroute.inputs.messages import parse
 from vlroute.steps import run
@@ -91,19 +91,19 @@ class Recorder:
 
 @contextmanager
 def recorded() -> Iterator[Recorder]:
-    recorder, generate, sample = Recorder(), Scheduler.generate, _Lane.sample
+    recorder, generate, sample = Recorder(), Scheduler.generate, scheduler._Lane.sample
 
-    def asking(scheduler: Scheduler, request: GenerationRequest) -> Any:
+    def asking(asked: Scheduler, request: GenerationRequest) -> Any:
         recorder.asked(request)
-        return generate(scheduler, request)
+        return generate(asked, request)
 
-    def choosing(lane: _Lane, answers: Sequence[Generation], logits: torch.Tensor) -> None:
+    def choosing(lane: Any, answers: Sequence[Generation], logits: torch.Tensor) -> None:
         recorder.chosen(answers, logits)
         sample(lane, answers, logits)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scheduler, "generate", asking)
-        patch.setattr(_Lane, "sample", choosing)
+        patch.setattr(scheduler._Lane, "sample", choosing)
         yield recorder
 
 

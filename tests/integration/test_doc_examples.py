@@ -37,6 +37,7 @@ from tests.serving import served
 from vlroute.cli.app import run
 from vlroute.files import shipped
 from vlroute.pipeline import Pipeline
+from vlroute.steps import Steps
 from vlroute.types import Answer
 
 ABSENT = ("Qwen/", "127.0.0.1:8001")  # checkpoints to be downloaded, and servers of other programs
@@ -196,8 +197,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     given: list[str] = []
     answer = Pipeline.answer
 
-    def recorded(self: Pipeline, *args: Any, **options: Any) -> Answer:
-        result = answer(self, *args, **options)
+    def recorded(self: Pipeline, *args: Any, **options: Any) -> Steps[Answer]:
+        result = yield from answer(self, *args, **options)
         given.append(result.text)
         return result
 
