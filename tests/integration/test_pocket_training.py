@@ -240,7 +240,7 @@ def test_a_phase_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_folder_is_written_from_the_last_phase(tmp_path: Path) -> None:
-    trainer = Trainer(replace(PHASES["thinking_last"], start=None, threads=torch.get_num_threads()), tmp_path / "runs")
+    trainer = Trainer(replace(PHASES["thinking_unknown"], start=None, threads=torch.get_num_threads()), tmp_path / "runs")
     trainer.save()
     write_checkpoint(build_model(build_tokenizer()), "thinking", tmp_path / "thinking")  # an earlier checkpoint
     write_finished("thinking", tmp_path / "runs", tmp_path)

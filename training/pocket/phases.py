@@ -10,6 +10,7 @@ thinking     the language model with a frozen tower: look and reason step by ste
 ..._wide     the phase before, with random system prompts, pictures of nothing and two pictures
 ..._pairs    the phase before, with two pictures of one task, which only the question tells apart
 ..._texts    the phase before, with more requests without a picture
+..._unknown  the phase before, with more unknown pictures and no shapes to count
 
 If every token of a target is predicted correctly after the correct tokens before it, greedy decoding writes this
 target. The batches are always new, so the share of such targets is the exact-match accuracy.
@@ -94,13 +95,13 @@ PHASES = {
         Phase("instruct_more", "instruct", "instruct", 3750, 1e-3, 0.0, 1),
         Phase("instruct_last", "instruct", "instruct_more", 700, 6e-4, 0.0, 1),
         Phase("instruct_forms", "instruct", "instruct_last", 500, 6e-4, 0.0, 1),
-        Phase("instruct_wide", "instruct", "instruct_forms", 800, 6e-4, 0.0, 1),
         Phase("thinking", "thinking", "transcripts", 4400, 1.5e-3, 0.0, 1),
         Phase("thinking_more", "thinking", "thinking", 2250, 8e-4, 0.0, 1),
         Phase("thinking_last", "thinking", "thinking_more", 850, 5e-4, 0.0, 1),
         Phase("thinking_wide", "thinking", "thinking_last", 700, 6e-4, 0.0, 1),
         Phase("thinking_pairs", "thinking", "thinking_wide", 1500, 1e-3, 0.0, 1),
         Phase("thinking_texts", "thinking", "thinking_pairs", 200, 6e-4, 0.0, 1),
+        Phase("thinking_unknown", "thinking", "thinking_texts", 250, 6e-4, 0.0, 1),
     )
 }
 
@@ -342,24 +343,6 @@ def instruct_forms(rng: random.Random, start: int) -> Iterator[list[Example]]:
             yield next(before)
 
 
-def _low(rng: random.Random) -> list[Example]:
-    """Pictures of low severity: short chains and one tap, among as many arrows and buttons as long ones."""
-    return [_direct(rng, draw_training_scene(rng, pick(rng, LINKED), None, 1.0, 0.25)) for _ in range(64)]
-
-
-def instruct_wide(rng: random.Random, start: int) -> Iterator[list[Example]]:
-    """Two pictures, pictures of nothing, low severity, and all of before."""
-    before = more_instruct(rng, start)
-    for step in itertools.count(start):
-        turn = step % 6
-        if turn in (1, 3):
-            yield _two_scenes(rng, "instruct", weights(0.8, 1.2, 0.6, 1.6, 1.6), 32)
-        elif turn == 4:
-            yield [nothing_example(rng, "instruct") for _ in range(64)]
-        else:
-            yield _low(rng) if turn == 0 else next(before)
-
-
 def thinking_wide(rng: random.Random, start: int) -> Iterator[list[Example]]:
     """Two pictures, pictures of nothing, tools, and all of before without practice of counting."""
     before = thinking_examples(
@@ -405,6 +388,24 @@ def thinking_texts(rng: random.Random, start: int) -> Iterator[list[Example]]:
             yield next(before)
 
 
+def thinking_unknown(rng: random.Random, start: int) -> Iterator[list[Example]]:
+    """Unknown pictures and questions, and all of before without pictures of shapes to count."""
+    drawn = weights(1.2, 0.0, 1.2, 1.0, 1.0)
+    before = thinking_examples(rng, start, drawn, (times_example,), hidden=0.35, every=1000)
+    for step in itertools.count(start):
+        turn = step % 8
+        if turn in (0, 3):
+            yield [unknown_example(rng, "thinking") for _ in range(64)]
+        elif turn == 5:
+            yield [nothing_example(rng, "thinking") for _ in range(64)]
+        elif turn == 6:
+            yield [text_example(rng, "thinking", rng.choice(("sum", "sum", "sum", *REPLIES))) for _ in range(96)]
+        elif turn == 7:
+            yield [tools_example(rng, "thinking") for _ in range(24)]
+        else:
+            yield _alike(rng, "thinking", drawn, 36, 0.5) if turn == 1 else next(before)
+
+
 # the later phases practice what had low accuracy
 text_count = partial(text_example, mode="thinking", kind="count")
 more_instruct = partial(instruct_examples, drawn=weights(0.6, 0.9, 0.4, 3.5, 3.0), levels=EVENLY, hidden=0.35, every=4)
@@ -421,7 +422,6 @@ EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     "instruct_more": more_instruct,
     "instruct_last": with_texts(more_instruct, lambda rng: [text_turns_example(rng) for _ in range(72)]),
     "instruct_forms": instruct_forms,
-    "instruct_wide": instruct_wide,
     "thinking": partial(
         thinking_examples, drawn=weights(1.0, 1.2, 1.5, 1.2, 1.0), practice=(sums_example, sums_example, times_example)
     ),
@@ -431,5 +431,6 @@ EXAMPLES: dict[str, Callable[[random.Random, int], Iterator[list[Example]]]] = {
     ),
     "thinking_wide": thinking_wide,
     "thinking_texts": thinking_texts,
+    "thinking_unknown": thinking_unknown,
     "thinking_pairs": thinking_pairs,
 }
