@@ -47,7 +47,7 @@ format: install  ## Apply the fixes of ruff and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pocket: install  ## Train the pocket pair and its router, measure both, write their pages, run the notebooks (four hours on two cores)
+pocket: install  ## Train the pocket pair and its router, measure both, write their pages, run the notebooks (five hours on two cores)
 	$(BIN)/python -m training.pocket.train
 	$(BIN)/python -m training.pocket.evaluate
 	$(BIN)/python -m training.pocket.label --jobs 2 --out training/pocket/records.jsonl.gz

@@ -44,7 +44,7 @@ from training.pocket.data import (
     two_pictures_example,
     unknown_example,
 )
-from training.pocket.phases import EXAMPLES, PHASES, sequence_loss, tower_loss
+from training.pocket.phases import EXAMPLES, PHASES, SHIPPED, sequence_loss, tower_loss
 from training.pocket.train import Trainer, phase_lock, write_checkpoint, write_finished
 
 from tests.conftest import task
@@ -239,15 +239,21 @@ def test_a_phase_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_the_checkpoint_folder_is_written_from_the_last_phase(tmp_path: Path) -> None:
-    trainer = Trainer(replace(PHASES["thinking_unknown"], start=None, threads=torch.get_num_threads()), tmp_path / "runs")
-    trainer.save()
+def test_the_checkpoint_folder_has_the_mean_of_the_last_phases(tmp_path: Path) -> None:
+    states = []
+    for name in SHIPPED["thinking"]:
+        trainer = Trainer(replace(PHASES[name], start=None, threads=torch.get_num_threads()), tmp_path / "runs")
+        with torch.no_grad():
+            trainer.model.lm_head.weight += len(states)
+        trainer.save()
+        states.append({key: value.clone() for key, value in trainer.model.state_dict().items()})
     write_checkpoint(build_model(build_tokenizer()), "thinking", tmp_path / "thinking")  # an earlier checkpoint
     write_finished("thinking", tmp_path / "runs", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "thinking"]
     saved = load_file(tmp_path / "thinking" / "model.safetensors")
-    weights = trainer.model.state_dict()
-    assert all(torch.equal(value, weights[name].to(value.dtype)) for name, value in saved.items())
+    mean = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in saved}
+    assert len(states) == 2
+    assert all(torch.equal(value, mean[name].to(value.dtype)) for name, value in saved.items())
 
 
 def test_the_printed_loss_is_a_mean_after_a_resume(

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneratio
 from training.page import POCKET, ROOT, argument_parser
 from training.pocket.checkpoint import build_model, build_tokenizer, save_checkpoint
 from training.pocket.data import LABEL, Sequences
-from training.pocket.phases import EXAMPLES, PHASES, Phase, Scores, sequence_loss, tower_loss
+from training.pocket.phases import EXAMPLES, PHASES, SHIPPED, Phase, Scores, sequence_loss, tower_loss
 from vlroute import Mode
 from vlroute.types import MODES
 
@@ -172,12 +172,13 @@ def finished(name: str, runs: Path) -> bool:
 
 
 def write_finished(mode: Mode, runs: Path, out: Path) -> None:
-    """Write the checkpoint folder of a mode from the saved state of its last phase."""
-    name = [phase.name for phase in PHASES.values() if phase.mode == mode][-1]
+    """Write the checkpoint folder of a mode: the mean of the weights of the phases in `SHIPPED`."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
-    with phase_lock(name, runs):
-        model.load_state_dict(load_state(name, runs, tokenizer)["model"])
+    with phase_lock(SHIPPED[mode][-1], runs):
+        states = [load_state(name, runs, tokenizer)["model"] for name in SHIPPED[mode]]
+        mean = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in states[0]}
+        model.load_state_dict(mean)
         write_checkpoint(model, mode, out / mode)
 
 
