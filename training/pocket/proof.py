@@ -40,7 +40,7 @@ from vlroute.learning.trial import ask_task, media
 from vlroute.types import MODES
 
 #: The policy to prove; chosen on the validation pictures.
-THINKING_SHARE = 0.54
+THINKING_SHARE = 0.52
 COUNT, SEED = 3024, "proof"
 #: Sources of the caption, in the order of the table.
 SOURCES = ("prompt alone", "caption by Instruct", "vision probe", "caption given")

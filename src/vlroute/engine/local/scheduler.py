@@ -222,6 +222,8 @@ class _Lane:
 
     def compact(self) -> None:
         """Move the last answers to free slots, if a decode step then has fewer rows."""
+        if not self.running:
+            self._sampled, self._sampler = (), None  # they hold answers with their vision features
         while self.running:
             last = max(self.running, key=lambda one: one.slot)
             if rounded(len(self.running)) >= rounded(last.slot + 1):
