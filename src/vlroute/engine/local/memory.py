@@ -50,6 +50,8 @@ class Memory:
             share: Share of the memory of a GPU that is free now, or of the RAM.
         """
         self.device = device = pair.instruct.device
+        #: Number of parameters of one checkpoint.
+        self.parameters = sum(one.numel() for one in pair.instruct.model.parameters())
         if device.type == "cuda":
             free, what = torch.cuda.mem_get_info(device)[0], "free GPU memory"
             share = GPU_SHARE if share is None else share

@@ -47,6 +47,8 @@ CHUNK, CHUNK_ALONE = 512, 2048
 PATCHES = 65_536
 #: On a GPU, the slots of a mode begin with this many tokens each and at most this share of the memory.
 FIRST_SLOT, FIRST_SHARE = 4096, 0.25
+#: On a CPU, the operations of models with fewer parameters are too short to be divided between threads.
+ONE_THREAD = 50_000_000
 #: Called with each token id; a true result ends the answer.
 OnToken = Callable[[int], bool | None]
 
@@ -313,6 +315,7 @@ class Scheduler:
         self._closed = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._started = threading.Event()
         self._process = os.getpid()
         _schedulers.add(self)
 
@@ -373,14 +376,20 @@ class Scheduler:
             if self._closed:
                 raise RouterClosedError
             if self._thread is None:
+                threads = torch.get_num_threads()
                 self._thread = threading.Thread(target=self._run, name="vlroute-engine", daemon=True)
                 self._thread.start()
+                self._started.wait()
+                torch.set_num_threads(threads)  # what threads begin with that are started later
             self._new.put(work)
 
     @torch.inference_mode()
     def _run(self) -> None:
         if self.memory.device.type == "cuda":  # otherwise streams and graphs would belong to the first GPU
             torch.cuda.set_device(self.memory.device)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1 if self.memory.parameters < ONE_THREAD else threads)  # of this thread
+        self._started.set()
         while True:
             busy = self._encodings or any(lane.waiting or lane.running for lane in self._lanes.values())
             work = [] if busy else [self._new.get()]

@@ -18,6 +18,8 @@ from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
 
 Grid = tuple[int, int, int]
+#: Items of at most so many pixels are prepared by one thread.
+ONE_THREAD = 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,16 @@ def prepare(model: Any, processor: Any, items: Sequence[Picture | Video]) -> lis
     Raises:
         LimitError: An item has more tokens than any prompt can hold.
     """
-    return [_prepared(model, processor, item) for item in items]
+    sizes = [math.prod(item.size) * (1 if isinstance(item, Picture) else len(item.frames)) for item in items]
+    threads = torch.get_num_threads()
+    if threads == 1 or max(sizes, default=0) > ONE_THREAD:
+        return [_prepared(model, processor, item) for item in items]
+    # two threads would save nothing here, and the second one would wait for more work on a core that the tower needs
+    torch.set_num_threads(1)
+    try:
+        return [_prepared(model, processor, item) for item in items]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _prepared(model: Any, processor: Any, item: Picture | Video) -> Pixels:
