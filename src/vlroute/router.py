@@ -166,17 +166,17 @@ class Router:
             dtype: Data type of the weights; by default bfloat16 on CUDA and float32 on other devices.
             attn_implementation: Attention implementation of transformers.
             quantization: "4bit", "8bit", "int8", or a quantization config of transformers.
-            generation: Settings per mode: `{"thinking": {"max_new_tokens": 4096}}`.
-            vision_cache: Cache of vision features with budgets of your own. Several routers may share it.
-            prefix_cache: Cache of KV tokens with a budget of your own.
-            store: Where answers are stored for `feedback`: a `Store`, a file, or a postgresql:// URL.
-            max_num_seqs: Maximum number of answers in each mode that are generated at the same time.
             memory: Share of the memory for keys, values and vision features: of the memory of a GPU that is free after
                 loading (0.85 by default), or of the RAM (0.25). The log says how many tokens it holds. Caches with a
                 budget of their own keep it.
             compile: "auto" captures the decode step as CUDA graphs on a GPU and changes nothing on a CPU; "off"
                 captures nothing; "max" compiles it with `torch.compile` in addition, which takes a minute or more when
                 answers are first generated.
+            generation: Settings per mode: `{"thinking": {"max_new_tokens": 4096}}`.
+            vision_cache: Cache of vision features with budgets of your own. Several routers may share it.
+            prefix_cache: Cache of KV tokens with a budget of your own.
+            store: Where answers are stored for `feedback`: a `Store`, a file, or a postgresql:// URL.
+            max_num_seqs: Maximum number of answers in each mode that are generated at the same time.
             **settings: Generation settings for both modes, with the names of transformers: `do_sample=False`.
 
         Returns:

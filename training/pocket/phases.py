@@ -108,7 +108,8 @@ PHASES = {
 #: Phases whose final weights are averaged for the shipped checkpoint (model soups, Wortsman et al., 2022): the last one
 #: recognizes unknown pictures better, the one before counts better.
 SHIPPED: dict[Mode, tuple[str, ...]] = {
-    "instruct": ("instruct_forms",), "thinking": ("thinking_texts", "thinking_unknown")
+    "instruct": ("instruct_forms",),
+    "thinking": ("thinking_texts", "thinking_unknown"),
 }
 
 

@@ -137,6 +137,12 @@ def language_model(model: Any) -> Callable[..., torch.Tensor]:
 
     A quantized model, or one with eager attention or another position encoding, runs with the modules of transformers.
 
+    Args:
+        model: A Qwen3-VL model.
+
+    Returns:
+        The function.
+
     Raises:
         SettingsError: The attention of a quantized model takes no masks.
     """
