@@ -195,14 +195,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The answers given so far in this process, by a router or by the server."""
     given: list[str] = []
-    answer = Pipeline.answer
+    answer = vars(Pipeline)["_answer"]  # `answer` returns after it has passed on the last event, maybe too late
 
     def recorded(self: Pipeline, *args: Any, **options: Any) -> Steps[Answer]:
-        result = yield from answer(self, *args, **options)
+        result: Answer = yield from answer(self, *args, **options)
         given.append(result.text)
         return result
 
-    monkeypatch.setattr(Pipeline, "answer", recorded)
+    monkeypatch.setattr(Pipeline, "_answer", recorded)
     return given
 
 
