@@ -269,9 +269,7 @@ class Router:
         from vlroute.engine.remote.client import RemoteEngine
 
         loading = {name: settings.pop(name) for name in _LOADING if name in settings}
-        if loading.pop("max_num_seqs", None) not in (None, 1, DEFAULT_NUM_SEQS) or any(
-            value is not None for value in loading.values()
-        ):
+        if loading.pop("max_num_seqs", 1) not in (None, 1) or any(value is not None for value in loading.values()):
             raise SettingsError(f"{', '.join(_LOADING)} cannot be used with endpoints; set them on the servers")
         remote = RemoteEngine.over(instruct, thinking)
         try:

@@ -136,7 +136,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def median_and_99th(name: str, seconds: Sequence[float], target: float | None = None) -> Iterator[Figure]:
-    """Two figures in milliseconds; the target is that of the median."""
+    """The median and the 99th percentile in milliseconds; the target applies to the median."""
     note = f"{len(seconds)} values, largest {1e3 * max(seconds):.1f} ms"
     yield Figure(f"{name}, median", 1e3 * statistics.median(seconds), "ms", target, note=note)
     yield Figure(f"{name}, 99th percentile", 1e3 * quantile(seconds, 0.99), "ms")

@@ -170,7 +170,7 @@ def same_picture(server: PeerServer, seed: str, requests: int) -> float:
 
 
 def thinking(server: PeerServer, seed: str, requests: int) -> float:
-    """Tokens per second, reasoning included, to 16 clients of Thinking, each about a fresh picture."""
+    """Tokens per second, reasoning included, that 16 clients get from Thinking. Each picture is asked about once."""
     conversations = [question(task) for task in draw_pictures(requests, seed)]
     replies, seconds = ask_at_once(server, "thinking", conversations, CLIENTS)
     return count_tokens(replies) / seconds

@@ -205,9 +205,10 @@ def devices() -> Iterator[Finding]:
         found = f"{torch.cuda.get_device_name(index)}, {free / GiB:.1f} of {total / GiB:.1f} GiB free"
         yield Finding("devices", f"cuda:{index}", found)
     from vlroute.engine.local.attention import kernel
-    from vlroute.engine.local.checkpoint import default_device
+    from vlroute.engine.local.checkpoint import default_device, default_dtype
 
-    yield Finding("devices", "attention", kernel(default_device()))
+    device = default_device()
+    yield Finding("devices", "attention", kernel(torch.device(device), default_dtype(device)))
     if torch.cuda.is_available():
         return
     if torch.version.cuda is None:

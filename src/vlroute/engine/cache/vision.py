@@ -53,7 +53,7 @@ class VisionEncoder(Protocol):
         ...
 
     def encode(self, items: Sequence[Picture | Video]) -> Future[list[VisionFeatures]]:
-        """The future features of pictures and videos, from the tower."""
+        """Run the tower on pictures and videos. Returns a future of their features."""
         ...
 
 

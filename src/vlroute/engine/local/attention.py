@@ -17,9 +17,9 @@ ALIGNED = 8
 _EFFICIENT = torch.ops.aten._scaled_dot_product_efficient_attention  # noqa: SLF001 (no public function chooses it)
 
 
-def kernel(device: str) -> str:
-    """The attention kernel of the language model on a kind of device ("cuda", "cpu", …), in words."""
-    if device == "cuda":
+def kernel(device: torch.device, dtype: torch.dtype) -> str:
+    """The attention kernel of the language model, in words."""
+    if _has_efficient(device, dtype):
         return "memory-efficient kernel, the same for every length"
     return "scaled_dot_product_attention of torch"
 

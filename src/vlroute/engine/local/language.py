@@ -1,7 +1,7 @@
 """The language model of Qwen3-VL in few operations, over KV slots.
 
-transformers runs about 70 operations and 12 modules in each layer. On a small model, and in every decode step, their
-start takes longer than their work. These are the same computations on the same weights, with joined projections.
+On a small model, and in every decode step, starting the many operations and modules of a layer in transformers takes
+longer than running them. These are the same computations on the same weights, with joined projections.
 """
 
 from __future__ import annotations

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlroute.engine.cache.prefix import Slot, TokenPrefix
+from vlroute.engine.cache.vision import Grid
 from vlroute.engine.local.checkpoint import Checkpoint
 from vlroute.inputs.messages import Conversation
-
-Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -316,6 +316,8 @@ class Scheduler:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._started = threading.Event()
+        # read here: while a request is prepared in another thread, new threads begin with one
+        self._threads = torch.get_num_threads()
         self._process = os.getpid()
         _schedulers.add(self)
 
@@ -376,19 +378,17 @@ class Scheduler:
             if self._closed:
                 raise RouterClosedError
             if self._thread is None:
-                threads = torch.get_num_threads()
                 self._thread = threading.Thread(target=self._run, name="vlroute-engine", daemon=True)
                 self._thread.start()
                 self._started.wait()
-                torch.set_num_threads(threads)  # what threads begin with that are started later
+                torch.set_num_threads(self._threads)  # what threads begin with that are started later
             self._new.put(work)
 
     @torch.inference_mode()
     def _run(self) -> None:
         if self.memory.device.type == "cuda":  # otherwise streams and graphs would belong to the first GPU
             torch.cuda.set_device(self.memory.device)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1 if self.memory.parameters < ONE_THREAD else threads)  # of this thread
+        torch.set_num_threads(1 if self.memory.parameters < ONE_THREAD else self._threads)  # of this thread
         self._started.set()
         while True:
             busy = self._encodings or any(lane.waiting or lane.running for lane in self._lanes.values())
@@ -503,10 +503,7 @@ class Scheduler:
             if not self._grow(lane, len(lane.running) + 1, max(lane.tokens, len(one.ids) + 1)):
                 if not any(other.running for other in self._lanes.values()):
                     lane.waiting.popleft()
-                    one.error = LimitError(
-                        f"the conversation has {len(one.ids)} tokens, more than the memory for keys and values holds "
-                        f"({self.memory.kv_tokens(lane.slots)} tokens): shorten it, or raise memory="
-                    )
+                    one.error = self._too_long(lane, one)
                     one.finish()
                     continue
                 return False
@@ -522,6 +519,13 @@ class Scheduler:
                 continue
             one.cached = one.lease.length
         return True
+
+    def _too_long(self, lane: _Lane, one: Generation) -> LimitError:
+        answer = " and its answer have" if len(one.ids) > one.sampler.prompt_length else " has"
+        return LimitError(
+            f"the conversation{answer} {len(one.ids)} tokens, more than the memory for keys and values holds "
+            f"({self.memory.kv_tokens(lane.slots)} tokens): shorten it, or raise memory="
+        )
 
     def _grow(self, lane: _Lane, sequences: int, tokens: int) -> bool:
         """Make room for so many answers, the longest of which has `tokens` tokens. False if there is no memory."""
@@ -539,8 +543,7 @@ class Scheduler:
         shape = next((one for one in (larger, needed) if self._fits(lane, *one)), None)
         if shape is None:
             return False
-        others = sum(other.slots.nbytes for other in self._lanes.values() if other is not lane)
-        self.memory.reserve(others + shape[0] * shape[1] * slots.token_bytes)
+        self.memory.reserve(self._bytes_with(lane, *shape))
         try:
             lane.resize(*shape)
         except (torch.OutOfMemoryError, MemoryError) as error:  # other programs use the memory
@@ -556,8 +559,12 @@ class Scheduler:
         return slots.shape_for(count, length)
 
     def _fits(self, lane: _Lane, count: int, length: int) -> bool:
+        return self._bytes_with(lane, count, length) <= self.memory.kv
+
+    def _bytes_with(self, lane: _Lane, count: int, length: int) -> int:
+        """Size of the slots of all modes if those of `lane` had this shape."""
         others = sum(other.slots.nbytes for other in self._lanes.values() if other is not lane)
-        return others + count * length * lane.slots.token_bytes <= self.memory.kv
+        return others + count * length * lane.slots.token_bytes
 
     def _read(self, lanes: Sequence[_Lane]) -> None:
         """Read one chunk of prompts: of the first mode, then of the other one."""
@@ -641,10 +648,7 @@ class Scheduler:
         """Take the slot of the answer that began last; it is computed again, from its tokens, when there is room."""
         lane = max((lane for lane in self._lanes.values() if lane.running), key=lambda lane: lane.running[-1].began)
         if sum(len(other.running) for other in self._lanes.values()) == 1:
-            lane.running[0].error = LimitError(
-                f"the conversation and its answer have {len(lane.running[0].ids)} tokens, more than the memory for "
-                f"keys and values holds ({self.memory.kv_tokens(lane.slots)} tokens): shorten it, or raise memory="
-            )
+            lane.running[0].error = self._too_long(lane, lane.running[0])
             self._end(lane)
             return
         one = lane.running.pop()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-#: Key lengths and numbers of slots are rounded up to these first steps and their doublings.
+#: The lengths of slots and keys are rounded up to this one and its doublings.
 FIRST_LENGTH = 128
 
 
@@ -36,8 +36,9 @@ class KVSlots:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.most, self.max_length = most, config.max_position_embeddings
         self.kv = torch.empty(config.num_hidden_layers, 2, 0, 0, heads, width, dtype=dtype, device=device)
-        self._write: tuple[Any, ...] = ()
-        self._rows: torch.Tensor | slice = slice(0)
+        self._write: tuple[torch.Tensor, torch.Tensor] | None = None  # slot and place of each new token
+        self._new: tuple[torch.Tensor, torch.Tensor] | None = None  # its row and place in the call; None: one per row
+        self._rows: torch.Tensor | slice | None = None  # slots that attention reads; None: only the new tokens
         self._length = 0
 
     @property
@@ -100,7 +101,7 @@ class KVSlots:
         Returns:
             The attention mask, `[rows, 1, 1, length]`.
         """
-        self._write = (torch.arange(rows, device=cached.device), cached)
+        self._write, self._new = (torch.arange(rows, device=cached.device), cached), None
         self._rows, self._length = slice(0, rows), length
         return (torch.arange(length, device=cached.device)[None] <= cached[:, None])[:, None, None]
 
@@ -121,9 +122,11 @@ class KVSlots:
         at = torch.arange(longest)[None]
         row, place = torch.nonzero(at < new, as_tuple=True)
         slot = torch.tensor(slots)
-        self._write = tuple(t.to(device) for t in (slot[row], (past + at)[row, place], row, place))
-        # without cached tokens the new keys are all there are
-        self._rows = slot.to(device) if max(cached) else slice(0, 0)
+        self._write, self._new = (
+            (slot[row].to(device), (past + at)[row, place].to(device)),
+            (row.to(device), place.to(device)),
+        )
+        self._rows = slot.to(device) if max(cached) else None
         self._length = max(map(sum, zip(cached, lengths, strict=True)))
         keys = torch.arange(self._length, device=device)
         # a padded query sees what the last one sees, because the softmax over no key is undefined
@@ -137,19 +140,12 @@ class KVSlots:
 
         See `Cache.update` of transformers.
         """
-        stored = self.kv[layer]
-        pairs = ((stored[0], keys), (stored[1], values))
-        if len(self._write) == 2:
-            for one, new in pairs:
-                one[self._write[0], self._write[1]] = new[:, :, 0]
-            k, v = (one[self._rows, : self._length].transpose(1, 2) for one, _ in pairs)
-            return k, v
-        slot, at, row, place = self._write
-        for one, new in pairs:
-            one[slot, at] = new.transpose(1, 2)[row, place]
-        if isinstance(self._rows, slice):
+        assert self._write is not None, "`decoding` or `reading` comes first"
+        for one, new in zip(self.kv[layer], (keys, values), strict=True):
+            one[self._write] = new[:, :, 0] if self._new is None else new.transpose(1, 2)[self._new]
+        if self._rows is None:
             return keys, values
-        k, v = (one[self._rows, : self._length].transpose(1, 2) for one, _ in pairs)
+        k, v = (one[self._rows, : self._length].transpose(1, 2) for one in self.kv[layer])
         return k, v
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.nn.functional import gelu, layer_norm, linear
 
+from vlroute.engine.cache.vision import Grid
 from vlroute.engine.local.attention import attend
 from vlroute.engine.local.language import is_plain
 
-Grid = tuple[int, int, int]
 #: Positions are kept for items of at most so many patches; for larger ones the tower takes much longer than they.
 KEPT = 4096
 #: Merged features and those of each deepstack layer, each `[tokens, width]`.
@@ -82,7 +82,7 @@ class Tower:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _positions(self, grid: Grid) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Embeddings, cosines and signed sines of the positions of a grid, in the order of its patches."""
+        """Position embeddings, and cosines and signed sines of the rotary embedding, for each patch of a grid."""
         t, h, w = grid
         weight = self.visual.pos_embed.weight
         # bilinear interpolation of the learned grid, whose corners are those of the picture

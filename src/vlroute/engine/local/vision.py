@@ -14,10 +14,10 @@ from PIL import Image
 from transformers.image_utils import SizeDict
 
 from vlroute.engine.cache.features import VisionFeatures
+from vlroute.engine.cache.vision import Grid
 from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
 
-Grid = tuple[int, int, int]
 #: Items of at most so many pixels are prepared by one thread.
 ONE_THREAD = 1024**2
 
