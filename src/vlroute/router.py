@@ -32,7 +32,7 @@ from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation
 from vlroute.inputs.video import FrameSampling
 from vlroute.pipeline import EitherEvent, LazyModel, Pipeline, RequestOptions
-from vlroute.steps import run
+from vlroute.steps import check_waiting, run
 from vlroute.types import Answer, Decision, Event, Events, Finished, ModeChoice, ModelIdentity, Preset, forced_mode
 
 if TYPE_CHECKING:
@@ -668,6 +668,7 @@ class Router:
                 cancelled.
             RouterClosedError: The router was closed.
         """
+        check_waiting()
         left, pipeline = threading.Event(), self.pipeline
         running: deque[Future[Answer]] = deque()
         answers: list[Answer] = []

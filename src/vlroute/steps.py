@@ -6,11 +6,13 @@ result itself, so that an error of the future is raised at this place.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
 from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
+_thread = threading.local()
 Steps: TypeAlias = Generator[Future[Any], None, T]
 
 
@@ -27,6 +29,17 @@ def immediate(work: Callable[[], T]) -> Steps[T]:
     return work()
 
 
+def forbid_waiting(reason: str) -> None:
+    """Make `check_waiting` fail in this thread from now on, with `reason` as its message."""
+    _thread.reason = reason
+
+
+def check_waiting() -> None:
+    """Check that this thread may wait for answers. Raises RuntimeError in a thread that generates them."""
+    if reason := getattr(_thread, "reason", None):
+        raise RuntimeError(reason)
+
+
 def run(steps: Steps[T]) -> T:
     """The result of `steps`, in this thread.
 
@@ -35,11 +48,15 @@ def run(steps: Steps[T]) -> T:
 
     Returns:
         What the generator returns.
+
+    Raises:
+        RuntimeError: This thread would have to wait, and it must not, see `check_waiting`.
     """
     try:
         while True:
             future = next(steps)
             try:
+                check_waiting()
                 future.exception()
             except BaseException as error:  # such as KeyboardInterrupt while this thread waited
                 steps.throw(error)
@@ -48,12 +65,13 @@ def run(steps: Steps[T]) -> T:
         return result
 
 
-def start(steps: Steps[T], executor: Executor) -> Future[T]:
+def start(steps: Steps[T], executor: Executor | None = None) -> Future[T]:
     """Run `steps` in threads of `executor`; none of them waits for a future.
 
     Args:
         steps: A generator that was not started.
-        executor: Its threads run one part after the other.
+        executor: Its threads run one part after the other. None: this thread runs the first part, and each further
+            part runs in the thread that completes the future for which it waits, so that no thread is woken for it.
 
     Returns:
         The future result. Cancelling it has no effect on `steps`.
@@ -62,6 +80,9 @@ def start(steps: Steps[T], executor: Executor) -> Future[T]:
     result.set_running_or_notify_cancel()
 
     def go_on(_: Future[Any] | None = None) -> None:
+        if executor is None:
+            part()
+            return
         try:
             executor.submit(part)
         except RuntimeError as error:  # the executor was shut down

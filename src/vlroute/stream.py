@@ -11,7 +11,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar, cast
 
-from vlroute.steps import Steps, start
+from vlroute.steps import Steps, check_waiting, start
 from vlroute.types import Event
 
 T = TypeVar("T")
@@ -45,9 +45,13 @@ class Stream(Generator[Event, None, None]):
         return self._work
 
     def send(self, value: None) -> Event:
-        """The next event; see `Generator.send`. The first call starts the work."""
+        """The next event; see `Generator.send`. The first call starts the work.
+
+        Raises RuntimeError in a callback of the engine, which would wait for itself.
+        """
         if self._ended:
             raise StopIteration
+        check_waiting()
         try:
             with self._starting:
                 if self._worker is None:

@@ -64,7 +64,7 @@ class TokenPrefix:
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """Keys and values of one block, `[layers, 2, 16, heads, width]`.
+    """Keys and values of one block, `[layers, 2, heads, 16, width]`.
 
     `before`: number of the block before it, 0 for none. `users`: leases that hold it.
     """

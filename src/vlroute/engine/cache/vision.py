@@ -52,8 +52,8 @@ class VisionEncoder(Protocol):
         """Where the model is."""
         ...
 
-    def encode(self, items: Sequence[Picture | Video]) -> Future[list[VisionFeatures]]:
-        """Run the tower on pictures and videos. Returns a future of their features."""
+    def encode(self, items: Sequence[Picture | Video]) -> tuple[list[Grid], Future[list[VisionFeatures]]]:
+        """Run the tower on pictures and videos. Returns their grids, and a future of their features."""
         ...
 
 
@@ -163,7 +163,7 @@ class VisionCache:
             self._host_bytes = 0
 
     def grids(self, encoder: VisionEncoder, items: Sequence[Picture | Video], namespace: str = "") -> list[Grid | None]:
-        """Grid (t, h, w) in patches of each item that was ever encoded; None for the others."""
+        """Grid (t, h, w) in patches of each item whose pixels were ever prepared; None for the others."""
         keys = [feature_key(encoder.grid_key, item, namespace) for item in items]
         with self._lock:
             return [self._grids.get(key) for key in keys]
@@ -192,12 +192,12 @@ class VisionCache:
             for key in wanted:
                 self._pins[key] = self._pins.get(key, 0) + 1
         try:
-            found = yield from self._find(encoder, wanted, set() if encoded is None else encoded)
+            found = yield from self._find(encoder, wanted, namespace, set() if encoded is None else encoded)
         except BaseException:
             self._unpin(wanted)
             raise
         features = [found[key] for key in keys]
-        self._remember_grids([feature_key(encoder.grid_key, item, namespace) for item in items], features)
+        self._remember_grids(encoder, items, [one.grid for one in features], namespace)
         return Lease(features, partial(self._unpin, wanted))
 
     def _unpin(self, keys: Iterable[str]) -> None:
@@ -207,15 +207,17 @@ class VisionCache:
                 if not self._pins[key]:
                     del self._pins[key]
 
-    def _remember_grids(self, keys: Sequence[str], features: Sequence[VisionFeatures]) -> None:
+    def _remember_grids(
+        self, encoder: VisionEncoder, items: Iterable[Picture | Video], grids: Sequence[Grid], namespace: str
+    ) -> None:
+        keys = [feature_key(encoder.grid_key, item, namespace) for item in items]
         with self._lock:
-            for key, item in zip(keys, features, strict=True):
-                self._grids[key] = item.grid
+            self._grids.update(zip(keys, grids, strict=True))
             while len(self._grids) > MAX_GRIDS:
                 self._grids.popitem(last=False)
 
     def _find(
-        self, encoder: VisionEncoder, wanted: dict[str, Picture | Video], encoded: set[str]
+        self, encoder: VisionEncoder, wanted: dict[str, Picture | Video], namespace: str, encoded: set[str]
     ) -> Steps[dict[str, VisionFeatures]]:
         found: dict[str, VisionFeatures] = {}
         while len(found) < len(wanted):
@@ -231,7 +233,7 @@ class VisionCache:
                         mine[key] = self._making[key] = Future()
             if mine:
                 items = {key: wanted[key] for key in wanted if key in mine}
-                found.update((yield from self._make(encoder, items, mine, encoded)))
+                found.update((yield from self._make(encoder, items, mine, namespace, encoded)))
             for key, future in others.items():
                 if not future.done():
                     yield future
@@ -256,6 +258,7 @@ class VisionCache:
         encoder: VisionEncoder,
         items: dict[str, Picture | Video],
         futures: dict[str, Future[VisionFeatures]],
+        namespace: str,
         encoded: set[str],
     ) -> Steps[dict[str, VisionFeatures]]:
         """Load items from the other tiers or encode them. Requests that wait get the result or the error."""
@@ -263,7 +266,7 @@ class VisionCache:
             made = self._from_host(encoder, list(items))
             made.update(self._from_disk(encoder, [key for key in items if key not in made]))
             new = {key: item for key, item in items.items() if key not in made}
-            made.update((yield from self._encoded(encoder, new)))
+            made.update((yield from self._encoded(encoder, new, namespace)))
             encoded.update(item.digest for item in new.values())
             with self._lock:
                 for key, features in made.items():
@@ -300,10 +303,14 @@ class VisionCache:
         self._count(hits=len(read), disk_hits=len(read))
         return {key: features.to(encoder.device) for key, features in read.items()}
 
-    def _encoded(self, encoder: VisionEncoder, items: dict[str, Picture | Video]) -> Steps[dict[str, VisionFeatures]]:
+    def _encoded(
+        self, encoder: VisionEncoder, items: dict[str, Picture | Video], namespace: str
+    ) -> Steps[dict[str, VisionFeatures]]:
         if not items:
             return {}
-        features = yield from wait(encoder.encode([*items.values()]))
+        grids, encoding = encoder.encode([*items.values()])
+        self._remember_grids(encoder, items.values(), grids, namespace)  # prompts are built before the tower has run
+        features = yield from wait(encoding)
         self._count(encodes=len(items))
         fresh = dict(zip(items, features, strict=True))
         if self.disk is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,7 +35,7 @@ from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
 from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
-from vlroute.steps import Steps, wait
+from vlroute.steps import Steps, start, wait
 from vlroute.types import MODES, Channel, Mode
 
 
@@ -48,6 +48,7 @@ class Request:
     def __init__(self, engine: LocalEngine, conversation: Conversation, namespace: str = "") -> None:
         self.engine, self.conversation, self.namespace = engine, conversation, namespace
         self._leases = ExitStack()
+        self._lock, self._ended = threading.Lock(), False
         self._features: dict[str, VisionFeatures] = {}
         self._encoded: set[str] = set()
         self._prompts: dict[Mode, Prompt] = {}
@@ -58,6 +59,8 @@ class Request:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._lock:
+            self._ended = True
         self._leases.close()
 
     @property
@@ -77,7 +80,7 @@ class Request:
         if new:
             encoder = self.engine.encoders[checkpoint.mode]
             lease = yield from self.engine.vision.lease(encoder, [*new.values()], self.namespace, self._encoded)
-            self._leases.callback(lease.release)
+            self._keep(lease.release)
             self._features |= dict(zip(new, lease.features, strict=True))
         return [self._features[key] for key in keys]
 
@@ -124,15 +127,30 @@ class Request:
     ) -> Steps[Reply]:
         """See `protocol.EngineRequest`."""
         checkpoint, prefixes = self.engine.pair[mode], self.engine.prefixes
-        began = time.perf_counter()
-        yield from self._encode_new(checkpoint)
+        began = encoded = time.perf_counter()
+        writes = self.engine.vision.disk is not None  # the thread of the models must not wait for a disk
+        if writes:
+            yield from self._encode_new(checkpoint)
+        encoding = start(self._encode_new(checkpoint))
+        if None in itertools.chain(*self._grids(checkpoint)):  # another request prepares the same pixels
+            yield from wait(encoding)
         prompt = self._prompt(checkpoint)
         max_output = _max_output_tokens(checkpoint, prompt)
         owner = self._owner(mode)
         lease = prefixes.match(owner, prompt.tokens)
-        try:
-            features = yield from self.features(checkpoint, self._uncached_media(prompt, lease.length))
+
+        media = self._uncached_media(prompt, lease.length)
+
+        def uncached_features() -> Steps[list[VisionFeatures]]:
+            nonlocal encoded
+            yield from wait(encoding)
+            features = yield from self.features(checkpoint, media)
             encoded = time.perf_counter()
+            return features
+
+        try:
+            if writes:
+                yield from self.features(checkpoint, media)
             resolved = resolve_settings(checkpoint, settings)
             resolved["max_new_tokens"] = min(resolved["max_new_tokens"], max_output)
             splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
@@ -147,7 +165,9 @@ class Request:
                 return splitter.stop.found
 
             generating = self.engine.scheduler.generate(
-                GenerationRequest(checkpoint, prompt, resolved, features, on_token, cancel, owner, lease)
+                GenerationRequest(
+                    checkpoint, prompt, resolved, start(uncached_features()), on_token, cancel, owner, lease
+                )
             )
         except BaseException:
             lease.release()
@@ -173,6 +193,14 @@ class Request:
             decode_seconds=generated.decode_seconds,
             encoded=self.encoded,
         )
+
+    def _keep(self, release: Callable[[], None]) -> None:
+        """Call `release` when the request ends; at once if it has ended while the tower ran."""
+        with self._lock:
+            if not self._ended:
+                self._leases.callback(release)
+                return
+        release()
 
     def _encode_turn(self, item: Picture | Video) -> Steps[None]:
         """If `item` belongs to the last message, encode all items of this message in one call."""
@@ -226,10 +254,10 @@ class Encoder:
         self.merge_size, self.device = checkpoint.merge_size, checkpoint.device
         self._checkpoint, self._scheduler = checkpoint, scheduler
 
-    def encode(self, items: Sequence[Picture | Video]) -> Future[list[VisionFeatures]]:
+    def encode(self, items: Sequence[Picture | Video]) -> tuple[list[Grid], Future[list[VisionFeatures]]]:
         """Prepare pixels in this thread; the thread of the scheduler runs the tower."""
         pixels = prepare(self._checkpoint.model, self._checkpoint.processor, items)
-        return self._scheduler.encode(self._checkpoint, pixels)
+        return [one.grid for one in pixels], self._scheduler.encode(self._checkpoint, pixels)
 
 
 class LocalEngine:

@@ -86,14 +86,17 @@ def read(model: Any, language: Language, slots: KVSlots, chunks: Sequence[Chunk]
 class Decoder:
     """Generates one token for each of the first slots in one forward pass.
 
-    Numbers of rows and keys are rounded up, so that attention sees few shapes. On CUDA, each shape is captured as a
-    CUDA graph when it is first needed, unless `compile` is "off". "max" compiles the step with `torch.compile`.
+    On CUDA, each shape of a step is captured as a CUDA graph when it is first needed, unless `compile` is "off". "max"
+    compiles the step with `torch.compile`. In both cases numbers of rows and keys are rounded up, so that there are few
+    shapes; otherwise a step computes no more rows and keys than it needs.
     """
 
     def __init__(self, model: Any, language: Language, slots: KVSlots, compile: str = "auto") -> None:
         self.model, self.language, self.slots = model, language, slots
         self._graphs: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, Any]] = {}
         self._captures = compile != "off" and model.device.type == "cuda"
+        #: Whether numbers of rows and keys are rounded up.
+        self.few_shapes = self._captures or compile == "max"
         self._pool: Any = None
         self._step: Callable[[torch.Tensor, int], torch.Tensor] = self._forward
         if compile == "max":
@@ -111,13 +114,17 @@ class Decoder:
         Returns:
             The logits, `[rows, vocabulary]` with at least as many rows as there are ids.
         """
-        rows = min(rounded(len(ids)), self.slots.count)
-        length = min(rounded(max(cached) + 1, FIRST_LENGTH), self.slots.length)
+        rows, tokens = self.rows(len(ids)), max(cached) + 1
+        length = min(rounded(tokens, FIRST_LENGTH) if self.few_shapes else tokens, self.slots.length)
         padding = [0] * (rows - len(ids))
         inputs = torch.tensor([[*ids, *padding], [*cached, *padding], [*positions, *padding]])
         if not self._captures:
             return self._step(inputs.to(self.model.device), length)
         return self._replayed(inputs.pin_memory(), length)
+
+    def rows(self, sequences: int) -> int:
+        """Number of rows that a step for the first `sequences` slots computes."""
+        return min(rounded(sequences), self.slots.count) if self.few_shapes else sequences
 
     def _forward(self, inputs: torch.Tensor, length: int) -> torch.Tensor:
         ids, cached, positions = inputs.unbind()

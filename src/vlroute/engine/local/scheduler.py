@@ -1,8 +1,8 @@
 """The loop that alone runs the models: it encodes pictures, reads prompts and generates tokens for all requests.
 
-Each round encodes the pictures that wait in one call of the tower, reads at most one chunk of prompts, and generates
-one token for every running answer of each mode (continuous batching, Yu et al., 2022, with chunked prefill, Agrawal et
-al., 2023).
+Each round encodes the pictures that wait in one call of the tower. Then it reads one chunk of the prompts of one mode,
+or generates one token for each of its running answers (continuous batching, Yu et al., 2022, with chunked prefill,
+Agrawal et al., 2023). The mode whose share of the time is due has the next round.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt
 from vlroute.engine.local.sampling import BatchSampler, Sampler
-from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, rounded
+from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots
 from vlroute.engine.local.tower import vision_tower
 from vlroute.engine.local.vision import Pixels, encode
 from vlroute.errors import LimitError, RouterClosedError
-from vlroute.types import FinishReason, Mode
+from vlroute.steps import forbid_waiting
+from vlroute.types import MODES, FinishReason, Mode
 
 log = logging.getLogger("vlroute")
 
@@ -49,6 +50,9 @@ PATCHES = 65_536
 FIRST_SLOT, FIRST_SHARE = 4096, 0.25
 #: On a CPU, the operations of models with fewer parameters are too short to be divided between threads.
 ONE_THREAD = 50_000_000
+#: Shares of the time while both modes have work. An Instruct answer is short and somebody waits for it; with equal
+#: shares it would take twice as long beside Thinking as alone.
+SHARES: dict[Mode, int] = {"instruct": 2, "thinking": 1}
 #: Called with each token id; a true result ends the answer.
 OnToken = Callable[[int], bool | None]
 
@@ -61,7 +65,8 @@ class GenerationRequest:
         checkpoint: the model.
         prompt: token ids and positions.
         settings: as returned by `resolve_settings`.
-        features: vision features of each item that ends behind the tokens of `lease`, in the order of the slots.
+        features: future vision features of each item that ends behind the tokens of `lease`, in the order of the
+            slots. The answer begins when they are there.
         on_token: called with each token id, in the thread of the scheduler. A true result ends the answer. An exception
             ends the answer, and the future raises it.
         cancel: ends the answer when set.
@@ -72,7 +77,7 @@ class GenerationRequest:
     checkpoint: Checkpoint
     prompt: Prompt
     settings: Mapping[str, Any]
-    features: Sequence[VisionFeatures] = ()
+    features: Future[list[VisionFeatures]]
     on_token: OnToken = lambda token: None
     cancel: threading.Event | None = None
     owner: str = ""
@@ -109,6 +114,7 @@ class Generation:
         self.began = self.first_at = 0.0
         self.reason = ""
         self.error: BaseException | None = None
+        self._offset = prompt.next_position - prompt.length - 1
         self._vision, self._features = _vision_rows(request)
 
     @property
@@ -119,7 +125,7 @@ class Generation:
     @property
     def position(self) -> int:
         """Position of the last token, which belongs to the answer."""
-        return self.request.prompt.next_position + len(self.ids) - self.sampler.prompt_length - 1
+        return self._offset + len(self.ids)
 
     @property
     def reads(self) -> bool:
@@ -184,11 +190,12 @@ def _vision_rows(request: GenerationRequest) -> tuple[NDArray[np.int64], list[to
     prompt, at = request.prompt, 0
     rows = np.full(prompt.length, -1)
     slots = [slot for slot in prompt.tokens.slots if slot.end > request.lease.length]
-    for slot, _ in zip(slots, request.features, strict=True):
+    features = request.features.result()
+    for slot, _ in zip(slots, features, strict=True):
         own = np.flatnonzero(prompt.vision[slot.start : slot.end]) + slot.start
         rows[own] = np.arange(at, at + len(own))
         at += len(own)
-    layers = zip(*((one.merged, *one.deepstack) for one in request.features), strict=True)
+    layers = zip(*((one.merged, *one.deepstack) for one in features), strict=True)
     return rows, [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in layers]
 
 
@@ -202,8 +209,17 @@ class _Lane:
         self.decoder = Decoder(model, self.language, self.slots, compile)
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
+        #: Seconds of work so far, divided by the share of the mode.
+        self.spent = 0.0
+        #: Whether the latest round of this mode read prompts.
+        self.has_read = False
         self._sampled: tuple[Generation, ...] = ()
         self._sampler: BatchSampler | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are answers that wait or run."""
+        return bool(self.waiting or self.running)
 
     @property
     def tokens(self) -> int:
@@ -228,7 +244,7 @@ class _Lane:
             self._sampled, self._sampler = (), None  # they hold answers with their vision features
         while self.running:
             last = max(self.running, key=lambda one: one.slot)
-            if rounded(len(self.running)) >= rounded(last.slot + 1):
+            if self.decoder.rows(len(self.running)) >= self.decoder.rows(last.slot + 1):
                 return
             slot = self.free_slot()
             self.slots.move(last.slot, slot, last.cached)
@@ -311,7 +327,6 @@ class Scheduler:
         self._lanes: dict[Mode, _Lane] = {}
         self._encodings: deque[_Encoding] = deque()
         self._towers: dict[Any, Callable[..., list[torch.Tensor]]] = {}
-        self._rounds = 0
         self._closed = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -335,7 +350,17 @@ class Scheduler:
             RuntimeError: This process is a fork of the one that loaded the models.
         """
         future: Future[Generated] = Future()
-        self._submit(Generation(request, future))
+
+        def begin(_: Future[Any]) -> None:
+            try:
+                self._submit(Generation(request, future))
+            except BaseException as error:  # such as that of the tower
+                request.lease.release()
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(error)
+
+        self._check_process()
+        request.features.add_done_callback(begin)
         return future
 
     def encode(self, checkpoint: Checkpoint, pixels: Sequence[Pixels]) -> Future[list[VisionFeatures]]:
@@ -359,17 +384,14 @@ class Scheduler:
         if thread is not threading.current_thread():  # a callback may close the router
             thread.join()
 
-    def _submit(self, work: Generation | _Encoding) -> None:
+    def _check_process(self) -> None:
         if self._process != os.getpid():
             raise RuntimeError(
                 "the models were loaded in another process, of which this one is a fork; create the router in the "
                 "process that uses it, or start processes with the method 'spawn'"
             )
-        if threading.current_thread() is self._thread:
-            raise RuntimeError(
-                "a callback of an answer cannot wait for another answer, because the thread that calls it generates "
-                "both; ask from another thread, or after the answer has ended"
-            )
+
+    def _submit(self, work: Generation | _Encoding) -> None:
         with self._lock:
             if self._closed and isinstance(work, Generation) and work.cancelled:
                 work.reason = "cancelled"  # it had begun before the router was closed
@@ -388,42 +410,63 @@ class Scheduler:
     def _run(self) -> None:
         if self.memory.device.type == "cuda":  # otherwise streams and graphs would belong to the first GPU
             torch.cuda.set_device(self.memory.device)
+        torch.get_num_threads()  # the first use in a thread would later replace the number that is set here
         torch.set_num_threads(1 if self.memory.parameters < ONE_THREAD else self._threads)  # of this thread
+        forbid_waiting(
+            "a callback of an answer cannot wait for another answer, because the thread that calls it generates "
+            "both; ask from another thread, or after the answer has ended"
+        )
         self._started.set()
-        while True:
-            busy = self._encodings or any(lane.waiting or lane.running for lane in self._lanes.values())
-            work = [] if busy else [self._new.get()]
-            while not self._new.empty():
-                work.append(self._new.get())
-            for one in work:
-                if one is None:
-                    self._cancel_all(work)
-                    return
-                if isinstance(one, _Encoding):
-                    self._encodings.append(one)
-                else:
-                    self._lane(one.request.checkpoint).waiting.append(one)
-            work.clear()
+        while self._take_new():
             try:
+                if self._encodings:
+                    self._encode()
+                    if not self._take_new():  # the answers that waited for these features
+                        return
                 self._round()
             except Exception as error:  # nobody may wait forever for an error that was not foreseen
                 log.exception("the engine failed; its running answers end with this error")
                 self._fail_all(error)
 
+    def _take_new(self) -> bool:
+        """Take over new work; wait for it if there is nothing else to do. False after `close`."""
+        busy = self._encodings or any(lane.busy for lane in self._lanes.values())
+        work = [] if busy else [self._new.get()]
+        while not self._new.empty():
+            work.append(self._new.get())
+        for one in work:
+            if one is None:
+                self._cancel_all(work)
+                return False
+            if isinstance(one, _Encoding):
+                self._encodings.append(one)
+                continue
+            lane = self._lane(one.request.checkpoint)
+            if not lane.busy:  # time without work is not made up for
+                lane.spent = max(lane.spent, *(other.spent for other in self._lanes.values()))
+            lane.waiting.append(one)
+        return True
+
     def _round(self) -> None:
         lanes = [*self._lanes.values()]
-        if self._encodings:
-            self._encode()
         for lane in lanes:
             self._drop_cancelled(lane)
         # the mode whose first request came earlier; if there is no memory for it, the other one has to wait as well
         for lane in sorted((lane for lane in lanes if lane.waiting), key=lambda lane: lane.waiting[0].number):
             if not self._admit(lane):
                 break
-        self._rounds += 1
-        self._read(lanes if self._rounds % 2 else lanes[::-1])
-        for lane in lanes:
+        running = [lane for lane in lanes if lane.running]
+        if not running:
+            return
+        lane = min(running, key=lambda lane: (lane.spent, MODES.index(lane.checkpoint.mode)))
+        began = time.perf_counter()
+        reads, decodes = (any(one.reads is reads for one in lane.running) for reads in (True, False))
+        lane.has_read = reads and not (decodes and lane.has_read)
+        if lane.has_read:
+            self._read(lane)
+        else:
             self._decode(lane)
+        lane.spent += (time.perf_counter() - began) / SHARES[lane.checkpoint.mode]
 
     def _lane(self, checkpoint: Checkpoint) -> _Lane:
         if checkpoint.mode not in self._lanes:
@@ -566,23 +609,21 @@ class Scheduler:
         others = sum(other.slots.nbytes for other in self._lanes.values() if other is not lane)
         return others + count * length * lane.slots.token_bytes
 
-    def _read(self, lanes: Sequence[_Lane]) -> None:
-        """Read one chunk of prompts: of the first mode, then of the other one."""
-        decodes = any(not one.reads for lane in lanes for one in lane.running)
-        left = CHUNK if decodes else CHUNK_ALONE
-        for lane in lanes:
-            reading = []
-            for one in lane.running:
-                if one.reads and left > 0:
-                    reading.append((one, one.chunk(left)))
-                    left -= reading[-1][1].length
-            reading.sort(key=lambda pair: pair[1].length)
-            while reading:  # chunks of similar lengths together: shorter ones are padded to the longest
-                longest = reading[-1][1].length
-                first = next(i for i, (_, chunk) in enumerate(reading) if 2 * chunk.length >= longest)
-                self._read_chunks(lane, reading[first:])
-                del reading[first:]
-            self._end(lane)
+    def _read(self, lane: _Lane) -> None:
+        """Read one chunk of the prompts of a mode."""
+        decodes = any(not one.reads for other in self._lanes.values() for one in other.running)
+        left, reading = CHUNK if decodes else CHUNK_ALONE, []
+        for one in lane.running:
+            if one.reads and left > 0:
+                reading.append((one, one.chunk(left)))
+                left -= reading[-1][1].length
+        reading.sort(key=lambda pair: pair[1].length)
+        while reading:  # chunks of similar lengths together: shorter ones are padded to the longest
+            longest = reading[-1][1].length
+            first = next(i for i, (_, chunk) in enumerate(reading) if 2 * chunk.length >= longest)
+            self._read_chunks(lane, reading[first:])
+            del reading[first:]
+        self._end(lane)
 
     def _read_chunks(self, lane: _Lane, reading: Sequence[tuple[Generation, Chunk]]) -> None:
         failed = None
@@ -614,7 +655,7 @@ class Scheduler:
         if not writing:
             return
         # the rows of the step: all of them write a token to their slot
-        rows = min(rounded(writing[-1].slot + 1), lane.slots.count)
+        rows = lane.decoder.rows(writing[-1].slot + 1)
         ids, positions, cached = [0] * rows, [0] * rows, [0] * rows
         for one in lane.running:  # a slot that is read gets a token behind its own, where the next chunk is written
             if one.slot < rows:

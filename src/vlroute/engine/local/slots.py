@@ -20,7 +20,10 @@ def rounded(value: int, first: int = 1) -> int:
 
 
 class KVSlots:
-    """Keys and values of up to `most` sequences, `[layers, 2, slots, length, heads, width]`, each in a slot of its own.
+    """Keys and values of up to `most` sequences, `[layers, 2, slots, heads, length, width]`, each in a slot of its own.
+
+    The keys of a head are next to each other, because attention reads them one head after the other: on a CPU, where
+    reading them takes most of the time, this is twice as fast as the order in which the model computes them.
 
     Implements the part of transformers' `Cache` that attention uses: `update`. Before each forward call, `decoding` or
     `reading` says which tokens the call adds. Number and length of the slots grow by doubling; otherwise nothing is
@@ -35,8 +38,9 @@ class KVSlots:
         heads = config.num_key_value_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.most, self.max_length = most, config.max_position_embeddings
-        self.kv = torch.empty(config.num_hidden_layers, 2, 0, 0, heads, width, dtype=dtype, device=device)
-        self._write: tuple[torch.Tensor, torch.Tensor] | None = None  # slot and place of each new token
+        self.kv = torch.empty(config.num_hidden_layers, 2, 0, heads, 0, width, dtype=dtype, device=device)
+        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys and values of each layer, views of `kv`
+        self._places: torch.Tensor | None = None  # of each head of each new token in a layer, `[tokens, heads]`
         self._new: tuple[torch.Tensor, torch.Tensor] | None = None  # its row and place in the call; None: one per row
         self._rows: torch.Tensor | slice | None = None  # slots that attention reads; None: only the new tokens
         self._length = 0
@@ -44,7 +48,7 @@ class KVSlots:
     @property
     def token_bytes(self) -> int:
         """Size of the keys and values of one token in bytes."""
-        layers, two, _, _, heads, width = self.kv.shape
+        layers, two, _, heads, _, width = self.kv.shape
         return int(layers * two * heads * width * self.kv.element_size())
 
     @property
@@ -55,7 +59,7 @@ class KVSlots:
     @property
     def length(self) -> int:
         """Maximum number of tokens of a slot."""
-        return int(self.kv.shape[3])
+        return int(self.kv.shape[4])
 
     @property
     def nbytes(self) -> int:
@@ -70,25 +74,26 @@ class KVSlots:
     def resize(self, used: Sequence[int], count: int, length: int) -> None:
         """Allocate `count` slots of `length` tokens. The slots `used` become the first ones, in order."""
         old, kept = self.kv, min(length, self.length)
-        layers, two, _, _, heads, width = old.shape
+        layers, two, _, heads, _, width = old.shape
         # zeros, not garbage: attention multiplies masked values by zero, and NaN times zero is NaN
-        self.kv = old.new_zeros(layers, two, count, length, heads, width)
+        self.kv = old.new_zeros(layers, two, count, heads, length, width)
+        self._layers = [(keys, values) for keys, values in self.kv]
         for new, slot in enumerate(used):
-            self.kv[:, :, new, :kept] = old[:, :, slot, :kept]
+            self.kv[:, :, new, :, :kept] = old[:, :, slot, :, :kept]
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copy the first tokens of a slot to another one."""
-        self.kv[:, :, target, :tokens] = self.kv[:, :, source, :tokens]
+        self.kv[:, :, target, :, :tokens] = self.kv[:, :, source, :, :tokens]
 
     def write(self, slot: int, blocks: Sequence[torch.Tensor]) -> None:
-        """Copy cached blocks, each `[layers, 2, tokens, heads, width]`, to the start of a slot."""
+        """Copy cached blocks, each `[layers, 2, heads, tokens, width]`, to the start of a slot."""
         if blocks:
-            tokens = sum(block.shape[2] for block in blocks)
-            self.kv[:, :, slot, :tokens] = torch.cat([*blocks], dim=2)
+            tokens = sum(block.shape[3] for block in blocks)
+            self.kv[:, :, slot, :, :tokens] = torch.cat([*blocks], dim=3)
 
     def read(self, slot: int, start: int, end: int) -> torch.Tensor:
-        """A copy of the tokens `start` to `end` (exclusive) of a slot, `[layers, 2, tokens, heads, width]`."""
-        return self.kv[:, :, slot, start:end].clone()
+        """A copy of the tokens `start` to `end` (exclusive) of a slot, `[layers, 2, heads, tokens, width]`."""
+        return self.kv[:, :, slot, :, start:end].clone(memory_format=torch.contiguous_format)
 
     def decoding(self, rows: int, cached: torch.Tensor, length: int) -> torch.Tensor:
         """Prepare a step that adds one token to each of the first `rows` slots.
@@ -101,7 +106,7 @@ class KVSlots:
         Returns:
             The attention mask, `[rows, 1, 1, length]`.
         """
-        self._write, self._new = (torch.arange(rows, device=cached.device), cached), None
+        self._places, self._new = self._at(torch.arange(rows, device=cached.device), cached), None
         self._rows, self._length = slice(0, rows), length
         return (torch.arange(length, device=cached.device)[None] <= cached[:, None])[:, None, None]
 
@@ -122,16 +127,19 @@ class KVSlots:
         at = torch.arange(longest)[None]
         row, place = torch.nonzero(at < new, as_tuple=True)
         slot = torch.tensor(slots)
-        self._write, self._new = (
-            (slot[row].to(device), (past + at)[row, place].to(device)),
-            (row.to(device), place.to(device)),
-        )
+        self._places = self._at(slot[row].to(device), (past + at)[row, place].to(device))
+        self._new = row.to(device), place.to(device)
         self._rows = slot.to(device) if max(cached) else None
         self._length = max(map(sum, zip(cached, lengths, strict=True)))
         keys = torch.arange(self._length, device=device)
         # a padded query sees what the last one sees, because the softmax over no key is undefined
         reach = torch.minimum(past + at, past + new - 1).to(device)
         return (keys[None, None] <= reach[..., None])[:, None]
+
+    def _at(self, slot: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """Index of each head of tokens among those of all tokens in a layer, `[tokens, heads]`."""
+        heads = torch.arange(self.kv.shape[3], device=slot.device)
+        return (slot[:, None] * len(heads) + heads) * self.length + place[:, None]
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, **_: Any
@@ -140,12 +148,13 @@ class KVSlots:
 
         See `Cache.update` of transformers.
         """
-        assert self._write is not None, "`decoding` or `reading` comes first"
-        for one, new in zip(self.kv[layer], (keys, values), strict=True):
-            one[self._write] = new[:, :, 0] if self._new is None else new.transpose(1, 2)[self._new]
+        assert self._places is not None, "`decoding` or `reading` comes first"
+        for all_, new in zip(self._layers[layer], (keys, values), strict=True):
+            added = new[:, :, 0] if self._new is None else new.transpose(1, 2)[self._new]
+            all_.view(-1, all_.shape[-1])[self._places] = added
         if self._rows is None:
             return keys, values
-        k, v = (one[self._rows, : self._length].transpose(1, 2) for one in self.kv[layer])
+        k, v = (all_[self._rows, :, : self._length] for all_ in self._layers[layer])
         return k, v
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
