@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,12 +27,40 @@ from vlroute.steps import run
 from vlroute.types import Mode
 
 __all__ = [
-    "BUDGETS", "MANY", "PICTURES", "ROOT", "SECONDS", "VIDEO", "features_of", "forget", "lacking", "media",
-    "pixel_path", "reply", "task",
+    "BUDGETS", "DEVICE", "DTYPE", "MANY", "PICTURES", "ROOT", "SECONDS", "VIDEO", "features_of", "forget", "lacking",
+    "media", "pixel_path", "reply", "task",
 ]  # fmt: skip
 
 # Ray reads these variables when it is imported, which some test modules do
 os.environ.update(SAFE)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _device() -> torch.device:
+    """The device that VLROUTE_TEST_DEVICE names."""
+    name = os.environ.get("VLROUTE_TEST_DEVICE") or "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise pytest.UsageError(f"VLROUTE_TEST_DEVICE={name!r} cannot be used here: {why}") from None
+
+
+def _dtype() -> torch.dtype:
+    """The dtype that VLROUTE_TEST_DTYPE names."""
+    name = os.environ.get("VLROUTE_TEST_DTYPE") or ("bfloat16" if DEVICE.type == "cuda" else "float32")
+    if name not in DTYPES:
+        raise pytest.UsageError(f"VLROUTE_TEST_DTYPE={name!r} is none of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+#: Device and dtype of the models in this run, see CONTRIBUTING.md.
+DEVICE = _device()
+DTYPE = _dtype()
+if DEVICE.type == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # commands in processes of their own use the CPU as well
+torch.backends.cudnn.allow_tf32 = False  # else plain transformers rounds the patches of pictures in float32
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = tuple(float(second) for second in range(8))
@@ -40,19 +69,48 @@ MANY = Limits(max_images=18, max_videos=6)  # six turns of three pictures and a 
 BUDGETS = {"roomy": (2**26, 2**26), "tight": (40_000, 300_000), "none": (0, 0)}
 
 
-@pytest.fixture(scope="session")
-def router() -> Router:
-    return Router.from_pretrained().load()
+@pytest.fixture(scope="module", autouse=True)
+def model_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    """The dtype of models in this module; models that are loaded without a device or dtype get those of the run."""
+    dtype = torch.float32 if request.node.get_closest_marker("float32") else DTYPE
+    with pytest.MonkeyPatch.context() as patch:
+        if (DEVICE.type, dtype) != ("cpu", torch.float32):  # which are the defaults of vlroute
+            patch.setattr("vlroute.engine.local.checkpoint.default_device", lambda: str(DEVICE))
+            patch.setattr("vlroute.engine.local.checkpoint.default_dtype", lambda device: dtype)
+        yield dtype
+
+
+@pytest.fixture(scope="module")
+def router(model_dtype: torch.dtype) -> Router:
+    return _pocket(model_dtype)
+
+
+@cache
+def _pocket(dtype: torch.dtype) -> Router:
+    return Router.from_pretrained(device=DEVICE, dtype=dtype).load()
 
 
 @pytest.fixture(scope="session")
 def routers() -> dict[str, Router]:
-    """The pocket pair under each of the budgets."""
+    """The pocket pair under each of the budgets, in float32, so that caches change no answer."""
     return {
         name: Router.from_pretrained(
-            limits=MANY, vision_cache=VisionCache(vision), prefix_cache=PrefixCache(prefix)
+            limits=MANY, vision_cache=VisionCache(vision), prefix_cache=PrefixCache(prefix),
+            device=DEVICE, dtype=torch.float32,
         ).load()
         for name, (vision, prefix) in BUDGETS.items()
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def plain(folders: dict[str, Path]) -> dict[str, Any]:
+    """Model and processor of each mode in plain transformers, in float32."""
+    from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+
+    load = Qwen3VLForConditionalGeneration.from_pretrained
+    return {
+        mode: (load(folder, dtype=torch.float32).to(DEVICE).eval(), AutoProcessor.from_pretrained(folder))
+        for mode, folder in folders.items()
     }
 
 
@@ -108,7 +166,7 @@ def pixel_path(processor: Any, conversation: Conversation) -> Any:
             {"fps": 1.0, "total_num_frames": len(video.times), "frames_indices": list(video.times)}
             for video in conversation.videos
         ]
-    return processor(text=[text], return_tensors="pt", **media)
+    return processor(text=[text], return_tensors="pt", **media).to(DEVICE)
 
 
 @torch.inference_mode()

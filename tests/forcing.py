@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+import torch
+
 from vlroute import Router
+from vlroute.engine.local.forward import Decoder
 
 STRONG = 1e4  # above any logit of a model
 
@@ -23,18 +27,31 @@ def end_id(router: Router, mode: Any = "thinking") -> int:
 
 
 @contextmanager
+def _hooked(router: Router, mode: Any, change: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Call `change` with the logits of every forward pass of `mode`."""
+
+    def step(decoder: Decoder, inputs: torch.Tensor, length: int) -> torch.Tensor:
+        return decoder._forward(inputs.to(decoder.model.device), length)
+
+    hook = router.pair[mode].model.lm_head.register_forward_hook(lambda module, args, output: change(output))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoder, "_replayed", step)  # a captured CUDA graph runs no hook
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+@contextmanager
 def biased(router: Router, mode: Any, bias: Mapping[int, float]) -> Iterator[None]:
     """Add `bias` to the logits of the given ids for every answer of `mode`, alone or in shared forward passes."""
 
-    def add(module: Any, args: Any, output: Any) -> None:
+    def add(logits: torch.Tensor) -> None:
         for token, value in bias.items():
-            output[:, token] += value
+            logits[:, token] += value
 
-    hook = router.pair[mode].model.lm_head.register_forward_hook(add)
-    try:
+    with _hooked(router, mode, add):
         yield
-    finally:
-        hook.remove()
 
 
 @contextmanager
@@ -45,14 +62,11 @@ def scripted(router: Router, mode: Any, ids: Sequence[int]) -> Iterator[None]:
     """
     wanted = iter([*ids])
 
-    def prefer(module: Any, args: Any, output: Any) -> None:
-        output[:, next(wanted, end_id(router, mode))] += STRONG
+    def prefer(logits: torch.Tensor) -> None:
+        logits[:, next(wanted, end_id(router, mode))] += STRONG
 
-    hook = router.pair[mode].model.lm_head.register_forward_hook(prefer)
-    try:
+    with _hooked(router, mode, prefer):
         yield
-    finally:
-        hook.remove()
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from vlroute.pocket import Task, draw_task
 from vlroute.serving.settings import ClusterSettings, ServerSettings
 from vlroute.store import Store
 
+pytestmark = pytest.mark.float32
 #: Greedy, and decided without a price, so that the latency of this machine has no influence.
 EXACT: dict[str, Any] = {"temperature": 0, "vlroute": {"price": 0}}
 #: Frequent tokens become more likely, so that the reasoning never ends.

@@ -23,6 +23,7 @@ from vlroute.inputs.messages import parse
 from vlroute.pocket import Task, draw_task
 from vlroute.types import MODES, Mode
 
+pytestmark = pytest.mark.float32
 TASKS = ("ocr", "count", "math", "gui", "hop", "video")
 TASKS = [
     draw_task(random.Random(seed), TASKS[seed % 6], ("easy", "hard")[seed % 2], ("en", "zh")[seed // 6 % 2])

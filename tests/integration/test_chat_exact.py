@@ -7,14 +7,13 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoProcessor, LogitsProcessor, Qwen3VLForConditionalGeneration
+from transformers import LogitsProcessor
 
 from tests.conftest import BUDGETS, MANY, PICTURES, SECONDS, VIDEO, features_of, forget, pixel_path
 from tests.recording import Recorder, recorded
@@ -72,14 +71,6 @@ class Complete(LogitsProcessor):
         if self.due:
             scores[:, self.due.pop(0)] = torch.inf
         return scores
-
-
-@pytest.fixture(scope="module")
-def plain(folders: dict[str, Path]) -> dict[str, Any]:
-    return {
-        mode: (Qwen3VLForConditionalGeneration.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder))
-        for mode, folder in folders.items()
-    }
 
 
 @torch.inference_mode()

@@ -40,6 +40,7 @@ from vlroute.pipeline import Pipeline
 from vlroute.steps import Steps
 from vlroute.types import Answer
 
+pytestmark = pytest.mark.float32
 ABSENT = ("Qwen/", "127.0.0.1:8001")  # checkpoints to be downloaded, and servers of other programs
 SERVERS = ("http://127.0.0.1:8000", "https://vlroute.example.org")  # what stands for a server of the pocket pair
 SHELL_ASKS = re.compile(r"vlroute (ask|chat) |/chat/completions|gui_tools\.py")

@@ -25,6 +25,7 @@ PICTURE = Image.new("RGB", (96, 96), "white")
 
 SOME = task("ocr", "easy")
 NAN, INF = float("nan"), float("inf")
+pytestmark = pytest.mark.float32
 #: Per argument: values that it refuses, and words of the error.
 WRONG: dict[str, tuple[list[Any], str]] = {
     "device": (["gpu", "GPU:0", "cuda:x", "cuda:-1", "cpu:1", "", -1, True, 1.5, [], "meta", "tpu"], "'cuda'"),

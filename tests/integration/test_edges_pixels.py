@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from tests.conftest import DEVICE
 from vlroute import LimitError, MessageError, PixelBudget, Router, load_picture
 
+pytestmark = pytest.mark.float32
 TOKENS = 6
 LIMITS = {"image_processor": (65536, 16777216), "video_processor": (4096, 25165824)}
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (700, 1000, 3), dtype=np.uint8))
@@ -57,12 +59,14 @@ def plain(folder: Path, media: Any, kind: str, **how: Any) -> tuple[int, str]:
     """Tokens of the picture or video, and what plain transformers answers, given the same arguments for its size."""
     processor = AutoProcessor.from_pretrained(folder / "instruct")
     model = Qwen3VLForConditionalGeneration.from_pretrained(folder / "instruct", dtype=torch.float32)
+    model = model.to(DEVICE)
     asked = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "What is it?"}]}]
     text = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
     if kind == "video":
         metadata = {"fps": 2.0, "total_num_frames": len(media), "frames_indices": [*range(len(media))]}
         how |= {"do_sample_frames": False, "video_metadata": [metadata]}
     inputs = processor(text=[text], **{f"{kind}s": [media]}, **{f"{kind}s_kwargs": how}, return_tensors="pt")
+    inputs = inputs.to(DEVICE)
     written = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     grid = inputs[f"{kind}_grid_thw"][0]
     return int(grid.prod()) // 4, processor.tokenizer.decode(written, skip_special_tokens=True).strip()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor, GenerationConfig, Qwen3VLForConditionalGeneration
+from transformers import GenerationConfig
 
 from tests.conftest import media, pixel_path, task
 from tests.forcing import end_id, scripted, token_ids
@@ -29,6 +29,7 @@ from vlroute.inputs.messages import parse
 from vlroute.serving.settings import ServerSettings
 from vlroute.types import MODES, Decided, Mode
 
+pytestmark = pytest.mark.float32
 #: Random requests; `make soak` asks for more.
 CASES = int(os.environ.get("VLROUTE_SETTINGS_CASES", "60"))
 SOME = task("hop")
@@ -41,14 +42,6 @@ def together() -> Iterator[Router]:
     router = Router.from_pretrained(max_num_seqs=8).load()
     yield router
     router.close()
-
-
-@pytest.fixture(scope="module")
-def plain(folders: dict[str, Path]) -> dict[str, Any]:
-    return {
-        mode: (Qwen3VLForConditionalGeneration.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder))
-        for mode, folder in folders.items()
-    }
 
 
 @torch.inference_mode()

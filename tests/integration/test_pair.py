@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import media, task
+from tests.conftest import DTYPE, media, task
 from vlroute import Router
 from vlroute.engine.local.checkpoint import checkpoint_folder, load_model_pair, tower_fingerprint
 from vlroute.engine.local.loading import quantization_config
@@ -24,8 +24,8 @@ def test_towers_are_one_byte_for_byte(router: Router, folders: dict[str, Path]) 
     assert towers[0].keys() == towers[1].keys()
     assert all(torch.equal(towers[0][name], towers[1][name]) for name in towers[0])
     assert router.pair.shared_tower
-    both = sum(t.numel() * t.element_size() for file in files for t in file.values())
-    one = sum(t.numel() * t.element_size() for t in towers[0].values())
+    both = sum(t.numel() * DTYPE.itemsize for file in files for t in file.values())
+    one = sum(t.numel() * DTYPE.itemsize for t in towers[0].values())
     assert router.pair.parameter_bytes() == both - one
 
 
@@ -58,8 +58,9 @@ def test_equal_towers_with_other_processor_settings_share_no_features(folders: d
     assert pair.instruct.vision_key != pair.thinking.vision_key
 
 
-def test_sharded_weights_have_the_same_fingerprint(folders: dict[str, Path], tmp_path: Path, router: Router) -> None:
-    router.pair.instruct.model.save_pretrained(tmp_path, max_shard_size="1MB")
+def test_sharded_weights_have_the_same_fingerprint(folders: dict[str, Path], tmp_path: Path) -> None:
+    pair = load_model_pair(**folders, dtype="auto")
+    pair.instruct.model.save_pretrained(tmp_path, max_shard_size="1MB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     assert tower_fingerprint(tmp_path) == tower_fingerprint(folders["instruct"])
 
@@ -71,7 +72,6 @@ def test_dtype_and_attention_can_be_set(folders: dict[str, Path], dtype: str | t
         thinking=folders["thinking"],
         dtype=dtype,
         attn_implementation="eager",
-        device="cpu",
     )
     some = task("ocr", "easy")
     assert router.ask(some.prompt, **media(some), mode="thinking").text
@@ -110,10 +110,11 @@ def test_quantization_names() -> None:
 
 @pytest.mark.parametrize("name", ["int8", "8bit", "4bit"])
 def test_quantised_pairs_answer_on_the_cpu(folders: dict[str, Path], name: str) -> None:
-    router = Router.from_pretrained(**folders, quantization=name)
+    router = Router.from_pretrained(**folders, quantization=name, device="cpu", dtype="float32")
     some = task("ocr", "easy")
     assert router.ask(some.prompt, **media(some), mode="instruct").text == some.answer
     model = router.pair.instruct.model.model
+    assert model.device == torch.device("cpu")
     weight = model.language_model.layers[0].mlp.up_proj.weight
     assert type(weight.data) is not torch.Tensor or weight.element_size() == 1  # torchao has tensor classes of its own
     plain = model.visual.blocks[0].mlp.linear_fc1

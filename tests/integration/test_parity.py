@@ -7,14 +7,12 @@ change the last bits of features and scores.
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-from tests.conftest import SECONDS, features_of, forget, pixel_path, reply, task
+from tests.conftest import DEVICE, SECONDS, features_of, forget, pixel_path, reply, task
 from tests.recording import recorded
 from vlroute import Router
 from vlroute.engine.local.prompt import build_prompt
@@ -22,6 +20,7 @@ from vlroute.inputs.messages import Conversation, parse
 from vlroute.steps import run
 from vlroute.types import MODES, Mode
 
+pytestmark = pytest.mark.float32
 HOP, COUNT, VIDEO = task("hop"), task("count"), task("video")
 CASES: dict[str, dict[str, Any]] = {
     "picture": {"images": [HOP.frames[0]]},
@@ -37,14 +36,6 @@ HISTORY = [
     {"role": "user", "content": [{"type": "image", "image": COUNT.frames[0]}, {"type": "text", "text": COUNT.prompt}]},
     {"role": "assistant", "content": "3", "reasoning_content": "must not be seen again"},
 ]
-
-
-@pytest.fixture(scope="module")
-def plain(folders: dict[str, Path]) -> dict[str, Any]:
-    return {
-        mode: (Qwen3VLForConditionalGeneration.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder))
-        for mode, folder in folders.items()
-    }
 
 
 def conversation_for(case: str, history: bool) -> Conversation:
@@ -106,7 +97,7 @@ def test_the_scores_of_every_token_are_the_same(router: Router, plain: Any, case
         ours = reply(router, conversation, "instruct", {"max_new_tokens": 30, "eos_token_id": -1})
     scores = recorder.scores()
     # the tokens of ours are given, so that the scores stay comparable where two are nearly equal
-    ids = torch.tensor([[int(one.argmax()) for one in scores]])
+    ids = torch.tensor([[int(one.argmax()) for one in scores]], device=DEVICE)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, ids.shape[1]))
@@ -133,7 +124,7 @@ def test_positions_of_other_conversations_leave_no_trace(router: Router) -> None
     """The model object remembers the positions of its last caller; with explicit ones that must not matter."""
     conversation = conversation_for("video", history=False)
     alone = reply(router, conversation, "thinking", {})
-    router.pair.thinking.model.model.rope_deltas = torch.tensor([[-1000]])
+    router.pair.thinking.model.model.rope_deltas = torch.tensor([[-1000]], device=DEVICE)
     assert reply(router, conversation, "thinking", {}).thinking == alone.thinking
 
 

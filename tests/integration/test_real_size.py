@@ -57,7 +57,8 @@ def test_equal_towers_are_one(write: Callable[..., Path], writer: PairWriter) ->
     found = measure(folder, "equal")
     assert found.shared_tower
     assert found.held == found.needed == 2 * writer.part_bytes("language") + writer.part_bytes("tower")
-    assert found.peak >= found.after_load >= found.held
+    assert found.peak >= found.held
+    assert found.on_cuda or found.peak >= found.after_load >= found.held
     for mode in MODES:
         assert found.modes[mode].vision_tokens == 14 * 14
         assert found.modes[mode].seconds_per_token > 0

@@ -17,7 +17,7 @@ import openai
 import pytest
 from training.bench.second_turn import transformers_server
 
-from tests.conftest import VIDEO, media, task
+from tests.conftest import DEVICE, VIDEO, media, task
 from tests.endpoints import Server, free_port
 from tests.serving import served, until, user
 from vlroute import Policy, Router
@@ -110,9 +110,9 @@ def test_stop_strings_end_the_answer_and_not_the_thought(router: Router, remote:
     assert (cut.thinking, cut.text, cut.finish_reason) == (whole.thinking, whole.text[: whole.text.index(stop)], "stop")
 
 
-def test_a_server_without_a_reasoning_parser(router: Router, servers: tuple[Server, Server]) -> None:
-    folder = shipped("pocket/thinking")
-    with transformers_server(folder, "float32", "cpu") as (url, _):
+def test_a_server_without_a_reasoning_parser(servers: tuple[Server, Server]) -> None:
+    folder, router = shipped("pocket/thinking"), Router.from_pretrained(dtype="float32")
+    with router, transformers_server(folder, "float32", str(DEVICE)) as (url, _):
         there = Router.from_endpoints(
             (servers[0].url, "instruct"), (f"{url}/v1", str(folder)), max_new_tokens=320, do_sample=False
         )

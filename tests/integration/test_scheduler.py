@@ -30,6 +30,7 @@ from vlroute.inputs.messages import Conversation, parse
 from vlroute.steps import Steps, run, start
 from vlroute.types import MODES, Mode
 
+pytestmark = pytest.mark.float32
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12}
 #: Answers of a given length.
 LONG: dict[str, Any] = {"do_sample": False, "eos_token_id": -1, "max_new_tokens": 200}
@@ -79,8 +80,8 @@ def make(router: Router) -> Iterator[Callable[..., LocalEngine]]:
         """An engine with memory for the keys and values of `tokens` tokens."""
         engine = LocalEngine(router.pair, max_num_seqs=max_num_seqs)
         if tokens is not None:
-            config = router.pair.instruct.model.config.text_config
-            one = KVSlots(config, torch.float32, torch.device("cpu"), 1).token_bytes
+            model = router.pair.instruct.model
+            one = KVSlots(model.config.text_config, model.dtype, model.device, 1).token_bytes
             engine.scheduler.memory.kv = tokens * one
             engine.prefixes.limit(tokens * one)
         engines.append(engine)
@@ -345,11 +346,11 @@ def test_one_synchronization_with_the_device_in_each_decode_step(
 def test_the_decode_step_is_one_graph(router: Router, mode: Mode) -> None:
     """`torch.compile` traces it without a break: no value leaves the device within it."""
     model = router.pair[mode].model
-    slots = KVSlots(model.config.text_config, torch.float32, torch.device("cpu"), 4)
+    slots = KVSlots(model.config.text_config, model.dtype, model.device, 4)
     slots.resize([], 4, 128)
     slots.kv.normal_()
     decoder = Decoder(model, language_model(model), slots, "off")
-    inputs = torch.tensor([[5, 6, 7, 8], [3, 0, 20, 127], [3, 0, 9, 127]])
+    inputs = torch.tensor([[5, 6, 7, 8], [3, 0, 20, 127], [3, 0, 9, 127]], device=model.device)
     before = slots.kv.clone()
     with torch.no_grad():
         expected = decoder._forward(inputs, 128)
@@ -498,6 +499,7 @@ def test_out_of_memory_when_slots_are_copied_leaves_no_request_without_a_reply(
     make: Any, ask: Start, alone: Any, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Growth needs the old and the new slots; prefixes are copied to and from them."""
+    monkeypatch.setattr(Scheduler, "_first_shape", lambda *_: (0, 0))  # on a GPU they would begin large and never grow
     engine = make()
     run(answering(engine, QUESTIONS[0], "instruct", LONG))  # its prefix is cached
     once = Once(getattr(KVSlots, where), lambda *_: True)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import SECONDS, task
+from tests.conftest import DTYPE, SECONDS, task
 from tests.serving import until
 from vlroute import Router
 from vlroute.engine.cache.disk import DiskTier
@@ -29,7 +29,7 @@ from vlroute.steps import run
 
 PICTURES = [Picture(task("count", seed=seed).frames[0]) for seed in range(8)]
 CLIP = Video(tuple(task("video").frames), SECONDS)
-ONE = 16 * 128 * 4 * 3  # bytes of one pocket picture: 16 tokens, 128 wide, float32, merged and two deepstack layers
+ONE = 16 * 128 * DTYPE.itemsize * 3  # bytes of one pocket picture: 16 tokens, 128 wide, merged and two deepstack layers
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +99,10 @@ def test_what_is_missing_is_encoded_in_one_call(engine: LocalEngine, encoder: En
     assert (stats.encodes, stats.hits, stats.items, stats.bytes) == (4, 1, 4, 4 * ONE)
 
 
-def test_requests_that_wait_are_encoded_in_one_call(
-    engine: LocalEngine, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_that_wait_are_encoded_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the tower runs for one request, those of others collect; each gets what it gets alone."""
+    engine = Router.from_pretrained(dtype="float32").load()._local
+    encoder = engine.encoders["instruct"]
     begun, go_on, calls = threading.Event(), threading.Event(), list[int]()
     real = scheduling.encode
 

@@ -160,7 +160,7 @@ def test_a_video_is_pooled_like_a_picture(router: Router) -> None:
     (pooled,) = pool(router, conversation)
     with router.request(conversation) as request:
         (video,) = run(request.features(router.pair.instruct, conversation.videos))
-        tokens = video.merged.numpy()
+        tokens = video.merged.float().cpu().numpy()
     assert pooled.dtype == np.float32
     np.testing.assert_allclose(pooled, np.concatenate([tokens.mean(0), tokens.std(0)]), rtol=1e-4, atol=1e-5)
 

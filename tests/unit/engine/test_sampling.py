@@ -16,11 +16,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from tests.conftest import DEVICE
 from vlroute import Router
 from vlroute.engine.local.checkpoint import Checkpoint
 from vlroute.engine.local.sampling import BatchSampler, Penalties, Sampler, resolve_settings
 
-CPU = torch.device("cpu")
 GREEDY: dict[str, Any] = {"do_sample": False}
 #: Neither of the recommended limits.
 DRAWN: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "presence_penalty": 0}
@@ -52,7 +52,7 @@ def written(samplers: list[Sampler], logits: list[torch.Tensor]) -> list[list[in
     """The output of each row after steps with these `logits`, `[rows, vocabulary]` each."""
     batch: BatchSampler | None = None
     for step in logits:
-        batch = batch or BatchSampler(samplers, step.shape[-1], CPU)
+        batch = batch or BatchSampler(samplers, step.shape[-1], DEVICE)
         chosen = batch(step)
         taken = [one.take(token) for one, token in zip(samplers, chosen, strict=True)]
         if taken != chosen:
@@ -62,7 +62,7 @@ def written(samplers: list[Sampler], logits: list[torch.Tensor]) -> list[list[in
 
 def steps(rows: int, vocabulary: int, count: int = 24) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(rows, vocabulary, generator=generator) * 3 for _ in range(count)]
+    return [(torch.randn(rows, vocabulary, generator=generator) * 3).to(DEVICE) for _ in range(count)]
 
 
 @pytest.mark.parametrize("mode", ["instruct", "thinking"])
@@ -87,17 +87,18 @@ def test_the_order_and_the_company_of_rows_do_not_matter(checkpoint: Checkpoint,
 def test_logits_are_not_changed(checkpoint: Checkpoint, vocabulary: int) -> None:
     (logits,) = steps(len(MIXED), vocabulary, 1)
     before = logits.clone()
-    BatchSampler([sampler(checkpoint, one) for one in MIXED], vocabulary, CPU)(logits)
+    BatchSampler([sampler(checkpoint, one) for one in MIXED], vocabulary, DEVICE)(logits)
     assert torch.equal(logits, before)
 
 
 def test_greedy_takes_the_best_token(checkpoint: Checkpoint, vocabulary: int) -> None:
     (logits,) = steps(6, vocabulary, 1)
-    assert BatchSampler([sampler(checkpoint, GREEDY) for _ in range(6)], vocabulary, CPU)(logits) == [
+    assert BatchSampler([sampler(checkpoint, GREEDY) for _ in range(6)], vocabulary, DEVICE)(logits) == [
         int(row.argmax()) for row in logits
     ]
     logits[:, [50, 60]] = 99.0
-    assert BatchSampler([sampler(checkpoint, GREEDY)], vocabulary, CPU)(logits[:1]) == [50]  # the first of equal ones
+    # the first of equal ones
+    assert BatchSampler([sampler(checkpoint, GREEDY)], vocabulary, DEVICE)(logits[:1]) == [50]
 
 
 @pytest.mark.parametrize(
@@ -130,12 +131,12 @@ def test_draws_follow_the_distribution_of_transformers(
         warpers.append(TopPLogitsWarper(limits["top_p"]))
     if "min_p" in limits:
         warpers.append(MinPLogitsWarper(limits["min_p"]))
-    shares = warpers(torch.zeros(1, 0, dtype=torch.long), scores).double().softmax(-1)[0]
+    shares = warpers(torch.zeros(1, 0, dtype=torch.long, device=DEVICE), scores).double().softmax(-1)[0]
     count = 2000
     samplers = [sampler(checkpoint, DRAWN | limits) for _ in range(count)]
     for i, one in enumerate(samplers):
         one.draw = lambda i=i: (i + 0.5) / count  # type: ignore[method-assign]
-    drawn = Counter(BatchSampler(samplers, vocabulary, CPU)(logits.expand(count, -1)))
+    drawn = Counter(BatchSampler(samplers, vocabulary, DEVICE)(logits.expand(count, -1)))
     allowed = shares.nonzero()[:, 0].tolist()
     if not (tied and "top_p" in limits):  # which of equal tokens top_p keeps depends on the direction of sorting
         assert {*drawn} <= {*allowed}
@@ -156,7 +157,7 @@ def test_extreme_random_numbers_draw_allowed_tokens(checkpoint: Checkpoint, voca
     for limits in ({}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.5}):
         one = sampler(checkpoint, DRAWN | limits)
         one.draw = lambda: draw  # type: ignore[method-assign]
-        (token,) = BatchSampler([one], vocabulary, CPU)(logits)
+        (token,) = BatchSampler([one], vocabulary, DEVICE)(logits)
         best = logits[0].argsort(descending=True).tolist()
         assert token in (best[:3] if "top_k" in limits else best)
         assert token not in one.excluded()
@@ -176,7 +177,7 @@ def test_penalties_are_those_of_transformers_and_of_the_definition(checkpoint: C
     for step, token in zip(logits, ids, strict=True):
         scores = step.clone()
         scores[:, [*control.excluded()]] = -torch.inf
-        before = torch.tensor([control.ids])
+        before = torch.tensor([control.ids], device=DEVICE)
         assert token == int(penalties(before, repeats(before, scores)).argmax())
         control.take(token)
     assert len({*ids}) < len(ids)
@@ -185,7 +186,7 @@ def test_penalties_are_those_of_transformers_and_of_the_definition(checkpoint: C
 def test_a_penalty_counts_what_was_written_and_not_what_was_chosen(router: Router, vocabulary: int) -> None:
     """The budget of a thought replaces tokens; the penalty must see the replacement."""
     checkpoint = router.pair.thinking
-    logits = torch.zeros(1, vocabulary)
+    logits = torch.zeros(1, vocabulary, device=DEVICE)
     logits[0, 50], logits[0, 51] = 5.0, 4.5
     one = sampler(checkpoint, GREEDY | {"presence_penalty": 1.0, "thinking_budget": 0})
     (ids,) = written([one], [logits] * 12)
@@ -216,7 +217,7 @@ def test_an_answer_does_not_end_before_it_may(
 ) -> None:
     """The end token is excluded until there is visible text, and for `min_new_tokens` tokens; each row for itself."""
     end = int(checkpoint.tokenizer.eos_token_id)
-    logits = torch.zeros(1, vocabulary)
+    logits = torch.zeros(1, vocabulary, device=DEVICE)
     logits[0, 50], logits[0, end] = 50.0, 100.0
     least = [1, 3, 6]
     samplers = [sampler(checkpoint, settings | {"min_new_tokens": n}) for n in least]
@@ -233,17 +234,17 @@ def test_if_all_tokens_are_excluded_the_last_resort_is_chosen(
     logits = steps(2, vocabulary, 1)[0]
     logits[0] = -torch.inf
     one, other = sampler(checkpoint, settings), sampler(checkpoint, GREEDY)
-    tokens = BatchSampler([one, other], vocabulary, CPU)(logits)
+    tokens = BatchSampler([one, other], vocabulary, DEVICE)(logits)
     assert tokens == [one.last_resort, int(logits[1].argmax())]
     banned = sampler(checkpoint, settings | {"no_repeat_ngram_size": 1}, prompt=[*range(vocabulary)])
-    assert BatchSampler([banned, other], vocabulary, CPU)(steps(2, vocabulary, 1)[0])[0] == banned.last_resort
+    assert BatchSampler([banned, other], vocabulary, DEVICE)(steps(2, vocabulary, 1)[0])[0] == banned.last_resort
 
 
 def test_half_precision_is_computed_in_float32(checkpoint: Checkpoint, vocabulary: int) -> None:
     (logits,) = steps(len(MIXED), vocabulary, 1)
     logits = logits.bfloat16()
     one, other = (
-        BatchSampler([sampler(checkpoint, settings) for settings in MIXED], vocabulary, CPU)(given)
+        BatchSampler([sampler(checkpoint, settings) for settings in MIXED], vocabulary, DEVICE)(given)
         for given in (logits, logits.float())
     )
     assert one == other
@@ -255,7 +256,8 @@ def test_one_transfer_from_the_device_whatever_the_batch(
 ) -> None:
     vectorized = [one for one in MIXED if not {"no_repeat_ngram_size", "suppress_tokens", "typical_p"} & one.keys()
                   and "bad_words_ids" not in one]  # fmt: skip
-    batch = BatchSampler([sampler(checkpoint, vectorized[i % len(vectorized)]) for i in range(rows)], vocabulary, CPU)
+    samplers = [sampler(checkpoint, vectorized[i % len(vectorized)]) for i in range(rows)]
+    batch = BatchSampler(samplers, vocabulary, DEVICE)
     (logits,) = steps(rows, vocabulary, 1)
     calls: list[str] = []
     for name in ("tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"):

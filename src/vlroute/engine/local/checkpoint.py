@@ -381,7 +381,7 @@ def load_model_pair(
     files, processors = _checked(instruct, thinking)
     prints = {mode: tower_fingerprint(one.folder) for mode, one in files.items()}
     options: dict[str, Any] = {"dtype": asked.pop("dtype", default_dtype(where))}
-    if where != "cpu":
+    if where != "cpu" or quantization is not None:  # without it, bitsandbytes takes the first GPU
         options["device_map"] = where
     if quantization is not None:
         try:
