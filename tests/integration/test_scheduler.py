@@ -76,9 +76,9 @@ def alone(router: Router) -> Callable[..., Reply]:
 def make(router: Router) -> Iterator[Callable[..., LocalEngine]]:
     engines: list[LocalEngine] = []
 
-    def made(max_num_seqs: int = 32, tokens: int | None = None) -> LocalEngine:
+    def made(max_num_seqs: int = 32, tokens: int | None = None, compile: str = "auto") -> LocalEngine:
         """An engine with memory for the keys and values of `tokens` tokens."""
-        engine = LocalEngine(router.pair, max_num_seqs=max_num_seqs)
+        engine = LocalEngine(router.pair, max_num_seqs=max_num_seqs, compile=compile)
         if tokens is not None:
             model = router.pair.instruct.model
             one = KVSlots(model.config.text_config, model.dtype, model.device, 1).token_bytes

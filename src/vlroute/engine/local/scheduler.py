@@ -1,8 +1,8 @@
 """The loop that alone runs the models: it encodes pictures, reads prompts and generates tokens for all requests.
 
-Each round encodes the pictures that wait in one call of the tower. Then it reads one chunk of the prompts of one mode,
-or generates one token for each of its running answers (continuous batching, Yu et al., 2022, with chunked prefill,
-Agrawal et al., 2023). The mode whose share of the time is due has the next round.
+Each round serves one mode: it encodes the pictures that wait in one call of the tower, reads one chunk of the prompts,
+or generates one token for each of the running answers (continuous batching, Yu et al., 2022, with chunked prefill,
+Agrawal et al., 2023). The mode that has had less of its share of the time is next.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from enum import Enum
 from queue import SimpleQueue
 from typing import Any, cast
 from weakref import WeakSet
@@ -118,6 +119,11 @@ class Generation:
         self._vision, self._features = _vision_rows(request)
 
     @property
+    def checkpoint(self) -> Checkpoint:
+        """The model."""
+        return self.request.checkpoint
+
+    @property
     def ids(self) -> list[int]:
         """Prompt and answer so far."""
         return self.sampler.ids
@@ -199,6 +205,12 @@ def _vision_rows(request: GenerationRequest) -> tuple[NDArray[np.int64], list[to
     return rows, [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in layers]
 
 
+class Work(Enum):
+    """Kinds of work of a mode, in their order."""
+
+    ENCODE, READ, DECODE = range(3)
+
+
 class _Lane:
     """The answers of one checkpoint: those that wait, and those in slots, in the order in which they came."""
 
@@ -207,19 +219,31 @@ class _Lane:
         self.checkpoint, self.language = checkpoint, language
         self.slots = KVSlots(model.config.text_config, model.dtype, checkpoint.device, most)
         self.decoder = Decoder(model, self.language, self.slots, compile)
+        self.encodings: deque[_Encoding] = deque()
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
         #: Seconds of work so far, divided by the share of the mode.
         self.spent = 0.0
-        #: Whether the latest round of this mode read prompts.
-        self.has_read = False
+        self._latest = Work.DECODE
         self._sampled: tuple[Generation, ...] = ()
         self._sampler: BatchSampler | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether there are answers that wait or run."""
-        return bool(self.waiting or self.running)
+        """Whether there is something to do."""
+        return bool(self.encodings or self.waiting or self.running)
+
+    def next_work(self) -> Work | None:
+        """What the next round of this mode does: the kinds of work take turns."""
+        possible = {
+            Work.ENCODE: bool(self.encodings),
+            Work.READ: any(one.reads for one in self.running),
+            Work.DECODE: any(not one.reads for one in self.running),
+        }
+        kinds = [Work((self._latest.value + i) % len(Work)) for i in range(1, len(Work) + 1)]
+        work = next((kind for kind in kinds if possible[kind]), None)
+        self._latest = self._latest if work is None else work
+        return work
 
     @property
     def tokens(self) -> int:
@@ -325,7 +349,6 @@ class Scheduler:
         self.tower_calls = 0
         self._new: SimpleQueue[Generation | _Encoding | None] = SimpleQueue()
         self._lanes: dict[Mode, _Lane] = {}
-        self._encodings: deque[_Encoding] = deque()
         self._towers: dict[Any, Callable[..., list[torch.Tensor]]] = {}
         self._closed = False
         self._lock = threading.Lock()
@@ -419,10 +442,6 @@ class Scheduler:
         self._started.set()
         while self._take_new():
             try:
-                if self._encodings:
-                    self._encode()
-                    if not self._take_new():  # the answers that waited for these features
-                        return
                 self._round()
             except Exception as error:  # nobody may wait forever for an error that was not foreseen
                 log.exception("the engine failed; its running answers end with this error")
@@ -430,7 +449,7 @@ class Scheduler:
 
     def _take_new(self) -> bool:
         """Take over new work; wait for it if there is nothing else to do. False after `close`."""
-        busy = self._encodings or any(lane.busy for lane in self._lanes.values())
+        busy = any(lane.busy for lane in self._lanes.values())
         work = [] if busy else [self._new.get()]
         while not self._new.empty():
             work.append(self._new.get())
@@ -438,13 +457,13 @@ class Scheduler:
             if one is None:
                 self._cancel_all(work)
                 return False
-            if isinstance(one, _Encoding):
-                self._encodings.append(one)
-                continue
-            lane = self._lane(one.request.checkpoint)
+            lane = self._lane(one.checkpoint)
             if not lane.busy:  # time without work is not made up for
-                lane.spent = max(lane.spent, *(other.spent for other in self._lanes.values()))
-            lane.waiting.append(one)
+                lane.spent = max(other.spent for other in self._lanes.values())
+            if isinstance(one, _Encoding):
+                lane.encodings.append(one)
+            else:
+                lane.waiting.append(one)
         return True
 
     def _round(self) -> None:
@@ -455,17 +474,20 @@ class Scheduler:
         for lane in sorted((lane for lane in lanes if lane.waiting), key=lambda lane: lane.waiting[0].number):
             if not self._admit(lane):
                 break
-        running = [lane for lane in lanes if lane.running]
-        if not running:
+        lane = min(
+            (lane for lane in lanes if lane.encodings or lane.running),
+            key=lambda lane: (lane.spent, MODES.index(lane.checkpoint.mode)), default=None,
+        )  # fmt: skip
+        if lane is None:
             return
-        lane = min(running, key=lambda lane: (lane.spent, MODES.index(lane.checkpoint.mode)))
         began = time.perf_counter()
-        reads, decodes = (any(one.reads is reads for one in lane.running) for reads in (True, False))
-        lane.has_read = reads and not (decodes and lane.has_read)
-        if lane.has_read:
-            self._read(lane)
-        else:
-            self._decode(lane)
+        match lane.next_work():
+            case Work.ENCODE:
+                self._encode(lane)
+            case Work.READ:
+                self._read(lane)
+            case Work.DECODE:
+                self._decode(lane)
         lane.spent += (time.perf_counter() - began) / SHARES[lane.checkpoint.mode]
 
     def _lane(self, checkpoint: Checkpoint) -> _Lane:
@@ -475,7 +497,8 @@ class Scheduler:
         return self._lanes[checkpoint.mode]
 
     def _cancel_all(self, work: Sequence[Generation | _Encoding | None]) -> None:
-        encodings = [*self._encodings, *(one for one in work if isinstance(one, _Encoding))]
+        encodings = [one for lane in self._lanes.values() for one in lane.encodings]
+        encodings += [one for one in work if isinstance(one, _Encoding)]
         for encoding in encodings:
             encoding.future.set_exception(RouterClosedError())
         new = [one for one in work if isinstance(one, Generation)]
@@ -485,26 +508,24 @@ class Scheduler:
 
     def _fail_all(self, error: Exception) -> None:
         """End all answers and encodings with `error`."""
-        for encoding in self._encodings:
-            encoding.future.set_exception(error)
-        self._encodings.clear()
         for lane in self._lanes.values():
+            for encoding in lane.encodings:
+                encoding.future.set_exception(error)
+            lane.encodings.clear()
             for one in (*lane.running, *lane.waiting):
                 one.error = error
                 one.finish()
             lane.running.clear()
             lane.waiting.clear()
 
-    def _encode(self) -> None:
+    def _encode(self, lane: _Lane) -> None:
         """Encode what waits, in one call of the tower up to `PATCHES` patches."""
-        first = self._encodings.popleft()
-        batch, patches = [first], sum(len(one.values) for one in first.pixels)
-        tower = first.checkpoint.model.model.visual
-        while self._encodings and self._encodings[0].checkpoint.model.model.visual is tower:
-            patches += sum(len(one.values) for one in self._encodings[0].pixels)
-            if patches > PATCHES:
+        batch = [lane.encodings.popleft()]
+        while lane.encodings:
+            pixels = [one for encoding in (*batch, lane.encodings[0]) for one in encoding.pixels]
+            if sum(len(one.values) for one in pixels) > PATCHES:
                 break
-            batch.append(self._encodings.popleft())
+            batch.append(lane.encodings.popleft())
         self._encode_batch(batch)
 
     def _encode_batch(self, batch: Sequence[_Encoding]) -> None:
