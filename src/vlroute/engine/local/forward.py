@@ -130,7 +130,7 @@ class Decoder:
         ids, cached, positions = inputs.unbind()
         mask = self.slots.decoding(inputs.shape[1], cached, length)
         embeds = self.model.model.language_model.embed_tokens(ids)[:, None]
-        hidden = self.language(embeds, positions[None, :, None].expand(3, -1, -1), mask, self.slots)
+        hidden = self.language(embeds, positions[:, None], mask, self.slots)
         logits: torch.Tensor = self.model.lm_head(hidden[:, 0])
         return logits
 

@@ -100,7 +100,7 @@ class LanguageModel:
 
         Args:
             embeds: Embeddings, `[rows, length, width]`.
-            positions: In time, height and width, `[3, rows, length]`.
+            positions: In time, height and width, `[3, rows, length]`; `[rows, length]` if they are equal, as in text.
             mask: Which keys each query sees, `[rows, 1, length, keys]`.
             slots: KV slots, prepared for this call.
             seen: Places of the tokens of pictures and videos among all tokens, `[tokens]`.
@@ -113,20 +113,19 @@ class LanguageModel:
         """
         rows, length, size = embeds.shape
         heads, both = self.heads, self.heads + self.key_heads
-        angles = positions[self.axis].permute(1, 2, 0).float() * self.frequencies
-        angles = torch.cat([angles, angles], -1)[:, :, None]
+        at = positions[..., None] if positions.dim() == 2 else positions[self.axis].permute(1, 2, 0)
+        angles = (at.float() * self.frequencies)[:, :, None]
         cos, sin = (angles.cos() * self.scaling).to(embeds.dtype), (angles.sin() * self.scaling).to(embeds.dtype)
         bias = prepared(mask, heads // self.key_heads, embeds.dtype)
         half = self.width // 2
-        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)  # the sign of the rotated first half
+        cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)  # the sign of the rotated first half
         hidden = embeds
         for i, layer in enumerate(self.layers):
             x = rms_norm(hidden, (size,), layer.before, self.eps)
-            qkv = linear(x, *layer.qkv).view(rows, length, -1, self.width)
-            qk = rms_norm(qkv[:, :, :both], (self.width,), None, self.eps) * layer.scales
-            qk = qk * cos + qk.roll(half, -1) * sin
-            keys, values = slots.update(qk[:, :, heads:].transpose(1, 2), qkv[:, :, both:].transpose(1, 2), i)
-            queries = qk[:, :, :heads]
+            qk, values = linear(x, *layer.qkv).view(rows, length, -1, self.width).split((both, self.key_heads), 2)
+            qk = rms_norm(qk, (self.width,), None, self.eps) * layer.scales
+            queries, keys = torch.addcmul(qk * cos, qk.roll(half, -1), sin).split((heads, self.key_heads), 2)
+            keys, values = slots.update(keys.transpose(1, 2), values.transpose(1, 2), i)
             if last is not None and i == len(self.layers) - 1 and length > 1:
                 row = torch.arange(rows, device=last.device)
                 hidden, queries = hidden[row, last][:, None], queries[row, last][:, None]
@@ -183,6 +182,8 @@ class _Modules:
         if self._eager:  # it adds the mask to the scores
             least = torch.finfo(embeds.dtype).min
             mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill_(~mask, least)
+        if positions.dim() == 2:
+            positions = positions.expand(3, -1, -1)
         vision: dict[str, Any] = {}
         if seen is not None:
             places = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
