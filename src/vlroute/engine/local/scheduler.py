@@ -388,6 +388,7 @@ class Scheduler:
 
     def encode(self, checkpoint: Checkpoint, pixels: Sequence[Pixels]) -> Future[list[VisionFeatures]]:
         """Encode pictures and videos. Errors: see `generate`."""
+        self._check_process()
         future: Future[list[VisionFeatures]] = Future()
         self._submit(_Encoding(checkpoint, pixels, future))
         return future
