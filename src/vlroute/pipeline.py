@@ -326,8 +326,10 @@ class Pipeline:
         cancel = EitherEvent(options.cancel, self.model.closed)
         with engine.request(conversation, options.namespace) as request:
             settings = {mode: self._settings(mode, options) for mode in MODES}
-            for mode in MODES if options.mode is None else (options.mode,):
+            modes = MODES if options.mode is None else (options.mode,)
+            for mode in modes:
                 request.check(mode, settings[mode])
+            request.prepare(modes)
             caption = yield from self._caption(conversation, options, request)
             captioned = time.perf_counter()
             # in the first turn both modes have to prefill the same tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -75,6 +75,9 @@ class EngineRequest(Protocol):
         Raises:
             SettingsError: `mode` cannot answer with these settings.
         """
+
+    def prepare(self, modes: Sequence[Mode]) -> None:
+        """Begin what an answer in any of `modes` needs, while the decision is made. Errors are raised by `answer`."""
 
     def caption(self, item: Picture | Video, prompt: str) -> Steps[str]:
         """Description of one picture or video by the Instruct model, decoded greedily with `prompt`."""

@@ -43,9 +43,11 @@ def prepared(mask: torch.Tensor, groups: int, dtype: torch.dtype) -> torch.Tenso
     Returns:
         What is added to the scores, `[batch, 1, groups · queries, keys]`.
     """
-    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    bias = torch.where(mask, 0.0, -torch.inf).to(dtype)
+    if groups > 1:
+        bias = bias.repeat(1, 1, groups, 1)
     keys = mask.shape[-1]
-    return pad(bias.repeat(1, 1, groups, 1), (0, -keys % ALIGNED))[..., :keys]
+    return pad(bias, (0, -keys % ALIGNED))[..., :keys] if _has_efficient(mask.device, dtype) else bias
 
 
 def attend(

@@ -52,6 +52,7 @@ class Request:
         self._features: dict[str, VisionFeatures] = {}
         self._encoded: set[str] = set()
         self._prompts: dict[Mode, Prompt] = {}
+        self._encoding: Future[None] | None = None
 
     def __enter__(self) -> Request:
         return self
@@ -75,6 +76,8 @@ class Request:
 
     def features(self, checkpoint: Checkpoint, items: Sequence[Picture | Video]) -> Steps[list[VisionFeatures]]:
         """Features of the items in order, from the cache or the tower; they are kept until the request ends."""
+        if self._encoding is not None:
+            yield from wait(self._encoding)
         keys = [feature_key(checkpoint.vision_key, item, self.namespace) for item in items]
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._features}
         if new:
@@ -87,6 +90,12 @@ class Request:
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """See `protocol.EngineRequest`."""
         resolve_settings(self.engine.pair[mode], settings)
+
+    def prepare(self, modes: Sequence[Mode]) -> None:
+        """See `protocol.EngineRequest`: the tower encodes new pictures, if the modes have equal towers."""
+        checkpoints = [self.engine.pair[mode] for mode in modes]
+        if self.engine.vision.disk is None and len({one.vision_key for one in checkpoints}) == 1:
+            self._encoding = start(self._encode_new(checkpoints[0]))
 
     def caption(self, item: Picture | Video, prompt: str) -> Steps[str]:
         """See `protocol.EngineRequest`."""
@@ -131,7 +140,7 @@ class Request:
         writes = self.engine.vision.disk is not None  # the thread of the models must not wait for a disk
         if writes:
             yield from self._encode_new(checkpoint)
-        encoding = start(self._encode_new(checkpoint))
+        encoding = self._encoding or start(self._encode_new(checkpoint))
         if None in itertools.chain(*self._grids(checkpoint)):  # another request prepares the same pixels
             yield from wait(encoding)
         prompt = self._prompt(checkpoint)

@@ -54,7 +54,7 @@ def read(model: Any, language: Language, slots: KVSlots, chunks: Sequence[Chunk]
     Returns:
         The logits of the last token of each chunk, `[chunks, vocabulary]`.
     """
-    device = model.device
+    device = slots.kv.device
     lengths = [chunk.length for chunk in chunks]
     longest = max(lengths)
     ids, vision = torch.zeros(len(chunks), longest, dtype=torch.long), torch.full((len(chunks), longest), -1)
@@ -68,7 +68,6 @@ def read(model: Any, language: Language, slots: KVSlots, chunks: Sequence[Chunk]
             vision[i, : lengths[i]] = torch.where(chunk.vision >= 0, chunk.vision + rows, -1)
             rows += chunk.features[0].shape[0]
             features.append(chunk.features)
-    last = (torch.arange(len(chunks)) * longest + torch.tensor(lengths) - 1).to(device)
     embeds = model.model.language_model.embed_tokens(ids.to(device))
     seen, deepstack = None, []
     if features:
@@ -78,8 +77,9 @@ def read(model: Any, language: Language, slots: KVSlots, chunks: Sequence[Chunk]
         merged, *deepstack = (torch.cat(parts)[index] for parts in zip(*features, strict=True))
         embeds.view(-1, embeds.shape[-1]).index_copy_(0, seen, merged.to(embeds.dtype))
     mask = slots.reading([chunk.slot for chunk in chunks], [chunk.cached for chunk in chunks], lengths)
-    hidden = language(embeds, positions.to(device), mask, slots, seen, deepstack)
-    logits: torch.Tensor = model.lm_head(hidden.flatten(0, 1)[last])
+    last = (torch.tensor(lengths) - 1).to(device)
+    hidden = language(embeds, positions.to(device), mask, slots, seen, deepstack, last)
+    logits: torch.Tensor = model.lm_head(hidden[:, 0])
     return logits
 
 
@@ -92,9 +92,9 @@ class Decoder:
     """
 
     def __init__(self, model: Any, language: Language, slots: KVSlots, compile: str = "auto") -> None:
-        self.model, self.language, self.slots = model, language, slots
+        self.model, self.language, self.slots, self.device = model, language, slots, slots.kv.device
         self._graphs: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, Any]] = {}
-        self._captures = compile != "off" and model.device.type == "cuda"
+        self._captures = compile != "off" and self.device.type == "cuda"
         #: Whether numbers of rows and keys are rounded up.
         self.few_shapes = self._captures or compile == "max"
         self._pool: Any = None
@@ -119,7 +119,7 @@ class Decoder:
         padding = [0] * (rows - len(ids))
         inputs = torch.tensor([[*ids, *padding], [*cached, *padding], [*positions, *padding]])
         if not self._captures:
-            return self._step(inputs.to(self.model.device), length)
+            return self._step(inputs.to(self.device), length)
         return self._replayed(inputs.pin_memory(), length)
 
     def rows(self, sequences: int) -> int:
@@ -130,7 +130,7 @@ class Decoder:
         ids, cached, positions = inputs.unbind()
         mask = self.slots.decoding(inputs.shape[1], cached, length)
         embeds = self.model.model.language_model.embed_tokens(ids)[:, None]
-        hidden = self.language(embeds, positions[None, :, None].expand(3, -1, -1), mask, self.slots)
+        hidden = self.language(embeds, positions[:, None], mask, self.slots)
         logits: torch.Tensor = self.model.lm_head(hidden[:, 0])
         return logits
 
@@ -144,14 +144,14 @@ class Decoder:
             except RuntimeError as error:  # such as an operation that synchronizes, in some quantized layers
                 log.warning("this model cannot be captured as CUDA graphs, so its answers are slower: %s", error)
                 self._captures = False
-                return self._step(inputs.to(self.model.device), length)
+                return self._step(inputs.to(self.device), length)
         own, logits, graph = self._graphs[shape]
         own.copy_(inputs, non_blocking=True)
         graph.replay()
         return logits
 
     def _captured(self, inputs: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        own = inputs.to(self.model.device)
+        own = inputs.to(self.device)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries allocate their work space in the first calls

@@ -94,36 +94,44 @@ class LanguageModel:
         slots: KVSlots,
         seen: torch.Tensor | None = None,
         deepstack: Sequence[torch.Tensor] = (),
+        last: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states after the last norm.
 
         Args:
             embeds: Embeddings, `[rows, length, width]`.
-            positions: In time, height and width, `[3, rows, length]`.
+            positions: In time, height and width, `[3, rows, length]`; `[rows, length]` if they are equal, as in text.
             mask: Which keys each query sees, `[rows, 1, length, keys]`.
             slots: KV slots, prepared for this call.
             seen: Places of the tokens of pictures and videos among all tokens, `[tokens]`.
             deepstack: Features that are added to these tokens after each of the first layers.
+            last: The place of the last token of each row, `[rows]`, if only its hidden state is needed. The last layer
+                then computes only keys and values of the other tokens.
 
         Returns:
-            `[rows, length, width]`.
+            `[rows, length, width]`, or `[rows, 1, width]` with `last`.
         """
         rows, length, size = embeds.shape
         heads, both = self.heads, self.heads + self.key_heads
-        angles = positions[self.axis].permute(1, 2, 0).float() * self.frequencies
-        angles = torch.cat([angles, angles], -1)[:, :, None]
+        at = positions[..., None] if positions.dim() == 2 else positions[self.axis].permute(1, 2, 0)
+        angles = (at.float() * self.frequencies)[:, :, None]
         cos, sin = (angles.cos() * self.scaling).to(embeds.dtype), (angles.sin() * self.scaling).to(embeds.dtype)
-        mask = prepared(mask, heads // self.key_heads, embeds.dtype)
+        bias = prepared(mask, heads // self.key_heads, embeds.dtype)
         half = self.width // 2
-        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)  # the sign of the rotated first half
+        cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)  # the sign of the rotated first half
         hidden = embeds
         for i, layer in enumerate(self.layers):
             x = rms_norm(hidden, (size,), layer.before, self.eps)
-            qkv = linear(x, *layer.qkv).view(rows, length, -1, self.width)
-            qk = rms_norm(qkv[:, :, :both], (self.width,), None, self.eps) * layer.scales
-            qk = qk * cos + qk.roll(half, -1) * sin
-            keys, values = slots.update(qk[:, :, heads:].transpose(1, 2), qkv[:, :, both:].transpose(1, 2), i)
-            hidden = hidden + linear(attend(qk[:, :, :heads].transpose(1, 2), keys, values, mask), *layer.out)
+            qk, values = linear(x, *layer.qkv).view(rows, length, -1, self.width).split((both, self.key_heads), 2)
+            qk = rms_norm(qk, (self.width,), None, self.eps) * layer.scales
+            queries, keys = torch.addcmul(qk * cos, qk.roll(half, -1), sin).split((heads, self.key_heads), 2)
+            keys, values = slots.update(keys.transpose(1, 2), values.transpose(1, 2), i)
+            if last is not None and i == len(self.layers) - 1 and length > 1:
+                row = torch.arange(rows, device=last.device)
+                hidden, queries = hidden[row, last][:, None], queries[row, last][:, None]
+                bias = prepared(mask[row, :, last][:, :, None], heads // self.key_heads, embeds.dtype)
+                seen = None
+            hidden = hidden + linear(attend(queries.transpose(1, 2), keys, values, bias), *layer.out)
             x = rms_norm(hidden, (size,), layer.between, self.eps)
             gate, up = linear(x, *layer.gate_up).chunk(2, -1)
             hidden = hidden + linear(silu(gate) * up, *layer.down)
@@ -169,10 +177,13 @@ class _Modules:
         slots: KVSlots,
         seen: torch.Tensor | None = None,
         deepstack: Sequence[torch.Tensor] = (),
+        last: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if self._eager:  # it adds the mask to the scores
             least = torch.finfo(embeds.dtype).min
             mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill_(~mask, least)
+        if positions.dim() == 2:
+            positions = positions.expand(3, -1, -1)
         vision: dict[str, Any] = {}
         if seen is not None:
             places = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
@@ -180,4 +191,4 @@ class _Modules:
             vision = {"visual_pos_masks": places, "deepstack_visual_embeds": [*deepstack]}
         options = {"attention_mask": mask, "use_cache": True, CACHE: slots, **vision}
         hidden: torch.Tensor = self._body(inputs_embeds=embeds, position_ids=positions, **options)[0]
-        return hidden
+        return hidden if last is None else hidden[torch.arange(len(last), device=last.device), last][:, None]

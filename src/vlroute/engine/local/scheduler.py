@@ -474,12 +474,10 @@ class Scheduler:
         for lane in sorted((lane for lane in lanes if lane.waiting), key=lambda lane: lane.waiting[0].number):
             if not self._admit(lane):
                 break
-        lane = min(
-            (lane for lane in lanes if lane.encodings or lane.running),
-            key=lambda lane: (lane.spent, MODES.index(lane.checkpoint.mode)), default=None,
-        )  # fmt: skip
-        if lane is None:
+        ready = [lane for lane in lanes if lane.encodings or lane.running]
+        if not ready:
             return
+        lane = min(ready, key=lambda lane: (lane.spent, MODES.index(lane.checkpoint.mode)))
         began = time.perf_counter()
         match lane.next_work():
             case Work.ENCODE:

@@ -39,10 +39,12 @@ class KVSlots:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.most, self.max_length = most, config.max_position_embeddings
         self.kv = torch.empty(config.num_hidden_layers, 2, 0, heads, 0, width, dtype=dtype, device=device)
-        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys and values of each layer, views of `kv`
+        # keys and values of each layer, `[slots, heads, length, width]`, and the same flat, `[…, width]`
+        self._layers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._places: torch.Tensor | None = None  # of each head of each new token in a layer, `[tokens, heads]`
         self._new: tuple[torch.Tensor, torch.Tensor] | None = None  # its row and place in the call; None: one per row
-        self._rows: torch.Tensor | slice | None = None  # slots that attention reads; None: only the new tokens
+        self._rows: torch.Tensor | int | None = None  # slots that attention reads, or the number of the first ones;
+        # None: only the new tokens
         self._length = 0
 
     @property
@@ -77,7 +79,7 @@ class KVSlots:
         layers, two, _, heads, _, width = old.shape
         # zeros, not garbage: attention multiplies masked values by zero, and NaN times zero is NaN
         self.kv = old.new_zeros(layers, two, count, heads, length, width)
-        self._layers = [(keys, values) for keys, values in self.kv]
+        self._layers = [(k, v, k.view(-1, width), v.view(-1, width)) for k, v in self.kv]
         for new, slot in enumerate(used):
             self.kv[:, :, new, :, :kept] = old[:, :, slot, :, :kept]
 
@@ -107,8 +109,8 @@ class KVSlots:
             The attention mask, `[rows, 1, 1, length]`.
         """
         self._places, self._new = self._at(torch.arange(rows, device=cached.device), cached), None
-        self._rows, self._length = slice(0, rows), length
-        return (torch.arange(length, device=cached.device)[None] <= cached[:, None])[:, None, None]
+        self._rows, self._length = rows, length
+        return (torch.arange(length, device=cached.device) <= cached[:, None])[:, None, None]
 
     def reading(self, slots: Sequence[int], cached: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
         """Prepare a step that adds several tokens to each of `slots`.
@@ -149,13 +151,18 @@ class KVSlots:
         See `Cache.update` of transformers.
         """
         assert self._places is not None, "`decoding` or `reading` comes first"
-        for all_, new in zip(self._layers[layer], (keys, values), strict=True):
-            added = new[:, :, 0] if self._new is None else new.transpose(1, 2)[self._new]
-            all_.view(-1, all_.shape[-1])[self._places] = added
+        k, v, flat_k, flat_v = self._layers[layer]
+        if self._new is None:
+            flat_k[self._places], flat_v[self._places] = keys.squeeze(2), values.squeeze(2)
+        else:
+            flat_k[self._places] = keys.transpose(1, 2)[self._new]
+            flat_v[self._places] = values.transpose(1, 2)[self._new]
         if self._rows is None:
             return keys, values
-        k, v = (all_[self._rows, :, : self._length] for all_ in self._layers[layer])
-        return k, v
+        if isinstance(self._rows, torch.Tensor):
+            return k[self._rows, :, : self._length], v[self._rows, :, : self._length]
+        rows, length = self._rows, self._length
+        return k.narrow(0, 0, rows).narrow(2, 0, length), v.narrow(0, 0, rows).narrow(2, 0, length)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Not used for the explicit masks and positions of this engine; transformers may ask nevertheless."""

@@ -8,7 +8,7 @@ import logging
 import random
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -236,6 +236,9 @@ class RemoteRequest:
     def pooled(self, item: Picture | Video) -> Steps[NDArray[np.float32]]:
         """Not available, as `tower` tells."""
         raise RuntimeError("endpoints offer no vision features")
+
+    def prepare(self, modes: Sequence[Mode]) -> None:
+        """See `protocol.EngineRequest`: the server of the chosen mode does everything."""
 
     def uncached_tokens(self) -> None:
         """See `protocol.EngineRequest`. Unknown, because the servers have caches of their own."""

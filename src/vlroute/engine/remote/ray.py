@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from queue import Empty, SimpleQueue
@@ -249,6 +249,9 @@ class RayRequest:
     def pooled(self, item: Picture | Video) -> Steps[NDArray[np.float32]]:
         """See `protocol.EngineRequest`."""
         return immediate(lambda: self._counted("pooled", self._media.index(item)))
+
+    def prepare(self, modes: Sequence[Mode]) -> None:
+        """See `protocol.EngineRequest`: a replica prepares what its answer needs."""
 
     def uncached_tokens(self) -> dict[Mode, int] | None:
         """See `protocol.EngineRequest`. Unknown if no replica answers in time."""
