@@ -42,7 +42,7 @@ def text(*ids: int) -> TokenPrefix:
 
 def kv(start: int, end: int, fill: float = 0.0) -> torch.Tensor:
     """Keys and values that are the position of each token, plus `fill`."""
-    return (torch.arange(start, end) + fill)[None, None, :, None, None].expand(2, 2, end - start, 1, 4).clone()
+    return (torch.arange(start, end) + fill)[None, None, None, :, None].expand(2, 2, 1, end - start, 4).clone()
 
 
 def insert(cache: PrefixCache, tokens: TokenPrefix, fill: float = 0.0, owner: str = "instruct") -> None:
@@ -124,7 +124,7 @@ def test_it_goes_on_from_the_longest_prefix() -> None:
     insert(cache, text(1, 5, 3, 4), fill=100)
     lease = cache.match("instruct", text(1, 5, 3, 7, 8))
     assert lease.length == 3 * BLOCK
-    found = torch.cat([block.kv for block in lease.blocks], dim=2)[0, 0, :, 0, 0].tolist()
+    found = torch.cat([block.kv for block in lease.blocks], dim=3)[0, 0, 0, :, 0].tolist()
     assert found == [*range(BLOCK), *range(100 + BLOCK, 100 + 3 * BLOCK)]  # the first block was there already
     lease.release()
     missed = cache.match("thinking", text(1, 5, 3, 7, 8))

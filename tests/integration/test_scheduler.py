@@ -8,6 +8,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import groupby, pairwise
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,18 +21,23 @@ from tests.conftest import PICTURES, task
 from tests.recording import held, model_calls, recorded
 from tests.serving import until
 from vlroute import Router
+from vlroute.engine.cache.disk import DiskTier
+from vlroute.engine.cache.vision import VisionCache
+from vlroute.engine.local import engine as engine_module
 from vlroute.engine.local import scheduler as scheduling
 from vlroute.engine.local.engine import LocalEngine
 from vlroute.engine.local.forward import Chunk, Decoder
 from vlroute.engine.local.language import language_model
 from vlroute.engine.local.sampling import BatchSampler
-from vlroute.engine.local.scheduler import Scheduler
+from vlroute.engine.local.scheduler import Scheduler, Work
 from vlroute.engine.local.slots import KVSlots
+from vlroute.engine.local.vision import prepare
 from vlroute.engine.protocol import OnPiece, Reply
-from vlroute.errors import LimitError, RouterClosedError
+from vlroute.errors import LimitError, RouterClosedError, SettingsError
+from vlroute.inputs.media import Picture
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.steps import Steps, run, start
-from vlroute.types import MODES, Mode
+from vlroute.types import MODES, Finished, Mode
 
 pytestmark = pytest.mark.float32
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12}
@@ -312,6 +321,38 @@ def test_decode_steps_have_few_shapes(make: Any, monkeypatch: pytest.MonkeyPatch
     assert 4 < len(shapes) <= 40
 
 
+def test_a_decode_step_without_graphs_has_the_rows_and_keys_of_its_answers(
+    make: Any, ask: Start, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When an answer ends, the last one takes its slot, so that no row is computed for nobody."""
+    engine, decode, decoding = make(compile="off"), Scheduler._decode, KVSlots.decoding
+    expected, computed = list[tuple[int, int]](), list[tuple[int, int]]()
+
+    def counted(scheduler: Scheduler, lane: Any) -> None:
+        expected.append((len(lane.running), max(one.cached for one in lane.running) + 1))
+        alike = not any(one.reads for one in lane.running)
+        decode(scheduler, lane)
+        if not alike:  # slots that are read may lie between the others
+            del expected[-1], computed[-1]
+
+    def noted(slots: KVSlots, rows: int, cached: torch.Tensor, length: int) -> torch.Tensor:
+        computed.append((rows, length))
+        return decoding(slots, rows, cached, length)
+
+    monkeypatch.setattr(Scheduler, "_decode", counted)
+    monkeypatch.setattr(KVSlots, "decoding", noted)
+    settings = [LONG | {"max_new_tokens": most} for most in (30, 90, 10, 50, 70)]
+    jobs = [*zip(QUESTIONS, settings, strict=False)]
+    with held(engine) as release:
+        futures = [ask(engine, one, "instruct", how) for one, how in jobs]
+        until(lambda: engine.scheduler._new.qsize() == 4)  # two of them have the same picture
+        release.set()
+        replies = [said(one.result(60)) for one in futures]
+    assert computed == expected
+    assert {rows for rows, _ in computed} == {1, 2, 3, 4, 5}
+    assert replies == [said(alone(one, "instruct", how)) for one, how in jobs]
+
+
 @pytest.mark.parametrize("together", [1, 3, 8])
 def test_one_synchronization_with_the_device_in_each_decode_step(
     make: Any, ask: Start, together: int, monkeypatch: pytest.MonkeyPatch
@@ -360,6 +401,324 @@ def test_the_decode_step_is_one_graph(router: Router, mode: Mode) -> None:
         traced = torch.compile(decoder._forward, backend="eager", fullgraph=True)(inputs, 128)
     torch.testing.assert_close(traced, expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(slots.kv, written, atol=1e-4, rtol=0)
+
+
+def test_small_models_are_computed_by_one_thread_whatever_other_threads_set(make: Any, ask: Start) -> None:
+    """The first use of torch in a thread replaces the number that was set in it before."""
+    before, seen = torch.get_num_threads(), list[int]()
+
+    def other() -> None:
+        torch.set_num_threads(2)
+        torch.ones(3).sum()
+
+    def look(channel: str, piece: str) -> None:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        seen.append(torch.get_num_threads())
+
+    torch.set_num_threads(2)
+    try:
+        engine = make()
+        ask(engine, QUESTIONS[0], "instruct", LONG | {"max_new_tokens": 5}, look).result(20)
+        assert torch.get_num_threads() == 2  # for the threads of the program nothing changes
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) >= 3
+    assert {*seen} == {1}
+
+
+# turns, and shares of the time
+
+
+@pytest.mark.parametrize("possible", [
+    [Work.ENCODE], [Work.READ], [Work.DECODE], [Work.ENCODE, Work.READ], [Work.ENCODE, Work.DECODE],
+    [Work.READ, Work.DECODE], [Work.ENCODE, Work.READ, Work.DECODE],
+], ids=lambda works: "+".join(work.name for work in works))  # fmt: skip
+def test_the_kinds_of_work_of_a_mode_take_turns(make: Any, possible: list[Work]) -> None:
+    engine = make()
+    lane = engine.scheduler._lane(engine.pair.instruct)
+    assert lane.next_work() is None
+    if Work.ENCODE in possible:
+        lane.encodings.append(SimpleNamespace())
+    lane.running = [SimpleNamespace(reads=work is Work.READ) for work in possible if work is not Work.ENCODE]
+    assert [lane.next_work() for _ in range(3 * len(possible))] == 3 * possible
+
+
+def test_work_that_appears_between_does_not_change_the_turns(make: Any) -> None:
+    """A stream of pictures, or of prompts, delays the running answers by one round each."""
+    engine = make()
+    lane = engine.scheduler._lane(engine.pair.instruct)
+    prompt, answer = SimpleNamespace(reads=True), SimpleNamespace(reads=False)
+    lane.running = [answer]
+    assert [lane.next_work(), lane.next_work()] == [Work.DECODE, Work.DECODE]
+    lane.running = [answer, prompt]
+    assert [lane.next_work(), lane.next_work()] == [Work.READ, Work.DECODE]
+    lane.encodings.append(SimpleNamespace())
+    assert [lane.next_work(), lane.next_work(), lane.next_work()] == [Work.ENCODE, Work.READ, Work.DECODE]
+    lane.running = [answer]
+    assert [lane.next_work(), lane.next_work(), lane.next_work()] == [Work.ENCODE, Work.DECODE, Work.ENCODE]
+    lane.encodings.clear()
+    assert lane.next_work() is Work.DECODE
+
+
+class Rounds:
+    """Decode steps in order, each with the mode and whether both modes have running answers.
+
+    Replaces the clock of the scheduler: a decode step takes the seconds in `costs`, and nothing else takes time.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **costs: float) -> None:
+        self.steps: list[tuple[Mode, bool]] = []
+        self.now, decode = 0.0, Scheduler._decode
+
+        def timed(scheduler: Scheduler, lane: Any) -> None:
+            busy = [one for one in scheduler._lanes.values() if one.running]
+            self.steps.append((lane.checkpoint.mode, len(busy) == 2))
+            self.now += costs[lane.checkpoint.mode]
+            decode(scheduler, lane)
+
+        monkeypatch.setattr(Scheduler, "_decode", timed)
+        monkeypatch.setattr(scheduling, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def together(self) -> list[Mode]:
+        return [mode for mode, both in self.steps if both]
+
+    def longest(self, mode: Mode) -> int:
+        """The largest number of steps of `mode` in a row while the other one had work."""
+        return max(len([*group]) for step, group in groupby(self.steps) if step == (mode, True))
+
+
+@pytest.mark.parametrize(("instruct", "thinking", "ratio"), [(1, 1, 2), (1, 4, 8), (3, 1, 2 / 3)])
+def test_instruct_gets_twice_the_time_of_thinking(
+    make: Any, ask: Start, instruct: float, thinking: float, ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In seconds, not in steps: a step of many answers takes longer than one of few."""
+    rounds, engine, cancel = Rounds(monkeypatch, instruct=instruct, thinking=thinking), make(), threading.Event()
+    futures = [ask(engine, parse("How many?"), mode, ENDLESS, cancel=cancel) for mode in MODES]
+    until(lambda: len(rounds.together()) > 300)
+    cancel.set()
+    for one in futures:
+        assert one.result(20).completion_tokens > 20  # both go on
+    steps = rounds.together()[:300]
+    for count in range(50, 301, 50):
+        share = [steps[:count].count(mode) for mode in MODES]
+        assert share[0] == pytest.approx(ratio * share[1], abs=2 * max(ratio, 1))
+    assert rounds.longest("instruct") <= max(ratio, 1) + 1
+    assert rounds.longest("thinking") <= max(1 / ratio, 1) + 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_time_without_work_is_not_made_up_for(
+    make: Any, ask: Start, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mode that was alone for a long time goes on at its share when the other one gets work."""
+    rounds, engine, cancel = Rounds(monkeypatch, instruct=1, thinking=1), make(), threading.Event()
+    other: Mode = MODES[1 - MODES.index(mode)]
+    first = ask(engine, parse("How many?"), mode, ENDLESS, cancel=cancel)
+    until(lambda: len(rounds.steps) > 100)
+    for _ in range(2):  # also when it comes again
+        before = len(rounds.steps)
+        ask(engine, parse("Hello?"), other, LONG | {"max_new_tokens": 60}).result(20)
+        until(lambda before=before: len(rounds.steps) > before + 200)
+    cancel.set()
+    first.result(20)
+    assert len(rounds.together()) > 100
+    assert rounds.longest(other) <= 3
+
+
+def test_the_tower_counts_for_the_time_of_its_mode(make: Any, ask: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of pictures in one mode does not stop the answers of the other one."""
+    rounds, engine, cancel = Rounds(monkeypatch, instruct=1, thinking=1), make(), threading.Event()
+    encode, between = scheduling.encode, list[int]()
+
+    def slow(*args: Any) -> Any:
+        between.append(len(rounds.steps))
+        rounds.now += 10
+        return encode(*args)
+
+    monkeypatch.setattr(scheduling, "encode", slow)
+    first = ask(engine, parse("How many?"), "instruct", ENDLESS, cancel=cancel)
+    until(lambda: len(rounds.steps) > 10)
+    checkpoint = engine.pair.thinking
+    with held(engine) as release:
+        pixels = prepare(checkpoint.model, checkpoint.processor, [Picture(PICTURES[0])])
+        monkeypatch.setattr(scheduling, "PATCHES", 1)  # one call for each
+        futures = [engine.scheduler.encode(checkpoint, pixels) for _ in range(5)]
+        release.set()
+        for one in futures:
+            one.result(20)
+    cancel.set()
+    first.result(20)
+    waited = [after - before for before, after in pairwise(between)]
+    assert len(waited) == 4
+    assert min(waited) >= 19  # 10 seconds of the tower, and Instruct gets twice as much
+
+
+# pictures: the answer is submitted before the tower has run
+
+
+class SlowTower:
+    """The tower waits for `go_on`; with `error` it fails then. `begun`: it was called."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        real = scheduling.encode
+
+        def encode(*args: Any) -> Any:
+            self.begun.set()
+            assert self.go_on.wait(20)
+            if error is not None:
+                raise error
+            return real(*args)
+
+        monkeypatch.setattr(scheduling, "encode", encode)
+
+
+HISTORY = [{"role": "user", "content": "word " * 60}, {"role": "assistant", "content": "yes"}]
+
+
+def in_use(engine: LocalEngine) -> tuple[int, int]:
+    """Number of vision features and of prefix blocks that a request holds."""
+    return len(engine.vision._pins), sum(block.users > 0 for block in engine.prefixes._blocks.values())
+
+
+def test_a_failing_tower_ends_the_request_and_nothing_stays_in_use(
+    make: Any, ask: Start, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, asked = make(), parse("What is it?", PICTURES[:2], history=HISTORY)
+    run(answering(engine, parse("Hello?", history=HISTORY)))  # the prefix is cached now
+    with monkeypatch.context() as patch:
+        tower = SlowTower(patch, OSError("the tower failed"))
+        futures = [ask(engine, asked) for _ in range(2)]
+        try:
+            assert tower.begun.wait(20)
+            until(lambda: engine.prefixes.stats().prompts == 3)
+            pins, blocks = in_use(engine)
+            assert pins == 2
+            assert blocks >= 3
+        finally:
+            tower.go_on.set()
+        for one in futures:
+            with pytest.raises(OSError, match="the tower failed"):
+                one.result(20)
+    assert in_use(engine) == (0, 0)
+    assert said(ask(engine, asked).result(20)) == said(alone(asked))
+    assert in_use(engine) == (0, 0)
+
+
+@pytest.mark.parametrize("why", ["too long", "setting"])
+def test_a_request_that_fails_before_the_tower_has_run_holds_nothing_afterwards(
+    make: Any, ask: Start, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error does not wait for the tower; what the tower computed is cached."""
+    engine, tower = make(), SlowTower(monkeypatch)
+    run(answering(engine, parse("Hello?", history=HISTORY)))
+    asked = parse("word " * (5000 if why == "too long" else 1), PICTURES[0], history=HISTORY)
+    future = ask(engine, asked, "instruct", {} if why == "too long" else {"temperature": "warm"})
+    try:
+        assert tower.begun.wait(20)
+        with pytest.raises(LimitError if why == "too long" else SettingsError):
+            future.result(20)
+        assert in_use(engine) == (1, 0)  # the tower still runs
+    finally:
+        tower.go_on.set()
+    until(lambda: in_use(engine) == (0, 0))
+    assert engine.vision.stats().items == 1
+    assert ask(engine, parse("What is it?", PICTURES[0])).result(20).encoded == 0
+
+
+@pytest.mark.parametrize("how", ["cancel", "interrupt", "close"])
+def test_a_request_that_is_cancelled_while_its_picture_waits_generates_nothing(
+    make: Any, ask: Start, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, asked, cancel = make(), parse("What is it?", PICTURES[0], history=HISTORY), threading.Event()
+    run(answering(engine, parse("Hello?", history=HISTORY)))
+    tower, pieces = SlowTower(monkeypatch), list[str]()
+    steps = answering(engine, asked, "instruct", ENDLESS, lambda *piece: pieces.append(piece[1]), cancel)
+    with model_calls() as calls:
+        try:
+            if how == "cancel":
+                future = start(steps)
+                cancel.set()
+            else:
+                next(steps)
+                with pytest.raises(KeyboardInterrupt) if how == "interrupt" else nullcontext():
+                    steps.throw(KeyboardInterrupt()) if how == "interrupt" else steps.close()
+            assert tower.begun.wait(20)
+        finally:
+            tower.go_on.set()
+        if how == "cancel":
+            reply = future.result(20)
+            assert (reply.finish_reason, reply.completion_tokens) == ("cancelled", 0)
+        until(lambda: in_use(engine) == (0, 0))
+        until(lambda: not any(lane.busy for lane in engine.scheduler._lanes.values()))
+    assert not pieces
+    assert not calls.prompts
+    assert ask(engine, asked).result(20).encoded == 0
+
+
+def test_a_prompt_is_built_before_the_tower_has_run(make: Any, ask: Start) -> None:
+    """While the models are busy with another answer, the request does all that needs no model."""
+    engine, told = make(), list[str]()
+    with held(engine) as release:
+        future = ask(engine, QUESTIONS[0], "instruct", GREEDY, lambda *piece: told.append(piece[1]))
+        until(lambda: engine.prefixes.stats().prompts == 2)  # the prompt is looked up
+        assert engine.scheduler.tower_calls == 0
+        assert not future.done()
+        release.set()
+        assert future.result(20).encoded == 1
+    assert told
+
+
+@pytest.mark.parametrize("grids", ["new", "known"])
+def test_pixels_are_prepared_outside_the_thread_of_the_models(
+    make: Any, ask: Start, grids: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, threads, prepared = make(), list[str](), engine_module.prepare
+
+    def noted(*args: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return prepared(*args)
+
+    if grids != "new":
+        run(answering(engine, QUESTIONS[0]))
+        engine.vision.clear()
+        engine.prefixes.clear()
+    monkeypatch.setattr(engine_module, "prepare", noted)
+    ask(engine, QUESTIONS[0]).result(20)
+    assert threads
+    assert "vlroute-engine" not in threads
+
+
+def test_the_thread_of_the_models_does_not_wait_for_a_disk(
+    router: Router, ask: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = list[tuple[str, str]]()
+    for name in ("get", "put"):
+        real = getattr(DiskTier, name)
+
+        def noted(disk: DiskTier, *args: Any, name: str = name, real: Any = real) -> Any:
+            threads.append((name, threading.current_thread().name))
+            return real(disk, *args)
+
+        monkeypatch.setattr(DiskTier, name, noted)
+    for _ in range(2):  # the second time from the files
+        engine = LocalEngine(router.pair, vision=VisionCache(disk=DiskTier(tmp_path)))
+        try:
+            together = [ask(engine, parse("Compare.", PICTURES[:2]), mode) for mode in MODES for _ in range(2)]
+            for one in together:
+                one.result(20)
+            engine.vision.clear()  # the grids stay known
+            engine.prefixes.clear()
+            ask(engine, parse("Compare.", PICTURES[1:3])).result(20)
+            with engine.request(QUESTIONS[3]) as request:
+                run(request.pooled(QUESTIONS[3].pictures[0]))
+                run(request.answer("instruct", GREEDY))
+        finally:
+            engine.close()
+    assert {name for name, _ in threads} == {"get", "put"}
+    assert "vlroute-engine" not in {thread for _, thread in threads}
 
 
 # errors of one request
@@ -572,6 +931,31 @@ def test_an_interrupt_ends_the_generation(make: Any, how: str) -> None:
     assert len(pieces) <= count + 3
 
 
+@pytest.mark.parametrize("where", ["new", "taken over"])
+def test_closing_ends_the_pictures_that_wait_for_the_tower(
+    make: Any, ask: Start, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They end with an error, and the answers that run with "cancelled": nobody waits forever."""
+    engine, tower = make(), SlowTower(monkeypatch)
+    running = ask(engine, parse("Hello?"), "instruct", ENDLESS)
+    until(lambda: engine.scheduler._lanes and engine.scheduler._lanes["instruct"].running)
+    if where == "taken over":
+        monkeypatch.setattr(scheduling, "PATCHES", 1)  # one call of the tower for each
+    futures = [ask(engine, QUESTIONS[0])]
+    assert tower.begun.wait(20)
+    futures += [ask(engine, one) for one in QUESTIONS[1:4]]
+    until(lambda: engine.scheduler._new.qsize() == 3)
+    closing = threading.Thread(target=engine.close, daemon=True)
+    closing.start()
+    until(lambda: engine.scheduler._new.qsize() == 4)
+    tower.go_on.set()
+    assert running.result(20).finish_reason == "cancelled"
+    for one in futures:
+        assert isinstance(one.exception(20), RouterClosedError)
+    closing.join(20)
+    assert in_use(engine) == (0, 0)
+
+
 def test_closing_cancels_what_runs_and_what_waits(make: Any, ask: Start) -> None:
     engine = make(max_num_seqs=1)
     futures = [ask(engine, one, mode, ENDLESS) for one in QUESTIONS[:3] for mode in MODES]
@@ -602,6 +986,25 @@ def test_asking_from_a_callback_is_a_clear_error(make: Any, ask: Start) -> None:
         with pytest.raises(RuntimeError, match=r"a callback of an answer cannot wait for another answer"):
             ask(engine, parse("How are you?"), "instruct", GREEDY, again).result(10)
         assert ask(engine, QUESTIONS[1]).result(10).finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["new", "begun"])
+def test_reading_a_stream_in_a_callback_is_a_clear_error(router: Router, make: Any, ask: Start, begun: bool) -> None:
+    """It would wait for events that the same thread generates."""
+    stream = router.stream("Hello?", mode="instruct", **GREEDY)
+    if begun:
+        next(stream)
+
+    def read(channel: str, piece: str) -> None:
+        for _ in stream:
+            pass
+
+    try:
+        with pytest.raises(RuntimeError, match=r"a callback of an answer cannot wait for another answer"):
+            ask(make(), parse("How are you?"), "instruct", GREEDY, read).result(10)
+        assert isinstance([*stream][-1], Finished)  # another thread may still read it
+    finally:
+        stream.close()
 
 
 def test_a_fork_is_told_so() -> None:

@@ -25,10 +25,11 @@ from vlroute.engine.cache.vision import VisionCache, feature_key
 from vlroute.engine.local import scheduler as scheduling
 from vlroute.engine.local.engine import Encoder, LocalEngine
 from vlroute.inputs.media import Picture, Video
-from vlroute.steps import run
+from vlroute.steps import run, start
 
 PICTURES = [Picture(task("count", seed=seed).frames[0]) for seed in range(8)]
 CLIP = Video(tuple(task("video").frames), SECONDS)
+GRID = (1, 8, 8)  # of each of the pictures
 ONE = 16 * 128 * DTYPE.itemsize * 3  # bytes of one pocket picture: 16 tokens, 128 wide, merged and two deepstack layers
 
 
@@ -203,7 +204,7 @@ def test_a_failure_reaches_who_caused_it_and_the_next_try_works(
                 raise MemoryError("no room on the device")
             failed: Future[Any] = Future()
             failed.set_exception(MemoryError("no room on the device"))
-            return failed
+            return [GRID], failed
         return real(*args)
 
     monkeypatch.setattr(Encoder, "encode", fails_once)
@@ -223,6 +224,37 @@ def test_a_failure_reaches_who_caused_it_and_the_next_try_works(
         thread.join()
     assert sorted(outcomes) == ["failed", "seen", "seen", "seen"]
     assert len(tries) == 2
+    assert cache._pins == cache._making == {}
+
+
+@pytest.mark.parametrize("ends", ["encoded", "failed", "abandoned"])
+def test_grids_are_known_before_the_tower_has_run(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
+    """Prompts are built from them. The features stay in use from then on, until the request gives them back."""
+    cache, future = VisionCache(), Future[Any]()
+    (features,) = run(VisionCache().lease(encoder, PICTURES[:1])).features
+    monkeypatch.setattr(Encoder, "encode", lambda *_: ([GRID], future))
+    assert cache.grids(encoder, PICTURES[:1]) == [None]
+    steps = cache.lease(encoder, PICTURES[:1])
+    if ends == "abandoned":  # an interrupt while the tower runs
+        next(steps)
+        steps.close()
+        assert cache.grids(encoder, PICTURES[:1]) == [GRID]
+    else:
+        lease = start(steps)
+        assert cache.grids(encoder, PICTURES[:1]) == [GRID] == [features.grid]
+        assert not lease.done()
+        assert list(cache._pins.values()) == [1]
+        if ends == "encoded":
+            future.set_result([features])
+            assert lease.result(0).features == [features]
+            assert list(cache._pins.values()) == [1]
+            lease.result(0).release()
+        else:
+            future.set_exception(MemoryError("no room on the device"))
+            with pytest.raises(MemoryError):
+                lease.result(0)
+    assert cache._pins == cache._making == {}
+    assert cache.grids(encoder, PICTURES[:1]) == [GRID]
 
 
 def test_tenants_share_nothing(encoder: Encoder, encoded: list[int]) -> None:

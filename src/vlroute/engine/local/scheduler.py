@@ -456,7 +456,7 @@ class Scheduler:
             work.append(self._new.get())
         for one in work:
             if one is None:
-                self._cancel_all(work)
+                self._cancel_all()
                 return False
             lane = self._lane(one.checkpoint)
             if not lane.busy:  # time without work is not made up for
@@ -495,15 +495,14 @@ class Scheduler:
             self._lanes[checkpoint.mode] = _Lane(checkpoint, language, self.max_num_seqs, self.compile)
         return self._lanes[checkpoint.mode]
 
-    def _cancel_all(self, work: Sequence[Generation | _Encoding | None]) -> None:
-        encodings = [one for lane in self._lanes.values() for one in lane.encodings]
-        encodings += [one for one in work if isinstance(one, _Encoding)]
-        for encoding in encodings:
-            encoding.future.set_exception(RouterClosedError())
-        new = [one for one in work if isinstance(one, Generation)]
-        for generation in [*new, *(one for lane in self._lanes.values() for one in (*lane.running, *lane.waiting))]:
-            generation.reason = "cancelled"
-            generation.finish()
+    def _cancel_all(self) -> None:
+        """End all answers and encodings; those that came before `close` are in the lanes."""
+        for lane in self._lanes.values():
+            for encoding in lane.encodings:
+                encoding.future.set_exception(RouterClosedError())
+            for one in (*lane.running, *lane.waiting):
+                one.reason = "cancelled"
+                one.finish()
 
     def _fail_all(self, error: Exception) -> None:
         """End all answers and encodings with `error`."""
