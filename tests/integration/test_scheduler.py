@@ -590,9 +590,10 @@ def test_a_failing_tower_ends_the_request_and_nothing_stays_in_use(
     run(answering(engine, parse("Hello?", history=HISTORY)))  # the prefix is cached now
     with monkeypatch.context() as patch:
         tower = SlowTower(patch, OSError("the tower failed"))
-        futures = [ask(engine, asked) for _ in range(2)]
+        futures = [ask(engine, asked)]
         try:
             assert tower.begun.wait(20)
+            futures.append(ask(engine, asked))
             until(lambda: engine.prefixes.stats().prompts == 3)
             pins, blocks = in_use(engine)
             assert pins == 2
@@ -671,7 +672,7 @@ def test_a_prompt_is_built_before_the_tower_has_run(make: Any, ask: Start) -> No
     assert told
 
 
-@pytest.mark.parametrize("grids", ["new", "known"])
+@pytest.mark.parametrize("grids", ["new", "known", "mixed"])
 def test_pixels_are_prepared_outside_the_thread_of_the_models(
     make: Any, ask: Start, grids: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -686,7 +687,8 @@ def test_pixels_are_prepared_outside_the_thread_of_the_models(
         engine.vision.clear()
         engine.prefixes.clear()
     monkeypatch.setattr(engine_module, "prepare", noted)
-    ask(engine, QUESTIONS[0]).result(20)
+    question = parse("Compare.", PICTURES[:2]) if grids == "mixed" else QUESTIONS[0]
+    ask(engine, question).result(20)
     assert threads
     assert "vlroute-engine" not in threads
 

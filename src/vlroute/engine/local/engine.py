@@ -53,6 +53,7 @@ class Request:
         self._encoded: set[str] = set()
         self._prompts: dict[Mode, Prompt] = {}
         self._encoding: Future[None] | None = None
+        self._new: set[str] = set()  # digests of the items whose grid was unknown
 
     def __enter__(self) -> Request:
         return self
@@ -78,6 +79,9 @@ class Request:
         """Features of the items in order, from the cache or the tower; they are kept until the request ends."""
         if self._encoding is not None:
             yield from wait(self._encoding)
+        return (yield from self._leased(checkpoint, items))
+
+    def _leased(self, checkpoint: Checkpoint, items: Sequence[Picture | Video]) -> Steps[list[VisionFeatures]]:
         keys = [feature_key(checkpoint.vision_key, item, self.namespace) for item in items]
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._features}
         if new:
@@ -147,19 +151,21 @@ class Request:
         max_output = _max_output_tokens(checkpoint, prompt)
         owner = self._owner(mode)
         lease = prefixes.match(owner, prompt.tokens)
-
-        media = self._uncached_media(prompt, lease.length)
-
-        def uncached_features() -> Steps[list[VisionFeatures]]:
-            nonlocal encoded
-            yield from wait(encoding)
-            features = yield from self.features(checkpoint, media)
-            encoded = time.perf_counter()
-            return features
-
         try:
+            media = self._uncached_media(prompt, lease.length)
             if writes:
                 yield from self.features(checkpoint, media)
+            # begun here, because the thread of the models must not prepare pixels
+            evicted = start(self._leased(checkpoint, [item for item in media if item.digest not in self._new]))
+
+            def uncached_features() -> Steps[list[VisionFeatures]]:
+                nonlocal encoded
+                yield from wait(encoding)
+                yield from wait(evicted)
+                features = yield from self.features(checkpoint, media)
+                encoded = time.perf_counter()
+                return features
+
             resolved = resolve_settings(checkpoint, settings)
             resolved["max_new_tokens"] = min(resolved["max_new_tokens"], max_output)
             splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
@@ -230,7 +236,9 @@ class Request:
         """Encode the items whose grid is unknown: without it the prompt cannot be built."""
         items: list[Picture | Video] = [*self.conversation.pictures, *self.conversation.videos]
         grids = itertools.chain(*self._grids(checkpoint))
-        yield from self.features(checkpoint, [item for item, grid in zip(items, grids, strict=True) if grid is None])
+        new = [item for item, grid in zip(items, grids, strict=True) if grid is None]
+        self._new.update(item.digest for item in new)
+        yield from self._leased(checkpoint, new)
 
     def _prompt(self, checkpoint: Checkpoint) -> Prompt:
         if checkpoint.mode not in self._prompts:
