@@ -329,7 +329,9 @@ class Pipeline:
             modes = MODES if options.mode is None else (options.mode,)
             for mode in modes:
                 request.check(mode, settings[mode])
+            checked_at = time.perf_counter()
             request.prepare(modes)
+            prepared = time.perf_counter() - checked_at
             caption = yield from self._caption(conversation, options, request)
             captioned = time.perf_counter()
             # in the first turn both modes have to prefill the same tokens
@@ -363,8 +365,9 @@ class Pipeline:
                 reply.cached_tokens, reply.encoded,
             ),
             Timing(
-                caption=captioned - began, decide=decided - captioned, vision=reply.vision_seconds,
-                prefill=reply.prefill_seconds, decode=reply.decode_seconds, total=time.perf_counter() - began,
+                caption=captioned - began - prepared, decide=decided - captioned,
+                vision=prepared + reply.vision_seconds, prefill=reply.prefill_seconds, decode=reply.decode_seconds,
+                total=time.perf_counter() - began,
             ),
             id=id,
         )  # fmt: skip

@@ -115,7 +115,7 @@ class Timing:
     Attributes:
         caption: Caption, with the tower if it ran for the caption.
         decide: Decision.
-        vision: Processing and encoding of pictures and videos; 0 if all features were cached.
+        vision: Preparing pictures and videos, and waiting for the tower; almost 0 if all features were cached.
         prefill: Until the first token.
         decode: After the first token.
         total: All of these.

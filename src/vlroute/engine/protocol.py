@@ -34,7 +34,7 @@ class Reply:
         vision_tokens: prompt tokens of pictures and videos.
         completion_tokens: tokens of reasoning and answer.
         thinking_tokens: tokens of the reasoning.
-        vision_seconds: image processing and vision tower.
+        vision_seconds: from the call of `answer` until the vision features are there.
         prefill_seconds: until the first token.
         decode_seconds: after the first token.
         encoded: pictures and videos that the vision tower encoded for this request; None if not reported.

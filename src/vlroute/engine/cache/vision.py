@@ -53,7 +53,7 @@ class VisionEncoder(Protocol):
         ...
 
     def encode(self, items: Sequence[Picture | Video]) -> tuple[list[Grid], Future[list[VisionFeatures]]]:
-        """Run the tower on pictures and videos. Returns their grids, and a future of their features."""
+        """Prepare pixels and submit them to the tower. Returns the grids and the future features."""
         ...
 
 
@@ -163,7 +163,7 @@ class VisionCache:
             self._host_bytes = 0
 
     def grids(self, encoder: VisionEncoder, items: Sequence[Picture | Video], namespace: str = "") -> list[Grid | None]:
-        """Grid (t, h, w) in patches of each item whose pixels were ever prepared; None for the others."""
+        """Grid (t, h, w) in patches of each item whose grid is known; None for the others."""
         keys = [feature_key(encoder.grid_key, item, namespace) for item in items]
         with self._lock:
             return [self._grids.get(key) for key in keys]
@@ -237,7 +237,7 @@ class VisionCache:
             for key, future in others.items():
                 if not future.done():
                     yield future
-                if future.exception() is None:  # if the other request failed, the next round tries again here
+                if future.exception() is None:  # if the other request failed, the next pass of this loop tries again
                     found[key] = future.result()
                     self._count(waits=1)
         return found
@@ -261,7 +261,7 @@ class VisionCache:
         namespace: str,
         encoded: set[str],
     ) -> Steps[dict[str, VisionFeatures]]:
-        """Load items from the other tiers or encode them. Requests that wait get the result or the error."""
+        """Load items from the other tiers or encode them. Other requests get the result, or try again after an error."""
         try:
             made = self._from_host(encoder, list(items))
             made.update(self._from_disk(encoder, [key for key in items if key not in made]))

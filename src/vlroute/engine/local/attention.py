@@ -1,7 +1,7 @@
 """Attention with an explicit choice of kernel, without process-wide switches.
 
 On CUDA, `scaled_dot_product_attention` of torch may choose cuDNN, which builds a plan for every new pair of query and
-key length. That takes 45 to 730 ms each, and the keys of a growing conversation have a new length at every token. The
+key length. That takes 45 to 730 ms each, and prompts, and decode steps without CUDA graphs, have ever new lengths. The
 memory-efficient kernel takes any length at no further cost.
 """
 

@@ -1,7 +1,7 @@
 """The engine for a model in this process.
 
-Within a request no picture is encoded twice, and no prompt is tokenized twice, whether for the caption, the decision
-or the answer.
+Within a request each tower encodes a picture at most once, and the prompt of each mode is tokenized once, whether for
+the caption, the decision or the answer.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Request:
         resolve_settings(self.engine.pair[mode], settings)
 
     def prepare(self, modes: Sequence[Mode]) -> None:
-        """See `protocol.EngineRequest`: the tower encodes new pictures, if the modes have equal towers."""
+        """See `protocol.EngineRequest`: new pictures are encoded, if both modes have one tower and no disk tier."""
         checkpoints = [self.engine.pair[mode] for mode in modes]
         if self.engine.vision.disk is None and len({one.vision_key for one in checkpoints}) == 1:
             self._encoding = start(self._encode_new(checkpoints[0]))
@@ -145,7 +145,7 @@ class Request:
         if writes:
             yield from self._encode_new(checkpoint)
         encoding = self._encoding or start(self._encode_new(checkpoint))
-        if None in itertools.chain(*self._grids(checkpoint)):  # another request prepares the same pixels
+        if None in itertools.chain(*self._grids(checkpoint)):  # another request prepares the same pixels now
             yield from wait(encoding)
         prompt = self._prompt(checkpoint)
         max_output = _max_output_tokens(checkpoint, prompt)

@@ -88,7 +88,7 @@ class Decoder:
 
     On CUDA, each shape of a step is captured as a CUDA graph when it is first needed, unless `compile` is "off". "max"
     compiles the step with `torch.compile`. In both cases numbers of rows and keys are rounded up, so that there are few
-    shapes; otherwise a step computes no more rows and keys than it needs.
+    shapes. Without either, a step computes no more rows and keys than it needs.
     """
 
     def __init__(self, model: Any, language: Language, slots: KVSlots, compile: str = "auto") -> None:

@@ -1,8 +1,8 @@
-"""The loop that alone runs the models: it encodes pictures, reads prompts and generates tokens for all requests.
+"""The only thread that runs the models: it encodes pictures, reads prompts and generates tokens for all requests.
 
-Each round serves one mode: it encodes the pictures that wait in one call of the tower, reads one chunk of the prompts,
-or generates one token for each of the running answers (continuous batching, Yu et al., 2022, with chunked prefill,
-Agrawal et al., 2023). The mode that has had less of its share of the time is next.
+Each round serves one mode and does one kind of work: it encodes waiting pictures in one call of the tower, reads one
+chunk of the prompts, or generates one token for each running answer (continuous batching, Yu et al., 2022, with
+chunked prefill, Agrawal et al., 2023). The next round goes to the mode that has used less time relative to its share.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from vlroute.types import MODES, FinishReason, Mode
 
 log = logging.getLogger("vlroute")
 
-#: Prompt tokens that are read between two decode steps. Without running answers, nothing waits for a larger chunk.
+#: Prompt tokens that are read between two decode steps. Without running answers, a larger chunk delays nothing.
 CHUNK, CHUNK_ALONE = 512, 2048
-#: Patches of one call of the tower; a larger item has a call of its own.
+#: Most patches of one call of the tower; a single request may exceed it.
 PATCHES = 65_536
 #: On a GPU, the slots of a mode begin with this many tokens each and at most this share of the memory.
 FIRST_SLOT, FIRST_SHARE = 4096, 0.25
 #: On a CPU, the operations of models with fewer parameters are too short to be divided between threads.
 ONE_THREAD = 50_000_000
-#: Shares of the time while both modes have work. An Instruct answer is short and somebody waits for it; with equal
-#: shares it would take twice as long beside Thinking as alone.
+#: Shares of the time while both modes have work. With equal shares, a short Instruct answer would take twice as long
+#: beside Thinking as alone.
 SHARES: dict[Mode, int] = {"instruct": 2, "thinking": 1}
 #: Called with each token id; a true result ends the answer.
 OnToken = Callable[[int], bool | None]
@@ -66,8 +66,8 @@ class GenerationRequest:
         checkpoint: the model.
         prompt: token ids and positions.
         settings: as returned by `resolve_settings`.
-        features: future vision features of each item that ends behind the tokens of `lease`, in the order of the
-            slots. The answer begins when they are there.
+        features: future vision features of the items that are not completely within the tokens of `lease`, in the
+            order of `prompt.tokens.slots`. The answer is queued when they are ready.
         on_token: called with each token id, in the thread of the scheduler. A true result ends the answer. An exception
             ends the answer, and the future raises it.
         cancel: ends the answer when set.
@@ -103,7 +103,7 @@ _numbers = itertools.count()
 
 
 class Generation:
-    """An answer during generation. `number`: in the order of the requests."""
+    """An answer during generation. `number`: in the order in which answers were queued."""
 
     def __init__(self, request: GenerationRequest, future: Future[Generated]) -> None:
         prompt = request.prompt
@@ -174,7 +174,7 @@ class Generation:
         return taken != token
 
     def finish(self) -> None:
-        """Give the result to those who wait for it."""
+        """Set the result or the error of the future."""
         cached = self.lease.length
         self.lease.release()
         if self.future.done() or not self.future.set_running_or_notify_cancel():
@@ -212,7 +212,7 @@ class Work(Enum):
 
 
 class _Lane:
-    """The answers of one checkpoint: those that wait, and those in slots, in the order in which they came."""
+    """The work of one checkpoint: pictures to encode, waiting answers, and answers in slots, oldest first."""
 
     def __init__(self, checkpoint: Checkpoint, language: Language, most: int, compile: str) -> None:
         model = checkpoint.model
@@ -222,8 +222,8 @@ class _Lane:
         self.encodings: deque[_Encoding] = deque()
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
-        #: Seconds of work so far, divided by the share of the mode.
-        self.spent = 0.0
+        #: Seconds of work so far and in the latest round, divided by the share of the mode.
+        self.spent = self.latest_spent = 0.0
         self._latest = Work.DECODE
         self._sampled: tuple[Generation, ...] = ()
         self._sampler: BatchSampler | None = None
@@ -354,7 +354,7 @@ class Scheduler:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._started = threading.Event()
-        # read here: while a request is prepared in another thread, new threads begin with one
+        # read here, because `prepare` sets the number to 1 for a while, and new threads inherit it
         self._threads = torch.get_num_threads()
         self._process = os.getpid()
         _schedulers.add(self)
@@ -366,10 +366,10 @@ class Scheduler:
             request: The answer to generate.
 
         Returns:
-            The future token ids and timings. The future raises an error of the callback or of the model.
+            The future token ids and timings. The future raises errors of the vision tower, the callback or the model,
+            and RouterClosedError if the scheduler is closed when the features are ready.
 
         Raises:
-            RouterClosedError: The scheduler is closed.
             RuntimeError: This process is a fork of the one that loaded the models.
         """
         future: Future[Generated] = Future()
@@ -387,7 +387,7 @@ class Scheduler:
         return future
 
     def encode(self, checkpoint: Checkpoint, pixels: Sequence[Pixels]) -> Future[list[VisionFeatures]]:
-        """Encode pictures and videos. Errors: see `generate`."""
+        """Encode pictures and videos. Raises RouterClosedError and RuntimeError, see `generate`."""
         self._check_process()
         future: Future[list[VisionFeatures]] = Future()
         self._submit(_Encoding(checkpoint, pixels, future))
@@ -427,7 +427,7 @@ class Scheduler:
                 self._thread = threading.Thread(target=self._run, name="vlroute-engine", daemon=True)
                 self._thread.start()
                 self._started.wait()
-                torch.set_num_threads(self._threads)  # what threads begin with that are started later
+                torch.set_num_threads(self._threads)  # the default of threads that start later
             self._new.put(work)
 
     @torch.inference_mode()
@@ -444,7 +444,7 @@ class Scheduler:
         while self._take_new():
             try:
                 self._round()
-            except Exception as error:  # nobody may wait forever for an error that was not foreseen
+            except Exception as error:  # no caller may wait forever after an unexpected error
                 log.exception("the engine failed; its running answers end with this error")
                 self._fail_all(error)
 
@@ -459,8 +459,9 @@ class Scheduler:
                 self._cancel_all()
                 return False
             lane = self._lane(one.checkpoint)
-            if not lane.busy:  # time without work is not made up for
-                lane.spent = max(other.spent for other in self._lanes.values())
+            if not lane.busy:  # no credit for idle time beyond the latest round of the other mode, for short answers
+                others = [other for other in self._lanes.values() if other is not lane]
+                lane.spent = max([lane.spent, *(other.spent - other.latest_spent for other in others)])
             if isinstance(one, _Encoding):
                 lane.encodings.append(one)
             else:
@@ -471,7 +472,7 @@ class Scheduler:
         lanes = [*self._lanes.values()]
         for lane in lanes:
             self._drop_cancelled(lane)
-        # the mode whose first request came earlier; if there is no memory for it, the other one has to wait as well
+        # the mode whose first waiting answer is older; if there is no memory for it, the other mode admits none either
         for lane in sorted((lane for lane in lanes if lane.waiting), key=lambda lane: lane.waiting[0].number):
             if not self._admit(lane):
                 break
@@ -487,7 +488,8 @@ class Scheduler:
                 self._read(lane)
             case Work.DECODE:
                 self._decode(lane)
-        lane.spent += (time.perf_counter() - began) / SHARES[lane.checkpoint.mode]
+        lane.latest_spent = (time.perf_counter() - began) / SHARES[lane.checkpoint.mode]
+        lane.spent += lane.latest_spent
 
     def _lane(self, checkpoint: Checkpoint) -> _Lane:
         if checkpoint.mode not in self._lanes:
@@ -517,7 +519,7 @@ class Scheduler:
             lane.waiting.clear()
 
     def _encode(self, lane: _Lane) -> None:
-        """Encode what waits, in one call of the tower up to `PATCHES` patches."""
+        """Encode the oldest waiting items in one call of the tower: those of one request, and more up to `PATCHES`."""
         batch = [lane.encodings.popleft()]
         while lane.encodings:
             pixels = [one for encoding in (*batch, lane.encodings[0]) for one in encoding.pixels]
@@ -590,7 +592,7 @@ class Scheduler:
         )
 
     def _grow(self, lane: _Lane, sequences: int, tokens: int) -> bool:
-        """Make room for so many answers, the longest of which has `tokens` tokens. False if there is no memory."""
+        """Make room for `sequences` answers, the longest with `tokens` tokens. False if there is no memory."""
         slots = lane.slots
         needed = slots.shape_for(sequences, tokens)
         if needed[0] <= slots.count and needed[1] <= slots.length:
@@ -676,7 +678,7 @@ class Scheduler:
         # the rows of the step: all of them write a token to their slot
         rows = lane.decoder.rows(writing[-1].slot + 1)
         ids, positions, cached = [0] * rows, [0] * rows, [0] * rows
-        for one in lane.running:  # a slot that is read gets a token behind its own, where the next chunk is written
+        for one in lane.running:  # a prompt that is being read gets a dummy token where its next chunk will be written
             if one.slot < rows:
                 cached[one.slot] = one.cached
         for one in writing:

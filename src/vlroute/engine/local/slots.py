@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-#: The lengths of slots and keys are rounded up to this one and its doublings.
+#: Lengths of slots, and of keys if shapes have to be few, are rounded up to this one or to its doublings.
 FIRST_LENGTH = 128
 
 
@@ -26,8 +26,8 @@ class KVSlots:
     reading them takes most of the time, this is twice as fast as the order in which the model computes them.
 
     Implements the part of transformers' `Cache` that attention uses: `update`. Before each forward call, `decoding` or
-    `reading` says which tokens the call adds. Number and length of the slots grow by doubling; otherwise nothing is
-    copied if a sequence joins or leaves, besides its own prefix. Not thread-safe.
+    `reading` says which tokens the call adds. Number and length of the slots grow by doubling; apart from that,
+    only cached prefixes are copied (`write`), and last slots are moved to free ones (`move`). Not thread-safe.
     """
 
     #: transformers asks caches for it when it builds masks.
