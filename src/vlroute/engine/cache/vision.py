@@ -261,7 +261,7 @@ class VisionCache:
         namespace: str,
         encoded: set[str],
     ) -> Steps[dict[str, VisionFeatures]]:
-        """Load items from the other tiers or encode them. Other requests get the result, or try again after an error."""
+        """Load items from the other tiers or encode them. Others get the result, or try again after an error."""
         try:
             made = self._from_host(encoder, list(items))
             made.update(self._from_disk(encoder, [key for key in items if key not in made]))
