@@ -204,9 +204,10 @@ def test_requests_wait_when_slots_run_out(make: Any, ask: Start, alone: Any) -> 
 
 
 def test_requests_begin_in_the_order_in_which_they_came(make: Any, ask: Start) -> None:
-    engine, begun = make(max_num_seqs=1), list[int]()
-    first = ask(engine, QUESTIONS[0], "instruct", ENDLESS, cancel=(cancel := threading.Event()))
-    futures = []
+    engine, begun, futures = make(max_num_seqs=1), list[int](), []
+    cancel, writing = threading.Event(), threading.Event()
+    first = ask(engine, QUESTIONS[0], "instruct", ENDLESS, lambda *_: writing.set(), cancel)
+    assert writing.wait(20)  # otherwise a later one may get the slot
     for i, one in enumerate(QUESTIONS[1:5]):
         futures.append(ask(engine, one, "instruct", GREEDY, lambda *_, i=i: begun.append(i)))
         until(lambda i=i: engine.scheduler.waiting().get("instruct", 0) == i + 1)
