@@ -464,7 +464,7 @@ def test_work_that_appears_between_does_not_change_the_turns(make: Any) -> None:
 
 
 class Rounds:
-    """Decode steps in order, each with the mode and whether both modes have running answers.
+    """Records the decode steps: the mode of each, and whether both modes had running answers.
 
     Replaces the clock of the scheduler: a decode step takes the seconds in `costs`, and nothing else takes time.
     """

@@ -96,7 +96,7 @@ class Request:
         resolve_settings(self.engine.pair[mode], settings)
 
     def prepare(self, modes: Sequence[Mode]) -> None:
-        """See `protocol.EngineRequest`: new pictures are encoded, if both modes have one tower and no disk tier."""
+        """See `protocol.EngineRequest`: encodes new pictures if the modes share a tower and there is no disk tier."""
         checkpoints = [self.engine.pair[mode] for mode in modes]
         if self.engine.vision.disk is None and len({one.vision_key for one in checkpoints}) == 1:
             self._encoding = start(self._encode_new(checkpoints[0]))

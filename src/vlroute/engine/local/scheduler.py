@@ -206,7 +206,7 @@ def _vision_rows(request: GenerationRequest) -> tuple[NDArray[np.int64], list[to
 
 
 class Work(Enum):
-    """Kinds of work of a mode, in their order."""
+    """Kinds of work of a mode, in the order in which they take turns."""
 
     ENCODE, READ, DECODE = range(3)
 
@@ -242,7 +242,8 @@ class _Lane:
         }
         kinds = [Work((self._latest.value + i) % len(Work)) for i in range(1, len(Work) + 1)]
         work = next((kind for kind in kinds if possible[kind]), None)
-        self._latest = self._latest if work is None else work
+        if work is not None:
+            self._latest = work
         return work
 
     @property
@@ -314,6 +315,11 @@ class _Encoding:
     checkpoint: Checkpoint
     pixels: Sequence[Pixels]
     future: Future[list[VisionFeatures]]
+
+    @property
+    def patches(self) -> int:
+        """Number of patches of all items."""
+        return sum(len(one.values) for one in self.pixels)
 
 
 class Scheduler:
@@ -519,12 +525,11 @@ class Scheduler:
             lane.waiting.clear()
 
     def _encode(self, lane: _Lane) -> None:
-        """Encode the oldest waiting items in one call of the tower: those of one request, and more up to `PATCHES`."""
+        """Encode the items of the oldest request, and of further ones up to `PATCHES`, in one call of the tower."""
         batch = [lane.encodings.popleft()]
-        while lane.encodings:
-            pixels = [one for encoding in (*batch, lane.encodings[0]) for one in encoding.pixels]
-            if sum(len(one.values) for one in pixels) > PATCHES:
-                break
+        patches = batch[0].patches
+        while lane.encodings and patches + lane.encodings[0].patches <= PATCHES:
+            patches += lane.encodings[0].patches
             batch.append(lane.encodings.popleft())
         self._encode_batch(batch)
 
