@@ -1,4 +1,4 @@
-"""Memory and seconds of the pair at the 2B shape: `python -m training.bench.real_size`
+"""Memory and seconds of the pair at the 2B shape, also beside transformers: `python -m training.bench.real_size`
 
 The checkpoints have random weights of the real sizes in bfloat16: memory and seconds are those of the real pair, the
 answers have no meaning. Each case, equal towers and different ones, runs in a fresh process. Takes about 9 GB of disk;
@@ -11,14 +11,17 @@ import resource
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
+from transformers import LogitsProcessor
 
 from training.bench.checkpoint_2b import CASES, Case, PairWriter, Shape
 from training.page import argument_parser, environment, in_own_process, publish, step
@@ -30,6 +33,7 @@ SIDE = 448
 NEW_TOKENS = 16
 SPARE = 1.15  # allowed peak memory, relative to the weights
 SAMPLING_SECONDS = 0.02
+BESIDE_SIDE, BESIDE_ROUNDS = 224, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +172,86 @@ def measure(folder: Path, case: Case) -> Measurement:
     )  # fmt: skip
 
 
-def page_data(measurements: list[Measurement], shape: Shape, where: str) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """One round of the same request to `Router.ask` and to `generate` of transformers, in turn, in one process.
+
+    `first`: seconds until the first token, from picture and text on. `tokens`: tokens per second after it.
+    """
+
+    first: float
+    first_transformers: float
+    tokens: float
+    tokens_transformers: float
+
+
+class _Clock(LogitsProcessor):
+    """Notes the time at which the scores of each token are there."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self.times.append(time.perf_counter())
+        return scores
+
+
+def measure_beside(folder: Path, rounds: int) -> list[Beside]:
+    """Instruct of the pair in `folder` beside transformers, which runs the same weights. Each picture is new."""
+    router = Router.from_pretrained(
+        instruct=folder / "instruct", thinking=folder / "thinking", dtype="bfloat16", do_sample=False
+    ).load()
+    checkpoint = router.pair.instruct
+    model, processor = checkpoint.model, checkpoint.processor
+    length = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
+
+    def by_router(picture: Image.Image) -> tuple[float, float]:
+        timing = router.ask(PROMPT, picture, mode="instruct", **length).timing
+        return timing.total - timing.decode, (NEW_TOKENS - 1) / timing.decode
+
+    def by_transformers(picture: Image.Image) -> tuple[float, float]:
+        began, clock = time.perf_counter(), _Clock()
+        text = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        inputs = processor(text=[text], images=[picture], return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            model.generate(**inputs, **length, do_sample=False, logits_processor=[clock])
+        return clock.times[0] - began, (NEW_TOKENS - 1) / (clock.times[-1] - clock.times[0])
+
+    found = []
+    for number in range(rounds + 1):
+        step(f"beside transformers: {f'round {number} of {rounds}' if number else 'warming up'}")
+        order = [by_router, by_transformers][:: 1 if number % 2 else -1]
+        measured = {one: one(draw_picture(BESIDE_SIDE, 200 + number)) for one in order}
+        (first, tokens), (first_other, tokens_other) = measured[by_router], measured[by_transformers]
+        found.append(Beside(first, first_other, tokens, tokens_other))
+    return found[1:]
+
+
+def page_data(
+    measurements: list[Measurement], shape: Shape, where: str, beside: Sequence[Beside] = ()
+) -> dict[str, Any]:
     """The figures of the page."""
     settings = {"side": SIDE, "new_tokens": NEW_TOKENS, "spare": SPARE, "sampling_ms": 1000 * SAMPLING_SECONDS}
     cases = [{**asdict(one), "bound": one.needed * SPARE, "met": one.met} for one in measurements]
-    return {"where": where, "shape": asdict(shape), **settings, "cases": cases}
+    return {"where": where, "shape": asdict(shape), **settings, "cases": cases, "beside": _compared(beside)}
+
+
+def _compared(rounds: Sequence[Beside]) -> dict[str, Any]:
+    """Medians of both, and how many times as fast the router is; empty without rounds."""
+    if not rounds:
+        return {}
+    values = {
+        "time to the first token, s": [(one.first, one.first_transformers) for one in rounds],
+        "tokens per second after it": [(one.tokens, one.tokens_transformers) for one in rounds],
+    }
+    rows = []
+    for name, pairs in values.items():
+        factors = [theirs / own if name.endswith(", s") else own / theirs for own, theirs in pairs]
+        own, theirs = (median(side) for side in zip(*pairs, strict=True))
+        rows.append({"name": name, "own": own, "transformers": theirs, "factor": median(factors), "low": min(factors),
+                     "high": max(factors)})  # fmt: skip
+    return {"side": BESIDE_SIDE, "rounds": len(rounds), "rows": rows}
 
 
 def main() -> None:
@@ -190,7 +269,8 @@ def main() -> None:
             for part in writer.write(case):
                 step(f"writing {part}")
             found.append(in_own_process(measure, writer.folder, case))
-    page = publish("real_size", page_data(found, shape, where), options.out)
+        beside = in_own_process(measure_beside, writer.folder, BESIDE_ROUNDS)
+    page = publish("real_size", page_data(found, shape, where, beside), options.out)
     if not all(one.met for one in found):
         raise SystemExit(f"memory exceeds its bound, see {page}")
 
