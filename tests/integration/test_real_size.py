@@ -24,7 +24,7 @@ from training.bench.real_size import (
 )
 from training.page import in_own_process, render
 
-from vlroute.engine.local.checkpoint import load_model_pair
+from vlroute.engine.local.checkpoint import load_models
 from vlroute.engine.local.prompt import build_prompt
 from vlroute.inputs.messages import parse
 from vlroute.types import MODES
@@ -120,7 +120,7 @@ def test_token_ids_are_the_real_ones() -> None:
 
 
 def test_the_prompt_is_the_real_format(write: Callable[..., Path]) -> None:
-    pair = load_model_pair(**{mode: write("equal") / mode for mode in MODES})
+    pair = load_models(**{mode: write("equal") / mode for mode in MODES})
     asked = [220 if letter == " " else ord(letter) - 33 for letter in PROMPT]
     user = [151644, 872, 198, 151652, *[151655] * 196, 151653, *asked, 151645, 198]
     for mode, thought in (("instruct", []), ("thinking", [151667, 198])):

@@ -1,4 +1,4 @@
-"""Loads a pair of checkpoints into this process; equal vision towers are loaded once."""
+"""Loads a pair of checkpoints, or one with both modes, into this process; equal vision towers are loaded once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, Qwen3VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.quantizers import AutoHfQuantizer
 
 from vlroute.checks import shown
+from vlroute.engine.families import Family, known_families
 from vlroute.engine.local.checkpoint_files import (
     INDEX,
     REMEDY,
@@ -28,6 +29,8 @@ from vlroute.engine.local.checkpoint_files import (
     check_distinct,
     check_kinds,
     check_sizes,
+    check_switch,
+    is_hybrid,
     local_folder,
     pair_fingerprint,
 )
@@ -75,12 +78,6 @@ def tower_fingerprint(folder: str | Path) -> str:
     Returns:
         64 hex characters.
 
-    Args:
-        folder: a checkpoint folder.
-
-    Returns:
-        The fingerprint.
-
     Raises:
         CheckpointError: the folder contains no safetensors weights of a vision tower.
     """
@@ -97,11 +94,11 @@ def tower_fingerprint(folder: str | Path) -> str:
             count += 1
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot read the vision tower of {folder.name!r}: {error}; expected a Qwen3-VL checkpoint folder "
-            "with config.json and safetensors weights"
+            f"cannot read the vision tower of {folder.name!r}: {error}; expected a checkpoint folder with config.json "
+            "and safetensors weights"
         ) from error
     if not count:
-        raise CheckpointError(f"{folder.name!r} contains no vision tower; expected a Qwen3-VL checkpoint")
+        raise CheckpointError(f"{folder.name!r} contains no vision tower; expected one of {known_families()}")
     return digest.hexdigest()
 
 
@@ -114,10 +111,11 @@ CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors"]  # no pickle files: loading t
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One loaded checkpoint.
+    """One loaded checkpoint; of a hybrid, the part of one mode.
 
     Attributes:
         mode: the mode that it answers.
+        family: the family of its model.
         source: folder or hub id.
         model: the transformers model.
         processor: tokenizer, image processor and video processor.
@@ -126,9 +124,11 @@ class Checkpoint:
         vision_key: hash of everything that determines the bits of vision features: `tower`, `grid_key`, dtype, device,
             attention and versions, 64 hex characters. Modes share features exactly if their keys are equal.
         generation: the supported settings of its generation config.
+        marker_ids: token ids of a prompt from the marker on; empty for a pair.
     """
 
     mode: Mode
+    family: Family
     source: str
     model: Any
     processor: Any
@@ -136,6 +136,17 @@ class Checkpoint:
     grid_key: str
     vision_key: str
     generation: Mapping[str, Any] = field(default_factory=dict)
+    marker_ids: Sequence[int] = ()
+
+    @property
+    def owner(self) -> str:
+        """Identifies the language model in the cache of KV tokens: both modes of a hybrid share it."""
+        return self.family.model_type if self.family.hybrid else self.mode
+
+    @property
+    def template_options(self) -> dict[str, bool]:
+        """Arguments of the chat template that choose the mode."""
+        return {} if self.family.switch is None else {self.family.switch: self.mode == "thinking"}
 
     @property
     def tokenizer(self) -> Any:
@@ -174,18 +185,30 @@ class ModelPair:
 
     @property
     def shared_tower(self) -> bool:
-        """Whether both checkpoints use one vision tower in memory."""
+        """Whether both modes use one vision tower in memory."""
         return self.instruct.model.model.visual is self.thinking.model.model.visual
 
     def parameter_bytes(self) -> int:
-        """Size of all weights in memory in bytes; a shared tower counts once."""
+        """Size of all weights in memory in bytes; shared ones count once."""
         unique = {p.data_ptr(): p.numel() * p.element_size() for mode in MODES for p in self[mode].model.parameters()}
         return sum(unique.values())
 
     def __str__(self) -> str:
         tower = "one tower for both modes" if self.shared_tower else "two different towers"
-        where = f"{self.instruct.device}, {str(self.instruct.model.dtype).removeprefix('torch.')}"
-        return f"{self.instruct.source} + {self.thinking.source} on {where}: {tower}"
+        return f"{self.instruct.source} + {self.thinking.source} on {self._where}: {tower}"
+
+    @property
+    def _where(self) -> str:
+        return f"{self.instruct.device}, {str(self.instruct.model.dtype).removeprefix('torch.')}"
+
+
+class HybridModel(ModelPair):
+    """One checkpoint that answers in both modes, loaded. `instruct` and `thinking` are its modes."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return f"{self.instruct.source} on {self._where}: one model for both modes"
 
 
 def checkpoint_folder(source: str | Path, patterns: Sequence[str] = CHECKPOINT_FILES) -> Path:
@@ -203,7 +226,7 @@ def checkpoint_folder(source: str | Path, patterns: Sequence[str] = CHECKPOINT_F
     """
     if (folder := local_folder(source)) is not None:
         if not (folder / "config.json").exists():
-            raise CheckpointError(f"{str(source)!r} is a folder without config.json; expected a Qwen3-VL checkpoint")
+            raise CheckpointError(f"{str(source)!r} is a folder without config.json; expected a checkpoint")
         return folder
     try:
         return Path(snapshot_download(str(source), allow_patterns=list(patterns)))
@@ -237,12 +260,6 @@ def _check_device(device: str) -> None:
         raise SettingsError(f"device {device!r} does not exist on this machine; PyTorch finds {here}")
 
 
-class _WithoutTower(Qwen3VLForConditionalGeneration):
-    """Loads a checkpoint without its vision tower; the tensors of the tower in the files are ignored silently."""
-
-    _keys_to_ignore_on_load_unexpected = (r"visual\.",)
-
-
 def load_processor(files: CheckpointFiles) -> Any:
     """Tokenizer and processors of a checkpoint. CheckpointError if they cannot be loaded."""
     try:
@@ -257,9 +274,10 @@ def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch
     except Exception as error:  # as above
         raise _unreadable(files, "config.json", error) from error
     whole = config.vision_config.to_dict()
-    kind = Qwen3VLForConditionalGeneration
+    kind = getattr(transformers, files.family.model_class)
     if tower is not None:
-        kind = _WithoutTower
+        # the tensors of the tower in the files are ignored silently
+        kind = type("_WithoutTower", (kind,), {"_keys_to_ignore_on_load_unexpected": (r"visual\.",)})
         config.vision_config.depth, config.vision_config.deepstack_visual_indexes = 0, []
     try:
         model, report = kind.from_pretrained(files.folder, config=config, output_loading_info=True, **options)
@@ -275,8 +293,7 @@ def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch
     if report["missing_keys"] and not getattr(model, "is_quantized", False):
         absent = sorted(report["missing_keys"])
         raise CheckpointError(
-            f"the {files.mode} checkpoint {files.source!r} lacks {len(absent)} tensors, the first is {absent[0]!r}; "
-            f"{REMEDY}"
+            f"{files.name} lacks {len(absent)} tensors, the first is {absent[0]!r}; {REMEDY}"
         )
     if tower is not None:
         model.model.visual = tower
@@ -306,8 +323,7 @@ def _unusable(name: str, value: Any, error: Exception) -> SettingsError:
 def _unreadable(files: CheckpointFiles, what: str, error: Exception) -> CheckpointError:
     why = " ".join(str(error).split())[:300]
     return CheckpointError(
-        f"the {what} of the {files.mode} checkpoint {files.source!r} cannot be loaded "
-        f"({type(error).__name__}: {why}); {REMEDY}"
+        f"the {what} of {files.name} cannot be loaded ({type(error).__name__}: {why}); {REMEDY}"
     )
 
 
@@ -341,7 +357,7 @@ def _checked(instruct: str | Path, thinking: str | Path) -> tuple[dict[Mode, Che
     return files, processors
 
 
-def load_model_pair(
+def load_models(
     instruct: str | Path,
     thinking: str | Path,
     *,
@@ -350,11 +366,11 @@ def load_model_pair(
     attn_implementation: str | None = None,
     quantization: str | Any | None = None,
 ) -> ModelPair:
-    """Load both checkpoints into this process; equal towers are loaded once.
+    """Load both modes into this process; equal towers are loaded once.
 
     Args:
         instruct: folder or hub id of the Instruct checkpoint.
-        thinking: folder or hub id of the Thinking checkpoint.
+        thinking: folder or hub id of the Thinking checkpoint; equal to `instruct` for one checkpoint with both modes.
         device: "cuda", "cuda:1", "cpu", "mps", "xpu", a `torch.device`, or the index of a CUDA device; by default, and
             with "auto", CUDA if available, else the CPU.
         dtype: a torch dtype or its name ("bfloat16", "bf16", "fp16", …), or "auto" for the dtype of the stored
@@ -364,11 +380,11 @@ def load_model_pair(
             config. AWQ and GPTQ checkpoints do not need this option.
 
     Returns:
-        The loaded pair.
+        The loaded pair, or a `HybridModel`.
 
     Raises:
-        CheckpointError: a checkpoint cannot be found, is damaged or is not Qwen3-VL, or the two are not an Instruct
-            and a Thinking checkpoint of one size.
+        CheckpointError: a checkpoint cannot be found, is damaged or is of an unknown family, or the two are not an
+            Instruct and a Thinking checkpoint of one size.
         SettingsError: an invalid option, a device that this machine does not have, or an attention or quantization that
             this machine or the model does not support.
     """
@@ -378,8 +394,6 @@ def load_model_pair(
     })  # fmt: skip
     where = asked.pop("device", None) or default_device()
     _check_device(where)
-    files, processors = _checked(instruct, thinking)
-    prints = {mode: tower_fingerprint(one.folder) for mode, one in files.items()}
     options: dict[str, Any] = {"dtype": asked.pop("dtype", default_dtype(where))}
     if where != "cpu" or quantization is not None:  # without it, bitsandbytes takes the first GPU
         options["device_map"] = where
@@ -389,21 +403,51 @@ def load_model_pair(
         except ImportError as error:
             raise _unusable("quantization", quantization, error) from error
     options |= asked
+    if instruct == thinking and is_hybrid(instruct):
+        loaded, fingerprint = _loaded_hybrid(instruct, options)
+        kind: type[ModelPair] = HybridModel
+    else:
+        (loaded, fingerprint), kind = _loaded_pair(instruct, thinking, options), ModelPair
+    models = kind(loaded["instruct"], loaded["thinking"], time.perf_counter() - began, fingerprint)
+    log.info("loaded %s in %.1f s", models, models.load_seconds)
+    if not models.shared_tower:
+        log.warning("the two vision towers differ: the modes do not share vision features")
+    return models
 
-    loaded: dict[str, Checkpoint] = {}
+
+def _loaded_pair(
+    instruct: str | Path, thinking: str | Path, options: Mapping[str, Any]
+) -> tuple[dict[Mode, Checkpoint], str]:
+    """Both checkpoints of a pair, and their common fingerprint."""
+    files, processors = _checked(instruct, thinking)
+    prints = {mode: tower_fingerprint(one.folder) for mode, one in files.items()}
+    loaded: dict[Mode, Checkpoint] = {}
     for mode in MODES:
         twin = loaded.get("instruct")
         tower = twin.model.model.visual if twin and twin.tower == prints[mode] else None
         model = _load_model(files[mode], options, tower)
-        grid_key = _grid_key(processors[mode])
-        vision_key = _vision_key(prints[mode], grid_key, model)
-        generation = own_settings(model.generation_config.to_diff_dict(), files[mode].source)
-        loaded[mode] = Checkpoint(
-            mode, files[mode].source, model, processors[mode], prints[mode], grid_key, vision_key, generation
-        )
-    fingerprint = pair_fingerprint(*(files[mode].fingerprint() for mode in MODES))
-    pair = ModelPair(loaded["instruct"], loaded["thinking"], time.perf_counter() - began, fingerprint)
-    log.info("loaded %s in %.1f s", pair, pair.load_seconds)
-    if not pair.shared_tower:
-        log.warning("the two vision towers differ: the modes do not share vision features")
-    return pair
+        loaded[mode] = _checkpoint(mode, files[mode], model, processors[mode], prints[mode])
+    return loaded, pair_fingerprint(*(files[mode].fingerprint() for mode in MODES))
+
+
+def _loaded_hybrid(source: str | Path, options: Mapping[str, Any]) -> tuple[dict[Mode, Checkpoint], str]:
+    """Both modes of one checkpoint, and its fingerprint."""
+    files = CheckpointFiles.read(None, source, checkpoint_folder(source, SMALL_FILES), weights=False)
+    processor = load_processor(files)
+    markers = check_switch(files, processor)
+    files = CheckpointFiles.read(None, source, checkpoint_folder(source))
+    tower, model = tower_fingerprint(files.folder), _load_model(files, options, None)
+    loaded = {mode: _checkpoint(mode, files, model, processor, tower, markers[mode]) for mode in MODES}
+    fingerprint = files.fingerprint()
+    return loaded, pair_fingerprint(fingerprint, fingerprint)
+
+
+def _checkpoint(
+    mode: Mode, files: CheckpointFiles, model: Any, processor: Any, tower: str, marker_ids: Sequence[int] = ()
+) -> Checkpoint:
+    grid_key = _grid_key(processor)
+    generation = own_settings(model.generation_config.to_diff_dict(), files.source)
+    return Checkpoint(
+        mode, files.family, files.source, model, processor, tower, grid_key, _vision_key(tower, grid_key, model),
+        generation, marker_ids,
+    )  # fmt: skip

@@ -103,13 +103,16 @@ class Decoder:
             # graphs are captured here, around the compiled step
             self._step = torch.compile(self._forward, dynamic=True, options={"triton.cudagraphs": False})
 
-    def __call__(self, ids: Sequence[int], cached: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    def __call__(
+        self, ids: Sequence[int], cached: Sequence[int], positions: Sequence[int], active: Sequence[int]
+    ) -> torch.Tensor:
         """Logits of the next token for the first slots.
 
         Args:
             ids: Last token of each slot; any id for a slot that does not take part.
             cached: Number of tokens that each slot holds. The token is written behind them.
             positions: Position of each token; the same on all axes, because an answer is text.
+            active: 1 for each slot that takes part, else 0.
 
         Returns:
             The logits, `[rows, vocabulary]` with at least as many rows as there are ids.
@@ -117,7 +120,7 @@ class Decoder:
         rows, tokens = self.rows(len(ids)), max(cached) + 1
         length = min(rounded(tokens, FIRST_LENGTH) if self.few_shapes else tokens, self.slots.length)
         padding = [0] * (rows - len(ids))
-        inputs = torch.tensor([[*ids, *padding], [*cached, *padding], [*positions, *padding]])
+        inputs = torch.tensor([[*one, *padding] for one in (ids, cached, positions, active)])
         if not self._captures:
             return self._step(inputs.to(self.device), length)
         return self._replayed(inputs.pin_memory(), length)
@@ -127,8 +130,8 @@ class Decoder:
         return min(rounded(sequences), self.slots.count) if self.few_shapes else sequences
 
     def _forward(self, inputs: torch.Tensor, length: int) -> torch.Tensor:
-        ids, cached, positions = inputs.unbind()
-        mask = self.slots.decoding(inputs.shape[1], cached, length)
+        ids, cached, positions, active = inputs.unbind()
+        mask = self.slots.decoding(inputs.shape[1], cached, length, active)
         embeds = self.model.model.language_model.embed_tokens(ids)[:, None]
         hidden = self.language(embeds, positions[:, None], mask, self.slots)
         logits: torch.Tensor = self.model.lm_head(hidden[:, 0])

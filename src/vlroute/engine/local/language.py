@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -45,6 +45,51 @@ def joined(*layers: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
     return weight, bias
 
 
+class Rotary:
+    """Rotary embedding in time, height and width, whose frequencies are interleaved (M-RoPE of Qwen3-VL)."""
+
+    def __init__(self, rotary: Any) -> None:
+        """`rotary`: the module of transformers."""
+        axis = torch.zeros(len(rotary.inv_freq), dtype=torch.long)  # of each frequency
+        for one in (1, 2):
+            axis[one : 3 * rotary.mrope_section[one] : 3] = one
+        self.axis = axis.to(rotary.inv_freq.device)
+        self.frequencies, self.scaling = rotary.inv_freq.float(), float(rotary.attention_scaling)
+
+    def __call__(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, each `[rows, length, 1, rotated width]`; the sines of the first half are negated.
+
+        Args:
+            positions: `[3, rows, length]`; `[rows, length]` if they are equal on all axes.
+            dtype: Of the result.
+        """
+        at = positions[..., None] if positions.dim() == 2 else positions[self.axis].permute(1, 2, 0)
+        angles = (at.float() * self.frequencies)[:, :, None]
+        cos, sin = (angles.cos() * self.scaling).to(dtype), (angles.sin() * self.scaling).to(dtype)
+        return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+
+def project(*layers: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The outputs of linear layers of one input, next to each other; one operation unless they are quantized."""
+    if is_plain(*layers):
+        weight, bias = joined(*cast("tuple[nn.Linear, ...]", layers))
+        return lambda x: linear(x, weight, bias)
+    return lambda x: layers[0](x) if len(layers) == 1 else torch.cat([layer(x) for layer in layers], -1)
+
+
+def feed_forward(mlp: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The feed-forward part of a layer: with a gate, or with experts, for which the module of transformers is used."""
+    if not hasattr(mlp, "gate_proj"):
+        return lambda x: cast("torch.Tensor", mlp(x))
+    gate_up, down = project(mlp.gate_proj, mlp.up_proj), project(mlp.down_proj)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up(x).chunk(2, -1)
+        return down(silu(gate) * up)
+
+    return forward
+
+
 @dataclass(frozen=True, slots=True)
 class _Layer:
     """Weights of one decoder layer. `scales`: of the norms of queries and keys, `[heads + key heads, width]`."""
@@ -54,36 +99,26 @@ class _Layer:
     scales: torch.Tensor
     out: tuple[torch.Tensor, torch.Tensor | None]
     between: torch.Tensor
-    gate_up: tuple[torch.Tensor, torch.Tensor | None]
-    down: tuple[torch.Tensor, torch.Tensor | None]
+    mlp: Callable[[torch.Tensor], torch.Tensor]
 
 
 class LanguageModel:
-    """Runs the language model of a Qwen3-VL checkpoint; see `language_model`."""
+    """Runs the language model of a Qwen3-VL checkpoint, dense or with experts; see `language_model`."""
 
     def __init__(self, body: Any) -> None:
         config = body.config
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.eps, self.final = config.rms_norm_eps, body.norm.weight
-        rotary = body.rotary_emb
-        width = 2 * len(rotary.inv_freq)
-        self.width = width
-        # the axis of each frequency: time, height and width are interleaved (M-RoPE of Qwen3-VL)
-        axis = torch.zeros(width // 2, dtype=torch.long)
-        for one in (1, 2):
-            axis[one : 3 * rotary.mrope_section[one] : 3] = one
-        self.axis = axis.to(rotary.inv_freq.device)
-        self.frequencies, self.scaling = rotary.inv_freq.float(), float(rotary.attention_scaling)
+        self.rotary, self.width = Rotary(body.rotary_emb), 2 * len(body.rotary_emb.inv_freq)
         self.layers = [self._layer(layer) for layer in body.layers]
 
     def _layer(self, layer: Any) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
+        attention = layer.self_attn
         scales = [attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.key_heads, -1)]
         return _Layer(
             layer.input_layernorm.weight, joined(attention.q_proj, attention.k_proj, attention.v_proj),
             torch.cat(scales), (attention.o_proj.weight, attention.o_proj.bias),
-            layer.post_attention_layernorm.weight, joined(mlp.gate_proj, mlp.up_proj),
-            (mlp.down_proj.weight, mlp.down_proj.bias),
+            layer.post_attention_layernorm.weight, feed_forward(layer.mlp),
         )  # fmt: skip
 
     def __call__(
@@ -113,12 +148,9 @@ class LanguageModel:
         """
         rows, length, size = embeds.shape
         heads, both = self.heads, self.heads + self.key_heads
-        at = positions[..., None] if positions.dim() == 2 else positions[self.axis].permute(1, 2, 0)
-        angles = (at.float() * self.frequencies)[:, :, None]
-        cos, sin = (angles.cos() * self.scaling).to(embeds.dtype), (angles.sin() * self.scaling).to(embeds.dtype)
+        cos, sin = self.rotary(positions, embeds.dtype)
         bias = prepared(mask, heads // self.key_heads, embeds.dtype)
         half = self.width // 2
-        cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)  # the sign of the rotated first half
         hidden = embeds
         for i, layer in enumerate(self.layers):
             x = rms_norm(hidden, (size,), layer.before, self.eps)
@@ -133,8 +165,7 @@ class LanguageModel:
                 seen = None
             hidden = hidden + linear(attend(queries.transpose(1, 2), keys, values, bias), *layer.out)
             x = rms_norm(hidden, (size,), layer.between, self.eps)
-            gate, up = linear(x, *layer.gate_up).chunk(2, -1)
-            hidden = hidden + linear(silu(gate) * up, *layer.down)
+            hidden = hidden + layer.mlp(x)
             if seen is not None and i < len(deepstack):
                 hidden.view(-1, size).index_add_(0, seen, deepstack[i].to(hidden.dtype))
         return rms_norm(hidden, (size,), self.final, self.eps)
