@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.conftest import DEVICE, SECONDS, forget, pixel_path, reply, task
 from tests.recording import model_calls, recorded
 from tests.tiny import HYBRIDS, SHAPES, write_tiny
-from vlroute import CheckpointError, InputError, Router
+from vlroute import CheckpointError, InputError, Router, SettingsError
 from vlroute.engine.cache.prefix import PrefixCache
 from vlroute.engine.families import FAMILIES
 from vlroute.engine.local.checkpoint import HybridModel
@@ -278,6 +278,12 @@ def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"model_type": "qwen3_5",', '"model_type": "llava",'))
     with pytest.raises(CheckpointError, match=r"(?s)'llava'.*'qwen3_5'"):
         Router.from_pretrained(instruct=hybrid, thinking=hybrid)
+
+
+def test_another_attention_is_refused_for_a_hybrid(tmp_path: Path) -> None:
+    folder = write_tiny("qwen3_5", tmp_path)
+    with Router.from_pretrained(folder, attn_implementation="eager") as router, pytest.raises(SettingsError, match="'eager'"):
+        router.load()
 
 
 def test_a_conversation_that_the_template_refuses_is_a_wrong_input(open_router: Callable[[str], Router]) -> None:

@@ -19,6 +19,7 @@ from training.bench.real_size import (
     ModeSeconds,
     draw_picture,
     measure,
+    measure_beside,
     page_data,
     peak_resident,
 )
@@ -142,17 +143,19 @@ def page_of(*measurements: Measurement) -> str:
     return render("real_size.md", **page_data([*measurements], Shape(), "here"))
 
 
+ANSWERED = ModeSeconds(9.5, 1.25, 2.5, 0.125, 242, 196)
+MET = Measurement(
+    case="equal", device="CPU (some)", load_seconds=1.5, shared_tower=True, held=7_700_000_000,
+    needed=7_700_000_000, before=10**9, after_load=2 * 10**9, peak=8_850_000_000, on_cuda=False,
+    anonymous=None, modes={"instruct": ANSWERED, "thinking": replace(ANSWERED, prompt_tokens=244)},
+)  # fmt: skip
+
+
 def test_the_table_says_whether_the_bound_was_met() -> None:
-    answered = ModeSeconds(9.5, 1.25, 2.5, 0.125, 242, 196)
-    met = Measurement(
-        case="equal", device="CPU (some)", load_seconds=1.5, shared_tower=True, held=7_700_000_000,
-        needed=7_700_000_000, before=10**9, after_load=2 * 10**9, peak=8_850_000_000, on_cuda=False,
-        anonymous=None, modes={"instruct": answered, "thinking": replace(answered, prompt_tokens=244)},
-    )  # fmt: skip
-    missed = replace(met, case="different", shared_tower=False, peak=8_860_000_000, anonymous=5 * 10**8)
-    assert met.met
+    missed = replace(MET, case="different", shared_tower=False, peak=8_860_000_000, anonymous=5 * 10**8)
+    assert MET.met
     assert not missed.met
-    page = page_of(met, missed)
+    page = page_of(MET, missed)
     assert "| equal | yes | 1.5 | 7.70 | 1.00 | 2.00 | unknown | 8.85 | 8.86 | yes |" in page
     assert "| different | no | 1.5 | 7.70 | 1.00 | 2.00 | 0.50 | 8.86 | 8.86 | **no** |" in page
     assert "| equal | thinking | 244 | 196 | 9.5 | 1.25 | 2.50 | 0.125 |" in page
@@ -160,6 +163,16 @@ def test_the_table_says_whether_the_bound_was_met() -> None:
     on_cuda = replace(missed, on_cuda=True, peak=8_000_000_000)
     assert on_cuda.met
     assert "allocated on the CUDA device" in page_of(on_cuda)
+
+
+def test_transformers_answers_beside_the_router(write: Callable[..., Path]) -> None:
+    rounds = measure_beside(write("equal"), 2)
+    assert len(rounds) == 2
+    assert all(value > 0 for one in rounds for value in (one.first, one.first_transformers, one.tokens))
+    beside = [replace(rounds[0], first=2.0, first_transformers=3.0, tokens=4.0, tokens_transformers=2.0)] * 3
+    page = render("real_size.md", **page_data([MET], Shape(), "here", beside))
+    assert "| time to the first token, s | 2.00 | 3.00 | 1.50 (1.50 – 1.50) |" in page
+    assert "| tokens per second after it | 4.00 | 2.00 | 2.00 (2.00 – 2.00) |" in page
 
 
 def test_peak_is_of_this_process() -> None:

@@ -1,8 +1,9 @@
-"""Memory and seconds of the pair at the 2B shape: `python -m training.bench.real_size`
+"""Memory and seconds of the pair at the 2B shape, also beside transformers: `python -m training.bench.real_size`
 
-The checkpoints have random weights of the real sizes in bfloat16: memory and seconds are those of the real pair, the
-answers have no meaning. Each case, equal towers and different ones, runs in a fresh process. Takes about 9 GB of disk;
-with --folder the checkpoints are kept and used again.
+The checkpoints have random weights of the real sizes in bfloat16: memory and seconds are those of the real ones, the
+answers have no meaning. Each case runs in a fresh process: a pair with equal towers, one with different ones, and a
+checkpoint with both modes, of the shape of Qwen3.5-0.8B. Takes about 11 GB of disk; with --folder the checkpoints are
+kept and used again. --hybrid measures that case alone and keeps the committed figures of the others.
 """
 
 from __future__ import annotations
@@ -11,25 +12,32 @@ import resource
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
+from transformers import LogitsProcessor
 
-from training.bench.checkpoint_2b import CASES, Case, PairWriter, Shape
-from training.page import argument_parser, environment, in_own_process, publish, step
+from training.bench.checkpoint_2b import CASES, PairWriter, Shape
+from training.bench.checkpoint_hybrid import HybridWriter
+from training.bench.checkpoint_hybrid import Shape as HybridShape
+from training.page import argument_parser, environment, figures, in_own_process, publish, step
 from vlroute import Answer, Mode, Router
-from vlroute.types import MODES
+from vlroute.types import MODES, other
 
 PROMPT = "How many circles are in the picture?"
 SIDE = 448
 NEW_TOKENS = 16
 SPARE = 1.15  # allowed peak memory, relative to the weights
 SAMPLING_SECONDS = 0.02
+BESIDE_SIDE, BESIDE_ROUNDS = 224, 5
+SECOND_ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +56,12 @@ class ModeSeconds:
 class Measurement:
     """One case in a process of its own; all sizes in bytes.
 
-    `needed`: parameters of both language models and of one tower (equal) or two. `before`: resident before anything is
+    `case`: "equal", "different" or "hybrid". `needed`: parameters of the language models and of one tower or two. `before`: resident before anything is
     loaded. `peak`: highest resident size since the start of the process, mapped weight files included; on CUDA the
     highest allocation there. `anonymous`: highest resident size that no file backs, sampled; None if unknown.
     """
 
-    case: Case
+    case: str
     device: str
     load_seconds: float
     shared_tower: bool
@@ -142,46 +150,183 @@ def mode_seconds(router: Router, mode: Mode) -> ModeSeconds:
     return ModeSeconds(first, timing.vision, timing.prefill, per_token, usage.prompt_tokens or 0, usage.vision_tokens)
 
 
-def measure(folder: Path, case: Case) -> Measurement:
-    """Load the pair of `folder` in this process and answer twice in each mode."""
+def measure(folder: Path, case: str) -> Measurement:
+    """Load the models of `folder` in this process and answer twice in each mode."""
 
     def parameter_bytes(module: Any) -> int:
         return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())  # tied ones once
 
     before = resident("VmRSS") or peak_resident()
     with highest("RssAnon") as anonymous:
-        step(f"loading the pair with {case} towers")
-        router = Router.from_pretrained(instruct=folder / "instruct", thinking=folder / "thinking", dtype="bfloat16")
-        router.load()
+        step(f"loading: {case}")
+        name = folder if case == "hybrid" else None
+        parts = {} if name else {mode: folder / mode for mode in MODES}
+        router = Router.from_pretrained(name, **parts, dtype="bfloat16").load()
         after_load = peak_resident()
         modes = {mode: mode_seconds(router, mode) for mode in MODES}
     pair = router.pair
-    towers = [parameter_bytes(pair[mode].model.model.visual) for mode in MODES]
-    languages = sum(parameter_bytes(pair[mode].model) for mode in MODES) - sum(towers)
+    models = {id(pair[mode].model): pair[mode].model for mode in MODES}.values()
+    towers = [parameter_bytes(model.model.visual) for model in models]
+    languages = sum(map(parameter_bytes, models)) - sum(towers)
     device = pair.instruct.device
     on_cuda = device.type == "cuda"
     return Measurement(
         case, device_name(device), pair.load_seconds, pair.shared_tower, held=pair.parameter_bytes(),
-        needed=languages + (towers[0] if case == "equal" else sum(towers)), before=before, after_load=after_load,
+        needed=languages + (sum(towers) if case == "different" else towers[0]), before=before, after_load=after_load,
         peak=torch.cuda.max_memory_allocated() if on_cuda else peak_resident(), on_cuda=on_cuda, anonymous=anonymous(),
         modes=modes,
     )  # fmt: skip
 
 
-def page_data(measurements: list[Measurement], shape: Shape, where: str) -> dict[str, Any]:
-    """The figures of the page."""
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """One round of the same request to `Router.ask` and to `generate` of transformers, in turn, in one process.
+
+    `first`: seconds until the first token, from picture and text on. `tokens`: tokens per second after it.
+    """
+
+    first: float
+    first_transformers: float
+    tokens: float
+    tokens_transformers: float
+
+
+class _Clock(LogitsProcessor):
+    """Notes the time at which the scores of each token are there."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self.times.append(time.perf_counter())
+        return scores
+
+
+def measure_beside(folder: Path, rounds: int) -> list[Beside]:
+    """Instruct of the pair in `folder` beside transformers, which runs the same weights. Each picture is new."""
+    router = Router.from_pretrained(
+        instruct=folder / "instruct", thinking=folder / "thinking", dtype="bfloat16", do_sample=False
+    ).load()
+    checkpoint = router.pair.instruct
+    model, processor = checkpoint.model, checkpoint.processor
+    length = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
+
+    def by_router(picture: Image.Image) -> tuple[float, float]:
+        timing = router.ask(PROMPT, picture, mode="instruct", **length).timing
+        return timing.total - timing.decode, (NEW_TOKENS - 1) / timing.decode
+
+    def by_transformers(picture: Image.Image) -> tuple[float, float]:
+        began, clock = time.perf_counter(), _Clock()
+        text = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        inputs = processor(text=[text], images=[picture], return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            model.generate(**inputs, **length, do_sample=False, logits_processor=[clock])
+        return clock.times[0] - began, (NEW_TOKENS - 1) / (clock.times[-1] - clock.times[0])
+
+    found = []
+    for number in range(rounds + 1):
+        step(f"beside transformers: {f'round {number} of {rounds}' if number else 'warming up'}")
+        order = [by_router, by_transformers][:: 1 if number % 2 else -1]
+        measured = {one: one(draw_picture(BESIDE_SIDE, 200 + number)) for one in order}
+        (first, tokens), (first_other, tokens_other) = measured[by_router], measured[by_transformers]
+        found.append(Beside(first, first_other, tokens, tokens_other))
+    return found[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class SecondMode:
+    """Seconds until the first token of one conversation: fresh, and then in the other mode of the same checkpoint.
+
+    `tokens`: of the prompt of `mode`, which is fresh. `read`: tokens that the other mode read.
+    """
+
+    mode: Mode
+    tokens: int
+    fresh: float
+    read: int
+    second: float
+
+
+def measure_second_mode(folder: Path, rounds: int) -> list[SecondMode]:
+    """A conversation of about 1 000 tokens with a picture, in both modes of a hybrid; each round has a new picture."""
+    found = []
+    with Router.from_pretrained(folder, dtype="bfloat16", do_sample=False, max_new_tokens=1).load() as router:
+        for number in range(rounds):
+            step(f"second mode: round {number + 1} of {rounds}")
+            picture, text = draw_picture(number=300 + number), f"{PROMPT} {'All shapes count. ' * 43}"
+            mode = MODES[number % len(MODES)]
+            first, second = (router.ask(text, picture, mode=one) for one in (mode, other(mode)))
+            tokens, seconds = first.usage.prompt_tokens or 0, [one.timing.total - one.timing.decode for one in (first, second)]
+            read = (second.usage.prompt_tokens or 0) - second.usage.cached_tokens
+            found.append(SecondMode(mode, tokens, seconds[0], read, seconds[1]))
+    return found
+
+
+def page_data(
+    measurements: list[Measurement],
+    shape: Shape,
+    where: str,
+    beside: Sequence[Beside] = (),
+    hybrid: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The figures of the page. `hybrid`: as returned by `hybrid_data`."""
     settings = {"side": SIDE, "new_tokens": NEW_TOKENS, "spare": SPARE, "sampling_ms": 1000 * SAMPLING_SECONDS}
     cases = [{**asdict(one), "bound": one.needed * SPARE, "met": one.met} for one in measurements]
-    return {"where": where, "shape": asdict(shape), **settings, "cases": cases}
+    return {"where": where, "shape": asdict(shape), **settings, "cases": cases, "beside": _compared(beside),
+            "hybrid": dict(hybrid or {})}  # fmt: skip
+
+
+def hybrid_data(measurement: Measurement, rounds: Sequence[SecondMode], where: str) -> dict[str, Any]:
+    """The figures of the checkpoint with both modes."""
+    shares = [one.second / one.fresh for one in rounds]
+    spread = {"median": median(shares), "low": min(shares), "high": max(shares)}
+    case = {**asdict(measurement), "bound": measurement.needed * SPARE, "met": measurement.met}
+    return {
+        "where": where, "shape": asdict(HybridShape()), "case": case, "rounds": [asdict(one) for one in rounds],
+        "share": spread,
+    }  # fmt: skip
+
+
+def measure_hybrid(folder: Path) -> dict[str, Any]:
+    """Write the checkpoint with both modes and measure it."""
+    where, writer = environment(), HybridWriter(folder / "hybrid", HybridShape())
+    step("writing the checkpoint with both modes")
+    writer.write()
+    measurement = in_own_process(measure, writer.folder, "hybrid")
+    return hybrid_data(measurement, in_own_process(measure_second_mode, writer.folder, SECOND_ROUNDS), where)
+
+
+def _compared(rounds: Sequence[Beside]) -> dict[str, Any]:
+    """Medians of both, and how many times as fast the router is; empty without rounds."""
+    if not rounds:
+        return {}
+    values = {
+        "time to the first token, s": [(one.first, one.first_transformers) for one in rounds],
+        "tokens per second after it": [(one.tokens, one.tokens_transformers) for one in rounds],
+    }
+    rows = []
+    for name, pairs in values.items():
+        factors = [theirs / own if name.endswith(", s") else own / theirs for own, theirs in pairs]
+        own, theirs = (median(side) for side in zip(*pairs, strict=True))
+        rows.append({"name": name, "own": own, "transformers": theirs, "factor": median(factors), "low": min(factors),
+                     "high": max(factors)})  # fmt: skip
+    return {"side": BESIDE_SIDE, "rounds": len(rounds), "rows": rows}
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--folder", type=Path, help="keep the checkpoints here, and use those that are here")
+    parser.add_argument("--hybrid", action="store_true", help="measure only the checkpoint with both modes")
     options = parser.parse_args()
     where, shape, found = environment(), Shape(), []
     with tempfile.TemporaryDirectory(prefix="vlroute-2b-") as temporary:
-        writer = PairWriter((options.folder or Path(temporary)).resolve(), shape)
+        folder = (options.folder or Path(temporary)).resolve()
+        if options.hybrid:
+            page = publish("real_size", {**figures("real_size"), "hybrid": measure_hybrid(folder)}, options.out)
+            print(page)
+            return
+        writer = PairWriter(folder, shape)
         try:
             writer.prepare()
         except OSError as error:
@@ -190,8 +335,10 @@ def main() -> None:
             for part in writer.write(case):
                 step(f"writing {part}")
             found.append(in_own_process(measure, writer.folder, case))
-    page = publish("real_size", page_data(found, shape, where), options.out)
-    if not all(one.met for one in found):
+        beside = in_own_process(measure_beside, writer.folder, BESIDE_ROUNDS)
+        hybrid = measure_hybrid(folder)
+    page = publish("real_size", page_data(found, shape, where, beside, hybrid), options.out)
+    if not all(one.met for one in found) or not hybrid["case"]["met"]:
         raise SystemExit(f"memory exceeds its bound, see {page}")
 
 

@@ -16,6 +16,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta
 from vlroute.engine.local.attention import attend, prepared
 from vlroute.engine.local.language import Rotary, feed_forward, project
 from vlroute.engine.local.slots import RecurrentSlots
+from vlroute.errors import SettingsError
 
 #: Added to squared lengths of queries and keys before they are normalized.
 EPSILON = 1e-6
@@ -193,5 +194,19 @@ class LanguageModel:
 
 
 def language_model(model: Any) -> Callable[..., torch.Tensor]:
-    """The language model of a checkpoint as a function with the arguments of `LanguageModel.__call__`."""
-    return LanguageModel(model.model.language_model)
+    """The language model of a checkpoint as a function with the arguments of `LanguageModel.__call__`.
+
+    Args:
+        model: A Qwen3.5 model.
+
+    Returns:
+        The function.
+
+    Raises:
+        SettingsError: Another attention than that of torch was asked for.
+    """
+    body = model.model.language_model
+    attention = body.config._attn_implementation  # noqa: SLF001 (transformers has no public name)
+    if attention != "sdpa":
+        raise SettingsError(f"attn_implementation={attention!r} cannot be used with Qwen3.5; leave it out")
+    return LanguageModel(body)
