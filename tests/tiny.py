@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from training.pocket.checkpoint import build_processor, qwen_config, save_checkpoint
 from transformers import AutoModelForImageTextToText, Qwen3_5Config, Qwen3_5MoeConfig, Qwen3VLConfig, Qwen3VLMoeConfig
 
-from training.pocket.checkpoint import build_processor, qwen_config, save_checkpoint
 from vlroute.types import MODES
 
 TEXT = {

@@ -16,13 +16,17 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.conftest import DEVICE, SECONDS, forget, pixel_path, reply, task
-from tests.recording import model_calls, recorded
+from tests.recording import held, model_calls, recorded
+from tests.serving import until
 from tests.tiny import HYBRIDS, SHAPES, write_tiny
 from vlroute import CheckpointError, InputError, Router, SettingsError
 from vlroute.engine.cache.prefix import PrefixCache
 from vlroute.engine.families import FAMILIES
+from vlroute.engine.local import language_qwen3_5
 from vlroute.engine.local.checkpoint import HybridModel
+from vlroute.engine.local.forward import Decoder
 from vlroute.engine.local.sampling import resolve_settings
+from vlroute.engine.local.slots import RecurrentSlots
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.types import MODES, Mode, other
 
@@ -119,9 +123,7 @@ def test_scores_of_every_token_are_those_of_transformers(
 
 
 @pytest.mark.parametrize("family", HYBRIDS)
-def test_both_modes_of_a_hybrid_read_the_shared_prompt_once(
-    open_router: Callable[[str], Router], family: str
-) -> None:
+def test_both_modes_of_a_hybrid_read_the_shared_prompt_once(open_router: Callable[[str], Router], family: str) -> None:
     """Instruct, then Thinking, then the next turn: what each reads, in tokens."""
     router = open_router(family)
     forget(router)
@@ -131,7 +133,8 @@ def test_both_modes_of_a_hybrid_read_the_shared_prompt_once(
     with model_calls() as calls:
         first = reply(router, conversation, "instruct", GREEDY)
         read = [sum(chunk.length for chunk in chunks) for chunks in calls.prompts]
-        assert sum(read) == first.prompt_tokens and first.cached_tokens == 0
+        assert sum(read) == first.prompt_tokens
+        assert first.cached_tokens == 0
         marker = len(router.pair.instruct.marker_ids)
         assert read[-1] == marker
         calls.prompts.clear()
@@ -217,6 +220,61 @@ def test_a_preempted_answer_of_a_hybrid_is_computed_again_exactly(
     assert [(one.thinking, one.text) for one in together] == [(one.thinking, one.text) for one in alone]
 
 
+@pytest.mark.parametrize("decodes", [False, True], ids=["reading", "decoding"])
+def test_out_of_memory_between_two_layers_leaves_no_wrong_state(
+    open_router: Callable[[str], Router], decodes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states of the layers before it have changed when the step fails; it is done again from the start."""
+    router = open_router("qwen3_5")
+    asked = [(parse(f"How many {i} are there in this picture?"), mode) for i in range(3) for mode in MODES]
+    long = {"do_sample": False, "max_new_tokens": 30, "eos_token_id": -1}
+    alone = [reply(router, *one, long) for one in asked]
+    forget(router)
+    mix, raised = language_qwen3_5._Recurrent.__call__, []
+
+    def failing(layer: Any, x: torch.Tensor, slots: Any) -> torch.Tensor:
+        out = mix(layer, x, slots)
+        if layer.place == 1 and len(x) > 2 and slots.decodes == decodes and len(raised) < 2:
+            raised.append(layer)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return out
+
+    monkeypatch.setattr(language_qwen3_5._Recurrent, "__call__", failing)
+    with held(router._local) as release, ThreadPoolExecutor(len(asked)) as pool:
+        futures = [pool.submit(reply, router, *one, long) for one in asked]
+        until(lambda: router._local.scheduler._new.qsize() == len(asked))
+        release.set()
+        together = [future.result(60) for future in futures]
+    assert len(raised) == 2
+    assert [(one.thinking, one.text) for one in together] == [(one.thinking, one.text) for one in alone]
+
+
+def test_the_decode_step_of_a_hybrid_is_one_graph_and_skips_idle_rows(open_router: Callable[[str], Router]) -> None:
+    """`torch.compile` traces it without a break. A row that does not take part keeps its states."""
+    model = open_router("qwen3_5").pair.instruct.model
+    slots = RecurrentSlots(model.config.text_config, model.dtype, model.device, 4)
+    slots.resize([], 4, 128)
+    slots.kv.normal_()
+    slots._states.normal_()
+    slots._inputs.normal_()
+    decoder = Decoder(model, language_qwen3_5.language_model(model), slots, "off")
+    inputs = torch.tensor([[5, 6, 7, 8], [3, 0, 20, 127], [3, 0, 9, 127], [1, 0, 1, 0]], device=model.device)
+    before = [one.clone() for one in (slots.kv, slots._states, slots._inputs)]
+    with torch.no_grad():
+        expected = decoder._forward(inputs, 128)
+        written = [one.clone() for one in (slots.kv, slots._states, slots._inputs)]
+        for one, old in zip((slots.kv, slots._states, slots._inputs), before, strict=True):
+            one.copy_(old)
+        torch.compiler.reset()
+        traced = torch.compile(decoder._forward, backend="eager", fullgraph=True)(inputs, 128)
+    torch.testing.assert_close(traced, expected, atol=1e-4, rtol=0)
+    for one, found, old in zip((slots.kv, slots._states, slots._inputs), written, before, strict=True):
+        torch.testing.assert_close(one, found, atol=1e-4, rtol=0)
+        if one is not slots.kv:
+            assert torch.equal(one[:, [1, 3]], old[:, [1, 3]])
+            assert not torch.equal(one[:, [0, 2]], old[:, [0, 2]])
+
+
 def test_a_hybrid_looks_like_a_pair(open_router: Callable[[str], Router]) -> None:
     router = open_router("qwen3_5")
     assert isinstance(router.pair, HybridModel)
@@ -254,7 +312,8 @@ def test_a_prefix_without_its_snapshot_is_not_used(open_router: Callable[[str], 
             router.prefixes._blocks.pop(digest)
             router.prefixes._snapshots.clear()
     again = reply(router, conversation, "instruct", GREEDY)
-    assert again.cached_tokens == 0 and again.text == first.text
+    assert again.cached_tokens == 0
+    assert again.text == first.text
 
 
 def test_snapshots_stay_within_the_budget(tmp_path: Path) -> None:
@@ -263,7 +322,8 @@ def test_snapshots_stay_within_the_budget(tmp_path: Path) -> None:
         for i in range(12):
             reply(router, parse(f"How many {i} are there?"), "instruct", GREEDY)
         stats = router.prefixes.stats()
-        assert 0 < stats.bytes <= 60_000 and stats.evictions > 0
+        assert 0 < stats.bytes <= 60_000
+        assert stats.evictions > 0
         held = {digest for digests in router.prefixes._snapshots.values() for digest in digests}
         assert held == {digest for digest, block in router.prefixes._blocks.items() if block.state is not None}
 
@@ -282,12 +342,19 @@ def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:
 
 def test_another_attention_is_refused_for_a_hybrid(tmp_path: Path) -> None:
     folder = write_tiny("qwen3_5", tmp_path)
-    with Router.from_pretrained(folder, attn_implementation="eager") as router, pytest.raises(SettingsError, match="'eager'"):
+    with (
+        Router.from_pretrained(folder, attn_implementation="eager") as router,
+        pytest.raises(SettingsError, match="'eager'"),
+    ):
         router.load()
 
 
 def test_a_conversation_that_the_template_refuses_is_a_wrong_input(open_router: Callable[[str], Router]) -> None:
     router = open_router("qwen3_5")
-    messages = [{"role": "user", "content": "Hi"}, {"role": "system", "content": "You read."}, {"role": "user", "content": "?"}]
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "system", "content": "You read."},
+        {"role": "user", "content": "?"},
+    ]
     with pytest.raises(InputError, match="System message must be at the beginning"):
         router.ask(messages)

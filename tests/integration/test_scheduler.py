@@ -392,7 +392,7 @@ def test_the_decode_step_is_one_graph(router: Router, mode: Mode) -> None:
     slots.resize([], 4, 128)
     slots.kv.normal_()
     decoder = Decoder(model, language_model(model), slots, "off")
-    inputs = torch.tensor([[5, 6, 7, 8], [3, 0, 20, 127], [3, 0, 9, 127]], device=model.device)
+    inputs = torch.tensor([[5, 6, 7, 8], [3, 0, 20, 127], [3, 0, 9, 127], [1, 1, 0, 1]], device=model.device)
     before = slots.kv.clone()
     with torch.no_grad():
         expected = decoder._forward(inputs, 128)

@@ -257,7 +257,10 @@ def measure_second_mode(folder: Path, rounds: int) -> list[SecondMode]:
             picture, text = draw_picture(number=300 + number), f"{PROMPT} {'All shapes count. ' * 43}"
             mode = MODES[number % len(MODES)]
             first, second = (router.ask(text, picture, mode=one) for one in (mode, other(mode)))
-            tokens, seconds = first.usage.prompt_tokens or 0, [one.timing.total - one.timing.decode for one in (first, second)]
+            tokens, seconds = (
+                first.usage.prompt_tokens or 0,
+                [one.timing.total - one.timing.decode for one in (first, second)],
+            )
             read = (second.usage.prompt_tokens or 0) - second.usage.cached_tokens
             found.append(SecondMode(mode, tokens, seconds[0], read, seconds[1]))
     return found

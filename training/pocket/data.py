@@ -266,7 +266,9 @@ def in_tags(text: str) -> str:
 
     def call(found: re.Match[str]) -> str:
         function = json.loads(found[1])
-        arguments = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in function["arguments"].items())
+        arguments = "".join(
+            f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in function["arguments"].items()
+        )
         return f"<tool_call>\n<function={function['name']}>\n{arguments}</function>\n</tool_call>"
 
     return re.sub(r"<tool_call>\n(.*)\n</tool_call>", call, text)

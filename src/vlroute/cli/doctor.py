@@ -305,7 +305,7 @@ class _Model:
             return
         weights = sum(place.size for place in files.tensors.values())
         yield Finding("model", "both modes", f"{source}, {weights / MiB:,.0f} MiB of weights, {files.family.title}")
-        self.towers, self.identity = {mode: tower for mode in MODES}, identify(folder, folder)
+        self.towers, self.identity = dict.fromkeys(MODES, tower), identify(folder, folder)
 
     def artifact(self) -> Iterator[Finding]:
         """The router artifact, and whether it was trained for this model."""

@@ -292,9 +292,7 @@ def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch
         raise _unreadable(files, "weights", error) from error
     if report["missing_keys"] and not getattr(model, "is_quantized", False):
         absent = sorted(report["missing_keys"])
-        raise CheckpointError(
-            f"{files.name} lacks {len(absent)} tensors, the first is {absent[0]!r}; {REMEDY}"
-        )
+        raise CheckpointError(f"{files.name} lacks {len(absent)} tensors, the first is {absent[0]!r}; {REMEDY}")
     if tower is not None:
         model.model.visual = tower
         model.config.vision_config = type(config.vision_config).from_dict(whole)
@@ -322,9 +320,7 @@ def _unusable(name: str, value: Any, error: Exception) -> SettingsError:
 
 def _unreadable(files: CheckpointFiles, what: str, error: Exception) -> CheckpointError:
     why = " ".join(str(error).split())[:300]
-    return CheckpointError(
-        f"the {what} of {files.name} cannot be loaded ({type(error).__name__}: {why}); {REMEDY}"
-    )
+    return CheckpointError(f"the {what} of {files.name} cannot be loaded ({type(error).__name__}: {why}); {REMEDY}")
 
 
 def _grid_key(processor: Any) -> str:

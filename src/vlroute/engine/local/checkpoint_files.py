@@ -432,9 +432,7 @@ def _generation_prompt(files: CheckpointFiles, processor: Any, **options: bool) 
         ) from error
     prompt = str(whole.removeprefix(turn))
     if not prompt or prompt == whole or QUESTION not in turn or processor.image_token not in turn:
-        raise CheckpointError(
-            f"the chat template of {files.name} does not render a question with a picture; {REMEDY}"
-        )
+        raise CheckpointError(f"the chat template of {files.name} does not render a question with a picture; {REMEDY}")
     return prompt
 
 

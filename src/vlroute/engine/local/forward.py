@@ -12,6 +12,8 @@ import torch
 from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, rounded
 
 log = logging.getLogger("vlroute")
+#: Row of the inputs of a step that says which slots take part.
+ACTIVE = 3
 Language: TypeAlias = Callable[..., torch.Tensor]
 
 
@@ -155,6 +157,7 @@ class Decoder:
 
     def _captured(self, inputs: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
         own = inputs.to(self.device)
+        own[ACTIVE] = 0  # the calls below must not change recurrent states
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries allocate their work space in the first calls

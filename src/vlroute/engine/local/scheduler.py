@@ -588,15 +588,18 @@ class Scheduler:
             lane.running.append(one)
             recurrent = one.checkpoint.family.recurrent
             self.prefixes.extend(one.lease, one.request.owner, one.request.prompt.tokens, recurrent)
-            try:
-                state = one.lease.snapshot.state if one.lease.snapshot else None
-                lane.slots.write(one.slot, [block.kv for block in one.lease.held], state)
-            except Exception as error:  # such as out of memory
-                one.error = error
-                self._end(lane)
-                continue
-            one.cached = one.lease.length
+            self._rewind(lane, one)
+            self._end(lane)
         return True
+
+    def _rewind(self, lane: _Lane, one: Generation) -> None:
+        """Let the slot of an answer hold its cached prefix only; all other tokens are read again."""
+        state = one.lease.snapshot.state if one.lease.snapshot else None
+        try:
+            lane.slots.write(one.slot, [block.kv for block in one.lease.held], state)
+        except Exception as error:  # such as out of memory
+            one.error = error
+        one.cached = one.lease.length
 
     def _too_long(self, lane: _Lane, one: Generation) -> LimitError:
         answer = " and its answer have" if len(one.ids) > one.sampler.prompt_length else " has"
@@ -667,11 +670,14 @@ class Scheduler:
         except Exception as error:  # such as out of memory
             failed = error.with_traceback(None)  # which would keep tensors of the failed call
         if failed is not None:
-            if len(reading) > 1:
-                for pair in reading:
-                    self._read_chunks(lane, [pair])
-            else:
+            if len(reading) == 1:
                 reading[0][0].error = failed
+                return
+            for one, chunk in reading:
+                if one.checkpoint.family.recurrent:  # some layers may have changed their states
+                    self._rewind(lane, one)
+                if one.error is None:
+                    self._read_chunks(lane, [(one, one.chunk(chunk.length))])
             return
         done = []
         for i, (one, chunk) in enumerate(reading):
@@ -706,6 +712,9 @@ class Scheduler:
                 self._end(lane)
             else:
                 self._preempt()
+                for one in lane.running:
+                    if one in writing and one.checkpoint.family.recurrent:
+                        self._rewind(lane, one)
             return
         except Exception as error:  # it concerns all answers of the step
             for one in writing:

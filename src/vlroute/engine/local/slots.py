@@ -205,9 +205,7 @@ class RecurrentSlots(KVSlots):
         super().__init__(config, dtype, device, most)
         layers, heads, width = _recurrent_layers(config), config.linear_num_value_heads, config.linear_key_head_dim
         channels = 2 * config.linear_num_key_heads * width + heads * config.linear_value_head_dim
-        self._inputs = torch.empty(
-            layers, 0, config.linear_conv_kernel_dim - 1, channels, dtype=dtype, device=device
-        )
+        self._inputs = torch.empty(layers, 0, config.linear_conv_kernel_dim - 1, channels, dtype=dtype, device=device)
         self._states = torch.empty(layers, 0, heads, width, config.linear_value_head_dim, device=device)
         self._slot: torch.Tensor | None = None  # slots of the rows, while prompts are read
         self._ends: torch.Tensor | None = None  # place of the last inputs of each row, `[rows, kernel - 1]`
