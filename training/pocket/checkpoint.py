@@ -174,7 +174,7 @@ def qwen_config(
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of the pair: known words are tokens, other text is split into characters, unknown ones into bytes."""
+    """The tokenizer of the pair: known words are tokens, other text is split into characters and bytes."""
     pattern = word_pattern(PIECES)
     characters = [chr(code) for code in range(32, 127)] + ["\n", "\n\n"]
     fixed = [*SPECIAL, *ADDED, *(f"<0x{byte:02X}>" for byte in range(256)), *characters]

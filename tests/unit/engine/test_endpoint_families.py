@@ -44,7 +44,7 @@ def test_the_switch_of_qwen3_5() -> None:
 def test_every_row_says_where_it_is_documented() -> None:
     for name, one in ENDPOINT_FAMILIES.items():
         assert one.source == "unverified" or one.source.startswith("https://"), name
-            assert one.switch is None or set(one.modes) == set(MODES), name
+        assert one.switch is None or set(one.modes) == set(MODES), name
         assert bool(one.why_one_mode) == (set(one.modes) != set(MODES)), name
 
 

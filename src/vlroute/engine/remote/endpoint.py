@@ -57,7 +57,7 @@ class Endpoint:
             `thinking_budget` (vlroute serve), `thinking_token_budget` (vLLM), `thinking_budget_tokens` (llama.cpp),
             `custom_params.thinking_budget` (SGLang). Without one, budgets are not sent.
         family: The family of the model, if one model answers in both modes: a key of
-            `vlroute.engine.families.ENDPOINT_FAMILIES` such as "qwen3_5". It determines what is sent to choose the mode.
+            `vlroute.engine.families.ENDPOINT_FAMILIES` such as "qwen3_5". It determines how a request chooses the mode.
         extra_body: Further fields of each request, or of each mode: `{"instruct": {…}, "thinking": {…}}`.
         videos: How videos are sent: "frames", as pictures with their times; "video_url", as the frames of one video
             (vLLM); None, not at all.
@@ -176,7 +176,7 @@ class Endpoint:
             settings.pop("thinking_budget", None)
         if settings.get("thinking_budget") is not None and self.budget_field is None:
             raise SettingsError(
-                f"{self.name} takes no thinking_budget: set budget_field of the endpoint if its server has such a field "
+                f"{self.name} takes no thinking_budget: set budget_field of the endpoint if its server has one "
                 "(docs/how-to/endpoints.md), or leave the budget out"
             )
         return settings
