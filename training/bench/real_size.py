@@ -57,8 +57,9 @@ class Measurement:
     """One case in a process of its own; all sizes in bytes.
 
     `case`: "equal", "different" or "hybrid". `needed`: parameters of the language models and of one tower or two.
-    `before`: resident before anything is loaded. `peak`: highest resident size since the start of the process, mapped weight files included; on CUDA the
-    highest allocation there. `anonymous`: highest resident size that no file backs, sampled; None if unknown.
+    `before`: resident before anything is loaded. `peak`: highest resident size since the start of the process, mapped
+    weight files included; on CUDA the highest allocation there. `anonymous`: highest resident size that no file backs,
+    sampled; None if unknown.
     """
 
     case: str
