@@ -135,9 +135,10 @@ def highest(field: str) -> Iterator[Callable[[], int | None]]:
 
 
 def mode_seconds(router: Router, mode: Mode) -> ModeSeconds:
-    """Answer the same question twice."""
+    """Answer the same question twice, each time as if the picture were new."""
 
     def ask() -> Answer:
+        router.forget()
         return router.ask(PROMPT, draw_picture(), mode=mode, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
 
     step(f"{mode}: first answer")
