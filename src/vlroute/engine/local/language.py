@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -20,6 +20,10 @@ from vlroute.engine.local.attention import attend, prepared
 from vlroute.engine.local.slots import KVSlots
 from vlroute.errors import SettingsError
 
+#: On a CPU, weights of more elements are not joined. The copy would be in memory beside the pages of the file, and
+#: starting two operations takes no time that counts there.
+LARGE = 2**21
+Project: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 #: Name of the argument of transformers for the KV cache; older releases call it `past_key_values`.
 CACHE = "cache" if "cache" in signature(Qwen3VLTextModel.forward).parameters else "past_key_values"
 
@@ -69,15 +73,20 @@ class Rotary:
         return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
-def project(*layers: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The outputs of linear layers of one input, next to each other; one operation unless they are quantized."""
+def project(*layers: nn.Module) -> Project:
+    """The outputs of linear layers of one input, side by side; one operation unless they are quantized or large."""
     if is_plain(*layers):
-        weight, bias = joined(*cast("tuple[nn.Linear, ...]", layers))
-        return lambda x: linear(x, weight, bias)
+        plain = cast("tuple[nn.Linear, ...]", layers)
+        if len(plain) == 1:
+            weight, bias = plain[0].weight, plain[0].bias
+            return lambda x: linear(x, weight, bias)
+        if plain[0].weight.device.type != "cpu" or sum(layer.weight.numel() for layer in plain) <= LARGE:
+            weight, bias = joined(*plain)
+            return lambda x: linear(x, weight, bias)
     return lambda x: layers[0](x) if len(layers) == 1 else torch.cat([layer(x) for layer in layers], -1)
 
 
-def feed_forward(mlp: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def feed_forward(mlp: Any) -> Project:
     """The feed-forward part of a layer: with a gate, or with experts, for which the module of transformers is used."""
     if not hasattr(mlp, "gate_proj"):
         return lambda x: cast("torch.Tensor", mlp(x))
@@ -95,11 +104,11 @@ class _Layer:
     """Weights of one decoder layer. `scales`: of the norms of queries and keys, `[heads + key heads, width]`."""
 
     before: torch.Tensor
-    qkv: tuple[torch.Tensor, torch.Tensor | None]
+    qkv: Project
     scales: torch.Tensor
-    out: tuple[torch.Tensor, torch.Tensor | None]
+    out: Project
     between: torch.Tensor
-    mlp: Callable[[torch.Tensor], torch.Tensor]
+    mlp: Project
 
 
 class LanguageModel:
@@ -116,8 +125,8 @@ class LanguageModel:
         attention = layer.self_attn
         scales = [attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.key_heads, -1)]
         return _Layer(
-            layer.input_layernorm.weight, joined(attention.q_proj, attention.k_proj, attention.v_proj),
-            torch.cat(scales), (attention.o_proj.weight, attention.o_proj.bias),
+            layer.input_layernorm.weight, project(attention.q_proj, attention.k_proj, attention.v_proj),
+            torch.cat(scales), project(attention.o_proj),
             layer.post_attention_layernorm.weight, feed_forward(layer.mlp),
         )  # fmt: skip
 
@@ -154,7 +163,7 @@ class LanguageModel:
         hidden = embeds
         for i, layer in enumerate(self.layers):
             x = rms_norm(hidden, (size,), layer.before, self.eps)
-            qk, values = linear(x, *layer.qkv).view(rows, length, -1, self.width).split((both, self.key_heads), 2)
+            qk, values = layer.qkv(x).view(rows, length, -1, self.width).split((both, self.key_heads), 2)
             qk = rms_norm(qk, (self.width,), None, self.eps) * layer.scales
             queries, keys = torch.addcmul(qk * cos, qk.roll(half, -1), sin).split((heads, self.key_heads), 2)
             keys, values = slots.update(keys.transpose(1, 2), values.transpose(1, 2), i)
@@ -163,7 +172,7 @@ class LanguageModel:
                 hidden, queries = hidden[row, last][:, None], queries[row, last][:, None]
                 bias = prepared(mask[row, :, last][:, :, None], heads // self.key_heads, embeds.dtype)
                 seen = None
-            hidden = hidden + linear(attend(queries.transpose(1, 2), keys, values, bias), *layer.out)
+            hidden = hidden + layer.out(attend(queries.transpose(1, 2), keys, values, bias))
             x = rms_norm(hidden, (size,), layer.between, self.eps)
             hidden = hidden + layer.mlp(x)
             if seen is not None and i < len(deepstack):
