@@ -85,7 +85,7 @@ PHASES = (
     Phase(
         "reading", 1500, 2e-3, 0.15, (("instruct", EXAMPLES["transcripts"]), ("instruct", EXAMPLES["transcripts"]))
     ),
-    Phase("both", 4200, 1.5e-3, 0.05, _both(EXAMPLES["instruct"], EXAMPLES["thinking"])),
+    Phase("both", 4200, 1.5e-3, 0.0, _both(EXAMPLES["instruct"], EXAMPLES["thinking"])),
     Phase("both_more", 3600, 1.2e-3, 0.0, _both(more_instruct, EXAMPLES["thinking_more"])),
     Phase(
         "both_last", 2600, 1e-3, 0.0,
