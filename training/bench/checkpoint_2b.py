@@ -97,7 +97,7 @@ def build_config(shape: Shape) -> Qwen3VLConfig:
         "num_heads": shape.tower_heads, "patch_size": 16, "num_position_embeddings": 2304,
         "deepstack_visual_indexes": list(shape.deepstack),
     }  # fmt: skip
-    kind = {"dtype": "bfloat16", "architectures": ["Qwen3VLForConditionalGeneration"]}
+    kind: dict[str, Any] = {"dtype": "bfloat16", "architectures": ["Qwen3VLForConditionalGeneration"]}
     return qwen_config(build_tokenizer(), text, vision, shape.mrope, 5e6, **kind)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -66,7 +67,7 @@ def build_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen3_5Con
         "depth": shape.tower_depth, "hidden_size": shape.tower_width, "intermediate_size": shape.tower_mlp,
         "num_heads": shape.tower_heads, "patch_size": 16, "num_position_embeddings": 2304,
     }  # fmt: skip
-    kind = {"dtype": "bfloat16", "architectures": ["Qwen3_5ForConditionalGeneration"]}
+    kind: dict[str, Any] = {"dtype": "bfloat16", "architectures": ["Qwen3_5ForConditionalGeneration"]}
     config: Qwen3_5Config = qwen_config(tokenizer, text, vision, shape.mrope, 1e7, Qwen3_5Config, **kind)
     return config
 

@@ -161,9 +161,7 @@ def measure(folder: Path, case: str) -> Measurement:
     before = resident("VmRSS") or peak_resident()
     with highest("RssAnon") as anonymous:
         step(f"loading: {case}")
-        name = folder if case == "hybrid" else None
-        parts = {} if name else {mode: folder / mode for mode in MODES}
-        router = Router.from_pretrained(name, **parts, dtype="bfloat16").load()
+        router = Router.from_pretrained(folder, dtype="bfloat16").load()
         after_load = peak_resident()
         modes = {mode: mode_seconds(router, mode) for mode in MODES}
     pair = router.pair
@@ -211,7 +209,7 @@ def measure_beside(folder: Path, rounds: int) -> list[Beside]:
     ).load()
     checkpoint = router.pair.instruct
     model, processor = checkpoint.model, checkpoint.processor
-    length = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
+    length: dict[str, Any] = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
 
     def by_router(picture: Image.Image) -> tuple[float, float]:
@@ -287,8 +285,8 @@ def hybrid_data(measurement: Measurement, rounds: Sequence[SecondMode], where: s
     shares = [one.second / one.fresh for one in rounds]
     spread = {"median": median(shares), "low": min(shares), "high": max(shares)}
     return {
-        "where": where, "shape": asdict(HybridShape()), "case": asdict(measurement), "rounds": [asdict(one) for one in rounds],
-        "share": spread,
+        "where": where, "shape": asdict(HybridShape()), "case": asdict(measurement),
+        "rounds": [asdict(one) for one in rounds], "share": spread,
     }  # fmt: skip
 
 

@@ -100,11 +100,9 @@ LINKS = tuple(arrow + letter for arrow in "<>" for letter in LETTERS)
 _FILES = Path(__file__).with_name("templates")
 #: The chat templates of the pair and of the hybrid. They render what the published templates render.
 TEMPLATES: dict[str, str] = {
-    name: "\n".join((_FILES / f"{part}.jinja").read_text("utf-8") for part in parts)
-    for name, parts in {
-        **{mode: ("parts", "json_tools", mode) for mode in MODES}, "hybrid": ("parts", "hybrid"),
-    }.items()
-}  # fmt: skip
+    parts[-1]: "\n".join((_FILES / f"{part}.jinja").read_text("utf-8") for part in parts)
+    for parts in (*(("parts", "json_tools", mode) for mode in MODES), ("parts", "hybrid"))
+}
 
 
 def _words(pattern: str) -> list[str]:

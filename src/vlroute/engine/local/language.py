@@ -76,7 +76,7 @@ class Rotary:
 def project(*layers: nn.Module) -> Project:
     """The outputs of linear layers of one input, side by side; one operation unless they are quantized or large."""
     if is_plain(*layers):
-        plain = cast("tuple[nn.Linear, ...]", layers)
+        plain: tuple[Any, ...] = layers
         if len(plain) == 1:
             weight, bias = plain[0].weight, plain[0].bias
             return lambda x: linear(x, weight, bias)

@@ -90,7 +90,7 @@ class _Recurrent:
             use_qk_l2norm_in_kernel=True,
         )  # fmt: skip
         slots.set_states(self.place, state)
-        return out  # type: ignore[no-any-return]
+        return out
 
 
 class _Attention:
