@@ -61,11 +61,14 @@ class Rotary:
         self.frequencies, self.scaling = rotary.inv_freq.float(), float(rotary.attention_scaling)
 
     def __call__(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines, each `[rows, length, 1, rotated width]`; the sines of the first half are negated.
+        """Cosines and sines of positions.
 
         Args:
             positions: `[3, rows, length]`; `[rows, length]` if they are equal on all axes.
             dtype: Of the result.
+
+        Returns:
+            Both `[rows, length, 1, rotated width]`; the sines of the first half are negated.
         """
         at = positions[..., None] if positions.dim() == 2 else positions[self.axis].permute(1, 2, 0)
         angles = (at.float() * self.frequencies)[:, :, None]
