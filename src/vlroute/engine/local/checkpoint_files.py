@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from vlroute.engine.families import FAMILIES, Family, family_of_hub_id, known_families
 from vlroute.engine.local.reasoning import END_THINK, THINK
@@ -163,8 +164,7 @@ def is_hybrid(source: str | Path) -> bool:
     """
     folder = local_folder(source)
     if folder is None:
-        cached = try_to_load_from_cache(str(source), "config.json")
-        folder = Path(cached).parent if isinstance(cached, str) else None
+        folder = _cached_folder(str(source))
     if folder is None:
         family = family_of_hub_id(str(source))
     elif not (folder / "config.json").exists():
@@ -173,6 +173,15 @@ def is_hybrid(source: str | Path) -> bool:
         config = _Reader(_name(None, source), folder).json_object("config.json")
         family = FAMILIES.get(str(config.get("model_type")))
     return family is not None and family.hybrid
+
+
+def _cached_folder(hub_id: str) -> Path | None:
+    """The folder of the hub cache that holds config.json of a checkpoint; None if there is none."""
+    try:
+        cached = try_to_load_from_cache(hub_id, "config.json")
+    except HFValidationError:  # not a hub id
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def check_folders(instruct: str | Path, thinking: str | Path) -> None:
