@@ -11,8 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from vlroute.engine.local.loading import quantization_config
-
 #: Quantization configs as published checkpoints contain them, by kind.
 CONFIGS: dict[str, dict[str, Any]] = {
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True},
@@ -43,13 +41,13 @@ def set_quantization(folder: Path, quantization: Any, part: str | None = None) -
     file.write_text(json.dumps(config), "utf-8")
 
 
-def write_quantized(source: Path, folder: Path, name: str) -> Path:
+def write_quantized(source: Path, folder: Path, quantization: Any) -> Path:
     """Save a checkpoint as transformers quantizes it.
 
     Args:
         source: The checkpoint.
         folder: Where.
-        name: A value of `quantization=`.
+        quantization: A quantization config of transformers.
 
     Returns:
         The folder.
@@ -57,7 +55,7 @@ def write_quantized(source: Path, folder: Path, name: str) -> Path:
     shutil.copytree(source, folder)
     (folder / "model.safetensors").unlink()
     model = AutoModelForImageTextToText.from_pretrained(
-        source, dtype=torch.float32, quantization_config=quantization_config(name), device_map="cpu"
+        source, dtype=torch.float32, quantization_config=quantization, device_map="cpu"
     )
     model.save_pretrained(folder)
     return folder

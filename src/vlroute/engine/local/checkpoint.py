@@ -38,9 +38,10 @@ from vlroute.engine.local.checkpoint_files import (
 )
 from vlroute.engine.local.loading import checked_loading, quantization_config
 from vlroute.engine.local.quantized import (
-    DEQUANTIZED,
+    FP8,
     check_quantization,
     gguf_error,
+    is_dequantized,
     is_gguf_folder,
     method_of,
     title_of,
@@ -307,15 +308,12 @@ def _check_quantized(files: CheckpointFiles, options: Mapping[str, Any]) -> None
         quantizer.validate_environment(device_map={"": device}, weights_only=True)
     except Exception as error:  # transformers raises many types of errors
         raise _unloadable(files, device, error) from error
-    if method_of(found) not in DEQUANTIZED:
-        return
-    if device in ("cpu", "mps") or quantizer.quantization_config.dequantize:
+    if is_dequantized(found, device) or getattr(quantizer.quantization_config, "dequantize", False):
         log.warning(
-            "%s is quantized with %s, with which %s cannot compute: its weights are converted to the dtype of the "
-            "model and take as much memory as those of a checkpoint that is not quantized",
-            files.name, title_of(found), device,
+            "%s is quantized with %s: on %s, its weights are converted to the dtype of the model and take as much "
+            "memory as those of a checkpoint that is not quantized", files.name, title_of(found), device,
         )  # fmt: skip
-    elif not import_utils.is_kernels_available():
+    elif method_of(found) in FP8 and not import_utils.is_kernels_available():
         limits = [getattr(import_utils, f"KERNELS_{end}_VERSION", None) for end in ("MIN", "MAX")]
         versions = ",".join(f"{sign}{one}" for sign, one in zip((">=", "<"), limits, strict=True) if one)
         raise CheckpointError(
@@ -325,15 +323,14 @@ def _check_quantized(files: CheckpointFiles, options: Mapping[str, Any]) -> None
 
 
 def _set_dequantize(config: Any, device: str) -> None:
-    """Have FP8 weights converted for a device that cannot compute with them.
+    """Ask transformers to convert weights, see `is_dequantized`.
 
-    Transformers does so by itself on a machine without a GPU, but not for `device="cpu"` on a machine with one.
+    It converts FP8 by itself on a machine without a GPU, but not for `device="cpu"` on a machine with one.
     """
-    if device in ("cpu", "mps"):
-        for part in (config, config.get_text_config(decoder=True)):
-            found = getattr(part, "quantization_config", None)
-            if isinstance(found, dict) and method_of(found) in DEQUANTIZED:
-                part.quantization_config = {**found, "dequantize": True}
+    for part in (config, config.get_text_config(decoder=True)):
+        found = getattr(part, "quantization_config", None)
+        if isinstance(found, dict) and is_dequantized(found, device):
+            part.quantization_config = {**found, "dequantize": True}
 
 
 def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch.nn.Module | None) -> Any:

@@ -33,8 +33,8 @@ PACKAGES = {
 }
 #: Kinds whose packages are those of the extra `quantize`.
 EXTRA = ("bitsandbytes", "torchao")
-#: Kinds whose weights transformers can convert to the dtype of the model while loading, for devices without FP8.
-DEQUANTIZED = ("fp8", "mxfp8")
+#: Kinds that only GPUs compute with.
+FP8 = ("fp8", "mxfp8")
 #: A file of llama.cpp, or a hub ID by its customary ending; llama.cpp appends the quantization after a colon.
 GGUF = re.compile(r".*[-_./]gguf(?::[\w.-]*)?/?", re.IGNORECASE | re.DOTALL)
 
@@ -65,6 +65,23 @@ def title_of(quantization: Mapping[str, Any]) -> str:
     """The kind of a quantization config for people."""
     method = method_of(quantization)
     return TITLES.get(method, method) or "a method that its config.json does not name"
+
+
+def is_dequantized(quantization: Mapping[str, Any], device: str) -> bool:
+    """Whether the weights are converted to the dtype of the model while they are loaded.
+
+    FP8 weights are for devices that cannot compute with them. Those of compressed-tensors always are: it would convert
+    them when the whole model of transformers is first called, which does not happen here.
+
+    Args:
+        quantization: The quantization config of the checkpoint.
+        device: The device of the model.
+
+    Returns:
+        Whether they are.
+    """
+    method = method_of(quantization)
+    return method == "compressed-tensors" or (method in FP8 and device.partition(":")[0] in ("cpu", "mps"))
 
 
 def check_quantization(name: str, config: Mapping[str, Any], quantization: Any = None) -> None:
