@@ -253,27 +253,19 @@ def test_scores_are_those_of_transformers(
     forget(router)
     fresh = scores_of(router, conversation, mode)
     expected = expected_scores(*plain(mode), router, conversation, mode, fresh.argmax(1))
-    torch.testing.assert_close(fresh, expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(scores_of(router, conversation, mode), expected, atol=1e-4, rtol=0)
+    assert_equal(name, fresh, expected)
+    assert_equal(name, scores_of(router, conversation, mode), expected)
     forget(router)
     reply(router, conversation, other(mode), TEN)
-    torch.testing.assert_close(scores_of(router, conversation, mode), expected, atol=1e-4, rtol=0)
+    assert_equal(name, scores_of(router, conversation, mode), expected)
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5"])
-def test_scores_of_8bit_are_near_those_of_transformers(family: str, tiny: Callable[[str], Path]) -> None:
-    """See `exact`. Scores have a standard deviation of about 1."""
-    folder = tiny(family)
-    where = folder if family in HYBRIDS else folder / "instruct"
-    model = AutoModelForImageTextToText.from_pretrained(
-        where, dtype=torch.float32, device_map="cpu", quantization_config=quantization_config("8bit")
-    )
-    conversation = parse(HOP.prompt, images=[HOP.frames[0]])
-    with Router.from_pretrained(folder, device="cpu", dtype="float32", quantization="8bit") as router:
-        found = scores_of(router.load(), conversation, "instruct")
-        processor = AutoProcessor.from_pretrained(where)
-        expected = expected_scores(model.eval(), processor, router, conversation, "instruct", found.argmax(1))
-    assert float((found - expected).abs().mean()) < 0.1 * float(expected.std())
+def assert_equal(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Of "8bit", only nearly: inputs of layers are rounded to 8 bits, which amplifies differences in their last bits."""
+    if name == "8bit":
+        assert float((found - expected).abs().mean()) < 0.03 * float(expected.std())
+    else:
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def scores_of(router: Router, conversation: Conversation, mode: Mode) -> torch.Tensor:
