@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from packaging.requirements import Requirement
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
 from tests.conftest import forget, pixel_path, reply, task
 from tests.quantized import CONFIGS, set_quantization, write_fp8, write_quantized
@@ -22,9 +24,10 @@ from tests.tiny import HYBRIDS, SHAPES, write_tiny
 from vlroute import CheckpointError, Router, SettingsError
 from vlroute.cli.doctor import examine
 from vlroute.engine.local import checkpoint as loading
+from vlroute.engine.local.checkpoint_files import CheckpointFiles
 from vlroute.engine.local.language import is_plain
 from vlroute.engine.local.loading import KEEP, QUANTIZATIONS, quantization_config
-from vlroute.engine.local.quantized import PACKAGES
+from vlroute.engine.local.quantized import PACKAGES, is_dequantized
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.types import MODES, Mode, other
 
@@ -261,7 +264,7 @@ def test_scores_are_those_of_transformers(
 
 
 def assert_equal(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Of "8bit", only nearly: inputs of layers are rounded to 8 bits, which amplifies differences in their last bits."""
+    """Of "8bit", only nearly: rounding the inputs of layers to 8 bits amplifies differences in their last bits."""
     if name == "8bit":
         assert float((found - expected).abs().mean()) < 0.03 * float(expected.std())
     else:
@@ -302,11 +305,90 @@ def test_only_linear_layers_of_the_language_model_are_quantized(
     assert "lm_head" in linear
 
 
+@pytest.mark.parametrize("both", [False, True], ids=["instruct", "both"])
 @pytest.mark.parametrize("name", [*QUANTIZATIONS, "fp8"])
-def test_a_quantized_pair_shares_its_tower(name: str, models: Callable[..., Any], tiny: Callable[[str], Path]) -> None:
-    """Quantizing did not change it."""
-    towers = [
-        models("qwen3_vl", name, True)[0].pair.instruct.tower,
-        loading.tower_fingerprint(tiny("qwen3_vl") / "instruct"),
-    ]
-    assert towers[0] == towers[1]
+def test_a_quantized_pocket_pair(name: str, both: bool, folders: dict[str, Path], tmp_path: Path) -> None:
+    """It shares the tower, which is not quantized, and answers as plain transformers does; also with one quantized."""
+    write = partial(write_fp8, block=32) if name == "fp8" else lambda *to: write_quantized(*to, exact(name))
+    stored = {mode: write(folder, tmp_path / mode) for mode, folder in folders.items() if both or mode == "instruct"}
+    conversation = parse(HOP.prompt, images=[HOP.frames[0]])
+    with Router.from_pretrained(**{**folders, **stored}, device="cpu", dtype="float32") as router:
+        assert router.load().pair.shared_tower
+        for mode in MODES:
+            found = reply(router, conversation, mode, {"do_sample": False, "max_new_tokens": 24})
+            source = stored.get(mode, folders[mode])
+            processor = AutoProcessor.from_pretrained(source)
+            model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32, device_map="cpu").eval()
+            inputs = pixel_path(processor, conversation)
+            ids = model.generate(**inputs, do_sample=False, max_new_tokens=24)[0, inputs["input_ids"].shape[1] :]
+            text = processor.tokenizer.decode(ids, skip_special_tokens=True)
+            assert (
+                text.split()
+                == f"{found.thinking or ''}</think>{found.text}".replace(
+                    "</think>", " </think> " if "</think>" in text else " "
+                ).split()
+            )
+
+
+def test_fp8_experts_that_are_read_without_scales_are_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """As transformers 5.24 reads the joint experts of Qwen3-VL."""
+    for mode in MODES:
+        write_fp8(tiny("qwen3_vl_moe") / mode, tmp_path / mode)
+    file = tmp_path / "thinking" / "model.safetensors"
+    tensors = load_file(file)
+    experts = next(name for name in tensors if name.endswith("experts.down_proj"))
+    tensors[experts] = tensors[experts].to(torch.float8_e4m3fn)
+    tensors[f"{experts}_scale_inv"] = torch.ones(4, 3, 2)
+    save_file(tensors, file, metadata={"format": "pt"})
+    said = refusal(tmp_path, device="cpu")
+    assert "without their scales" in said
+    assert "endpoints" in said
+
+
+def test_a_quantized_checkpoint_that_lacks_tensors_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = write_quantized(tiny("qwen3_5"), tmp_path / "model", quantization_config("4bit"))
+    tensors = load_file(folder / "model.safetensors")
+    absent = next(name for name in tensors if name.endswith("norm.weight"))
+    save_file(
+        {name: t for name, t in tensors.items() if name != absent}, folder / "model.safetensors", {"format": "pt"}
+    )
+    assert "lacks 1 tensors" in refusal(folder)
+
+
+def test_fp8_on_a_gpu_needs_a_package(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU that computes with FP8, where transformers would notice at the first token."""
+    folder = write_fp8(tiny("qwen3_5"), tmp_path / "model")
+    files = CheckpointFiles.read(None, folder, folder)
+    monkeypatch.setattr(FineGrainedFP8HfQuantizer, "validate_environment", lambda *_, **__: None)
+    monkeypatch.setattr(loading.import_utils, "is_kernels_available", lambda: False)
+    with pytest.raises(CheckpointError, match=r"package kernels on cuda:1; pip install 'kernels"):
+        loading.check_loadable(files, {"device_map": "cuda:1"})
+    loading.check_loadable(files, {"device_map": "cpu"})  # where the weights are converted
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "converted"),
+    [("fp8", "cpu", True), ("fp8", "mps", True), ("fp8", "cuda:1", False), ("compressed-tensors", "cuda", True),
+     ("awq", "cpu", False), ("bitsandbytes", "cpu", False)],
+)  # fmt: skip
+def test_which_weights_are_converted(kind: str, device: str, converted: bool) -> None:
+    assert is_dequantized(CONFIGS[kind], device) is converted
+
+
+def test_layers_that_another_package_changed_are_not_used_directly() -> None:
+    """As compressed-tensors changes them, which keeps their class."""
+    layer = nn.Linear(4, 4)
+    assert is_plain(layer)
+    layer.forward = lambda x: x  # type: ignore[method-assign]
+    assert not is_plain(layer)
+    layer = nn.Linear(4, 4)
+    layer.register_forward_pre_hook(lambda *_: None)
+    assert not is_plain(layer)
+    layer = nn.Linear(4, 4)
+    del layer.weight
+    assert not is_plain(layer)
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    assert not is_plain(layer)

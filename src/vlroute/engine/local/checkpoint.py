@@ -299,8 +299,17 @@ def load_processor(files: CheckpointFiles) -> Any:
         raise _unreadable(files, "tokenizer, chat template or processor", error) from error
 
 
-def _check_quantized(files: CheckpointFiles, options: Mapping[str, Any]) -> None:
-    """Check before its weights are downloaded that a quantized checkpoint can be loaded on the device of `options`."""
+def check_loadable(files: CheckpointFiles, options: Mapping[str, Any]) -> None:
+    """Check before its weights are downloaded whether a checkpoint, if it is quantized, can be loaded here.
+
+    Args:
+        files: The files that are there already.
+        options: Options of `from_pretrained` of transformers; "device_map" names the device.
+
+    Raises:
+        CheckpointError: A package is missing, or the device cannot be used for this kind of quantization.
+        SettingsError: The options would quantize it again.
+    """
     check_quantization(files.name, files.config, options.get("quantization_config"))
     if (found := files.quantization) is None:
         return
@@ -438,7 +447,7 @@ def _checked(
         for mode, source in sources.items()
     }
     for one in files.values():
-        _check_quantized(one, options)
+        check_loadable(one, options)
     check_sizes(files["instruct"], files["thinking"])
     processors = {mode: load_processor(one) for mode, one in files.items()}
     check_kinds(files, processors)
@@ -523,7 +532,7 @@ def _loaded_pair(
 def _loaded_hybrid(source: str | Path, options: Mapping[str, Any]) -> tuple[dict[Mode, Checkpoint], str]:
     """Both modes of one checkpoint, and its fingerprint."""
     files = CheckpointFiles.read(None, source, checkpoint_folder(source, SMALL_FILES), weights=False)
-    _check_quantized(files, options)
+    check_loadable(files, options)
     processor = load_processor(files)
     markers = check_switch(files, processor)
     files = CheckpointFiles.read(None, source, checkpoint_folder(source))
