@@ -101,9 +101,9 @@ def resolve_pair(
     """
     if (instruct is None) != (thinking is None) or (name is not None and instruct is not None):
         raise ValueError("pass one name for the pair, or both instruct= and thinking=")
-    for source in (name, instruct, thinking):
-        if source is not None and local_folder(source) is None:
-            refuse_gguf(source)
+    for given in (name, instruct, thinking):
+        if given is not None and local_folder(given) is None:
+            refuse_gguf(given)
     if instruct is not None and thinking is not None:
         return *_two(instruct, thinking), router
     if name is None:
