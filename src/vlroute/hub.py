@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlroute.engine.local.checkpoint_files import CheckpointFiles, is_hybrid, local_folder, pair_fingerprint, same_twice
+from vlroute.engine.local.quantized import gguf_error, is_gguf_folder, refuse_gguf
 from vlroute.errors import CheckpointError
 from vlroute.files import shipped
 from vlroute.types import MODES, ModelIdentity
@@ -95,11 +96,14 @@ def resolve_pair(
 
     Raises:
         ValueError: `name` was passed together with `instruct` or `thinking`, or only one of these two was passed.
-        CheckpointError: The name does not stand for a model with both modes, a folder is missing or contains none, or
-            the same checkpoint of a pair was passed twice.
+        CheckpointError: The name does not stand for a model with both modes, a folder is missing or contains none, a
+            checkpoint has the format GGUF, or the same checkpoint of a pair was passed twice.
     """
     if (instruct is None) != (thinking is None) or (name is not None and instruct is not None):
         raise ValueError("pass one name for the pair, or both instruct= and thinking=")
+    for given in (name, instruct, thinking):
+        if given is not None and local_folder(given) is None:
+            refuse_gguf(given)
     if instruct is not None and thinking is not None:
         return *_two(instruct, thinking), router
     if name is None:
@@ -144,6 +148,8 @@ def _checkpoint(mode: str, source: Source) -> Source:
 
 def _pair_folder(folder: Path, router: Source | None) -> tuple[Source, Source, Source | None]:
     absent = [mode for mode in ("instruct", "thinking") if local_folder(folder / mode) is None]
+    if absent and is_gguf_folder(folder):
+        raise gguf_error(repr(str(folder)))
     if absent and (folder / "config.json").exists():
         raise CheckpointError(
             f"{str(folder)!r} contains one checkpoint, but a pair has two; pass instruct= and thinking=, or {EXAMPLE}"

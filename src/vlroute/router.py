@@ -166,7 +166,8 @@ class Router:
             device: Device of the models, such as "cuda:1"; by default CUDA if available.
             dtype: Data type of the weights; by default bfloat16 on CUDA and float32 on other devices.
             attn_implementation: Attention implementation of transformers.
-            quantization: "4bit", "8bit", "int8", or a quantization config of transformers.
+            quantization: "4bit", "8bit", "int8", or a quantization config of transformers. Not for checkpoints that
+                already are quantized.
             memory: Share of the memory for keys, values and vision features: of the memory of a GPU that is free after
                 loading (0.85 by default), or of the RAM (0.25). The log says how many tokens it holds. Caches with a
                 budget of their own keep it.
@@ -185,8 +186,9 @@ class Router:
 
         Raises:
             ValueError: A name was passed together with `instruct` or `thinking`, or only one of these two.
-            CheckpointError: The name does not stand for a pair, or a folder is missing, incomplete or damaged. Errors
-                that only the loaded tokenizers and weights show are raised by `load`.
+            CheckpointError: The name does not stand for a pair, a folder is missing, incomplete or damaged, or a
+                package for a quantized checkpoint is missing. Errors that only the loaded tokenizers and weights, or
+                the files of a hub id, show are raised by `load`.
             SettingsError: An argument has a wrong type or is out of range. This check does not import torch.
             ArtifactError: The router artifact or its probe cannot be used, or "probe" was requested and there is none.
         """
@@ -211,7 +213,7 @@ class Router:
                 **options,
             )  # fmt: skip
         instruct, thinking, router = resolve_pair(name, instruct, thinking, router)
-        check_folders(instruct, thinking)
+        check_folders(instruct, thinking, quantization)
         return cls(
             instruct,
             thinking,

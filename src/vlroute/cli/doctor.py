@@ -248,6 +248,7 @@ class _Model:
             check_sizes,
             is_hybrid,
         )
+        from vlroute.engine.local.quantized import check_quantization
         from vlroute.hub import identify, pair_name, resolve_pair
 
         instruct, thinking, self.router = resolve_pair(self.name, None, None, self.router)
@@ -263,6 +264,7 @@ class _Model:
                     yield _absent(mode, source)
                     continue
                 files = CheckpointFiles.read(mode, source, folder)
+                check_quantization(files.name, files.config)
                 self.towers[mode] = tower_fingerprint(folder)
                 found[mode] = files
                 weights = sum(place.size for place in files.tensors.values())
@@ -291,6 +293,7 @@ class _Model:
         """One checkpoint that answers in both modes."""
         from vlroute.engine.local.checkpoint import load_processor, tower_fingerprint
         from vlroute.engine.local.checkpoint_files import CheckpointFiles, check_switch
+        from vlroute.engine.local.quantized import check_quantization
         from vlroute.hub import identify
 
         try:
@@ -298,6 +301,7 @@ class _Model:
                 yield _absent("both modes", source)
                 return
             files = CheckpointFiles.read(None, source, folder)
+            check_quantization(files.name, files.config)
             check_switch(files, load_processor(files))
             tower = tower_fingerprint(folder)
         except (VLRouteError, OSError, ValueError) as error:

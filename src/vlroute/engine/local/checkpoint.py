@@ -7,17 +7,19 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.quantizers import AutoHfQuantizer
+from transformers.utils import import_utils
 
 from vlroute.checks import shown
 from vlroute.engine.families import Family, known_families
@@ -35,6 +37,15 @@ from vlroute.engine.local.checkpoint_files import (
     pair_fingerprint,
 )
 from vlroute.engine.local.loading import checked_loading, quantization_config
+from vlroute.engine.local.quantized import (
+    FP8,
+    check_quantization,
+    gguf_error,
+    is_dequantized,
+    is_gguf_folder,
+    method_of,
+    title_of,
+)
 from vlroute.engine.settings import own_settings
 from vlroute.errors import CheckpointError, SettingsError
 from vlroute.types import MODES, Mode
@@ -90,7 +101,7 @@ def tower_fingerprint(folder: str | Path) -> str:
         for name, tensor in tower_tensors(folder):
             header = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
             digest.update(f"{len(header)}:{header}".encode())
-            digest.update(memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B"))
+            digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()).cast("B"))  # scales have no dimension
             count += 1
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise CheckpointError(
@@ -104,6 +115,13 @@ def tower_fingerprint(folder: str | Path) -> str:
 
 log = logging.getLogger("vlroute")
 
+#: Kinds of quantization after whose loading transformers reports missing tensors exactly.
+COMPLETE = (*FP8, "bitsandbytes", "torchao", "compressed-tensors")
+#: What to do about a quantized checkpoint that cannot be loaded.
+INSTEAD = (
+    "pass a checkpoint that is not quantized, or serve this one with vLLM and pass its endpoints "
+    "(docs/how-to/endpoints.md)"
+)
 #: Files that are downloaded and checked before the weights.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
 CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors"]  # no pickle files: loading them could run code
@@ -226,16 +244,29 @@ def checkpoint_folder(source: str | Path, patterns: Sequence[str] = CHECKPOINT_F
     """
     if (folder := local_folder(source)) is not None:
         if not (folder / "config.json").exists():
+            if is_gguf_folder(folder):
+                raise gguf_error(repr(str(source)))
             raise CheckpointError(f"{str(source)!r} is a folder without config.json; expected a checkpoint")
         return folder
     try:
-        return Path(snapshot_download(str(source), allow_patterns=list(patterns)))
+        folder = Path(snapshot_download(str(source), allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"cannot find the checkpoint {str(source)!r}: there is no such folder, and the hub raised "
             f"{type(error).__name__}. Pass a folder or a hub id such as 'Qwen/Qwen3-VL-2B-Instruct'; without a "
             "network, copy the checkpoint to this machine first"
         ) from error
+    if not (folder / "config.json").exists() and _offers_gguf(str(source)):
+        raise gguf_error(repr(str(source)))
+    return folder
+
+
+def _offers_gguf(hub_id: str) -> bool:
+    """Whether a repository of the hub contains GGUF files. They are not among the files that are downloaded."""
+    try:
+        return any(name.endswith(".gguf") for name in list_repo_files(hub_id))
+    except Exception:  # without this answer of the hub, the error says that config.json is missing
+        return False
 
 
 def default_device() -> str:
@@ -268,11 +299,59 @@ def load_processor(files: CheckpointFiles) -> Any:
         raise _unreadable(files, "tokenizer, chat template or processor", error) from error
 
 
+def check_loadable(files: CheckpointFiles, options: Mapping[str, Any]) -> None:
+    """Check before its weights are downloaded whether a checkpoint, if it is quantized, can be loaded here.
+
+    Args:
+        files: The files that are there already.
+        options: Options of `from_pretrained` of transformers; "device_map" names the device.
+
+    Raises:
+        CheckpointError: A package is missing, or the device cannot be used for this kind of quantization.
+        SettingsError: The options would quantize it again.
+    """
+    check_quantization(files.name, files.config, options.get("quantization_config"))
+    if (found := files.quantization) is None:
+        return
+    device = options.get("device_map", "cpu")
+    try:
+        quantizer = AutoHfQuantizer.from_config(deepcopy(found))
+        quantizer.validate_environment(device_map={"": device}, weights_only=True)
+    except Exception as error:  # transformers raises many types of errors
+        raise _unloadable(files, device, error) from error
+    if is_dequantized(found, device) or getattr(quantizer.quantization_config, "dequantize", False):
+        log.warning(
+            "%s is quantized with %s: on %s, its weights are converted to the dtype of the model and take as much "
+            "memory as those of a checkpoint that is not quantized", files.name, title_of(found), device,
+        )  # fmt: skip
+    elif method_of(found) in FP8 and not import_utils.is_kernels_available():
+        limits = [getattr(import_utils, f"KERNELS_{end}_VERSION", None) for end in ("MIN", "MAX")]
+        versions = ",".join(f"{sign}{one}" for sign, one in zip((">=", "<"), limits, strict=True) if one)
+        raise CheckpointError(
+            f"{files.name} is quantized with {title_of(found)}, which needs the package kernels on {device}; pip "
+            f"install 'kernels{versions}', or pass a checkpoint that is not quantized"
+        )
+
+
+def _set_dequantize(config: Any, device: str) -> None:
+    """Ask transformers to convert weights, see `is_dequantized`.
+
+    It converts FP8 by itself on a machine without a GPU, but not for `device="cpu"` on a machine with one.
+    """
+    for part in (config, config.get_text_config(decoder=True)):
+        found = getattr(part, "quantization_config", None)
+        if isinstance(found, dict) and is_dequantized(found, device):
+            part.quantization_config = {**found, "dequantize": True}
+
+
 def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch.nn.Module | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(files.folder)
     except Exception as error:  # as above
         raise _unreadable(files, "config.json", error) from error
+    if files.quantization is not None:
+        options = {"device_map": "cpu", **options}  # without it, bitsandbytes takes the first GPU
+        _set_dequantize(config, options["device_map"])
     whole = config.vision_config.to_dict()
     kind = getattr(transformers, files.family.model_class)
     if tower is not None:
@@ -285,14 +364,25 @@ def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch
         raise  # the machine is at fault, not the checkpoint
     except Exception as error:  # as above
         _check_options(config, options)
+        if isinstance(error, ImportError) and (attention := options.get("attn_implementation")):
+            raise _unusable("attn_implementation", attention, error) from error
+        if files.quantization is not None:
+            raise _unloadable(files, options["device_map"], error) from error
         if isinstance(error, ImportError):
-            if attention := options.get("attn_implementation"):
-                raise _unusable("attn_implementation", attention, error) from error
             raise  # the checkpoint needs a package
         raise _unreadable(files, "weights", error) from error
-    if report["missing_keys"] and not getattr(model, "is_quantized", False):
+    unread = sorted(key for key in report["unexpected_keys"] if "scale" in key)
+    if files.quantization is not None and unread:
+        raise CheckpointError(
+            f"transformers {transformers.__version__} reads the {title_of(files.quantization)} weights of {files.name} "
+            f"without their scales: {len(unread)} tensors have no place in the model, the first is {unread[0]!r}; "
+            f"{INSTEAD}"
+        )
+    # other packages than these may fill tensors after loading
+    if report["missing_keys"] and (files.quantization is None or method_of(files.quantization) in COMPLETE):
         absent = sorted(report["missing_keys"])
-        raise CheckpointError(f"{files.name} lacks {len(absent)} tensors, the first is {absent[0]!r}; {REMEDY}")
+        remedy = REMEDY if files.quantization is None else f"{REMEDY}, or {INSTEAD}"
+        raise CheckpointError(f"{files.name} lacks {len(absent)} tensors, the first is {absent[0]!r}; {remedy}")
     if tower is not None:
         model.model.visual = tower
         model.config.vision_config = type(config.vision_config).from_dict(whole)
@@ -318,6 +408,15 @@ def _unusable(name: str, value: Any, error: Exception) -> SettingsError:
     return SettingsError(f"{name}={shown(value)} cannot be used here ({type(error).__name__}: {why}); leave it out")
 
 
+def _unloadable(files: CheckpointFiles, device: str, error: Exception) -> CheckpointError:
+    """The error for a quantized checkpoint."""
+    why = " ".join(str(error).split())[:300]
+    return CheckpointError(
+        f"{files.name} is quantized with {title_of(files.quantization or {})}, and transformers cannot load it on "
+        f"{device} ({type(error).__name__}: {why}); {INSTEAD}"
+    )
+
+
 def _unreadable(files: CheckpointFiles, what: str, error: Exception) -> CheckpointError:
     why = " ".join(str(error).split())[:300]
     return CheckpointError(f"the {what} of {files.name} cannot be loaded ({type(error).__name__}: {why}); {REMEDY}")
@@ -338,13 +437,17 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _checked(instruct: str | Path, thinking: str | Path) -> tuple[dict[Mode, CheckpointFiles], dict[Mode, Any]]:
+def _checked(
+    instruct: str | Path, thinking: str | Path, options: Mapping[str, Any]
+) -> tuple[dict[Mode, CheckpointFiles], dict[Mode, Any]]:
     """Files and processors of both checkpoints, checked to be a pair. Weights are downloaded last."""
     sources: dict[Mode, str | Path] = {"instruct": instruct, "thinking": thinking}
     files = {
         mode: CheckpointFiles.read(mode, source, checkpoint_folder(source, SMALL_FILES), weights=False)
         for mode, source in sources.items()
     }
+    for one in files.values():
+        check_loadable(one, options)
     check_sizes(files["instruct"], files["thinking"])
     processors = {mode: load_processor(one) for mode, one in files.items()}
     check_kinds(files, processors)
@@ -373,14 +476,14 @@ def load_models(
             checkpoint; by default bfloat16 on CUDA, else float32.
         attn_implementation: as in transformers ("sdpa", "eager", "flash_attention_2").
         quantization: "4bit" or "8bit" (bitsandbytes), "int8" (torchao), or a transformers quantization
-            config. AWQ and GPTQ checkpoints do not need this option.
+            config; not for checkpoints that already are quantized.
 
     Returns:
         The loaded pair, or a `HybridModel`.
 
     Raises:
-        CheckpointError: a checkpoint cannot be found, is damaged or is of an unknown family, or the two are not an
-            Instruct and a Thinking checkpoint of one size.
+        CheckpointError: a checkpoint cannot be found, is damaged, is of an unknown family, is quantized in a way that
+            cannot be loaded here, or the two are not an Instruct and a Thinking checkpoint of one size.
         SettingsError: an invalid option, a device that this machine does not have, or an attention or quantization that
             this machine or the model does not support.
     """
@@ -415,7 +518,7 @@ def _loaded_pair(
     instruct: str | Path, thinking: str | Path, options: Mapping[str, Any]
 ) -> tuple[dict[Mode, Checkpoint], str]:
     """Both checkpoints of a pair, and their common fingerprint."""
-    files, processors = _checked(instruct, thinking)
+    files, processors = _checked(instruct, thinking, options)
     prints = {mode: tower_fingerprint(one.folder) for mode, one in files.items()}
     loaded: dict[Mode, Checkpoint] = {}
     for mode in MODES:
@@ -429,6 +532,7 @@ def _loaded_pair(
 def _loaded_hybrid(source: str | Path, options: Mapping[str, Any]) -> tuple[dict[Mode, Checkpoint], str]:
     """Both modes of one checkpoint, and its fingerprint."""
     files = CheckpointFiles.read(None, source, checkpoint_folder(source, SMALL_FILES), weights=False)
+    check_loadable(files, options)
     processor = load_processor(files)
     markers = check_switch(files, processor)
     files = CheckpointFiles.read(None, source, checkpoint_folder(source))

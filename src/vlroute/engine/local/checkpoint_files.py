@@ -15,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from vlroute.engine.families import FAMILIES, Family, family_of_hub_id, known_families
+from vlroute.engine.local.quantized import check_quantization, gguf_error, is_gguf_folder, quantization_of
 from vlroute.engine.local.reasoning import END_THINK, THINK
 from vlroute.errors import CheckpointError
 from vlroute.types import MODES, Mode
@@ -118,6 +119,11 @@ class CheckpointFiles:
         """Layers, widths and vocabulary of the text model."""
         return {key: self.config["text_config"].get(key) for key in SIZE_KEYS}
 
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """How the checkpoint is quantized; None if it is not."""
+        return quantization_of(self.config)
+
     def fingerprint(self) -> str:
         """SHA-256 (64 hex characters) that identifies these weights.
 
@@ -184,20 +190,23 @@ def _cached_folder(hub_id: str) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def check_folders(instruct: str | Path, thinking: str | Path) -> None:
+def check_folders(instruct: str | Path, thinking: str | Path, quantization: Any = None) -> None:
     """Check the files of local checkpoints before anything is loaded.
 
     Args:
         instruct: folder or hub id of the Instruct checkpoint; hub ids are not checked.
         thinking: folder or hub id of the Thinking checkpoint; equal to `instruct` for one checkpoint with both modes.
+        quantization: the loading option.
 
     Raises:
-        CheckpointError: a file is missing or damaged, a model has another type, or the two checkpoints have different
-            sizes or are the same.
+        CheckpointError: a file is missing or damaged, a model has another type, a package for a quantized checkpoint is
+            missing, or the two checkpoints have different sizes or are the same.
+        SettingsError: `quantization` was passed for a quantized checkpoint.
     """
     if instruct == thinking and is_hybrid(instruct):
         if (folder := local_folder(instruct)) is not None:
-            CheckpointFiles.read(None, instruct, folder)
+            files = CheckpointFiles.read(None, instruct, folder)
+            check_quantization(files.name, files.config, quantization)
         return
     sources: dict[Mode, str | Path] = {"instruct": instruct, "thinking": thinking}
     found = [
@@ -205,13 +214,21 @@ def check_folders(instruct: str | Path, thinking: str | Path) -> None:
         for mode, source in sources.items()
         if (folder := local_folder(source)) is not None
     ]
+    for files in found:
+        check_quantization(files.name, files.config, quantization)
     if len(found) == len(sources):
         check_sizes(*found)
         check_distinct(*found)
 
 
 def check_sizes(instruct: CheckpointFiles, thinking: CheckpointFiles) -> None:
-    """CheckpointError if the sizes differ."""
+    """CheckpointError if the families or the sizes differ."""
+    if instruct.family is not thinking.family:
+        types = " and ".join(repr(one.family.model_type) for one in (instruct, thinking))
+        raise CheckpointError(
+            f"{instruct.source!r} and {thinking.source!r} are of different model types, {types}; pass the Instruct and "
+            "the Thinking checkpoint of one model"
+        )
     if instruct.size != thinking.size:
         differing = [key for key in SIZE_KEYS if instruct.size[key] != thinking.size[key]]
         here, there = (", ".join(f"{key} {one.size[key]}" for key in differing) for one in (instruct, thinking))
@@ -249,6 +266,8 @@ class _Reader:
     def require_files(self, weights: bool) -> None:
         for group in REQUIRED if weights else REQUIRED[:-1]:
             if not any(all(self._is_there(file) for file in files) for files in group):
+                if is_gguf_folder(self.folder):
+                    raise gguf_error(self.name)
                 wanted = " or ".join(" with ".join(files) for files in group)
                 raise CheckpointError(f"{self.name} has no {wanted}; {REMEDY}")
         for file in sorted({file for group in REQUIRED[:-1] for files in group for file in files} | {*OPTIONAL_JSON}):

@@ -30,11 +30,18 @@ CACHE = "cache" if "cache" in signature(Qwen3VLTextModel.forward).parameters els
 
 def is_plain(*modules: nn.Module) -> bool:
     """Whether all linear layers are those of torch, so that their weights may be used directly; not quantized ones."""
-    return all(
-        type(one) is nn.Linear and type(one.weight.data) is torch.Tensor and not one._forward_hooks  # noqa: SLF001
-        for module in modules
-        for one in module.modules()
-        if hasattr(one, "in_features")
+    return all(_is_plain(one) for module in modules for one in module.modules() if hasattr(one, "in_features"))
+
+
+def _is_plain(layer: Any) -> bool:
+    """The same for one layer. Compressed-tensors keeps its class, but replaces its `forward` or its weight."""
+    weight = layer._parameters.get("weight")  # noqa: SLF001
+    return (
+        type(layer) is nn.Linear
+        and weight is not None
+        and type(weight.data) is torch.Tensor
+        and weight.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+        and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))  # noqa: SLF001
     )
 
 
