@@ -176,15 +176,15 @@ def test_a_cancelled_answer_ends_on_the_server(real: RealServers) -> None:
     running = RUNNING[real.name]
     with real.router(extra_body={"ignore_eos": True}) as there:
         began = time.monotonic()
-        whole = there.ask(SOME.prompt, **media(SOME), mode="thinking", max_new_tokens=800)
+        whole = there.ask(SOME.prompt, **media(SOME), mode="thinking", max_new_tokens=600)
         seconds = time.monotonic() - began
-        assert whole.usage.completion_tokens == 800
+        assert whole.usage.completion_tokens == 600
         until(lambda: metric(real, "thinking", running) == 0)
 
         cancel, answers = threading.Event(), []
 
         def ask() -> None:
-            answers.append(there.ask(SOME.prompt, **media(SOME), mode="thinking", cancel=cancel, max_new_tokens=800))
+            answers.append(there.ask(SOME.prompt, **media(SOME), mode="thinking", cancel=cancel, max_new_tokens=600))
 
         began = time.monotonic()
         thread = threading.Thread(target=ask)
@@ -200,7 +200,7 @@ def test_a_cancelled_answer_ends_on_the_server(real: RealServers) -> None:
 def test_a_server_that_is_killed_and_started_again(real: RealServers) -> None:
     server = real.modes["thinking"]
     with real.router(policy=EAGER, extra_body={"ignore_eos": True}) as endless:
-        events = endless.stream(SOME.prompt, **media(SOME), max_new_tokens=800)
+        events = endless.stream(SOME.prompt, **media(SOME), max_new_tokens=600)
         while not isinstance(next(events), ThinkingDelta):
             pass
         server.kill()
@@ -260,6 +260,6 @@ def test_doctor(real: RealServers, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_videos_as_frames(real: RealServers) -> None:
     with real.router(videos="frames") as there:
         for mode in MODES:
-            answer = there.ask("Which letters are shown?", videos=VIDEO, mode=mode)
+            answer = there.ask("Which letters are shown?", videos=VIDEO, mode=mode, max_new_tokens=20)
             assert answer.text or answer.thinking
             assert (answer.usage.prompt_tokens or 0) > 16 * len(VIDEO)

@@ -25,6 +25,8 @@ from vlroute.types import MODES, Mode
 #: The name under which each server takes a thinking budget.
 BUDGET_FIELDS = {LLAMA: "thinking_budget_tokens", VLLM: "thinking_token_budget"}
 KEY = "a-key-of-these-servers"
+#: Options of llama.cpp. With more threads, each waits for the others in a loop, which is slow beside other programs.
+LLAMA_OPTIONS = ("--api-key", KEY, "--metrics", "--threads", "1")
 #: Options of vLLM for a model that reasons; Instruct runs without a reasoning parser.
 VLLM_REASONS = ("--reasoning-parser", "qwen3", "--enable-prompt-tokens-details")
 
@@ -86,7 +88,7 @@ def launch(name: str, mode: Mode, folder: Path) -> Launch:
         The command.
     """
     if name == LLAMA:
-        return llama_server(sys.executable, mode, *gguf_files(mode, folder), ["--api-key", KEY, "--metrics"])
+        return llama_server(sys.executable, mode, *gguf_files(mode, folder), LLAMA_OPTIONS)
     reasons = VLLM_REASONS if mode == "thinking" else ()
     return launch_vllm(mode, CACHE, more=["--api-key", KEY, *reasons])
 
@@ -103,7 +105,7 @@ def launch_hybrid(name: str, checkpoint: Path, folder: Path) -> Launch:
         The command.
     """
     if name == LLAMA:
-        return llama_server(sys.executable, "hybrid", *gguf_files("hybrid", folder, checkpoint), ["--api-key", KEY])
+        return llama_server(sys.executable, "hybrid", *gguf_files("hybrid", folder, checkpoint), LLAMA_OPTIONS)
     # the last --dtype counts; on CPUs, vLLM has kernels of gated delta networks only in bfloat16
     return launch_vllm("hybrid", CACHE, checkpoint, ["--api-key", KEY, *VLLM_REASONS, "--dtype", "bfloat16"])
 
