@@ -35,7 +35,7 @@ test-unit: install  ## Fast tests: no model, no server
 test: check  ## The checks and all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST)  # one thread per process: tiny models do not gain from more
 
-test-servers: install  ## Tests of endpoints with llama.cpp and vLLM (several minutes, 3 GB of disk)
+test-servers: install  ## Tests of endpoints with llama.cpp and vLLM (10 minutes, 3 GB of disk)
 	VLROUTE_TEST_SERVERS=llama.cpp,vLLM $(BIN)/pytest tests/e2e/test_servers.py tests/e2e/test_servers_hybrid.py tests/e2e/test_vllm.py
 
 test-lowest: install  ## Unit and integration tests with the lowest declared versions of the dependencies
