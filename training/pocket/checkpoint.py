@@ -243,12 +243,15 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGene
 
 
 def build_hybrid_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3_5Config:
-    """About 1.9 M parameters: text 6 layers × 128, every second one with full attention; tower 3 × 96."""
+    """About 2 M parameters: text 6 layers × 128, every second one with full attention; tower 3 × 96.
+
+    The heads of the recurrent layers are as wide as those of the real models, because vLLM has no kernel for others.
+    """
     text, vision = _shapes(tokenizer)
     text |= {
         "num_hidden_layers": 6, "layer_types": ["linear_attention", "full_attention"] * 3, "intermediate_size": 320,
-        "num_key_value_heads": 4, "head_dim": 32, "linear_num_key_heads": 4, "linear_num_value_heads": 4,
-        "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+        "num_key_value_heads": 4, "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128,
     }  # fmt: skip
     config: Qwen3_5Config = qwen_config(tokenizer, text, vision, (6, 5, 5), 100000.0, Qwen3_5Config)
     return config
