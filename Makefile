@@ -5,7 +5,7 @@ LOWEST := .venv-lowest
 PYTEST := -n auto --maxprocesses 4 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo check test-unit test test-lowest docs format pocket retrain notebooks bench bench-gpu bench-peers soak wheel clean
+.PHONY: help install demo check test-unit test test-servers test-lowest docs format pocket retrain notebooks bench bench-gpu bench-peers soak wheel clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ test-unit: install  ## Fast tests: no model, no server
 
 test: check  ## The checks and all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST)  # one thread per process: tiny models do not gain from more
+
+test-servers: install  ## Tests of endpoints with llama.cpp and vLLM (10 minutes, 3 GB of disk)
+	VLROUTE_TEST_SERVERS=llama.cpp,vLLM $(BIN)/pytest tests/e2e/test_servers.py tests/e2e/test_servers_hybrid.py tests/e2e/test_vllm.py
 
 test-lowest: install  ## Unit and integration tests with the lowest declared versions of the dependencies
 	$(BIN)/uv venv --quiet --clear --python 3.11 $(LOWEST)

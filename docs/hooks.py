@@ -98,6 +98,33 @@ def _generation_settings() -> str:
     return "\n".join(["| setting | values | meaning | endpoints |", "|---|---|---|---|", *rows])
 
 
+def _families() -> str:
+    from vlroute.engine.families import FAMILIES
+
+    rows = []
+    for name, one in FAMILIES.items():
+        shape = f"one checkpoint, `{one.switch}`" if one.hybrid else "a checkpoint for each mode"
+        rows.append(f"| `{name}` | {one.title} | `{one.example}` | {shape} |")
+    return "\n".join(["| `model_type` | family | for example | modes |", "|---|---|---|---|", *rows])
+
+
+def _endpoint_families() -> str:
+    from vlroute.engine.families import ENDPOINT_FAMILIES
+
+    defaults = {"instruct": "Instruct", "thinking": "Thinking", "adaptive": "the model decides", "size": "depends"}
+    places = {"end": "end of the prompt", "system": "system turn", "user": "user turns", "": "–"}
+    rows = []
+    for name, one in ENDPOINT_FAMILIES.items():
+        values = " / ".join(f"`{json.dumps(one.values[mode])}`" for mode in ("instruct", "thinking"))
+        switch = f"`{one.switch}`: {values}" if one.switch else "–"
+        note = "; ".join(text for text in (one.why_one_mode, one.note) if text)
+        source = "unverified" if one.source == "unverified" else f"[source]({one.source})"
+        default = "Thinking" if one.why_one_mode else defaults[one.default]
+        rows.append(f"| `{name}` | {one.title} | {switch} | {default} | {places[one.place]} | {note} | {source} |")
+    head = "| `family` | models | argument: Instruct / Thinking | without it | where it acts | note | |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
+
+
 @cache
 def _openapi() -> dict[str, Any]:
     from vlroute import Router
@@ -165,6 +192,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "commands": _commands,
     "fixed-fields": _fixed_fields,
     "generation-settings": _generation_settings,
+    "families": _families,
+    "endpoint-families": _endpoint_families,
     "ignored-fields": _ignored_fields,
     "operations": _operations,
     "request-fields": _request_fields,

@@ -1,6 +1,7 @@
-"""Let one model of the pocket pair use tools, with plain transformers: `python examples/gui_tools.py`.
+"""Let a pocket model use tools, with plain transformers: `python examples/gui_tools.py`.
 
 The model operates the screens of an app. `--mode thinking` uses the Thinking model, `--count 20` draws fewer tasks.
+Qwen3-VL, and so the pocket pair, writes calls as JSON; Qwen3.5 writes them in tags.
 """
 
 from __future__ import annotations
@@ -22,19 +23,34 @@ MOST_CALLS = 8
 Model = Callable[[list[dict[str, Any]]], str]
 
 
-def load(folder: Path) -> Model:
-    """Load a model; returns a function from messages to the text that the model writes next."""
+def load(folder: Path, **template: bool) -> Model:
+    """Load a model; returns a function from messages to the text that the model writes next.
+
+    `template`: arguments of the chat template, such as `enable_thinking`.
+    """
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder)
 
     def write(messages: list[dict[str, Any]]) -> str:
         inputs = processor.apply_chat_template(
-            messages, tools=TOOLS, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
+            messages, tools=TOOLS, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+            **template,
+        )  # fmt: skip
         written = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
         return str(processor.decode(written, skip_special_tokens=True))
 
     return write
+
+
+def read_call(text: str) -> dict[str, Any]:
+    """Name and arguments of a call, written as JSON or in tags. ValueError if it is neither."""
+    if found := re.fullmatch(r"<function=(\w+)>\s*(.*?)\s*</function>", text, re.DOTALL):
+        arguments = re.findall(r"<parameter=(\w+)>\n(.*?)\n</parameter>", found[2], re.DOTALL)
+        return {"name": found[1], "arguments": dict(arguments)}
+    call = json.loads(text)
+    if not isinstance(call, dict) or not isinstance(call.get("arguments"), dict):
+        raise ValueError("a call has a name and arguments")
+    return call
 
 
 def solve(task: ScreenTask, write: Model) -> str:
@@ -46,9 +62,9 @@ def solve(task: ScreenTask, write: Model) -> str:
         if not found:
             return text.strip()
         try:
-            call = json.loads(found[1])
+            call = read_call(found[1])
             result = app.call(call["name"], call["arguments"])
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError):
             return ""
         answer = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
         if thought:

@@ -153,9 +153,9 @@ def task(kind: str, level: str = "hard", seed: int = 0, language: str = "en") ->
     return draw_task(random.Random(seed), kind, level, language)
 
 
-def pixel_path(processor: Any, conversation: Conversation) -> Any:
-    """Model inputs as plain transformers makes them, with pixels."""
-    text = processor.apply_chat_template(conversation.template(), add_generation_prompt=True, tokenize=False)
+def pixel_path(processor: Any, conversation: Conversation, **options: Any) -> Any:
+    """Model inputs as plain transformers makes them, with pixels. `options`: arguments of the chat template."""
+    text = processor.apply_chat_template(conversation.template(), add_generation_prompt=True, tokenize=False, **options)
     media: dict[str, Any] = {}
     if conversation.pictures:
         media["images"] = [picture.image for picture in conversation.pictures]

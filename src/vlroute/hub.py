@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlroute.engine.local.checkpoint_files import CheckpointFiles, local_folder, pair_fingerprint, same_twice
+from vlroute.engine.local.checkpoint_files import CheckpointFiles, is_hybrid, local_folder, pair_fingerprint, same_twice
+from vlroute.engine.local.quantized import gguf_error, is_gguf_folder, refuse_gguf
 from vlroute.errors import CheckpointError
 from vlroute.files import shipped
 from vlroute.types import MODES, ModelIdentity
@@ -20,9 +21,9 @@ log = logging.getLogger("vlroute")
 
 #: A hub id or a folder.
 Source = str | Path
-#: Pairs on the hub for which this package contains a router artifact.
+#: Models on the hub for which this package contains a router artifact.
 SHIPPED_ROUTERS = {"Qwen/Qwen3-VL-2B": "qwen3-vl-2b/router"}
-EXAMPLE = "a name such as 'Qwen/Qwen3-VL-2B', or a folder that contains instruct/ and thinking/"
+EXAMPLE = "a name such as 'Qwen/Qwen3-VL-2B' or 'Qwen/Qwen3.5-2B', or a folder that contains instruct/ and thinking/"
 STEM = re.compile(r"(?P<stem>.+)-instruct", re.IGNORECASE)
 HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 QWEN = re.compile(r"qwen/qwen3-vl-(\d+b(?:-a\d+b)?)", re.IGNORECASE)
@@ -35,11 +36,11 @@ QUANTIZED = re.compile(
 
 
 def identify(instruct: Source, thinking: Source) -> ModelIdentity:
-    """Identify a pair of checkpoints.
+    """Identify a pair of checkpoints, or one with both modes.
 
     Args:
         instruct: Folder or hub ID of the Instruct checkpoint.
-        thinking: The same for Thinking.
+        thinking: The same for Thinking; equal to `instruct` for one checkpoint with both modes.
 
     Returns:
         The common name, and a fingerprint if both are folders.
@@ -50,7 +51,10 @@ def identify(instruct: Source, thinking: Source) -> ModelIdentity:
     name, (first, second) = pair_name(instruct, thinking), (local_folder(instruct), local_folder(thinking))
     if first is None or second is None:
         return ModelIdentity(name)
-    files = CheckpointFiles.read("instruct", instruct, first), CheckpointFiles.read("thinking", thinking, second)
+    if instruct == thinking and is_hybrid(instruct):
+        files = (CheckpointFiles.read(None, instruct, first),) * 2
+    else:
+        files = CheckpointFiles.read("instruct", instruct, first), CheckpointFiles.read("thinking", thinking, second)
     return ModelIdentity(name, pair_fingerprint(*(one.fingerprint() for one in files)))
 
 
@@ -81,21 +85,25 @@ def resolve_pair(
     """Find the checkpoints and the router artifact for the arguments of `Router.from_pretrained`.
 
     Args:
-        name: Name or folder of the pair; None without `instruct` stands for the embedded pocket pair.
+        name: Name or folder of the model; None without `instruct` stands for the embedded pocket pair.
         instruct: Hub id or folder of the Instruct checkpoint, instead of `name`.
         thinking: The same for Thinking.
         router: Folder of a router artifact; None chooses the one that belongs to the pair, if there is one.
 
     Returns:
-        Instruct checkpoint, Thinking checkpoint, and router artifact or None.
+        Instruct checkpoint, Thinking checkpoint, and router artifact or None. Both checkpoints are the same if one
+        answers in both modes.
 
     Raises:
         ValueError: `name` was passed together with `instruct` or `thinking`, or only one of these two was passed.
-        CheckpointError: The name does not stand for a pair, a folder is missing or contains no pair, or the same
-            checkpoint was passed twice.
+        CheckpointError: The name does not stand for a model with both modes, a folder is missing or contains none, a
+            checkpoint has the format GGUF, or the same checkpoint of a pair was passed twice.
     """
     if (instruct is None) != (thinking is None) or (name is not None and instruct is not None):
         raise ValueError("pass one name for the pair, or both instruct= and thinking=")
+    for given in (name, instruct, thinking):
+        if given is not None and local_folder(given) is None:
+            refuse_gguf(given)
     if instruct is not None and thinking is not None:
         return *_two(instruct, thinking), router
     if name is None:
@@ -107,7 +115,11 @@ def resolve_pair(
             router = shipped("pocket/router")
         return shipped("pocket/instruct"), shipped("pocket/thinking"), router
     if str(name) and (folder := local_folder(name)) is not None:
+        if is_hybrid(folder):
+            return folder, folder, _own_router(folder, router)
         return _pair_folder(folder, router)
+    if str(name) and is_hybrid(source := str(name).rstrip("/")):
+        return source, source, router
     stem = _stem(name)
     if router is None and stem in SHIPPED_ROUTERS:
         log.warning(
@@ -120,6 +132,8 @@ def resolve_pair(
 
 def _two(instruct: Source, thinking: Source) -> tuple[Source, Source]:
     found = _checkpoint("instruct", instruct), _checkpoint("thinking", thinking)
+    if found[0] == found[1] and is_hybrid(found[0]):
+        return found
     if str(found[0]).casefold() == str(found[1]).casefold() and local_folder(instruct) is None:
         raise CheckpointError(same_twice(*found))
     return found
@@ -134,15 +148,22 @@ def _checkpoint(mode: str, source: Source) -> Source:
 
 def _pair_folder(folder: Path, router: Source | None) -> tuple[Source, Source, Source | None]:
     absent = [mode for mode in ("instruct", "thinking") if local_folder(folder / mode) is None]
+    if absent and is_gguf_folder(folder):
+        raise gguf_error(repr(str(folder)))
     if absent and (folder / "config.json").exists():
         raise CheckpointError(
             f"{str(folder)!r} contains one checkpoint, but a pair has two; pass instruct= and thinking=, or {EXAMPLE}"
         )
     if absent:
         raise CheckpointError(f"{str(folder)!r} contains no folder {' and no folder '.join(absent)}; pass {EXAMPLE}")
+    return folder / "instruct", folder / "thinking", _own_router(folder, router)
+
+
+def _own_router(folder: Path, router: Source | None) -> Source | None:
+    """`router`, or the artifact in the folder of the model."""
     if router is None and local_folder(folder / "router") is not None:
-        router = folder / "router"
-    return folder / "instruct", folder / "thinking", router
+        return folder / "router"
+    return router
 
 
 def _stem(name: Source) -> str:

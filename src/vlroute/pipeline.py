@@ -109,7 +109,7 @@ class LazyModel:
     Args:
         instruct: Hub id or folder of the Instruct checkpoint; for an engine, a name for messages.
         thinking: The same for Thinking.
-        loading: Arguments of `load_model_pair`.
+        loading: Arguments of `load_models`.
         caches: `vision_cache` and `prefix_cache` of `LocalEngine.load`.
         max_num_seqs: Maximum number of answers in each mode that are generated at the same time.
         engine: Answers instead of checkpoints that are loaded here.

@@ -147,11 +147,12 @@ class Router:
         max_num_seqs: int = DEFAULT_NUM_SEQS,
         **settings: Any,
     ) -> Self:
-        """A router for a pair of checkpoints; without a name, for the embedded pocket pair.
+        """A router for a pair of checkpoints or for one with both modes; without a name, for the embedded pocket pair.
 
         Args:
-            name: "Qwen/Qwen3-VL-2B" stands for "…-Instruct" and "…-Thinking". Also a folder with `instruct/`,
-                `thinking/` and optionally `router/`, or a .json file of endpoints, see `from_endpoints`.
+            name: "Qwen/Qwen3-VL-2B" stands for "…-Instruct" and "…-Thinking"; "Qwen/Qwen3.5-2B" is one checkpoint with
+                both modes. Also a folder with `instruct/` and `thinking/`, or a folder of one checkpoint with both
+                modes, each optionally with `router/`; or a .json file of endpoints, see `from_endpoints`.
             instruct: Hub id or folder of the Instruct checkpoint, together with `thinking` instead of `name`.
             thinking: Hub id or folder of the Thinking checkpoint.
             router: Folder of a router artifact. The pocket pair has its own.
@@ -165,7 +166,8 @@ class Router:
             device: Device of the models, such as "cuda:1"; by default CUDA if available.
             dtype: Data type of the weights; by default bfloat16 on CUDA and float32 on other devices.
             attn_implementation: Attention implementation of transformers.
-            quantization: "4bit", "8bit", "int8", or a quantization config of transformers.
+            quantization: "4bit", "8bit", "int8", or a quantization config of transformers. Not for checkpoints that
+                already are quantized.
             memory: Share of the memory for keys, values and vision features: of the memory of a GPU that is free after
                 loading (0.85 by default), or of the RAM (0.25). The log says how many tokens it holds. Caches with a
                 budget of their own keep it.
@@ -176,7 +178,7 @@ class Router:
             vision_cache: Cache of vision features with budgets of your own. Several routers may share it.
             prefix_cache: Cache of KV tokens with a budget of your own.
             store: Where answers are stored for `feedback`: a `Store`, a file, or a postgresql:// URL.
-            max_num_seqs: Maximum number of answers in each mode that are generated at the same time.
+            max_num_seqs: Maximum number of answers that are generated at the same time by each checkpoint.
             **settings: Generation settings for both modes, with the names of transformers: `do_sample=False`.
 
         Returns:
@@ -184,8 +186,9 @@ class Router:
 
         Raises:
             ValueError: A name was passed together with `instruct` or `thinking`, or only one of these two.
-            CheckpointError: The name does not stand for a pair, or a folder is missing, incomplete or damaged. Errors
-                that only the loaded tokenizers and weights show are raised by `load`.
+            CheckpointError: The name does not stand for a pair, a folder is missing, incomplete or damaged, or a
+                package for a quantized checkpoint is missing. Errors that only the loaded tokenizers and weights, or
+                the files of a hub id, show are raised by `load`.
             SettingsError: An argument has a wrong type or is out of range. This check does not import torch.
             ArtifactError: The router artifact or its probe cannot be used, or "probe" was requested and there is none.
         """
@@ -210,7 +213,7 @@ class Router:
                 **options,
             )  # fmt: skip
         instruct, thinking, router = resolve_pair(name, instruct, thinking, router)
-        check_folders(instruct, thinking)
+        check_folders(instruct, thinking, quantization)
         return cls(
             instruct,
             thinking,
@@ -230,7 +233,7 @@ class Router:
     def from_endpoints(
         cls: type[Self],
         instruct: Endpoint | tuple[str, str],
-        thinking: Endpoint | tuple[str, str],
+        thinking: Endpoint | tuple[str, str] | None = None,
         *,
         router: str | Path | None = None,
         policy: Policy | Target | Preset | None = None,
@@ -240,14 +243,15 @@ class Router:
         store: Store | str | Path | None = None,
         **settings: Any,
     ) -> Self:
-        """A router for two OpenAI-compatible servers such as vLLM, SGLang, llama-server or `vlroute serve`.
+        """A router for OpenAI-compatible servers such as vLLM, SGLang, llama-server or `vlroute serve`.
 
         Torch is not imported.
 
         Args:
             instruct: (base URL with /v1, name of the model on the server), or an `Endpoint` with key, headers and
                 deadlines.
-            thinking: The same for Thinking.
+            thinking: The same for Thinking. None: the model of `instruct` answers in both modes, and
+                `Endpoint(family=…)` says how a request chooses one.
             router: Folder of a router artifact.
             policy: See `from_pretrained`.
             captioner: A callable, or "instruct" (the default): the Instruct endpoint describes pictures and videos.
@@ -261,7 +265,7 @@ class Router:
             The router. The servers are not contacted before the first answer or `load()`.
 
         Raises:
-            ValueError: An endpoint is not a pair of strings.
+            ValueError: An endpoint is not a pair of strings, or one endpoint does not answer in both modes.
             SettingsError: An argument is invalid, or concerns models that are loaded in this process.
             MissingExtraError: The package openai is missing.
             ArtifactError: The router artifact cannot be used.

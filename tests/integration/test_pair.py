@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import DTYPE, media, task
 from vlroute import Router
-from vlroute.engine.local.checkpoint import checkpoint_folder, load_model_pair, tower_fingerprint
+from vlroute.engine.local.checkpoint import checkpoint_folder, load_models, tower_fingerprint
 from vlroute.engine.local.loading import quantization_config
 from vlroute.errors import CheckpointError
 from vlroute.types import MODES
@@ -33,7 +33,7 @@ def test_a_single_bit_makes_two_towers(
     folders: dict[str, Path], other_tower: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert tower_fingerprint(folders["thinking"]) != tower_fingerprint(other_tower)
-    pair = load_model_pair(folders["instruct"], other_tower)
+    pair = load_models(folders["instruct"], other_tower)
     assert not pair.shared_tower
     assert pair.instruct.vision_key != pair.thinking.vision_key
     assert "towers differ" in caplog.text
@@ -53,13 +53,13 @@ def test_equal_towers_with_other_processor_settings_share_no_features(folders: d
     settings = json.loads((folder / "processor_config.json").read_text())
     settings["image_processor"]["image_mean"] = [0.4, 0.5, 0.5]
     (folder / "processor_config.json").write_text(json.dumps(settings))
-    pair = load_model_pair(folders["instruct"], folder)
+    pair = load_models(folders["instruct"], folder)
     assert pair.shared_tower
     assert pair.instruct.vision_key != pair.thinking.vision_key
 
 
 def test_sharded_weights_have_the_same_fingerprint(folders: dict[str, Path], tmp_path: Path) -> None:
-    pair = load_model_pair(**folders, dtype="auto")
+    pair = load_models(**folders, dtype="auto")
     pair.instruct.model.save_pretrained(tmp_path, max_shard_size="1MB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     assert tower_fingerprint(tmp_path) == tower_fingerprint(folders["instruct"])

@@ -143,7 +143,7 @@ def test_pictures_of_a_curve_differ_in_their_severity_only() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_batches_answer_as_single_requests_do(untrained: Path, mode: str) -> None:
-    writer = Writer(untrained / mode, mode)
+    writer = Writer(untrained, mode)
     for cell in (
         Cell("old", "math", "medium", 4),
         Cell("forms", "hop", "second turn", 4),
@@ -157,7 +157,7 @@ def test_batches_answer_as_single_requests_do(untrained: Path, mode: str) -> Non
 
 
 def test_answers_are_what_follows_the_thought(untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writers = {mode: Writer(untrained / mode, mode) for mode in MODES}
+    writers = {mode: Writer(untrained, mode) for mode in MODES}
     example = draw(Cell("text", "thanks", "", 1), 0, "test")
 
     def write(mode: str, text: str) -> tuple[str, int, int | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,20 +13,27 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 from training.bench.checkpoint_2b import FIRST_SPECIAL, PairWriter, Shape, build_processor, build_tokenizer
+from training.bench.checkpoint_hybrid import HybridWriter
+from training.bench.checkpoint_hybrid import Shape as HybridShape
 from training.bench.real_size import (
     NEW_TOKENS,
     PROMPT,
     Measurement,
     ModeSeconds,
     draw_picture,
+    hybrid_data,
     measure,
     measure_beside,
+<<<<<<< HEAD
+=======
+    measure_second_mode,
+>>>>>>> hybrid
     page_data,
     peak_resident,
 )
 from training.page import in_own_process, render
 
-from vlroute.engine.local.checkpoint import load_model_pair
+from vlroute.engine.local.checkpoint import load_models
 from vlroute.engine.local.prompt import build_prompt
 from vlroute.inputs.messages import parse
 from vlroute.types import MODES
@@ -121,7 +129,7 @@ def test_token_ids_are_the_real_ones() -> None:
 
 
 def test_the_prompt_is_the_real_format(write: Callable[..., Path]) -> None:
-    pair = load_model_pair(**{mode: write("equal") / mode for mode in MODES})
+    pair = load_models(**{mode: write("equal") / mode for mode in MODES})
     asked = [220 if letter == " " else ord(letter) - 33 for letter in PROMPT]
     user = [151644, 872, 198, 151652, *[151655] * 196, 151653, *asked, 151645, 198]
     for mode, thought in (("instruct", []), ("thinking", [151667, 198])):
@@ -175,5 +183,31 @@ def test_transformers_answers_beside_the_router(write: Callable[..., Path]) -> N
     assert "| tokens per second after it | 4.00 | 2.00 | 2.00 (2.00 – 2.00) |" in page
 
 
+<<<<<<< HEAD
+=======
+def test_the_second_mode_of_a_hybrid_reads_its_own_marker(tmp_path: Path) -> None:
+    shape = HybridShape(
+        tower_depth=2, tower_width=32, tower_heads=2, tower_mlp=64, layers=4, width=64, heads=4, key_value_heads=2,
+        head_dim=32, mlp=128, linear_heads=2, linear_width=16, mrope=(2, 1, 1),
+    )  # fmt: skip
+    writer = HybridWriter(tmp_path / "hybrid", shape)
+    writer.write()
+    written = (writer.folder / "model.safetensors").stat().st_mtime_ns
+    writer.write()
+    assert (writer.folder / "model.safetensors").stat().st_mtime_ns == written
+    found = measure(writer.folder, "hybrid")
+    assert found.shared_tower
+    assert found.held == found.needed == 2 * sum(map(math.prod, writer.tensors.values()))
+    rounds = measure_second_mode(writer.folder, 2)
+    assert [(one.mode, one.read) for one in rounds] == [("instruct", 2), ("thinking", 6)]
+    assert all(900 < one.tokens < 1100 for one in rounds)
+    hybrid = hybrid_data(found, [replace(one, fresh=10.0, second=1.0) for one in rounds], "here")
+    page = render("real_size.md", **page_data([MET], Shape(), "here", (), hybrid))
+    assert "| both modes in one checkpoint | yes |" in page
+    assert "| 10.0 % |" in page
+    assert "Median of the shares: 10.0 % (10.0 – 10.0 %)" in page
+
+
+>>>>>>> hybrid
 def test_peak_is_of_this_process() -> None:
     assert 2 * 10**7 < peak_resident() < 10**12

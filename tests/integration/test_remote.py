@@ -23,7 +23,7 @@ from tests.serving import served, until, user
 from vlroute import Policy, Router
 from vlroute.engine.remote.breaker import Breaker
 from vlroute.engine.remote.endpoint import Endpoint
-from vlroute.errors import EndpointError, InputError, ModeUnavailableError
+from vlroute.errors import EndpointError, InputError, ModeUnavailableError, SettingsError
 from vlroute.files import shipped
 from vlroute.inputs.messages import parse
 from vlroute.serving.app import create_app
@@ -122,24 +122,25 @@ def test_a_server_without_a_reasoning_parser(servers: tuple[Server, Server]) -> 
             assert (answer.text, answer.thinking) == (here.text, here.thinking)
 
 
-def test_a_budget_is_sent_where_the_server_has_one(
-    router: Router, servers: tuple[Server, Server], caplog: pytest.LogCaptureFixture
+def test_a_budget_is_sent_where_the_server_has_one_and_else_refused(
+    router: Router, servers: tuple[Server, Server]
 ) -> None:
     asked: Any = {**media(SOME), "mode": "thinking", "thinking_budget": 3}
     here = router.ask(SOME.prompt, **asked, do_sample=False)
     there = over(*servers, budget_field="thinking_budget").ask(SOME.prompt, **asked)
     assert (there.text, there.thinking) == (here.text, here.thinking)
-    over(*servers).ask(SOME.prompt, **asked)
-    assert "takes no thinking budget" in caplog.text
+    with pytest.raises(SettingsError, match="takes no thinking_budget"):
+        over(*servers).ask(SOME.prompt, **asked)
+    assert over(*servers).ask(SOME.prompt, **{**asked, "mode": "instruct"}).text  # which ignores a budget
     within = Endpoint("http://127.0.0.1/v1", "m", budget_field="custom_params.thinking_budget")  # as SGLang has it
-    extra = within.body(parse("?"), {"thinking_budget": 3, "top_k": 5})["extra_body"]
+    extra = within.body(parse("?"), {"thinking_budget": 3, "top_k": 5}, "thinking")["extra_body"]
     assert extra == {"top_k": 5, "custom_params": {"thinking_budget": 3}}
 
 
 def test_endpoints_refuse_videos_and_unknown_settings(remote: Router) -> None:
     with pytest.raises(TypeError, match="typical_p"):
         remote.ask(SOME.prompt, mode="instruct", typical_p=0.5)
-    with pytest.raises(InputError, match="frames as pictures"):
+    with pytest.raises(InputError, match="takes no videos"):
         remote.ask("What happens?", videos=VIDEO, mode="instruct")
     with pytest.raises(ValueError, match="endpoints"):
         _ = remote.pair

@@ -199,7 +199,7 @@ def test_requests_wait_when_slots_run_out(make: Any, ask: Start, alone: Any) -> 
         until(lambda: engine.scheduler.waiting().get("instruct", 0) >= 3)
         replies = [said(one.result(30)) for one in futures]
     assert max(calls.steps) == 2
-    assert engine.scheduler.waiting() == {"instruct": 0}
+    assert engine.scheduler.waiting() == {"instruct": 0, "thinking": 0}
     assert replies == [said(alone(one, "instruct", LONG)) for one in QUESTIONS[:6]]
 
 
@@ -295,8 +295,8 @@ def test_decode_steps_have_few_shapes(make: Any, monkeypatch: pytest.MonkeyPatch
     shapes: set[tuple[int, int, int]] = set()
     real = KVSlots.decoding
 
-    def noted(slots: KVSlots, rows: int, cached: torch.Tensor, length: int) -> torch.Tensor:
-        mask = real(slots, rows, cached, length)
+    def noted(slots: KVSlots, rows: int, cached: torch.Tensor, length: int, *rest: Any) -> torch.Tensor:
+        mask = real(slots, rows, cached, length, *rest)
         shapes.add((mask.shape[0], mask.shape[2], mask.shape[3]))
         return mask
 
@@ -336,9 +336,9 @@ def test_a_decode_step_without_graphs_has_the_rows_and_keys_of_its_answers(
         if not alike:  # slots that are read may lie between the others
             del expected[-1], computed[-1]
 
-    def noted(slots: KVSlots, rows: int, cached: torch.Tensor, length: int) -> torch.Tensor:
+    def noted(slots: KVSlots, rows: int, cached: torch.Tensor, length: int, *rest: Any) -> torch.Tensor:
         computed.append((rows, length))
-        return decoding(slots, rows, cached, length)
+        return decoding(slots, rows, cached, length, *rest)
 
     monkeypatch.setattr(Scheduler, "_decode", counted)
     monkeypatch.setattr(KVSlots, "decoding", noted)
@@ -392,7 +392,7 @@ def test_the_decode_step_is_one_graph(router: Router, mode: Mode) -> None:
     slots.resize([], 4, 128)
     slots.kv.normal_()
     decoder = Decoder(model, language_model(model), slots, "off")
-    inputs = torch.tensor([[5, 6, 7, 8], [3, 0, 20, 127], [3, 0, 9, 127]], device=model.device)
+    inputs = torch.tensor([[5, 6, 7, 8], [3, 0, 20, 127], [3, 0, 9, 127], [1, 1, 0, 1]], device=model.device)
     before = slots.kv.clone()
     with torch.no_grad():
         expected = decoder._forward(inputs, 128)
@@ -893,7 +893,7 @@ def test_cancel_ends_one_answer_at_once(
     engine, pieces = make(max_num_seqs=1 if when == "waiting" else 4), list[str]()
     other = ask(engine, QUESTIONS[0], "instruct", LONG | {"max_new_tokens": 400})
     cancel = threading.Event()
-    until(lambda: engine.scheduler._lanes and engine.scheduler._lanes["instruct"].running)
+    until(lambda: engine.scheduler._lanes and engine.scheduler._lanes[engine.pair.instruct.model].running)
     long = parse("word " * 300) if when == "reading" else QUESTIONS[1]
     with model_calls() as calls:
         mine = ask(engine, long, "instruct", ENDLESS, lambda *piece: pieces.append(piece[1]), cancel)
@@ -930,7 +930,7 @@ def test_an_interrupt_ends_the_generation(make: Any, how: str) -> None:
     else:
         steps.close()
     count = len(pieces)
-    until(lambda: not engine.scheduler._lanes["instruct"].running, 3)
+    until(lambda: not engine.scheduler._lanes[engine.pair.instruct.model].running, 3)
     assert len(pieces) <= count + 3
 
 
@@ -941,7 +941,7 @@ def test_closing_ends_the_pictures_that_wait_for_the_tower(
     """They end with an error, and the answers that run with "cancelled": nobody waits forever."""
     engine, tower = make(), SlowTower(monkeypatch)
     running = ask(engine, parse("Hello?"), "instruct", ENDLESS)
-    until(lambda: engine.scheduler._lanes and engine.scheduler._lanes["instruct"].running)
+    until(lambda: engine.scheduler._lanes and engine.scheduler._lanes[engine.pair.instruct.model].running)
     if where == "taken over":
         monkeypatch.setattr(scheduling, "PATCHES", 1)  # one call of the tower for each
     futures = [ask(engine, QUESTIONS[0])]

@@ -97,14 +97,14 @@ def build_config(shape: Shape) -> Qwen3VLConfig:
         "num_heads": shape.tower_heads, "patch_size": 16, "num_position_embeddings": 2304,
         "deepstack_visual_indexes": list(shape.deepstack),
     }  # fmt: skip
-    kind = {"dtype": "bfloat16", "architectures": ["Qwen3VLForConditionalGeneration"]}
+    kind: dict[str, Any] = {"dtype": "bfloat16", "architectures": ["Qwen3VLForConditionalGeneration"]}
     return qwen_config(build_tokenizer(), text, vision, shape.mrope, 5e6, **kind)
 
 
-def tensor_sizes(shape: Shape) -> dict[str, Sizes]:
+def tensor_sizes(config: Any) -> dict[str, Sizes]:
     """Names and sizes of the tensors of the "language" model and the "tower"; no weights are allocated."""
     with torch.device("meta"):
-        state = AutoModelForImageTextToText.from_config(build_config(shape)).state_dict()
+        state = AutoModelForImageTextToText.from_config(config).state_dict()
     parts: dict[str, Sizes] = {"language": {}, "tower": {}}
     for name, tensor in state.items():
         if name != "lm_head.weight":  # tied: it is the embedding
@@ -112,7 +112,7 @@ def tensor_sizes(shape: Shape) -> dict[str, Sizes]:
     return parts
 
 
-def _draw(sizes: Sizes, seed: int, device: str) -> dict[str, torch.Tensor]:
+def draw(sizes: Sizes, seed: int, device: str) -> dict[str, torch.Tensor]:
     """Norms one, biases zero, all else normal; drawn in bfloat16 to save memory."""
     generator = torch.Generator(device).manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
@@ -128,7 +128,7 @@ def _draw(sizes: Sizes, seed: int, device: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _holds(file: Path, label: str) -> bool:
+def holds(file: Path, label: str) -> bool:
     try:
         with safe_open(file, framework="pt") as tensors:
             return bool((tensors.metadata() or {}).get("drawn") == label)
@@ -150,7 +150,7 @@ class PairWriter:
     }
 
     def __init__(self, folder: Path, shape: Shape, device: str = "cpu") -> None:
-        self.folder, self.shape, self.parts, self.device = folder, shape, tensor_sizes(shape), device
+        self.folder, self.shape, self.parts, self.device = folder, shape, tensor_sizes(build_config(shape)), device
 
     def part_bytes(self, part: str) -> int:
         return 2 * sum(math.prod(size) for size in self.parts[part].values())
@@ -198,11 +198,11 @@ class PairWriter:
     def _write_part(self, mode: Mode, part: str, seed: int) -> None:
         file = self.folder / mode / self.FILES[part]
         label = f"{part} with seed {seed}: {self.shape}"
-        if _holds(file, label):
+        if holds(file, label):
             return
         file.unlink(missing_ok=True)  # it may be a hard link to the other tower
         partial = file.with_suffix(".partial")
-        save_file(_draw(self.parts[part], seed, self.device), partial, metadata={"format": "pt", "drawn": label})
+        save_file(draw(self.parts[part], seed, self.device), partial, metadata={"format": "pt", "drawn": label})
         partial.replace(file)
 
     def _share_tower(self) -> None:

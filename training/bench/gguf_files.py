@@ -1,4 +1,4 @@
-"""A Qwen3-VL checkpoint as the two GGUF files of llama.cpp: the language model, and the vision tower (`mmproj`)."""
+"""A Qwen3-VL or Qwen3.5 checkpoint as the two GGUF files of llama.cpp: language model and vision tower (`mmproj`)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ LANGUAGE, TOWER = "model.language_model.", "model.visual."
 #: llama.cpp's tokenizer of Llama 3. It takes a word that is in the vocabulary as one token without applying merges, as
 #: `ignore_merges` of the pocket tokenizer does, and splits the text of the drawn tasks at the same positions.
 PRE_TOKENIZER = "llama-bpe"
+HYBRID_PRE_TOKENIZER = "qwen35"
 Tensors = dict[str, NDArray[np.float32]]
 
 
@@ -74,6 +75,42 @@ def byte_level_vocabulary(file: Path, size: int) -> tuple[list[str], list[gguf.T
     return tokens, types, list(merges)
 
 
+def added_vocabulary(file: Path, size: int) -> tuple[list[str], list[gguf.TokenType], list[str]]:
+    """The vocabulary of a byte-level `tokenizer.json` without merges, whose words are added tokens.
+
+    Arguments and result as of `byte_level_vocabulary`.
+    """
+    tokens = [f"[PAD{i}]" for i in range(size)]
+    types = [gguf.TokenType.UNUSED] * size
+    content = read_json(file)
+    for text, index in content["model"]["vocab"].items():
+        tokens[index], types[index] = text, gguf.TokenType.NORMAL
+    for token in content["added_tokens"]:
+        kind = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
+        tokens[token["id"]], types[token["id"]] = token["content"], kind
+    zero = CHARACTERS[0]
+    return tokens, types, [f"{zero} {zero}"]  # GGUF has no empty lists; the result is no token, so this has no effect
+
+
+def hybrid_tensors(tensors: Tensors, layers: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """The tensors of the language model of a Qwen3.5, under llama.cpp's names and in its form."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN35, layers)
+    for full, tensor in tensors.items():
+        if not full.startswith(LANGUAGE):
+            continue
+        name, _, kind = full.removeprefix(LANGUAGE).rpartition(".")
+        if kind == "A_log":
+            yield names[f"model.{name}.A_log"], -np.exp(tensor)
+        elif kind == "dt_bias":
+            yield f"{names[f'model.{name}.dt_proj']}.bias", tensor
+        elif name.endswith("conv1d"):
+            yield f"{names[f'model.{name}']}.{kind}", np.ascontiguousarray(tensor[:, 0])
+        elif name.endswith("norm") and not name.endswith("linear_attn.norm"):
+            yield f"{names[f'model.{name}']}.{kind}", tensor + 1  # the model multiplies by 1 + weight
+        else:
+            yield f"{names[f'model.{name}']}.{kind}", tensor
+
+
 def language_tensors(tensors: Tensors, layers: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """The tensors of the language model, under llama.cpp's names."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3VL, layers)
@@ -118,14 +155,18 @@ def write_language_model(folder: Path, file: Path) -> None:
     """Write the language model of a checkpoint with its tokenizer and chat template, in float32.
 
     Args:
-        folder: The checkpoint. Its embeddings are tied.
+        folder: The checkpoint. Its embeddings are tied. In a hybrid, every n-th layer has full attention, and the
+            others have as many key heads as value heads.
         file: The GGUF file.
     """
     config = read_json(folder / "config.json")
     text, rope = config["text_config"], config["text_config"]["rope_parameters"]
-    tokens, types, merges = byte_level_vocabulary(folder / "tokenizer.json", text["vocab_size"])
+    hybrid = config["model_type"] == "qwen3_5"
+    architecture = gguf.MODEL_ARCH.QWEN35 if hybrid else gguf.MODEL_ARCH.QWEN3VL
+    read_vocabulary = added_vocabulary if hybrid else byte_level_vocabulary
+    tokens, types, merges = read_vocabulary(folder / "tokenizer.json", text["vocab_size"])
     stop = read_json(folder / "generation_config.json")
-    writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.QWEN3VL])
+    writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[architecture])
     writer.add_name(folder.name)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_block_count(text["num_hidden_layers"])
@@ -139,10 +180,19 @@ def write_language_model(folder: Path, file: Path) -> None:
     writer.add_layer_norm_rms_eps(text["rms_norm_eps"])
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_rope_dimension_sections([*rope["mrope_section"], 0])
-    writer.add_num_deepstack_layers(len(config["vision_config"]["deepstack_visual_indexes"]))
+    if hybrid:
+        writer.add_rope_dimension_count(2 * sum(rope["mrope_section"]))
+        writer.add_full_attention_interval(text["layer_types"].index("full_attention") + 1)
+        writer.add_ssm_conv_kernel(text["linear_conv_kernel_dim"])
+        writer.add_ssm_state_size(text["linear_key_head_dim"])
+        writer.add_ssm_group_count(text["linear_num_key_heads"])
+        writer.add_ssm_time_step_rank(text["linear_num_value_heads"])
+        writer.add_ssm_inner_size(text["linear_num_value_heads"] * text["linear_value_head_dim"])
+    else:
+        writer.add_num_deepstack_layers(len(config["vision_config"]["deepstack_visual_indexes"]))
     writer.add_vocab_size(text["vocab_size"])
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(PRE_TOKENIZER)
+    writer.add_tokenizer_pre(HYBRID_PRE_TOKENIZER if hybrid else PRE_TOKENIZER)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)
@@ -150,7 +200,8 @@ def write_language_model(folder: Path, file: Path) -> None:
     writer.add_pad_token_id(stop["pad_token_id"])
     writer.add_add_bos_token(False)
     writer.add_chat_template((folder / "chat_template.jinja").read_text("utf-8"))
-    write(writer, language_tensors(load_file(folder / "model.safetensors"), text["num_hidden_layers"]))
+    convert = hybrid_tensors if hybrid else language_tensors
+    write(writer, convert(load_file(folder / "model.safetensors"), text["num_hidden_layers"]))
 
 
 def write_tower(folder: Path, file: Path) -> None:
@@ -162,7 +213,7 @@ def write_tower(folder: Path, file: Path) -> None:
     """
     config = read_json(folder / "config.json")
     vision, pictures = config["vision_config"], read_json(folder / "processor_config.json")["image_processor"]
-    layers = vision["deepstack_visual_indexes"]
+    layers = vision.get("deepstack_visual_indexes", [])  # a Qwen3.5 has none
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.MMPROJ])
     writer.add_type(gguf.GGUFType.MMPROJ)
     writer.add_name(folder.name)

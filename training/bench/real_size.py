@@ -1,8 +1,9 @@
 """Memory and seconds of the pair at the 2B shape, also beside transformers: `python -m training.bench.real_size`
 
-The checkpoints have random weights of the real sizes in bfloat16: memory and seconds are those of the real pair, the
-answers have no meaning. Each case, equal towers and different ones, runs in a fresh process. Takes about 9 GB of disk;
-with --folder the checkpoints are kept and used again.
+The checkpoints have random weights of the real sizes in bfloat16: memory and seconds are those of the real ones, the
+answers have no meaning. Each case runs in a fresh process: a pair with equal towers, one with different ones, and a
+checkpoint with both modes, of the shape of Qwen3.5-0.8B. Takes about 11 GB of disk; with --folder the checkpoints are
+kept and used again. --hybrid measures that case alone and keeps the committed figures of the others.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ import sys
 import tempfile
 import threading
 import time
+<<<<<<< HEAD
 from collections.abc import Callable, Iterator, Sequence
+=======
+from collections.abc import Callable, Iterator, Mapping, Sequence
+>>>>>>> hybrid
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +28,12 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import LogitsProcessor
 
-from training.bench.checkpoint_2b import CASES, Case, PairWriter, Shape
-from training.page import argument_parser, environment, in_own_process, publish, step
+from training.bench.checkpoint_2b import CASES, PairWriter, Shape
+from training.bench.checkpoint_hybrid import HybridWriter
+from training.bench.checkpoint_hybrid import Shape as HybridShape
+from training.page import argument_parser, environment, figures, in_own_process, publish, step
 from vlroute import Answer, Mode, Router
-from vlroute.types import MODES
+from vlroute.types import MODES, other
 
 PROMPT = "How many circles are in the picture?"
 SIDE = 448
@@ -34,6 +41,10 @@ NEW_TOKENS = 16
 SPARE = 1.15  # allowed peak memory, relative to the weights
 SAMPLING_SECONDS = 0.02
 BESIDE_SIDE, BESIDE_ROUNDS = 224, 5
+<<<<<<< HEAD
+=======
+SECOND_ROUNDS = 4
+>>>>>>> hybrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +63,13 @@ class ModeSeconds:
 class Measurement:
     """One case in a process of its own; all sizes in bytes.
 
-    `needed`: parameters of both language models and of one tower (equal) or two. `before`: resident before anything is
-    loaded. `peak`: highest resident size since the start of the process, mapped weight files included; on CUDA the
-    highest allocation there. `anonymous`: highest resident size that no file backs, sampled; None if unknown.
+    `case`: "equal", "different" or "hybrid". `needed`: parameters of the language models and of one tower or two.
+    `before`: resident before anything is loaded. `peak`: highest resident size since the start of the process, mapped
+    weight files included; on CUDA the highest allocation there. `anonymous`: highest resident size that no file backs,
+    sampled; None if unknown.
     """
 
-    case: Case
+    case: str
     device: str
     load_seconds: float
     shared_tower: bool
@@ -130,9 +142,10 @@ def highest(field: str) -> Iterator[Callable[[], int | None]]:
 
 
 def mode_seconds(router: Router, mode: Mode) -> ModeSeconds:
-    """Answer the same question twice."""
+    """Answer the same question twice, each time as if the picture were new."""
 
     def ask() -> Answer:
+        router.forget()
         return router.ask(PROMPT, draw_picture(), mode=mode, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
 
     step(f"{mode}: first answer")
@@ -146,27 +159,27 @@ def mode_seconds(router: Router, mode: Mode) -> ModeSeconds:
     return ModeSeconds(first, timing.vision, timing.prefill, per_token, usage.prompt_tokens or 0, usage.vision_tokens)
 
 
-def measure(folder: Path, case: Case) -> Measurement:
-    """Load the pair of `folder` in this process and answer twice in each mode."""
+def measure(folder: Path, case: str) -> Measurement:
+    """Load the models of `folder` in this process and answer twice in each mode."""
 
     def parameter_bytes(module: Any) -> int:
         return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())  # tied ones once
 
     before = resident("VmRSS") or peak_resident()
     with highest("RssAnon") as anonymous:
-        step(f"loading the pair with {case} towers")
-        router = Router.from_pretrained(instruct=folder / "instruct", thinking=folder / "thinking", dtype="bfloat16")
-        router.load()
+        step(f"loading: {case}")
+        router = Router.from_pretrained(folder, dtype="bfloat16").load()
         after_load = peak_resident()
         modes = {mode: mode_seconds(router, mode) for mode in MODES}
     pair = router.pair
-    towers = [parameter_bytes(pair[mode].model.model.visual) for mode in MODES]
-    languages = sum(parameter_bytes(pair[mode].model) for mode in MODES) - sum(towers)
+    models = {id(pair[mode].model): pair[mode].model for mode in MODES}.values()
+    towers = [parameter_bytes(model.model.visual) for model in models]
+    languages = sum(map(parameter_bytes, models)) - sum(towers)
     device = pair.instruct.device
     on_cuda = device.type == "cuda"
     return Measurement(
         case, device_name(device), pair.load_seconds, pair.shared_tower, held=pair.parameter_bytes(),
-        needed=languages + (towers[0] if case == "equal" else sum(towers)), before=before, after_load=after_load,
+        needed=languages + (sum(towers) if case == "different" else towers[0]), before=before, after_load=after_load,
         peak=torch.cuda.max_memory_allocated() if on_cuda else peak_resident(), on_cuda=on_cuda, anonymous=anonymous(),
         modes=modes,
     )  # fmt: skip
@@ -203,7 +216,11 @@ def measure_beside(folder: Path, rounds: int) -> list[Beside]:
     ).load()
     checkpoint = router.pair.instruct
     model, processor = checkpoint.model, checkpoint.processor
+<<<<<<< HEAD
     length = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
+=======
+    length: dict[str, Any] = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
+>>>>>>> hybrid
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
 
     def by_router(picture: Image.Image) -> tuple[float, float]:
@@ -228,6 +245,7 @@ def measure_beside(folder: Path, rounds: int) -> list[Beside]:
     return found[1:]
 
 
+<<<<<<< HEAD
 def page_data(
     measurements: list[Measurement], shape: Shape, where: str, beside: Sequence[Beside] = ()
 ) -> dict[str, Any]:
@@ -235,6 +253,71 @@ def page_data(
     settings = {"side": SIDE, "new_tokens": NEW_TOKENS, "spare": SPARE, "sampling_ms": 1000 * SAMPLING_SECONDS}
     cases = [{**asdict(one), "bound": one.needed * SPARE, "met": one.met} for one in measurements]
     return {"where": where, "shape": asdict(shape), **settings, "cases": cases, "beside": _compared(beside)}
+=======
+@dataclass(frozen=True, slots=True)
+class SecondMode:
+    """Seconds until the first token of one conversation: fresh, and then in the other mode of the same checkpoint.
+
+    `tokens`: of the prompt of `mode`, which is fresh. `read`: tokens that the other mode read.
+    """
+
+    mode: Mode
+    tokens: int
+    fresh: float
+    read: int
+    second: float
+
+
+def measure_second_mode(folder: Path, rounds: int) -> list[SecondMode]:
+    """A conversation of about 1 000 tokens with a picture, in both modes of a hybrid; each round has a new picture."""
+    found = []
+    with Router.from_pretrained(folder, dtype="bfloat16", do_sample=False, max_new_tokens=1).load() as router:
+        for number in range(rounds):
+            step(f"second mode: round {number + 1} of {rounds}")
+            picture, text = draw_picture(number=300 + number), f"{PROMPT} {'All shapes count. ' * 43}"
+            mode = MODES[number % len(MODES)]
+            first, second = (router.ask(text, picture, mode=one) for one in (mode, other(mode)))
+            tokens, seconds = (
+                first.usage.prompt_tokens or 0,
+                [one.timing.total - one.timing.decode for one in (first, second)],
+            )
+            read = (second.usage.prompt_tokens or 0) - second.usage.cached_tokens
+            found.append(SecondMode(mode, tokens, seconds[0], read, seconds[1]))
+    return found
+
+
+def page_data(
+    measurements: list[Measurement],
+    shape: Shape,
+    where: str,
+    beside: Sequence[Beside] = (),
+    hybrid: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The figures of the page. `hybrid`: as returned by `hybrid_data`."""
+    settings = {"side": SIDE, "new_tokens": NEW_TOKENS, "spare": SPARE, "sampling_ms": 1000 * SAMPLING_SECONDS}
+    cases = [{**asdict(one), "bound": one.needed * SPARE, "met": one.met} for one in measurements]
+    return {"where": where, "shape": asdict(shape), **settings, "cases": cases, "beside": _compared(beside),
+            "hybrid": dict(hybrid or {})}  # fmt: skip
+
+
+def hybrid_data(measurement: Measurement, rounds: Sequence[SecondMode], where: str) -> dict[str, Any]:
+    """The figures of the checkpoint with both modes."""
+    shares = [one.second / one.fresh for one in rounds]
+    spread = {"median": median(shares), "low": min(shares), "high": max(shares)}
+    return {
+        "where": where, "shape": asdict(HybridShape()), "case": asdict(measurement),
+        "rounds": [asdict(one) for one in rounds], "share": spread,
+    }  # fmt: skip
+
+
+def measure_hybrid(folder: Path) -> dict[str, Any]:
+    """Write the checkpoint with both modes and measure it."""
+    where, writer = environment(), HybridWriter(folder / "hybrid", HybridShape())
+    step("writing the checkpoint with both modes")
+    writer.write()
+    measurement = in_own_process(measure, writer.folder, "hybrid")
+    return hybrid_data(measurement, in_own_process(measure_second_mode, writer.folder, SECOND_ROUNDS), where)
+>>>>>>> hybrid
 
 
 def _compared(rounds: Sequence[Beside]) -> dict[str, Any]:
@@ -257,10 +340,16 @@ def _compared(rounds: Sequence[Beside]) -> dict[str, Any]:
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--folder", type=Path, help="keep the checkpoints here, and use those that are here")
+    parser.add_argument("--hybrid", action="store_true", help="measure only the checkpoint with both modes")
     options = parser.parse_args()
     where, shape, found = environment(), Shape(), []
     with tempfile.TemporaryDirectory(prefix="vlroute-2b-") as temporary:
-        writer = PairWriter((options.folder or Path(temporary)).resolve(), shape)
+        folder = (options.folder or Path(temporary)).resolve()
+        if options.hybrid:
+            page = publish("real_size", {**figures("real_size"), "hybrid": measure_hybrid(folder)}, options.out)
+            print(page)
+            return
+        writer = PairWriter(folder, shape)
         try:
             writer.prepare()
         except OSError as error:
@@ -270,7 +359,12 @@ def main() -> None:
                 step(f"writing {part}")
             found.append(in_own_process(measure, writer.folder, case))
         beside = in_own_process(measure_beside, writer.folder, BESIDE_ROUNDS)
+<<<<<<< HEAD
     page = publish("real_size", page_data(found, shape, where, beside), options.out)
+=======
+        hybrid = measure_hybrid(folder)
+    page = publish("real_size", page_data(found, shape, where, beside, hybrid), options.out)
+>>>>>>> hybrid
     if not all(one.met for one in found):
         raise SystemExit(f"memory exceeds its bound, see {page}")
 

@@ -6,6 +6,7 @@ and tokens with those of the real processors.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Sequence
@@ -168,10 +169,14 @@ class Example:
 
 
 class Sequences:
-    """Turns examples into padded model inputs with the same tokens as the real processor."""
+    """Turns examples into padded model inputs with the same tokens as the real processor.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, mode: str) -> None:
-        self.tokenizer, self.template = tokenizer, TEMPLATES[mode]
+    `hybrid`: whether one model with the mode as an argument of its template writes the answers, else one of the pair.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, mode: str, hybrid: bool = False) -> None:
+        self.tokenizer, self.mode, self.hybrid = tokenizer, mode, hybrid
+        self.template = TEMPLATES["hybrid" if hybrid else mode]
         self.kinds = {
             tokenizer.convert_tokens_to_ids("<|image_pad|>"): 1,
             tokenizer.convert_tokens_to_ids("<|video_pad|>"): 2,
@@ -181,7 +186,7 @@ class Sequences:
         """The rendered conversation, with as many placeholders as the pictures have tokens."""
         (text,), _ = render_jinja_template(
             [list(example.messages)], tools=list(example.tools) if example.tools else None,
-            chat_template=self.template, add_generation_prompt=True,
+            chat_template=self.template, add_generation_prompt=True, enable_thinking=self.mode == "thinking",
         )  # fmt: skip
         media = iter(example.media)
         return re.sub(r"<\|(image|video)_pad\|>", lambda found: self._placeholders(next(media)), text) + example.begun
@@ -219,7 +224,8 @@ class Sequences:
     def training_batch(self, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Inputs padded on the right and labels (`IGNORE` on the prompt) of the same shape `[batch, length]`."""
         prompts = self.encode([self.prompt(e) for e in examples])
-        targets = self.encode([e.target + "<|im_end|>" for e in examples])
+        written = [in_tags(e.target) if self.hybrid and e.tools else e.target for e in examples]
+        targets = self.encode([target + "<|im_end|>" for target in written])
         rows = [p + t for p, t in zip(prompts, targets, strict=True)]
         labels = [
             self._earlier_labels(e, p) + self._labels(e, t) for e, p, t in zip(examples, prompts, targets, strict=True)
@@ -253,6 +259,19 @@ class Sequences:
     def prompt_batch(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Prompts padded on the left, for batched generation."""
         return self.inputs(examples, self.encode([self.prompt(e) for e in examples]), left=True)
+
+
+def in_tags(text: str) -> str:
+    """`text` with its tool call in tags, as Qwen3.5 writes it, instead of JSON."""
+
+    def call(found: re.Match[str]) -> str:
+        function = json.loads(found[1])
+        arguments = "".join(
+            f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in function["arguments"].items()
+        )
+        return f"<tool_call>\n<function={function['name']}>\n{arguments}</function>\n</tool_call>"
+
+    return re.sub(r"<tool_call>\n(.*)\n</tool_call>", call, text)
 
 
 def answered(answer: str, thinking: str, mode: str) -> str:

@@ -1,4 +1,4 @@
-"""Measure the pocket pair on new requests with greedy generation: `python -m training.pocket.evaluate`.
+"""Measure a pocket model on new requests with greedy generation: `python -m training.pocket.evaluate`.
 
 Writes the figures of the model card. Every answer is kept under `--work`, in a folder named after the weights, the seed
 and the size, one file for each mode and kind of request; a stopped run continues with the missing files. After a
@@ -29,7 +29,7 @@ from training.pocket.data import Example, Media, Sequences, any_question, conten
 from training.pocket.proof import fingerprint
 from training.pocket.styles import TEST_FONTS, TEST_PALETTE, draw_style
 from training.pocket.unknown import TEST_PICTURES, draw_size, draw_unknown
-from vlroute import InputError
+from vlroute import InputError, Mode
 from vlroute.files import replace_file
 from vlroute.learning.intervals import Sampling
 from vlroute.pocket.screens import draw_screen_task
@@ -174,21 +174,32 @@ def _form(rng: random.Random, cell: Cell, number: int, language: str) -> Example
     return Example(form, messages, media, question.answer)
 
 
-class Writer:
-    """One model of the pair, which writes answers."""
+def folders(model: Path) -> dict[Mode, Path]:
+    """The checkpoint of each mode of a pair; that of both modes of a hybrid."""
+    hybrid = (model / "config.json").exists()
+    return {mode: model if hybrid else model / mode for mode in MODES}
 
-    def __init__(self, folder: Path, mode: str) -> None:
-        self.model, self.mode = AutoModelForImageTextToText.from_pretrained(folder).eval(), mode
+
+class Writer:
+    """One mode of a pair or of a hybrid, which writes answers."""
+
+    def __init__(self, model: Path, mode: Mode) -> None:
+        folder = folders(model)[mode]
+        hybrid = folder == model
+        #: Arguments of the chat template.
+        self.options = {"enable_thinking": mode == "thinking"} if hybrid else {}
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        self.mode = mode
         self.processor = AutoProcessor.from_pretrained(folder)
         self.tokenizer = self.processor.tokenizer
-        self.sequences = Sequences(self.tokenizer, mode)
+        self.sequences = Sequences(self.tokenizer, mode, hybrid)
         names = runpy.run_path(str(ROOT / "examples" / "gui_tools.py"))
-        self.solve, self.act = names["solve"], names["load"](folder)
+        self.solve, self.act = names["solve"], names["load"](folder, **self.options)
 
     def processed(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Inputs by the real processor, which takes pictures of any size."""
         render = self.processor.apply_chat_template
-        prompts = [render(list(example.messages), add_generation_prompt=True) for example in examples]
+        prompts = [render(list(one.messages), add_generation_prompt=True, **self.options) for one in examples]
         pictures = [frame for example in examples for media in example.media for frame in media.frames]
         return dict(self.processor(pictures, prompts, padding=True, padding_side="left", return_tensors="pt"))
 
@@ -218,11 +229,11 @@ class Writer:
                 yield example.target, *answer
 
 
-def measure(pair: Path, seed: str, work: Path, mode: str, some: Sequence[Cell]) -> None:
+def measure(model: Path, seed: str, work: Path, mode: Mode, some: Sequence[Cell]) -> None:
     """Answer the requests of those cells that have no file yet, in one mode and one thread."""
     torch.set_num_threads(1)
     (work / mode).mkdir(parents=True, exist_ok=True)
-    writer = Writer(pair / mode, mode)
+    writer = Writer(model, mode)
     for cell in some:
         if not (file := cell.file(work, mode)).exists():
             replace_file(file, json.dumps([*writer.rows(cell, seed)], ensure_ascii=False).encode())
@@ -372,12 +383,12 @@ def _requirements(tables: dict[str, Table]) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argument_parser(__doc__, FIGURES, "file of figures")
-    parser.add_argument("--model", type=Path, default=POCKET, help="folder of the pair")
+    parser.add_argument("--model", type=Path, default=POCKET, help="folder of the pair, or of a hybrid")
     parser.add_argument("--seed", default="evaluation")
     parser.add_argument("--share", type=float, default=1.0, help="share of the requests that are asked")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "evaluation", help="where answers are kept")
     options = parser.parse_args()
-    pair, some = fingerprint(*(options.model / mode for mode in MODES))[:16], cells(options.share)
+    pair, some = fingerprint(*folders(options.model).values())[:16], cells(options.share)
     head = {"seed": options.seed, "share": options.share, "pair": pair, "environment": environment()}
     work = options.work / f"{pair}-{options.seed}-{options.share:g}"
     total = len(MODES) * sum(cell.count for cell in some)

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
+from transformers import PreTrainedTokenizerFast
 
 from training.page import POCKET, ROOT, argument_parser
 from training.pocket.checkpoint import build_model, build_tokenizer, save_checkpoint
@@ -68,13 +68,16 @@ def phase_lock(name: str, runs: Path) -> Iterator[None]:
         yield
 
 
-def write_checkpoint(model: Qwen3VLForConditionalGeneration, mode: Mode, folder: Path) -> None:
-    """Write a checkpoint folder under a temporary name, then rename it. An existing folder is replaced."""
+def write_checkpoint(model: Any, kind: str, folder: Path) -> None:
+    """Write a checkpoint folder under a temporary name, then rename it. An existing folder is replaced.
+
+    `kind`: see `build_processor`.
+    """
     partial, old = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("partial", "old"))
     for one in (partial, old):
         shutil.rmtree(one, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_checkpoint(model, mode, partial)
+    save_checkpoint(model, kind, partial)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)

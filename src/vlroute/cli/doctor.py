@@ -241,19 +241,30 @@ class _Model:
             yield from endpoints(Path(str(self.name)))
             return
         from vlroute.engine.local.checkpoint import load_processor, tower_fingerprint, tower_tensors
-        from vlroute.engine.local.checkpoint_files import CheckpointFiles, check_distinct, check_kinds, check_sizes
+        from vlroute.engine.local.checkpoint_files import (
+            CheckpointFiles,
+            check_distinct,
+            check_kinds,
+            check_sizes,
+            is_hybrid,
+        )
+        from vlroute.engine.local.quantized import check_quantization
         from vlroute.hub import identify, pair_name, resolve_pair
 
         instruct, thinking, self.router = resolve_pair(self.name, None, None, self.router)
         sources: dict[Mode, str | Path] = {"instruct": instruct, "thinking": thinking}
         found: dict[Mode, CheckpointFiles] = {}
         self.identity = ModelIdentity(pair_name(instruct, thinking))
+        if instruct == thinking and is_hybrid(instruct):
+            yield from self._hybrid(instruct)
+            return
         for mode, source in sources.items():
             try:
                 if (folder := _local(source)) is None:
                     yield _absent(mode, source)
                     continue
                 files = CheckpointFiles.read(mode, source, folder)
+                check_quantization(files.name, files.config)
                 self.towers[mode] = tower_fingerprint(folder)
                 found[mode] = files
                 weights = sum(place.size for place in files.tensors.values())
@@ -277,6 +288,28 @@ class _Model:
         else:
             yield Finding("model", "towers", "different: both are loaded, features are not shared between the modes")
         self.identity = identify(found["instruct"].folder, found["thinking"].folder)
+
+    def _hybrid(self, source: str | Path) -> Iterator[Finding]:
+        """One checkpoint that answers in both modes."""
+        from vlroute.engine.local.checkpoint import load_processor, tower_fingerprint
+        from vlroute.engine.local.checkpoint_files import CheckpointFiles, check_switch
+        from vlroute.engine.local.quantized import check_quantization
+        from vlroute.hub import identify
+
+        try:
+            if (folder := _local(source)) is None:
+                yield _absent("both modes", source)
+                return
+            files = CheckpointFiles.read(None, source, folder)
+            check_quantization(files.name, files.config)
+            check_switch(files, load_processor(files))
+            tower = tower_fingerprint(folder)
+        except (VLRouteError, OSError, ValueError) as error:
+            yield Finding("model", "both modes", _message(error), "problem", ADVICE["model"])
+            return
+        weights = sum(place.size for place in files.tensors.values())
+        yield Finding("model", "both modes", f"{source}, {weights / MiB:,.0f} MiB of weights, {files.family.title}")
+        self.towers, self.identity = dict.fromkeys(MODES, tower), identify(folder, folder)
 
     def artifact(self) -> Iterator[Finding]:
         """The router artifact, and whether it was trained for this model."""
@@ -350,7 +383,7 @@ def _local(source: str | Path) -> Path | None:
         raise CheckpointError(f"{str(source)!r} is neither a folder nor the name of a checkpoint") from error
 
 
-def _absent(mode: Mode, source: str | Path) -> Finding:
+def _absent(mode: str, source: str | Path) -> Finding:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:

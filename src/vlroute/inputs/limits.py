@@ -170,11 +170,14 @@ class PixelBudget:
         width, height = (max(factor, round(side / factor) * factor) for side in sides)
         return width, height
 
-    def target_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) of a picture of `size` within this budget, for a server that receives no budget."""
+    def target_size(self, size: tuple[int, int], frames: int | None = None) -> tuple[int, int]:
+        """(width, height) of a picture of `size` within this budget, for a server that receives no budget.
+
+        `frames`: number of frames of a video, each of which gets this size.
+        """
         if exact := self.exact_size(_FACTOR):
             return exact
-        low, high = self.bounds(1, 2**63)
+        low, high = (bound // (frames or 1) for bound in self.bounds(frames or 1, 2**63, frames))
         if self.detail == "low":
             high = LOW_DETAIL
         area = size[0] * size[1]

@@ -123,7 +123,7 @@ def test_the_keys_of_a_head_are_next_to_each_other() -> None:
     slots, _ = filled(2, 128, 10)
     assert slots.kv.is_contiguous()
     assert slots.kv.shape == (LAYERS, 2, 2, HEADS, 128, WIDTH)
-    slots.decoding(2, torch.tensor([10, 10]), 11)
+    slots.decoding(2, torch.tensor([10, 10]), 11, torch.ones(2))
     for layer in range(LAYERS):
         new = torch.randn(2, 2, HEADS, 1, WIDTH)
         for read, all_ in zip(slots.update(new[0], new[1], layer), slots.kv[layer], strict=True):
@@ -134,7 +134,7 @@ def test_the_keys_of_a_head_are_next_to_each_other() -> None:
 def test_a_decode_step_adds_one_token_to_each_slot() -> None:
     slots, parts = filled(4, 128, 10)
     cached = torch.tensor([4, 10, 0])
-    mask = slots.decoding(3, cached, 16)
+    mask = slots.decoding(3, cached, 16, torch.ones(3))
     assert mask.shape == (3, 1, 1, 16)
     assert mask[:, 0, 0].sum(-1).tolist() == [5, 11, 1]  # the new token sees itself and all before it
     assert all(row[0, 0, : n + 1].all() for row, n in zip(mask, cached.tolist(), strict=True))

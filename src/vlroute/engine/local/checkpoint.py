@@ -1,4 +1,4 @@
-"""Loads a pair of checkpoints into this process; equal vision towers are loaded once."""
+"""Loads a pair of checkpoints, or one with both modes, into this process; equal vision towers are loaded once."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, Qwen3VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.quantizers import AutoHfQuantizer
+from transformers.utils import import_utils
 
 from vlroute.checks import shown
+from vlroute.engine.families import Family, known_families
 from vlroute.engine.local.checkpoint_files import (
     INDEX,
     REMEDY,
@@ -28,10 +31,21 @@ from vlroute.engine.local.checkpoint_files import (
     check_distinct,
     check_kinds,
     check_sizes,
+    check_switch,
+    is_hybrid,
     local_folder,
     pair_fingerprint,
 )
 from vlroute.engine.local.loading import checked_loading, quantization_config
+from vlroute.engine.local.quantized import (
+    FP8,
+    check_quantization,
+    gguf_error,
+    is_dequantized,
+    is_gguf_folder,
+    method_of,
+    title_of,
+)
 from vlroute.engine.settings import own_settings
 from vlroute.errors import CheckpointError, SettingsError
 from vlroute.types import MODES, Mode
@@ -75,12 +89,6 @@ def tower_fingerprint(folder: str | Path) -> str:
     Returns:
         64 hex characters.
 
-    Args:
-        folder: a checkpoint folder.
-
-    Returns:
-        The fingerprint.
-
     Raises:
         CheckpointError: the folder contains no safetensors weights of a vision tower.
     """
@@ -93,20 +101,27 @@ def tower_fingerprint(folder: str | Path) -> str:
         for name, tensor in tower_tensors(folder):
             header = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
             digest.update(f"{len(header)}:{header}".encode())
-            digest.update(memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B"))
+            digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()).cast("B"))  # scales have no dimension
             count += 1
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot read the vision tower of {folder.name!r}: {error}; expected a Qwen3-VL checkpoint folder "
-            "with config.json and safetensors weights"
+            f"cannot read the vision tower of {folder.name!r}: {error}; expected a checkpoint folder with config.json "
+            "and safetensors weights"
         ) from error
     if not count:
-        raise CheckpointError(f"{folder.name!r} contains no vision tower; expected a Qwen3-VL checkpoint")
+        raise CheckpointError(f"{folder.name!r} contains no vision tower; expected one of {known_families()}")
     return digest.hexdigest()
 
 
 log = logging.getLogger("vlroute")
 
+#: Kinds of quantization after whose loading transformers reports missing tensors exactly.
+COMPLETE = (*FP8, "bitsandbytes", "torchao", "compressed-tensors")
+#: What to do about a quantized checkpoint that cannot be loaded.
+INSTEAD = (
+    "pass a checkpoint that is not quantized, or serve this one with vLLM and pass its endpoints "
+    "(docs/how-to/endpoints.md)"
+)
 #: Files that are downloaded and checked before the weights.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
 CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors"]  # no pickle files: loading them could run code
@@ -114,10 +129,11 @@ CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors"]  # no pickle files: loading t
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One loaded checkpoint.
+    """One loaded checkpoint; of a hybrid, the part of one mode.
 
     Attributes:
         mode: the mode that it answers.
+        family: the family of its model.
         source: folder or hub id.
         model: the transformers model.
         processor: tokenizer, image processor and video processor.
@@ -126,9 +142,11 @@ class Checkpoint:
         vision_key: hash of everything that determines the bits of vision features: `tower`, `grid_key`, dtype, device,
             attention and versions, 64 hex characters. Modes share features exactly if their keys are equal.
         generation: the supported settings of its generation config.
+        marker_ids: token ids of a prompt from the marker on; empty for a pair.
     """
 
     mode: Mode
+    family: Family
     source: str
     model: Any
     processor: Any
@@ -136,6 +154,17 @@ class Checkpoint:
     grid_key: str
     vision_key: str
     generation: Mapping[str, Any] = field(default_factory=dict)
+    marker_ids: Sequence[int] = ()
+
+    @property
+    def owner(self) -> str:
+        """Identifies the language model in the cache of KV tokens: both modes of a hybrid share it."""
+        return self.family.model_type if self.family.hybrid else self.mode
+
+    @property
+    def template_options(self) -> dict[str, bool]:
+        """Arguments of the chat template that choose the mode."""
+        return {} if self.family.switch is None else {self.family.switch: self.mode == "thinking"}
 
     @property
     def tokenizer(self) -> Any:
@@ -174,18 +203,30 @@ class ModelPair:
 
     @property
     def shared_tower(self) -> bool:
-        """Whether both checkpoints use one vision tower in memory."""
+        """Whether both modes use one vision tower in memory."""
         return self.instruct.model.model.visual is self.thinking.model.model.visual
 
     def parameter_bytes(self) -> int:
-        """Size of all weights in memory in bytes; a shared tower counts once."""
+        """Size of all weights in memory in bytes; shared ones count once."""
         unique = {p.data_ptr(): p.numel() * p.element_size() for mode in MODES for p in self[mode].model.parameters()}
         return sum(unique.values())
 
     def __str__(self) -> str:
         tower = "one tower for both modes" if self.shared_tower else "two different towers"
-        where = f"{self.instruct.device}, {str(self.instruct.model.dtype).removeprefix('torch.')}"
-        return f"{self.instruct.source} + {self.thinking.source} on {where}: {tower}"
+        return f"{self.instruct.source} + {self.thinking.source} on {self._where}: {tower}"
+
+    @property
+    def _where(self) -> str:
+        return f"{self.instruct.device}, {str(self.instruct.model.dtype).removeprefix('torch.')}"
+
+
+class HybridModel(ModelPair):
+    """One checkpoint that answers in both modes, loaded. `instruct` and `thinking` are its modes."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return f"{self.instruct.source} on {self._where}: one model for both modes"
 
 
 def checkpoint_folder(source: str | Path, patterns: Sequence[str] = CHECKPOINT_FILES) -> Path:
@@ -203,16 +244,29 @@ def checkpoint_folder(source: str | Path, patterns: Sequence[str] = CHECKPOINT_F
     """
     if (folder := local_folder(source)) is not None:
         if not (folder / "config.json").exists():
-            raise CheckpointError(f"{str(source)!r} is a folder without config.json; expected a Qwen3-VL checkpoint")
+            if is_gguf_folder(folder):
+                raise gguf_error(repr(str(source)))
+            raise CheckpointError(f"{str(source)!r} is a folder without config.json; expected a checkpoint")
         return folder
     try:
-        return Path(snapshot_download(str(source), allow_patterns=list(patterns)))
+        folder = Path(snapshot_download(str(source), allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"cannot find the checkpoint {str(source)!r}: there is no such folder, and the hub raised "
             f"{type(error).__name__}. Pass a folder or a hub id such as 'Qwen/Qwen3-VL-2B-Instruct'; without a "
             "network, copy the checkpoint to this machine first"
         ) from error
+    if not (folder / "config.json").exists() and _offers_gguf(str(source)):
+        raise gguf_error(repr(str(source)))
+    return folder
+
+
+def _offers_gguf(hub_id: str) -> bool:
+    """Whether a repository of the hub contains GGUF files. They are not among the files that are downloaded."""
+    try:
+        return any(name.endswith(".gguf") for name in list_repo_files(hub_id))
+    except Exception:  # without this answer of the hub, the error says that config.json is missing
+        return False
 
 
 def default_device() -> str:
@@ -237,12 +291,6 @@ def _check_device(device: str) -> None:
         raise SettingsError(f"device {device!r} does not exist on this machine; PyTorch finds {here}")
 
 
-class _WithoutTower(Qwen3VLForConditionalGeneration):
-    """Loads a checkpoint without its vision tower; the tensors of the tower in the files are ignored silently."""
-
-    _keys_to_ignore_on_load_unexpected = (r"visual\.",)
-
-
 def load_processor(files: CheckpointFiles) -> Any:
     """Tokenizer and processors of a checkpoint. CheckpointError if they cannot be loaded."""
     try:
@@ -251,15 +299,64 @@ def load_processor(files: CheckpointFiles) -> Any:
         raise _unreadable(files, "tokenizer, chat template or processor", error) from error
 
 
+def check_loadable(files: CheckpointFiles, options: Mapping[str, Any]) -> None:
+    """Check before its weights are downloaded whether a checkpoint, if it is quantized, can be loaded here.
+
+    Args:
+        files: The files that are there already.
+        options: Options of `from_pretrained` of transformers; "device_map" names the device.
+
+    Raises:
+        CheckpointError: A package is missing, or the device cannot be used for this kind of quantization.
+        SettingsError: The options would quantize it again.
+    """
+    check_quantization(files.name, files.config, options.get("quantization_config"))
+    if (found := files.quantization) is None:
+        return
+    device = options.get("device_map", "cpu")
+    try:
+        quantizer = AutoHfQuantizer.from_config(deepcopy(found))
+        quantizer.validate_environment(device_map={"": device}, weights_only=True)
+    except Exception as error:  # transformers raises many types of errors
+        raise _unloadable(files, device, error) from error
+    if is_dequantized(found, device) or getattr(quantizer.quantization_config, "dequantize", False):
+        log.warning(
+            "%s is quantized with %s: on %s, its weights are converted to the dtype of the model and take as much "
+            "memory as those of a checkpoint that is not quantized", files.name, title_of(found), device,
+        )  # fmt: skip
+    elif method_of(found) in FP8 and not import_utils.is_kernels_available():
+        limits = [getattr(import_utils, f"KERNELS_{end}_VERSION", None) for end in ("MIN", "MAX")]
+        versions = ",".join(f"{sign}{one}" for sign, one in zip((">=", "<"), limits, strict=True) if one)
+        raise CheckpointError(
+            f"{files.name} is quantized with {title_of(found)}, which needs the package kernels on {device}; pip "
+            f"install 'kernels{versions}', or pass a checkpoint that is not quantized"
+        )
+
+
+def _set_dequantize(config: Any, device: str) -> None:
+    """Ask transformers to convert weights, see `is_dequantized`.
+
+    It converts FP8 by itself on a machine without a GPU, but not for `device="cpu"` on a machine with one.
+    """
+    for part in (config, config.get_text_config(decoder=True)):
+        found = getattr(part, "quantization_config", None)
+        if isinstance(found, dict) and is_dequantized(found, device):
+            part.quantization_config = {**found, "dequantize": True}
+
+
 def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch.nn.Module | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(files.folder)
     except Exception as error:  # as above
         raise _unreadable(files, "config.json", error) from error
+    if files.quantization is not None:
+        options = {"device_map": "cpu", **options}  # without it, bitsandbytes takes the first GPU
+        _set_dequantize(config, options["device_map"])
     whole = config.vision_config.to_dict()
-    kind = Qwen3VLForConditionalGeneration
+    kind = getattr(transformers, files.family.model_class)
     if tower is not None:
-        kind = _WithoutTower
+        # the tensors of the tower in the files are ignored silently
+        kind = type("_WithoutTower", (kind,), {"_keys_to_ignore_on_load_unexpected": (r"visual\.",)})
         config.vision_config.depth, config.vision_config.deepstack_visual_indexes = 0, []
     try:
         model, report = kind.from_pretrained(files.folder, config=config, output_loading_info=True, **options)
@@ -267,17 +364,25 @@ def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch
         raise  # the machine is at fault, not the checkpoint
     except Exception as error:  # as above
         _check_options(config, options)
+        if isinstance(error, ImportError) and (attention := options.get("attn_implementation")):
+            raise _unusable("attn_implementation", attention, error) from error
+        if files.quantization is not None:
+            raise _unloadable(files, options["device_map"], error) from error
         if isinstance(error, ImportError):
-            if attention := options.get("attn_implementation"):
-                raise _unusable("attn_implementation", attention, error) from error
             raise  # the checkpoint needs a package
         raise _unreadable(files, "weights", error) from error
-    if report["missing_keys"] and not getattr(model, "is_quantized", False):
-        absent = sorted(report["missing_keys"])
+    unread = sorted(key for key in report["unexpected_keys"] if "scale" in key)
+    if files.quantization is not None and unread:
         raise CheckpointError(
-            f"the {files.mode} checkpoint {files.source!r} lacks {len(absent)} tensors, the first is {absent[0]!r}; "
-            f"{REMEDY}"
+            f"transformers {transformers.__version__} reads the {title_of(files.quantization)} weights of {files.name} "
+            f"without their scales: {len(unread)} tensors have no place in the model, the first is {unread[0]!r}; "
+            f"{INSTEAD}"
         )
+    # other packages than these may fill tensors after loading
+    if report["missing_keys"] and (files.quantization is None or method_of(files.quantization) in COMPLETE):
+        absent = sorted(report["missing_keys"])
+        remedy = REMEDY if files.quantization is None else f"{REMEDY}, or {INSTEAD}"
+        raise CheckpointError(f"{files.name} lacks {len(absent)} tensors, the first is {absent[0]!r}; {remedy}")
     if tower is not None:
         model.model.visual = tower
         model.config.vision_config = type(config.vision_config).from_dict(whole)
@@ -303,12 +408,18 @@ def _unusable(name: str, value: Any, error: Exception) -> SettingsError:
     return SettingsError(f"{name}={shown(value)} cannot be used here ({type(error).__name__}: {why}); leave it out")
 
 
-def _unreadable(files: CheckpointFiles, what: str, error: Exception) -> CheckpointError:
+def _unloadable(files: CheckpointFiles, device: str, error: Exception) -> CheckpointError:
+    """The error for a quantized checkpoint."""
     why = " ".join(str(error).split())[:300]
     return CheckpointError(
-        f"the {what} of the {files.mode} checkpoint {files.source!r} cannot be loaded "
-        f"({type(error).__name__}: {why}); {REMEDY}"
+        f"{files.name} is quantized with {title_of(files.quantization or {})}, and transformers cannot load it on "
+        f"{device} ({type(error).__name__}: {why}); {INSTEAD}"
     )
+
+
+def _unreadable(files: CheckpointFiles, what: str, error: Exception) -> CheckpointError:
+    why = " ".join(str(error).split())[:300]
+    return CheckpointError(f"the {what} of {files.name} cannot be loaded ({type(error).__name__}: {why}); {REMEDY}")
 
 
 def _grid_key(processor: Any) -> str:
@@ -326,13 +437,17 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _checked(instruct: str | Path, thinking: str | Path) -> tuple[dict[Mode, CheckpointFiles], dict[Mode, Any]]:
+def _checked(
+    instruct: str | Path, thinking: str | Path, options: Mapping[str, Any]
+) -> tuple[dict[Mode, CheckpointFiles], dict[Mode, Any]]:
     """Files and processors of both checkpoints, checked to be a pair. Weights are downloaded last."""
     sources: dict[Mode, str | Path] = {"instruct": instruct, "thinking": thinking}
     files = {
         mode: CheckpointFiles.read(mode, source, checkpoint_folder(source, SMALL_FILES), weights=False)
         for mode, source in sources.items()
     }
+    for one in files.values():
+        check_loadable(one, options)
     check_sizes(files["instruct"], files["thinking"])
     processors = {mode: load_processor(one) for mode, one in files.items()}
     check_kinds(files, processors)
@@ -341,7 +456,7 @@ def _checked(instruct: str | Path, thinking: str | Path) -> tuple[dict[Mode, Che
     return files, processors
 
 
-def load_model_pair(
+def load_models(
     instruct: str | Path,
     thinking: str | Path,
     *,
@@ -350,25 +465,25 @@ def load_model_pair(
     attn_implementation: str | None = None,
     quantization: str | Any | None = None,
 ) -> ModelPair:
-    """Load both checkpoints into this process; equal towers are loaded once.
+    """Load both modes into this process; equal towers are loaded once.
 
     Args:
         instruct: folder or hub id of the Instruct checkpoint.
-        thinking: folder or hub id of the Thinking checkpoint.
+        thinking: folder or hub id of the Thinking checkpoint; equal to `instruct` for one checkpoint with both modes.
         device: "cuda", "cuda:1", "cpu", "mps", "xpu", a `torch.device`, or the index of a CUDA device; by default, and
             with "auto", CUDA if available, else the CPU.
         dtype: a torch dtype or its name ("bfloat16", "bf16", "fp16", …), or "auto" for the dtype of the stored
             checkpoint; by default bfloat16 on CUDA, else float32.
         attn_implementation: as in transformers ("sdpa", "eager", "flash_attention_2").
         quantization: "4bit" or "8bit" (bitsandbytes), "int8" (torchao), or a transformers quantization
-            config. AWQ and GPTQ checkpoints do not need this option.
+            config; not for checkpoints that already are quantized.
 
     Returns:
-        The loaded pair.
+        The loaded pair, or a `HybridModel`.
 
     Raises:
-        CheckpointError: a checkpoint cannot be found, is damaged or is not Qwen3-VL, or the two are not an Instruct
-            and a Thinking checkpoint of one size.
+        CheckpointError: a checkpoint cannot be found, is damaged, is of an unknown family, is quantized in a way that
+            cannot be loaded here, or the two are not an Instruct and a Thinking checkpoint of one size.
         SettingsError: an invalid option, a device that this machine does not have, or an attention or quantization that
             this machine or the model does not support.
     """
@@ -378,8 +493,6 @@ def load_model_pair(
     })  # fmt: skip
     where = asked.pop("device", None) or default_device()
     _check_device(where)
-    files, processors = _checked(instruct, thinking)
-    prints = {mode: tower_fingerprint(one.folder) for mode, one in files.items()}
     options: dict[str, Any] = {"dtype": asked.pop("dtype", default_dtype(where))}
     if where != "cpu" or quantization is not None:  # without it, bitsandbytes takes the first GPU
         options["device_map"] = where
@@ -389,21 +502,52 @@ def load_model_pair(
         except ImportError as error:
             raise _unusable("quantization", quantization, error) from error
     options |= asked
+    if instruct == thinking and is_hybrid(instruct):
+        loaded, fingerprint = _loaded_hybrid(instruct, options)
+        kind: type[ModelPair] = HybridModel
+    else:
+        (loaded, fingerprint), kind = _loaded_pair(instruct, thinking, options), ModelPair
+    models = kind(loaded["instruct"], loaded["thinking"], time.perf_counter() - began, fingerprint)
+    log.info("loaded %s in %.1f s", models, models.load_seconds)
+    if not models.shared_tower:
+        log.warning("the two vision towers differ: the modes do not share vision features")
+    return models
 
-    loaded: dict[str, Checkpoint] = {}
+
+def _loaded_pair(
+    instruct: str | Path, thinking: str | Path, options: Mapping[str, Any]
+) -> tuple[dict[Mode, Checkpoint], str]:
+    """Both checkpoints of a pair, and their common fingerprint."""
+    files, processors = _checked(instruct, thinking, options)
+    prints = {mode: tower_fingerprint(one.folder) for mode, one in files.items()}
+    loaded: dict[Mode, Checkpoint] = {}
     for mode in MODES:
         twin = loaded.get("instruct")
         tower = twin.model.model.visual if twin and twin.tower == prints[mode] else None
         model = _load_model(files[mode], options, tower)
-        grid_key = _grid_key(processors[mode])
-        vision_key = _vision_key(prints[mode], grid_key, model)
-        generation = own_settings(model.generation_config.to_diff_dict(), files[mode].source)
-        loaded[mode] = Checkpoint(
-            mode, files[mode].source, model, processors[mode], prints[mode], grid_key, vision_key, generation
-        )
-    fingerprint = pair_fingerprint(*(files[mode].fingerprint() for mode in MODES))
-    pair = ModelPair(loaded["instruct"], loaded["thinking"], time.perf_counter() - began, fingerprint)
-    log.info("loaded %s in %.1f s", pair, pair.load_seconds)
-    if not pair.shared_tower:
-        log.warning("the two vision towers differ: the modes do not share vision features")
-    return pair
+        loaded[mode] = _checkpoint(mode, files[mode], model, processors[mode], prints[mode])
+    return loaded, pair_fingerprint(*(files[mode].fingerprint() for mode in MODES))
+
+
+def _loaded_hybrid(source: str | Path, options: Mapping[str, Any]) -> tuple[dict[Mode, Checkpoint], str]:
+    """Both modes of one checkpoint, and its fingerprint."""
+    files = CheckpointFiles.read(None, source, checkpoint_folder(source, SMALL_FILES), weights=False)
+    check_loadable(files, options)
+    processor = load_processor(files)
+    markers = check_switch(files, processor)
+    files = CheckpointFiles.read(None, source, checkpoint_folder(source))
+    tower, model = tower_fingerprint(files.folder), _load_model(files, options, None)
+    loaded = {mode: _checkpoint(mode, files, model, processor, tower, markers[mode]) for mode in MODES}
+    fingerprint = files.fingerprint()
+    return loaded, pair_fingerprint(fingerprint, fingerprint)
+
+
+def _checkpoint(
+    mode: Mode, files: CheckpointFiles, model: Any, processor: Any, tower: str, marker_ids: Sequence[int] = ()
+) -> Checkpoint:
+    grid_key = _grid_key(processor)
+    generation = own_settings(model.generation_config.to_diff_dict(), files.source)
+    return Checkpoint(
+        mode, files.family, files.source, model, processor, tower, grid_key, _vision_key(tower, grid_key, model),
+        generation, marker_ids,
+    )  # fmt: skip

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from vlroute.engine.families import FAMILIES, Family, family_of_hub_id, known_families
+from vlroute.engine.local.quantized import check_quantization, gguf_error, is_gguf_folder, quantization_of
 from vlroute.engine.local.reasoning import END_THINK, THINK
 from vlroute.errors import CheckpointError
 from vlroute.types import MODES, Mode
@@ -54,18 +59,18 @@ class TensorPlace:
 class CheckpointFiles:
     """One checkpoint folder whose files exist and can be read. Create it with `read`."""
 
-    mode: Mode
+    mode: Mode | None
     source: str
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, TensorPlace]
 
     @classmethod
-    def read(cls, mode: Mode, source: str | Path, folder: Path, *, weights: bool = True) -> CheckpointFiles:
+    def read(cls, mode: Mode | None, source: str | Path, folder: Path, *, weights: bool = True) -> CheckpointFiles:
         """Check the files of a folder; only the headers of the weights are read.
 
         Args:
-            mode: the mode of the checkpoint, for error messages.
+            mode: the mode of the checkpoint; None for a checkpoint that answers in both.
             source: the name given by the user, for error messages.
             folder: the local folder.
             weights: False skips the weights, for a checkpoint whose weights are not downloaded yet.
@@ -76,13 +81,23 @@ class CheckpointFiles:
         Raises:
             CheckpointError: a file is missing or damaged, or belongs to another type of model.
         """
-        reader = _Reader(f"the {mode} checkpoint {str(source)!r}", folder)
+        reader = _Reader(_name(mode, source), folder)
         reader.require_files(weights)
         config = reader.json_object("config.json")
-        if config.get("model_type") != "qwen3_vl":
+        family = FAMILIES.get(str(config.get("model_type")))
+        if family is None:
             raise CheckpointError(
-                f"{reader.name} is of model type {config.get('model_type')!r}; expected 'qwen3_vl' (a dense Qwen3-VL "
-                "checkpoint such as 'Qwen/Qwen3-VL-2B-Instruct')"
+                f"{reader.name} is of model type {config.get('model_type')!r}; expected one of {known_families()}"
+            )
+        if family.hybrid and mode is not None:
+            raise CheckpointError(
+                f"{reader.name} is of the family {family.title}, whose checkpoints answer in both modes; pass it as "
+                "name, without instruct= and thinking="
+            )
+        if not family.hybrid and mode is None:
+            raise CheckpointError(
+                f"{reader.name} is of the family {family.title}, which has a checkpoint for each mode; pass both "
+                "with instruct= and thinking=, or the name of the pair"
             )
         for part in ("text_config", "vision_config"):
             if not isinstance(config.get(part), dict):
@@ -90,9 +105,24 @@ class CheckpointFiles:
         return cls(mode, str(source), folder, config, reader.tensors() if weights else {})
 
     @property
+    def name(self) -> str:
+        """The checkpoint in error messages."""
+        return _name(self.mode, self.source)
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return FAMILIES[self.config["model_type"]]
+
+    @property
     def size(self) -> dict[str, Any]:
         """Layers, widths and vocabulary of the text model."""
         return {key: self.config["text_config"].get(key) for key in SIZE_KEYS}
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """How the checkpoint is quantized; None if it is not."""
+        return quantization_of(self.config)
 
     def fingerprint(self) -> str:
         """SHA-256 (64 hex characters) that identifies these weights.
@@ -113,6 +143,10 @@ class CheckpointFiles:
         return digest.hexdigest()
 
 
+def _name(mode: Mode | None, source: str | Path) -> str:
+    return f"the {mode} checkpoint {str(source)!r}" if mode else f"the checkpoint {str(source)!r}"
+
+
 def local_folder(source: str | Path) -> Path | None:
     """The local folder that `source` names; None if there is no such folder (for example for a hub id)."""
     folder = Path(os.path.expanduser(source))
@@ -122,30 +156,79 @@ def local_folder(source: str | Path) -> Path | None:
         raise CheckpointError(f"cannot open the folder {str(source)!r}: {error.strerror}") from error
 
 
-def check_folders(instruct: str | Path, thinking: str | Path) -> None:
-    """Check the files of two local checkpoints before anything is loaded.
+def is_hybrid(source: str | Path) -> bool:
+    """Whether a checkpoint answers in both modes.
+
+    Args:
+        source: folder or hub id; of a hub id that was not downloaded yet, only the name can tell.
+
+    Returns:
+        Whether it does; False if that is not known.
+
+    Raises:
+        CheckpointError: config.json of the folder is damaged.
+    """
+    folder = local_folder(source)
+    if folder is None:
+        folder = _cached_folder(str(source))
+    if folder is None:
+        family = family_of_hub_id(str(source))
+    elif not (folder / "config.json").exists():
+        return False
+    else:
+        config = _Reader(_name(None, source), folder).json_object("config.json")
+        family = FAMILIES.get(str(config.get("model_type")))
+    return family is not None and family.hybrid
+
+
+def _cached_folder(hub_id: str) -> Path | None:
+    """The folder of the hub cache that holds config.json of a checkpoint; None if there is none."""
+    try:
+        cached = try_to_load_from_cache(hub_id, "config.json")
+    except HFValidationError:  # not a hub id
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def check_folders(instruct: str | Path, thinking: str | Path, quantization: Any = None) -> None:
+    """Check the files of local checkpoints before anything is loaded.
 
     Args:
         instruct: folder or hub id of the Instruct checkpoint; hub ids are not checked.
-        thinking: folder or hub id of the Thinking checkpoint.
+        thinking: folder or hub id of the Thinking checkpoint; equal to `instruct` for one checkpoint with both modes.
+        quantization: the loading option.
 
     Raises:
-        CheckpointError: a file is missing or damaged, a model has another type, or the two checkpoints have different
-            sizes or are the same.
+        CheckpointError: a file is missing or damaged, a model has another type, a package for a quantized checkpoint is
+            missing, or the two checkpoints have different sizes or are the same.
+        SettingsError: `quantization` was passed for a quantized checkpoint.
     """
+    if instruct == thinking and is_hybrid(instruct):
+        if (folder := local_folder(instruct)) is not None:
+            files = CheckpointFiles.read(None, instruct, folder)
+            check_quantization(files.name, files.config, quantization)
+        return
     sources: dict[Mode, str | Path] = {"instruct": instruct, "thinking": thinking}
     found = [
         CheckpointFiles.read(mode, source, folder)
         for mode, source in sources.items()
         if (folder := local_folder(source)) is not None
     ]
+    for files in found:
+        check_quantization(files.name, files.config, quantization)
     if len(found) == len(sources):
         check_sizes(*found)
         check_distinct(*found)
 
 
 def check_sizes(instruct: CheckpointFiles, thinking: CheckpointFiles) -> None:
-    """CheckpointError if the sizes differ."""
+    """CheckpointError if the families or the sizes differ."""
+    if instruct.family is not thinking.family:
+        types = " and ".join(repr(one.family.model_type) for one in (instruct, thinking))
+        raise CheckpointError(
+            f"{instruct.source!r} and {thinking.source!r} are of different model types, {types}; pass the Instruct and "
+            "the Thinking checkpoint of one model"
+        )
     if instruct.size != thinking.size:
         differing = [key for key in SIZE_KEYS if instruct.size[key] != thinking.size[key]]
         here, there = (", ".join(f"{key} {one.size[key]}" for key in differing) for one in (instruct, thinking))
@@ -183,6 +266,8 @@ class _Reader:
     def require_files(self, weights: bool) -> None:
         for group in REQUIRED if weights else REQUIRED[:-1]:
             if not any(all(self._is_there(file) for file in files) for files in group):
+                if is_gguf_folder(self.folder):
+                    raise gguf_error(self.name)
                 wanted = " or ".join(" with ".join(files) for files in group)
                 raise CheckpointError(f"{self.name} has no {wanted}; {REMEDY}")
         for file in sorted({file for group in REQUIRED[:-1] for files in group for file in files} | {*OPTIONAL_JSON}):
@@ -292,10 +377,6 @@ def check_kinds(files: Mapping[Mode, CheckpointFiles], processors: Mapping[Mode,
     The chat template of a Thinking model opens a thought.
 
     Args:
-        files: the files of each mode.
-        processors: the loaded processor of each mode.
-
-    Args:
         files: the checked files of both checkpoints.
         processors: their loaded processors.
 
@@ -331,27 +412,56 @@ def check_kinds(files: Mapping[Mode, CheckpointFiles], processors: Mapping[Mode,
         )
 
 
+def check_switch(files: CheckpointFiles, processor: Any) -> dict[Mode, list[int]]:
+    """Check that the chat template of a checkpoint with both modes opens a thought for Thinking only.
+
+    Args:
+        files: the checked files.
+        processor: the loaded processor.
+
+    Returns:
+        For each mode, the token ids of the prompt from the marker on, which choose the mode.
+
+    Raises:
+        CheckpointError: the tokenizer, the template or the processor does not match the model.
+    """
+    _check_processor(files, processor)
+    _control_ids(files, processor, thinks=True)
+    family, ids = files.family, dict[Mode, list[int]]()
+    for mode in MODES:
+        prompt = _generation_prompt(files, processor, **{str(family.switch): mode == "thinking"})
+        if (prompt.rfind(THINK) > prompt.rfind(END_THINK)) != (mode == "thinking") or str(family.marker) not in prompt:
+            raise CheckpointError(
+                f"the chat template of {files.name} has no {family.switch} as that of {family.example!r}; {REMEDY}"
+            )
+        marker = prompt[prompt.rindex(str(family.marker)) :]
+        ids[mode] = processor.tokenizer(marker, add_special_tokens=False)["input_ids"]
+    return ids
+
+
 def _opens_thought(files: CheckpointFiles, processor: Any) -> bool:
     """Whether the generation prompt of the chat template leaves a thought open."""
+    prompt = _generation_prompt(files, processor)
+    return prompt.rfind(THINK) > prompt.rfind(END_THINK)
+
+
+def _generation_prompt(files: CheckpointFiles, processor: Any, **options: bool) -> str:
+    """What the chat template writes after the last message."""
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
     try:
         turn, whole = (
-            processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompted)
+            processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompted, **options)
             for prompted in (False, True)
         )
     except Exception as error:  # errors of jinja2, and any error that the template raises
         why = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"the chat template of the {files.mode} checkpoint {files.source!r} cannot be used "
-            f"({type(error).__name__}: {why}); {REMEDY}"
+            f"the chat template of {files.name} cannot be used ({type(error).__name__}: {why}); {REMEDY}"
         ) from error
-    prompt = whole.removeprefix(turn)
+    prompt = str(whole.removeprefix(turn))
     if not prompt or prompt == whole or QUESTION not in turn or processor.image_token not in turn:
-        raise CheckpointError(
-            f"the chat template of the {files.mode} checkpoint {files.source!r} does not render a question with a "
-            f"picture; {REMEDY}"
-        )
-    return bool(prompt.rfind(THINK) > prompt.rfind(END_THINK))
+        raise CheckpointError(f"the chat template of {files.name} does not render a question with a picture; {REMEDY}")
+    return prompt
 
 
 def _control_ids(files: CheckpointFiles, processor: Any, thinks: bool) -> dict[str, int]:
@@ -363,7 +473,7 @@ def _control_ids(files: CheckpointFiles, processor: Any, thinks: bool) -> dict[s
         if isinstance(number, int) and tokenizer.convert_ids_to_tokens(number) == token:
             found[token] = number
     needed = {*CONTROL_TOKENS, *([THINK, END_THINK] if thinks else [])}
-    name = f"the tokenizer of the {files.mode} checkpoint {files.source!r}"
+    name = f"the tokenizer of {files.name}"
     if lacking := sorted(needed - found.keys()):
         raise CheckpointError(f"{name} lacks {', '.join(lacking)}; {REMEDY}")
     for token, key in CONTROL_TOKENS.items():
@@ -377,7 +487,7 @@ def _control_ids(files: CheckpointFiles, processor: Any, thinks: bool) -> dict[s
 
 
 def _check_processor(files: CheckpointFiles, processor: Any) -> None:
-    name = f"the {files.mode} checkpoint {files.source!r}"
+    name = files.name
     for part in ("tokenizer", "image_processor", "video_processor"):
         if getattr(processor, part, None) is None:
             raise CheckpointError(f"{name} has no {part.replace('_', ' ')}; {REMEDY}")

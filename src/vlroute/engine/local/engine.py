@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
+from pkgutil import resolve_name
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -22,11 +23,11 @@ from numpy.typing import NDArray
 from vlroute.engine.cache.features import VisionFeatures
 from vlroute.engine.cache.prefix import PrefixCache
 from vlroute.engine.cache.vision import Grid, VisionCache, feature_key
-from vlroute.engine.local.checkpoint import Checkpoint, ModelPair, load_model_pair
-from vlroute.engine.local.language import language_model
+from vlroute.engine.local.checkpoint import Checkpoint, ModelPair, load_models
+from vlroute.engine.local.forward import Language
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
 from vlroute.engine.local.memory import Memory
-from vlroute.engine.local.prompt import Prompt, build_prompt
+from vlroute.engine.local.prompt import Prompt, build_prompt, in_other_mode
 from vlroute.engine.local.reasoning import Splitter
 from vlroute.engine.local.sampling import resolve_settings
 from vlroute.engine.local.scheduler import GenerationRequest, Scheduler
@@ -36,7 +37,7 @@ from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
 from vlroute.steps import Steps, start, wait
-from vlroute.types import MODES, Channel, Mode
+from vlroute.types import MODES, Channel, Mode, other
 
 
 class Request:
@@ -71,6 +72,10 @@ class Request:
         return self.engine.pair.instruct.tower
 
     @property
+    def _has_media(self) -> bool:
+        return bool(self.conversation.pictures or self.conversation.videos)
+
+    @property
     def encoded(self) -> int:
         """Number of pictures and videos that went through the tower for this request."""
         return len(self._encoded)
@@ -93,7 +98,7 @@ class Request:
 
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """See `protocol.EngineRequest`."""
-        resolve_settings(self.engine.pair[mode], settings)
+        resolve_settings(self.engine.pair[mode], settings, media=self._has_media)
 
     def prepare(self, modes: Sequence[Mode]) -> None:
         """See `protocol.EngineRequest`: encodes new pictures if the modes share a tower and there is no disk tier."""
@@ -126,7 +131,9 @@ class Request:
             return None
         prompts = {mode: self._prompt(pair[mode]) for mode in MODES}
         cached = {
-            mode: self.engine.prefixes.cached_tokens(self._owner(mode), prompt.tokens)
+            mode: self.engine.prefixes.cached_tokens(
+                self._owner(pair[mode]), prompt.tokens, pair[mode].family.recurrent
+            )
             for mode, prompt in prompts.items()
         }
         return {mode: prompt.length - cached[mode] for mode, prompt in prompts.items()}
@@ -149,8 +156,8 @@ class Request:
             yield from wait(encoding)
         prompt = self._prompt(checkpoint)
         max_output = _max_output_tokens(checkpoint, prompt)
-        owner = self._owner(mode)
-        lease = prefixes.match(owner, prompt.tokens)
+        owner = self._owner(checkpoint)
+        lease = prefixes.match(owner, prompt.tokens, checkpoint.family.recurrent)
         try:
             media = self._uncached_media(prompt, lease.length)
             if writes:
@@ -166,7 +173,7 @@ class Request:
                 encoded = time.perf_counter()
                 return features
 
-            resolved = resolve_settings(checkpoint, settings)
+            resolved = resolve_settings(checkpoint, settings, media=self._has_media)
             resolved["max_new_tokens"] = min(resolved["max_new_tokens"], max_output)
             splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
 
@@ -223,8 +230,8 @@ class Request:
         if item in (*last.pictures, *last.videos):
             yield from self.features(self.engine.pair.instruct, [*last.pictures, *last.videos])
 
-    def _owner(self, mode: Mode) -> str:
-        return f"{mode} {self.namespace}"
+    def _owner(self, checkpoint: Checkpoint) -> str:
+        return f"{checkpoint.owner} {self.namespace}"
 
     def _grids(self, checkpoint: Checkpoint) -> tuple[list[Grid | None], list[Grid | None]]:
         pictures, videos = list(self.conversation.pictures), list(self.conversation.videos)
@@ -242,8 +249,13 @@ class Request:
 
     def _prompt(self, checkpoint: Checkpoint) -> Prompt:
         if checkpoint.mode not in self._prompts:
-            images, clips = ([grid for grid in grids if grid is not None] for grids in self._grids(checkpoint))
-            self._prompts[checkpoint.mode] = build_prompt(checkpoint, self.conversation, images, clips)
+            known = self._prompts.get(other(checkpoint.mode))
+            if known is not None and known.marker is not None:
+                prompt = in_other_mode(known, checkpoint)
+            else:
+                images, clips = ([grid for grid in grids if grid is not None] for grids in self._grids(checkpoint))
+                prompt = build_prompt(checkpoint, self.conversation, images, clips)
+            self._prompts[checkpoint.mode] = prompt
         return self._prompts[checkpoint.mode]
 
     def _uncached_media(self, prompt: Prompt, cached: int) -> list[Picture | Video]:
@@ -277,6 +289,18 @@ class Encoder:
         return [one.grid for one in pixels], self._scheduler.encode(self._checkpoint, pixels)
 
 
+def _languages(pair: ModelPair) -> dict[Mode, Language]:
+    """The language model of each mode; one object if both modes have one model."""
+    languages: dict[Mode, Language] = {}
+    for mode in MODES:
+        checkpoint = pair[mode]
+        if mode == "thinking" and checkpoint.model is pair.instruct.model:
+            languages[mode] = languages["instruct"]
+        else:
+            languages[mode] = resolve_name(checkpoint.family.language_model)(checkpoint.model)
+    return languages
+
+
 class LocalEngine:
     """A loaded model pair with its caches and the scheduler that runs it. Thread-safe."""
 
@@ -304,7 +328,7 @@ class LocalEngine:
         self.pair = pair
         self.vision = VisionCache() if vision is None else vision
         self.prefixes = PrefixCache() if prefixes is None else prefixes
-        languages = {mode: language_model(pair[mode].model) for mode in MODES}
+        languages = _languages(pair)
         budgets = Memory(pair, self.prefixes, self.vision, memory)
         self.scheduler = Scheduler(languages, self.prefixes, budgets, max_num_seqs, compile)
         self.encoders = {mode: Encoder(pair[mode], self.scheduler) for mode in MODES}
@@ -324,9 +348,9 @@ class LocalEngine:
         vision_cache: VisionCache | None = None,
         prefix_cache: PrefixCache | None = None,
     ) -> LocalEngine:
-        """Load the pair, with caches of default size if none are given. `loading` and errors: see `load_model_pair`."""
+        """Load the models, with caches of default size if none are given. `loading` and errors: see `load_models`."""
         options = {name: value for name, value in loading.items() if name not in ("memory", "compile")}
-        pair = load_model_pair(instruct, thinking, **options)
+        pair = load_models(instruct, thinking, **options)
         memory, compile = loading.get("memory"), loading.get("compile") or "auto"
         return cls(pair, vision_cache, prefix_cache, max_num_seqs, memory, compile)
 

@@ -12,6 +12,8 @@ import torch
 from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, rounded
 
 log = logging.getLogger("vlroute")
+#: Row of the inputs of a step that says which slots take part.
+ACTIVE = 3
 Language: TypeAlias = Callable[..., torch.Tensor]
 
 
@@ -103,13 +105,16 @@ class Decoder:
             # graphs are captured here, around the compiled step
             self._step = torch.compile(self._forward, dynamic=True, options={"triton.cudagraphs": False})
 
-    def __call__(self, ids: Sequence[int], cached: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    def __call__(
+        self, ids: Sequence[int], cached: Sequence[int], positions: Sequence[int], active: Sequence[int]
+    ) -> torch.Tensor:
         """Logits of the next token for the first slots.
 
         Args:
             ids: Last token of each slot; any id for a slot that does not take part.
             cached: Number of tokens that each slot holds. The token is written behind them.
             positions: Position of each token; the same on all axes, because an answer is text.
+            active: 1 for each slot that takes part, else 0.
 
         Returns:
             The logits, `[rows, vocabulary]` with at least as many rows as there are ids.
@@ -117,7 +122,7 @@ class Decoder:
         rows, tokens = self.rows(len(ids)), max(cached) + 1
         length = min(rounded(tokens, FIRST_LENGTH) if self.few_shapes else tokens, self.slots.length)
         padding = [0] * (rows - len(ids))
-        inputs = torch.tensor([[*ids, *padding], [*cached, *padding], [*positions, *padding]])
+        inputs = torch.tensor([[*one, *padding] for one in (ids, cached, positions, active)])
         if not self._captures:
             return self._step(inputs.to(self.device), length)
         return self._replayed(inputs.pin_memory(), length)
@@ -127,8 +132,8 @@ class Decoder:
         return min(rounded(sequences), self.slots.count) if self.few_shapes else sequences
 
     def _forward(self, inputs: torch.Tensor, length: int) -> torch.Tensor:
-        ids, cached, positions = inputs.unbind()
-        mask = self.slots.decoding(inputs.shape[1], cached, length)
+        ids, cached, positions, active = inputs.unbind()
+        mask = self.slots.decoding(inputs.shape[1], cached, length, active)
         embeds = self.model.model.language_model.embed_tokens(ids)[:, None]
         hidden = self.language(embeds, positions[:, None], mask, self.slots)
         logits: torch.Tensor = self.model.lm_head(hidden[:, 0])
@@ -152,6 +157,7 @@ class Decoder:
 
     def _captured(self, inputs: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
         own = inputs.to(self.device)
+        own[ACTIVE] = 0  # the calls below must not change recurrent states
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries allocate their work space in the first calls

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -20,17 +20,28 @@ from vlroute.engine.local.attention import attend, prepared
 from vlroute.engine.local.slots import KVSlots
 from vlroute.errors import SettingsError
 
+#: On a CPU, weights of more elements are not joined. The copy would be in memory beside the pages of the file, and
+#: starting two operations takes no time that counts there.
+LARGE = 2**21
+Project: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 #: Name of the argument of transformers for the KV cache; older releases call it `past_key_values`.
 CACHE = "cache" if "cache" in signature(Qwen3VLTextModel.forward).parameters else "past_key_values"
 
 
 def is_plain(*modules: nn.Module) -> bool:
     """Whether all linear layers are those of torch, so that their weights may be used directly; not quantized ones."""
-    return all(
-        type(one) is nn.Linear and type(one.weight.data) is torch.Tensor and not one._forward_hooks  # noqa: SLF001
-        for module in modules
-        for one in module.modules()
-        if hasattr(one, "in_features")
+    return all(_is_plain(one) for module in modules for one in module.modules() if hasattr(one, "in_features"))
+
+
+def _is_plain(layer: Any) -> bool:
+    """The same for one layer. Compressed-tensors keeps its class, but replaces its `forward` or its weight."""
+    weight = layer._parameters.get("weight")  # noqa: SLF001
+    return (
+        type(layer) is nn.Linear
+        and weight is not None
+        and type(weight.data) is torch.Tensor
+        and weight.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+        and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))  # noqa: SLF001
     )
 
 
@@ -45,45 +56,88 @@ def joined(*layers: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
     return weight, bias
 
 
+class Rotary:
+    """Rotary embedding in time, height and width, whose frequencies are interleaved (M-RoPE of Qwen3-VL)."""
+
+    def __init__(self, rotary: Any) -> None:
+        """`rotary`: the module of transformers."""
+        axis = torch.zeros(len(rotary.inv_freq), dtype=torch.long)  # of each frequency
+        for one in (1, 2):
+            axis[one : 3 * rotary.mrope_section[one] : 3] = one
+        self.axis = axis.to(rotary.inv_freq.device)
+        self.frequencies, self.scaling = rotary.inv_freq.float(), float(rotary.attention_scaling)
+
+    def __call__(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of positions.
+
+        Args:
+            positions: `[3, rows, length]`; `[rows, length]` if they are equal on all axes.
+            dtype: Of the result.
+
+        Returns:
+            Both `[rows, length, 1, rotated width]`; the sines of the first half are negated.
+        """
+        at = positions[..., None] if positions.dim() == 2 else positions[self.axis].permute(1, 2, 0)
+        angles = (at.float() * self.frequencies)[:, :, None]
+        cos, sin = (angles.cos() * self.scaling).to(dtype), (angles.sin() * self.scaling).to(dtype)
+        return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+
+def project(*layers: nn.Module) -> Project:
+    """The outputs of linear layers of one input, side by side; one operation unless they are quantized or large."""
+    if is_plain(*layers):
+        plain: tuple[Any, ...] = layers
+        if len(plain) == 1:
+            weight, bias = plain[0].weight, plain[0].bias
+            return lambda x: linear(x, weight, bias)
+        if plain[0].weight.device.type != "cpu" or sum(layer.weight.numel() for layer in plain) <= LARGE:
+            weight, bias = joined(*plain)
+            return lambda x: linear(x, weight, bias)
+    return lambda x: layers[0](x) if len(layers) == 1 else torch.cat([layer(x) for layer in layers], -1)
+
+
+def feed_forward(mlp: Any) -> Project:
+    """The feed-forward part of a layer: with a gate, or with experts, for which the module of transformers is used."""
+    if not hasattr(mlp, "gate_proj"):
+        return lambda x: cast("torch.Tensor", mlp(x))
+    gate_up, down = project(mlp.gate_proj, mlp.up_proj), project(mlp.down_proj)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up(x).chunk(2, -1)
+        return down(silu(gate) * up)
+
+    return forward
+
+
 @dataclass(frozen=True, slots=True)
 class _Layer:
     """Weights of one decoder layer. `scales`: of the norms of queries and keys, `[heads + key heads, width]`."""
 
     before: torch.Tensor
-    qkv: tuple[torch.Tensor, torch.Tensor | None]
+    qkv: Project
     scales: torch.Tensor
-    out: tuple[torch.Tensor, torch.Tensor | None]
+    out: Project
     between: torch.Tensor
-    gate_up: tuple[torch.Tensor, torch.Tensor | None]
-    down: tuple[torch.Tensor, torch.Tensor | None]
+    mlp: Project
 
 
 class LanguageModel:
-    """Runs the language model of a Qwen3-VL checkpoint; see `language_model`."""
+    """Runs the language model of a Qwen3-VL checkpoint, dense or with experts; see `language_model`."""
 
     def __init__(self, body: Any) -> None:
         config = body.config
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.eps, self.final = config.rms_norm_eps, body.norm.weight
-        rotary = body.rotary_emb
-        width = 2 * len(rotary.inv_freq)
-        self.width = width
-        # the axis of each frequency: time, height and width are interleaved (M-RoPE of Qwen3-VL)
-        axis = torch.zeros(width // 2, dtype=torch.long)
-        for one in (1, 2):
-            axis[one : 3 * rotary.mrope_section[one] : 3] = one
-        self.axis = axis.to(rotary.inv_freq.device)
-        self.frequencies, self.scaling = rotary.inv_freq.float(), float(rotary.attention_scaling)
+        self.rotary, self.width = Rotary(body.rotary_emb), 2 * len(body.rotary_emb.inv_freq)
         self.layers = [self._layer(layer) for layer in body.layers]
 
     def _layer(self, layer: Any) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
+        attention = layer.self_attn
         scales = [attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.key_heads, -1)]
         return _Layer(
-            layer.input_layernorm.weight, joined(attention.q_proj, attention.k_proj, attention.v_proj),
-            torch.cat(scales), (attention.o_proj.weight, attention.o_proj.bias),
-            layer.post_attention_layernorm.weight, joined(mlp.gate_proj, mlp.up_proj),
-            (mlp.down_proj.weight, mlp.down_proj.bias),
+            layer.input_layernorm.weight, project(attention.q_proj, attention.k_proj, attention.v_proj),
+            torch.cat(scales), project(attention.o_proj),
+            layer.post_attention_layernorm.weight, feed_forward(layer.mlp),
         )  # fmt: skip
 
     def __call__(
@@ -113,16 +167,13 @@ class LanguageModel:
         """
         rows, length, size = embeds.shape
         heads, both = self.heads, self.heads + self.key_heads
-        at = positions[..., None] if positions.dim() == 2 else positions[self.axis].permute(1, 2, 0)
-        angles = (at.float() * self.frequencies)[:, :, None]
-        cos, sin = (angles.cos() * self.scaling).to(embeds.dtype), (angles.sin() * self.scaling).to(embeds.dtype)
+        cos, sin = self.rotary(positions, embeds.dtype)
         bias = prepared(mask, heads // self.key_heads, embeds.dtype)
         half = self.width // 2
-        cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)  # the sign of the rotated first half
         hidden = embeds
         for i, layer in enumerate(self.layers):
             x = rms_norm(hidden, (size,), layer.before, self.eps)
-            qk, values = linear(x, *layer.qkv).view(rows, length, -1, self.width).split((both, self.key_heads), 2)
+            qk, values = layer.qkv(x).view(rows, length, -1, self.width).split((both, self.key_heads), 2)
             qk = rms_norm(qk, (self.width,), None, self.eps) * layer.scales
             queries, keys = torch.addcmul(qk * cos, qk.roll(half, -1), sin).split((heads, self.key_heads), 2)
             keys, values = slots.update(keys.transpose(1, 2), values.transpose(1, 2), i)
@@ -131,10 +182,9 @@ class LanguageModel:
                 hidden, queries = hidden[row, last][:, None], queries[row, last][:, None]
                 bias = prepared(mask[row, :, last][:, :, None], heads // self.key_heads, embeds.dtype)
                 seen = None
-            hidden = hidden + linear(attend(queries.transpose(1, 2), keys, values, bias), *layer.out)
+            hidden = hidden + layer.out(attend(queries.transpose(1, 2), keys, values, bias))
             x = rms_norm(hidden, (size,), layer.between, self.eps)
-            gate, up = linear(x, *layer.gate_up).chunk(2, -1)
-            hidden = hidden + linear(silu(gate) * up, *layer.down)
+            hidden = hidden + layer.mlp(x)
             if seen is not None and i < len(deepstack):
                 hidden.view(-1, size).index_add_(0, seen, deepstack[i].to(hidden.dtype))
         return rms_norm(hidden, (size,), self.final, self.eps)

@@ -111,7 +111,7 @@ def dtype_name(dtype: Any) -> str | None:
 
 
 def checked_loading(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `load_model_pair`, without those that are None. SettingsError for a wrong option."""
+    """Options of `load_models`, without those that are None. SettingsError for a wrong option."""
     if unknown := sorted(set(options) - set(OPTIONS)):
         raise SettingsError(f"unknown loading option {', '.join(unknown)}; expected some of {', '.join(OPTIONS)}")
     attention, quantization = options.get("attn_implementation"), options.get("quantization")

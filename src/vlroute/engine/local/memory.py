@@ -10,7 +10,7 @@ import torch
 from vlroute.engine.cache.prefix import PrefixCache
 from vlroute.engine.cache.vision import VisionCache
 from vlroute.engine.local.checkpoint import ModelPair
-from vlroute.engine.local.slots import KVSlots
+from vlroute.engine.local.slots import KVSlots, slots_for
 
 log = logging.getLogger("vlroute")
 
@@ -66,8 +66,8 @@ class Memory:
         if prefixes.follows_memory:
             prefixes.limit(self.kv)
         config = pair.instruct.model.config
-        token = KVSlots(config.text_config, pair.instruct.model.dtype, torch.device("cpu"), 1).token_bytes
-        layers = 1 + len(config.vision_config.deepstack_visual_indexes)
+        token = slots_for(config.text_config, pair.instruct.model.dtype, torch.device("cpu"), 1).token_bytes
+        layers = 1 + len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
         row = layers * config.vision_config.out_hidden_size * pair.instruct.model.dtype.itemsize
         log.info(
             "memory: %.1f GiB (%.0f %% of the %s): keys and values of %s tokens, vision features of %s tokens",

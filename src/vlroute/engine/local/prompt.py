@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from vlroute.engine.cache.prefix import Slot, TokenPrefix
 from vlroute.engine.cache.vision import Grid
 from vlroute.engine.local.checkpoint import Checkpoint
+from vlroute.errors import InputError
 from vlroute.inputs.messages import Conversation
 
 
@@ -24,11 +26,15 @@ class Prompt:
         vision: Whether each token belongs to a picture or video, `[length]`.
         positions: Position of each token in time, height and width, `[3, length]`. They are explicit, because the
             model object otherwise reuses those of its previous call.
+        marker: Number of tokens before the prompts of both modes of a hybrid differ; None for a pair.
+        snapshots: Numbers of tokens after which recurrent states are stored, if the model has any.
     """
 
     tokens: TokenPrefix
     vision: NDArray[np.bool_]
     positions: NDArray[np.int64]
+    marker: int | None = None
+    snapshots: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
@@ -55,7 +61,12 @@ def _timestamps(times: Sequence[float], per_step: int) -> list[float]:
 def render(checkpoint: Checkpoint, conversation: Conversation, images: Sequence[Grid], videos: Sequence[Grid]) -> str:
     """The text of the chat template, with one placeholder token for each merged vision token."""
     processor = checkpoint.processor
-    text = processor.apply_chat_template(conversation.template(), tokenize=False, add_generation_prompt=True)
+    try:
+        text = processor.apply_chat_template(
+            conversation.template(), tokenize=False, add_generation_prompt=True, **checkpoint.template_options
+        )
+    except TemplateError as error:  # raised by the template, such as for a system message that is not the first one
+        raise InputError(f"the chat template of {checkpoint.source} refuses this conversation: {error}") from None
     merged = processor.image_processor.merge_size**2
     parts = text.split(processor.image_token)
     text = parts[0]
@@ -96,7 +107,50 @@ def build_prompt(
         slots.append(Slot(own[0][0], own[-1][1], video.digest))
         grids |= dict.fromkeys(own, (1, h, w))
     positions = _positions(len(ids), grids, checkpoint.merge_size)
-    return Prompt(TokenPrefix(ids, tuple(sorted(slots, key=lambda slot: slot.start))), kinds > 0, positions)
+    slots.sort(key=lambda slot: slot.start)
+    marker = _marker(checkpoint, ids)
+    return Prompt(TokenPrefix(ids, tuple(slots)), kinds > 0, positions, marker, _snapshots(checkpoint, slots, marker))
+
+
+def _marker(checkpoint: Checkpoint, ids: NDArray[np.int64]) -> int | None:
+    """Number of tokens before the last one that chooses the mode."""
+    if checkpoint.family.marker is None:
+        return None
+    return int(np.flatnonzero(ids == checkpoint.tokenizer.convert_tokens_to_ids(checkpoint.family.marker))[-1])
+
+
+def _snapshots(checkpoint: Checkpoint, slots: Sequence[Slot], marker: int | None) -> tuple[int, ...]:
+    """Where other prompts are likely to leave this one.
+
+    After the first picture or video, with which the prompt of a caption begins; after the last one, about which there
+    may be other questions; and at the marker, for the other mode and for the next turn.
+    """
+    if not checkpoint.family.recurrent:
+        return ()
+    media = (slots[0].end, slots[-1].end) if slots else ()
+    return tuple(sorted({*media, *(() if marker is None else (marker,))}))
+
+
+def in_other_mode(prompt: Prompt, checkpoint: Checkpoint) -> Prompt:
+    """The prompt of the other mode of a hybrid: the tokens from the marker on are replaced.
+
+    Args:
+        prompt: The prompt of one mode.
+        checkpoint: The other mode.
+
+    Returns:
+        Its prompt.
+    """
+    at, tail = prompt.marker, np.array(checkpoint.marker_ids, dtype=np.int64)
+    assert at is not None, "only hybrids have a marker"
+    first = int(prompt.positions[:, at - 1].max()) + 1
+    positions = np.broadcast_to(np.arange(first, first + len(tail)), (3, len(tail)))
+    return replace(
+        prompt,
+        tokens=TokenPrefix(np.concatenate([prompt.tokens.ids[:at], tail]), prompt.tokens.slots),
+        vision=np.concatenate([prompt.vision[:at], np.zeros(len(tail), dtype=bool)]),
+        positions=np.concatenate([prompt.positions[:, :at], positions], axis=1),
+    )
 
 
 def _positions(length: int, grids: dict[tuple[int, int], Grid], merge: int) -> NDArray[np.int64]:

@@ -40,14 +40,17 @@ SINGLE = (
 WIDEST = 256
 
 
-def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any], media: bool = True) -> dict[str, Any]:
     """The settings in force: recommended values, overridden by the checkpoint's own, then by each of `overrides`.
 
-    For greedy decoding the sampling settings and the recommended presence penalty are removed.
+    A hybrid has one generation config for both modes, so its sampling settings are those of its family, unless the
+    config says that the checkpoint does not sample. For greedy decoding the sampling settings and the recommended
+    presence penalty are removed.
 
     Args:
         checkpoint: the model.
         *overrides: settings of the router and of the request.
+        media: whether the request has pictures or videos.
 
     Returns:
         The settings by name.
@@ -58,7 +61,10 @@ def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any]) -> d
     """
     asked = combined(*map(checked, overrides))
     ends = {"eos_token_id": checkpoint.tokenizer.eos_token_id}
-    settings = ends | RECOMMENDED[checkpoint.mode] | dict(checkpoint.generation) | asked
+    own, sampling = dict(checkpoint.generation), checkpoint.family.sampling
+    if sampling is not None and own.get("do_sample", True):
+        own |= sampling[checkpoint.mode, media]
+    settings = ends | RECOMMENDED[checkpoint.mode] | own | asked
     if not settings["do_sample"]:
         recipe = set() if "presence_penalty" in asked else {"presence_penalty"}
         settings = {name: value for name, value in settings.items() if name not in SAMPLING | recipe}

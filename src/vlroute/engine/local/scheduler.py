@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, cast
 from weakref import WeakSet
@@ -34,7 +35,7 @@ from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt
 from vlroute.engine.local.sampling import BatchSampler, Sampler
-from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots
+from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, slots_for
 from vlroute.engine.local.tower import vision_tower
 from vlroute.engine.local.vision import Pixels, encode
 from vlroute.errors import LimitError, RouterClosedError
@@ -147,6 +148,8 @@ class Generation:
     def chunk(self, most: int) -> Chunk:
         """The next tokens to read, at most `most`. After a preemption, tokens of the answer are among them."""
         prompt, start, end = self.request.prompt, self.cached, min(self.cached + most, len(self.ids))
+        # a snapshot of recurrent states can be stored only between two chunks
+        end = min([end, *(place for place in prompt.snapshots if place > start)])
         length = self.sampler.prompt_length
         positions, vision = prompt.positions[:, start:end], self._vision[start:end]
         if end > length:
@@ -193,9 +196,9 @@ class Generation:
 
 def _vision_rows(request: GenerationRequest) -> tuple[NDArray[np.int64], list[torch.Tensor]]:
     """The row of each token of the prompt in the joined features, -1 for none; and the joined features."""
-    prompt, at = request.prompt, 0
+    prompt, at, cached = request.prompt, 0, request.lease.length
     rows = np.full(prompt.length, -1)
-    slots = [slot for slot in prompt.tokens.slots if slot.end > request.lease.length]
+    slots = [slot for slot in prompt.tokens.slots if slot.end > cached]
     features = request.features.result()
     for slot, _ in zip(slots, features, strict=True):
         own = np.flatnonzero(prompt.vision[slot.start : slot.end]) + slot.start
@@ -212,12 +215,15 @@ class Work(Enum):
 
 
 class _Lane:
-    """The work of one checkpoint: pictures to encode, waiting answers, and answers in slots, oldest first."""
+    """The work of one model: pictures to encode, waiting answers, and answers in slots, oldest first.
+
+    The model of a hybrid answers in both modes: one step generates a token for answers of either.
+    """
 
     def __init__(self, checkpoint: Checkpoint, language: Language, most: int, compile: str) -> None:
         model = checkpoint.model
         self.checkpoint, self.language = checkpoint, language
-        self.slots = KVSlots(model.config.text_config, model.dtype, checkpoint.device, most)
+        self.slots = slots_for(model.config.text_config, model.dtype, checkpoint.device, most)
         self.decoder = Decoder(model, self.language, self.slots, compile)
         self.encodings: deque[_Encoding] = deque()
         self.waiting: deque[Generation] = deque()
@@ -343,7 +349,7 @@ class Scheduler:
             languages: The language model of each mode, see `language_model`.
             prefixes: Cache of KV tokens.
             memory: Limits the KV slots.
-            max_num_seqs: Maximum number of answers in each mode that are generated at the same time.
+            max_num_seqs: Maximum number of answers of each model that are generated at the same time.
             compile: See `Decoder`.
 
         Raises:
@@ -354,7 +360,7 @@ class Scheduler:
         #: Number of runs of a vision tower.
         self.tower_calls = 0
         self._new: SimpleQueue[Generation | _Encoding | None] = SimpleQueue()
-        self._lanes: dict[Mode, _Lane] = {}
+        self._lanes: dict[Any, _Lane] = {}  # by model
         self._towers: dict[Any, Callable[..., list[torch.Tensor]]] = {}
         self._closed = False
         self._lock = threading.Lock()
@@ -401,7 +407,8 @@ class Scheduler:
 
     def waiting(self) -> dict[Mode, int]:
         """Number of requests of each mode that wait for a free slot."""
-        return {mode: len(lane.waiting) for mode, lane in [*self._lanes.items()]}
+        waiting = [one.checkpoint.mode for lane in [*self._lanes.values()] for one in [*lane.waiting]]
+        return {mode: waiting.count(mode) for mode in MODES}
 
     def close(self) -> None:
         """Cancel all running answers and end the thread."""
@@ -498,10 +505,10 @@ class Scheduler:
         lane.spent += lane.latest_spent
 
     def _lane(self, checkpoint: Checkpoint) -> _Lane:
-        if checkpoint.mode not in self._lanes:
+        if checkpoint.model not in self._lanes:
             language = self.languages[checkpoint.mode]
-            self._lanes[checkpoint.mode] = _Lane(checkpoint, language, self.max_num_seqs, self.compile)
-        return self._lanes[checkpoint.mode]
+            self._lanes[checkpoint.model] = _Lane(checkpoint, language, self.max_num_seqs, self.compile)
+        return self._lanes[checkpoint.model]
 
     def _cancel_all(self) -> None:
         """End all answers and encodings; those that came before `close` are in the lanes."""
@@ -579,15 +586,20 @@ class Scheduler:
             lane.waiting.popleft()
             one.slot, one.began = lane.free_slot(), one.began or time.perf_counter()
             lane.running.append(one)
-            self.prefixes.extend(one.lease, one.request.owner, one.request.prompt.tokens)
-            try:
-                lane.slots.write(one.slot, [block.kv for block in one.lease.blocks])
-            except Exception as error:  # such as out of memory
-                one.error = error
-                self._end(lane)
-                continue
-            one.cached = one.lease.length
+            recurrent = one.checkpoint.family.recurrent
+            self.prefixes.extend(one.lease, one.request.owner, one.request.prompt.tokens, recurrent)
+            self._rewind(lane, one)
+            self._end(lane)
         return True
+
+    def _rewind(self, lane: _Lane, one: Generation) -> None:
+        """Let the slot of an answer hold its cached prefix only; all other tokens are read again."""
+        state = one.lease.snapshot.state if one.lease.snapshot else None
+        try:
+            lane.slots.write(one.slot, [block.kv for block in one.lease.held], state)
+        except Exception as error:  # such as out of memory
+            one.error = error
+        one.cached = one.lease.length
 
     def _too_long(self, lane: _Lane, one: Generation) -> LimitError:
         answer = " and its answer have" if len(one.ids) > one.sampler.prompt_length else " has"
@@ -623,7 +635,7 @@ class Scheduler:
     def _first_shape(self, slots: KVSlots) -> tuple[int, int]:
         """Captured graphs are lost when slots grow, so on a GPU they begin large."""
         count, length = self.max_num_seqs, FIRST_SLOT
-        while count * length * slots.token_bytes > FIRST_SHARE * self.memory.kv and length > FIRST_LENGTH:
+        while slots.bytes_of(count, length) > FIRST_SHARE * self.memory.kv and length > FIRST_LENGTH:
             length //= 2
         return slots.shape_for(count, length)
 
@@ -633,7 +645,7 @@ class Scheduler:
     def _bytes_with(self, lane: _Lane, count: int, length: int) -> int:
         """Size of the slots of all modes if those of `lane` had this shape."""
         others = sum(other.slots.nbytes for other in self._lanes.values() if other is not lane)
-        return others + count * length * lane.slots.token_bytes
+        return others + lane.slots.bytes_of(count, length)
 
     def _read(self, lane: _Lane) -> None:
         """Read one chunk of the prompts of a mode."""
@@ -658,17 +670,21 @@ class Scheduler:
         except Exception as error:  # such as out of memory
             failed = error.with_traceback(None)  # which would keep tensors of the failed call
         if failed is not None:
-            if len(reading) > 1:
-                for pair in reading:
-                    self._read_chunks(lane, [pair])
-            else:
+            if len(reading) == 1:
                 reading[0][0].error = failed
+                return
+            for one, chunk in reading:
+                if one.checkpoint.family.recurrent:  # some layers may have changed their states
+                    self._rewind(lane, one)
+                if one.error is None:
+                    self._read_chunks(lane, [(one, one.chunk(chunk.length))])
             return
         done = []
         for i, (one, chunk) in enumerate(reading):
             one.cached += chunk.length
             if one.cached == len(one.ids):
                 done.append(i)
+            if one.cached == len(one.ids) or one.cached in one.request.prompt.snapshots:
                 self._keep(lane, one)
         if done:
             lane.sample([reading[i][0] for i in done], logits if len(done) == len(reading) else logits[done])
@@ -682,20 +698,23 @@ class Scheduler:
             return
         # the rows of the step: all of them write a token to their slot
         rows = lane.decoder.rows(writing[-1].slot + 1)
-        ids, positions, cached = [0] * rows, [0] * rows, [0] * rows
+        ids, positions, cached, active = ([0] * rows for _ in range(4))
         for one in lane.running:  # a prompt that is being read gets a dummy token where its next chunk will be written
             if one.slot < rows:
                 cached[one.slot] = one.cached
         for one in writing:
-            ids[one.slot], positions[one.slot] = one.ids[-1], one.position
+            ids[one.slot], positions[one.slot], active[one.slot] = one.ids[-1], one.position, 1
         try:
-            logits = lane.decoder(ids, cached, positions)
+            logits = lane.decoder(ids, cached, positions, active)
         except torch.OutOfMemoryError as error:
             if len(lane.running) == 1:
                 lane.running[0].error = error
                 self._end(lane)
             else:
                 self._preempt()
+                for one in lane.running:
+                    if one in writing and one.checkpoint.family.recurrent:
+                        self._rewind(lane, one)
             return
         except Exception as error:  # it concerns all answers of the step
             for one in writing:
@@ -724,13 +743,19 @@ class Scheduler:
         log.debug("an answer of %d tokens is interrupted, because there is no memory for it", len(one.ids))
 
     def _keep(self, lane: _Lane, one: Generation) -> None:
-        """Store the keys and values of an answer in the prefix cache."""
-        tokens = one.request.prompt.tokens
+        """Store the keys and values of an answer in the prefix cache, and recurrent states where the prompt says so."""
+        tokens, state = one.request.prompt.tokens, None
         answer = one.cached - len(tokens)
         if answer > 0:
             tokens = tokens.extended(one.sampler.output_ids[:answer])
+        if one.checkpoint.family.recurrent:
+            if one.cached not in one.request.prompt.snapshots:
+                return  # of no use without the states
+            tokens, state = tokens.cut(one.cached), partial(lane.slots.state, one.slot)
         try:
-            self.prefixes.insert(one.request.owner, tokens, lambda start, end: lane.slots.read(one.slot, start, end))
+            self.prefixes.insert(
+                one.request.owner, tokens, lambda start, end: lane.slots.read(one.slot, start, end), state
+            )
         except (torch.OutOfMemoryError, MemoryError) as error:  # the answer does not need it
             log.warning("no memory to cache a prefix: %s", error)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+from vlroute.engine.cache.prefix import State
 
 #: Lengths of slots, and of keys if shapes have to be few, are rounded up to this one or to its doublings.
 FIRST_LENGTH = 128
@@ -17,6 +20,11 @@ def rounded(value: int, first: int = 1) -> int:
     while step < value:
         step *= 2
     return step
+
+
+def _recurrent_layers(config: Any) -> int:
+    """Number of layers with a recurrent state instead of keys and values."""
+    return sum(kind == "linear_attention" for kind in getattr(config, "layer_types", None) or ())
 
 
 class KVSlots:
@@ -38,7 +46,8 @@ class KVSlots:
         heads = config.num_key_value_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.most, self.max_length = most, config.max_position_embeddings
-        self.kv = torch.empty(config.num_hidden_layers, 2, 0, heads, 0, width, dtype=dtype, device=device)
+        layers = config.num_hidden_layers - _recurrent_layers(config)
+        self.kv = torch.empty(layers, 2, 0, heads, 0, width, dtype=dtype, device=device)
         # keys and values of each layer, `[slots, heads, length, width]`, and the same flat, `[…, width]`
         self._layers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._places: torch.Tensor | None = None  # of each head of each new token in a layer, `[tokens, heads]`
@@ -63,10 +72,14 @@ class KVSlots:
         """Maximum number of tokens of a slot."""
         return int(self.kv.shape[4])
 
+    def bytes_of(self, count: int, length: int) -> int:
+        """Size of so many slots of so many tokens in bytes."""
+        return count * length * self.token_bytes
+
     @property
     def nbytes(self) -> int:
         """Size of all slots in bytes."""
-        return self.count * self.length * self.token_bytes
+        return self.bytes_of(self.count, self.length)
 
     def shape_for(self, sequences: int, tokens: int) -> tuple[int, int]:
         """Number and length of the slots for so many sequences, the longest of which has `tokens` tokens."""
@@ -87,8 +100,14 @@ class KVSlots:
         """Copy the first tokens of a slot to another one."""
         self.kv[:, :, target, :, :tokens] = self.kv[:, :, source, :, :tokens]
 
-    def write(self, slot: int, blocks: Sequence[torch.Tensor]) -> None:
-        """Copy cached blocks, each `[layers, 2, heads, tokens, width]`, to the start of a slot."""
+    def write(self, slot: int, blocks: Sequence[torch.Tensor], state: State | None = None) -> None:
+        """Begin a sequence in a slot with a cached prefix.
+
+        Args:
+            slot: The slot.
+            blocks: Keys and values of the prefix, each `[layers, 2, heads, tokens, width]`.
+            state: States of the recurrent layers after the prefix, if there are such layers.
+        """
         if blocks:
             tokens = sum(block.shape[3] for block in blocks)
             self.kv[:, :, slot, :, :tokens] = torch.cat([*blocks], dim=3)
@@ -97,13 +116,22 @@ class KVSlots:
         """A copy of the tokens `start` to `end` (exclusive) of a slot, `[layers, 2, heads, tokens, width]`."""
         return self.kv[:, :, slot, :, start:end].clone(memory_format=torch.contiguous_format)
 
-    def decoding(self, rows: int, cached: torch.Tensor, length: int) -> torch.Tensor:
+    def state(self, slot: int) -> State | None:
+        """A copy of what the recurrent layers hold: the last inputs of the convolutions, and the states.
+
+        `[layers, kernel - 1, channels]` and `[layers, heads, key width, width]`; None if there are no such layers.
+        """
+        return None
+
+    def decoding(self, rows: int, cached: torch.Tensor, length: int, active: torch.Tensor) -> torch.Tensor:
         """Prepare a step that adds one token to each of the first `rows` slots.
 
         Args:
             rows: Number of slots that take part, from the first one on.
             cached: Number of tokens that each of them holds, `[rows]`.
             length: Number of keys that attention reads.
+            active: Whether a sequence goes on in the row, 1 or 0, `[rows]`. The token of another row has no effect on
+                states; its keys and values are replaced when the slot gets its next token.
 
         Returns:
             The attention mask, `[rows, 1, 1, length]`.
@@ -167,3 +195,106 @@ class KVSlots:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Not used for the explicit masks and positions of this engine; transformers may ask nevertheless."""
         return self._length
+
+
+class RecurrentSlots(KVSlots):
+    """KV slots of a model that also has recurrent layers, with their states of constant size."""
+
+    def __init__(self, config: Any, dtype: torch.dtype, device: torch.device, most: int) -> None:
+        """See `KVSlots`."""
+        super().__init__(config, dtype, device, most)
+        layers, heads, width = _recurrent_layers(config), config.linear_num_value_heads, config.linear_key_head_dim
+        channels = 2 * config.linear_num_key_heads * width + heads * config.linear_value_head_dim
+        self._inputs = torch.empty(layers, 0, config.linear_conv_kernel_dim - 1, channels, dtype=dtype, device=device)
+        self._states = torch.empty(layers, 0, heads, width, config.linear_value_head_dim, device=device)
+        self._slot: torch.Tensor | None = None  # slots of the rows, while prompts are read
+        self._ends: torch.Tensor | None = None  # place of the last inputs of each row, `[rows, kernel - 1]`
+        #: Which tokens have an effect, 1 or 0, `[rows, length, 1]`; None: all.
+        self.steps: torch.Tensor | None = None
+        #: Whether the call adds one token to each of the first slots.
+        self.decodes = False
+
+    @property
+    def state_bytes(self) -> int:
+        """Size of the states of one sequence in bytes."""
+        both = self._inputs, self._states
+        return sum(one.shape[0] * math.prod(one.shape[2:]) * one.element_size() for one in both)
+
+    def bytes_of(self, count: int, length: int) -> int:
+        """See `KVSlots`."""
+        return super().bytes_of(count, length) + count * self.state_bytes
+
+    def resize(self, used: Sequence[int], count: int, length: int) -> None:
+        """See `KVSlots`."""
+        super().resize(used, count, length)
+        old = self._inputs, self._states
+        self._inputs, self._states = (one.new_zeros(one.shape[0], count, *one.shape[2:]) for one in old)
+        for new, slot in enumerate(used):
+            self._inputs[:, new], self._states[:, new] = old[0][:, slot], old[1][:, slot]
+
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """See `KVSlots`."""
+        super().move(source, target, tokens)
+        self._inputs[:, target], self._states[:, target] = self._inputs[:, source], self._states[:, source]
+
+    def write(self, slot: int, blocks: Sequence[torch.Tensor], state: State | None = None) -> None:
+        """See `KVSlots`; without `state` the sequence begins anew."""
+        super().write(slot, blocks)
+        self._inputs[:, slot], self._states[:, slot] = (0.0, 0.0) if state is None else state
+
+    def state(self, slot: int) -> State | None:
+        """See `KVSlots`."""
+        return self._inputs[:, slot].clone(), self._states[:, slot].clone()
+
+    def decoding(self, rows: int, cached: torch.Tensor, length: int, active: torch.Tensor) -> torch.Tensor:
+        """See `KVSlots`."""
+        self.decodes, self._slot, self.steps = True, None, active[:, None, None].float()
+        return super().decoding(rows, cached, length, active)
+
+    def reading(self, slots: Sequence[int], cached: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+        """See `KVSlots`."""
+        device, new = self.kv.device, torch.tensor(lengths)
+        self.decodes, self._slot = False, torch.tensor(slots).to(device)
+        self._ends = (new[:, None] + torch.arange(self._inputs.shape[2])).to(device)
+        padded = min(lengths) < max(lengths)
+        self.steps = (torch.arange(max(lengths)) < new[:, None])[..., None].float().to(device) if padded else None
+        return super().reading(slots, cached, lengths)
+
+    def convolution(self, layer: int, new: torch.Tensor) -> torch.Tensor:
+        """Add inputs of the convolution of a layer.
+
+        Args:
+            layer: Number of the layer among the recurrent ones.
+            new: Inputs of the new tokens, `[rows, tokens, channels]`.
+
+        Returns:
+            These and the `kernel - 1` inputs before them, `[rows, kernel - 1 + tokens, channels]`.
+        """
+        inputs = self._inputs[layer]
+        if self._slot is None:
+            past = inputs[: len(new)]
+            window = torch.cat([past, new], 1)
+            past.copy_(window[:, 1:] if self.steps is None else torch.where(self.steps > 0, window[:, 1:], past))
+            return window
+        assert self._ends is not None, "`reading` comes first"
+        window = torch.cat([inputs[self._slot], new], 1)
+        inputs[self._slot] = window[torch.arange(len(new), device=new.device)[:, None], self._ends]
+        return window
+
+    def first_states(self, layer: int) -> torch.Tensor:
+        """The states of the rows of a decode step, to be changed in place, `[rows, heads, key width, width]`."""
+        assert self.steps is not None, "`decoding` comes first"
+        return self._states[layer, : len(self.steps)]
+
+    def states(self, layer: int) -> torch.Tensor:
+        """A copy of the states of the rows whose prompts are read, `[rows, heads, key width, width]`."""
+        return self._states[layer, self._slot]
+
+    def set_states(self, layer: int, states: torch.Tensor) -> None:
+        """Store the states of these rows."""
+        self._states[layer, self._slot] = states
+
+
+def slots_for(config: Any, dtype: torch.dtype, device: torch.device, most: int) -> KVSlots:
+    """Slots for a text model with this config; see `KVSlots`."""
+    return (RecurrentSlots if _recurrent_layers(config) else KVSlots)(config, dtype, device, most)

@@ -1,4 +1,4 @@
-"""The vision tower of Qwen3-VL in few operations, for any number of pictures and videos at once.
+"""The vision tower of Qwen3-VL and Qwen3.5 in few operations, for any number of pictures and videos at once.
 
 The computations and weights are those of transformers. What depends on the size of a picture only (positions and their
 embeddings) is computed once per size.
@@ -27,7 +27,7 @@ Output = list[torch.Tensor]
 
 
 class Tower:
-    """Runs the vision tower of a Qwen3-VL checkpoint; see `vision_tower`."""
+    """Runs the vision tower of a checkpoint; see `vision_tower`."""
 
     def __init__(self, visual: Any) -> None:
         self.visual = visual
@@ -54,7 +54,7 @@ class Tower:
         hidden = linear(pixels, *self.patch) + embeds
         count, size = hidden.shape
         cos, sin = cos[:, None, None], sin[:, None, None]
-        deepstack = []
+        deepstack, layers = [], getattr(self.visual, "deepstack_visual_indexes", ())
         for i, block in enumerate(self.visual.blocks):
             x = layer_norm(hidden, (size,), block.norm1.weight, block.norm1.bias, block.norm1.eps)
             qkv = block.attn.qkv(x).view(count, 3, self.heads, -1)
@@ -64,9 +64,8 @@ class Tower:
             hidden = hidden + block.attn.proj(self._attend(qk[:, 0], qk[:, 1], qkv[:, 2], lengths))
             x = layer_norm(hidden, (size,), block.norm2.weight, block.norm2.bias, block.norm2.eps)
             hidden = hidden + block.mlp.linear_fc2(block.mlp.act_fn(block.mlp.linear_fc1(x)))
-            if i in self.visual.deepstack_visual_indexes:
-                place = self.visual.deepstack_visual_indexes.index(i)
-                deepstack.append(_merged(self.visual.deepstack_merger_list[place], hidden))
+            if i in layers:
+                deepstack.append(_merged(self.visual.deepstack_merger_list[layers.index(i)], hidden))
         return [_merged(self.visual.merger, hidden), *deepstack]
 
     def _attend(
@@ -132,6 +131,6 @@ def vision_tower(model: Any) -> Callable[[torch.Tensor, Sequence[Grid]], Output]
 
     def by_modules(pixels: torch.Tensor, grids: Sequence[Grid]) -> Output:
         output = visual(pixels, grid_thw=torch.tensor(grids, device=pixels.device), return_dict=True)
-        return [output.pooler_output, *output.deepstack_features]
+        return [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
 
     return by_modules

@@ -1,4 +1,4 @@
-"""An engine over two OpenAI-compatible servers, through the openai package. It does not import torch."""
+"""An engine over one or two OpenAI-compatible servers, through the openai package. It does not import torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlroute.engine.families import ENDPOINT_FAMILIES
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
 from vlroute.engine.remote.breaker import Breaker, State
-from vlroute.engine.remote.endpoint import Endpoint, Reasoning
+from vlroute.engine.remote.endpoint import ONE_MODE, Endpoint, Reasoning
 from vlroute.engine.remote.errors import failure, is_error, is_temporary
 from vlroute.engine.remote.stream import RemoteStream, first_choice
-from vlroute.engine.settings import RECOMMENDED, checked
+from vlroute.engine.settings import RECOMMENDED
 from vlroute.errors import (
     EndpointError,
     InputError,
@@ -88,20 +89,33 @@ class RemoteEngine:
         self._thread.start()
 
     @classmethod
-    def over(cls, instruct: Endpoint | tuple[str, str], thinking: Endpoint | tuple[str, str]) -> RemoteEngine:
+    def over(
+        cls, instruct: Endpoint | tuple[str, str], thinking: Endpoint | tuple[str, str] | None = None
+    ) -> RemoteEngine:
         """Create an engine.
 
         Args:
             instruct: Endpoint of Instruct, or (base URL, name of the model).
-            thinking: The same for Thinking.
+            thinking: The same for Thinking; None if `instruct` answers in both modes.
 
         Returns:
             The engine.
 
         Raises:
-            ValueError: See `Endpoint.of`.
+            ValueError: See `Endpoint.of`; also if one endpoint does not answer in both modes, or if the model of an
+                endpoint has no such mode.
         """
-        return cls({"instruct": Endpoint.of(instruct), "thinking": Endpoint.of(thinking)})
+        first = Endpoint.of(instruct)
+        if thinking is None and not first.has_both_modes:
+            raise ValueError(ONE_MODE)
+        endpoints: dict[Mode, Endpoint] = {
+            "instruct": first, "thinking": first if thinking is None else Endpoint.of(thinking),
+        }  # fmt: skip
+        for mode, endpoint in endpoints.items():
+            family = None if endpoint.family is None else ENDPOINT_FAMILIES[endpoint.family]
+            if family is not None and mode not in family.modes:
+                raise ValueError(f"{family.title} has no {mode} mode: {family.why_one_mode}")
+        return cls(endpoints)
 
     @property
     def names(self) -> tuple[str, str]:
@@ -225,7 +239,7 @@ class RemoteRequest:
 
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """See `protocol.EngineRequest`."""
-        checked(settings, endpoints=True)
+        self.engine.endpoints[mode].check(mode, settings)
 
     def caption(self, item: Picture | Video, prompt: str) -> Steps[str]:
         """See `protocol.EngineRequest`. InputError for a video."""
@@ -274,9 +288,7 @@ class RemoteRequest:
         endpoint, breaker = self.engine.endpoints[mode], self.engine.breakers[mode]
         if settings.get("do_sample"):  # endpoints take no do_sample, and may be greedy by default
             settings = {"temperature": RECOMMENDED[mode]["temperature"], **settings}
-        if mode == "instruct":
-            settings = {name: value for name, value in settings.items() if name != "thinking_budget"}
-        body = endpoint.body(self.conversation, settings)
+        body = endpoint.body(self.conversation, settings, mode)
         known = self.engine.known_reasoning(mode)
         if endpoint.budget_field and settings.get("thinking_budget") == 0:
             known = "parsed"  # no reasoning is expected

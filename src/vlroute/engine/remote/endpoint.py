@@ -1,14 +1,13 @@
-"""An OpenAI-compatible server that answers in one mode: its address, and the requests to it."""
+"""An OpenAI-compatible server that answers in one mode or in both: its address, and the requests to it."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -18,16 +17,17 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from vlroute.checks import Number, Whole
+from vlroute.engine.families import ENDPOINT_FAMILIES
 from vlroute.engine.settings import checked
-from vlroute.errors import InputError
+from vlroute.errors import InputError, SettingsError
 from vlroute.files import read_at_most
-from vlroute.inputs.media import Picture
+from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
-from vlroute.types import MODES
+from vlroute.types import MODES, Mode
 
-log = logging.getLogger("vlroute")
 Headers = Mapping[str, str] | Callable[[Conversation], Mapping[str, str]]
 Reasoning = Literal["auto", "parsed", "raw"]
+VideoForm = Literal["frames", "video_url"]
 #: Settings under transformers' names that OpenAI has under the same name, and under another one.
 _SAME = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed")
 _RENAMED = {"max_new_tokens": "max_tokens"}
@@ -56,6 +56,11 @@ class Endpoint:
         budget_field: The name under which the server takes a thinking budget in tokens, with dots if it is nested:
             `thinking_budget` (vlroute serve), `thinking_token_budget` (vLLM), `thinking_budget_tokens` (llama.cpp),
             `custom_params.thinking_budget` (SGLang). Without one, budgets are not sent.
+        family: The family of the model, if one model answers in both modes: a key of
+            `vlroute.engine.families.ENDPOINT_FAMILIES` such as "qwen3_5". It determines how a request chooses the mode.
+        extra_body: Further fields of each request, or of each mode: `{"instruct": {…}, "thinking": {…}}`.
+        videos: How videos are sent: "frames", as pictures with their times; "video_url", as the frames of one video
+            (vLLM); None, not at all.
         reasoning: "parsed" if the server has a reasoning parser, "raw" if it sends reasoning as text that ends with
             `</think>`, "auto" to detect this from its streams.
 
@@ -73,6 +78,9 @@ class Endpoint:
     retries: int = 2
     budget_field: str | None = None
     reasoning: Reasoning = "auto"
+    family: str | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    videos: VideoForm | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.base_url, str) or not _is_address(self.base_url):
@@ -84,6 +92,14 @@ class Endpoint:
         object.__setattr__(self, "retries", Whole().read("retries", self.retries))
         if self.reasoning not in get_args(Reasoning):
             raise ValueError(f"reasoning must be one of {', '.join(get_args(Reasoning))}, not {self.reasoning!r}")
+        if self.family is not None and self.family not in ENDPOINT_FAMILIES:
+            raise ValueError(f"family must be one of {', '.join(ENDPOINT_FAMILIES)}, not {self.family!r}")
+        if not isinstance(self.extra_body, Mapping) or not all(isinstance(name, str) for name in self.extra_body):
+            raise ValueError("extra_body must be a mapping of fields, or of the modes to such mappings")
+        if not all(isinstance(one, Mapping) for one in self._modes_of_extra_body.values()):
+            raise ValueError("extra_body must contain a mapping of fields for each mode")
+        if self.videos not in (None, *get_args(VideoForm)):
+            raise ValueError(f"videos must be one of {', '.join(get_args(VideoForm))} or None, not {self.videos!r}")
         if not isinstance(self.budget_field, str | None) or self.budget_field == "":
             raise ValueError(f"budget_field must be the name of a field or None, not {self.budget_field!r}")
         if not callable(self.headers):
@@ -113,6 +129,25 @@ class Endpoint:
         raise ValueError(f"an endpoint is an Endpoint or a tuple (base_url, model), not {type(value).__name__}")
 
     @property
+    def _modes_of_extra_body(self) -> Mapping[str, Any]:
+        """The parts of `extra_body` for each mode; empty if it holds for both."""
+        return self.extra_body if self.extra_body and set(self.extra_body) <= set(MODES) else {}
+
+    @property
+    def has_both_modes(self) -> bool:
+        """Whether requests can choose the mode."""
+        switched = self.family is not None and ENDPOINT_FAMILIES[self.family].switch is not None
+        return switched or set(self._modes_of_extra_body) == set(MODES)
+
+    def mode_fields(self, mode: Mode) -> dict[str, Any]:
+        """Fields of a request that do not depend on its content: what chooses the mode, and `extra_body`."""
+        fields: dict[str, Any] = {}
+        if self.family is not None and (family := ENDPOINT_FAMILIES[self.family]).switch is not None:
+            fields = family.fields(mode)
+        own = self._modes_of_extra_body.get(mode, {}) if self._modes_of_extra_body else self.extra_body
+        return _merged(fields, own)
+
+    @property
     def address(self) -> str:
         """`base_url` without user names, passwords or a query."""
         scheme, _, rest = self.base_url.partition("://")
@@ -123,7 +158,30 @@ class Endpoint:
         """Model and address, for logs and files on this machine."""
         return f"{self.model} at {self.address}"
 
-    def body(self, conversation: Conversation, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, mode: Mode, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Check generation settings.
+
+        Args:
+            mode: The mode of the request.
+            settings: Generation settings.
+
+        Returns:
+            The checked settings, without those that have no effect in this mode.
+
+        Raises:
+            SettingsError: Endpoints in general, or this one, do not take a setting.
+        """
+        settings = checked(settings, endpoints=True)
+        if mode == "instruct":
+            settings.pop("thinking_budget", None)
+        if settings.get("thinking_budget") is not None and self.budget_field is None:
+            raise SettingsError(
+                f"{self.name} takes no thinking_budget: set budget_field of the endpoint if its server has one "
+                "(docs/how-to/endpoints.md), or leave the budget out"
+            )
+        return settings
+
+    def body(self, conversation: Conversation, settings: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
         """Create the arguments of `chat.completions.create`.
 
         A conversation results in the same bytes up to its last message, so that the prefix cache of the server hits.
@@ -131,16 +189,18 @@ class Endpoint:
         Args:
             conversation: The messages.
             settings: Generation settings.
+            mode: The mode that answers.
 
         Returns:
             The arguments.
 
         Raises:
             SettingsError: Endpoints do not take a setting.
-            InputError: The conversation contains a video.
+            InputError: The conversation contains a video, and the endpoint takes none.
         """
-        settings = checked(settings, endpoints=True)
-        body: dict[str, Any] = {"model": self.model, "messages": [_message(one) for one in conversation.messages]}
+        settings = self.check(mode, settings)
+        messages = [_message(one, self.videos) for one in conversation.messages]
+        body: dict[str, Any] = {"model": self.model, "messages": messages}
         body |= {name: settings[name] for name in _SAME if settings.get(name) is not None}
         body |= {new: settings[name] for name, new in _RENAMED.items() if settings.get(name) is not None}
         if settings.get("do_sample") is False:
@@ -148,13 +208,11 @@ class Endpoint:
         extra = {name: settings[name] for name in _EXTRA if settings.get(name) is not None}
         if "repetition_penalty" in extra:
             extra["repeat_penalty"] = extra["repetition_penalty"]  # llama.cpp's name
-        if (budget := settings.get("thinking_budget")) is not None:
-            if self.budget_field:
-                for name in reversed(self.budget_field.split(".")):
-                    budget = {name: budget}
-                extra |= budget
-            else:
-                _warn_of_budget(self.name)
+        if self.budget_field and (budget := settings.get("thinking_budget")) is not None:
+            for name in reversed(self.budget_field.split(".")):
+                budget = {name: budget}
+            extra |= budget
+        extra = _merged(extra, self.mode_fields(mode))
         return body | ({"extra_body": extra} if extra else {})
 
     def headers_for(self, conversation: Conversation) -> dict[str, str]:
@@ -184,37 +242,68 @@ def _is_address(url: str) -> bool:
         return False
 
 
-@lru_cache
-def _warn_of_budget(name: str) -> None:  # once an endpoint
-    log.warning("%s takes no thinking budget: set Endpoint(budget_field=…) if its server has one", name)
+def _merged(fields: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, with nested mappings joined; the second one wins."""
+    merged = dict(fields)
+    for name, value in others.items():
+        old = merged.get(name)
+        merged[name] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _message(message: Message, videos: VideoForm | None) -> dict[str, Any]:
     if all(isinstance(part, str) for part in message.parts):
         # without this field, published chat templates drop the text before a </think> as reasoning
         tagged = message.role == "assistant" and "think>" in message.text
         return {"role": message.role, "content": message.text, **({"reasoning_content": ""} if tagged else {})}
-    return {"role": message.role, "content": [_part(part) for part in message.parts]}
+    return {"role": message.role, "content": [one for part in message.parts for one in _parts(part, videos)]}
 
 
-def _part(part: object) -> dict[str, Any]:
+def _parts(part: str | Picture | Video, videos: VideoForm | None) -> Iterator[dict[str, Any]]:
     if isinstance(part, str):
-        return {"type": "text", "text": part}
-    if isinstance(part, Picture):
-        return {"type": "image_url", "image_url": {"url": _data_uri(part)}}
-    raise InputError("videos cannot be sent to endpoints: send some of its frames as pictures")
+        yield {"type": "text", "text": part}
+    elif isinstance(part, Picture):
+        yield {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_picture(part)}"}}
+    elif videos == "frames":
+        for seconds, frame in zip(part.times, _frames(part), strict=True):
+            yield {"type": "text", "text": f"<{seconds:.1f} seconds>"}
+            yield {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{frame}"}}
+    elif videos == "video_url":
+        # vLLM reads the type video/jpeg as frames of any format, separated by commas
+        yield {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(_frames(part))}"}}
+    else:
+        raise InputError(
+            "this endpoint takes no videos: set videos='frames' or videos='video_url' of the endpoint "
+            "(docs/how-to/endpoints.md), or send some frames as pictures"
+        )
 
 
 @lru_cache(maxsize=16)  # a picture is sent again with every turn
-def _data_uri(picture: Picture) -> str:
-    """The decoded pixels as PNG, scaled to the pixel budget of the picture."""
-    image, size, buffer = picture.image, picture.budget.target_size(picture.size), io.BytesIO()
+def _picture(picture: Picture) -> str:
+    """The decoded pixels as PNG in base64, scaled to the pixel budget of the picture."""
+    return _png(picture.image, picture.budget.target_size(picture.size))
+
+
+@lru_cache(maxsize=4)
+def _frames(video: Video) -> tuple[str, ...]:
+    """The frames as PNG in base64, scaled to the pixel budget of the video."""
+    size = video.budget.target_size(video.size, len(video.frames))
+    return tuple(_png(frame, size) for frame in video.frames)
+
+
+def _png(image: Image.Image, size: tuple[int, int]) -> str:
+    buffer = io.BytesIO()
     if size != image.size:
         image = image.resize(size, Image.Resampling.BICUBIC)
     image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
+#: Why one endpoint cannot answer in both modes.
+ONE_MODE = (
+    "one endpoint for both modes needs a family with a switch, or extra_body with fields for each mode; otherwise name "
+    "an endpoint for each mode"
+)
 MAX_FILE_BYTES = 2**20
 _KEY_VARIABLE = "api_key_env"
 _FIELDS = {field.name for field in fields(Endpoint)} - {"api_key"} | {_KEY_VARIABLE}
@@ -223,14 +312,15 @@ _FIELDS = {field.name for field in fields(Endpoint)} - {"api_key"} | {_KEY_VARIA
 def read_endpoints(file: Path) -> tuple[Endpoint, Endpoint]:
     """Read a file of endpoints: `{"instruct": {"base_url": …, "model": …, …}, "thinking": {…}}`.
 
-    The fields are those of `Endpoint`, except for the key: `api_key_env` is the name of an environment variable that
+    A file with one endpoint, `{"base_url": …, "model": …, "family": …}`, names a server that answers in both modes. The
+    fields are those of `Endpoint`, except for the key: `api_key_env` is the name of an environment variable that
     contains it.
 
     Args:
         file: A JSON file.
 
     Returns:
-        The endpoints of Instruct and Thinking.
+        The endpoints of Instruct and Thinking; twice the same for one server.
 
     Raises:
         InputError: The file cannot be read, or a field is unknown or invalid.
@@ -243,8 +333,16 @@ def read_endpoints(file: Path) -> tuple[Endpoint, Endpoint]:
         raise InputError(f"{file}: {why}; {remedy}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not JSON ({error})") from error
+    if isinstance(found, dict) and "base_url" in found:
+        both = _endpoint(found, str(file))
+        if not both.has_both_modes:
+            raise InputError(f"{file}: {ONE_MODE}")
+        return both, both
     if not isinstance(found, dict) or set(found) != set(MODES):
-        raise InputError(f"{file}: expected an object with 'instruct' and 'thinking', each with base_url and model")
+        raise InputError(
+            f"{file}: expected an object with 'instruct' and 'thinking', each with base_url and model; or one endpoint "
+            "with a family"
+        )
     instruct, thinking = (_endpoint(found[mode], f"{file}, {mode}") for mode in MODES)
     return instruct, thinking
 
