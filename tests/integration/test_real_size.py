@@ -24,10 +24,7 @@ from training.bench.real_size import (
     hybrid_data,
     measure,
     measure_beside,
-<<<<<<< HEAD
-=======
     measure_second_mode,
->>>>>>> hybrid
     page_data,
     peak_resident,
 )
@@ -183,8 +180,6 @@ def test_transformers_answers_beside_the_router(write: Callable[..., Path]) -> N
     assert "| tokens per second after it | 4.00 | 2.00 | 2.00 (2.00 – 2.00) |" in page
 
 
-<<<<<<< HEAD
-=======
 def test_the_second_mode_of_a_hybrid_reads_its_own_marker(tmp_path: Path) -> None:
     shape = HybridShape(
         tower_depth=2, tower_width=32, tower_heads=2, tower_mlp=64, layers=4, width=64, heads=4, key_value_heads=2,
@@ -208,6 +203,5 @@ def test_the_second_mode_of_a_hybrid_reads_its_own_marker(tmp_path: Path) -> Non
     assert "Median of the shares: 10.0 % (10.0 – 10.0 %)" in page
 
 
->>>>>>> hybrid
 def test_peak_is_of_this_process() -> None:
     assert 2 * 10**7 < peak_resident() < 10**12

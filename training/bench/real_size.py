@@ -13,11 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-<<<<<<< HEAD
-from collections.abc import Callable, Iterator, Sequence
-=======
 from collections.abc import Callable, Iterator, Mapping, Sequence
->>>>>>> hybrid
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,10 +37,7 @@ NEW_TOKENS = 16
 SPARE = 1.15  # allowed peak memory, relative to the weights
 SAMPLING_SECONDS = 0.02
 BESIDE_SIDE, BESIDE_ROUNDS = 224, 5
-<<<<<<< HEAD
-=======
 SECOND_ROUNDS = 4
->>>>>>> hybrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,11 +209,7 @@ def measure_beside(folder: Path, rounds: int) -> list[Beside]:
     ).load()
     checkpoint = router.pair.instruct
     model, processor = checkpoint.model, checkpoint.processor
-<<<<<<< HEAD
-    length = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
-=======
     length: dict[str, Any] = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
->>>>>>> hybrid
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
 
     def by_router(picture: Image.Image) -> tuple[float, float]:
@@ -245,15 +234,6 @@ def measure_beside(folder: Path, rounds: int) -> list[Beside]:
     return found[1:]
 
 
-<<<<<<< HEAD
-def page_data(
-    measurements: list[Measurement], shape: Shape, where: str, beside: Sequence[Beside] = ()
-) -> dict[str, Any]:
-    """The figures of the page."""
-    settings = {"side": SIDE, "new_tokens": NEW_TOKENS, "spare": SPARE, "sampling_ms": 1000 * SAMPLING_SECONDS}
-    cases = [{**asdict(one), "bound": one.needed * SPARE, "met": one.met} for one in measurements]
-    return {"where": where, "shape": asdict(shape), **settings, "cases": cases, "beside": _compared(beside)}
-=======
 @dataclass(frozen=True, slots=True)
 class SecondMode:
     """Seconds until the first token of one conversation: fresh, and then in the other mode of the same checkpoint.
@@ -317,7 +297,6 @@ def measure_hybrid(folder: Path) -> dict[str, Any]:
     writer.write()
     measurement = in_own_process(measure, writer.folder, "hybrid")
     return hybrid_data(measurement, in_own_process(measure_second_mode, writer.folder, SECOND_ROUNDS), where)
->>>>>>> hybrid
 
 
 def _compared(rounds: Sequence[Beside]) -> dict[str, Any]:
@@ -359,12 +338,8 @@ def main() -> None:
                 step(f"writing {part}")
             found.append(in_own_process(measure, writer.folder, case))
         beside = in_own_process(measure_beside, writer.folder, BESIDE_ROUNDS)
-<<<<<<< HEAD
-    page = publish("real_size", page_data(found, shape, where, beside), options.out)
-=======
         hybrid = measure_hybrid(folder)
     page = publish("real_size", page_data(found, shape, where, beside, hybrid), options.out)
->>>>>>> hybrid
     if not all(one.met for one in found):
         raise SystemExit(f"memory exceeds its bound, see {page}")
 
