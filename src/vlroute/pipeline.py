@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -86,16 +87,22 @@ class RequestOptions:
             raise refused("caption", self.caption, "a string")
         if self.price is not None:
             object.__setattr__(self, "price", PRICE.read("price", self.price))
-        if isinstance(self.cancel, type) or not (self.cancel is None or hasattr(self.cancel, "is_set")):
-            raise refused("cancel", self.cancel, "a threading.Event")
+        _check_event(self.cancel)
         object.__setattr__(self, "generation", checked(self.generation))
 
 
+def _check_event(value: Any) -> None:
+    if isinstance(value, type) or not (value is None or hasattr(value, "is_set")):
+        raise refused("cancel", value, "a threading.Event")
+
+
 class EitherEvent(threading.Event):
-    """An event that is set as soon as one of `events` is set."""
+    """An event that is set as soon as one of `events` is set. SettingsError if one of them is no event."""
 
     def __init__(self, *events: threading.Event | None) -> None:
         super().__init__()
+        for event in events:
+            _check_event(event)
         self._events = [event for event in events if event is not None]
 
     def is_set(self) -> bool:
@@ -138,6 +145,7 @@ class LazyModel:
         self._caches, self._on_load = caches, on_load
         self._sampling: FrameSampling | None = None
         self._workers: ThreadPoolExecutor | None = None
+        self._process = 0  # that of the workers
         self._lock = threading.Lock()
 
     @property
@@ -180,7 +188,13 @@ class LazyModel:
         """Threads for requests that nobody waits for in a thread of their own; the first use starts them."""
         with self._lock:
             self.check_open()
+            if self._workers is not None and self._process != os.getpid():  # its threads are not here
+                raise RuntimeError(
+                    "this process is a fork of one that has used this router; create the router in the process that "
+                    "uses it, or start processes with the method 'spawn'"
+                )
             if self._workers is None:
+                self._process = os.getpid()
                 # they prepare pictures and prompts: more threads than cores would contend for the interpreter
                 threads = max(2 * self.max_num_seqs, 32) if self.blocks else PREPARING_THREADS
                 self._workers = ThreadPoolExecutor(threads, thread_name_prefix="vlroute-request")

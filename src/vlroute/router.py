@@ -604,6 +604,7 @@ class Router:
             InputError: The messages or options are invalid. Other errors: see `ask`.
             RouterClosedError: The router was closed.
         """
+        check_waiting()
         left, pipeline = threading.Event(), self.pipeline
         options = RequestOptions(caption, forced_mode(mode), price, EitherEvent(left, cancel), generation)
         answering = pipeline.start(partial(pipeline.parse, prompt, images, videos, history), options)
@@ -645,6 +646,7 @@ class Router:
             InputError: The messages or options are invalid. Other errors: see `ask`.
             RouterClosedError: The router was closed.
         """
+        check_waiting()
         options, pipeline = RequestOptions(caption, forced_mode(mode), price, cancel, generation), self.pipeline
         events = pipeline.astream(partial(pipeline.parse, prompt, images, videos, history), options)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -194,6 +195,8 @@ def test_wrong_types_are_refused_by_name(router: Router, tmp_path: Path) -> None
         ("system", lambda: router.chat(0)),  # type: ignore[arg-type]
         ("system", lambda: router.chat(False)),  # type: ignore[arg-type]
         ("cancel", lambda: router.ask("How many?", cancel=threading.Event)),  # type: ignore[arg-type]
+        ("cancel", lambda: asyncio.run(router.aask("How many?", cancel=1))),  # type: ignore[arg-type]
+        ("cancel", lambda: router.ask_many([{"prompt": "How many?", "cancel": 1}])),
         ("fallback_mode", lambda: Policy(fallback_mode="x")),  # type: ignore[arg-type]
         ("fallback_mode", lambda: Policy(fallback_mode=[])),  # type: ignore[arg-type]
         ("target", Target),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import subprocess
 import sys
@@ -743,6 +744,40 @@ def test_an_error_in_a_callback_ends_only_its_answer(make: Any, ask: Start, alon
     assert replies == [said(alone(one, "instruct", LONG)) for one in QUESTIONS[:3]]
 
 
+class Failing(threading.Event):
+    """An event of a caller that raises while answers run."""
+
+    def is_set(self) -> bool:
+        raise OSError("no such event")
+
+
+def test_a_cancel_event_that_raises_ends_only_its_answer(make: Any, ask: Start, alone: Any) -> None:
+    engine = make()
+    with held(engine) as release:
+        others = [ask(engine, one, "instruct", LONG) for one in QUESTIONS[:3]]
+        bad = ask(engine, QUESTIONS[3], "instruct", LONG, None, Failing())
+        release.set()
+        with pytest.raises(OSError, match="no such event"):
+            bad.result(20)
+        replies = [said(one.result(20)) for one in others]
+    assert replies == [said(alone(one, "instruct", LONG)) for one in QUESTIONS[:3]]
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["aask", "astream"])
+def test_asking_in_an_event_loop_from_a_callback_is_a_clear_error(
+    router: Router, make: Any, ask: Start, streamed: bool
+) -> None:
+    async def read() -> None:
+        async for _ in router.astream("Hello?", mode="instruct", **GREEDY):
+            pass
+
+    def again(channel: str, piece: str) -> None:
+        asyncio.run(read() if streamed else router.aask("Hello?", mode="instruct", **GREEDY))
+
+    with pytest.raises(RuntimeError, match=r"a callback of an answer cannot wait for another answer"):
+        ask(make(), parse("How are you?"), "instruct", GREEDY, again).result(10)
+
+
 def test_an_exit_in_a_callback_ends_only_its_answer(make: Any, ask: Start) -> None:
     engine = make()
 
@@ -1010,17 +1045,26 @@ def test_reading_a_stream_in_a_callback_is_a_clear_error(router: Router, make: A
         stream.close()
 
 
-def test_a_fork_is_told_so() -> None:
+@pytest.mark.parametrize("call", ["ask", "ask_many", "aask"])
+def test_a_fork_is_told_so(call: str) -> None:
     script = """
-import os, sys, warnings
+import asyncio, os, signal, sys, warnings
 warnings.simplefilter("ignore")
 from vlroute import Router
 router = Router.from_pretrained()
-router.ask("Hello?", mode="instruct")
+def ask():
+    if sys.argv[1] == "ask":
+        router.ask("Hello?", mode="instruct")
+    elif sys.argv[1] == "ask_many":
+        router.ask_many([{"prompt": "Hello?", "mode": "instruct"}])
+    else:
+        asyncio.run(router.aask("Hello?", mode="instruct"))
+ask()
 child = os.fork()
 if not child:
+    signal.alarm(30)
     try:
-        router.ask("Hello?", mode="instruct")
+        ask()
     except RuntimeError as error:
         print(error, flush=True)
         os._exit(3)
@@ -1030,9 +1074,11 @@ print(router.ask("Hello?", mode="instruct").finish_reason, flush=True)
 router.close()
 sys.exit(status)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=120, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, call], capture_output=True, check=False, timeout=120, text=True
+    )
     assert done.returncode == 3, done.stderr[-500:]
-    assert "this one is a fork" in done.stdout
+    assert "fork" in done.stdout
     assert "'spawn'" in done.stdout
     assert done.stdout.split()[-1] in ("stop", "length")
 

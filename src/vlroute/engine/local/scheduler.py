@@ -141,9 +141,13 @@ class Generation:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the request was cancelled, or nobody waits for its result any more."""
+        """Whether the request was cancelled, or nobody waits for its result any more; also if its event fails."""
         cancel = self.request.cancel
-        return self.future.cancelled() or (cancel is not None and cancel.is_set())
+        try:
+            return self.future.cancelled() or (cancel is not None and cancel.is_set())
+        except Exception as error:  # raised by an event of the caller: it ends only this answer
+            self.error = error
+            return True
 
     def chunk(self, most: int) -> Chunk:
         """The next tokens to read, at most `most`. After a preemption, tokens of the answer are among them."""
