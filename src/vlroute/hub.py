@@ -6,16 +6,12 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vlroute.engine.local.checkpoint_files import CheckpointFiles, is_hybrid, local_folder, pair_fingerprint, same_twice
 from vlroute.engine.local.quantized import gguf_error, is_gguf_folder, refuse_gguf
 from vlroute.errors import CheckpointError
 from vlroute.files import shipped
 from vlroute.types import MODES, ModelIdentity
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("vlroute")
 

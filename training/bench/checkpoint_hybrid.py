@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3_5Config
-from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX
 
 from training.bench.checkpoint_2b import ADDED, SPECIAL, Sizes, draw, holds, tensor_sizes
-from training.pocket.checkpoint import fast_tokenizer, qwen_config, qwen_processor
+from training.pocket.checkpoint import byte_level_bpe, fast_tokenizer, qwen_config, qwen_processor
 
 FIRST_SPECIAL = 248044  # ids below are bytes and fillers
 
@@ -45,14 +44,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """Every byte is a token; special tokens have their real ids."""
     vocabulary = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocabulary |= {f"<filler {i}>": i for i in range(len(vocabulary), FIRST_SPECIAL)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
-    tokenizer.decoder = decoders.ByteLevel()
-    return fast_tokenizer(tokenizer, SPECIAL, ADDED, 262144)
+    return fast_tokenizer(byte_level_bpe(vocabulary), SPECIAL, ADDED, 262144)
 
 
 def build_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen3_5Config:

@@ -184,6 +184,18 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return fast_tokenizer(tokenizer, SPECIAL, ADDED, 4096)
 
 
+def byte_level_bpe(vocabulary: dict[str, int]) -> Tokenizer:
+    """A tokenizer of bytes, as transformers makes it for every Qwen3.5 checkpoint: it has its own pre-tokenizer."""
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
 def build_hybrid_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer of the hybrid: known words are tokens, other text is split into bytes.
 
@@ -192,15 +204,8 @@ def build_hybrid_tokenizer() -> PreTrainedTokenizerFast:
     """
     words = [word for word in _words(word_pattern(HYBRID_PIECES)) if not SEPARATE.fullmatch(word)]
     vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
-    tokenizer.decoder = decoders.ByteLevel()
     added = dict.fromkeys([*ADDED, "\n\n", *LINKS, *HYBRID_PIECES, *words])
-    return fast_tokenizer(tokenizer, SPECIAL, [*added], 4096)
+    return fast_tokenizer(byte_level_bpe(vocabulary), SPECIAL, [*added], 4096)
 
 
 def build_processor(kind: str) -> Qwen3VLProcessor:

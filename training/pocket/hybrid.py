@@ -13,7 +13,6 @@ both_last    all kinds of requests: two pictures, unknown pictures, without a pi
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import time
 from argparse import Namespace
@@ -34,7 +33,7 @@ from training.page import POCKET, ROOT, argument_parser
 from training.pocket.checkpoint import build_hybrid, build_hybrid_tokenizer
 from training.pocket.data import Example, Sequences
 from training.pocket.phases import EXAMPLES, Scores, more_instruct, sequence_loss, thinking_pairs, thinking_unknown
-from training.pocket.train import load_state, phase_lock, vocabulary_hash, write_checkpoint
+from training.pocket.train import load_state, parameter_groups, phase_lock, set_rate, vocabulary_hash, write_checkpoint
 from vlroute import Mode
 from vlroute.types import MODES
 
@@ -114,7 +113,8 @@ class Trainer:
         if not self.phase.tower_rate:
             self.model.model.visual.requires_grad_(False)
         self.parameters = [one for one in self.model.parameters() if one.requires_grad]
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=self.phase.rate, weight_decay=0.01, betas=(0.9, 0.98))
+        groups = parameter_groups(self.model.named_parameters(), self.phase.tower_rate)
+        self.optimizer = torch.optim.AdamW(groups, lr=self.phase.rate, weight_decay=0.01, betas=(0.9, 0.98))
         if (runs / f"{self.phase.name}.pt").exists():
             saved = self._saved(self.phase.name)
             self.model.load_state_dict(saved["model"])
@@ -133,20 +133,9 @@ class Trainer:
             POCKET / "instruct" / "model.safetensors").items() if name.startswith("model.visual.")}  # fmt: skip
         tower.load_state_dict({name: own.get(name, one) for name, one in tower.state_dict().items()})
 
-    def _groups(self) -> list[dict[str, Any]]:
-        slow: list[nn.Parameter] = []
-        full: list[nn.Parameter] = []
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                (slow if ".visual." in name and "merger" not in name else full).append(parameter)
-        return [{"params": full, "share": 1.0}, {"params": slow, "share": self.phase.tower_rate}]
-
     def train_step(self) -> tuple[float, Scores]:
         self.step += 1
-        warm = min(1.0, self.step / 150)
-        cosine = 0.5 * (1 + math.cos(math.pi * self.step / self.phase.steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["share"] * self.phase.rate * warm * (0.02 + 0.98 * cosine)
+        set_rate(self.optimizer, self.phase.rate, self.step, self.phase.steps)
         loss, scores = sequence_loss(self.model, self.sequences, next(self.examples))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +84,23 @@ def write_checkpoint(model: Any, kind: str, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], tower_rate: float) -> list[dict[str, Any]]:
+    """The tower has a learning rate of its own, relative to the others; its mergers have that of the language model."""
+    slow: list[nn.Parameter] = []
+    full: list[nn.Parameter] = []
+    for name, parameter in named:
+        if parameter.requires_grad:
+            (slow if ".visual." in name and "merger" not in name else full).append(parameter)
+    return [{"params": full, "share": 1.0}, {"params": slow, "share": tower_rate}]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
+    """The learning rates of a step: a short rise, then half a cosine."""
+    warm, cosine = min(1.0, step / 150), 0.5 * (1 + math.cos(math.pi * step / steps))
+    for group in optimizer.param_groups:
+        group["lr"] = group["share"] * rate * warm * (0.02 + 0.98 * cosine)
+
+
 class Trainer:
     """One phase: model, head, optimizer and the source of new examples."""
 
@@ -117,21 +134,14 @@ class Trainer:
         return load_state(name, self.runs, self.tokenizer)
 
     def _groups(self) -> list[dict[str, Any]]:
-        """The tower has a learning rate of its own; its mergers have that of the language model."""
-        slow: list[nn.Parameter] = []
-        full: list[nn.Parameter] = [*self.head.parameters()] if self.phase.name == "tower" else []
-        for name, parameter in self.model.named_parameters():
-            if not parameter.requires_grad or (self.phase.name == "tower" and ".visual." not in name):
-                continue
-            (slow if ".visual." in name and "merger" not in name else full).append(parameter)
-        return [{"params": full, "share": 1.0}, {"params": slow, "share": self.phase.tower_rate}]
+        named = self.model.named_parameters()
+        if self.phase.name == "tower":
+            named = [*self.head.named_parameters(), *(pair for pair in named if ".visual." in pair[0])]
+        return parameter_groups(named, self.phase.tower_rate)
 
     def train_step(self) -> tuple[float, Scores]:
         self.step += 1
-        warm = min(1.0, self.step / 150)
-        cosine = 0.5 * (1 + math.cos(math.pi * self.step / self.phase.steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["share"] * self.phase.rate * warm * (0.02 + 0.98 * cosine)
+        set_rate(self.optimizer, self.phase.rate, self.step, self.phase.steps)
         if self.phase.name == "tower":
             loss, scores = tower_loss(self.model, self.head, self.rng)
         else:

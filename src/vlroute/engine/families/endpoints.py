@@ -51,11 +51,10 @@ _COOKBOOK = "https://github.com/sgl-project/sglang/blob"
 ENDPOINT_FAMILIES: dict[str, EndpointFamily] = {
     "qwen3_vl": EndpointFamily(
         "Qwen3-VL", default="size", note="a checkpoint for each mode: name an endpoint for each",
-        source="https://github.com/QwenLM/Qwen3-VL",
     ),
     "qwen3_5": EndpointFamily(
         "Qwen3.5", "enable_thinking", default="size", place="end", note="off by default for 0.8B and 2B, else on",
-        source="https://huggingface.co/Qwen/Qwen3.5-0.8B",
+        source=f"{_RECIPES}/5148f3ee524af2923bd4f886884b8352ea2dd76a/models/Qwen/Qwen3.5-0.8B.yaml",
     ),
     "qwen3_6": EndpointFamily(
         "Qwen3.6", "enable_thinking", place="end",

@@ -2,7 +2,7 @@
 
 The chat template ends with `<think>`, and for Instruct with an empty thought, so both modes share the rest of the
 prompt. Thoughts of earlier turns are not rendered. Three of four layers are recurrent (Gated DeltaNet, Yang et al.,
-2024). Recommended sampling: model card of Qwen/Qwen3.5-2B.
+2024). The recommended sampling is that of the small models; it could not be compared with their model cards.
 """
 
 from __future__ import annotations
