@@ -206,6 +206,10 @@ class Sequences:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return list(self.tokenizer(list(texts), add_special_tokens=False)["input_ids"])
 
+    def lengths(self, examples: Sequence[Example]) -> list[int]:
+        """Number of tokens of each prompt with its target."""
+        return [len(ids) for ids in self.encode([self.prompt(one) + one.target for one in examples])]
+
     def inputs(self, examples: Sequence[Example], rows: Sequence[list[int]], left: bool) -> dict[str, torch.Tensor]:
         pad = self.tokenizer.pad_token_id
         ids = self.pad(rows, pad, left)

@@ -32,7 +32,7 @@ from transformers.models.qwen3_5 import modeling_qwen3_5
 from training.page import POCKET, ROOT, argument_parser
 from training.pocket.checkpoint import build_hybrid, build_hybrid_tokenizer
 from training.pocket.data import Example, Sequences
-from training.pocket.phases import EXAMPLES, Scores, more_instruct, sequence_loss, thinking_pairs, thinking_unknown
+from training.pocket.phases import EXAMPLES, more_instruct, thinking_pairs, thinking_unknown, token_losses
 from training.pocket.train import load_state, parameter_groups, phase_lock, set_rate, vocabulary_hash, write_checkpoint
 from vlroute import Mode
 from vlroute.types import MODES
@@ -40,7 +40,9 @@ from vlroute.types import MODES
 # a chunk of 64 tokens, the default, is longer than most of these sequences
 modeling_qwen3_5.torch_chunk_gated_delta_rule = partial(modeling_qwen3_5.torch_chunk_gated_delta_rule, chunk_size=32)
 RUNS, OUT = ROOT / "runs" / "pocket-hybrid", ROOT / "models" / "pocket-hybrid"
-SAVE_EVERY, PRINT_EVERY = 250, 100
+SAVE_EVERY, PRINT_EVERY = 100, 50
+#: Number of forward passes in which a process reads its batch.
+PARTS = 4
 SEED = 20261129
 #: Draws the batches of one process from the first step on.
 Batches = Callable[[random.Random, int], Iterator[list[Example]]]
@@ -82,12 +84,12 @@ def _both(instruct: Batches, thinking: Batches) -> tuple[tuple[Mode, Batches], t
 
 PHASES = (
     Phase(
-        "reading", 1500, 2e-3, 0.15, (("instruct", EXAMPLES["transcripts"]), ("instruct", EXAMPLES["transcripts"]))
+        "reading", 1200, 2e-3, 0.15, (("instruct", EXAMPLES["transcripts"]), ("instruct", EXAMPLES["transcripts"]))
     ),
-    Phase("both", 4200, 1.5e-3, 0.0, _both(EXAMPLES["instruct"], EXAMPLES["thinking"])),
-    Phase("both_more", 3600, 1.2e-3, 0.0, _both(more_instruct, EXAMPLES["thinking_more"])),
+    Phase("both", 3600, 1.5e-3, 0.0, _both(EXAMPLES["instruct"], EXAMPLES["thinking"])),
+    Phase("both_more", 3200, 1.2e-3, 0.0, _both(more_instruct, EXAMPLES["thinking_more"])),
     Phase(
-        "both_last", 2600, 1e-3, 0.0,
+        "both_last", 2400, 1e-3, 0.0,
         _both(
             _mixed(more_instruct, EXAMPLES["instruct_forms"], EXAMPLES["instruct_last"]),
             _mixed(thinking_pairs, EXAMPLES["thinking_last"], EXAMPLES["thinking_wide"], thinking_unknown),
@@ -133,22 +135,36 @@ class Trainer:
             POCKET / "instruct" / "model.safetensors").items() if name.startswith("model.visual.")}  # fmt: skip
         tower.load_state_dict({name: own.get(name, one) for name, one in tower.state_dict().items()})
 
-    def train_step(self) -> tuple[float, Scores]:
+    def train_step(self) -> tuple[float, Counter[str], Counter[str]]:
+        """One step. Returns its loss, and for each kind of example the numbers of targets without error and of all."""
         self.step += 1
         set_rate(self.optimizer, self.phase.rate, self.step, self.phase.steps)
-        loss, scores = sequence_loss(self.model, self.sequences, next(self.examples))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        total, targets, correct, counts = 0.0, 0, Counter[str](), Counter[str]()
+        for part in self.parts(next(self.examples)):
+            losses, scores = token_losses(self.model, self.sequences, part)
+            losses.sum().backward()
+            total, targets = total + losses.sum().item(), targets + len(losses)
+            correct.update({name: right for name, (right, _) in scores.items()})
+            counts.update({name: count for name, (_, count) in scores.items()})
         # a batch without pictures has no gradient of the tower
         gradient = torch.cat([
             (torch.zeros_like(one) if one.grad is None else one.grad).flatten() for one in self.parameters
         ])  # fmt: skip
+        gradient /= targets * dist.get_world_size()
         dist.all_reduce(gradient)
         for one, part in zip(self.parameters, gradient.split([p.numel() for p in self.parameters]), strict=True):
-            one.grad = part.view_as(one) / dist.get_world_size()
+            one.grad = part.view_as(one)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        return loss.item(), scores
+        return total / targets, correct, counts
+
+    def parts(self, examples: list[Example]) -> list[list[Example]]:
+        """Examples of similar lengths together: half of the tokens of a batch would be padding."""
+        lengths = self.sequences.lengths(examples)
+        order = sorted(range(len(examples)), key=lengths.__getitem__)
+        size = -(-len(order) // PARTS)
+        return [[examples[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
     def save(self) -> None:
         if self.rank == 0:
@@ -162,10 +178,10 @@ class Trainer:
         began, first, losses = time.monotonic(), self.step, list[float]()
         correct, counts = Counter[str](), Counter[str]()
         while self.step < self.phase.steps:
-            loss, scores = self.train_step()
+            loss, *scores = self.train_step()
             losses.append(loss)
-            correct.update({name: right for name, (right, _) in scores.items()})
-            counts.update({name: count for name, (_, count) in scores.items()})
+            correct += scores[0]
+            counts += scores[1]
             if self.step % PRINT_EVERY == 0:
                 each = (time.monotonic() - began) / (self.step - first)
                 left = each * (self.phase.steps - self.step) / 60

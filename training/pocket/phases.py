@@ -131,20 +131,26 @@ def tower_loss(
 def sequence_loss(
     model: Qwen3VLForConditionalGeneration, sequences: Sequences, examples: list[Example]
 ) -> tuple[torch.Tensor, Scores]:
-    """Cross entropy over the target tokens, and for each kind of example the number of targets without any error."""
+    """Mean cross entropy of the target tokens, and for each kind of example the number of targets without any error."""
+    losses, scores = token_losses(model, sequences, examples)
+    return losses.mean(), scores
+
+
+def token_losses(model: Any, sequences: Sequences, examples: Sequence[Example]) -> tuple[torch.Tensor, Scores]:
+    """Cross entropy of each target token, and the scores of `sequence_loss`."""
     inputs, labels = sequences.training_batch(examples)
     hidden = model.model(**inputs, use_cache=False)[0][:, :-1]
     labels = labels[:, 1:]
     asked = labels != IGNORE
     logits = model.lm_head(hidden[asked])
-    loss = functional.cross_entropy(logits, labels[asked])
+    losses = functional.cross_entropy(logits, labels[asked], reduction="none")
     right = torch.ones_like(labels, dtype=torch.bool)
     right[asked] = logits.argmax(-1) == labels[asked]
     scores: Scores = {}
     for example, whole in zip(examples, right.all(1).tolist(), strict=True):
         correct, count = scores.get(example.name, (0, 0))
         scores[example.name] = correct + whole, count + 1
-    return loss, scores
+    return losses, scores
 
 
 EASIER = {"easy": 0.5, "medium": 0.25, "hard": 0.25}
