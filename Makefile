@@ -83,6 +83,7 @@ bench-gpu: install  ## Measure parity, speed, memory and faults on a CUDA device
 
 soak: install  ## Long randomized tests: conversations, requests to each endpoint, settings (30 minutes)
 	VLROUTE_CONVERSATIONS=520 $(BIN)/python -m pytest tests/integration/test_chat_exact.py -k fresh --hypothesis-show-statistics
+	VLROUTE_REQUESTS=240 $(BIN)/python -m pytest tests/integration/test_batching.py -k every_way
 	VLROUTE_SCHEMA_CASES=1000 $(BIN)/python -m pytest tests/integration/test_server_safety.py -k schema
 	VLROUTE_SETTINGS_CASES=1000 $(BIN)/python -m pytest tests/integration/test_edges_settings.py -k random
 

@@ -54,7 +54,7 @@ class SettingsError(InputError, TypeError):
 
 
 class CheckpointError(VLRouteError):
-    """A checkpoint folder is missing, incomplete or not a Qwen3-VL model."""
+    """A checkpoint folder is missing, incomplete or of an unknown model family."""
 
 
 class ModeUnavailableError(VLRouteError):

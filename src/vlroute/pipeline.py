@@ -18,6 +18,7 @@ from vlroute.decision.policy import PRICE
 from vlroute.decision.selector import ModeSelector
 from vlroute.engine.local.checkpoint_files import local_folder
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
+from vlroute.engine.protocol import Reply
 from vlroute.engine.settings import checked, combined
 from vlroute.errors import ModeUnavailableError, RouterClosedError, VLRouteError
 from vlroute.hub import Source, common_name, identify, pair_name
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from vlroute.store import Store
 
 log = logging.getLogger("vlroute")
+#: What a request gets whose router was closed before its first token.
+CANCELLED = Reply("", "", "cancelled", None, 0, 0, 0, 0, 0.0, 0.0, 0.0)
 #: Threads that prepare the requests of a model in this process, if nobody waits for them in a thread of their own.
 PREPARING_THREADS = 4
 
@@ -308,10 +311,12 @@ class Pipeline:
 
     def start(self, prepare: Callable[[], Conversation], options: RequestOptions) -> Future[Answer]:
         """`answer` in threads of the model, none of which waits for it. `prepare` makes the conversation there."""
+        self.selector.check_not_captioning()
         return start(self._prepared(prepare, options), self.model.workers)
 
     def astream(self, prepare: Callable[[], Conversation], options: RequestOptions) -> AsyncStream[Event]:
         """The events of `answer` for the running event loop. `prepare` makes the conversation in another thread."""
+        self.selector.check_not_captioning()
         closed = threading.Event()
         options = replace(options, cancel=EitherEvent(closed, options.cancel))
         return AsyncStream(self.model.workers, partial(self._prepared, prepare, options), closed)
@@ -323,6 +328,7 @@ class Pipeline:
 
     def stream(self, conversation: Conversation, options: RequestOptions) -> Events:
         """The events of `answer`, which runs in a thread of its own. The model is loaded before this returns."""
+        self.selector.check_not_captioning()
         self.model.load()
         closed = threading.Event()
         options = replace(options, cancel=EitherEvent(closed, options.cancel))
@@ -357,14 +363,19 @@ class Pipeline:
             if emit is not None:
                 emit(Decided(decision, id))
             try:
-                reply = yield from request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
-            except ModeUnavailableError as error:
-                if decision.forced or error.begun:
+                try:
+                    reply = yield from request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
+                except ModeUnavailableError as error:
+                    if decision.forced or error.begun:
+                        raise
+                    decision = _fallen_back(decision, error)
+                    if emit is not None:
+                        emit(Decided(decision, id))
+                    reply = yield from request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
+            except RouterClosedError:  # closed before the first token, such as while pictures were encoded
+                if not self.model.closed.is_set():
                     raise
-                decision = _fallen_back(decision, error)
-                if emit is not None:
-                    emit(Decided(decision, id))
-                reply = yield from request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
+                reply = CANCELLED
         if reply.finish_reason != "cancelled":
             prefilled = None if reply.prompt_tokens is None else reply.prompt_tokens - reply.cached_tokens
             self.selector.observe(
@@ -398,6 +409,10 @@ class Pipeline:
             return (yield from self.selector.caption(conversation, request))
         except ModeUnavailableError as error:  # the mode that answers may be available
             log.warning("no caption: %s", error)
+            return None
+        except RouterClosedError:  # the answer will be cancelled
+            if not self.model.closed.is_set():
+                raise
             return None
 
     def _keep(self, answer: Answer, conversation: Conversation) -> None:

@@ -26,7 +26,7 @@ from vlroute.decision.tradeoff import OperatingPoint
 from vlroute.engine.local.checkpoint_files import check_folders
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS, CompileChoice, checked_loading
 from vlroute.engine.settings import SETTINGS, UNSUPPORTED, checked_per_mode
-from vlroute.errors import ArtifactError, MissingExtraError, SettingsError
+from vlroute.errors import ArtifactError, InputError, MessageError, MissingExtraError, SettingsError
 from vlroute.hub import resolve_pair
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation
@@ -178,7 +178,8 @@ class Router:
             vision_cache: Cache of vision features with budgets of your own. Several routers may share it.
             prefix_cache: Cache of KV tokens with a budget of your own.
             store: Where answers are stored for `feedback`: a `Store`, a file, or a postgresql:// URL.
-            max_num_seqs: Maximum number of answers that are generated at the same time by each checkpoint.
+            max_num_seqs: Maximum number of answers that are generated at the same time by each checkpoint, from 1 to
+                1024.
             **settings: Generation settings for both modes, with the names of transformers: `do_sample=False`.
 
         Returns:
@@ -671,10 +672,12 @@ class Router:
 
         Raises:
             InputError: A request is invalid. The first error of a request is raised, see `ask`, and the others are
-                cancelled.
+                cancelled. A note of the error says which request it was.
             RouterClosedError: The router was closed.
         """
         check_waiting()
+        if not isinstance(progress, bool):
+            raise refused("progress", progress, "True or False")
         left, pipeline = threading.Event(), self.pipeline
         running: deque[Future[Answer]] = deque()
         answers: list[Answer] = []
@@ -682,7 +685,10 @@ class Router:
         def begun(request: Mapping[str, Any]) -> Future[Answer]:
             if not isinstance(request, Mapping):
                 raise refused("a request", request, "a mapping of the arguments of ask")
-            given = inspect.signature(self.ask).bind(**request)
+            try:
+                given = inspect.signature(self.ask).bind(**request)
+            except TypeError as error:
+                raise MessageError(f"a request is a mapping of the arguments of ask: {error}") from None
             given.apply_defaults()
             asked = given.arguments
             cancel = EitherEvent(left, asked["cancel"])
@@ -698,15 +704,27 @@ class Router:
         try:
             with Progress(console=Console(stderr=True), disable=not progress) as bar:
                 shown = bar.add_task("answers", total=len(requests) if isinstance(requests, Sized) else None)
-                for request in requests:
-                    running.append(begun(request))
+
+                def take() -> None:
+                    try:
+                        answers.append(running[0].result())
+                    except Exception as error:
+                        error.add_note(f"raised for requests[{len(answers)}] of ask_many")
+                        raise
+                    running.popleft()
+                    bar.advance(shown)
+
+                for number, request in enumerate(requests):
+                    try:
+                        running.append(begun(request))
+                    except InputError as error:
+                        error.add_note(f"raised for requests[{number}] of ask_many")
+                        raise
                     # some requests ahead, so that their pictures are prepared while others are answered
                     while running and (running[0].done() or len(running) >= AHEAD * self.max_num_seqs):
-                        answers.append(running.popleft().result())
-                        bar.advance(shown)
-                for one in running:
-                    answers.append(one.result())
-                    bar.advance(shown)
+                        take()
+                while running:
+                    take()
             return answers
         finally:
             left.set()

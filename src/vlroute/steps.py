@@ -34,6 +34,11 @@ def forbid_waiting(reason: str) -> None:
     _thread.reason = reason
 
 
+def may_wait() -> bool:
+    """Whether this thread may wait for answers."""
+    return not getattr(_thread, "reason", None)
+
+
 def check_waiting() -> None:
     """Check that this thread may wait for answers. Raises RuntimeError in a thread that generates them."""
     if reason := getattr(_thread, "reason", None):
@@ -70,8 +75,9 @@ def start(steps: Steps[T], executor: Executor | None = None) -> Future[T]:
 
     Args:
         steps: A generator that was not started.
-        executor: Its threads run one part after the other. None: this thread runs the first part, and each further
-            part runs in the thread that completes the future for which it waits, so that no thread is woken for it.
+        executor: Its threads run one part after the other. None, or shut down: this thread runs the first part, and
+            each further part runs in the thread that completes the future for which it waits, so that no thread is
+            woken for it.
 
     Returns:
         The future result. Cancelling it has no effect on `steps`.
@@ -85,9 +91,8 @@ def start(steps: Steps[T], executor: Executor | None = None) -> Future[T]:
             return
         try:
             executor.submit(part)
-        except RuntimeError as error:  # the executor was shut down
-            steps.close()
-            result.set_exception(error)
+        except RuntimeError:  # the executor was shut down; its model cancels what has begun
+            part()
 
     def part() -> None:
         try:

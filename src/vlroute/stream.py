@@ -11,7 +11,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar, cast
 
-from vlroute.steps import Steps, check_waiting, start
+from vlroute.steps import Steps, check_waiting, may_wait, start
 from vlroute.types import Event
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ class Stream(Generator[Event, None, None]):
     """The events of one answer. A separate thread produces them; it starts when the first event is requested.
 
     Any thread may read or close the stream. Closing cancels the answer and waits until its thread has ended. A stream
-    that is garbage-collected before its end is cancelled without waiting.
+    that is closed in a callback of an answer, or garbage-collected before its end, is cancelled without waiting.
 
     Args:
         work: Produces the answer; None if `_begin` is overridden.
@@ -78,9 +78,9 @@ class Stream(Generator[Event, None, None]):
         raise typ
 
     def close(self) -> None:
-        """Cancel the work and wait for its thread."""
+        """Cancel the work and wait for its thread, unless this thread has to generate the rest of the answer."""
         self._drop()
-        if self._worker is not None:
+        if self._worker is not None and may_wait():
             self._worker.join()
 
     def __del__(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -12,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import forget, media
+from tests.conftest import PICTURES, forget, media
 from tests.recording import held, model_calls
 from tests.serving import until
 from vlroute import Answer, Router
+from vlroute.engine.local import scheduler
 from vlroute.engine.local.engine import LocalEngine
 from vlroute.engine.local.forward import Decoder
 from vlroute.engine.local.reasoning import StopText
@@ -24,11 +27,13 @@ from vlroute.pocket import Task, draw_task
 from vlroute.types import MODES, Mode
 
 pytestmark = pytest.mark.float32
-TASKS = ("ocr", "count", "math", "gui", "hop", "video")
+KINDS = ("ocr", "count", "math", "gui", "hop", "video")
 TASKS = [
-    draw_task(random.Random(seed), TASKS[seed % 6], ("easy", "hard")[seed % 2], ("en", "zh")[seed // 6 % 2])
+    draw_task(random.Random(seed), KINDS[seed % 6], ("easy", "hard")[seed % 2], ("en", "zh")[seed // 6 % 2])
     for seed in range(24)
 ]
+#: Number of requests of the comparison of `ask`, `ask_many` and `aask`.
+REQUESTS = int(os.environ.get("VLROUTE_REQUESTS", "24"))
 HOT = {"do_sample": True, "temperature": 9.0, "top_k": 0, "top_p": 1.0}
 #: Warm enough to draw other tokens than the best ones. Where the last bits of two scores decide, as at a high
 #: temperature among hundreds of tokens, a batch may draw another token than a single answer.
@@ -96,6 +101,22 @@ def test_an_answer_cancelled_before_it_began_is_not_read(together: Router) -> No
 def test_the_same_as_alone(router: Router, together: Router, settings: dict[str, Any]) -> None:
     alone = [said(ask(router, task, mode, **settings)) for task in TASKS for mode in MODES]
     assert [said(answer) for answer in crowd(together, **settings)] == alone
+
+
+def test_every_way_to_ask_gives_the_same_answers(router: Router, together: Router) -> None:
+    """`ask`, `ask_many` and `aask`, in both modes, greedy and with a seed of each request's own."""
+    settings = [{"do_sample": False}, WARM]
+    requests: list[dict[str, Any]] = []
+    for i in range(REQUESTS):
+        task = draw_task(random.Random(i), KINDS[i % 6], ("easy", "hard")[i % 2], ("en", "zh")[i // 6 % 2])
+        requests.append({"prompt": task.prompt, **media(task), "mode": MODES[i // 2 % 2], "seed": i, **settings[i % 2]})
+
+    async def all_at_once() -> list[Answer]:
+        return await asyncio.gather(*(together.aask(**request) for request in requests))
+
+    alone = [said(router.ask(**request)) for request in requests]
+    assert [said(answer) for answer in together.ask_many(requests)] == alone
+    assert [said(answer) for answer in asyncio.run(all_at_once())] == alone
 
 
 def test_decode_steps_are_really_shared(together: Router) -> None:
@@ -222,6 +243,48 @@ def test_a_closed_router_answers_in_neither_mode() -> None:
     for mode in MODES:
         with pytest.raises(RuntimeError, match="closed"):
             ask(one, TASKS[0], mode)
+
+
+@pytest.mark.parametrize("how", ["ask", "ask_many", "aask"])
+def test_closing_cancels_answers_whatever_they_wait_for(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a picture is encoded for a caption or an answer, while tokens are generated; from several threads."""
+    begun, go_on, real = threading.Event(), threading.Event(), scheduler.encode
+
+    def encode(*args: Any) -> Any:
+        begun.set()
+        assert go_on.wait(20)
+        return real(*args)
+
+    asking: list[Any] = []
+    request_of = LocalEngine.request
+    monkeypatch.setattr(LocalEngine, "request", lambda *args: asking.append(args) or request_of(*args))
+    monkeypatch.setattr(scheduler, "encode", encode)
+    one = Router.from_pretrained().load()
+    requests: list[dict[str, Any]] = [
+        {"prompt": "Read it.", "images": PICTURES[0], "mode": "thinking"},
+        {"prompt": "Read it.", "images": PICTURES[1]},
+        {"prompt": "Hello?", "mode": "instruct", **LONG, "max_new_tokens": 100_000, "eos_token_id": -1},
+    ]
+
+    async def together() -> list[Answer]:
+        return await asyncio.gather(*(one.aask(**request) for request in requests))
+
+    with ThreadPoolExecutor(8) as pool:
+        if how == "ask":
+            asked = pool.map(lambda request: one.ask(**request), requests)
+        else:
+            asked = pool.submit(one.ask_many, requests) if how == "ask_many" else pool.submit(asyncio.run, together())
+        assert begun.wait(20)
+        until(lambda: len(asking) == len(requests))
+        closing = [pool.submit(one.close) for _ in range(3)]
+        until(lambda: one.closed)
+        go_on.set()
+        answers = [*asked] if how == "ask" else asked.result(20)
+        for each in closing:
+            each.result(20)
+    assert [answer.finish_reason for answer in answers] == ["cancelled"] * 3
+    for answer in answers[:2]:
+        assert (answer.text, answer.thinking, answer.usage.completion_tokens) == ("", "", 0)
 
 
 def test_an_error_in_a_step_reaches_all_its_answers_and_no_later_one(

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from PIL import Image
 
 from tests.conftest import media, task
 from vlroute import DiskTier, Limits, Policy, PrefixCache, Router, Target, VisionCache, load_picture, load_video
-from vlroute.errors import LimitError, OutputError, SettingsError
+from vlroute.engine.local import prompt as prompts
+from vlroute.errors import (
+    InputError,
+    LimitError,
+    MessageError,
+    OutputError,
+    SettingsError,
+    UnreadableMediaError,
+)
 from vlroute.inputs.messages import parse
 
 PICTURE = Image.new("RGB", (96, 96), "white")
@@ -197,6 +206,8 @@ def test_wrong_types_are_refused_by_name(router: Router, tmp_path: Path) -> None
         ("cancel", lambda: router.ask("How many?", cancel=threading.Event)),  # type: ignore[arg-type]
         ("cancel", lambda: asyncio.run(router.aask("How many?", cancel=1))),  # type: ignore[arg-type]
         ("cancel", lambda: router.ask_many([{"prompt": "How many?", "cancel": 1}])),
+        ("progress", lambda: router.ask_many([], progress=5)),  # type: ignore[arg-type]
+        ("a request", lambda: router.ask_many(["How many?"])),  # type: ignore[list-item]
         ("fallback_mode", lambda: Policy(fallback_mode="x")),  # type: ignore[arg-type]
         ("fallback_mode", lambda: Policy(fallback_mode=[])),  # type: ignore[arg-type]
         ("target", Target),
@@ -246,6 +257,68 @@ def test_a_prompt_that_is_too_long_is_refused_without_a_warning(router: Router) 
     finally:
         logging.getLogger("transformers").removeHandler(handler)
     assert not warnings
+
+
+@pytest.mark.parametrize(
+    "text", ["How many? " * 1_000_000, "界" * 3_000_000, "a" * 3_000_000], ids=["words", "Chinese", "one word"]
+)
+@pytest.mark.parametrize("mode", ["instruct", None])
+def test_a_prompt_of_megabytes_is_refused_before_it_is_tokenized(
+    router: Router, text: str, mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it would take most of a minute."""
+    characters: list[int] = []
+    tokenized = prompts._tokenized  # noqa: SLF001
+    monkeypatch.setattr(prompts, "_tokenized", lambda *args: characters.append(len(args[1])) or tokenized(*args))
+    with pytest.raises(LimitError, match=r"characters and more than 4096 tokens; the model accepts at most 4095"):
+        router.ask(text, mode=mode)
+    assert sum(characters) < 200_000
+
+
+def test_the_text_encoder_reads_the_beginning_of_a_long_text(router: Router) -> None:
+    decision = router.decide("How many circles? " * 100_000)
+    assert decision.gain == pytest.approx(router.decide("How many circles? " * 20_000).gain, abs=0.05)
+
+
+def test_an_error_of_ask_many_says_which_request_it_was(router: Router) -> None:
+    good = {"prompt": "Hello?", "mode": "instruct", "max_new_tokens": 2}
+    for bad, kind, message in [
+        ({}, MessageError, "'prompt'"),
+        ({"prompt": ""}, MessageError, "empty"),
+        ({"prompt": "Hello?", "mode": "fast"}, InputError, "mode"),
+        ({"prompt": "Hello?", "images": "missing.png"}, UnreadableMediaError, "missing.png"),
+        ({"prompt": "Hello?", "temprature": 1}, SettingsError, "temprature"),
+        ({"prompt": "word " * 5000, "mode": "instruct"}, LimitError, "tokens"),
+        (5, SettingsError, "a mapping of the arguments of ask"),
+    ]:
+        with pytest.raises(kind, match=message) as raised:
+            router.ask_many([good, good, bad, good])  # type: ignore[list-item]
+        assert raised.value.__notes__ == ["raised for requests[2] of ask_many"]
+
+
+def test_a_captioner_may_ask_its_own_router_only_with_a_mode() -> None:
+    picture, hello = media(task("hop"))["images"], {"prompt": "Hello?", "mode": "instruct", "max_new_tokens": 2}
+    calls: dict[str, Callable[[], Any]] = {
+        "ask": lambda: router.ask("What is it?", picture),
+        "decide": lambda: router.decide("What is it?", picture),
+        "ask_many": lambda: router.ask_many([hello]),
+        "stream": lambda: [*router.stream(**hello)],
+        "aask": lambda: asyncio.run(router.aask(**hello)),
+        "chat": lambda: router.chat().send("What is it?", picture),
+    }
+    call: Callable[[], Any]
+    with Router.from_pretrained(captioner=lambda item: call()) as router:
+        for call in calls.values():  # noqa: B007
+            with pytest.raises(RuntimeError, match="a captioner can call only ask of its own router"):
+                router.ask("How many?", picture)
+            with pytest.raises(RuntimeError, match="a captioner can call only ask of its own router"):
+                router.ask_many([{"prompt": "How many?", "images": picture}])
+
+        def call() -> str:
+            return router.ask("What is it?", picture, mode="instruct", max_new_tokens=4).text or "nothing"
+
+        answers = router.ask_many([{"prompt": "How many?", "images": picture}] * 12)
+        assert {answer.decision.caption for answer in answers} == {call()}
 
 
 def test_settings_that_contradict_each_other_are_refused_when_the_router_is_made() -> None:

@@ -37,6 +37,7 @@ from vlroute.engine.protocol import OnPiece, Reply
 from vlroute.errors import LimitError, RouterClosedError, SettingsError
 from vlroute.inputs.media import Picture
 from vlroute.inputs.messages import Conversation, parse
+from vlroute.pipeline import RequestOptions
 from vlroute.steps import Steps, run, start
 from vlroute.types import MODES, Finished, Mode
 
@@ -164,11 +165,18 @@ def test_slots_and_prefixes_together_stay_within_the_memory(make: Any, ask: Star
 def test_what_does_not_fit_alone_is_a_clear_error_and_others_go_on(make: Any, ask: Start, alone: Any) -> None:
     engine = make(tokens=128)
     large, growing = parse("word " * 300), QUESTIONS[0]
-    with pytest.raises(LimitError, match=r"the conversation has 3\d\d tokens, more than the memory .* raise memory="):
+    with pytest.raises(LimitError, match=r"has 3\d\d tokens, and the memory .* for 127: .* raise memory="):
         ask(engine, large).result(20)
-    with pytest.raises(LimitError, match=r"and its answer have 1\d\d tokens, more than the memory"):
+    with pytest.raises(LimitError, match=r"and its answer have 128 tokens, and the memory .* is enough for 127"):
         ask(engine, growing, "thinking", LONG).result(20)
     assert said(ask(engine, growing).result(20)) == said(alone(growing))
+
+
+@pytest.mark.parametrize("tokens", [0, 15, 127])
+def test_memory_for_no_conversation_at_all_is_a_clear_error(make: Any, ask: Start, tokens: int) -> None:
+    """Slots begin with 128 tokens."""
+    with pytest.raises(LimitError, match=r"^the memory for keys and values is too small for any .* raise memory=$"):
+        ask(make(tokens=tokens), parse("Hello?")).result(20)
 
 
 def test_a_steady_stream_in_one_mode_does_not_starve_the_other(make: Any, ask: Start) -> None:
@@ -1043,6 +1051,19 @@ def test_reading_a_stream_in_a_callback_is_a_clear_error(router: Router, make: A
         assert isinstance([*stream][-1], Finished)  # another thread may still read it
     finally:
         stream.close()
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["new", "begun"])
+def test_a_callback_may_close_a_stream(router: Router, begun: bool) -> None:
+    """It does not wait for the thread of the stream, which might wait for the thread of the callback."""
+    stream = router.stream("Hello?", mode="instruct", **ENDLESS)
+    if begun:
+        next(stream)
+    options = RequestOptions(mode="instruct", generation=GREEDY)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(router.answer_turn, parse("How are you?"), options, lambda event: stream.close())
+        assert asked.result(10).finish_reason in ("stop", "length")
+    assert [*stream] == []
 
 
 @pytest.mark.parametrize("call", ["ask", "ask_many", "aask"])

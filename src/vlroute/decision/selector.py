@@ -107,6 +107,7 @@ class ModeSelector:
             raise refused("policy", policy, f"Policy(price=…), a Target, or one of {', '.join(PRESETS)}")
         self._target = Target(preset=policy) if isinstance(policy, str) else policy or Policy()
         self._captioner = captioner
+        self._captioning = threading.local()
         self._lock = threading.Lock()
         self._observed = 0
         self._warned = self._warned_of_price = False
@@ -139,6 +140,18 @@ class ModeSelector:
     def probe(self) -> VisionProbe | None:
         """The vision probe in use, if any."""
         return self._state.probe
+
+    def check_not_captioning(self) -> None:
+        """Check that this thread does not run the captioner: another thread might wait for its caption.
+
+        Raises:
+            RuntimeError: The captioner of this router has made the call.
+        """
+        if getattr(self._captioning, "runs", False):
+            raise RuntimeError(
+                "a captioner can call only ask of its own router, and only with mode= or caption=: any other call "
+                "might wait for the caption that it has to return"
+            )
 
     def use(self, classifier: ComplexityClassifier | None, probe: VisionProbe | None) -> None:
         """Decide with another classifier and probe from the next request on. Observed latencies are kept.
@@ -226,7 +239,11 @@ class ModeSelector:
 
         Returns:
             The captions, joined by "; "; None if there are no media, or if a caption would need the model.
+
+        Raises:
+            RuntimeError: The captioner has made the call, see `check_not_captioning`.
         """
+        self.check_not_captioning()
         media: list[Picture | Video] = [*conversation.last_pictures, *conversation.last_videos]
         media = media or [*conversation.pictures, *conversation.videos]
         seen = [_Seen(one, request) for one in media]
@@ -287,7 +304,11 @@ class ModeSelector:
 
     def _describe(self, probe: VisionProbe | None, seen: _Seen) -> Steps[str]:
         if callable(self._captioner):
-            return self._captioner(seen.media)
+            self._captioning.runs = True
+            try:
+                return self._captioner(seen.media)
+            finally:
+                self._captioning.runs = False
         if seen.request is None:
             raise RuntimeError("the probe and the Instruct model caption only requests on a loaded model")
         if probe is not None and self._fits(probe, seen.request):

@@ -20,6 +20,8 @@ from vlroute.files import shipped
 Floats = NDArray[np.float32]
 #: The name of the shipped encoder, `models/encoder`.
 STATIC = "static"
+#: A static embedding ignores the rest of a longer text: it hardly changes the mean, but takes seconds and gigabytes.
+MOST_CHARACTERS = 200_000
 _NOT_CONTENT = {"README.md", ".gitattributes"}
 
 
@@ -108,7 +110,7 @@ class _Static:
     def encode(self, texts: Sequence[str], /) -> Floats:
         vectors = np.zeros((len(texts), self.width), np.float32)
         for vector, text in zip(vectors, texts, strict=True):
-            if ids := self._tokenizer.encode(_valid(text), add_special_tokens=False).ids:
+            if ids := self._tokenizer.encode(_valid(text[:MOST_CHARACTERS]), add_special_tokens=False).ids:
                 total = self._table.take(ids, axis=0).sum(axis=0)
                 vector[:] = total / max(float(np.sqrt(total @ total)), 1e-9)
         return vectors

@@ -74,6 +74,7 @@ class EngineRequest(Protocol):
 
         Raises:
             SettingsError: `mode` cannot answer with these settings.
+            LimitError: The conversation is much longer than the model accepts.
         """
 
     def prepare(self, modes: Sequence[Mode]) -> None:

@@ -27,7 +27,7 @@ from vlroute.engine.local.checkpoint import Checkpoint, ModelPair, load_models
 from vlroute.engine.local.forward import Language
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
 from vlroute.engine.local.memory import Memory
-from vlroute.engine.local.prompt import Prompt, build_prompt, in_other_mode
+from vlroute.engine.local.prompt import Prompt, build_prompt, check_length, in_other_mode
 from vlroute.engine.local.reasoning import Splitter
 from vlroute.engine.local.sampling import resolve_settings
 from vlroute.engine.local.scheduler import GenerationRequest, Scheduler
@@ -99,6 +99,7 @@ class Request:
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """See `protocol.EngineRequest`."""
         resolve_settings(self.engine.pair[mode], settings, media=self._has_media)
+        check_length(self.engine.pair[mode], self.conversation)
 
     def prepare(self, modes: Sequence[Mode]) -> None:
         """See `protocol.EngineRequest`: encodes new pictures if the modes share a tower and there is no disk tier."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,6 +15,8 @@ from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, rounded
 log = logging.getLogger("vlroute")
 #: Row of the inputs of a step that says which slots take part.
 ACTIVE = 3
+#: A compiled step that takes more seconds was compiled meanwhile.
+SLOW = 5.0
 Language: TypeAlias = Callable[..., torch.Tensor]
 
 
@@ -103,7 +106,8 @@ class Decoder:
         self._step: Callable[[torch.Tensor, int], torch.Tensor] = self._forward
         if compile == "max":
             # graphs are captured here, around the compiled step
-            self._step = torch.compile(self._forward, dynamic=True, options={"triton.cudagraphs": False})
+            self._compiled = torch.compile(self._forward, dynamic=True, options={"triton.cudagraphs": False})
+            self._step, self._warm = self._compiled_step, False
 
     def __call__(
         self, ids: Sequence[int], cached: Sequence[int], positions: Sequence[int], active: Sequence[int]
@@ -137,6 +141,24 @@ class Decoder:
         embeds = self.model.model.language_model.embed_tokens(ids)[:, None]
         hidden = self.language(embeds, positions[:, None], mask, self.slots)
         logits: torch.Tensor = self.model.lm_head(hidden[:, 0])
+        return logits
+
+    def _compiled_step(self, inputs: torch.Tensor, length: int) -> torch.Tensor:
+        """A compiled step. The first ones take minutes; where nothing can be compiled, all steps run as they are."""
+        if not self._warm:
+            log.info("compiling the decode step (compile='max'); this takes a minute or more")
+        self._warm, began = True, time.perf_counter()
+        try:
+            logits = self._compiled(inputs, length)
+        except RuntimeError as error:
+            if not hasattr(error, "inner_exception"):  # that of a compiler; it is raised before any slot is changed
+                raise
+            reason = str(error.inner_exception).partition("\n")[0]
+            log.warning("the decode step cannot be compiled, so it runs as with compile='off': %s", reason)
+            self._step = self._forward
+            return self._forward(inputs, length)
+        if (seconds := time.perf_counter() - began) > SLOW:
+            log.info("compiled the decode step in %.0f s", seconds)
         return logits
 
     def _replayed(self, inputs: torch.Tensor, length: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from vlroute.engine.cache.prefix import PrefixCache
 from vlroute.engine.cache.vision import VisionCache
 from vlroute.engine.local.checkpoint import ModelPair
-from vlroute.engine.local.slots import KVSlots, slots_for
+from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, slots_for
 
 log = logging.getLogger("vlroute")
 
@@ -79,6 +79,9 @@ class Memory:
         if self._prefixes.follows_memory:
             self._prefixes.limit(self.kv - slots)
 
-    def kv_tokens(self, slots: KVSlots) -> int:
-        """Number of tokens whose keys and values fit."""
-        return self.kv // slots.token_bytes
+    def longest(self, slots: KVSlots) -> int:
+        """Number of tokens of the longest conversation for which there is memory, if no other one runs."""
+        length = 0
+        while slots.bytes_of(1, (larger := max(2 * length, FIRST_LENGTH))) <= self.kv:
+            length = larger
+        return max(0, length - 1)  # the next token needs a place too

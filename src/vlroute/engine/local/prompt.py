@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from vlroute.engine.cache.prefix import Slot, TokenPrefix
 from vlroute.engine.cache.vision import Grid
 from vlroute.engine.local.checkpoint import Checkpoint
-from vlroute.errors import InputError
+from vlroute.errors import InputError, LimitError
 from vlroute.inputs.messages import Conversation
+
+#: More tokens than any single token of a vocabulary has characters.
+DIVIDED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +87,50 @@ def render(checkpoint: Checkpoint, conversation: Conversation, images: Sequence[
     return str(text)
 
 
+def check_length(checkpoint: Checkpoint, conversation: Conversation) -> None:
+    """Refuse texts of megabytes after their beginning was tokenized, before anything else is done with them.
+
+    Args:
+        checkpoint: The model.
+        conversation: The messages.
+
+    Raises:
+        LimitError: The texts have many more tokens than the model accepts.
+    """
+    most = checkpoint.model.config.text_config.max_position_embeddings
+    asked = [message for message in conversation.messages if message.role != "assistant"]  # reasoning may be left out
+    texts = [part for message in asked for part in message.parts if isinstance(part, str)]
+    characters = sum(map(len, texts))
+    length = 16 * most
+    while length < characters:
+        # a token that the cut divides may become several
+        if len(_tokenized(checkpoint, "\n".join(texts)[:length])) > most + DIVIDED:
+            raise LimitError(
+                f"the conversation has {characters} characters and more than {most} tokens; the model accepts at most "
+                f"{most - 1}: send fewer turns or shorter texts"
+            )
+        length *= 2
+
+
 def build_prompt(
     checkpoint: Checkpoint, conversation: Conversation, images: Sequence[Grid], videos: Sequence[Grid]
 ) -> Prompt:
-    """Tokenize `conversation` for `checkpoint`. `images` and `videos`: grid (t, h, w) in patches of each item."""
+    """Tokenize `conversation` for `checkpoint`.
+
+    Args:
+        checkpoint: The model.
+        conversation: The messages.
+        images: Grid (t, h, w) in patches of each picture.
+        videos: The same of each video.
+
+    Returns:
+        The prompt.
+
+    Raises:
+        InputError: The chat template refuses the conversation.
+    """
     text = render(checkpoint, conversation, images, videos)
-    # verbose=False: a prompt that is too long is refused later; transformers need not warn
-    ids = np.array(checkpoint.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+    ids = np.array(_tokenized(checkpoint, text), dtype=np.int64)
     config = checkpoint.model.config
     kinds = (ids == config.image_token_id).astype(np.int8) + 2 * (ids == config.video_token_id).astype(np.int8)
     runs: dict[int, list[tuple[int, int]]] = {1: [], 2: []}
@@ -110,6 +150,12 @@ def build_prompt(
     slots.sort(key=lambda slot: slot.start)
     marker = _marker(checkpoint, ids)
     return Prompt(TokenPrefix(ids, tuple(slots)), kinds > 0, positions, marker, _snapshots(checkpoint, slots, marker))
+
+
+def _tokenized(checkpoint: Checkpoint, text: str) -> list[int]:
+    # verbose=False: a prompt that is too long is refused later; transformers need not warn
+    ids: list[int] = checkpoint.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
 
 
 def _marker(checkpoint: Checkpoint, ids: NDArray[np.int64]) -> int | None:

@@ -606,10 +606,12 @@ class Scheduler:
         one.cached = one.lease.length
 
     def _too_long(self, lane: _Lane, one: Generation) -> LimitError:
+        if not (most := self.memory.longest(lane.slots)):
+            return LimitError("the memory for keys and values is too small for any conversation: raise memory=")
         answer = " and its answer have" if len(one.ids) > one.sampler.prompt_length else " has"
         return LimitError(
-            f"the conversation{answer} {len(one.ids)} tokens, more than the memory for keys and values holds "
-            f"({self.memory.kv_tokens(lane.slots)} tokens): shorten it, or raise memory="
+            f"the conversation{answer} {len(one.ids)} tokens, and the memory for keys and values is enough for "
+            f"{most}: shorten it, or raise memory="
         )
 
     def _grow(self, lane: _Lane, sequences: int, tokens: int) -> bool:

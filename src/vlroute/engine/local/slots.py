@@ -92,7 +92,7 @@ class KVSlots:
         layers, two, _, heads, _, width = old.shape
         # zeros, not garbage: attention multiplies masked values by zero, and NaN times zero is NaN
         self.kv = old.new_zeros(layers, two, count, heads, length, width)
-        self._layers = [(k, v, k.view(-1, width), v.view(-1, width)) for k, v in self.kv]
+        self._layers = [_views(one) for one in self.kv]
         for new, slot in enumerate(used):
             self.kv[:, :, new, :, :kept] = old[:, :, slot, :, :kept]
 
@@ -179,7 +179,8 @@ class KVSlots:
         See `Cache.update` of transformers.
         """
         assert self._places is not None, "`decoding` or `reading` comes first"
-        k, v, flat_k, flat_v = self._layers[layer]
+        # compiled code must change views that it has made itself
+        k, v, flat_k, flat_v = _views(self.kv[layer]) if torch.compiler.is_compiling() else self._layers[layer]
         if self._new is None:
             flat_k[self._places], flat_v[self._places] = keys.squeeze(2), values.squeeze(2)
         else:
@@ -195,6 +196,12 @@ class KVSlots:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Not used for the explicit masks and positions of this engine; transformers may ask nevertheless."""
         return self._length
+
+
+def _views(layer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys and values of a layer, `[slots, heads, length, width]`; and both as `[slots · heads · length, width]`."""
+    k, v = layer.unbind()
+    return k, v, k.view(-1, k.shape[-1]), v.view(-1, v.shape[-1])
 
 
 class RecurrentSlots(KVSlots):
