@@ -81,9 +81,10 @@ bench-peers: install  ## Compare the server with vLLM, llama.cpp and transformer
 bench-gpu: install  ## Measure parity, speed, memory and faults on a CUDA device (6 minutes, 9 GB of disk)
 	$(BIN)/python -m training.bench.gpu
 
-soak: install  ## Long randomized tests: conversations, requests to each endpoint, settings (30 minutes)
+soak: install  ## Long randomized tests: conversations, requests to each endpoint, settings; compiled steps (40 minutes)
 	VLROUTE_CONVERSATIONS=520 $(BIN)/python -m pytest tests/integration/test_chat_exact.py -k fresh --hypothesis-show-statistics
 	VLROUTE_REQUESTS=240 $(BIN)/python -m pytest tests/integration/test_batching.py -k every_way
+	VLROUTE_COMPILE=inductor $(BIN)/python -m pytest tests/integration/test_compile.py
 	VLROUTE_SCHEMA_CASES=1000 $(BIN)/python -m pytest tests/integration/test_server_safety.py -k schema
 	VLROUTE_SETTINGS_CASES=1000 $(BIN)/python -m pytest tests/integration/test_edges_settings.py -k random
 
