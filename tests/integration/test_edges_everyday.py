@@ -75,8 +75,8 @@ def within(seconds: float, work: Any) -> Any:
     return found[0]
 
 
-def begun(chat: Chat) -> Any:
-    events = chat.stream("How many?", **ENDLESS)
+def begun(chat: Chat, **changed: Any) -> Any:
+    events = chat.stream("How many?", **ENDLESS | changed)
     next(events)
     return events
 
@@ -103,7 +103,7 @@ def test_what_needs_no_turn_works_beside_an_open_stream(made: Router, tmp_path: 
     def run() -> None:
         chat = made.chat()
         chat.send("How many?", mode="instruct", **GREEDY)
-        events = begun(chat)
+        events = begun(chat, max_new_tokens=100)  # with one row, the answers below wait for its end
         assert len(chat.history) == 1
         assert len(made.resume(chat.save(tmp_path / "talk")).history) == 1
         fork = chat.fork()
