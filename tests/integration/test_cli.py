@@ -23,10 +23,6 @@ from vlroute.store import Store
 COMMANDS = [name for panel in PANELS.values() for name in panel]
 
 
-def in_a_process(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "vlroute", *arguments], capture_output=True, text=True, cwd=cwd)
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_help_has_an_example_and_fits_80_columns(name: str) -> None:
     shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
@@ -107,7 +103,8 @@ def test_demo_shows_pictures_and_the_table() -> None:
 def test_ask_answers_about_a_file(tmp_path: Path) -> None:
     some = task("ocr", "easy")
     some.frames[0].save(tmp_path / "x.png")
-    done = in_a_process("ask", some.prompt, "--image", "x.png", cwd=tmp_path)
+    ask = [sys.executable, "-m", "vlroute", "ask", some.prompt, "--image", "x.png"]
+    done = subprocess.run(ask, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == some.answer
     listed = command("ask", some.prompt, "--image", "x.png", "--mode", "thinking", "--json", cwd=tmp_path)

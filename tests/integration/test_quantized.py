@@ -307,8 +307,7 @@ def test_only_linear_layers_of_the_language_model_are_quantized(
     assert "lm_head" in linear
 
 
-@pytest.mark.parametrize("both", [False, True], ids=["instruct", "both"])
-@pytest.mark.parametrize("name", [*QUANTIZATIONS, "fp8"])
+@pytest.mark.parametrize(("name", "both"), [*((name, True) for name in (*QUANTIZATIONS, "fp8")), ("4bit", False)])
 def test_a_quantized_pocket_pair(name: str, both: bool, folders: dict[str, Path], tmp_path: Path) -> None:
     """It shares the tower, which is not quantized, and answers as plain transformers does; also with one quantized."""
     write = partial(write_fp8, block=32) if name == "fp8" else lambda *to: write_quantized(*to, exact(name))
