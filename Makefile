@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
-PYTEST := -n auto --maxprocesses 4 --dist loadfile
+PYTEST := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help install demo check test-unit test test-servers test-lowest docs format pocket retrain notebooks bench bench-gpu bench-peers soak wheel clean
