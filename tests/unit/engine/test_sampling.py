@@ -132,7 +132,7 @@ def test_draws_follow_the_distribution_of_transformers(
     if "min_p" in limits:
         warpers.append(MinPLogitsWarper(limits["min_p"]))
     shares = warpers(torch.zeros(1, 0, dtype=torch.long, device=DEVICE), scores).double().softmax(-1)[0]
-    count = 1000
+    count = 2000
     samplers = [sampler(checkpoint, DRAWN | limits) for _ in range(count)]
     for i, one in enumerate(samplers):
         one.draw = lambda i=i: (i + 0.5) / count  # type: ignore[method-assign]
