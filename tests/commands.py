@@ -44,10 +44,13 @@ def command(*arguments: str, typed: str = "", cwd: Path | None = None, **env: st
     ):  # fmt: skip
         patch.setattr(sys, "stdin", io.StringIO(typed))
         patch.setattr(logger, "handlers", [])  # each command adds one
-        patch.setattr(logger, "level", logger.level)
         if cwd is not None:
             patch.chdir(cwd)
-        with pytest.raises(SystemExit) as ended:
-            run(arguments)
+        level = logger.level
+        try:
+            with pytest.raises(SystemExit) as ended:
+                run(arguments)
+        finally:
+            logger.setLevel(level)
     code = ended.value.code
     return Ended(code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())

@@ -142,7 +142,7 @@ def test_answers_that_are_interrupted_for_lack_of_memory_stay_the_same(
 ) -> None:
     """Slots of 4 x 128 tokens fit, those of 4 x 256 do not."""
     engine, interrupted, real = make(tokens=700), list[int](), Scheduler._preempt
-    settings = settings | {"max_new_tokens": 140}
+    settings = settings | {"max_new_tokens": 100}
 
     def counted(scheduler: Scheduler) -> None:
         interrupted.append(1)
