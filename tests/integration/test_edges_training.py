@@ -18,7 +18,6 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tests.commands import command
 from vlroute import Router
 from vlroute.cli.app import app
 from vlroute.errors import InputError
@@ -385,8 +384,8 @@ def test_missing_folders_of_an_output_are_made(mixed: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(("script", "name"), [("retrain.py", "train"), ("collect.py", "collect")])
 def test_the_scripts_are_the_commands(script: str, name: str) -> None:
     told = {"env": {**os.environ, "COLUMNS": "120"}, "capture_output": True, "text": True, "timeout": 120}
+    first = [ROOT / "training" / script], ["-m", "vlroute", name]
     for arguments in (["--help"], ["none.jsonl", "--out", "/dev/full/out"]):
-        ours = subprocess.run([sys.executable, ROOT / "training" / script, *arguments], **told)
-        theirs = command(name, *arguments, COLUMNS="120")
+        ours, theirs = (subprocess.run([sys.executable, *start, *arguments], **told) for start in first)
         assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
         assert "Traceback" not in ours.stderr
