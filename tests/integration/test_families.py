@@ -203,10 +203,11 @@ def test_a_batch_changes_no_answer(open_router: Callable[[str], Router], family:
 
 
 def test_a_preempted_answer_of_a_hybrid_is_computed_again_exactly(
-    open_router: Callable[[str], Router], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Experts have no state, so that one family is enough."""
-    router, preempted, preempt = open_router("qwen3_5"), list[int](), Scheduler._preempt
+    """Experts have no state, so that one family is enough. A router of its own: slots that have grown stay."""
+    router = Router.from_pretrained(write_tiny("qwen3_5", tmp_path), **GREEDY).load()
+    preempted, preempt = list[int](), Scheduler._preempt
     scheduler = router.scheduler
     assert scheduler is not None
 
@@ -222,6 +223,7 @@ def test_a_preempted_answer_of_a_hybrid_is_computed_again_exactly(
     monkeypatch.setattr(scheduler.memory, "kv", slots.bytes_of(4, 128) + slots.bytes_of(1, 128))
     with ThreadPoolExecutor(len(asked)) as pool:
         together = list(pool.map(lambda one: reply(router, *one, many), asked))
+    router.close()
     assert preempted
     assert [(one.thinking, one.text) for one in together] == [(one.thinking, one.text) for one in alone]
 
