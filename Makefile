@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
-PYTEST := -n auto --maxprocesses 4 --dist loadfile
+PYTEST := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help install demo check test-unit test test-servers test-lowest docs format pocket retrain notebooks bench bench-gpu bench-peers soak wheel clean
@@ -86,6 +86,7 @@ soak: install  ## Long randomized tests: conversations, requests to each endpoin
 	VLROUTE_REQUESTS=240 $(BIN)/python -m pytest tests/integration/test_batching.py -k every_way
 	VLROUTE_COMPILE=inductor $(BIN)/python -m pytest tests/integration/test_compile.py
 	VLROUTE_SCHEMA_CASES=1000 $(BIN)/python -m pytest tests/integration/test_server_safety.py -k schema
+	VLROUTE_FUZZED_FILES=5000 $(BIN)/python -m pytest tests/integration/test_server_fuzz.py
 	VLROUTE_SETTINGS_CASES=1000 $(BIN)/python -m pytest tests/integration/test_edges_settings.py -k random
 
 wheel: install  ## Build the wheel with the embedded models

@@ -80,6 +80,15 @@ def model_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
         yield dtype
 
 
+@pytest.fixture(autouse=True)
+def _same_threads() -> Iterator[None]:
+    """A test that sets the number of threads, as training does, does not slow down the tests after it."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def router(model_dtype: torch.dtype) -> Router:
     return _pocket(model_dtype)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from training.bench.endpoint_servers import BUDGET_FIELDS, KEY
 from training.bench.peer_servers import LLAMA, VLLM
 from training.bench.servers import draw_pictures
 
+from tests.commands import command
 from tests.conftest import VIDEO, media, task
 from tests.e2e.conftest import RealServers
 from tests.serving import until
@@ -249,8 +248,7 @@ def test_doctor(real: RealServers, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for mode, server in real.modes.items()
     }))  # fmt: skip
     monkeypatch.setenv("SERVER_KEY", KEY)
-    command = [sys.executable, "-m", "vlroute", "doctor", "--model", str(file), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = command("doctor", "--model", str(file), "--json")
     found = [one for one in json.loads(done.stdout) if one["section"] == "model"]
     assert [(one["what"], one["state"]) for one in found] == [(mode, "fine") for mode in MODES]
     for server, one in zip(real.modes.values(), found, strict=True):

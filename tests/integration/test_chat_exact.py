@@ -24,7 +24,7 @@ from vlroute.steps import run
 from vlroute.types import MODES, Mode
 
 #: `make soak` asks for more.
-CONVERSATIONS = int(os.environ.get("VLROUTE_CONVERSATIONS", "40"))
+CONVERSATIONS = int(os.environ.get("VLROUTE_CONVERSATIONS", "16"))
 GREEDY = {"do_sample": False, "max_new_tokens": 10}
 SYSTEM = "You read pictures."
 MOST_AT_ONCE = 3

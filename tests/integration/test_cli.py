@@ -1,4 +1,4 @@
-"""The command as a user types it, in a process of its own."""
+"""The command as a user types it; in a process of its own where that matters."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.commands import command
 from tests.conftest import ROOT, task
 from tests.synthetic_records import draw_records
 from vlroute import __version__
@@ -20,11 +21,6 @@ from vlroute.records import write_records
 from vlroute.store import Store
 
 COMMANDS = [name for panel in PANELS.values() for name in panel]
-
-
-def vlroute(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from vlroute.cli.app import run; run()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env={**os.environ, **env})
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -78,19 +74,19 @@ def test_completion(words: str, offered: set[str]) -> None:
 def test_what_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     Store(tmp_path / "answers.db").close()
-    done = vlroute("export", "file/records.jsonl", "--store", "answers.db", cwd=tmp_path)
+    done = command("export", "file/records.jsonl", "--store", "answers.db", cwd=tmp_path)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     assert "file/records.jsonl" in done.stderr
 
 
 def test_serving_strangers_needs_keys() -> None:
-    done = vlroute("serve", "--host", "0.0.0.0", "--port", "0", VLROUTE_API_KEYS="")
+    done = command("serve", "--host", "0.0.0.0", "--port", "0", VLROUTE_API_KEYS="")
     assert done.returncode == 2
     assert "set VLROUTE_API_KEYS" in done.stderr
 
 
 def test_demo_shows_pictures_and_the_table() -> None:
-    done = vlroute("demo", "--pictures", "18", "--show", "3", "--seed", "4")
+    done = command("demo", "--pictures", "18", "--show", "3", "--seed", "4")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("p_instruct") == 3
     assert re.search(r"1 · \w+, .*, severity 0\.\d\d", done.stdout)
@@ -107,17 +103,18 @@ def test_demo_shows_pictures_and_the_table() -> None:
 def test_ask_answers_about_a_file(tmp_path: Path) -> None:
     some = task("ocr", "easy")
     some.frames[0].save(tmp_path / "x.png")
-    done = vlroute("ask", some.prompt, "--image", "x.png", cwd=tmp_path)
+    ask = [sys.executable, "-m", "vlroute", "ask", some.prompt, "--image", "x.png"]
+    done = subprocess.run(ask, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == some.answer
-    listed = vlroute("ask", some.prompt, "--image", "x.png", "--mode", "thinking", "--json", cwd=tmp_path)
+    listed = command("ask", some.prompt, "--image", "x.png", "--mode", "thinking", "--json", cwd=tmp_path)
     answer = json.loads(listed.stdout)
     assert answer["text"] == some.answer
     assert answer["decision"]["mode"] == "thinking"
 
 
 def test_route_only_decides() -> None:
-    done = vlroute("route", "Add the numbers.", "--caption", "three numbers", "--json")
+    done = command("route", "Add the numbers.", "--caption", "three numbers", "--json")
     decision = json.loads(done.stdout)
     assert decision["mode"] == "thinking"
     assert decision["p_thinking"] > decision["p_instruct"]
@@ -132,8 +129,9 @@ def test_route_only_decides() -> None:
     ],
 )
 def test_errors_are_one_line(arguments: list[str], says: str) -> None:
-    done = vlroute(*arguments)
+    done = command(*arguments)
     assert done.returncode == 2
+    assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1
     assert says in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -141,15 +139,15 @@ def test_errors_are_one_line(arguments: list[str], says: str) -> None:
 def test_train_and_curves(tmp_path: Path) -> None:
     write_records(tmp_path / "records.jsonl", draw_records(120)[1])
     few = ("--folds", "2", "--seeds", "1", "--together", "record")
-    trained = vlroute("train", "records.jsonl", "--out", "router", "--oof", "oof.jsonl", *few, cwd=tmp_path)
+    trained = command("train", "records.jsonl", "--out", "router", "--oof", "oof.jsonl", *few, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "wrote router" in trained.stdout
-    drawn = vlroute("curves", "records.jsonl", "--oof", "oof.jsonl", "--out", "curves", cwd=tmp_path)
+    drawn = command("curves", "records.jsonl", "--oof", "oof.jsonl", "--out", "curves", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     page = (tmp_path / "curves" / "curves.html").read_text(encoding="utf-8")
     assert "data:image/png;base64," in page
     for preset in ("fast", "accurate"):
-        done = vlroute("route", "What is the total?", "--caption", "two numbers", "--router", "router",
+        done = command("route", "What is the total?", "--caption", "two numbers", "--router", "router",
                        "--policy", preset, "--json", cwd=tmp_path)  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert (json.loads(done.stdout)["threshold"] == 0) == (preset == "accurate")
@@ -157,7 +155,7 @@ def test_train_and_curves(tmp_path: Path) -> None:
 
 def test_records_that_cannot_be_used_end_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text("{}\n", encoding="utf-8")
-    for command in ("train", "curves"):
-        done = vlroute(command, "records.jsonl", "--out", "out", cwd=tmp_path)
+    for name in ("train", "curves"):
+        done = command(name, "records.jsonl", "--out", "out", cwd=tmp_path)
         assert done.returncode == 2
         assert "records.jsonl:1:" in done.stderr

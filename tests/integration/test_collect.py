@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.commands import command
 from tests.conftest import ROOT
 from tests.integration.test_edges_training import cli
 from vlroute import Router
@@ -194,9 +195,11 @@ def test_a_killed_run_is_continued(tmp_path: Path) -> None:
         "collect.BATCH = 2\n"
         "run(['collect', *sys.argv[1:]])\n"
     )
-    command = [sys.executable, "-c", code, str(data), "--out", str(out)]
+    arguments = [str(data), "--out", str(out)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}  # the pocket pair is too small for threads
-    run = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     deadline = time.monotonic() + 120
     while not (out.exists() and out.read_bytes().count(b"\n") >= 4):
         assert run.poll() is None, run.communicate()[1]
@@ -208,20 +211,20 @@ def test_a_killed_run_is_continued(tmp_path: Path) -> None:
     kept = before.count(b"\n")
     assert 4 <= kept < 30
     out.write_bytes(before + b'{"id": "row-29", "pro')
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    done = command("collect", *arguments)
+    assert done.returncode == 0, done.stderr
     assert f"{30 - kept} new records" in done.stdout
     assert out.read_bytes().startswith(before)
     records = list(read_records(out))
     assert [record.id for record in records] == [f"row-{number}" for number in range(30)]
 
 
-def test_the_script_with_an_own_grader(tmp_path: Path) -> None:
+def test_the_command_with_an_own_grader(tmp_path: Path) -> None:
     data = write_data(tmp_path, 1)
-    script = [sys.executable, str(ROOT / "training" / "collect.py")]
     grader = tmp_path / "mine.py"
     grader.write_text("def always(text, example):\n    return 0.25\n")
     arguments = [str(data), "--out", "r.jsonl", "--grader", "mine:always", "--set", "thinking.max_new_tokens=64"]
-    done = subprocess.run([*script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = command("collect", *arguments, cwd=tmp_path)
     assert "1 new records" in done.stdout
     (record,) = read_records(tmp_path / "r.jsonl")
     assert record.thinking.correct == 0.25

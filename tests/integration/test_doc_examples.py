@@ -17,6 +17,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -44,6 +45,8 @@ pytestmark = pytest.mark.float32
 ABSENT = ("Qwen/", "127.0.0.1:8001")  # checkpoints to be downloaded, and servers of other programs
 SERVERS = ("http://127.0.0.1:8000", "https://vlroute.example.org")  # what stands for a server of the pocket pair
 SHELL_ASKS = re.compile(r"vlroute (ask|chat) |/chat/completions|gui_tools\.py")
+#: A line of a shell block that needs no shell.
+PROGRAM = re.compile(r"(vlroute|python \S+\.py) [^|<>;&]*$")
 SHELL_COMMENT = re.compile(r"(?m) +# (.+)$")
 DECIMAL = re.compile(r"[+-]?\d+\.\d+")
 #: Commands as programs of this environment; `jq -r .name` is all that the examples need of jq.
@@ -136,14 +139,24 @@ def run_python(code: str, names: dict[str, Any]) -> Output:
     return Output(pairs, "\n".join(text for texts in printed.values() for text in texts))
 
 
+def run_program(program: str, *arguments: str) -> None:
+    if program == "vlroute":
+        with pytest.raises(SystemExit) as ended:
+            run(arguments)
+        assert not ended.value.code
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [*arguments])
+            runpy.run_path(arguments[0], run_name="__main__")
+
+
 def run_shell(code: str) -> Output:
     lines = code.splitlines()
     out, err = io.StringIO(), io.StringIO()
-    if all(re.match(r"vlroute [^|<>;&]*$", line) for line in lines):  # here, because starting Python takes seconds
+    if all(PROGRAM.match(line) for line in lines):  # here, because starting Python takes seconds
         for line in lines:
-            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
-                run(shlex.split(line, comments=True)[1:])
-            assert not ended.value.code, err.getvalue()
+            with redirect_stdout(out), redirect_stderr(err):
+                run_program(*shlex.split(line, comments=True))
     else:
         command, environment = ["bash", "-c", SHELL + code], {**os.environ, "PYTHON": sys.executable}
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,6 +39,11 @@ def server() -> Iterator[Scripted]:
 @pytest.fixture(scope="module")
 def routers(server: Scripted) -> dict[str, Router]:
     return {reasoning: server.router(reasoning=reasoning) for reasoning in ("auto", "parsed", "raw")}
+
+
+@pytest.fixture
+def _retries_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlroute.engine.remote.client.random", SimpleNamespace(uniform=lambda *_: 0.0))
 
 
 def asked(server: Scripted, router: Router, steps: Sequence[Any], mode: Any = "thinking", **options: Any) -> Answer:
@@ -286,6 +292,7 @@ def test_a_refusal_in_a_stream_is_no_outage(server: Scripted, code: Any, kind: A
     assert router.remote.breakers["thinking"].state == "closed"
 
 
+@pytest.mark.usefixtures("_retries_at_once")
 @settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(400, 599), st.booleans(), st.sampled_from(["code", "status"]), st.booleans())
 def test_every_code_in_a_stream(server: Scripted, code: int, text: bool, field: str, in_chunk: bool) -> None:
@@ -305,6 +312,7 @@ def test_every_code_in_a_stream(server: Scripted, code: int, text: bool, field: 
     router.close()
 
 
+@pytest.mark.usefixtures("_retries_at_once")
 @pytest.mark.parametrize("code", [*OUTAGES, *OVERLOADS])
 def test_an_outage_in_a_stream_is_retried_before_the_first_token(server: Scripted, code: Any) -> None:
     router = server.router(retries=1)
@@ -314,6 +322,7 @@ def test_an_outage_in_a_stream_is_retried_before_the_first_token(server: Scripte
         assert len(server.bodies) == 2
 
 
+@pytest.mark.usefixtures("_retries_at_once")
 @pytest.mark.parametrize(
     "steps", [[HANG_UP], [chunk(None, role="assistant"), HANG_UP], [": ping\n\n"], ["data: {\n\n"]]
 )

@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from training.bench.servers import free_port
 
+from tests.commands import Ended, command
 from tests.conftest import lacking
 from tests.integration.test_doctor import BLOCKED
 from tests.serving import create_app
@@ -42,52 +43,55 @@ def swapped(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path / "swapped")
 
 
-def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, after the code `before`."""
-    code = f"import sys; sys.argv = {['vlroute', *arguments]!r}\n{before}\nfrom vlroute.cli.app import run; run()"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT)
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "vlroute", *arguments], capture_output=True, text=True, timeout=LIMIT)
 
 
-def refused(done: subprocess.CompletedProcess[str], says: str) -> None:
+def refused(done: subprocess.CompletedProcess[str] | Ended, says: str) -> None:
     assert done.returncode not in (0, None)
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert says in line
 
 
-@pytest.mark.parametrize("command", [("serve", "--no-page"), ("ui",), ("cluster",)])
-def test_a_pair_that_is_not_there_ends_the_start(command: tuple[str, ...]) -> None:
-    refused(run(*command, "--port", str(free_port()), "--model", "/nope"), "/nope")
+@pytest.mark.parametrize("program", [("serve", "--no-page"), ("ui",), ("cluster",)])
+def test_a_pair_that_is_not_there_ends_the_start(program: tuple[str, ...]) -> None:
+    refused(command(*program, "--port", str(free_port()), "--model", "/nope"), "/nope")
 
 
-@pytest.mark.parametrize("command", [("serve", "--no-page"), ("ui",)])
-def test_a_pair_that_cannot_be_loaded_ends_the_process(command: tuple[str, ...], swapped: Path) -> None:
-    refused(run(*command, "--port", "0", "--model", str(swapped)), "wap the two")
+def test_a_pair_that_cannot_be_loaded_ends_the_process(swapped: Path) -> None:
+    refused(run("serve", "--no-page", "--port", "0", "--model", str(swapped)), "wap the two")
 
 
-def test_any_error_of_loading_ends_the_process() -> None:
-    broken = "import vlroute\ndef load(self): raise RuntimeError('out of luck')\nvlroute.Router.load = load"
-    done = run("serve", "--no-page", "--port", "0", before=broken)
-    assert done.returncode == 1
-    assert "RuntimeError: out of luck" in done.stderr
+def test_a_pair_that_cannot_be_loaded_ends_the_page(swapped: Path) -> None:
+    refused(command("ui", "--port", "0", "--model", str(swapped)), "wap the two")
 
 
-def test_an_error_while_the_application_starts_ends_the_process() -> None:
-    broken = (
-        "from fastapi import FastAPI\n"
-        "def build(self): raise RuntimeError('no middleware today')\n"
-        "FastAPI.build_middleware_stack = build"
-    )
-    done = run("serve", "--no-page", "--port", "0", before=broken)
-    assert done.returncode not in (0, None)
+def test_any_error_of_loading_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(router: Router) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(Router, "load", load)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        command("serve", "--no-page", "--port", "0")
+
+
+def test_an_error_while_the_application_starts_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(application: FastAPI) -> None:
+        raise RuntimeError("no middleware today")
+
+    monkeypatch.setattr(FastAPI, "build_middleware_stack", build)
+    done = command("serve", "--no-page", "--port", "0")
+    assert done.returncode != 0
     assert "no middleware today" in done.stderr
 
 
-@pytest.mark.parametrize("command", [("serve", "--no-page"), ("ui",)])
-def test_a_port_in_use(command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("program", [("serve", "--no-page"), ("ui",)])
+def test_a_port_in_use(program: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        refused(run(*command, "--port", port), port)
+        refused(command(*program, "--port", port), port)
 
 
 def test_without_the_extra_ui_the_api_is_served() -> None:

@@ -282,8 +282,8 @@ def test_collect_answers_rows_again_whose_records_are_broken(tmp_path: Path) -> 
 
 
 def test_nothing_but_broken_lines_and_cut_files_are_errors(tmp_path: Path) -> None:
-    for command in (["train", "--out", tmp_path / "out"], ["curves", "--out", tmp_path / "out"]):
-        code, output = cli(command[0], written(tmp_path / "records.jsonl", BROKEN[:2]), *command[1:])
+    for name in ("train", "curves"):
+        code, output = cli(name, written(tmp_path / "records.jsonl", BROKEN[:2]), "--out", tmp_path / "out")
         assert code != 0
         assert "2 lines were skipped" in output
         assert "records.jsonl:1:" in output
@@ -381,10 +381,10 @@ def test_missing_folders_of_an_output_are_made(mixed: Path, tmp_path: Path) -> N
     assert (tmp_path / "a" / "b" / "page.md").is_file()
 
 
-@pytest.mark.parametrize(("script", "command"), [("retrain.py", "train"), ("collect.py", "collect")])
-def test_the_scripts_are_the_commands(script: str, command: str) -> None:
+@pytest.mark.parametrize(("script", "name"), [("retrain.py", "train"), ("collect.py", "collect")])
+def test_the_scripts_are_the_commands(script: str, name: str) -> None:
     told = {"env": {**os.environ, "COLUMNS": "120"}, "capture_output": True, "text": True, "timeout": 120}
-    first = [ROOT / "training" / script], ["-m", "vlroute", command]
+    first = [ROOT / "training" / script], ["-m", "vlroute", name]
     for arguments in (["--help"], ["none.jsonl", "--out", "/dev/full/out"]):
         ours, theirs = (subprocess.run([sys.executable, *start, *arguments], **told) for start in first)
         assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)

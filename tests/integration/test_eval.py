@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.integration.test_cli import vlroute
+from tests.commands import command
 from tests.synthetic_records import draw_records
 from vlroute import ComplexityClassifier, Policy
 from vlroute.learning.assumptions import measure_latency
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluated(folder: Path, *arguments: str) -> tuple[str, str, dict[str, Any]]:
     """What went to the terminal, the report, and its figures."""
-    done = vlroute("eval", *arguments, "--out", "reports/r.md", "--json", "reports/r.json", cwd=folder)
+    done = command("eval", *arguments, "--out", "reports/r.md", "--json", "reports/r.json", cwd=folder)
     assert done.returncode == 0, done.stderr
     page = (folder / "reports" / "r.md").read_text("utf-8")
     return done.stdout + done.stderr, page, json.loads((folder / "reports" / "r.json").read_text("utf-8"))
@@ -135,7 +135,7 @@ def test_what_cannot_be_evaluated_ends_in_one_line(folder: Path, arguments: list
     classifier = ComplexityClassifier.load(folder / "router")
     classifier.calibration = None
     classifier.save(folder / "uncalibrated")
-    done = vlroute("eval", *arguments, "--out", "never.md", cwd=folder)
+    done = command("eval", *arguments, "--out", "never.md", cwd=folder)
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import command
 from tests.conftest import media, task
-from tests.integration.test_cli import vlroute
 from vlroute import Router
 from vlroute.errors import UnknownAnswerError
 from vlroute.records import read_records
@@ -27,7 +27,7 @@ def test_feedback_on_both_modes_becomes_a_record(tmp_path: Path) -> None:
     assert len(set(ids)) == 4
     for mode, answer in answers.items():
         router.feedback(answer.id, correct=mode == "thinking")
-    done = vlroute("feedback", alone.id, "--correct", "--store", str(where))
+    done = command("feedback", alone.id, "--correct", "--store", str(where))
     assert done.returncode == 0, done.stderr
     found = export_feedback(Store(where))
     (record,) = found.records
@@ -35,7 +35,7 @@ def test_feedback_on_both_modes_becomes_a_record(tmp_path: Path) -> None:
     assert (record.prompt, record.caption) == (some.prompt, "three numbers")
     assert (record.instruct.correct, record.thinking.correct) == (False, True)
     assert record.thinking.tokens == answers["thinking"].usage.completion_tokens
-    written = vlroute("export", str(tmp_path / "records.jsonl"), "--store", str(where))
+    written = command("export", str(tmp_path / "records.jsonl"), "--store", str(where))
     assert "wrote 1 records" in written.stdout
     assert "1 requests" in written.stdout
     assert list(read_records(tmp_path / "records.jsonl")) == [record]

@@ -189,7 +189,7 @@ def test_every_phase_lowers_its_loss(name: str, batch: int) -> None:
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model, mode = build_model(tokenizer), PHASES[name].mode or "instruct"
-    some = next(itertools.islice(EXAMPLES[name](random.Random(0), 702), batch, None))[:8]
+    some = next(itertools.islice(EXAMPLES[name](random.Random(0), 702), batch, None))[:4]
     assert batch == 0 or not any(example.media for example in some)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses = []
@@ -272,8 +272,9 @@ def test_the_printed_loss_is_a_mean_after_a_resume(
 
 
 def test_language_phases_leave_the_tower_alone(tmp_path: Path) -> None:
-    Trainer(replace(PHASES["transcripts"], start=None), tmp_path).save()
+    Trainer(replace(PHASES["transcripts"], start=None, threads=torch.get_num_threads()), tmp_path).save()
     trainer = Trainer(replace(PHASES["thinking"], threads=torch.get_num_threads()), tmp_path)
+    trainer.examples = iter([next(trainer.examples)[:4]])
     before = {n: p.clone() for n, p in trainer.model.named_parameters()}
     trainer.train_step()
     for name, parameter in trainer.model.named_parameters():

@@ -34,7 +34,7 @@ from vlroute.types import MODES, Mode, other
 pytestmark = pytest.mark.float32
 HOP = task("hop")
 #: No token ends the answer, so that every answer has this many.
-TEN = {"do_sample": False, "max_new_tokens": 10, "eos_token_id": -1}
+FIVE = {"do_sample": False, "max_new_tokens": 5, "eos_token_id": -1}
 
 
 @pytest.fixture(scope="module")
@@ -226,27 +226,34 @@ def models(
             folder = target
         own = {} if stored else {"quantization": exact(name)}
         plain = {} if stored else {"quantization_config": exact(name)}
-        routers.append(Router.from_pretrained(folder, device="cpu", dtype="float32", **own, **TEN).load())
+        routers.append(Router.from_pretrained(folder, device="cpu", dtype="float32", **own, **FIVE).load())
 
         @cache
-        def model(mode: Mode) -> Any:
-            where = folder if family in HYBRIDS else folder / mode
+        def model(where: Path) -> Any:
             found = AutoModelForImageTextToText.from_pretrained(where, dtype=torch.float32, device_map="cpu", **plain)
             return found.eval(), AutoProcessor.from_pretrained(where)
 
-        return routers[-1], model
+        return routers[-1], lambda mode: model(folder if family in HYBRIDS else folder / mode)
 
     yield opened
     for router in routers:
         router.close()
 
 
-STORED = [(name, stored) for name in QUANTIZATIONS for stored in (False, True)] + [("fp8", True)]
+#: The kinds, and which mode's scores are compared: checkpoints of both modes are quantized in the same way.
+KINDS: list[tuple[str, bool, Mode]] = [
+    ("4bit", False, "instruct"), ("4bit", True, "thinking"), ("8bit", False, "thinking"), ("8bit", True, "instruct"),
+    ("int8", False, "instruct"), ("int8", True, "thinking"), ("fp8", True, "instruct"), ("fp8", True, "thinking"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("name", "stored"), STORED)
-@pytest.mark.parametrize("family", SHAPES)
+#: A pair and a hybrid with every kind. Experts are not quantized: of the others, half of the kinds are enough.
+SCORED = [
+    (family, *kind) for family in SHAPES for kind in (KINDS if family in ("qwen3_vl", "qwen3_5_moe") else KINDS[1::2])
+]
+
+
+@pytest.mark.parametrize(("family", "name", "stored", "mode"), SCORED)
 def test_scores_are_those_of_transformers(
     family: str, name: str, stored: bool, mode: Mode, models: Callable[..., Any]
 ) -> None:
@@ -259,7 +266,7 @@ def test_scores_are_those_of_transformers(
     assert_equal(name, fresh, expected)
     assert_equal(name, scores_of(router, conversation, mode), expected)
     forget(router)
-    reply(router, conversation, other(mode), TEN)
+    reply(router, conversation, other(mode), FIVE)
     assert_equal(name, scores_of(router, conversation, mode), expected)
 
 
@@ -273,7 +280,7 @@ def assert_equal(name: str, found: torch.Tensor, expected: torch.Tensor) -> None
 
 def scores_of(router: Router, conversation: Conversation, mode: Mode) -> torch.Tensor:
     with recorded() as recorder:
-        reply(router, conversation, mode, TEN)
+        reply(router, conversation, mode, FIVE)
         return torch.stack(recorder.scores())
 
 
@@ -305,8 +312,7 @@ def test_only_linear_layers_of_the_language_model_are_quantized(
     assert "lm_head" in linear
 
 
-@pytest.mark.parametrize("both", [False, True], ids=["instruct", "both"])
-@pytest.mark.parametrize("name", [*QUANTIZATIONS, "fp8"])
+@pytest.mark.parametrize(("name", "both"), [*((name, True) for name in (*QUANTIZATIONS, "fp8")), ("4bit", False)])
 def test_a_quantized_pocket_pair(name: str, both: bool, folders: dict[str, Path], tmp_path: Path) -> None:
     """It shares the tower, which is not quantized, and answers as plain transformers does; also with one quantized."""
     write = partial(write_fp8, block=32) if name == "fp8" else lambda *to: write_quantized(*to, exact(name))

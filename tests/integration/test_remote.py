@@ -17,6 +17,7 @@ import openai
 import pytest
 from training.bench.second_turn import transformers_server
 
+from tests.commands import command
 from tests.conftest import DEVICE, VIDEO, media, task
 from tests.endpoints import Server, free_port
 from tests.serving import served, until, user
@@ -51,13 +52,21 @@ def remote(servers: tuple[Server, Server]) -> Router:
     return over(*servers)
 
 
+@pytest.fixture(scope="module")
+def third() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.kill()
+
+
 @pytest.fixture
-def endless() -> Iterator[Server]:
-    server = Server(endless=True).begin()
-    try:
-        yield server
-    finally:
-        server.kill()
+def endless(third: Server) -> Server:
+    """One server for several tests, because each start takes seconds; started again if a test has changed it."""
+    if not third.endless:
+        third.kill()
+        third.endless = True
+        third.begin()
+    return third
 
 
 def over(instruct: Server, thinking: Server, policy: Policy | None = None, **options: Any) -> Router:
@@ -167,36 +176,6 @@ def test_a_request_that_the_server_refuses(remote: Router) -> None:
         remote.ask("word " * 100_000, mode="instruct")
 
 
-def test_a_server_killed_in_the_middle_and_started_again(servers: tuple[Server, Server], endless: Server) -> None:
-    there = thinks_first(servers[0], endless.wait(), retries=0)
-    assert there.remote is not None
-    breaker = there.remote.breakers["thinking"] = Breaker(pause=1.0)
-    events = there.stream(SOME.prompt, **media(SOME))
-    seen = [next(events) for _ in range(5)]
-    assert isinstance(seen[-1], ThinkingDelta)
-    endless.kill()
-    with pytest.raises(ModeUnavailableError, match="ended its stream") as broken:  # text was passed on already
-        list(events)
-    assert broken.value.begun
-
-    for _ in range(2):  # no text was passed on: the other mode answers
-        answer = there.ask(SOME.prompt, **media(SOME))
-        assert (answer.decision.mode, answer.decision.fallback, answer.text) == ("instruct", True, SOME.answer)
-        assert "cannot be reached" in answer.decision.reason
-    assert breaker.state == "open"
-    assert "skipped" in there.ask(SOME.prompt, **media(SOME)).decision.reason
-    with pytest.raises(ModeUnavailableError, match="skipped"):  # a forced mode is not replaced by the other one
-        there.ask(SOME.prompt, mode="thinking")
-
-    endless.endless = False
-    endless.begin().wait()
-    time.sleep(1.0)
-    assert breaker.state == "half-open"
-    back = there.ask(SOME.prompt, **media(SOME))
-    assert (back.decision.mode, back.decision.fallback, back.text) == ("thinking", False, SOME.answer)
-    assert breaker.state == "closed"
-
-
 def test_the_page_and_the_api_over_endpoints(servers: tuple[Server, Server]) -> None:
     dead = Server(port=free_port())
     there = thinks_first(servers[0], dead, retries=0)
@@ -262,6 +241,36 @@ def test_closing_the_router_cancels_its_streams(servers: tuple[Server, Server], 
         there.ask(SOME.prompt, mode="instruct")
 
 
+def test_a_server_killed_in_the_middle_and_started_again(servers: tuple[Server, Server], endless: Server) -> None:
+    there = thinks_first(servers[0], endless.wait(), retries=0)
+    assert there.remote is not None
+    breaker = there.remote.breakers["thinking"] = Breaker(pause=1.0)
+    events = there.stream(SOME.prompt, **media(SOME))
+    seen = [next(events) for _ in range(5)]
+    assert isinstance(seen[-1], ThinkingDelta)
+    endless.kill()
+    with pytest.raises(ModeUnavailableError, match="ended its stream") as broken:  # text was passed on already
+        list(events)
+    assert broken.value.begun
+
+    for _ in range(2):  # no text was passed on: the other mode answers
+        answer = there.ask(SOME.prompt, **media(SOME))
+        assert (answer.decision.mode, answer.decision.fallback, answer.text) == ("instruct", True, SOME.answer)
+        assert "cannot be reached" in answer.decision.reason
+    assert breaker.state == "open"
+    assert "skipped" in there.ask(SOME.prompt, **media(SOME)).decision.reason
+    with pytest.raises(ModeUnavailableError, match="skipped"):  # a forced mode is not replaced by the other one
+        there.ask(SOME.prompt, mode="thinking")
+
+    endless.endless = False
+    endless.begin().wait()
+    time.sleep(1.0)
+    assert breaker.state == "half-open"
+    back = there.ask(SOME.prompt, **media(SOME))
+    assert (back.decision.mode, back.decision.fallback, back.text) == ("thinking", False, SOME.answer)
+    assert breaker.state == "closed"
+
+
 def test_headers_keep_a_conversation_together(servers: tuple[Server, Server]) -> None:
     told: list[dict[str, str]] = []
 
@@ -289,18 +298,15 @@ def test_a_file_of_endpoints_serves_every_command(servers: tuple[Server, Server]
         "assert not {'torch', 'transformers'} & set(sys.modules), 'torch was brought'"
     )
     asked = ["ask", SOME.prompt, "-i", str(tmp_path / "one.png"), "--model", str(file), "--mode", "instruct", "--json"]
-    done = subprocess.run([sys.executable, "-c", code, *asked], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["text"] == SOME.answer
-    done = subprocess.run(
-        [sys.executable, "-m", "vlroute", "doctor", "--model", str(file)], capture_output=True, text=True
-    )
+    asking = subprocess.run([sys.executable, "-c", code, *asked], capture_output=True, text=True)
+    assert asking.returncode == 0, asking.stderr
+    assert json.loads(asking.stdout)["text"] == SOME.answer
+    done = command("doctor", "--model", str(file))
     assert f"{servers[1].url} answers" in " ".join(done.stdout.split())
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": SOME.prompt, "image": "one.png", "answer": SOME.answer}) + "\n")
     out = tmp_path / "records.jsonl"
-    collected = ["collect", str(rows), "--out", str(out), "--model", str(file)]
-    done = subprocess.run([sys.executable, "-m", "vlroute", *collected], capture_output=True, text=True)
+    done = command("collect", str(rows), "--out", str(out), "--model", str(file))
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text())["instruct"]["correct"]
 

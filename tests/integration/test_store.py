@@ -20,22 +20,13 @@ import sqlalchemy as sa
 from PIL import Image
 
 from tests.conftest import lacking
+from tests.stored import answer, asked
 from vlroute.errors import InputError
-from vlroute.inputs.messages import Conversation, parse
+from vlroute.inputs.messages import parse
 from vlroute.records import read_records, write_records
 from vlroute.store import Store, StoreError, UnknownAnswerError, export_feedback, new_id
-from vlroute.types import Answer, Decision, Mode, Timing, Usage
 
 RED = Image.new("RGB", (8, 8), "red")
-
-
-def answer(mode: Mode = "instruct", *, caption: str | None = "a red square", forced: bool = False) -> Answer:
-    decision = Decision(mode, "prompt", 0.4, 0.7, 0.3, 0.2, 1.0, 0.08, "gain", caption, forced)
-    return Answer("red", "", decision, "stop", Usage(20, 4, 5, 0), Timing(0.5, 0.1, 0.1, 0.2, 0.3, 1.2))
-
-
-def asked(prompt: str = "Which colour?", color: str = "red") -> Conversation:
-    return parse(prompt, Image.new("RGB", (8, 8), color))
 
 
 @pytest.fixture(scope="session")
@@ -200,7 +191,7 @@ def test_many_threads(where: str) -> None:
 
 WRITER = """
 import sys
-from tests.integration.test_store import answer, asked
+from tests.stored import answer, asked
 from vlroute.store import Store
 store = Store(sys.argv[1])
 while True:
