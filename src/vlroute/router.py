@@ -9,8 +9,9 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -26,7 +27,7 @@ from vlroute.decision.tradeoff import OperatingPoint
 from vlroute.engine.local.checkpoint_files import check_folders
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS, CompileChoice, checked_loading
 from vlroute.engine.settings import SETTINGS, UNSUPPORTED, checked_per_mode
-from vlroute.errors import ArtifactError, InputError, MessageError, MissingExtraError, SettingsError
+from vlroute.errors import ArtifactError, MessageError, MissingExtraError, SettingsError
 from vlroute.hub import resolve_pair
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation
@@ -708,20 +709,13 @@ class Router:
                 shown = bar.add_task("answers", total=len(requests) if isinstance(requests, Sized) else None)
 
                 def take() -> None:
-                    try:
-                        answers.append(running[0].result())
-                    except Exception as error:
-                        error.add_note(f"raised for requests[{len(answers)}] of ask_many")
-                        raise
-                    running.popleft()
+                    with _noted(len(answers)):
+                        answers.append(running.popleft().result())
                     bar.advance(shown)
 
                 for number, request in enumerate(requests):
-                    try:
+                    with _noted(number):
                         running.append(begun(request))
-                    except InputError as error:
-                        error.add_note(f"raised for requests[{number}] of ask_many")
-                        raise
                     # some requests ahead, so that their pictures are prepared while others are answered
                     while running and (running[0].done() or len(running) >= AHEAD * self.max_num_seqs):
                         take()
@@ -826,6 +820,16 @@ class Router:
         self._model.close()
         if self.store is not None and self._owns_store:
             self.store.close()
+
+
+@contextmanager
+def _noted(number: int) -> Iterator[None]:
+    """Add the number of a request of `ask_many` to its error."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"raised for requests[{number}] of ask_many")
+        raise
 
 
 def _combined(settings: Mapping[str, Any], generation: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def test_a_closed_router_answers_in_neither_mode() -> None:
 
 @pytest.mark.parametrize("how", ["ask", "ask_many", "aask"])
 def test_closing_cancels_answers_whatever_they_wait_for(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a picture is encoded for a caption or an answer, while tokens are generated; from several threads."""
+    """One picture is encoded for a caption, one for an answer, one answer is generated; three threads close at once."""
     begun, go_on, real = threading.Event(), threading.Event(), scheduler.encode
 
     def encode(*args: Any) -> Any:

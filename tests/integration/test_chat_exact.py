@@ -25,7 +25,7 @@ from vlroute.steps import run
 from vlroute.types import MODES, Mode
 
 #: `make soak` asks for more.
-CONVERSATIONS = int(os.environ.get("VLROUTE_CONVERSATIONS", "16"))
+CONVERSATIONS = int(os.environ.get("VLROUTE_CONVERSATIONS", "40"))
 GREEDY = {"do_sample": False, "max_new_tokens": 10}
 SYSTEM = "You read pictures."
 MOST_AT_ONCE = 3
@@ -88,7 +88,7 @@ def fresh(plain: dict[str, Any], conversation: Conversation, mode: Mode) -> tupl
 
 
 def bare(text: str) -> str:
-    """Without white space and without the marks of a thought: the engine splits there, plain text keeps them."""
+    """`text` without white space and `<think>` tags, which the engine removes and plain text keeps."""
     return "".join(re.sub("</?think>", "", text).split())
 
 

@@ -1,4 +1,4 @@
-"""The command as a user types it; in a process of its own where that matters."""
+"""Commands as users type them, in a separate process where the test needs one."""
 
 from __future__ import annotations
 

@@ -554,7 +554,7 @@ WRONG = st.one_of(
 ).filter(lambda one: one.get("mode") not in ("auto", "instruct", "thinking"))  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(WRONG)
 def test_what_is_no_mode_price_or_caption_is_refused_before_any_model_or_caption(wrong: dict[str, Any]) -> None:
     def captioner(_: object) -> str:

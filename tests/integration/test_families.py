@@ -180,6 +180,7 @@ def test_recurrent_states_are_those_of_transformers(
         torch.testing.assert_close(states[place], expected, atol=1e-5, rtol=1e-4)
         inputs_of_kernel = cache.get_conv_state(layer)[0][:, -last.shape[1] :].T
         torch.testing.assert_close(last[place], inputs_of_kernel, atol=1e-5, rtol=1e-4)
+    assert router.pair.instruct.family.recurrent
 
 
 @pytest.mark.parametrize("family", SHAPES)
@@ -202,11 +203,12 @@ def test_a_batch_changes_no_answer(open_router: Callable[[str], Router], family:
     assert [(one.thinking, one.text) for one in together] == [(one.thinking, one.text) for one in alone]
 
 
+@pytest.mark.parametrize("family", HYBRIDS)
 def test_a_preempted_answer_of_a_hybrid_is_computed_again_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Experts have no state, so that one family is enough. A router of its own: slots that have grown stay."""
-    router = Router.from_pretrained(write_tiny("qwen3_5", tmp_path), **GREEDY).load()
+    """The router is not shared with other tests, because slots that have grown are not reduced."""
+    router = Router.from_pretrained(write_tiny(family, tmp_path), **GREEDY).load()
     preempted, preempt = list[int](), Scheduler._preempt
     scheduler = router.scheduler
     assert scheduler is not None

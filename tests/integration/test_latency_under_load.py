@@ -109,7 +109,7 @@ def test_a_fresh_router_is_not_spoilt_by_a_busy_start(machine: Machine) -> None:
 
 def test_busy_minutes_again_and_again_lock_nothing_out(machine: Machine) -> None:
     asked = Asked(local_router(machine))
-    for _ in range(8):
+    for _ in range(30):
         machine.answers("thinking", 40, slower=20, every=1.5)
         assert asked.decide().mode == "instruct"
         assert until_it_thinks(asked, machine, 1500)

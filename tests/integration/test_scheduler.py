@@ -323,10 +323,10 @@ def test_decode_steps_have_few_shapes(make: Any, monkeypatch: pytest.MonkeyPatch
     def conversation(seed: int) -> None:
         own = random.Random(seed)
         asked = parse("word " * own.randint(1, 150), own.choice([None, *PICTURES[:3]]))
-        settings = {"do_sample": False, "eos_token_id": -1, "max_new_tokens": own.randint(1, 80)}
+        settings = {"do_sample": False, "eos_token_id": -1, "max_new_tokens": own.randint(1, 120)}
         run(answering(engine, asked, own.choice(MODES), settings))
 
-    left, most = 100, 0
+    left, most = 200, 0
     while left > 0:
         together = min(chance.randint(1, 32), left)
         with ThreadPoolExecutor(together) as pool:

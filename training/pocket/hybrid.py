@@ -160,7 +160,7 @@ class Trainer:
         return total / targets, correct, counts
 
     def parts(self, examples: list[Example]) -> list[list[Example]]:
-        """Examples of similar lengths together: half of the tokens of a batch would be padding."""
+        """Group examples of similar lengths; otherwise half of the tokens of a batch are padding."""
         lengths = self.sequences.lengths(examples)
         order = sorted(range(len(examples)), key=lengths.__getitem__)
         size = -(-len(order) // PARTS)

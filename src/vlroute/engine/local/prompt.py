@@ -103,7 +103,6 @@ def check_length(checkpoint: Checkpoint, conversation: Conversation) -> None:
     characters = sum(map(len, texts))
     length = 16 * most
     while length < characters:
-        # a token that the cut divides may become several
         if len(_tokenized(checkpoint, "\n".join(texts)[:length])) > most + DIVIDED:
             raise LimitError(
                 f"the conversation has {characters} characters and more than {most} tokens; the model accepts at most "

@@ -141,7 +141,7 @@ class Generation:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the request was cancelled, or nobody waits for its result any more; also if its event fails."""
+        """Whether the request or its future was cancelled, or its cancel event raised an error."""
         cancel = self.request.cancel
         try:
             return self.future.cancelled() or (cancel is not None and cancel.is_set())
@@ -537,12 +537,10 @@ class Scheduler:
     def _fail_all(self, error: Exception) -> None:
         """End all answers and encodings with `error`."""
         for lane in self._lanes.values():
-            for encoding in lane.encodings:
-                encoding.future.set_exception(error)
+            work: list[Generation | _Encoding] = [*lane.encodings, *lane.running, *lane.waiting]
+            for one in work:
+                self._fail(one, error)
             lane.encodings.clear()
-            for one in (*lane.running, *lane.waiting):
-                one.error = error
-                one.finish()
             lane.running.clear()
             lane.waiting.clear()
 
