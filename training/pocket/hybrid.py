@@ -84,9 +84,9 @@ def _both(instruct: Batches, thinking: Batches) -> tuple[tuple[Mode, Batches], t
 
 PHASES = (
     Phase(
-        "reading", 1200, 1.2e-3, 0.15, (("instruct", EXAMPLES["transcripts"]), ("instruct", EXAMPLES["transcripts"]))
+        "reading", 1200, 2e-3, 0.15, (("instruct", EXAMPLES["transcripts"]), ("instruct", EXAMPLES["transcripts"]))
     ),
-    Phase("both", 3600, 1.2e-3, 0.0, _both(EXAMPLES["instruct"], EXAMPLES["thinking"])),
+    Phase("both", 3600, 1.5e-3, 0.0, _both(EXAMPLES["instruct"], EXAMPLES["thinking"])),
     Phase("both_more", 3200, 1e-3, 0.0, _both(more_instruct, EXAMPLES["thinking_more"])),
     Phase(
         "both_last", 2400, 8e-4, 0.0,

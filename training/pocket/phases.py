@@ -71,7 +71,7 @@ from vlroute.pocket.tasks import Scene
 
 Scores = dict[str, tuple[int, int]]  # kind of example → (number of correct ones, number of all)
 LINKED = {"gui": 1.0, "hop": 1.0}  # tasks whose pictures hold links
-FIRST_READING = 400  # steps of the phase transcripts
+FIRST_READING = 400  # steps of the phase transcripts; after it, the loss rises because of new kinds of examples
 
 
 @dataclass(frozen=True, slots=True)
