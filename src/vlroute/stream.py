@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
@@ -11,12 +10,11 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar, cast
 
+from vlroute.exit import end_at_exit
 from vlroute.steps import Steps, check_waiting, may_wait, start
 from vlroute.types import Event
 
 T = TypeVar("T")
-#: Maximum time that the end of the program waits for a cancelled stream.
-EXIT_SECONDS = 10.0
 #: Produces an answer; its argument is called with each event.
 Work = Callable[[Callable[[Event], Any]], Any]
 
@@ -59,7 +57,7 @@ class Stream(Generator[Event, None, None]):
                     if self._ended:  # another thread has closed the stream
                         raise StopIteration
                     worker = threading.Thread(target=work, name="vlroute-stream", daemon=True)
-                    _running[worker] = self._cancel
+                    end_at_exit(worker, self._cancel.set)
                     worker.start()
                     self._worker = worker
             event = self._events.get()
@@ -101,24 +99,6 @@ def _make_events(work: Work, put: Callable[[Event | BaseException | None], None]
     except BaseException as error:  # handed to the thread that reads the events
         put(error)
     put(None)
-    del _running[threading.current_thread()]
-
-
-#: Threads that produce the events of streams, and the event that cancels each.
-_running: dict[threading.Thread, threading.Event] = {}
-
-
-@atexit.register
-def _end_streams() -> None:
-    """Cancel streams that are open when the program ends.
-
-    Otherwise the interpreter stops their threads inside torch, which aborts the process.
-    """
-    threads = [*_running.items()]
-    for _, cancel in threads:
-        cancel.set()
-    for thread, _ in threads:
-        thread.join(EXIT_SECONDS)
 
 
 class AsyncStream(Generic[T]):

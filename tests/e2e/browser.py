@@ -46,7 +46,8 @@ class Visit:
         self.page.get_by_role("tab").nth(place).click()
 
     def ask(self, box: str, prompt: str, *files: Path) -> None:
-        """Write into the box with this id, and send."""
+        """Write into the box with this id, and send, once an answer before has ended and the box is open again."""
+        self.page.wait_for_selector(f"#{box} .submit-button")
         if files:
             self.page.set_input_files(f"#{box} input[type=file]", [str(file) for file in files])
             self.page.wait_for_selector(f"#{box} .thumbnail-item, #{box} img")
@@ -54,7 +55,7 @@ class Visit:
         self.page.press(f"#{box} textarea", "Enter")
 
     def badges(self, view: str, count: int = 1) -> list[str]:
-        """The lines below the answers in this view, once there are so many and the box is open again."""
+        """The lines below the answers in this view, once there are so many."""
         self.page.wait_for_function(
             "([view, count]) => document.querySelectorAll(`#${view} .badge`).length == count",
             arg=[view, count],

@@ -7,7 +7,6 @@ chunked prefill, Agrawal et al., 2023). The next round goes to the mode that has
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import logging
 import os
@@ -21,7 +20,7 @@ from enum import Enum
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, cast
-from weakref import WeakSet
+from weakref import WeakMethod
 
 import numpy as np
 import torch
@@ -39,6 +38,7 @@ from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, slots_for
 from vlroute.engine.local.tower import vision_tower
 from vlroute.engine.local.vision import Pixels, encode
 from vlroute.errors import LimitError, RouterClosedError
+from vlroute.exit import end_at_exit
 from vlroute.steps import forbid_waiting
 from vlroute.types import MODES, FinishReason, Mode
 
@@ -308,16 +308,6 @@ class _Lane:
             self._sampler = None  # it has counted another token
 
 
-_schedulers: WeakSet[Scheduler] = WeakSet()
-
-
-@atexit.register
-def _close_schedulers() -> None:
-    """End the threads before the interpreter does: it would stop them inside torch, which aborts the process."""
-    for scheduler in [*_schedulers]:
-        scheduler.close()
-
-
 @dataclass(frozen=True, slots=True)
 class _Encoding:
     """Pictures and videos that wait for the tower of `checkpoint`."""
@@ -373,7 +363,6 @@ class Scheduler:
         # read here, because `prepare` sets the number to 1 for a while, and new threads inherit it
         self._threads = torch.get_num_threads()
         self._process = os.getpid()
-        _schedulers.add(self)
 
     def generate(self, request: GenerationRequest) -> Future[Generated]:
         """Generate an answer.
@@ -416,14 +405,16 @@ class Scheduler:
 
     def close(self) -> None:
         """Cancel all running answers and end the thread."""
+        self._end_thread()
+        thread = self._thread
+        # a callback may close the router; and the thread of a forked process is not in this one
+        if thread and thread is not threading.current_thread() and self._process == os.getpid():
+            thread.join()
+
+    def _end_thread(self) -> None:
         with self._lock:
             self._closed = True
-            thread = self._thread
-        if thread is None or self._process != os.getpid():
-            return
         self._new.put(None)
-        if thread is not threading.current_thread():  # a callback may close the router
-            thread.join()
 
     def _check_process(self) -> None:
         if self._process != os.getpid():
@@ -442,6 +433,8 @@ class Scheduler:
                 raise RouterClosedError
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="vlroute-engine", daemon=True)
+                end = WeakMethod(self._end_thread)  # of a scheduler that still exists
+                end_at_exit(self._thread, lambda: (method := end()) and method())
                 self._thread.start()
                 self._started.wait()
                 torch.set_num_threads(self._threads)  # the default of threads that start later
