@@ -56,6 +56,13 @@ class Reply:
     note: str = ""
 
 
+def empty_reply(
+    prompt_tokens: int | None = None, vision_tokens: int = 0, finish_reason: FinishReason = "length"
+) -> Reply:
+    """A reply without any token."""
+    return Reply("", "", finish_reason, prompt_tokens, 0, vision_tokens, 0, 0, 0.0, 0.0, 0.0)
+
+
 class EngineRequest(Protocol):
     """One conversation to answer. Vision features computed for the caption are reused for the answer."""
 
