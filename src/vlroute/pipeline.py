@@ -458,8 +458,9 @@ def _rescue(mode: Mode, settings: Mapping[Mode, Mapping[str, Any]], reply: Reply
     if most is None:
         return settings["instruct"]
     left = most - reply.completion_tokens
-    least = settings["instruct"].get("min_new_tokens") or 0
-    return combined(settings["instruct"], {"max_new_tokens": left}) if left > least else None
+    instruct = {name: value for name, value in settings["instruct"].items() if name != "answer_reserve"}
+    least = instruct.get("min_new_tokens") or 0
+    return {**instruct, "max_new_tokens": left} if left > 0 and left >= least else None
 
 
 def _rescued(decision: Decision, reply: Reply) -> Decision:
@@ -473,7 +474,7 @@ def _joined(thought: Reply, answer: Reply) -> Reply:
     prompts = thought.prompt_tokens, answer.prompt_tokens
     return replace(
         answer,
-        thinking=thought.thinking,
+        thinking=thought.thinking + answer.thinking,
         prompt_tokens=None if None in prompts else sum(filter(None, prompts)),
         cached_tokens=thought.cached_tokens + answer.cached_tokens,
         vision_tokens=thought.vision_tokens + answer.vision_tokens,

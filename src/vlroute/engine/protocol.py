@@ -56,11 +56,9 @@ class Reply:
     note: str = ""
 
 
-def empty_reply(
-    prompt_tokens: int | None = None, vision_tokens: int = 0, finish_reason: FinishReason = "length"
-) -> Reply:
-    """A reply without any token."""
-    return Reply("", "", finish_reason, prompt_tokens, 0, vision_tokens, 0, 0, 0.0, 0.0, 0.0)
+def empty_reply(finish_reason: FinishReason = "length") -> Reply:
+    """A reply for which no token was read or generated."""
+    return Reply("", "", finish_reason, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)
 
 
 class EngineRequest(Protocol):

@@ -178,7 +178,7 @@ class Request:
             resolved["max_new_tokens"] = min(resolved["max_new_tokens"], max_output)
             if mode == "thinking" and resolved["max_new_tokens"] <= closing_length(checkpoint.tokenizer):
                 lease.release()
-                return empty_reply(prompt.length, prompt.vision_tokens)
+                return empty_reply()  # nothing is read
             splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
 
             def pass_on(pieces: Iterable[tuple[Channel, str]]) -> None:
