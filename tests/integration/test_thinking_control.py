@@ -51,6 +51,13 @@ def test_the_reserve_is_kept_for_the_answer(router: Router, reserve: int) -> Non
     assert answer.text
 
 
+def test_without_a_reserve_the_thought_may_take_all_tokens(router: Router) -> None:
+    answer = think(router, task("math", "hard"), max_new_tokens=20, answer_reserve=0)
+    assert (answer.text, answer.finish_reason, answer.decision.rescued) == ("", "length", False)
+    assert answer.usage.thinking_tokens == 20
+    assert str(answer) == "[no answer: length after 20 tokens of thinking]"
+
+
 def test_a_thought_that_ends_in_time_is_not_changed(router: Router) -> None:
     for one in SOME:
         plain = think(router, one)

@@ -203,8 +203,8 @@ SETTINGS: dict[str, Setting] = {
         " their seconds, by the gain and the price of the request", endpoints=True,
     ),
     "answer_reserve": _ranged(
-        Whole(), "how many of the `max_new_tokens` are kept for the answer: reasoning is closed before; by default a "
-        f"quarter, at most {MOST_RESERVED}", endpoints=True,
+        Whole(), "how many of the `max_new_tokens` are kept for the answer: reasoning is closed before; 0: none; by "
+        f"default a quarter, at most {MOST_RESERVED}", endpoints=True,
     ),
     "close_loops": Setting(
         "True or False", _flag, "close reasoning that repeats itself, so that an answer follows; on by default",
@@ -369,10 +369,10 @@ def answer_reserve(settings: Mapping[str, Any], most: int) -> int:
         most: Maximum number of tokens of reasoning and answer.
 
     Returns:
-        The number, less than `most`.
+        The number, at most `most`.
     """
     asked = settings.get("answer_reserve")
-    return min(MOST_RESERVED, most // 4) if asked is None else min(int(asked), most - 1)
+    return min(MOST_RESERVED, max(1, most // 4)) if asked is None else min(int(asked), most)
 
 
 def _is_foreign(name: object) -> bool:

@@ -33,6 +33,7 @@ from vlroute.engine.local.sampling import resolve_settings
 from vlroute.engine.local.scheduler import GenerationRequest, Scheduler
 from vlroute.engine.local.vision import prepare
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply, empty_reply
+from vlroute.engine.settings import answer_reserve
 from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
@@ -176,7 +177,8 @@ class Request:
 
             resolved = resolve_settings(checkpoint, settings, media=self._has_media)
             resolved["max_new_tokens"] = min(resolved["max_new_tokens"], max_output)
-            if mode == "thinking" and resolved["max_new_tokens"] <= closing_length(checkpoint.tokenizer):
+            reserve = answer_reserve(resolved, resolved["max_new_tokens"]) if mode == "thinking" else 0
+            if reserve and resolved["max_new_tokens"] <= closing_length(checkpoint.tokenizer):
                 lease.release()
                 return empty_reply()  # nothing is read
             splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())

@@ -212,7 +212,7 @@ class OutputControl:
             ends: Ids that end the output.
             budget: Maximum number of reasoning tokens; None: no maximum.
             most: Maximum number of tokens of the output; None: no maximum.
-            reserve: How many of these tokens are kept for the answer.
+            reserve: How many of these tokens are kept for the answer; 0: the reasoning may take all of them.
             close_loops: Whether reasoning that repeats itself is closed.
 
         Raises:
@@ -220,7 +220,7 @@ class OutputControl:
         """
         if budget is not None and budget < 0:
             raise ValueError(f"thinking_budget must be 0 or more tokens, got {budget}")
-        if thinking and most is not None:
+        if thinking and most is not None and reserve:
             left = max(0, most - reserve - closing_length(tokenizer))
             budget = left if budget is None else min(budget, left)
         self._tokenizer, self._ends, self._budget = tokenizer, ends, budget if thinking else None

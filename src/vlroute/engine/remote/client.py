@@ -289,8 +289,9 @@ class RemoteRequest:
         if settings.get("do_sample"):  # endpoints take no do_sample, and may be greedy by default
             settings = {"temperature": RECOMMENDED[mode]["temperature"], **settings}
         most_thinking = None
-        if mode == "thinking" and (most := settings.get("max_new_tokens")) is not None:
-            most_thinking = most - answer_reserve(settings, most)
+        most = settings.get("max_new_tokens")
+        if mode == "thinking" and most is not None and (reserve := answer_reserve(settings, most)):
+            most_thinking = most - reserve
             if endpoint.budget_field:  # the server closes the reasoning, so that Thinking answers
                 budget = min(settings.get("thinking_budget", most_thinking), most_thinking)
                 settings = {**settings, "thinking_budget": budget}
