@@ -211,7 +211,7 @@ def measure_beside(folder: Path, rounds: int) -> list[Beside]:
     ).load()
     checkpoint = router.pair.instruct
     model, processor = checkpoint.model, checkpoint.processor
-    length: dict[str, Any] = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS, "answer_reserve": 0}
+    length: dict[str, Any] = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
 
     def by_router(picture: Image.Image) -> tuple[float, float]:

@@ -121,8 +121,9 @@ class Sampler:
         #: Chosen if all tokens are excluded. It ends an answer that has visible text, unless `eos_token_id` is -1.
         self.last_resort = max(ends) if max(ends) >= 0 else int(checkpoint.tokenizer.eos_token_id)
         most = int(settings["max_new_tokens"])
+        thinking = checkpoint.mode == "thinking"
         self.control = OutputControl(
-            checkpoint.tokenizer, checkpoint.mode == "thinking", ends, settings.get("thinking_budget"), most,
+            checkpoint.tokenizer, thinking, ends, settings.get("thinking_budget") if thinking else None, most,
             answer_reserve(settings, most), settings.get("close_loops", True),
         )  # fmt: skip
         self.ids, self.prompt_length = [*prompt], len(prompt)
