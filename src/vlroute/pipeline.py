@@ -18,9 +18,9 @@ from vlroute.decision.policy import PRICE
 from vlroute.decision.selector import ModeSelector
 from vlroute.engine.local.checkpoint_files import local_folder
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
-from vlroute.engine.protocol import Reply
-from vlroute.engine.settings import checked, combined
-from vlroute.errors import ModeUnavailableError, RouterClosedError, VLRouteError
+from vlroute.engine.protocol import Reply, empty_reply
+from vlroute.engine.settings import AUTO, checked, combined
+from vlroute.errors import ModeUnavailableError, RouterClosedError, SettingsError, VLRouteError
 from vlroute.hub import Source, common_name, identify, pair_name
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation, parse
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
     from vlroute.store import Store
 
 log = logging.getLogger("vlroute")
-#: What a request gets whose router was closed before its first token.
-CANCELLED = Reply("", "", "cancelled", None, 0, 0, 0, 0, 0.0, 0.0, 0.0)
 #: Threads that prepare the requests of a model in this process, if nobody waits for them in a thread of their own.
 PREPARING_THREADS = 4
 
@@ -358,6 +356,7 @@ class Pipeline:
             weighed = options.mode is None and len(conversation.messages) > 1
             uncached_tokens = request.uncached_tokens() if weighed else None
             decision = self.selector.decide(conversation, caption, options.mode, options.price, uncached_tokens)
+            settings["thinking"] = self._budgeted(settings["thinking"], decision)
             decided = time.perf_counter()
             on_piece = None if emit is None else partial(_emit_piece, emit)
             if emit is not None:
@@ -372,11 +371,16 @@ class Pipeline:
                     if emit is not None:
                         emit(Decided(decision, id))
                     reply = yield from request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
+                if (rescue := _rescue(decision.mode, settings, reply)) is not None:
+                    decision = _rescued(decision, reply)
+                    if emit is not None:
+                        emit(Decided(decision, id))
+                    reply = _joined(reply, (yield from request.answer("instruct", rescue, on_piece, cancel)))
             except RouterClosedError:  # closed before the first token, such as while pictures were encoded
                 if not self.model.closed.is_set():
                     raise
-                reply = CANCELLED
-        if reply.finish_reason != "cancelled":
+                reply = empty_reply(finish_reason="cancelled")
+        if reply.finish_reason != "cancelled" and not decision.rescued:
             prefilled = None if reply.prompt_tokens is None else reply.prompt_tokens - reply.cached_tokens
             self.selector.observe(
                 decision.mode, reply.completion_tokens, reply.prefill_seconds, reply.decode_seconds, prefilled
@@ -398,6 +402,16 @@ class Pipeline:
         )  # fmt: skip
         self._keep(answer, conversation)
         return answer
+
+    def _budgeted(self, settings: dict[str, Any], decision: Decision) -> dict[str, Any]:
+        """`settings` with the budget that "auto" stands for."""
+        if settings.get("thinking_budget") != AUTO:
+            return settings
+        if decision.thinking_budget is None:
+            raise SettingsError(
+                'thinking_budget="auto" needs a router artifact with a calibration set: pass router=, or a number'
+            )
+        return {**settings, "thinking_budget": decision.thinking_budget}
 
     def _caption(
         self, conversation: Conversation, options: RequestOptions, request: EngineRequest | None
@@ -431,6 +445,46 @@ class Pipeline:
 
 def _emit_piece(emit: Callable[[Event], Any], channel: Channel, piece: str) -> None:
     emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
+
+
+def _rescue(mode: Mode, settings: Mapping[Mode, Mapping[str, Any]], reply: Reply) -> Mapping[str, Any] | None:
+    """Settings with which Instruct answers after Thinking has left no answer; None if it need not or cannot.
+
+    If the caller limits the tokens, the limit holds for the reasoning and this answer together.
+    """
+    if mode != "thinking" or reply.text or reply.finish_reason != "length":
+        return None
+    most = settings["thinking"].get("max_new_tokens")
+    if most is None:
+        return settings["instruct"]
+    left = most - reply.completion_tokens
+    instruct = {name: value for name, value in settings["instruct"].items() if name != "answer_reserve"}
+    least = instruct.get("min_new_tokens") or 0
+    return {**instruct, "max_new_tokens": left} if left > 0 and left >= least else None
+
+
+def _rescued(decision: Decision, reply: Reply) -> Decision:
+    why = f"Thinking left no answer after {reply.thinking_tokens} tokens, so Instruct answers"
+    log.info("%s", why)
+    return replace(decision, mode="instruct", reason=f"{decision.reason}; {why}", rescued=True)
+
+
+def _joined(thought: Reply, answer: Reply) -> Reply:
+    """The reasoning of one reply and the answer of another one."""
+    prompts = thought.prompt_tokens, answer.prompt_tokens
+    return replace(
+        answer,
+        thinking=thought.thinking + answer.thinking,
+        prompt_tokens=None if None in prompts else sum(filter(None, prompts)),
+        cached_tokens=thought.cached_tokens + answer.cached_tokens,
+        vision_tokens=thought.vision_tokens + answer.vision_tokens,
+        completion_tokens=thought.completion_tokens + answer.completion_tokens,
+        thinking_tokens=thought.thinking_tokens + answer.thinking_tokens,
+        vision_seconds=thought.vision_seconds + answer.vision_seconds,
+        prefill_seconds=thought.prefill_seconds + answer.prefill_seconds,
+        decode_seconds=thought.decode_seconds + answer.decode_seconds,
+        note="; ".join(filter(None, (thought.note, answer.note))),
+    )
 
 
 def _fallen_back(decision: Decision, error: ModeUnavailableError) -> Decision:

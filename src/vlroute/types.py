@@ -64,6 +64,10 @@ class Decision:
         caption: The caption that was used.
         forced: Whether the caller chose the mode.
         fallback: Whether the chosen mode could not answer, so that `mode` is the other one.
+        rescued: Whether Thinking was chosen, but its tokens ended before an answer, so that Instruct wrote the answer.
+            `mode` is then "instruct", and `Answer.thinking` is the reasoning.
+        thinking_budget: Number of reasoning tokens that `thinking_budget="auto"` stands for; None without a router
+            artifact with a calibration set.
     """
 
     mode: Mode
@@ -78,6 +82,8 @@ class Decision:
     caption: str | None = None
     forced: bool = False
     fallback: bool = False
+    rescued: bool = False
+    thinking_budget: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """All fields by name, for JSON; all numbers are finite."""
@@ -166,7 +172,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """First event of a stream. A second one follows if the mode cannot answer and the other one replaces it.
+    """First event of a stream. A second one follows if the mode gives no answer and the other one replaces it.
 
     Attributes:
         decision: Which mode answers, and why.

@@ -283,6 +283,10 @@ class ModeSelector:
             return decision
         prediction = current.classifier.predict(conversation.prompt, caption)
         decision = policy.decide(prediction, self.latency, caption, mode, uncached_tokens)
+        if (budgets := current.classifier.budgets) is not None:
+            second = self.latency.expected("thinking", 1) - self.latency.expected("thinking", 0)
+            budget = budgets.budget(decision.gain, prediction.tokens_thinking, policy.price * second)
+            decision = replace(decision, thinking_budget=budget)
         self._warn_of_price(decision, policy.price)
         if caption is None and mode is None and (conversation.pictures or conversation.videos):
             reason = f"{decision.reason} (from the prompt alone: no caption is made before the model is loaded)"
