@@ -150,8 +150,10 @@ class Chat:
 
         Raises:
             InputError: The mode, price, caption or a generation setting is invalid.
+            RuntimeError: The captioner of the router has made the call.
         """
         options = RequestOptions(caption, forced_mode(mode), price, cancel, generation)
+        self.pipeline.selector.check_not_captioning()
         return _TurnStream(self, partial(self._conversation, prompt, images, videos), options)
 
     def fork(self) -> Chat:

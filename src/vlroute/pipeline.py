@@ -350,7 +350,12 @@ class Pipeline:
             checked_at = time.perf_counter()
             request.prepare(modes)
             prepared = time.perf_counter() - checked_at
-            caption = yield from self._caption(conversation, options, request)
+            try:
+                caption = yield from self._caption(conversation, options, request)
+            except RouterClosedError:  # the answer will be cancelled
+                if not self.model.closed.is_set():
+                    raise
+                caption = None
             captioned = time.perf_counter()
             # in the first turn both modes have to prefill the same tokens
             weighed = options.mode is None and len(conversation.messages) > 1
@@ -423,10 +428,6 @@ class Pipeline:
             return (yield from self.selector.caption(conversation, request))
         except ModeUnavailableError as error:  # the mode that answers may be available
             log.warning("no caption: %s", error)
-            return None
-        except RouterClosedError:  # the answer will be cancelled
-            if not self.model.closed.is_set():
-                raise
             return None
 
     def _keep(self, answer: Answer, conversation: Conversation) -> None:

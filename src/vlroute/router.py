@@ -530,6 +530,8 @@ class Router:
                 is raised before anything is loaded, captioned or generated.
             CheckpointError: A checkpoint cannot be loaded.
             RouterClosedError: The router was closed.
+            RuntimeError: The captioner of this router has made the call without `mode=` or `caption=`, or a callback of
+                an answer has made it.
         """
         options = RequestOptions(caption, forced_mode(mode), price, cancel, generation)
         pipeline = self.pipeline

@@ -89,10 +89,16 @@ def start(steps: Steps[T], executor: Executor | None = None) -> Future[T]:
         if executor is None:
             part()
             return
+        once = threading.Lock()
+
+        def part_once() -> None:
+            if once.acquire(blocking=False):
+                part()
+
         try:
-            executor.submit(part)
-        except RuntimeError:  # the executor was shut down; its model cancels what has begun
-            part()
+            executor.submit(part_once)
+        except RuntimeError:  # shut down: its model cancels what has begun; or out of threads, perhaps after queuing
+            part_once()
 
     def part() -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -87,8 +88,8 @@ def fresh(plain: dict[str, Any], conversation: Conversation, mode: Mode) -> tupl
 
 
 def bare(text: str) -> str:
-    """Without white space and without the mark that ends a thought: the engine splits there, plain text keeps it."""
-    return "".join(text.replace("</think>", "").split())
+    """Without white space and without the marks of a thought: the engine splits there, plain text keeps them."""
+    return "".join(re.sub("</?think>", "", text).split())
 
 
 @dataclass

@@ -303,13 +303,14 @@ def test_a_captioner_may_ask_its_own_router_only_with_a_mode() -> None:
         "stream": lambda: [*router.stream(**hello)],
         "aask": lambda: asyncio.run(router.aask(**hello)),
         "chat": lambda: router.chat().send("What is it?", picture),
+        "chat stream": lambda: [*router.chat().stream("What is it?", picture)],
     }
     call: Callable[[], Any]
     with Router.from_pretrained(captioner=lambda item: call()) as router:
         for call in calls.values():  # noqa: B007
-            with pytest.raises(RuntimeError, match="a captioner can call only ask of its own router"):
+            with pytest.raises(RuntimeError, match="a captioner may call its own router only with"):
                 router.ask("How many?", picture)
-            with pytest.raises(RuntimeError, match="a captioner can call only ask of its own router"):
+            with pytest.raises(RuntimeError, match="a captioner may call its own router only with"):
                 router.ask_many([{"prompt": "How many?", "images": picture}])
 
         def call() -> str:

@@ -170,9 +170,9 @@ def test_slots_and_prefixes_together_stay_within_the_memory(make: Any, ask: Star
 def test_what_does_not_fit_alone_is_a_clear_error_and_others_go_on(make: Any, ask: Start, alone: Any) -> None:
     engine = make(tokens=128)
     large, growing = parse("word " * 300), QUESTIONS[0]
-    with pytest.raises(LimitError, match=r"has 3\d\d tokens, and the memory .* for 127: .* raise memory="):
+    with pytest.raises(LimitError, match=r"has 3\d\d tokens; the memory .* at most 127: .* raise memory="):
         ask(engine, large).result(20)
-    with pytest.raises(LimitError, match=r"and its answer have 128 tokens, and the memory .* is enough for 127"):
+    with pytest.raises(LimitError, match=r"and its answer have 128 tokens; the memory .* holds at most 127"):
         ask(engine, growing, "thinking", LONG).result(20)
     assert said(ask(engine, growing).result(20)) == said(alone(growing))
 
@@ -791,6 +791,18 @@ def test_asking_in_an_event_loop_from_a_callback_is_a_clear_error(
 
     with pytest.raises(RuntimeError, match=r"a callback of an answer cannot wait for another answer"):
         ask(make(), parse("How are you?"), "instruct", GREEDY, again).result(10)
+
+
+@pytest.mark.parametrize("question", [parse("Hello?"), QUESTIONS[0]], ids=["text", "picture"])
+def test_an_error_before_the_first_round_of_a_mode_ends_its_request(
+    make: Any, ask: Start, question: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "__init__", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+        with pytest.raises(MemoryError, match="no room"):
+            ask(engine, question).result(20)
+    assert ask(engine, question).result(20).finish_reason in ("stop", "length")
 
 
 def test_an_exit_in_a_callback_ends_only_its_answer(make: Any, ask: Start) -> None:

@@ -149,8 +149,8 @@ class ModeSelector:
         """
         if getattr(self._captioning, "runs", False):
             raise RuntimeError(
-                "a captioner can call only ask of its own router, and only with mode= or caption=: any other call "
-                "might wait for the caption that it has to return"
+                "a captioner may call its own router only with ask, decide or chat.send, and with mode= or caption=: "
+                "any other call might wait for the caption that it has to return"
             )
 
     def use(self, classifier: ComplexityClassifier | None, probe: VisionProbe | None) -> None:

@@ -15,7 +15,7 @@ from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, rounded
 log = logging.getLogger("vlroute")
 #: Row of the inputs of a step that says which slots take part.
 ACTIVE = 3
-#: A compiled step that takes more seconds was compiled meanwhile.
+#: A compiled step that takes longer than this many seconds is assumed to have been compiled.
 SLOW = 5.0
 Language: TypeAlias = Callable[..., torch.Tensor]
 
@@ -106,7 +106,9 @@ class Decoder:
         self._step: Callable[[torch.Tensor, int], torch.Tensor] = self._forward
         if compile == "max":
             # graphs are captured here, around the compiled step
-            self._compiled = torch.compile(self._forward, dynamic=True, options={"triton.cudagraphs": False})
+            # one graph: a step that stops between two graphs would have changed recurrent states
+            options = {"triton.cudagraphs": False}
+            self._compiled = torch.compile(self._forward, fullgraph=True, dynamic=True, options=options)
             self._step, self._warm = self._compiled_step, False
 
     def __call__(
@@ -144,18 +146,18 @@ class Decoder:
         return logits
 
     def _compiled_step(self, inputs: torch.Tensor, length: int) -> torch.Tensor:
-        """A compiled step. The first ones take minutes; where nothing can be compiled, all steps run as they are."""
+        """A compiled step; the first ones take minutes. If they cannot be compiled, this and later steps are not."""
         if not self._warm:
             log.info("compiling the decode step (compile='max'); this takes a minute or more")
         self._warm, began = True, time.perf_counter()
         try:
             logits = self._compiled(inputs, length)
-        except RuntimeError as error:
-            if not hasattr(error, "inner_exception"):  # that of a compiler; it is raised before any slot is changed
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            reason = str(error.inner_exception).partition("\n")[0]
-            log.warning("the decode step cannot be compiled, so it runs as with compile='off': %s", reason)
-            self._step = self._forward
+            reason = str(getattr(error, "inner_exception", error)).partition("\n")[0]
+            log.warning("the decode step cannot be compiled, so it runs as with compile='auto': %s", reason)
+            self._step, self.few_shapes = self._forward, self._captures
             return self._forward(inputs, length)
         if (seconds := time.perf_counter() - began) > SLOW:
             log.info("compiled the decode step in %.0f s", seconds)

@@ -84,4 +84,4 @@ class Memory:
         length = 0
         while slots.bytes_of(1, (larger := max(2 * length, FIRST_LENGTH))) <= self.kv:
             length = larger
-        return max(0, length - 1)  # the next token needs a place too
+        return max(0, length - 1)  # one place is for the next token

@@ -16,7 +16,7 @@ from vlroute.engine.local.checkpoint import Checkpoint
 from vlroute.errors import InputError, LimitError
 from vlroute.inputs.messages import Conversation
 
-#: More tokens than any single token of a vocabulary has characters.
+#: Tolerance in tokens: cutting a text may split one token into several.
 DIVIDED = 1024
 
 

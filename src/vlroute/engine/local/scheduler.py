@@ -475,7 +475,11 @@ class Scheduler:
             if one is None:
                 self._cancel_all()
                 return False
-            lane = self._lane(one.checkpoint)
+            try:
+                lane = self._lane(one.checkpoint)
+            except Exception as error:  # such as out of memory
+                self._fail(one, error)
+                continue
             if not lane.busy:  # no credit for idle time beyond the latest round of the other mode, for short answers
                 others = [other for other in self._lanes.values() if other is not lane]
                 lane.spent = max([lane.spent, *(other.spent - other.latest_spent for other in others)])
@@ -522,6 +526,13 @@ class Scheduler:
             for one in (*lane.running, *lane.waiting):
                 one.reason = "cancelled"
                 one.finish()
+
+    def _fail(self, work: Generation | _Encoding, error: Exception) -> None:
+        if isinstance(work, _Encoding):
+            work.future.set_exception(error)
+        else:
+            work.error = error
+            work.finish()
 
     def _fail_all(self, error: Exception) -> None:
         """End all answers and encodings with `error`."""
@@ -609,9 +620,14 @@ class Scheduler:
         if not (most := self.memory.longest(lane.slots)):
             return LimitError("the memory for keys and values is too small for any conversation: raise memory=")
         answer = " and its answer have" if len(one.ids) > one.sampler.prompt_length else " has"
+        if most > len(one.ids):
+            return LimitError(
+                f"the conversation{answer} {len(one.ids)} tokens, and there is no memory left for them: other programs "
+                "use the device; end them, or choose a lower memory= and a smaller max_num_seqs="
+            )
         return LimitError(
-            f"the conversation{answer} {len(one.ids)} tokens, and the memory for keys and values is enough for "
-            f"{most}: shorten it, or raise memory="
+            f"the conversation{answer} {len(one.ids)} tokens; the memory for keys and values holds at most {most}: "
+            "shorten it, or raise memory="
         )
 
     def _grow(self, lane: _Lane, sequences: int, tokens: int) -> bool:
