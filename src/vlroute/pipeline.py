@@ -347,6 +347,8 @@ class Pipeline:
             modes = MODES if options.mode is None else (options.mode,)
             for mode in modes:
                 request.check(mode, settings[mode])
+                if mode == "thinking":
+                    self._check_budget(settings[mode])
             checked_at = time.perf_counter()
             request.prepare(modes)
             prepared = time.perf_counter() - checked_at
@@ -361,7 +363,8 @@ class Pipeline:
             weighed = options.mode is None and len(conversation.messages) > 1
             uncached_tokens = request.uncached_tokens() if weighed else None
             decision = self.selector.decide(conversation, caption, options.mode, options.price, uncached_tokens)
-            settings["thinking"] = self._budgeted(settings["thinking"], decision)
+            if settings["thinking"].get("thinking_budget") == AUTO:
+                settings["thinking"]["thinking_budget"] = decision.thinking_budget
             decided = time.perf_counter()
             on_piece = None if emit is None else partial(_emit_piece, emit)
             if emit is not None:
@@ -376,20 +379,30 @@ class Pipeline:
                     if emit is not None:
                         emit(Decided(decision, id))
                     reply = yield from request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
-                if (rescue := _rescue(decision.mode, settings, reply)) is not None:
-                    decision = _rescued(decision, reply)
+                if (rescue := _rescue(decision, settings, reply)) is not None:
+                    thought, rescued = reply, _rescued(decision, reply)
+                    self._observe("thinking", thought)
                     if emit is not None:
-                        emit(Decided(decision, id))
-                    reply = _joined(reply, (yield from request.answer("instruct", rescue, on_piece, cancel)))
+                        emit(Decided(rescued, id))
+                    try:
+                        reply = yield from request.answer("instruct", rescue, on_piece, cancel)
+                        self._observe("instruct", reply)
+                        decision, reply = rescued, _joined(thought, reply)
+                    except RouterClosedError:
+                        reply = replace(thought, finish_reason="cancelled")
+                    except VLRouteError as error:  # the reasoning is not lost
+                        log.warning("Thinking has left no answer, and Instruct cannot answer: %s", error)
+                        reply = replace(
+                            thought, note=f"no answer by Instruct either: {getattr(error, 'public', error)}"
+                        )
+                        if emit is not None:
+                            emit(Decided(decision, id))
+                else:
+                    self._observe(decision.mode, reply)
             except RouterClosedError:  # closed before the first token, such as while pictures were encoded
                 if not self.model.closed.is_set():
                     raise
                 reply = empty_reply(finish_reason="cancelled")
-        if reply.finish_reason != "cancelled" and not decision.rescued:
-            prefilled = None if reply.prompt_tokens is None else reply.prompt_tokens - reply.cached_tokens
-            self.selector.observe(
-                decision.mode, reply.completion_tokens, reply.prefill_seconds, reply.decode_seconds, prefilled
-            )
         if reply.note:
             decision = replace(decision, reason=f"{decision.reason}; {reply.note}")
         answer = Answer(
@@ -408,15 +421,20 @@ class Pipeline:
         self._keep(answer, conversation)
         return answer
 
-    def _budgeted(self, settings: dict[str, Any], decision: Decision) -> dict[str, Any]:
-        """`settings` with the budget that "auto" stands for."""
-        if settings.get("thinking_budget") != AUTO:
-            return settings
-        if decision.thinking_budget is None:
+    def _observe(self, mode: Mode, reply: Reply) -> None:
+        """Update the latency model."""
+        if reply.finish_reason == "cancelled" or not reply.completion_tokens:
+            return
+        prefilled = None if reply.prompt_tokens is None else reply.prompt_tokens - reply.cached_tokens
+        self.selector.observe(mode, reply.completion_tokens, reply.prefill_seconds, reply.decode_seconds, prefilled)
+
+    def _check_budget(self, settings: Mapping[str, Any]) -> None:
+        """SettingsError if nothing can tell what the budget "auto" stands for."""
+        classifier = self.selector.classifier
+        if settings.get("thinking_budget") == AUTO and (classifier is None or classifier.budgets is None):
             raise SettingsError(
                 'thinking_budget="auto" needs a router artifact with a calibration set: pass router=, or a number'
             )
-        return {**settings, "thinking_budget": decision.thinking_budget}
 
     def _caption(
         self, conversation: Conversation, options: RequestOptions, request: EngineRequest | None
@@ -448,30 +466,32 @@ def _emit_piece(emit: Callable[[Event], Any], channel: Channel, piece: str) -> N
     emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
 
 
-def _rescue(mode: Mode, settings: Mapping[Mode, Mapping[str, Any]], reply: Reply) -> Mapping[str, Any] | None:
+def _rescue(decision: Decision, settings: Mapping[Mode, Mapping[str, Any]], reply: Reply) -> Mapping[str, Any] | None:
     """Settings with which Instruct answers after Thinking has left no answer; None if it need not or cannot.
 
     If the caller limits the tokens, the limit holds for the reasoning and this answer together.
     """
-    if mode != "thinking" or reply.text or reply.finish_reason != "length":
+    unanswered = decision.mode == "thinking" and not reply.text and reply.finish_reason == "length"
+    thinking = settings["thinking"]
+    if not unanswered or decision.fallback or thinking.get("answer_reserve") == 0:
         return None
-    most = settings["thinking"].get("max_new_tokens")
-    if most is None:
-        return settings["instruct"]
-    left = most - reply.completion_tokens
     instruct = {name: value for name, value in settings["instruct"].items() if name != "answer_reserve"}
-    least = instruct.get("min_new_tokens") or 0
-    return {**instruct, "max_new_tokens": left} if left > 0 and left >= least else None
+    if (most := thinking.get("max_new_tokens")) is None:
+        return instruct
+    left = most - reply.completion_tokens
+    return {**instruct, "max_new_tokens": left} if left >= max(1, instruct.get("min_new_tokens") or 0) else None
 
 
-def _rescued(decision: Decision, reply: Reply) -> Decision:
-    why = f"Thinking left no answer after {reply.thinking_tokens} tokens, so Instruct answers"
-    log.info("%s", why)
-    return replace(decision, mode="instruct", reason=f"{decision.reason}; {why}", rescued=True)
+def _rescued(decision: Decision, thought: Reply) -> Decision:
+    why = (
+        f"Thinking left no answer after {thought.thinking_tokens} tokens{f' ({thought.note})' if thought.note else ''}"
+    )
+    log.info("%s, so Instruct answers", why)
+    return replace(decision, mode="instruct", reason=f"{decision.reason}; {why}, so Instruct answers", rescued=True)
 
 
 def _joined(thought: Reply, answer: Reply) -> Reply:
-    """The reasoning of one reply and the answer of another one."""
+    """The reasoning of one reply and the answer of another one, with the sums of their tokens and seconds."""
     prompts = thought.prompt_tokens, answer.prompt_tokens
     return replace(
         answer,
@@ -484,7 +504,6 @@ def _joined(thought: Reply, answer: Reply) -> Reply:
         vision_seconds=thought.vision_seconds + answer.vision_seconds,
         prefill_seconds=thought.prefill_seconds + answer.prefill_seconds,
         decode_seconds=thought.decode_seconds + answer.decode_seconds,
-        note="; ".join(filter(None, (thought.note, answer.note))),
     )
 
 

@@ -44,10 +44,12 @@ def _budget(text: str) -> int | str:
 
 ThinkingBudget = Annotated[
     Any | None,
-    typer.Option(parser=_budget, metavar="N|auto", help="Maximum number of reasoning tokens; auto: by gain and price."),
+    typer.Option(
+        parser=_budget, metavar="N|auto", help="Maximum number of reasoning tokens; auto: the router chooses."
+    ),
 ]
 AnswerReserve = Annotated[
-    int | None, typer.Option(min=0, help="How many of the tokens are kept for the answer after the reasoning.")
+    int | None, typer.Option(min=0, help="Number of tokens that are kept for the answer after the reasoning.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Makes the answer reproducible; may be negative.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -20,8 +20,10 @@ class BudgetRule:
 
         gain · P(rτ ≤ T) − price · seconds per token · E[min(rτ, T)],
 
-    where r is the ratio of actual to expected tokens in the calibration set, predicted out of fold. Reasoning that is
-    closed at the budget is assumed to be right as often as Instruct. The budget is the T with the highest worth.
+    where r is the ratio of actual to expected tokens in the calibration set, predicted out of fold. Both count the
+    answer, which is short beside the reasoning. Reasoning that is closed at the budget is assumed to be right as often
+    as Instruct. The budget is the T with the highest worth. If the numbers of tokens were not recorded, all ratios are
+    1, and the budget is the expected number.
 
     Args:
         expected: Expected tokens of Thinking for each record, `[n]`.

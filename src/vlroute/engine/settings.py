@@ -29,10 +29,10 @@ RECOMMENDED: dict[str, dict[str, Any]] = {
         "max_new_tokens": 8192,
     },
 }  # fmt: skip
-#: Stands for the budget of a decision.
+#: Value of `thinking_budget`: the router chooses.
 AUTO = "auto"
 #: The reserve for the answer is a quarter of `max_new_tokens`, and at most this many tokens.
-MOST_RESERVED = 256
+MAX_RESERVE = 256
 #: Below this temperature, decoding is greedy: dividing scores by a smaller number overflows.
 COLDEST = 1e-3
 
@@ -204,7 +204,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "answer_reserve": _ranged(
         Whole(), "how many of the `max_new_tokens` are kept for the answer: reasoning is closed before; 0: none; by "
-        f"default a quarter, at most {MOST_RESERVED}", endpoints=True,
+        f"default a quarter, at most {MAX_RESERVE}", endpoints=True,
     ),
     "close_loops": Setting(
         "True or False", _flag, "close reasoning that repeats itself, so that an answer follows; on by default",
@@ -306,6 +306,8 @@ def checked(settings: Mapping[str, Any], endpoints: bool = False, where: str = "
         if endpoints and not SETTINGS[name].endpoints and read.pop(name) != SETTINGS[name].off:
             raise SettingsError(f"endpoints do not take the setting {name}; expected some of {_names(endpoints)}")
     check_lengths(read)
+    if (reserve := read.get("answer_reserve", 0)) >= (most := read.get("max_new_tokens", MANY)):
+        raise SettingsError(f"answer_reserve={reserve} leaves no reasoning tokens of max_new_tokens={most}")
     return _settled(read)
 
 
@@ -353,12 +355,10 @@ def own_settings(config: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def check_lengths(settings: Mapping[str, Any]) -> None:
-    """SettingsError if `min_new_tokens` is greater than `max_new_tokens`, or `answer_reserve` is not less."""
+    """SettingsError if `min_new_tokens` is greater than `max_new_tokens`."""
     least, most = settings.get("min_new_tokens", 0), settings.get("max_new_tokens", MANY)
     if least > most:
         raise SettingsError(f"min_new_tokens={least} is greater than max_new_tokens={most}")
-    if (reserve := settings.get("answer_reserve", 0)) >= most:
-        raise SettingsError(f"answer_reserve={reserve} leaves no reasoning tokens of max_new_tokens={most}")
 
 
 def answer_reserve(settings: Mapping[str, Any], most: int) -> int:
@@ -372,7 +372,7 @@ def answer_reserve(settings: Mapping[str, Any], most: int) -> int:
         The number, at most `most`.
     """
     asked = settings.get("answer_reserve")
-    return min(MOST_RESERVED, max(1, most // 4)) if asked is None else min(int(asked), most)
+    return min(MAX_RESERVE, max(1, most // 4)) if asked is None else min(int(asked), most)
 
 
 def _is_foreign(name: object) -> bool:

@@ -227,7 +227,7 @@ class OutputControl:
         self._loops = LoopDetector() if thinking and close_loops else None
         #: Whether the reasoning was closed because it repeated itself.
         self.looped = False
-        self._blanks = 0
+        self._blanks, self._most_blank = 0, min(self.MAX_BLANK, reserve - 1) if thinking and reserve else self.MAX_BLANK
         self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in (THINK, END_THINK)] if thinking else []
         self._only_tags, self._tags_and_ends = frozenset(self._tags), frozenset(self._tags) | ends
         self._thinking, self._blank = thinking, True
@@ -248,7 +248,7 @@ class OutputControl:
         """The ids that are not allowed next."""
         if self._thinking:
             return frozenset()
-        if self._blanks >= self.MAX_BLANK:
+        if self._blank and self._blanks >= self._most_blank:
             return self._tags_and_ends | _blank_ids(self._tokenizer)
         return self._tags_and_ends if self._blank else self._only_tags
 
@@ -293,4 +293,5 @@ def _closing(tokenizer: Any) -> list[int]:
 @lru_cache(maxsize=4)
 def _blank_ids(tokenizer: Any) -> frozenset[int]:
     """The ids of white space."""
-    return frozenset(i for i in range(len(tokenizer)) if not tokenizer.decode([i]).strip())
+    texts = tokenizer.backend_tokenizer.decode_batch([[i] for i in range(len(tokenizer))], skip_special_tokens=False)
+    return frozenset(i for i, text in enumerate(texts) if not text.strip())

@@ -122,6 +122,8 @@ class Sampler:
         self.last_resort = max(ends) if max(ends) >= 0 else int(checkpoint.tokenizer.eos_token_id)
         most = int(settings["max_new_tokens"])
         thinking = checkpoint.mode == "thinking"
+        if thinking and settings.get("thinking_budget") == AUTO:
+            raise SettingsError("the router replaces thinking_budget='auto'; an engine takes a number of tokens")
         self.control = OutputControl(
             checkpoint.tokenizer, thinking, ends, settings.get("thinking_budget") if thinking else None, most,
             answer_reserve(settings, most), settings.get("close_loops", True),

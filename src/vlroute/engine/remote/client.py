@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlroute.engine.families import ENDPOINT_FAMILIES
-from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
+from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply, empty_reply
 from vlroute.engine.remote.breaker import Breaker, State
 from vlroute.engine.remote.endpoint import ONE_MODE, Endpoint, Reasoning
 from vlroute.engine.remote.errors import failure, is_error, is_temporary
@@ -288,14 +288,15 @@ class RemoteRequest:
         endpoint, breaker = self.engine.endpoints[mode], self.engine.breakers[mode]
         if settings.get("do_sample"):  # endpoints take no do_sample, and may be greedy by default
             settings = {"temperature": RECOMMENDED[mode]["temperature"], **settings}
-        most_thinking = None
-        most = settings.get("max_new_tokens")
+        most, most_thinking = settings.get("max_new_tokens"), None
         if mode == "thinking" and most is not None and (reserve := answer_reserve(settings, most)):
+            if reserve == most:
+                return empty_reply()
             most_thinking = most - reserve
-            if endpoint.budget_field:  # the server closes the reasoning, so that Thinking answers
+            if endpoint.budget_field:  # the server closes the reasoning; the stream is ended only if it does not
                 budget = min(settings.get("thinking_budget", most_thinking), most_thinking)
                 settings = {**settings, "thinking_budget": budget}
-                most_thinking = None
+                most_thinking += reserve // 2
         body = endpoint.body(self.conversation, settings, mode)
         known = self.engine.known_reasoning(mode)
         if endpoint.budget_field and settings.get("thinking_budget") == 0:

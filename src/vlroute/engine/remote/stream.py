@@ -66,9 +66,11 @@ class RemoteText:
             self._channel = None
 
     @property
-    def thinks(self) -> bool:
-        """Whether all text so far is reasoning. False as long as this is not known."""
-        return self.chunks["thinking"] > 0 and not self.chunks["answer"] and self._held_chunks == 0
+    def reasoning_chunks(self) -> int:
+        """Number of chunks of reasoning as long as nothing follows it, else 0; 0 if it may be the answer."""
+        if self.chunks["answer"] or self._pieces["answer"] or (self._raw and self._channel == "answer"):
+            return 0
+        return self.chunks["thinking"] + (self._held_chunks if self.known == "raw" else 0)
 
     def text(self, channel: Channel) -> str:
         """The joined pieces of one channel."""
@@ -283,17 +285,21 @@ class RemoteStream:
                 self._first = self._first or time.perf_counter()
                 self._wait(min(self._endpoint.idle_seconds, self._endpoint.read_seconds))
                 self._pass_on(self._text.push(reasoning, content))
-                self._check_thought(reasoning or content)
+                self._check_reasoning(reasoning or content)
             if self._finish is not None:
                 self._wait(min(END_SECONDS, self._patience))
 
-    def _check_thought(self, text: str) -> None:
-        """Decide whether the stream ends here, because its reasoning leads to no answer. `text`: of the new chunk."""
-        if self._mode != "thinking" or not self._text.thinks:
+    def _check_reasoning(self, text: str) -> None:
+        """Decide whether the stream ends here, because its reasoning leads to no answer.
+
+        Args:
+            text: Text of the new chunk.
+        """
+        if self._mode != "thinking" or not (chunks := self._text.reasoning_chunks):
             return
         if self._loops is not None and self._loops.push(text):
             self._cut = "its reasoning repeated itself"
-        elif self._most_thinking is not None and self._text.chunks["thinking"] >= self._most_thinking:
+        elif self._most_thinking is not None and chunks >= self._most_thinking:
             self._cut = "its reasoning left only the tokens that are kept for the answer"
 
     def _part(self, delta: Any, name: str) -> str:
