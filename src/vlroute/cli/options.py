@@ -44,9 +44,7 @@ def _budget(text: str) -> int | str:
 
 ThinkingBudget = Annotated[
     Any | None,
-    typer.Option(
-        parser=_budget, metavar="N|auto", help="Maximum number of reasoning tokens; auto: the router chooses."
-    ),
+    typer.Option(parser=_budget, metavar="N|auto", help="Maximum number of reasoning tokens, or auto."),
 ]
 AnswerReserve = Annotated[
     int | None, typer.Option(min=0, help="Number of tokens that are kept for the answer after the reasoning.")

@@ -29,6 +29,7 @@ from transformers import (
 from vlroute.engine.local.checkpoint import Checkpoint
 from vlroute.engine.local.reasoning import OutputControl
 from vlroute.engine.settings import (
+    AUTO,
     RECOMMENDED,
     SAMPLING,
     SETTINGS,
