@@ -392,9 +392,7 @@ class Pipeline:
                         reply = replace(thought, finish_reason="cancelled")
                     except VLRouteError as error:  # the reasoning is not lost
                         log.warning("Thinking has left no answer, and Instruct cannot answer: %s", error)
-                        reply = replace(
-                            thought, note=f"no answer by Instruct either: {getattr(error, 'public', error)}"
-                        )
+                        reply = replace(thought, note=f"Instruct cannot answer either: {error.public}")
                         if emit is not None:
                             emit(Decided(decision, id))
                 else:

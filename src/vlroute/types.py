@@ -144,10 +144,10 @@ class Answer:
         thinking: The reasoning before it; empty for Instruct, unless the answer was rescued, see `Decision`.
         decision: Which mode answered, and why.
         finish_reason: "stop": the answer is complete, or reached a stop string. "length": it is not complete. The
-            tokens or the context of the model ran out (`text` is empty if this happened during the reasoning and Instruct
-            could not answer either), or an
-            endpoint returned no answer or ended for another reason, which `decision.reason` states. "content_filter":
-            an endpoint withheld the answer or a part of it, or refused. "cancelled": the caller cancelled it.
+            tokens or the context of the model ran out (`text` is empty if this happened during the reasoning and
+            Instruct could not answer either), or an endpoint returned no answer or ended for another reason, which
+            `decision.reason` states. "content_filter": an endpoint withheld the answer or a part of it, or refused.
+            "cancelled": the caller cancelled it.
         usage: Numbers of tokens.
         timing: Seconds of the steps.
         id: Identifies the answer for `Router.feedback`: 128 random bits as 32 hexadecimal digits.
