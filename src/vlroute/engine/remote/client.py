@@ -294,7 +294,8 @@ class RemoteRequest:
                 return empty_reply()
             most_thinking = most - reserve
             if endpoint.budget_field:  # the server closes the reasoning; the stream is ended only if it does not
-                budget = min(settings.get("thinking_budget", most_thinking), most_thinking)
+                budget = settings.get("thinking_budget")
+                budget = most_thinking if budget is None else min(budget, most_thinking)
                 settings = {**settings, "thinking_budget": budget}
                 most_thinking += reserve // 2
         body = endpoint.body(self.conversation, settings, mode)
