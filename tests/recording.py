@@ -118,7 +118,7 @@ def held(engine: LocalEngine) -> Iterator[threading.Event]:
 
     def answer() -> None:
         with engine.request(parse("Hello?")) as request:
-            run(request.answer("thinking", {"max_new_tokens": 4}, block))
+            run(request.answer("thinking", {"max_new_tokens": 4, "answer_reserve": 0}, block))
 
     with ThreadPoolExecutor(1) as pool:
         answering = pool.submit(answer)

@@ -18,9 +18,9 @@ from vlroute.decision.policy import PRICE
 from vlroute.decision.selector import ModeSelector
 from vlroute.engine.local.checkpoint_files import local_folder
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
-from vlroute.engine.protocol import Reply
-from vlroute.engine.settings import checked, combined
-from vlroute.errors import ModeUnavailableError, RouterClosedError, VLRouteError
+from vlroute.engine.protocol import Reply, empty_reply
+from vlroute.engine.settings import AUTO, checked, combined
+from vlroute.errors import ModeUnavailableError, RouterClosedError, SettingsError, VLRouteError
 from vlroute.hub import Source, common_name, identify, pair_name
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation, parse
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
     from vlroute.store import Store
 
 log = logging.getLogger("vlroute")
-#: What a request gets whose router was closed before its first token.
-CANCELLED = Reply("", "", "cancelled", None, 0, 0, 0, 0, 0.0, 0.0, 0.0)
 #: Threads that prepare the requests of a model in this process, if nobody waits for them in a thread of their own.
 PREPARING_THREADS = 4
 
@@ -349,6 +347,8 @@ class Pipeline:
             modes = MODES if options.mode is None else (options.mode,)
             for mode in modes:
                 request.check(mode, settings[mode])
+                if mode == "thinking":
+                    self._check_budget(settings[mode])
             checked_at = time.perf_counter()
             request.prepare(modes)
             prepared = time.perf_counter() - checked_at
@@ -363,6 +363,8 @@ class Pipeline:
             weighed = options.mode is None and len(conversation.messages) > 1
             uncached_tokens = request.uncached_tokens() if weighed else None
             decision = self.selector.decide(conversation, caption, options.mode, options.price, uncached_tokens)
+            if settings["thinking"].get("thinking_budget") == AUTO:
+                settings["thinking"]["thinking_budget"] = decision.thinking_budget
             decided = time.perf_counter()
             on_piece = None if emit is None else partial(_emit_piece, emit)
             if emit is not None:
@@ -377,15 +379,28 @@ class Pipeline:
                     if emit is not None:
                         emit(Decided(decision, id))
                     reply = yield from request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
+                if (rescue := _rescue(decision, settings, reply)) is not None:
+                    thought, rescued = reply, _rescued(decision, reply)
+                    self._observe("thinking", thought)
+                    if emit is not None:
+                        emit(Decided(rescued, id))
+                    try:
+                        reply = yield from request.answer("instruct", rescue, on_piece, cancel)
+                        self._observe("instruct", reply)
+                        decision, reply = rescued, _joined(thought, reply)
+                    except RouterClosedError:
+                        reply = replace(thought, finish_reason="cancelled")
+                    except VLRouteError as error:  # the reasoning is not lost
+                        log.warning("Thinking has left no answer, and Instruct cannot answer: %s", error)
+                        reply = replace(thought, note=f"Instruct cannot answer either: {error.public}")
+                        if emit is not None:
+                            emit(Decided(decision, id))
+                else:
+                    self._observe(decision.mode, reply)
             except RouterClosedError:  # closed before the first token, such as while pictures were encoded
                 if not self.model.closed.is_set():
                     raise
-                reply = CANCELLED
-        if reply.finish_reason != "cancelled":
-            prefilled = None if reply.prompt_tokens is None else reply.prompt_tokens - reply.cached_tokens
-            self.selector.observe(
-                decision.mode, reply.completion_tokens, reply.prefill_seconds, reply.decode_seconds, prefilled
-            )
+                reply = empty_reply(finish_reason="cancelled")
         if reply.note:
             decision = replace(decision, reason=f"{decision.reason}; {reply.note}")
         answer = Answer(
@@ -403,6 +418,21 @@ class Pipeline:
         )  # fmt: skip
         self._keep(answer, conversation)
         return answer
+
+    def _observe(self, mode: Mode, reply: Reply) -> None:
+        """Update the latency model."""
+        if reply.finish_reason == "cancelled" or not reply.completion_tokens:
+            return
+        prefilled = None if reply.prompt_tokens is None else reply.prompt_tokens - reply.cached_tokens
+        self.selector.observe(mode, reply.completion_tokens, reply.prefill_seconds, reply.decode_seconds, prefilled)
+
+    def _check_budget(self, settings: Mapping[str, Any]) -> None:
+        """SettingsError if nothing can tell what the budget "auto" stands for."""
+        classifier = self.selector.classifier
+        if settings.get("thinking_budget") == AUTO and (classifier is None or classifier.budgets is None):
+            raise SettingsError(
+                'thinking_budget="auto" needs a router artifact with a calibration set: pass router=, or a number'
+            )
 
     def _caption(
         self, conversation: Conversation, options: RequestOptions, request: EngineRequest | None
@@ -432,6 +462,47 @@ class Pipeline:
 
 def _emit_piece(emit: Callable[[Event], Any], channel: Channel, piece: str) -> None:
     emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
+
+
+def _rescue(decision: Decision, settings: Mapping[Mode, Mapping[str, Any]], reply: Reply) -> Mapping[str, Any] | None:
+    """Settings with which Instruct answers after Thinking has left no answer; None if it need not or cannot.
+
+    If the caller limits the tokens, the limit holds for the reasoning and this answer together.
+    """
+    unanswered = decision.mode == "thinking" and not reply.text and reply.finish_reason == "length"
+    thinking = settings["thinking"]
+    if not unanswered or decision.fallback or thinking.get("answer_reserve") == 0:
+        return None
+    instruct = {name: value for name, value in settings["instruct"].items() if name != "answer_reserve"}
+    if (most := thinking.get("max_new_tokens")) is None:
+        return instruct
+    left = most - reply.completion_tokens
+    return {**instruct, "max_new_tokens": left} if left >= max(1, instruct.get("min_new_tokens") or 0) else None
+
+
+def _rescued(decision: Decision, thought: Reply) -> Decision:
+    why = (
+        f"Thinking left no answer after {thought.thinking_tokens} tokens{f' ({thought.note})' if thought.note else ''}"
+    )
+    log.info("%s, so Instruct answers", why)
+    return replace(decision, mode="instruct", reason=f"{decision.reason}; {why}, so Instruct answers", rescued=True)
+
+
+def _joined(thought: Reply, answer: Reply) -> Reply:
+    """The reasoning of one reply and the answer of another one, with the sums of their tokens and seconds."""
+    prompts = thought.prompt_tokens, answer.prompt_tokens
+    return replace(
+        answer,
+        thinking=thought.thinking + answer.thinking,
+        prompt_tokens=None if None in prompts else sum(filter(None, prompts)),
+        cached_tokens=thought.cached_tokens + answer.cached_tokens,
+        vision_tokens=thought.vision_tokens + answer.vision_tokens,
+        completion_tokens=thought.completion_tokens + answer.completion_tokens,
+        thinking_tokens=thought.thinking_tokens + answer.thinking_tokens,
+        vision_seconds=thought.vision_seconds + answer.vision_seconds,
+        prefill_seconds=thought.prefill_seconds + answer.prefill_seconds,
+        decode_seconds=thought.decode_seconds + answer.decode_seconds,
+    )
 
 
 def _fallen_back(decision: Decision, error: ModeUnavailableError) -> Decision:

@@ -219,7 +219,7 @@ class Store:
             "request": request_digest(conversation),
             "prompt": _storable(conversation.prompt),
             "caption": _storable(decision.caption),
-            "mode": decision.mode,
+            "mode": "thinking" if decision.rescued else decision.mode,  # what was chosen is judged
             "forced": decision.forced,
             "decision": decision.as_dict(),
             "tokens": answer.usage.completion_tokens,

@@ -64,6 +64,10 @@ class Decision:
         caption: The caption that was used.
         forced: Whether the caller chose the mode.
         fallback: Whether the chosen mode could not answer, so that `mode` is the other one.
+        rescued: Whether Thinking was chosen, but its tokens ended before an answer, so that Instruct wrote the answer.
+            `mode` is then "instruct", and `Answer.thinking` is the reasoning.
+        thinking_budget: Number of reasoning tokens that `thinking_budget="auto"` stands for; None without a router
+            artifact with a calibration set.
     """
 
     mode: Mode
@@ -78,6 +82,8 @@ class Decision:
     caption: str | None = None
     forced: bool = False
     fallback: bool = False
+    rescued: bool = False
+    thinking_budget: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """All fields by name, for JSON; all numbers are finite."""
@@ -135,12 +141,13 @@ class Answer:
 
     Attributes:
         text: The answer alone.
-        thinking: The reasoning before it; empty for Instruct.
+        thinking: The reasoning before it; empty for Instruct, unless the answer was rescued, see `Decision`.
         decision: Which mode answered, and why.
         finish_reason: "stop": the answer is complete, or reached a stop string. "length": it is not complete. The
-            tokens or the context of the model ran out (`text` is empty if this happened during the reasoning), or an
-            endpoint returned no answer or ended for another reason, which `decision.reason` states. "content_filter":
-            an endpoint withheld the answer or a part of it, or refused. "cancelled": the caller cancelled it.
+            tokens or the context of the model ran out (`text` is empty if this happened during the reasoning and
+            Instruct could not answer either), or an endpoint returned no answer or ended for another reason, which
+            `decision.reason` states. "content_filter": an endpoint withheld the answer or a part of it, or refused.
+            "cancelled": the caller cancelled it.
         usage: Numbers of tokens.
         timing: Seconds of the steps.
         id: Identifies the answer for `Router.feedback`: 128 random bits as 32 hexadecimal digits.
@@ -166,7 +173,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """First event of a stream. A second one follows if the mode cannot answer and the other one replaces it.
+    """First event of a stream. A second one follows if the mode gives no answer and the other one replaces it.
 
     Attributes:
         decision: Which mode answers, and why.

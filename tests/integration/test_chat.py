@@ -20,7 +20,7 @@ from vlroute.inputs.messages import Conversation, Message
 from vlroute.pipeline import Pipeline
 from vlroute.types import MODES, Finished
 
-GREEDY = {"do_sample": False, "max_new_tokens": 10}
+GREEDY = {"do_sample": False, "answer_reserve": 0, "max_new_tokens": 10}
 
 
 def test_a_picture_is_encoded_once_whoever_asks_and_how_often(routers: dict[str, Router]) -> None:

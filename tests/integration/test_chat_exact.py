@@ -26,7 +26,7 @@ from vlroute.types import MODES, Mode
 
 #: `make soak` asks for more.
 CONVERSATIONS = int(os.environ.get("VLROUTE_CONVERSATIONS", "40"))
-GREEDY = {"do_sample": False, "max_new_tokens": 10}
+GREEDY = {"do_sample": False, "answer_reserve": 0, "max_new_tokens": 10}
 SYSTEM = "You read pictures."
 MOST_AT_ONCE = 3
 turns = st.fixed_dictionaries(

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.float32
 BACKEND = os.environ.get("VLROUTE_COMPILE", "aot_eager")
 ALL = BACKEND == "inductor"
 #: No token ends the answer.
-SETTINGS: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": -1}
+SETTINGS: dict[str, Any] = {"do_sample": False, "answer_reserve": 0, "max_new_tokens": 12, "eos_token_id": -1}
 REQUESTS = [
     {"prompt": "How many circles? " * (1 + i), "images": PICTURES[i], "mode": mode, **SETTINGS}
     for i in range(3) for mode in MODES

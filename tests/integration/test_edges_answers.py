@@ -80,8 +80,9 @@ def test_an_answer_does_not_end_before_it_begins(either: Router, mode: Any) -> N
 @pytest.mark.parametrize("mode", ["instruct", "thinking"])
 def test_only_white_space_is_no_success(router: Router, mode: Any) -> None:
     with biased(router, mode, {token_ids(router, "\n", mode)[0]: STRONG}):
-        answer = router.ask(SOME.prompt, **media(SOME), mode=mode, thinking_budget=2, max_new_tokens=12)
-    assert (answer.text, answer.finish_reason) == ("", "length")
+        answer = router.ask(SOME.prompt, **media(SOME), mode=mode, thinking_budget=2, max_new_tokens=20)
+    assert answer.text
+    assert not answer.decision.rescued
 
 
 @pytest.mark.parametrize("budget", [0, 5, 10, 20])
@@ -145,7 +146,7 @@ def published(router: Router, monkeypatch: pytest.MonkeyPatch) -> Router:
 def read_after(router: Router, *history: Any) -> str:
     """The prompt that Thinking reads when these messages are followed by a question."""
     with prompts(router, "thinking") as read:
-        router.ask("?", history=[{"role": "user", "content": "?"}, *history], mode="thinking", max_new_tokens=1)
+        router.ask("?", history=[{"role": "user", "content": "?"}, *history], mode="thinking", max_new_tokens=8)
     return read[0]
 
 
@@ -155,7 +156,7 @@ def test_an_answer_about_tags_reaches_the_next_turn_whole(published: Router) -> 
     with scripted(published, "instruct", token_ids(published, said, "instruct")):
         assert chat.send("?", mode="instruct").text == said
     with prompts(published, "thinking") as read:
-        chat.send("?", mode="thinking", max_new_tokens=1)
+        chat.send("?", mode="thinking", max_new_tokens=8)
     assert said in read[0]
 
 
@@ -180,7 +181,7 @@ def test_the_published_template_cuts_nothing(published: Router, before: str, aft
 @pytest.mark.parametrize("mode", ["instruct", "thinking"])
 def test_tags_of_the_user_are_tokenized_as_transformers_does(router: Router, mode: Any, text: str) -> None:
     with prompts(router, mode) as read:
-        router.ask(text, mode=mode, max_new_tokens=1)
+        router.ask(text, mode=mode, max_new_tokens=8)
     processor = router.pair[mode].processor
     messages = [{"role": "user", "content": [{"type": "text", "text": text}]}]
     theirs = processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True)
@@ -193,7 +194,7 @@ def test_tags_of_the_user_are_tokenized_as_transformers_does(router: Router, mod
 @pytest.mark.parametrize("mode", ["instruct", "thinking"])
 def test_an_answer_ends_where_the_context_does(either: Router, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"mode": mode, "max_new_tokens": 300, "eos_token_id": -1}
-    prompt = either.ask(SOME.prompt, **media(SOME), mode=mode, max_new_tokens=1).usage.prompt_tokens
+    prompt = either.ask(SOME.prompt, **media(SOME), mode=mode, max_new_tokens=8).usage.prompt_tokens
     monkeypatch.setattr(either.pair[mode].model.config.text_config, "max_position_embeddings", prompt + 9)
     answer = either.ask(SOME.prompt, **media(SOME), **asked)
     assert answer.finish_reason == "length"

@@ -47,8 +47,8 @@ def _retries_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked(server: Scripted, router: Router, steps: Sequence[Any], mode: Any = "thinking", **options: Any) -> Answer:
-    """The answer to one script, whose pieces must be its text."""
-    server.play(steps)
+    """The answer to one script, whose pieces must be its text. A second request is answered with `RESCUE`."""
+    server.play(steps, RESCUE)
     events = list(router.stream("How many?", mode=mode, **options))
     answer = events[-1].answer if isinstance(events[-1], Finished) else pytest.fail("no answer")
     assert answer.text == "".join(one.text for one in events if isinstance(one, AnswerDelta))
@@ -56,6 +56,8 @@ def asked(server: Scripted, router: Router, steps: Sequence[Any], mode: Any = "t
     return answer
 
 
+#: What Instruct answers after Thinking has left no answer.
+RESCUE = [chunk("rescued"), *END]
 FIELD = [chunk(None, "so"), chunk("2")]
 SPACE_FIRST = [chunk("\n"), chunk(None, "so"), chunk("\n2")]
 ANSWER_FIRST = [chunk("2"), chunk(None, "so")]
@@ -95,7 +97,7 @@ def test_a_stream_that_shows_nothing_is_read_as_earlier_ones(server: Scripted) -
     assert asked(server, router, [*PLAIN, *END]).text == "2"
     asked(server, router, [*IN_TEXT, *END])
     answer = asked(server, router, [chunk("so"), *END])  # a thought that ended by itself
-    assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "", "length")
+    assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "rescued", "stop")
     asked(server, router, [*FIELD, *END])
     for end, reason in ((END, "stop"), (CUT, "length")):
         answer = asked(server, router, [*PLAIN, *end])
@@ -118,7 +120,9 @@ def test_an_empty_answer_is_no_success(server: Scripted, steps: Any, mode: Any, 
     answer = asked(server, server.router(reasoning=reasoning), [*steps, *END], mode)
     if reasoning == "parsed" and answer.text == "so":  # by its setting, content is the answer
         return
-    assert (answer.text, answer.finish_reason) == ("", "length")
+    rescued = mode == "thinking"
+    assert (answer.text, answer.finish_reason) == (("rescued", "stop") if rescued else ("", "length"))
+    assert answer.decision.rescued == rescued
     assert "no answer" in answer.decision.reason
     assert ("parser" in answer.decision.reason) == (mode == "instruct" and steps == [chunk(None, "so")])
 
@@ -126,12 +130,48 @@ def test_an_empty_answer_is_no_success(server: Scripted, steps: Any, mode: Any, 
 @pytest.mark.parametrize("reasoning", ["auto", "raw"])
 def test_truncated_reasoning_is_not_an_answer(server: Scripted, reasoning: str) -> None:
     answer = asked(server, server.router(reasoning=reasoning), [chunk("so"), *CUT])
-    assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "", "length")
+    assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "rescued", "stop")
+
+
+@pytest.mark.parametrize("field", [True, False])
+def test_reasoning_ends_where_the_reserve_for_the_answer_begins(server: Scripted, field: bool) -> None:
+    """The server has no field for a budget, so that its stream is ended and Instruct answers with the other tokens."""
+    steps = [chunk(*((None, f"so {i} ") if field else (f"so {i} ",))) for i in range(100)]
+    with server.router(reasoning="parsed" if field else "raw") as router:
+        answer = asked(server, router, [*steps, *END], max_new_tokens=40, answer_reserve=8)
+        assert (answer.text, answer.finish_reason, answer.decision.rescued) == ("rescued", "stop", True)
+        assert answer.usage.thinking_tokens == 32
+        assert [body["max_tokens"] for body in server.bodies] == [40, 8]
+        assert "kept for the answer" in answer.decision.reason
+        short = asked(server, router, [chunk(None, "so"), *(chunk("2") for _ in range(39)), *CUT], max_new_tokens=40)
+        assert (short.text, short.decision.rescued) == ("2" * 39, False)
+
+
+def test_a_server_with_a_budget_closes_the_reasoning_itself(server: Scripted) -> None:
+    with server.router(budget_field="thinking_token_budget") as router:
+        for settings, budget in (
+            ({"max_new_tokens": 40}, 30), ({"max_new_tokens": 40, "answer_reserve": 5}, 35),
+            ({"max_new_tokens": 40, "thinking_budget": 7}, 7), ({"thinking_budget": 70}, 70), ({}, None),
+        ):  # fmt: skip
+            asked(server, router, [*FIELD, *END], **settings)
+            assert server.bodies[0].get("thinking_token_budget") == budget
+            assert server.bodies[0].get("max_tokens") == settings.get("max_new_tokens")
+
+
+def test_reasoning_that_repeats_itself_is_ended(server: Scripted) -> None:
+    steps = [chunk(None, word) for _ in range(60) for word in ("wait ", "let me ", "check ")]
+    with server.router() as router:
+        answer = asked(server, router, [*steps, *FIELD, *END])
+        assert (answer.text, answer.decision.rescued) == ("rescued", True)
+        assert answer.usage.thinking_tokens < 70
+        assert "repeated itself" in answer.decision.reason
+        answer = asked(server, router, [*steps, *FIELD, *END], close_loops=False)
+        assert (answer.text, answer.decision.rescued) == ("2", False)
 
 
 def test_reasoning_of_a_raw_server_without_a_closing_tag(server: Scripted, routers: dict[str, Router]) -> None:
     answer = asked(server, routers["raw"], [chunk("so"), *END])
-    assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "", "length")
+    assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "rescued", "stop")
     assert "no answer" in answer.decision.reason
 
 

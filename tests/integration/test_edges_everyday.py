@@ -34,7 +34,7 @@ from vlroute import (
     VLRouteError,
 )
 
-GREEDY = {"do_sample": False, "max_new_tokens": 8}
+GREEDY = {"do_sample": False, "answer_reserve": 0, "max_new_tokens": 8}
 #: Settings of an answer that continues until it is cancelled, because no token ends it.
 ENDLESS = {"do_sample": False, "eos_token_id": -1, "max_new_tokens": 3000, "mode": "instruct"}
 SOME = task("ocr", "easy")

@@ -89,7 +89,9 @@ def test_each_setting_does_what_transformers_does(
 ) -> None:
     expected = by_transformers(plain, mode, settings)
     for one in (router, together):
-        answer = one.ask(HARD.prompt, HARD.frames[0], mode=mode, presence_penalty=0, seed=0, **settings)
+        answer = one.ask(
+            HARD.prompt, HARD.frames[0], mode=mode, presence_penalty=0, seed=0, answer_reserve=0, **settings
+        )
         assert bare(answer.thinking + answer.text) == expected
 
 
@@ -264,12 +266,14 @@ RIGHT: dict[str, Callable[[random.Random], Any]] = {
     "begin_suppress_tokens": lambda r: r.choice([[], [2], r.sample(range(VOCAB), VOCAB // 2)]),
     "eos_token_id": lambda r: r.choice([2, [2], [2, 45], np.array([2, 7]), 45, -1]),
     "stop": lambda r: r.choice([[], ["x"], ("1", "。"), ["\n", "7"]]),
-    "thinking_budget": lambda r: r.choice([0, 1, 5, 2**31 - 1, np.int64(3)]),
+    "thinking_budget": lambda r: r.choice([0, 1, 5, 2**31 - 1, np.int64(3), "auto"]),
+    "answer_reserve": lambda r: r.choice([0, 1, np.int64(3)]),
+    "close_loops": lambda r: r.choice([True, False, np.bool_(False)]),
     "pad_token_id": lambda r: r.choice([0, 2]),
     "bos_token_id": lambda r: r.choice([0, 2]),
 }  # fmt: skip
 #: Which of `WRONG` are right after all.
-ALSO_RIGHT = {"do_sample": (bool, np.bool_)}
+ALSO_RIGHT = {"do_sample": (bool, np.bool_), "close_loops": (bool, np.bool_)}
 LISTS = {"bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens", "eos_token_id", "stop"}
 BEYOND: dict[str, list[Any]] = {
     "max_new_tokens": [0, -1, 2.5], "min_new_tokens": [-1, 0.1], "temperature": [-0.1, 1e9], "top_k": [-2, 0.5],
@@ -279,7 +283,8 @@ BEYOND: dict[str, list[Any]] = {
     "sequence_bias": [{(): 1.0}, {(5,): float("nan")}, [[5, 1.0]], {(VOCAB,): 1.0}, {5: 1.0}],
     "suppress_tokens": [[-1], [VOCAB], [1.5], ["a"], 3, range(VOCAB)], "begin_suppress_tokens": [[VOCAB], [True], 3],
     "eos_token_id": [[], -2, [VOCAB], [-1], "2"], "stop": ["x", [""], [3], {"a": 1}], "thinking_budget": [-1, 0.5],
-    "pad_token_id": [-1], "bos_token_id": ["x"], "do_sample": [0, 1, "yes"],
+    "pad_token_id": [-1], "bos_token_id": ["x"], "do_sample": [0, 1, "yes"], "close_loops": [0, "no"],
+    "answer_reserve": [-1, 0.5],
 }  # fmt: skip
 
 
@@ -291,6 +296,7 @@ def a_request(chance: random.Random) -> tuple[dict[str, Any], bool]:
     if kind == "wrong value":
         name = chance.choice(names)
         numbers = [one for one in WRONG if not (name in LISTS and isinstance(one, list | tuple | dict | bytes | range))]
+        numbers = [one for one in numbers if not (name == "thinking_budget" and one == "auto")]
         settings[name] = chance.choice([one for one in numbers if not isinstance(one, ALSO_RIGHT.get(name, ()))])
     elif kind == "out of range":
         settings[names[0]] = chance.choice(BEYOND[names[0]])
@@ -306,6 +312,8 @@ def a_request(chance: random.Random) -> tuple[dict[str, Any], bool]:
     if kind == "right" and settings.get("do_sample") and (settings.get("temperature") or 0) < 1e-3:
         kind = "contradiction" if settings.get("temperature") is not None else kind
     if kind == "right" and (settings.get("min_new_tokens") or 0) > (settings.get("max_new_tokens") or 9):
+        kind = "contradiction"
+    if kind == "right" and (settings.get("answer_reserve") or 0) >= (settings.get("max_new_tokens") or 12):
         kind = "contradiction"
     return settings, kind == "right"
 

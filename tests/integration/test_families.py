@@ -45,8 +45,8 @@ HISTORY = [
     {"role": "assistant", "content": "3"},
 ]
 #: No token ends the answer, so that every answer has this many.
-SIX = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": -1}
-GREEDY = {"do_sample": False, "max_new_tokens": 8}
+SIX = {"do_sample": False, "answer_reserve": 0, "max_new_tokens": 6, "eos_token_id": -1}
+GREEDY = {"do_sample": False, "answer_reserve": 0, "max_new_tokens": 8}
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_a_preempted_answer_of_a_hybrid_is_computed_again_exactly(
         preempt(scheduler)
 
     asked = [(parse(f"How many {i} are there?"), mode) for i in range(3) for mode in MODES]
-    many = {"do_sample": False, "max_new_tokens": 140, "eos_token_id": -1}
+    many = {"do_sample": False, "answer_reserve": 0, "max_new_tokens": 140, "eos_token_id": -1}
     alone = [reply(router, *one, many) for one in asked]
     slots = next(iter(scheduler._lanes.values())).slots
     monkeypatch.setattr(Scheduler, "_preempt", counted)
@@ -237,7 +237,7 @@ def test_out_of_memory_between_two_layers_leaves_no_wrong_state(
     """The states of the layers before it have changed when the step fails; it is done again from the start."""
     router = open_router("qwen3_5")
     asked = [(parse(f"How many {i} are there in this picture?"), mode) for i in range(3) for mode in MODES]
-    long = {"do_sample": False, "max_new_tokens": 30, "eos_token_id": -1}
+    long = {"do_sample": False, "answer_reserve": 0, "max_new_tokens": 30, "eos_token_id": -1}
     alone = [reply(router, *one, long) for one in asked]
     forget(router)
     mix, raised = language_qwen3_5._Recurrent.__call__, []

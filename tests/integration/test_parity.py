@@ -64,7 +64,7 @@ def test_prompts_and_scores_are_the_same(router: Router, plain: Any, case: str, 
     )  # fmt: skip
     assert prompt.positions.tolist() == positions[-3:, 0].tolist()
     with recorded() as recorder:
-        ours = reply(router, conversation, mode, {"max_new_tokens": 12})
+        ours = reply(router, conversation, mode, {"max_new_tokens": 12, "answer_reserve": 0})
     assert ours.cached_tokens == 0
     with torch.inference_mode():
         reference = model(**expected).logits[0, -1]
@@ -114,7 +114,7 @@ def test_greedy_text_is_the_same(router: Router, plain: Any, case: str, mode: Mo
     model, processor = plain[mode]
     inputs = pixel_path(processor, conversation)
     ids = model.generate(**inputs, do_sample=False, max_new_tokens=60)[0, inputs["input_ids"].shape[1] :].tolist()
-    ours = reply(router, conversation, mode, {"max_new_tokens": 60})
+    ours = reply(router, conversation, mode, {"max_new_tokens": 60, "answer_reserve": 0})
     head, closed, tail = processor.tokenizer.decode(ids, skip_special_tokens=True).partition("</think>")
     expected = ("", head) if mode == "instruct" else (head, tail if closed else "")
     assert (ours.thinking, ours.text) == tuple(part.strip() for part in expected)

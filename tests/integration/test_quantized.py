@@ -34,7 +34,7 @@ from vlroute.types import MODES, Mode, other
 pytestmark = pytest.mark.float32
 HOP = task("hop")
 #: No token ends the answer, so that every answer has this many.
-FIVE = {"do_sample": False, "max_new_tokens": 5, "eos_token_id": -1}
+FIVE = {"do_sample": False, "answer_reserve": 0, "max_new_tokens": 5, "eos_token_id": -1}
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +321,7 @@ def test_a_quantized_pocket_pair(name: str, both: bool, folders: dict[str, Path]
     with Router.from_pretrained(**{**folders, **stored}, device="cpu", dtype="float32") as router:
         assert router.load().pair.shared_tower
         for mode in MODES:
-            found = reply(router, conversation, mode, {"do_sample": False, "max_new_tokens": 24})
+            found = reply(router, conversation, mode, {"do_sample": False, "answer_reserve": 0, "max_new_tokens": 24})
             source = stored.get(mode, folders[mode])
             processor = AutoProcessor.from_pretrained(source)
             model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32, device_map="cpu").eval()

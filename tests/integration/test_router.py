@@ -144,12 +144,12 @@ def test_errors_reach_the_reader_of_a_stream(router: Router) -> None:
 
 
 def test_settings_per_router_and_per_mode(folders: dict[str, Path]) -> None:
-    router = Router(**folders, generation={"max_new_tokens": 3, "thinking": {"max_new_tokens": 5}})
+    router = Router(**folders, generation={"max_new_tokens": 3, "thinking": {"max_new_tokens": 5, "answer_reserve": 0}})
     used = [router.ask(SOME.prompt, **media(SOME), mode=mode).usage.completion_tokens for mode in MODES]
     assert used[0] <= 3
     assert used[1] == 5
     assert router.ask(SOME.prompt, **media(SOME), mode="thinking", max_new_tokens=4).usage.completion_tokens == 4
-    assert Router.from_pretrained(max_new_tokens=2).ask(SOME.prompt, **media(SOME), mode="thinking").thinking
+    assert Router.from_pretrained(max_new_tokens=8).ask(SOME.prompt, **media(SOME), mode="thinking").thinking
 
 
 def test_without_an_artifact_the_decision_says_so(folders: dict[str, Path]) -> None:

@@ -42,12 +42,12 @@ from vlroute.steps import Steps, run, start
 from vlroute.types import MODES, Finished, Mode
 
 pytestmark = pytest.mark.float32
-GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12}
+GREEDY: dict[str, Any] = {"do_sample": False, "answer_reserve": 0, "max_new_tokens": 12}
 #: Answers of a given length.
-LONG: dict[str, Any] = {"do_sample": False, "eos_token_id": -1, "max_new_tokens": 200}
+LONG: dict[str, Any] = {"do_sample": False, "eos_token_id": -1, "answer_reserve": 0, "max_new_tokens": 200}
 ENDLESS: dict[str, Any] = {**LONG, "max_new_tokens": 30_000}
 SEEDED: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 20, "seed": 3, "eos_token_id": -1,
-                          "max_new_tokens": 60}  # fmt: skip
+                          "answer_reserve": 0, "max_new_tokens": 60}  # fmt: skip
 QUESTIONS = [parse(f"How many {what}?", PICTURES[i % 4]) for i, what in enumerate(
     ["circles", "squares", "letters", "numbers", "buttons", "lamps", "arrows", "dots"])]  # fmt: skip
 Start = Callable[..., Future[Reply]]
@@ -323,7 +323,7 @@ def test_decode_steps_have_few_shapes(make: Any, monkeypatch: pytest.MonkeyPatch
     def conversation(seed: int) -> None:
         own = random.Random(seed)
         asked = parse("word " * own.randint(1, 150), own.choice([None, *PICTURES[:3]]))
-        settings = {"do_sample": False, "eos_token_id": -1, "max_new_tokens": own.randint(1, 120)}
+        settings = LONG | {"max_new_tokens": own.randint(1, 120)}
         run(answering(engine, asked, own.choice(MODES), settings))
 
     left, most = 200, 0

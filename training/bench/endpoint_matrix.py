@@ -67,7 +67,7 @@ def measure(name: str, router: Router, tasks: Sequence[Task], here: dict[str, li
     remote = router.remote
     assert remote is not None
     try:
-        raised: str = router.ask(LONG, mode="thinking", max_new_tokens=20).finish_reason
+        raised: str = router.ask(LONG, mode="thinking", max_new_tokens=20, answer_reserve=0).finish_reason
     except (InputError, RuntimeError) as error:
         raised = type(error).__name__
     budgets = {}

@@ -123,7 +123,9 @@ def picture(side: int = SIDE) -> Image.Image:
 
 
 def ask(router: Router, prompt: str, image: Image.Image | None, tokens: int, **settings: Any) -> Answer:
-    answer = router.ask(prompt, image, **{**GREEDY, **settings}, min_new_tokens=tokens, max_new_tokens=tokens)
+    answer = router.ask(
+        prompt, image, **{**GREEDY, **settings}, min_new_tokens=tokens, max_new_tokens=tokens, answer_reserve=0
+    )
     if answer.usage.completion_tokens != tokens:
         raise RuntimeError(f"{answer.usage.completion_tokens} tokens generated instead of {tokens}")
     return answer
@@ -243,7 +245,7 @@ def later_turns(setup: Setup, router: Router, report: Report) -> None:
             words, image = text(_random.randint(low, high)), picture() if turn == 0 else None
             with Recorder() as recorder:
                 began = time.perf_counter()
-                usage = chat.send(words, image, **GREEDY, max_new_tokens=8, min_new_tokens=8).usage
+                usage = chat.send(words, image, **GREEDY, max_new_tokens=8, min_new_tokens=8, answer_reserve=0).usage
             if turn:
                 yield recorder.first_token() - began, (usage.prompt_tokens or 0) - usage.cached_tokens
 

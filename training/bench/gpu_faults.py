@@ -156,7 +156,9 @@ def ask_all(router: Router, requests: Sequence[tuple[str, Image.Image | None]], 
     def ask(i: int) -> None:
         prompt, picture = requests[i]
         try:
-            router.ask(prompt, picture, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, **SETTINGS)
+            router.ask(
+                prompt, picture, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, answer_reserve=0, **SETTINGS
+            )
             outcomes[i] = "answered"
         except Exception as error:
             outcomes[i] = type(error).__name__

@@ -81,7 +81,9 @@ def soak(turns: int = TURNS, pictures: int = PICTURES, limit: int = LIMIT, side:
         if not left:
             chat, left, image = router.chat(), rng.randint(1, LONGEST), rng.choice(drawn)
         left -= 1
-        chat.send(rng.choice(QUESTIONS), image, mode=rng.choice(MODES), do_sample=False, max_new_tokens=4)
+        chat.send(
+            rng.choice(QUESTIONS), image, mode=rng.choice(MODES), do_sample=False, max_new_tokens=4, answer_reserve=0
+        )
         vision, prefix = router.cache.stats(), router.prefixes.stats()
         samples.append((resident("VmRSS") or 0, vision.bytes, prefix.bytes))
         if turn % (turns // 10) == 0:

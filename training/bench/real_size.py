@@ -139,7 +139,9 @@ def mode_seconds(router: Router, mode: Mode) -> ModeSeconds:
 
     def ask() -> Answer:
         router.forget()
-        return router.ask(PROMPT, draw_picture(), mode=mode, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
+        return router.ask(
+            PROMPT, draw_picture(), mode=mode, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, answer_reserve=0
+        )
 
     step(f"{mode}: first answer")
     first = ask().timing.total
@@ -251,7 +253,9 @@ class SecondMode:
 def measure_second_mode(folder: Path, rounds: int) -> list[SecondMode]:
     """A conversation of about 1 000 tokens with a picture, in both modes of a hybrid; each round has a new picture."""
     found = []
-    with Router.from_pretrained(folder, dtype="bfloat16", do_sample=False, max_new_tokens=1).load() as router:
+    with Router.from_pretrained(
+        folder, dtype="bfloat16", do_sample=False, max_new_tokens=1, answer_reserve=0
+    ).load() as router:
         for number in range(rounds):
             step(f"second mode: round {number + 1} of {rounds}")
             picture, text = draw_picture(number=300 + number), f"{PROMPT} {'All shapes count. ' * 43}"

@@ -46,7 +46,7 @@ CASES = {
     "instruct": Case("instruct"),
     "thinking": Case("thinking"),
     "budget": Case("thinking", {"thinking_budget": 5}),
-    "length": Case("thinking", {"max_new_tokens": 8}),  # ends within the reasoning
+    "length": Case("thinking", {"max_new_tokens": 8, "answer_reserve": 0}),  # ends within the reasoning
     "refusal": Case("instruct", fields={"messages": [{"role": "user", "content": "word " * 5_000}]}),  # too long
 }
 

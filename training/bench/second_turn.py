@@ -26,7 +26,7 @@ from vlroute.steps import run
 from vlroute.types import MODES
 
 FIRST, SECOND = "How many circles?", "And squares?"
-ONE_TOKEN: dict[str, Any] = {"do_sample": False, "max_new_tokens": 1}
+ONE_TOKEN: dict[str, Any] = {"do_sample": False, "max_new_tokens": 1, "answer_reserve": 0}
 LOOKUPS = 200
 
 

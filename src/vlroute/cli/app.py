@@ -22,6 +22,7 @@ from vlroute.cli.chat import chat
 from vlroute.cli.doctor import doctor
 from vlroute.cli.learn import collect, curves, evaluate, export, feedback, probe, train
 from vlroute.cli.options import (
+    AnswerReserve,
     AsJson,
     Caption,
     Device,
@@ -118,6 +119,7 @@ def ask(
     policy: Wanted = None,
     max_new_tokens: MaxNewTokens = None,
     thinking_budget: ThinkingBudget = None,
+    answer_reserve: AnswerReserve = None,
     seed: Seed = None,
     device: Device = None,
     store: StoreAt = None,
@@ -134,7 +136,9 @@ def ask(
     check_price(price, policy)
     wanted: dict[str, Any] = {
         "videos": video, "history": _history(system), "mode": mode, "caption": caption, "price": price,
-        **given(max_new_tokens=max_new_tokens, thinking_budget=thinking_budget, seed=seed),
+        **given(
+            max_new_tokens=max_new_tokens, thinking_budget=thinking_budget, answer_reserve=answer_reserve, seed=seed
+        ),
     }  # fmt: skip
     with Router.from_pretrained(model, router=router, policy=policy, device=device, store=store) as routed:
         if as_json:

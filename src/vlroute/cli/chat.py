@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlroute.cli.options import (
+    AnswerReserve,
     AsJson,
     Device,
     Forced,
@@ -208,6 +209,7 @@ def chat(
     system: System = None,
     max_new_tokens: MaxNewTokens = None,
     thinking_budget: ThinkingBudget = None,
+    answer_reserve: AnswerReserve = None,
     seed: Seed = None,
     device: Device = None,
     store: StoreAt = None,
@@ -232,7 +234,9 @@ def chat(
 
         check_chat_output(save)
     check_price(price, policy)
-    settings = given(max_new_tokens=max_new_tokens, thinking_budget=thinking_budget, seed=seed)
+    settings = given(
+        max_new_tokens=max_new_tokens, thinking_budget=thinking_budget, answer_reserve=answer_reserve, seed=seed
+    )
     routed = Router.from_pretrained(model, router=router, policy=policy, device=device, store=store)
     started = routed.resume(resume) if resume else routed.chat(system)
     talk = Talk(started, forced_mode(mode), price, as_json, settings, screen=Screen(store))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from vlroute.engine.local.loading import CompileChoice
+from vlroute.engine.settings import AUTO
 from vlroute.errors import InputError
 from vlroute.types import ModeChoice, Preset
 
@@ -31,7 +32,23 @@ Price = Annotated[float | None, typer.Option(help="What one second of waiting is
 Wanted = Annotated[Preset | None, typer.Option("--policy", metavar="TARGET", help=POLICY_HELP)]
 Forced = Annotated[ModeChoice | None, typer.Option("--mode", help="Force a mode. Default: auto, the router decides.")]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Maximum number of tokens, reasoning included.")]
-ThinkingBudget = Annotated[int | None, typer.Option(min=0, help="Maximum number of reasoning tokens.")]
+
+
+def _budget(text: str) -> int | str:
+    if text == AUTO:
+        return text
+    if not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is neither a number of tokens nor {AUTO}")
+    return int(text)
+
+
+ThinkingBudget = Annotated[
+    Any | None,
+    typer.Option(parser=_budget, metavar="N|auto", help="Maximum number of reasoning tokens, or auto."),
+]
+AnswerReserve = Annotated[
+    int | None, typer.Option(min=0, help="Number of tokens that are kept for the answer after the reasoning.")
+]
 Seed = Annotated[int | None, typer.Option(help="Makes the answer reproducible; may be negative.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StoreAt = Annotated[str | None, typer.Option("--store", help="File or postgresql:// URL for answers and feedback.")]
@@ -58,7 +75,7 @@ def check_price(price: float | None, policy: str | None) -> None:
         raise InputError("--price and --policy exclude each other: leave one out")
 
 
-def given(**settings: int | None) -> dict[str, int]:
+def given(**settings: Any) -> dict[str, Any]:
     """The generation settings that were passed on the command line."""
     return {name: value for name, value in settings.items() if value is not None}
 

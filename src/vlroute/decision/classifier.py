@@ -10,6 +10,7 @@ from typing import Any
 
 from vlroute.checks import refused
 from vlroute.decision.artifact import CARD_FILE, REMEDY, Arrays, read_artifact, write_artifact
+from vlroute.decision.budget import BudgetRule
 from vlroute.decision.features import DENSE, Features, GramEncoder, LexicalEncoder, RequestEncoder
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.text_encoder import Floats, TextEncoder, load_text_encoder
@@ -122,6 +123,10 @@ class ComplexityClassifier:
         self.encoder, self.heads = encoder, heads
         self.card: dict[str, Any] = dict(card or {})
         self.calibration = calibration
+        #: Automatic budgets of reasoning tokens; None without a calibration set.
+        self.budgets = None
+        if calibration is not None:
+            self.budgets = BudgetRule(calibration.expected[:, 1], calibration.tokens[:, 1])
         self._latency = latency.to_dict()
         # lists of floats: arithmetic on single numpy items would take longer than the dot products
         self._sigmoids: list[list[list[float]]] = heads.calibration.tolist()

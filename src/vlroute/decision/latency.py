@@ -132,6 +132,11 @@ class LatencyModel:
             seconds = prefill + self._estimate(self._per_token, mode, now) * tokens
         return min(seconds, _MOST)
 
+    def seconds_per_token(self, mode: Mode) -> float:
+        """Expected seconds for each generated token of a mode."""
+        with self._lock:
+            return self._estimate(self._per_token, mode, self._clock())
+
     def observe(
         self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, uncached_tokens: int | None = None
     ) -> None:

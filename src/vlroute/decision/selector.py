@@ -283,6 +283,11 @@ class ModeSelector:
             return decision
         prediction = current.classifier.predict(conversation.prompt, caption)
         decision = policy.decide(prediction, self.latency, caption, mode, uncached_tokens)
+        budgets = current.classifier.budgets
+        if budgets is not None and prediction.coverage >= policy.min_coverage:
+            second_price = policy.price * self.latency.seconds_per_token("thinking")
+            budget = budgets.budget(decision.gain, prediction.tokens_thinking, second_price)
+            decision = replace(decision, thinking_budget=budget)
         self._warn_of_price(decision, policy.price)
         if caption is None and mode is None and (conversation.pictures or conversation.videos):
             reason = f"{decision.reason} (from the prompt alone: no caption is made before the model is loaded)"

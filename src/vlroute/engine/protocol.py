@@ -56,6 +56,11 @@ class Reply:
     note: str = ""
 
 
+def empty_reply(finish_reason: FinishReason = "length") -> Reply:
+    """A reply for which no token was read or generated."""
+    return Reply("", "", finish_reason, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)
+
+
 class EngineRequest(Protocol):
     """One conversation to answer. Vision features computed for the caption are reused for the answer."""
 

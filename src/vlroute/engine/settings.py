@@ -29,6 +29,10 @@ RECOMMENDED: dict[str, dict[str, Any]] = {
         "max_new_tokens": 8192,
     },
 }  # fmt: skip
+#: Value of `thinking_budget`: the router chooses.
+AUTO = "auto"
+#: The reserve for the answer is a quarter of `max_new_tokens`, and at most this many tokens.
+MAX_RESERVE = 256
 #: Below this temperature, decoding is greedy: dividing scores by a smaller number overflows.
 COLDEST = 1e-3
 
@@ -115,6 +119,14 @@ def _biases(name: str, value: Any) -> dict[tuple[int, ...], float]:
     return biases
 
 
+def _budget(name: str, value: Any) -> int | str:
+    if isinstance(value, str):
+        if value != AUTO:
+            raise refused(name, value, f"{Whole()}, or 'auto'")
+        return AUTO
+    return Whole().read(name, value)
+
+
 def _stops(name: str, value: Any) -> list[str]:
     stops = _items(name, value, "a list of strings", "for one string, write stop=['…']")
     if not all(isinstance(stop, str) and stop for stop in stops):
@@ -185,8 +197,18 @@ SETTINGS: dict[str, Setting] = {
         "a list of non-empty strings", _stops, "strings that end the answer, not the reasoning",
         endpoints=True,
     ),
-    "thinking_budget": _ranged(
-        Whole(), "maximum number of reasoning tokens; then the answer follows. Instruct ignores it", endpoints=True
+    "thinking_budget": Setting(
+        f"{Whole()}, or 'auto'", _budget,
+        "maximum number of reasoning tokens; then the answer follows. Instruct ignores it. 'auto': as many as are worth"
+        " their seconds, by the gain and the price of the request", endpoints=True,
+    ),
+    "answer_reserve": _ranged(
+        Whole(), "how many of the `max_new_tokens` are kept for the answer: reasoning is closed before; 0: none; by "
+        f"default a quarter, at most {MAX_RESERVE}", endpoints=True,
+    ),
+    "close_loops": Setting(
+        "True or False", _flag, "close reasoning that repeats itself, so that an answer follows; on by default",
+        off=True, endpoints=True,
     ),
     "pad_token_id": _ranged(Whole(), "accepted without effect: answers are not padded"),
     "bos_token_id": _ranged(Whole(), "accepted without effect: the chat template begins the prompt"),
@@ -284,6 +306,8 @@ def checked(settings: Mapping[str, Any], endpoints: bool = False, where: str = "
         if endpoints and not SETTINGS[name].endpoints and read.pop(name) != SETTINGS[name].off:
             raise SettingsError(f"endpoints do not take the setting {name}; expected some of {_names(endpoints)}")
     check_lengths(read)
+    if (reserve := read.get("answer_reserve", 0)) >= (most := read.get("max_new_tokens", MANY)):
+        raise SettingsError(f"answer_reserve={reserve} leaves no reasoning tokens of max_new_tokens={most}")
     return _settled(read)
 
 
@@ -335,6 +359,20 @@ def check_lengths(settings: Mapping[str, Any]) -> None:
     least, most = settings.get("min_new_tokens", 0), settings.get("max_new_tokens", MANY)
     if least > most:
         raise SettingsError(f"min_new_tokens={least} is greater than max_new_tokens={most}")
+
+
+def answer_reserve(settings: Mapping[str, Any], most: int) -> int:
+    """Number of tokens that are kept for the answer after the reasoning.
+
+    Args:
+        settings: Checked generation settings.
+        most: Maximum number of tokens of reasoning and answer.
+
+    Returns:
+        The number, at most `most`.
+    """
+    asked = settings.get("answer_reserve")
+    return min(MAX_RESERVE, max(1, most // 4)) if asked is None else min(int(asked), most)
 
 
 def _is_foreign(name: object) -> bool:

@@ -197,9 +197,8 @@ class _Job:
     def _warm_up(self, conversation: Conversation) -> None:
         """Answer once without recording: the first answers of a process are slower than later ones."""
         for mode in MODES:
-            self.router.ask(
-                list(conversation.messages), mode=mode, **{**self.generation, "min_new_tokens": 0, "max_new_tokens": 2}
-            )
+            short = {"min_new_tokens": 0, "max_new_tokens": 2, "answer_reserve": 0}
+            self.router.ask(list(conversation.messages), mode=mode, **{**self.generation, **short})
 
     def _ask(self, conversation: Conversation, mode: Mode) -> Answer:
         self.router.forget()  # otherwise the second mode would find the picture in the cache

@@ -104,6 +104,10 @@ class RouterOptions(Fields):
     price: Number | None = Field(
         default=None, ge=0, le=1e6, description="Probability of a right answer that one second of waiting is worth."
     )
+    answer_reserve: Budget | None = Field(
+        default=None, description="How many of the tokens are kept for the answer: reasoning is closed before."
+    )
+    close_loops: StrictBool | None = Field(default=None, description="Close reasoning that repeats itself (default).")
 
 
 class StreamOptions(Fields):
@@ -210,8 +214,10 @@ class ChatRequest(Fields):
     reasoning: ReasoningSwitch | None = None
     chat_template_kwargs: TemplateKwargs | None = None
     include_reasoning: StrictBool | None = Field(None, description="False: omit the reasoning from the reply.")
-    thinking_budget: Budget | None = Field(
-        None, description="Maximum number of reasoning tokens; overrides the effort. It does not choose the mode."
+    thinking_budget: Budget | Literal["auto"] | None = Field(
+        None,
+        description="Maximum number of reasoning tokens; overrides the effort. It does not choose the mode. 'auto': as "
+        "many as are worth their seconds.",
     )
     thinking_token_budget: Budget | None = Field(None, description="vLLM's name of thinking_budget.")
     thinking_budget_tokens: Budget | None = Field(None, description="llama.cpp's name of thinking_budget.")
@@ -241,8 +247,9 @@ class ChatRequest(Fields):
         given["stop"] = self._stops()
         given["max_new_tokens"] = self._max_tokens(settings)
         given["thinking_budget"] = budget
-        generation = {name: value for name, value in given.items() if value is not None}
         extra = self.vlroute or RouterOptions()
+        given |= {"answer_reserve": extra.answer_reserve, "close_loops": extra.close_loops}
+        generation = {name: value for name, value in given.items() if value is not None}
         return RequestOptions(extra.caption, mode, extra.price, None, generation, namespace)
 
     @property
@@ -279,7 +286,7 @@ class ChatRequest(Fields):
             modes.append(("reasoning.max_tokens", "thinking"))
         return _agreed(modes)
 
-    def _budget(self) -> int | None:
+    def _budget(self) -> int | str | None:
         """Maximum number of reasoning tokens: the given budget, else that of the effort."""
         budget = _agreed(self._values(
             "thinking_budget", "thinking_token_budget", "thinking_budget_tokens", "reasoning_budget",

@@ -33,7 +33,7 @@ def completion(answer: Answer, ignored: Sequence[str], hide_reasoning: bool = Fa
         The JSON object.
     """
     message = {"role": "assistant", "content": answer.text, "refusal": None}
-    if answer.decision.mode == "thinking" and not hide_reasoning:
+    if (answer.decision.mode == "thinking" or answer.thinking) and not hide_reasoning:
         message |= _reasoning(answer.thinking)
     choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason, "logprobs": None}
     return {

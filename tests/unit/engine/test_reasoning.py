@@ -78,10 +78,9 @@ def test_a_negative_budget_is_refused(tokenizer: Any) -> None:
         OutputControl(tokenizer, True, frozenset(), -1)
 
 
-def test_a_truncated_thought_is_reported(router: Router) -> None:
+def test_a_thought_is_closed_before_the_tokens_end(router: Router) -> None:
     some = task("hop")
     answer = router.ask(some.prompt, **media(some), mode="thinking", max_new_tokens=8)
-    assert answer.finish_reason == "length"
-    assert answer.text == ""
     assert answer.thinking
-    assert "no answer" in str(answer)
+    assert answer.text
+    assert answer.usage.completion_tokens <= 8

@@ -28,11 +28,12 @@ from vlroute.engine.local.forward import Language
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt, build_prompt, check_length, in_other_mode
-from vlroute.engine.local.reasoning import Splitter
+from vlroute.engine.local.reasoning import Splitter, closing_length
 from vlroute.engine.local.sampling import resolve_settings
 from vlroute.engine.local.scheduler import GenerationRequest, Scheduler
 from vlroute.engine.local.vision import prepare
-from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
+from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply, empty_reply
+from vlroute.engine.settings import answer_reserve
 from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
@@ -176,6 +177,10 @@ class Request:
 
             resolved = resolve_settings(checkpoint, settings, media=self._has_media)
             resolved["max_new_tokens"] = min(resolved["max_new_tokens"], max_output)
+            reserve = answer_reserve(resolved, resolved["max_new_tokens"]) if mode == "thinking" else 0
+            if reserve and resolved["max_new_tokens"] <= closing_length(checkpoint.tokenizer):
+                lease.release()
+                return empty_reply()  # nothing is read
             splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
 
             def pass_on(pieces: Iterable[tuple[Channel, str]]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
+from vlroute.engine.repetition import LoopDetector
 from vlroute.types import Channel
 
 THINK, END_THINK = "<think>", "</think>"
@@ -175,22 +177,57 @@ class Splitter:
             yield self.channel, piece
 
 
+def closing_length(tokenizer: Any) -> int:
+    """Most tokens that closing the reasoning takes."""
+    return len(_closing(tokenizer))
+
+
 class OutputControl:
     """Forbids and forces tokens so that every output is complete. One object per answer.
 
-    * The reasoning is closed exactly once: by the model, after `budget` tokens, or instead of an end token before
-      `</think>`. Afterwards, `<think>` and `</think>` cannot be generated again.
-    * An answer does not end before it contains visible text, because an empty answer would look like success.
+    * The reasoning is closed exactly once: by the model, after `budget` tokens, when it repeats itself, or instead of
+      an end token before `</think>`. Afterwards, `<think>` and `</think>` cannot be generated again.
+    * An answer does not end before it contains visible text, because an empty answer would look like success. Nor does
+      it begin with more than `MAX_BLANK` tokens of white space.
     """
 
-    def __init__(self, tokenizer: Any, thinking: bool, ends: frozenset[int], budget: int | None = None) -> None:
-        """`ends`: ids that end the output. `budget`: maximum number of reasoning tokens; None: no maximum.
+    #: Most tokens of white space at the beginning of an answer.
+    MAX_BLANK = 8
 
-        ValueError for a negative budget.
+    def __init__(
+        self,
+        tokenizer: Any,
+        thinking: bool,
+        ends: frozenset[int],
+        budget: int | None = None,
+        most: int | None = None,
+        reserve: int = 0,
+        close_loops: bool = True,
+    ) -> None:
+        """Control one output.
+
+        Args:
+            tokenizer: The tokenizer of the model.
+            thinking: Whether the output begins with reasoning.
+            ends: Ids that end the output.
+            budget: Maximum number of reasoning tokens; None: no maximum.
+            most: Maximum number of tokens of the output; None: no maximum.
+            reserve: How many of these tokens are kept for the answer; 0: the reasoning may take all of them.
+            close_loops: Whether reasoning that repeats itself is closed.
+
+        Raises:
+            ValueError: The budget is negative.
         """
         if budget is not None and budget < 0:
             raise ValueError(f"thinking_budget must be 0 or more tokens, got {budget}")
+        if thinking and most is not None and reserve:
+            left = max(0, most - reserve - closing_length(tokenizer))
+            budget = left if budget is None else min(budget, left)
         self._tokenizer, self._ends, self._budget = tokenizer, ends, budget if thinking else None
+        self._loops = LoopDetector() if thinking and close_loops else None
+        #: Whether the reasoning was closed because it repeated itself.
+        self.looped = False
+        self._blanks, self._most_blank = 0, min(self.MAX_BLANK, reserve - 1) if thinking and reserve else self.MAX_BLANK
         self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in (THINK, END_THINK)] if thinking else []
         self._only_tags, self._tags_and_ends = frozenset(self._tags), frozenset(self._tags) | ends
         self._thinking, self._blank = thinking, True
@@ -202,7 +239,7 @@ class OutputControl:
 
     def forced(self) -> int | None:
         """The id of the next token if it is forced, else None."""
-        if self._thinking and not self._forced and self._count == self._budget:
+        if self._thinking and not self._forced and (self._count == self._budget or self.looped):
             self._close()
         return self._told(self._forced.popleft()) if self._forced else None
 
@@ -211,6 +248,8 @@ class OutputControl:
         """The ids that are not allowed next."""
         if self._thinking:
             return frozenset()
+        if self._blank and self._blanks >= self._most_blank:
+            return self._tags_and_ends | _blank_ids(self._tokenizer)
         return self._tags_and_ends if self._blank else self._only_tags
 
     def chosen(self, token: int) -> int:
@@ -224,7 +263,7 @@ class OutputControl:
         return self._told(token)
 
     def _close(self) -> None:
-        closing = self._tokenizer(CLOSING, add_special_tokens=False)["input_ids"]
+        closing = _closing(self._tokenizer)
         if self._last is not None and self._text(self._last).endswith("\n"):
             closing = closing[closing.index(self._tags[1]) :]  # the text ends with a line break already
         self._forced.extend(closing)
@@ -234,9 +273,25 @@ class OutputControl:
         self.ended = token in self._ends and not self._thinking and not self._blank
         if self._thinking:
             self._thinking = token != self._tags[1]
+            if self._loops is not None and self._thinking and self._loops.push(token):
+                self.looped = True
         elif self._blank:
             self._blank = not self._text(token).strip()
+            self._blanks = self._blanks + 1 if self._blank else 0
         return token
 
     def _text(self, token: int) -> str:
         return str(self._tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _closing(tokenizer: Any) -> list[int]:
+    """The ids of `CLOSING`."""
+    ids: list[int] = tokenizer(CLOSING, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+@lru_cache(maxsize=4)
+def _blank_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids of white space."""
+    texts = tokenizer.backend_tokenizer.decode_batch([[i] for i in range(len(tokenizer))], skip_special_tokens=False)
+    return frozenset(i for i, text in enumerate(texts) if not text.strip())

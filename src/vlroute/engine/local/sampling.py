@@ -28,7 +28,16 @@ from transformers import (
 
 from vlroute.engine.local.checkpoint import Checkpoint
 from vlroute.engine.local.reasoning import OutputControl
-from vlroute.engine.settings import RECOMMENDED, SAMPLING, SETTINGS, check_lengths, checked, combined
+from vlroute.engine.settings import (
+    AUTO,
+    RECOMMENDED,
+    SAMPLING,
+    SETTINGS,
+    answer_reserve,
+    check_lengths,
+    checked,
+    combined,
+)
 from vlroute.errors import SettingsError
 
 #: Settings that processors of transformers apply to one answer after the other.
@@ -112,9 +121,14 @@ class Sampler:
         ends = frozenset(asked if isinstance(asked, list) else [asked])
         #: Chosen if all tokens are excluded. It ends an answer that has visible text, unless `eos_token_id` is -1.
         self.last_resort = max(ends) if max(ends) >= 0 else int(checkpoint.tokenizer.eos_token_id)
+        most = int(settings["max_new_tokens"])
+        thinking = checkpoint.mode == "thinking"
+        if thinking and settings.get("thinking_budget") == AUTO:
+            raise SettingsError("the router replaces thinking_budget='auto'; an engine takes a number of tokens")
         self.control = OutputControl(
-            checkpoint.tokenizer, checkpoint.mode == "thinking", ends, settings.get("thinking_budget")
-        )
+            checkpoint.tokenizer, thinking, ends, settings.get("thinking_budget") if thinking else None, most,
+            answer_reserve(settings, most), settings.get("close_loops", True),
+        )  # fmt: skip
         self.ids, self.prompt_length = [*prompt], len(prompt)
         self.draws = bool(settings.get("do_sample"))
         self.repetition = float(settings.get("repetition_penalty") or 1.0)

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlroute.engine.families import ENDPOINT_FAMILIES
-from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply
+from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply, empty_reply
 from vlroute.engine.remote.breaker import Breaker, State
 from vlroute.engine.remote.endpoint import ONE_MODE, Endpoint, Reasoning
 from vlroute.engine.remote.errors import failure, is_error, is_temporary
 from vlroute.engine.remote.stream import RemoteStream, first_choice
-from vlroute.engine.settings import RECOMMENDED
+from vlroute.engine.settings import RECOMMENDED, answer_reserve
 from vlroute.errors import (
     EndpointError,
     InputError,
@@ -288,11 +288,24 @@ class RemoteRequest:
         endpoint, breaker = self.engine.endpoints[mode], self.engine.breakers[mode]
         if settings.get("do_sample"):  # endpoints take no do_sample, and may be greedy by default
             settings = {"temperature": RECOMMENDED[mode]["temperature"], **settings}
+        most, most_thinking = settings.get("max_new_tokens"), None
+        if mode == "thinking" and most is not None and (reserve := answer_reserve(settings, most)):
+            if reserve == most:
+                return empty_reply()
+            most_thinking = most - reserve
+            if endpoint.budget_field:  # the server closes the reasoning; the stream is ended only if it does not
+                budget = settings.get("thinking_budget")
+                budget = most_thinking if budget is None else min(budget, most_thinking)
+                settings = {**settings, "thinking_budget": budget}
+                most_thinking += reserve // 2
         body = endpoint.body(self.conversation, settings, mode)
         known = self.engine.known_reasoning(mode)
         if endpoint.budget_field and settings.get("thinking_budget") == 0:
             known = "parsed"  # no reasoning is expected
-        stream = RemoteStream(endpoint, mode, settings.get("stop") or (), on_piece, cancel, known)
+        stream = RemoteStream(
+            endpoint, mode, settings.get("stop") or (), on_piece, cancel, known, most_thinking,
+            settings.get("close_loops", True),
+        )  # fmt: skip
         if not breaker.allow():
             error = ModeUnavailableError(f"{endpoint.model} failed several times in a row and is skipped for a while")
             error.address = endpoint.address

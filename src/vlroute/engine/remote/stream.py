@@ -13,6 +13,7 @@ from vlroute.engine.local.reasoning import StopText, Trimmed
 from vlroute.engine.protocol import OnPiece, Reply
 from vlroute.engine.remote.endpoint import Endpoint, Reasoning
 from vlroute.engine.remote.errors import failure, is_overload
+from vlroute.engine.repetition import LoopDetector
 from vlroute.errors import ModeUnavailableError
 from vlroute.inputs.think_tags import Tag, ThinkTags
 from vlroute.types import Channel, FinishReason, Mode
@@ -63,6 +64,13 @@ class RemoteText:
         self._tags = ThinkTags(thought=self._raw)
         if self._undecided is not None:
             self._channel = None
+
+    @property
+    def reasoning_chunks(self) -> int:
+        """Number of chunks of reasoning as long as nothing follows it, else 0; 0 if it may be the answer."""
+        if self.chunks["answer"] or self._pieces["answer"] or (self._raw and self._channel == "answer"):
+            return 0
+        return self.chunks["thinking"] + (self._held_chunks if self.known == "raw" else 0)
 
     def text(self, channel: Channel) -> str:
         """The joined pieces of one channel."""
@@ -181,6 +189,8 @@ class RemoteStream:
         on_piece: Called with each new piece of text.
         cancel: Ends the stream when set.
         known: See `RemoteText`.
+        most_thinking: Ends the stream after this many chunks of reasoning without an answer.
+        close_loops: Whether reasoning that repeats itself ends the stream. It cannot be closed and continued.
     """
 
     def __init__(
@@ -191,11 +201,16 @@ class RemoteStream:
         on_piece: OnPiece | None,
         cancel: threading.Event | None,
         known: Reasoning = "auto",
+        most_thinking: int | None = None,
+        close_loops: bool = True,
     ) -> None:
         self.queue: SimpleQueue[Any] = SimpleQueue()
         self.overloaded = False
         self._endpoint, self._mode, self._on_piece, self._cancel = endpoint, mode, on_piece, cancel
         self._text = RemoteText(mode == "thinking", endpoint.reasoning, stops, known)
+        self._most_thinking = most_thinking
+        self._loops = LoopDetector() if close_loops and mode == "thinking" else None
+        self._cut = ""
         self._usage: Any = None
         self._encoded: int | None = None
         self._finish: str | None = None
@@ -224,6 +239,9 @@ class RemoteStream:
             self._process(chunk)
             if self._text.stop.found:
                 return self._reply("stop")
+            if self._cut:
+                self._pass_on(self._text.flush(complete=False))
+                return self._reply("length")
         cancelled = self._cancel is not None and self._cancel.is_set()
         if self._finish in _FAILED or (self._finish is None and not cancelled):
             raise ModeUnavailableError(f"{self._endpoint.model} ended its stream early", self._begun)
@@ -267,8 +285,22 @@ class RemoteStream:
                 self._first = self._first or time.perf_counter()
                 self._wait(min(self._endpoint.idle_seconds, self._endpoint.read_seconds))
                 self._pass_on(self._text.push(reasoning, content))
+                self._check_reasoning(reasoning or content)
             if self._finish is not None:
                 self._wait(min(END_SECONDS, self._patience))
+
+    def _check_reasoning(self, text: str) -> None:
+        """Decide whether the stream ends here, because its reasoning leads to no answer.
+
+        Args:
+            text: Text of the new chunk.
+        """
+        if self._mode != "thinking" or not (chunks := self._text.reasoning_chunks):
+            return
+        if self._loops is not None and self._loops.push(text):
+            self._cut = "its reasoning repeated itself"
+        elif self._most_thinking is not None and chunks >= self._most_thinking:
+            self._cut = "its reasoning left only the tokens that are kept for the answer"
 
     def _part(self, delta: Any, name: str) -> str:
         value = getattr(delta, name, None) or ""
@@ -294,7 +326,9 @@ class RemoteStream:
             notes.append("the server refused to answer")
         if self._finish is not None and self._finish not in _FINISH:
             notes.append(f"the server ended with finish_reason {self._finish[:40]!r}")
-        if not text and reason != "cancelled" and not self._text.stop.found:
+        if self._cut and not text:
+            notes.append(self._cut)
+        elif not text and reason != "cancelled" and not self._text.stop.found:
             reason = "length" if reason == "stop" else reason
             hint = " (an Instruct server must run without a reasoning parser)"
             notes.append(f"the server returned no answer{hint if thinking and self._mode == 'instruct' else ''}")

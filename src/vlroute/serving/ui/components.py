@@ -117,8 +117,8 @@ def why(decision: Decision, texts: Texts, predicted: bool) -> str:
     """The reason of a decision in the language of the page."""
     extra = decision.seconds_thinking - decision.seconds_instruct
     worth = decision.gain > decision.threshold
-    if decision.forced or decision.fallback:
-        reason = "forced" if decision.forced else "fallback"
+    if decision.rescued or decision.forced or decision.fallback:
+        reason = "rescued" if decision.rescued else "forced" if decision.forced else "fallback"
     elif not predicted:
         reason = "no_artifact"
     elif worth != (decision.mode == "thinking"):
