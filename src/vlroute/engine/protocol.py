@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -61,6 +62,49 @@ def empty_reply(finish_reason: FinishReason = "length") -> Reply:
     return Reply("", "", finish_reason, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a mode has shown of its answer so far, for decisions at the stages "prefill" and "answer".
+
+    Attributes:
+        state: Hidden state of the last prompt token after the last norm, float32 `[width]`; None if the engine does
+            not give it.
+        log_probs: Natural logarithm of the probability of each answer token so far, before temperature and penalties.
+        entropies: For each token, the entropy in nats of the `TOP_TOKENS` most probable tokens, with all others as one
+            outcome; so endpoints, which send only the most probable ones, give the same number.
+        complete: Whether the answer has ended.
+    """
+
+    state: NDArray[np.float32] | None = None
+    log_probs: Sequence[float] = ()
+    entropies: Sequence[float] = ()
+    complete: bool = False
+
+
+#: Number of most probable tokens that `Evidence.entropies` distinguishes; most endpoints send up to 20, some only 5.
+TOP_TOKENS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Decides during an answer whether it goes on. Its text is held back until then.
+
+    Attributes:
+        judge: Called with the evidence. True: the answer goes on, and its text is passed on from now on. False: it
+            ends at once. None: it goes on, undecided. It must return within a fraction of a millisecond, because a
+            local engine calls it in the thread that generates all answers.
+        state: Whether to call `judge` when the prompt has been read, with `Evidence.state` and no tokens.
+        answer: Whether to call it, if still undecided, when the answer has ended, or `seconds` after its first token.
+            The result None then counts as True.
+        seconds: Maximum time for which text is held back.
+    """
+
+    judge: Callable[[Evidence], bool | None]
+    state: bool = False
+    answer: bool = False
+    seconds: float = math.inf
+
+
 class EngineRequest(Protocol):
     """One conversation to answer. Vision features computed for the caption are reused for the answer."""
 
@@ -100,6 +144,7 @@ class EngineRequest(Protocol):
         settings: Mapping[str, Any],
         on_piece: OnPiece | None = None,
         cancel: threading.Event | None = None,
+        trial: Trial | None = None,
     ) -> Steps[Reply]:
         """Generate the answer.
 
@@ -109,9 +154,10 @@ class EngineRequest(Protocol):
             on_piece: called with each new piece of text, in a thread of the engine. Without it, an engine may restart
                 the answer after a fault.
             cancel: cancels the answer when set.
+            trial: decides during the answer whether it goes on; only for Instruct.
 
         Returns:
-            The reply.
+            The reply; what was generated so far, with the finish reason "cancelled", if `trial` has ended it.
 
         Raises:
             ModeUnavailableError: this mode cannot answer now; the other one may.
