@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -14,11 +15,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from vlroute.checks import refused
+from vlroute.decision.evidence import answer_numbers
 from vlroute.decision.policy import PRICE
 from vlroute.decision.selector import ModeSelector
+from vlroute.decision.staged import StagedDecision
 from vlroute.engine.local.checkpoint_files import local_folder
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
-from vlroute.engine.protocol import Reply, empty_reply
+from vlroute.engine.protocol import Evidence, Reply, Trial, empty_reply
 from vlroute.engine.settings import AUTO, checked, combined
 from vlroute.errors import ModeUnavailableError, RouterClosedError, SettingsError, VLRouteError
 from vlroute.hub import Source, common_name, identify, pair_name
@@ -29,6 +32,7 @@ from vlroute.steps import Steps, run, start
 from vlroute.stream import AsyncStream, Stream
 from vlroute.types import (
     MODES,
+    STAGES,
     Answer,
     AnswerDelta,
     Channel,
@@ -67,6 +71,7 @@ class RequestOptions:
         price: Replaces the price of the policy, even if the policy is a target.
         cancel: Cancels the answer once it is set.
         generation: Generation settings.
+        trial: Passed to the engine if Instruct is forced, to collect its evidence.
         namespace: Tenant of the request. Entries that were cached for another namespace are not used, so that
             response times do not reveal them either.
 
@@ -81,6 +86,7 @@ class RequestOptions:
     cancel: threading.Event | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     namespace: str = ""
+    trial: Trial | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", forced_mode(self.mode))
@@ -362,16 +368,28 @@ class Pipeline:
             # in the first turn both modes have to prefill the same tokens
             weighed = options.mode is None and len(conversation.messages) > 1
             uncached_tokens = request.uncached_tokens() if weighed else None
-            decision = self.selector.decide(conversation, caption, options.mode, options.price, uncached_tokens)
+            staged = self.selector.begin(conversation, caption, options.mode, options.price, uncached_tokens)
             if settings["thinking"].get("thinking_budget") == AUTO:
-                settings["thinking"]["thinking_budget"] = decision.thinking_budget
+                settings["thinking"]["thinking_budget"] = staged.decision.thinking_budget
             decided = time.perf_counter()
+            staged.decided_after(decided - began)
             on_piece = None if emit is None else partial(_emit_piece, emit)
-            if emit is not None:
-                emit(Decided(decision, id))
+            trial, tried = _InstructTrial(staged, emit, id, began), None
+            decision = staged.decision
             try:
+                if staged.goes_on:
+                    tried = yield from trial.run(request, settings["instruct"], cancel)
+                decision = staged.decision
+                trial.announce()
                 try:
-                    reply = yield from request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
+                    if tried is not None and decision.mode == "instruct":
+                        reply = tried
+                    elif options.mode == "instruct" and options.trial is not None:
+                        reply = yield from request.answer(
+                            "instruct", settings["instruct"], on_piece, cancel, options.trial
+                        )
+                    else:
+                        reply = yield from request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
                 except ModeUnavailableError as error:
                     if decision.forced or error.begun:
                         raise
@@ -379,6 +397,9 @@ class Pipeline:
                     if emit is not None:
                         emit(Decided(decision, id))
                     reply = yield from request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
+                if tried is not None and reply is not tried:
+                    self._observe("instruct", replace(tried, finish_reason="stop"))
+                    reply = _joined(tried, reply)
                 if (rescue := _rescue(decision, settings, reply)) is not None:
                     thought, rescued = reply, _rescued(decision, reply)
                     self._observe("thinking", thought)
@@ -458,6 +479,53 @@ class Pipeline:
     def _settings(self, mode: Mode, options: RequestOptions) -> dict[str, Any]:
         both = {key: value for key, value in self.generation.items() if key not in MODES}
         return combined(both, self.generation.get(mode, {}), options.generation)
+
+
+class _InstructTrial:
+    """Lets Instruct begin its answer while later stages decide whether it goes on."""
+
+    def __init__(self, staged: StagedDecision, emit: Callable[[Event], Any] | None, id: str, began: float) -> None:
+        self._staged, self._emit, self._id, self._began = staged, emit, id, began
+        self._announced = False
+
+    def run(self, request: EngineRequest, settings: Mapping[str, Any], cancel: threading.Event) -> Steps[Reply | None]:
+        """What Instruct has generated; None if it is not available. The decision then remains that of the prompt."""
+        later = self._staged.decision.later_stages
+        held = self._staged.decide_within if self._emit else math.inf
+        trial = Trial(self._judge, "prefill" in later, "answer" in later, held)
+        try:
+            reply = yield from request.answer("instruct", settings, self._emit and self._on_piece, cancel, trial)
+        except ModeUnavailableError as error:
+            if self._announced or error.begun:
+                raise
+            return None
+        if not self._staged.judged and reply.finish_reason != "cancelled":
+            self._staged.without_evidence()
+        return reply
+
+    def announce(self) -> None:
+        """Emit the decision, unless this was done."""
+        if self._emit is not None and not self._announced:
+            self._announced = True
+            self._emit(Decided(self._staged.decision, self._id))
+
+    def _judge(self, evidence: Evidence) -> bool | None:
+        if evidence.complete or evidence.log_probs:
+            stage, values = STAGES[2], answer_numbers(evidence.log_probs, evidence.entropies)
+        else:
+            assert evidence.state is not None
+            stage, values = STAGES[1], evidence.state
+        instruct = self._staged.judge(stage, values, time.perf_counter() - self._began)
+        if instruct is not None:
+            self.announce()
+        return instruct
+
+    def _on_piece(self, channel: Channel, piece: str) -> None:
+        if not self._staged.judged:
+            self._staged.without_evidence()
+        self.announce()
+        assert self._emit is not None
+        _emit_piece(self._emit, channel, piece)
 
 
 def _emit_piece(emit: Callable[[Event], Any], channel: Channel, piece: str) -> None:

@@ -251,9 +251,7 @@ def write_records(path: str | Path, records: Iterable[Record], *, append: bool =
     lines = [json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
     content = "".join(lines).encode()
     if append:
-        if path.suffix == ".gz":
-            raise InputError(f"{path}: cannot append to a gzipped file; write {path.stem} and compress it when done")
-        _append(path, content)
+        append_lines(path, content)
         return len(lines)
     # without a time stamp, equal records make equal files
     replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
@@ -302,7 +300,18 @@ def open_data(path: Path, expected: str = "", **how: Any) -> Iterator[IO[Any]]:
         yield file
 
 
-def _append(path: Path, content: bytes) -> None:
+def append_lines(path: Path, content: bytes) -> None:
+    """Append lines in one write and wait until they are on disk.
+
+    Args:
+        path: The file. An incomplete last line, which an interrupted run leaves, is removed first.
+        content: Whole lines.
+
+    Raises:
+        InputError: The file is compressed.
+    """
+    if path.suffix == ".gz":
+        raise InputError(f"{path}: cannot append to a gzipped file; write {path.stem} and compress it when done")
     with path.open("a+b") as file:
         size = file.tell()
         file.seek(max(0, size - 1))

@@ -20,6 +20,7 @@ from vlroute.chat import Chat, read_chat
 from vlroute.checks import refused
 from vlroute.decision.captions import Captioner, VisionProbe, probe_of
 from vlroute.decision.classifier import ComplexityClassifier
+from vlroute.decision.evidence import LATER
 from vlroute.decision.policy import Policy
 from vlroute.decision.selector import CaptionSource, ModeSelector
 from vlroute.decision.target import Target
@@ -104,7 +105,11 @@ class Router:
         if not isinstance(limits, Limits):
             raise refused("limits", limits, "vlroute.Limits(…)")
         remote = engine is not None and engine.remote
-        self.selector = ModeSelector(classifier, policy, captioner, probe, shared=not remote)
+        self.selector = ModeSelector(
+            classifier, policy, captioner, probe, shared=not remote,
+            available=LATER if engine is None else engine.stages,
+            shared_prompt=instruct == thinking if engine is None else engine.shared_prompt,
+        )  # fmt: skip
         self._model = LazyModel(
             instruct,
             thinking,
@@ -847,6 +852,7 @@ def _combined(settings: Mapping[str, Any], generation: Mapping[str, Any] | None)
 
 
 def _warn_of_another_model(selector: ModeSelector, model: LazyModel) -> None:
+    selector.check_evidence(model.identity.fingerprint)
     trained_for = selector.classifier.model if selector.classifier else None
     if trained_for is not None and trained_for.differs(here := model.identity):
         log.warning(

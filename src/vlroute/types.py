@@ -43,8 +43,28 @@ def forced_mode(choice: object) -> Mode | None:
 
 #: How much evidence a decision rests on.
 Stage = Literal["prompt", "prefill", "answer"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 FinishReason = Literal["stop", "length", "content_filter", "cancelled"]
 Channel = Literal["thinking", "answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class PassedStage:
+    """A stage that a decision has passed.
+
+    Attributes:
+        stage: The stage.
+        p_instruct: Probability at this stage that Instruct answers correctly.
+        p_thinking: The same for Thinking.
+        threshold: The gain that is needed at this stage.
+        seconds: Seconds from the beginning of the request until this stage was decided.
+    """
+
+    stage: Stage
+    p_instruct: float
+    p_thinking: float
+    threshold: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +78,7 @@ class Decision:
         p_thinking: The same for Thinking.
         gain: `p_thinking - p_instruct`.
         seconds_instruct: Expected seconds of Instruct's whole answer.
-        seconds_thinking: The same for Thinking.
+        seconds_thinking: The same for Thinking; at a later stage, with the seconds that Instruct has taken in vain.
         threshold: The gain that is needed: price × extra seconds.
         reason: The reason, in one sentence.
         caption: The caption that was used.
@@ -66,6 +86,8 @@ class Decision:
         fallback: Whether the chosen mode could not answer, so that `mode` is the other one.
         rescued: Whether Thinking was chosen, but its tokens ended before an answer, so that Instruct wrote the answer.
             `mode` is then "instruct", and `Answer.thinking` is the reasoning.
+        stages: All stages that were passed, the last one included.
+        later_stages: For a decision without an answer, the stages that could still change it.
         thinking_budget: Number of reasoning tokens that `thinking_budget="auto"` stands for; None without a router
             artifact with a calibration set.
     """
@@ -83,6 +105,8 @@ class Decision:
     forced: bool = False
     fallback: bool = False
     rescued: bool = False
+    stages: tuple[PassedStage, ...] = ()
+    later_stages: tuple[Stage, ...] = ()
     thinking_budget: int | None = None
 
     def as_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from vlroute.checks import refused
 from vlroute.decision.artifact import CARD_FILE, REMEDY, Arrays, read_artifact, write_artifact
 from vlroute.decision.budget import BudgetRule
+from vlroute.decision.evidence import StageHeads
 from vlroute.decision.features import DENSE, Features, GramEncoder, LexicalEncoder, RequestEncoder
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.text_encoder import Floats, TextEncoder, load_text_encoder
@@ -18,7 +19,7 @@ from vlroute.decision.tradeoff import CalibrationSet
 from vlroute.errors import ArtifactError
 from vlroute.types import ModelIdentity
 
-_CALIBRATION = "calibration_set."
+_CALIBRATION, _LATER, _STAGE = "calibration_set.", "later.", "stage."
 _VOCABULARIES = ("prompt", "caption")
 
 
@@ -106,6 +107,7 @@ class ComplexityClassifier:
         latency: The latency model of the training records.
         card: Provenance and metrics.
         calibration: Records on which targets are resolved.
+        stages: Heads of the later stages, if the records had evidence.
 
     Raises:
         ValueError: Shapes of `encoder` and `heads` differ.
@@ -118,11 +120,12 @@ class ComplexityClassifier:
         latency: LatencyModel,
         card: Mapping[str, Any] | None = None,
         calibration: CalibrationSet | None = None,
+        stages: StageHeads | None = None,
     ) -> None:
         heads.check(encoder.width, encoder.embedding_width)
         self.encoder, self.heads = encoder, heads
         self.card: dict[str, Any] = dict(card or {})
-        self.calibration = calibration
+        self.calibration, self.stages = calibration, stages
         #: Automatic budgets of reasoning tokens; None without a calibration set.
         self.budgets = None
         if calibration is not None:
@@ -178,11 +181,16 @@ class ComplexityClassifier:
         arrays |= {"center": encoder.center, "scale": encoder.scale}
         arrays |= {f.name: getattr(self.heads, f.name) for f in fields(Heads)}
         if self.calibration is not None:
-            arrays |= {f"{_CALIBRATION}{f.name}": getattr(self.calibration, f.name) for f in fields(CalibrationSet)}
+            own = {f.name: getattr(self.calibration, f.name) for f in fields(CalibrationSet) if f.name != "later"}
+            later = {f"{_LATER}{'+'.join(passed)}": p for passed, p in self.calibration.later.items()}
+            arrays |= {f"{_CALIBRATION}{name}": array for name, array in (own | later).items()}
+        if self.stages is not None:
+            arrays |= {f"{_STAGE}{name}": array for name, array in self.stages.arrays().items()}
         card = {
             **self.card,
             "latency": self._latency,
             "text_encoder": {"name": text.name, "fingerprint": text.fingerprint} if text else None,
+            "stages": None if self.stages is None else self.stages.as_card(),
             "dense": list(DENSE),
             "vocabulary": {name: list(one.terms) for name, one in lexical.items()},
         }
@@ -219,12 +227,20 @@ class ComplexityClassifier:
                 text=text,
             )
             heads = Heads(**{f.name: arrays[f.name] for f in fields(Heads)})
-            stored = {name.removeprefix(_CALIBRATION): a for name, a in arrays.items() if name.startswith(_CALIBRATION)}
-            calibration = CalibrationSet(**stored) if stored else None
+            stored, own = _named(arrays, _CALIBRATION), card.pop("stages", None)
+            later: dict[Any, Floats] = {tuple(name.split("+")): p for name, p in _named(stored, _LATER).items()}
+            stored = {name: array for name, array in stored.items() if not name.startswith(_LATER)}
+            calibration = CalibrationSet(**stored, later=later) if stored else None
+            stages = None if own is None else StageHeads.load(own, _named(arrays, _STAGE))
             ModelIdentity.from_card(card.get("model"))
-            return cls(encoder, heads, LatencyModel.from_dict(latency), card, calibration)
+            return cls(encoder, heads, LatencyModel.from_dict(latency), card, calibration, stages)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{Path(folder) / CARD_FILE} and its weights do not fit ({error}); {REMEDY}") from error
+
+
+def _named(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The arrays whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _text_encoder(folder: str | Path, wanted: Any) -> TextEncoder | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vlroute.checks import Number, refused
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.latency import LatencyModel
-from vlroute.types import MODES, Decision, Mode
+from vlroute.types import MODES, STAGES, Decision, Mode, Stage
 
 #: Accepted prices: what one second of waiting is worth, in probability of a right answer.
 PRICE = Number(0)
@@ -29,6 +30,9 @@ class Policy:
         min_coverage: A request with a lower coverage (share of its tokens that training has seen) is too different from
             the training data, and is sent to `fallback_mode`.
         fallback_mode: The mode for requests with low coverage, and without a classifier.
+        stages: The stages at which a request may be decided: "prompt" and any of "prefill" and "answer". A later stage
+            is used where the router artifact and the engine know it and its information is worth its seconds.
+        decide_within: Maximum seconds for which a stream holds back the first text of Instruct for the stage "answer".
 
     Raises:
         SettingsError: A value is invalid.
@@ -37,11 +41,15 @@ class Policy:
     price: float = 0.1
     min_coverage: float = 0.3
     fallback_mode: Mode = "instruct"
+    stages: tuple[Stage, ...] = STAGES
+    decide_within: float = 2.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "price", PRICE.read("price", self.price))
         object.__setattr__(self, "min_coverage", Number(0, 1).read("min_coverage", self.min_coverage))
         _check_mode("fallback_mode", self.fallback_mode)
+        object.__setattr__(self, "stages", checked_stages(self.stages))
+        object.__setattr__(self, "decide_within", Number(0).read("decide_within", self.decide_within))
 
     def decide(
         self,
@@ -50,6 +58,8 @@ class Policy:
         caption: str | None = None,
         forced: Mode | None = None,
         uncached_tokens: Mapping[Mode, int] | None = None,
+        stage: Stage = "prompt",
+        wasted: float = 0.0,
     ) -> Decision:
         """Choose the mode for one prediction.
 
@@ -60,16 +70,18 @@ class Policy:
             forced: Forces a mode.
             uncached_tokens: Number of prompt tokens that each mode would have to prefill, if known. In a conversation
                 the mode that answered last has fewer of them than the other one.
+            stage: The stage of the prediction.
+            wasted: Seconds that Instruct has taken until this stage and that are lost if Thinking answers.
 
         Returns:
-            The decision at stage "prompt".
+            The decision.
 
         Raises:
             SettingsError: `forced` is not a mode.
         """
         left = uncached_tokens or {}
         instruct = latency.expected("instruct", prediction.tokens_instruct, left.get("instruct"))
-        thinking = latency.expected("thinking", prediction.tokens_thinking, left.get("thinking"))
+        thinking = latency.expected("thinking", prediction.tokens_thinking, left.get("thinking")) + wasted
         extra, gain = thinking - instruct, prediction.gain
         threshold = min(self.price * max(extra, 0.0), sys.float_info.max)
         mode: Mode = "thinking" if gain > threshold else "instruct"
@@ -83,7 +95,7 @@ class Policy:
             reason = _reason(gain, extra, threshold)
         return Decision(
             mode=mode,
-            stage="prompt",
+            stage=stage,
             p_instruct=prediction.p_instruct,
             p_thinking=prediction.p_thinking,
             gain=gain,
@@ -109,3 +121,11 @@ def _reason(gain: float, extra: float, threshold: float) -> str:
 def _check_mode(name: str, mode: object) -> None:
     if not (isinstance(mode, str) and mode in MODES):
         raise refused(name, mode, f"one of {', '.join(MODES)}")
+
+
+def checked_stages(value: Any) -> tuple[Stage, ...]:
+    """The stages in order. SettingsError if `value` does not consist of stages, "prompt" among them."""
+    given = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else ()
+    if "prompt" not in given or any(stage not in STAGES for stage in given):
+        raise refused("stages", value, f"a tuple of {', '.join(STAGES)}, with prompt")
+    return tuple(stage for stage in STAGES if stage in given)

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol, get_args
@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 from vlroute.checks import refused
 from vlroute.decision.captions import CachedCaptioner, Captioner, VisionProbe
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
+from vlroute.decision.information import StagedCurve, StagePlan, usable
 from vlroute.decision.latency import HALF_LIFE, LatencyModel
 from vlroute.decision.policy import Policy
+from vlroute.decision.staged import StagedDecision
 from vlroute.decision.target import PRESETS, Target
 from vlroute.decision.tradeoff import OperatingPoint, TradeoffCurve
 from vlroute.errors import ArtifactError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
 from vlroute.steps import Steps
-from vlroute.types import Decision, Mode, Preset
+from vlroute.types import Decision, Mode, Preset, Stage
 
 log = logging.getLogger("vlroute")
 
@@ -34,6 +36,8 @@ CAPTION_PROMPT = "Describe the picture in a few words."
 NO_ARTIFACT = Prediction(p_instruct=0.5, p_thinking=0.5, tokens_instruct=0, tokens_thinking=0, coverage=0)
 #: The price of a target is recomputed after this many answers or after `HALF_LIFE` seconds; it takes about 1 ms.
 RESOLVE_EVERY = 32
+#: Number of prices, of requests with a price of their own, whose plans are kept.
+MOST_PLANS = 32
 CaptionSource = Literal["instruct", "probe"]
 
 
@@ -87,6 +91,8 @@ class ModeSelector:
             otherwise Instruct.
         probe: The vision probe of the router artifact.
         shared: Whether both modes run on one machine, see `LatencyModel`.
+        available: The later stages for which the engine gives evidence.
+        shared_prompt: Whether Thinking continues a prompt that Instruct has read, as in a hybrid.
 
     Raises:
         ArtifactError: A target needs a calibration set, or "probe" a probe, and the artifact has none.
@@ -100,6 +106,8 @@ class ModeSelector:
         captioner: Captioner | CaptionSource | None = None,
         probe: VisionProbe | None = None,
         shared: bool = True,
+        available: Sequence[Stage] = (),
+        shared_prompt: bool = False,
     ) -> None:
         if not (captioner is None or callable(captioner)) and captioner not in get_args(CaptionSource):
             raise refused("captioner", captioner, "'instruct', 'probe', a callable or None")
@@ -112,7 +120,9 @@ class ModeSelector:
         self._observed = 0
         self._warned = self._warned_of_price = False
         self._resolved_at = -math.inf
-        self._shared = shared
+        self._shared, self._available, self._shared_prompt = shared, tuple(available), shared_prompt
+        self._fingerprint: str | None = None
+        self._plans: dict[float, StagePlan] = {}
         self.latency = LatencyModel(shared=shared)
         self.use(classifier, probe)
 
@@ -171,9 +181,27 @@ class ModeSelector:
         with self._lock:
             latency = self.latency if self._observed or classifier is None else classifier.latency
             latency.shared = self._shared
+            self._plans = {}
             captions: CachedCaptioner[_Seen] = CachedCaptioner(partial(self._describe, probe))
             current = _State(classifier, self._resolved(classifier, latency), probe, captions)
             self.latency, self._state = latency, current
+
+    def check_evidence(self, fingerprint: str | None) -> None:
+        """Use later stages only if they were trained on evidence of the model that answers; otherwise log a warning.
+
+        Args:
+            fingerprint: Fingerprint of the checkpoints; None if it is not known, as for endpoints.
+        """
+        with self._lock:
+            self._fingerprint = fingerprint
+            heads = None if self._state.classifier is None else self._state.classifier.stages
+            if heads is not None and fingerprint not in (None, heads.source.fingerprint):
+                log.warning(
+                    "the later stages of the router artifact were trained on evidence of other checkpoints "
+                    "(fingerprint %s…), so decisions use the stage prompt only; train a router for this model",
+                    heads.source.fingerprint[:12],
+                )
+            self._resolve_again()
 
     def observe(
         self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, uncached_tokens: int | None
@@ -206,7 +234,7 @@ class ModeSelector:
             ArtifactError: The router artifact contains no calibration set.
         """
         current = self._current()
-        curve = _tradeoff_curve(current.classifier, self.latency, current.policy)
+        curve = self._curve(current.classifier, self.latency, current.policy)
         return target.resolve(curve) if target else curve.at(current.policy.price)
 
     def _current(self) -> _State:
@@ -223,12 +251,59 @@ class ModeSelector:
     def _resolve_again(self) -> None:
         policy = self._resolved(self._state.classifier, self.latency)
         self._state = replace(self._state, policy=policy)
+        self._plans = {}
 
     def _resolved(self, classifier: ComplexityClassifier | None, latency: LatencyModel) -> Policy:
         if isinstance(self._target, Policy):
             return self._target
-        policy, self._resolved_at = Policy(), time.monotonic()
-        return replace(policy, price=self._target.resolve(_tradeoff_curve(classifier, latency, policy)).price)
+        policy, self._resolved_at = Policy(stages=self._target.stages), time.monotonic()
+        return replace(policy, price=self._target.resolve(self._curve(classifier, latency, policy)).price)
+
+    def curve(self) -> TradeoffCurve:
+        """The trade-off curve of the policy in use at the current latencies.
+
+        Returns:
+            The curve; a `StagedCurve` if later stages are in use.
+
+        Raises:
+            ArtifactError: The router artifact contains no calibration set.
+        """
+        current = self._current()
+        return self._curve(current.classifier, self.latency, current.policy)
+
+    def _curve(self, classifier: ComplexityClassifier | None, latency: LatencyModel, policy: Policy) -> TradeoffCurve:
+        if classifier is None or classifier.calibration is None:
+            raise ArtifactError(
+                "targets and presets need a router artifact with a calibration set: pass router=, or retrain it with "
+                "vlroute train; Policy(price=…) works without one"
+            )
+        records, stages = classifier.calibration, self._stages(classifier, policy)
+        if len(stages) == 1:
+            return TradeoffCurve(records, latency, policy.min_coverage, policy.fallback_mode)
+        return StagedCurve(records, stages, latency, policy.min_coverage, policy.fallback_mode, self._shared_prompt)
+
+    def _stages(self, classifier: ComplexityClassifier, policy: Policy) -> tuple[Stage, ...]:
+        """The stages in use, "prompt" first."""
+        heads = classifier.stages
+        if heads is not None and self._fingerprint not in (None, heads.source.fingerprint):
+            return ("prompt",)
+        return usable(classifier.calibration, classifier.stages, policy.stages, self._available)
+
+    def _plan(self, current: _State, policy: Policy) -> StagePlan | None:
+        """When to go on at the price of `policy`; None if there is only the stage "prompt"."""
+        classifier = current.classifier
+        if classifier is None or classifier.calibration is None or len(self._stages(classifier, policy)) == 1:
+            return None
+        plans = self._plans  # replaced as a whole when latencies have changed
+        if (plan := plans.get(policy.price)) is None:
+            if len(plans) >= MOST_PLANS:
+                plans.clear()
+            plan = StagePlan(
+                classifier.calibration, self._stages(classifier, policy), self.latency, policy.price,
+                policy.min_coverage, policy.fallback_mode, self._shared_prompt,
+            )  # fmt: skip
+            plans[policy.price] = plan
+        return plan
 
     def caption(self, conversation: Conversation, request: VisionRequest | None) -> Steps[str | None]:
         """Caption of the media in the last message, or of all media if the last message has none.
@@ -261,7 +336,18 @@ class ModeSelector:
         price: float | None,
         uncached_tokens: Mapping[Mode, int] | None = None,
     ) -> Decision:
-        """Choose the mode.
+        """Choose the mode at the stage "prompt"; see `begin`."""
+        return self.begin(conversation, caption, mode, price, uncached_tokens).decision
+
+    def begin(
+        self,
+        conversation: Conversation,
+        caption: str | None,
+        mode: Mode | None,
+        price: float | None,
+        uncached_tokens: Mapping[Mode, int] | None = None,
+    ) -> StagedDecision:
+        """Choose the mode at the stage "prompt".
 
         Args:
             conversation: The messages.
@@ -271,7 +357,7 @@ class ModeSelector:
             uncached_tokens: Number of prompt tokens that each mode would have to prefill, if known.
 
         Returns:
-            The decision, with its reason.
+            The decision, with its reason. It may go on to later stages, see `StagedDecision.goes_on`.
         """
         current = self._current()
         policy = current.policy if price is None else replace(current.policy, price=price)
@@ -280,7 +366,7 @@ class ModeSelector:
             if mode is None:
                 reason = "no router artifact for this model: pass router=, or train one (vlroute train)"
                 decision = replace(decision, forced=False, reason=reason)
-            return decision
+            return StagedDecision(decision, NO_ARTIFACT, policy, self.latency)
         prediction = current.classifier.predict(conversation.prompt, caption)
         decision = policy.decide(prediction, self.latency, caption, mode, uncached_tokens)
         budgets = current.classifier.budgets
@@ -292,7 +378,10 @@ class ModeSelector:
         if caption is None and mode is None and (conversation.pictures or conversation.videos):
             reason = f"{decision.reason} (from the prompt alone: no caption is made before the model is loaded)"
             decision = replace(decision, reason=reason)
-        return decision
+        plan = self._plan(current, policy) if mode is None and prediction.coverage >= policy.min_coverage else None
+        return StagedDecision(
+            decision, prediction, policy, self.latency, current.classifier.stages, plan, self._shared_prompt
+        )
 
     def _warn_of_price(self, decision: Decision, price: float) -> None:
         """Warn once if the threshold is above 1: no gain exceeds 1, so such a request never goes to Thinking."""
@@ -336,12 +425,3 @@ class ModeSelector:
             self._warned = True
             return False
         return True
-
-
-def _tradeoff_curve(classifier: ComplexityClassifier | None, latency: LatencyModel, policy: Policy) -> TradeoffCurve:
-    if classifier is None or classifier.calibration is None:
-        raise ArtifactError(
-            "targets and presets need a router artifact with a calibration set: pass router=, or retrain it with "
-            "vlroute train; Policy(price=…) works without one"
-        )
-    return TradeoffCurve(classifier.calibration, latency, policy.min_coverage, policy.fallback_mode)

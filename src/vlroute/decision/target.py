@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from vlroute.checks import Number, refused
+from vlroute.decision.policy import checked_stages
 from vlroute.decision.tradeoff import OperatingPoint, TradeoffCurve
 from vlroute.errors import SettingsError
-from vlroute.types import Preset
+from vlroute.types import STAGES, Preset, Stage
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 #: The share of the extra seconds of always thinking that a preset may use.
@@ -21,7 +22,7 @@ EXTRA_SECONDS: dict[Preset, float] = {"fast": 0.25, "balanced": 0.5}
 class Target:
     """One goal, converted to a price on the calibration records at the latencies of this machine.
 
-    Exactly one attribute is set.
+    Exactly one attribute is set, besides `stages`.
 
     Attributes:
         target_accuracy: Accuracy from 0 to 1, to be reached in as few seconds as possible.
@@ -30,6 +31,7 @@ class Target:
         preset: "fast" and "balanced" use at most a quarter and a half of the extra seconds that always thinking takes;
             "accurate" thinks if the gain is above 0; "knee" is the point of diminishing returns: farthest above the
             straight line between the fastest and the most accurate point (Kneedle, Satopaa et al. 2011).
+        stages: The stages at which a request may be decided, see `Policy`.
 
     Raises:
         SettingsError: Not exactly one attribute is set, or its value is invalid.
@@ -39,13 +41,14 @@ class Target:
     max_mean_seconds: float | None = None
     thinking_share: float | None = None
     preset: Preset | None = None
+    stages: tuple[Stage, ...] = STAGES
 
     def __post_init__(self) -> None:
-        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        object.__setattr__(self, "stages", checked_stages(self.stages))
+        given = self._given()
         if len(given) != 1:
-            raise SettingsError(
-                f"a target has exactly one of {', '.join(f.name for f in fields(self))}, not {len(given)}"
-            )
+            goals = ", ".join(f.name for f in fields(self) if f.name != "stages")
+            raise SettingsError(f"a target has exactly one of {goals}, not {len(given)}")
         name, value = given.popitem()
         if name == "preset":
             if not (isinstance(value, str) and value in PRESETS):
@@ -55,8 +58,14 @@ class Target:
             object.__setattr__(self, name, accepted.read(name, value))
 
     def __repr__(self) -> str:
-        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        given = self._given() | ({} if self.stages == STAGES else {"stages": self.stages})
         return f"Target({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+    def _given(self) -> dict[str, Any]:
+        """The attribute that is set, by name."""
+        return {
+            f.name: value for f in fields(self) if f.name != "stages" and (value := getattr(self, f.name)) is not None
+        }
 
     def resolve(self, curve: TradeoffCurve) -> OperatingPoint:
         """The operating point that meets the target.

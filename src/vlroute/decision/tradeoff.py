@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.text_encoder import Floats
 from vlroute.decision.wilson import share_interval
-from vlroute.types import MODES, Mode
+from vlroute.types import MODES, Mode, Stage
 
 Values = NDArray[np.float64]
 
@@ -26,6 +27,7 @@ class CalibrationSet:
         right: Correctness of the answers, 0 to 1, `[n, 2]`.
         tokens: Numbers of generated tokens, `[n, 2]`; the predicted ones if they were not recorded.
         coverage: See `Prediction`, `[n]`.
+        later: `p` at later stages, by the stages that were passed, see `StageHeads`.
 
     Raises:
         ValueError: There are no records, or a shape is wrong.
@@ -36,10 +38,12 @@ class CalibrationSet:
     right: Floats
     tokens: Floats
     coverage: Floats
+    later: Mapping[tuple[Stage, ...], Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.coverage)
-        if n == 0 or self.coverage.shape != (n,) or any(getattr(self, name).shape != (n, 2) for name in self.PAIRS):
+        pairs = [getattr(self, name) for name in self.PAIRS] + [*self.later.values()]
+        if n == 0 or self.coverage.shape != (n,) or any(one.shape != (n, 2) for one in pairs):
             raise ValueError("a calibration set needs at least one record, and two columns for each array")
 
     PAIRS = ("p", "expected", "right", "tokens")
@@ -83,6 +87,7 @@ class TradeoffCurve:
         seconds: Mean seconds, `[k]`.
         single_accuracies: Accuracy of always using Instruct and always using Thinking, `[2]`.
         single_seconds: Their mean seconds, `[2]`.
+        count: Number of records.
     """
 
     def __init__(
@@ -92,7 +97,7 @@ class TradeoffCurve:
         min_coverage: float = 0.0,
         fallback_mode: Mode = "instruct",
     ) -> None:
-        expected, written = (_seconds(tokens, latency) for tokens in (records.expected, records.tokens))
+        expected, written = (seconds_of(tokens, latency) for tokens in (records.expected, records.tokens))
         gain = (records.p[:, 1] - records.p[:, 0]).astype(np.float64)
         extra = expected[:, 1] - expected[:, 0]
         with np.errstate(divide="ignore", over="ignore"):
@@ -106,7 +111,8 @@ class TradeoffCurve:
         always, possible = int(np.isposinf(most).sum()), int((most > 0).sum())
         falls = np.flatnonzero(most[:-1] > most[1:]) + 1  # records with equal values think together
         cuts = np.unique([always, *falls[(falls >= always) & (falls <= possible)], possible])
-        self._most, self._right = most, right
+        self._most, self._right, self._order, self._records = most, right, order, records
+        self.count = n
         self._cuts = cuts
         self.prices: Values = np.asarray([_price(most, int(cut)) for cut in cuts])
         self.shares: Values = cuts / n
@@ -124,13 +130,19 @@ class TradeoffCurve:
             float(self.seconds[position]), float(self.shares[position]),
         )  # fmt: skip
 
+    def answers(self, position: int) -> Values:
+        """Correctness of each record at the price at `position` in `prices`, in the order of the records, `[n]`."""
+        thinks = np.zeros(len(self._order), bool)
+        thinks[self._order[: int(self._cuts[position])]] = True
+        return np.where(thinks, self._records.right[:, 1], self._records.right[:, 0]).astype(np.float64)
+
     def at(self, price: float) -> OperatingPoint:
         """The operating point of any price >= 0."""
         found = self.operating_point(int(np.searchsorted(self._cuts, (self._most > price).sum())))
         return OperatingPoint(price, found.accuracy, found.interval, found.mean_seconds, found.thinking_share)
 
 
-def _seconds(tokens: Floats, latency: LatencyModel) -> Values:
+def seconds_of(tokens: Floats, latency: LatencyModel) -> Values:
     """Seconds `[n, 2]` for these numbers of tokens; they are linear in the tokens."""
     start = np.asarray([latency.expected(mode, 0.0) for mode in MODES])
     step = np.asarray([latency.expected(mode, 1.0) for mode in MODES]) - start

@@ -24,7 +24,7 @@ Matrix = Any  # csr or float64 `[m, columns]`
 
 #: Inverse strengths of the L2 penalty of the right/wrong heads, ascending (each fit starts from the previous one).
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
-USUAL = STRENGTHS.index(0.3)
+USUAL = 1  # position of the usual strength
 ERRORS = 2.0  # another strength must be better than the usual one by this many standard errors
 #: Strengths of the L2 penalty of the token heads.
 PENALTIES = (1.0, 5.0, 25.0)
@@ -96,7 +96,9 @@ class RightHeads:
     unseen: Values
 
 
-def fit_right(matrix: Matrix, right: Values, weight: Values, fold: Indices) -> RightHeads:
+def fit_right(
+    matrix: Matrix, right: Values, weight: Values, fold: Indices, strengths: Sequence[float] = STRENGTHS
+) -> RightHeads:
     """Fit logistic heads with a common L2 penalty.
 
     The usual penalty is replaced only by one whose squared error of the *gain* on left-out rows, after calibration, is
@@ -110,14 +112,15 @@ def fit_right(matrix: Matrix, right: Values, weight: Values, fold: Indices) -> R
         right: How right both modes were, 0 to 1, `[m, 2]`.
         weight: Weights of the rows, `[m]`.
         fold: Fold of each row, `[m]`.
+        strengths: Inverse strengths of the penalty, ascending; the second one is the usual one.
 
     Returns:
         Heads fitted on all rows, and their logits on left-out rows.
     """
     tests = list(tests_of(fold))
-    paths = [[_logistic_path(matrix, own, weight, ~test, STRENGTHS) for own in right.T] for test in tests]
+    paths = [[_logistic_path(matrix, own, weight, ~test, strengths) for own in right.T] for test in tests]
     unseen, errors = [], []
-    for position in range(len(STRENGTHS)):
+    for position in range(len(strengths)):
         logits = np.zeros(right.shape)
         for test, heads in zip(tests, paths, strict=True):
             for head, path in enumerate(heads):
@@ -131,7 +134,7 @@ def fit_right(matrix: Matrix, right: Values, weight: Values, fold: Indices) -> R
     better = saved.sum(axis=1) > ERRORS * np.sqrt(len(right)) * saved.std(axis=1)
     best = int(np.argmax(np.where(better, saved.sum(axis=1), 0))) if better.any() else USUAL
     every_row = np.full(len(right), True)
-    last = [list(_logistic_path(matrix, own, weight, every_row, STRENGTHS[: best + 1]))[-1] for own in right.T]
+    last = [list(_logistic_path(matrix, own, weight, every_row, strengths[: best + 1]))[-1] for own in right.T]
     bias = np.asarray([one[1] for one in last])
     return RightHeads(np.column_stack([one[0] for one in last]), bias, unseen[best])
 

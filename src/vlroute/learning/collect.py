@@ -18,9 +18,12 @@ from vlroute.errors import CheckpointError, InputError
 from vlroute.files import check_outputs, replace_file
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.learning.dataset import Example, Source, examples
+from vlroute.learning.evidence import EvidenceRow, Watch, evidence_file, write_evidence
 from vlroute.learning.grading import Agreement, Grader, exact
 from vlroute.learning.report import collection_report, collection_table
+from vlroute.pipeline import RequestOptions
 from vlroute.records import Outcome, Record, Skipped, read_records, warn, write_records
+from vlroute.steps import run
 from vlroute.types import MODES, Answer, Mode
 
 if TYPE_CHECKING:
@@ -88,7 +91,7 @@ def collect_records(
         router: The model that answers, and the source of captions.
         source: A path or name, or a `Source` with split and config.
         out: A `.jsonl` file. `….settings.json`, which a continued run must match, and `….report.md` are written beside
-            it.
+            it, and `….evidence.jsonl` with the evidence of the model for later stages.
         grader: Compares answers with gold answers.
         agreement: Labels rows without a gold answer. Without it, such rows fail.
         columns: Our names of columns → those of the data set, see `dataset.to_example`.
@@ -164,8 +167,11 @@ class _Job:
     generation: dict[str, Any]
     result: Collected
 
-    def run(self, example: Example) -> tuple[Record, dict[str, Any]] | None:
-        """The record and the texts of both answers; None if the example failed, which `result` counts."""
+    def run(self, example: Example) -> tuple[Record, dict[str, Any], EvidenceRow | None] | None:
+        """The record, the texts of both answers and the evidence of Instruct's answer.
+
+        None if the example failed, which `result` counts.
+        """
         try:
             if not example.answers and self.agreement is None:
                 raise InputError("no gold answer; give one in 'answer', or label by agreement (--agreement)")
@@ -175,7 +181,9 @@ class _Job:
             )
             if not self.result.recorded:
                 self._warm_up(conversation)
-            instruct, thinking = (self._ask(conversation, mode) for mode in MODES)
+            watch = Watch()
+            instruct = self._ask(conversation, "instruct", watch)
+            thinking = self._ask(conversation, "thinking")
             right = self._right(example, instruct.text, thinking.text)
             turns = list(conversation.messages)
             caption = self.router.decide(turns, caption=example.caption).caption
@@ -192,7 +200,9 @@ class _Job:
         self.result.without_gold += not example.answers
         texts = {mode: answer.text for mode, answer in zip(MODES, (instruct, thinking), strict=True)}
         right_by_mode = dict(zip(MODES, right, strict=True))
-        return record, {"id": example.id, "gold": example.answers, "answers": texts, "right": right_by_mode}
+        evidence = watch.row(example.id, *model_of_evidence(self.router))
+        texts_line = {"id": example.id, "gold": example.answers, "answers": texts, "right": right_by_mode}
+        return record, texts_line, evidence
 
     def _warm_up(self, conversation: Conversation) -> None:
         """Answer once without recording: the first answers of a process are slower than later ones."""
@@ -200,9 +210,10 @@ class _Job:
             short = {"min_new_tokens": 0, "max_new_tokens": 2, "answer_reserve": 0}
             self.router.ask(list(conversation.messages), mode=mode, **{**self.generation, **short})
 
-    def _ask(self, conversation: Conversation, mode: Mode) -> Answer:
+    def _ask(self, conversation: Conversation, mode: Mode, watch: Watch | None = None) -> Answer:
         self.router.forget()  # otherwise the second mode would find the picture in the cache
-        return self.router.ask(list(conversation.messages), mode=mode, **self.generation)
+        options = RequestOptions(mode=mode, generation=self.generation, trial=None if watch is None else watch.trial)
+        return run(self.router.pipeline.answer(conversation, options))
 
     def _right(self, example: Example, instruct: str, thinking: str) -> tuple[float | bool, float | bool]:
         if example.answers or self.agreement is None:
@@ -217,6 +228,7 @@ class _Output:
     def __init__(self, records: Path, answers: Path | None) -> None:
         self._records, self._answers = records, answers
         self._batch: list[Record] = []
+        self._evidence: list[EvidenceRow] = []
         self._texts: list[dict[str, Any]] = []
         self._written = time.monotonic()
 
@@ -226,9 +238,11 @@ class _Output:
     def __exit__(self, *_: object) -> None:
         self._flush()
 
-    def add(self, record: Record, texts: dict[str, Any]) -> None:
+    def add(self, record: Record, texts: dict[str, Any], evidence: EvidenceRow | None) -> None:
         self._batch.append(record)
         self._texts.append(texts)
+        if evidence is not None:
+            self._evidence.append(evidence)
         if len(self._batch) >= BATCH or time.monotonic() - self._written > FLUSH_SECONDS:
             self._flush()
 
@@ -237,9 +251,26 @@ class _Output:
             self._answers.parent.mkdir(parents=True, exist_ok=True)
             with self._answers.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in self._texts)
+        if self._evidence:
+            write_evidence(evidence_file(self._records), self._evidence, append=True)
         if self._batch:
             write_records(self._records, self._batch, append=True)
-        self._batch, self._texts, self._written = [], [], time.monotonic()
+        self._batch, self._evidence, self._texts, self._written = [], [], [], time.monotonic()
+
+
+def model_of_evidence(router: Router) -> tuple[str, bool]:
+    """What evidence depends on besides the checkpoints.
+
+    Args:
+        router: A loaded router.
+
+    Returns:
+        The number type of the model, and whether both modes share a prompt; "" and False over endpoints.
+    """
+    if router.scheduler is None:
+        return "", False
+    instruct, thinking = (router.pair[mode].model for mode in MODES)
+    return str(instruct.dtype).removeprefix("torch."), instruct is thinking
 
 
 def outcome_of(right: float | bool, answer: Answer) -> Outcome:
@@ -267,7 +298,8 @@ def outputs(out: str | Path, answers: str | Path | None = None) -> list[Path]:
     Returns:
         Their paths.
     """
-    files = [Path(out), *(_beside(Path(out), ending) for ending in ("settings.json", "report.md"))]
+    beside = [_beside(Path(out), ending) for ending in ("settings.json", "report.md")]
+    files = [Path(out), evidence_file(out), *beside]
     return files if answers is None else [*files, Path(answers)]
 
 

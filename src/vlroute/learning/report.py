@@ -24,6 +24,7 @@ from vlroute.types import MODES
 if TYPE_CHECKING:  # `collect` works without the packages that these modules need
     from vlroute.learning.evaluate import Assessment, Evaluation, Figure, Way
     from vlroute.learning.fit import Comparison
+    from vlroute.learning.stages import StageComparison
 
 UNKNOWN = "–"
 
@@ -202,6 +203,34 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     return _terminal(_comparisons(comparisons), "model selection, on inner folds of the final model")
 
 
+def stages_table(stages: Sequence[StageComparison]) -> Table:
+    """Tabulate what each set of stages adds.
+
+    Args:
+        stages: One comparison per set.
+
+    Returns:
+        A table for the terminal.
+    """
+    return _terminal(_stages(stages), "stages, at the preset balanced, on the calibration records")
+
+
+def _stages(stages: Sequence[StageComparison]) -> Grid:
+    headings = (
+        "stages", "accuracy", "mean seconds", "to Thinking", "decided at each stage",
+        "points above prompt at equal seconds", "95 % interval",
+    )  # fmt: skip
+    rows = [
+        (
+            ", ".join(one.stages), f"{one.accuracy:.1%}", f"{one.seconds:.4g}", f"{one.thinking_share:.0%}",
+            " / ".join(f"{share:.0%}" for share in one.shares), f"{100 * one.above:+.2f}" if one.interval else UNKNOWN,
+            range_cell(one.interval and (100 * one.interval[0], 100 * one.interval[1]), "+.2f"),
+        )
+        for one in stages
+    ]  # fmt: skip
+    return Grid(headings, rows, bold=", ".join(max(stages, key=lambda one: one.utility).stages))
+
+
 def topics_table(topics: Mapping[str, Evaluation]) -> Table:
     """Tabulate accuracy and cost by topic.
 
@@ -226,6 +255,7 @@ def router_report(
     latency_note: str,
     comparisons: Sequence[Comparison],
     warnings: Sequence[str] = (),
+    stages: Sequence[StageComparison] = (),
 ) -> str:
     """Write the report of `train_router`.
 
@@ -235,13 +265,14 @@ def router_report(
         latency_note: Where the seconds come from.
         comparisons: The models that were compared for the final router.
         warnings: Sentences without a full stop.
+        stages: Comparison of the stages, if the records had evidence.
 
     Returns:
         A page in Markdown.
     """
     return render(
         "router_report.md.j2", warnings=warnings, provenance=provenance, latency_note=latency_note,
-        comparisons=_comparisons(comparisons), **_parts(evaluation, {}),
+        comparisons=_comparisons(comparisons), stages=_stages(stages) if stages else None, **_parts(evaluation, {}),
     )  # fmt: skip
 
 

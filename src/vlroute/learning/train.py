@@ -30,10 +30,12 @@ from vlroute.learning.advice import record_warnings, result_warnings, routing_wa
 from vlroute.learning.assumptions import Assumed, assumed, measure_latency, note
 from vlroute.learning.embeddings import embed_texts
 from vlroute.learning.evaluate import Evaluation, evaluate
+from vlroute.learning.evidence import read_evidence
 from vlroute.learning.fit import Comparison
-from vlroute.learning.folds import Together
+from vlroute.learning.folds import Together, folds_of
 from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
-from vlroute.learning.report import comparison_table, figures_table, router_report, ways_table
+from vlroute.learning.report import comparison_table, figures_table, router_report, stages_table, ways_table
+from vlroute.learning.stages import FittedStages, StageComparison, compare_stages, fit_stages
 from vlroute.records import Record, read_all
 from vlroute.types import MODES, ModelIdentity
 
@@ -63,7 +65,8 @@ def train_router(
     The result is deterministic except for the date.
 
     Args:
-        paths: Record files, `.jsonl` or `.jsonl.gz`.
+        paths: Record files, `.jsonl` or `.jsonl.gz`. Later stages are trained if there is evidence beside them, see
+            `evidence_file`.
         out: Folder of the artifact.
         oof: A file for the out-of-fold `p_instruct` and `p_thinking` of each record, means over the seeds.
         price: Price of the routed rows of the report; the artifact works with any price.
@@ -133,18 +136,30 @@ def train_router(
             "tokens of an answer": found.tokens,
             "prefill and seconds per token": {mode: list(figures) for mode, figures in found.seconds.items()},
         }
-    classifier.calibration = calibration_set(records, unseen.given[0])
+    evidence = read_evidence(paths)
+    answered = named or _model_of(records, notes)
+    fold = folds_of(records, folds, 0, together=together)
+    fingerprint = answered.fingerprint if answered and answered.fingerprint else ""
+    fitted = fit_stages(records, unseen.given[0], evidence, fold, fingerprint) if evidence else None
+    classifier.calibration = calibration_set(records, unseen.given[0], fitted)
+    stages: list[StageComparison] = []
+    if fitted is not None:
+        classifier.stages = fitted.heads
+        stages = compare_stages(classifier.calibration, latency, any(row.shared_prompt for row in evidence.values()))
+        provenance["evidence"] = {"records": len(fitted.rows), **asdict(fitted.heads.source)}
     advice = result_warnings(evaluation) + routing_warnings(unseen.given[0], classifier.calibration, latency, price)
     comparisons = [Comparison(**one) for one in classifier.card["model_selection"]]
-    if (answered := named or _model_of(records, notes)) is not None:
+    if answered is not None:
         classifier.card["model"] = answered.as_card()
     classifier.card |= {"provenance": provenance, "metrics": asdict(evaluation), "warnings": warnings + advice}
     classifier.save(out)
-    report = router_report(evaluation, provenance, note(records), comparisons, warnings + advice)
+    report = router_report(evaluation, provenance, note(records), comparisons, warnings + advice, stages)
     replace_file(out / REPORT_FILE, report.encode())
     if oof is not None:
         _write_predictions(Path(oof), records, unseen)
     console.print(ways_table(evaluation), figures_table(evaluation), comparison_table(comparisons))
+    if stages:
+        console.print(stages_table(stages))
     console.print(note(records), markup=False, soft_wrap=True)
     _print_warnings(notes, advice)
     return evaluation
@@ -166,18 +181,23 @@ def _print_warnings(console: Console, warnings: list[str]) -> list[str]:
     return warnings
 
 
-def calibration_set(records: Sequence[Record], predictions: Sequence[Prediction]) -> CalibrationSet:
+def calibration_set(
+    records: Sequence[Record], predictions: Sequence[Prediction], stages: FittedStages | None = None
+) -> CalibrationSet:
     """Return the records on which targets are resolved.
 
     Args:
         records: The training records; of more than `MAX_CALIBRATION` a random sample is used.
         predictions: Their out-of-fold predictions.
+        stages: Their later stages; records without evidence are then left out.
 
     Returns:
         Predictions and outcomes. Missing numbers of tokens are replaced by the predicted ones.
     """
     rng = np.random.default_rng(0)
-    chosen = np.sort(rng.permutation(len(records))[:MAX_CALIBRATION]).tolist()
+    rows = np.arange(len(records)) if stages is None else stages.rows
+    places = np.sort(rng.permutation(len(rows))[:MAX_CALIBRATION])
+    chosen = rows[places].tolist()
     kept = [(predictions[i], records[i].instruct, records[i].thinking) for i in chosen]
     expected = [(p.tokens_instruct, p.tokens_thinking) for p, _, _ in kept]
     generated = [
@@ -190,6 +210,7 @@ def calibration_set(records: Sequence[Record], predictions: Sequence[Prediction]
         right=np.asarray([(float(i.correct), float(t.correct)) for _, i, t in kept], np.float32),
         tokens=np.asarray(generated, np.float32),
         coverage=np.asarray([p.coverage for p, _, _ in kept], np.float32),
+        later={} if stages is None else {one: p[places].astype(np.float32) for one, p in stages.later.items()},
     )
 
 

@@ -10,9 +10,7 @@ import gradio as gr
 import numpy as np
 from gradio.components.plot import PlotData
 
-from vlroute.decision.selector import ModeSelector
 from vlroute.decision.tradeoff import OperatingPoint, TradeoffCurve
-from vlroute.errors import ArtifactError
 from vlroute.serving.ui.components import COLORS, FONT, Answerer, ErrorNotice, Texts
 from vlroute.types import MODES
 
@@ -42,10 +40,10 @@ def add_tradeoff(answerer: Answerer, texts: Texts, price: gr.State, tab: gr.Tab)
 
     def draw(position: int) -> tuple[PlotData | None, str]:
         with ErrorNotice(texts):
-            curve, count = _tradeoff_curve(answerer.selector)
+            curve = answerer.selector.curve()
             operating_point = curve.at(PRICES[int(position)])
             figure = json.dumps(_figure(curve, operating_point, texts))
-            return PlotData(type="plotly", plot=figure), _summary(operating_point, count, texts)
+            return PlotData(type="plotly", plot=figure), _summary(operating_point, curve.count, texts)
         return None, ""
 
     def set_price(position: int, used: bool) -> float | None:
@@ -64,15 +62,6 @@ def nearest(price: float) -> int:
     if price < PRICES[1] / 2:
         return 0
     return 1 + int(np.argmin(np.abs(np.log(np.asarray(PRICES[1:]) / price))))
-
-
-def _tradeoff_curve(selector: ModeSelector) -> tuple[TradeoffCurve, int]:
-    """The curve for the current latency model, and its number of records. ArtifactError without a calibration set."""
-    classifier, policy = selector.classifier, selector.policy
-    if classifier is None or classifier.calibration is None:
-        raise ArtifactError("the router artifact has no calibration set; train it again with `vlroute train`")
-    records = classifier.calibration
-    return TradeoffCurve(records, selector.latency, policy.min_coverage, policy.fallback_mode), len(records.coverage)
 
 
 def _figure(curve: TradeoffCurve, operating_point: OperatingPoint, texts: Texts) -> dict[str, Any]:

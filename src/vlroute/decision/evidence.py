@@ -1,0 +1,174 @@
+"""Probabilities at the stages "prefill" and "answer", from evidence of the model itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from vlroute.decision.text_encoder import Floats
+from vlroute.types import Stage
+
+#: Stages after "prompt", in order.
+LATER: tuple[Stage, ...] = ("prefill", "answer")
+#: Stages whose evidence a head uses.
+Passed = tuple[Stage, ...]
+ANSWER_NUMBERS = (
+    "mean log-probability", "lowest log-probability", "sum of the log-probabilities",
+    "log-probability of the first token", "mean entropy", "highest entropy", "entropy of the first token",
+    "ln of one more than the number of tokens",
+)  # fmt: skip
+#: Probabilities are kept this far from 0 and 1 before they become logits.
+MARGIN = 1e-4
+#: Standardized evidence is cut here, so that one strange number does not decide alone.
+MOST = 6.0
+
+
+def answer_numbers(log_probs: Sequence[float], entropies: Sequence[float]) -> Floats:
+    """The evidence of an Instruct answer as numbers.
+
+    Args:
+        log_probs: Log-probability of each token.
+        entropies: Entropy of each token.
+
+    Returns:
+        The numbers of `ANSWER_NUMBERS`, float32; 0 for an answer without tokens.
+    """
+    if not len(log_probs):
+        return np.zeros(len(ANSWER_NUMBERS), np.float32)
+    own, spread = np.asarray(log_probs, np.float64), np.asarray(entropies, np.float64)
+    return np.asarray(
+        [own.mean(), own.min(), own.sum(), own[0], spread.mean(), spread.max(), spread[0], math.log1p(len(own))],
+        np.float32,
+    )
+
+
+def logit(p: float) -> float:
+    """The logit of a probability, kept `MARGIN` away from 0 and 1."""
+    p = min(max(p, MARGIN), 1 - MARGIN)
+    return math.log(p / (1 - p))
+
+
+@dataclass(frozen=True, slots=True)
+class StageHead:
+    """Two linear heads, "Instruct is right" and "Thinking is right", for one set of passed stages.
+
+    The columns are the logits of both probabilities of the stage "prompt", followed by the evidence of the passed
+    stages.
+
+    Attributes:
+        center: Mean of each column, `[columns]`.
+        scale: What each column is divided by, `[columns]`.
+        weights: `[columns, 2]`, calibration included.
+        bias: `[2]`.
+    """
+
+    center: Floats
+    scale: Floats
+    weights: Floats
+    bias: Floats
+
+    def check(self, columns: int) -> None:
+        """Raise a ValueError if a shape does not fit the number of columns."""
+        shapes = {"center": (columns,), "scale": (columns,), "weights": (columns, 2), "bias": (2,)}
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} of a stage has shape {list(getattr(self, name).shape)}, not {list(shape)}")
+
+    def probabilities(self, values: Floats) -> Floats:
+        """Probabilities of both modes `[..., 2]` for the columns `[..., columns]`."""
+        logits = self.standard(values) @ self.weights + self.bias
+        return np.asarray(1 / (1 + np.exp(-np.clip(logits, -30, 30))))
+
+    def standard(self, values: Floats) -> Floats:
+        """Standardized columns."""
+        return np.asarray(np.clip((values - self.center) / self.scale, -MOST, MOST))
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceSource:
+    """The model that gave the evidence on which stages were trained.
+
+    Attributes:
+        fingerprint: Fingerprint of its checkpoints.
+        layer: The layer of the hidden state.
+        dtype: Number type in which the model computes.
+        width: Width of the hidden state; 0 if there is none, as over endpoints.
+    """
+
+    fingerprint: str
+    layer: str = "last norm"
+    dtype: str = ""
+    width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StageHeads:
+    """The heads of all later stages.
+
+    Attributes:
+        source: The model that gave the evidence.
+        heads: A head for each set of passed stages: ("prefill",), ("answer",) and ("prefill", "answer"), or those
+            whose evidence the records had.
+
+    Raises:
+        ValueError: A shape is wrong.
+    """
+
+    source: EvidenceSource
+    heads: Mapping[Passed, StageHead]
+
+    def __post_init__(self) -> None:
+        for passed, head in self.heads.items():
+            if not passed or any(stage not in LATER for stage in passed):
+                raise ValueError(f"unknown stages {passed!r}")
+            head.check(columns(passed, self.source.width))
+
+    @property
+    def stages(self) -> Passed:
+        """The later stages that some head uses."""
+        return tuple(stage for stage in LATER if any(stage in passed for passed in self.heads))
+
+    def predict(self, p: tuple[float, float], evidence: Mapping[Stage, Floats]) -> tuple[float, float]:
+        """Probabilities that Instruct and Thinking are right.
+
+        Args:
+            p: Those of the stage "prompt".
+            evidence: The hidden state and the numbers of the answer, of the stages that were passed.
+
+        Returns:
+            Both probabilities.
+        """
+        passed = tuple(stage for stage in LATER if stage in evidence)
+        values = np.concatenate([[logit(one) for one in p], *(evidence[stage] for stage in passed)])
+        p_instruct, p_thinking = self.heads[passed].probabilities(values).tolist()
+        return p_instruct, p_thinking
+
+    def arrays(self) -> dict[str, Floats]:
+        """All arrays by name."""
+        return {
+            f"{'+'.join(passed)}.{name}": getattr(head, name)
+            for passed, head in self.heads.items()
+            for name in StageHead.__slots__
+        }
+
+    def as_card(self) -> dict[str, Any]:
+        """The entry in the card of a router artifact."""
+        return {"source": asdict(self.source), "heads": ["+".join(passed) for passed in self.heads]}
+
+    @classmethod
+    def load(cls, card: Mapping[str, Any], arrays: Mapping[str, Floats]) -> StageHeads:
+        """The inverse of `as_card` and `arrays`. KeyError, TypeError or ValueError if they do not fit."""
+        heads = {
+            tuple(name.split("+")): StageHead(**{part: arrays[f"{name}.{part}"] for part in StageHead.__slots__})
+            for name in card["heads"]
+        }
+        return cls(EvidenceSource(**card["source"]), heads)
+
+
+def columns(passed: Passed, width: int) -> int:
+    """Number of columns of the head of these stages, with a hidden state of `width`."""
+    return 2 + width * ("prefill" in passed) + len(ANSWER_NUMBERS) * ("answer" in passed)

@@ -1,0 +1,108 @@
+"""The decision of one request through its stages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vlroute.decision.classifier import Prediction
+from vlroute.decision.evidence import StageHeads
+from vlroute.decision.information import StagePlan, wasted_seconds
+from vlroute.decision.latency import LatencyModel
+from vlroute.decision.policy import Policy
+from vlroute.decision.text_encoder import Floats
+from vlroute.types import Decision, PassedStage, Stage
+
+
+class StagedDecision:
+    """The decision of one request, which evidence of later stages may change.
+
+    Args:
+        decision: The decision at the stage "prompt".
+        prediction: Its prediction.
+        policy: The policy.
+        latency: Converts tokens to seconds.
+        heads: Heads of the later stages.
+        plan: When to go on to them; None: never.
+        shared_prompt: See `StagePlan`.
+
+    Attributes:
+        decision: The decision at the latest stage.
+        judged: Whether a later stage has decided.
+    """
+
+    def __init__(
+        self,
+        decision: Decision,
+        prediction: Prediction,
+        policy: Policy,
+        latency: LatencyModel,
+        heads: StageHeads | None = None,
+        plan: StagePlan | None = None,
+        shared_prompt: bool = False,
+    ) -> None:
+        self._prediction, self._policy, self._latency = prediction, policy, latency
+        self._heads, self._plan, self._shared_prompt = heads, plan, shared_prompt
+        self._evidence: dict[Stage, Floats] = {}
+        self.judged = False
+        self.decision = replace(decision, stages=(_passed(decision, 0.0),))
+        if self.goes_on:
+            assert plan is not None
+            self.decision = replace(self.decision, later_stages=plan.stages[1:])
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next stage is worth its seconds."""
+        if self._plan is None:
+            return False
+        margin = self.decision.gain - self.decision.threshold
+        return self._plan.value(self.decision.stage, margin) > 0
+
+    @property
+    def decide_within(self) -> float:
+        """See `Policy`."""
+        return self._policy.decide_within
+
+    def decided_after(self, seconds: float) -> None:
+        """Record how long the stage "prompt" has taken."""
+        first = replace(self.decision.stages[0], seconds=seconds)
+        self.decision = replace(self.decision, stages=(first,))
+
+    def judge(self, stage: Stage, evidence: Floats, seconds: float) -> bool | None:
+        """Decide at a later stage.
+
+        Args:
+            stage: The stage.
+            evidence: Its evidence: the hidden state, or the numbers of the answer.
+            seconds: Seconds since the beginning of the request.
+
+        Returns:
+            Whether Instruct answers; None if the next stage has to decide.
+        """
+        assert self._heads is not None
+        self._evidence[stage] = evidence
+        before, first = self.decision, self._prediction
+        p_instruct, p_thinking = self._heads.predict((first.p_instruct, first.p_thinking), self._evidence)
+        prediction = replace(first, p_instruct=p_instruct, p_thinking=p_thinking)
+        instruct = self._latency.expected("instruct", first.tokens_instruct)
+        wasted = float(wasted_seconds(stage, instruct, self._latency, self._shared_prompt))
+        decision = self._policy.decide(prediction, self._latency, before.caption, stage=stage, wasted=wasted)
+        self.decision = replace(
+            decision,
+            stages=(*before.stages, _passed(decision, seconds)),
+            thinking_budget=before.thinking_budget,
+        )
+        if self.goes_on:
+            return None
+        self.judged = True
+        return decision.mode == "instruct"
+
+    def without_evidence(self) -> None:
+        """Let Instruct answer, because the engine has given no evidence and its text cannot be held back longer."""
+        self.judged = True
+        reason = f"{self.decision.reason}; the endpoint gives no evidence, so Instruct answers"
+        if self.decision.mode == "thinking":
+            self.decision = replace(self.decision, mode="instruct", reason=reason)
+
+
+def _passed(decision: Decision, seconds: float) -> PassedStage:
+    return PassedStage(decision.stage, decision.p_instruct, decision.p_thinking, decision.threshold, seconds)

@@ -1,0 +1,179 @@
+"""Fits the heads of later stages, and compares what each set of stages adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import expit
+
+from vlroute.decision.classifier import Prediction
+from vlroute.decision.evidence import LATER, EvidenceSource, Passed, StageHead, StageHeads, logit
+from vlroute.decision.information import StagedCurve
+from vlroute.decision.latency import LatencyModel
+from vlroute.decision.target import Target
+from vlroute.decision.tradeoff import CalibrationSet, TradeoffCurve, Values
+from vlroute.learning.base_learners import Indices, fit_right, platt
+from vlroute.learning.evidence import EvidenceRow
+from vlroute.learning.intervals import Interval, Sampling
+from vlroute.records import Record
+from vlroute.types import MODES, Preset, Stage
+
+#: Fewer records with evidence are too few for later stages.
+MIN_EVIDENCE = 200
+#: Inverse strengths of the L2 penalty: hidden states have many more columns than the prompt stage has heads.
+STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+#: The preset at which stages are compared.
+PRESET: Preset = "balanced"
+
+
+@dataclass(frozen=True, slots=True)
+class FittedStages:
+    """Heads of later stages.
+
+    Attributes:
+        heads: The heads.
+        rows: Records with evidence, as indices.
+        later: Their out-of-fold probabilities by passed stages, `[rows, 2]`.
+    """
+
+    heads: StageHeads
+    rows: Indices
+    later: dict[Passed, Values]
+
+
+def fit_stages(
+    records: Sequence[Record],
+    prompt: Sequence[Prediction],
+    evidence: Mapping[str, EvidenceRow],
+    fold: Indices,
+    fingerprint: str,
+) -> FittedStages | None:
+    """Fit the heads of later stages on the logits of the stage "prompt" and the evidence.
+
+    The logits of the stage "prompt" are out of fold, as they are in use for new requests. The heads are fitted and
+    evaluated in the same folds.
+
+    Args:
+        records: The training records.
+        prompt: Their out-of-fold predictions at the stage "prompt".
+        evidence: Evidence by id of the record.
+        fold: Fold of each record, `[n]`.
+        fingerprint: Fingerprint of the checkpoints that gave the evidence.
+
+    Returns:
+        The heads; None if fewer than `MIN_EVIDENCE` records have evidence.
+    """
+    rows = np.asarray([i for i, record in enumerate(records) if record.id in evidence], np.int64)
+    if len(rows) < MIN_EVIDENCE:
+        return None
+    own = [evidence[records[i].id] for i in rows]
+    widths = {0 if row.state is None else len(row.state) for row in own}
+    width = widths.pop() if len(widths) == 1 else 0
+    parts: dict[Stage, Values] = {"answer": np.stack([row.answer for row in own]).astype(np.float64)}
+    if width:
+        parts["prefill"] = np.stack([row.state for row in own if row.state is not None]).astype(np.float64)
+    logits = np.asarray([[logit(prompt[i].p_instruct), logit(prompt[i].p_thinking)] for i in rows])
+    right = np.asarray([[float(getattr(records[i], mode).correct) for mode in MODES] for i in rows])
+    heads: dict[Passed, StageHead] = {}
+    later: dict[Passed, Values] = {}
+    for passed in (("prefill",), ("answer",), LATER):
+        if all(stage in parts for stage in passed):
+            values = np.hstack([logits, *(parts[stage] for stage in passed)])
+            heads[passed], later[passed] = _fit(values, right, fold[rows])
+    dtypes = {row.dtype for row in own}
+    source = EvidenceSource(fingerprint, dtype=dtypes.pop() if len(dtypes) == 1 else "", width=width)
+    return FittedStages(StageHeads(source, heads), rows, later)
+
+
+def _fit(values: Values, right: Values, fold: Indices) -> tuple[StageHead, Values]:
+    """A calibrated head, and its out-of-fold probabilities."""
+    center, scale = values.mean(0).astype(np.float32), values.std(0).astype(np.float32)
+    scale[scale == 0] = 1
+    nothing = np.zeros((*values.shape[1:], 2), np.float32)
+    draft = StageHead(center, scale, nothing, nothing[0])
+    standard, weight = draft.standard(values.astype(np.float32)).astype(np.float64), np.ones(len(values))
+    fitted = fit_right(standard, right, weight, fold, STRENGTHS)
+    sigmoids = np.asarray([platt(fitted.unseen[:, head], right[:, head], weight) for head in (0, 1)])
+    weights, bias = fitted.weights * sigmoids[:, 0], fitted.bias * sigmoids[:, 0] + sigmoids[:, 1]
+    head = replace(draft, weights=weights.astype(np.float32), bias=bias.astype(np.float32))
+    return head, expit(fitted.unseen * sigmoids[:, 0] + sigmoids[:, 1])
+
+
+@dataclass(frozen=True, slots=True)
+class StageComparison:
+    """What a set of stages gives at the preset "balanced", on the calibration records.
+
+    Attributes:
+        stages: The stages.
+        accuracy: Accuracy, 0 to 1.
+        seconds: Mean seconds, those of abandoned work included.
+        shares: Share of requests decided at each stage.
+        thinking_share: Share of requests that Thinking answers.
+        above: Accuracy minus that of the stage "prompt" at equal mean seconds.
+        interval: Its 95 % interval, paired.
+        utility: Accuracy minus the price of the mean seconds, at the price of the stage "prompt".
+    """
+
+    stages: tuple[Stage, ...]
+    accuracy: float
+    seconds: float
+    shares: tuple[float, ...]
+    thinking_share: float
+    above: float
+    interval: Interval | None
+    utility: float
+
+
+def compare_stages(
+    records: CalibrationSet, latency: LatencyModel, shared_prompt: bool = False
+) -> list[StageComparison]:
+    """Compare all sets of stages that the calibration records know.
+
+    Args:
+        records: The calibration records.
+        latency: Converts tokens to seconds.
+        shared_prompt: See `StagePlan`.
+
+    Returns:
+        One comparison per set, "prompt" first.
+    """
+    base = TradeoffCurve(records, latency)
+    price = Target(preset=PRESET).resolve(base).price
+    right = records.right.astype(np.float64)
+    found = []
+    for passed in ((), *records.later):
+        stages: tuple[Stage, ...] = ("prompt", *passed)
+        if any(stages[1 : i + 1] not in records.later for i in range(1, len(stages))):
+            continue
+        curve = StagedCurve(records, stages, latency, shared_prompt=shared_prompt)
+        point = Target(preset=PRESET).resolve(curve)
+        course = curve.course(point.price)
+        answers = np.where(course.thinks, right[:, 1], right[:, 0])
+        same = _prompt_answers(records, base, course.seconds.mean())
+        at_price = curve.course(price)
+        gained = np.where(at_price.thinks, right[:, 1], right[:, 0]).mean() - price * at_price.seconds.mean()
+        shares = np.bincount(course.stage, minlength=len(stages)) / len(course.stage)
+        found.append(
+            StageComparison(
+                stages, float(answers.mean()), float(course.seconds.mean()), tuple(shares.tolist()),
+                float(course.thinks.mean()), float((answers - same).mean()),
+                Sampling(len(answers)).difference(answers - same) if passed else None, float(gained),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _prompt_answers(records: CalibrationSet, curve: TradeoffCurve, seconds: float) -> Values:
+    """Expected correctness of each record where the stage "prompt" takes `seconds` on average.
+
+    A mixture of the two nearest operating points, as a router reaches it that draws one of them for each request.
+    """
+    order = np.argsort(curve.seconds, kind="stable")
+    above = min(int(np.searchsorted(curve.seconds[order], seconds)), len(order) - 1)
+    low, high = order[max(above - 1, 0)], order[above]
+    span = curve.seconds[high] - curve.seconds[low]
+    share = float(np.clip((seconds - curve.seconds[low]) / span, 0, 1)) if span > 0 else 1.0
+    gains = [curve.answers(int(position)) for position in (low, high)]
+    return (1 - share) * gains[0] + share * gains[1]
