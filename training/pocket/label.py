@@ -12,6 +12,8 @@ about clean pictures only. A third of the requests with a drawing have other for
 picture, other case and punctuation, a sentence next to the question. One request in ten has no picture, and one in 40
 has a picture from outside the drawn tasks.
 
+The evidence for later stages is written beside the records, see `vlroute.learning.evidence`.
+
 Every answer is generated, one request at a time, so that the seconds are those of a single user. `--jobs 2` labels two
 halves side by side; then seconds are comparable with each other only. A stopped run can be continued: until the output
 is complete, the records so far are in files next to it.
@@ -30,11 +32,13 @@ from training.page import POCKET, argument_parser, drop_incomplete_line, lines_o
 from training.pocket.data import any_question, content, seen
 from training.pocket.text import draw_text, vary
 from training.pocket.unknown import draw_unknown
-from vlroute import InputError, Record, Router, read_records, write_records
+from vlroute import InputError, Record, Router, read_records, steps, write_records
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.learning import Task, draw_evenly, draw_task
-from vlroute.learning.collect import outcome_of
+from vlroute.learning.collect import model_of_evidence, outcome_of
+from vlroute.learning.evidence import EvidenceRow, Watch, evidence_file, read_evidence, write_evidence
 from vlroute.learning.trial import plain
+from vlroute.pipeline import RequestOptions
 from vlroute.pocket.tasks import LANGUAGES, LEVELS, UNKNOWN
 from vlroute.types import MODES
 
@@ -106,21 +110,25 @@ def requests(count: int, seed: str) -> Iterator[Labeled]:
     yield from (unknown(rng) for _ in range(strange))
 
 
-def label(router: Router, request: Labeled, name: str) -> Record:
-    """The record of one request. Before each answer the picture is removed from the caches.
+def label(router: Router, request: Labeled, name: str) -> tuple[Record, EvidenceRow]:
+    """The record of one request and its evidence. Before each answer the picture is removed from the caches.
 
     Spaces, punctuation and case of an answer do not matter.
     """
-    outcomes, messages = [], request.conversation.messages
+    outcomes, messages, watch = [], request.conversation.messages, Watch()
     for mode in MODES:
         router.forget()
-        answer = router.ask(messages, mode=mode)
+        options = RequestOptions(mode=mode, trial=watch.trial if mode == "instruct" else None)
+        answer = steps.run(router.pipeline.answer(request.conversation, options))
         outcomes.append(outcome_of(plain(answer.text) == plain(request.answer), answer))
-    return Record(
+    evidence = watch.row(name, *model_of_evidence(router))
+    assert evidence is not None  # a model in this process gives it
+    record = Record(
         id=name, prompt=request.conversation.prompt, caption=router.decide(messages).caption,
         instruct=outcomes[0], thinking=outcomes[1], set="pocket", topic=request.topic, level=request.level,
         language=request.language, model=router.identity.name, fingerprint=router.identity.fingerprint or "",
     )  # fmt: skip
+    return record, evidence
 
 
 def finished(partial: Path) -> list[Record]:
@@ -152,7 +160,9 @@ def label_part(model: Path, count: int, seed: str, partial: Path, part: int, job
                 f"{partial} has records of other requests, from {record.id!r} on: delete the file or give another --out"
             )
     for name, request in drawn:
-        write_records(partial, [label(router, request, name)], append=True)
+        record, evidence = label(router, request, name)
+        write_evidence(evidence_file(partial), [evidence], append=True)
+        write_records(partial, [record], append=True)
 
 
 def main() -> None:
@@ -169,9 +179,12 @@ def main() -> None:
     work = [(*given, partial, part, jobs) for part, partial in enumerate(partials)]
     side_by_side(label_part, work, lambda: lines_of(partials), options.count, "labeling")
     records = sorted((record for partial in partials for record in finished(partial)), key=lambda record: record.id)
+    evidence = read_evidence(partials)
+    write_evidence(evidence_file(options.out), [evidence[record.id] for record in records])
     write_records(options.out, records)
     for partial in partials:
         partial.unlink()
+        evidence_file(partial).unlink()
     print(f"{len(records)} records in {options.out}")
 
 

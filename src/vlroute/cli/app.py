@@ -35,6 +35,7 @@ from vlroute.cli.options import (
     RouterFolder,
     Screen,
     Seed,
+    Stages,
     StoreAt,
     System,
     ThinkingBudget,
@@ -42,6 +43,7 @@ from vlroute.cli.options import (
     Wanted,
     check_price,
     given,
+    policy_of,
 )
 from vlroute.cli.serve import cluster, serve, ui
 from vlroute.errors import VLRouteError
@@ -117,6 +119,7 @@ def ask(
     caption: Caption = None,
     price: Price = None,
     policy: Wanted = None,
+    stages: Stages = None,
     max_new_tokens: MaxNewTokens = None,
     thinking_budget: ThinkingBudget = None,
     answer_reserve: AnswerReserve = None,
@@ -140,7 +143,9 @@ def ask(
             max_new_tokens=max_new_tokens, thinking_budget=thinking_budget, answer_reserve=answer_reserve, seed=seed
         ),
     }  # fmt: skip
-    with Router.from_pretrained(model, router=router, policy=policy, device=device, store=store) as routed:
+    with Router.from_pretrained(
+        model, router=router, policy=policy_of(policy, stages), device=device, store=store
+    ) as routed:
         if as_json:
             typer.echo(json.dumps(routed.ask(prompt, image, **wanted).as_dict(), ensure_ascii=False, indent=2))
             return
@@ -160,6 +165,7 @@ def route(
     caption: Caption = None,
     price: Price = None,
     policy: Wanted = None,
+    stages: Stages = None,
     as_json: AsJson = False,
 ) -> None:
     """Decide which mode should answer, and why, without answering. Loads no model.
@@ -169,12 +175,13 @@ def route(
     from vlroute.router import Router
 
     check_price(price, policy)
-    routed = Router.from_pretrained(model, router=router, policy=policy)
+    routed = Router.from_pretrained(model, router=router, policy=policy_of(policy, stages))
     decision = routed.decide(prompt, image, videos=video, history=_history(system), caption=caption, price=price)
     if as_json:
         typer.echo(json.dumps(decision.as_dict(), ensure_ascii=False, indent=2))
     else:
-        typer.echo(f"{decision.mode}: {decision.reason}")
+        later = " and ".join(decision.later_stages)
+        typer.echo(f"{decision.mode}: {decision.reason}" + (f" (may be changed at the stage {later})" if later else ""))
 
 
 def _history(system: str | None) -> list[dict[str, str]] | None:

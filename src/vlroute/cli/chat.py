@@ -27,6 +27,7 @@ from vlroute.cli.options import (
     RouterFolder,
     Screen,
     Seed,
+    Stages,
     StoreAt,
     System,
     ThinkingBudget,
@@ -34,6 +35,7 @@ from vlroute.cli.options import (
     Wanted,
     check_price,
     given,
+    policy_of,
 )
 from vlroute.errors import InputError, VLRouteError
 from vlroute.types import Mode, forced_mode
@@ -206,6 +208,7 @@ def chat(
     mode: Forced = None,
     price: Price = None,
     policy: Wanted = None,
+    stages: Stages = None,
     system: System = None,
     max_new_tokens: MaxNewTokens = None,
     thinking_budget: ThinkingBudget = None,
@@ -237,7 +240,7 @@ def chat(
     settings = given(
         max_new_tokens=max_new_tokens, thinking_budget=thinking_budget, answer_reserve=answer_reserve, seed=seed
     )
-    routed = Router.from_pretrained(model, router=router, policy=policy, device=device, store=store)
+    routed = Router.from_pretrained(model, router=router, policy=policy_of(policy, stages), device=device, store=store)
     started = routed.resume(resume) if resume else routed.chat(system)
     talk = Talk(started, forced_mode(mode), price, as_json, settings, screen=Screen(store))
     talk.add(image or ())

@@ -16,6 +16,8 @@ from vlroute.errors import InputError
 from vlroute.types import ModeChoice, Preset
 
 if TYPE_CHECKING:
+    from vlroute.decision.policy import Policy
+    from vlroute.decision.target import Target
     from vlroute.types import Event
 
 MODEL_HELP = "Hub name such as Qwen/Qwen3-VL-2B, or a folder with instruct/ and thinking/. Default: the pocket pair."
@@ -30,6 +32,10 @@ Caption = Annotated[str | None, typer.Option(help="A caption of the picture, ins
 Price = Annotated[float | None, typer.Option(help="What one second of waiting is worth, in probability.")]
 # the choices would be wider than the column of the help at 80 characters
 Wanted = Annotated[Preset | None, typer.Option("--policy", metavar="TARGET", help=POLICY_HELP)]
+Stages = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Stages that may decide, such as prompt or prompt,prefill,answer. Default: all."),
+]
 Forced = Annotated[ModeChoice | None, typer.Option("--mode", help="Force a mode. Default: auto, the router decides.")]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Maximum number of tokens, reasoning included.")]
 
@@ -73,6 +79,17 @@ def check_price(price: float | None, policy: str | None) -> None:
     RequestOptions(price=price)
     if price is not None and policy is not None:
         raise InputError("--price and --policy exclude each other: leave one out")
+
+
+def policy_of(preset: Preset | None, stages: str | None) -> Policy | Target | Preset | None:
+    """The policy of the options --policy and --stages. SettingsError if there is no such stage."""
+    if stages is None:
+        return preset
+    from vlroute.decision.policy import Policy, checked_stages
+    from vlroute.decision.target import Target
+
+    chosen = checked_stages([one.strip() for one in stages.split(",")])
+    return Policy(stages=chosen) if preset is None else Target(preset=preset, stages=chosen)
 
 
 def given(**settings: Any) -> dict[str, Any]:

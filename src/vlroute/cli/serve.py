@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vlroute.cli.options import Compile, Device, Memory, ModelOption, RouterFolder, StoreAt, Wanted
+from vlroute.cli.options import Compile, Device, Memory, ModelOption, RouterFolder, Stages, StoreAt, Wanted, policy_of
 from vlroute.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def serve(
     model: ModelOption = None,
     router: RouterFolder = None,
     policy: Wanted = None,
+    stages: Stages = None,
     store: StoreAt = None,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
@@ -72,8 +73,8 @@ def serve(
         max_tokens=max_tokens,
     )
     _run(
-        settings, "none" if no_page else "wanted", model=model, router=router, policy=policy, store=store,
-        device=device, memory=memory, compile=compile,
+        settings, "none" if no_page else "wanted", model=model, router=router, policy=policy_of(policy, stages),
+        store=store, device=device, memory=memory, compile=compile,
     )  # fmt: skip
 
 
@@ -81,6 +82,7 @@ def ui(
     model: ModelOption = None,
     router: RouterFolder = None,
     policy: Wanted = None,
+    stages: Stages = None,
     store: StoreAt = None,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 7860,
@@ -93,7 +95,7 @@ def ui(
     vlroute ui --model Qwen/Qwen3-VL-2B --store answers.db
     """
     settings = _server_settings(None, host=host, port=port)
-    _run(settings, "needed", model=model, router=router, policy=policy, store=store, device=device)
+    _run(settings, "needed", model=model, router=router, policy=policy_of(policy, stages), store=store, device=device)
 
 
 def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **model: Any) -> None:
