@@ -33,7 +33,7 @@ from vlroute.engine.local.sampling import BatchSampler
 from vlroute.engine.local.scheduler import Scheduler, Work
 from vlroute.engine.local.slots import KVSlots
 from vlroute.engine.local.vision import prepare
-from vlroute.engine.protocol import OnPiece, Reply
+from vlroute.engine.protocol import OnPiece, Reply, Trial
 from vlroute.errors import LimitError, RouterClosedError, SettingsError
 from vlroute.inputs.media import Picture
 from vlroute.inputs.messages import Conversation, parse
@@ -60,9 +60,10 @@ def answering(
     settings: dict[str, Any] = GREEDY,
     on_piece: OnPiece | None = None,
     cancel: threading.Event | None = None,
+    trial: Trial | None = None,
 ) -> Steps[Reply]:
     with engine.request(conversation) as request:
-        return (yield from request.answer(mode, settings, on_piece, cancel))
+        return (yield from request.answer(mode, settings, on_piece, cancel, trial))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
 from vlroute.steps import Steps
-from vlroute.types import Channel, FinishReason, Mode
+from vlroute.types import Channel, FinishReason, Mode, Stage
 
 #: Called with each new piece of the thinking or of the answer.
 OnPiece = Callable[[Channel, str], None]
@@ -70,9 +70,10 @@ class Evidence:
         state: Hidden state of the last prompt token after the last norm, float32 `[width]`; None if the engine does
             not give it.
         log_probs: Natural logarithm of the probability of each answer token so far, before temperature and penalties.
+            The token that ends the answer is left out, because not all endpoints send it.
         entropies: For each token, the entropy in nats of the `TOP_TOKENS` most probable tokens, with all others as one
             outcome; so endpoints, which send only the most probable ones, give the same number.
-        complete: Whether the answer has ended.
+        complete: Whether the answer has ended; False if it was cut off at the maximum length.
     """
 
     state: NDArray[np.float32] | None = None
@@ -91,11 +92,11 @@ class Trial:
 
     Attributes:
         judge: Called with the evidence. True: the answer goes on, and its text is passed on from now on. False: it
-            ends at once. None: it goes on, undecided. It must return within a fraction of a millisecond, because a
-            local engine calls it in the thread that generates all answers.
+            ends at once, and its text is not passed on. None: it goes on, undecided. It must return within a fraction
+            of a millisecond, because a local engine calls it in the thread that generates all answers.
         state: Whether to call `judge` when the prompt has been read, with `Evidence.state` and no tokens.
         answer: Whether to call it, if still undecided, when the answer has ended, or `seconds` after its first token.
-            The result None then counts as True.
+            The last result counts as True if it is None.
         seconds: Maximum time for which text is held back.
     """
 
@@ -154,7 +155,8 @@ class EngineRequest(Protocol):
             on_piece: called with each new piece of text, in a thread of the engine. Without it, an engine may restart
                 the answer after a fault.
             cancel: cancels the answer when set.
-            trial: decides during the answer whether it goes on; only for Instruct.
+            trial: decides during the answer whether it goes on; only for Instruct. Its judge is not called for stages
+                that are not among `Engine.stages`, and an error that it raises ends the answer.
 
         Returns:
             The reply; what was generated so far, with the finish reason "cancelled", if `trial` has ended it.
@@ -170,6 +172,14 @@ class Engine(Protocol):
     @property
     def remote(self) -> bool:
         """Whether servers elsewhere answer, with settings and caches of their own."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The later stages for which this engine gives evidence, see `Trial`."""
+
+    @property
+    def shared_prompt(self) -> bool:
+        """Whether both modes have one model, so that the second one reads only what follows its marker."""
 
     @property
     def fingerprint(self) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,13 +32,14 @@ from vlroute.engine.local.reasoning import Splitter, closing_length
 from vlroute.engine.local.sampling import resolve_settings
 from vlroute.engine.local.scheduler import GenerationRequest, Scheduler
 from vlroute.engine.local.vision import prepare
-from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply, empty_reply
+from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply, Trial, empty_reply
 from vlroute.engine.settings import answer_reserve
+from vlroute.engine.trial import RunningTrial
 from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
 from vlroute.steps import Steps, start, wait
-from vlroute.types import MODES, Channel, Mode, other
+from vlroute.types import MODES, Mode, Stage, other
 
 
 class Request:
@@ -146,6 +147,7 @@ class Request:
         settings: Mapping[str, Any],
         on_piece: OnPiece | None = None,
         cancel: threading.Event | None = None,
+        trial: Trial | None = None,
     ) -> Steps[Reply]:
         """See `protocol.EngineRequest`."""
         checkpoint, prefixes = self.engine.pair[mode], self.engine.prefixes
@@ -182,19 +184,15 @@ class Request:
                 lease.release()
                 return empty_reply()  # nothing is read
             splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
-
-            def pass_on(pieces: Iterable[tuple[Channel, str]]) -> None:
-                for channel, piece in pieces:
-                    if on_piece is not None:
-                        on_piece(channel, piece)
+            running = RunningTrial(trial, on_piece, self.engine.stages)
 
             def on_token(token: int) -> bool:
-                pass_on(splitter.push(token))
+                running.push(splitter.push(token))
                 return splitter.stop.found
 
             generating = self.engine.scheduler.generate(
                 GenerationRequest(
-                    checkpoint, prompt, resolved, start(uncached_features()), on_token, cancel, owner, lease
+                    checkpoint, prompt, resolved, start(uncached_features()), on_token, cancel, owner, lease, running
                 )
             )
         except BaseException:
@@ -205,7 +203,8 @@ class Request:
         except BaseException:  # such as Ctrl-C: nobody waits for the answer any more
             generating.cancel()
             raise
-        pass_on(splitter.flush())
+        running.release()  # cancelled before the trial was decided
+        running.push(splitter.flush())
         texts = splitter.texts
         return Reply(
             text=texts["answer"],
@@ -311,6 +310,7 @@ class LocalEngine:
     """A loaded model pair with its caches and the scheduler that runs it. Thread-safe."""
 
     remote: ClassVar[bool] = False
+    stages: ClassVar[tuple[Stage, ...]] = ("prefill", "answer")
 
     def __init__(
         self,
@@ -338,6 +338,11 @@ class LocalEngine:
         budgets = Memory(pair, self.prefixes, self.vision, memory)
         self.scheduler = Scheduler(languages, self.prefixes, budgets, max_num_seqs, compile)
         self.encoders = {mode: Encoder(pair[mode], self.scheduler) for mode in MODES}
+
+    @property
+    def shared_prompt(self) -> bool:
+        """See `protocol.Engine`."""
+        return self.pair.instruct.model is self.pair.thinking.model
 
     @property
     def fingerprint(self) -> str:

@@ -47,7 +47,7 @@ class Chunk:
         return int(self.ids.shape[0])
 
 
-def read(model: Any, language: Language, slots: KVSlots, chunks: Sequence[Chunk]) -> torch.Tensor:
+def read(model: Any, language: Language, slots: KVSlots, chunks: Sequence[Chunk]) -> tuple[torch.Tensor, torch.Tensor]:
     """Read chunks of several prompts in one forward pass, padded at the right.
 
     Args:
@@ -57,7 +57,8 @@ def read(model: Any, language: Language, slots: KVSlots, chunks: Sequence[Chunk]
         chunks: At most one chunk of each sequence.
 
     Returns:
-        The logits of the last token of each chunk, `[chunks, vocabulary]`.
+        The logits of the last token of each chunk, `[chunks, vocabulary]`, and its hidden state after the last norm,
+        `[chunks, width]`.
     """
     device = slots.kv.device
     lengths = [chunk.length for chunk in chunks]
@@ -83,9 +84,8 @@ def read(model: Any, language: Language, slots: KVSlots, chunks: Sequence[Chunk]
         embeds.view(-1, embeds.shape[-1]).index_copy_(0, seen, merged.to(embeds.dtype))
     mask = slots.reading([chunk.slot for chunk in chunks], [chunk.cached for chunk in chunks], lengths)
     last = (torch.tensor(lengths) - 1).to(device)
-    hidden = language(embeds, positions.to(device), mask, slots, seen, deepstack, last)
-    logits: torch.Tensor = model.lm_head(hidden[:, 0])
-    return logits
+    hidden = language(embeds, positions.to(device), mask, slots, seen, deepstack, last)[:, 0]
+    return model.lm_head(hidden), hidden
 
 
 class Decoder:

@@ -28,6 +28,7 @@ from transformers import (
 
 from vlroute.engine.local.checkpoint import Checkpoint
 from vlroute.engine.local.reasoning import OutputControl
+from vlroute.engine.protocol import TOP_TOKENS
 from vlroute.engine.settings import (
     AUTO,
     RECOMMENDED,
@@ -256,6 +257,23 @@ class BatchSampler:
         for counts in (self._counts, self._seen):
             if counts is not None:
                 counts.scatter_add_(1, index, torch.ones_like(index, dtype=counts.dtype))
+
+
+def token_scores(logits: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
+    """Log-probability and entropy of chosen tokens, see `protocol.Evidence`.
+
+    Args:
+        logits: Logits of the model, before processors, `[rows, vocabulary]`.
+        tokens: The id that was chosen in each row.
+
+    Returns:
+        Both numbers of each row, `[rows, 2]`, on the device of `logits`.
+    """
+    log_probs = logits.float().log_softmax(-1)
+    chosen = log_probs.gather(1, torch.tensor(tokens).to(logits.device)[:, None])[:, 0]
+    top = log_probs.topk(TOP_TOKENS).values.exp()
+    rest = (1 - top.sum(-1)).clamp(min=0)
+    return torch.stack([chosen, torch.special.entr(top).sum(-1) + torch.special.entr(rest)], dim=1)
 
 
 class _Drawn:

@@ -33,10 +33,12 @@ from vlroute.engine.local.forward import Chunk, Decoder, Language, read
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt
-from vlroute.engine.local.sampling import BatchSampler, Sampler
+from vlroute.engine.local.sampling import BatchSampler, Sampler, token_scores
 from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, slots_for
 from vlroute.engine.local.tower import vision_tower
 from vlroute.engine.local.vision import Pixels, encode
+from vlroute.engine.protocol import Evidence
+from vlroute.engine.trial import RunningTrial
 from vlroute.errors import LimitError, RouterClosedError
 from vlroute.exit import end_at_exit
 from vlroute.steps import forbid_waiting
@@ -74,6 +76,7 @@ class GenerationRequest:
         cancel: ends the answer when set.
         owner: owner of the prefix in the cache of KV tokens.
         lease: cached tokens of the prompt; released by the scheduler.
+        trial: decides during the answer whether it goes on.
     """
 
     checkpoint: Checkpoint
@@ -84,6 +87,7 @@ class GenerationRequest:
     cancel: threading.Event | None = None
     owner: str = ""
     lease: Lease = field(default_factory=Lease)
+    trial: RunningTrial = field(default_factory=RunningTrial)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,9 @@ class Generation:
         self.sampler = Sampler(request.checkpoint, prompt.tokens.ids.tolist(), request.settings)
         self.most = int(request.settings["max_new_tokens"])
         self.slot = self.cached = 0
+        #: Hidden state of the last prompt token, if there is a trial; and `token_scores` until the trial is decided.
+        self.state: torch.Tensor | None = None
+        self.scores: list[torch.Tensor] = []
         self.number = next(_numbers)
         self.began = self.first_at = 0.0
         self.reason = ""
@@ -163,6 +170,14 @@ class Generation:
         ids, positions, vision = map(torch.from_numpy, (np.array(self.ids[start:end]), positions, vision))
         return Chunk(self.slot, start, ids, positions, vision, self._features if bool((vision >= 0).any()) else ())
 
+    def read_prompt(self, state: torch.Tensor) -> None:
+        """Process the end of the prompt, whose last token has this hidden state. Has no effect after a preemption."""
+        trial = self.request.trial
+        if trial.undecided and self.state is None:
+            self.state = state
+            if trial.needs_state:
+                self._judge()
+
     def take(self, token: int) -> bool:
         """Process a chosen token, and check whether the answer ends with it. Returns whether it was replaced."""
         try:
@@ -178,7 +193,23 @@ class Generation:
             self.reason = "cancelled"
         elif len(self.ids) - self.sampler.prompt_length >= self.most:
             self.reason = "length"
+        trial = self.request.trial
+        ended = self.reason in ("stop", "length")
+        if trial.undecided and (ended or (not self.reason and trial.is_due(time.perf_counter() - self.first_at))):
+            self._judge()
         return taken != token
+
+    def _judge(self) -> None:
+        """Let the trial decide on what the answer has shown. The only place where evidence leaves the device."""
+        # endpoints differ in whether they send the end token, so it is left out
+        scores = self.scores[:-1] if self.sampler.control.ended else self.scores
+        try:
+            state = None if self.state is None else self.state.to("cpu", torch.float32, copy=True).numpy()
+            log_probs, entropies = torch.stack(scores).T.tolist() if scores else ((), ())
+            if not self.request.trial.judge(Evidence(state, log_probs, entropies, self.reason == "stop")):
+                self.reason = "cancelled"
+        except BaseException as error:  # raised by the judge or by a callback: it ends only this answer
+            self.error = error
 
     def finish(self) -> None:
         """Set the result or the error of the future."""
@@ -293,6 +324,8 @@ class _Lane:
                 samplers = [one.sampler for one in answers]
                 self._sampled, self._sampler = (*answers,), BatchSampler(samplers, logits.shape[-1], logits.device)
             tokens = self._sampler(logits)
+            tried = [i for i, one in enumerate(answers) if one.request.trial.needs_answer]
+            scores = token_scores(logits[tried], [tokens[i] for i in tried]) if tried else ()
         except Exception as error:
             failed = error.with_traceback(None)
         if failed is not None:
@@ -303,6 +336,8 @@ class _Lane:
             for one, row in zip(answers, logits, strict=True):
                 self.sample([one], row[None])
             return
+        for i, score in zip(tried, scores, strict=True):
+            answers[i].scores.append(score)
         replaced = [one.take(token) for one, token in zip(answers, tokens, strict=True)]
         if any(replaced):
             self._sampler = None  # it has counted another token
@@ -679,7 +714,7 @@ class Scheduler:
     def _read_chunks(self, lane: _Lane, reading: Sequence[tuple[Generation, Chunk]]) -> None:
         failed = None
         try:
-            logits = read(lane.checkpoint.model, lane.language, lane.slots, [chunk for _, chunk in reading])
+            logits, states = read(lane.checkpoint.model, lane.language, lane.slots, [chunk for _, chunk in reading])
         except Exception as error:  # such as out of memory
             failed = error.with_traceback(None)  # which would keep tensors of the failed call
         if failed is not None:
@@ -695,10 +730,12 @@ class Scheduler:
         done = []
         for i, (one, chunk) in enumerate(reading):
             one.cached += chunk.length
-            if one.cached == len(one.ids):
-                done.append(i)
             if one.cached == len(one.ids) or one.cached in one.request.prompt.snapshots:
                 self._keep(lane, one)
+            if one.cached == len(one.ids):
+                one.read_prompt(states[i])
+                if not one.reason and one.error is None:
+                    done.append(i)
         if done:
             lane.sample([reading[i][0] for i in done], logits if len(done) == len(reading) else logits[done])
 

@@ -12,13 +12,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlroute.engine.families import ENDPOINT_FAMILIES
-from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply, empty_reply
+from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply, Trial, empty_reply
 from vlroute.engine.remote.breaker import Breaker, State
 from vlroute.engine.remote.endpoint import ONE_MODE, Endpoint, Reasoning
 from vlroute.engine.remote.errors import failure, is_error, is_temporary
@@ -35,7 +35,7 @@ from vlroute.errors import (
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
 from vlroute.steps import Steps, immediate
-from vlroute.types import MODES, Mode
+from vlroute.types import MODES, Mode, Stage
 
 log = logging.getLogger("vlroute")
 HEALTH_SECONDS = 5.0
@@ -69,7 +69,9 @@ class RemoteEngine:
         MissingExtraError: The openai package is missing.
     """
 
-    remote = True
+    remote: ClassVar[bool] = True
+    stages: ClassVar[tuple[Stage, ...]] = ("answer",)
+    shared_prompt = False
     fingerprint = None
 
     def __init__(self, endpoints: Mapping[Mode, Endpoint]) -> None:
@@ -263,6 +265,7 @@ class RemoteRequest:
         settings: Mapping[str, Any],
         on_piece: OnPiece | None = None,
         cancel: threading.Event | None = None,
+        trial: Trial | None = None,
     ) -> Steps[Reply]:
         """See `protocol.EngineRequest`. Time in the server's queue counts as prefill.
 
@@ -271,6 +274,7 @@ class RemoteRequest:
             settings: Generation settings.
             on_piece: Called with each new piece of text.
             cancel: Cancels the answer when set.
+            trial: Decides on the answer, if the server sends log-probabilities.
 
         Returns:
             The answer.

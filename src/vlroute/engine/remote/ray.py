@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,12 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 
-from vlroute.engine.protocol import OnPiece, Reply
+from vlroute.engine.protocol import OnPiece, Reply, Trial
 from vlroute.errors import ModeUnavailableError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
 from vlroute.steps import Steps, immediate
-from vlroute.types import Mode
+from vlroute.types import Mode, Stage
 
 log = logging.getLogger("vlroute")
 T = TypeVar("T")
@@ -109,6 +109,8 @@ class RayEngine:
     """
 
     remote = False
+    stages: ClassVar[tuple[Stage, ...]] = ()  # a judge would have to run in the process of the replica
+    shared_prompt = False
     fingerprint = scheduler = None
 
     def __init__(self, handle: Any, seconds: float) -> None:
@@ -267,8 +269,9 @@ class RayRequest:
         settings: Mapping[str, Any],
         on_piece: OnPiece | None = None,
         cancel: threading.Event | None = None,
+        trial: Trial | None = None,
     ) -> Steps[Reply]:
-        """See `protocol.EngineRequest`."""
+        """See `protocol.EngineRequest`. Nothing is held back for `trial`, whose judge is not called."""
         return immediate(lambda: self._answer(mode, settings, on_piece, cancel))
 
     def _answer(
