@@ -113,6 +113,7 @@ class StageHeads:
         source: The model that gave the evidence.
         heads: A head for each set of passed stages: ("prefill",), ("answer",) and ("prefill", "answer"), or those
             whose evidence the records had.
+        recommended: The stages that a policy without `stages` uses, "prompt" first.
 
     Raises:
         ValueError: A shape is wrong.
@@ -120,8 +121,11 @@ class StageHeads:
 
     source: EvidenceSource
     heads: Mapping[Passed, StageHead]
+    recommended: Passed = ("prompt",)
 
     def __post_init__(self) -> None:
+        if self.recommended[:1] != ("prompt",) or self.recommended[1:] not in ((), *self.heads):
+            raise ValueError(f"no heads for the stages {self.recommended!r}")
         for passed, head in self.heads.items():
             if not passed or any(stage not in LATER for stage in passed):
                 raise ValueError(f"unknown stages {passed!r}")
@@ -157,7 +161,8 @@ class StageHeads:
 
     def as_card(self) -> dict[str, Any]:
         """The entry in the card of a router artifact."""
-        return {"source": asdict(self.source), "heads": ["+".join(passed) for passed in self.heads]}
+        heads = ["+".join(passed) for passed in self.heads]
+        return {"source": asdict(self.source), "heads": heads, "recommended": list(self.recommended)}
 
     @classmethod
     def load(cls, card: Mapping[str, Any], arrays: Mapping[str, Floats]) -> StageHeads:
@@ -166,7 +171,7 @@ class StageHeads:
             tuple(name.split("+")): StageHead(**{part: arrays[f"{name}.{part}"] for part in StageHead.__slots__})
             for name in card["heads"]
         }
-        return cls(EvidenceSource(**card["source"]), heads)
+        return cls(EvidenceSource(**card["source"]), heads, tuple(card["recommended"]))
 
 
 def columns(passed: Passed, width: int) -> int:

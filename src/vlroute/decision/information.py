@@ -18,6 +18,8 @@ from vlroute.types import Mode, Stage
 
 #: The value of information at a margin is the mean over this share of the records, those with the nearest margins.
 NEAREST = 0.1
+#: A stage is worth passing if this is gained: less is within the noise of the calibration records.
+WORTH = 0.001
 #: Number of points that describe a value of information.
 POINTS = 129
 #: Number of prices of a staged curve. The simulation of one price takes about 0.3 ms per 1000 records.
@@ -91,7 +93,7 @@ class StagePlan:
             worth = utility(final, cost) - utility(thinks[i], wasted[i])
             points = _smoothed(margins[i][known], worth[known])
             self._values.insert(0, points)
-            on = np.interp(margins[i], *points) > 0
+            on = np.interp(margins[i], *points) > WORTH
             final, cost = np.where(on, final, thinks[i]), np.where(on, cost, wasted[i])
             reached = np.where(on, reached, i)
         final = np.where(uncovered, fallback_mode == "thinking", final)
@@ -101,10 +103,10 @@ class StagePlan:
         #: What happens to the calibration records.
         self.course = Course(final, reached, np.where(final, thinking, taken[:, 0]))
 
-    def value(self, stage: Stage, margin: float) -> float:
-        """The value of going on after `stage`, in probability of a right answer; 0 after the last stage."""
+    def goes_on(self, stage: Stage, margin: float) -> bool:
+        """Whether the next stage is worth its seconds after `stage` at this margin; False after the last stage."""
         at = self.stages.index(stage)
-        return float(np.interp(margin, *self._values[at])) if at < len(self._values) else 0.0
+        return at < len(self._values) and bool(np.interp(margin, *self._values[at]) > WORTH)
 
 
 class StagedCurve(TradeoffCurve):
@@ -173,14 +175,17 @@ class StagedCurve(TradeoffCurve):
 
 
 def usable(
-    records: CalibrationSet | None, heads: StageHeads | None, wanted: Sequence[Stage], available: Sequence[Stage]
+    records: CalibrationSet | None,
+    heads: StageHeads | None,
+    wanted: Sequence[Stage] | None,
+    available: Sequence[Stage],
 ) -> tuple[Stage, ...]:
     """The stages that can be used.
 
     Args:
         records: The calibration records.
         heads: Heads of later stages.
-        wanted: Stages of the policy.
+        wanted: Stages of the policy; None for those that the router artifact recommends.
         available: Later stages for which the engine gives evidence.
 
     Returns:
@@ -188,6 +193,7 @@ def usable(
     """
     if records is None or heads is None:
         return ("prompt",)
+    wanted = heads.recommended if wanted is None else wanted
     later = tuple(one for one in LATER if one in wanted and one in available and one in heads.stages)
     needed = [later[: i + 1] for i in range(len(later))]
     known = all(passed in heads.heads and passed in records.later for passed in needed)

@@ -31,7 +31,8 @@ class Policy:
             the training data, and is sent to `fallback_mode`.
         fallback_mode: The mode for requests with low coverage, and without a classifier.
         stages: The stages at which a request may be decided: "prompt" and any of "prefill" and "answer". A later stage
-            is used where the router artifact and the engine know it and its information is worth its seconds.
+            is used where the router artifact and the engine know it and its information is worth its seconds. None:
+            the stages that were better than "prompt" alone when the artifact was trained.
         decide_within: Maximum seconds for which a stream holds back the first text of Instruct for the stage "answer".
 
     Raises:
@@ -41,14 +42,15 @@ class Policy:
     price: float = 0.1
     min_coverage: float = 0.3
     fallback_mode: Mode = "instruct"
-    stages: tuple[Stage, ...] = STAGES
+    stages: tuple[Stage, ...] | None = None
     decide_within: float = 2.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "price", PRICE.read("price", self.price))
         object.__setattr__(self, "min_coverage", Number(0, 1).read("min_coverage", self.min_coverage))
         _check_mode("fallback_mode", self.fallback_mode)
-        object.__setattr__(self, "stages", checked_stages(self.stages))
+        if self.stages is not None:
+            object.__setattr__(self, "stages", checked_stages(self.stages))
         object.__setattr__(self, "decide_within", Number(0).read("decide_within", self.decide_within))
 
     def decide(

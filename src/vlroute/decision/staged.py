@@ -55,7 +55,7 @@ class StagedDecision:
         if self._plan is None:
             return False
         margin = self.decision.gain - self.decision.threshold
-        return self._plan.value(self.decision.stage, margin) > 0
+        return self._plan.goes_on(self.decision.stage, margin)
 
     @property
     def decide_within(self) -> float:

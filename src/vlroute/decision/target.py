@@ -11,7 +11,7 @@ from vlroute.checks import Number, refused
 from vlroute.decision.policy import checked_stages
 from vlroute.decision.tradeoff import OperatingPoint, TradeoffCurve
 from vlroute.errors import SettingsError
-from vlroute.types import STAGES, Preset, Stage
+from vlroute.types import Preset, Stage
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 #: The share of the extra seconds of always thinking that a preset may use.
@@ -41,10 +41,11 @@ class Target:
     max_mean_seconds: float | None = None
     thinking_share: float | None = None
     preset: Preset | None = None
-    stages: tuple[Stage, ...] = STAGES
+    stages: tuple[Stage, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", checked_stages(self.stages))
+        if self.stages is not None:
+            object.__setattr__(self, "stages", checked_stages(self.stages))
         given = self._given()
         if len(given) != 1:
             goals = ", ".join(f.name for f in fields(self) if f.name != "stages")
@@ -58,7 +59,7 @@ class Target:
             object.__setattr__(self, name, accepted.read(name, value))
 
     def __repr__(self) -> str:
-        given = self._given() | ({} if self.stages == STAGES else {"stages": self.stages})
+        given = self._given() | ({} if self.stages is None else {"stages": self.stages})
         return f"Target({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     def _given(self) -> dict[str, Any]:

@@ -113,7 +113,8 @@ class StageComparison:
         thinking_share: Share of requests that Thinking answers.
         above: Accuracy minus that of the stage "prompt" at equal mean seconds.
         interval: Its 95 % interval, paired.
-        utility: Accuracy minus the price of the mean seconds, at the price of the stage "prompt".
+        utility: Accuracy minus price × mean seconds, at the price at which the stage "prompt" meets the preset.
+        better: 95 % interval, paired, of how much this is more than with the stage "prompt" alone.
     """
 
     stages: tuple[Stage, ...]
@@ -124,6 +125,7 @@ class StageComparison:
     above: float
     interval: Interval | None
     utility: float
+    better: Interval | None
 
 
 def compare_stages(
@@ -142,6 +144,7 @@ def compare_stages(
     base = TradeoffCurve(records, latency)
     price = Target(preset=PRESET).resolve(base).price
     right = records.right.astype(np.float64)
+    sampling, alone = Sampling(len(right)), None
     found = []
     for passed in ((), *records.later):
         stages: tuple[Stage, ...] = ("prompt", *passed)
@@ -153,16 +156,24 @@ def compare_stages(
         answers = np.where(course.thinks, right[:, 1], right[:, 0])
         same = _prompt_answers(records, base, course.seconds.mean())
         at_price = curve.course(price)
-        gained = np.where(at_price.thinks, right[:, 1], right[:, 0]).mean() - price * at_price.seconds.mean()
+        utility = np.where(at_price.thinks, right[:, 1], right[:, 0]) - price * at_price.seconds
+        alone = utility if alone is None else alone
         shares = np.bincount(course.stage, minlength=len(stages)) / len(course.stage)
         found.append(
             StageComparison(
                 stages, float(answers.mean()), float(course.seconds.mean()), tuple(shares.tolist()),
                 float(course.thinks.mean()), float((answers - same).mean()),
-                Sampling(len(answers)).difference(answers - same) if passed else None, float(gained),
+                sampling.difference(answers - same) if passed else None, float(utility.mean()),
+                sampling.difference(utility - alone) if passed else None,
             )
         )  # fmt: skip
     return found
+
+
+def recommended(comparisons: Sequence[StageComparison]) -> tuple[Stage, ...]:
+    """The stages with the highest utility; "prompt" alone unless others are certainly better, at 95 %."""
+    better = [one for one in comparisons if one.better is not None and one.better[0] > 0]
+    return max(better, key=lambda one: one.utility).stages if better else ("prompt",)
 
 
 def _prompt_answers(records: CalibrationSet, curve: TradeoffCurve, seconds: float) -> Values:

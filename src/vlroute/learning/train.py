@@ -9,7 +9,7 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from vlroute.learning.fit import Comparison
 from vlroute.learning.folds import Together, folds_of
 from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
 from vlroute.learning.report import comparison_table, figures_table, router_report, stages_table, ways_table
-from vlroute.learning.stages import FittedStages, StageComparison, compare_stages, fit_stages
+from vlroute.learning.stages import FittedStages, StageComparison, compare_stages, fit_stages, recommended
 from vlroute.records import Record, read_all
 from vlroute.types import MODES, ModelIdentity
 
@@ -144,8 +144,9 @@ def train_router(
     classifier.calibration = calibration_set(records, unseen.given[0], fitted)
     stages: list[StageComparison] = []
     if fitted is not None:
-        classifier.stages = fitted.heads
-        stages = compare_stages(classifier.calibration, latency, any(row.shared_prompt for row in evidence.values()))
+        shared = any(row.shared_prompt for row in evidence.values())
+        stages = compare_stages(classifier.calibration, latency, shared)
+        classifier.stages = replace(fitted.heads, recommended=recommended(stages))
         provenance["evidence"] = {"records": len(fitted.rows), **asdict(fitted.heads.source)}
     advice = result_warnings(evaluation) + routing_warnings(unseen.given[0], classifier.calibration, latency, price)
     comparisons = [Comparison(**one) for one in classifier.card["model_selection"]]

@@ -68,7 +68,7 @@ def test_information_that_changes_no_decision_is_worth_nothing() -> None:
     found = plan(useless, 0.01, "answer")
     assert found.course.thinks.all()
     assert not found.course.stage.any()
-    assert found.value("prompt", 0.2) <= 0
+    assert not found.goes_on("prompt", 0.2)
 
 
 def test_a_shared_prompt_makes_later_stages_cheaper() -> None:
