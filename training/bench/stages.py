@@ -137,8 +137,8 @@ def route(rows: Sequence[Row], classifier: Any, plan: StagePlan, latency: Latenc
         wasted = 0.0 if passed == "prompt" else row.wasted[LATER.index(passed)] - row.wasted[0] * shared
         took = row.deciding + (row.seconds[1] + wasted if thinks else row.seconds[0])
         found.append((row.right[thinks], took, plan.stages.index(passed), thinks))
-    right, seconds, stage, thinking = (np.asarray(column) for column in zip(*found, strict=True))
-    return Routed(right.astype(float), seconds, stage, thinking)
+    right, seconds, places, thinking = (np.asarray(column) for column in zip(*found, strict=True))
+    return Routed(right.astype(float), seconds, places, thinking)
 
 
 def at_seconds(rows: Sequence[Row], latency: LatencyModel, seconds: float) -> Values:
