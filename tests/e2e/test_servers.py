@@ -25,9 +25,13 @@ from tests.conftest import VIDEO, media, task
 from tests.e2e.conftest import RealServers
 from tests.serving import until
 from vlroute import Answer, Policy, Router
+from vlroute.engine.protocol import Evidence, Trial
 from vlroute.engine.remote.breaker import Breaker
+from vlroute.engine.remote.client import RemoteEngine
 from vlroute.errors import EndpointError, InputError, ModeUnavailableError, SettingsError
+from vlroute.inputs.messages import parse
 from vlroute.pocket import Task
+from vlroute.steps import run
 from vlroute.types import MODES, AnswerDelta, Decided, Finished, Mode, ThinkingDelta
 
 pytestmark = pytest.mark.float32
@@ -74,6 +78,23 @@ def test_greedy_answers_are_those_of_the_pair_in_this_process(there: Router, her
         answers = ask_all(there, TASKS[:12], mode, 2)
         assert said(answers) == said(here[mode][:12])
         assert all(bool(answer.thinking) == (mode == "thinking") for answer in answers)
+
+
+def test_evidence_is_that_of_the_pair_in_this_process(router: Router, real: RealServers) -> None:
+    """Both servers report probabilities before temperature and penalties; vLLM alone reports the end token."""
+    ends = real.endpoint("instruct"), real.endpoint("thinking")
+    for settings in (GREEDY, GREEDY | {"max_new_tokens": 3}):
+        for one in TASKS[:6]:
+            seen: list[Evidence] = []
+            trial = Trial(lambda evidence, seen=seen: seen.append(evidence), answer=True)
+            for engine in (router._local, RemoteEngine.over(*ends)):  # noqa: SLF001 (evidence is not public)
+                with engine.request(parse(one.prompt, **media(one)), "") as request:
+                    run(request.answer("instruct", settings, trial=trial))
+            ours, theirs = seen
+            assert len(ours.log_probs) == len(theirs.log_probs) > 0
+            assert theirs.log_probs == pytest.approx(ours.log_probs, abs=1e-2)
+            assert theirs.entropies == pytest.approx(ours.entropies, abs=1e-2)
+            assert theirs.complete == ours.complete
 
 
 def test_tokens_are_counted(real: RealServers, there: Router, here: dict[Mode, list[Answer]]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,11 +20,14 @@ from tests.scripted_endpoint import DONE, HANG_UP, READ_SECONDS, USAGE, Scripted
 from tests.serving import served
 from vlroute import Answer, Policy, Router
 from vlroute.cli.app import run
+from vlroute.engine.protocol import TOP_TOKENS, Evidence, Reply, Trial
+from vlroute.engine.remote.client import RemoteEngine
 from vlroute.engine.remote.endpoint import Endpoint
 from vlroute.errors import EndpointError, InputError, ModeUnavailableError, VLRouteError
 from vlroute.inputs.messages import parse
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.settings import ServerSettings
+from vlroute.steps import run as run_steps
 from vlroute.types import AnswerDelta, Finished, ThinkingDelta
 
 END = [chunk(end="stop"), USAGE, DONE]
@@ -722,3 +727,181 @@ def test_a_missing_file_of_endpoints_is_a_wrong_input(tmp_path: Path, capsys: py
             run(["ask", "hi", "--model", str(file)])
         assert end.value.code == 2
         assert "endpoints.md" in capsys.readouterr().err
+
+
+# trials
+
+
+def scored(content: str, *tokens: tuple[str, float], end: str | None = None, top: Sequence[float] = ()) -> Any:
+    """A chunk with log-probabilities of its tokens. `top`: those of the most probable tokens."""
+    made = chunk(content, end=end)
+    made["choices"][0]["logprobs"] = {
+        "content": [
+            {"token": token, "logprob": value, "bytes": None,
+             "top_logprobs": [{"token": "x", "logprob": one, "bytes": None} for one in top or (value,)]}
+            for token, value in tokens
+        ]
+    }  # fmt: skip
+    return made
+
+
+#: The last chunk contains the end token, as vLLM sends it.
+SCORED = [
+    scored("4", ("4", -0.5), top=(-0.5, -1.5)), scored("", ("\ufffd", -2.0)), scored("2 .", ("2", -0.25), (" .", -1.0)),
+    scored("", ("<|im_end|>", -3.0), end="stop"), USAGE, DONE,
+]  # fmt: skip
+LOG_PROBS = (-0.5, -2.0, -0.25, -1.0)
+
+
+class Tried:
+    """One Instruct answer with a trial, whose judge keeps the evidence, and pieces."""
+
+    def __init__(self, server: Scripted, *verdicts: Any, engine: RemoteEngine | None = None, **options: Any) -> None:
+        self.seen: list[Evidence] = []
+        self.pieces: list[str] = []
+        self._verdicts = [*verdicts]
+        self._engine = engine or RemoteEngine.over(end := Endpoint(server.url, "m", retries=0), end)
+        self.trial = Trial(self._judge, **{"answer": True, **options})
+
+    def _judge(self, evidence: Evidence) -> Any:
+        assert not self.pieces
+        self.seen.append(evidence)
+        return self._verdicts.pop(0)
+
+    def answer(self, **options: Any) -> Reply:
+        with self._engine.request(parse("How many?")) as request:
+            steps = request.answer(
+                "instruct", {}, lambda _, piece: self.pieces.append(piece), trial=self.trial, **options
+            )
+            return run_steps(steps)
+
+
+@pytest.mark.parametrize("verdict", [True, None])
+@pytest.mark.parametrize("end", ["with the end token", "in the last chunk", "without it", "length"])
+def test_evidence_of_an_endpoint(server: Scripted, verdict: Any, end: str) -> None:
+    steps = {
+        "with the end token": SCORED,
+        "in the last chunk": [*SCORED[:2], scored("2 .", ("2", -0.25), (" .", -1.0), ("</s>", -3.0), end="stop"), DONE],
+        "without it": [*SCORED[:2], scored("2 .", ("2", -0.25), (" .", -1.0), end="stop"), DONE],
+        "length": [*SCORED[:3], *CUT],
+    }[end]
+    server.play(steps)
+    tried = Tried(server, verdict, state=True)
+    reply = tried.answer()
+    assert (reply.text, reply.finish_reason) == ("42 .", "length" if end == "length" else "stop")
+    assert tried.pieces == ["4", "2 ."]
+    (evidence,) = tried.seen
+    assert (evidence.log_probs, evidence.complete, evidence.state) == (LOG_PROBS, end != "length", None)
+    shares = [math.exp(-0.5), math.exp(-1.5)]
+    shares.append(1 - sum(shares))
+    assert evidence.entropies[0] == pytest.approx(-sum(one * math.log(one) for one in shares))
+    assert (server.bodies[0]["logprobs"], server.bodies[0]["top_logprobs"]) == (True, TOP_TOKENS)
+
+
+def test_only_the_most_probable_tokens_count_for_the_entropy(server: Scripted) -> None:
+    """A server may send more than requested, in any order, with a probability of 0."""
+    many = [math.log(0.01)] * 9 + [math.log(0.5), -1e4, 0.0]
+    server.play([scored("4", ("4", -0.5), top=[math.log(0.2)] * 5), scored("2", ("2", -0.5), top=many), *END])
+    tried = Tried(server, True)
+    tried.answer()
+    assert tried.seen[0].entropies[0] == pytest.approx(math.log(5))
+    assert 0 <= tried.seen[0].entropies[1] < 1
+
+
+def test_an_answer_that_its_trial_drops(server: Scripted) -> None:
+    server.play(SCORED)
+    tried = Tried(server, False)
+    reply = tried.answer()
+    assert (reply.text, reply.finish_reason, tried.pieces, len(tried.seen)) == ("42 .", "cancelled", [], 1)
+
+
+@pytest.mark.parametrize("verdict", [True, None, False])
+def test_seconds_after_the_first_token(server: Scripted, verdict: Any) -> None:
+    """A rejected answer ends at once, although the server would send more."""
+    server.play([SCORED[0], *([PAUSE] if verdict is False else []), *SCORED[1:]])
+    tried, began = Tried(server, verdict, seconds=0), time.monotonic()
+    reply = tried.answer()
+    assert time.monotonic() - began < PAUSE / 2
+    assert [(one.log_probs, one.complete) for one in tried.seen] == [((-0.5,), False)]
+    expected = ("4", "cancelled", []) if verdict is False else ("42 .", "stop", ["4", "2 ."])
+    assert (reply.text, reply.finish_reason, tried.pieces) == expected
+
+
+@pytest.mark.parametrize("steps", [
+    [chunk("4"), chunk("2"), *END],
+    [{**chunk("4"), "choices": [{**chunk("4")["choices"][0], "logprobs": {"content": None}}]}, chunk("2"), *END],
+    [{**chunk("4"), "choices": [{**chunk("4")["choices"][0], "logprobs": {"content": ["4"]}}]}, chunk("2"), *END],
+    [scored("4", ("4", None), top=(None,)), chunk("2"), *END],  # type: ignore[arg-type]
+], ids=["ignored", "null", "strings", "no numbers"])  # fmt: skip
+def test_a_server_without_log_probabilities(server: Scripted, steps: Any, caplog: pytest.LogCaptureFixture) -> None:
+    engine = RemoteEngine.over(end := Endpoint(server.url, "m", retries=0), end)
+    for _ in range(2):
+        server.play(steps)
+        tried = Tried(server, engine=engine)
+        reply = tried.answer()
+        assert (reply.text, reply.finish_reason, tried.pieces, tried.seen) == ("42", "stop", ["4", "2"], [])
+    assert caplog.text.count("sends no log-probabilities") == 1
+
+
+def test_a_server_that_refuses_log_probabilities(
+    server: Scripted, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = RemoteEngine.over(end := Endpoint(server.url, "m", retries=0), end)
+    submit = engine.submit
+
+    def answering(mode: Any, body: dict[str, Any], *args: Any) -> Any:
+        server.status = 400 if "logprobs" in body else 200
+        server.scripts = (
+            [[{"error": {"message": "logprobs is not supported"}}]] if server.status == 400 else [[*PLAIN, *END]]
+        )
+        return submit(mode, body, *args)
+
+    monkeypatch.setattr(engine, "submit", answering)
+    server.play([])
+    for requests in (2, 3):  # the second answer does not ask for them
+        tried = Tried(server, engine=engine)
+        assert (tried.answer().text, tried.pieces, tried.seen) == ("2", ["2"], [])
+        assert len(server.bodies) == requests
+    assert caplog.text.count("sends no log-probabilities") == 1
+    assert "logprobs" not in server.bodies[1]
+
+
+def test_another_refusal_is_an_error(server: Scripted) -> None:
+    server.play([failed(400, "invalid_request_error", "too long")], status=400)
+    with pytest.raises(InputError, match="too long"):
+        Tried(server).answer()
+    assert len(server.bodies) == 1
+
+
+def test_cancelling_an_undecided_answer(server: Scripted) -> None:
+    server.play([*SCORED[:3], PAUSE])
+    tried, cancel = Tried(server), threading.Event()
+    threading.Timer(0.5, cancel.set).start()
+    reply = tried.answer(cancel=cancel)
+    assert (reply.text, reply.finish_reason, tried.pieces, tried.seen) == ("42 .", "cancelled", ["4", "2 ."], [])
+
+
+def test_a_judge_that_raises(server: Scripted) -> None:
+    server.play(SCORED)
+    tried = Tried(server)
+    with pytest.raises(IndexError):
+        tried.answer()
+    assert not tried.pieces
+
+
+def test_a_stream_that_breaks_before_the_trial_is_decided_has_not_begun(server: Scripted) -> None:
+    server.play([*SCORED[:2], HANG_UP])
+    tried = Tried(server)
+    with pytest.raises(ModeUnavailableError) as caught:
+        tried.answer()
+    assert not caught.value.begun
+    assert not tried.pieces
+
+
+def test_a_trial_of_the_prompt_decides_nothing(server: Scripted) -> None:
+    """Endpoints give no hidden states."""
+    server.play([*PLAIN, *END])
+    tried = Tried(server, answer=False, state=True)
+    assert (tried.answer().text, tried.pieces, tried.seen) == ("2", ["2"], [])
+    assert "logprobs" not in server.bodies[0]
+    assert (RemoteEngine.stages, RemoteEngine.shared_prompt) == (("answer",), False)

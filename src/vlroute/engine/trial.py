@@ -39,7 +39,10 @@ class RunningTrial:
         return self._trial is not None and self.needs_answer and seconds >= self._trial.seconds
 
     def judge(self, evidence: Evidence) -> bool:
-        """Let the judge decide on `evidence`, and pass on the text that was held back if the answer goes on.
+        """Let the judge decide, and pass on the text that was held back if the answer goes on.
+
+        Args:
+            evidence: What the answer has shown.
 
         Returns:
             Whether the answer goes on.

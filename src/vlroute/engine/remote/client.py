@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlroute.engine.families import ENDPOINT_FAMILIES
-from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply, Trial, empty_reply
+from vlroute.engine.protocol import CAPTION_SETTINGS, TOP_TOKENS, OnPiece, Reply, Trial, empty_reply
 from vlroute.engine.remote.breaker import Breaker, State
 from vlroute.engine.remote.endpoint import ONE_MODE, Endpoint, Reasoning
 from vlroute.engine.remote.errors import failure, is_error, is_temporary
 from vlroute.engine.remote.stream import RemoteStream, first_choice
 from vlroute.engine.settings import RECOMMENDED, answer_reserve
+from vlroute.engine.trial import RunningTrial
 from vlroute.errors import (
     EndpointError,
     InputError,
@@ -82,6 +83,9 @@ class RemoteEngine:
         self.endpoints = dict(endpoints)
         self.breakers = {mode: Breaker() for mode in MODES}
         self._reasoning: dict[Mode, Reasoning] = {}
+        #: Modes whose server refuses requests for log-probabilities, and those for which their lack was logged.
+        self.without_logprobs: set[Mode] = set()
+        self._logged: set[Mode] = set()
         self._clients = {mode: _client(openai, endpoint) for mode, endpoint in self.endpoints.items()}
         self._loop = asyncio.new_event_loop()
         self._running: set[Future[None]] = set()
@@ -186,6 +190,13 @@ class RemoteEngine:
             log.info("%s sends reasoning as text; set Endpoint(reasoning='raw') to stream it without delay", name)
         self._reasoning[mode] = shown
 
+    def log_no_logprobs(self, mode: Mode) -> None:
+        """Log, once for each server, that there are no log-probabilities."""
+        if mode not in self._logged:
+            self._logged.add(mode)
+            name = self.endpoints[mode].name
+            log.warning("%s sends no log-probabilities: no decisions at the stage 'answer' for its answers", name)
+
     def close(self) -> None:
         """See `protocol.Engine`. All connections are closed."""
         with self._lock:
@@ -274,7 +285,8 @@ class RemoteRequest:
             settings: Generation settings.
             on_piece: Called with each new piece of text.
             cancel: Cancels the answer when set.
-            trial: Decides on the answer, if the server sends log-probabilities.
+            trial: Decides on the answer, if the server sends log-probabilities. Those of vLLM and llama.cpp are, by
+                default, from before temperature and penalties.
 
         Returns:
             The answer.
@@ -284,10 +296,15 @@ class RemoteRequest:
             EndpointError: It refuses the key, the model or the address.
             InputError: It refuses the request.
         """
-        return immediate(lambda: self._answer(mode, settings, on_piece, cancel))
+        return immediate(lambda: self._answer(mode, settings, on_piece, cancel, trial))
 
     def _answer(
-        self, mode: Mode, settings: Mapping[str, Any], on_piece: OnPiece | None, cancel: threading.Event | None
+        self,
+        mode: Mode,
+        settings: Mapping[str, Any],
+        on_piece: OnPiece | None,
+        cancel: threading.Event | None,
+        trial: Trial | None,
     ) -> Reply:
         endpoint, breaker = self.engine.endpoints[mode], self.engine.breakers[mode]
         if settings.get("do_sample"):  # endpoints take no do_sample, and may be greedy by default
@@ -303,11 +320,15 @@ class RemoteRequest:
                 settings = {**settings, "thinking_budget": budget}
                 most_thinking += reserve // 2
         body = endpoint.body(self.conversation, settings, mode)
+        running = RunningTrial(trial, on_piece, () if mode in self.engine.without_logprobs else self.engine.stages)
+        asks = running.needs_answer
+        if asks:
+            body |= {"logprobs": True, "top_logprobs": TOP_TOKENS}
         known = self.engine.known_reasoning(mode)
         if endpoint.budget_field and settings.get("thinking_budget") == 0:
             known = "parsed"  # no reasoning is expected
         stream = RemoteStream(
-            endpoint, mode, settings.get("stop") or (), on_piece, cancel, known, most_thinking,
+            endpoint, mode, settings.get("stop") or (), running, cancel, known, most_thinking,
             settings.get("close_loops", True),
         )  # fmt: skip
         if not breaker.allow():
@@ -330,8 +351,16 @@ class RemoteRequest:
                 error.address = endpoint.address
             # a refusal is an answer; an error of `on_piece` or Ctrl-C says nothing about the endpoint
             breaker.succeeded() if isinstance(error, VLRouteError) else breaker.inconclusive()
-            raise
-        breaker.inconclusive() if reply.finish_reason == "cancelled" else breaker.succeeded()
+            if not (asks and isinstance(error, InputError | EndpointError) and "logprobs" in str(error)):
+                raise
+            reply = self._answer(mode, settings, on_piece, cancel, None)
+            self.engine.without_logprobs.add(mode)
+            self.engine.log_no_logprobs(mode)
+            return reply
+        cancelled = reply.finish_reason == "cancelled" and not running.rejected
+        breaker.inconclusive() if cancelled else breaker.succeeded()
+        if stream.lacks_scores:
+            self.engine.log_no_logprobs(mode)
         return reply
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,10 +11,11 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from vlroute.engine.local.reasoning import StopText, Trimmed
-from vlroute.engine.protocol import OnPiece, Reply
+from vlroute.engine.protocol import TOP_TOKENS, Evidence, Reply
 from vlroute.engine.remote.endpoint import Endpoint, Reasoning
 from vlroute.engine.remote.errors import failure, is_overload
 from vlroute.engine.repetition import LoopDetector
+from vlroute.engine.trial import RunningTrial
 from vlroute.errors import ModeUnavailableError
 from vlroute.inputs.think_tags import Tag, ThinkTags
 from vlroute.types import Channel, FinishReason, Mode
@@ -186,7 +188,7 @@ class RemoteStream:
         endpoint: The server.
         mode: The requested mode.
         stops: Strings that end the answer, but not the reasoning.
-        on_piece: Called with each new piece of text.
+        trial: Gets the pieces of text, and decides whether the answer goes on.
         cancel: Ends the stream when set.
         known: See `RemoteText`.
         most_thinking: Ends the stream after this many chunks of reasoning without an answer.
@@ -198,7 +200,7 @@ class RemoteStream:
         endpoint: Endpoint,
         mode: Mode,
         stops: Sequence[str],
-        on_piece: OnPiece | None,
+        trial: RunningTrial,
         cancel: threading.Event | None,
         known: Reasoning = "auto",
         most_thinking: int | None = None,
@@ -206,7 +208,10 @@ class RemoteStream:
     ) -> None:
         self.queue: SimpleQueue[Any] = SimpleQueue()
         self.overloaded = False
-        self._endpoint, self._mode, self._on_piece, self._cancel = endpoint, mode, on_piece, cancel
+        #: Whether the server sent text without the log-probabilities that the trial needs.
+        self.lacks_scores = False
+        self._scores: list[tuple[float, float]] = []  # log-probability and entropy of each token
+        self._endpoint, self._mode, self._trial, self._cancel = endpoint, mode, trial, cancel
         self._text = RemoteText(mode == "thinking", endpoint.reasoning, stops, known)
         self._most_thinking = most_thinking
         self._loops = LoopDetector() if close_loops and mode == "thinking" else None
@@ -214,7 +219,7 @@ class RemoteStream:
         self._usage: Any = None
         self._encoded: int | None = None
         self._finish: str | None = None
-        self._refused = self._begun = False
+        self._refused = False
         self._began, self._first = time.perf_counter(), 0.0
         self._deadline, self._patience = self._began + endpoint.read_seconds, endpoint.read_seconds
 
@@ -235,21 +240,25 @@ class RemoteStream:
                 if self._finish is not None:  # the answer is complete; only its token counts are missing
                     break
                 self.overloaded = is_overload(chunk)
-                raise failure(chunk, self._endpoint.model, self._begun) from chunk
+                raise failure(chunk, self._endpoint.model, self._trial.begun) from chunk
             self._process(chunk)
             if self._text.stop.found:
-                return self._reply("stop")
+                return self._end("stop")
             if self._cut:
-                self._pass_on(self._text.flush(complete=False))
-                return self._reply("length")
+                self._trial.push(self._text.flush(complete=False))
+                return self._end("length")
+            if self._scores and self._finish is None and self._trial.is_due(time.perf_counter() - self._first):
+                self._judge(complete=False)
+            if self._trial.rejected:
+                return self._reply("cancelled")
         cancelled = self._cancel is not None and self._cancel.is_set()
         if self._finish in _FAILED or (self._finish is None and not cancelled):
-            raise ModeUnavailableError(f"{self._endpoint.model} ended its stream early", self._begun)
+            raise ModeUnavailableError(f"{self._endpoint.model} ended its stream early", self._trial.begun)
         reason = "cancelled" if cancelled else _FINISH.get(self._finish or "", "length")
         if self._reasoning_tokens is not None:
             self._text.known = "parsed"
-        self._pass_on(self._text.flush(complete=reason == "stop"))
-        return self._reply("stop" if self._text.stop.found and not cancelled else reason)
+        self._trial.push(self._text.flush(complete=reason == "stop"))
+        return self._end("stop" if self._text.stop.found and not cancelled else reason)
 
     def _next(self) -> Any:
         """The next chunk or error; None at the end or if the stream was cancelled."""
@@ -264,14 +273,16 @@ class RemoteStream:
                     continue
             if self._finish is not None:
                 return None
-            raise ModeUnavailableError(f"{self._endpoint.model} sent no token for {self._patience:g} s", self._begun)
+            raise ModeUnavailableError(
+                f"{self._endpoint.model} sent no token for {self._patience:g} s", self._trial.begun
+            )
 
     def _process(self, chunk: Any) -> None:
         self._usage = getattr(chunk, "usage", None) or self._usage
         details = (getattr(chunk, "model_extra", None) or {}).get("vlroute")
         if isinstance(details, Mapping):  # the server is `vlroute serve`
             self._encoded = details.get("encoded", self._encoded)
-            self._pass_on(self._text.parsed())
+            self._trial.push(self._text.parsed())
         if (choice := first_choice(chunk)) is not None:
             delta = getattr(choice, "delta", None)
             # vLLM sends `reasoning`, SGLang, llama.cpp and transformers `reasoning_content`, some servers both
@@ -281,13 +292,40 @@ class RemoteStream:
             content = self._part(delta, "content") + refusal
             if end := getattr(choice, "finish_reason", None):
                 self._finish = str(end)
+            if self._trial.needs_answer:
+                self._read_scores(choice, content)
             if reasoning or content:
                 self._first = self._first or time.perf_counter()
                 self._wait(min(self._endpoint.idle_seconds, self._endpoint.read_seconds))
-                self._pass_on(self._text.push(reasoning, content))
+                self._trial.push(self._text.push(reasoning, content))
                 self._check_reasoning(reasoning or content)
             if self._finish is not None:
                 self._wait(min(END_SECONDS, self._patience))
+
+    def _read_scores(self, choice: Any, content: str) -> None:
+        """Read the log-probabilities of one chunk. Without them, or if they are malformed, nothing is decided."""
+        entries = getattr(getattr(choice, "logprobs", None), "content", None) or []
+        try:
+            # not all servers send the end token, so it is left out
+            if entries and _FINISH.get(self._finish or "") == "stop":
+                token = entries[-1].token
+                entries = entries if token and content.endswith(token) else entries[:-1]
+            self._scores += map(token_scores, entries)
+            self.lacks_scores = bool(content) and not self._scores
+        except (AttributeError, TypeError, ValueError):
+            self.lacks_scores = True
+        if self.lacks_scores:
+            self._trial.release()
+
+    def _judge(self, complete: bool) -> None:
+        log_probs, entropies = zip(*self._scores, strict=True) if self._scores else ((), ())
+        self._trial.judge(Evidence(None, log_probs, entropies, complete))
+
+    def _end(self, reason: FinishReason) -> Reply:
+        if self._scores and self._trial.needs_answer and reason != "cancelled":
+            self._judge(complete=reason == "stop")
+        self._trial.release()
+        return self._reply("cancelled" if self._trial.rejected else reason)
 
     def _check_reasoning(self, text: str) -> None:
         """Decide whether the stream ends here, because its reasoning leads to no answer.
@@ -305,17 +343,11 @@ class RemoteStream:
     def _part(self, delta: Any, name: str) -> str:
         value = getattr(delta, name, None) or ""
         if not isinstance(value, str):
-            raise ModeUnavailableError(f"{self._endpoint.model} sent a {name} that is not text", self._begun)
+            raise ModeUnavailableError(f"{self._endpoint.model} sent a {name} that is not text", self._trial.begun)
         return value
 
     def _wait(self, seconds: float) -> None:
         self._deadline, self._patience = time.perf_counter() + seconds, seconds
-
-    def _pass_on(self, pieces: Pieces) -> None:
-        for channel, piece in pieces:
-            self._begun = True
-            if self._on_piece is not None:
-                self._on_piece(channel, piece)
 
     def _reply(self, reason: FinishReason) -> Reply:
         ended = time.perf_counter()
@@ -363,6 +395,26 @@ def first_choice(chunk: Any) -> Any:
     """The part of a chunk that contains the text and the finish reason; None if there is none."""
     choices = getattr(chunk, "choices", None)
     return choices[0] if isinstance(choices, list) and choices else None
+
+
+def token_scores(entry: Any) -> tuple[float, float]:
+    """Log-probability and entropy of one token, see `protocol.Evidence`.
+
+    Args:
+        entry: An item of `logprobs.content`.
+
+    Returns:
+        Both numbers.
+
+    Raises:
+        ValueError: It has no `top_logprobs`; AttributeError or TypeError for other invalid values.
+    """
+    top = sorted((one.logprob for one in entry.top_logprobs or ()), reverse=True)[:TOP_TOKENS]
+    if not top:
+        raise ValueError("an entry of logprobs has no top_logprobs")
+    shares = [math.exp(min(one, 0.0)) for one in top]
+    shares.append(1 - sum(shares))
+    return float(entry.logprob), sum(-share * math.log(share) for share in shares if share > 0)
 
 
 def _count(counts: Any, name: str) -> int | None:
