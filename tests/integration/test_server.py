@@ -355,6 +355,31 @@ def test_other_models_and_keys_and_paths(server: Served, client: openai.OpenAI) 
         assert http.get("/v1/route").json()["error"]["code"] == "method_not_allowed"
 
 
+def test_metrics_of_reasoning_that_was_closed(server: Served, client: openai.OpenAI) -> None:
+    def counts() -> dict[str, float]:
+        with server.http(headers={"Authorization": f"Bearer {KEY}"}) as http:
+            lines = [line.rpartition(" ") for line in http.get("/metrics").text.splitlines() if line[0] != "#"]
+        return {name: float(value) for name, _, value in lines}
+
+    before = counts()
+    assert {'vlroute_reasoning_closed_total{reason="%s"}' % why for why in ("reserve", "loop", "end")} <= before.keys()
+    closed = ask(client, model="thinking", extra_body={"thinking_budget": 1})
+    rescued = ask(client, model="thinking", max_tokens=3)
+    assert (closed.vlroute["closed"], closed.vlroute["decision"]["rescued"]) == ("budget", False)
+    assert (rescued.vlroute["closed"], rescued.vlroute["decision"]["rescued"]) == (None, True)
+    assert (rescued.model, rescued.choices[0].message.content) == ("instruct", ask(
+        client, model="instruct", max_tokens=3).choices[0].message.content)  # fmt: skip
+    *_, last = ask(client, model="thinking", stream=True, extra_body={"thinking_budget": 1})
+    assert last.vlroute["closed"] == "budget"
+    after = counts()
+    gains = {name: after[name] - before.get(name, 0.0) for name in after if after[name] != before.get(name, 0.0)}
+    assert gains['vlroute_reasoning_closed_total{reason="budget"}'] == 2
+    assert gains["vlroute_rescued_total"] == 1
+    # the seconds of the rescued answer are those of Thinking
+    assert gains['vlroute_answer_seconds_count{mode="thinking"}'] == 3
+    assert gains['vlroute_answer_seconds_count{mode="instruct"}'] == 1
+
+
 def test_metrics(server: Served, client: openai.OpenAI) -> None:
     ask(client, model="thinking")
     with server.http(headers={"Authorization": f"Bearer {KEY}"}) as http:

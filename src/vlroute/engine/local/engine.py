@@ -180,7 +180,7 @@ class Request:
             reserve = answer_reserve(resolved, resolved["max_new_tokens"]) if mode == "thinking" else 0
             if reserve and resolved["max_new_tokens"] <= closing_length(checkpoint.tokenizer):
                 lease.release()
-                return empty_reply()  # nothing is read
+                return empty_reply(encoded=self.encoded)  # nothing is read
             splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
 
             def pass_on(pieces: Iterable[tuple[Channel, str]]) -> None:
@@ -220,6 +220,7 @@ class Request:
             prefill_seconds=generated.prefill_seconds,
             decode_seconds=generated.decode_seconds,
             encoded=self.encoded,
+            closed=generated.closed,
         )
 
     def _keep(self, release: Callable[[], None]) -> None:
