@@ -175,16 +175,18 @@ def test_counts_of_a_stream_that_is_ended_here(server: Scripted) -> None:
     def counted(i: int) -> dict[str, Any]:
         return {**chunk(None, f"so so {i} "), "usage": {"prompt_tokens": 21, "completion_tokens": 3 * (i + 1)}}
 
-    with server.router() as router:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    with server.router(extra_body={"stream_options": options}) as router:
         answer = asked(server, router, [*(counted(i) for i in range(30)), *END], max_new_tokens=40, answer_reserve=8)
         assert answer.closed == "reserve"
+        assert server.bodies[0]["stream_options"] == options
         assert [body["max_tokens"] for body in server.bodies] == [40, 7]  # 33 tokens in 11 chunks
         used = answer.usage
         assert (used.prompt_tokens, used.completion_tokens, used.thinking_tokens) == (41, 33 + 9, 33)
 
 
 def test_counts_that_are_older_than_the_text(server: Scripted) -> None:
-    """Some servers send counts with the first chunk; those of the last chunk are missing if the stream is ended here."""
+    """Some servers send counts with the first chunk; the last ones are missing if the stream is ended here."""
     first = {**chunk(None, "so "), "usage": {"prompt_tokens": 21, "completion_tokens": 1}}
     with server.router() as router:
         steps = [first, *(chunk(None, f"so {i} ") for i in range(60)), *END]
