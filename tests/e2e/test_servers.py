@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,22 @@ def test_stop_strings_end_the_answer_and_not_the_thought(there: Router) -> None:
 
 
 def test_answers_that_are_cut_off(there: Router) -> None:
-    cut = there.ask(LONGER.prompt, **media(LONGER), mode="thinking", max_new_tokens=8)
+    cut = there.ask(LONGER.prompt, **media(LONGER), mode="thinking", max_new_tokens=8, answer_reserve=0)
     assert (cut.text, bool(cut.thinking), cut.finish_reason) == ("", True, "length")
+    assert (cut.usage.completion_tokens, cut.decision.rescued) == (8, False)
+
+
+@pytest.mark.parametrize("most", [8, 12, 20])
+def test_an_answer_within_few_tokens(real: RealServers, there: Router, most: int) -> None:
+    """The server closes the reasoning at its budget; without a budget, the stream is ended and Instruct answers."""
+    for budget_field in (True, False):
+        with nullcontext(there) if budget_field else real.router(budget_field=None) as router:
+            answer = router.ask(LONGER.prompt, **media(LONGER), mode="thinking", max_new_tokens=most)
+        assert answer.text
+        assert answer.thinking
+        assert answer.usage.completion_tokens <= most
+        if not budget_field:
+            assert (answer.closed, answer.decision.rescued) == ("reserve", True)
 
 
 @pytest.mark.parametrize("mode", MODES)
