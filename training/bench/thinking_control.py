@@ -30,7 +30,7 @@ PERCENTILE = 70
 MOST_LOOPING = 200
 #: A limit too small to close a thought, so that Instruct answers.
 FEW = 3
-PRICES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
+PRICES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 CLIENTS = 8
 RESAMPLES = 10_000
 Shares = NDArray[np.float64]
@@ -157,10 +157,11 @@ def measure_budgets(
     ordinary: Sequence[Answer],
     instruct: Sequence[Answer],
 ) -> list[dict[str, Any]]:
-    """Routed answers with automatic budgets and without budgets, at several prices.
+    """Answers with automatic budgets and without budgets at several prices: all in Thinking, and routed.
 
     The budgets are those of the decisions, which were made before the speed of this machine was measured: the seconds
-    of one request at a time, not those of the batches here.
+    of one request at a time, not those of the batches here. A request whose thought is within its budget is not asked
+    again, because its answer is the same.
     """
 
     def seconds(answers: Sequence[Answer]) -> Shares:
@@ -169,20 +170,8 @@ def measure_budgets(
             latency.expected(answer.decision.mode, answer.usage.completion_tokens) for answer in answers
         ])  # fmt: skip
 
-    found = []
-    others = {"instruct": right(tasks, instruct), "unlimited": right(tasks, ordinary)}
-    for price, decided in decisions.items():
-        thinks = [i for i, decision in enumerate(decided) if decision.mode == "thinking"]
-        step(f"automatic budgets at the price {price:g}: {len(thinks)} requests")
-        limited = router.ask_many([
-            request(tasks[i], i, mode="thinking", thinking_budget=decided[i].thinking_budget) for i in thinks
-        ])  # fmt: skip
-        plain, ours = [*instruct], [*instruct]
-        for i, answer in zip(thinks, limited, strict=True):
-            plain[i], ours[i] = ordinary[i], answer
-        found.append({
-            "price": price,
-            "thinks": len(thinks),
+    def compared(ours: Sequence[Answer], plain: Sequence[Answer]) -> dict[str, Any]:
+        return {
             "closed": beside(right(tasks, ours), others, shorter(ours, plain)),
             "right": float(right(tasks, ours).mean()),
             "plain": float(right(tasks, plain).mean()),
@@ -190,6 +179,26 @@ def measure_budgets(
             "plain_seconds": float(seconds(plain).mean()),
             "difference": difference(right(tasks, ours), right(tasks, plain), 100.0),
             "seconds_difference": difference(seconds(ours), seconds(plain)),
+        }
+
+    found = []
+    others = {"instruct": right(tasks, instruct), "unlimited": right(tasks, ordinary)}
+    for price, decided in decisions.items():
+        budgets = [decision.thinking_budget for decision in decided]
+        longer = [i for i, answer in enumerate(ordinary) if answer.usage.thinking_tokens > (budgets[i] or 0)]
+        step(f"automatic budgets at the price {price:g}: {len(longer)} requests")
+        ours = [*ordinary]
+        for i, answer in zip(longer, router.ask_many([
+            request(tasks[i], i, mode="thinking", thinking_budget=budgets[i]) for i in longer
+        ]), strict=True):  # fmt: skip
+            ours[i] = answer
+        thinks = [decision.mode == "thinking" for decision in decided]
+        routed, plain = (
+            [one if think else direct for think, one, direct in zip(thinks, some, instruct, strict=True)]
+            for some in (ours, ordinary)
+        )
+        found.append({
+            "price": price, "thinks": sum(thinks), "all": compared(ours, ordinary), "routed": compared(routed, plain),
         })  # fmt: skip
     return found
 
