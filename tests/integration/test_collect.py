@@ -131,9 +131,9 @@ def test_an_answer_that_replaces_one_of_thinking(router: Router, tmp_path: Path)
     )
     assert (result.recorded, result.rescued) == (6, 6)
     assert "In 6 of them Thinking left no answer" in (tmp_path / "gold.report.md").read_text("utf-8")
-    records = [*read_records(tmp_path / "gold.jsonl")]
-    assert {record.instruct.correct for record in records} == {True, False}
-    assert all(record.thinking.correct == record.instruct.correct for record in records)  # what a user gets
+    right = [(record.instruct.correct, record.thinking.correct) for record in read_records(tmp_path / "gold.jsonl")]
+    assert (True, True) in right
+    assert {*right} <= {(True, True), (False, False)}  # what a user gets
     for line in (tmp_path / "a.jsonl").read_text().splitlines():
         texts = json.loads(line)
         assert texts["answers"]["thinking"] == texts["answers"]["instruct"] != ""
