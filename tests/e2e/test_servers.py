@@ -33,6 +33,7 @@ from vlroute.types import MODES, AnswerDelta, Decided, Finished, Mode, ThinkingD
 
 pytestmark = pytest.mark.float32
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 200}
+WHOLE: dict[str, Any] = {"answer_reserve": 0}  # each server closes reasoning in its own way
 TASKS = draw_pictures(32, "real servers")
 SOME = task("math", "easy")  # both modes answer it
 LONGER = task("math", "hard")
@@ -45,7 +46,7 @@ RUNNING = {LLAMA: "llamacpp:requests_processing", VLLM: "vllm:num_requests_runni
 @pytest.fixture(scope="module")
 def here(router: Router) -> dict[Mode, list[Answer]]:
     """Answers of the pair in this process."""
-    return {mode: ask_all(router, TASKS, mode, 16, **GREEDY) for mode in MODES}
+    return {mode: ask_all(router, TASKS, mode, 16, **GREEDY, **WHOLE) for mode in MODES}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def metric(real: RealServers, mode: Mode, name: str) -> float:
 def test_greedy_answers_are_those_of_the_pair_in_this_process(there: Router, here: dict[Mode, list[Answer]]) -> None:
     assert {one.language for one in TASKS[:12]} == {"en", "zh"}
     for mode in MODES:
-        answers = ask_all(there, TASKS[:12], mode, 2)
+        answers = ask_all(there, TASKS[:12], mode, 2, **WHOLE)
         assert said(answers) == said(here[mode][:12])
         assert all(bool(answer.thinking) == (mode == "thinking") for answer in answers)
 
@@ -104,7 +105,7 @@ def test_32_clients_get_their_own_answers(there: Router, here: dict[Mode, list[A
     modes: list[Mode] = [MODES[i // 2 % 2] for i in range(len(TASKS))]
 
     def ask(i: int) -> Answer:
-        return there.ask(TASKS[i].prompt, **media(TASKS[i]), mode=modes[i])
+        return there.ask(TASKS[i].prompt, **media(TASKS[i]), mode=modes[i], **WHOLE)
 
     with ThreadPoolExecutor(len(TASKS)) as pool:
         answers = list(pool.map(ask, range(len(TASKS))))
