@@ -304,11 +304,15 @@ class Pipeline:
             log.debug("request %s failed after %.3f s: %s", id, time.perf_counter() - began, type(error).__name__)
             raise
         decision, usage = answer.decision, answer.usage
+        ways = [f"reasoning closed ({answer.closed})"] if answer.closed else []
+        ways += ["rescued"] if decision.rescued else []
         log.debug(
-            "request %s: %s (stage %s, gain %+.3f, threshold %.3f), %s, %s prompt + %d completion tokens, %.3f s",
-            id, decision.mode, decision.stage, decision.gain, decision.threshold, answer.finish_reason,
-            usage.prompt_tokens, usage.completion_tokens, answer.timing.total,
+            "request %s: %s (stage %s, gain %+.3f, threshold %.3f)%s, %s, %s prompt + %d completion tokens, %.3f s",
+            id, decision.mode, decision.stage, decision.gain, decision.threshold, "".join(f", {way}" for way in ways),
+            answer.finish_reason, usage.prompt_tokens, usage.completion_tokens, answer.timing.total,
         )  # fmt: skip
+        if answer.closed == "loop":
+            log.info("request %s: the reasoning repeated itself; ended after %d tokens", id, usage.thinking_tokens)
         if emit is not None:
             emit(Finished(answer))
         return answer
@@ -435,7 +439,7 @@ class Pipeline:
                 vision=prepared + reply.vision_seconds, prefill=reply.prefill_seconds, decode=reply.decode_seconds,
                 total=time.perf_counter() - began,
             ),
-            id=id,
+            id=id, closed=reply.closed,
         )  # fmt: skip
         self._keep(answer, conversation)
         return answer
@@ -557,7 +561,10 @@ def _rescued(decision: Decision, thought: Reply) -> Decision:
 
 
 def _joined(thought: Reply, answer: Reply) -> Reply:
-    """The reasoning of one reply and the answer of another one, with the sums of their tokens and seconds."""
+    """The reasoning of one reply and the answer of another one, with the sums of their tokens and seconds.
+
+    `encoded` is that of the answer: engines count it for the whole request.
+    """
     prompts = thought.prompt_tokens, answer.prompt_tokens
     return replace(
         answer,
@@ -570,6 +577,7 @@ def _joined(thought: Reply, answer: Reply) -> Reply:
         vision_seconds=thought.vision_seconds + answer.vision_seconds,
         prefill_seconds=thought.prefill_seconds + answer.prefill_seconds,
         decode_seconds=thought.decode_seconds + answer.decode_seconds,
+        closed=thought.closed,
     )
 
 

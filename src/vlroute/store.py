@@ -22,7 +22,7 @@ from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 from vlroute.errors import InputError, StoreError, UnknownAnswerError
 from vlroute.inputs.messages import Conversation
 from vlroute.records import Outcome, Record
-from vlroute.types import MODES, Answer, Mode, new_id
+from vlroute.types import MODES, Answer, Mode, judged_mode, new_id
 
 SCHEMA = 1
 BUSY_SECONDS = 30
@@ -219,7 +219,7 @@ class Store:
             "request": request_digest(conversation),
             "prompt": _storable(conversation.prompt),
             "caption": _storable(decision.caption),
-            "mode": "thinking" if decision.rescued else decision.mode,  # what was chosen is judged
+            "mode": judged_mode(decision),
             "forced": decision.forced,
             "decision": decision.as_dict(),
             "tokens": answer.usage.completion_tokens,

@@ -46,6 +46,8 @@ Stage = Literal["prompt", "prefill", "answer"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 FinishReason = Literal["stop", "length", "content_filter", "cancelled"]
 Channel = Literal["thinking", "answer"]
+#: Why reasoning was closed, see `Answer.closed`.
+Closed = Literal["budget", "reserve", "loop", "end"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +116,18 @@ class Decision:
         return asdict(self)
 
 
+def judged_mode(decision: Decision) -> Mode:
+    """The mode to which rightness and seconds of the answer belong: Thinking if its answer was rescued."""
+    return "thinking" if decision.rescued else decision.mode
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Numbers of tokens of one request.
+    """Numbers of tokens of one request. Those of a rescued answer are the sums over both modes.
 
-    An endpoint sends its counts at the end of a stream. If it sends none, or if the stream was cut at a stop string,
-    `prompt_tokens` is None, and each chunk of the stream counts as one token of `completion_tokens`.
+    Most endpoints send their counts at the end of a stream. If an endpoint sends none, or if its stream was ended
+    before, at a stop string, at the reserve for the answer or in a loop, `prompt_tokens` is None, and each chunk of the
+    stream counts as one token of `completion_tokens`.
 
     Attributes:
         prompt_tokens: Tokens of the prompt, media included; None if unknown.
@@ -175,6 +183,9 @@ class Answer:
         usage: Numbers of tokens.
         timing: Seconds of the steps.
         id: Identifies the answer for `Router.feedback`: 128 random bits as 32 hexadecimal digits.
+        closed: Why the reasoning was closed before the model did so. "budget": it reached `thinking_budget`. "reserve":
+            only the tokens of `answer_reserve` were left. "loop": it repeated itself. "end": the model would have ended
+            its output without an answer. None if the model closed it, or if a server did.
     """
 
     text: str
@@ -184,6 +195,7 @@ class Answer:
     usage: Usage
     timing: Timing
     id: str = ""
+    closed: Closed | None = None
 
     def __str__(self) -> str:
         if self.text or self.finish_reason == "stop":

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from vlroute.types import MODES, AnswerDelta, Decided, Finished, Mode, ThinkingD
 
 pytestmark = pytest.mark.float32
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 200}
+WHOLE: dict[str, Any] = {"answer_reserve": 0}  # each server closes reasoning in its own way
 TASKS = draw_pictures(32, "real servers")
 SOME = task("math", "easy")  # both modes answer it
 LONGER = task("math", "hard")
@@ -48,7 +50,7 @@ RUNNING = {LLAMA: "llamacpp:requests_processing", VLLM: "vllm:num_requests_runni
 @pytest.fixture(scope="module")
 def here(router: Router) -> dict[Mode, list[Answer]]:
     """Answers of the pair in this process."""
-    return {mode: ask_all(router, TASKS, mode, 16, **GREEDY) for mode in MODES}
+    return {mode: ask_all(router, TASKS, mode, 16, **GREEDY, **WHOLE) for mode in MODES}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def metric(real: RealServers, mode: Mode, name: str) -> float:
 def test_greedy_answers_are_those_of_the_pair_in_this_process(there: Router, here: dict[Mode, list[Answer]]) -> None:
     assert {one.language for one in TASKS[:12]} == {"en", "zh"}
     for mode in MODES:
-        answers = ask_all(there, TASKS[:12], mode, 2)
+        answers = ask_all(there, TASKS[:12], mode, 2, **WHOLE)
         assert said(answers) == said(here[mode][:12])
         assert all(bool(answer.thinking) == (mode == "thinking") for answer in answers)
 
@@ -124,7 +126,7 @@ def test_32_clients_get_their_own_answers(there: Router, here: dict[Mode, list[A
     modes: list[Mode] = [MODES[i // 2 % 2] for i in range(len(TASKS))]
 
     def ask(i: int) -> Answer:
-        return there.ask(TASKS[i].prompt, **media(TASKS[i]), mode=modes[i])
+        return there.ask(TASKS[i].prompt, **media(TASKS[i]), mode=modes[i], **WHOLE)
 
     with ThreadPoolExecutor(len(TASKS)) as pool:
         answers = list(pool.map(ask, range(len(TASKS))))
@@ -160,8 +162,22 @@ def test_stop_strings_end_the_answer_and_not_the_thought(there: Router) -> None:
 
 
 def test_answers_that_are_cut_off(there: Router) -> None:
-    cut = there.ask(LONGER.prompt, **media(LONGER), mode="thinking", max_new_tokens=8)
+    cut = there.ask(LONGER.prompt, **media(LONGER), mode="thinking", max_new_tokens=8, answer_reserve=0)
     assert (cut.text, bool(cut.thinking), cut.finish_reason) == ("", True, "length")
+    assert (cut.usage.completion_tokens, cut.decision.rescued) == (8, False)
+
+
+@pytest.mark.parametrize("most", [8, 12, 20])
+def test_an_answer_within_few_tokens(real: RealServers, there: Router, most: int) -> None:
+    """The server closes the reasoning at its budget; without a budget, the stream is ended and Instruct answers."""
+    for budget_field in (True, False):
+        with nullcontext(there) if budget_field else real.router(budget_field=None) as router:
+            answer = router.ask(LONGER.prompt, **media(LONGER), mode="thinking", max_new_tokens=most)
+        assert answer.text
+        assert answer.thinking
+        assert answer.usage.completion_tokens <= most
+        if not budget_field:
+            assert (answer.closed, answer.decision.rescued) == ("reserve", True)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -123,6 +123,29 @@ def test_rows_without_gold_are_labeled_by_agreement(router: Router, tmp_path: Pa
     assert "assumed and not measured" in (tmp_path / "r.report.md").read_text("utf-8")
 
 
+def test_an_answer_that_replaces_one_of_thinking(router: Router, tmp_path: Path) -> None:
+    """Three tokens are too few to close a thought, so that Instruct answers in the column of Thinking, too."""
+    data, few = write_data(tmp_path, 6), {"max_new_tokens": 3, "do_sample": False}
+    result = collect_records(
+        router, data, tmp_path / "gold.jsonl", generation=few, answers=tmp_path / "a.jsonl", console=quiet()
+    )
+    assert (result.recorded, result.rescued) == (6, 6)
+    assert "In 6 of them Thinking left no answer" in (tmp_path / "gold.report.md").read_text("utf-8")
+    right = [(record.instruct.correct, record.thinking.correct) for record in read_records(tmp_path / "gold.jsonl")]
+    assert (True, True) in right
+    assert {*right} <= {(True, True), (False, False)}  # what a user gets
+    for line in (tmp_path / "a.jsonl").read_text().splitlines():
+        texts = json.loads(line)
+        assert texts["answers"]["thinking"] == texts["answers"]["instruct"] != ""
+        assert texts["rescued"]
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    data.write_text("\n".join(json.dumps({**row, "answer": None}) for row in rows))
+    agreement = Agreement(exact, 0.9, 0.1, 0.6)
+    collect_records(router, data, tmp_path / "r.jsonl", agreement=agreement, generation=few, console=quiet())
+    pairs = {(record.instruct.correct, record.thinking.correct) for record in read_records(tmp_path / "r.jsonl")}
+    assert pairs == {(0.1, 0.1)}  # Instruct does not agree with itself
+
+
 def test_a_grader_that_fails_and_one_out_of_range(router: Router, tmp_path: Path) -> None:
     data = write_data(tmp_path, 2)
 

@@ -174,6 +174,55 @@ def test_reasoning_that_repeats_itself_is_ended(server: Scripted) -> None:
         assert (answer.text, answer.decision.rescued) == ("2", False)
 
 
+def test_counts_of_a_stream_that_is_ended_here(server: Scripted) -> None:
+    """A server that sends counts with each chunk, of several tokens: they hold for the limit and for the usage."""
+
+    def counted(i: int) -> dict[str, Any]:
+        return {**chunk(None, f"so so {i} "), "usage": {"prompt_tokens": 21, "completion_tokens": 3 * (i + 1)}}
+
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    with server.router(extra_body={"stream_options": options}) as router:
+        answer = asked(server, router, [*(counted(i) for i in range(30)), *END], max_new_tokens=40, answer_reserve=8)
+        assert answer.closed == "reserve"
+        assert server.bodies[0]["stream_options"] == options
+        assert [body["max_tokens"] for body in server.bodies] == [40, 7]  # 33 tokens in 11 chunks
+        used = answer.usage
+        assert (used.prompt_tokens, used.completion_tokens, used.thinking_tokens) == (41, 33 + 9, 33)
+
+
+def test_counts_that_are_older_than_the_text(server: Scripted) -> None:
+    """Some servers send counts with the first chunk; the last ones are missing if the stream is ended here."""
+    first = {**chunk(None, "so "), "usage": {"prompt_tokens": 21, "completion_tokens": 1}}
+    with server.router() as router:
+        steps = [first, *(chunk(None, f"so {i} ") for i in range(60)), *END]
+        used = asked(server, router, steps, max_new_tokens=40, answer_reserve=8).usage
+        assert (used.prompt_tokens, used.completion_tokens, used.thinking_tokens) == (41, 32 + 9, 32)
+        used = asked(server, router, steps[1:], max_new_tokens=40, answer_reserve=8).usage
+        assert (used.prompt_tokens, used.completion_tokens, used.thinking_tokens) == (None, 32 + 9, 32)
+
+
+def test_a_stream_that_ends_by_itself_keeps_its_counts(server: Scripted) -> None:
+    """The last chunk is the last token before the reserve."""
+    steps = [*(chunk(None, f"so {i} ") for i in range(31)), chunk(None, "so", end="length"), USAGE, DONE]
+    with server.router() as router:
+        answer = asked(server, router, steps, max_new_tokens=40, answer_reserve=8)
+    assert (answer.decision.rescued, answer.closed) == (True, None)
+    assert answer.usage.prompt_tokens == 20 + 20
+
+
+def test_pictures_encoded_by_two_servers_are_added(server: Scripted) -> None:
+    """Both servers are `vlroute serve`, which reports the number at the end of a stream."""
+
+    def end(encoded: int) -> list[Any]:
+        return [{**chunk(end="stop"), "vlroute": {"encoded": encoded}}, USAGE, DONE]
+
+    with server.router() as router:
+        for thought, total in (([chunk(None, "so"), *end(1)], 3), ([chunk(None, "so ")] * 90, None)):
+            server.play(thought, [chunk("2"), *end(2)])
+            answer = router.ask("How many?", mode="thinking")
+            assert (answer.text, answer.decision.rescued, answer.usage.encoded) == ("2", True, total)
+
+
 def test_reasoning_of_a_raw_server_without_a_closing_tag(server: Scripted, routers: dict[str, Router]) -> None:
     answer = asked(server, routers["raw"], [chunk("so"), *END])
     assert (answer.thinking, answer.text, answer.finish_reason) == ("so", "rescued", "stop")

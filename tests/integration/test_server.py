@@ -214,11 +214,11 @@ def test_max_tokens_and_stop(client: openai.OpenAI) -> None:
         said = ask(client, model="instruct", messages=[user(TASKS[0])], stop=stop)
         assert said.choices[0].message.content == whole.partition(last)[0]
         assert said.choices[0].finish_reason == "stop"
-    cut = ask(client, model="thinking", max_completion_tokens=3)
-    assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == (
-        "",
-        "length",
-    )  # only reasoning
+    cut = ask(client, model="thinking", max_completion_tokens=3, extra_body={"vlroute": {"answer_reserve": 0}})
+    assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == ("", "length")  # only reasoning
+    answered = ask(client, model="thinking", max_completion_tokens=3)
+    assert answered.choices[0].message.content
+    assert answered.usage.completion_tokens <= 3
 
 
 def test_options_of_vlroute(client: openai.OpenAI) -> None:
@@ -353,6 +353,32 @@ def test_other_models_and_keys_and_paths(server: Served, client: openai.OpenAI) 
             assert http.get(path).status_code == 200
         assert http.get("/v1/nothing").json()["error"]["code"] == "not_found"
         assert http.get("/v1/route").json()["error"]["code"] == "method_not_allowed"
+
+
+def test_metrics_of_reasoning_that_was_closed(server: Served, client: openai.OpenAI) -> None:
+    def counts() -> dict[str, float]:
+        with server.http(headers={"Authorization": f"Bearer {KEY}"}) as http:
+            lines = [line.rpartition(" ") for line in http.get("/metrics").text.splitlines() if line[0] != "#"]
+        return {name: float(value) for name, _, value in lines}
+
+    before = counts()
+    for why in ("budget", "reserve", "loop", "end"):
+        assert f'vlroute_reasoning_closed_total{{reason="{why}"}}' in before
+    closed = ask(client, model="thinking", extra_body={"thinking_budget": 1})
+    rescued = ask(client, model="thinking", max_tokens=3)
+    assert (closed.vlroute["closed"], closed.vlroute["decision"]["rescued"]) == ("budget", False)
+    assert (rescued.vlroute["closed"], rescued.vlroute["decision"]["rescued"]) == (None, True)
+    assert (rescued.model, rescued.choices[0].message.content) == ("instruct", ask(
+        client, model="instruct", max_tokens=3).choices[0].message.content)  # fmt: skip
+    *_, last = ask(client, model="thinking", stream=True, extra_body={"thinking_budget": 1})
+    assert last.vlroute["closed"] == "budget"
+    after = counts()
+    gains = {name: after[name] - before.get(name, 0.0) for name in after if after[name] != before.get(name, 0.0)}
+    assert gains['vlroute_reasoning_closed_total{reason="budget"}'] == 2
+    assert gains["vlroute_rescued_total"] == 1
+    # the seconds of the rescued answer are those of Thinking
+    assert gains['vlroute_answer_seconds_count{mode="thinking"}'] == 3
+    assert gains['vlroute_answer_seconds_count{mode="instruct"}'] == 1
 
 
 def test_metrics(server: Served, client: openai.OpenAI) -> None:

@@ -135,6 +135,16 @@ def test_export_needs_both_modes_of_the_same_request(where: str, tmp_path: Path)
     assert list(read_records(tmp_path / "r.jsonl")) == [record]
 
 
+def test_a_rescued_answer_is_rated_as_that_of_thinking(where: str) -> None:
+    with Store(where) as store:
+        instruct = answer("instruct")
+        rescued = replace(instruct, decision=replace(instruct.decision, rescued=True))
+        for one, correct in ((instruct, True), (rescued, False)):
+            store.feedback(store.record(one, asked()), correct=correct)
+        (record,) = export_feedback(store).records
+    assert (record.instruct.correct, record.thinking.correct) == (1.0, 0.0)
+
+
 def test_a_conversation_is_part_of_the_request(where: str) -> None:
     earlier = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     with Store(where) as store:

@@ -129,6 +129,30 @@ def test_ordinary_thoughts_are_not_closed(router: Router) -> None:
         assert both[0].thinking == both[1].thinking
 
 
+# why a thought ended
+
+
+def test_an_answer_says_why_its_thought_was_closed(router: Router, caplog: pytest.LogCaptureFixture) -> None:
+    hard, close = task("math", "hard"), token_ids(router, "</think>")[0]
+    assert think(router, hard).closed is None
+    assert think(router, hard, thinking_budget=3).closed == "budget"
+    assert think(router, hard, max_new_tokens=20).closed == "reserve"
+    assert think(router, hard, max_new_tokens=20, thinking_budget=3).closed == "budget"
+    assert think(router, hard, max_new_tokens=20, thinking_budget=1000).closed == "reserve"
+    with biased(router, "thinking", {close: -STRONG, end_id(router): STRONG}):
+        assert think(router, hard).closed == "end"
+    with caplog.at_level("DEBUG", "vlroute"):
+        first = token_ids(router, "one")[0]
+        looping = think(router, hard, sequence_bias={(first,): 500.0}, max_new_tokens=400)
+        assert looping.closed == "loop"
+        assert f"repeated itself; ended after {looping.usage.thinking_tokens} tokens" in caplog.text
+        assert "reasoning closed (loop)" in caplog.text
+        think(router, hard, max_new_tokens=2)
+        assert ", rescued, " in caplog.text
+    instruct = router.ask(hard.prompt, **media(hard), mode="instruct", do_sample=False)
+    assert instruct.closed is None
+
+
 # automatic budgets
 
 

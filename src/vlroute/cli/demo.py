@@ -20,7 +20,7 @@ from vlroute.decision.wilson import share_interval
 from vlroute.learning.trial import Trial, draw_evenly, run_trials
 from vlroute.pocket.tasks import LEVELS, TASKS
 from vlroute.router import Router
-from vlroute.types import Answer
+from vlroute.types import Answer, judged_mode
 
 MORE = 108  # pictures to search for the cases that the first pictures lack
 
@@ -66,7 +66,7 @@ def summary(trials: list[Trial]) -> Table:
         right = np.array([trial.right(answer) for trial, answer in zip(trials, answers, strict=True)], dtype=float)
         bounds = share_interval(right)
         seconds = np.mean([answer.timing.total for answer in answers])
-        share = np.mean([answer.decision.mode == "thinking" for answer in answers])
+        share = np.mean([judged_mode(answer.decision) == "thinking" for answer in answers])
         table.add_row(
             strategy.name,
             f"{right.mean():.1%}",
@@ -92,7 +92,7 @@ def by_task(trials: list[Trial]) -> Table:
             answers = [strategy.choose(trial) for trial in some]
             accuracy = np.mean([trial.right(answer) for trial, answer in zip(some, answers, strict=True)])
             cells.append(f"{accuracy:.0%} {np.mean([answer.timing.total for answer in answers]):.2f}s")
-        share = np.mean([_routed(trial).decision.mode == "thinking" for trial in some])
+        share = np.mean([judged_mode(_routed(trial).decision) == "thinking" for trial in some])
         table.add_row(kind, str(len(some)), *cells, f"{share:.0%}")
     return table
 

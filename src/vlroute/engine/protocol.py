@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
 from vlroute.steps import Steps
-from vlroute.types import Channel, FinishReason, Mode, Stage
+from vlroute.types import Channel, Closed, FinishReason, Mode, Stage
 
 #: Called with each new piece of the thinking or of the answer.
 OnPiece = Callable[[Channel, str], None]
@@ -38,8 +38,9 @@ class Reply:
         vision_seconds: from the call of `answer` until the vision features are there.
         prefill_seconds: until the first token.
         decode_seconds: after the first token.
-        encoded: pictures and videos that the vision tower encoded for this request; None if not reported.
+        encoded: pictures and videos that the vision tower encoded for this request so far; None if not reported.
         note: what is wrong with the answer, if anything; appended to the reason of the decision.
+        closed: why the reasoning was closed, see `vlroute.Answer`.
     """
 
     text: str
@@ -55,11 +56,12 @@ class Reply:
     decode_seconds: float
     encoded: int | None = None
     note: str = ""
+    closed: Closed | None = None
 
 
-def empty_reply(finish_reason: FinishReason = "length") -> Reply:
+def empty_reply(finish_reason: FinishReason = "length", encoded: int | None = None) -> Reply:
     """A reply for which no token was read or generated."""
-    return Reply("", "", finish_reason, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)
+    return Reply("", "", finish_reason, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, encoded)
 
 
 @dataclass(frozen=True, slots=True)

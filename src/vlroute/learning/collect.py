@@ -46,6 +46,7 @@ class Collected:
         skipped: Rows recorded by an earlier run.
         failed: Rows that failed.
         without_gold: Recorded rows without a gold answer, labeled by agreement.
+        rescued: Recorded rows in which Thinking left no answer, so that Instruct gave the one that is recorded for it.
         reasons: Why the first rows failed.
     """
 
@@ -53,6 +54,7 @@ class Collected:
     skipped: int = 0
     failed: int = 0
     without_gold: int = 0
+    rescued: int = 0
     reasons: list[str] = field(default_factory=list)
 
     def fail(self, reason: str) -> None:
@@ -81,6 +83,10 @@ def collect_records(
     console: Console | None = None,
 ) -> Collected:
     """Answer every row in both modes, append a record of it to `out`, and write a report beside it.
+
+    The column of Thinking says what a user gets if Thinking is chosen. If Thinking leaves no answer, this is the answer
+    of Instruct that replaces it (`Decision.rescued`), with the tokens and seconds of both. Without a gold answer, such
+    a row counts as equally right in both modes, and not as agreement.
 
     Nothing is cached between the modes and requests run one at a time, so the recorded seconds are those of a single
     user. Started again with the same settings, the function continues the earlier run: a killed process loses at most
@@ -184,7 +190,7 @@ class _Job:
             watch = Watch()
             instruct = self._ask(conversation, "instruct", watch)
             thinking = self._ask(conversation, "thinking")
-            right = self._right(example, instruct.text, thinking.text)
+            right = self._right(example, instruct, thinking)
             turns = list(conversation.messages)
             caption = self.router.decide(turns, caption=example.caption).caption
             record = Record(
@@ -198,11 +204,12 @@ class _Job:
             self.result.fail(f"{example.place} ({example.id}): {str(error) or type(error).__name__}")
             return None
         self.result.without_gold += not example.answers
+        self.result.rescued += thinking.decision.rescued
         texts = {mode: answer.text for mode, answer in zip(MODES, (instruct, thinking), strict=True)}
         right_by_mode = dict(zip(MODES, right, strict=True))
         evidence = watch.row(example.id, *model_of_evidence(self.router))
-        texts_line = {"id": example.id, "gold": example.answers, "answers": texts, "right": right_by_mode}
-        return record, texts_line, evidence
+        written = {"id": example.id, "gold": example.answers, "answers": texts, "right": right_by_mode}
+        return record, written | {"rescued": thinking.decision.rescued}, evidence
 
     def _warm_up(self, conversation: Conversation) -> None:
         """Answer once without recording: the first answers of a process are slower than later ones."""
@@ -215,11 +222,15 @@ class _Job:
         options = RequestOptions(mode=mode, generation=self.generation, trial=None if watch is None else watch.trial)
         return run(self.router.pipeline.answer(conversation, options))
 
-    def _right(self, example: Example, instruct: str, thinking: str) -> tuple[float | bool, float | bool]:
+    def _right(self, example: Example, instruct: Answer, thinking: Answer) -> tuple[float | bool, float | bool]:
         if example.answers or self.agreement is None:
-            right = [bool(text.strip()) and self.grader(text, example) for text in (instruct, thinking)]
+            texts = instruct.text, thinking.text
+            right = [bool(text.strip()) and self.grader(text, example) for text in texts]
             return right[0], right[1]
-        return self.agreement(instruct, thinking, example)
+        if thinking.decision.rescued:  # the modes do not agree: both answers are those of Instruct, equally often right
+            share, _ = self.agreement(instruct.text, "", example)
+            return share, share
+        return self.agreement(instruct.text, thinking.text, example)
 
 
 class _Output:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from vlroute.types import Answer
+from vlroute.types import Answer, Closed, judged_mode
 
 #: Limits of the histograms in seconds: a pocket answer takes 0.02 s, long reasoning minutes.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -22,6 +22,12 @@ class Metrics:
         self.registry = CollectorRegistry()
         made: dict[str, Any] = {"registry": self.registry}
         self.answers = Counter("vlroute_answers", "Answers.", ["mode", "stage", "forced", "finish_reason"], **made)
+        self.closed = Counter(
+            "vlroute_reasoning_closed", "Reasoning that was closed before the model did so.", ["reason"], **made
+        )
+        for reason in get_args(Closed):  # all series exist from the start, so that rates are not missing
+            self.closed.labels(reason)
+        self.rescued = Counter("vlroute_rescued", "Answers of Instruct after Thinking had left none.", **made)
         self.refusals = Counter("vlroute_errors", "Requests that ended in an error.", ["status", "code"], **made)
         self.decisions = Counter("vlroute_decisions", "Decisions without an answer.", ["mode"], **made)
         self.feedback = Counter("vlroute_feedback", "Feedback received.", **made)
@@ -41,14 +47,18 @@ class Metrics:
         self.waiting = Gauge("vlroute_requests_waiting", "Requests that wait for a free sequence.", ["mode"], **made)
 
     def answered(self, answer: Answer, seconds: float) -> None:
-        """Count an answer.
+        """Count an answer. A rescued one counts as an answer of Thinking, whose seconds and tokens it contains.
 
         Args:
             answer: The answer.
             seconds: Time from the arrival of the request to the end of the answer.
         """
-        mode, decision = answer.decision.mode, answer.decision
+        mode, decision = judged_mode(answer.decision), answer.decision
         self.answers.labels(mode, decision.stage, str(decision.forced).lower(), answer.finish_reason).inc()
+        if answer.closed is not None:
+            self.closed.labels(answer.closed).inc()
+        if decision.rescued:
+            self.rescued.inc()
         self.seconds.labels(mode).observe(seconds)
         if answer.usage.completion_tokens:
             self.first.labels(mode).observe(max(seconds - answer.timing.decode, 0.0))

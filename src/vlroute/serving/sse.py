@@ -40,7 +40,7 @@ def completion(answer: Answer, ignored: Sequence[str], hide_reasoning: bool = Fa
         **_head("chat.completion", answer.id, answer.decision), "choices": [choice], "usage": usage(answer),
         "vlroute": {
             "id": answer.id, "decision": answer.decision.as_dict(), "timing": asdict(answer.timing),
-            "encoded": answer.usage.encoded, "ignored": list(ignored),
+            "encoded": answer.usage.encoded, "closed": answer.closed, "ignored": list(ignored),
         },
     }  # fmt: skip
 
@@ -102,7 +102,7 @@ class Chunks:
     def of(self, event: Event) -> Iterator[ServerSentEvent]:
         """The chunks for a later event."""
         match event:
-            case Decided(decision):  # a second decision: the mode chosen first cannot answer
+            case Decided(decision):  # a second decision: the mode chosen first gives no answer
                 self.decided = event
                 yield self._chunk({}, vlroute={"id": event.id, "decision": decision.as_dict()})
             case ThinkingDelta() if self.hide_reasoning:
@@ -112,7 +112,10 @@ class Chunks:
             case AnswerDelta(text):
                 yield self._chunk({"content": text})
             case Finished(answer):
-                details = {"id": answer.id, "timing": asdict(answer.timing), "encoded": answer.usage.encoded}
+                details = {
+                    "id": answer.id, "timing": asdict(answer.timing), "encoded": answer.usage.encoded,
+                    "closed": answer.closed,
+                }  # fmt: skip
                 if answer.decision != self.decided.decision:  # its reason says what is wrong with the answer
                     details["decision"] = answer.decision.as_dict()
                 yield self._chunk({}, answer.finish_reason, vlroute=details)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,15 @@ def test_pictures_encoded_for_a_caption_count(request_of: Callable[..., RayReque
     assert run(request.caption(picture, "What is it?")) == "a square"
     assert request.uncached_tokens() == {"instruct": 3, "thinking": 4}
     assert run(request.answer("instruct", {})).encoded == 2
+
+
+def test_pictures_encoded_for_two_answers_are_counted_once_each(request_of: Callable[..., RayRequest]) -> None:
+    """Instruct answers after Thinking left no answer; the replica counts for each call."""
+    thought = replace(REPLY, text="", thinking="so", finish_reason="length")
+    for second, total in ((0, 1), (1, 2)):
+        request = request_of([thought], [replace(REPLY, encoded=second)])
+        assert run(request.answer("thinking", {})).encoded == 1
+        assert run(request.answer("instruct", {})).encoded == total
 
 
 def test_the_key_is_that_of_the_conversation() -> None:

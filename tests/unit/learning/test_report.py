@@ -204,12 +204,14 @@ def test_the_report_of_collect_shows_intervals_and_unknown_values() -> None:
     records = [
         Record(str(i), "p", None, Outcome(i % 2 == 0, 3, 0.5), Outcome(True, 9), topic="a|b") for i in range(40)
     ] + [Record("x", "p", None, Outcome(False), Outcome(0.5), set="lonely")]
-    result = {"recorded": 41, "without_gold": 0, "skipped": 0, "failed": 1, "reasons": ["f:1: a | b"]}
+    result = {"recorded": 41, "without_gold": 0, "rescued": 2, "skipped": 0, "failed": 1, "reasons": ["f:1: a | b"]}
     page = collection_report(records, {"agreement": None}, result)
     assert "| a\\|b | 40 | 50.0% (35% – 65%) | 100.0% (91% – 100%) | 0.50 (0.50 – 0.50) | – |" in page
     assert "| lonely | 1 | 0.0% (0% – 79%) | 50.0% (5% – 95%) | – | – |" in page
     assert "| all | 41 | " in page
     assert "* f:1: a \\| b" in page
+    assert "In 2 of them Thinking left no answer" in page
+    assert "left no answer" not in collection_report(records, {"agreement": None}, result | {"rescued": 0})
     assert collection_table(records).row_count == 3
 
 

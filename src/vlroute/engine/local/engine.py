@@ -182,7 +182,7 @@ class Request:
             reserve = answer_reserve(resolved, resolved["max_new_tokens"]) if mode == "thinking" else 0
             if reserve and resolved["max_new_tokens"] <= closing_length(checkpoint.tokenizer):
                 lease.release()
-                return empty_reply()  # nothing is read
+                return empty_reply(encoded=self.encoded)  # nothing is read
             splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
             running = RunningTrial(trial, on_piece, self.engine.stages)
 
@@ -219,6 +219,7 @@ class Request:
             prefill_seconds=generated.prefill_seconds,
             decode_seconds=generated.decode_seconds,
             encoded=self.encoded,
+            closed=generated.closed,
         )
 
     def _keep(self, release: Callable[[], None]) -> None:

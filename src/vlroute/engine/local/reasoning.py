@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from vlroute.engine.repetition import LoopDetector
-from vlroute.types import Channel
+from vlroute.types import Channel, Closed
 
 THINK, END_THINK = "<think>", "</think>"
 #: Closes the reasoning if the model does not; the form that Qwen's chat templates use for earlier turns.
@@ -220,13 +220,16 @@ class OutputControl:
         """
         if budget is not None and budget < 0:
             raise ValueError(f"thinking_budget must be 0 or more tokens, got {budget}")
+        #: Why the reasoning was closed; None if the model closed it, or as long as it goes on.
+        self.closed: Closed | None = None
+        self._limit: Closed = "budget"
         if thinking and most is not None and reserve:
             left = max(0, most - reserve - closing_length(tokenizer))
-            budget = left if budget is None else min(budget, left)
+            if budget is None or left < budget:
+                budget, self._limit = left, "reserve"
         self._tokenizer, self._ends, self._budget = tokenizer, ends, budget if thinking else None
         self._loops = LoopDetector() if thinking and close_loops else None
-        #: Whether the reasoning was closed because it repeated itself.
-        self.looped = False
+        self._looped = False
         self._blanks, self._most_blank = 0, min(self.MAX_BLANK, reserve - 1) if thinking and reserve else self.MAX_BLANK
         self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in (THINK, END_THINK)] if thinking else []
         self._only_tags, self._tags_and_ends = frozenset(self._tags), frozenset(self._tags) | ends
@@ -239,8 +242,8 @@ class OutputControl:
 
     def forced(self) -> int | None:
         """The id of the next token if it is forced, else None."""
-        if self._thinking and not self._forced and (self._count == self._budget or self.looped):
-            self._close()
+        if self._thinking and not self._forced and (self._count == self._budget or self._looped):
+            self._close("loop" if self._looped else self._limit)
         return self._told(self._forced.popleft()) if self._forced else None
 
     @property
@@ -258,11 +261,12 @@ class OutputControl:
         They differ if the model would end the reasoning without an answer.
         """
         if self._thinking and token in self._ends:
-            self._close()
+            self._close("end")
             token = self._forced.popleft()
         return self._told(token)
 
-    def _close(self) -> None:
+    def _close(self, why: Closed) -> None:
+        self.closed = why
         closing = _closing(self._tokenizer)
         if self._last is not None and self._text(self._last).endswith("\n"):
             closing = closing[closing.index(self._tags[1]) :]  # the text ends with a line break already
@@ -274,7 +278,7 @@ class OutputControl:
         if self._thinking:
             self._thinking = token != self._tags[1]
             if self._loops is not None and self._thinking and self._loops.push(token):
-                self.looped = True
+                self._looped = True
         elif self._blank:
             self._blank = not self._text(token).strip()
             self._blanks = self._blanks + 1 if self._blank else 0

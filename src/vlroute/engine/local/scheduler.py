@@ -42,7 +42,7 @@ from vlroute.engine.trial import RunningTrial
 from vlroute.errors import LimitError, RouterClosedError
 from vlroute.exit import end_at_exit
 from vlroute.steps import forbid_waiting
-from vlroute.types import MODES, FinishReason, Mode
+from vlroute.types import MODES, Closed, FinishReason, Mode
 
 log = logging.getLogger("vlroute")
 
@@ -94,7 +94,7 @@ class GenerationRequest:
 class Generated:
     """Token ids without the end token, the reason for the end, and the seconds until and after the first token.
 
-    `cached`: number of prompt tokens that were in the cache.
+    `cached`: number of prompt tokens that were in the cache. `closed`: why the reasoning was closed, see `Answer`.
     """
 
     ids: tuple[int, ...]
@@ -102,6 +102,7 @@ class Generated:
     prefill_seconds: float
     decode_seconds: float
     cached: int = 0
+    closed: Closed | None = None
 
 
 _numbers = itertools.count()
@@ -225,8 +226,11 @@ class Generation:
         ids = self.sampler.output_ids
         ids = ids[:-1] if self.sampler.control.ended else ids
         self.future.set_result(
-            Generated(tuple(ids), cast(FinishReason, self.reason), first - began, ended - first, cached)
-        )
+            Generated(
+                tuple(ids), cast(FinishReason, self.reason), first - began, ended - first, cached,
+                self.sampler.control.closed,
+            )
+        )  # fmt: skip
 
 
 def _vision_rows(request: GenerationRequest) -> tuple[NDArray[np.int64], list[torch.Tensor]]:

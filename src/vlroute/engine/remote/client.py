@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -249,6 +249,7 @@ class RemoteRequest:
 
     def __init__(self, engine: RemoteEngine, conversation: Conversation, namespace: str) -> None:
         self.engine, self.conversation, self.namespace = engine, conversation, namespace
+        self._encoded: int | None = 0  # by all answers; None if a server did not report it
 
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """See `protocol.EngineRequest`."""
@@ -312,7 +313,7 @@ class RemoteRequest:
         most, most_thinking = settings.get("max_new_tokens"), None
         if mode == "thinking" and most is not None and (reserve := answer_reserve(settings, most)):
             if reserve == most:
-                return empty_reply()
+                return empty_reply(encoded=self._encoded)
             most_thinking = most - reserve
             if endpoint.budget_field:  # the server closes the reasoning; the stream is ended only if it does not
                 budget = settings.get("thinking_budget")
@@ -361,7 +362,8 @@ class RemoteRequest:
         breaker.inconclusive() if cancelled else breaker.succeeded()
         if stream.lacks_scores:
             self.engine.log_no_logprobs(mode)
-        return reply
+        self._encoded = None if self._encoded is None or reply.encoded is None else self._encoded + reply.encoded
+        return replace(reply, encoded=self._encoded)
 
 
 def _client(openai: Any, endpoint: Endpoint) -> Any:

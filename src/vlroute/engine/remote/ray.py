@@ -21,7 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 
-from vlroute.engine.protocol import OnPiece, Reply, Trial
+from vlroute.engine.protocol import OnPiece, Reply, Trial, empty_reply
 from vlroute.errors import ModeUnavailableError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
@@ -293,11 +293,12 @@ class RayRequest:
         try:
             reply = _retried(attempt, lambda: not begun)
         except _CancelledError:
-            return Reply("", "", "cancelled", 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, self._encoded)
+            return empty_reply("cancelled", self._encoded)
         except ReplicaLostError as error:
             error.begun = True  # the other mode runs on the same replicas
             raise
-        return replace(reply, encoded=(reply.encoded or 0) + self._encoded)
+        self._encoded += reply.encoded or 0  # a replica counts for each call alone
+        return replace(reply, encoded=self._encoded)
 
     def _call(self, method: str, *args: Any) -> Any:
         try:

@@ -18,7 +18,7 @@ from vlroute.engine.repetition import LoopDetector
 from vlroute.engine.trial import RunningTrial
 from vlroute.errors import ModeUnavailableError
 from vlroute.inputs.think_tags import Tag, ThinkTags
-from vlroute.types import Channel, FinishReason, Mode
+from vlroute.types import Channel, Closed, FinishReason, Mode
 
 Pieces = Iterator[tuple[Channel, str]]
 
@@ -176,13 +176,18 @@ END_SECONDS = 2.0
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop", "eos_token": "stop", "length": "length", "max_tokens": "length", "content_filter": "content_filter",
 }  # fmt: skip
+_CUT: dict[Closed, str] = {
+    "loop": "its reasoning repeated itself",
+    "reserve": "its reasoning left only the tokens that are kept for the answer",
+}
 _FAILED = ("error", "abort", "insufficient_system_resource")
 
 
 class RemoteStream:
     """One stream. The requesting thread reads `queue`, which another thread fills with chunks, errors and a final None.
 
-    Token counts are those of the server. If it sends none, each chunk counts as one token.
+    Token counts are those of the server, which most servers send at the end. If there are none, each chunk counts as
+    one token. A stream that was ended here has the latest counts, but at least one token for each chunk.
 
     Args:
         endpoint: The server.
@@ -215,7 +220,7 @@ class RemoteStream:
         self._text = RemoteText(mode == "thinking", endpoint.reasoning, stops, known)
         self._most_thinking = most_thinking
         self._loops = LoopDetector() if close_loops and mode == "thinking" else None
-        self._cut = ""
+        self._cut: Closed | None = None
         self._usage: Any = None
         self._encoded: int | None = None
         self._finish: str | None = None
@@ -232,6 +237,11 @@ class RemoteStream:
     def _reasoning_tokens(self) -> int | None:
         """The server's count. None from a server without a reasoning parser."""
         return _count(getattr(self._usage, "completion_tokens_details", None), "reasoning_tokens")
+
+    @property
+    def _tokens_so_far(self) -> int:
+        """The server's count, if it sends one with each chunk; else 0."""
+        return _count(self._usage, "completion_tokens") or 0
 
     def read(self) -> Reply:
         """Read until the answer ends, is cancelled, or reaches a stop string. Errors as of `RemoteRequest.answer`."""
@@ -333,12 +343,13 @@ class RemoteStream:
         Args:
             text: Text of the new chunk.
         """
-        if self._mode != "thinking" or not (chunks := self._text.reasoning_chunks):
-            return
+        if self._mode != "thinking" or self._finish is not None or not (chunks := self._text.reasoning_chunks):
+            return  # after the finish reason, only the counts of the server follow
         if self._loops is not None and self._loops.push(text):
-            self._cut = "its reasoning repeated itself"
-        elif self._most_thinking is not None and chunks >= self._most_thinking:
-            self._cut = "its reasoning left only the tokens that are kept for the answer"
+            self._cut = "loop"
+        # a chunk may contain several tokens
+        elif self._most_thinking is not None and max(chunks, self._tokens_so_far) >= self._most_thinking:
+            self._cut = "reserve"
 
     def _part(self, delta: Any, name: str) -> str:
         value = getattr(delta, name, None) or ""
@@ -358,17 +369,17 @@ class RemoteStream:
             notes.append("the server refused to answer")
         if self._finish is not None and self._finish not in _FINISH:
             notes.append(f"the server ended with finish_reason {self._finish[:40]!r}")
-        if self._cut and not text:
-            notes.append(self._cut)
+        if self._cut is not None and not text:
+            notes.append(_CUT[self._cut])
         elif not text and reason != "cancelled" and not self._text.stop.found:
             reason = "length" if reason == "stop" else reason
             hint = " (an Instruct server must run without a reasoning parser)"
             notes.append(f"the server returned no answer{hint if thinking and self._mode == 'instruct' else ''}")
         prompt = getattr(self._usage, "prompt_tokens_details", None)
         chunks = self._text.chunks
-        total = _count(self._usage, "completion_tokens")
-        total = sum(chunks.values()) if total is None else total
-        thought = self._reasoning_tokens
+        total, thought = _count(self._usage, "completion_tokens"), self._reasoning_tokens
+        if total is None or self._finish is None:  # the counts of an unfinished stream may be older than its text
+            total, thought = max(total or 0, sum(chunks.values())), None
         if thinking and not thought:  # vLLM's deepseek_r1 parser reports 0
             seen, whole = chunks["thinking"], sum(chunks.values())
             if 2 * whole < total:  # many tokens per chunk
@@ -388,6 +399,7 @@ class RemoteStream:
             decode_seconds=ended - first,
             encoded=self._encoded,
             note="; ".join(notes),
+            closed=self._cut,
         )
 
 

@@ -91,7 +91,11 @@ class Answerer(Protocol):
 def badge(answer: Answer, texts: Texts, predicted: bool) -> str:
     """The line below an answer as HTML: mode, gain, seconds, caching, reason. `predicted`: by an artifact."""
     decision, usage, timing = answer.decision, answer.usage, answer.timing
-    items = [_item(texts.modes[decision.mode], decision.mode)]
+    if decision.rescued:
+        change = f"{texts.modes['thinking']} → {texts.modes['instruct']}"
+        items = [_item(change, decision.mode, texts.rescued_help)]
+    else:
+        items = [_item(texts.modes[decision.mode], decision.mode)]
     if predicted:
         help = texts.gain_help.format(decision.p_instruct, decision.p_thinking)
         items.append(_item(texts.gain.format(signed(decision.gain)), "gain", help))
