@@ -401,9 +401,7 @@ class Pipeline:
                     if emit is not None:
                         emit(Decided(decision, id))
                     reply = yield from request.answer(decision.mode, settings[decision.mode], on_piece, cancel)
-                if tried is not None and reply is not tried:
-                    self._observe("instruct", replace(tried, finish_reason="stop"))
-                    reply = _joined(tried, reply)
+                given_up = tried if tried is not reply else None
                 if (rescue := _rescue(decision, settings, reply)) is not None:
                     thought, rescued = reply, _rescued(decision, reply)
                     self._observe("thinking", thought)
@@ -422,6 +420,9 @@ class Pipeline:
                             emit(Decided(decision, id))
                 else:
                     self._observe(decision.mode, reply)
+                if given_up is not None:
+                    self._observe("instruct", replace(given_up, finish_reason="stop"))
+                    reply = _after(given_up, reply)
             except RouterClosedError:  # closed before the first token, such as while pictures were encoded
                 if not self.model.closed.is_set():
                     raise
@@ -578,6 +579,15 @@ def _joined(thought: Reply, answer: Reply) -> Reply:
         prefill_seconds=thought.prefill_seconds + answer.prefill_seconds,
         decode_seconds=thought.decode_seconds + answer.decode_seconds,
         closed=thought.closed,
+    )
+
+
+def _after(given_up: Reply, reply: Reply) -> Reply:
+    """`reply` with the seconds of an Instruct answer that was given up before it."""
+    return replace(
+        reply,
+        vision_seconds=given_up.vision_seconds + reply.vision_seconds,
+        prefill_seconds=given_up.prefill_seconds + given_up.decode_seconds + reply.prefill_seconds,
     )
 
 

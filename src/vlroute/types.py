@@ -127,7 +127,8 @@ class Usage:
 
     Most endpoints send their counts at the end of a stream. If an endpoint sends none, or if its stream was ended
     before, at a stop string, at the reserve for the answer or in a loop, `prompt_tokens` is None, and each chunk of the
-    stream counts as one token of `completion_tokens`.
+    stream counts as one token of `completion_tokens`. Tokens of an Instruct answer that was given up at a later stage
+    are not counted, because they are no part of the answer.
 
     Attributes:
         prompt_tokens: Tokens of the prompt, media included; None if unknown.
