@@ -9,23 +9,20 @@ Three kinds of figures, from the weakest to the strongest evidence:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from vlroute.decision.wilson import NORMAL_95
 from vlroute.errors import InputError
 from vlroute.learning.intervals import Interval, Sampling, Values
-from vlroute.shadow import Choice
 from vlroute.store import ShadowedAnswer, Store
 from vlroute.types import MODES, Mode
 
 #: How the decision of the shadow differs.
-Direction = Literal["same mode", "instruct → thinking", "thinking → instruct"]
 SAME, TO_THINKING, TO_INSTRUCT = DIRECTIONS = ("same mode", "instruct → thinking", "thinking → instruct")
 ALL = "all requests"
 
@@ -36,6 +33,9 @@ class Estimate:
 
     value: float | None
     interval: Interval | None
+
+
+UNKNOWN = Estimate(None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,8 @@ class Rated:
         requests: Number of requests whose outcome is known for the artifact in force.
         accuracy: Their accuracy.
         both: Number of requests whose outcome is known for both artifacts.
-        contrast: Accuracy on these.
+        contrast: Accuracy on these. For all requests, only the difference: that of each direction, weighted by the
+            share of the direction. Unknown if a direction has no such request.
     """
 
     requests: int
@@ -121,8 +122,6 @@ class ShadowReport:
         other_artifacts: Number of requests that were left out because one of the two artifacts was another one.
         changes: Figures by direction, and for all requests.
         rated: Likewise, on requests with feedback.
-        gain: Difference of accuracy over all requests: the differences of `rated`, weighted by the share of each
-            direction. Unknown if a direction has no request whose outcome is known for both.
         sample: The requests that were answered in both modes.
     """
 
@@ -134,7 +133,6 @@ class ShadowReport:
     other_artifacts: int
     changes: dict[str, Changes]
     rated: dict[str, Rated]
-    gain: Estimate
     sample: Sample
 
     def as_dict(self) -> dict[str, Any]:
@@ -195,13 +193,14 @@ def evaluate_shadow(store: Store) -> ShadowReport:
     kept = [one for one in found if _artifacts(one) == last]
     rows = _with_outcomes(store, kept)
     groups = {ALL: rows, **{name: [row for row in rows if row.direction == name] for name in DIRECTIONS}}
-    changes = {
-        name: _changes(some, len(rows), [row.direction == name for row in rows]) for name, some in groups.items()
-    }
+    changes = {name: _changes(some, rows) for name, some in groups.items()}
     rated = {name: _rated(some) for name, some in groups.items()}
+    # users may rate more requests of one direction, so the mean over all ratings would mean nothing
+    rated[ALL] = replace(rated[ALL], contrast=Contrast(UNKNOWN, UNKNOWN, _gain(changes, rated)))
+    rated[SAME] = replace(rated[SAME], contrast=replace(rated[SAME].contrast, difference=Estimate(0.0, None)))
     return ShadowReport(
         *last, len(kept), kept[0].decision.created, kept[-1].decision.created, len(found) - len(kept),
-        changes, rated, _gain(changes, rated), _sample(rows),
+        changes, rated, _sample(rows),
     )  # fmt: skip
 
 
@@ -228,21 +227,24 @@ def _with_outcomes(store: Store, answers: Sequence[ShadowedAnswer]) -> list[_Row
     return rows
 
 
-def _changes(rows: Sequence[_Row], total: int, member: Sequence[bool]) -> Changes:
-    at = np.asarray(member, dtype=float)
-    share = Estimate(len(rows) / total, Sampling(total).share(at) if len(rows) < total else None)
+def _changes(rows: Sequence[_Row], everything: Sequence[_Row]) -> Changes:
+    n = len(everything)
+    at = np.arange(n) < len(rows)  # an interval does not depend on the order
+    share = Estimate(len(rows) / n, Sampling(n).share(at.astype(float)) if len(rows) < n else None)
     accuracy, seconds = {}, {}
     for judge in ("used", "shadow"):
-        accuracy[judge] = _expected(rows, judge, lambda choice, mode: getattr(choice, f"p_{mode}"), shares=True)
-        seconds[judge] = _expected(rows, judge, lambda choice, mode: getattr(choice, f"seconds_{mode}"))
+        accuracy[judge] = _expected(rows, judge, "p")
+        seconds[judge] = _expected(rows, judge, "seconds")
     return Changes(len(rows), share, accuracy, seconds)
 
 
-def _expected(rows: Sequence[_Row], judge: str, of: Callable[[Choice, Mode], float], shares: bool = False) -> Contrast:
+def _expected(rows: Sequence[_Row], judge: str, quantity: str) -> Contrast:
     decisions = [row.answer.decision for row in rows]
-    used = [of(getattr(one, judge), one.used.mode) for one in decisions]
-    shadow = [of(getattr(one, judge), one.shadow.mode) for one in decisions]
-    return _contrast(used, shadow, [row.answer.request for row in rows], shares=shares)
+    used, shadow = (
+        [getattr(getattr(one, judge), f"{quantity}_{getattr(one, side).mode}") for one in decisions]
+        for side in ("used", "shadow")
+    )
+    return _contrast(used, shadow, [row.answer.request for row in rows], shares=quantity == "p")
 
 
 def _rated(rows: Sequence[_Row]) -> Rated:
@@ -250,13 +252,13 @@ def _rated(rows: Sequence[_Row]) -> Rated:
     both = [row for row in known if row.outcomes[1] is not None]
     used = np.asarray([row.outcomes[0] for row in known], dtype=float)
     groups = [row.answer.request for row in known]
-    accuracy = Estimate(float(used.mean()), Sampling(len(known), groups).share(used)) if known else Estimate(None, None)
+    accuracy = Estimate(float(used.mean()), Sampling(len(known), groups).share(used)) if known else UNKNOWN
     return Rated(len(known), accuracy, len(both), _accuracies(both))
 
 
 def _accuracies(rows: Sequence[_Row], weights: Values | None = None) -> Contrast:
     used, shadow = ([float(row.outcomes[side] or 0.0) for row in rows] for side in (0, 1))
-    return _contrast(used, shadow, [row.answer.request for row in rows], weights, shares=True)
+    return _contrast(used, shadow, [row.answer.request for row in rows], weights, shares=True, outcomes=True)
 
 
 def _contrast(
@@ -265,16 +267,17 @@ def _contrast(
     groups: Sequence[str],
     weights: Values | None = None,
     shares: bool = False,
+    outcomes: bool = False,
 ) -> Contrast:
-    """Means of both and of their difference, with intervals. `shares`: the values are 0 to 1. Equal requests count once.
+    """Means of both and of their difference, with intervals; `shares`: the values are 0 to 1; `outcomes`: mostly 0 or 1.
 
-    With weights, each value becomes the influence on the weighted mean, whose mean that is.
+    Equal requests count as one draw. With weights, each value becomes its influence on the weighted mean, so that the
+    mean of all influences is the weighted mean.
     """
     first, second = np.asarray(list(used), dtype=float), np.asarray(list(shadow), dtype=float)
     n = len(first)
     if not n:
-        nothing = Estimate(None, None)
-        return Contrast(nothing, nothing, nothing)
+        return Contrast(UNKNOWN, UNKNOWN, UNKNOWN)
     weights = np.ones(n) if weights is None else weights
     sampling = Sampling(n, groups)
 
@@ -287,7 +290,7 @@ def _contrast(
         return Estimate(float(parts.mean()), interval(parts))
 
     one = sampling.share if shares else sampling.positive_mean
-    difference = estimate(second - first, sampling.difference if shares else sampling.mean)
+    difference = estimate(second - first, sampling.difference if outcomes else sampling.mean)
     return Contrast(estimate(first, one), estimate(second, one), difference)
 
 
@@ -299,7 +302,7 @@ def _gain(changes: dict[str, Changes], rated: dict[str, Rated]) -> Estimate:
         if not change.requests:
             continue
         if difference.value is None or difference.interval is None:
-            return Estimate(None, None)
+            return UNKNOWN
         share = change.share.value or 0.0
         value += share * difference.value
         half = (difference.interval[1] - difference.interval[0]) / 2 / NORMAL_95
@@ -330,8 +333,3 @@ def _sample(rows: Sequence[_Row]) -> Sample:
         len(known),
         _accuracies(known, np.asarray([row.weight for row in known])),
     )
-
-
-def counts(report: ShadowReport) -> Counter[str]:
-    """Number of requests by direction."""
-    return Counter({name: report.changes[name].requests for name in DIRECTIONS})
