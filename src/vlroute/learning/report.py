@@ -335,9 +335,9 @@ def shadow_tables(found: ShadowReport) -> list[Table]:
         found: The result of `evaluate_shadow`.
 
     Returns:
-        Tables for the terminal.
+        Tables for the terminal, with intervals of differences only.
     """
-    return [_terminal(grid, title) for title, grid in _shadow_grids(found).items()]
+    return [_terminal(grid, title) for title, grid in _shadow_grids(found, brief=True).items()]
 
 
 def shadow_report(found: ShadowReport) -> str:
@@ -350,10 +350,10 @@ def shadow_report(found: ShadowReport) -> str:
         A page in Markdown.
     """
     days = [datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M") for at in (found.since, found.until)]
-    return render("shadow_report.md.j2", found=found, days=days, grids=_shadow_grids(found))
+    return render("shadow_report.md.j2", found=found, days=days, grids=_shadow_grids(found, brief=False))
 
 
-def _shadow_grids(found: ShadowReport) -> dict[str, Grid]:
+def _shadow_grids(found: ShadowReport, brief: bool) -> dict[str, Grid]:
     rows: list[tuple[str, ...]] = [
         (name, str(one.requests), _estimate(one.share)) for name, one in found.changes.items()
     ]
@@ -361,12 +361,19 @@ def _shadow_grids(found: ShadowReport) -> dict[str, Grid]:
     for quantity, form in (("accuracy", ".1%"), ("seconds", ".2f")):
         for judge, who in _JUDGES.items():
             rows = [
-                (name, *_contrast_cells(getattr(one, quantity)[judge], form)) for name, one in found.changes.items()
+                (name, *_contrast_cells(getattr(one, quantity)[judge], form, brief=brief))
+                for name, one in found.changes.items()
             ]
             grids[f"{quantity} that {who} expects"] = Grid(("change", *_SIDES), rows)
     if found.rated["all requests"].requests:
         rows = [
-            (name, str(one.requests), _estimate(one.accuracy), str(one.both), *_contrast_cells(one.contrast))
+            (
+                name,
+                str(one.requests),
+                _estimate(one.accuracy),
+                str(one.both),
+                *_contrast_cells(one.contrast, brief=brief),
+            )
             for name, one in found.rated.items()
         ]
         headings = ("change", "rated", "accuracy in force", "both known", *_SIDES)
@@ -374,21 +381,21 @@ def _shadow_grids(found: ShadowReport) -> dict[str, Grid]:
     if (sample := found.sample).drawn:
         rows = [
             ("equal answers", str(sample.labeled), _estimate(sample.agreement), "", ""),
-            ("seconds", str(sample.labeled), *_contrast_cells(sample.seconds, ".2f")),
-            ("accuracy", str(sample.known), *_contrast_cells(sample.accuracy)),
+            ("seconds", str(sample.labeled), *_contrast_cells(sample.seconds, ".2f", brief=brief)),
+            ("accuracy", str(sample.known), *_contrast_cells(sample.accuracy, brief=brief)),
         ]
         title = f"random sample: {sample.drawn} drawn, {sample.labeled} answered in both modes"
         grids[title] = Grid(("figure", "requests", *_SIDES), rows)
     return grids
 
 
-def _contrast_cells(contrast: Contrast, form: str = ".1%") -> tuple[str, ...]:
-    return (
-        _estimate(contrast.used, form), _estimate(contrast.shadow, form), _estimate(contrast.difference, "+" + form)
-    )  # fmt: skip
+def _contrast_cells(contrast: Contrast, form: str = ".1%", *, brief: bool) -> tuple[str, ...]:
+    sides = [_estimate(one, form, brief) for one in (contrast.used, contrast.shadow)]
+    return (*sides, _estimate(contrast.difference, "+" + form))
 
 
-def _estimate(estimate: Estimate, form: str = ".1%") -> str:
+def _estimate(estimate: Estimate, form: str = ".1%", brief: bool = False) -> str:
     if estimate.value is None:
         return UNKNOWN
-    return format(estimate.value, form) + (f" ({range_cell(estimate.interval, form)})" if estimate.interval else "")
+    bounds = "" if brief or estimate.interval is None else f" ({range_cell(estimate.interval, form)})"
+    return format(estimate.value, form) + bounds

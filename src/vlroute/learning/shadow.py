@@ -269,8 +269,9 @@ def _contrast(
     shares: bool = False,
     outcomes: bool = False,
 ) -> Contrast:
-    """Means of both and of their difference, with intervals; `shares`: the values are 0 to 1; `outcomes`: mostly 0 or 1.
+    """Means of both and of their difference, with intervals.
 
+    `shares`: the values are 0 to 1. `outcomes`: they are correctness, so that few of them may all be equal by chance.
     Equal requests count as one draw. With weights, each value becomes its influence on the weighted mean, so that the
     mean of all influences is the weighted mean.
     """
