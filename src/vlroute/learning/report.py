@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -354,35 +355,27 @@ def shadow_report(found: ShadowReport) -> str:
 
 
 def _shadow_grids(found: ShadowReport, brief: bool) -> dict[str, Grid]:
-    rows: list[tuple[str, ...]] = [
-        (name, str(one.requests), _estimate(one.share)) for name, one in found.changes.items()
-    ]
+    """The tables by title. `brief`: with intervals of differences only, because more do not fit into 80 characters."""
+    estimate, cells = partial(_estimate, brief=brief), partial(_contrast_cells, brief=brief)
+    changes = found.changes.items()
+    rows: list[tuple[str, ...]] = [(name, str(one.requests), _estimate(one.share)) for name, one in changes]
     grids = {"requests by change": Grid(("change", "requests", "share"), rows)}
     for quantity, form in (("accuracy", ".1%"), ("seconds", ".2f")):
         for judge, who in _JUDGES.items():
-            rows = [
-                (name, *_contrast_cells(getattr(one, quantity)[judge], form, brief=brief))
-                for name, one in found.changes.items()
-            ]
+            rows = [(name, *cells(getattr(one, quantity)[judge], form)) for name, one in changes]
             grids[f"{quantity} that {who} expects"] = Grid(("change", *_SIDES), rows)
     if found.rated["all requests"].requests:
         rows = [
-            (
-                name,
-                str(one.requests),
-                _estimate(one.accuracy),
-                str(one.both),
-                *_contrast_cells(one.contrast, brief=brief),
-            )
+            (name, str(one.requests), estimate(one.accuracy), str(one.both), *cells(one.contrast))
             for name, one in found.rated.items()
         ]
-        headings = ("change", "rated", "accuracy in force", "both known", *_SIDES)
+        headings = ("change", "rated", "accuracy", "both known", *_SIDES)
         grids["accuracy of rated answers"] = Grid(headings, rows)
     if (sample := found.sample).drawn:
         rows = [
-            ("equal answers", str(sample.labeled), _estimate(sample.agreement), "", ""),
-            ("seconds", str(sample.labeled), *_contrast_cells(sample.seconds, ".2f", brief=brief)),
-            ("accuracy", str(sample.known), *_contrast_cells(sample.accuracy, brief=brief)),
+            ("equal answers", str(sample.labeled), estimate(sample.agreement), "", ""),
+            ("seconds", str(sample.labeled), *cells(sample.seconds, ".2f")),
+            ("accuracy", str(sample.known), *cells(sample.accuracy)),
         ]
         title = f"random sample: {sample.drawn} drawn, {sample.labeled} answered in both modes"
         grids[title] = Grid(("figure", "requests", *_SIDES), rows)
