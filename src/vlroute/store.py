@@ -205,7 +205,9 @@ class ShadowedAnswer:
     Attributes:
         decision: Both decisions.
         request: Digest of the conversation, see `RatedAnswer`.
+        prompt: Text of the request.
         mode: The mode that answered.
+        text: Its answer, if the store keeps texts.
         seconds: Time of its answer.
         correct: Feedback on it, if any.
         label: The answer of the other mode, if there is one.
@@ -213,7 +215,9 @@ class ShadowedAnswer:
 
     decision: ShadowedDecision
     request: str
+    prompt: str
     mode: Mode
+    text: str | None
     seconds: float
     correct: float | None
     label: Label | None
@@ -315,7 +319,7 @@ class Store:
             )
 
     def records(self) -> Iterator[RatedAnswer]:
-        """Read all answers with feedback, ordered so that equal requests are adjacent.
+        """Read all answers with feedback, labels of shadow mode included; equal requests are adjacent.
 
         Yields:
             The answers, streamed from the database.
@@ -324,12 +328,23 @@ class Store:
             StoreError: the store cannot be read.
         """
         last = sa.select(sa.func.max(FEEDBACK.c.id)).group_by(FEEDBACK.c.answer)
-        query = (
-            sa.select(ANSWERS, FEEDBACK.c.correct)
+        request = [ANSWERS.c[name] for name in ("request", "prompt", "caption", "created")]
+
+        def of(table: sa.Table) -> list[sa.ColumnElement[Any]]:
+            return [table.c[name] for name in ("id", "mode", "tokens", "seconds", "prefill_seconds")]
+
+        rated = (
+            sa.select(*request, *of(ANSWERS), ANSWERS.c.forced, FEEDBACK.c.correct)
             .join(FEEDBACK, FEEDBACK.c.answer == ANSWERS.c.id)
             .where(FEEDBACK.c.id.in_(last))
-            .order_by(ANSWERS.c.request, ANSWERS.c.created, ANSWERS.c.id)
         )
+        graded = (
+            sa.select(*request, *of(LABELS), sa.true().label("forced"), LABELS.c.correct)
+            .join(LABELS, LABELS.c.answer == ANSWERS.c.id)
+            .where(LABELS.c.correct.is_not(None))
+        )
+        both = sa.union_all(rated, graded).subquery()
+        query = sa.select(both).order_by(both.c.request, both.c.created, both.c.id)
         with self._errors("read"), self._engine.connect() as connection:
             for row in connection.execution_options(yield_per=256).execute(query):
                 outcome = Outcome(row.correct, row.tokens, row.seconds, row.prefill_seconds)
@@ -376,10 +391,11 @@ class Store:
         """
         last = sa.select(sa.func.max(FEEDBACK.c.id).label("id")).group_by(FEEDBACK.c.answer).subquery()
         rated = sa.select(FEEDBACK.c.answer, FEEDBACK.c.correct).join(last, last.c.id == FEEDBACK.c.id).subquery()
-        # the columns of tables that share names
+        answer = [ANSWERS.c[name] for name in ("request", "prompt", "mode", "text", "seconds")]
+        # these tables share names
         label = [LABELS.c[one.name].label(f"label_{one.name}") for one in fields(Label)]
         query = (
-            sa.select(SHADOWS, ANSWERS.c.request, ANSWERS.c.mode, ANSWERS.c.seconds, rated.c.correct, *label)
+            sa.select(SHADOWS, *answer, rated.c.correct, *label)
             .join(ANSWERS, ANSWERS.c.id == SHADOWS.c.answer)
             .outerjoin(rated, rated.c.answer == SHADOWS.c.answer)
             .outerjoin(LABELS, LABELS.c.answer == SHADOWS.c.answer)
@@ -391,7 +407,9 @@ class Store:
                 decision = ShadowedDecision(row.answer, row.created, *both, row.probability, row.drawn)
                 found = {one.name: getattr(row, f"label_{one.name}") for one in fields(Label)}
                 labeled = None if row.label_id is None else Label(**found)
-                yield ShadowedAnswer(decision, row.request, row.mode, row.seconds, row.correct, labeled)
+                yield ShadowedAnswer(
+                    decision, row.request, row.prompt, row.mode, row.text, row.seconds, row.correct, labeled
+                )  # fmt: skip
 
     def count(self) -> tuple[int, int]:
         """Number of stored answers, and how many of them have feedback."""

@@ -28,7 +28,7 @@ from vlroute.engine.remote.endpoint import Endpoint
 from vlroute.errors import ArtifactError, SettingsError, UnknownAnswerError
 from vlroute.serving.settings import ServerSettings
 from vlroute.shadow import Choice, Shadow, ShadowedDecision
-from vlroute.store import Store, StoreError
+from vlroute.store import Store, StoreError, export_feedback
 from vlroute.types import AnswerDelta, Decided, Finished
 
 POCKET = ROOT / "models" / "pocket" / "router"
@@ -260,6 +260,13 @@ def test_labels_are_answers_of_the_other_mode(tmp_path: Path, keep_text: bool) -
     graded = {one.decision.answer: one.label for one in store.shadowed()}[given[0].id]
     assert graded is not None
     assert graded.correct == 0
+    assert not export_feedback(store).records
+    router.feedback(given[0].id, correct=True)
+    (record,) = export_feedback(store).records  # both modes are rated now
+    assert record.prompt == TASKS[0].prompt
+    assert getattr(record, label.mode).correct == 0
+    assert getattr(record, given[0].decision.mode).correct == 1
+    assert getattr(record, label.mode).tokens == label.tokens
     with pytest.raises(UnknownAnswerError):
         router.feedback("0" * 32, correct=True)
     assert shadow_of(router).stats().labels == {"stored": len(TASKS)}
@@ -362,6 +369,18 @@ def test_metrics_of_a_server(tmp_path: Path, opposite: Path) -> None:
     assert len(counts) == 4
     assert sum(float(line.split()[-1]) for line in counts) == 2
     assert 'mode="instruct",shadow_mode="thinking"' in text
+
+
+def test_the_artifact_in_force_can_be_replaced(store: Store, opposite: Path) -> None:
+    with Router.from_pretrained(store=store, shadow=opposite, policy="balanced", max_new_tokens=4) as router:
+        router.ask("Add the numbers.", caption=CAPTION)
+        router.use(opposite)
+        router.ask("Add the numbers.", caption=CAPTION)
+        flushed(router)
+        before, after = (one.decision for one in store.shadowed())
+    assert before.used.artifact != before.shadow.artifact == after.shadow.artifact == after.used.artifact
+    assert after.used.mode == after.shadow.mode
+    assert after.shadow.threshold == pytest.approx(after.used.threshold, rel=0.3)
 
 
 def test_what_is_refused(store: Store, tmp_path: Path) -> None:

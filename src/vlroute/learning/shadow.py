@@ -209,7 +209,7 @@ def _artifacts(one: ShadowedAnswer) -> tuple[str, str]:
 
 
 def _with_outcomes(store: Store, answers: Sequence[ShadowedAnswer]) -> list[_Row]:
-    """Find the correctness of each mode: rated for this request, graded on its label, or that of an equal answer."""
+    """Find the correctness of each mode: rated for this request, or that of an equal answer."""
     ratings: dict[tuple[str, Mode], list[float]] = {}
     for one in store.records():
         ratings.setdefault((one.request, one.mode), []).append(float(one.outcome.correct))
@@ -218,11 +218,8 @@ def _with_outcomes(store: Store, answers: Sequence[ShadowedAnswer]) -> list[_Row
         right: dict[Mode, float | None] = {
             mode: fmean(found) if (found := ratings.get((answer.request, mode))) else None for mode in MODES
         }
-        if (label := answer.label) is not None:
-            if label.correct is not None:
-                right[label.mode] = label.correct
-            elif label.same and right[label.mode] is None:
-                right[label.mode] = answer.correct
+        if (label := answer.label) is not None and label.same and right[label.mode] is None:
+            right[label.mode] = answer.correct
         rows.append(_Row(answer, right))
     return rows
 
