@@ -24,7 +24,7 @@ from vlroute.decision.selector import ModeSelector
 from vlroute.decision.target import Target
 from vlroute.decision.tradeoff import TradeoffCurve
 from vlroute.engine.protocol import Reply
-from vlroute.errors import ArtifactError
+from vlroute.errors import ArtifactError, RouterClosedError
 from vlroute.exit import end_at_exit
 from vlroute.types import MODES, Answer, Decision, Mode, new_id, other
 
@@ -33,6 +33,8 @@ log = logging.getLogger("vlroute")
 LABEL_SHARE = Number(0, 1)
 #: Decisions that wait to be stored. Further ones are dropped, so that a stuck database does not fill the memory.
 MOST_PENDING = 1000
+#: Time for which decisions are collected, so that the end of an answer does not contend with them for the interpreter.
+COLLECT_SECONDS = 0.05
 #: Maximum time that `close` waits for decisions to be stored.
 FLUSH_SECONDS = 5.0
 #: What became of a request that was drawn to be answered in the other mode too.
@@ -292,6 +294,7 @@ class Shadow:
     def _write(self) -> None:
         """Decide and store until nothing is left."""
         while True:
+            self.closed.wait(COLLECT_SECONDS)
             with self._lock:
                 pending, self._pending = self._pending, []
                 if not pending:
@@ -359,7 +362,7 @@ class Shadow:
                 )  # fmt: skip
                 result = "stored"
             except Exception as error:
-                if self.closed.is_set():
+                if self.closed.is_set() or isinstance(error, RouterClosedError):
                     result = "cancelled"
                 else:
                     self._failed("label", error, 0)
