@@ -151,7 +151,7 @@ class Watched:
     policy: Policy
     target: Target | None
     price: float | None
-    latency: LatencyModel
+    usual_prefill: dict[Mode, float]
     prefill: dict[Mode, float]  # of this request
     per_token: dict[Mode, float]
 
@@ -231,7 +231,8 @@ class Shadow:
         try:
             latency, left = selector.latency, uncached_tokens or {}
             return Watched(
-                decision, selector.classifier, selector.policy, selector.target, price, latency,
+                decision, selector.classifier, selector.policy, selector.target, price,
+                {mode: latency.expected(mode, 0) for mode in MODES},
                 {mode: latency.expected(mode, 0, left.get(mode)) for mode in MODES},
                 {mode: latency.seconds_per_token(mode) for mode in MODES},
             )  # fmt: skip
@@ -333,7 +334,9 @@ class Shadow:
             self.check(watched.target)
             assert self.classifier.calibration is not None
             used = watched.policy
-            curve = TradeoffCurve(self.classifier.calibration, watched.latency, used.min_coverage, used.fallback_mode)
+            # as for the policy in force: the mean prefill, at about the time when it was resolved
+            latency = LatencyModel(watched.per_token, watched.usual_prefill)
+            curve = TradeoffCurve(self.classifier.calibration, latency, used.min_coverage, used.fallback_mode)
             policy = replace(used, price=watched.target.resolve(curve).price)
             self._resolved = used, policy
         return policy
