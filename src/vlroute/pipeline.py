@@ -28,6 +28,7 @@ from vlroute.hub import Source, common_name, identify, pair_name
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.inputs.video import DEFAULT_SAMPLING, FrameSampling, sampling_of
+from vlroute.shadow import Shadow, Watched
 from vlroute.steps import Steps, run, start
 from vlroute.stream import AsyncStream, Stream
 from vlroute.types import (
@@ -243,6 +244,7 @@ class Pipeline:
         generation: Settings for both modes, or per mode under its name, as `checked_per_mode` returns them.
         limits: What a request may contain.
         store: Receives each answer, if given.
+        shadow: Decides beside the selector, if given.
     """
 
     model: LazyModel
@@ -250,6 +252,7 @@ class Pipeline:
     generation: Mapping[str, Any]
     limits: Limits = DEFAULT_LIMITS
     store: Store | None = None
+    shadow: Shadow | None = None
 
     def parse(
         self, prompt: str | Sequence[Any], images: Any, videos: Any, history: Sequence[Any] | None
@@ -299,7 +302,8 @@ class Pipeline:
         engine = self.model.load()
         began, id = time.perf_counter(), new_id()
         try:
-            answer = yield from self._answer(engine, conversation, options, emit, began, id)
+            with self.shadow.request() if self.shadow else nullcontext():
+                answer, watched = yield from self._answer(engine, conversation, options, emit, began, id)
         except BaseException as error:
             log.debug("request %s failed after %.3f s: %s", id, time.perf_counter() - began, type(error).__name__)
             raise
@@ -315,6 +319,9 @@ class Pipeline:
             log.info("request %s: the reasoning repeated itself; ended after %d tokens", id, usage.thinking_tokens)
         if emit is not None:
             emit(Finished(answer))
+        if self.shadow is not None and watched is not None:
+            again = partial(self._answer_again, conversation, options, answer.decision.thinking_budget)
+            self.shadow.store(watched, conversation.prompt, answer, again)
         return answer
 
     def start(self, prepare: Callable[[], Conversation], options: RequestOptions) -> Future[Answer]:
@@ -350,7 +357,7 @@ class Pipeline:
         emit: Callable[[Event], Any] | None,
         began: float,
         id: str,
-    ) -> Steps[Answer]:
+    ) -> Steps[tuple[Answer, Watched | None]]:
         cancel = EitherEvent(options.cancel, self.model.closed)
         with engine.request(conversation, options.namespace) as request:
             settings = {mode: self._settings(mode, options) for mode in MODES}
@@ -373,6 +380,9 @@ class Pipeline:
             weighed = options.mode is None and len(conversation.messages) > 1
             uncached_tokens = request.uncached_tokens() if weighed else None
             staged = self.selector.begin(conversation, caption, options.mode, options.price, uncached_tokens)
+            watched: Watched | None = None
+            if self.shadow is not None:
+                watched = self.shadow.watch(self.selector, staged.decision, options.price, uncached_tokens)
             if settings["thinking"].get("thinking_budget") == AUTO:
                 settings["thinking"]["thinking_budget"] = staged.decision.thinking_budget
             decided = time.perf_counter()
@@ -442,8 +452,20 @@ class Pipeline:
             ),
             id=id, closed=reply.closed,
         )  # fmt: skip
-        self._keep(answer, conversation)
-        return answer
+        kept = self._keep(answer, conversation)
+        return answer, watched if kept else None
+
+    def _answer_again(
+        self, conversation: Conversation, options: RequestOptions, budget: int | None, mode: Mode
+    ) -> Reply:
+        """The answer of another mode, for a label. `budget`: what the thinking budget "auto" stands for."""
+        settings, engine = self._settings(mode, options), self.model.load()
+        if settings.get("thinking_budget") == AUTO:
+            settings["thinking_budget"] = budget
+        cancel = EitherEvent(self.model.closed, None if self.shadow is None else self.shadow.closed)
+        with engine.request(conversation, options.namespace) as request:
+            request.check(mode, settings)
+            return run(request.answer(mode, settings, None, cancel))
 
     def _observe(self, mode: Mode, reply: Reply) -> None:
         """Update the latency model."""
@@ -472,14 +494,16 @@ class Pipeline:
             log.warning("no caption: %s", error)
             return None
 
-    def _keep(self, answer: Answer, conversation: Conversation) -> None:
+    def _keep(self, answer: Answer, conversation: Conversation) -> bool:
         """Store the answer before it is returned, so that feedback finds it. A failure is logged only."""
         if self.store is None or answer.finish_reason == "cancelled":
-            return
+            return False
         try:
             self.store.record(answer, conversation, id=answer.id)
         except VLRouteError as error:
             log.error("the answer %s is not stored: %s", answer.id, error)
+            return False
+        return True
 
     def _settings(self, mode: Mode, options: RequestOptions) -> dict[str, Any]:
         both = {key: value for key, value in self.generation.items() if key not in MODES}

@@ -34,6 +34,7 @@ from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation
 from vlroute.inputs.video import FrameSampling
 from vlroute.pipeline import EitherEvent, LazyModel, Pipeline, RequestOptions
+from vlroute.shadow import LABEL_SHARE, Shadow
 from vlroute.steps import check_waiting, run
 from vlroute.types import Answer, Decision, Event, Events, Finished, ModeChoice, ModelIdentity, Preset, forced_mode
 
@@ -79,6 +80,8 @@ class Router:
         store: Where answers are stored.
         max_num_seqs: See `from_pretrained`.
         engine: An engine that answers instead of checkpoints in this process; `instruct` and `thinking` are then names.
+        shadow: A classifier that decides beside the one in force.
+        label_share: See `from_pretrained`.
 
     Raises:
         SettingsError: An argument is invalid. Nothing is loaded for this check.
@@ -101,6 +104,8 @@ class Router:
         store: Store | str | Path | None = None,
         max_num_seqs: int = DEFAULT_NUM_SEQS,
         engine: Engine | None = None,
+        shadow: ComplexityClassifier | None = None,
+        label_share: float = 0.0,
     ) -> None:
         if not isinstance(limits, Limits):
             raise refused("limits", limits, "vlroute.Limits(…)")
@@ -110,24 +115,28 @@ class Router:
             available=LATER if engine is None else engine.stages,
             shared_prompt=instruct == thinking if engine is None else engine.shared_prompt,
         )  # fmt: skip
+        max_num_seqs = MAX_NUM_SEQS.read("max_num_seqs", max_num_seqs)
+        self.store, self.limits = _open(store), limits
+        self._owns_store = self.store is not store
+        self._shadow = _shadow(shadow, self.store, label_share, max_num_seqs)
+        if self._shadow is not None:
+            self._shadow.check(self.selector.target)
         self._model = LazyModel(
             instruct,
             thinking,
             loading=checked_loading({} if loading is None else loading),
             caches=_checked_caches({} if caching is None else caching),
-            max_num_seqs=MAX_NUM_SEQS.read("max_num_seqs", max_num_seqs),
+            max_num_seqs=max_num_seqs,
             engine=engine,
-            on_load=partial(_warn_of_another_model, self.selector),
+            on_load=partial(_warn_of_another_model, self.selector, self._shadow),
         )
         self.generation = checked_per_mode({} if generation is None else generation, endpoints=remote)
-        self.store, self.limits = _open(store), limits
-        self._owns_store = self.store is not store
         if classifier is None:
             log.info(
                 "no router artifact for %s + %s: %s answers unless mode= is set; pass router=, or train one "
                 "(vlroute collect, then vlroute train)", instruct, thinking, self.selector.policy.fallback_mode,
             )  # fmt: skip
-        _warn_of_another_model(self.selector, self._model)
+        _warn_of_another_model(self.selector, self._shadow, self._model)
 
     @classmethod
     def from_pretrained(
@@ -151,6 +160,8 @@ class Router:
         prefix_cache: PrefixCache | None = None,
         store: Store | str | Path | None = None,
         max_num_seqs: int = DEFAULT_NUM_SEQS,
+        shadow: str | Path | None = None,
+        label_share: float = 0.0,
         **settings: Any,
     ) -> Self:
         """A router for a pair of checkpoints or for one with both modes; without a name, for the embedded pocket pair.
@@ -186,6 +197,10 @@ class Router:
             store: Where answers are stored for `feedback`: a `Store`, a file, or a postgresql:// URL.
             max_num_seqs: Maximum number of answers that are generated at the same time by each checkpoint, from 1 to
                 1024.
+            shadow: Folder of a second router artifact. It decides on each request that has no forced mode too, and both
+                decisions are stored for `vlroute eval --shadow`. It never changes an answer. Needs `store`.
+            label_share: Share of these requests, 0 to 1, that are answered in the other mode too, in the background
+                after the answer was returned. A share of 0.01 labels one request in a hundred.
             **settings: Generation settings for both modes, with the names of transformers: `do_sample=False`.
 
         Returns:
@@ -216,8 +231,8 @@ class Router:
 
             return cls.from_endpoints(
                 *read_endpoints(Path(name)), router=router, policy=policy, captioner=captioner, limits=limits,
-                generation=given, store=store, vision_cache=vision_cache, prefix_cache=prefix_cache,
-                **options,
+                generation=given, store=store, vision_cache=vision_cache, prefix_cache=prefix_cache, shadow=shadow,
+                label_share=label_share, **options,
             )  # fmt: skip
         instruct, thinking, router = resolve_pair(name, instruct, thinking, router)
         check_folders(instruct, thinking, quantization)
@@ -234,6 +249,8 @@ class Router:
             caching={"vision_cache": vision_cache, "prefix_cache": prefix_cache},
             store=store,
             max_num_seqs=max_num_seqs,
+            shadow=None if shadow is None else ComplexityClassifier.load(shadow),
+            label_share=label_share,
         )
 
     @classmethod
@@ -248,6 +265,8 @@ class Router:
         limits: Limits = DEFAULT_LIMITS,
         generation: Mapping[str, Any] | None = None,
         store: Store | str | Path | None = None,
+        shadow: str | Path | None = None,
+        label_share: float = 0.0,
         **settings: Any,
     ) -> Self:
         """A router for OpenAI-compatible servers such as vLLM, SGLang, llama-server or `vlroute serve`.
@@ -265,6 +284,8 @@ class Router:
             limits: What a request may contain.
             generation: Settings per mode.
             store: Where answers are stored for `feedback`.
+            shadow: See `from_pretrained`.
+            label_share: See `from_pretrained`.
             **settings: Generation settings for both modes. Only settings that are passed are sent; the defaults are
                 those of the servers.
 
@@ -293,6 +314,8 @@ class Router:
                 generation=_combined(settings, generation),
                 store=store,
                 engine=remote,
+                shadow=None if shadow is None else ComplexityClassifier.load(shadow),
+                label_share=label_share,
             )
         except BaseException:
             remote.close()
@@ -348,7 +371,12 @@ class Router:
     @property
     def pipeline(self) -> Pipeline:
         """Decides and answers parsed conversations; what `ask`, `stream` and chats use."""
-        return Pipeline(self._model, self.selector, self.generation, self.limits, self.store)
+        return Pipeline(self._model, self.selector, self.generation, self.limits, self.store, self._shadow)
+
+    @property
+    def shadow(self) -> Shadow | None:
+        """Decides beside the artifact in force and counts what it has done, see `Shadow.stats`."""
+        return self._shadow
 
     def use(self, artifact: str | Path | ComplexityClassifier) -> None:
         """Decide with another router artifact from the next request on.
@@ -363,7 +391,7 @@ class Router:
             self.selector.use(artifact, self.selector.probe)
         else:
             self.selector.use(ComplexityClassifier.load(artifact), probe_of(artifact))
-        _warn_of_another_model(self.selector, self._model)
+        _warn_of_another_model(self.selector, None, self._model)
 
     def operating_point(self, target: Target | Preset | None = None) -> OperatingPoint:
         """Expected accuracy, seconds and share of Thinking at the current latencies of this machine.
@@ -823,6 +851,8 @@ class Router:
         A second call has no effect. `with Router.from_pretrained() as router:` closes at the end of the block.
         """
         self._model.close()
+        if self._shadow is not None:
+            self._shadow.close()
         if self.store is not None and self._owns_store:
             self.store.close()
 
@@ -851,16 +881,29 @@ def _combined(settings: Mapping[str, Any], generation: Mapping[str, Any] | None)
     return {**settings, **(generation or {})}
 
 
-def _warn_of_another_model(selector: ModeSelector, model: LazyModel) -> None:
+def _shadow(
+    classifier: ComplexityClassifier | None, store: Store | None, label_share: float, max_num_seqs: int
+) -> Shadow | None:
+    LABEL_SHARE.read("label_share", label_share)
+    if classifier is None:
+        if label_share:
+            raise SettingsError("label_share needs shadow=, the folder of a second router artifact")
+        return None
+    if not hasattr(store, "record_shadowed"):
+        raise SettingsError("shadow needs store=: both decisions are stored with the answers")
+    return Shadow(classifier, cast("Store", store), label_share, max_num_seqs // 2)
+
+
+def _warn_of_another_model(selector: ModeSelector, shadow: Shadow | None, model: LazyModel) -> None:
     selector.check_evidence(model.identity.fingerprint)
-    trained_for = selector.classifier.model if selector.classifier else None
-    if trained_for is not None and trained_for.differs(here := model.identity):
-        log.warning(
-            "the router artifact was trained for %s, but the model is %s: its decisions may be wrong; train one for "
-            "this model (vlroute collect, then vlroute train) and pass it as router=",
-            trained_for,
-            here,
-        )
+    for argument, used in (("router", selector.classifier), ("shadow", shadow and shadow.classifier)):
+        trained_for = used.model if used else None
+        if trained_for is not None and trained_for.differs(here := model.identity):
+            log.warning(
+                "the %s artifact was trained for %s, but the model is %s: its decisions may be wrong; train one for "
+                "this model (vlroute collect, then vlroute train) and pass it as %s=",
+                argument, trained_for, here, argument,
+            )  # fmt: skip
 
 
 def _open(store: Store | str | Path | None) -> Store | None:

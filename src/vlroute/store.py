@@ -7,13 +7,14 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -22,6 +23,7 @@ from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 from vlroute.errors import InputError, StoreError, UnknownAnswerError
 from vlroute.inputs.messages import Conversation
 from vlroute.records import Outcome, Record
+from vlroute.shadow import Choice, Label, ShadowedDecision
 from vlroute.types import MODES, Answer, Mode, judged_mode, new_id
 
 SCHEMA = 1
@@ -55,6 +57,31 @@ FEEDBACK = sa.Table(
     sa.Column("mode", sa.String(16), nullable=False),
     sa.Column("comment", sa.Text),
     sa.Column("created", sa.Double, nullable=False),
+)
+SHADOWS = sa.Table(
+    "shadows",
+    TABLES,
+    sa.Column("answer", sa.String(32), sa.ForeignKey("answers.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("created", sa.Double, nullable=False, index=True),
+    sa.Column("used", sa.JSON, nullable=False),  # a Choice
+    sa.Column("shadow", sa.JSON, nullable=False),  # a Choice
+    sa.Column("probability", sa.Double, nullable=False),
+    sa.Column("drawn", sa.Boolean, nullable=False),
+)
+LABELS = sa.Table(
+    "labels",
+    TABLES,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("answer", sa.String(32), sa.ForeignKey("answers.id", ondelete="CASCADE"), nullable=False, unique=True),
+    sa.Column("mode", sa.String(16), nullable=False),
+    sa.Column("probability", sa.Double, nullable=False),
+    sa.Column("text", sa.Text),
+    sa.Column("same", sa.Boolean, nullable=False),
+    sa.Column("tokens", sa.Integer, nullable=False),
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("prefill_seconds", sa.Double, nullable=False),
+    sa.Column("finish_reason", sa.String(16), nullable=False),
+    sa.Column("correct", sa.Double),
 )
 
 
@@ -171,6 +198,31 @@ class RatedAnswer:
     created: float
 
 
+@dataclass(frozen=True, slots=True)
+class ShadowedAnswer:
+    """One answer on which a shadow has decided too.
+
+    Attributes:
+        decision: Both decisions.
+        request: Digest of the conversation, see `RatedAnswer`.
+        prompt: Text of the request.
+        mode: The mode that answered.
+        text: Its answer, if the store keeps texts.
+        seconds: Time of its answer.
+        correct: Feedback on it, if any.
+        label: The answer of the other mode, if there is one.
+    """
+
+    decision: ShadowedDecision
+    request: str
+    prompt: str
+    mode: Mode
+    text: str | None
+    seconds: float
+    correct: float | None
+    label: Label | None
+
+
 class Store:
     """Stored answers and feedback. Thread-safe; several processes can use the same store.
 
@@ -236,7 +288,7 @@ class Store:
         """Store feedback on an answer. If an answer gets feedback several times, the last one counts.
 
         Args:
-            answer_id: ID of the answer.
+            answer_id: ID of the answer, or of a label of shadow mode.
             correct: whether it is correct, or to which share, 0 to 1.
             comment: free text.
 
@@ -257,6 +309,9 @@ class Store:
         insert = sa.insert(FEEDBACK).from_select(["answer", "correct", "mode", "comment", "created"], known)
         with self._errors("written"), self._engine.begin() as connection:
             stored = connection.execute(insert.returning(FEEDBACK.c.id)).first()
+            if stored is None:
+                graded = sa.update(LABELS).where(LABELS.c.id == _storable(str(answer_id))).values(correct=right)
+                stored = connection.execute(graded.returning(LABELS.c.id)).first()
         if stored is None:
             raise UnknownAnswerError(
                 f"no answer with the id {str(answer_id)[:64]!r} is stored; expected an Answer.id from a router with "
@@ -264,7 +319,7 @@ class Store:
             )
 
     def records(self) -> Iterator[RatedAnswer]:
-        """Read all answers with feedback, ordered so that equal requests are adjacent.
+        """Read all answers with feedback, labels of shadow mode included; equal requests are adjacent.
 
         Yields:
             The answers, streamed from the database.
@@ -273,18 +328,88 @@ class Store:
             StoreError: the store cannot be read.
         """
         last = sa.select(sa.func.max(FEEDBACK.c.id)).group_by(FEEDBACK.c.answer)
-        query = (
-            sa.select(ANSWERS, FEEDBACK.c.correct)
+        request = [ANSWERS.c[name] for name in ("request", "prompt", "caption", "created")]
+
+        def of(table: sa.Table) -> list[sa.ColumnElement[Any]]:
+            return [table.c[name] for name in ("id", "mode", "tokens", "seconds", "prefill_seconds")]
+
+        rated = (
+            sa.select(*request, *of(ANSWERS), ANSWERS.c.forced, FEEDBACK.c.correct)
             .join(FEEDBACK, FEEDBACK.c.answer == ANSWERS.c.id)
             .where(FEEDBACK.c.id.in_(last))
-            .order_by(ANSWERS.c.request, ANSWERS.c.created, ANSWERS.c.id)
         )
+        graded = (
+            sa.select(*request, *of(LABELS), sa.true().label("forced"), LABELS.c.correct)
+            .join(LABELS, LABELS.c.answer == ANSWERS.c.id)
+            .where(LABELS.c.correct.is_not(None))
+        )
+        both = sa.union_all(rated, graded).subquery()
+        query = sa.select(both).order_by(both.c.request, both.c.created, both.c.id)
         with self._errors("read"), self._engine.connect() as connection:
             for row in connection.execution_options(yield_per=256).execute(query):
                 outcome = Outcome(row.correct, row.tokens, row.seconds, row.prefill_seconds)
                 yield RatedAnswer(
                     row.id, row.request, row.prompt, row.caption, row.mode, row.forced, outcome, row.created
                 )
+
+    def record_shadowed(self, decisions: Sequence[ShadowedDecision]) -> None:
+        """Store the decisions of a shadow. Those on answers that are not stored, or were pruned, are left out.
+
+        Args:
+            decisions: the decisions.
+
+        Raises:
+            StoreError: they could not be stored; then none is.
+        """
+        with self._errors("written"), self._engine.begin() as connection:
+            for one in decisions:
+                row = {"answer": one.answer, "created": one.created, "used": asdict(one.used)}
+                row |= {"shadow": asdict(one.shadow), "probability": one.probability, "drawn": one.drawn}
+                connection.execute(_insert_for_answer(SHADOWS, row))
+
+    def record_label(self, label: Label) -> None:
+        """Store the answer of the other mode, unless the user's answer is not stored. Its text only with `keep_text`.
+
+        Args:
+            label: the label.
+
+        Raises:
+            StoreError: it could not be stored.
+        """
+        row = {**asdict(label), "text": _storable(label.text) if self.keep_text else None}
+        with self._errors("written"), self._engine.begin() as connection:
+            connection.execute(_insert_for_answer(LABELS, row))
+
+    def shadowed(self) -> Iterator[ShadowedAnswer]:
+        """Read all answers on which a shadow has decided too, the oldest first.
+
+        Yields:
+            The answers, streamed from the database.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        last = sa.select(sa.func.max(FEEDBACK.c.id).label("id")).group_by(FEEDBACK.c.answer).subquery()
+        rated = sa.select(FEEDBACK.c.answer, FEEDBACK.c.correct).join(last, last.c.id == FEEDBACK.c.id).subquery()
+        answer = [ANSWERS.c[name] for name in ("request", "prompt", "mode", "text", "seconds")]
+        # these tables share names
+        label = [LABELS.c[one.name].label(f"label_{one.name}") for one in fields(Label)]
+        query = (
+            sa.select(SHADOWS, *answer, rated.c.correct, *label)
+            .join(ANSWERS, ANSWERS.c.id == SHADOWS.c.answer)
+            .outerjoin(rated, rated.c.answer == SHADOWS.c.answer)
+            .outerjoin(LABELS, LABELS.c.answer == SHADOWS.c.answer)
+            .order_by(SHADOWS.c.created, SHADOWS.c.answer)
+        )
+        with self._errors("read"), self._engine.connect() as connection:
+            for row in connection.execution_options(yield_per=256).execute(query):
+                both = Choice(**row.used), Choice(**row.shadow)
+                decision = ShadowedDecision(row.answer, row.created, *both, row.probability, row.drawn)
+                found = {one.name: getattr(row, f"label_{one.name}") for one in fields(Label)}
+                labeled = None if row.label_id is None else Label(**found)
+                yield ShadowedAnswer(
+                    decision, row.request, row.prompt, row.mode, row.text, row.seconds, row.correct, labeled
+                )  # fmt: skip
 
     def count(self) -> tuple[int, int]:
         """Number of stored answers, and how many of them have feedback."""
@@ -331,8 +456,9 @@ class Store:
             if not sa.inspect(connection).has_table(SCHEMAS.name):
                 if not create:
                     raise StoreError(f"{self._name} is not a store of vlroute")
-                TABLES.create_all(connection)
+                TABLES.create_all(connection, [SCHEMAS])
                 connection.execute(sa.insert(SCHEMAS), {"version": SCHEMA})
+            TABLES.create_all(connection)  # a store of an earlier version lacks the tables of shadow mode
             versions = connection.execute(sa.select(SCHEMAS.c.version)).scalars().all()
         if versions != [SCHEMA]:
             raise StoreError(
@@ -401,6 +527,12 @@ def request_digest(conversation: Conversation) -> str:
         for turn in conversation.messages
     ]
     return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
+
+
+def _insert_for_answer(table: sa.Table, row: Mapping[str, Any]) -> sa.Insert:
+    """Insert a row if its answer is stored: in one statement, so that the answer cannot be pruned in between."""
+    values = [sa.literal(value, table.c[name].type) for name, value in row.items()]
+    return sa.insert(table).from_select([*row], sa.select(*values).where(ANSWERS.c.id == row["answer"]))
 
 
 def _mean(outcomes: list[Outcome]) -> Outcome:

@@ -67,7 +67,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def drop_tables(url: str) -> None:
     engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
-        connection.execute(sa.text("DROP TABLE IF EXISTS feedback, answers, vlroute_schema"))
+        connection.execute(sa.text("DROP TABLE IF EXISTS labels, shadows, feedback, answers, vlroute_schema"))
     engine.dispose()
 
 

@@ -35,6 +35,7 @@ from vlroute.cli.options import (
     RouterFolder,
     Screen,
     Seed,
+    ShadowFolder,
     Stages,
     StoreAt,
     System,
@@ -62,7 +63,7 @@ app = typer.Typer(
 #: Options for a file or folder. An empty name would mean the current folder.
 _NAMES = {
     "--answers", "--cache", "--encoder", "--image", "-i", "--oof", "--out", "--model", "--records", "--resume",
-    "--router", "--save", "--store", "--video",
+    "--router", "--save", "--shadow", "--store", "--video",
 }  # fmt: skip
 
 
@@ -126,6 +127,7 @@ def ask(
     seed: Seed = None,
     device: Device = None,
     store: StoreAt = None,
+    shadow: ShadowFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask one question about pictures; the router decides which mode answers.
@@ -144,7 +146,7 @@ def ask(
         ),
     }  # fmt: skip
     with Router.from_pretrained(
-        model, router=router, policy=policy_of(policy, stages), device=device, store=store
+        model, router=router, policy=policy_of(policy, stages), device=device, store=store, shadow=shadow
     ) as routed:
         if as_json:
             typer.echo(json.dumps(routed.ask(prompt, image, **wanted).as_dict(), ensure_ascii=False, indent=2))

@@ -33,6 +33,9 @@ Encoder = Annotated[
     str,
     typer.Option(help='Text encoder beside words: a name or folder; "static" is included, "none" uses words only.'),
 ]
+NewRecords = Annotated[
+    list[Path] | None, typer.Argument(help=".jsonl or .jsonl.gz files of labeled records; not with --shadow.")
+]
 Strict = Annotated[bool, typer.Option(help="Stop at the first line that cannot be used. Default: skip and count it.")]
 StoreAt = Annotated[str, typer.Option("--store", help="File of the store, or a postgresql:// URL.")]
 DataSet = Annotated[str, typer.Argument(help="A .jsonl(.gz), .csv(.gz) or .parquet file, a folder, or a hub data set.")]
@@ -98,8 +101,8 @@ def train(
 
 
 def evaluate(
-    records: Records,
-    router: Annotated[Path, typer.Option(help="Folder of the trained router artifact.")],
+    records: NewRecords = None,
+    router: Annotated[Path | None, typer.Option(help="Folder of the trained router artifact.")] = None,
     price: Annotated[float | None, typer.Option(help="What one second is worth, in probability. Default: 0.1.")] = None,
     policy: Wanted = None,
     together: Annotated[
@@ -108,12 +111,25 @@ def evaluate(
     ] = "record",
     out: Annotated[Path | None, typer.Option(help="Markdown file for the report.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="File for all figures as JSON.")] = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option(metavar="STORE", help="File or URL of a store: report what the shadow there would have changed."),
+    ] = None,
     strict: Strict = False,
 ) -> None:
     """Evaluate a trained router on new records: accuracy, seconds and calibration, also by topic.
 
     vlroute eval new-records.jsonl --router my-router --out report.md
+
+    vlroute eval --shadow answers.db
     """
+    if shadow is not None:
+        if records or router or policy is not None or price is not None:
+            raise InputError("--shadow takes everything from the store; leave out records, --router and a price")
+        _evaluate_shadow(shadow, out, as_json)
+        return
+    if not records or router is None:
+        raise InputError("expected files of records and --router, or --shadow with a store")
     with _needs("train"):
         from vlroute.decision.artifact import artifact_files
         from vlroute.learning.evaluate import evaluate_router
@@ -129,14 +145,32 @@ def evaluate(
     if found.topics:
         console.print(topics_table(found.topics))
     console.print(figures_table(found.evaluation))
-    for path, text in (
-        (out, evaluation_report(found, router)),
-        (as_json, json.dumps({"router": str(router), **found.as_dict()}, ensure_ascii=False, indent=1) + "\n"),
-    ):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, text.encode())
-            typer.echo(f"wrote {path}")
+    _write(out, evaluation_report(found, router))
+    _write(as_json, json.dumps({"router": str(router), **found.as_dict()}, ensure_ascii=False, indent=1) + "\n")
+
+
+def _evaluate_shadow(store: str, out: Path | None, as_json: Path | None) -> None:
+    with _needs("train"):
+        from vlroute.learning.report import shadow_report, shadow_tables
+        from vlroute.learning.shadow import evaluate_shadow
+    check_outputs(*filter(None, (out, as_json)), inputs=_files_of_store(store))
+    with _store(store) as opened:
+        found = evaluate_shadow(opened)
+    console = Console()
+    for table in shadow_tables(found):
+        console.print(table)
+    if found.other_artifacts:
+        line = f"left out: {found.other_artifacts} requests on which other artifacts had decided"
+        Console(stderr=True).print(line, style="yellow", soft_wrap=True)
+    _write(out, shadow_report(found))
+    _write(as_json, json.dumps(found.as_dict(), ensure_ascii=False, indent=1) + "\n")
+
+
+def _write(path: Path | None, text: str) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, text.encode())
+        typer.echo(f"wrote {path}")
 
 
 def curves(

@@ -34,7 +34,9 @@ Price = Annotated[float | None, typer.Option(help="What one second of waiting is
 Wanted = Annotated[Preset | None, typer.Option("--policy", metavar="TARGET", help=POLICY_HELP)]
 Stages = Annotated[
     str | None,
-    typer.Option(metavar="LIST", help="Stages that may decide, such as prompt,prefill,answer. Default: the artifact's."),
+    typer.Option(
+        metavar="LIST", help="Stages that may decide, such as prompt,prefill,answer. Default: the artifact's."
+    ),
 ]
 Forced = Annotated[ModeChoice | None, typer.Option("--mode", help="Force a mode. Default: auto, the router decides.")]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Maximum number of tokens, reasoning included.")]
@@ -58,6 +60,14 @@ AnswerReserve = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Makes the answer reproducible; may be negative.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StoreAt = Annotated[str | None, typer.Option("--store", help="File or postgresql:// URL for answers and feedback.")]
+ShadowFolder = Annotated[
+    Path | None,
+    typer.Option("--shadow", help="Folder of a second router artifact that decides too, without effect on answers."),
+]
+LabelShare = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Share of requests that the other mode answers too, later. Needs --shadow."),
+]
 Device = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu, …; by default CUDA if there is one.")]
 
 Memory = Annotated[

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vlroute.cli.options import Compile, Device, Memory, ModelOption, RouterFolder, Stages, StoreAt, Wanted, policy_of
+from vlroute.cli.options import (
+    Compile,
+    Device,
+    LabelShare,
+    Memory,
+    ModelOption,
+    RouterFolder,
+    ShadowFolder,
+    Stages,
+    StoreAt,
+    Wanted,
+    policy_of,
+)
 from vlroute.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -55,6 +67,8 @@ def serve(
     device: Device = None,
     memory: Memory = None,
     compile: Compile = None,
+    shadow: ShadowFolder = None,
+    label_share: LabelShare = 0.0,
     no_page: NoPage = False,
 ) -> None:
     """Serve OpenAI's API, and the web page at /.
@@ -74,7 +88,7 @@ def serve(
     )
     _run(
         settings, "none" if no_page else "wanted", model=model, router=router, policy=policy_of(policy, stages),
-        store=store, device=device, memory=memory, compile=compile,
+        store=store, device=device, memory=memory, compile=compile, shadow=shadow, label_share=label_share,
     )  # fmt: skip
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vlroute.checks import refused
 from vlroute.decision.artifact import CARD_FILE, REMEDY, Arrays, read_artifact, write_artifact
@@ -134,6 +138,12 @@ class ComplexityClassifier:
         # lists of floats: arithmetic on single numpy items would take longer than the dot products
         self._sigmoids: list[list[list[float]]] = heads.calibration.tolist()
         self._log_tokens: list[list[float]] = heads.log_tokens.tolist()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the weights, which tell artifacts apart."""
+        weights = b"".join(np.ascontiguousarray(getattr(self.heads, f.name)).tobytes() for f in fields(Heads))
+        return hashlib.sha256(weights).hexdigest()[:16]
 
     @property
     def model(self) -> ModelIdentity | None:

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from vlroute.learning.plots import topic_figure as topic_figure
     from vlroute.learning.plots import trade_off_figure as trade_off_figure
     from vlroute.learning.probe import learn_probe as learn_probe
+    from vlroute.learning.shadow import ShadowReport as ShadowReport
+    from vlroute.learning.shadow import evaluate_shadow as evaluate_shadow
     from vlroute.learning.train import train_router as train_router
     from vlroute.learning.trial import Trial as Trial
     from vlroute.learning.trial import draw_evenly as draw_evenly
@@ -71,6 +73,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         ],
         "vlroute.learning.plots": ["reliability_figure", "topic_figure", "trade_off_figure"],
         "vlroute.learning.probe": ["learn_probe"],
+        "vlroute.learning.shadow": ["ShadowReport", "evaluate_shadow"],
         "vlroute.learning.train": ["train_router"],
         "vlroute.learning.trial": ["Trial", "draw_evenly", "is_right", "run_trials"],
         "vlroute.pocket.tasks": ["Task", "draw_task"],

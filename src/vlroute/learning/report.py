@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from vlroute.types import MODES
 if TYPE_CHECKING:  # `collect` works without the packages that these modules need
     from vlroute.learning.evaluate import Assessment, Evaluation, Figure, Way
     from vlroute.learning.fit import Comparison
+    from vlroute.learning.shadow import Contrast, Estimate, ShadowReport
     from vlroute.learning.stages import StageComparison
 
 UNKNOWN = "–"
@@ -349,3 +352,74 @@ def _topics(topics: Mapping[str, Evaluation]) -> Grid:
         rows.append((name, str(one.records), *accuracies, share, seconds, interval, area))
     headings = ("topic", "records", "Instruct", "Thinking", "routed", "oracle", "to Thinking", "seconds")
     return Grid((*headings, "routed, 95 %", "area over random"), rows)
+
+
+# The report of `eval --shadow`.
+
+_JUDGES = {"used": "the artifact in force", "shadow": "the shadow"}
+_SIDES = ("in force", "shadow", "difference")
+
+
+def shadow_tables(found: ShadowReport) -> list[Table]:
+    """Tabulate what a shadow would have changed.
+
+    Args:
+        found: The result of `evaluate_shadow`.
+
+    Returns:
+        Tables for the terminal, with intervals of differences only.
+    """
+    return [_terminal(grid, title) for title, grid in _shadow_grids(found, brief=True).items()]
+
+
+def shadow_report(found: ShadowReport) -> str:
+    """Write the report of `evaluate_shadow`.
+
+    Args:
+        found: Its result.
+
+    Returns:
+        A page in Markdown.
+    """
+    days = [datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M") for at in (found.since, found.until)]
+    return render("shadow_report.md.j2", found=found, days=days, grids=_shadow_grids(found, brief=False))
+
+
+def _shadow_grids(found: ShadowReport, brief: bool) -> dict[str, Grid]:
+    """The tables by title. `brief`: with intervals of differences only, because more do not fit into 80 characters."""
+    estimate, cells = partial(_estimate, brief=brief), partial(_contrast_cells, brief=brief)
+    changes = found.changes.items()
+    rows: list[tuple[str, ...]] = [(name, str(one.requests), _estimate(one.share)) for name, one in changes]
+    grids = {"requests by change": Grid(("change", "requests", "share"), rows)}
+    for quantity, form in (("accuracy", ".1%"), ("seconds", ".2f")):
+        for judge, who in _JUDGES.items():
+            rows = [(name, *cells(getattr(one, quantity)[judge], form)) for name, one in changes]
+            grids[f"{quantity} that {who} expects"] = Grid(("change", *_SIDES), rows)
+    if found.rated["all requests"].requests:
+        rows = [
+            (name, str(one.requests), estimate(one.accuracy), str(one.both), *cells(one.contrast))
+            for name, one in found.rated.items()
+        ]
+        headings = ("change", "rated", "accuracy", "both known", *_SIDES)
+        grids["accuracy of rated answers"] = Grid(headings, rows)
+    if (sample := found.sample).drawn:
+        rows = [
+            ("equal answers", str(sample.labeled), estimate(sample.agreement), "", ""),
+            ("seconds", str(sample.labeled), *cells(sample.seconds, ".2f")),
+            ("accuracy", str(sample.known), *cells(sample.accuracy)),
+        ]
+        title = f"random sample: {sample.drawn} drawn, {sample.labeled} answered in both modes"
+        grids[title] = Grid(("figure", "requests", *_SIDES), rows)
+    return grids
+
+
+def _contrast_cells(contrast: Contrast, form: str = ".1%", *, brief: bool) -> tuple[str, ...]:
+    sides = [_estimate(one, form, brief) for one in (contrast.used, contrast.shadow)]
+    return (*sides, _estimate(contrast.difference, "+" + form))
+
+
+def _estimate(estimate: Estimate, form: str = ".1%", brief: bool = False) -> str:
+    if estimate.value is None:
+        return UNKNOWN
+    bounds = "" if brief or estimate.interval is None else f" ({range_cell(estimate.interval, form)})"
+    return format(estimate.value, form) + bounds

@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from vlroute.types import Answer, Closed, judged_mode
+from vlroute.shadow import Shadow
+from vlroute.types import MODES, Answer, Closed, judged_mode
 
 #: Limits of the histograms in seconds: a pocket answer takes 0.02 s, long reasoning minutes.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -83,9 +84,33 @@ class Metrics:
         """
         self.registry.register(_Caches(read))
 
+    def watch_shadow(self, shadow: Shadow) -> None:
+        """Export the counts of a shadow."""
+        self.registry.register(_Shadow(shadow))
+
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Shadow(Collector):
+    def __init__(self, shadow: Shadow) -> None:
+        self.shadow = shadow
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        stats = self.shadow.stats()
+        decisions = CounterMetricFamily(
+            "vlroute_shadow_decisions", "Stored decisions of the shadow.", labels=["mode", "shadow_mode"]
+        )
+        for mode in MODES:
+            for shadow_mode in MODES:
+                decisions.add_metric([mode, shadow_mode], stats.decisions.get((mode, shadow_mode), 0))
+        yield decisions
+        for name, label, counts in (("errors", "step", stats.errors), ("labels", "result", stats.labels)):
+            family = CounterMetricFamily(f"vlroute_shadow_{name}", f"{name} of the shadow.", labels=[label])
+            for value, count in counts.items():
+                family.add_metric([value], count)
+            yield family
 
 
 class _Caches(Collector):

@@ -63,6 +63,8 @@ class Service:
         self._lock = threading.Lock()
         self._mean_seconds = 1.0
         self.metrics.watch_caches(self._caches)
+        if router.shadow is not None:
+            self.metrics.watch_shadow(router.shadow)
         self.metrics.running.set_function(lambda: len(self._admitted))
         for mode in MODES:
             self.metrics.waiting.labels(mode).set_function(partial(self._waiting, mode))
