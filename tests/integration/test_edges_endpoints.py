@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -301,7 +302,8 @@ def test_chunks_do_not_matter(
 @given(TEXT)
 def test_tags_in_code_are_kept_and_others_removed(server: Scripted, routers: dict[str, Router], text: str) -> None:
     markdown = pytest.importorskip("markdown_it")
-    text = "x " + text.replace("<think>", "").replace("```</think>", "").replace("\n> ", "\n")
+    text = "x " + text.replace("<think>", "").replace("```</think>", "")
+    text = re.sub(r"\n\s*(?:> |- |1\. )+", "\n", text)  # quotes and lists that interrupt a paragraph are not recognized
     parser = markdown.MarkdownIt("commonmark", {"html": False}).disable(["html_block", "html_inline", "code"])
     inline = [child for token in parser.parse(text) for child in token.children or []]
     code = [token.info + token.content for token in parser.parse(text) if token.type == "fence"]

@@ -34,9 +34,7 @@ Price = Annotated[float | None, typer.Option(help="What one second of waiting is
 Wanted = Annotated[Preset | None, typer.Option("--policy", metavar="TARGET", help=POLICY_HELP)]
 Stages = Annotated[
     str | None,
-    typer.Option(
-        metavar="LIST", help="Stages that may decide, such as prompt,prefill,answer. Default: the artifact's."
-    ),
+    typer.Option(metavar="LIST", help="Stages that may decide, such as prompt,answer. Default: those of the artifact."),
 ]
 Forced = Annotated[ModeChoice | None, typer.Option("--mode", help="Force a mode. Default: auto, the router decides.")]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Maximum number of tokens, reasoning included.")]

@@ -29,7 +29,8 @@ class ThinkTags:
     Reasoning ends at the first `</think>` outside code. An answer that begins with `<think>` starts new reasoning. Any
     other `<think>` in an answer is text; any other `</think>` outside code is dropped.
 
-    Code is a Markdown code span (between two runs of equally many backticks in one paragraph) or a fenced block. An
+    Code is a Markdown code span (between two runs of equally many backticks in one paragraph) or a fenced block. A
+    paragraph ends at a blank line or a fence; quotes and list items that interrupt it are not recognized. An
     unclosed fence in an answer extends to the end, as in Markdown. An unclosed fence in reasoning hides no tag, because
     otherwise the whole answer would be lost.
     """
