@@ -49,7 +49,9 @@ def opposite(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bias=heads.bias[[1, 0, 2, 3]].copy(),
         calibration=heads.calibration[::-1].copy(),
     )
-    ComplexityClassifier(pocket.encoder, swapped, pocket.latency, pocket.card, pocket.calibration).save(folder)
+    assert pocket.calibration is not None
+    calibration = replace(pocket.calibration, p=pocket.calibration.p[:, ::-1].copy())
+    ComplexityClassifier(pocket.encoder, swapped, pocket.latency, pocket.card, calibration).save(folder)
     return folder
 
 
@@ -380,6 +382,8 @@ def test_the_artifact_in_force_can_be_replaced(store: Store, opposite: Path) -> 
         before, after = (one.decision for one in store.shadowed())
     assert before.used.artifact != before.shadow.artifact == after.shadow.artifact == after.used.artifact
     assert after.used.mode == after.shadow.mode
+    # a target has another price with another calibration set
+    assert before.shadow.threshold != pytest.approx(before.used.threshold, rel=0.01)
     assert after.shadow.threshold == pytest.approx(after.used.threshold, rel=0.3)
 
 
