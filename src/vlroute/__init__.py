@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from vlroute.types import Mode as Mode
     from vlroute.types import ModeChoice as ModeChoice
     from vlroute.types import ModelIdentity as ModelIdentity
+    from vlroute.types import PassedStage as PassedStage
     from vlroute.types import Preset as Preset
     from vlroute.types import Stage as Stage
     from vlroute.types import ThinkingDelta as ThinkingDelta
@@ -110,7 +111,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "vlroute.store": ["FeedbackExport", "RatedAnswer", "Store", "export_feedback"],
         "vlroute.types": [
             "Answer", "AnswerDelta", "Decided", "Decision", "Event", "FinishReason", "Finished", "Mode", "ModeChoice",
-            "ModelIdentity", "Preset", "Stage", "ThinkingDelta", "Timing", "Usage",
+            "ModelIdentity", "PassedStage", "Preset", "Stage", "ThinkingDelta", "Timing", "Usage",
         ],
     },
 )  # fmt: skip
