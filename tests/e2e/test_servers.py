@@ -25,11 +25,14 @@ from tests.commands import command
 from tests.conftest import VIDEO, media, task
 from tests.e2e.conftest import RealServers
 from tests.serving import until
+from tests.stages import certain
 from vlroute import Answer, Policy, Router
+from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.engine.protocol import Evidence, Trial
 from vlroute.engine.remote.breaker import Breaker
 from vlroute.engine.remote.client import RemoteEngine
 from vlroute.errors import EndpointError, InputError, ModeUnavailableError, SettingsError
+from vlroute.files import shipped
 from vlroute.inputs.messages import parse
 from vlroute.pocket import Task
 from vlroute.steps import run
@@ -97,6 +100,25 @@ def test_evidence_is_that_of_the_pair_in_this_process(router: Router, real: Real
             assert theirs.log_probs == pytest.approx(ours.log_probs, abs=1e-2)
             assert theirs.entropies == pytest.approx(ours.entropies, abs=1e-2)
             assert theirs.complete == ours.complete
+
+
+@pytest.mark.parametrize("chosen", MODES)
+def test_an_answer_is_decided_on_its_log_probabilities(
+    real: RealServers, here: dict[Mode, list[Answer]], chosen: Mode
+) -> None:
+    p = {"instruct": (0.99, 0.01), "thinking": (0.01, 0.99)}[chosen]
+    ends = real.endpoint("instruct"), real.endpoint("thinking")
+    with Router.from_endpoints(
+        *ends, policy=Policy(price=0.001, stages=("prompt", "answer")), **GREEDY, **WHOLE
+    ) as staged:
+        staged.use(certain(ComplexityClassifier.load(shipped("pocket/router")), "", 0, answer=p))
+        for one, inner in zip(TASKS[:3], here[chosen], strict=False):
+            first, *_, last = staged.stream(one.prompt, **media(one), caption=one.caption)
+            assert isinstance(first, Decided)
+            assert isinstance(last, Finished)
+            answer = last.answer
+            assert (answer.decision.mode, answer.decision.stage) == (chosen, "answer")
+            assert (answer.text, first.decision) == (inner.text, answer.decision)
 
 
 def test_tokens_are_counted(real: RealServers, there: Router, here: dict[Mode, list[Answer]]) -> None:

@@ -14,48 +14,16 @@ import pytest
 
 from tests.conftest import PICTURES, task
 from tests.recording import model_calls
+from tests.stages import certain
 from tests.tiny import write_tiny
 from vlroute import Answer, Policy, Router, Target
 from vlroute.decision.classifier import ComplexityClassifier
-from vlroute.decision.evidence import EvidenceSource, StageHead, StageHeads, columns
 from vlroute.files import shipped
 from vlroute.types import Decided, Event, Finished, Stage
 
 pytestmark = pytest.mark.float32
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 60}
 ALL: tuple[Stage, ...] = ("prompt", "prefill", "answer")
-LATER: dict[str, tuple[Stage, ...]] = {"prefill": ("prefill",), "answer": ("answer",), "both": ("prefill", "answer")}
-
-
-def certain(classifier: ComplexityClassifier, fingerprint: str, width: int, **p: tuple[float, float]) -> Any:
-    """`classifier` with heads that always predict `p` of the stages, and a calibration set in which they are right.
-
-    `p`: probabilities of both modes by "prefill", "answer" or "both".
-    """
-    heads = {}
-    for name, both in p.items():
-        count = columns(LATER[name], width)
-        logits = np.log(np.asarray(both) / (1 - np.asarray(both)))
-        heads[LATER[name]] = StageHead(
-            np.zeros(count, np.float32), np.ones(count, np.float32), np.zeros((count, 2), np.float32),
-            logits.astype(np.float32),
-        )  # fmt: skip
-    records = classifier.calibration
-    assert records is not None
-    # the last stage is worth its seconds at any margin: it turns half of the decisions
-    turned = np.where(np.arange(len(records.p))[:, None] % 2, [[0.99, 0.01]], [[0.01, 0.99]]).astype(np.float32)
-    later = {
-        passed: np.full_like(turned, 0.5) if passed == ("prefill",) and len(heads) > 1 else turned for passed in heads
-    }
-    return ComplexityClassifier(
-        classifier.encoder, classifier.heads, classifier.latency, classifier.card, replace(records, later=later),
-        StageHeads(EvidenceSource(fingerprint, width=width), heads),
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def classifier() -> ComplexityClassifier:
-    return ComplexityClassifier.load(shipped("pocket/router"))
 
 
 @pytest.fixture
@@ -223,6 +191,26 @@ def test_targets_hold_with_stages(made: Any, router: Router) -> None:
     limit = float(np.median(curve.seconds))
     within = router.operating_point(Target(max_mean_seconds=limit, stages=ALL))
     assert within.mean_seconds <= limit + 1e-9
+
+
+def test_a_target_brings_its_own_stages(made: Any, router: Router) -> None:
+    made(Policy(price=0.001, stages=("prompt",)), answer=THINKING)
+    with_stages, without = (
+        router.operating_point(Target(preset="balanced", stages=stages)) for stages in (ALL, ("prompt",))
+    )
+    assert with_stages.accuracy != without.accuracy
+
+
+def test_stages_that_cannot_be_used_are_named(made: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "vlroute"):
+        made(Policy(stages=ALL), answer=THINKING)
+        assert "the stage prefill is not used: the router artifact was not trained for it" in caplog.text
+        artifact = shipped("pocket/router")
+        with Router.from_endpoints(("http://127.0.0.1:9/v1", "a"), ("http://127.0.0.1:9/v1", "b"),
+                                   router=artifact, policy=Policy(stages=ALL)) as remote:  # fmt: skip
+            assert remote.decide("How many circles?", caption="circles").later_stages in ((), ("answer",))
+    assert "the stage prefill is not used: this engine gives no evidence for it" in caplog.text
+    assert "the stage answer is not used" not in caplog.text
 
 
 def test_many_requests_at_once_are_each_decided_alone(made: Any) -> None:

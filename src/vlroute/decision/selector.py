@@ -185,6 +185,7 @@ class ModeSelector:
             captions: CachedCaptioner[_Seen] = CachedCaptioner(partial(self._describe, probe))
             current = _State(classifier, self._resolved(classifier, latency), probe, captions)
             self.latency, self._state = latency, current
+        self._warn_of_stages(current)
 
     def check_evidence(self, fingerprint: str | None) -> None:
         """Use later stages only if they were trained on evidence of the model that answers; otherwise log a warning.
@@ -234,7 +235,8 @@ class ModeSelector:
             ArtifactError: The router artifact contains no calibration set.
         """
         current = self._current()
-        curve = self._curve(current.classifier, self.latency, current.policy)
+        policy = current.policy if target is None else replace(current.policy, stages=target.stages)
+        curve = self._curve(current.classifier, self.latency, policy)
         return target.resolve(curve) if target else curve.at(current.policy.price)
 
     def _current(self) -> _State:
@@ -288,6 +290,17 @@ class ModeSelector:
         if heads is not None and self._fingerprint not in (None, heads.source.fingerprint):
             return ("prompt",)
         return usable(classifier.calibration, classifier.stages, policy.stages, self._available)
+
+    def _warn_of_stages(self, current: _State) -> None:
+        """Warn of stages that the caller has asked for, but that cannot be used."""
+        if current.classifier is None:
+            return
+        used = self._stages(current.classifier, current.policy)
+        for stage in current.policy.stages or ():
+            if stage not in used:
+                known = stage in self._available
+                why = "the router artifact was not trained for it" if known else "this engine gives no evidence for it"
+                log.warning("the stage %s is not used: %s", stage, why)
 
     def _plan(self, current: _State, policy: Policy) -> StagePlan | None:
         """When to go on at the price of `policy`; None if there is only the stage "prompt"."""
