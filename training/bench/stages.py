@@ -223,7 +223,10 @@ def summarize(rows: Sequence[Row], classifier: Any, shared: bool) -> dict[str, A
             "ece": {mode: debiased_ece(p[:, i], right[:, i]) for i, mode in enumerate(MODES)},
             "brier": {mode: float(((p[:, i] - right[:, i]) ** 2).mean()) for i, mode in enumerate(MODES)},
         })  # fmt: skip
+    last = probabilities(rows, classifier, SETS[-1])
+    known = {mode: right[:, 1] - last[:, 0] if mode == "thinking" else last[:, 1] - right[:, 0] for mode in MODES}
     return {
+        "known": {mode: area_over_random(scores, *right.T) / whole for mode, scores in known.items()},
         "pictures": len(rows), "stages": table, "oracle": float(right.max(1).mean()),
         "always": {mode: {"accuracy": float(right[:, i].mean()),
                           "seconds": float(np.mean([row.seconds[i] for row in rows]))} for i, mode in enumerate(MODES)},
