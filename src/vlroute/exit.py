@@ -1,7 +1,7 @@
 """Threads that must end before the interpreter does.
 
-The interpreter stops daemon threads when it ends. A thread that is inside torch then, even to free its last tensors,
-aborts the process.
+The interpreter stops daemon threads when it ends. If such a thread is executing code of torch at that moment, even only
+to free its last tensors, the process is aborted.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
-#: Maximum time that the end of the program waits for a thread.
+#: Maximum time to wait for each thread at the end of the program.
 EXIT_SECONDS = 10.0
-# a thread is kept alive until it has freed what it works with, which may be long after its last statement
+# weak keys instead of removal by the thread: it may still free tensors after its last statement
 _threads: WeakKeyDictionary[threading.Thread, Callable[[], object]] = WeakKeyDictionary()
 
 
@@ -21,7 +21,7 @@ def end_at_exit(thread: threading.Thread, end: Callable[[], object]) -> None:
     """End a thread when the program ends, and wait up to `EXIT_SECONDS` for it.
 
     Args:
-        thread: A thread that was not started.
+        thread: A thread that is not started yet.
         end: Makes the thread end, without waiting for it. It must not refer to the thread.
     """
     _threads[thread] = end

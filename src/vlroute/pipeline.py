@@ -33,7 +33,6 @@ from vlroute.steps import Steps, run, start
 from vlroute.stream import AsyncStream, Stream
 from vlroute.types import (
     MODES,
-    STAGES,
     Answer,
     AnswerDelta,
     Channel,
@@ -72,9 +71,9 @@ class RequestOptions:
         price: Replaces the price of the policy, even if the policy is a target.
         cancel: Cancels the answer once it is set.
         generation: Generation settings.
-        trial: Passed to the engine if Instruct is forced, to collect its evidence.
         namespace: Tenant of the request. Entries that were cached for another namespace are not used, so that
             response times do not reveal them either.
+        trial: Passed to the engine if Instruct is forced, to collect its evidence.
 
     Raises:
         InputError: The mode, price, caption or cancel event is invalid.
@@ -244,7 +243,7 @@ class Pipeline:
         generation: Settings for both modes, or per mode under its name, as `checked_per_mode` returns them.
         limits: What a request may contain.
         store: Receives each answer, if given.
-        shadow: Decides beside the selector, if given.
+        shadow: Decides on the same requests as the selector, if given.
     """
 
     model: LazyModel
@@ -308,11 +307,11 @@ class Pipeline:
             log.debug("request %s failed after %.3f s: %s", id, time.perf_counter() - began, type(error).__name__)
             raise
         decision, usage = answer.decision, answer.usage
-        ways = [f"reasoning closed ({answer.closed})"] if answer.closed else []
-        ways += ["rescued"] if decision.rescued else []
+        closed = f", reasoning closed ({answer.closed})" if answer.closed else ""
+        rescued = ", rescued" if decision.rescued else ""
         log.debug(
             "request %s: %s (stage %s, gain %+.3f, threshold %.3f)%s, %s, %s prompt + %d completion tokens, %.3f s",
-            id, decision.mode, decision.stage, decision.gain, decision.threshold, "".join(f", {way}" for way in ways),
+            id, decision.mode, decision.stage, decision.gain, decision.threshold, closed + rescued,
             answer.finish_reason, usage.prompt_tokens, usage.completion_tokens, answer.timing.total,
         )  # fmt: skip
         if answer.closed == "loop":
@@ -424,7 +423,7 @@ class Pipeline:
                     except RouterClosedError:
                         reply = replace(thought, finish_reason="cancelled")
                     except VLRouteError as error:  # the reasoning is not lost
-                        log.warning("Thinking has left no answer, and Instruct cannot answer: %s", error)
+                        log.warning("Thinking gave no answer, and Instruct cannot answer: %s", error)
                         reply = replace(thought, note=f"Instruct cannot answer either: {error.public}")
                         if emit is not None:
                             emit(Decided(decision, id))
@@ -458,7 +457,7 @@ class Pipeline:
     def _answer_again(
         self, conversation: Conversation, options: RequestOptions, budget: int | None, mode: Mode
     ) -> Reply:
-        """The answer of another mode, for a label. `budget`: what the thinking budget "auto" stands for."""
+        """The answer of another mode, for a label. `budget`: replaces the thinking budget "auto"."""
         settings, engine = self._settings(mode, options), self.model.load()
         if settings.get("thinking_budget") == AUTO:
             settings["thinking_budget"] = budget
@@ -475,7 +474,7 @@ class Pipeline:
         self.selector.observe(mode, reply.completion_tokens, reply.prefill_seconds, reply.decode_seconds, prefilled)
 
     def _check_budget(self, settings: Mapping[str, Any]) -> None:
-        """SettingsError if nothing can tell what the budget "auto" stands for."""
+        """Raise a SettingsError if the router cannot choose a budget for "auto"."""
         classifier = self.selector.classifier
         if settings.get("thinking_budget") == AUTO and (classifier is None or classifier.budgets is None):
             raise SettingsError(
@@ -511,14 +510,14 @@ class Pipeline:
 
 
 class _InstructTrial:
-    """Lets Instruct begin its answer while later stages decide whether it goes on."""
+    """Lets Instruct start its answer, and decides at later stages whether the answer goes on."""
 
     def __init__(self, staged: StagedDecision, emit: Callable[[Event], Any] | None, id: str, began: float) -> None:
         self._staged, self._emit, self._id, self._began = staged, emit, id, began
         self._announced = False
 
     def run(self, request: EngineRequest, settings: Mapping[str, Any], cancel: threading.Event) -> Steps[Reply | None]:
-        """What Instruct has generated; None if it is not available. The decision then remains that of the prompt."""
+        """The reply of Instruct; None if it is not available. The decision then remains that of the stage "prompt"."""
         later = self._staged.decision.later_stages
         held = self._staged.decide_within if self._emit else math.inf
         trial = Trial(self._judge, "prefill" in later, "answer" in later, held)
@@ -539,12 +538,13 @@ class _InstructTrial:
             self._emit(Decided(self._staged.decision, self._id))
 
     def _judge(self, evidence: Evidence) -> bool | None:
+        seconds = time.perf_counter() - self._began
         if evidence.complete or evidence.log_probs:
-            stage, values = STAGES[2], answer_numbers(evidence.log_probs, evidence.entropies)
+            numbers = answer_numbers(evidence.log_probs, evidence.entropies)
+            instruct = self._staged.judge("answer", numbers, seconds)
         else:
             assert evidence.state is not None
-            stage, values = STAGES[1], evidence.state
-        instruct = self._staged.judge(stage, values, time.perf_counter() - self._began)
+            instruct = self._staged.judge("prefill", evidence.state, seconds)
         if instruct is not None:
             self.announce()
         return instruct
@@ -562,9 +562,9 @@ def _emit_piece(emit: Callable[[Event], Any], channel: Channel, piece: str) -> N
 
 
 def _rescue(decision: Decision, settings: Mapping[Mode, Mapping[str, Any]], reply: Reply) -> Mapping[str, Any] | None:
-    """Settings with which Instruct answers after Thinking has left no answer; None if it need not or cannot.
+    """Settings with which Instruct answers after Thinking gave no answer; None if it need not or cannot.
 
-    If the caller limits the tokens, the limit holds for the reasoning and this answer together.
+    If the caller limits the tokens, the limit applies to the reasoning and this answer together.
     """
     unanswered = decision.mode == "thinking" and not reply.text and reply.finish_reason == "length"
     thinking = settings["thinking"]
@@ -578,11 +578,10 @@ def _rescue(decision: Decision, settings: Mapping[Mode, Mapping[str, Any]], repl
 
 
 def _rescued(decision: Decision, thought: Reply) -> Decision:
-    why = (
-        f"Thinking left no answer after {thought.thinking_tokens} tokens{f' ({thought.note})' if thought.note else ''}"
-    )
-    log.info("%s, so Instruct answers", why)
-    return replace(decision, mode="instruct", reason=f"{decision.reason}; {why}, so Instruct answers", rescued=True)
+    note = f" ({thought.note})" if thought.note else ""
+    why = f"Thinking left no answer after {thought.thinking_tokens} tokens{note}, so Instruct answers"
+    log.info("%s", why)
+    return replace(decision, mode="instruct", reason=f"{decision.reason}; {why}", rescued=True)
 
 
 def _joined(thought: Reply, answer: Reply) -> Reply:

@@ -80,7 +80,7 @@ class Router:
         store: Where answers are stored.
         max_num_seqs: See `from_pretrained`.
         engine: An engine that answers instead of checkpoints in this process; `instruct` and `thinking` are then names.
-        shadow: A classifier that decides beside the one in force.
+        shadow: A classifier that decides on the same requests as the one in force.
         label_share: See `from_pretrained`.
 
     Raises:
@@ -197,10 +197,10 @@ class Router:
             store: Where answers are stored for `feedback`: a `Store`, a file, or a postgresql:// URL.
             max_num_seqs: Maximum number of answers that are generated at the same time by each checkpoint, from 1 to
                 1024.
-            shadow: Folder of a second router artifact. It decides on each request that has no forced mode too, and both
+            shadow: Folder of a second router artifact. It also decides on each request without a forced mode, and both
                 decisions are stored for `vlroute eval --shadow`. It never changes an answer. Needs `store`.
-            label_share: Share of these requests, 0 to 1, that are answered in the other mode too, in the background
-                after the answer was returned. A share of 0.01 labels one request in a hundred.
+            label_share: Share of these requests, 0 to 1, that the other mode also answers, in the background after the
+                answer was returned. With 0.01, this is one request in a hundred. Needs `shadow`.
             **settings: Generation settings for both modes, with the names of transformers: `do_sample=False`.
 
         Returns:
@@ -375,7 +375,7 @@ class Router:
 
     @property
     def shadow(self) -> Shadow | None:
-        """Decides beside the artifact in force and counts what it has done, see `Shadow.stats`."""
+        """The second router artifact of shadow mode and its counts, see `Shadow.stats`; None without one."""
         return self._shadow
 
     def use(self, artifact: str | Path | ComplexityClassifier) -> None:

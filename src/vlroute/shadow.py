@@ -1,7 +1,8 @@
 """Shadow mode: a second router artifact decides on the same requests, and both decisions are stored.
 
-The shadow decides in a thread of its own after the answer was stored, with the caption, the price and the latencies of
-the decision in force. It sees the first decision of a request only. Nothing that it does can change or fail an answer.
+The shadow decides in a separate thread after the answer is stored, with the caption, the price and the latencies of the
+decision in force. It is compared with the first decision on a request, at the stage "prompt". It cannot change an
+answer or make a request fail.
 """
 
 from __future__ import annotations
@@ -31,19 +32,21 @@ from vlroute.types import MODES, Answer, Decision, Mode, new_id, other
 log = logging.getLogger("vlroute")
 #: Accepted values of `label_share`.
 LABEL_SHARE = Number(0, 1)
-#: Decisions that wait to be stored. Further ones are dropped, so that a stuck database does not fill the memory.
+#: Maximum number of decisions waiting to be stored. Further ones are dropped, so that a blocked database does not fill
+#: the memory.
 MOST_PENDING = 1000
-#: Time for which decisions are collected, so that the end of an answer does not contend with them for the interpreter.
+#: Time for which decisions are collected before they are made, so that they do not contend with the end of an answer
+#: for the GIL.
 COLLECT_SECONDS = 0.05
 #: Maximum time that `close` waits for decisions to be stored.
 FLUSH_SECONDS = 5.0
-#: What became of a request that was drawn to be answered in the other mode too.
+#: Result of a request that was drawn to be answered in the other mode too.
 LabelResult = Literal["stored", "busy", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What one router artifact expects of a request, and the mode that it chooses.
+    """What one router artifact predicts for a request, and the mode that it chooses.
 
     Attributes:
         artifact: Fingerprint of the artifact; empty if there is none.
@@ -74,7 +77,7 @@ class ShadowedDecision:
         used: The decision in force.
         shadow: The decision of the shadow.
         probability: Probability with which the request was drawn to be answered in the other mode too.
-        drawn: Whether it was drawn. It may have no label all the same, see `LabelResult`.
+        drawn: Whether it was drawn. A drawn request can lack a label, see `LabelResult`.
     """
 
     answer: str
@@ -132,8 +135,8 @@ class ShadowStats:
 
     Attributes:
         decisions: Number of stored decisions by mode in force and mode of the shadow.
-        errors: Decisions that the shadow could not make, by "decision", or that could not be stored, by "store";
-            "dropped": too many waited to be stored.
+        errors: Number of decisions that failed ("decision"), could not be stored ("store"), or were dropped because
+            too many were waiting ("dropped").
         labels: Requests that were drawn to be answered in the other mode too, by `LabelResult`.
     """
 
@@ -157,13 +160,13 @@ class Watched:
 
 
 class Shadow:
-    """Decides beside the artifact in force. Thread-safe.
+    """Decides on the same requests as the artifact in force. Thread-safe.
 
     Args:
-        classifier: The artifact that is tried out. Its vision probe is not used: the caption is that of the decision in
+        classifier: The artifact to try. Its vision probe is not used, because the caption is that of the decision in
             force.
         store: Receives the decisions.
-        label_share: Share of requests that are answered in the other mode too, in the background.
+        label_share: Share of requests that the other mode also answers, in the background.
         most_running: No label is made while this router answers more requests than this.
 
     Raises:
@@ -188,7 +191,7 @@ class Shadow:
         """Set by `close`. It cancels a label that is being made."""
 
     def check(self, target: Target | None) -> None:
-        """ArtifactError if the artifact cannot turn the target of the router into a price."""
+        """Raise an ArtifactError if the artifact cannot convert the target of the router to a price."""
         if target is not None and self.classifier.calibration is None:
             raise ArtifactError("the shadow has no calibration set, which a target needs; pass policy=Policy(price=…)")
 
@@ -215,10 +218,10 @@ class Shadow:
         price: float | None,
         uncached_tokens: Mapping[Mode, int] | None,
     ) -> Watched | None:
-        """Note what a decision was based on. Takes some microseconds.
+        """Note what a decision was based on. This takes a few microseconds.
 
         Args:
-            selector: Has made the decision.
+            selector: The selector that made the decision.
             decision: The decision; forced ones have no shadow.
             price: The price of the request, if it has one.
             uncached_tokens: As for `ModeSelector.decide`.
@@ -241,7 +244,7 @@ class Shadow:
             return None
 
     def store(self, watched: Watched, prompt: str, answer: Answer, again: Callable[[Mode], Reply]) -> None:
-        """Decide and store in another thread, and perhaps answer in the other mode there. Raises nothing.
+        """Decide and store in another thread, and answer in the other mode if the request is drawn. Raises nothing.
 
         Args:
             watched: The decision in force.
@@ -318,13 +321,13 @@ class Shadow:
     def _choices(self, watched: Watched, prompt: str) -> tuple[Choice, Choice]:
         decision, artifact = watched.decision, watched.artifact
         policy = self._policy(watched)
-        # the latencies at the time of the decision in force: its answer has changed them since then
+        # the latencies at the time of the decision in force, because its answer has changed them since then
         latency = LatencyModel(watched.per_token, watched.prefill)
         mine = policy.decide(self.classifier.predict(prompt, decision.caption), latency, decision.caption)
         return _choice(artifact.fingerprint if artifact else "", decision), _choice(self.classifier.fingerprint, mine)
 
     def _policy(self, watched: Watched) -> Policy:
-        """The policy in force; a target is resolved on the calibration set of the shadow, whenever it is in force."""
+        """The policy in force. A target is resolved on the calibration set of the shadow when that policy changes."""
         if watched.price is not None:
             return replace(watched.policy, price=watched.price)
         if watched.target is None:
@@ -342,7 +345,7 @@ class Shadow:
         return policy
 
     def _label(self, answer: Answer, probability: float, again: Callable[[Mode], Reply]) -> None:
-        """Answer in the other mode in a thread of its own, unless the router is busy. The lock is held."""
+        """Answer in the other mode in a separate thread, unless the router is busy. The caller holds the lock."""
         if self._running > self._most_running or (self._labeler is not None and self._labeler.is_alive()):
             self._labels["busy"] += 1
             return

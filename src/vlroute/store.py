@@ -200,7 +200,7 @@ class RatedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ShadowedAnswer:
-    """One answer on which a shadow has decided too.
+    """One answer on whose request a shadow also decided.
 
     Attributes:
         decision: Both decisions.
@@ -353,13 +353,13 @@ class Store:
                 )
 
     def record_shadowed(self, decisions: Sequence[ShadowedDecision]) -> None:
-        """Store the decisions of a shadow. Those on answers that are not stored, or were pruned, are left out.
+        """Store the decisions of a shadow. Decisions on answers that are not stored, or were pruned, are left out.
 
         Args:
             decisions: the decisions.
 
         Raises:
-            StoreError: they could not be stored; then none is.
+            StoreError: they could not be stored. None of them is stored then.
         """
         with self._errors("written"), self._engine.begin() as connection:
             for one in decisions:
@@ -368,7 +368,7 @@ class Store:
                 connection.execute(_insert_for_answer(SHADOWS, row))
 
     def record_label(self, label: Label) -> None:
-        """Store the answer of the other mode, unless the user's answer is not stored. Its text only with `keep_text`.
+        """Store the answer of the other mode if the user's answer is stored. Its text is stored only with `keep_text`.
 
         Args:
             label: the label.
@@ -381,7 +381,7 @@ class Store:
             connection.execute(_insert_for_answer(LABELS, row))
 
     def shadowed(self) -> Iterator[ShadowedAnswer]:
-        """Read all answers on which a shadow has decided too, the oldest first.
+        """Read all answers on whose requests a shadow also decided, the oldest first.
 
         Yields:
             The answers, streamed from the database.

@@ -80,18 +80,18 @@ class Decision:
         p_thinking: The same for Thinking.
         gain: `p_thinking - p_instruct`.
         seconds_instruct: Expected seconds of Instruct's whole answer.
-        seconds_thinking: The same for Thinking; at a later stage, with the seconds that Instruct has taken in vain.
+        seconds_thinking: The same for Thinking; at a later stage, including the seconds that Instruct has taken.
         threshold: The gain that is needed: price × extra seconds.
         reason: The reason, in one sentence.
         caption: The caption that was used.
         forced: Whether the caller chose the mode.
         fallback: Whether the chosen mode could not answer, so that `mode` is the other one.
-        rescued: Whether Thinking was chosen, but its tokens ended before an answer, so that Instruct wrote the answer.
-            `mode` is then "instruct", and `Answer.thinking` is the reasoning.
+        rescued: Whether Thinking was chosen but gave no answer, so that Instruct wrote the answer. `mode` is then
+            "instruct", and `Answer.thinking` is the reasoning.
         stages: All stages that were passed, the last one included.
         later_stages: For a decision without an answer, the stages that could still change it.
         thinking_budget: Number of reasoning tokens that `thinking_budget="auto"` stands for; None without a router
-            artifact with a calibration set.
+            artifact with a calibration set, or if the coverage of the request is below `Policy.min_coverage`.
     """
 
     mode: Mode
@@ -117,7 +117,7 @@ class Decision:
 
 
 def judged_mode(decision: Decision) -> Mode:
-    """The mode to which rightness and seconds of the answer belong: Thinking if its answer was rescued."""
+    """The mode for which correctness and seconds of the answer count: Thinking if the answer was rescued."""
     return "thinking" if decision.rescued else decision.mode
 
 
@@ -125,10 +125,10 @@ def judged_mode(decision: Decision) -> Mode:
 class Usage:
     """Numbers of tokens of one request. Those of a rescued answer are the sums over both modes.
 
-    Most endpoints send their counts at the end of a stream. If an endpoint sends none, or if its stream was ended
-    before, at a stop string, at the reserve for the answer or in a loop, `prompt_tokens` is None, and each chunk of the
-    stream counts as one token of `completion_tokens`. Tokens of an Instruct answer that was given up at a later stage
-    are not counted, because they are no part of the answer.
+    Most endpoints send their counts at the end of a stream. If an endpoint sends none, or if its stream was ended early
+    (at a stop string, at the reserve for the answer or in a loop), `prompt_tokens` is None, and each chunk of the
+    stream counts as one token of `completion_tokens`. Tokens of an Instruct answer that was abandoned at a later stage
+    are not counted, because they are not part of the answer.
 
     Attributes:
         prompt_tokens: Tokens of the prompt, media included; None if unknown.
@@ -186,7 +186,7 @@ class Answer:
         id: Identifies the answer for `Router.feedback`: 128 random bits as 32 hexadecimal digits.
         closed: Why the reasoning was closed before the model did so. "budget": it reached `thinking_budget`. "reserve":
             only the tokens of `answer_reserve` were left. "loop": it repeated itself. "end": the model would have ended
-            its output without an answer. None if the model closed it, or if a server did.
+            its output without an answer. None if the model or a server closed it, or if there was no reasoning.
     """
 
     text: str

@@ -1,7 +1,7 @@
 """Measure what each stage of a decision adds and costs: `python -m training.bench.stages`
 
 New pictures, each answered in both modes, one request at a time in each of two processes; the order of the modes
-changes from picture to picture. Decisions at all stages are made on these answers. Takes 15 minutes on two cores.
+changes from picture to picture. All sets of stages decide on the same answers. Takes 15 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def answer_part(model: Path, artifact: Path, count: int, hidden: bool, part: int
     tasks = [*draw_evenly(count, f"stages {'hidden' if hidden else 'plain'}", hidden=hidden)][part::parts]
     with Router.from_pretrained(model, router=artifact) as router:
         router.load()
-        ask(router, tasks[0], "instruct"), ask(router, tasks[0], "thinking")
+        for mode in MODES:  # the first answers of a process are slower
+            ask(router, tasks[0], mode)
         return [measure(router, task, i) for i, task in enumerate(tasks)]
 
 
@@ -107,7 +108,7 @@ def latency_of(rows: Sequence[Row]) -> LatencyModel:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """What a policy does with the rows.
+    """Result of a policy on the rows.
 
     Attributes:
         right: Whether the answers are right.

@@ -182,8 +182,10 @@ def route(
     if as_json:
         typer.echo(json.dumps(decision.as_dict(), ensure_ascii=False, indent=2))
     else:
-        later = " and ".join(decision.later_stages)
-        typer.echo(f"{decision.mode}: {decision.reason}" + (f" (may be changed at the stage {later})" if later else ""))
+        later = ", ".join(decision.later_stages)
+        typer.echo(
+            f"{decision.mode}: {decision.reason}" + (f" (later stages may change this: {later})" if later else "")
+        )
 
 
 def _history(system: str | None) -> list[dict[str, str]] | None:

@@ -125,7 +125,9 @@ def evaluate(
     """
     if shadow is not None:
         if records or router or policy is not None or price is not None:
-            raise InputError("--shadow takes everything from the store; leave out records, --router and a price")
+            raise InputError(
+                "--shadow reads everything from the store: leave out records, --router, --price and --policy"
+            )
         _evaluate_shadow(shadow, out, as_json)
         return
     if not records or router is None:

@@ -34,7 +34,7 @@ Price = Annotated[float | None, typer.Option(help="What one second of waiting is
 Wanted = Annotated[Preset | None, typer.Option("--policy", metavar="TARGET", help=POLICY_HELP)]
 Stages = Annotated[
     str | None,
-    typer.Option(metavar="LIST", help="Stages that may decide, such as prompt,answer. Default: those of the artifact."),
+    typer.Option(metavar="LIST", help="Stages to decide at, such as prompt,answer. Default: those of the artifact."),
 ]
 Forced = Annotated[ModeChoice | None, typer.Option("--mode", help="Force a mode. Default: auto, the router decides.")]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Maximum number of tokens, reasoning included.")]
@@ -60,11 +60,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StoreAt = Annotated[str | None, typer.Option("--store", help="File or postgresql:// URL for answers and feedback.")]
 ShadowFolder = Annotated[
     Path | None,
-    typer.Option("--shadow", help="Folder of a second router artifact that decides too, without effect on answers."),
+    typer.Option("--shadow", help="Folder of a second router artifact that also decides, without effect on answers."),
 ]
 LabelShare = Annotated[
     float,
-    typer.Option(min=0, max=1, help="Share of requests that the other mode answers too, later. Needs --shadow."),
+    typer.Option(min=0, max=1, help="Share of requests that the other mode also answers, later. Needs --shadow."),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu, …; by default CUDA if there is one.")]
 
@@ -90,7 +90,7 @@ def check_price(price: float | None, policy: str | None) -> None:
 
 
 def policy_of(preset: Preset | None, stages: str | None) -> Policy | Target | Preset | None:
-    """The policy of the options --policy and --stages. SettingsError if there is no such stage."""
+    """The policy of the options --policy and --stages. SettingsError for an unknown stage."""
     if stages is None:
         return preset
     from vlroute.decision.policy import Policy, checked_stages

@@ -7,27 +7,27 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-#: Fewest reasoning tokens of an automatic budget.
+#: Minimum number of reasoning tokens of an automatic budget.
 FLOOR = 32
-#: Number of quantiles that stand for the calibration set.
+#: Number of quantiles that represent the calibration set.
 QUANTILES = 200
 
 
 class BudgetRule:
-    """Budgets from how much longer or shorter than expected the reasoning of the calibration set was.
+    """Chooses budgets from the ratios of actual to expected reasoning tokens in the calibration set.
 
-    A budget of T tokens for a request whose reasoning is expected to have τ tokens is worth
+    The value of a budget of T tokens, for a request whose reasoning is expected to have τ tokens, is
 
         gain · P(rτ ≤ T) − price · seconds per token · E[min(rτ, T)],
 
-    where r is the ratio of actual to expected tokens in the calibration set, predicted out of fold. Both count the
-    answer, which is short beside the reasoning. Reasoning that is closed at the budget is assumed to be right as often
-    as Instruct. The budget is the T with the highest worth. If the numbers of tokens were not recorded, all ratios are
-    1, and the budget is the expected number.
+    where r is the ratio of actual to expected tokens in the calibration set, with out-of-fold predictions. Both numbers
+    include the answer, which is short compared with the reasoning. An answer after reasoning that was closed at the
+    budget is assumed to be right as often as Instruct's. The budget is the T with the highest value. If the numbers of
+    tokens were not recorded, all ratios are 1, and the budget is the expected number.
 
     Args:
         expected: Expected tokens of Thinking for each record, `[n]`.
-        tokens: Tokens that it generated, `[n]`.
+        tokens: Generated tokens of Thinking for each record, `[n]`.
     """
 
     def __init__(self, expected: NDArray[np.floating], tokens: NDArray[np.floating]) -> None:
@@ -45,12 +45,12 @@ class BudgetRule:
         Args:
             gain: p_thinking − p_instruct.
             expected: Expected tokens of Thinking.
-            second_price: Price of the seconds of one token.
+            second_price: Price of a second × seconds per token.
 
         Returns:
             Reasoning tokens, at least `FLOOR`.
         """
-        worth = gain * self._finished - second_price * expected * self._spent
-        best = int(worth.argmax())
-        tokens = self._ratios[best] * expected if worth[best] > 0 else 0.0
+        values = gain * self._finished - second_price * expected * self._spent
+        best = int(values.argmax())
+        tokens = self._ratios[best] * expected if values[best] > 0 else 0.0
         return max(FLOOR, math.ceil(tokens))

@@ -14,21 +14,21 @@ from vlroute.types import Stage
 
 #: Stages after "prompt", in order.
 LATER: tuple[Stage, ...] = ("prefill", "answer")
-#: Stages whose evidence a head uses.
+#: The later stages whose evidence a head uses.
 Passed = tuple[Stage, ...]
 ANSWER_NUMBERS = (
     "mean log-probability", "lowest log-probability", "sum of the log-probabilities",
     "log-probability of the first token", "mean entropy", "highest entropy", "entropy of the first token",
     "ln of one more than the number of tokens",
 )  # fmt: skip
-#: Probabilities are kept this far from 0 and 1 before they become logits.
+#: Probabilities are clipped to this distance from 0 and 1 before they are converted to logits.
 MARGIN = 1e-4
-#: Standardized evidence is cut here, so that one strange number does not decide alone.
-MOST = 6.0
+#: Standardized evidence is clipped to this absolute value, so that one outlier does not determine the decision.
+CLIP = 6.0
 
 
 def answer_numbers(log_probs: Sequence[float], entropies: Sequence[float]) -> Floats:
-    """The evidence of an Instruct answer as numbers.
+    """Summarize the tokens of an Instruct answer.
 
     Args:
         log_probs: Log-probability of each token.
@@ -39,15 +39,18 @@ def answer_numbers(log_probs: Sequence[float], entropies: Sequence[float]) -> Fl
     """
     if not len(log_probs):
         return np.zeros(len(ANSWER_NUMBERS), np.float32)
-    own, spread = np.asarray(log_probs, np.float64), np.asarray(entropies, np.float64)
+    log_p, entropy = np.asarray(log_probs, np.float64), np.asarray(entropies, np.float64)
     return np.asarray(
-        [own.mean(), own.min(), own.sum(), own[0], spread.mean(), spread.max(), spread[0], math.log1p(len(own))],
+        [
+            log_p.mean(), log_p.min(), log_p.sum(), log_p[0], entropy.mean(), entropy.max(), entropy[0],
+            math.log1p(len(log_p)),
+        ],
         np.float32,
-    )
+    )  # fmt: skip
 
 
 def logit(p: float) -> float:
-    """The logit of a probability, kept `MARGIN` away from 0 and 1."""
+    """The logit of a probability, which is clipped to `MARGIN` from 0 and 1."""
     p = min(max(p, MARGIN), 1 - MARGIN)
     return math.log(p / (1 - p))
 
@@ -61,7 +64,7 @@ class StageHead:
 
     Attributes:
         center: Mean of each column, `[columns]`.
-        scale: What each column is divided by, `[columns]`.
+        scale: Divisor of each column, `[columns]`.
         weights: `[columns, 2]`, calibration included.
         bias: `[2]`.
     """
@@ -85,7 +88,7 @@ class StageHead:
 
     def standard(self, values: Floats) -> Floats:
         """Standardized columns."""
-        return np.asarray(np.clip((values - self.center) / self.scale, -MOST, MOST))
+        return np.asarray(np.clip((values - self.center) / self.scale, -CLIP, CLIP))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ class StageHeads:
 
         Args:
             p: Those of the stage "prompt".
-            evidence: The hidden state and the numbers of the answer, of the stages that were passed.
+            evidence: Hidden state and numbers of the answer, for the later stages that were passed.
 
         Returns:
             Both probabilities.

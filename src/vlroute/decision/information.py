@@ -1,4 +1,4 @@
-"""The value of information: where it pays to go on to the next stage, and what all prices then lead to."""
+"""The value of information: when the next stage is worth its seconds, and the trade-off curve that follows."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from vlroute.decision.wilson import share_interval
 from vlroute.types import Mode, Stage
 
 #: The value of information at a margin is the mean over this share of the records, those with the nearest margins.
-NEAREST = 0.1
-#: A stage is worth passing if this is gained: less is within the noise of the calibration records.
-WORTH = 0.001
-#: Number of points that describe a value of information.
+NEIGHBORS = 0.1
+#: Minimum value of going on to the next stage. Smaller values are within the noise of the calibration records.
+MIN_VALUE = 0.001
+#: Number of margins at which a value of information is stored; values between them are interpolated.
 POINTS = 129
 #: Number of prices of a staged curve. The simulation of one price takes about 0.3 ms per 1000 records.
 PRICES = 33
@@ -28,7 +28,7 @@ PRICES = 33
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How a staged policy treats the calibration records at one price.
+    """Result of a staged policy on the calibration records at one price.
 
     Attributes:
         thinks: Whether Thinking answers, `[n]`.
@@ -42,12 +42,12 @@ class Course:
 
 
 class StagePlan:
-    """At one price, for each stage the margins at which the next stage is worth its seconds.
+    """Decides, at one price, whether the next stage is worth its seconds.
 
-    The margin is the gain minus the needed gain. What the next stages are worth is the mean, over calibration records
-    with similar margins, of the utility of going on minus that of deciding now, both judged by the out-of-fold
-    probabilities of the last stage. The utility of a mode is its probability of a right answer minus the price of all
-    seconds until the answer, those of abandoned work included (Howard, "Information value theory", 1966).
+    The margin is the gain minus the threshold. The value of going on is the mean, over calibration records with similar
+    margins, of the utility of going on minus that of deciding now, both computed with the out-of-fold probabilities of
+    the last stage. The utility of a mode is its probability of a right answer minus the price of all seconds until the
+    answer, including those of abandoned work (Howard, "Information value theory", 1966).
 
     Args:
         records: The calibration records, with probabilities at later stages.
@@ -74,8 +74,8 @@ class StagePlan:
         p = [_probabilities(records, self.stages[: i + 1]) for i in range(len(self.stages))]
         wasted = [wasted_seconds(stage, expected[:, 0], latency, shared_prompt) for stage in self.stages]
         extra = [expected[:, 1] + cost - expected[:, 0] for cost in wasted]
-        margins = [(q[:, 1] - q[:, 0]) - price * np.maximum(more, 0) for q, more in zip(p, extra, strict=True)]
         gains = [q[:, 1] - q[:, 0] for q in p]
+        margins = [gain - price * np.maximum(more, 0) for gain, more in zip(gains, extra, strict=True)]
         thinks = [(gain > 0) & (margin > 0) for gain, margin in zip(gains, margins, strict=True)]
 
         def utility(thinking: NDArray[np.bool_], cost: Values) -> Values:
@@ -89,24 +89,23 @@ class StagePlan:
         #: For each stage but the last one, margins and the value of going on at them.
         self._values: list[tuple[Values, Values]] = []
         for i in reversed(range(len(self.stages) - 1)):
-            known = ~uncovered
-            worth = utility(final, cost) - utility(thinks[i], wasted[i])
-            points = _smoothed(margins[i][known], worth[known])
+            value = utility(final, cost) - utility(thinks[i], wasted[i])
+            points = _smoothed(margins[i][~uncovered], value[~uncovered])
             self._values.insert(0, points)
-            on = np.interp(margins[i], *points) > WORTH
+            on = np.interp(margins[i], *points) > MIN_VALUE
             final, cost = np.where(on, final, thinks[i]), np.where(on, cost, wasted[i])
             reached = np.where(on, reached, i)
         final = np.where(uncovered, fallback_mode == "thinking", final)
         reached = np.where(uncovered, 0, reached)
         wasted = [wasted_seconds(stage, taken[:, 0], latency, shared_prompt) for stage in self.stages]
         thinking = taken[:, 1] + np.stack(wasted)[reached, np.arange(len(reached))]
-        #: What happens to the calibration records.
+        #: Result of this plan on the calibration records.
         self.course = Course(final, reached, np.where(final, thinking, taken[:, 0]))
 
     def goes_on(self, stage: Stage, margin: float) -> bool:
-        """Whether the next stage is worth its seconds after `stage` at this margin; False after the last stage."""
+        """Whether to go on to the next stage after `stage` at this margin; False after the last stage."""
         at = self.stages.index(stage)
-        return at < len(self._values) and bool(np.interp(margin, *self._values[at]) > WORTH)
+        return at < len(self._values) and bool(np.interp(margin, *self._values[at]) > MIN_VALUE)
 
 
 class StagedCurve(TradeoffCurve):
@@ -141,7 +140,7 @@ class StagedCurve(TradeoffCurve):
         at = np.unique(np.linspace(0, len(self.prices) - 1, PRICES).round().astype(int))
         self.prices = self.prices[at]
         courses = [self._plan(price=float(price)).course for price in self.prices]
-        self._answers = [np.where(one.thinks, records.right[:, 1], records.right[:, 0]) for one in courses]
+        self._answers = [self._correctness(one) for one in courses]
         self.shares = np.asarray([one.thinks.mean() for one in courses])
         self.accuracies = np.asarray([answers.mean() for answers in self._answers], np.float64)
         self.seconds = np.asarray([one.seconds.mean() for one in courses])
@@ -157,7 +156,7 @@ class StagedCurve(TradeoffCurve):
         )  # fmt: skip
 
     def course(self, price: float) -> Course:
-        """What happens to the records at a price."""
+        """Result of the policy on the records at a price."""
         return self._plan(price=price).course
 
     def answers(self, position: int) -> Values:
@@ -167,11 +166,15 @@ class StagedCurve(TradeoffCurve):
     def at(self, price: float) -> OperatingPoint:
         """The operating point of any price >= 0."""
         course = self.course(price)
-        right = np.where(course.thinks, self._records.right[:, 1], self._records.right[:, 0])
+        right = self._correctness(course)
         return OperatingPoint(
             price, float(right.mean()), share_interval(right) or (0.0, 1.0), float(course.seconds.mean()),
             float(course.thinks.mean()),
         )  # fmt: skip
+
+    def _correctness(self, course: Course) -> Values:
+        """Correctness of the answer to each record."""
+        return np.where(course.thinks, self._records.right[:, 1], self._records.right[:, 0])
 
 
 def usable(
@@ -189,7 +192,7 @@ def usable(
         available: Later stages for which the engine gives evidence.
 
     Returns:
-        "prompt", and the later stages that all of them have.
+        "prompt", and the wanted later stages that records, heads and engine support.
     """
     if records is None or heads is None:
         return ("prompt",)
@@ -201,7 +204,7 @@ def usable(
 
 
 def wasted_seconds(stage: Stage, instruct: Any, latency: LatencyModel, shared_prompt: bool) -> Any:
-    """Seconds that Instruct has taken until `stage` is decided, and that are lost if Thinking answers.
+    """Seconds of Instruct until `stage` is decided, which are lost if Thinking answers.
 
     Args:
         stage: The stage.
@@ -224,14 +227,14 @@ def _probabilities(records: CalibrationSet, stages: Passed) -> Values:
     return (records.later[passed] if passed else records.p).astype(np.float64)
 
 
-def _smoothed(margins: Values, worth: Values) -> tuple[Values, Values]:
-    """Means of `worth` over records with the nearest margins, at `POINTS` margins."""
+def _smoothed(margins: Values, values: Values) -> tuple[Values, Values]:
+    """Margins, `POINTS` of them, and the means of `values` over the records with the nearest margins."""
     if not len(margins):
         return np.zeros(1), np.zeros(1)
     order = np.argsort(margins, kind="stable")
-    sums = np.concatenate([[0.0], np.cumsum(worth[order])])
+    sums = np.concatenate([[0.0], np.cumsum(values[order])])
     n = len(margins)
-    reach = max(1, round(NEAREST * n / 2))
+    reach = max(1, round(NEIGHBORS * n / 2))
     at = np.unique(np.linspace(0, n - 1, POINTS).round().astype(int))
     low, high = np.maximum(at - reach, 0), np.minimum(at + reach + 1, n)
     return margins[order][at], (sums[high] - sums[low]) / (high - low)

@@ -31,8 +31,8 @@ class Policy:
             the training data, and is sent to `fallback_mode`.
         fallback_mode: The mode for requests with low coverage, and without a classifier.
         stages: The stages at which a request may be decided: "prompt" and any of "prefill" and "answer". A later stage
-            is used where the router artifact and the engine know it and its information is worth its seconds. None:
-            the stages that were better than "prompt" alone when the artifact was trained.
+            is used if the router artifact and the engine support it and its evidence is worth its seconds. None: the
+            stages that the router artifact recommends.
         decide_within: Maximum seconds for which a stream holds back the first text of Instruct for the stage "answer".
 
     Raises:
@@ -73,7 +73,7 @@ class Policy:
             uncached_tokens: Number of prompt tokens that each mode would have to prefill, if known. In a conversation
                 the mode that answered last has fewer of them than the other one.
             stage: The stage of the prediction.
-            wasted: Seconds that Instruct has taken until this stage and that are lost if Thinking answers.
+            wasted: Seconds of Instruct until this stage, which are lost if Thinking answers.
 
         Returns:
             The decision.

@@ -36,7 +36,7 @@ CAPTION_PROMPT = "Describe the picture in a few words."
 NO_ARTIFACT = Prediction(p_instruct=0.5, p_thinking=0.5, tokens_instruct=0, tokens_thinking=0, coverage=0)
 #: The price of a target is recomputed after this many answers or after `HALF_LIFE` seconds; it takes about 1 ms.
 RESOLVE_EVERY = 32
-#: Number of prices, of requests with a price of their own, whose plans are kept.
+#: Maximum number of prices for which a plan is cached; requests can have their own prices.
 MOST_PLANS = 32
 CaptionSource = Literal["instruct", "probe"]
 
@@ -292,7 +292,7 @@ class ModeSelector:
         return usable(classifier.calibration, classifier.stages, policy.stages, self._available)
 
     def _warn_of_stages(self, current: _State) -> None:
-        """Warn of stages that the caller has asked for, but that cannot be used."""
+        """Warn of stages that the caller asked for but that cannot be used."""
         if current.classifier is None:
             return
         used = self._stages(current.classifier, current.policy)
@@ -303,11 +303,11 @@ class ModeSelector:
                 log.warning("the stage %s is not used: %s", stage, why)
 
     def _plan(self, current: _State, policy: Policy) -> StagePlan | None:
-        """When to go on at the price of `policy`; None if there is only the stage "prompt"."""
+        """The plan at the price of `policy`; None if only the stage "prompt" is used."""
         classifier = current.classifier
         if classifier is None or classifier.calibration is None or len(self._stages(classifier, policy)) == 1:
             return None
-        plans = self._plans  # replaced as a whole when latencies have changed
+        plans = self._plans  # replaced by an empty dictionary when latencies have changed
         if (plan := plans.get(policy.price)) is None:
             if len(plans) >= MOST_PLANS:
                 plans.clear()
@@ -370,7 +370,7 @@ class ModeSelector:
             uncached_tokens: Number of prompt tokens that each mode would have to prefill, if known.
 
         Returns:
-            The decision, with its reason. It may go on to later stages, see `StagedDecision.goes_on`.
+            The decision, with its reason. Later stages may change it, see `StagedDecision.goes_on`.
         """
         current = self._current()
         policy = current.policy if price is None else replace(current.policy, price=price)

@@ -1,4 +1,4 @@
-"""The decision of one request through its stages."""
+"""The decision on one request, from stage to stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlroute.types import Decision, PassedStage, Stage
 
 
 class StagedDecision:
-    """The decision of one request, which evidence of later stages may change.
+    """The decision on one request, which evidence of later stages may change.
 
     Args:
         decision: The decision at the stage "prompt".
@@ -22,7 +22,7 @@ class StagedDecision:
         policy: The policy.
         latency: Converts tokens to seconds.
         heads: Heads of the later stages.
-        plan: When to go on to them; None: never.
+        plan: Decides whether to go on to them; None: no later stage is used.
         shared_prompt: See `StagePlan`.
 
     Attributes:
@@ -97,10 +97,10 @@ class StagedDecision:
         return decision.mode == "instruct"
 
     def without_evidence(self) -> None:
-        """Let Instruct answer, because the engine has given no evidence and its text cannot be held back longer."""
+        """Let Instruct answer, because the engine gave no evidence and its text cannot be held back any longer."""
         self.judged = True
-        reason = f"{self.decision.reason}; the endpoint gives no evidence, so Instruct answers"
         if self.decision.mode == "thinking":
+            reason = f"{self.decision.reason}; the endpoint gives no evidence, so Instruct answers"
             self.decision = replace(self.decision, mode="instruct", reason=reason)
 
 

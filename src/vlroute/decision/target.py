@@ -22,7 +22,7 @@ EXTRA_SECONDS: dict[Preset, float] = {"fast": 0.25, "balanced": 0.5}
 class Target:
     """One goal, converted to a price on the calibration records at the latencies of this machine.
 
-    Exactly one attribute is set, besides `stages`.
+    Exactly one attribute other than `stages` is set.
 
     Attributes:
         target_accuracy: Accuracy from 0 to 1, to be reached in as few seconds as possible.

@@ -66,7 +66,7 @@ def empty_reply(finish_reason: FinishReason = "length", encoded: int | None = No
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a mode has shown of its answer so far, for decisions at the stages "prefill" and "answer".
+    """Evidence of an answer so far, for decisions at the stages "prefill" and "answer".
 
     Attributes:
         state: Hidden state of the last prompt token after the last norm, float32 `[width]`; None if the engine does
@@ -74,7 +74,7 @@ class Evidence:
         log_probs: Natural logarithm of the probability of each answer token so far, before temperature and penalties.
             The token that ends the answer is left out, because not all endpoints send it.
         entropies: For each token, the entropy in nats of the `TOP_TOKENS` most probable tokens, with all others as one
-            outcome; so endpoints, which send only the most probable ones, give the same number.
+            outcome. Endpoints send only the most probable tokens and so give the same number.
         complete: Whether the answer has ended; False if it was cut off at the maximum length.
     """
 
@@ -98,7 +98,7 @@ class Trial:
             of a millisecond, because a local engine calls it in the thread that generates all answers.
         state: Whether to call `judge` when the prompt has been read, with `Evidence.state` and no tokens.
         answer: Whether to call it, if still undecided, when the answer has ended, or `seconds` after its first token.
-            The last result counts as True if it is None.
+            A result of None then counts as True.
         seconds: Maximum time for which text is held back.
     """
 
@@ -161,7 +161,7 @@ class EngineRequest(Protocol):
                 that are not among `Engine.stages`, and an error that it raises ends the answer.
 
         Returns:
-            The reply; what was generated so far, with the finish reason "cancelled", if `trial` has ended it.
+            The reply. If `trial` ended the answer, it contains what was generated, with the finish reason "cancelled".
 
         Raises:
             ModeUnavailableError: this mode cannot answer now; the other one may.
@@ -181,7 +181,7 @@ class Engine(Protocol):
 
     @property
     def shared_prompt(self) -> bool:
-        """Whether both modes have one model, so that the second one reads only what follows its marker."""
+        """Whether both modes share one model, so that Thinking can continue a prompt that Instruct has read."""
 
     @property
     def fingerprint(self) -> str | None:

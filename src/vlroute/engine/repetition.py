@@ -1,4 +1,4 @@
-"""Finds out when a text repeats itself, while it is generated."""
+"""Detects repetition in a text while it is generated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 #: Number of tokens that are looked up in the earlier text.
 NGRAM = 8
-#: Lowest score of a loop.
+#: Minimum score of a loop.
 MIN_SCORE = 48
 #: Loops with a period of at least this many tokens are reported after `PASSES` repeats: some models go through the same
 #: steps several times to check them.
@@ -20,10 +20,10 @@ class LoopDetector:
 
     A token is *repeated* if it and the tokens before it, `NGRAM` in all, occurred earlier. There are two scores: for
     repeats at a distance below `LONG_PERIOD`, and for the others. A repeated token raises its score by 1; every other
-    token lowers it by `PENALTY`, to 0 at the lowest. The sequence loops if the first score reaches `MIN_SCORE`, or the
-    second one `PASSES` times the distance and `NGRAM`. A passage that is only quoted again is shorter than that. A loop
-    of a short period is found at most `MIN_SCORE + NGRAM` tokens after its first full repeat, a longer one
-    `PASSES - 1` periods later. The time for each token does not depend on the length.
+    token lowers it by `PENALTY`, but not below 0. The sequence loops if the first score reaches `MIN_SCORE`, or the
+    second one `PASSES` × distance + `NGRAM`. A passage that is only quoted does not reach these scores. A loop with a
+    short period is detected at most `MIN_SCORE + NGRAM` tokens after its first full repeat, a longer one about
+    `PASSES - 1` periods after it. The time for each token does not depend on the length of the sequence.
     """
 
     def __init__(self) -> None:

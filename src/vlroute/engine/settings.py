@@ -200,11 +200,11 @@ SETTINGS: dict[str, Setting] = {
     "thinking_budget": Setting(
         f"{Whole()}, or 'auto'", _budget,
         "maximum number of reasoning tokens; then the answer follows. Instruct ignores it. 'auto': as many as are worth"
-        " their seconds, by the gain and the price of the request", endpoints=True,
+        " their seconds at the gain and the price of the request", endpoints=True,
     ),
     "answer_reserve": _ranged(
-        Whole(), "how many of the `max_new_tokens` are kept for the answer: reasoning is closed before; 0: none; by "
-        f"default a quarter, at most {MAX_RESERVE}", endpoints=True,
+        Whole(), "how many of the `max_new_tokens` are kept for the answer after the reasoning; 0: none; by default a "
+        f"quarter, at most {MAX_RESERVE}", endpoints=True,
     ),
     "close_loops": Setting(
         "True or False", _flag, "close reasoning that repeats itself, so that an answer follows; on by default",

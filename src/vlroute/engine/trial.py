@@ -1,4 +1,4 @@
-"""The state of a trial during one answer, for engines in this process and over endpoints. Does not import torch."""
+"""The state of a trial during one answer, for local and remote engines. Does not import torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RunningTrial:
         self.needs_state = trial is not None and trial.state and "prefill" in stages
         #: Whether it is called, if still undecided, when the answer has ended or `Trial.seconds` after its first token.
         self.needs_answer = trial is not None and trial.answer and "answer" in stages
-        #: Whether the judge has ended the answer, and whether a piece was passed on.
+        #: Whether the judge has ended the answer (`rejected`), and whether a piece was passed on (`begun`).
         self.rejected = self.begun = False
 
     @property
@@ -42,7 +42,7 @@ class RunningTrial:
         """Let the judge decide, and pass on the text that was held back if the answer goes on.
 
         Args:
-            evidence: What the answer has shown.
+            evidence: Evidence of the answer so far.
 
         Returns:
             Whether the answer goes on.

@@ -46,7 +46,7 @@ class Collected:
         skipped: Rows recorded by an earlier run.
         failed: Rows that failed.
         without_gold: Recorded rows without a gold answer, labeled by agreement.
-        rescued: Recorded rows in which Thinking left no answer, so that Instruct gave the one that is recorded for it.
+        rescued: Recorded rows in which Thinking gave no answer, so that the answer of Instruct is recorded for it.
         reasons: Why the first rows failed.
     """
 
@@ -84,9 +84,9 @@ def collect_records(
 ) -> Collected:
     """Answer every row in both modes, append a record of it to `out`, and write a report beside it.
 
-    The column of Thinking says what a user gets if Thinking is chosen. If Thinking leaves no answer, this is the answer
-    of Instruct that replaces it (`Decision.rescued`), with the tokens and seconds of both. Without a gold answer, such
-    a row counts as equally right in both modes, and not as agreement.
+    The outcome of Thinking is what a user gets if Thinking is chosen. If Thinking gives no answer, this is the answer
+    of Instruct that replaces it (`Decision.rescued`), with the tokens and seconds of both modes. Without a gold answer,
+    such a row counts as equally right in both modes, and not as agreement.
 
     Nothing is cached between the modes and requests run one at a time, so the recorded seconds are those of a single
     user. Started again with the same settings, the function continues the earlier run: a killed process loses at most
@@ -227,7 +227,7 @@ class _Job:
             texts = instruct.text, thinking.text
             right = [bool(text.strip()) and self.grader(text, example) for text in texts]
             return right[0], right[1]
-        if thinking.decision.rescued:  # the modes do not agree: both answers are those of Instruct, equally often right
+        if thinking.decision.rescued:  # both answers are from Instruct, so they are right equally often
             share, _ = self.agreement(instruct.text, "", example)
             return share, share
         return self.agreement(instruct.text, thinking.text, example)
@@ -270,7 +270,7 @@ class _Output:
 
 
 def model_of_evidence(router: Router) -> tuple[str, bool]:
-    """What evidence depends on besides the checkpoints.
+    """Properties of the loaded model that its evidence depends on.
 
     Args:
         router: A loaded router.

@@ -1,4 +1,4 @@
-"""Evidence beside records: hidden states and the confidence of Instruct's answers, one JSON object a line.
+"""Files of evidence: hidden states and the confidence of Instruct's answers, one JSON object per line.
 
 The evidence of `records.jsonl` or `records.jsonl.gz` is in `records.evidence.jsonl` or `records.evidence.jsonl.gz`.
 """
@@ -22,7 +22,7 @@ from vlroute.errors import InputError
 from vlroute.files import replace_file
 from vlroute.records import append_lines, open_data
 
-MOST_FLOAT16 = float(np.finfo(np.float16).max)
+MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class EvidenceRow:
         """The row as one line of JSON."""
         state = None
         if self.state is not None:
-            small = np.clip(self.state, -MOST_FLOAT16, MOST_FLOAT16).astype("<f2")
+            small = np.clip(self.state, -MAX_FLOAT16, MAX_FLOAT16).astype("<f2")
             state = base64.b64encode(small.tobytes()).decode("ascii")
         answer = [round(float(one), 5) for one in self.answer]
         row = {"id": self.id, "answer": answer, "state": state}
@@ -79,7 +79,7 @@ class Watch:
     """Collects the evidence of one Instruct answer.
 
     Attributes:
-        trial: Passed to the engine; it lets the answer go on.
+        trial: Passed to the engine. It never ends the answer.
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ def write_evidence(path: str | Path, rows: Iterable[EvidenceRow], *, append: boo
 
 
 def read_evidence(paths: Sequence[str | Path]) -> dict[str, EvidenceRow]:
-    """Read the evidence beside record files.
+    """Read the evidence of record files.
 
     Args:
         paths: The record files; those without evidence are skipped.

@@ -20,9 +20,10 @@ from vlroute.learning.intervals import Interval, Sampling
 from vlroute.records import Record
 from vlroute.types import MODES, Preset, Stage
 
-#: Fewer records with evidence are too few for later stages.
+#: Minimum number of records with evidence for fitting later stages.
 MIN_EVIDENCE = 200
-#: Inverse strengths of the L2 penalty: hidden states have many more columns than the prompt stage has heads.
+#: Inverse strengths of the L2 penalty. They are smaller than for the stage "prompt", because a hidden state has many
+#: columns.
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 #: The preset at which stages are compared.
 PRESET: Preset = "balanced"
@@ -52,8 +53,8 @@ def fit_stages(
 ) -> FittedStages | None:
     """Fit the heads of later stages on the logits of the stage "prompt" and the evidence.
 
-    The logits of the stage "prompt" are out of fold, as they are in use for new requests. The heads are fitted and
-    evaluated in the same folds.
+    The logits of the stage "prompt" are out of fold, because a router predicts requests that it was not trained on. The
+    heads are fitted and evaluated in the same folds.
 
     Args:
         records: The training records.
@@ -103,18 +104,18 @@ def _fit(values: Values, right: Values, fold: Indices) -> tuple[StageHead, Value
 
 @dataclass(frozen=True, slots=True)
 class StageComparison:
-    """What a set of stages gives at the preset "balanced", on the calibration records.
+    """Result of a set of stages at the preset "balanced", on the calibration records.
 
     Attributes:
         stages: The stages.
         accuracy: Accuracy, 0 to 1.
-        seconds: Mean seconds, those of abandoned work included.
+        seconds: Mean seconds, including those of abandoned work.
         shares: Share of requests decided at each stage.
         thinking_share: Share of requests that Thinking answers.
         above: Accuracy minus that of the stage "prompt" at equal mean seconds.
-        interval: Its 95 % interval, paired.
+        interval: Its 95 % interval, from paired differences.
         utility: Accuracy minus price × mean seconds, at the price at which the stage "prompt" meets the preset.
-        better: 95 % interval, paired, of how much this is more than with the stage "prompt" alone.
+        better: 95 % interval of the paired difference from the utility of the stage "prompt" alone.
     """
 
     stages: tuple[Stage, ...]
@@ -131,7 +132,7 @@ class StageComparison:
 def compare_stages(
     records: CalibrationSet, latency: LatencyModel, shared_prompt: bool = False
 ) -> list[StageComparison]:
-    """Compare all sets of stages that the calibration records know.
+    """Compare all sets of stages for which the calibration records have probabilities.
 
     Args:
         records: The calibration records.
@@ -171,7 +172,7 @@ def compare_stages(
 
 
 def recommended(comparisons: Sequence[StageComparison]) -> tuple[Stage, ...]:
-    """The stages with the highest utility; "prompt" alone unless others are certainly better, at 95 %."""
+    """The stages with the highest utility among those significantly better than "prompt" (95 %), else "prompt"."""
     better = [one for one in comparisons if one.better is not None and one.better[0] > 0]
     return max(better, key=lambda one: one.utility).stages if better else ("prompt",)
 
@@ -179,7 +180,7 @@ def recommended(comparisons: Sequence[StageComparison]) -> tuple[Stage, ...]:
 def _prompt_answers(records: CalibrationSet, curve: TradeoffCurve, seconds: float) -> Values:
     """Expected correctness of each record where the stage "prompt" takes `seconds` on average.
 
-    A mixture of the two nearest operating points, as a router reaches it that draws one of them for each request.
+    A mixture of the two nearest operating points: a router would draw one of them for each request.
     """
     order = np.argsort(curve.seconds, kind="stable")
     above = min(int(np.searchsorted(curve.seconds[order], seconds)), len(order) - 1)

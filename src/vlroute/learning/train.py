@@ -65,7 +65,7 @@ def train_router(
     The result is deterministic except for the date.
 
     Args:
-        paths: Record files, `.jsonl` or `.jsonl.gz`. Later stages are trained if there is evidence beside them, see
+        paths: Record files, `.jsonl` or `.jsonl.gz`. Later stages are trained if their evidence files exist, see
             `evidence_file`.
         out: Folder of the artifact.
         oof: A file for the out-of-fold `p_instruct` and `p_thinking` of each record, means over the seeds.

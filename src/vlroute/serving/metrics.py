@@ -26,9 +26,9 @@ class Metrics:
         self.closed = Counter(
             "vlroute_reasoning_closed", "Reasoning that was closed before the model did so.", ["reason"], **made
         )
-        for reason in get_args(Closed):  # all series exist from the start, so that rates are not missing
+        for reason in get_args(Closed):  # all series exist from the start, so that rates include the first event
             self.closed.labels(reason)
-        self.rescued = Counter("vlroute_rescued", "Answers of Instruct after Thinking had left none.", **made)
+        self.rescued = Counter("vlroute_rescued", "Answers that Instruct gave because Thinking gave none.", **made)
         self.refusals = Counter("vlroute_errors", "Requests that ended in an error.", ["status", "code"], **made)
         self.decisions = Counter("vlroute_decisions", "Decisions without an answer.", ["mode"], **made)
         self.feedback = Counter("vlroute_feedback", "Feedback received.", **made)
@@ -106,8 +106,11 @@ class _Shadow(Collector):
             for shadow_mode in MODES:
                 decisions.add_metric([mode, shadow_mode], stats.decisions.get((mode, shadow_mode), 0))
         yield decisions
-        for name, label, counts in (("errors", "step", stats.errors), ("labels", "result", stats.labels)):
-            family = CounterMetricFamily(f"vlroute_shadow_{name}", f"{name} of the shadow.", labels=[label])
+        for name, text, label, counts in (
+            ("errors", "Decisions of the shadow that failed or were not stored.", "step", stats.errors),
+            ("labels", "Requests drawn to be answered in both modes.", "result", stats.labels),
+        ):
+            family = CounterMetricFamily(f"vlroute_shadow_{name}", text, labels=[label])
             for value, count in counts.items():
                 family.add_metric([value], count)
             yield family

@@ -105,7 +105,7 @@ class RouterOptions(Fields):
         default=None, ge=0, le=1e6, description="Probability of a right answer that one second of waiting is worth."
     )
     answer_reserve: Budget | None = Field(
-        default=None, description="How many of the tokens are kept for the answer: reasoning is closed before."
+        default=None, description="Number of tokens that are kept for the answer after the reasoning."
     )
     close_loops: StrictBool | None = Field(default=None, description="Close reasoning that repeats itself (default).")
 

@@ -182,7 +182,7 @@ class Request:
             reserve = answer_reserve(resolved, resolved["max_new_tokens"]) if mode == "thinking" else 0
             if reserve and resolved["max_new_tokens"] <= closing_length(checkpoint.tokenizer):
                 lease.release()
-                return empty_reply(encoded=self.encoded)  # nothing is read
+                return empty_reply(encoded=self.encoded)  # the reasoning could not be closed in time
             splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
             running = RunningTrial(trial, on_piece, self.engine.stages)
 

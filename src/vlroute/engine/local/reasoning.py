@@ -178,7 +178,7 @@ class Splitter:
 
 
 def closing_length(tokenizer: Any) -> int:
-    """Most tokens that closing the reasoning takes."""
+    """Maximum number of tokens that closing the reasoning takes."""
     return len(_closing(tokenizer))
 
 
@@ -191,7 +191,7 @@ class OutputControl:
       it begin with more than `MAX_BLANK` tokens of white space.
     """
 
-    #: Most tokens of white space at the beginning of an answer.
+    #: Maximum number of tokens of white space at the beginning of an answer.
     MAX_BLANK = 8
 
     def __init__(
@@ -220,7 +220,7 @@ class OutputControl:
         """
         if budget is not None and budget < 0:
             raise ValueError(f"thinking_budget must be 0 or more tokens, got {budget}")
-        #: Why the reasoning was closed; None if the model closed it, or as long as it goes on.
+        #: Why the reasoning was closed; None while it goes on, or if the model closed it.
         self.closed: Closed | None = None
         self._limit: Closed = "budget"
         if thinking and most is not None and reserve:

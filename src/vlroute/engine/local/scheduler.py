@@ -117,7 +117,7 @@ class Generation:
         self.sampler = Sampler(request.checkpoint, prompt.tokens.ids.tolist(), request.settings)
         self.most = int(request.settings["max_new_tokens"])
         self.slot = self.cached = 0
-        #: Hidden state of the last prompt token, if there is a trial; and `token_scores` until the trial is decided.
+        #: Hidden state of the last prompt token if there is a trial, and `token_scores` until the trial is decided.
         self.state: torch.Tensor | None = None
         self.scores: list[torch.Tensor] = []
         self.number = next(_numbers)
@@ -201,7 +201,7 @@ class Generation:
         return taken != token
 
     def _judge(self) -> None:
-        """Let the trial decide on what the answer has shown. The only place where evidence leaves the device."""
+        """Let the trial decide on the evidence so far. Evidence is copied from the device only here."""
         # endpoints differ in whether they send the end token, so it is left out
         scores = self.scores[:-1] if self.sampler.control.ended else self.scores
         try:

@@ -191,7 +191,7 @@ class RemoteEngine:
         self._reasoning[mode] = shown
 
     def log_no_logprobs(self, mode: Mode) -> None:
-        """Log, once for each server, that there are no log-probabilities."""
+        """Log once for each mode that its server sends no log-probabilities."""
         if mode not in self._logged:
             self._logged.add(mode)
             name = self.endpoints[mode].name
@@ -249,7 +249,7 @@ class RemoteRequest:
 
     def __init__(self, engine: RemoteEngine, conversation: Conversation, namespace: str) -> None:
         self.engine, self.conversation, self.namespace = engine, conversation, namespace
-        self._encoded: int | None = 0  # by all answers; None if a server did not report it
+        self._encoded: int | None = 0  # sum over all answers; None if a server did not report it
 
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """See `protocol.EngineRequest`."""
@@ -286,8 +286,8 @@ class RemoteRequest:
             settings: Generation settings.
             on_piece: Called with each new piece of text.
             cancel: Cancels the answer when set.
-            trial: Decides on the answer, if the server sends log-probabilities. Those of vLLM and llama.cpp are, by
-                default, from before temperature and penalties.
+            trial: Decides on the answer if the server sends log-probabilities. By default, vLLM and llama.cpp send
+                those from before temperature and penalties.
 
         Returns:
             The answer.

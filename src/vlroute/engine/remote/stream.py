@@ -69,7 +69,7 @@ class RemoteText:
 
     @property
     def reasoning_chunks(self) -> int:
-        """Number of chunks of reasoning as long as nothing follows it, else 0; 0 if it may be the answer."""
+        """Number of chunks of reasoning; 0 after the answer has begun, or if they may belong to the answer."""
         if self.chunks["answer"] or self._pieces["answer"] or (self._raw and self._channel == "answer"):
             return 0
         return self.chunks["thinking"] + (self._held_chunks if self.known == "raw" else 0)
@@ -186,14 +186,14 @@ _FAILED = ("error", "abort", "insufficient_system_resource")
 class RemoteStream:
     """One stream. The requesting thread reads `queue`, which another thread fills with chunks, errors and a final None.
 
-    Token counts are those of the server, which most servers send at the end. If there are none, each chunk counts as
-    one token. A stream that was ended here has the latest counts, but at least one token for each chunk.
+    Token counts are those of the server; most servers send them at the end. Without counts, each chunk counts as one
+    token. A stream that is ended early has the latest counts, but at least one token for each chunk.
 
     Args:
         endpoint: The server.
         mode: The requested mode.
         stops: Strings that end the answer, but not the reasoning.
-        trial: Gets the pieces of text, and decides whether the answer goes on.
+        trial: Receives the pieces of text and decides whether the answer goes on.
         cancel: Ends the stream when set.
         known: See `RemoteText`.
         most_thinking: Ends the stream after this many chunks of reasoning without an answer.
@@ -338,7 +338,7 @@ class RemoteStream:
         return self._reply("cancelled" if self._trial.rejected else reason)
 
     def _check_reasoning(self, text: str) -> None:
-        """Decide whether the stream ends here, because its reasoning leads to no answer.
+        """Mark the stream to be ended if its reasoning repeats itself or reaches the reserve for the answer.
 
         Args:
             text: Text of the new chunk.
