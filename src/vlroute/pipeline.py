@@ -392,7 +392,7 @@ class Pipeline:
             try:
                 if staged.goes_on:
                     tried = yield from trial.run(request, settings["instruct"], cancel)
-                decision = staged.decision
+                decision = staged.settle()
                 trial.announce()
                 try:
                     if tried is not None and decision.mode == "instruct":
@@ -552,6 +552,7 @@ class _InstructTrial:
     def _on_piece(self, channel: Channel, piece: str) -> None:
         if not self._staged.judged:
             self._staged.without_evidence()
+            self._staged.settle()
         self.announce()
         assert self._emit is not None
         _emit_piece(self._emit, channel, piece)

@@ -393,7 +393,14 @@ class ModeSelector:
             decision = replace(decision, reason=reason)
         plan = self._plan(current, policy) if mode is None and prediction.coverage >= policy.min_coverage else None
         return StagedDecision(
-            decision, prediction, policy, self.latency, current.classifier.stages, plan, self._shared_prompt
+            decision,
+            prediction,
+            policy,
+            self.latency,
+            current.classifier.stages,
+            plan,
+            self._shared_prompt,
+            uncached_tokens,
         )
 
     def _warn_of_price(self, decision: Decision, price: float) -> None:

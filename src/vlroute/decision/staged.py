@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from vlroute.decision.classifier import Prediction
@@ -10,7 +11,7 @@ from vlroute.decision.information import StagePlan, wasted_seconds
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import Floats
-from vlroute.types import Decision, PassedStage, Stage
+from vlroute.types import Decision, Mode, PassedStage, Stage
 
 
 class StagedDecision:
@@ -24,6 +25,7 @@ class StagedDecision:
         heads: Heads of the later stages.
         plan: Decides whether to go on to them; None: no later stage is used.
         shared_prompt: See `StagePlan`.
+        uncached_tokens: As for `Policy.decide`.
 
     Attributes:
         decision: The decision at the latest stage.
@@ -39,9 +41,11 @@ class StagedDecision:
         heads: StageHeads | None = None,
         plan: StagePlan | None = None,
         shared_prompt: bool = False,
+        uncached_tokens: Mapping[Mode, int] | None = None,
     ) -> None:
         self._prediction, self._policy, self._latency = prediction, policy, latency
         self._heads, self._plan, self._shared_prompt = heads, plan, shared_prompt
+        self._uncached_tokens = uncached_tokens
         self._evidence: dict[Stage, Floats] = {}
         self.judged = False
         self.decision = replace(decision, stages=(_passed(decision, 0.0),))
@@ -83,9 +87,12 @@ class StagedDecision:
         before, first = self.decision, self._prediction
         p_instruct, p_thinking = self._heads.predict((first.p_instruct, first.p_thinking), self._evidence)
         prediction = replace(first, p_instruct=p_instruct, p_thinking=p_thinking)
-        instruct = self._latency.expected("instruct", first.tokens_instruct)
+        left = (self._uncached_tokens or {}).get("instruct")
+        instruct = self._latency.expected("instruct", first.tokens_instruct, left)
         wasted = float(wasted_seconds(stage, instruct, self._latency, self._shared_prompt))
-        decision = self._policy.decide(prediction, self._latency, before.caption, stage=stage, wasted=wasted)
+        decision = self._policy.decide(
+            prediction, self._latency, before.caption, None, self._uncached_tokens, stage, wasted
+        )
         self.decision = replace(
             decision,
             stages=(*before.stages, _passed(decision, seconds)),
@@ -95,6 +102,11 @@ class StagedDecision:
             return None
         self.judged = True
         return decision.mode == "instruct"
+
+    def settle(self) -> Decision:
+        """The decision with which the request is answered: no later stage can change it any more."""
+        self.decision = replace(self.decision, later_stages=())
+        return self.decision
 
     def without_evidence(self) -> None:
         """Let Instruct answer, because the engine gave no evidence and its text cannot be held back any longer."""

@@ -21,7 +21,7 @@ from rich.table import Table
 from vlroute.decision.wilson import share_interval
 from vlroute.learning.intervals import Interval, Sampling, Values
 from vlroute.records import Record, outcomes
-from vlroute.types import MODES
+from vlroute.types import MODES, Stage
 
 if TYPE_CHECKING:  # `collect` works without the packages that these modules need
     from vlroute.learning.evaluate import Assessment, Evaluation, Figure, Way
@@ -206,19 +206,21 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     return _terminal(_comparisons(comparisons), "model selection, on inner folds of the final model")
 
 
-def stages_table(stages: Sequence[StageComparison]) -> Table:
+def stages_table(stages: Sequence[StageComparison], recommended: Sequence[Stage]) -> Table:
     """Tabulate what each set of stages adds.
 
     Args:
         stages: One comparison per set.
+        recommended: The set that the artifact recommends; its row is bold.
 
     Returns:
         A table for the terminal.
     """
-    return _terminal(_stages(stages), "stages, at the preset balanced, on the calibration records")
+    title = "stages, at the preset balanced, on the calibration records"
+    return _terminal(_stages(stages, recommended), title, f"recommended: {', '.join(recommended)}")
 
 
-def _stages(stages: Sequence[StageComparison]) -> Grid:
+def _stages(stages: Sequence[StageComparison], recommended: Sequence[Stage]) -> Grid:
     headings = (
         "stages", "accuracy", "mean seconds", "to Thinking", "decided at each stage",
         "points above prompt at equal seconds", "95 % interval",
@@ -231,7 +233,7 @@ def _stages(stages: Sequence[StageComparison]) -> Grid:
         )
         for one in stages
     ]  # fmt: skip
-    return Grid(headings, rows, bold=", ".join(max(stages, key=lambda one: one.utility).stages))
+    return Grid(headings, rows, bold=", ".join(recommended))
 
 
 def topics_table(topics: Mapping[str, Evaluation]) -> Table:
@@ -259,6 +261,7 @@ def router_report(
     comparisons: Sequence[Comparison],
     warnings: Sequence[str] = (),
     stages: Sequence[StageComparison] = (),
+    recommended: Sequence[Stage] = ("prompt",),
 ) -> str:
     """Write the report of `train_router`.
 
@@ -269,13 +272,15 @@ def router_report(
         comparisons: The models that were compared for the final router.
         warnings: Sentences without a full stop.
         stages: Comparison of the stages, if the records had evidence.
+        recommended: The stages that the artifact recommends.
 
     Returns:
         A page in Markdown.
     """
     return render(
         "router_report.md.j2", warnings=warnings, provenance=provenance, latency_note=latency_note,
-        comparisons=_comparisons(comparisons), stages=_stages(stages) if stages else None, **_parts(evaluation, {}),
+        comparisons=_comparisons(comparisons), stages=_stages(stages, recommended) if stages else None,
+        recommended=recommended, **_parts(evaluation, {}),
     )  # fmt: skip
 
 

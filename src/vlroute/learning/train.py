@@ -37,7 +37,7 @@ from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
 from vlroute.learning.report import comparison_table, figures_table, router_report, stages_table, ways_table
 from vlroute.learning.stages import FittedStages, StageComparison, compare_stages, fit_stages, recommended
 from vlroute.records import Record, read_all
-from vlroute.types import MODES, ModelIdentity
+from vlroute.types import MODES, ModelIdentity, Stage
 
 MIN_RECORDS = 50
 MAX_CALIBRATION = 4096
@@ -143,10 +143,12 @@ def train_router(
     fitted = fit_stages(records, unseen.given[0], evidence, fold, fingerprint) if evidence else None
     classifier.calibration = calibration_set(records, unseen.given[0], fitted)
     stages: list[StageComparison] = []
+    chosen: tuple[Stage, ...] = ("prompt",)
     if fitted is not None:
         shared = any(row.shared_prompt for row in evidence.values())
         stages = compare_stages(classifier.calibration, latency, shared)
-        classifier.stages = replace(fitted.heads, recommended=recommended(stages))
+        chosen = recommended(stages)
+        classifier.stages = replace(fitted.heads, recommended=chosen)
         provenance["evidence"] = {"records": len(fitted.rows), **asdict(fitted.heads.source)}
     advice = result_warnings(evaluation) + routing_warnings(unseen.given[0], classifier.calibration, latency, price)
     comparisons = [Comparison(**one) for one in classifier.card["model_selection"]]
@@ -154,13 +156,13 @@ def train_router(
         classifier.card["model"] = answered.as_card()
     classifier.card |= {"provenance": provenance, "metrics": asdict(evaluation), "warnings": warnings + advice}
     classifier.save(out)
-    report = router_report(evaluation, provenance, note(records), comparisons, warnings + advice, stages)
+    report = router_report(evaluation, provenance, note(records), comparisons, warnings + advice, stages, chosen)
     replace_file(out / REPORT_FILE, report.encode())
     if oof is not None:
         _write_predictions(Path(oof), records, unseen)
     console.print(ways_table(evaluation), figures_table(evaluation), comparison_table(comparisons))
     if stages:
-        console.print(stages_table(stages))
+        console.print(stages_table(stages, chosen))
     console.print(note(records), markup=False, soft_wrap=True)
     _print_warnings(notes, advice)
     return evaluation
