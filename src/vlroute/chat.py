@@ -24,7 +24,18 @@ from vlroute.inputs.messages import Conversation, Message, Part, Role
 from vlroute.pipeline import EitherEvent, Pipeline, RequestOptions
 from vlroute.steps import run
 from vlroute.stream import Stream, Work
-from vlroute.types import Answer, Decision, Event, Events, Finished, ModeChoice, Timing, Usage, forced_mode
+from vlroute.types import (
+    Answer,
+    Decision,
+    Event,
+    Events,
+    Finished,
+    ModeChoice,
+    PassedStage,
+    Timing,
+    Usage,
+    forced_mode,
+)
 
 #: Version of the files; a saved conversation of another version is refused.
 FORMAT = 1
@@ -354,7 +365,10 @@ def _keep(folder: Path, image: Image.Image) -> str:
 def _turn(folder: Path, turn: dict[str, Any], limits: Limits) -> Turn:
     answer = dict(turn["answer"])
     _string(answer["text"], "text of an answer")
-    answer["decision"] = Decision(**answer["decision"])
+    decision = dict(answer["decision"])
+    decision["stages"] = tuple(PassedStage(**one) for one in decision.get("stages", ()))
+    decision["later_stages"] = tuple(decision.get("later_stages", ()))
+    answer["decision"] = Decision(**decision)
     answer["usage"] = Usage(**answer["usage"])
     answer["timing"] = Timing(**answer["timing"])
     before = tuple(_message(folder, one["role"], one["parts"], limits) for one in turn.get("before", ()))

@@ -382,17 +382,17 @@ class Pipeline:
             watched: Watched | None = None
             if self.shadow is not None:
                 watched = self.shadow.watch(self.selector, staged.decision, options.price, uncached_tokens)
-            if settings["thinking"].get("thinking_budget") == AUTO:
-                settings["thinking"]["thinking_budget"] = staged.decision.thinking_budget
             decided = time.perf_counter()
             staged.decided_after(decided - began)
             on_piece = None if emit is None else partial(_emit_piece, emit)
-            trial, tried = _InstructTrial(staged, emit, id, began), None
+            trial, tried, given_up = _InstructTrial(staged, emit, id, began), None, None
             decision = staged.decision
             try:
                 if staged.goes_on:
                     tried = yield from trial.run(request, settings["instruct"], cancel)
                 decision = staged.settle()
+                if settings["thinking"].get("thinking_budget") == AUTO:
+                    settings["thinking"]["thinking_budget"] = decision.thinking_budget
                 trial.announce()
                 try:
                     if tried is not None and decision.mode == "instruct":
@@ -431,13 +431,17 @@ class Pipeline:
                     self._observe(decision.mode, reply)
                 if given_up is not None:
                     self._observe("instruct", replace(given_up, finish_reason="stop"))
-                    reply = _after(given_up, reply)
             except RouterClosedError:  # closed before the first token, such as while pictures were encoded
                 if not self.model.closed.is_set():
                     raise
                 reply = empty_reply(finish_reason="cancelled")
         if reply.note:
             decision = replace(decision, reason=f"{decision.reason}; {reply.note}")
+        # an answer that was given up has served the decision, and its vision features serve this answer
+        vision, deciding = prepared + reply.vision_seconds, decided - captioned
+        if given_up is not None:
+            vision += given_up.vision_seconds
+            deciding += given_up.prefill_seconds + given_up.decode_seconds
         answer = Answer(
             reply.text, reply.thinking, decision, reply.finish_reason,
             Usage(
@@ -445,8 +449,7 @@ class Pipeline:
                 reply.cached_tokens, reply.encoded,
             ),
             Timing(
-                caption=captioned - began - prepared, decide=decided - captioned,
-                vision=prepared + reply.vision_seconds, prefill=reply.prefill_seconds, decode=reply.decode_seconds,
+                caption=captioned - began - prepared, decide=deciding, vision=vision, prefill=reply.prefill_seconds, decode=reply.decode_seconds,
                 total=time.perf_counter() - began,
             ),
             id=id, closed=reply.closed,
@@ -603,15 +606,6 @@ def _joined(thought: Reply, answer: Reply) -> Reply:
         prefill_seconds=thought.prefill_seconds + answer.prefill_seconds,
         decode_seconds=thought.decode_seconds + answer.decode_seconds,
         closed=thought.closed,
-    )
-
-
-def _after(given_up: Reply, reply: Reply) -> Reply:
-    """`reply` with the seconds of an Instruct answer that was given up before it."""
-    return replace(
-        reply,
-        vision_seconds=given_up.vision_seconds + reply.vision_seconds,
-        prefill_seconds=given_up.prefill_seconds + given_up.decode_seconds + reply.prefill_seconds,
     )
 
 

@@ -153,7 +153,7 @@ class Timing:
 
     Attributes:
         caption: Caption, with the tower if it ran for the caption.
-        decide: Decision.
+        decide: Decision, with an Instruct answer that was begun for a later stage and given up.
         vision: Preparing pictures and videos, and waiting for the tower; almost 0 if all features were cached.
         prefill: Until the first token.
         decode: After the first token.

@@ -26,7 +26,8 @@ from vlroute.types import MODES, Mode
 
 #: `make soak` asks for more.
 CONVERSATIONS = int(os.environ.get("VLROUTE_CONVERSATIONS", "40"))
-GREEDY = {"do_sample": False, "answer_reserve": 0, "max_new_tokens": 10}
+PLAIN = {"do_sample": False, "max_new_tokens": 10}
+GREEDY = {**PLAIN, "answer_reserve": 0}
 SYSTEM = "You read pictures."
 MOST_AT_ONCE = 3
 turns = st.fixed_dictionaries(
@@ -81,7 +82,7 @@ def fresh(plain: dict[str, Any], conversation: Conversation, mode: Mode) -> tupl
     inputs = pixel_path(processor, conversation)
     complete = Complete(processor.tokenizer, mode == "thinking", inputs["input_ids"].shape[1])
     out = model.generate(
-        **inputs, **GREEDY, logits_processor=[complete], output_logits=True, return_dict_in_generate=True
+        **inputs, **PLAIN, logits_processor=[complete], output_logits=True, return_dict_in_generate=True
     )
     ids = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     return out.logits[0][0], processor.tokenizer.decode(ids, skip_special_tokens=True)

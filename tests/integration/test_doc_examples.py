@@ -211,9 +211,9 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     given: list[str] = []
     answer = vars(Pipeline)["_answer"]  # `answer` returns after it has passed on the last event, maybe too late
 
-    def recorded(self: Pipeline, *args: Any, **options: Any) -> Steps[Answer]:
-        result: Answer = yield from answer(self, *args, **options)
-        given.append(result.text)
+    def recorded(self: Pipeline, *args: Any, **options: Any) -> Steps[tuple[Answer, Any]]:
+        result: tuple[Answer, Any] = yield from answer(self, *args, **options)
+        given.append(result[0].text)
         return result
 
     monkeypatch.setattr(Pipeline, "_answer", recorded)

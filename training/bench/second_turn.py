@@ -26,7 +26,8 @@ from vlroute.steps import run
 from vlroute.types import MODES
 
 FIRST, SECOND = "How many circles?", "And squares?"
-ONE_TOKEN: dict[str, Any] = {"do_sample": False, "max_new_tokens": 1, "answer_reserve": 0}
+ONE_TOKEN: dict[str, Any] = {"do_sample": False, "max_new_tokens": 1}
+OURS: dict[str, Any] = {**ONE_TOKEN, "answer_reserve": 0}  # settings of a router
 LOOKUPS = 200
 
 
@@ -122,7 +123,7 @@ def measure_second_turn(folder: Path, side: int, dtype: str, repeats: int) -> Se
     device = router.pair.instruct.device
     warm = draw_picture(64, 0)
     for mode in MODES:
-        router.ask(FIRST, warm, mode=mode, **ONE_TOKEN)
+        router.ask(FIRST, warm, mode=mode, **OURS)
     pictures = [draw_picture(side, 10 + i) for i in range(repeats)]
     first: list[Answer] = []
     second: dict[Mode, list[tuple[float, Answer]]] = {mode: [] for mode in MODES}
@@ -132,10 +133,10 @@ def measure_second_turn(folder: Path, side: int, dtype: str, repeats: int) -> Se
     for i, picture in enumerate(pictures):
         step(f"{side}²: vlroute {i + 1}/{repeats}")
         chat = router.chat()
-        first.append(chat.send(FIRST, picture, mode="instruct", **ONE_TOKEN))
+        first.append(chat.send(FIRST, picture, mode="instruct", **OURS))
         for mode in MODES:
             fork = chat.fork()
-            second[mode].append(timed(lambda c=fork, m=mode: c.send(SECOND, mode=m, **ONE_TOKEN)))  # type: ignore[misc]
+            second[mode].append(timed(lambda c=fork, m=mode: c.send(SECOND, mode=m, **OURS)))  # type: ignore[misc]
     runs = scheduler.tower_calls - before
     lookup = lookup_seconds(router, pictures[-1])
     conversations = [(picture, answer.text) for picture, answer in zip(pictures, first, strict=True)]

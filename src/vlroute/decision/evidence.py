@@ -100,12 +100,20 @@ class EvidenceSource:
         layer: The layer of the hidden state.
         dtype: Number type in which the model computes.
         width: Width of the hidden state; 0 if there is none, as over endpoints.
+
+    Raises:
+        ValueError: A value has another type.
     """
 
     fingerprint: str
     layer: str = "last norm"
     dtype: str = ""
     width: int = 0
+
+    def __post_init__(self) -> None:
+        texts = (self.fingerprint, self.layer, self.dtype)
+        if not all(isinstance(one, str) for one in texts) or type(self.width) is not int or self.width < 0:
+            raise ValueError(f"the model of the evidence is described by three strings and a width, not by {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +179,7 @@ class StageHeads:
     def load(cls, card: Mapping[str, Any], arrays: Mapping[str, Floats]) -> StageHeads:
         """The inverse of `as_card` and `arrays`. KeyError, TypeError or ValueError if they do not fit."""
         heads = {
-            tuple(name.split("+")): StageHead(**{part: arrays[f"{name}.{part}"] for part in StageHead.__slots__})
+            tuple(str(name).split("+")): StageHead(**{part: arrays[f"{name}.{part}"] for part in StageHead.__slots__})
             for name in card["heads"]
         }
         return cls(EvidenceSource(**card["source"]), heads, tuple(card["recommended"]))

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, Protocol, get_args
 
@@ -79,6 +79,7 @@ class _State:
     policy: Policy
     probe: VisionProbe | None
     captions: CachedCaptioner[_Seen]  # captions of this probe
+    plans: dict[float, StagePlan] = field(default_factory=dict)  # of this classifier at the latest latencies, by price
 
 
 class ModeSelector:
@@ -122,7 +123,6 @@ class ModeSelector:
         self._resolved_at = -math.inf
         self._shared, self._available, self._shared_prompt = shared, tuple(available), shared_prompt
         self._fingerprint: str | None = None
-        self._plans: dict[float, StagePlan] = {}
         self.latency = LatencyModel(shared=shared)
         self.use(classifier, probe)
 
@@ -181,7 +181,6 @@ class ModeSelector:
         with self._lock:
             latency = self.latency if self._observed or classifier is None else classifier.latency
             latency.shared = self._shared
-            self._plans = {}
             captions: CachedCaptioner[_Seen] = CachedCaptioner(partial(self._describe, probe))
             current = _State(classifier, self._resolved(classifier, latency), probe, captions)
             self.latency, self._state = latency, current
@@ -252,8 +251,7 @@ class ModeSelector:
 
     def _resolve_again(self) -> None:
         policy = self._resolved(self._state.classifier, self.latency)
-        self._state = replace(self._state, policy=policy)
-        self._plans = {}
+        self._state = replace(self._state, policy=policy, plans={})
 
     def _resolved(self, classifier: ComplexityClassifier | None, latency: LatencyModel) -> Policy:
         if isinstance(self._target, Policy):
@@ -307,7 +305,7 @@ class ModeSelector:
         classifier = current.classifier
         if classifier is None or classifier.calibration is None or len(self._stages(classifier, policy)) == 1:
             return None
-        plans = self._plans  # replaced by an empty dictionary when latencies have changed
+        plans = current.plans
         if (plan := plans.get(policy.price)) is None:
             if len(plans) >= MOST_PLANS:
                 plans.clear()
@@ -382,11 +380,11 @@ class ModeSelector:
             return StagedDecision(decision, NO_ARTIFACT, policy, self.latency)
         prediction = current.classifier.predict(conversation.prompt, caption)
         decision = policy.decide(prediction, self.latency, caption, mode, uncached_tokens)
-        budgets = current.classifier.budgets
+        budgets, budget = current.classifier.budgets, None
         if budgets is not None and prediction.coverage >= policy.min_coverage:
             second_price = policy.price * self.latency.seconds_per_token("thinking")
-            budget = budgets.budget(decision.gain, prediction.tokens_thinking, second_price)
-            decision = replace(decision, thinking_budget=budget)
+            budget = partial(budgets.budget, expected=prediction.tokens_thinking, second_price=second_price)
+            decision = replace(decision, thinking_budget=budget(decision.gain))
         self._warn_of_price(decision, policy.price)
         if caption is None and mode is None and (conversation.pictures or conversation.videos):
             reason = f"{decision.reason} (from the prompt alone: no caption is made before the model is loaded)"
@@ -401,6 +399,7 @@ class ModeSelector:
             plan,
             self._shared_prompt,
             uncached_tokens,
+            budget,
         )
 
     def _warn_of_price(self, decision: Decision, price: float) -> None:

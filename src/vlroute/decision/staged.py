@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from vlroute.decision.classifier import Prediction
@@ -26,6 +26,7 @@ class StagedDecision:
         plan: Decides whether to go on to them; None: no later stage is used.
         shared_prompt: See `StagePlan`.
         uncached_tokens: As for `Policy.decide`.
+        budget: The thinking budget "auto" at a gain.
 
     Attributes:
         decision: The decision at the latest stage.
@@ -42,10 +43,11 @@ class StagedDecision:
         plan: StagePlan | None = None,
         shared_prompt: bool = False,
         uncached_tokens: Mapping[Mode, int] | None = None,
+        budget: Callable[[float], int] | None = None,
     ) -> None:
         self._prediction, self._policy, self._latency = prediction, policy, latency
         self._heads, self._plan, self._shared_prompt = heads, plan, shared_prompt
-        self._uncached_tokens = uncached_tokens
+        self._uncached_tokens, self._budget = uncached_tokens, budget
         self._evidence: dict[Stage, Floats] = {}
         self.judged = False
         self.decision = replace(decision, stages=(_passed(decision, 0.0),))
@@ -96,7 +98,7 @@ class StagedDecision:
         self.decision = replace(
             decision,
             stages=(*before.stages, _passed(decision, seconds)),
-            thinking_budget=before.thinking_budget,
+            thinking_budget=None if self._budget is None else self._budget(decision.gain),
         )
         if self.goes_on:
             return None

@@ -20,7 +20,7 @@ from vlroute.decision.text_encoder import Floats
 from vlroute.engine.protocol import Evidence, Trial
 from vlroute.errors import InputError
 from vlroute.files import replace_file
-from vlroute.records import append_lines, open_data
+from vlroute.records import Skipped, append_lines, open_data
 
 MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
@@ -65,9 +65,11 @@ class EvidenceRow:
                 row["id"], answer, None if state is None else state.astype(np.float32), row["dtype"],
                 row["shared_prompt"],
             )  # fmt: skip
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"expected id, answer and state ({error})") from error
         finite = [own.answer] if own.state is None else [own.answer, own.state]
+        if not (isinstance(own.dtype, str) and isinstance(own.shared_prompt, bool)):
+            raise ValueError("'dtype' must be a string and 'shared_prompt' true or false")
         if not isinstance(own.id, str) or own.answer.shape != (len(ANSWER_NUMBERS),):
             raise ValueError(f"expected a string as id and {len(ANSWER_NUMBERS)} numbers as answer")
         if not all(np.isfinite(one).all() for one in finite):
@@ -124,11 +126,12 @@ def write_evidence(path: str | Path, rows: Iterable[EvidenceRow], *, append: boo
         replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
-def read_evidence(paths: Sequence[str | Path]) -> dict[str, EvidenceRow]:
+def read_evidence(paths: Sequence[str | Path], skipped: Skipped | None = None) -> dict[str, EvidenceRow]:
     """Read the evidence of record files.
 
     Args:
         paths: The record files; those without evidence are skipped.
+        skipped: Collects lines that cannot be used; these are left out. Without it, such a line raises.
 
     Returns:
         The rows by id of the record. If an id is repeated, as after a run that was continued, the last row counts.
@@ -147,6 +150,10 @@ def read_evidence(paths: Sequence[str | Path]) -> dict[str, EvidenceRow]:
                 try:
                     row = EvidenceRow.from_line(line)
                 except ValueError as error:
-                    raise InputError(f"{path}:{number}: {error}") from error
+                    failed = InputError(f"{path}:{number}: {error}")
+                    if skipped is None:
+                        raise failed from error
+                    skipped.add(failed)
+                    continue
                 found[row.id] = row
     return found

@@ -88,6 +88,22 @@ def fit_stages(
     return FittedStages(StageHeads(source, heads), rows, later)
 
 
+def evidence_warnings(records: Sequence[Record], evidence: Mapping[str, EvidenceRow]) -> list[str]:
+    """What the evidence is not sufficient for, in sentences without a full stop."""
+    own = [evidence[record.id] for record in records if record.id in evidence]
+    if len(own) < MIN_EVIDENCE:
+        return [f"no later stages: {len(own)} of the {len(records)} records have evidence, {MIN_EVIDENCE} are needed"]
+    found = []
+    if len(own) < len(records):
+        found.append(f"{len(records) - len(own)} records have no evidence and are left out of the calibration set")
+    widths = {0 if row.state is None else len(row.state) for row in own}
+    if len(widths) > 1:
+        found.append(
+            f"no stage prefill: the hidden states have different widths ({', '.join(map(str, sorted(widths)))})"
+        )
+    return found
+
+
 def _fit(values: Values, right: Values, fold: Indices) -> tuple[StageHead, Values]:
     """A calibrated head, and its out-of-fold probabilities."""
     center, scale = values.mean(0).astype(np.float32), values.std(0).astype(np.float32)

@@ -30,13 +30,20 @@ from vlroute.learning.advice import record_warnings, result_warnings, routing_wa
 from vlroute.learning.assumptions import Assumed, assumed, measure_latency, note
 from vlroute.learning.embeddings import embed_texts
 from vlroute.learning.evaluate import Evaluation, evaluate
-from vlroute.learning.evidence import read_evidence
+from vlroute.learning.evidence import evidence_file, read_evidence
 from vlroute.learning.fit import Comparison
 from vlroute.learning.folds import Together, folds_of
 from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
 from vlroute.learning.report import comparison_table, figures_table, router_report, stages_table, ways_table
-from vlroute.learning.stages import FittedStages, StageComparison, compare_stages, fit_stages, recommended
-from vlroute.records import Record, read_all
+from vlroute.learning.stages import (
+    FittedStages,
+    StageComparison,
+    compare_stages,
+    evidence_warnings,
+    fit_stages,
+    recommended,
+)
+from vlroute.records import Record, Skipped, read_all
 from vlroute.types import MODES, ModelIdentity, Stage
 
 MIN_RECORDS = 50
@@ -100,12 +107,18 @@ def train_router(
     outputs = [out / name for name in (CARD_FILE, WEIGHTS_FILE, REPORT_FILE)]
     outputs += [] if oof is None else [Path(oof)]
     outputs += [] if cache is None else [Path(cache) / "new"]
-    check_outputs(*outputs, inputs=paths)
+    check_outputs(*outputs, inputs=[*paths, *map(evidence_file, paths)])
     records, skipped = read_all(paths, strict=strict, console=notes)
     if len(records) < MIN_RECORDS:
         why = f" ({skipped})" if skipped.count else ""
         raise InputError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed{why}")
     warnings = [str(skipped)] * (skipped.count > 0)
+    unusable = Skipped()
+    evidence = read_evidence(paths, None if strict else unusable)
+    if unusable.count:
+        warnings += _print_warnings(notes, [f"evidence: {unusable}"])
+    if evidence:
+        warnings += _print_warnings(notes, evidence_warnings(records, evidence))
     warnings += _print_warnings(notes, record_warnings(records, together))
     latency = measure_latency(records)
     text = load_text_encoder(encoder) if encoder else None
@@ -136,7 +149,6 @@ def train_router(
             "tokens of an answer": found.tokens,
             "prefill and seconds per token": {mode: list(figures) for mode, figures in found.seconds.items()},
         }
-    evidence = read_evidence(paths)
     answered = named or _model_of(records, notes)
     fold = folds_of(records, folds, 0, together=together)
     fingerprint = answered.fingerprint if answered and answered.fingerprint else ""
