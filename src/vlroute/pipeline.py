@@ -449,7 +449,8 @@ class Pipeline:
                 reply.cached_tokens, reply.encoded,
             ),
             Timing(
-                caption=captioned - began - prepared, decide=deciding, vision=vision, prefill=reply.prefill_seconds, decode=reply.decode_seconds,
+                caption=captioned - began - prepared, decide=deciding, vision=vision,
+                prefill=reply.prefill_seconds, decode=reply.decode_seconds,
                 total=time.perf_counter() - began,
             ),
             id=id, closed=reply.closed,

@@ -178,7 +178,7 @@ class StageHeads:
     @classmethod
     def load(cls, card: Mapping[str, Any], arrays: Mapping[str, Floats]) -> StageHeads:
         """The inverse of `as_card` and `arrays`. KeyError, TypeError or ValueError if they do not fit."""
-        heads = {
+        heads: dict[Any, StageHead] = {
             tuple(str(name).split("+")): StageHead(**{part: arrays[f"{name}.{part}"] for part in StageHead.__slots__})
             for name in card["heads"]
         }
