@@ -98,6 +98,8 @@ def test_the_answer_is_that_of_the_chosen_mode(made: Any, p: Any, stage: Stage, 
     assert seconds[0] > 0
     assert seconds[-1] < answer.timing.total
     timing = answer.timing
+    if mode == "thinking":  # what Instruct did in vain has served the decision, and is not part of a record
+        assert timing.decide >= seconds[-1] - seconds[0] - timing.vision - 0.005
     parts = timing.caption + timing.decide + timing.vision + timing.prefill + timing.decode
     assert parts <= timing.total
 
@@ -191,6 +193,33 @@ def test_targets_hold_with_stages(made: Any, router: Router) -> None:
     limit = float(np.median(curve.seconds))
     within = router.operating_point(Target(max_mean_seconds=limit, stages=ALL))
     assert within.mean_seconds <= limit + 1e-9
+
+
+def test_another_artifact_may_come_during_a_request(made: Any, router: Router) -> None:
+    made(prefill=INSTRUCT, both=THINKING)
+    old = router.selector.classifier
+    assert old is not None
+    assert old.stages is not None
+    width = old.stages.source.width
+    artifact = ComplexityClassifier.load(shipped("pocket/router"))
+    new = certain(artifact, old.stages.source.fingerprint, width, prefill=INSTRUCT)
+    predict = old.predict
+
+    def replaced(*request: Any) -> Any:
+        router.use(new)
+        return predict(*request)
+
+    old.predict = replaced  # type: ignore[method-assign]
+    assert router.ask(**ASKED).decision.stage == "answer"  # with the artifact with which it began
+    for _ in range(2):
+        assert [one.stage for one in router.ask(**ASKED).decision.stages] == ["prompt", "prefill"]
+
+
+def test_a_staged_answer_is_the_same_after_saving_its_chat(made: Any, tmp_path: Path) -> None:
+    router = made(answer=THINKING)
+    chat = router.chat()
+    chat.send(**ASKED)
+    assert router.resume(chat.save(tmp_path / "chat")).history == chat.history
 
 
 def test_a_target_brings_its_own_stages(made: Any, router: Router) -> None:

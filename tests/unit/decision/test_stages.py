@@ -179,6 +179,32 @@ def test_a_request_passes_its_stages_in_order() -> None:
     assert unsure.decision.stages[1].seconds == 0.4
 
 
+def test_the_automatic_budget_follows_the_gain_of_the_latest_stage() -> None:
+    prediction, policy, own = Prediction(0.8, 0.7, 5, 60, 1.0), Policy(price=0.2), heads(ANSWER)
+    decision = policy.decide(prediction, LATENCY)
+    found = StagedDecision(
+        decision, prediction, policy, LATENCY, own, plan(revealing(), 0.2, "answer"),
+        budget=lambda gain: round(1000 * gain),
+    )  # fmt: skip
+    found.judge("answer", answer_numbers([-2.0], [1.0]), 0.3)
+    assert found.decision.thinking_budget == round(1000 * found.decision.gain)
+
+
+def test_later_stages_know_the_cached_tokens() -> None:
+    latency = LatencyModel({"instruct": 0.01, "thinking": 0.01}, {"instruct": 0.1, "thinking": 0.1})
+    latency.observe("instruct", 5, 0.1, 0.05, 100)  # 1 ms for each token of the prompt
+    prediction, policy = Prediction(0.6, 0.8, 5, 60, 1.0), Policy(price=0.2)
+    left = {"instruct": 10, "thinking": 1000}
+    decision = policy.decide(prediction, latency, uncached_tokens=left)  # type: ignore[arg-type]
+    found = StagedDecision(
+        decision, prediction, policy, latency, heads(ANSWER), plan(revealing(), 0.2, "answer"),
+        uncached_tokens=left,  # type: ignore[arg-type]
+    )  # fmt: skip
+    found.judge("answer", answer_numbers([-2.0], [1.0]), 0.3)
+    assert found.decision.seconds_instruct == pytest.approx(decision.seconds_instruct)
+    assert found.decision.seconds_thinking > decision.seconds_thinking
+
+
 def test_a_request_without_plan_is_decided_at_once() -> None:
     found = staged(None, heads(ANSWER))
     assert not found.goes_on

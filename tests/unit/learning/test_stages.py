@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlroute import InputError, Outcome, Record
+from vlroute import InputError, Outcome, Record, VLRouteError, write_records
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.latency import LatencyModel
 from vlroute.engine.protocol import Evidence
 from vlroute.learning.evidence import EvidenceRow, Watch, evidence_file, read_evidence, write_evidence
 from vlroute.learning.metrics import ece, ece_if_calibrated
-from vlroute.learning.stages import MIN_EVIDENCE, compare_stages, fit_stages
-from vlroute.learning.train import calibration_set
+from vlroute.learning.stages import MIN_EVIDENCE, compare_stages, evidence_warnings, fit_stages
+from vlroute.learning.train import calibration_set, train_router
+from vlroute.records import Skipped
 
 ANSWER = np.arange(8, dtype=np.float32)
 
@@ -144,6 +145,42 @@ def test_few_records_with_evidence_give_no_later_stages() -> None:
     assert fitted is not None
     assert fitted.rows[0] == 5
     assert len(calibration_set(records, predictions, fitted).coverage) == len(some)
+
+
+def test_damaged_lines_are_skipped_and_named(tmp_path: Path) -> None:
+    records = tmp_path / "a.jsonl"
+    write_evidence(evidence_file(records), [EvidenceRow("one", ANSWER)])
+    with evidence_file(records).open("ab") as file:
+        file.write(
+            b'{"id": "two", "answer": [0,0,0,0,0,0,0,0], "state": null, "dtype": [1], "shared_prompt": false}\n{"id'
+        )
+    skipped = Skipped()
+    assert list(read_evidence([records], skipped)) == ["one"]
+    assert skipped.count == 2
+    assert "a.evidence.jsonl:2" in str(skipped)
+
+
+def test_what_evidence_is_not_sufficient_for_is_said() -> None:
+    records, _, evidence = drawn(MIN_EVIDENCE + 10)
+    few = dict([*evidence.items()][:50])
+    assert "no later stages: 50 of the 210 records have evidence" in evidence_warnings(records, few)[0]
+    some = dict([*evidence.items()][5:])
+    some["7"] = EvidenceRow("7", ANSWER)
+    without, mixed = evidence_warnings(records, some)
+    assert without.startswith("5 records have no evidence")
+    assert "different widths (0, 3)" in mixed
+    assert evidence_warnings(records, evidence) == []
+
+
+def test_training_does_not_replace_its_evidence(tmp_path: Path) -> None:
+    records, _, evidence = drawn(60)
+    path = tmp_path / "a.jsonl"
+    write_records(path, records)
+    write_evidence(evidence_file(path), evidence.values())
+    before = evidence_file(path).read_bytes()
+    with pytest.raises(VLRouteError, match="evidence"):
+        train_router([path], tmp_path / "router", oof=evidence_file(path))
+    assert evidence_file(path).read_bytes() == before
 
 
 def test_evidence_of_endpoints_has_no_state() -> None:
