@@ -28,7 +28,7 @@ BEGINNING = 3  # characters, which are always equal
 #: tied, which bfloat16 decides in another way; and llama.cpp ends at tokens at which this model does not end.
 EQUAL = {LLAMA: 8, VLLM: 2}
 #: Short, because with random weights the best tokens are often nearly tied.
-GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12}
+GREEDY: dict[str, Any] = {"do_sample": False, "answer_reserve": 0, "max_new_tokens": 12}
 KINDS = ("math easy en", "ocr medium zh", "gui hard en", "count easy zh", "hop easy en", "math hard zh")
 TASKS = [task(kind, level, 5, language) for kind, level, language in (line.split() for line in KINDS)]
 
