@@ -276,7 +276,7 @@ class Pipeline:
         engine = self.model.engine
         with engine.request(conversation, options.namespace) if engine else nullcontext() as request:
             caption = run(self._caption(conversation, options, request))
-            return self.selector.decide(conversation, caption, options.mode, options.price)
+            return self.selector.begin(conversation, caption, options.mode, options.price).decision
 
     def answer(
         self,

@@ -895,7 +895,8 @@ def _shadow(
 
 
 def _warn_of_another_model(selector: ModeSelector, shadow: Shadow | None, model: LazyModel) -> None:
-    selector.check_evidence(model.identity.fingerprint)
+    if selector.classifier is not None and selector.classifier.stages is not None:
+        selector.check_evidence(model.identity.fingerprint)  # which reads all weights
     for argument, used in (("router", selector.classifier), ("shadow", shadow and shadow.classifier)):
         trained_for = used.model if used else None
         if trained_for is not None and trained_for.differs(here := model.identity):

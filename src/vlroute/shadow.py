@@ -224,7 +224,7 @@ class Shadow:
             selector: The selector that made the decision.
             decision: The decision; forced ones have no shadow.
             price: The price of the request, if it has one.
-            uncached_tokens: As for `ModeSelector.decide`.
+            uncached_tokens: As for `ModeSelector.begin`.
 
         Returns:
             What `store` needs; None if there is nothing to compare, or after an error.

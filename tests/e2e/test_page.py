@@ -234,7 +234,7 @@ class Endless:
 
     def stream_turn(self, conversation: Any, wish: Any) -> Events:
         try:
-            yield Decided(self.selector.decide(conversation, None, "instruct", None))
+            yield Decided(self.selector.begin(conversation, None, "instruct", None).decision)
             while True:
                 time.sleep(0.05)
                 yield AnswerDelta("on ")

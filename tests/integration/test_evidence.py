@@ -83,7 +83,7 @@ def expected(router: Router, conversation: Conversation, ids: list[int]) -> tupl
     inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(ids)))
     out = model(**inputs, output_hidden_states=True)
     state = out.hidden_states[-1][0, prompt - 1]
-    # the last entry is the one that lm_head gets
+    # the last entry is the input of lm_head
     torch.testing.assert_close(model.lm_head(state), out.logits[0, prompt - 1])
     log_probs = out.logits[0, prompt - 1 : -1].float().log_softmax(-1)
     return state.cpu(), [float(row[token]) for row, token in zip(log_probs, ids, strict=True)]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vlroute.checks import refused
 from vlroute.decision.captions import CachedCaptioner, Captioner, VisionProbe
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
+from vlroute.decision.evidence import StageHeads
 from vlroute.decision.information import StagedCurve, StagePlan, usable
 from vlroute.decision.latency import HALF_LIFE, LatencyModel
 from vlroute.decision.policy import Policy
@@ -195,13 +196,16 @@ class ModeSelector:
         with self._lock:
             self._fingerprint = fingerprint
             heads = None if self._state.classifier is None else self._state.classifier.stages
-            if heads is not None and fingerprint not in (None, heads.source.fingerprint):
+            if heads is not None and self._is_of_another_model(heads):
                 log.warning(
                     "the later stages of the router artifact were trained on evidence of other checkpoints "
                     "(fingerprint %s…), so decisions use the stage prompt only; train a router for this model",
                     heads.source.fingerprint[:12],
                 )
-            self._resolve_again()
+                self._resolve_again()
+
+    def _is_of_another_model(self, heads: StageHeads) -> bool:
+        return self._fingerprint not in (None, heads.source.fingerprint)
 
     def observe(
         self, mode: Mode, tokens: int, prefill_seconds: float, decode_seconds: float, uncached_tokens: int | None
@@ -285,7 +289,7 @@ class ModeSelector:
     def _stages(self, classifier: ComplexityClassifier, policy: Policy) -> tuple[Stage, ...]:
         """The stages in use, "prompt" first."""
         heads = classifier.stages
-        if heads is not None and self._fingerprint not in (None, heads.source.fingerprint):
+        if heads is not None and self._is_of_another_model(heads):
             return ("prompt",)
         return usable(classifier.calibration, classifier.stages, policy.stages, self._available)
 
@@ -302,16 +306,18 @@ class ModeSelector:
 
     def _plan(self, current: _State, policy: Policy) -> StagePlan | None:
         """The plan at the price of `policy`; None if only the stage "prompt" is used."""
-        classifier = current.classifier
-        if classifier is None or classifier.calibration is None or len(self._stages(classifier, policy)) == 1:
+        classifier, plans = current.classifier, current.plans
+        if classifier is None or classifier.calibration is None:
             return None
-        plans = current.plans
+        stages = self._stages(classifier, policy)
+        if len(stages) == 1:
+            return None
         if (plan := plans.get(policy.price)) is None:
             if len(plans) >= MOST_PLANS:
                 plans.clear()
             plan = StagePlan(
-                classifier.calibration, self._stages(classifier, policy), self.latency, policy.price,
-                policy.min_coverage, policy.fallback_mode, self._shared_prompt,
+                classifier.calibration, stages, self.latency, policy.price, policy.min_coverage, policy.fallback_mode,
+                self._shared_prompt,
             )  # fmt: skip
             plans[policy.price] = plan
         return plan
@@ -338,17 +344,6 @@ class ModeSelector:
             kept = [captions.cached(one) for one in seen]
             return "; ".join(filter(None, kept)) if kept and None not in kept else None
         return (yield from captions.describe(seen)) if seen else None
-
-    def decide(
-        self,
-        conversation: Conversation,
-        caption: str | None,
-        mode: Mode | None,
-        price: float | None,
-        uncached_tokens: Mapping[Mode, int] | None = None,
-    ) -> Decision:
-        """Choose the mode at the stage "prompt"; see `begin`."""
-        return self.begin(conversation, caption, mode, price, uncached_tokens).decision
 
     def begin(
         self,
