@@ -2,7 +2,7 @@
 
 One model learns both modes: two processes, one core each, compute the gradients of one mode each, and each step takes
 their mean. The tower begins with that of the pair. Seeded, with progress, and resumable: a stopped run continues from
-its last saved step. About four hours on two cores.
+its last saved step. About five hours on two cores.
 
 reading      list, count and follow everything in a picture; easy questions answered at once
 both         Instruct answers at once and writes short captions; Thinking looks and reasons step by step
@@ -86,10 +86,10 @@ PHASES = (
     Phase(
         "reading", 1200, 2e-3, 0.15, (("instruct", EXAMPLES["transcripts"]), ("instruct", EXAMPLES["transcripts"]))
     ),
-    Phase("both", 3600, 1.5e-3, 0.0, _both(EXAMPLES["instruct"], EXAMPLES["thinking"])),
-    Phase("both_more", 3200, 1e-3, 0.0, _both(more_instruct, EXAMPLES["thinking_more"])),
+    Phase("both", 1600, 1.2e-3, 0.0, _both(EXAMPLES["instruct"], EXAMPLES["thinking"])),
+    Phase("both_more", 1600, 1e-3, 0.0, _both(more_instruct, EXAMPLES["thinking_more"])),
     Phase(
-        "both_last", 2400, 8e-4, 0.0,
+        "both_last", 1200, 8e-4, 0.0,
         _both(
             _mixed(more_instruct, EXAMPLES["instruct_forms"], EXAMPLES["instruct_last"]),
             _mixed(thinking_pairs, EXAMPLES["thinking_last"], EXAMPLES["thinking_wide"], thinking_unknown),
