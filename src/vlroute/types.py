@@ -47,7 +47,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 FinishReason = Literal["stop", "length", "content_filter", "cancelled"]
 Channel = Literal["thinking", "answer"]
 #: Why reasoning was closed, see `Answer.closed`.
-Closed = Literal["budget", "reserve", "loop", "end"]
+Closed = Literal["budget", "reserve", "loop", "early", "end"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +185,9 @@ class Answer:
         timing: Seconds of the steps.
         id: Identifies the answer for `Router.feedback`: 128 random bits as 32 hexadecimal digits.
         closed: Why the reasoning was closed before the model did so. "budget": it reached `thinking_budget`. "reserve":
-            only the tokens of `answer_reserve` were left. "loop": it repeated itself. "end": the model would have ended
-            its output without an answer. None if the model or a server closed it, or if there was no reasoning.
+            only the tokens of `answer_reserve` were left. "loop": it repeated itself. "early": its answer no longer
+            changed (`early_exit`). "end": the model would have ended its output without an answer. None if the model or
+            a server closed it, or if there was no reasoning.
     """
 
     text: str

@@ -1,7 +1,7 @@
 """Measure thinking under control: `python -m training.bench.thinking_control`
 
-Answers within a limit of tokens, rescued answers, loops, false alarms and automatic budgets of the pocket pair. Takes
-20 minutes on two cores.
+Answers within a limit of tokens, rescued answers, loops, false alarms, automatic budgets and early exits of the pocket
+pair. Takes half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ PERCENTILE = 70
 MOST_LOOPING = 200
 #: A limit too small to close a thought, so that Instruct answers.
 FEW = 3
+#: Values of `early_exit`.
+CONFIDENCES = (0.5, 0.9, 0.99, 0.999)
 PRICES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 CLIENTS = 8
 RESAMPLES = 10_000
@@ -203,6 +205,43 @@ def measure_budgets(
     return found
 
 
+def measure_early_exits(
+    router: Router, tasks: Sequence[Task], ordinary: Sequence[Answer], instruct: Sequence[Answer]
+) -> list[dict[str, Any]]:
+    """Thoughts that end when their answer no longer changes. One request at a time; the settings take turns."""
+    step(f"early exits: {len(tasks)} tasks, one request at a time")
+    settings: list[dict[str, Any]] = [{}, *({"early_exit": one} for one in CONFIDENCES)]
+    answers: list[list[Answer]] = [[] for _ in settings]
+    for i, task in enumerate(tasks):
+        for turn in range(len(settings)):
+            one = (i + turn) % len(settings)
+            router.cache.clear()  # the first of them would be the only one to encode the picture
+            router.prefixes.clear()
+            answers[one].append(router.ask(**request(task, i, mode="thinking", **settings[one])))
+    plain, *others = answers
+
+    def seconds(some: Sequence[Answer]) -> Shares:
+        return np.array([answer.timing.total for answer in some])
+
+    found = []
+    beside_them = {"instruct": right(tasks, instruct), "unlimited": right(tasks, ordinary)}
+    for confidence, ours in zip(CONFIDENCES, others, strict=True):
+        early = np.array([answer.closed == "early" for answer in ours])
+        found.append({
+            "confidence": confidence,
+            "early": beside(right(tasks, ours), beside_them, early),
+            "right": float(right(tasks, ours).mean()),
+            "plain": float(right(tasks, plain).mean()),
+            "difference": difference(right(tasks, ours), right(tasks, plain), 100.0),
+            "tokens": float(np.mean([answer.usage.completion_tokens for answer in ours])),
+            "plain_tokens": float(np.mean([answer.usage.completion_tokens for answer in plain])),
+            "seconds": float(seconds(ours).mean()),
+            "plain_seconds": float(seconds(plain).mean()),
+            "seconds_difference": difference(seconds(ours), seconds(plain)),
+        })  # fmt: skip
+    return found
+
+
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--tasks", type=int, default=2000)
@@ -233,6 +272,7 @@ def main() -> None:
             "limits": measure_limit(router, tasks, ordinary, instruct, most),
             "loops": measure_loops(router, tasks[: options.loops]),
             "budgets": measure_budgets(router, tasks, decisions, latency, ordinary, instruct),
+            "early_exits": measure_early_exits(router, tasks, ordinary, instruct),
             "per_token": latency.seconds_per_token("thinking"),
             "rescue": measure_rescue(router, [one for one in tasks if not one.is_video][: options.remote], most),
             "where": where,

@@ -210,6 +210,10 @@ SETTINGS: dict[str, Setting] = {
         "True or False", _flag, "close reasoning that repeats itself, so that an answer follows; on by default",
         off=True, endpoints=True,
     ),
+    "early_exit": _ranged(
+        Number(0, 1, above=True), "close reasoning whose answer no longer changes: two trials in a row give the same "
+        "answer, each token of it with at least this probability; off by default",
+    ),
     "pad_token_id": _ranged(Whole(), "accepted without effect: answers are not padded"),
     "bos_token_id": _ranged(Whole(), "accepted without effect: the chat template begins the prompt"),
 }  # fmt: skip

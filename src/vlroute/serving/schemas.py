@@ -108,6 +108,9 @@ class RouterOptions(Fields):
         default=None, description="Number of tokens that are kept for the answer after the reasoning."
     )
     close_loops: StrictBool | None = Field(default=None, description="Close reasoning that repeats itself (default).")
+    early_exit: Number | None = Field(
+        default=None, gt=0, le=1, description="Close reasoning whose answer no longer changes, at this probability."
+    )
 
 
 class StreamOptions(Fields):
@@ -248,7 +251,7 @@ class ChatRequest(Fields):
         given["max_new_tokens"] = self._max_tokens(settings)
         given["thinking_budget"] = budget
         extra = self.vlroute or RouterOptions()
-        given |= {"answer_reserve": extra.answer_reserve, "close_loops": extra.close_loops}
+        given |= {name: getattr(extra, name) for name in ("answer_reserve", "close_loops", "early_exit")}
         generation = {name: value for name, value in given.items() if value is not None}
         return RequestOptions(extra.caption, mode, extra.price, None, generation, namespace)
 

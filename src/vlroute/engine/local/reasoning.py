@@ -185,8 +185,9 @@ def closing_length(tokenizer: Any) -> int:
 class OutputControl:
     """Forbids and forces tokens so that every output is complete. One object per answer.
 
-    * The reasoning is closed exactly once: by the model, after `budget` tokens, when it repeats itself, or instead of
-      an end token before `</think>`. Afterwards, `<think>` and `</think>` cannot be generated again.
+    * The reasoning is closed exactly once: by the model, after `budget` tokens, when it repeats itself, when its answer
+      no longer changes, or instead of an end token before `</think>`. Afterwards, `<think>` and `</think>` cannot be
+      generated again.
     * An answer does not end before it contains visible text, because an empty answer would look like success. Nor does
       it begin with more than `MAX_BLANK` tokens of white space.
     """
@@ -229,22 +230,37 @@ class OutputControl:
                 budget, self._limit = left, "reserve"
         self._tokenizer, self._ends, self._budget = tokenizer, ends, budget if thinking else None
         self._loops = LoopDetector() if thinking and close_loops else None
-        self._looped = False
+        self._due: Closed | None = None
         self._blanks, self._most_blank = 0, min(self.MAX_BLANK, reserve - 1) if thinking and reserve else self.MAX_BLANK
         self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in (THINK, END_THINK)] if thinking else []
         self._only_tags, self._tags_and_ends = frozenset(self._tags), frozenset(self._tags) | ends
         self._thinking, self._blank = thinking, True
         #: Whether the latest token ends the output.
         self.ended = False
-        self._count = 0
+        #: Number of tokens so far.
+        self.count = 0
         self._last: int | None = None
         self._forced = deque[int]()
 
     def forced(self) -> int | None:
         """The id of the next token if it is forced, else None."""
-        if self._thinking and not self._forced and (self._count == self._budget or self._looped):
-            self._close("loop" if self._looped else self._limit)
+        if self._thinking and not self._forced and (self.count == self._budget or self._due):
+            self._close(self._due or self._limit)
         return self._told(self._forced.popleft()) if self._forced else None
+
+    @property
+    def open(self) -> bool:
+        """Whether the reasoning goes on with the next token."""
+        return self._thinking and not self._forced and self.count != self._budget and self._due is None
+
+    def close_early(self) -> None:
+        """Close the reasoning with the next tokens, because its answer no longer changes."""
+        self._due = "early"
+
+    def trial(self) -> tuple[OutputControl, list[int]]:
+        """The control of an answer that would follow if the reasoning were closed now; and the ids that close it."""
+        control = OutputControl(self._tokenizer, True, self._ends, close_loops=False)
+        return control, [control.chosen(token) for token in self._closing()]
 
     @property
     def excluded(self) -> frozenset[int]:
@@ -267,18 +283,21 @@ class OutputControl:
 
     def _close(self, why: Closed) -> None:
         self.closed = why
+        self._forced.extend(self._closing())
+
+    def _closing(self) -> tuple[int, ...]:
         closing = _closing(self._tokenizer)
         if self._last is not None and self._text(self._last).endswith("\n"):
             closing = closing[closing.index(self._tags[1]) :]  # the text ends with a line break already
-        self._forced.extend(closing)
+        return closing
 
     def _told(self, token: int) -> int:
-        self._count, self._last = self._count + 1, token
+        self.count, self._last = self.count + 1, token
         self.ended = token in self._ends and not self._thinking and not self._blank
         if self._thinking:
             self._thinking = token != self._tags[1]
             if self._loops is not None and self._thinking and self._loops.push(token):
-                self._looped = True
+                self._due = "loop"
         elif self._blank:
             self._blank = not self._text(token).strip()
             self._blanks = self._blanks + 1 if self._blank else 0
@@ -288,10 +307,10 @@ class OutputControl:
         return str(self._tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _closing(tokenizer: Any) -> list[int]:
+@lru_cache(maxsize=4)
+def _closing(tokenizer: Any) -> tuple[int, ...]:
     """The ids of `CLOSING`."""
-    ids: list[int] = tokenizer(CLOSING, add_special_tokens=False)["input_ids"]
-    return ids
+    return tuple(tokenizer(CLOSING, add_special_tokens=False)["input_ids"])
 
 
 @lru_cache(maxsize=4)

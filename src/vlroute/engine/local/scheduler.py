@@ -27,12 +27,14 @@ import torch
 from numpy.typing import NDArray
 
 from vlroute.engine.cache.features import VisionFeatures
-from vlroute.engine.cache.prefix import Lease, PrefixCache
+from vlroute.engine.cache.prefix import Lease, PrefixCache, State
 from vlroute.engine.local.checkpoint import Checkpoint
+from vlroute.engine.local.early_exit import MAX_TRIED, EarlyExit, most_probable
 from vlroute.engine.local.forward import Chunk, Decoder, Language, read
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt
+from vlroute.engine.local.reasoning import closing_length
 from vlroute.engine.local.sampling import BatchSampler, Sampler, token_scores
 from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, slots_for
 from vlroute.engine.local.tower import vision_tower
@@ -116,6 +118,8 @@ class Generation:
         self.request, self.future, self.lease = request, future, request.lease
         self.sampler = Sampler(request.checkpoint, prompt.tokens.ids.tolist(), request.settings)
         self.most = int(request.settings["max_new_tokens"])
+        self.exit = EarlyExit(request.settings.get("early_exit") if request.checkpoint.mode == "thinking" else None)
+        self._before_trial: tuple[int, State | None] = 0, None  # tokens in the slot and recurrent states
         self.slot = self.cached = 0
         #: Hidden state of the last prompt token if there is a trial, and `token_scores` until the trial is decided.
         self.state: torch.Tensor | None = None
@@ -134,8 +138,8 @@ class Generation:
 
     @property
     def ids(self) -> list[int]:
-        """Prompt and answer so far."""
-        return self.sampler.ids
+        """Prompt and answer so far, and the tokens of a trial of the answer."""
+        return [*self.sampler.ids, *self.exit.ids] if self.exit.running else self.sampler.ids
 
     @property
     def position(self) -> int:
@@ -146,6 +150,25 @@ class Generation:
     def reads(self) -> bool:
         """Whether tokens are read before the next one is generated, as for a prompt."""
         return self.cached < self.sampler.prompt_length or len(self.ids) > self.cached + 1
+
+    @property
+    def trial_due(self) -> bool:
+        """Whether a trial of the answer begins before the next token. It never takes more room than the answer may."""
+        if not self.exit.is_due(self.sampler.control):
+            return False
+        closing = closing_length(self.checkpoint.tokenizer)
+        return len(self.sampler.output_ids) + closing + MAX_TRIED <= self.most
+
+    def begin_trial(self, slots: KVSlots) -> None:
+        """Begin a trial of the answer. The last token of the thought is not in the slot yet, and is read with it."""
+        self._before_trial = self.cached, slots.state(self.slot)
+        self.exit.begin(self.sampler.control)
+
+    def end_trial(self, slots: KVSlots) -> None:
+        """Let the slot hold what it held before the trial. Keys and values behind that will be replaced."""
+        self.exit.abandon()
+        self.cached, state = self._before_trial
+        slots.write(self.slot, (), state)
 
     @property
     def cancelled(self) -> bool:
@@ -162,6 +185,8 @@ class Generation:
         prompt, start, end = self.request.prompt, self.cached, min(self.cached + most, len(self.ids))
         # a snapshot of recurrent states can be stored only between two chunks
         end = min([end, *(place for place in prompt.snapshots if place > start)])
+        if self.trial_due:  # after a preemption; the trial begins behind the last but one token
+            end = min(end, len(self.ids) - 1)
         length = self.sampler.prompt_length
         positions, vision = prompt.positions[:, start:end], self._vision[start:end]
         if end > length:
@@ -322,6 +347,11 @@ class _Lane:
 
     def sample(self, answers: Sequence[Generation], logits: torch.Tensor) -> None:
         """Choose the next token of answers from their `logits`, `[answers, vocabulary]`."""
+        if trying := [i for i, one in enumerate(answers) if one.exit.running]:
+            self._try([answers[i] for i in trying], logits[trying])
+            if not (rest := [i for i, one in enumerate(answers) if i not in trying]):
+                return
+            answers, logits = [answers[i] for i in rest], logits[rest]
         failed = None
         try:
             if self._sampler is None or self._sampled != (*answers,):
@@ -345,6 +375,15 @@ class _Lane:
         replaced = [one.take(token) for one, token in zip(answers, tokens, strict=True)]
         if any(replaced):
             self._sampler = None  # it has counted another token
+
+    def _try(self, answers: Sequence[Generation], logits: torch.Tensor) -> None:
+        """Choose the next token of trials from their `logits`, `[answers, vocabulary]`."""
+        chosen = most_probable(logits, [one.exit.excluded() for one in answers])
+        for one, (token, log_prob) in zip(answers, chosen, strict=True):
+            if one.cancelled:
+                one.reason = "cancelled"
+            elif one.exit.push(token, log_prob, one.sampler.control):
+                one.end_trial(self.slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -640,6 +679,7 @@ class Scheduler:
     def _rewind(self, lane: _Lane, one: Generation) -> None:
         """Let the slot of an answer hold its cached prefix only; all other tokens are read again."""
         state = one.lease.snapshot.state if one.lease.snapshot else None
+        one.exit.abandon()
         try:
             lane.slots.write(one.slot, [block.kv for block in one.lease.held], state)
         except Exception as error:  # such as out of memory
@@ -734,10 +774,11 @@ class Scheduler:
         done = []
         for i, (one, chunk) in enumerate(reading):
             one.cached += chunk.length
-            if one.cached == len(one.ids) or one.cached in one.request.prompt.snapshots:
+            if not one.exit.running and (one.cached == len(one.ids) or one.cached in one.request.prompt.snapshots):
                 self._keep(lane, one)
             if one.cached == len(one.ids):
-                one.read_prompt(states[i])
+                if not one.exit.running:
+                    one.read_prompt(states[i])
                 if not one.reason and one.error is None:
                     done.append(i)
         if done:
@@ -745,6 +786,9 @@ class Scheduler:
 
     def _decode(self, lane: _Lane) -> None:
         """Generate one token for every answer of the mode whose prompt is read."""
+        for one in lane.running:
+            if not one.reads and one.trial_due:
+                one.begin_trial(lane.slots)
         while lane.running and not self._grow(lane, len(lane.running), lane.tokens):
             self._preempt()
         writing = sorted((one for one in lane.running if not one.reads), key=lambda one: one.slot)
@@ -799,7 +843,7 @@ class Scheduler:
     def _keep(self, lane: _Lane, one: Generation) -> None:
         """Store the keys and values of an answer in the prefix cache, and recurrent states where the prompt says so."""
         tokens, state = one.request.prompt.tokens, None
-        answer = one.cached - len(tokens)
+        answer = one.cached - len(tokens)  # with the tokens of a trial, more than the answer has
         if answer > 0:
             tokens = tokens.extended(one.sampler.output_ids[:answer])
         if one.checkpoint.family.recurrent:
