@@ -269,6 +269,7 @@ RIGHT: dict[str, Callable[[random.Random], Any]] = {
     "thinking_budget": lambda r: r.choice([0, 1, 5, 2**31 - 1, np.int64(3), "auto"]),
     "answer_reserve": lambda r: r.choice([0, 1, np.int64(3)]),
     "close_loops": lambda r: r.choice([True, False, np.bool_(False)]),
+    "early_exit": lambda r: r.choice([1, 0.5, 1e-9, np.float32(0.99)]),
     "pad_token_id": lambda r: r.choice([0, 2]),
     "bos_token_id": lambda r: r.choice([0, 2]),
 }  # fmt: skip
@@ -284,7 +285,7 @@ BEYOND: dict[str, list[Any]] = {
     "suppress_tokens": [[-1], [VOCAB], [1.5], ["a"], 3, range(VOCAB)], "begin_suppress_tokens": [[VOCAB], [True], 3],
     "eos_token_id": [[], -2, [VOCAB], [-1], "2"], "stop": ["x", [""], [3], {"a": 1}], "thinking_budget": [-1, 0.5],
     "pad_token_id": [-1], "bos_token_id": ["x"], "do_sample": [0, 1, "yes"], "close_loops": [0, "no"],
-    "answer_reserve": [-1, 0.5],
+    "answer_reserve": [-1, 0.5], "early_exit": [0, -0.5, 1.1, float("nan")],
 }  # fmt: skip
 
 
