@@ -79,6 +79,8 @@ if TYPE_CHECKING:
     from vlroute.types import Stage as Stage
     from vlroute.types import ThinkingDelta as ThinkingDelta
     from vlroute.types import Timing as Timing
+    from vlroute.types import ToolCall as ToolCall
+    from vlroute.types import ToolCalled as ToolCalled
     from vlroute.types import Usage as Usage
 
 __version__ = "0.1.0"
@@ -111,7 +113,8 @@ __getattr__, __dir__, __all__ = lazy_names(
         "vlroute.store": ["FeedbackExport", "RatedAnswer", "Store", "export_feedback"],
         "vlroute.types": [
             "Answer", "AnswerDelta", "Decided", "Decision", "Event", "FinishReason", "Finished", "Mode", "ModeChoice",
-            "ModelIdentity", "PassedStage", "Preset", "Stage", "ThinkingDelta", "Timing", "Usage",
+            "ModelIdentity", "PassedStage", "Preset", "Stage", "ThinkingDelta", "Timing", "ToolCall",
+            "ToolCalled", "Usage",
         ],
     },
 )  # fmt: skip

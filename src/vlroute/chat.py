@@ -6,9 +6,9 @@ import hashlib
 import io
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from vlroute.errors import ChatBusyError, ChatFileError
 from vlroute.files import check_outputs, replace_file
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.media import Picture, PixelBudget, Video, load_picture
-from vlroute.inputs.messages import Conversation, Message, Part, Role
+from vlroute.inputs.messages import Conversation, Message, Part
+from vlroute.inputs.tools import Tools, checked_tools
 from vlroute.pipeline import EitherEvent, Pipeline, RequestOptions
 from vlroute.steps import run
 from vlroute.stream import Stream, Work
@@ -33,6 +34,7 @@ from vlroute.types import (
     ModeChoice,
     PassedStage,
     Timing,
+    ToolCall,
     Usage,
     forced_mode,
 )
@@ -60,8 +62,11 @@ class Turn:
 class Chat:
     """A conversation, created by `Router.chat` or `Router.resume`. Thread-safe: turns are answered one at a time.
 
-    A mode receives the earlier questions and answers, but no reasoning. Vision features and KV entries of earlier turns
-    are reused. A cancelled or failed turn is not added to `history`; a turn that ran out of tokens is.
+    A mode receives the earlier questions and answers, but not their reasoning. Vision features and KV entries of
+    earlier turns are reused. A cancelled or failed turn is not added to `history`; a turn that ran out of tokens is.
+
+    An answer with tool calls is continued by a turn that contains only their results:
+    `chat.send([{"role": "tool", "tool_call_id": …, "content": …}], tools=…)`.
 
     Args:
         pipeline: Answers the turns.
@@ -98,6 +103,9 @@ class Chat:
         mode: ModeChoice | None = None,
         price: float | None = None,
         cancel: threading.Event | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        parallel_tool_calls: bool | None = None,
         **generation: Any,
     ) -> Answer:
         """Send the next turn and wait for its answer. Arguments are those of `Router.ask`.
@@ -110,6 +118,10 @@ class Chat:
             mode: Forces a mode.
             price: Replaces the price of the policy for this turn, even if the policy is a target.
             cancel: Cancels the answer once it is set.
+            tools: Tools that the model may call. The next turn sends the results, as a list of messages of the role
+                "tool".
+            tool_choice: See `Router.ask`.
+            parallel_tool_calls: See `Router.ask`.
             **generation: Generation settings.
 
         Returns:
@@ -119,9 +131,10 @@ class Chat:
             ChatBusyError: This thread has an open stream of this chat.
         """
         options = RequestOptions(caption, forced_mode(mode), price, cancel, generation)
+        offered = checked_tools(tools, tool_choice, parallel_tool_calls)
         self._take()
         try:
-            conversation = self._conversation(prompt, images, videos)
+            conversation = self._conversation(prompt, images, videos, offered)
             answer = run(self.pipeline.answer(conversation, options))
             self._add(conversation, answer)
             return answer
@@ -138,6 +151,9 @@ class Chat:
         mode: ModeChoice | None = None,
         price: float | None = None,
         cancel: threading.Event | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        parallel_tool_calls: bool | None = None,
         **generation: Any,
     ) -> Events:
         """Send the next turn and return its events. Arguments are those of `send`.
@@ -153,6 +169,10 @@ class Chat:
             mode: Forces a mode.
             price: Replaces the price of the policy for this turn, even if the policy is a target.
             cancel: Cancels the answer once it is set.
+            tools: Tools that the model may call. The next turn sends the results, as a list of messages of the role
+                "tool".
+            tool_choice: See `Router.ask`.
+            parallel_tool_calls: See `Router.ask`.
             **generation: Generation settings.
 
         Returns:
@@ -164,8 +184,9 @@ class Chat:
             RuntimeError: The captioner of the router has made the call.
         """
         options = RequestOptions(caption, forced_mode(mode), price, cancel, generation)
+        offered = checked_tools(tools, tool_choice, parallel_tool_calls)
         self.pipeline.selector.check_not_captioning()
-        return _TurnStream(self, partial(self._conversation, prompt, images, videos), options)
+        return _TurnStream(self, partial(self._conversation, prompt, images, videos, offered), options)
 
     def fork(self) -> Chat:
         """Another chat that starts with the history of this one.
@@ -209,13 +230,16 @@ class Chat:
         self._worker = threading.current_thread()
         return run(self.pipeline.answer(conversation, options, emit))
 
-    def _conversation(self, prompt: str | Sequence[Any], images: Any, videos: Any) -> Conversation:
-        return self.pipeline.parse(prompt, images, videos, self._messages())
+    def _conversation(self, prompt: str | Sequence[Any], images: Any, videos: Any, tools: Tools | None) -> Conversation:
+        return self.pipeline.parse(prompt, images, videos, self._messages(), tools)
 
     def _messages(self) -> list[Message]:
         messages = [*self._head]
         for turn in self._turns:
-            messages += [*turn.before, turn.message, Message("assistant", (turn.answer.text,))]
+            answer = turn.answer
+            # chat templates render the reasoning only between a question and its answer, for results of tools
+            said = Message("assistant", (answer.text,), answer.thinking, answer.tool_calls)
+            messages += [*turn.before, turn.message, said]
         return messages
 
     def _add(self, conversation: Conversation, answer: Answer) -> None:
@@ -292,8 +316,8 @@ def write_chat(folder: str | Path, system: str | None, turns: tuple[Turn, ...]) 
     (folder / MEDIA).mkdir(parents=True, exist_ok=True)
     written = [
         {
-            "before": [{"role": one.role, "parts": _parts(folder, one)} for one in turn.before],
-            "parts": _parts(folder, turn.message),
+            "before": [_saved(folder, one) for one in turn.before],
+            **_saved(folder, turn.message),
             "answer": turn.answer.as_dict(),
         }
         for turn in turns
@@ -336,8 +360,15 @@ def read_chat(folder: str | Path, limits: Limits = DEFAULT_LIMITS) -> tuple[str 
         raise ChatFileError(f"{FILE} in {folder.name!r} is damaged: {error}; save the chat again") from error
 
 
-def _parts(folder: Path, message: Message) -> list[dict[str, Any]]:
-    return [_part(folder, part) for part in message.parts]
+def _saved(folder: Path, message: Message) -> dict[str, Any]:
+    saved: dict[str, Any] = {"role": message.role, "parts": [_part(folder, part) for part in message.parts]}
+    if message.thinking:
+        saved["thinking"] = message.thinking
+    if message.tool_calls:
+        saved["tool_calls"] = [asdict(call) for call in message.tool_calls]
+    if message.tool_call_id:
+        saved["tool_call_id"] = message.tool_call_id
+    return saved
 
 
 def _part(folder: Path, part: Part) -> dict[str, Any]:
@@ -371,8 +402,9 @@ def _turn(folder: Path, turn: dict[str, Any], limits: Limits) -> Turn:
     answer["decision"] = Decision(**decision)
     answer["usage"] = Usage(**answer["usage"])
     answer["timing"] = Timing(**answer["timing"])
-    before = tuple(_message(folder, one["role"], one["parts"], limits) for one in turn.get("before", ()))
-    return Turn(_message(folder, "user", turn["parts"], limits), Answer(**answer), before)
+    answer["tool_calls"] = _calls(answer)
+    before = tuple(_message(folder, one, limits) for one in turn.get("before", ()))
+    return Turn(_message(folder, turn, limits), Answer(**answer), before)
 
 
 def _string(value: object, name: str) -> str:
@@ -381,8 +413,16 @@ def _string(value: object, name: str) -> str:
     return value
 
 
-def _message(folder: Path, role: Role, parts: list[dict[str, Any]], limits: Limits) -> Message:
-    return Message(role, tuple(_load(folder, part, limits) for part in parts))
+def _message(folder: Path, saved: dict[str, Any], limits: Limits) -> Message:
+    parts = tuple(_load(folder, part, limits) for part in saved["parts"])
+    texts = (_string(saved.get(name, ""), name) for name in ("thinking", "tool_call_id"))
+    thinking, result_of = texts
+    return Message(saved.get("role", "user"), parts, thinking, _calls(saved), result_of)
+
+
+def _calls(saved: dict[str, Any]) -> tuple[ToolCall, ...]:
+    """Tool calls of an answer or a message; earlier versions wrote none."""
+    return tuple(ToolCall(**call) for call in saved.get("tool_calls", ()))
 
 
 def _load(folder: Path, part: dict[str, Any], limits: Limits) -> Part:

@@ -21,12 +21,13 @@ from vlroute.decision.selector import ModeSelector
 from vlroute.decision.staged import StagedDecision
 from vlroute.engine.local.checkpoint_files import local_folder
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
-from vlroute.engine.protocol import Evidence, Reply, Trial, empty_reply
+from vlroute.engine.protocol import Evidence, Piece, Reply, Trial, empty_reply
 from vlroute.engine.settings import AUTO, checked, combined
 from vlroute.errors import ModeUnavailableError, RouterClosedError, SettingsError, VLRouteError
 from vlroute.hub import Source, common_name, identify, pair_name
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation, parse
+from vlroute.inputs.tools import Tools
 from vlroute.inputs.video import DEFAULT_SAMPLING, FrameSampling, sampling_of
 from vlroute.shadow import Shadow, Watched
 from vlroute.steps import Steps, run, start
@@ -45,6 +46,8 @@ from vlroute.types import (
     ModelIdentity,
     ThinkingDelta,
     Timing,
+    ToolCall,
+    ToolCalled,
     Usage,
     forced_mode,
     new_id,
@@ -254,10 +257,15 @@ class Pipeline:
     shadow: Shadow | None = None
 
     def parse(
-        self, prompt: str | Sequence[Any], images: Any, videos: Any, history: Sequence[Any] | None
+        self,
+        prompt: str | Sequence[Any],
+        images: Any,
+        videos: Any,
+        history: Sequence[Any] | None,
+        tools: Tools | None = None,
     ) -> Conversation:
         """Check and load the messages of a request; see `Router.ask`."""
-        return parse(prompt, images, videos, history, self.limits, self.model.sampling)
+        return parse(prompt, images, videos, history, self.limits, self.model.sampling, tools)
 
     def decide(self, conversation: Conversation, options: RequestOptions) -> Decision:
         """Decide without answering. The model is not loaded; a captioner that needs it runs only if it is loaded.
@@ -443,7 +451,8 @@ class Pipeline:
             vision += given_up.vision_seconds
             deciding += given_up.prefill_seconds + given_up.decode_seconds
         answer = Answer(
-            reply.text, reply.thinking, decision, reply.finish_reason,
+            reply.text, reply.thinking, decision,
+            "tool_calls" if reply.tool_calls and reply.finish_reason == "stop" else reply.finish_reason,
             Usage(
                 reply.prompt_tokens, reply.vision_tokens, reply.completion_tokens, reply.thinking_tokens,
                 reply.cached_tokens, reply.encoded,
@@ -453,7 +462,7 @@ class Pipeline:
                 prefill=reply.prefill_seconds, decode=reply.decode_seconds,
                 total=time.perf_counter() - began,
             ),
-            id=id, closed=reply.closed,
+            id=id, closed=reply.closed, tool_calls=reply.tool_calls,
         )  # fmt: skip
         kept = self._keep(answer, conversation)
         return answer, watched if kept else None
@@ -553,7 +562,7 @@ class _InstructTrial:
             self.announce()
         return instruct
 
-    def _on_piece(self, channel: Channel, piece: str) -> None:
+    def _on_piece(self, channel: Channel, piece: Piece) -> None:
         if not self._staged.judged:
             self._staged.without_evidence()
             self._staged.settle()
@@ -562,8 +571,11 @@ class _InstructTrial:
         _emit_piece(self._emit, channel, piece)
 
 
-def _emit_piece(emit: Callable[[Event], Any], channel: Channel, piece: str) -> None:
-    emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
+def _emit_piece(emit: Callable[[Event], Any], channel: Channel, piece: Piece) -> None:
+    if isinstance(piece, ToolCall):
+        emit(ToolCalled(piece))
+    else:
+        emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
 
 
 def _rescue(decision: Decision, settings: Mapping[Mode, Mapping[str, Any]], reply: Reply) -> Mapping[str, Any] | None:
@@ -571,7 +583,8 @@ def _rescue(decision: Decision, settings: Mapping[Mode, Mapping[str, Any]], repl
 
     If the caller limits the tokens, the limit applies to the reasoning and this answer together.
     """
-    unanswered = decision.mode == "thinking" and not reply.text and reply.finish_reason == "length"
+    answered = reply.text or reply.tool_calls
+    unanswered = decision.mode == "thinking" and not answered and reply.finish_reason == "length"
     thinking = settings["thinking"]
     if not unanswered or decision.fallback or thinking.get("answer_reserve") == 0:
         return None

@@ -32,6 +32,7 @@ from vlroute.errors import ArtifactError, MessageError, MissingExtraError, Setti
 from vlroute.hub import resolve_pair
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation
+from vlroute.inputs.tools import checked_tools
 from vlroute.inputs.video import FrameSampling
 from vlroute.pipeline import EitherEvent, LazyModel, Pipeline, RequestOptions
 from vlroute.shadow import LABEL_SHARE, Shadow
@@ -488,6 +489,9 @@ class Router:
         caption: str | None = None,
         mode: ModeChoice | None = None,
         price: float | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        parallel_tool_calls: bool | None = None,
     ) -> Decision:
         """Decide which mode should answer, without answering. Never loads a checkpoint.
 
@@ -502,6 +506,9 @@ class Router:
             caption: A description of the media, instead of the captioner's.
             mode: "instruct" or "thinking" forces that mode.
             price: Replaces the price of the policy for this request.
+            tools: Tools that the model may call. They are checked, but do not change the decision.
+            tool_choice: See `ask`.
+            parallel_tool_calls: See `ask`.
 
         Returns:
             The decision with its probabilities, expected seconds and reason.
@@ -511,7 +518,8 @@ class Router:
             RouterClosedError: The router was closed.
         """
         options = RequestOptions(caption, forced_mode(mode), price)
-        return self.decide_on(self.pipeline.parse(prompt, images, videos, history), options)
+        offered = checked_tools(tools, tool_choice, parallel_tool_calls)
+        return self.decide_on(self.pipeline.parse(prompt, images, videos, history, offered), options)
 
     def decide_on(self, conversation: Conversation, options: RequestOptions) -> Decision:
         """Decide for a conversation that is parsed already.
@@ -539,6 +547,9 @@ class Router:
         mode: ModeChoice | None = None,
         price: float | None = None,
         cancel: threading.Event | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        parallel_tool_calls: bool | None = None,
         **generation: Any,
     ) -> Answer:
         """Decide, then answer.
@@ -552,6 +563,10 @@ class Router:
             mode: "instruct" or "thinking" forces that mode; "auto" or None lets the router decide.
             price: Replaces the price of the policy for this request, even if the policy is a target such as "fast".
             cancel: Once set, generation ends within one token, with `finish_reason="cancelled"`.
+            tools: Tools that the model may call, in OpenAI's form. The calls are in `Answer.tool_calls`. The messages
+                of the next request continue with `Answer.message` and the results.
+            tool_choice: "auto" or None: the model chooses between calls and text. "none": no tools are offered.
+            parallel_tool_calls: Whether an answer may contain several calls; None: yes. Otherwise it ends after one.
             **generation: Settings with the names of transformers: `temperature=0` (greedy), `max_new_tokens=64`,
                 `thinking_budget=500` (tokens of reasoning), …. None means "not set here".
 
@@ -568,8 +583,8 @@ class Router:
                 an answer has made it.
         """
         options = RequestOptions(caption, forced_mode(mode), price, cancel, generation)
-        pipeline = self.pipeline
-        return run(pipeline.answer(pipeline.parse(prompt, images, videos, history), options))
+        offered, pipeline = checked_tools(tools, tool_choice, parallel_tool_calls), self.pipeline
+        return run(pipeline.answer(pipeline.parse(prompt, images, videos, history, offered), options))
 
     def stream(
         self,
@@ -582,6 +597,9 @@ class Router:
         mode: ModeChoice | None = None,
         price: float | None = None,
         cancel: threading.Event | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        parallel_tool_calls: bool | None = None,
         **generation: Any,
     ) -> Events:
         """Decide, then answer as a stream of events. Arguments and errors are those of `ask`.
@@ -595,18 +613,22 @@ class Router:
             mode: Forces a mode.
             price: Replaces the price of the policy for this request.
             cancel: Cancels the answer once it is set.
+            tools: Tools that the model may call.
+            tool_choice: See `ask`.
+            parallel_tool_calls: See `ask`.
             **generation: Generation settings.
 
         Returns:
-            `Decided`, then `ThinkingDelta` and `AnswerDelta`, then `Finished`. Closing it cancels the answer.
+            `Decided`, then `ThinkingDelta`, `AnswerDelta` and `ToolCalled`, then `Finished`. Closing it cancels the
+            answer.
 
         Raises:
             InputError: The messages or options are invalid.
             RouterClosedError: The router was closed.
         """
         options = RequestOptions(caption, forced_mode(mode), price, cancel, generation)
-        pipeline = self.pipeline
-        return pipeline.stream(pipeline.parse(prompt, images, videos, history), options)
+        offered, pipeline = checked_tools(tools, tool_choice, parallel_tool_calls), self.pipeline
+        return pipeline.stream(pipeline.parse(prompt, images, videos, history, offered), options)
 
     async def aask(
         self,
@@ -619,6 +641,9 @@ class Router:
         mode: ModeChoice | None = None,
         price: float | None = None,
         cancel: threading.Event | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        parallel_tool_calls: bool | None = None,
         **generation: Any,
     ) -> Answer:
         """`ask` for an event loop: `await router.aask(…)`. Many requests together share the steps of the models.
@@ -632,6 +657,9 @@ class Router:
             mode: Forces a mode.
             price: Replaces the price of the policy for this request.
             cancel: Cancels the answer once it is set. Cancelling the task has the same effect.
+            tools: Tools that the model may call.
+            tool_choice: See `ask`.
+            parallel_tool_calls: See `ask`.
             **generation: Generation settings.
 
         Returns:
@@ -644,7 +672,8 @@ class Router:
         check_waiting()
         left, pipeline = threading.Event(), self.pipeline
         options = RequestOptions(caption, forced_mode(mode), price, EitherEvent(left, cancel), generation)
-        answering = pipeline.start(partial(pipeline.parse, prompt, images, videos, history), options)
+        offered = checked_tools(tools, tool_choice, parallel_tool_calls)
+        answering = pipeline.start(partial(pipeline.parse, prompt, images, videos, history, offered), options)
         try:
             return await asyncio.wrap_future(answering)
         finally:
@@ -661,6 +690,9 @@ class Router:
         mode: ModeChoice | None = None,
         price: float | None = None,
         cancel: threading.Event | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        parallel_tool_calls: bool | None = None,
         **generation: Any,
     ) -> AsyncGenerator[Event, None]:
         """`stream` for an event loop: `async for event in router.astream(…)`. Closing it cancels the answer.
@@ -674,6 +706,9 @@ class Router:
             mode: Forces a mode.
             price: Replaces the price of the policy for this request.
             cancel: Cancels the answer once it is set.
+            tools: Tools that the model may call.
+            tool_choice: See `ask`.
+            parallel_tool_calls: See `ask`.
             **generation: Generation settings.
 
         Yields:
@@ -685,7 +720,8 @@ class Router:
         """
         check_waiting()
         options, pipeline = RequestOptions(caption, forced_mode(mode), price, cancel, generation), self.pipeline
-        events = pipeline.astream(partial(pipeline.parse, prompt, images, videos, history), options)
+        offered = checked_tools(tools, tool_choice, parallel_tool_calls)
+        events = pipeline.astream(partial(pipeline.parse, prompt, images, videos, history, offered), options)
         try:
             while True:
                 event = await events.next()
@@ -731,8 +767,9 @@ class Router:
             options = RequestOptions(
                 asked["caption"], forced_mode(asked["mode"]), asked["price"], cancel, asked["generation"]
             )
-            media = [asked[name] for name in ("prompt", "images", "videos", "history")]
-            return pipeline.start(partial(pipeline.parse, *media), options)
+            prompt, images, videos, history = (asked[name] for name in ("prompt", "images", "videos", "history"))
+            offered = checked_tools(*(asked[name] for name in ("tools", "tool_choice", "parallel_tool_calls")))
+            return pipeline.start(partial(pipeline.parse, prompt, images, videos, history, offered), options)
 
         from rich.console import Console
         from rich.progress import Progress

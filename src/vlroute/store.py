@@ -278,7 +278,7 @@ class Store:
             "seconds": prefill + timing.decode,
             "prefill_seconds": prefill,
             "finish_reason": answer.finish_reason,
-            "text": _storable(answer.text) if self.keep_text else None,
+            "text": _storable(str(answer) if answer.tool_calls else answer.text) if self.keep_text else None,
         }
         with self._errors("written"), self._engine.begin() as connection:
             connection.execute(sa.insert(ANSWERS), row)
@@ -521,11 +521,17 @@ def export_feedback(store: Store) -> FeedbackExport:
 
 
 def request_digest(conversation: Conversation) -> str:
-    """SHA-256 of all turns: their text and the digests of their media; 64 hex characters."""
-    turns = [
-        [turn.role, *(["text", part] if isinstance(part, str) else ["media", part.digest] for part in turn.parts)]
+    """SHA-256 of all turns and tools: texts, tool calls and the digests of media; 64 hex characters."""
+    turns: list[Any] = [
+        [
+            turn.role,
+            *(["text", part] if isinstance(part, str) else ["media", part.digest] for part in turn.parts),
+            *(["call", call.name, call.text] for call in turn.tool_calls),
+        ]
         for turn in conversation.messages
     ]
+    if conversation.tools is not None:
+        turns.append(conversation.tools.definitions)
     return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
 
 

@@ -44,8 +44,8 @@ def forced_mode(choice: object) -> Mode | None:
 #: How much evidence a decision rests on.
 Stage = Literal["prompt", "prefill", "answer"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-FinishReason = Literal["stop", "length", "content_filter", "cancelled"]
-Channel = Literal["thinking", "answer"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "cancelled"]
+Channel = Literal["thinking", "answer", "call"]
 #: Why reasoning was closed, see `Answer.closed`.
 Closed = Literal["budget", "reserve", "loop", "early", "end"]
 
@@ -169,18 +169,39 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool that the model asks for. The caller runs it, see `Answer.message`.
+
+    Attributes:
+        id: Identifies the call for its result.
+        name: The name of the tool. A model may write a name that was not offered.
+        arguments: The arguments by name. They may differ from the schema of the tool.
+        text: The arguments as JSON text, as the model wrote them.
+    """
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+    text: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The call in OpenAI's form."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.text}}
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """An answer with its decision.
 
     Attributes:
-        text: The answer alone.
+        text: The answer alone, without tool calls.
         thinking: The reasoning before it; empty for Instruct, unless the answer was rescued, see `Decision`.
         decision: Which mode answered, and why.
-        finish_reason: "stop": the answer is complete, or reached a stop string. "length": it is not complete. The
-            tokens or the context of the model ran out (`text` is empty if this happened during the reasoning and
-            Instruct could not answer either), or an endpoint returned no answer or ended for another reason, which
-            `decision.reason` states. "content_filter": an endpoint withheld the answer or a part of it, or refused.
-            "cancelled": the caller cancelled it.
+        finish_reason: "stop": the answer is complete, or reached a stop string. "tool_calls": it is complete and calls
+            tools. "length": it is not complete. The tokens or the context of the model ran out (`text` is empty if this
+            happened during the reasoning and Instruct could not answer either), or an endpoint returned no answer or
+            ended for another reason, which `decision.reason` states. "content_filter": an endpoint withheld the answer
+            or a part of it, or refused. "cancelled": the caller cancelled it.
         usage: Numbers of tokens.
         timing: Seconds of the steps.
         id: Identifies the answer for `Router.feedback`: 128 random bits as 32 hexadecimal digits.
@@ -188,6 +209,7 @@ class Answer:
             only the tokens of `answer_reserve` were left. "loop": it repeated itself. "early": its answer no longer
             changed (`early_exit`). "end": the model would have ended its output without an answer. None if the model or
             a server closed it, or if there was no reasoning.
+        tool_calls: The tools that the model calls.
     """
 
     text: str
@@ -198,10 +220,26 @@ class Answer:
     timing: Timing
     id: str = ""
     closed: Closed | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message for the next request, to which the results of its tool calls are appended.
+
+        `{"role": "tool", "tool_call_id": call.id, "content": "…"}` is the result of a call. The reasoning is part of
+        the message, because models continue it until the next question.
+        """
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.thinking:
+            message["reasoning_content"] = self.thinking
+        if self.tool_calls:
+            message["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        return message
 
     def __str__(self) -> str:
-        if self.text or self.finish_reason == "stop":
-            return self.text
+        if self.text or self.tool_calls or self.finish_reason == "stop":
+            calls = [f"{call.name}({call.text})" for call in self.tool_calls]
+            return "\n".join([self.text, *calls] if self.text else calls)
         return f"[no answer: {self.finish_reason} after {self.usage.thinking_tokens} tokens of thinking]"
 
     def as_dict(self) -> dict[str, Any]:
@@ -237,13 +275,20 @@ class AnswerDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """A complete tool call. All calls together are `Answer.tool_calls`."""
+
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """Last event of a stream, with the whole answer."""
 
     answer: Answer
 
 
-Event = Decided | ThinkingDelta | AnswerDelta | Finished
+Event = Decided | ThinkingDelta | AnswerDelta | ToolCalled | Finished
 #: The events of one answer. Closing it cancels the answer.
 Events = Generator[Event, None, None]
 

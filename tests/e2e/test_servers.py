@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import threading
 import time
@@ -35,6 +36,7 @@ from vlroute.errors import EndpointError, InputError, ModeUnavailableError, Sett
 from vlroute.files import shipped
 from vlroute.inputs.messages import parse
 from vlroute.pocket import Task
+from vlroute.pocket.screens import TOOLS, App, ScreenTask, draw_screen_task, opening
 from vlroute.steps import run
 from vlroute.types import MODES, AnswerDelta, Decided, Finished, Mode, ThinkingDelta
 
@@ -83,6 +85,31 @@ def test_greedy_answers_are_those_of_the_pair_in_this_process(there: Router, her
         answers = ask_all(there, TASKS[:12], mode, 2, **WHOLE)
         assert said(answers) == said(here[mode][:12])
         assert all(bool(answer.thinking) == (mode == "thinking") for answer in answers)
+
+
+def tool_steps(router: Router, one: ScreenTask) -> list[Any]:
+    """What the model says and calls in each step of a loop with tools."""
+    app, messages, steps = App(one), opening(one), []
+    for _ in range(8):
+        answer = router.ask(messages, tools=TOOLS, mode="thinking", **GREEDY, **WHOLE)
+        calls = [(call.name, call.arguments) for call in answer.tool_calls]
+        steps.append((answer.text, answer.thinking, calls, answer.finish_reason))
+        messages.append(answer.message)
+        for call in answer.tool_calls:
+            result = app.call(call.name, call.arguments)
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+        if not calls:
+            break
+    return steps
+
+
+def test_tools_are_used_as_in_this_process(router: Router, there: Router) -> None:
+    chance = random.Random(0)
+    for steps in (2, 3, 4):
+        one = draw_screen_task(chance, steps)
+        far = tool_steps(there, one)
+        assert far == tool_steps(router, one)
+        assert far[-1][0] == one.answer
 
 
 def test_evidence_is_that_of_the_pair_in_this_process(router: Router, real: RealServers) -> None:

@@ -21,7 +21,7 @@ from vlroute import Answer, Router
 from vlroute.engine.local import scheduler
 from vlroute.engine.local.engine import LocalEngine
 from vlroute.engine.local.forward import Decoder
-from vlroute.engine.local.reasoning import StopText
+from vlroute.engine.text import StopText
 from vlroute.inputs.messages import parse
 from vlroute.pocket import Task, draw_task
 from vlroute.types import MODES, Mode

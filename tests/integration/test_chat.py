@@ -84,11 +84,12 @@ def test_a_fork_shares_and_goes_its_own_way(routers: dict[str, Router]) -> None:
 
 
 def test_no_history_holds_reasoning(routers: dict[str, Router], monkeypatch: pytest.MonkeyPatch) -> None:
-    histories = []
+    histories: list[tuple[Message, ...]] = []
 
-    def parse(pipeline: Pipeline, prompt: str, images: Any, videos: Any, history: list[Message]) -> Conversation:
-        histories.append(history)
-        return original(pipeline, prompt, images, videos, history)
+    def parse(pipeline: Pipeline, *arguments: Any) -> Conversation:
+        conversation = original(pipeline, *arguments)
+        histories.append(conversation.messages)
+        return conversation
 
     original = Pipeline.parse
     monkeypatch.setattr(Pipeline, "parse", parse)
@@ -97,8 +98,9 @@ def test_no_history_holds_reasoning(routers: dict[str, Router], monkeypatch: pyt
     first = chat.send(some.prompt, **media(some), mode="thinking")
     assert first.thinking
     chat.send("Are you sure?", mode="instruct", **GREEDY)
-    assert [message.role for message in histories[1]] == ["user", "assistant"]
-    assert all(first.thinking not in message.text for message in histories[1])
+    assert [message.role for message in histories[1]] == ["user", "assistant", "user"]
+    assert all(first.thinking not in message.text + message.thinking for message in histories[1])
+    assert not any(message.thinking for message in histories[1])
 
 
 def test_switching_counts_in_the_decision(folders: dict[str, Path]) -> None:

@@ -217,7 +217,7 @@ def test_fields_with_a_neutral_value_are_accepted(http: httpx.Client, known: dic
             assert post(http, {name: value}).status_code == 200, (name, value)
         assert error(post(http, {name: {"made": "up"}}))["param"] == name
     harmless = {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "prompt_cache_key": "k",
-                "safety_identifier": "s", "parallel_tool_calls": False, "chat_id": 3}  # fmt: skip
+                "safety_identifier": "s", "chat_id": 3}  # fmt: skip
     said = post(http, {**harmless, "stream_options": {"include_usage": True, "include_obfuscation": False}})
     assert said.json()["ignored"] == sorted(harmless)
 

@@ -290,7 +290,7 @@ def test_predict(server: Served) -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"n": 2}, "n"), ({"logprobs": True}, "logprobs"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"), ({"logit_bias": {"3": 1}}, "logit_bias"),
+    ({"functions": [{"name": "f"}]}, "functions"), ({"logit_bias": {"3": 1}}, "logit_bias"),
     ({"max_completion_tokens": 201}, "max_completion_tokens"), ({"stop": [""]}, "stop"),
     ({"stop": ["x"] * 17}, "stop"), ({"model": "instruct", "reasoning_effort": "high"}, "reasoning_effort"),
 ]  # fmt: skip

@@ -28,6 +28,8 @@ KEY = "a-key-of-these-servers"
 #: Options of llama.cpp. With more threads, each waits for the others in a loop, which is slow beside other programs.
 LLAMA_OPTIONS = ("--api-key", KEY, "--metrics", "--threads", "1")
 #: Options of vLLM for a model that reasons; Instruct runs without a reasoning parser.
+#: vLLM reads tool calls only with these.
+VLLM_TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser")
 VLLM_REASONS = ("--reasoning-parser", "qwen3", "--enable-prompt-tokens-details")
 
 
@@ -90,7 +92,7 @@ def launch(name: str, mode: Mode, folder: Path) -> Launch:
     if name == LLAMA:
         return llama_server(sys.executable, mode, *gguf_files(mode, folder), LLAMA_OPTIONS)
     reasons = VLLM_REASONS if mode == "thinking" else ()
-    return launch_vllm(mode, CACHE, more=["--api-key", KEY, *reasons])
+    return launch_vllm(mode, CACHE, more=["--api-key", KEY, *reasons, *VLLM_TOOLS, "hermes"])
 
 
 def launch_hybrid(name: str, checkpoint: Path, folder: Path) -> Launch:
@@ -107,7 +109,8 @@ def launch_hybrid(name: str, checkpoint: Path, folder: Path) -> Launch:
     if name == LLAMA:
         return llama_server(sys.executable, "hybrid", *gguf_files("hybrid", folder, checkpoint), LLAMA_OPTIONS)
     # the last --dtype counts; on CPUs, vLLM has kernels of gated delta networks only in bfloat16
-    return launch_vllm("hybrid", CACHE, checkpoint, ["--api-key", KEY, *VLLM_REASONS, "--dtype", "bfloat16"])
+    more = ["--api-key", KEY, *VLLM_REASONS, *VLLM_TOOLS, "qwen3_coder", "--dtype", "bfloat16"]
+    return launch_vllm("hybrid", CACHE, checkpoint, more)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
+from training.pocket.checkpoint import PIECES
+
 LANGUAGE, TOWER = "model.language_model.", "model.visual."
 #: llama.cpp's tokenizer of Llama 3. It takes a word that is in the vocabulary as one token without applying merges, as
 #: `ignore_merges` of the pocket tokenizer does, and splits the text of the drawn tasks at the same positions.
@@ -64,6 +66,9 @@ def byte_level_vocabulary(file: Path, size: int) -> tuple[list[str], list[gguf.T
         if index in added:
             special = added[index]["special"]
             tokens[index], types[index] = text, gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED
+        # found before the text is split into words, which would begin with a quotation mark
+        elif text in (*PIECES, '"'):
+            tokens[index], types[index] = text, gguf.TokenType.USER_DEFINED
         elif text.startswith("<0x"):
             character = chr(byte := int(text[3:5], 16))
             if byte >= 128 or character not in vocabulary:  # else the token of the character is the byte's as well

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
 from vlroute.steps import Steps
-from vlroute.types import Channel, Closed, FinishReason, Mode, Stage
+from vlroute.types import Channel, Closed, FinishReason, Mode, Stage, ToolCall
 
-#: Called with each new piece of the thinking or of the answer.
-OnPiece = Callable[[Channel, str], None]
+#: A text of the thinking or of the answer, or a complete call on the channel "call".
+Piece: TypeAlias = str | ToolCall
+#: Called with each new piece.
+OnPiece = Callable[[Channel, Piece], None]
 CAPTION_SETTINGS = {"do_sample": False, "max_new_tokens": 24}
 
 
@@ -41,6 +43,7 @@ class Reply:
         encoded: pictures and videos that the vision tower encoded for this request so far; None if not reported.
         note: what is wrong with the answer, if anything; appended to the reason of the decision.
         closed: why the reasoning was closed, see `vlroute.Answer`.
+        tool_calls: the tools that the answer calls.
     """
 
     text: str
@@ -57,6 +60,7 @@ class Reply:
     encoded: int | None = None
     note: str = ""
     closed: Closed | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 def empty_reply(finish_reason: FinishReason = "length", encoded: int | None = None) -> Reply:
@@ -154,8 +158,8 @@ class EngineRequest(Protocol):
         Args:
             mode: which mode answers.
             settings: generation settings.
-            on_piece: called with each new piece of text, in a thread of the engine. Without it, an engine may restart
-                the answer after a fault.
+            on_piece: called with each new piece of text and each tool call, in a thread of the engine. Without it, an
+                engine may restart the answer after a fault.
             cancel: cancels the answer when set.
             trial: decides during the answer whether it goes on; only for Instruct. Its judge is not called for stages
                 that are not among `Engine.stages`, and an error that it raises ends the answer.

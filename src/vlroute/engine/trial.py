@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vlroute.engine.protocol import Evidence, OnPiece, Trial
+from vlroute.engine.protocol import Evidence, OnPiece, Piece, Trial
 from vlroute.types import Channel, Stage
 
 
@@ -21,7 +21,7 @@ class RunningTrial:
         self, trial: Trial | None = None, on_piece: OnPiece | None = None, stages: Sequence[Stage] = ()
     ) -> None:
         self._trial, self._on_piece = trial, on_piece
-        self._held: list[tuple[Channel, str]] = []
+        self._held: list[tuple[Channel, Piece]] = []
         #: Whether the judge is called when the prompt has been read.
         self.needs_state = trial is not None and trial.state and "prefill" in stages
         #: Whether it is called, if still undecided, when the answer has ended or `Trial.seconds` after its first token.
@@ -58,8 +58,8 @@ class RunningTrial:
             self.rejected, self.needs_state, self.needs_answer = True, False, False
         return not self.rejected
 
-    def push(self, pieces: Iterable[tuple[Channel, str]]) -> None:
-        """Pass on the pieces of text, hold them back, or drop them after the judge has ended the answer."""
+    def push(self, pieces: Iterable[tuple[Channel, Piece]]) -> None:
+        """Pass on the pieces, hold them back, or drop them after the judge has ended the answer."""
         for channel, piece in pieces:
             if self.undecided:
                 self._held.append((channel, piece))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from vlroute.checks import refused, shown
 from vlroute.errors import LimitError, MessageError
+from vlroute.inputs.control_tokens import CONTROL, split_control
 from vlroute.inputs.encoded import decode_base64, is_data_uri
 from vlroute.inputs.limits import whole_number
 from vlroute.inputs.media import (
@@ -30,6 +32,8 @@ from vlroute.inputs.media import (
     load_video,
 )
 from vlroute.inputs.think_tags import without_reasoning
+from vlroute.inputs.tools import NAME, Tools
+from vlroute.types import ToolCall
 
 BUDGET = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width", "detail")
 IMAGE = ("min_pixels", "max_pixels", "resized_height", "resized_width", "detail", "channel_axis")
@@ -42,11 +46,10 @@ _WITHOUT_EFFECT = ("type", "cache_control")
 _MESSAGE = ("role", "content", "name", "id", "images")
 #: Fields that servers add to answers and that clients send back.
 _ANSWER = (
-    "refusal", "reasoning", "reasoning_content", "reasoning_details", "thinking", "thinking_blocks", "annotations",
-    "parsed", "provider_specific_fields", "status",
+    "tool_calls", "refusal", "reasoning", "reasoning_content", "reasoning_details", "thinking", "thinking_blocks",
+    "annotations", "parsed", "provider_specific_fields", "status",
 )  # fmt: skip
-_TEXTS = ("name", "refusal", "reasoning", "reasoning_content", "thinking")
-_TOOLS = ("tool_calls", "tool_call_id", "function_call")
+_TEXTS = ("name", "refusal", "reasoning", "reasoning_content", "thinking", "tool_call_id")
 
 
 def known_fields(given: Mapping[Any, Any], where: str, known: Iterable[str]) -> dict[str, Any]:
@@ -67,11 +70,10 @@ def message_fields(message: Mapping[Any, Any]) -> dict[str, Any]:
     MessageError for an unknown field, and for a field that vlroute cannot obey.
     """
     filled = {name: value for name, value in message.items() if name == "content" or not _is_empty(value)}
-    for name in _TOOLS:
-        if name in filled:
-            raise MessageError(f"{name} is not supported; leave tool calls and results out")
+    if "function_call" in filled:
+        raise MessageError("function_call is an older form that is not supported; send tool_calls")
     role = str(filled.get("role"))[:40]
-    known = (*_MESSAGE, *_ANSWER) if role == "assistant" else _MESSAGE
+    known = (*_MESSAGE, *{"assistant": _ANSWER, "tool": ("tool_call_id",)}.get(role, ()))
     fields = known_fields(filled, f"a message of the role {role!r}", known)
     for name in _TEXTS:
         if not isinstance(fields.get(name, ""), str):
@@ -100,23 +102,30 @@ def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
-Role: TypeAlias = Literal["system", "user", "assistant"]
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 Part: TypeAlias = str | Picture | Video
 
 _BYTES = bytes | bytearray | memoryview
 _SOURCES = ("url", "path", "base64")
+_REASONING_TEXTS = ("reasoning_content", "reasoning", "thinking")
 #: Fields for reasoning: with one of them, the content is the answer alone.
 _REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
-# In text these would end a turn, forge another one, or add a placeholder without a picture.
-_CONTROL = re.compile(r"<(\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>)")
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message: its role, and its texts, pictures and videos in the order of the prompt.
 
-    Only user messages have pictures and videos. The text of an assistant message is the answer without its reasoning.
-    A control token in an answer, which the model may have read in a picture, is split by a space.
+    Messages of the user and results of tools have pictures and videos. The text of an assistant message is the answer
+    without its reasoning. A control token in an answer or in the result of a tool, which may come from a picture or a
+    page, is split by a space.
+
+    Attributes:
+        role: Who wrote it.
+        parts: Texts, pictures and videos.
+        thinking: The reasoning before an answer. Chat templates render it only after the last question.
+        tool_calls: The tools that an answer calls.
+        tool_call_id: For the result of a tool: which call it belongs to; "" if unknown.
 
     Raises:
         MessageError: the role or a part is wrong, or the text of another role contains a control token such as
@@ -125,26 +134,38 @@ class Message:
 
     role: Role
     parts: tuple[Part, ...]
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
-            raise MessageError(f"role must be system, user or assistant, got {str(self.role)[:40]!r}")
+            raise MessageError(f"role must be system, user, assistant or tool, got {str(self.role)[:40]!r}")
         if not isinstance(self.parts, tuple):
             raise MessageError(f"parts must be a tuple, got a {type(self.parts).__name__}")
         for part in self.parts:
             if not isinstance(part, str | Picture | Video):
                 raise MessageError(f"a part must be a str, Picture or Video, got a {type(part).__name__}")
-            if self.role != "user" and not isinstance(part, str):
+            if self.role not in ("user", "tool") and not isinstance(part, str):
                 raise MessageError(f"a message of the {self.role} can contain only text; pictures come from the user")
         if self.role == "assistant":
-            answer = _CONTROL.sub(r"< \1", self.text)
+            answer = split_control(self.text)
             object.__setattr__(self, "parts", (answer,) if answer else ())
+            object.__setattr__(self, "thinking", split_control(self.thinking))
+            object.__setattr__(self, "tool_calls", tuple(map(_without_control, self.tool_calls)))
+        elif self.thinking or self.tool_calls:
+            raise MessageError(f"a message of the {self.role} has no reasoning and no tool calls")
+        elif self.role == "tool":
+            object.__setattr__(self, "parts", _joined_texts(self.parts))
+        if self.tool_call_id and self.role != "tool":
+            raise MessageError(f"a message of the {self.role} has no tool_call_id")
         # The template joins adjacent texts, so a token that is split over two of them would be complete again.
         joined = "".join(part if isinstance(part, str) else " " for part in self.parts)
-        if token := _CONTROL.search(joined):
+        if token := CONTROL.search(joined):
             raise MessageError(f"text contains the control token {token[0]}, which would forge a turn or a picture")
         try:
-            joined.encode()
+            for text in (joined, self.thinking, *(call.name + call.text for call in self.tool_calls)):
+                text.encode()
         except UnicodeEncodeError as error:
             raise MessageError("text contains half of a surrogate pair; send valid Unicode") from error
 
@@ -168,22 +189,41 @@ class Message:
 class Conversation:
     """Messages to answer.
 
+    Attributes:
+        messages: The messages. The last one is a question, or the result of a tool. Answers before the last question have
+            no reasoning, because chat templates do not render it.
+        tools: The tools that the model may call.
+
     Raises:
-        MessageError: the last message is not from the user or has no text.
+        MessageError: there is no question or it has no text, the last message has another role, or the result of a tool
+            follows no call.
     """
 
     messages: tuple[Message, ...]
+    tools: Tools | None = None
 
     def __post_init__(self) -> None:
-        if not self.messages or self.messages[-1].role != "user":
-            raise MessageError("the last message must have the role user; otherwise there is nothing to answer")
+        if not self.messages or self.messages[-1].role not in ("user", "tool"):
+            raise MessageError("the last message must have the role user or tool; otherwise there is nothing to answer")
+        _check_results(self.messages)
+        if all(message.role != "user" for message in self.messages):
+            raise MessageError("there is no message of the role user; otherwise there is nothing to answer")
         if not self.prompt.strip():
             raise MessageError("the prompt is empty; describe what to do")
+        earlier, turn = self.messages[: self.question], self.messages[self.question :]
+        if any(message.thinking for message in earlier):
+            earlier = tuple(replace(message, thinking="") for message in earlier)
+            object.__setattr__(self, "messages", (*earlier, *turn))
+
+    @property
+    def question(self) -> int:
+        """Index of the last message of the user."""
+        return max(i for i, message in enumerate(self.messages) if message.role == "user")
 
     @property
     def prompt(self) -> str:
-        """Text of the last message."""
-        return self.messages[-1].text
+        """Text of the last question."""
+        return self.messages[self.question].text
 
     @property
     def key(self) -> str:
@@ -212,28 +252,43 @@ class Conversation:
 
     @property
     def last_pictures(self) -> tuple[Picture, ...]:
-        """Pictures of the last message."""
-        return self.messages[-1].pictures
+        """Pictures of the last question, or of the last result of a tool that has some."""
+        return self._last_with_media.pictures
 
     @property
     def last_videos(self) -> tuple[Video, ...]:
-        """Videos of the last message."""
-        return self.messages[-1].videos
+        """Videos of the same message."""
+        return self._last_with_media.videos
 
-    def template(self) -> list[dict[str, Any]]:
+    @property
+    def _last_with_media(self) -> Message:
+        turn = self.messages[self.question :]
+        return next((message for message in reversed(turn) if message.pictures or message.videos), turn[0])
+
+    def template(self, parsed: bool = False) -> list[dict[str, Any]]:
         """The argument of `processor.apply_chat_template`, with placeholders for pictures and videos.
 
-        Past answers have an empty `reasoning_content`. Without it, the published templates search the answer for tags
-        and cut it there.
+        Answers always have a `reasoning_content`. Without it, the published templates search the answer for tags and cut
+        it there.
+
+        Args:
+            parsed: Whether the template takes the arguments of tool calls as a dict, not as the text that was written.
+
+        Returns:
+            The messages.
         """
-        return [
-            {
-                "role": turn.role,
-                "content": [_slot(part) for part in turn.parts],
-                **({"reasoning_content": ""} if turn.role == "assistant" else {}),
-            }
-            for turn in self.messages
-        ]
+        rendered = []
+        for turn in self.messages:
+            message: dict[str, Any] = {"role": turn.role, "content": [_slot(part) for part in turn.parts]}
+            if turn.role == "assistant":
+                message["reasoning_content"] = turn.thinking
+            if turn.tool_calls:
+                message["tool_calls"] = [
+                    {"function": {"name": call.name, "arguments": dict(call.arguments) if parsed else call.text}}
+                    for call in turn.tool_calls
+                ]
+            rendered.append(message)
+        return rendered
 
 
 def parse(
@@ -243,6 +298,7 @@ def parse(
     history: Sequence[Message | Mapping[str, Any]] | None = None,
     limits: Limits = DEFAULT_LIMITS,
     sampling: Callable[[], FrameSampling] = FrameSampling,
+    tools: Tools | None = None,
 ) -> Conversation:
     """Check and load the input of a request.
 
@@ -256,6 +312,7 @@ def parse(
         history: earlier messages.
         limits: limits of the request.
         sampling: called for each video file. Returns the frame sampling, which options of a part override.
+        tools: the tools that the model may call, see `checked_tools`.
 
     Returns:
         The conversation.
@@ -270,13 +327,17 @@ def parse(
         turns.append(Message("user", (prompt,)))
     else:
         turns += [loader.message(turn) for turn in _listed(prompt, "prompt must be a str or")]
-    conversation = Conversation(tuple(turns))
+    conversation = Conversation(tuple(turns), tools)
     media: list[Part] = [loader.picture(source) for source in _image_sources(images)]
     media += [loader.video(source) for source in _video_sources(videos)]
     if not media:
         return conversation
     *earlier, last = conversation.messages
-    return Conversation((*earlier, Message("user", (*media, *last.parts))))
+    if last.role != "user":
+        raise MessageError(
+            "images= and videos= belong to a question; put those of a tool into the content of its result"
+        )
+    return Conversation((*earlier, Message("user", (*media, *last.parts))), tools)
 
 
 class _Loader:
@@ -328,7 +389,7 @@ class _Loader:
         fields = message_fields(message)
         role, content, name = fields.get("role"), fields.get("content"), fields.get("name")
         if content is None and role == "assistant":
-            content = ""  # an answer that was a tool call only
+            content = ""  # an answer that only calls tools
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
         if not isinstance(content, list | tuple):
@@ -338,16 +399,19 @@ class _Loader:
             if any(parts):
                 raise MessageError("refusal and content are both given: send one of them")
             parts = (fields["refusal"],)
-        texts = [part for part in parts if isinstance(part, str)]
+        texts, thinking = [part for part in parts if isinstance(part, str)], ""
         if role == "assistant":
             separated = any(message.get(key) not in (None, []) for key in _REASONING)
+            thinking = next((fields[key] for key in _REASONING_TEXTS if fields.get(key)), "")
             if not separated and len(texts) == len(parts):
                 parts = (without_reasoning("".join(texts)),)
-        elif name and any(text.strip() for text in texts):
+        elif role != "tool" and name and any(text.strip() for text in texts):
             parts = (f"{name}: ", *parts)
         if "images" in fields:
             parts = (*self._ollama_images(fields["images"]), *parts)
-        return Message("system" if role == "developer" else role, parts)  # type: ignore[arg-type]
+        calls, result_of = _tool_calls(fields.get("tool_calls", ())), fields.get("tool_call_id", "")
+        role = "system" if role == "developer" else role
+        return Message(role, parts, thinking, calls, result_of)  # type: ignore[arg-type]
 
     def _ollama_images(self, images: object) -> list[Picture]:
         """Pictures in base64 next to a text, as Ollama's clients send them."""
@@ -397,6 +461,68 @@ class _Loader:
         if not isinstance(text, str | bytes):
             raise MessageError(f"{name} must be a str, got a {type(text).__name__}")
         return decode_base64(text if isinstance(text, str) else text.decode("latin-1"), name, most)
+
+
+def _tool_calls(calls: object) -> tuple[ToolCall, ...]:
+    """The tool calls of an answer in OpenAI's form. MessageError if they have another one."""
+    if not isinstance(calls, list | tuple):
+        raise MessageError(f"tool_calls must be a list, got a {type(calls).__name__}")
+    return tuple(_tool_call(call) for call in calls)
+
+
+def _tool_call(call: object) -> ToolCall:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping) or call.get("type", "function") != "function":
+        raise MessageError(
+            "a tool call must be a dict such as {'id': '…', 'type': 'function', 'function': {'name': '…', 'arguments': "
+            f"'{{}}'}}}}, got {shown(call)}"
+        )
+    id, name, arguments = call.get("id") or "", function.get("name"), function.get("arguments")
+    if not isinstance(id, str) or not isinstance(name, str) or not NAME.fullmatch(name):
+        raise MessageError(f"a tool call needs an id (a str) and the name of a tool, got {shown(id)} and {shown(name)}")
+    text = arguments if isinstance(arguments, str) else None
+    try:
+        parsed = json.loads(text or "{}") if arguments is None or text is not None else dict(arguments)
+        written = text if text and text.strip() else json.dumps(parsed, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        parsed, written = None, ""
+    if not isinstance(parsed, dict):
+        raise MessageError(f"the arguments of the call of {name!r} must be a JSON object, got {shown(arguments)}")
+    return ToolCall(id, name, parsed, written)
+
+
+def _without_control(call: ToolCall) -> ToolCall:
+    """`call` with split control tokens in its arguments."""
+    text = split_control(call.text)
+    return call if text == call.text else replace(call, text=text, arguments=json.loads(text))
+
+
+def _joined_texts(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """`parts` with adjacent texts joined and their control tokens split."""
+    groups = itertools.groupby(parts, key=lambda part: isinstance(part, str))
+    joined: list[Part] = []
+    for is_text, group in groups:
+        if is_text:
+            joined.append(split_control("".join(part for part in group if isinstance(part, str))))
+        else:
+            joined += group
+    return tuple(joined)
+
+
+def _check_results(messages: Sequence[Message]) -> None:
+    """MessageError if the result of a tool follows no call, or names another one."""
+    ids: set[str] | None = None  # of the calls whose results may follow
+    for message in messages:
+        if message.role == "tool":
+            if ids is None:
+                raise MessageError("a message of the role tool must follow an answer with tool_calls")
+            if message.tool_call_id and ids and message.tool_call_id not in ids:
+                raise MessageError(
+                    f"tool_call_id {message.tool_call_id[:40]!r} is none of the calls before it: "
+                    f"{', '.join(sorted(ids))[:200]}"
+                )
+        else:
+            ids = {call.id for call in message.tool_calls if call.id} if message.tool_calls else None
 
 
 def _with_budget(options: Mapping[str, Any]) -> dict[str, Any]:

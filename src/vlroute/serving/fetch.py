@@ -11,7 +11,8 @@ import httpx
 from vlroute.errors import LimitError, UnreadableMediaError
 from vlroute.inputs.encoded import is_data_uri
 from vlroute.inputs.media import FrameSampling
-from vlroute.inputs.messages import IMAGE, VIDEO, Conversation, nested_fields, parse
+from vlroute.inputs.messages import IMAGE, VIDEO, Conversation, Message, nested_fields, parse
+from vlroute.inputs.tools import Tools
 from vlroute.serving.settings import ServerSettings
 
 Messages = Sequence[Mapping[str, Any]]
@@ -133,7 +134,7 @@ def is_quick(messages: Messages) -> bool:
 
 
 def preparer(
-    messages: Messages, settings: ServerSettings, sampling: Callable[[], FrameSampling]
+    messages: Messages, settings: ServerSettings, sampling: Callable[[], FrameSampling], tools: Tools | None = None
 ) -> Callable[[], Conversation]:
     """Create the function that makes the conversation. It runs in the thread that answers: decoding pictures is slow.
 
@@ -141,19 +142,25 @@ def preparer(
         messages: The messages, without network addresses.
         settings: Limits of the request.
         sampling: See `parse`.
+        tools: See `parse`.
 
     Returns:
         The function; it raises InputError for invalid messages.
     """
 
     def prepare() -> Conversation:
-        conversation = parse(list(messages), limits=settings.limits, sampling=sampling)
-        length = sum(len(turn.text) for turn in conversation.messages)
+        conversation = parse(list(messages), limits=settings.limits, sampling=sampling, tools=tools)
+        length = sum(_characters(turn) for turn in conversation.messages) + (len(tools.text) if tools else 0)
         if length > settings.max_prompt:
             raise LimitError(f"{length} characters of text, over the limit of {settings.max_prompt}; send fewer turns")
         return conversation
 
     return prepare
+
+
+def _characters(message: Message) -> int:
+    """Number of characters of the text of a message, with its reasoning and tool calls."""
+    return len(message.text) + len(message.thinking) + sum(len(call.text) for call in message.tool_calls)
 
 
 def _address(part: Any) -> tuple[str, str, str | None]:

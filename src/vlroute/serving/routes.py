@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from vlroute import __version__
 from vlroute.inputs.messages import Conversation, parse
+from vlroute.inputs.tools import checked_tools
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import APIError
@@ -60,7 +61,8 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
     arrived, service = time.perf_counter(), caller.service
     options = body.options(service.settings, caller.namespace)
     messages = await embed_media(body.messages, caller.fetcher, service.settings)
-    prepare = preparer(messages, service.settings, service.sampling)
+    tools = checked_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    prepare = preparer(messages, service.settings, service.sampling, tools)
     if not body.stream:
         answer = await _until_disconnect(service.answer(prepare, options, arrived), request)
         return JSONResponse(
@@ -102,7 +104,8 @@ async def route(body: ChatRequest, caller: Caller) -> dict[str, Any]:
     service = caller.service
     options = body.options(service.settings, caller.namespace)
     messages = await embed_media(body.messages, caller.fetcher, service.settings)
-    prepare = preparer(messages, service.settings, service.sampling)
+    tools = checked_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    prepare = preparer(messages, service.settings, service.sampling, tools)
 
     def decide() -> Decision:
         return service.decide_on(prepare(), options)

@@ -162,8 +162,8 @@ class ChatRequest(Fields):
 
     neutral = {
         # OpenAI
-        "n": (1,), "logprobs": (False,), "top_logprobs": (0,), "tools": ([],), "functions": ([],), "logit_bias": ({},),
-        "response_format": ({"type": "text"},), "modalities": (["text"],), "tool_choice": ("none", "auto"),
+        "n": (1,), "logprobs": (False,), "top_logprobs": (0,), "functions": ([],), "logit_bias": ({},),
+        "response_format": ({"type": "text"},), "modalities": (["text"],),
         "function_call": ("none", "auto"), "verbosity": ("medium",), "audio": (), "prediction": (), "suffix": (),
         "web_search_options": (), "moderation": (),
         # vLLM and SGLang
@@ -182,7 +182,7 @@ class ChatRequest(Fields):
         "grammar": ("",), "timings_per_token": (False,), "format": ("",), "options": ({},),
     }  # fmt: skip
     harmless = frozenset({
-        "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
+        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
         "prompt_cache_options", "prompt_cache_retention", "cache_prompt", "cache_salt", "request_id", "rid", "priority",
         "session_id", "chat_id", "keep_alive",
     })  # fmt: skip
@@ -190,6 +190,11 @@ class ChatRequest(Fields):
     messages: list[dict[str, Any]] = Field(
         min_length=1, max_length=2000, description="Messages of OpenAI's API, with pictures as data URIs."
     )
+    tools: list[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
+    tool_choice: str | dict[str, Any] | None = Field(
+        None, description="'none': no tools are offered. Other values are not supported."
+    )
+    parallel_tool_calls: StrictBool | None = Field(None, description="False: the answer ends after one call.")
     vlroute: RouterOptions | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from vlroute.serving.errors import Count, api_error
 from vlroute.serving.service import GRACE_SECONDS
 from vlroute.stream import AsyncStream
-from vlroute.types import Answer, AnswerDelta, Decided, Decision, Event, Finished, ThinkingDelta
+from vlroute.types import Answer, AnswerDelta, Decided, Decision, Event, Finished, ThinkingDelta, ToolCalled
 
 PREFIX = "chatcmpl-"
 #: Seconds between two comments that keep the connection open: proxies close a silent stream after about 30 s.
@@ -32,7 +32,10 @@ def completion(answer: Answer, ignored: Sequence[str], hide_reasoning: bool = Fa
     Returns:
         The JSON object.
     """
-    message = {"role": "assistant", "content": answer.text, "refusal": None}
+    content = answer.text if answer.text or not answer.tool_calls else None
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if answer.tool_calls:
+        message["tool_calls"] = [call.as_dict() for call in answer.tool_calls]
     if (answer.decision.mode == "thinking" or answer.thinking) and not hide_reasoning:
         message |= _reasoning(answer.thinking)
     choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason, "logprobs": None}
@@ -93,6 +96,7 @@ class Chunks:
         self.decided, self.with_usage, self.ignored = decided, with_usage, list(ignored)
         self.hide_reasoning = hide_reasoning
         self.created = int(time.time())
+        self._calls = 0  # number of tool calls so far
 
     def first(self) -> ServerSentEvent:
         """The chunk with the decision."""
@@ -111,6 +115,9 @@ class Chunks:
                 yield self._chunk(_reasoning(text))
             case AnswerDelta(text):
                 yield self._chunk({"content": text})
+            case ToolCalled(call):
+                yield self._chunk({"tool_calls": [{"index": self._calls, **call.as_dict()}]})
+                self._calls += 1
             case Finished(answer):
                 details = {
                     "id": answer.id, "timing": asdict(answer.timing), "encoded": answer.usage.encoded,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import media, task
 from vlroute import Router
-from vlroute.engine.local.reasoning import OutputControl, Splitter, Trimmed
+from vlroute.engine.local.reasoning import OutputControl, Splitter
+from vlroute.engine.text import Trimmed
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from vlroute.types import Mode
+
+#: How a model writes tool calls between `<tool_call>` and `</tool_call>`. "json": one object with name and arguments.
+#: "xml": `<function=name>` with `<parameter=name>` inside.
+CallFormat = Literal["json", "xml"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Family:
         sampling: Recommended settings of each mode, for requests with and without pictures or videos. They replace
             those of the generation config, which has only one set for both modes. Empty: those of Qwen3-VL, unless the
             generation config of the checkpoint says otherwise.
+        call_format: How the model writes tool calls.
     """
 
     model_type: str
@@ -41,6 +46,7 @@ class Family:
     marker: str | None = None
     recurrent: bool = False
     sampling: Mapping[tuple[Mode, bool], Mapping[str, Any]] | None = None
+    call_format: CallFormat = "json"
 
     @property
     def hybrid(self) -> bool:

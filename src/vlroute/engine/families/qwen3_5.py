@@ -31,6 +31,7 @@ DENSE = Family(
     switch="enable_thinking",
     marker="<think>",
     recurrent=True,
+    call_format="xml",
     sampling={
         ("instruct", True): _sampling(0.7, 0.8, 1.5),
         ("thinking", True): _sampling(0.6, 0.95, 0.0),

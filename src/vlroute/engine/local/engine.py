@@ -34,6 +34,7 @@ from vlroute.engine.local.scheduler import GenerationRequest, Scheduler
 from vlroute.engine.local.vision import prepare
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply, Trial, empty_reply
 from vlroute.engine.settings import answer_reserve
+from vlroute.engine.tool_calls import CallReader
 from vlroute.engine.trial import RunningTrial
 from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
@@ -184,11 +185,13 @@ class Request:
                 lease.release()
                 return empty_reply(encoded=self.encoded)  # the reasoning could not be closed in time
             splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
-            running = RunningTrial(trial, on_piece, self.engine.stages)
+            running, tools = RunningTrial(trial, on_piece, self.engine.stages), self.conversation.tools
+            calls = None if tools is None else CallReader(tools, checkpoint.family.call_format)
 
             def on_token(token: int) -> bool:
-                running.push(splitter.push(token))
-                return splitter.stop.found
+                pieces = splitter.push(token)
+                running.push(pieces if calls is None else calls.read(pieces))
+                return splitter.stop.found or (calls is not None and calls.ended)
 
             generating = self.engine.scheduler.generate(
                 GenerationRequest(
@@ -204,10 +207,14 @@ class Request:
             generating.cancel()
             raise
         running.release()  # cancelled before the trial was decided
-        running.push(splitter.flush())
+        if calls is None:
+            running.push(splitter.flush())
+        else:
+            running.push(calls.read(splitter.flush()))
+            running.push(calls.flush(complete=generated.finish_reason == "stop"))
         texts = splitter.texts
         return Reply(
-            text=texts["answer"],
+            text=texts["answer"] if calls is None else calls.text,
             thinking=texts["thinking"],
             finish_reason=generated.finish_reason,
             prompt_tokens=prompt.length,
@@ -220,6 +227,7 @@ class Request:
             decode_seconds=generated.decode_seconds,
             encoded=self.encoded,
             closed=generated.closed,
+            tool_calls=() if calls is None else tuple(calls.calls),
         )
 
     def _keep(self, release: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
@@ -63,11 +64,12 @@ def _timestamps(times: Sequence[float], per_step: int) -> list[float]:
 
 def render(checkpoint: Checkpoint, conversation: Conversation, images: Sequence[Grid], videos: Sequence[Grid]) -> str:
     """The text of the chat template, with one placeholder token for each merged vision token."""
-    processor = checkpoint.processor
+    processor, options = checkpoint.processor, dict[str, Any](checkpoint.template_options)
+    if conversation.tools is not None:
+        options["tools"] = list(conversation.tools.definitions)
+    messages = conversation.template(parsed=checkpoint.family.call_format == "xml")
     try:
-        text = processor.apply_chat_template(
-            conversation.template(), tokenize=False, add_generation_prompt=True, **checkpoint.template_options
-        )
+        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
     except TemplateError as error:  # raised by the template, such as for a system message that is not the first one
         raise InputError(f"the chat template of {checkpoint.source} refuses this conversation: {error}") from None
     merged = processor.image_processor.merge_size**2
@@ -100,6 +102,7 @@ def check_length(checkpoint: Checkpoint, conversation: Conversation) -> None:
     most = checkpoint.model.config.text_config.max_position_embeddings
     asked = [message for message in conversation.messages if message.role != "assistant"]  # reasoning may be left out
     texts = [part for message in asked for part in message.parts if isinstance(part, str)]
+    texts += [] if conversation.tools is None else [conversation.tools.text]
     characters = sum(map(len, texts))
     length = 16 * most
     while length < characters:

@@ -8,65 +8,12 @@ from functools import lru_cache
 from typing import Any
 
 from vlroute.engine.repetition import LoopDetector
+from vlroute.engine.text import StopText, Trimmed
 from vlroute.types import Channel, Closed
 
 THINK, END_THINK = "<think>", "</think>"
 #: Closes the reasoning if the model does not; the form that Qwen's chat templates use for earlier turns.
 CLOSING = f"\n{END_THINK}\n\n"
-
-
-class Trimmed:
-    """Removes white space at the start and the end of a text that arrives in pieces."""
-
-    def __init__(self) -> None:
-        self._begun = False
-        self._held: list[str] = []  # white space that is returned only if text follows
-
-    def push(self, piece: str) -> str:
-        """Add a piece; returns the text that is final."""
-        if not self._begun:
-            piece = piece.lstrip()
-        kept = piece.rstrip()
-        if not kept:
-            if self._begun and piece:
-                self._held.append(piece)
-            return ""
-        text = "".join(self._held) + kept
-        self._begun, self._held = True, [piece[len(kept) :]]
-        return text
-
-
-class StopText:
-    """Cuts a text that arrives in pieces at the first stop string; a possible beginning of one is held back."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        """ValueError for an empty stop string, TypeError for a single string instead of a list."""
-        if isinstance(stops, str) or not all(isinstance(stop, str) for stop in stops):
-            raise TypeError(f"stop must be a list of strings, not {stops!r}")
-        if "" in stops:
-            raise ValueError("a stop string must not be empty")
-        self.stops, self.held, self.found = tuple(stops), "", False
-
-    def push(self, piece: str) -> str:
-        """Add a piece; returns the text that cannot belong to a stop string."""
-        if self.found or not self.stops:
-            return "" if self.found else piece
-        text = self.held + piece
-        at = min((i for stop in self.stops if (i := text.find(stop)) >= 0), default=-1)
-        self.found = at >= 0
-        safe = at if self.found else len(text) - max(_begun(text, stop) for stop in self.stops)
-        self.held = "" if self.found else text[safe:]
-        return text[:safe]
-
-    def flush(self) -> str:
-        """The text that was held back, when no more text follows."""
-        held, self.held = self.held, ""
-        return held
-
-
-def _begun(text: str, stop: str) -> int:
-    """Length of the longest beginning of `stop` at the end of `text`."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 class Decoder:

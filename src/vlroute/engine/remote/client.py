@@ -411,7 +411,8 @@ async def _read(
 def _has_text_or_end(chunk: Any) -> bool:
     choice = first_choice(chunk)
     delta = getattr(choice, "delta", None)
-    parts = (getattr(delta, name, None) for name in ("content", "reasoning_content", "reasoning", "refusal"))
+    names = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls")
+    parts = (getattr(delta, name, None) for name in names)
     return bool(getattr(choice, "finish_reason", None)) or any(parts)
 
 

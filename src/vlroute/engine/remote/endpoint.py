@@ -201,6 +201,10 @@ class Endpoint:
         settings = self.check(mode, settings)
         messages = [_message(one, self.videos) for one in conversation.messages]
         body: dict[str, Any] = {"model": self.model, "messages": messages}
+        if conversation.tools is not None:
+            body["tools"] = list(conversation.tools.definitions)
+            if not conversation.tools.parallel:
+                body["parallel_tool_calls"] = False
         body |= {name: settings[name] for name in _SAME if settings.get(name) is not None}
         body |= {new: settings[name] for name, new in _RENAMED.items() if settings.get(name) is not None}
         if settings.get("do_sample") is False:
@@ -252,11 +256,18 @@ def _merged(fields: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, A
 
 
 def _message(message: Message, videos: VideoForm | None) -> dict[str, Any]:
-    if all(isinstance(part, str) for part in message.parts):
-        # without this field, published chat templates drop the text before a </think> as reasoning
-        tagged = message.role == "assistant" and "think>" in message.text
-        return {"role": message.role, "content": message.text, **({"reasoning_content": ""} if tagged else {})}
-    return {"role": message.role, "content": [one for part in message.parts for one in _parts(part, videos)]}
+    """A message in OpenAI's form."""
+    sent: dict[str, Any] = {"role": message.role, "content": message.text}
+    if not all(isinstance(part, str) for part in message.parts):
+        sent["content"] = [one for part in message.parts for one in _parts(part, videos)]
+    # without this field, published chat templates drop the text before a </think> as reasoning
+    if message.role == "assistant" and (message.thinking or "think>" in message.text):
+        sent["reasoning_content"] = message.thinking
+    if message.tool_calls:
+        sent["tool_calls"] = [call.as_dict() for call in message.tool_calls]
+    if message.tool_call_id:
+        sent["tool_call_id"] = message.tool_call_id
+    return sent
 
 
 def _parts(part: str | Picture | Video, videos: VideoForm | None) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import math
 import threading
 import time
@@ -10,17 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from vlroute.engine.local.reasoning import StopText, Trimmed
-from vlroute.engine.protocol import TOP_TOKENS, Evidence, Reply
+from vlroute.engine.protocol import TOP_TOKENS, Evidence, Piece, Reply
 from vlroute.engine.remote.endpoint import Endpoint, Reasoning
 from vlroute.engine.remote.errors import failure, is_overload
 from vlroute.engine.repetition import LoopDetector
+from vlroute.engine.text import StopText, Trimmed
+from vlroute.engine.tool_calls import call_of, new_call_id
 from vlroute.engine.trial import RunningTrial
 from vlroute.errors import ModeUnavailableError
 from vlroute.inputs.think_tags import Tag, ThinkTags
-from vlroute.types import Channel, Closed, FinishReason, Mode
+from vlroute.types import Channel, Closed, FinishReason, Mode, ToolCall
 
 Pieces = Iterator[tuple[Channel, str]]
+#: Maximum number of tool calls of one answer.
+MAX_CALLS = 128
 
 
 class _Surrogates:
@@ -174,13 +178,56 @@ POLL_SECONDS = 0.02
 #: Longest time, in seconds, to wait for token counts and the end of the stream once the answer is complete.
 END_SECONDS = 2.0
 _FINISH: dict[str, FinishReason] = {
-    "stop": "stop", "eos_token": "stop", "length": "length", "max_tokens": "length", "content_filter": "content_filter",
+    "stop": "stop", "eos_token": "stop", "tool_calls": "stop", "length": "length", "max_tokens": "length",
+    "content_filter": "content_filter",
 }  # fmt: skip
 _CUT: dict[Closed, str] = {
     "loop": "its reasoning repeated itself",
     "reserve": "its reasoning left only the tokens that are kept for the answer",
 }
 _FAILED = ("error", "abort", "insufficient_system_resource")
+
+
+class RemoteCalls:
+    """Joins the pieces of tool calls. A call is complete when the next one begins or the stream ends."""
+
+    def __init__(self) -> None:
+        self.calls: list[ToolCall] = []
+        self._open: dict[str, str] | None = None
+        self._index: int | None = None
+
+    def push(self, deltas: Any) -> Iterator[tuple[Channel, Piece]]:
+        """Process the field `tool_calls` of one chunk. ValueError if it is malformed."""
+        if not isinstance(deltas, list):
+            raise ValueError("tool_calls is not a list")
+        for delta in deltas:
+            index, function = getattr(delta, "index", None), getattr(delta, "function", None)
+            id = getattr(delta, "id", None)
+            if self._open is None or index != self._index or (index is None and id and id != self._open["id"]):
+                yield from self.flush()
+                if len(self.calls) >= MAX_CALLS:
+                    raise ValueError(f"more than {MAX_CALLS} tool calls")
+                self._open, self._index = {"id": "", "name": "", "text": ""}, index
+            for name, piece in (
+                ("id", id), ("name", getattr(function, "name", None)), ("text", getattr(function, "arguments", None))
+            ):  # fmt: skip
+                if isinstance(piece, Mapping) and name == "text":
+                    piece = json.dumps(piece, ensure_ascii=False)
+                if not isinstance(piece, str | None):
+                    raise ValueError("a part of a tool call is not text")
+                # a name or an id that is sent again is the same one, not a continuation
+                self._open[name] = self._open[name] + (piece or "") if name == "text" else piece or self._open[name]
+
+    def flush(self) -> Iterator[tuple[Channel, Piece]]:
+        """Complete the last call. ValueError if its arguments are no JSON object."""
+        if self._open is None:
+            return
+        given, self._open = self._open, None
+        call = call_of(given["id"] or new_call_id(), given["name"], given["text"])
+        if call is None or not call.name:
+            raise ValueError("a tool call has no name, or its arguments are no JSON object")
+        self.calls.append(call)
+        yield "call", call
 
 
 class RemoteStream:
@@ -221,6 +268,7 @@ class RemoteStream:
         self._most_thinking = most_thinking
         self._loops = LoopDetector() if close_loops and mode == "thinking" else None
         self._cut: Closed | None = None
+        self._calls = RemoteCalls()
         self._usage: Any = None
         self._encoded: int | None = None
         self._finish: str | None = None
@@ -268,6 +316,8 @@ class RemoteStream:
         if self._reasoning_tokens is not None:
             self._text.known = "parsed"
         self._trial.push(self._text.flush(complete=reason == "stop"))
+        if reason == "stop":  # a call that was cut off is not passed on
+            self._push_calls(self._calls.flush())
         return self._end("stop" if self._text.stop.found and not cancelled else reason)
 
     def _next(self) -> Any:
@@ -309,8 +359,21 @@ class RemoteStream:
                 self._wait(min(self._endpoint.idle_seconds, self._endpoint.read_seconds))
                 self._trial.push(self._text.push(reasoning, content))
                 self._check_reasoning(reasoning or content)
+            if calls := getattr(delta, "tool_calls", None):
+                self._first = self._first or time.perf_counter()
+                self._wait(min(self._endpoint.idle_seconds, self._endpoint.read_seconds))
+                self._push_calls(self._calls.push(calls))
             if self._finish is not None:
                 self._wait(min(END_SECONDS, self._patience))
+
+    def _push_calls(self, calls: Iterator[tuple[Channel, Piece]]) -> None:
+        """Pass on complete tool calls. ModeUnavailableError if one is malformed."""
+        try:
+            self._trial.push(calls)
+        except ValueError as error:
+            raise ModeUnavailableError(
+                f"{self._endpoint.model} sent a tool call that cannot be read: {error}", self._trial.begun
+            ) from error
 
     def _read_scores(self, choice: Any, content: str) -> None:
         """Read the log-probabilities of one chunk. Without them, or if they are malformed, nothing is decided."""
@@ -367,11 +430,15 @@ class RemoteStream:
         if self._refused:
             reason = "content_filter" if reason == "stop" else reason
             notes.append("the server refused to answer")
-        if self._finish is not None and self._finish not in _FINISH:
+        if self._finish == "tool_calls" and not self._calls.calls:
+            reason = "length" if reason == "stop" else reason
+        if self._finish is not None and (
+            self._finish not in _FINISH or (self._finish == "tool_calls" and not self._calls.calls)
+        ):
             notes.append(f"the server ended with finish_reason {self._finish[:40]!r}")
-        if self._cut is not None and not text:
+        if self._cut is not None and not text and not self._calls.calls:
             notes.append(_CUT[self._cut])
-        elif not text and reason != "cancelled" and not self._text.stop.found:
+        elif not text and not self._calls.calls and reason != "cancelled" and not self._text.stop.found:
             reason = "length" if reason == "stop" else reason
             hint = " (an Instruct server must run without a reasoning parser)"
             notes.append(f"the server returned no answer{hint if thinking and self._mode == 'instruct' else ''}")
@@ -400,6 +467,7 @@ class RemoteStream:
             encoded=self._encoded,
             note="; ".join(notes),
             closed=self._cut,
+            tool_calls=tuple(self._calls.calls),
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlroute.engine.local.engine import LocalEngine, Request
-from vlroute.engine.protocol import Reply
+from vlroute.engine.protocol import Piece, Reply
 from vlroute.hub import resolve_pair
 from vlroute.inputs.messages import Conversation
 from vlroute.serving.service import exclude_from_gc
@@ -24,7 +24,7 @@ from vlroute.stream import AsyncStream
 from vlroute.types import Channel, Mode
 
 T = TypeVar("T")
-Item = tuple[Channel, str] | Reply
+Item = tuple[Channel, Piece] | Reply
 
 
 class Replica:

@@ -1,0 +1,124 @@
+"""Checks the tools that a request offers to the model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlroute.checks import refused, shown
+from vlroute.errors import MessageError
+from vlroute.inputs.control_tokens import CONTROL
+
+#: Names that chat templates and APIs take.
+NAME = re.compile(r"[\w.-]{1,128}", re.ASCII)
+#: Maximum number of tools of a request.
+MAX_TOOLS = 256
+_FIELDS = ("name", "description", "parameters", "strict")
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The tools of a request.
+
+    Attributes:
+        definitions: Each tool in OpenAI's form, as the chat template renders it.
+        parallel: Whether an answer may contain several calls.
+    """
+
+    definitions: tuple[Mapping[str, Any], ...]
+    parallel: bool = True
+
+    @property
+    def text(self) -> str:
+        """All definitions as JSON."""
+        return json.dumps(self.definitions, ensure_ascii=False)
+
+    def parameters(self, name: str) -> Mapping[str, Any]:
+        """The JSON schemas of the parameters of a tool by their names; empty for an unknown tool."""
+        for tool in self.definitions:
+            if tool["function"]["name"] == name:
+                properties = (tool["function"].get("parameters") or {}).get("properties")
+                return properties if isinstance(properties, Mapping) else {}
+        return {}
+
+
+def checked_tools(
+    tools: Sequence[Mapping[str, Any]] | None,
+    tool_choice: str | Mapping[str, Any] | None = None,
+    parallel_tool_calls: bool | None = None,
+) -> Tools | None:
+    """Check the tools of a request.
+
+    Args:
+        tools: Tools in OpenAI's form, `{"type": "function", "function": {"name": …, "description": …, "parameters":
+            …}}`, or the inner object alone.
+        tool_choice: "auto" or None: the model chooses between calls and text. "none": no tools are offered.
+        parallel_tool_calls: Whether an answer may contain several calls; None: yes.
+
+    Returns:
+        The tools; None if there are none, or with the choice "none".
+
+    Raises:
+        MessageError: A tool, the choice or `parallel_tool_calls` is invalid or not supported.
+    """
+    if not isinstance(parallel_tool_calls, bool | None):
+        raise MessageError(str(refused("parallel_tool_calls", parallel_tool_calls, "True or False")))
+    if not isinstance(tools, list | tuple | None):
+        raise MessageError(f"tools must be a list of tools, got a {type(tools).__name__}")
+    definitions = tuple(_definition(tool) for tool in tools or ())
+    if len(definitions) > MAX_TOOLS:
+        raise MessageError(f"more than {MAX_TOOLS} tools in one request; send fewer")
+    names = [tool["function"]["name"] for tool in definitions]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise MessageError(f"two tools have the name {twice[0]!r}; names must differ")
+    if tool_choice not in (None, "auto", "none"):
+        raise MessageError(f"tool_choice={shown(tool_choice)} is not supported; expected 'auto' or 'none'")
+    if not definitions or tool_choice == "none":
+        return None
+    return Tools(definitions, parallel_tool_calls is not False)
+
+
+def _definition(tool: Any) -> Mapping[str, Any]:
+    """One tool in OpenAI's form, with its keys in the given order. MessageError if it is invalid."""
+    if not isinstance(tool, Mapping):
+        raise MessageError(f"a tool must be a dict, got a {type(tool).__name__}")
+    kind, function = tool.get("type", "function"), tool.get("function")
+    if kind != "function":
+        raise MessageError(f"a tool has the type {shown(kind)}; only functions are supported")
+    if function is None:  # the form of OpenAI's Responses API and of Ollama
+        function = {name: value for name, value in tool.items() if name != "type"}
+        tool = {"type": "function", "function": function}
+    if not isinstance(function, Mapping):
+        raise MessageError(f"the function of a tool must be a dict, got a {type(function).__name__}")
+    if unknown := [*(set(tool) - {"type", "function"}), *(set(function) - set(_FIELDS))]:
+        raise MessageError(
+            f"a tool has the unknown field {str(min(unknown, key=str))[:40]!r}; known: {', '.join(_FIELDS)}"
+        )
+    name, description, parameters = (function.get(field) for field in _FIELDS[:3])
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise MessageError(f"the name of a tool must be 1 to 128 letters, digits, '_', '-' or '.', got {shown(name)}")
+    if not isinstance(description, str | None):
+        raise MessageError(f"the description of {name!r} must be a str, got a {type(description).__name__}")
+    if not isinstance(parameters, Mapping | None) or not isinstance(
+        (parameters or {}).get("properties", {}), Mapping | None
+    ):
+        raise MessageError(
+            f"the parameters of {name!r} must be a JSON schema of type 'object', got {shown(parameters)}"
+        )
+    if function.get("strict"):
+        raise MessageError(
+            f"strict is not supported: the arguments of {name!r} may differ from its schema; leave it out"
+        )
+    kept = {field: value for field, value in function.items() if value is not None and field != "strict"}
+    definition = {"type": "function", "function": kept}
+    try:
+        text = json.dumps(definition, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
+        raise MessageError(f"the tool {name!r} is not JSON: {error}") from None
+    if token := CONTROL.search(text):
+        raise MessageError(f"the tool {name!r} contains the control token {token[0]}, which would forge a turn")
+    return definition
