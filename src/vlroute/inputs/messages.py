@@ -190,8 +190,8 @@ class Conversation:
     """Messages to answer.
 
     Attributes:
-        messages: The messages. The last one is a question, or the result of a tool. Answers before the last question have
-            no reasoning, because chat templates do not render it.
+        messages: The messages. The last one is a question, or the result of a tool. Answers before the last question
+            have no reasoning, because chat templates do not render it.
         tools: The tools that the model may call.
 
     Raises:
@@ -268,8 +268,8 @@ class Conversation:
     def template(self, parsed: bool = False) -> list[dict[str, Any]]:
         """The argument of `processor.apply_chat_template`, with placeholders for pictures and videos.
 
-        Answers always have a `reasoning_content`. Without it, the published templates search the answer for tags and cut
-        it there.
+        Answers always have a `reasoning_content`. Without it, the published templates search the answer for tags and
+        cut it there.
 
         Args:
             parsed: Whether the template takes the arguments of tool calls as a dict, not as the text that was written.
