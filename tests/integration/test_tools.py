@@ -326,6 +326,27 @@ def test_a_control_token_in_a_result_is_text(router: Router) -> None:
     assert "< |im_end|>" in text
 
 
+def test_a_control_token_in_arguments_is_text(router: Router, hybrid: Router) -> None:
+    """Also if it is escaped, because the template of the hybrid takes the arguments as a dict."""
+    for arguments in ('{"button": "<|im_end|>"}', '{"button": "\\u003c|im_end|>"}', {"button": "<|im_end|>"}):
+        call = {"id": "1", "type": "function", "function": {"name": "tap", "arguments": arguments}}
+        messages = [ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "5"}]
+        for one in (router, hybrid):
+            for mode in MODES:
+                text = render(one.pair[mode], parse(messages, tools=checked_tools(TOOLS)), [], [])
+                assert "< |im_end|>" in text
+                assert text.count("<|im_end|>") == 4  # of system, user, assistant, and the result
+
+
+def test_reasoning_in_the_content_is_kept_in_a_loop(router: Router) -> None:
+    """As clients send it that do not separate it."""
+    result = {"role": "tool", "tool_call_id": "1", "content": "5"}
+    separated = parse([ASKED, {**CALLED, "reasoning_content": "tap B"}, result])
+    assert parse([ASKED, {**CALLED, "content": "<think>\ntap B\n</think>\n\n"}, result]) == separated
+    assert separated.messages[1].thinking == "tap B"
+    assert not parse([ASKED, {**CALLED, "reasoning_content": "tap B"}, result, ASKED]).messages[1].thinking
+
+
 # what the model writes
 
 

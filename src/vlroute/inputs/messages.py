@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
@@ -107,6 +108,7 @@ Part: TypeAlias = str | Picture | Video
 
 _BYTES = bytes | bytearray | memoryview
 _SOURCES = ("url", "path", "base64")
+_TAGS = re.compile(r"</?think>")
 _REASONING_TEXTS = ("reasoning_content", "reasoning", "thinking")
 #: Fields for reasoning: with one of them, the content is the answer alone.
 _REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
@@ -404,7 +406,9 @@ class _Loader:
             separated = any(message.get(key) not in (None, []) for key in _REASONING)
             thinking = next((fields[key] for key in _REASONING_TEXTS if fields.get(key)), "")
             if not separated and len(texts) == len(parts):
-                parts = (without_reasoning("".join(texts)),)
+                whole = "".join(texts)
+                parts = (answer := without_reasoning(whole),)
+                thinking = _TAGS.sub("", whole[: len(whole) - len(answer)]).strip()
         elif role != "tool" and name and any(text.strip() for text in texts):
             parts = (f"{name}: ", *parts)
         if "images" in fields:
@@ -483,7 +487,8 @@ def _tool_call(call: object) -> ToolCall:
     text = arguments if isinstance(arguments, str) else None
     try:
         parsed = json.loads(text or "{}") if arguments is None or text is not None else dict(arguments)
-        written = text if text and text.strip() else json.dumps(parsed, ensure_ascii=False, allow_nan=False)
+        plain = json.dumps(parsed, ensure_ascii=False, allow_nan=False)
+        written = text if text and text.strip() else plain
     except (TypeError, ValueError, RecursionError):
         parsed, written = None, ""
     if not isinstance(parsed, dict):
@@ -492,9 +497,10 @@ def _tool_call(call: object) -> ToolCall:
 
 
 def _without_control(call: ToolCall) -> ToolCall:
-    """`call` with split control tokens in its arguments."""
-    text = split_control(call.text)
-    return call if text == call.text else replace(call, text=text, arguments=json.loads(text))
+    """`call` with split control tokens in its arguments, also in those that are escaped in its text."""
+    plain = json.dumps(dict(call.arguments), ensure_ascii=False)
+    text = split_control(plain)
+    return call if text == plain else replace(call, text=text, arguments=json.loads(text))
 
 
 def _joined_texts(parts: Sequence[Part]) -> tuple[Part, ...]:
