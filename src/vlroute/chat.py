@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from vlroute.errors import ChatBusyError, ChatFileError
 from vlroute.files import check_outputs, replace_file
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.media import Picture, PixelBudget, Video, load_picture
-from vlroute.inputs.messages import Conversation, Message, Part
+from vlroute.inputs.messages import Conversation, Message, Part, parse_tool_call
 from vlroute.inputs.tools import Tools, checked_tools
 from vlroute.pipeline import EitherEvent, Pipeline, RequestOptions
 from vlroute.steps import run
@@ -318,7 +318,7 @@ def write_chat(folder: str | Path, system: str | None, turns: tuple[Turn, ...]) 
         {
             "before": [_saved(folder, one) for one in turn.before],
             **_saved(folder, turn.message),
-            "answer": turn.answer.as_dict(),
+            "answer": {**turn.answer.as_dict(), "tool_calls": [call.as_dict() for call in turn.answer.tool_calls]},
         }
         for turn in turns
     ]
@@ -365,7 +365,7 @@ def _saved(folder: Path, message: Message) -> dict[str, Any]:
     if message.thinking:
         saved["thinking"] = message.thinking
     if message.tool_calls:
-        saved["tool_calls"] = [asdict(call) for call in message.tool_calls]
+        saved["tool_calls"] = [call.as_dict() for call in message.tool_calls]
     if message.tool_call_id:
         saved["tool_call_id"] = message.tool_call_id
     return saved
@@ -396,6 +396,7 @@ def _keep(folder: Path, image: Image.Image) -> str:
 def _turn(folder: Path, turn: dict[str, Any], limits: Limits) -> Turn:
     answer = dict(turn["answer"])
     _string(answer["text"], "text of an answer")
+    _string(answer["thinking"], "reasoning of an answer")
     decision = dict(answer["decision"])
     decision["stages"] = tuple(PassedStage(**one) for one in decision.get("stages", ()))
     decision["later_stages"] = tuple(decision.get("later_stages", ()))
@@ -422,7 +423,7 @@ def _message(folder: Path, saved: dict[str, Any], limits: Limits) -> Message:
 
 def _calls(saved: dict[str, Any]) -> tuple[ToolCall, ...]:
     """Tool calls of an answer or a message; earlier versions wrote none."""
-    return tuple(ToolCall(**call) for call in saved.get("tool_calls", ()))
+    return tuple(parse_tool_call(call) for call in saved.get("tool_calls", ()))
 
 
 def _load(folder: Path, part: dict[str, Any], limits: Limits) -> Part:

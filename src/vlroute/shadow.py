@@ -362,7 +362,7 @@ class Shadow:
                 prefill = reply.vision_seconds + reply.prefill_seconds
                 self._store.record_label(
                     Label(
-                        answer.id, mode, probability, reply.text, _plain(reply.text) == _plain(answer.text),
+                        answer.id, mode, probability, reply.text, _same(reply, answer),
                         reply.completion_tokens, prefill + reply.decode_seconds, prefill, reply.finish_reason,
                     )
                 )  # fmt: skip
@@ -393,6 +393,12 @@ def _choice(artifact: str, decision: Decision) -> Choice:
         artifact, decision.mode, decision.p_instruct, decision.p_thinking, decision.seconds_instruct,
         decision.seconds_thinking, decision.threshold,
     )  # fmt: skip
+
+
+def _same(reply: Reply, answer: Answer) -> bool:
+    """Whether both have the same text and call the same tools."""
+    calls = [[(call.name, call.arguments) for call in one.tool_calls] for one in (reply, answer)]
+    return _plain(reply.text) == _plain(answer.text) and calls[0] == calls[1]
 
 
 def _plain(text: str) -> str:

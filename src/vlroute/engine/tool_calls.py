@@ -11,14 +11,15 @@ from typing import Any
 from vlroute.engine.families.family import CallFormat
 from vlroute.engine.protocol import Piece
 from vlroute.engine.text import Trimmed, begun
-from vlroute.inputs.tools import NAME, Tools
+from vlroute.inputs.tools import NAME, Tools, read_object
 from vlroute.types import Channel, ToolCall
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-_FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
-#: The arguments in a JSON call, as they are written.
-_ARGUMENTS = re.compile(r'"arguments"\s*:\s*(\{.*\})\s*\}', re.DOTALL)
+_FUNCTION, _PARAMETER = re.compile(r"\s*<function=([^>\n]+)>"), re.compile(r"\s*<parameter=([^>\n]+)>\n?")
+_END = re.compile(r"\s*(?:</function>\s*)?")
+_ARGUMENTS = re.compile(r'"arguments"\s*:\s*')
+#: Steps through the parts of a JSON schema in search of types.
+MAX_SCHEMAS = 100
 
 
 class CallReader:
@@ -118,11 +119,8 @@ def read_call(body: str, tools: Tools, form: CallFormat) -> ToolCall | None:
 
 
 def _json_call(body: str) -> ToolCall | None:
-    try:
-        call = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(call, dict) or not isinstance(name := call.get("name"), str) or not NAME.fullmatch(name):
+    call = read_object(body)
+    if call is None or not call.keys() <= {"name", "arguments"} or not isinstance(name := call.get("name"), str):
         return None
     arguments = call.get("arguments", {})
     if isinstance(arguments, str):  # JSON in a string
@@ -130,40 +128,74 @@ def _json_call(body: str) -> ToolCall | None:
     if not isinstance(arguments, dict):
         return None
     # the arguments as they are written, so that the next prompt repeats them exactly
-    written = _ARGUMENTS.search(body)
-    text = written[1] if written else ""
-    try:
-        same = json.loads(text) == arguments
-    except (ValueError, RecursionError):
-        same = False
-    return ToolCall(new_call_id(), name, arguments, text if same else json.dumps(arguments, ensure_ascii=False))
+    text = json.dumps(arguments, ensure_ascii=False)
+    if begin := _ARGUMENTS.search(body):
+        found, end = _DECODER.raw_decode(body, begin.end())
+        text = body[begin.end() : end] if found == arguments else text
+    return call_of(new_call_id(), name, text)
+
+
+_DECODER = json.JSONDecoder()
 
 
 def call_of(id: str, name: str, text: str) -> ToolCall | None:
-    """A call with its arguments as JSON text; None if the text is no JSON object."""
-    try:
-        arguments = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return None
-    return ToolCall(id, name, arguments, text or "{}") if isinstance(arguments, dict) else None
+    """A call with its arguments as JSON text; None if the name or the text is invalid."""
+    arguments = read_object(text or "{}")
+    return None if arguments is None or not NAME.fullmatch(name) else ToolCall(id, name, arguments, text or "{}")
 
 
 def _xml_call(body: str, tools: Tools) -> ToolCall | None:
-    found = _FUNCTION.search(body)
-    if not found or not NAME.fullmatch(name := found[1].strip()):
+    if (head := _FUNCTION.match(body)) is None:
         return None
-    schemas = tools.parameters(name)
-    arguments = {key: _value(text, schemas.get(key)) for key, text in _PARAMETER.findall(found[2])}
-    return ToolCall(new_call_id(), name, arguments, json.dumps(arguments, ensure_ascii=False))
+    schema, arguments, at = tools.schema(name := head[1].strip()), dict[str, Any](), head.end()
+    while parameter := _PARAMETER.match(body, at):
+        if (end := body.find("</parameter>", parameter.end())) < 0:
+            return None
+        value = body[parameter.end() : end].removesuffix("\n")
+        arguments[parameter[1]] = _value(value, schema, parameter[1])
+        at = end + len("</parameter>")
+    if not _END.fullmatch(body, at):
+        return None
+    return call_of(new_call_id(), name, json.dumps(arguments, ensure_ascii=False))
 
 
-def _value(text: str, schema: Any) -> Any:
-    """The value of a parameter in tags: JSON, unless its schema says that it is a string."""
-    kinds = schema.get("type", "string") if isinstance(schema, Mapping) else "string"
-    kinds = kinds if isinstance(kinds, list) else [kinds]
-    if "string" in kinds and not ("null" in kinds and text == "null"):
+def _value(text: str, schema: Mapping[str, Any], name: str) -> Any:
+    """The value of a parameter in tags: JSON, unless its schema allows a string or says nothing."""
+    properties = schema.get("properties")
+    kinds = _kinds(properties.get(name) if isinstance(properties, Mapping) else None, schema)
+    if not kinds or ("string" in kinds and not ("null" in kinds and text == "null")):
         return text
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return {"True": True, "False": False}.get(text.strip(), text)
+
+
+def _kinds(schema: Any, root: Mapping[str, Any]) -> set[str]:
+    """The types that a JSON schema allows, as far as they are stated."""
+    kinds, todo = set[str](), [schema]
+    for _ in range(MAX_SCHEMAS):
+        if not todo:
+            break
+        one = todo.pop()
+        if not isinstance(one, Mapping):
+            continue
+        stated = one.get("type")
+        kinds.update(kind for kind in (stated if isinstance(stated, list) else [stated]) if isinstance(kind, str))
+        values = [
+            *(one["enum"] if isinstance(one.get("enum"), list) else ()),
+            *([one["const"]] if "const" in one else ()),
+        ]
+        kinds.update("string" if isinstance(value, str) else "other" for value in values)
+        for name in ("anyOf", "oneOf", "allOf"):
+            todo += one[name] if isinstance(one.get(name), list) else ()
+        if isinstance(reference := one.get("$ref"), str):
+            todo.append(_referenced(reference, root))
+    return kinds
+
+
+def _referenced(reference: str, root: Mapping[str, Any]) -> Any:
+    found: Any = root
+    for step in reference.removeprefix("#").strip("/").split("/"):
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return found

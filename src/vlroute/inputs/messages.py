@@ -33,7 +33,7 @@ from vlroute.inputs.media import (
     load_video,
 )
 from vlroute.inputs.think_tags import without_reasoning
-from vlroute.inputs.tools import NAME, Tools
+from vlroute.inputs.tools import MAX_CALLS, NAME, Tools, read_object
 from vlroute.types import ToolCall
 
 BUDGET = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width", "detail")
@@ -110,6 +110,8 @@ _BYTES = bytes | bytearray | memoryview
 _SOURCES = ("url", "path", "base64")
 _TAGS = re.compile(r"</?think>")
 _REASONING_TEXTS = ("reasoning_content", "reasoning", "thinking")
+#: Maximum length of the id of a tool call.
+MAX_ID = 256
 #: Fields for reasoning: with one of them, the content is the answer alone.
 _REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
 
@@ -154,19 +156,21 @@ class Message:
             answer = split_control(self.text)
             object.__setattr__(self, "parts", (answer,) if answer else ())
             object.__setattr__(self, "thinking", split_control(self.thinking))
-            object.__setattr__(self, "tool_calls", tuple(map(_without_control, self.tool_calls)))
+            object.__setattr__(self, "tool_calls", tuple(map(_checked_call, self.tool_calls)))
         elif self.thinking or self.tool_calls:
             raise MessageError(f"a message of the {self.role} has no reasoning and no tool calls")
         elif self.role == "tool":
             object.__setattr__(self, "parts", _joined_texts(self.parts))
         if self.tool_call_id and self.role != "tool":
             raise MessageError(f"a message of the {self.role} has no tool_call_id")
+        if len(self.tool_call_id) > MAX_ID:
+            raise MessageError(f"a tool_call_id has at most {MAX_ID} characters, got {len(self.tool_call_id)}")
         # The template joins adjacent texts, so a token that is split over two of them would be complete again.
         joined = "".join(part if isinstance(part, str) else " " for part in self.parts)
         if token := CONTROL.search(joined):
             raise MessageError(f"text contains the control token {token[0]}, which would forge a turn or a picture")
         try:
-            for text in (joined, self.thinking, *(call.name + call.text for call in self.tool_calls)):
+            for text in (joined, self.thinking, self.tool_call_id, *(call.id for call in self.tool_calls)):
                 text.encode()
         except UnicodeEncodeError as error:
             raise MessageError("text contains half of a surrogate pair; send valid Unicode") from error
@@ -207,7 +211,7 @@ class Conversation:
     def __post_init__(self) -> None:
         if not self.messages or self.messages[-1].role not in ("user", "tool"):
             raise MessageError("the last message must have the role user or tool; otherwise there is nothing to answer")
-        _check_results(self.messages)
+        object.__setattr__(self, "messages", _with_results(self.messages))
         if all(message.role != "user" for message in self.messages):
             raise MessageError("there is no message of the role user; otherwise there is nothing to answer")
         if not self.prompt.strip():
@@ -471,64 +475,115 @@ def _tool_calls(calls: object) -> tuple[ToolCall, ...]:
     """The tool calls of an answer in OpenAI's form. MessageError if they have another one."""
     if not isinstance(calls, list | tuple):
         raise MessageError(f"tool_calls must be a list, got a {type(calls).__name__}")
-    return tuple(_tool_call(call) for call in calls)
+    if len(calls) > MAX_CALLS:
+        raise MessageError(f"more than {MAX_CALLS} tool calls in one answer")
+    return tuple(parse_tool_call(call) for call in calls)
 
 
-def _tool_call(call: object) -> ToolCall:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(call, Mapping) or not isinstance(function, Mapping) or call.get("type", "function") != "function":
+def parse_tool_call(call: object) -> ToolCall:
+    """Check and convert a tool call.
+
+    Args:
+        call: A call in OpenAI's form, see `ToolCall.as_dict`. The arguments may be a dict.
+
+    Returns:
+        The call.
+
+    Raises:
+        MessageError: It has another form, or its arguments are no JSON object.
+    """
+    if not isinstance(call, Mapping) or call.get("type") not in (None, "function"):
         raise MessageError(
             "a tool call must be a dict such as {'id': '…', 'type': 'function', 'function': {'name': '…', 'arguments': "
             f"'{{}}'}}}}, got {shown(call)}"
         )
-    id, name, arguments = call.get("id") or "", function.get("name"), function.get("arguments")
-    if not isinstance(id, str) or not isinstance(name, str) or not NAME.fullmatch(name):
-        raise MessageError(f"a tool call needs an id (a str) and the name of a tool, got {shown(id)} and {shown(name)}")
-    text = arguments if isinstance(arguments, str) else None
+    fields = known_fields(call, "a tool call", ("id", "index", "function", "name", "arguments"))
+    function = fields.get("function", {name: fields[name] for name in ("name", "arguments") if name in fields})
+    if not isinstance(function, Mapping):
+        raise MessageError(f"the function of a tool call must be a dict, got a {type(function).__name__}")
+    function = known_fields(function, "the function of a tool call", ("name", "arguments"))
+    id, name, arguments = fields.get("id", ""), function.get("name"), function.get("arguments", "")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise MessageError(f"a tool call needs the name of a tool, got {shown(name)}")
+    if not isinstance(id, str) or len(id) > MAX_ID:
+        raise MessageError(f"the id of a tool call must be a str of at most {MAX_ID} characters, got {shown(id)}")
     try:
-        parsed = json.loads(text or "{}") if arguments is None or text is not None else dict(arguments)
-        plain = json.dumps(parsed, ensure_ascii=False, allow_nan=False)
-        written = text if text and text.strip() else plain
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
-        parsed, written = None, ""
-    if not isinstance(parsed, dict):
+        text = "not JSON"
+    text = text if text.strip() else "{}"
+    if (parsed := read_object(text)) is None:
         raise MessageError(f"the arguments of the call of {name!r} must be a JSON object, got {shown(arguments)}")
-    return ToolCall(id, name, parsed, written)
+    return ToolCall(id, name, parsed, text)
 
 
-def _without_control(call: ToolCall) -> ToolCall:
+def _checked_call(call: Any) -> ToolCall:
     """`call` with split control tokens in its arguments, also in those that are escaped in its text."""
-    plain = json.dumps(dict(call.arguments), ensure_ascii=False)
-    text = split_control(plain)
-    return call if text == plain else replace(call, text=text, arguments=json.loads(text))
+    if not isinstance(call, ToolCall):
+        raise MessageError(f"a tool call of a Message must be a ToolCall, got a {type(call).__name__}")
+    checked = parse_tool_call(call.as_dict())
+    # templates write `<parameter=name>`, so that a name would be completed to a control token
+    arguments = {key.replace("<|", "< |"): value for key, value in checked.arguments.items()}
+    plain = json.dumps(arguments, ensure_ascii=False)
+    if CONTROL.search(checked.text) or CONTROL.search(plain) or arguments.keys() != checked.arguments.keys():
+        text = split_control(plain)
+        return replace(checked, text=text, arguments=json.loads(text))
+    return checked
+
+
+#: Tags that end the result of a tool in chat templates.
+_RESULT = re.compile(r"<(/?tool_response>)")
 
 
 def _joined_texts(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """`parts` with adjacent texts joined and their control tokens split."""
+    """`parts` of a result with adjacent texts joined, and split tokens and tags that would end it."""
     groups = itertools.groupby(parts, key=lambda part: isinstance(part, str))
     joined: list[Part] = []
     for is_text, group in groups:
         if is_text:
-            joined.append(split_control("".join(part for part in group if isinstance(part, str))))
+            text = "".join(part for part in group if isinstance(part, str))
+            joined.append(_RESULT.sub(r"< \1", split_control(text)))
         else:
             joined += group
     return tuple(joined)
 
 
-def _check_results(messages: Sequence[Message]) -> None:
-    """MessageError if the result of a tool follows no call, or names another one."""
-    ids: set[str] | None = None  # of the calls whose results may follow
-    for message in messages:
+def _with_results(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """`messages` with the results of tools in the order of their calls, and with ids for those that have none.
+
+    MessageError if results do not belong to the calls before them.
+    """
+    if not any(message.tool_calls or message.role == "tool" for message in messages):
+        return messages
+    ordered: list[Message] = []
+    rest = list(messages)
+    while rest:
+        message = rest.pop(0)
         if message.role == "tool":
-            if ids is None:
-                raise MessageError("a message of the role tool must follow an answer with tool_calls")
-            if message.tool_call_id and ids and message.tool_call_id not in ids:
-                raise MessageError(
-                    f"tool_call_id {message.tool_call_id[:40]!r} is none of the calls before it: "
-                    f"{', '.join(sorted(ids))[:200]}"
-                )
-        else:
-            ids = {call.id for call in message.tool_calls if call.id} if message.tool_calls else None
+            raise MessageError("a message of the role tool must follow an answer with tool_calls")
+        results = [*itertools.takewhile(lambda one: one.role == "tool", rest)] if message.tool_calls else []
+        del rest[: len(results)]
+        if message.tool_calls:
+            message, results = _matched(message, results, len(ordered))
+        ordered += [message, *results]
+    return tuple(ordered)
+
+
+def _matched(message: Message, results: Sequence[Message], number: int) -> tuple[Message, list[Message]]:
+    """An answer and the results of its calls, in the order of the calls."""
+    ids, given = [call.id for call in message.tool_calls], [result.tool_call_id for result in results]
+    if twice := sorted({id for some in (ids, given) for id in some if id and some.count(id) > 1}):
+        raise MessageError(f"the tool_call_id {twice[0]!r} occurs twice")
+    if all(ids) and (unknown := [id for id in given if id and id not in ids]):
+        raise MessageError(f"tool_call_id {unknown[0]!r} is none of the calls before it: {', '.join(ids)[:200]}")
+    if results and len(results) != len(ids):
+        raise MessageError(f"an answer has {len(ids)} tool calls, but {len(results)} results follow it")
+    if all(ids) and all(given):
+        return message, sorted(results, key=lambda result: ids.index(result.tool_call_id))
+    ids = [id or f"call_{number}_{i}" for i, id in enumerate(ids)]
+    calls = tuple(replace(call, id=id) for call, id in zip(message.tool_calls, ids, strict=True))
+    named = [replace(result, tool_call_id=id) for result, id in zip(results, ids, strict=False)]
+    return replace(message, tool_calls=calls), named
 
 
 def _with_budget(options: Mapping[str, Any]) -> dict[str, Any]:

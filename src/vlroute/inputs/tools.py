@@ -14,8 +14,12 @@ from vlroute.inputs.control_tokens import CONTROL
 
 #: Names that chat templates and APIs take.
 NAME = re.compile(r"[\w.-]{1,128}", re.ASCII)
-#: Maximum number of tools of a request.
-MAX_TOOLS = 256
+#: Maximum number of tools of a request, and of calls of one answer.
+MAX_TOOLS, MAX_CALLS = 256, 128
+#: Maximum depth of a tool and of the arguments of a call: chat templates are rendered by recursive functions.
+MAX_DEPTH = 64
+#: Strings and brackets of JSON; a string that is not closed extends to the end.
+_MARKS = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
 _FIELDS = ("name", "description", "parameters", "strict")
 
 
@@ -36,13 +40,10 @@ class Tools:
         """All definitions as JSON."""
         return json.dumps(self.definitions, ensure_ascii=False)
 
-    def parameters(self, name: str) -> Mapping[str, Any]:
-        """The JSON schemas of the parameters of a tool by their names; empty for an unknown tool."""
-        for tool in self.definitions:
-            if tool["function"]["name"] == name:
-                properties = (tool["function"].get("parameters") or {}).get("properties")
-                return properties if isinstance(properties, Mapping) else {}
-        return {}
+    def schema(self, name: str) -> Mapping[str, Any]:
+        """The JSON schema of the parameters of a tool; empty for an unknown tool."""
+        found = (tool["function"].get("parameters") for tool in self.definitions if tool["function"]["name"] == name)
+        return next(found, None) or {}
 
 
 def checked_tools(
@@ -68,9 +69,9 @@ def checked_tools(
         raise MessageError(str(refused("parallel_tool_calls", parallel_tool_calls, "True or False")))
     if not isinstance(tools, list | tuple | None):
         raise MessageError(f"tools must be a list of tools, got a {type(tools).__name__}")
-    definitions = tuple(_definition(tool) for tool in tools or ())
-    if len(definitions) > MAX_TOOLS:
+    if len(tools or ()) > MAX_TOOLS:
         raise MessageError(f"more than {MAX_TOOLS} tools in one request; send fewer")
+    definitions = tuple(_definition(tool) for tool in tools or ())
     names = [tool["function"]["name"] for tool in definitions]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise MessageError(f"two tools have the name {twice[0]!r}; names must differ")
@@ -85,7 +86,7 @@ def _definition(tool: Any) -> Mapping[str, Any]:
     """One tool in OpenAI's form, with its keys in the given order. MessageError if it is invalid."""
     if not isinstance(tool, Mapping):
         raise MessageError(f"a tool must be a dict, got a {type(tool).__name__}")
-    kind, function = tool.get("type", "function"), tool.get("function")
+    kind, function = tool.get("type") or "function", tool.get("function")
     if kind != "function":
         raise MessageError(f"a tool has the type {shown(kind)}; only functions are supported")
     if function is None:  # the form of OpenAI's Responses API and of Ollama
@@ -119,6 +120,41 @@ def _definition(tool: Any) -> Mapping[str, Any]:
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
         raise MessageError(f"the tool {name!r} is not JSON: {error}") from None
+    if depth_of(text) > MAX_DEPTH:
+        raise MessageError(f"the tool {name!r} is nested more than {MAX_DEPTH} levels deep")
     if token := CONTROL.search(text):
         raise MessageError(f"the tool {name!r} contains the control token {token[0]}, which would forge a turn")
-    return definition
+    copied: Mapping[str, Any] = json.loads(text)  # the caller may change its own
+    return copied
+
+
+def read_object(text: str) -> dict[str, Any] | None:
+    """Read the arguments of a call.
+
+    Args:
+        text: A JSON object.
+
+    Returns:
+        The object; None if the text is none, if it is nested too deep, or if it contains NaN, infinity or half of a
+        surrogate pair, which are no JSON.
+    """
+    if depth_of(text) > MAX_DEPTH:
+        return None
+    try:
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def depth_of(text: str) -> int:
+    """The depth of a JSON text: the largest number of brackets that are open at the same time."""
+    depth = deepest = 0
+    for mark in _MARKS.finditer(text):
+        if mark[0] in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif mark[0] in "]}":
+            depth -= 1
+    return deepest

@@ -128,13 +128,18 @@ async def embed_media(messages: Messages, fetcher: Fetcher, settings: ServerSett
 
 def is_quick(messages: Messages) -> bool:
     """Whether the messages are short text: nothing has to be decoded, and the decision takes no time."""
-    contents = [message.get("content") for message in messages if not message.get("images")]
+    contents = [
+        message.get("content") for message in messages if not (message.get("images") or message.get("tool_calls"))
+    ]
     texts = [content for content in contents if isinstance(content, str)]
     return len(texts) == len(messages) and sum(map(len, texts)) <= QUICK_CHARACTERS
 
 
 def preparer(
-    messages: Messages, settings: ServerSettings, sampling: Callable[[], FrameSampling], tools: Tools | None = None
+    messages: Messages,
+    settings: ServerSettings,
+    sampling: Callable[[], FrameSampling],
+    tools: Callable[[], Tools | None] = lambda: None,
 ) -> Callable[[], Conversation]:
     """Create the function that makes the conversation. It runs in the thread that answers: decoding pictures is slow.
 
@@ -142,15 +147,16 @@ def preparer(
         messages: The messages, without network addresses.
         settings: Limits of the request.
         sampling: See `parse`.
-        tools: See `parse`.
+        tools: Checks the tools, see `parse`.
 
     Returns:
-        The function; it raises InputError for invalid messages.
+        The function; it raises InputError for invalid messages and tools.
     """
 
     def prepare() -> Conversation:
-        conversation = parse(list(messages), limits=settings.limits, sampling=sampling, tools=tools)
-        length = sum(_characters(turn) for turn in conversation.messages) + (len(tools.text) if tools else 0)
+        offered = tools()
+        conversation = parse(list(messages), limits=settings.limits, sampling=sampling, tools=offered)
+        length = sum(_characters(turn) for turn in conversation.messages) + (len(offered.text) if offered else 0)
         if length > settings.max_prompt:
             raise LimitError(f"{length} characters of text, over the limit of {settings.max_prompt}; send fewer turns")
         return conversation
@@ -160,7 +166,8 @@ def preparer(
 
 def _characters(message: Message) -> int:
     """Number of characters of the text of a message, with its reasoning and tool calls."""
-    return len(message.text) + len(message.thinking) + sum(len(call.text) for call in message.tool_calls)
+    calls = sum(len(call.id) + len(call.name) + len(call.text) for call in message.tool_calls)
+    return len(message.text) + len(message.thinking) + calls
 
 
 def _address(part: Any) -> tuple[str, str, str | None]:

@@ -14,7 +14,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from vlroute import __version__
 from vlroute.inputs.messages import Conversation, parse
-from vlroute.inputs.tools import checked_tools
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import APIError
@@ -61,8 +60,7 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
     arrived, service = time.perf_counter(), caller.service
     options = body.options(service.settings, caller.namespace)
     messages = await embed_media(body.messages, caller.fetcher, service.settings)
-    tools = checked_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
-    prepare = preparer(messages, service.settings, service.sampling, tools)
+    prepare = preparer(messages, service.settings, service.sampling, body.offered_tools)
     if not body.stream:
         answer = await _until_disconnect(service.answer(prepare, options, arrived), request)
         return JSONResponse(
@@ -104,14 +102,14 @@ async def route(body: ChatRequest, caller: Caller) -> dict[str, Any]:
     service = caller.service
     options = body.options(service.settings, caller.namespace)
     messages = await embed_media(body.messages, caller.fetcher, service.settings)
-    tools = checked_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
-    prepare = preparer(messages, service.settings, service.sampling, tools)
+    prepare = preparer(messages, service.settings, service.sampling, body.offered_tools)
 
     def decide() -> Decision:
         return service.decide_on(prepare(), options)
 
     # deciding on a short text takes a fraction of a millisecond, less than a switch to a thread and back
-    decision = decide() if is_quick(body.messages) else await service.run_in_thread(decide)
+    quick = not body.tools and is_quick(body.messages)
+    decision = decide() if quick else await service.run_in_thread(decide)
     service.metrics.decisions.labels(decision.mode).inc()
     return {"model": decision.mode, "decision": decision.as_dict(), "ignored": body.ignored}
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
+from vlroute.inputs.tools import Tools, checked_tools
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.errors import APIError, encodable
 from vlroute.serving.settings import EFFORTS, ServerSettings
@@ -259,6 +260,10 @@ class ChatRequest(Fields):
         given |= {name: getattr(extra, name) for name in ("answer_reserve", "close_loops", "early_exit")}
         generation = {name: value for name, value in given.items() if value is not None}
         return RequestOptions(extra.caption, mode, extra.price, None, generation, namespace)
+
+    def offered_tools(self) -> Tools | None:
+        """The tools that the model may call. InputError if they are invalid."""
+        return checked_tools(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     @property
     def ignored(self) -> list[str]:

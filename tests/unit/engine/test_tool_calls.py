@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -111,7 +112,20 @@ def test_other_json_calls(body: str, arguments: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", ["", "tap", "[1]", '{"name": "a b"}', '{"name": 5}', '{"name": "tap", "arguments": [1]}', "[" * 100_000]
+    "body",
+    [
+        "",
+        "tap",
+        "[1]",
+        '{"name": "a b"}',
+        '{"name": 5}',
+        '{"name": "tap", "arguments": [1]}',
+        "[" * 100_000,
+        '{"name": "tap", "parameters": {"a": 1}}',
+        '{"name": "tap", "arguments": {"a": NaN}}',
+        '{"name": "tap", "arguments": {"a": 1e999}}',
+        '{"name": "tap", "arguments": {"a": "\\ud800"}}',
+    ],
 )
 def test_what_is_no_json_call(body: str) -> None:
     assert read([f"<tool_call>{body}</tool_call>"]) == (f"<tool_call>{body}</tool_call>", [])
@@ -134,3 +148,62 @@ def test_calls_in_tags_without_parameters_and_without_an_end() -> None:
     assert read(["<tool_call>\n<function=read>\n</function>\n</tool_call>"], "xml")[1] == [("read", {})]
     assert read(["<tool_call>\n<function=read>\n</tool_call>"], "xml")[1] == [("read", {})]
     assert read(["<tool_call>\nread\n</tool_call>"], "xml") == ("<tool_call>\nread\n</tool_call>", [])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<function=read>\n</function>\n<function=tap>\n</function>",
+        "I think <function=read>\n</function>",
+        "<function=read>\n</function> hmm",
+        "<function=tap>\n<parameter=button>\nB",
+        "<function=tap>\n<parameter=button>\nB\n</parameter>\nso\n</function>",
+        "<function=a b>\n</function>",
+    ],
+)
+def test_what_is_no_call_in_tags(body: str) -> None:
+    """Nothing between the tags is dropped without notice."""
+    assert read([f"<tool_call>\n{body}\n</tool_call>"], "xml") == (f"<tool_call>\n{body}\n</tool_call>", [])
+
+
+def test_a_value_may_contain_the_end_of_a_function() -> None:
+    body = "<function=tap>\n<parameter=button>\n</function>\n\n</parameter>\n</function>"
+    assert read([f"<tool_call>\n{body}\n</tool_call>"], "xml") == ("", [("tap", {"button": "</function>\n"})])
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "5", 5),
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "null", None),
+        ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, "5", "5"),
+        ({"$ref": "#/$defs/Place"}, '{"x": 1}', {"x": 1}),
+        ({"allOf": [{"$ref": "#/$defs/Place"}]}, '{"x": 1}', {"x": 1}),
+        ({"enum": [1, 2]}, "1", 1),
+        ({"enum": ["1", "2"]}, "1", "1"),
+        ({"const": 5}, "5", 5),
+        ({"$ref": "#/$defs/Loop"}, "5", "5"),
+        ({"$ref": "https://example.org/x"}, "5", "5"),
+        ({}, "5", "5"),
+        (True, "5", "5"),
+    ],
+)
+def test_types_are_looked_up_in_the_schema(schema: Any, text: str, value: Any) -> None:
+    """As pydantic and other libraries write them."""
+    definitions = {"Place": {"type": "object"}, "Loop": {"$ref": "#/$defs/Loop"}}
+    parameters = {"type": "object", "properties": {"at": schema}, "$defs": definitions}
+    tools = checked_tools([{"name": "go", "parameters": parameters}])
+    body = f"<function=go>\n<parameter=at>\n{text}\n</parameter>\n</function>"
+    assert read([f"<tool_call>\n{body}\n</tool_call>"], "xml", tools=tools) == ("", [("go", {"at": value})])
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["<function=f" * 20_000, "<function=f>" + "<parameter=a>\n" * 20_000, '{"name": "tap", ' + '"arguments": {' * 20_000,
+     '{"name": "tap", "a": "' + '\\"' * 20_000],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["json", "xml"])
+def test_hostile_text_takes_linear_time(body: str, form: CallFormat) -> None:
+    began = time.perf_counter()
+    assert not read([f"<tool_call>{body}</tool_call>"], form)[1]
+    assert time.perf_counter() - began < 1

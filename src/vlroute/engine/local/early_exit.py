@@ -53,6 +53,14 @@ class EarlyExit:
         self._control, self.ids = control.trial()
         self._answer = []
 
+    def skip(self, control: OutputControl) -> None:
+        """Leave out the trial that is due."""
+        self._previous, self._next = None, control.count + self._distance(control)
+
+    def _distance(self, control: OutputControl) -> int:
+        """Number of reasoning tokens until the next trial."""
+        return max(EVERY, int(GROWTH * control.count))
+
     def abandon(self) -> None:
         """End a trial without a result. It is due again."""
         self._control, self.ids = None, []
@@ -84,7 +92,7 @@ class EarlyExit:
         if sure and self._answer == self._previous:
             control.close_early()
         self._previous = self._answer if sure else None
-        self._next = control.count + max(EVERY, int(GROWTH * control.count))
+        self._next = control.count + self._distance(control)
         self.abandon()
         return True
 

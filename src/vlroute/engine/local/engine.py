@@ -211,7 +211,7 @@ class Request:
             running.push(splitter.flush())
         else:
             running.push(calls.read(splitter.flush()))
-            running.push(calls.flush(complete=generated.finish_reason == "stop"))
+            running.push(calls.flush(complete=generated.finish_reason == "stop" and not splitter.stop.found))
         texts = splitter.texts
         return Reply(
             text=texts["answer"] if calls is None else calls.text,

@@ -102,6 +102,7 @@ def check_length(checkpoint: Checkpoint, conversation: Conversation) -> None:
     most = checkpoint.model.config.text_config.max_position_embeddings
     asked = [message for message in conversation.messages if message.role != "assistant"]  # reasoning may be left out
     texts = [part for message in asked for part in message.parts if isinstance(part, str)]
+    texts += [call.name + call.text for message in conversation.messages for call in message.tool_calls]
     texts += [] if conversation.tools is None else [conversation.tools.text]
     characters = sum(map(len, texts))
     length = 16 * most

@@ -788,7 +788,11 @@ class Scheduler:
         """Generate one token for every answer of the mode whose prompt is read."""
         for one in lane.running:
             if not one.reads and one.trial_due:
-                one.begin_trial(lane.slots)
+                most = len(one.ids) + closing_length(one.checkpoint.tokenizer) + MAX_TRIED
+                if self._grow(lane, len(lane.running), max(lane.tokens, most)):
+                    one.begin_trial(lane.slots)
+                else:  # no answer is interrupted for a trial
+                    one.exit.skip(one.sampler.control)
         while lane.running and not self._grow(lane, len(lane.running), lane.tokens):
             self._preempt()
         writing = sorted((one for one in lane.running if not one.reads), key=lambda one: one.slot)

@@ -35,6 +35,7 @@ from vlroute.errors import (
 )
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
+from vlroute.inputs.tools import MAX_CALLS
 from vlroute.steps import Steps, immediate
 from vlroute.types import MODES, Mode, Stage
 
@@ -320,7 +321,7 @@ class RemoteRequest:
                 budget = most_thinking if budget is None else min(budget, most_thinking)
                 settings = {**settings, "thinking_budget": budget}
                 most_thinking += reserve // 2
-        body = endpoint.body(self.conversation, settings, mode)
+        body, tools = endpoint.body(self.conversation, settings, mode), self.conversation.tools
         running = RunningTrial(trial, on_piece, () if mode in self.engine.without_logprobs else self.engine.stages)
         asks = running.needs_answer
         if asks:
@@ -330,7 +331,7 @@ class RemoteRequest:
             known = "parsed"  # no reasoning is expected
         stream = RemoteStream(
             endpoint, mode, settings.get("stop") or (), running, cancel, known, most_thinking,
-            settings.get("close_loops", True),
+            settings.get("close_loops", True), 1 if tools is not None and not tools.parallel else MAX_CALLS,
         )  # fmt: skip
         if not breaker.allow():
             error = ModeUnavailableError(f"{endpoint.model} failed several times in a row and is skipped for a while")

@@ -20,11 +20,10 @@ from vlroute.engine.tool_calls import call_of, new_call_id
 from vlroute.engine.trial import RunningTrial
 from vlroute.errors import ModeUnavailableError
 from vlroute.inputs.think_tags import Tag, ThinkTags
+from vlroute.inputs.tools import MAX_CALLS
 from vlroute.types import Channel, Closed, FinishReason, Mode, ToolCall
 
 Pieces = Iterator[tuple[Channel, str]]
-#: Maximum number of tool calls of one answer.
-MAX_CALLS = 128
 
 
 class _Surrogates:
@@ -135,6 +134,14 @@ class RemoteText:
             self._pieces["answer"].append(rest)
             yield "answer", rest
 
+    def with_calls(self, pieces: Iterator[tuple[Channel, Piece]]) -> Iterator[tuple[Channel, Piece]]:
+        """Pass on calls, and add the text of those that cannot be read to the answer."""
+        for channel, piece in pieces:
+            if isinstance(piece, str):
+                yield from self._emit(channel, piece)
+            else:
+                yield channel, piece
+
     def _process(self, items: Iterator[str | Tag]) -> Pieces:
         for item in items:
             if item is Tag.CLOSE:
@@ -189,45 +196,57 @@ _FAILED = ("error", "abort", "insufficient_system_resource")
 
 
 class RemoteCalls:
-    """Joins the pieces of tool calls. A call is complete when the next one begins or the stream ends."""
+    """Joins the pieces of tool calls. All calls are passed on at the end, because their pieces may be mixed.
 
-    def __init__(self) -> None:
+    Args:
+        most: Maximum number of calls.
+    """
+
+    def __init__(self, most: int = MAX_CALLS) -> None:
         self.calls: list[ToolCall] = []
-        self._open: dict[str, str] | None = None
-        self._index: int | None = None
+        self._most = most
+        self._open = list[dict[str, Any]]()  # in the order of their first pieces
 
-    def push(self, deltas: Any) -> Iterator[tuple[Channel, Piece]]:
-        """Process the field `tool_calls` of one chunk. ValueError if it is malformed."""
-        if not isinstance(deltas, list):
-            raise ValueError("tool_calls is not a list")
-        for delta in deltas:
-            index, function = getattr(delta, "index", None), getattr(delta, "function", None)
-            id = getattr(delta, "id", None)
-            if self._open is None or index != self._index or (index is None and id and id != self._open["id"]):
-                yield from self.flush()
-                if len(self.calls) >= MAX_CALLS:
-                    raise ValueError(f"more than {MAX_CALLS} tool calls")
-                self._open, self._index = {"id": "", "name": "", "text": ""}, index
-            for name, piece in (
-                ("id", id), ("name", getattr(function, "name", None)), ("text", getattr(function, "arguments", None))
-            ):  # fmt: skip
-                if isinstance(piece, Mapping) and name == "text":
-                    piece = json.dumps(piece, ensure_ascii=False)
-                if not isinstance(piece, str | None):
-                    raise ValueError("a part of a tool call is not text")
-                # a name or an id that is sent again is the same one, not a continuation
-                self._open[name] = self._open[name] + (piece or "") if name == "text" else piece or self._open[name]
+    def __bool__(self) -> bool:
+        return bool(self._open or self.calls)
+
+    def push(self, deltas: Any) -> None:
+        """Process the field `tool_calls` of one chunk. Parts that are not text are left out."""
+        for delta in deltas if isinstance(deltas, list) else ():
+            index, id, function = (getattr(delta, name, None) for name in ("index", "id", "function"))
+            name, text = getattr(function, "name", None), getattr(function, "arguments", None)
+            if isinstance(text, Mapping):  # of servers that send it as an object
+                text = json.dumps(text, ensure_ascii=False)
+            call = self._call(index, id if isinstance(id, str) else "")
+            # a name that is sent again is the same one, not a continuation
+            call["name"] = name if isinstance(name, str) and name else call["name"]
+            if isinstance(text, str):
+                call["text"].append(text)
+
+    def _call(self, index: Any, id: str) -> dict[str, Any]:
+        """The call to which a piece belongs: some servers give all calls the same index, or none."""
+        call: dict[str, Any]
+        for call in reversed(self._open):
+            if (call["index"] == index and id in ("", call["id"])) or (id and id == call["id"]):
+                return call
+        new: dict[str, Any] = {"index": index, "id": id, "name": "", "text": []}
+        self._open.append(new)
+        return new
 
     def flush(self) -> Iterator[tuple[Channel, Piece]]:
-        """Complete the last call. ValueError if its arguments are no JSON object."""
-        if self._open is None:
-            return
-        given, self._open = self._open, None
-        call = call_of(given["id"] or new_call_id(), given["name"], given["text"])
-        if call is None or not call.name:
-            raise ValueError("a tool call has no name, or its arguments are no JSON object")
-        self.calls.append(call)
-        yield "call", call
+        """Complete the calls. One that cannot be read, or was cut off, becomes text, so that it is not lost."""
+        opened, self._open = self._open, []
+        for given in opened[: self._most]:
+            # a surrogate pair may be split over two chunks; a lone surrogate becomes U+FFFD
+            id, name, text = (
+                "".join(piece).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                for piece in (given["id"], given["name"], given["text"])
+            )
+            if call := call_of(id or new_call_id(), name, text):
+                self.calls.append(call)
+                yield "call", call
+            else:
+                yield "answer", f'<tool_call>\n{{"name": "{name}", "arguments": {text}}}\n</tool_call>'
 
 
 class RemoteStream:
@@ -243,6 +262,7 @@ class RemoteStream:
         trial: Receives the pieces of text and decides whether the answer goes on.
         cancel: Ends the stream when set.
         known: See `RemoteText`.
+        most_calls: Maximum number of tool calls.
         most_thinking: Ends the stream after this many chunks of reasoning without an answer.
         close_loops: Whether reasoning that repeats itself ends the stream. It cannot be closed and continued.
     """
@@ -257,6 +277,7 @@ class RemoteStream:
         known: Reasoning = "auto",
         most_thinking: int | None = None,
         close_loops: bool = True,
+        most_calls: int = MAX_CALLS,
     ) -> None:
         self.queue: SimpleQueue[Any] = SimpleQueue()
         self.overloaded = False
@@ -268,7 +289,7 @@ class RemoteStream:
         self._most_thinking = most_thinking
         self._loops = LoopDetector() if close_loops and mode == "thinking" else None
         self._cut: Closed | None = None
-        self._calls = RemoteCalls()
+        self._calls = RemoteCalls(most_calls)
         self._usage: Any = None
         self._encoded: int | None = None
         self._finish: str | None = None
@@ -315,9 +336,10 @@ class RemoteStream:
         reason = "cancelled" if cancelled else _FINISH.get(self._finish or "", "length")
         if self._reasoning_tokens is not None:
             self._text.known = "parsed"
-        self._trial.push(self._text.flush(complete=reason == "stop"))
-        if reason == "stop":  # a call that was cut off is not passed on
-            self._push_calls(self._calls.flush())
+        # a server that reads calls has separated the reasoning
+        self._trial.push(self._text.flush(complete=reason == "stop" or bool(self._calls)))
+        if not (cancelled or self._text.stop.found):
+            self._trial.push(self._text.with_calls(self._calls.flush()))
         return self._end("stop" if self._text.stop.found and not cancelled else reason)
 
     def _next(self) -> Any:
@@ -362,18 +384,10 @@ class RemoteStream:
             if calls := getattr(delta, "tool_calls", None):
                 self._first = self._first or time.perf_counter()
                 self._wait(min(self._endpoint.idle_seconds, self._endpoint.read_seconds))
-                self._push_calls(self._calls.push(calls))
+                self._calls.push(calls)
+                self._text.chunks["answer"] += 1
             if self._finish is not None:
                 self._wait(min(END_SECONDS, self._patience))
-
-    def _push_calls(self, calls: Iterator[tuple[Channel, Piece]]) -> None:
-        """Pass on complete tool calls. ModeUnavailableError if one is malformed."""
-        try:
-            self._trial.push(calls)
-        except ValueError as error:
-            raise ModeUnavailableError(
-                f"{self._endpoint.model} sent a tool call that cannot be read: {error}", self._trial.begun
-            ) from error
 
     def _read_scores(self, choice: Any, content: str) -> None:
         """Read the log-probabilities of one chunk. Without them, or if they are malformed, nothing is decided."""
@@ -450,7 +464,8 @@ class RemoteStream:
         if thinking and not thought:  # vLLM's deepseek_r1 parser reports 0
             seen, whole = chunks["thinking"], sum(chunks.values())
             if 2 * whole < total:  # many tokens per chunk
-                seen, whole = len(thinking), len(thinking) + len(text)
+                called = sum(len(call.text) for call in self._calls.calls)
+                seen, whole = len(thinking), len(thinking) + len(text) + called
             thought = min(max(round(total * seen / whole), 1), max(total - bool(text), 0))
         return Reply(
             text=text,
