@@ -22,7 +22,7 @@ from vlroute.decision.staged import StagedDecision
 from vlroute.engine.local.checkpoint_files import local_folder
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
 from vlroute.engine.protocol import Evidence, Reply, Trial, empty_reply
-from vlroute.engine.settings import AUTO, checked, combined
+from vlroute.engine.settings import AUTO, checked, combined, response_format
 from vlroute.errors import ModeUnavailableError, RouterClosedError, SettingsError, VLRouteError
 from vlroute.hub import Source, common_name, identify, pair_name
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
@@ -453,7 +453,7 @@ class Pipeline:
                 prefill=reply.prefill_seconds, decode=reply.decode_seconds,
                 total=time.perf_counter() - began,
             ),
-            id=id, closed=reply.closed,
+            id=id, closed=reply.closed, parsed=_parsed(settings[decision.mode], reply),
         )  # fmt: skip
         kept = self._keep(answer, conversation)
         return answer, watched if kept else None
@@ -564,6 +564,18 @@ class _InstructTrial:
 
 def _emit_piece(emit: Callable[[Event], Any], channel: Channel, piece: str) -> None:
     emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
+
+
+def _parsed(settings: Mapping[str, Any], reply: Reply) -> Any:
+    """See `Answer.parsed`."""
+    form = response_format(settings)
+    if form is None or reply.finish_reason != "stop":
+        return None
+    try:
+        return form.parse(reply.text)
+    except Exception as error:  # the validators of a model are code of the caller
+        log.warning("the answer cannot be parsed: %s", error)
+        return None
 
 
 def _rescue(decision: Decision, settings: Mapping[Mode, Mapping[str, Any]], reply: Reply) -> Mapping[str, Any] | None:
