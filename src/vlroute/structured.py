@@ -353,7 +353,10 @@ def _problem(found: ResponseFormat) -> str:
     """Why an answer cannot have this format; empty if it can."""
     from llguidance import LLMatcher
 
-    matcher = LLMatcher(_bytes(), found.grammar, log_level=0)
+    try:
+        matcher = LLMatcher(_bytes(), found.grammar, log_level=0)
+    except ValueError as error:  # such as for JSON that is nested too deeply
+        return _explained(found, str(error))
     if not matcher.is_error():
         # the first two steps fail for what is too complex, or matches no text
         allowed = int.from_bytes(matcher.compute_bitmask(), "little") & ~(1 << _bytes().eos_token)

@@ -27,24 +27,25 @@ class Constraint:
 
     Args:
         matcher: At the beginning of the answer.
-        ends: Ids that end the answer.
-        own_ends: Ids that end a text for the matcher.
-        words: Length of its mask in words of 32 tokens.
+        tokenizer: That of the matcher.
+        ends: Ids that end the answer. Those that are text do not end it; if there are no others, that of the tokenizer
+            does.
     """
 
-    def __init__(self, matcher: LLMatcher, ends: frozenset[int], own_ends: Sequence[int], words: int) -> None:
-        self.matcher, self.words = matcher, words
-        # without an end token, the answer is filled with the tokenizer's, which is not shown
-        self._ends = frozenset(one for one in ends if one >= 0) or frozenset(own_ends)
-        self._all_ends = self._ends.union(own_ends)
+    def __init__(self, matcher: LLMatcher, tokenizer: LLTokenizer, ends: frozenset[int]) -> None:
+        self.matcher, self.tokenizer = matcher, tokenizer
+        own = frozenset(tokenizer.eos_tokens)
+        #: Ids that end the answer.
+        self.ends = frozenset(one for one in ends if one in own or (one >= 0 and _is_control(tokenizer, one))) or own
+        self._all_ends = self.ends | own
 
     def fork(self) -> Constraint:
         """A constraint in the same state, which changes independently of this one."""
-        return Constraint(self.matcher.deep_copy(), self._ends, [*self._all_ends], self.words)
+        return Constraint(self.matcher.deep_copy(), self.tokenizer, self.ends)
 
     def push(self, token: int) -> None:
         """Add the next token of the answer. LimitError if the grammar is too complex."""
-        if token not in self._ends and not self.matcher.consume_token(token):
+        if token not in self.ends and not self.matcher.consume_token(token):
             raise self.error()
 
     def finish(self, row: NDArray[np.int32]) -> None:
@@ -55,7 +56,7 @@ class Constraint:
         bits = row.view(np.uint32)
         for one in self._all_ends:
             bit = np.uint32(1 << one % _BITS)
-            if accepting and one in self._ends:
+            if accepting and one in self.ends:
                 bits[one // _BITS] |= bit
             else:
                 bits[one // _BITS] &= ~bit
@@ -84,7 +85,7 @@ def constraint(tokenizer: Any, vocabulary: int, grammar: str, ends: frozenset[in
     with _lock:  # a matcher cannot be used by two threads at once
         own = _tokenizer(tokenizer, vocabulary)
         matcher = _compiled(tokenizer, vocabulary, grammar).deep_copy()
-    found = Constraint(matcher, ends, own.eos_tokens, -(-own.vocab_size // _BITS))
+    found = Constraint(matcher, own, ends)
     if matcher.is_error():
         raise found.error()
     return found
@@ -104,7 +105,7 @@ def allowed_tokens(constraints: Sequence[Constraint], vocabulary: int, device: t
     Raises:
         LimitError: A grammar is too complex.
     """
-    masks = np.zeros((len(constraints), constraints[0].words), np.int32)
+    masks = np.zeros((len(constraints), -(-constraints[0].tokenizer.vocab_size // _BITS)), np.int32)
     if len(constraints) == 1:
         constraints[0].matcher.unsafe_compute_mask_ptr(masks.ctypes.data, masks.nbytes)
     else:
@@ -115,6 +116,10 @@ def allowed_tokens(constraints: Sequence[Constraint], vocabulary: int, device: t
         one.finish(row)
     bits = torch.from_numpy(masks).to(device)[:, :, None] >> torch.arange(_BITS, dtype=torch.int32, device=device)
     return (bits & 1).bool().flatten(1)[:, :vocabulary]
+
+
+def _is_control(tokenizer: LLTokenizer, token: int) -> bool:
+    return token < tokenizer.vocab_size and tokenizer.is_special_token(token)
 
 
 @lru_cache(maxsize=1)

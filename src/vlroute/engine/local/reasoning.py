@@ -205,7 +205,7 @@ class OutputControl:
         most: int | None = None,
         reserve: int = 0,
         close_loops: bool = True,
-        constrained: bool = False,
+        answer_ends: frozenset[int] | None = None,
     ) -> None:
         """Control one output.
 
@@ -217,8 +217,8 @@ class OutputControl:
             most: Maximum number of tokens of the output; None: no maximum.
             reserve: How many of these tokens are kept for the answer; 0: the reasoning may take all of them.
             close_loops: Whether reasoning that repeats itself is closed.
-            constrained: Whether a grammar constrains the answer. Then the closing is always that of `CLOSING`, because
-                the grammar does not allow the white space that models generate after it.
+            answer_ends: Ids that end the answer, if a grammar constrains it. Then the closing is always that of
+                `CLOSING`, because the grammar does not allow the white space that models generate after it.
 
         Raises:
             ValueError: The budget is negative.
@@ -237,8 +237,9 @@ class OutputControl:
         self._due: Closed | None = None
         self._blanks, self._most_blank = 0, min(self.MAX_BLANK, reserve - 1) if thinking and reserve else self.MAX_BLANK
         self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in (THINK, END_THINK)] if thinking else []
-        self._only_tags, self._tags_and_ends = frozenset(self._tags), frozenset(self._tags) | ends
-        self._thinking, self._blank, self._constrained = thinking, True, constrained
+        self._answer_ends, self._constrained = ends if answer_ends is None else answer_ends, answer_ends is not None
+        self._only_tags, self._tags_and_ends = frozenset(self._tags), frozenset(self._tags) | self._answer_ends
+        self._thinking, self._blank = thinking, True
         #: Whether the latest token ends the output.
         self.ended = False
         #: Number of tokens so far.
@@ -268,7 +269,8 @@ class OutputControl:
 
     def trial(self) -> tuple[OutputControl, list[int]]:
         """The control of an answer that would follow if the reasoning were closed now; and the ids that close it."""
-        control = OutputControl(self._tokenizer, True, self._ends, close_loops=False, constrained=self._constrained)
+        answer_ends = self._answer_ends if self._constrained else None
+        control = OutputControl(self._tokenizer, True, self._ends, close_loops=False, answer_ends=answer_ends)
         return control, [control.chosen(token) for token in self._closing()]
 
     @property
@@ -305,7 +307,7 @@ class OutputControl:
 
     def _told(self, token: int) -> int:
         self.count, self._last = self.count + 1, token
-        self.ended = token in self._ends and not self._thinking and (self._constrained or not self._blank)
+        self.ended = token in self._answer_ends and not self._thinking and (self._constrained or not self._blank)
         if self._thinking:
             self._thinking = token != self._tags[1]
             if self._loops is not None and self._thinking and self._loops.push(token):

@@ -150,7 +150,8 @@ class Sampler:
             raise SettingsError("the router replaces thinking_budget='auto'; an engine takes a number of tokens")
         self.control = OutputControl(
             checkpoint.tokenizer, thinking, ends, settings.get("thinking_budget") if thinking else None, most,
-            answer_reserve(settings, most), settings.get("close_loops", True), constraint is not None,
+            answer_reserve(settings, most), settings.get("close_loops", True),
+            None if constraint is None else constraint.ends,
         )  # fmt: skip
         #: What constrains the answer, but not the reasoning.
         self.constraint = constraint
@@ -165,7 +166,8 @@ class Sampler:
             self.temperature = float(settings.get("temperature", 1.0))
             self.top_k, self.top_p = int(settings.get("top_k") or 0), float(settings.get("top_p", 1.0))
             self.min_p = float(settings.get("min_p") or 0.0)
-        self.min_new_tokens, self.ends = int(settings.get("min_new_tokens") or 0), ends
+        self.min_new_tokens = int(settings.get("min_new_tokens") or 0)
+        self.ends = ends if constraint is None else constraint.ends
         #: Processors of transformers, if a setting is not vectorized: they then do everything for this answer.
         self.processors: LogitsProcessorList | None = None
         if any(settings.get(name) not in (None, SETTINGS[name].off, [], {}) for name in SINGLE):
