@@ -142,20 +142,24 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "json_schema", "json_schema": {"schema": NUMBERS, "stict": True}}, "stict"),
     ({"type": "json_schema", "json_schema": {"schema": NUMBERS, "strict": 1}}, "strict must be"),
     ({"type": "json_schema", "json_schema": {"schema": NUMBERS, "name": 1}}, "name must be"),
-    ({"json": "{"}, "not JSON"), ({"json": "3"}, "must be a JSON schema"), ({"json": {"const": float("nan")}}, "not JSON"),
+    ({"json": "{"}, "not JSON"), ({"json": "3"}, "must be a JSON schema"),
+    ({"json": {"const": float("nan")}}, "not JSON"),
     ({"json": {"const": {1, 2}}}, "not JSON"), ({"json": {"const": "\ud800"}}, "surrogate"),
     (schema_error(**{"not": {}}), "uses not,"), (schema_error(uniqueItems=True, type="array"), "uses uniqueItems,"),
     (schema_error(contains={}, type="array"), "uses contains,"), (schema_error(**{"if": {}, "then": {}}), "if, then"),
     (schema_error(type="object", propertyNames={}), "propertyNames"), (schema_error(divisibleBy=2), "divisibleBy"),
     (schema_error(type="string", minLenght=3), "minLenght (did you mean minLength?)"),
     (schema_error(type="strin"), "Invalid type: strin"), (schema_error(type="string", format="colour"), "colour"),
-    (schema_error(type="string", minLength="x"), "minLength"), (schema_error(type="string", pattern="(?=a)b"), "look-ahead"),
-    (schema_error(oneOf=[{"type": "string"}, {"const": "a"}]), "oneOf"), (schema_error(**{"$ref": "#/nowhere"}), "/nowhere"),
+    (schema_error(type="string", minLength="x"), "minLength"),
+    (schema_error(type="string", pattern="(?=a)b"), "look-ahead"),
+    (schema_error(oneOf=[{"type": "string"}, {"const": "a"}]), "oneOf"),
+    (schema_error(**{"$ref": "#/nowhere"}), "/nowhere"),
     ({"json": {"type": "integer", "minimum": 3, "maximum": 2}}, "minimum"), ({"json": {"enum": []}}, "invalid"),
-    ({"choice": []}, "at least one string"), ({"choice": "ab"}, "at least one string"), ({"choice": [1]}, "at least one"),
+    ({"choice": []}, "at least one string"), ({"choice": "ab"}, "at least one"), ({"choice": [1]}, "at least one"),
     ({"choice": [" a"]}, "white space"), ({"choice": [""]}, "at least one"), ({"choice": ["\ud800"]}, "at least one"),
     ({"regex": ""}, "not empty"), ({"regex": "a("}, "unclosed group"), ({"regex": r"(a)\1"}, "backreferences"),
-    ({"regex": r"\bx"}, "lookaround"), ({"regex": r"[^\s\S]"}, "no text"), ({"regex": "((a{1000}){1000}){1000}"}, "not supp"),
+    ({"regex": r"\bx"}, "lookaround"), ({"regex": r"[^\s\S]"}, "no text"),
+    ({"regex": "((a{1000}){1000}){1000}"}, "not supported"),
     ({"regex": "a" * 200_000}, "200000 characters"),
 ]  # fmt: skip
 
@@ -520,7 +524,8 @@ def test_any_object_over_http(server: Served, fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("fields", "param", "message"), [
     ({"response_format": {"type": "grammar"}}, "response_format", "json_schema"),
     ({"guided_json": schema_error(uniqueItems=True, type="array")["json"]}, "guided_json", "uniqueItems"),
-    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "strin"}}}}, "response_format", "strin"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "strin"}}}}, "response_format",
+     "strin"),
     ({"guided_regex": "a("}, "guided_regex", "unclosed"), ({"guided_choice": []}, "guided_choice", "at least one"),
     ({"structured_outputs": {"regex": "a("}}, "structured_outputs.regex", "unclosed"),
     ({"structured_outputs": {"grammar": "root ::= x"}}, "structured_outputs.grammar", "not supported"),
@@ -545,7 +550,7 @@ def test_a_server_without_the_extra(server: Served, monkeypatch: pytest.MonkeyPa
     with pytest.raises(openai.BadRequestError, match="extra 'structured'"):
         server.openai(KEY).chat.completions.create(
             model="auto", messages=[user(SOME)], response_format={"type": "json_object"}
-        )  # type: ignore[call-overload]
+        )
 
 
 # --- over endpoints ---
