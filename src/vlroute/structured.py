@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -72,6 +73,9 @@ class ResponseFormat:
     def __repr__(self) -> str:
         return f"{self.kind} {shown(self.content)}" if self.content else self.kind
 
+    def __str__(self) -> str:  # identifies the format in the settings of a collection
+        return f"{self.kind} {self.content}"
+
     def __reduce__(self) -> tuple[Any, ...]:
         """For other processes, which do not need the model."""
         return ResponseFormat, (self.kind, self.content, self.name, self.strict)
@@ -100,7 +104,8 @@ class ResponseFormat:
         """The field `response_format` of OpenAI's API, for JSON."""
         if self.kind == "json_object":
             return {"type": "json_object"}
-        schema = {"name": self.name, "schema": json.loads(str(self.content))}
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", self.name)[:64]  # the names that OpenAI accepts
+        schema = {"name": name, "schema": json.loads(str(self.content))}
         strict = {} if self.strict is None else {"strict": self.strict}
         return {"type": "json_schema", "json_schema": schema | strict}
 

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import jsonschema
 import openai
@@ -36,6 +36,7 @@ from vlroute.structured import ResponseFormat, read_format
 from vlroute.types import MODES, AnswerDelta, Finished, ThinkingDelta
 
 pytestmark = pytest.mark.float32
+T = TypeVar("T")
 KEY = "a-key-for-these-tests"
 SOME = task("math")
 HARD = task("math", "hard")
@@ -55,6 +56,10 @@ class Drawing(BaseModel):
     shapes: list[Annotated[Circle | Square, Field(discriminator="kind")]] = Field(max_length=1)
     title: str = Field(max_length=8)
     color: Literal["red", "green"] | None = None
+
+
+class Box(BaseModel, Generic[T]):
+    content: T
 
 
 class Odd(BaseModel):
@@ -126,6 +131,7 @@ def test_forms(given: Any, kind: str, content: Any) -> None:
     if content is not None:
         assert (json.loads(str(found.content)) if isinstance(content, dict) else found.content) == content
     assert pickle.loads(pickle.dumps(found)) == found
+    assert str(found) == f"{found.kind} {found.content}"
 
 
 def schema_error(**schema: Any) -> dict[str, Any]:
@@ -580,6 +586,8 @@ def test_json_is_sent_in_the_form_of_openai(endpoint: Scripted) -> None:
     assert body["response_format"]["json_schema"]["name"] == "Square"
     assert body["response_format"]["json_schema"]["schema"]["required"] == ["kind", "side"]
     assert answer.parsed == Square(kind="square", side=3)
+    _, body = played(endpoint, '{"content": 1}', Box[int])
+    assert body["response_format"]["json_schema"]["name"] == "Box_int_"
     answer, body = played(endpoint, "three", {"type": "text"})
     assert "response_format" not in body
     assert played(endpoint, "no JSON", Square)[0].parsed is None

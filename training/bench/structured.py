@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--schemas", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
-    where = environment()
+    where = environment("llguidance")
     tasks = [one for one in draw_evenly(3 * options.schemas, "structured output") if not one.is_video]
     tasks = tasks[: options.schemas]
     with Router.from_pretrained(max_num_seqs=SEQUENCES) as router:
@@ -187,6 +187,7 @@ def main() -> None:
         "sequences": SEQUENCES,
         "rounds": options.rounds,
         "cut": len(found) - len(complete),
+        "cut_numbers": sum(one.cut and one.answer.text[-20:].isdigit() for one in found),
         "complete": len(complete),
         "valid": sum(not one.problem for one in complete),
         "thoughts": len(thought),
