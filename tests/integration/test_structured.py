@@ -389,17 +389,15 @@ def test_a_thought_that_ends_early(both: dict[str, Router], which: str, monkeypa
     assert {tokenizer.decode(ids, skip_special_tokens=True) for ids in tried} <= {"circle", "square"}
 
 
-def test_a_thought_that_the_model_closes_is_followed_by_the_form_of_the_template(router: Router) -> None:
+def test_a_thought_that_the_model_closes_is_followed_by_the_white_space_of_the_template(router: Router) -> None:
     closing = token_ids(router, CLOSING)
-    plain = router.ask(HARD.prompt, **media(HARD), mode="thinking", do_sample=False)
-    answer = router.ask(
-        HARD.prompt, **media(HARD), mode="thinking", do_sample=False, response_format={"choice": ["yes"]}
-    )
-    assert plain.closed is answer.closed is None
-    assert (answer.thinking, answer.text) == (plain.thinking, "yes")
     behind = closing[closing.index(token_ids(router, "</think>")[0]) + 1 :]
-    answered = answer.usage.completion_tokens - answer.usage.thinking_tokens - len(behind)
-    assert 0 < answered <= len("yes")
+    asked = {"prompt": HARD.prompt, **media(HARD), "mode": "thinking", "do_sample": False}
+    plain, answer = router.ask(**asked), router.ask(**asked, response_format={"choice": ["7"]})
+    assert plain.closed is answer.closed is None
+    assert (answer.thinking, answer.text) == (plain.thinking, "7")
+    assert answer.usage.completion_tokens - answer.usage.thinking_tokens == len(behind) + 1
+    assert behind
 
 
 def test_an_answer_of_instruct_for_thinking_has_the_form(router: Router) -> None:
