@@ -253,7 +253,7 @@ def test_an_answer_in_a_batch_is_that_alone(both: dict[str, Router], which: str)
     asked: list[dict[str, Any]] = [
         {"prompt": f"{SOME.prompt} {i}", **media(SOME), "mode": MODES[i % 2], "max_new_tokens": 60,
          "response_format": forms[i % len(forms)], "thinking_budget": 10, **settings[i % len(settings)]}
-        for i in range(18)
+        for i in range(12)
     ]  # fmt: skip
     alone = [router.ask(**one) for one in asked]
     forget(router)
@@ -294,7 +294,7 @@ def test_an_interrupted_answer_goes_on(family: str, tmp_path: Any, monkeypatch: 
         asked = [
             {"prompt": f"How many {i} are there?", "mode": mode, "max_new_tokens": 120, "do_sample": False,
              "thinking_budget": 10, "response_format": {"json": LONG}}
-            for i in range(4) for mode in MODES
+            for i in range(3) for mode in MODES
         ]  # fmt: skip
         alone = [router.ask(**one) for one in asked]
         lane = next(iter(scheduler._lanes.values()))
@@ -310,16 +310,16 @@ def test_an_interrupted_answer_goes_on(family: str, tmp_path: Any, monkeypatch: 
 
 
 @pytest.mark.parametrize("which", ["pair", "hybrid"])
-@pytest.mark.parametrize("token", ["<tool_call>", "</think>", "<|im_end|>", "<|vision_start|>", " ", "\n"])
+@pytest.mark.parametrize("token", ["<tool_call>", "<|im_end|>", " ", "\n"])
 def test_no_control_token_and_no_endless_white_space(both: dict[str, Router], which: str, token: str) -> None:
     """The model would always generate this token."""
     router = both[which]
     for mode in MODES:
         with biased(router, mode, {token_ids(router, token, mode)[0]: STRONG}):
-            answer = ask(router, Drawing, mode, thinking_budget=8, seed=1, do_sample=True)
+            answer = ask(router, FORMS["schema"], mode, thinking_budget=8, seed=1, do_sample=True)
         assert answer.finish_reason == "stop"
-        assert isinstance(answer.parsed, Drawing)
-        assert answer.text.startswith("{")
+        assert fits(FORMS["schema"], answer.text)
+        assert answer.text.startswith("[")
 
 
 @pytest.mark.parametrize("which", ["pair", "hybrid"])
