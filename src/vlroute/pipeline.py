@@ -22,7 +22,7 @@ from vlroute.decision.staged import StagedDecision
 from vlroute.engine.local.checkpoint_files import local_folder
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
 from vlroute.engine.protocol import Evidence, Piece, Reply, Trial, empty_reply
-from vlroute.engine.settings import AUTO, checked, combined
+from vlroute.engine.settings import AUTO, checked, combined, response_format
 from vlroute.errors import ModeUnavailableError, RouterClosedError, SettingsError, VLRouteError
 from vlroute.hub import Source, common_name, identify, pair_name
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
@@ -371,6 +371,11 @@ class Pipeline:
             modes = MODES if options.mode is None else (options.mode,)
             for mode in modes:
                 request.check(mode, settings[mode])
+                if conversation.tools is not None and response_format(settings[mode]) is not None:
+                    raise SettingsError(
+                        "response_format does not allow a call of the tools: leave one of them out, or pass "
+                        "tool_choice='none'"
+                    )
                 if mode == "thinking":
                     self._check_budget(settings[mode])
             checked_at = time.perf_counter()
@@ -462,7 +467,7 @@ class Pipeline:
                 prefill=reply.prefill_seconds, decode=reply.decode_seconds,
                 total=time.perf_counter() - began,
             ),
-            id=id, closed=reply.closed, tool_calls=reply.tool_calls,
+            id=id, closed=reply.closed, parsed=_parsed(settings[decision.mode], reply), tool_calls=reply.tool_calls,
         )  # fmt: skip
         kept = self._keep(answer, conversation)
         return answer, watched if kept else None
@@ -576,6 +581,18 @@ def _emit_piece(emit: Callable[[Event], Any], channel: Channel, piece: Piece) ->
         emit(ToolCalled(piece))
     else:
         emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
+
+
+def _parsed(settings: Mapping[str, Any], reply: Reply) -> Any:
+    """See `Answer.parsed`."""
+    form = response_format(settings)
+    if form is None or reply.finish_reason != "stop":
+        return None
+    try:
+        return form.parse(reply.text)
+    except Exception as error:  # the validators of a model are code of the caller
+        log.warning("the answer cannot be parsed: %s", error)
+        return None
 
 
 def _rescue(decision: Decision, settings: Mapping[Mode, Mapping[str, Any]], reply: Reply) -> Mapping[str, Any] | None:

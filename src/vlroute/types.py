@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from vlroute.errors import InputError
@@ -210,6 +210,9 @@ class Answer:
             changed (`early_exit`). "end": the model would have ended its output without an answer. None if the model or
             a server closed it, or if there was no reasoning.
         tool_calls: The tools that the model calls.
+        parsed: The answer for a `response_format` of JSON: the instance of the pydantic model, or the JSON value. None
+            for other formats, if the answer is not complete (`finish_reason` is not "stop", or a stop string cut it),
+            or if the validators of the model refuse it, which is logged.
     """
 
     text: str
@@ -221,6 +224,7 @@ class Answer:
     id: str = ""
     closed: Closed | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    parsed: Any = field(default=None, hash=False)
 
     @property
     def message(self) -> dict[str, Any]:
@@ -244,7 +248,8 @@ class Answer:
 
     def as_dict(self) -> dict[str, Any]:
         """All fields by name, for JSON."""
-        return asdict(self)
+        dumped = getattr(self.parsed, "model_dump", None)
+        return asdict(replace(self, parsed=None)) | {"parsed": dumped(mode="json") if dumped else self.parsed}
 
 
 @dataclass(frozen=True, slots=True)

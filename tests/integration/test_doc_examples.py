@@ -134,7 +134,7 @@ def run_python(code: str, names: dict[str, Any]) -> Output:
             node.keywords.append(ast.keyword("at", ast.Constant(node.end_lineno)))
             printed[node.end_lineno] = []
     names["print"] = record
-    exec(compile(ast.fix_missing_locations(tree), "example", "exec"), names)
+    exec(compile(ast.fix_missing_locations(tree), "example", "exec", dont_inherit=True), names)
     pairs = [(comments[line], ", ".join(texts)) for line, texts in printed.items() if line in comments]
     return Output(pairs, "\n".join(text for texts in printed.values() for text in texts))
 

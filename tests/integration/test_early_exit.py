@@ -45,9 +45,9 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """For each trial that begins: number of reasoning tokens before it."""
     begun, begin = list[int](), EarlyExit.begin
 
-    def counted(exit: EarlyExit, control: OutputControl) -> None:
+    def counted(exit: EarlyExit, control: OutputControl, constraint: Any) -> None:
         begun.append(control.count)
-        begin(exit, control)
+        begin(exit, control, constraint)
 
     monkeypatch.setattr(EarlyExit, "begin", counted)
     return begun

@@ -270,6 +270,10 @@ RIGHT: dict[str, Callable[[random.Random], Any]] = {
     "answer_reserve": lambda r: r.choice([0, 1, np.int64(3)]),
     "close_loops": lambda r: r.choice([True, False, np.bool_(False)]),
     "early_exit": lambda r: r.choice([1, 0.5, 1e-9, np.float32(0.99)]),
+    "response_format": lambda r: r.choice([
+        {"type": "text"}, {"type": "json_object"}, {"json": {"type": "array", "items": {"enum": [1, "a"]}}},
+        {"choice": ["7", "eight"]}, {"regex": "[a-z]{3}( [0-9]+)*"},
+    ]),
     "pad_token_id": lambda r: r.choice([0, 2]),
     "bos_token_id": lambda r: r.choice([0, 2]),
 }  # fmt: skip
@@ -285,6 +289,7 @@ BEYOND: dict[str, list[Any]] = {
     "suppress_tokens": [[-1], [VOCAB], [1.5], ["a"], 3, range(VOCAB)], "begin_suppress_tokens": [[VOCAB], [True], 3],
     "eos_token_id": [[], -2, [VOCAB], [-1], "2"], "stop": ["x", [""], [3], {"a": 1}], "thinking_budget": [-1, 0.5],
     "pad_token_id": [-1], "bos_token_id": ["x"], "do_sample": [0, 1, "yes"], "close_loops": [0, "no"],
+    "response_format": ["json", {"type": "nonsense"}, {"choice": []}, {"regex": "a("}, {"json": {"not": {}}}],
     "answer_reserve": [-1, 0.5], "early_exit": [0, -0.5, 1.1, float("nan")],
 }  # fmt: skip
 
@@ -358,6 +363,7 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "seed": ([0, 7, -(2**63), 2**63 - 1], [2**64, "x", 0.5]),
     "stop": ([[], ["x"], "7", None], [[""], [3], {}, ["x"] * 17]),
     "thinking_budget": ([0, 1, 5, None], [-1, True, 0.5, "x", 10**40]),
+    "response_format": ([{"type": "text"}, {"type": "json_object"}, None], [{"type": "nonsense"}, "json", 3]),
     "nonsense": ([None], [1, "x"]),
     "num_beams": ([], [2]),
     "n": ([1], [2, "x"]),

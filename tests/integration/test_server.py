@@ -289,7 +289,7 @@ def test_predict(server: Served) -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"n": 2}, "n"), ({"logprobs": True}, "logprobs"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"response_format": {"type": "structural_tag"}}, "response_format"), ({"extra_body": {"ebnf": "x"}}, "ebnf"),
     ({"functions": [{"name": "f"}]}, "functions"), ({"logit_bias": {"3": 1}}, "logit_bias"),
     ({"max_completion_tokens": 201}, "max_completion_tokens"), ({"stop": [""]}, "stop"),
     ({"stop": ["x"] * 17}, "stop"), ({"model": "instruct", "reasoning_effort": "high"}, "reasoning_effort"),

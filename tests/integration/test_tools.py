@@ -658,6 +658,7 @@ def test_a_chat_with_tools_is_saved_and_continued(router: Router, tmp_path: Path
         ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice='required' is not supported"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "tap"}}}, "is not supported"),
         ({"tools": TOOLS, "parallel_tool_calls": "no"}, "parallel_tool_calls"),
+        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "response_format does not allow a call"),
     ],
 )
 def test_invalid_tools_are_refused(router: Router, server: Served, options: dict[str, Any], message: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from vlroute.checks import MANY, Number, Whole, refused, shown
 from vlroute.errors import SettingsError
+from vlroute.structured import TEXT, ResponseFormat, read_format
 from vlroute.types import MODES
 
 log = logging.getLogger("vlroute")
@@ -214,6 +215,12 @@ SETTINGS: dict[str, Setting] = {
         Number(0, 1, above=True), "close reasoning whose answer no longer changes: two trials in a row give the same "
         "answer, each token of it with at least this probability; off by default",
     ),
+    "response_format": Setting(
+        "a pydantic model, or a dict such as `{'type': 'json_object'}`, `{'json': a schema}`, `{'choice': strings}` or "
+        "`{'regex': a string}`", read_format,
+        "what form the answer, not the reasoning, has; `{'type': 'text'}`: any. Needs the extra `structured`", off=TEXT,
+        endpoints=True,
+    ),
     "pad_token_id": _ranged(Whole(), "accepted without effect: answers are not padded"),
     "bos_token_id": _ranged(Whole(), "accepted without effect: the chat template begins the prompt"),
 }  # fmt: skip
@@ -377,6 +384,19 @@ def answer_reserve(settings: Mapping[str, Any], most: int) -> int:
     """
     asked = settings.get("answer_reserve")
     return min(MAX_RESERVE, max(1, most // 4)) if asked is None else min(int(asked), most)
+
+
+def response_format(settings: Mapping[str, Any]) -> ResponseFormat | None:
+    """The format that constrains the answer; None if nothing does.
+
+    Args:
+        settings: Checked generation settings.
+
+    Returns:
+        The format.
+    """
+    found: ResponseFormat = settings.get("response_format") or TEXT
+    return None if found.kind == "text" else found
 
 
 def _is_foreign(name: object) -> bool:

@@ -58,7 +58,7 @@ async def predict(body: PredictRequest, request: Request, caller: Caller) -> dic
 async def chat_completions(body: ChatRequest, request: Request, caller: Caller) -> Response:
     """Answer a conversation in the mode that the router decides on, or in the requested mode."""
     arrived, service = time.perf_counter(), caller.service
-    options = body.options(service.settings, caller.namespace)
+    options = await _options(body, caller)
     messages = await embed_media(body.messages, caller.fetcher, service.settings)
     prepare = preparer(messages, service.settings, service.sampling, body.offered_tools)
     if not body.stream:
@@ -76,6 +76,12 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     chunks = Chunks(decided, with_usage, body.ignored, body.hides_reasoning)
     return EventStream(events, chunks, service.metrics.refused, decision_headers(decided.id, decided.decision))
+
+
+async def _options(body: ChatRequest, caller: Caller) -> RequestOptions:
+    """The options of a request; in another thread if that can take a second."""
+    read = partial(body.options, caller.service.settings, caller.namespace)
+    return await caller.service.run_in_thread(read) if body.has_format else read()
 
 
 async def _until_disconnect(answering: Coroutine[Any, Any, Answer], request: Request) -> Answer:
@@ -100,7 +106,7 @@ async def _until_disconnect(answering: Coroutine[Any, Any, Answer], request: Req
 async def route(body: ChatRequest, caller: Caller) -> dict[str, Any]:
     """Only decide on a chat request, including the captions of its pictures."""
     service = caller.service
-    options = body.options(service.settings, caller.namespace)
+    options = await _options(body, caller)
     messages = await embed_media(body.messages, caller.fetcher, service.settings)
     prepare = preparer(messages, service.settings, service.sampling, body.offered_tools)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
+from vlroute.errors import MissingExtraError, SettingsError
 from vlroute.inputs.tools import Tools, checked_tools
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.errors import APIError, encodable
 from vlroute.serving.settings import EFFORTS, ServerSettings
+from vlroute.structured import ResponseFormat, choice, json_schema, read_format, regex
 from vlroute.types import MODES, Mode
 
 #: Maximum number of unknown fields in one error message, and of characters of each.
@@ -66,7 +68,8 @@ class Fields(BaseModel):
         if not isinstance(data, dict):
             return data
         given = {name: value for name, value in data.items() if value is not None}
-        known = {*cls.model_fields, *cls.neutral, *cls.harmless}
+        fields = {field.alias or name for name, field in cls.model_fields.items()}
+        known = {*fields, *cls.neutral, *cls.harmless}
         if unknown := [name for name in given if name not in known]:
             names = [encodable(name[:MAX_CHARACTERS]) for name in unknown[:MAX_NAMES]]
             message = _unknown(names, len(unknown) - len(names), known)
@@ -158,13 +161,26 @@ class CustomParams(Fields):
     thinking_budget: Budget | None = None
 
 
+class StructuredOutputs(Fields):
+    """The field `structured_outputs` of vLLM."""
+
+    neutral = {
+        "grammar": (), "structural_tag": (), "json_object": (False,), "whitespace_pattern": (),
+        "disable_fallback": (False, True), "disable_any_whitespace": (False,),
+        "disable_additional_properties": (False,),
+    }  # fmt: skip
+    json_: dict[str, Any] | str | None = Field(None, alias="json", description="A JSON schema, or its text.")
+    regex: str | None = None
+    choice: list[str] | None = None
+
+
 class ChatRequest(Fields):
     """OpenAI's chat completion request, and fields that other servers add to it."""
 
     neutral = {
         # OpenAI
         "n": (1,), "logprobs": (False,), "top_logprobs": (0,), "functions": ([],), "logit_bias": ({},),
-        "response_format": ({"type": "text"},), "modalities": (["text"],),
+        "modalities": (["text"],),
         "function_call": ("none", "auto"), "verbosity": ("medium",), "audio": (), "prediction": (), "suffix": (),
         "web_search_options": (), "moderation": (),
         # vLLM and SGLang
@@ -174,13 +190,14 @@ class ChatRequest(Fields):
         "prompt_logprobs": (), "allowed_token_ids": (), "logits_processors": ([],), "echo": (False,),
         "add_generation_prompt": (True,), "continue_final_message": (False,), "add_special_tokens": (False,),
         "documents": ([],), "chat_template": (), "mm_processor_kwargs": ({},), "media_io_kwargs": ({},),
-        "structured_outputs": (), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
-        "json_schema": (), "regex": (), "ebnf": (), "truncate_prompt_tokens": (), "vllm_xargs": ({},),
-        "return_token_ids": (False,), "return_tokens_as_token_ids": (False,), "return_hidden_states": (False,),
+        "guided_grammar": (), "guided_json_object": (False,), "guided_decoding_backend": (),
+        "guided_whitespace_pattern": (), "structural_tag": (), "ebnf": (), "truncate_prompt_tokens": (),
+        "vllm_xargs": ({},), "return_token_ids": (False,), "return_tokens_as_token_ids": (False,),
+        "return_hidden_states": (False,),
         "separate_reasoning": (True,), "stream_reasoning": (True,), "reasoning_format": ("parsed", "deepseek", "auto"),
         # llama.cpp and Ollama
         "typical_p": (1,), "mirostat": (0,), "dynatemp_range": (0,), "dry_multiplier": (0,), "xtc_probability": (0,),
-        "grammar": ("",), "timings_per_token": (False,), "format": ("",), "options": ({},),
+        "grammar": ("",), "timings_per_token": (False,), "options": ({},),
     }  # fmt: skip
     harmless = frozenset({
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -213,6 +230,18 @@ class ChatRequest(Fields):
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
         None, description="Up to 16 strings; they end the answer, not the reasoning."
     )
+
+    response_format: dict[str, Any] | None = Field(
+        None,
+        description="OpenAI's `json_object`, `json_schema` or `text`. It constrains the answer, not the reasoning.",
+    )
+    structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's form of response_format.")
+    guided_json: dict[str, Any] | str | None = Field(None, description="vLLM's older form: a JSON schema.")
+    guided_regex: str | None = Field(None, description="vLLM's older form: a regular expression.")
+    guided_choice: list[str] | None = Field(None, description="vLLM's older form: the answer is one of these.")
+    json_schema: dict[str, Any] | str | None = Field(None, description="SGLang's and llama.cpp's form: a JSON schema.")
+    regex: str | None = Field(None, description="SGLang's form: a regular expression.")
+    format: dict[str, Any] | str | None = Field(None, description="Ollama's form: 'json' or a JSON schema.")
 
     reasoning_effort: Effort | None = Field(
         None, description="'none': Instruct. A level: Thinking with a budget of tokens. Absent: the router decides."
@@ -256,6 +285,7 @@ class ChatRequest(Fields):
         given["stop"] = self._stops()
         given["max_new_tokens"] = self._max_tokens(settings)
         given["thinking_budget"] = budget
+        given["response_format"] = self._format()
         extra = self.vlroute or RouterOptions()
         given |= {name: getattr(extra, name) for name in ("answer_reserve", "close_loops", "early_exit")}
         generation = {name: value for name, value in given.items() if value is not None}
@@ -264,6 +294,11 @@ class ChatRequest(Fields):
     def offered_tools(self) -> Tools | None:
         """The tools that the model may call. InputError if they are invalid."""
         return checked_tools(self.tools, self.tool_choice, self.parallel_tool_calls)
+
+    @property
+    def has_format(self) -> bool:
+        """Whether a field constrains the form of the answer. Checking it can take a second."""
+        return any(getattr(self, name) is not None for name in _FORMATS)
 
     @property
     def ignored(self) -> list[str]:
@@ -316,6 +351,23 @@ class ChatRequest(Fields):
             raise APIError(400, "stop must be up to 16 strings of 1 to 1000 characters", "invalid_value", "stop")
         return stops
 
+    def _format(self) -> ResponseFormat | None:
+        """What constrains the answer; several fields must agree."""
+        outputs = self.structured_outputs
+        given: list[tuple[str, Any, Callable[[str, Any], ResponseFormat]]] = [
+            ("response_format", self.response_format, read_format),
+            ("structured_outputs.json", outputs and outputs.json_, json_schema),
+            ("structured_outputs.regex", outputs and outputs.regex, regex),
+            ("structured_outputs.choice", outputs and outputs.choice, choice),
+            ("guided_json", self.guided_json, json_schema),
+            ("guided_regex", self.guided_regex, regex),
+            ("guided_choice", self.guided_choice, choice),
+            ("json_schema", self.json_schema, json_schema),
+            ("regex", self.regex, regex),
+            ("format", self.format or None, _ollama_format),
+        ]
+        return _agreed([(name, _read(name, value, read)) for name, value, read in given])
+
     def _max_tokens(self, settings: ServerSettings) -> int | None:
         tokens = _agreed(self._values("max_completion_tokens", "max_tokens"))
         if tokens is not None and tokens > settings.max_tokens:
@@ -356,6 +408,30 @@ def _agreed(values: Iterable[tuple[str, T | None]]) -> T | None:
                 "leave one of them out", "contradiction", name,
             )  # fmt: skip
     return given[0][1] if given else None
+
+
+#: Fields that constrain the form of the answer.
+_FORMATS = (
+    "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "json_schema", "regex",
+    "format",
+)  # fmt: skip
+
+
+def _ollama_format(name: str, value: Any) -> ResponseFormat:
+    return read_format(name, {"type": "json_object"}) if value == "json" else json_schema(name, value)
+
+
+def _read(name: str, value: Any, read: Callable[[str, Any], ResponseFormat]) -> ResponseFormat | None:
+    """A format; errors name its field."""
+    try:
+        return None if value is None else read(name, value)
+    except SettingsError as error:
+        raise APIError(400, error.public, "invalid_format", name) from error
+    except MissingExtraError as error:
+        raise APIError(
+            400, f"{name} is not supported here, because this server runs without the extra 'structured'; leave it out",
+            "unsupported_parameter", name,
+        ) from error  # fmt: skip
 
 
 def mode_of(model: str) -> Mode | None:

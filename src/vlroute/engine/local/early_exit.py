@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from vlroute.engine.local.grammar import Constraint, allowed_tokens
 from vlroute.engine.local.reasoning import OutputControl
 
 #: Maximum number of answer tokens of a trial. Longer answers are compared by their beginning.
@@ -34,6 +35,8 @@ class EarlyExit:
         self._threshold = None if confidence is None else math.log(confidence)
         #: Ids that follow the thought during a trial: those that close it, and the answer so far.
         self.ids: list[int] = []
+        #: Constrains the answer of the trial.
+        self.constraint: Constraint | None = None
         self._control: OutputControl | None = None
         self._answer: list[int] = []
         self._previous: list[int] | None = None
@@ -48,9 +51,10 @@ class EarlyExit:
         """Whether the thought of `control` has reached the place of the next trial."""
         return self._threshold is not None and not self.running and control.count >= self._next and control.open
 
-    def begin(self, control: OutputControl) -> None:
-        """Begin a trial after the tokens that `control` has processed."""
+    def begin(self, control: OutputControl, constraint: Constraint | None = None) -> None:
+        """Begin a trial after the tokens that `control` has processed. `constraint`: that of the answer."""
         self._control, self.ids = control.trial()
+        self.constraint = None if constraint is None else constraint.fork()
         self._answer = []
 
     def skip(self, control: OutputControl) -> None:
@@ -63,7 +67,7 @@ class EarlyExit:
 
     def abandon(self) -> None:
         """End a trial without a result. It is due again."""
-        self._control, self.ids = None, []
+        self._control, self.constraint, self.ids = None, None, []
 
     def excluded(self) -> frozenset[int]:
         """The ids that may not come next in the trial."""
@@ -87,6 +91,8 @@ class EarlyExit:
         if sure:
             self.ids.append(self._control.chosen(token))
             self._answer.append(token)
+            if self.constraint is not None:
+                self.constraint.push(token)
             if not self._control.ended and len(self._answer) < MAX_TRIED:
                 return False
         if sure and self._answer == self._previous:
@@ -97,18 +103,27 @@ class EarlyExit:
         return True
 
 
-def most_probable(logits: torch.Tensor, excluded: Sequence[frozenset[int]]) -> list[tuple[int, float]]:
+def most_probable(
+    logits: torch.Tensor, excluded: Sequence[frozenset[int]], constraints: Sequence[Constraint | None]
+) -> list[tuple[int, float]]:
     """The most probable id of each row and the natural logarithm of its probability.
 
     Args:
         logits: Logits of the model, `[rows, vocabulary]`.
-        excluded: The ids that are not allowed in each row.
+        excluded: The ids that are not allowed in each row, unless its constraint allows no others.
+        constraints: What constrains each row.
 
     Returns:
         Both of each row.
     """
     scores = logits.to(torch.float32, copy=True)
-    for row, ids in zip(scores, excluded, strict=True):
+    if found := [(i, one) for i, one in enumerate(constraints) if one is not None]:
+        rows = torch.tensor([i for i, _ in found]).to(logits.device)
+        allowed = allowed_tokens([one for _, one in found], logits.shape[-1], logits.device)
+        scores[rows] = scores[rows].masked_fill(~allowed, -torch.inf)
+    limited = scores.clone()
+    for row, ids in zip(limited, excluded, strict=True):
         row[torch.tensor(sorted(ids), dtype=torch.long, device=row.device)] = -torch.inf
-    values, tokens = scores.log_softmax(-1).max(-1)
+    limited = torch.where((limited == -torch.inf).all(-1, keepdim=True), scores, limited)
+    values, tokens = limited.log_softmax(-1).max(-1)
     return [*zip(tokens.tolist(), values.tolist(), strict=True)]

@@ -25,15 +25,16 @@ from vlroute.engine.cache.prefix import PrefixCache
 from vlroute.engine.cache.vision import Grid, VisionCache, feature_key
 from vlroute.engine.local.checkpoint import Checkpoint, ModelPair, load_models
 from vlroute.engine.local.forward import Language
+from vlroute.engine.local.grammar import constraint
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt, build_prompt, check_length, in_other_mode
 from vlroute.engine.local.reasoning import Splitter, closing_length
-from vlroute.engine.local.sampling import resolve_settings
+from vlroute.engine.local.sampling import end_ids, resolve_settings
 from vlroute.engine.local.scheduler import GenerationRequest, Scheduler
 from vlroute.engine.local.vision import prepare
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply, Trial, empty_reply
-from vlroute.engine.settings import answer_reserve
+from vlroute.engine.settings import answer_reserve, response_format
 from vlroute.engine.tool_calls import CallReader
 from vlroute.engine.trial import RunningTrial
 from vlroute.errors import LimitError
@@ -187,15 +188,20 @@ class Request:
             splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
             running, tools = RunningTrial(trial, on_piece, self.engine.stages), self.conversation.tools
             calls = None if tools is None else CallReader(tools, checkpoint.family.call_format)
+            constrained = None
+            if (form := response_format(resolved)) is not None:
+                vocabulary = checkpoint.model.config.text_config.vocab_size
+                constrained = constraint(checkpoint.tokenizer, vocabulary, form.grammar, end_ids(resolved))
 
             def on_token(token: int) -> bool:
                 pieces = splitter.push(token)
                 running.push(pieces if calls is None else calls.read(pieces))
                 return splitter.stop.found or (calls is not None and calls.ended)
 
+            features = start(uncached_features())
             generating = self.engine.scheduler.generate(
                 GenerationRequest(
-                    checkpoint, prompt, resolved, start(uncached_features()), on_token, cancel, owner, lease, running
+                    checkpoint, prompt, resolved, features, on_token, cancel, owner, lease, running, constrained
                 )
             )
         except BaseException:

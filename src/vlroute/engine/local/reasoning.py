@@ -136,7 +136,8 @@ class OutputControl:
       no longer changes, or instead of an end token before `</think>`. Afterwards, `<think>` and `</think>` cannot be
       generated again.
     * An answer does not end before it contains visible text, because an empty answer would look like success. Nor does
-      it begin with more than `MAX_BLANK` tokens of white space.
+      it begin with more than `MAX_BLANK` tokens of white space. The grammar of a constrained answer decides instead if
+      nothing else than the end, or than white space, fits it.
     """
 
     #: Maximum number of tokens of white space at the beginning of an answer.
@@ -151,6 +152,7 @@ class OutputControl:
         most: int | None = None,
         reserve: int = 0,
         close_loops: bool = True,
+        answer_ends: frozenset[int] | None = None,
     ) -> None:
         """Control one output.
 
@@ -162,6 +164,8 @@ class OutputControl:
             most: Maximum number of tokens of the output; None: no maximum.
             reserve: How many of these tokens are kept for the answer; 0: the reasoning may take all of them.
             close_loops: Whether reasoning that repeats itself is closed.
+            answer_ends: Ids that end the answer, if a grammar constrains it. Then the closing is always that of
+                `CLOSING`, because the grammar does not allow the white space that models generate after it.
 
         Raises:
             ValueError: The budget is negative.
@@ -180,7 +184,8 @@ class OutputControl:
         self._due: Closed | None = None
         self._blanks, self._most_blank = 0, min(self.MAX_BLANK, reserve - 1) if thinking and reserve else self.MAX_BLANK
         self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in (THINK, END_THINK)] if thinking else []
-        self._only_tags, self._tags_and_ends = frozenset(self._tags), frozenset(self._tags) | ends
+        self._answer_ends, self._constrained = ends if answer_ends is None else answer_ends, answer_ends is not None
+        self._only_tags, self._tags_and_ends = frozenset(self._tags), frozenset(self._tags) | self._answer_ends
         self._thinking, self._blank = thinking, True
         #: Whether the latest token ends the output.
         self.ended = False
@@ -200,13 +205,19 @@ class OutputControl:
         """Whether the reasoning goes on with the next token."""
         return self._thinking and not self._forced and self.count != self._budget and self._due is None
 
+    @property
+    def answering(self) -> bool:
+        """Whether the next token is one of the answer that the model chooses."""
+        return not self._thinking and not self._forced
+
     def close_early(self) -> None:
         """Close the reasoning with the next tokens, because its answer no longer changes."""
         self._due = "early"
 
     def trial(self) -> tuple[OutputControl, list[int]]:
         """The control of an answer that would follow if the reasoning were closed now; and the ids that close it."""
-        control = OutputControl(self._tokenizer, True, self._ends, close_loops=False)
+        answer_ends = self._answer_ends if self._constrained else None
+        control = OutputControl(self._tokenizer, True, self._ends, close_loops=False, answer_ends=answer_ends)
         return control, [control.chosen(token) for token in self._closing()]
 
     @property
@@ -214,7 +225,7 @@ class OutputControl:
         """The ids that are not allowed next."""
         if self._thinking:
             return frozenset()
-        if self._blank and self._blanks >= self._most_blank:
+        if self._blank and self._blanks >= self._most_blank and not self._constrained:
             return self._tags_and_ends | _blank_ids(self._tokenizer)
         return self._tags_and_ends if self._blank else self._only_tags
 
@@ -226,6 +237,9 @@ class OutputControl:
         if self._thinking and token in self._ends:
             self._close("end")
             token = self._forced.popleft()
+        elif self._thinking and self._constrained and token == self._tags[1]:
+            closing = _closing(self._tokenizer)
+            self._forced.extend(closing[closing.index(token) + 1 :])
         return self._told(token)
 
     def _close(self, why: Closed) -> None:
@@ -240,7 +254,7 @@ class OutputControl:
 
     def _told(self, token: int) -> int:
         self.count, self._last = self.count + 1, token
-        self.ended = token in self._ends and not self._thinking and not self._blank
+        self.ended = token in self._answer_ends and not self._thinking and (self._constrained or not self._blank)
         if self._thinking:
             self._thinking = token != self._tags[1]
             if self._loops is not None and self._thinking and self._loops.push(token):

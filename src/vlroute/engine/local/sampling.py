@@ -27,6 +27,7 @@ from transformers import (
 )  # fmt: skip
 
 from vlroute.engine.local.checkpoint import Checkpoint
+from vlroute.engine.local.grammar import Constraint, allowed_tokens
 from vlroute.engine.local.reasoning import OutputControl
 from vlroute.engine.protocol import TOP_TOKENS
 from vlroute.engine.settings import (
@@ -100,6 +101,12 @@ def _check_tokens(settings: Mapping[str, Any], vocabulary: int) -> None:
         raise SettingsError("suppress_tokens, begin_suppress_tokens and bad_words_ids leave no token to generate")
 
 
+def end_ids(settings: Mapping[str, Any]) -> frozenset[int]:
+    """The ids that end an output, of `eos_token_id`; -1 if none does."""
+    ids: Any = settings.get("eos_token_id")
+    return frozenset(ids if isinstance(ids, list) else [ids])
+
+
 class Penalties(LogitsProcessor):
     """Presence and frequency penalty over the tokens of the answer so far, as defined by OpenAI and vLLM."""
 
@@ -116,10 +123,25 @@ class Penalties(LogitsProcessor):
 class Sampler:
     """State of the sampling of one answer: its settings, its tokens, and what may come next."""
 
-    def __init__(self, checkpoint: Checkpoint, prompt: Sequence[int], settings: Mapping[str, Any]) -> None:
-        """`prompt`: token ids of the prompt; `settings`: as returned by `resolve_settings`."""
-        asked: Any = settings.get("eos_token_id")
-        ends = frozenset(asked if isinstance(asked, list) else [asked])
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        prompt: Sequence[int],
+        settings: Mapping[str, Any],
+        constraint: Constraint | None = None,
+    ) -> None:
+        """Begin an answer.
+
+        Args:
+            checkpoint: The model.
+            prompt: Token ids of the prompt.
+            settings: As returned by `resolve_settings`.
+            constraint: Constrains the answer, at its beginning.
+
+        Raises:
+            SettingsError: The thinking budget is "auto".
+        """
+        ends = end_ids(settings)
         #: Chosen if all tokens are excluded. It ends an answer that has visible text, unless `eos_token_id` is -1.
         self.last_resort = max(ends) if max(ends) >= 0 else int(checkpoint.tokenizer.eos_token_id)
         most = int(settings["max_new_tokens"])
@@ -129,7 +151,10 @@ class Sampler:
         self.control = OutputControl(
             checkpoint.tokenizer, thinking, ends, settings.get("thinking_budget") if thinking else None, most,
             answer_reserve(settings, most), settings.get("close_loops", True),
+            None if constraint is None else constraint.ends,
         )  # fmt: skip
+        #: What constrains the answer, but not the reasoning.
+        self.constraint = constraint
         self.ids, self.prompt_length = [*prompt], len(prompt)
         self.draws = bool(settings.get("do_sample"))
         self.repetition = float(settings.get("repetition_penalty") or 1.0)
@@ -141,7 +166,8 @@ class Sampler:
             self.temperature = float(settings.get("temperature", 1.0))
             self.top_k, self.top_p = int(settings.get("top_k") or 0), float(settings.get("top_p", 1.0))
             self.min_p = float(settings.get("min_p") or 0.0)
-        self.min_new_tokens, self.ends = int(settings.get("min_new_tokens") or 0), ends
+        self.min_new_tokens = int(settings.get("min_new_tokens") or 0)
+        self.ends = ends if constraint is None else constraint.ends
         #: Processors of transformers, if a setting is not vectorized: they then do everything for this answer.
         self.processors: LogitsProcessorList | None = None
         if any(settings.get(name) not in (None, SETTINGS[name].off, [], {}) for name in SINGLE):
@@ -170,9 +196,11 @@ class Sampler:
 
     def take(self, token: int) -> int:
         """Process the id that the model chose. Returns the id for the output, which may differ."""
-        forced = self.control.forced()
+        forced, answering = self.control.forced(), self.control.answering
         token = self.control.chosen(token) if forced is None else forced
         self.ids.append(token)
+        if self.constraint is not None and forced is None and answering:
+            self.constraint.push(token)
         return token
 
 
@@ -219,6 +247,7 @@ class BatchSampler:
     def __call__(self, logits: torch.Tensor) -> list[int]:
         """Ids for `logits`, `[rows, vocabulary]`, for `Sampler.take` of each row."""
         scores = logits.to(torch.float32, copy=True)
+        likely = self._constrain(scores)
         self._exclude(scores)
         for i, one in enumerate(self.samplers):
             if one.processors is not None:
@@ -235,10 +264,32 @@ class BatchSampler:
         tokens = torch.where(best == -torch.inf, -1, tokens)  # -1: all tokens are excluded
         for drawn in self._drawn:
             tokens = drawn(scores, tokens, self.samplers)
+        if likely is not None:
+            tokens = torch.where(tokens < 0, likely, tokens)
         if self._counts is not None or self._seen is not None:
             self._count(tokens)
         chosen: list[int] = tokens.tolist()
         return [one.last_resort if token < 0 else token for one, token in zip(self.samplers, chosen, strict=True)]
+
+    def _constrain(self, scores: torch.Tensor) -> torch.Tensor | None:
+        """Keep only the scores of tokens that the grammars of the answers allow.
+
+        Returns:
+            The most likely allowed token of each constrained answer, for the case that other settings exclude all that
+            are allowed: the grammar precedes. -1 for the other rows. None if no answer is constrained.
+        """
+        found = [
+            (i, one.constraint)
+            for i, one in enumerate(self.samplers)
+            if one.constraint is not None and one.control.answering
+        ]
+        if not found:
+            return None
+        rows = torch.tensor([i for i, _ in found]).to(self.device)
+        allowed = allowed_tokens([one for _, one in found], self.vocabulary, self.device)
+        own = scores[rows].masked_fill(~allowed, -torch.inf)
+        scores[rows] = own
+        return torch.full((len(scores),), -1, device=self.device).index_copy(0, rows, own.argmax(-1))
 
     def _exclude(self, scores: torch.Tensor) -> None:
         excluded = tuple(one.excluded() for one in self.samplers)

@@ -31,6 +31,7 @@ from vlroute.engine.cache.prefix import Lease, PrefixCache, State
 from vlroute.engine.local.checkpoint import Checkpoint
 from vlroute.engine.local.early_exit import MAX_TRIED, EarlyExit, most_probable
 from vlroute.engine.local.forward import Chunk, Decoder, Language, read
+from vlroute.engine.local.grammar import Constraint
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt
@@ -79,6 +80,7 @@ class GenerationRequest:
         owner: owner of the prefix in the cache of KV tokens.
         lease: cached tokens of the prompt; released by the scheduler.
         trial: decides during the answer whether it goes on.
+        constraint: constrains the tokens of the answer, not those of the reasoning.
     """
 
     checkpoint: Checkpoint
@@ -90,6 +92,7 @@ class GenerationRequest:
     owner: str = ""
     lease: Lease = field(default_factory=Lease)
     trial: RunningTrial = field(default_factory=RunningTrial)
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,8 @@ class Generation:
     def __init__(self, request: GenerationRequest, future: Future[Generated]) -> None:
         prompt = request.prompt
         self.request, self.future, self.lease = request, future, request.lease
-        self.sampler = Sampler(request.checkpoint, prompt.tokens.ids.tolist(), request.settings)
+        ids = prompt.tokens.ids.tolist()
+        self.sampler = Sampler(request.checkpoint, ids, request.settings, request.constraint)
         self.most = int(request.settings["max_new_tokens"])
         self.exit = EarlyExit(request.settings.get("early_exit") if request.checkpoint.mode == "thinking" else None)
         self._before_trial: tuple[int, State | None] = 0, None  # tokens in the slot and recurrent states
@@ -162,7 +166,7 @@ class Generation:
     def begin_trial(self, slots: KVSlots) -> None:
         """Begin a trial of the answer. The last token of the thought is not in the slot yet, and is read with it."""
         self._before_trial = self.cached, slots.state(self.slot)
-        self.exit.begin(self.sampler.control)
+        self.exit.begin(self.sampler.control, self.sampler.constraint)
 
     def end_trial(self, slots: KVSlots) -> None:
         """Let the slot hold what it held before the trial. Keys and values behind that will be replaced."""
@@ -378,7 +382,8 @@ class _Lane:
 
     def _try(self, answers: Sequence[Generation], logits: torch.Tensor) -> None:
         """Choose the next token of trials from their `logits`, `[answers, vocabulary]`."""
-        chosen = most_probable(logits, [one.exit.excluded() for one in answers])
+        excluded, constraints = [one.exit.excluded() for one in answers], [one.exit.constraint for one in answers]
+        chosen = most_probable(logits, excluded, constraints)
         for one, (token, log_prob) in zip(answers, chosen, strict=True):
             if one.cancelled:
                 one.reason = "cancelled"

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vlroute.checks import Number, Whole
 from vlroute.engine.families import ENDPOINT_FAMILIES
-from vlroute.engine.settings import checked
+from vlroute.engine.settings import checked, response_format
 from vlroute.errors import InputError, SettingsError
 from vlroute.files import read_at_most
 from vlroute.inputs.media import Picture, Video
@@ -28,6 +28,7 @@ from vlroute.types import MODES, Mode
 Headers = Mapping[str, str] | Callable[[Conversation], Mapping[str, str]]
 Reasoning = Literal["auto", "parsed", "raw"]
 VideoForm = Literal["frames", "video_url"]
+ChoiceForm = Literal["structured_outputs", "guided"]
 #: Settings under transformers' names that OpenAI has under the same name, and under another one.
 _SAME = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed")
 _RENAMED = {"max_new_tokens": "max_tokens"}
@@ -63,6 +64,9 @@ class Endpoint:
             (vLLM); None, not at all.
         reasoning: "parsed" if the server has a reasoning parser, "raw" if it sends reasoning as text that ends with
             `</think>`, "auto" to detect this from its streams.
+        choices: How a `response_format` that is a choice or a regular expression is sent: "structured_outputs" (vLLM
+            and `vlroute serve`), "guided" (earlier versions of vLLM: `guided_choice`, `guided_regex`); None, not at
+            all. JSON formats are sent as OpenAI's `response_format`.
 
     Raises:
         ValueError: A value is out of range, or of the wrong type.
@@ -81,6 +85,7 @@ class Endpoint:
     family: str | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     videos: VideoForm | None = None
+    choices: ChoiceForm | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.base_url, str) or not _is_address(self.base_url):
@@ -100,6 +105,8 @@ class Endpoint:
             raise ValueError("extra_body must contain a mapping of fields for each mode")
         if self.videos not in (None, *get_args(VideoForm)):
             raise ValueError(f"videos must be one of {', '.join(get_args(VideoForm))} or None, not {self.videos!r}")
+        if self.choices not in (None, *get_args(ChoiceForm)):
+            raise ValueError(f"choices must be one of {', '.join(get_args(ChoiceForm))} or None, not {self.choices!r}")
         if not isinstance(self.budget_field, str | None) or self.budget_field == "":
             raise ValueError(f"budget_field must be the name of a field or None, not {self.budget_field!r}")
         if not callable(self.headers):
@@ -179,6 +186,12 @@ class Endpoint:
                 f"{self.name} takes no thinking_budget: set budget_field of the endpoint if its server has one "
                 "(docs/how-to/endpoints.md), or leave the budget out"
             )
+        form = response_format(settings)
+        if form is not None and not form.is_json and self.choices is None:
+            raise SettingsError(
+                f"{self.name} takes no response_format of the kind {form.kind}: set choices= of the endpoint if its "
+                "server has a field for it (docs/how-to/endpoints.md), or use a JSON schema"
+            )
         return settings
 
     def body(self, conversation: Conversation, settings: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
@@ -216,6 +229,13 @@ class Endpoint:
             for name in reversed(self.budget_field.split(".")):
                 budget = {name: budget}
             extra |= budget
+        if (form := response_format(settings)) is not None:
+            if form.is_json:
+                body["response_format"] = form.as_openai
+            else:
+                content = list(form.content) if form.kind == "choice" else form.content
+                guided = self.choices == "guided"
+                extra |= {f"guided_{form.kind}": content} if guided else {"structured_outputs": {form.kind: content}}
         extra = _merged(extra, self.mode_fields(mode))
         return body | ({"extra_body": extra} if extra else {})
 

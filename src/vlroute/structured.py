@@ -1,0 +1,400 @@
+"""Formats that constrain an answer: any JSON object, a JSON schema, a choice, or a regular expression.
+
+`read_format` checks each form that Python and HTTP accept, and makes a `ResponseFormat` of it. Needs llguidance, of the
+extra `structured`; imports neither torch nor pydantic.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import combinations
+from typing import Any, Literal
+
+from vlroute.checks import refused, shown
+from vlroute.errors import MissingExtraError, SettingsError
+
+Kind = Literal["text", "json_object", "json_schema", "choice", "regex"]
+#: Form of the JSON text: compact, or with a space after separators, or over several lines that are indented. A model
+#: cannot go on with white space. No keyword is ignored.
+_JSON_OPTIONS: Any = {
+    "item_separator": ", ?", "key_separator": ": ?", "whitespace_flexible": True, "whitespace_pattern": r"\n {0,16}",
+    "lenient": False, "coerce_one_of": False,
+}  # fmt: skip
+#: Keywords whose value contains schemas: by name, in a list, or as the value itself.
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+_LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SINGLE = ("items", "additionalItems", "additionalProperties")
+#: Keywords that restrict values. Others that are similar to one of these are refused as misspelled.
+_KEYWORDS = (
+    *_NAMED, *_LISTED, *_SINGLE, "type", "enum", "const", "required", "minProperties", "maxProperties", "minItems",
+    "maxItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum",
+    "exclusiveMaximum", "multipleOf", "$ref", "not", "if", "then", "else", "contains", "uniqueItems", "propertyNames",
+    "minContains", "maxContains", "dependentRequired", "dependentSchemas", "unevaluatedProperties", "unevaluatedItems",
+)  # fmt: skip
+#: Keywords without effect on values, some of which are similar to others.
+_NOTES = (
+    "title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "nullable", "$id",
+    "id", "$schema", "$comment", "$anchor", "$vocabulary", "discriminator", "contentEncoding", "contentMediaType",
+    "contentSchema", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "dependencies",
+)  # fmt: skip
+#: Keywords of old drafts that llguidance would ignore.
+_IGNORED = ("extends", "disallow", "divisibleBy")
+#: Maximum length of a schema, a regular expression, or all strings of a choice. Compiling that takes a second or two.
+MAX_CHARACTERS = 100_000
+_PYTHON_FORMS = (
+    "a pydantic model, {'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'schema': …}}, "
+    "{'type': 'text'}, {'json': a schema}, {'choice': a list of strings} or {'regex': a string}"
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ResponseFormat:
+    """A checked format.
+
+    Attributes:
+        kind: What constrains the answer; "text": nothing.
+        content: The JSON schema as JSON text, the regular expression, or the strings of a choice.
+        name: Name of a JSON schema, which endpoints require.
+        strict: What the caller says about `strict`, for endpoints. The schema is always followed here.
+        model: The pydantic model that the schema comes from, if it does.
+    """
+
+    kind: Kind
+    content: str | tuple[str, ...] = ""
+    name: str = field(default="answer", compare=False)
+    strict: bool | None = field(default=None, compare=False)
+    model: Any = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return f"{self.kind} {shown(self.content)}" if self.content else self.kind
+
+    def __str__(self) -> str:  # identifies the format in the settings of a collection
+        return f"{self.kind} {self.content}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes, which do not need the model."""
+        return ResponseFormat, (self.kind, self.content, self.name, self.strict)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the answer is JSON."""
+        return self.kind in ("json_object", "json_schema")
+
+    @property
+    def grammar(self) -> str:
+        """The grammar for llguidance's matcher."""
+        from llguidance import LLMatcher
+
+        if self.kind == "regex":
+            return LLMatcher.grammar_from_regex(str(self.content))
+        if self.kind == "choice":
+            return LLMatcher.grammar_from_lark(
+                "start: " + " | ".join(json.dumps(one, ensure_ascii=False) for one in self.content)
+            )
+        schema = '{"type": "object"}' if self.kind == "json_object" else str(self.content)
+        return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)
+
+    @property
+    def as_openai(self) -> dict[str, Any]:
+        """The field `response_format` of OpenAI's API, for JSON."""
+        if self.kind == "json_object":
+            return {"type": "json_object"}
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", self.name)[:64]  # the names that OpenAI accepts
+        schema = {"name": name, "schema": json.loads(str(self.content))}
+        strict = {} if self.strict is None else {"strict": self.strict}
+        return {"type": "json_schema", "json_schema": schema | strict}
+
+    def parse(self, text: str) -> Any:
+        """Parse a complete answer.
+
+        Args:
+            text: The answer.
+
+        Returns:
+            The instance of the model or the JSON value; None for other formats.
+
+        Raises:
+            ValueError: The text is not JSON, or the validators of the model refuse it.
+        """
+        if not self.is_json:
+            return None
+        return json.loads(text) if self.model is None else self.model.model_validate_json(text)
+
+
+#: Constrains nothing, and replaces the format of a router for one request.
+TEXT = ResponseFormat("text")
+
+
+def read_format(name: str, value: Any) -> ResponseFormat:
+    """Check a format in one of the forms for Python.
+
+    Args:
+        name: Name of the argument for errors.
+        value: A pydantic model; a dict in the form of OpenAI's `response_format` or of vLLM's `structured_outputs`; or
+            a format that was checked before.
+
+    Returns:
+        The format.
+
+    Raises:
+        SettingsError: The form is unknown, or the schema, choice or regular expression is invalid or not supported.
+        MissingExtraError: llguidance is missing.
+    """
+    if isinstance(value, ResponseFormat):
+        return value
+    if isinstance(value, type) and callable(getattr(value, "model_json_schema", None)):
+        return _of_model(name, value)
+    if not isinstance(value, Mapping) or not value:
+        raise refused(name, value, _PYTHON_FORMS)
+    if "type" in value:
+        return _of_openai(name, value)
+    if len(value) != 1 or next(iter(value)) not in ("json", "choice", "regex"):
+        raise refused(name, value, _PYTHON_FORMS)
+    ((kind, content),) = value.items()
+    if kind == "json":
+        return json_schema(f"{name}.json", content)
+    return choice(f"{name}.choice", content) if kind == "choice" else regex(f"{name}.regex", content)
+
+
+def json_schema(name: str, schema: Any, title: str = "answer", strict: bool | None = None) -> ResponseFormat:
+    """The format of a JSON schema.
+
+    Args:
+        name: Name of the argument for errors.
+        schema: The schema, or its JSON text.
+        title: See `ResponseFormat.name`.
+        strict: See `ResponseFormat`.
+
+    Returns:
+        The format.
+
+    Raises:
+        SettingsError: The schema is invalid, or uses a keyword that is not supported.
+    """
+    return _schema(name, schema, title, strict)
+
+
+def choice(name: str, strings: Any) -> ResponseFormat:
+    """The format of an answer that is one of some strings.
+
+    Args:
+        name: Name of the argument for errors.
+        strings: The strings.
+
+    Returns:
+        The format.
+
+    Raises:
+        SettingsError: There is no string, or one is empty or begins or ends with white space.
+    """
+    accepts = "a list of at least one string without white space at its ends"
+    if isinstance(strings, str | bytes | Mapping) or not isinstance(strings, Sequence) or not strings:
+        raise refused(name, strings, accepts)
+    if not all(isinstance(one, str) and one and one == one.strip() and _is_unicode(one) for one in strings):
+        raise refused(name, strings, accepts)
+    return _checked(name, ResponseFormat("choice", tuple(dict.fromkeys(strings))))
+
+
+def regex(name: str, pattern: Any) -> ResponseFormat:
+    """The format of an answer that matches a regular expression as a whole.
+
+    Args:
+        name: Name of the argument for errors.
+        pattern: The expression, in the syntax of Rust's regex crate.
+
+    Returns:
+        The format.
+
+    Raises:
+        SettingsError: The expression is invalid or not supported.
+    """
+    if not isinstance(pattern, str) or not pattern or not _is_unicode(pattern):
+        raise refused(name, pattern, "a regular expression that is not empty")
+    return _checked(name, ResponseFormat("regex", pattern))
+
+
+def _of_model(name: str, model: Any) -> ResponseFormat:
+    try:
+        schema = model.model_json_schema()
+    except Exception as error:  # pydantic raises many types of errors
+        raise SettingsError(f"{name}: {model.__name__} has no JSON schema: {error}") from error
+    return _schema(name, schema, model.__name__, model=model)
+
+
+def _of_openai(name: str, value: Mapping[str, Any]) -> ResponseFormat:
+    """The format of OpenAI's `response_format`. Some servers take a schema with "json_object", too."""
+    kind, rest = value["type"], {key: one for key, one in value.items() if key != "type" and one is not None}
+    if kind == "text" and not rest:
+        return TEXT
+    if kind == "json_object" and set(rest) <= {"schema"}:
+        return json_schema(f"{name}.schema", rest["schema"]) if rest else _checked(name, ResponseFormat("json_object"))
+    if kind == "json_schema" and set(rest) == {"json_schema"} and isinstance(rest["json_schema"], Mapping):
+        given = rest["json_schema"]
+        if unknown := set(given) - {"name", "description", "schema", "strict"}:
+            raise SettingsError(f"{name}.json_schema has unknown fields: {', '.join(sorted(map(str, unknown)))}")
+        title, strict = given.get("name"), given.get("strict")
+        if not isinstance(title, str | None):
+            raise refused(f"{name}.json_schema.name", title, "a string")
+        if not isinstance(strict, bool | None):
+            raise refused(f"{name}.json_schema.strict", strict, "true or false")
+        return json_schema(f"{name}.json_schema.schema", given.get("schema"), title or "answer", strict)
+    raise refused(name, value, _PYTHON_FORMS)
+
+
+def _schema(name: str, schema: Any, title: str, strict: bool | None = None, model: Any = None) -> ResponseFormat:
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError) as error:
+            raise SettingsError(f"{name} is not JSON: {error}") from error
+    if not isinstance(schema, Mapping):
+        raise refused(name, schema, "a JSON schema: an object")
+    try:
+        # pydantic ignores properties that the model does not have, so they need not be generated
+        prepared = _prepared(name, schema, schema, closed=model is not None)
+        content = json.dumps(prepared, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, SettingsError):
+            raise
+        raise SettingsError(f"{name} is not JSON: {error}") from error
+    if not _is_unicode(content):
+        raise SettingsError(f"{name} contains half of a surrogate pair")
+    return _checked(name, ResponseFormat("json_schema", content, title, strict, model))
+
+
+def _prepared(name: str, schema: Any, root: Mapping[str, Any], closed: bool) -> Any:
+    """A schema in which `oneOf` is `anyOf` if its alternatives exclude each other. SettingsError for unknown keywords.
+
+    Args:
+        name: Name of the argument for errors.
+        schema: A schema within `root`.
+        root: The whole schema.
+        closed: Whether objects have no other properties than those that are named.
+    """
+    if not isinstance(schema, Mapping):
+        return schema
+    for key in schema:
+        _check_keyword(name, key)
+    new = dict(schema)
+    for key, value in schema.items():
+        if key in _NAMED and isinstance(value, Mapping):
+            new[key] = {label: _prepared(name, one, root, closed) for label, one in value.items()}
+        elif key in (*_LISTED, *_SINGLE) and isinstance(value, list | tuple):
+            new[key] = [_prepared(name, one, root, closed) for one in value]
+        elif key in _SINGLE:
+            new[key] = _prepared(name, value, root, closed)
+    if closed and "properties" in new:
+        new.setdefault("additionalProperties", False)
+    if "anyOf" not in new and isinstance(new.get("oneOf"), list) and _exclude_each_other(new["oneOf"], root):
+        new["anyOf"] = new.pop("oneOf")
+    return new
+
+
+def _check_keyword(name: str, key: Any) -> None:
+    if key in _IGNORED:
+        raise SettingsError(f"{name}: the JSON schema uses {key}, which is not supported")
+    if not isinstance(key, str):
+        raise SettingsError(f"{name}: the JSON schema has a keyword that is not a string: {shown(key)}")
+    if key not in _KEYWORDS and key not in _NOTES and (like := difflib.get_close_matches(key, _KEYWORDS, 1, 0.85)):
+        raise SettingsError(f"{name}: the JSON schema uses the unknown keyword {key} (did you mean {like[0]}?)")
+
+
+def _exclude_each_other(alternatives: Sequence[Any], root: Mapping[str, Any]) -> bool:
+    """Whether a required property has other values in each alternative, so that no object fits two of them."""
+    tags = [dict(_tags(one, root)) for one in alternatives]
+    shared = set(tags[0]).intersection(*tags[1:]) if tags else ()
+    return any(all(not one[key] & other[key] for one, other in combinations(tags, 2)) for key in shared)
+
+
+def _tags(schema: Any, root: Mapping[str, Any]) -> Iterator[tuple[str, set[str]]]:
+    """The possible values, as JSON, of each required property that has a fixed set of them."""
+    schema = _resolved(schema, root)
+    properties, required = schema.get("properties"), schema.get("required")
+    if schema.get("type") != "object" or not isinstance(properties, Mapping) or not isinstance(required, list | tuple):
+        return
+    for key, one in properties.items():
+        one = _resolved(one, root)
+        values = [one["const"]] if "const" in one else one.get("enum")
+        if key in required and isinstance(values, list | tuple):
+            yield key, {json.dumps(value, sort_keys=True) for value in values}
+
+
+def _resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`schema`, or what its `$ref` within `root` names; empty if that is no object."""
+    for _ in range(10):
+        if not isinstance(schema, Mapping) or not isinstance(reference := schema.get("$ref"), str):
+            break
+        schema = root
+        for part in reference.removeprefix("#").split("/")[1:]:
+            schema = schema.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(schema, Mapping) else None
+    return schema if isinstance(schema, Mapping) else {}
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _checked(name: str, found: ResponseFormat) -> ResponseFormat:
+    """`found` if llguidance can follow it. SettingsError if not, MissingExtraError if llguidance is missing."""
+    try:
+        import llguidance  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error, "structured") from error
+    length = len(found.content) if isinstance(found.content, str) else sum(map(len, found.content))
+    if length > MAX_CHARACTERS:
+        raise SettingsError(f"{name} has {length} characters; at most {MAX_CHARACTERS} are accepted")
+    if problem := _problem(found):
+        raise SettingsError(f"{name}: {problem}")
+    return found
+
+
+@lru_cache(maxsize=64)
+def _problem(found: ResponseFormat) -> str:
+    """Why an answer cannot have this format; empty if it can."""
+    from llguidance import LLMatcher
+
+    try:
+        matcher = LLMatcher(_bytes(), found.grammar, log_level=0)
+    except ValueError as error:  # such as for JSON that is nested too deeply
+        return _explained(found, str(error))
+    if not matcher.is_error():
+        # the first two steps fail for what is too complex, or matches no text
+        allowed = int.from_bytes(matcher.compute_bitmask(), "little") & ~(1 << _bytes().eos_token)
+        if allowed and not matcher.is_error():
+            matcher.consume_token((allowed & -allowed).bit_length() - 1)
+    return _explained(found, matcher.get_error()) if matcher.is_error() else ""
+
+
+@lru_cache(maxsize=1)
+def _bytes() -> Any:
+    """A tokenizer whose tokens are bytes. Whether a grammar is valid does not depend on the tokenizer."""
+    from llguidance import LLTokenizer
+
+    return LLTokenizer("byte")
+
+
+def _explained(found: ResponseFormat, message: str) -> str:
+    """A message of llguidance in one line."""
+    if message.startswith("NoExtension"):
+        message = "no text matches it"
+    if found.kind == "regex" or "regex parse error" in message:
+        reason = message.rpartition("error: ")[2] if "error: " in message else message.partition("(in regex): ")[2]
+        reason = (reason or message).partition("\n")[0]
+        if found.kind == "regex":
+            return f"the regular expression {shown(found.content)} is not supported: {reason}"
+        return f"the JSON schema has a pattern that is not supported: {reason}"
+    if message.startswith("Unimplemented keys: "):
+        keys = ", ".join(json.loads(message.partition(": ")[2]))
+        return f"the JSON schema uses {keys}, which is not supported"
+    if message.startswith("oneOf"):
+        return (
+            "the JSON schema uses oneOf with alternatives that do not exclude each other, which is not supported; use "
+            "anyOf"
+        )
+    what = "the JSON schema" if found.is_json else "the format"
+    return f"{what} is invalid or not supported: {' '.join(message.split())[:300]}"
