@@ -6,6 +6,7 @@ pair. Takes half an hour on two cores.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -247,9 +248,17 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=2000)
     parser.add_argument("--loops", type=int, default=60, help="tasks for each period of loops")
     parser.add_argument("--remote", type=int, default=400, help="tasks for endpoints")
+    parser.add_argument("--only-early-exits", action="store_true", help="keep the other figures of the latest run")
     options = parser.parse_args()
     where = environment()
     tasks = [*draw_evenly(options.tasks, "thinking control", hidden=True)]
+    if options.only_early_exits:
+        figures = json.loads((options.out / "thinking_control.json").read_text("utf-8"))
+        with Router.from_pretrained() as router:
+            ordinary, instruct = (ask_all(router, tasks, mode, mode=mode) for mode in ("thinking", "instruct"))
+            exits = {"early_exits": measure_early_exits(router, tasks, ordinary, instruct), "where_exits": where}
+        publish("thinking_control", {**figures, **exits}, options.out)
+        return
     with Router.from_pretrained() as router:
         router.load()
         latency = LatencyModel.from_dict(router.selector.latency.to_dict())
@@ -273,6 +282,7 @@ def main() -> None:
             "loops": measure_loops(router, tasks[: options.loops]),
             "budgets": measure_budgets(router, tasks, decisions, latency, ordinary, instruct),
             "early_exits": measure_early_exits(router, tasks, ordinary, instruct),
+            "where_exits": where,
             "per_token": latency.seconds_per_token("thinking"),
             "rescue": measure_rescue(router, [one for one in tasks if not one.is_video][: options.remote], most),
             "where": where,

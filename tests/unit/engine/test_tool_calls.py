@@ -199,9 +199,13 @@ def test_types_are_looked_up_in_the_schema(schema: Any, text: str, value: Any) -
 
 @pytest.mark.parametrize(
     "body",
-    ["<function=f" * 20_000, "<function=f>" + "<parameter=a>\n" * 20_000, '{"name": "tap", ' + '"arguments": {' * 20_000,
-     '{"name": "tap", "a": "' + '\\"' * 20_000],
-)  # fmt: skip
+    [
+        "<function=f" * 20_000,
+        "<function=f>" + "<parameter=a>\n" * 20_000,
+        '{"name": "tap", ' + '"arguments": {' * 20_000,
+        '{"name": "tap", "a": "' + '\\"' * 20_000,
+    ],
+)
 @pytest.mark.parametrize("form", ["json", "xml"])
 def test_hostile_text_takes_linear_time(body: str, form: CallFormat) -> None:
     began = time.perf_counter()

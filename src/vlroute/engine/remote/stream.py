@@ -262,9 +262,9 @@ class RemoteStream:
         trial: Receives the pieces of text and decides whether the answer goes on.
         cancel: Ends the stream when set.
         known: See `RemoteText`.
-        most_calls: Maximum number of tool calls.
         most_thinking: Ends the stream after this many chunks of reasoning without an answer.
         close_loops: Whether reasoning that repeats itself ends the stream. It cannot be closed and continued.
+        most_calls: Maximum number of tool calls.
     """
 
     def __init__(
