@@ -9,12 +9,14 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import forget, media, task
 from tests.forcing import STRONG, biased, end_id, token_ids
 from tests.serving import until
 from tests.tiny import write_tiny
 from vlroute import Answer, Endpoint, Router
+from vlroute.engine.local import scheduler
 from vlroute.engine.local.early_exit import EVERY, MAX_TRIED, EarlyExit
 from vlroute.engine.local.reasoning import CLOSING, OutputControl
 from vlroute.engine.local.scheduler import Scheduler
@@ -181,6 +183,41 @@ def test_the_next_turn_reads_no_token_of_a_trial(which: str, router: Router, hyb
     forget(one)
     fresh = one.ask(**again)
     assert (behind.text, behind.thinking) == (fresh.text, fresh.thinking)
+
+
+@pytest.mark.parametrize("where", ["most_probable", "push"])
+def test_an_error_in_a_trial_changes_no_answer(router: Router, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor those of other requests in the same batch."""
+    asked = [{"prompt": one.prompt, **media(one), "mode": "thinking", "do_sample": False} for one in SOME]
+    plain = router.ask_many(asked)
+    failed = list[int]()
+
+    def failing(*_: Any) -> Any:
+        failed.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(*((scheduler, where) if where == "most_probable" else (EarlyExit, where)), failing)
+    ours = router.ask_many([{**one, "early_exit": 0.5} for one in asked])
+    assert failed
+    assert [(one.text, one.thinking, one.closed) for one in ours] == [(one.text, one.thinking, None) for one in plain]
+
+
+def test_without_room_for_a_trial_there_is_none(
+    tmp_path: Any, trials: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that fits without trials fits with them."""
+    with Router.from_pretrained(write_tiny("qwen3_vl", tmp_path)).load() as router:
+        ask: dict[str, Any] = {"prompt": "How many?", "mode": "thinking", **LONG, "max_new_tokens": 200}
+        prompt = router.ask(**{**ask, "max_new_tokens": 1}).usage.prompt_tokens
+        assert prompt is not None
+        ask["max_new_tokens"] = 127 - prompt
+        plain = router.ask(**ask)
+        lanes = router._local.scheduler._lanes.values()
+        most = max(lane.slots.bytes_of(1, 128) for lane in lanes)
+        monkeypatch.setattr(router._local.scheduler.memory, "kv", most * len(lanes))
+        ours = router.ask(**ask, early_exit=ALWAYS_SURE)
+        assert (ours.text, ours.thinking) == (plain.text, plain.thinking)
+        assert trials
 
 
 def test_tokens_of_trials_are_not_streamed(router: Router) -> None:

@@ -381,13 +381,30 @@ class _Lane:
             self._sampler = None  # it has counted another token
 
     def _try(self, answers: Sequence[Generation], logits: torch.Tensor) -> None:
-        """Choose the next token of trials from their `logits`, `[answers, vocabulary]`."""
-        excluded, constraints = [one.exit.excluded() for one in answers], [one.exit.constraint for one in answers]
-        chosen = most_probable(logits, excluded, constraints)
+        """Choose the next token of trials from their `logits`, `[answers, vocabulary]`.
+
+        An error, such as out of memory or a grammar that is too complex, ends the trials without a result.
+        """
+        try:
+            excluded, constraints = [one.exit.excluded() for one in answers], [one.exit.constraint for one in answers]
+            chosen = most_probable(logits, excluded, constraints)
+        except Exception as error:
+            log.debug("trials of the answer end: %s", error)
+            for one in answers:
+                one.end_trial(self.slots)
+                one.exit.skip(one.sampler.control)
+            return
         for one, (token, log_prob) in zip(answers, chosen, strict=True):
             if one.cancelled:
                 one.reason = "cancelled"
-            elif one.exit.push(token, log_prob, one.sampler.control):
+                continue
+            try:
+                ended = one.exit.push(token, log_prob, one.sampler.control)
+            except Exception as error:
+                log.debug("a trial of the answer ends: %s", error)
+                ended = True
+                one.exit.skip(one.sampler.control)
+            if ended:
                 one.end_trial(self.slots)
 
 
