@@ -387,7 +387,7 @@ def answer_reserve(settings: Mapping[str, Any], most: int) -> int:
 
 
 def response_format(settings: Mapping[str, Any]) -> ResponseFormat | None:
-    """The format that constrains the answer; None if nothing does.
+    """The format that restricts the answer; None if there is none.
 
     Args:
         settings: Checked generation settings.

@@ -52,7 +52,7 @@ class CallReader:
         return bool(self.calls) and not self.tools.parallel
 
     def read(self, pieces: Iterable[tuple[Channel, Piece]]) -> Iterator[tuple[Channel, Piece]]:
-        """Pass on pieces of other channels, and those of the answer with its calls separated."""
+        """Yield the pieces, with tool calls separated from the text of the answer."""
         for channel, piece in pieces:
             if channel == "answer" and isinstance(piece, str):
                 yield from self._push(piece)
@@ -70,10 +70,12 @@ class CallReader:
             yield from self._said(OPEN * inside + rest)
 
     def _push(self, piece: str) -> Iterator[tuple[Channel, Piece]]:
+        searched = len(self._held)  # without a whole tag
         self._held += piece
         while self._held and not self.ended:
             tag = CLOSE if self._inside else OPEN
-            at = self._held.find(tag)
+            at = self._held.find(tag, max(0, searched - len(tag)))
+            searched = 0
             if at < 0:
                 if not self._inside:
                     safe = len(self._held) - begun(self._held, tag)

@@ -218,7 +218,7 @@ class Conversation:
             raise MessageError("the prompt is empty; describe what to do")
         earlier, turn = self.messages[: self.question], self.messages[self.question :]
         if any(message.thinking for message in earlier):
-            earlier = tuple(replace(message, thinking="") for message in earlier)
+            earlier = tuple(replace(message, thinking="") if message.thinking else message for message in earlier)
             object.__setattr__(self, "messages", (*earlier, *turn))
 
     @property
@@ -522,7 +522,7 @@ def _checked_call(call: Any) -> ToolCall:
     if not isinstance(call, ToolCall):
         raise MessageError(f"a tool call of a Message must be a ToolCall, got a {type(call).__name__}")
     checked = parse_tool_call(call.as_dict())
-    # templates write `<parameter=name>`, so that a name would be completed to a control token
+    # some templates write `<parameter=name>`: the `>` could complete a name to a control token
     arguments = {key.replace("<|", "< |"): value for key, value in checked.arguments.items()}
     plain = json.dumps(arguments, ensure_ascii=False)
     if CONTROL.search(checked.text) or CONTROL.search(plain) or arguments.keys() != checked.arguments.keys():

@@ -63,10 +63,11 @@ def checked_tools(
         The tools; None if there are none, or with the choice "none".
 
     Raises:
-        MessageError: A tool, the choice or `parallel_tool_calls` is invalid or not supported.
+        MessageError: A tool or the choice is invalid or not supported.
+        SettingsError: `parallel_tool_calls` is of another type.
     """
     if not isinstance(parallel_tool_calls, bool | None):
-        raise MessageError(str(refused("parallel_tool_calls", parallel_tool_calls, "True or False")))
+        raise refused("parallel_tool_calls", parallel_tool_calls, "True or False")
     if not isinstance(tools, list | tuple | None):
         raise MessageError(f"tools must be a list of tools, got a {type(tools).__name__}")
     if len(tools or ()) > MAX_TOOLS:

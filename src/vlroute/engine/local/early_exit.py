@@ -44,11 +44,11 @@ class EarlyExit:
 
     @property
     def running(self) -> bool:
-        """Whether a trial goes on."""
+        """Whether a trial is in progress."""
         return self._control is not None
 
     def is_due(self, control: OutputControl) -> bool:
-        """Whether the thought of `control` has reached the place of the next trial."""
+        """Whether a trial has to begin before the next token of the thought."""
         return self._threshold is not None and not self.running and control.count >= self._next and control.open
 
     def begin(self, control: OutputControl, constraint: Constraint | None = None) -> None:

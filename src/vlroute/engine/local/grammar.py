@@ -1,4 +1,4 @@
-"""Constrains the tokens of answers to grammars of llguidance. Which grammar it is does not matter here."""
+"""Restricts the tokens of answers to those that a grammar of llguidance allows."""
 
 from __future__ import annotations
 

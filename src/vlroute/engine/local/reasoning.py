@@ -202,7 +202,7 @@ class OutputControl:
 
     @property
     def open(self) -> bool:
-        """Whether the reasoning goes on with the next token."""
+        """Whether the next token belongs to the reasoning."""
         return self._thinking and not self._forced and self.count != self._budget and self._due is None
 
     @property

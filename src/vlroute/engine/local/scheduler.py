@@ -389,23 +389,24 @@ class _Lane:
             excluded, constraints = [one.exit.excluded() for one in answers], [one.exit.constraint for one in answers]
             chosen = most_probable(logits, excluded, constraints)
         except Exception as error:
-            log.debug("trials of the answer end: %s", error)
-            for one in answers:
-                one.end_trial(self.slots)
-                one.exit.skip(one.sampler.control)
+            self._give_up(answers, error)
             return
         for one, (token, log_prob) in zip(answers, chosen, strict=True):
             if one.cancelled:
                 one.reason = "cancelled"
                 continue
             try:
-                ended = one.exit.push(token, log_prob, one.sampler.control)
+                if one.exit.push(token, log_prob, one.sampler.control):
+                    one.end_trial(self.slots)
             except Exception as error:
-                log.debug("a trial of the answer ends: %s", error)
-                ended = True
-                one.exit.skip(one.sampler.control)
-            if ended:
-                one.end_trial(self.slots)
+                self._give_up([one], error)
+
+    def _give_up(self, answers: Sequence[Generation], error: Exception) -> None:
+        """End trials without a result."""
+        log.debug("trials of the answer end: %s", error)
+        for one in answers:
+            one.end_trial(self.slots)
+            one.exit.skip(one.sampler.control)
 
 
 @dataclass(frozen=True, slots=True)

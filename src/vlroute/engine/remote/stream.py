@@ -444,11 +444,9 @@ class RemoteStream:
         if self._refused:
             reason = "content_filter" if reason == "stop" else reason
             notes.append("the server refused to answer")
-        if self._finish == "tool_calls" and not self._calls.calls:
+        without_calls = self._finish == "tool_calls" and not self._calls.calls
+        if self._finish is not None and (self._finish not in _FINISH or without_calls):
             reason = "length" if reason == "stop" else reason
-        if self._finish is not None and (
-            self._finish not in _FINISH or (self._finish == "tool_calls" and not self._calls.calls)
-        ):
             notes.append(f"the server ended with finish_reason {self._finish[:40]!r}")
         if self._cut is not None and not text and not self._calls.calls:
             notes.append(_CUT[self._cut])
