@@ -21,10 +21,13 @@ def run(path: Path) -> NotebookNode:
     """The notebook with fresh outputs. CellExecutionError, with the cell and its traceback, if one fails."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=CELL_SECONDS, record_timing=False, coalesce_streams=True,
+        notebook, timeout=CELL_SECONDS, startup_timeout=CELL_SECONDS, record_timing=False, coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},
     )  # fmt: skip
-    client.execute()
+    try:
+        client.execute()
+    except RuntimeError:  # the kernel did not start: another process may have taken one of its ports
+        client.execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]

@@ -2,12 +2,11 @@
 
 One model learns both modes: two processes, one core each, compute the gradients of one mode each, and each step takes
 their mean. The tower begins with that of the pair. Seeded, with progress, and resumable: a stopped run continues from
-its last saved step. About five hours on two cores.
+its last saved step. Three and a half hours on two cores.
 
 reading      list, count and follow everything in a picture; easy questions answered at once
 both         Instruct answers at once and writes short captions; Thinking looks and reasons step by step
-both_more    more practice of tasks of low accuracy
-both_last    all kinds of requests: two pictures, unknown pictures, without a picture, tools
+both_last    practice of tasks of low accuracy; all kinds of requests: two pictures, unknown pictures, tools, no picture
 """
 
 from __future__ import annotations
@@ -32,7 +31,14 @@ from transformers.models.qwen3_5 import modeling_qwen3_5
 from training.page import POCKET, ROOT, argument_parser
 from training.pocket.checkpoint import build_hybrid, build_hybrid_tokenizer
 from training.pocket.data import Example, Sequences
-from training.pocket.phases import EXAMPLES, more_instruct, thinking_pairs, thinking_unknown, token_losses
+from training.pocket.phases import (
+    EXAMPLES,
+    more_instruct,
+    more_thinking,
+    thinking_unknown,
+    thinking_wide,
+    token_losses,
+)
 from training.pocket.train import load_state, parameter_groups, phase_lock, set_rate, vocabulary_hash, write_checkpoint
 from vlroute import Mode
 from vlroute.types import MODES
@@ -86,13 +92,14 @@ PHASES = (
     Phase(
         "reading", 1200, 2e-3, 0.15, (("instruct", EXAMPLES["transcripts"]), ("instruct", EXAMPLES["transcripts"]))
     ),
-    Phase("both", 1600, 1.2e-3, 0.0, _both(EXAMPLES["instruct"], EXAMPLES["thinking"])),
-    Phase("both_more", 1600, 1e-3, 0.0, _both(more_instruct, EXAMPLES["thinking_more"])),
+    Phase("both", 1200, 1.2e-3, 0.0, _both(EXAMPLES["instruct"], EXAMPLES["thinking"])),
     Phase(
-        "both_last", 1200, 8e-4, 0.0,
+        "both_last", 1500, 1e-3, 0.0,
         _both(
             _mixed(more_instruct, EXAMPLES["instruct_forms"], EXAMPLES["instruct_last"]),
-            _mixed(thinking_pairs, EXAMPLES["thinking_last"], EXAMPLES["thinking_wide"], thinking_unknown),
+            _mixed(
+                more_thinking, thinking_wide, more_thinking, EXAMPLES["thinking_last"], more_thinking, thinking_unknown
+            ),
         ),
     ),
 )  # fmt: skip
