@@ -2,10 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+HYBRID := models/pocket-hybrid
 PYTEST := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo check test-unit test test-servers test-lowest docs format pocket retrain notebooks bench bench-gpu bench-peers soak wheel clean
+.PHONY: help install demo check test-unit test test-servers test-lowest docs format pocket pocket-hybrid retrain notebooks bench bench-gpu bench-peers soak wheel clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +58,15 @@ pocket: install  ## Train the pocket pair and its router, measure both, write th
 	$(BIN)/python -m training.pocket.label --jobs 2 --count 1260 --seed measured --out training/pocket/measured.jsonl.gz
 	$(MAKE) retrain
 	$(MAKE) notebooks
+
+pocket-hybrid: install  ## Train the pocket hybrid and its router, measure both and write their pages (five hours on two cores)
+	$(BIN)/python -m training.pocket.hybrid
+	$(BIN)/python -m training.pocket.evaluate --model $(HYBRID) --share 0.25 --out training/pocket/hybrid_evaluation.json
+	$(BIN)/python -m training.pocket.label --model $(HYBRID) --jobs 2 --out training/pocket/hybrid_records.jsonl.gz
+	$(BIN)/python training/retrain.py training/pocket/hybrid_records.jsonl.gz --together record --model $(HYBRID) --out $(HYBRID)/router
+	$(BIN)/python -m training.pocket.probe --model $(HYBRID) --records training/pocket/hybrid_records.jsonl.gz --out $(HYBRID)/router/probe
+	$(BIN)/python -m training.pocket.proof --model $(HYBRID) --router $(HYBRID)/router --jobs 2 --count 1512 --out $(HYBRID)/router/proof
+	$(BIN)/python -m training.pocket.card --model $(HYBRID)
 
 retrain: install  ## Train the router of the pocket pair from its committed records, prove it and write the card (10 minutes)
 	$(BIN)/python training/retrain.py training/pocket/records.jsonl.gz --together record --model models/pocket --out models/pocket/router

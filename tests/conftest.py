@@ -24,7 +24,7 @@ from vlroute.learning.trial import media
 from vlroute.pocket import Task, draw_task
 from vlroute.serving.cluster.start import SAFE
 from vlroute.steps import run
-from vlroute.types import Mode
+from vlroute.types import MODES, Mode
 
 __all__ = [
     "BUDGETS", "DEVICE", "DTYPE", "MANY", "PICTURES", "ROOT", "SECONDS", "VIDEO", "features_of", "forget", "lacking",
@@ -102,9 +102,19 @@ def _pocket(dtype: torch.dtype) -> Router:
 @pytest.fixture(scope="session")
 def routers() -> dict[str, Router]:
     """The pocket pair under each of the budgets, in float32, so that caches change no answer."""
+    return _with_budgets("pocket")
+
+
+@pytest.fixture(scope="session")
+def hybrids() -> dict[str, Router]:
+    """The same for the pocket hybrid."""
+    return _with_budgets("pocket-hybrid")
+
+
+def _with_budgets(model: str) -> dict[str, Router]:
     return {
         name: Router.from_pretrained(
-            limits=MANY, vision_cache=VisionCache(vision), prefix_cache=PrefixCache(prefix),
+            model, limits=MANY, vision_cache=VisionCache(vision), prefix_cache=PrefixCache(prefix),
             device=DEVICE, dtype=torch.float32,
         ).load()
         for name, (vision, prefix) in BUDGETS.items()
@@ -121,6 +131,16 @@ def plain(folders: dict[str, Path]) -> dict[str, Any]:
         mode: (load(folder, dtype=torch.float32).to(DEVICE).eval(), AutoProcessor.from_pretrained(folder))
         for mode, folder in folders.items()
     }
+
+
+@pytest.fixture(scope="session")
+def plain_hybrid() -> dict[str, Any]:
+    """The same for the pocket hybrid, whose model is that of both modes."""
+    from transformers import AutoProcessor, Qwen3_5ForConditionalGeneration
+
+    folder = shipped("pocket-hybrid")
+    model = Qwen3_5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).to(DEVICE).eval()
+    return dict.fromkeys(MODES, (model, AutoProcessor.from_pretrained(folder)))
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "benchmarks"
 POCKET = ROOT / "models" / "pocket"
+POCKET_HYBRID = ROOT / "models" / "pocket-hybrid"
 STARTED = time.monotonic()
 os.environ.setdefault("TQDM_DISABLE", "1")  # no bars of transformers in the processes that measure
 

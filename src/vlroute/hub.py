@@ -19,6 +19,13 @@ log = logging.getLogger("vlroute")
 Source = str | Path
 #: Models on the hub for which this package contains a router artifact.
 SHIPPED_ROUTERS = {"Qwen/Qwen3-VL-2B": "qwen3-vl-2b/router"}
+#: The models that are part of this package, with the warning that they know little.
+EMBEDDED = {
+    "pocket": "using the embedded pocket pair: 2.2 M parameters, trained on small drawn pictures only; "
+    'for real pictures: Router.from_pretrained("Qwen/Qwen3-VL-2B")',
+    "pocket-hybrid": "using the embedded pocket hybrid: 2.0 M parameters, trained on small drawn pictures only; "
+    'for real pictures: Router.from_pretrained("Qwen/Qwen3.5-2B")',
+}
 EXAMPLE = "a name such as 'Qwen/Qwen3-VL-2B' or 'Qwen/Qwen3.5-2B', or a folder that contains instruct/ and thinking/"
 STEM = re.compile(r"(?P<stem>.+)-instruct", re.IGNORECASE)
 HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
@@ -81,7 +88,8 @@ def resolve_pair(
     """Find the checkpoints and the router artifact for the arguments of `Router.from_pretrained`.
 
     Args:
-        name: Name or folder of the model; None without `instruct` stands for the embedded pocket pair.
+        name: Name or folder of the model. "pocket" and "pocket-hybrid" are the embedded models, unless there is a
+            folder of this name. None without `instruct` is "pocket".
         instruct: Hub id or folder of the Instruct checkpoint, instead of `name`.
         thinking: The same for Thinking.
         router: Folder of a router artifact; None chooses the one that belongs to the pair, if there is one.
@@ -102,14 +110,10 @@ def resolve_pair(
             refuse_gguf(given)
     if instruct is not None and thinking is not None:
         return *_two(instruct, thinking), router
-    if name is None:
-        log.warning(
-            "using the embedded pocket pair: 2.2 M parameters, trained on small drawn pictures only; "
-            'for real pictures: Router.from_pretrained("Qwen/Qwen3-VL-2B")'
-        )
-        if router is None:
-            router = shipped("pocket/router")
-        return shipped("pocket/instruct"), shipped("pocket/thinking"), router
+    if name is None or is_embedded(name):
+        name = "pocket" if name is None else str(name)
+        log.warning(EMBEDDED[name])
+        name = shipped(name)
     if str(name) and (folder := local_folder(name)) is not None:
         if is_hybrid(folder):
             return folder, folder, _own_router(folder, router)
@@ -124,6 +128,11 @@ def resolve_pair(
         )
         router = shipped(SHIPPED_ROUTERS[stem])
     return f"{stem}-Instruct", f"{stem}-Thinking", router
+
+
+def is_embedded(name: Source) -> bool:
+    """Whether `name` stands for a model that is part of this package."""
+    return str(name) in EMBEDDED and local_folder(name) is None
 
 
 def _two(instruct: Source, thinking: Source) -> tuple[Source, Source]:

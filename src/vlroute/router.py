@@ -170,10 +170,11 @@ class Router:
         Args:
             name: "Qwen/Qwen3-VL-2B" stands for "…-Instruct" and "…-Thinking"; "Qwen/Qwen3.5-2B" is one checkpoint with
                 both modes. Also a folder with `instruct/` and `thinking/`, or a folder of one checkpoint with both
-                modes, each optionally with `router/`; or a .json file of endpoints, see `from_endpoints`.
+                modes, each optionally with `router/`; or a .json file of endpoints, see `from_endpoints`. "pocket" and
+                "pocket-hybrid" are the embedded models, unless there is a folder of this name.
             instruct: Hub id or folder of the Instruct checkpoint, together with `thinking` instead of `name`.
             thinking: Hub id or folder of the Thinking checkpoint.
-            router: Folder of a router artifact. The pocket pair has its own.
+            router: Folder of a router artifact. The embedded models have their own.
             policy: `Policy(price=…)`, or a target that is converted to a price at the latencies of this machine:
                 "fast", "balanced", "accurate", "knee" or a `Target`. See `operating_point`.
             captioner: Describes pictures and videos: "probe", the vision probe of the artifact (nearly free);

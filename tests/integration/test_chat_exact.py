@@ -76,10 +76,10 @@ class Complete(LogitsProcessor):
 
 
 @torch.inference_mode()
-def fresh(plain: dict[str, Any], conversation: Conversation, mode: Mode) -> tuple[torch.Tensor, str]:
-    """First scores and text of a run that remembers nothing, on the pixel path."""
+def fresh(plain: dict[str, Any], conversation: Conversation, mode: Mode, **options: bool) -> tuple[torch.Tensor, str]:
+    """First scores and text of a run that remembers nothing, on the pixel path. `options`: of the chat template."""
     model, processor = plain[mode]
-    inputs = pixel_path(processor, conversation)
+    inputs = pixel_path(processor, conversation, **options)
     complete = Complete(processor.tokenizer, mode == "thinking", inputs["input_ids"].shape[1])
     out = model.generate(
         **inputs, **PLAIN, logits_processor=[complete], output_logits=True, return_dict_in_generate=True
@@ -121,32 +121,45 @@ def talk(chat: Chat, plan: list[dict[str, Any]], recorder: Recorder) -> list[Sai
     return said
 
 
-def check(said: Said, plain: dict[str, Any]) -> None:
+def check(said: Said, plain: dict[str, Any], router: Router) -> None:
     history: list[Any] = [Message("system", (SYSTEM,))]
     for past in said.before:
         history += [past.message, Message("assistant", (past.answer.text,))]
     conversation = parse(said.prompt, **said.sent, history=history, limits=MANY)
-    expected, text = fresh(plain, conversation, said.answer.decision.mode)
+    mode = said.answer.decision.mode
+    expected, text = fresh(plain, conversation, mode, **router.pair[mode].template_options)
     # the last bits depend on what was encoded and read together
     torch.testing.assert_close(said.scores, expected, atol=1e-4, rtol=0)
     assert bare(said.answer.thinking + said.answer.text) == bare(text)
 
 
-@settings(max_examples=CONVERSATIONS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    st.lists(st.lists(turns, min_size=1, max_size=6), min_size=1, max_size=MOST_AT_ONCE), st.sampled_from([*BUDGETS])
-)
-def test_every_turn_equals_a_fresh_run(
-    routers: dict[str, Router], plain: dict[str, Any], recorder: Recorder, plans: list[Any], budget: str
-) -> None:
-    """Conversations at the same time, each in a thread of its own, on one pair with one set of caches."""
-    router = routers[budget]
+plans_at_once = st.lists(st.lists(turns, min_size=1, max_size=6), min_size=1, max_size=MOST_AT_ONCE)
+
+
+def check_plans(plans: list[Any], budget: str, router: Router, plain: dict[str, Any], recorder: Recorder) -> None:
+    """Conversations at the same time, each in a thread of its own, on one model with one set of caches."""
     with ThreadPoolExecutor(len(plans)) as pool:
         talks = [pool.submit(talk, router.chat(system=SYSTEM), plan, recorder) for plan in plans]
     for said in itertools.chain.from_iterable(talk.result() for talk in talks):
-        check(said, plain)
+        check(said, plain, router)
     assert router.cache.stats().bytes <= BUDGETS[budget][0]
     assert router.prefixes.stats().bytes <= BUDGETS[budget][1]
+
+
+@settings(max_examples=CONVERSATIONS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(plans_at_once, st.sampled_from([*BUDGETS]))
+def test_every_turn_equals_a_fresh_run(
+    routers: dict[str, Router], plain: dict[str, Any], recorder: Recorder, plans: list[Any], budget: str
+) -> None:
+    check_plans(plans, budget, routers[budget], plain, recorder)
+
+
+@settings(max_examples=CONVERSATIONS // 4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(plans_at_once, st.sampled_from([*BUDGETS]))
+def test_every_turn_of_the_hybrid_equals_a_fresh_run(
+    hybrids: dict[str, Router], plain_hybrid: dict[str, Any], recorder: Recorder, plans: list[Any], budget: str
+) -> None:
+    check_plans(plans, budget, hybrids[budget], plain_hybrid, recorder)
 
 
 @pytest.mark.parametrize("media", [[0], [1], [3], [5], [2, 4], [0, 3, 1], "video"], ids=str)

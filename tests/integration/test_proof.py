@@ -27,7 +27,7 @@ from vlroute.errors import InputError
 from vlroute.files import shipped
 from vlroute.learning.trial import draw_evenly
 
-HEAD = {"seed": "test", "router": "0"}
+HEAD = {"seed": "test", "router": "0", "thinking share": 0.5}
 
 
 def decided(gain: float, seconds: float = 0.001, caption: str | None = "words") -> Decided:
@@ -125,7 +125,7 @@ def test_undefined_figures_meet_nothing() -> None:
     assert proof["figures"]["headroom captured"] == (None, None)
     assert proof["figures"]["share of the oracle's area"] == (None, None)
     assert not proof["requirements"][0]["met"]
-    assert "| headroom captured | undefined | – |" in page(proof, HEAD)
+    assert "| headroom captured | undefined | – |" in page(proof, HEAD, "pair")
 
 
 def test_a_dozen_pictures_really_answered(router: Router, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_dozen_pictures_really_answered(router: Router, tmp_path: Path) -> Non
         assert row.sources["vision probe"].caption == row.decision.caption
         assert row.sources["vision probe"].seconds < row.sources["caption by Instruct"].seconds
         assert 0 < row.decision.seconds < row.routed.seconds
-    text = page(summarize(rows), HEAD)
+    text = page(summarize(rows), HEAD, "pair")
     assert text.startswith("# Does routing pay?")
     ways = dict(re.findall(r"^\| ([a-z, ]+) \| ([\d.]+)% \|", text, re.MULTILINE))
     assert float(ways["routed"]) == pytest.approx(100 * np.mean([row.routed.right for row in rows]), abs=0.05)

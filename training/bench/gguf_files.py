@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from training.pocket.checkpoint import PIECES
@@ -206,7 +206,12 @@ def write_language_model(folder: Path, file: Path) -> None:
     writer.add_add_bos_token(False)
     writer.add_chat_template((folder / "chat_template.jinja").read_text("utf-8"))
     convert = hybrid_tensors if hybrid else language_tensors
-    write(writer, convert(load_file(folder / "model.safetensors"), text["num_hidden_layers"]))
+    write(writer, convert(read_tensors(folder), text["num_hidden_layers"]))
+
+
+def read_tensors(folder: Path) -> Tensors:
+    """The weights of a checkpoint in float32; numpy has no bfloat16."""
+    return {name: one.float().numpy() for name, one in load_file(folder / "model.safetensors").items()}
 
 
 def write_tower(folder: Path, file: Path) -> None:
@@ -240,4 +245,4 @@ def write_tower(folder: Path, file: Path) -> None:
     writer.add_vision_attention_layernorm_eps(1e-6)  # a constant of the architecture
     writer.add_vision_use_gelu(True)
     writer.add_vision_is_deepstack_layers([layer in layers for layer in range(vision["depth"])])
-    write(writer, tower_tensors(load_file(folder / "model.safetensors"), vision))
+    write(writer, tower_tensors(read_tensors(folder), vision))

@@ -157,8 +157,9 @@ def qwen_config(
     `mrope`: parts of half the rotated width of a head for time, height and width.
     """
     rope = {"rope_type": "default", "rope_theta": theta, "mrope_section": list(mrope), "mrope_interleaved": True}
-    if 2 * sum(mrope) < text["head_dim"]:
-        rope["partial_rotary_factor"] = 2 * sum(mrope) / text["head_dim"]
+    share = 2 * sum(mrope) / text["head_dim"]
+    if share < 1 or kind.model_type.startswith("qwen3_5"):  # whose default is a quarter
+        rope["partial_rotary_factor"] = share
     ids = {
         "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
         "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
@@ -258,7 +259,7 @@ def build_hybrid_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3_5Config:
         "num_key_value_heads": 4, "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
         "linear_key_head_dim": 128, "linear_value_head_dim": 128,
     }  # fmt: skip
-    config: Qwen3_5Config = qwen_config(tokenizer, text, vision, (6, 5, 5), 100000.0, Qwen3_5Config)
+    config: Qwen3_5Config = qwen_config(tokenizer, text, vision, (2, 1, 1), 100000.0, Qwen3_5Config)
     return config
 
 

@@ -26,7 +26,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from training.page import POCKET, ROOT, argument_parser, environment, share_of, side_by_side, step, write_json
 from training.pocket import text as texts
 from training.pocket.data import Example, Media, Sequences, any_question, content, question_example, seen, with_system
-from training.pocket.proof import fingerprint
+from training.pocket.proof import fingerprint, folders
 from training.pocket.styles import TEST_FONTS, TEST_PALETTE, draw_style
 from training.pocket.unknown import TEST_PICTURES, draw_size, draw_unknown
 from vlroute import InputError, Mode
@@ -37,6 +37,7 @@ from vlroute.pocket.tasks import LANGUAGES, LEVELS, ORDINALS, TASKS, UNKNOWN, WH
 from vlroute.types import MODES
 
 FIGURES = Path(__file__).with_name("evaluation.json")
+HYBRID_FIGURES = Path(__file__).with_name("hybrid_evaluation.json")
 BATCH = 32
 #: Accuracies of the previous pair in its card, on clean pictures, in % (Instruct, Thinking).
 BEFORE = {
@@ -172,12 +173,6 @@ def _form(rng: random.Random, cell: Cell, number: int, language: str) -> Example
         parts[1:] = parts[:0:-1]
     messages.append({"role": "user", "content": parts})
     return Example(form, messages, media, question.answer)
-
-
-def folders(model: Path) -> dict[Mode, Path]:
-    """The checkpoint of each mode of a pair; that of both modes of a hybrid."""
-    hybrid = (model / "config.json").exists()
-    return {mode: model if hybrid else model / mode for mode in MODES}
 
 
 class Writer:

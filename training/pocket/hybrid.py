@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import multiprocessing, nn
 from transformers.models.qwen3_5 import modeling_qwen3_5
 
-from training.page import POCKET, ROOT, argument_parser
+from training.page import POCKET, POCKET_HYBRID, ROOT, argument_parser
 from training.pocket.checkpoint import build_hybrid, build_hybrid_tokenizer
 from training.pocket.data import Example, Sequences
 from training.pocket.phases import (
@@ -45,7 +45,7 @@ from vlroute.types import MODES
 
 # a chunk of 64 tokens, the default, is longer than most of these sequences
 modeling_qwen3_5.torch_chunk_gated_delta_rule = partial(modeling_qwen3_5.torch_chunk_gated_delta_rule, chunk_size=32)
-RUNS, OUT = ROOT / "runs" / "pocket-hybrid", ROOT / "models" / "pocket-hybrid"
+RUNS = ROOT / "runs" / "pocket-hybrid"
 SAVE_EVERY, PRINT_EVERY = 100, 50
 #: Number of forward passes in which a process reads its batch.
 PARTS = 4
@@ -216,7 +216,7 @@ def _train(rank: int, options: Namespace, meeting: str) -> None:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__, OUT, "where the checkpoint is written")
+    parser = argument_parser(__doc__, POCKET_HYBRID, "where the checkpoint is written")
     parser.add_argument("--runs", type=Path, default=RUNS, help="where training states are kept")
     options = parser.parse_args()
     with phase_lock("hybrid", options.runs):

@@ -1,4 +1,4 @@
-"""Label new pictures with both modes of the pocket pair: the records that its router is trained on.
+"""Label new pictures with both modes of a pocket model: the records that its router is trained on.
 
     python -m training.pocket.label --jobs 2 --out training/pocket/records.jsonl.gz
     python -m training.pocket.label --jobs 2 --count 1260 --seed measured --out training/pocket/measured.jsonl.gz

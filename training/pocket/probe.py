@@ -1,4 +1,4 @@
-"""Train the pocket router's vision probe from its committed records, into `models/pocket/router/probe`.
+"""Train the vision probe of a pocket router from its committed records, into `models/pocket/router/probe`.
 
     python -m training.pocket.probe
 

@@ -1,4 +1,4 @@
-"""Measure whether routing pays on the pocket pair: new pictures of every hidden difficulty, every answer generated.
+"""Measure whether routing pays on a pocket model: new pictures of every hidden difficulty, every answer generated.
 
     python -m training.pocket.proof --jobs 2 --count 720 --seed validation --out training/pocket/validation
     python -m training.pocket.proof --jobs 2
@@ -28,6 +28,7 @@ from rich.markdown import Markdown
 from training.page import POCKET, argument_parser, drop_incomplete_line, lines_of, render, side_by_side, write_json
 from training.pocket.label import band
 from vlroute import Answer, Decision, InputError, Mode, Router, Target, steps
+from vlroute.decision.captions import PROBE_FOLDER
 from vlroute.decision.selector import CAPTION_PROMPT
 from vlroute.decision.wilson import share_interval
 from vlroute.files import replace_file
@@ -39,7 +40,7 @@ from vlroute.learning.metrics import Values, share_by_score
 from vlroute.learning.trial import ask_task, media
 from vlroute.types import MODES
 
-#: The policy to prove; chosen on the validation pictures.
+#: The policy to prove; chosen on the validation pictures of the pair.
 THINKING_SHARE = 0.52
 COUNT, SEED = 3024, "proof"
 #: Sources of the caption, in the order of the table.
@@ -174,11 +175,17 @@ def read_partial(partial: Path, head: dict[str, Any]) -> list[Picture]:
     return [Picture.from_dict(row) for row in rows[1:]]
 
 
+def folders(model: Path) -> dict[Mode, Path]:
+    """The checkpoint of each mode of a pair; that of both modes of a hybrid."""
+    hybrid = (model / "config.json").exists()
+    return {mode: model if hybrid else model / mode for mode in MODES}
+
+
 def fingerprint(*folders: Path) -> str:
-    """SHA-256 of the weights in `folders`, 64 hex characters."""
+    """SHA-256 of the weights in `folders`, without those in their own folders; 64 hex characters."""
     digest = hashlib.sha256()
     for folder in folders:
-        for file in sorted(folder.rglob("*.safetensors")):
+        for file in sorted(folder.glob("*.safetensors")):
             digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
@@ -348,13 +355,15 @@ def _requirements(summary: dict[str, Any]) -> list[dict[str, Any]]:
 def prove_part(
     model: Path, router: Path, count: int, seed: str, partial: Path, head: dict[str, Any], part: int, jobs: int
 ) -> None:
-    policy = Target(thinking_share=THINKING_SHARE)
+    policy = Target(thinking_share=head["thinking share"])
     for _ in run(Router.from_pretrained(model, router=router, policy=policy), count, seed, partial, head, part, jobs):
         pass
 
 
-def page(summary: dict[str, Any], head: dict[str, Any]) -> str:
-    return render("proof.md", **summary, head=head, machine=platform.machine(), policy=THINKING_SHARE)
+def page(summary: dict[str, Any], head: dict[str, Any], model: str) -> str:
+    """The page about the pocket "pair" or "hybrid"."""
+    policy = head["thinking share"]
+    return render("proof.md", **summary, head=head, machine=platform.machine(), policy=policy, model=model)
 
 
 def main() -> None:
@@ -363,6 +372,7 @@ def main() -> None:
     parser.add_argument("--seed", default=SEED)
     parser.add_argument("--model", type=Path, default=POCKET)
     parser.add_argument("--router", type=Path, default=POCKET / "router")
+    parser.add_argument("--thinking-share", type=float, default=THINKING_SHARE, help="the policy to prove")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     options = parser.parse_args()
     if not 1 <= options.jobs <= options.count:
@@ -371,16 +381,16 @@ def main() -> None:
         "seed": options.seed,
         "pictures": options.count,
         "processes": options.jobs,
-        "thinking share": THINKING_SHARE,
-        "router": fingerprint(options.router)[:16],
-        "pair": fingerprint(options.model / "instruct", options.model / "thinking")[:16],
+        "thinking share": options.thinking_share,
+        "router": fingerprint(options.router / PROBE_FOLDER, options.router)[:16],
+        "pair": fingerprint(*folders(options.model).values())[:16],
     }
     jobs, given = options.jobs, (options.model, options.router, options.count, options.seed)
     partials = [options.out.with_suffix(f".{part + 1}-of-{jobs}.partial.jsonl") for part in range(jobs)]
     work = [(*given, partial, head, part, jobs) for part, partial in enumerate(partials)]
     side_by_side(prove_part, work, lambda: lines_of(partials) - jobs, options.count, "proving")
     summary = summarize([row for partial in partials for row in read_partial(partial, head)])
-    text = page(summary, head)
+    text = page(summary, head, "hybrid" if (options.model / "config.json").exists() else "pair")
     replace_file(options.out.with_suffix(".md"), text.encode())
     write_json(options.out.with_suffix(".json"), {**head, **summary})
     for partial in partials:

@@ -205,13 +205,17 @@ def demo(
 
     vlroute demo --seed 7
 
+    vlroute demo --model pocket-hybrid
+
     vlroute demo --model Qwen/Qwen3-VL-2B --router my-router
     """
     from vlroute.cli.demo import run_demo
+    from vlroute.hub import is_embedded
     from vlroute.router import Router
 
     console = Console()
-    run_demo(Router.from_pretrained(model, router=router), pictures, show, seed, model is not None, console)
+    bare = model is not None and not is_embedded(model)
+    run_demo(Router.from_pretrained(model, router=router), pictures, show, seed, bare, console)
     if model is None:
         line = "The same with the 2B pair (downloads about 9 GB):  vlroute demo --model Qwen/Qwen3-VL-2B"
         console.print(line, soft_wrap=True)

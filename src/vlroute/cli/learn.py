@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from vlroute.cli.options import Device, Wanted, check_price
+from vlroute.cli.options import MODEL_HELP, Device, Wanted, check_price
 from vlroute.errors import InputError, MissingExtraError
 from vlroute.files import check_outputs, replace_file
 from vlroute.types import MODES
@@ -39,7 +39,7 @@ NewRecords = Annotated[
 Strict = Annotated[bool, typer.Option(help="Stop at the first line that cannot be used. Default: skip and count it.")]
 StoreAt = Annotated[str, typer.Option("--store", help="File of the store, or a postgresql:// URL.")]
 DataSet = Annotated[str, typer.Argument(help="A .jsonl(.gz), .csv(.gz) or .parquet file, a folder, or a hub data set.")]
-Model = Annotated[str | None, typer.Option(help="Hub name such as Qwen/Qwen3-VL-2B, or folder. Default: pocket pair.")]
+Model = Annotated[str | None, typer.Option(help=MODEL_HELP)]
 Split = Annotated[str | None, typer.Option(help="Split of a data set that has several.")]
 Config = Annotated[str | None, typer.Option(help="Configuration of a hub data set that has several.")]
 Map = Annotated[str, typer.Option("--map", metavar="NAME=COLUMN,…", help="Columns with other names: prompt=question.")]
