@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from vlroute import Router
 from vlroute.errors import ArtifactError, CheckpointError
 from vlroute.files import shipped
+from vlroute.hub import resolve_pair
 from vlroute.learning.collect import collect_records
 from vlroute.learning.train import train_router
 from vlroute.records import Outcome, Record, write_records
@@ -319,6 +320,17 @@ def test_folders_that_hold_no_pair(pair: Path) -> None:
     said = refusal(pair)
     assert "no folder instruct" in said
     assert "no folder thinking" in said
+
+
+def test_names_of_the_embedded_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = {name: resolve_pair(name, None, None, None) for name in (None, "pocket", "pocket-hybrid")}
+    assert sources[None] == sources["pocket"] == tuple(shipped(f"pocket/{name}") for name in (*MODES, "router"))
+    hybrid = shipped("pocket-hybrid")
+    assert sources["pocket-hybrid"] == (hybrid, hybrid, hybrid / "router")
+    (tmp_path / "pocket").mkdir()
+    monkeypatch.chdir(tmp_path)  # a folder of this name is meant
+    with pytest.raises(CheckpointError, match="no folder instruct"):
+        resolve_pair("pocket", None, None, None)
 
 
 def test_downloads_that_lie_side_by_side(pair: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from training.page import POCKET
-from training.pocket.card import card
+from training.page import POCKET, POCKET_HYBRID
+from training.pocket.card import card, compared, hybrid_card
 from training.pocket.checkpoint import build_model, build_tokenizer, save_checkpoint
 from training.pocket.evaluate import (
     BEFORE,
@@ -22,6 +22,7 @@ from training.pocket.evaluate import (
     FIGURES,
     FIRST,
     FORMS,
+    HYBRID_FIGURES,
     POINTS,
     STEPS,
     TOGETHER,
@@ -312,3 +313,21 @@ def test_the_shipped_card_is_of_the_shipped_pair() -> None:
     assert figures["pair"] == fingerprint(*(POCKET / mode for mode in MODES))[:16]
     assert figures["share"] == 1
     check_requirements(figures, (POCKET / "README.md").read_text("utf-8"))
+
+
+def test_the_shipped_card_of_the_hybrid_compares_it_with_the_shipped_pair() -> None:
+    figures, pair = (json.loads(file.read_text("utf-8")) for file in (HYBRID_FIGURES, FIGURES))
+    text = (POCKET_HYBRID / "README.md").read_text("utf-8")
+    assert text == hybrid_card(figures, pair, POCKET_HYBRID)
+    rows = compared(figures, pair)
+    assert {row["name"] for row in rows} >= {*TASKS, *FORMS, "sum", "picture", STEPS}
+    for row in rows:
+        for mode in MODES:
+            ours, theirs = row[mode]["hybrid"], row[mode]["pair"]
+            assert theirs["n"] >= ours["n"] > 10
+            assert row[mode]["points"] == pytest.approx(
+                100 * (ours["right"] / ours["n"] - theirs["right"] / theirs["n"]), abs=0.01
+            )
+            assert row[mode]["within"] == (row[mode]["points"] >= -3)
+    with pytest.raises(InputError, match=r"training\.pocket\.evaluate first"):
+        hybrid_card({**figures, "pair": "0" * 16}, pair, POCKET_HYBRID)

@@ -15,6 +15,7 @@ from training.pocket.proof import (
     Measured,
     Picture,
     fingerprint,
+    folders,
     page,
     prove_part,
     read_partial,
@@ -175,14 +176,15 @@ def test_two_parts_share_the_pictures(tmp_path: Path) -> None:
     assert halves == [prompts[::2], prompts[1::2]]
 
 
-def test_the_shipped_page_says_what_its_figures_say() -> None:
-    """Every requirement's verdict follows from its numbers, and the page is of the router and pair that are shipped."""
-    folder = shipped("pocket/router")
+@pytest.mark.parametrize(("model", "pictures"), [("pocket", 3000), ("pocket-hybrid", 1500)])
+def test_the_shipped_page_says_what_its_figures_say(model: str, pictures: int) -> None:
+    """Every verdict follows from its numbers, and the page is of the router and the model that are shipped."""
+    folder = shipped(model) / "router"
     proof = json.loads((folder / "proof.json").read_text(encoding="utf-8"))
     page = (folder / "proof.md").read_text(encoding="utf-8")
-    assert proof["pictures"] >= 3000
-    assert proof["router"] == fingerprint(folder)[:16]
-    assert proof["pair"] == fingerprint(folder.parent / "instruct", folder.parent / "thinking")[:16]
+    assert proof["pictures"] >= pictures
+    assert proof["router"] == fingerprint(folder / "probe", folder)[:16]
+    assert proof["pair"] == fingerprint(*folders(folder.parent).values())[:16]
     for one in proof["requirements"]:
         met = one["measured"] >= one["bound"] if one["least"] else one["measured"] <= one["bound"]
         assert f"| {one['name']} | {one['measured']:.3f} | " in page

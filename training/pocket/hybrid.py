@@ -2,7 +2,7 @@
 
 One model learns both modes: two processes, one core each, compute the gradients of one mode each, and each step takes
 their mean. The tower begins with that of the pair. Seeded, with progress, and resumable: a stopped run continues from
-its last saved step. Three and a half hours on two cores.
+its last saved step. A little more than three hours on two cores.
 
 reading      list, count and follow everything in a picture; easy questions answered at once
 both         Instruct answers at once and writes short captions; Thinking looks and reasons step by step
@@ -94,7 +94,7 @@ PHASES = (
     ),
     Phase("both", 1200, 1.2e-3, 0.0, _both(EXAMPLES["instruct"], EXAMPLES["thinking"])),
     Phase(
-        "both_last", 1500, 1e-3, 0.0,
+        "both_last", 1300, 1e-3, 0.0,
         _both(
             _mixed(more_instruct, EXAMPLES["instruct_forms"], EXAMPLES["instruct_last"]),
             _mixed(
