@@ -16,7 +16,8 @@ import torch
 from vlroute.engine.local import scheduler
 from vlroute.engine.local.engine import LocalEngine
 from vlroute.engine.local.forward import Chunk, Decoder
-from vlroute.engine.local.scheduler import Generation, GenerationRequest, Scheduler
+from vlroute.engine.local.generation import Generation, GenerationRequest
+from vlroute.engine.local.scheduler import Scheduler
 from vlroute.engine.local.vision import Pixels
 from vlroute.inputs.messages import parse
 from vlroute.steps import run

@@ -34,7 +34,8 @@ from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation
 from vlroute.inputs.tools import checked_tools
 from vlroute.inputs.video import FrameSampling
-from vlroute.pipeline import EitherEvent, LazyModel, Pipeline, RequestOptions
+from vlroute.lazy_model import LazyModel
+from vlroute.pipeline import EitherEvent, Pipeline, RequestOptions
 from vlroute.shadow import LABEL_SHARE, Shadow
 from vlroute.steps import check_waiting, run
 from vlroute.types import Answer, Decision, Event, Events, Finished, ModeChoice, ModelIdentity, Preset, forced_mode

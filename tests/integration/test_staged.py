@@ -273,6 +273,6 @@ def test_on_a_hybrid_thinking_continues_the_prompt_that_instruct_has_read(tmp_pa
 
 
 def test_without_later_stages_no_weights_are_read_to_name_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlroute.pipeline.identify", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr("vlroute.lazy_model.identify", lambda *_: pytest.fail("the weights were read"))
     pair = [shipped(f"pocket/{mode}") for mode in ("instruct", "thinking")]
     assert Router(*pair).decide("How many circles?").stage == "prompt"

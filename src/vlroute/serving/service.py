@@ -19,7 +19,8 @@ from vlroute.decision.selector import ModeSelector
 from vlroute.errors import ArtifactError, CheckpointError, ModeUnavailableError, VLRouteError
 from vlroute.inputs.media import FrameSampling, Limits
 from vlroute.inputs.messages import Conversation
-from vlroute.pipeline import PREPARING_THREADS, RequestOptions
+from vlroute.lazy_model import PREPARING_THREADS
+from vlroute.pipeline import RequestOptions
 from vlroute.router import Router
 from vlroute.serving.errors import APIError
 from vlroute.serving.metrics import Metrics

@@ -25,13 +25,14 @@ from vlroute.engine.cache.prefix import PrefixCache
 from vlroute.engine.cache.vision import Grid, VisionCache, feature_key
 from vlroute.engine.local.checkpoint import Checkpoint, ModelPair, load_models
 from vlroute.engine.local.forward import Language
+from vlroute.engine.local.generation import GenerationRequest
 from vlroute.engine.local.grammar import constraint
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt, build_prompt, check_length, in_other_mode
 from vlroute.engine.local.reasoning import Splitter, closing_length
 from vlroute.engine.local.sampling import end_ids, resolve_settings
-from vlroute.engine.local.scheduler import GenerationRequest, Scheduler
+from vlroute.engine.local.scheduler import Scheduler
 from vlroute.engine.local.vision import prepare
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply, Trial, empty_reply
 from vlroute.engine.settings import answer_reserve, response_format
