@@ -402,3 +402,24 @@ def test_random_requests_over_http_answer_or_are_refused_at_once(server: Served)
             assert not (refused and calls), body
             answered += not refused
     assert CASES * 0.15 < answered < CASES * 0.9
+
+
+def test_further_end_tokens_and_words_that_are_never_written(router: Router) -> None:
+    read = task("ocr", "hard", 4)
+    whole = router.ask(read.prompt, **media(read), mode="instruct").text
+    assert len({*whole}) == len(whole) > 3
+    third, second = token_ids(router, whole[2], "instruct"), whole[1]
+    for settings in ({"stop_token_ids": third}, {"stop_token_ids": third, "eos_token_id": -1}):
+        answer = router.ask(read.prompt, **media(read), mode="instruct", **settings)
+        assert (answer.text, answer.finish_reason) == (whole[:2], "stop")
+    without = router.ask(read.prompt, **media(read), mode="instruct", bad_words=[second]).text
+    assert without[0] == whole[0]
+    assert second not in without
+    both = router.ask(
+        read.prompt, **media(read), mode="instruct", bad_words=[second], bad_words_ids=[token_ids(router, whole[0])]
+    ).text
+    assert not {whole[0], second} & {*both}
+    with pytest.raises(SettingsError, match="bad_words must be a list of non-empty strings"):
+        router.ask(read.prompt, **media(read), bad_words=[""])
+    with pytest.raises(SettingsError, match=f"eos_token_id contains token id {VOCAB}"):
+        router.ask(read.prompt, **media(read), stop_token_ids=[VOCAB])

@@ -14,12 +14,14 @@ import openai
 import pytest
 
 from tests.conftest import VIDEO, media, task
+from tests.forcing import token_ids
 from tests.serving import KEY, Served, data_uri, served, user
 from vlroute import Router
 from vlroute.engine.cache.prefix import BLOCK
 from vlroute.inputs.media import Limits
 from vlroute.pocket import draw_task
 from vlroute.serving.settings import ServerSettings
+from vlroute.types import MODES
 
 SOME = task("math")
 TASKS = [draw_task(random.Random(seed), kind, "hard", "zh") for seed, kind in enumerate(("ocr", "count", "gui", "hop"))]
@@ -203,6 +205,45 @@ def test_sampling_fields_reach_the_sampler(client: openai.OpenAI) -> None:
     assert damped.choices[0].message.reasoning != greedy
 
 
+def test_a_picture_without_text(client: openai.OpenAI, server: Served) -> None:
+    content = [part for part in user(SOME)["content"] if part["type"] != "text"]
+    for mode in MODES:
+        said = ask(client, model=mode, messages=[{"role": "user", "content": content}])
+        assert said.choices[0].message.content == server.router.ask("", SOME.frames[0], mode=mode).text
+    assert ask(client, messages=[{"role": "user", "content": content}]).choices[0].message.content
+
+
+def test_fields_about_single_tokens(client: openai.OpenAI, server: Served) -> None:
+    def said(**fields: Any) -> Any:
+        return ask(client, model="instruct", messages=[user(TASKS[0])], temperature=0, max_tokens=12, **fields)
+
+    whole = said().choices[0].message.content
+    assert len(set(whole)) > 1
+    tokens = [token_ids(server.router, one, "instruct")[0] for one in whole]
+    banned = said(logit_bias={str(tokens[0]): -100}).choices[0].message.content
+    assert whole[0] != banned[0]
+    assert said(logit_bias={str(tokens[0]): 0.5}).choices[0].message.content == whole
+    other = next(one for one in whole if one != whole[0])
+    ended = said(extra_body={"stop_token_ids": [tokens[whole.index(other)]]})
+    assert ended.choices[0].message.content == whole.partition(other)[0]
+    assert other not in said(extra_body={"bad_words": [other]}).choices[0].message.content
+    endless = said(extra_body={"ignore_eos": True})
+    assert (endless.usage.completion_tokens, endless.choices[0].finish_reason) == (12, "length")
+    assert said(extra_body={"ignore_eos": False}).choices[0].message.content == whole
+    assert said(extra_body={"min_tokens": 9}).usage.completion_tokens >= 9
+
+
+@pytest.mark.parametrize("fields", [
+    {"logit_bias": {"1": 101}}, {"logit_bias": {"-1": 1}}, {"logit_bias": {"x": 1}}, {"min_tokens": -1},
+    {"min_tokens": 13}, {"ignore_eos": 1}, {"stop_token_ids": [-1]}, {"stop_token_ids": ["5"]}, {"bad_words": [""]},
+    {"bad_words": "x"}, {"stop_token_ids": [0] * 301},
+])  # fmt: skip
+def test_fields_about_single_tokens_are_checked(client: openai.OpenAI, fields: dict[str, Any]) -> None:
+    (name,) = fields
+    said = refused(openai.APIStatusError, lambda: ask(client, model="instruct", max_tokens=12, extra_body=fields))
+    assert said["param"].partition(".")[0] == name
+
+
 def test_max_tokens_and_stop(client: openai.OpenAI) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
         said = ask(client, model="instruct", messages=[user(TASKS[0])], **{name: 1})
@@ -290,7 +331,7 @@ def test_predict(server: Served) -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"n": 2}, "n"), ({"logprobs": True}, "logprobs"),
     ({"response_format": {"type": "structural_tag"}}, "response_format"), ({"extra_body": {"ebnf": "x"}}, "ebnf"),
-    ({"functions": [{"name": "f"}]}, "functions"), ({"logit_bias": {"3": 1}}, "logit_bias"),
+    ({"functions": [{"name": "f"}]}, "functions"), ({"logit_bias": {"x": 1}}, "logit_bias"),
     ({"max_completion_tokens": 201}, "max_completion_tokens"), ({"stop": [""]}, "stop"),
     ({"stop": ["x"] * 17}, "stop"), ({"model": "instruct", "reasoning_effort": "high"}, "reasoning_effort"),
 ]  # fmt: skip

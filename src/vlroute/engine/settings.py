@@ -128,13 +128,13 @@ def _budget(name: str, value: Any) -> int | str:
     return Whole().read(name, value)
 
 
-def _stops(name: str, value: Any) -> list[str]:
-    stops = _items(name, value, "a list of strings", "for one string, write stop=['…']")
-    if not all(isinstance(stop, str) and stop for stop in stops):
+def _strings(name: str, value: Any) -> list[str]:
+    strings = _items(name, value, "a list of strings", f"for one string, write {name}=['…']")
+    if not all(isinstance(one, str) and one for one in strings):
         raise refused(name, value, "a list of non-empty strings")
-    if any("\ud800" <= character <= "\udfff" for stop in stops for character in stop):
+    if any("\ud800" <= character <= "\udfff" for one in strings for character in one):
         raise refused(name, value, "a list of strings in valid Unicode", "one contains half of a surrogate pair")
-    return stops
+    return strings
 
 
 #: All settings that are supported, by name.
@@ -183,6 +183,10 @@ SETTINGS: dict[str, Setting] = {
         Whole(), "no sequence of this many tokens occurs twice, the prompt included", off=0
     ),
     "bad_words_ids": Setting("a list of lists of token ids", _words, "sequences that are never generated"),
+    "bad_words": Setting(
+        "a list of non-empty strings", _strings,
+        "texts whose usual tokens are never generated, also after a space; other tokens may still spell them",
+    ),
     "sequence_bias": Setting(
         "a dict of {(token ids): bias} or a list of [[token ids], bias]", _biases,
         f"added to the score of a sequence's last token; {_BIAS}",
@@ -194,8 +198,11 @@ SETTINGS: dict[str, Setting] = {
     "eos_token_id": Setting(
         "a token id or a list of at least one token id", _end_ids, "tokens that end an answer; -1: none does"
     ),
+    "stop_token_ids": Setting(
+        "a list of token ids", _ids, "further tokens that end an answer, besides those of `eos_token_id`"
+    ),
     "stop": Setting(
-        "a list of non-empty strings", _stops, "strings that end the answer, not the reasoning",
+        "a list of non-empty strings", _strings, "strings that end the answer, not the reasoning",
         endpoints=True,
     ),
     "thinking_budget": Setting(
@@ -253,8 +260,8 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_length": ((), "use max_new_tokens"), "min_length": ((0,), "use min_new_tokens"),
     "max_tokens": ((), "use max_new_tokens"), "max_completion_tokens": ((), "use max_new_tokens"),
     "min_tokens": ((0,), "use min_new_tokens"), "max_time": ((), "set the event that you pass as cancel="),
-    "stop_strings": ((), "use stop="), "stop_sequences": ((), "use stop="), "stop_token_ids": ((), "use eos_token_id="),
-    "bad_words": ((), "use bad_words_ids= with token ids"), "logit_bias": ((), "use sequence_bias="),
+    "stop_strings": ((), "use stop="), "stop_sequences": ((), "use stop="),
+    "logit_bias": ((), "use sequence_bias="),
     "repeat_penalty": ((1,), "use repetition_penalty="), "enable_thinking": ((), "use mode='thinking' or 'instruct'"),
     "reasoning_effort": ((), "use mode= and thinking_budget="), "streamer": ((), "use Router.stream"),
     "return_dict_in_generate": ((False,), _TEXT_ONLY), "output_scores": ((False,), _TEXT_ONLY),

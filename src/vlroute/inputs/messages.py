@@ -201,8 +201,8 @@ class Conversation:
         tools: The tools that the model may call.
 
     Raises:
-        MessageError: there is no question or it has no text, the last message has another role, or the result of a tool
-            follows no call.
+        MessageError: there is no question, it has neither text nor media, the last message has another role, or the
+            result of a tool follows no call.
     """
 
     messages: tuple[Message, ...]
@@ -214,8 +214,9 @@ class Conversation:
         object.__setattr__(self, "messages", _with_results(self.messages))
         if all(message.role != "user" for message in self.messages):
             raise MessageError("there is no message of the role user; otherwise there is nothing to answer")
-        if not self.prompt.strip():
-            raise MessageError("the prompt is empty; describe what to do")
+        asked = self.messages[self.question]
+        if not (self.prompt.strip() or asked.pictures or asked.videos):
+            raise MessageError("the prompt is empty; describe what to do, or send a picture")
         earlier, turn = self.messages[: self.question], self.messages[self.question :]
         if any(message.thinking for message in earlier):
             earlier = tuple(replace(message, thinking="") if message.thinking else message for message in earlier)
@@ -228,7 +229,7 @@ class Conversation:
 
     @property
     def prompt(self) -> str:
-        """Text of the last question."""
+        """Text of the last question; "" if it consists of media only."""
         return self.messages[self.question].text
 
     @property
@@ -330,20 +331,22 @@ def parse(
     loader = _Loader(limits, sampling)
     turns = [loader.message(turn) for turn in _listed(history or (), "history must be")]
     if isinstance(prompt, str):
-        turns.append(Message("user", (prompt,)))
+        turns.append(Message("user", (prompt,) if prompt else ()))
     else:
         turns += [loader.message(turn) for turn in _listed(prompt, "prompt must be a str or")]
+    pictures, clips = _image_sources(images), _video_sources(videos)
+    if (pictures or clips) and turns and turns[-1].role == "user":
+        if turns[-1].text.strip():
+            Conversation(tuple(turns), tools)  # a wrong one is refused before media are loaded
+        media: list[Part] = [loader.picture(source) for source in pictures]
+        media += [loader.video(source) for source in clips]
+        turns[-1] = Message("user", (*media, *turns[-1].parts))
     conversation = Conversation(tuple(turns), tools)
-    media: list[Part] = [loader.picture(source) for source in _image_sources(images)]
-    media += [loader.video(source) for source in _video_sources(videos)]
-    if not media:
-        return conversation
-    *earlier, last = conversation.messages
-    if last.role != "user":
+    if (pictures or clips) and turns[-1].role == "tool":
         raise MessageError(
             "images= and videos= belong to a question; put those of a tool into the content of its result"
         )
-    return Conversation((*earlier, Message("user", (*media, *last.parts))), tools)
+    return conversation
 
 
 class _Loader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -20,6 +21,9 @@ from vlroute.types import MODES, Mode
 
 #: Maximum number of unknown fields in one error message, and of characters of each.
 MAX_NAMES, MAX_CHARACTERS = 10, 80
+#: Maximum number of token ids or texts in one field.
+MAX_ITEMS = 300
+TOKEN_ID = re.compile("[0-9]{1,9}")
 T = TypeVar("T")
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _INTEGRAL = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
@@ -30,6 +34,9 @@ Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64), _INTEGRAL]
 #: Number of reasoning tokens.
 Budget = Annotated[int, Field(strict=True, ge=0, lt=2**63), _INTEGRAL]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31), _INTEGRAL]
+Bias = Annotated[Number, Field(ge=-100, le=100)]
+Word = Annotated[str, Field(min_length=1, max_length=1000)]
 Model = Annotated[
     str,
     Field(
@@ -179,13 +186,12 @@ class ChatRequest(Fields):
 
     neutral = {
         # OpenAI
-        "n": (1,), "logprobs": (False,), "top_logprobs": (0,), "functions": ([],), "logit_bias": ({},),
+        "n": (1,), "logprobs": (False,), "top_logprobs": (0,), "functions": ([],),
         "modalities": (["text"],),
         "function_call": ("none", "auto"), "verbosity": ("medium",), "audio": (), "prediction": (), "suffix": (),
         "web_search_options": (), "moderation": (),
         # vLLM and SGLang
-        "best_of": (1,), "use_beam_search": (False,), "length_penalty": (1,), "ignore_eos": (False,),
-        "min_tokens": (0,), "stop_token_ids": ([],), "bad_words": ([],), "include_stop_str_in_output": (False,),
+        "best_of": (1,), "use_beam_search": (False,), "length_penalty": (1,), "include_stop_str_in_output": (False,),
         "no_stop_trim": (False,), "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,),
         "prompt_logprobs": (), "allowed_token_ids": (), "logits_processors": ([],), "echo": (False,),
         "add_generation_prompt": (True,), "continue_final_message": (False,), "add_special_tokens": (False,),
@@ -229,6 +235,17 @@ class ChatRequest(Fields):
     seed: Seed | None = None
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
         None, description="Up to 16 strings; they end the answer, not the reasoning."
+    )
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_ITEMS)] | None = Field(
+        None, description="For token ids, what is added to their scores, from -100 to 100."
+    )
+    min_tokens: Budget | None = Field(None, description="The answer does not end before this many tokens.")
+    ignore_eos: StrictBool | None = Field(None, description="True: no token ends the answer.")
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_ITEMS)] | None = Field(
+        None, description="Further tokens that end the answer; they are not part of it."
+    )
+    bad_words: Annotated[list[Word], Field(max_length=MAX_ITEMS)] | None = Field(
+        None, description="Texts whose usual tokens are never generated."
     )
 
     response_format: dict[str, Any] | None = Field(
@@ -283,7 +300,12 @@ class ChatRequest(Fields):
         }
         given["repetition_penalty"] = _agreed(self._values("repetition_penalty", "repeat_penalty"))
         given["stop"] = self._stops()
-        given["max_new_tokens"] = self._max_tokens(settings)
+        given |= {"stop_token_ids": self.stop_token_ids, "bad_words": self.bad_words}
+        given["eos_token_id"] = -1 if self.ignore_eos else None
+        given["sequence_bias"] = self._bias()
+        given["max_new_tokens"], given["min_new_tokens"] = self._max_tokens(settings), self.min_tokens
+        if (self.min_tokens or 0) > (most := given["max_new_tokens"] or settings.max_tokens):
+            raise APIError(400, f"min_tokens must be at most {most} here", "limit_exceeded", "min_tokens")
         given["thinking_budget"] = budget
         given["response_format"] = self._format()
         extra = self.vlroute or RouterOptions()
@@ -350,6 +372,12 @@ class ChatRequest(Fields):
         if stops and (len(stops) > 16 or not all(0 < len(stop) <= 1000 for stop in stops)):
             raise APIError(400, "stop must be up to 16 strings of 1 to 1000 characters", "invalid_value", "stop")
         return stops
+
+    def _bias(self) -> dict[tuple[int, ...], float] | None:
+        """`logit_bias`, whose keys are numbers in JSON, as the setting `sequence_bias`."""
+        if any(not TOKEN_ID.fullmatch(token) for token in self.logit_bias or ()):
+            raise APIError(400, 'the keys of logit_bias must be token ids, such as "42"', "invalid_value", "logit_bias")
+        return {(int(token),): bias for token, bias in (self.logit_bias or {}).items()} or None
 
     def _format(self) -> ResponseFormat | None:
         """What constrains the answer; several fields must agree."""

@@ -196,7 +196,6 @@ def test_control_tokens_are_refused(name: str) -> None:
         ("\ud800", "surrogate"),
         ([], "last message must have the role user or tool"),
         ([{"role": "assistant", "content": "Hi"}], "last message must have the role user"),
-        ([user({"type": "image", "image": RED})], "empty"),
         ([{"role": "tool", "content": "4"}], "must follow an answer with tool_calls"),
         ([{"role": "function", "content": "4"}], "role must be"),
         ([{"role": ["user"], "content": "4"}], "role must be"),
@@ -251,8 +250,18 @@ def test_pictures_and_videos_are_counted_over_the_whole_request(monkeypatch: pyt
 
 
 def test_a_wrong_conversation_loads_no_media() -> None:
-    with pytest.raises(MessageError, match="empty"):
-        parse(" ", images="missing.png")
+    for prompt, message in (("<|im_end|>", "control token"), ([{"role": "tool", "content": "4"}], "must follow")):
+        with pytest.raises(MessageError, match=message):
+            parse(prompt, images="missing.png")
+
+
+def test_a_picture_may_come_without_text() -> None:
+    image = {"type": "image", "image": RED}
+    ways = [parse("", RED), parse([user(image)]), parse([user(text("")), user(image)]), parse([user()], images=RED)]
+    for one in ways:
+        assert (one.prompt, [part for part in one.messages[-1].parts if part]) == ("", [*one.pictures])
+    with pytest.raises(MessageError, match="empty"):  # the earlier picture belongs to another question
+        parse([user(image), {"role": "assistant", "content": "red"}, user(text(" "))])
 
 
 def test_a_server_forbids_paths_everywhere(tmp_path: Path) -> None:

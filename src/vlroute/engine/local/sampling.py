@@ -79,14 +79,17 @@ def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any], medi
     if not settings["do_sample"]:
         recipe = set() if "presence_penalty" in asked else {"presence_penalty"}
         settings = {name: value for name, value in settings.items() if name not in SAMPLING | recipe}
+    if further := settings.pop("stop_token_ids", None):
+        settings["eos_token_id"] = [*_end_list(settings), *further]
+    if words := settings.pop("bad_words", None):
+        settings["bad_words_ids"] = [*settings.get("bad_words_ids", ()), *_word_ids(checkpoint.tokenizer, words)]
     _check_tokens(settings, checkpoint.model.config.text_config.vocab_size)
     check_lengths(settings)
     return settings
 
 
 def _check_tokens(settings: Mapping[str, Any], vocabulary: int) -> None:
-    ends, words = settings["eos_token_id"], settings.get("bad_words_ids", [])
-    ends = ends if isinstance(ends, list) else [ends]
+    ends, words = _end_list(settings), settings.get("bad_words_ids", [])
     suppressed = {*settings.get("suppress_tokens", []), *(word[0] for word in words if len(word) == 1)}
     lists = {
         "eos_token_id": ends, "suppress_tokens": settings.get("suppress_tokens", []),
@@ -103,8 +106,19 @@ def _check_tokens(settings: Mapping[str, Any], vocabulary: int) -> None:
 
 def end_ids(settings: Mapping[str, Any]) -> frozenset[int]:
     """The ids that end an output, of `eos_token_id`; -1 if none does."""
-    ids: Any = settings.get("eos_token_id")
-    return frozenset(ids if isinstance(ids, list) else [ids])
+    return frozenset(_end_list(settings))
+
+
+def _end_list(settings: Mapping[str, Any]) -> list[int]:
+    ids: Any = settings["eos_token_id"]
+    return ids if isinstance(ids, list) else [ids]
+
+
+def _word_ids(tokenizer: Any, words: Sequence[str]) -> list[list[int]]:
+    """The tokens of each word at the beginning of a text and after a space."""
+    texts = [text for word in words for text in (word, f" {word.lstrip()}")]
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [ids for ids in found if ids]
 
 
 class Penalties(LogitsProcessor):
