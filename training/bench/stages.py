@@ -1,4 +1,4 @@
-"""Measure what each stage of a decision adds and costs: `python -m training.bench.stages`
+"""Measure what each stage of a decision adds and costs: `python -m training.bench.stages`.
 
 New pictures, each answered in both modes, one request at a time in each of two processes; the order of the modes
 changes from picture to picture. All sets of stages decide on the same answers. Takes 15 minutes on two cores.
@@ -238,27 +238,27 @@ def summarize(rows: Sequence[Row], classifier: Any, shared: bool) -> dict[str, A
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--count", type=int, default=3024, help="pictures of each kind")
-    parser.add_argument("--model", type=Path, default=POCKET)
-    parser.add_argument("--router", type=Path, default=POCKET / "router")
+    parser.add_argument("--model", type=Path, default=POCKET, help="folder of a pair or a hybrid, with its router")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    with Router.from_pretrained(options.model, router=options.router) as router:
+    folder = options.model / "router"
+    with Router.from_pretrained(options.model, router=folder) as router:
         router.load()
         classifier, identity = router.selector.classifier, router.identity
         shared = router.pair.instruct.model is router.pair.thinking.model
     if classifier is None or classifier.stages is None:
-        parser.error(f"{options.router} has no later stages; train it on records with evidence")
+        parser.error(f"{folder} has no later stages; train it on records with evidence")
     found = {}
     for hidden in (True, False):
         step(f"{options.count} pictures, {'hidden difficulty' if hidden else 'plain'}")
         work = [
-            delayed(answer_part)(options.model, options.router, options.count, hidden, part, options.jobs)
+            delayed(answer_part)(options.model, folder, options.count, hidden, part, options.jobs)
             for part in range(options.jobs)
         ]
         rows = [row for part in Parallel(options.jobs)(work) for row in part]
         found["hidden" if hidden else "plain"] = summarize(rows, classifier, shared)
     figures = {**found, "model": str(identity), "shared": shared, "where": environment()}
-    publish("stages", figures, options.out)
+    publish("stages_hybrid" if shared else "stages", figures, options.out)
 
 
 if __name__ == "__main__":
