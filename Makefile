@@ -61,11 +61,11 @@ pocket: install  ## Train the pocket pair and its router, measure both, write th
 
 pocket-hybrid: install  ## Train the pocket hybrid and its router, measure both and write their pages (five hours on two cores)
 	$(BIN)/python -m training.pocket.hybrid
-	$(BIN)/python -m training.pocket.evaluate --model $(HYBRID) --share 0.25 --out training/pocket/hybrid_evaluation.json
+	$(BIN)/python -m training.pocket.evaluate --model $(HYBRID) --share 0.25
 	$(BIN)/python -m training.pocket.label --model $(HYBRID) --jobs 2 --out training/pocket/hybrid_records.jsonl.gz
 	$(BIN)/python training/retrain.py training/pocket/hybrid_records.jsonl.gz --together record --model $(HYBRID) --out $(HYBRID)/router
 	$(BIN)/python -m training.pocket.probe --model $(HYBRID) --records training/pocket/hybrid_records.jsonl.gz --out $(HYBRID)/router/probe
-	$(BIN)/python -m training.pocket.proof --model $(HYBRID) --router $(HYBRID)/router --jobs 2 --count 1512 --out $(HYBRID)/router/proof
+	$(BIN)/python -m training.pocket.proof --model $(HYBRID) --jobs 2 --count 1512
 	$(BIN)/python -m training.pocket.card --model $(HYBRID)
 
 retrain: install  ## Train the router of the pocket pair from its committed records, prove it and write the card (10 minutes)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from rich.progress import track
 
@@ -26,6 +27,8 @@ def run(path: Path) -> NotebookNode:
     )  # fmt: skip
     try:
         client.execute()
+    except DeadKernelError:
+        raise
     except RuntimeError:  # the kernel did not start: another process may have taken one of its ports
         client.execute()
     for cell in notebook.cells:

@@ -23,7 +23,7 @@ SHIPPED_ROUTERS = {"Qwen/Qwen3-VL-2B": "qwen3-vl-2b/router"}
 EMBEDDED = {
     "pocket": "using the embedded pocket pair: 2.2 M parameters, trained on small drawn pictures only; "
     'for real pictures: Router.from_pretrained("Qwen/Qwen3-VL-2B")',
-    "pocket-hybrid": "using the embedded pocket hybrid: 2.0 M parameters, trained on small drawn pictures only; "
+    "pocket-hybrid": "using the embedded pocket hybrid: 2.2 M parameters, trained on small drawn pictures only; "
     'for real pictures: Router.from_pretrained("Qwen/Qwen3.5-2B")',
 }
 EXAMPLE = "a name such as 'Qwen/Qwen3-VL-2B' or 'Qwen/Qwen3.5-2B', or a folder that contains instruct/ and thinking/"
@@ -92,7 +92,7 @@ def resolve_pair(
             folder of this name. None without `instruct` is "pocket".
         instruct: Hub id or folder of the Instruct checkpoint, instead of `name`.
         thinking: The same for Thinking.
-        router: Folder of a router artifact; None chooses the one that belongs to the pair, if there is one.
+        router: Folder of a router artifact; None chooses the one that belongs to the model, if there is one.
 
     Returns:
         Instruct checkpoint, Thinking checkpoint, and router artifact or None. Both checkpoints are the same if one

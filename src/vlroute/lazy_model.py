@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from vlroute.engine.protocol import Engine
     from vlroute.engine.remote.client import RemoteEngine
 
-#: Threads that prepare the requests of a model in this process, if nobody waits for them in a thread of their own.
+#: Number of threads that prepare requests for a model in this process for which no thread of the caller waits.
 PREPARING_THREADS = 4
 
 
 class LazyModel:
-    """Two checkpoints that are loaded when they are first needed, or an engine that was passed in. Thread-safe.
+    """The checkpoints of both modes, loaded when they are first needed, or an engine that was passed in. Thread-safe.
 
     Args:
         instruct: Hub id or folder of the Instruct checkpoint; for an engine, a name for messages.

@@ -421,5 +421,5 @@ def test_further_end_tokens_and_words_that_are_never_written(router: Router) -> 
     assert not {whole[0], second} & {*both}
     with pytest.raises(SettingsError, match="bad_words must be a list of non-empty strings"):
         router.ask(read.prompt, **media(read), bad_words=[""])
-    with pytest.raises(SettingsError, match=f"eos_token_id contains token id {VOCAB}"):
+    with pytest.raises(SettingsError, match=f"stop_token_ids contains token id {VOCAB}"):
         router.ask(read.prompt, **media(read), stop_token_ids=[VOCAB])

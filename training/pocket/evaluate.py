@@ -8,6 +8,7 @@ requests.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import math
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from training.page import POCKET, ROOT, argument_parser, environment, share_of, side_by_side, step, write_json
+from training.page import POCKET, ROOT, environment, share_of, side_by_side, step, write_json
 from training.pocket import text as texts
 from training.pocket.data import Example, Media, Sequences, any_question, content, question_example, seen, with_system
 from training.pocket.proof import fingerprint, folders
@@ -377,7 +378,8 @@ def _requirements(tables: dict[str, Table]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__, FIGURES, "file of figures")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="file of figures; by default that of the model's card")
     parser.add_argument("--model", type=Path, default=POCKET, help="folder of the pair, or of a hybrid")
     parser.add_argument("--seed", default="evaluation")
     parser.add_argument("--share", type=float, default=1.0, help="share of the requests that are asked")
@@ -394,8 +396,10 @@ def main() -> None:
     side_by_side(
         measure, [(options.model, options.seed, work, mode, some) for mode in MODES], done, total, "evaluating"
     )
-    write_json(options.out, {**head, "requests": total // len(MODES), **summarize(read_rows(work, some))})
-    step(f"{total} answers: {options.out}")
+    hybrid = (options.model / "config.json").exists()
+    out: Path = options.out or (HYBRID_FIGURES if hybrid else FIGURES)
+    write_json(out, {**head, "requests": total // len(MODES), **summarize(read_rows(work, some))})
+    step(f"{total} answers: {out}")
 
 
 if __name__ == "__main__":

@@ -43,8 +43,6 @@ from training.pocket.train import load_state, parameter_groups, phase_lock, set_
 from vlroute import Mode
 from vlroute.types import MODES
 
-# a chunk of 64 tokens, the default, is longer than most of these sequences
-modeling_qwen3_5.torch_chunk_gated_delta_rule = partial(modeling_qwen3_5.torch_chunk_gated_delta_rule, chunk_size=32)
 RUNS = ROOT / "runs" / "pocket-hybrid"
 SAVE_EVERY, PRINT_EVERY = 100, 50
 #: Number of forward passes in which a process reads its batch.
@@ -205,6 +203,9 @@ class Trainer:
 def _train(rank: int, options: Namespace, meeting: str) -> None:
     """All phases in one of the processes."""
     torch.set_num_threads(1)
+    # a chunk of 64 tokens, the default, is longer than most of these sequences
+    chunked = partial(modeling_qwen3_5.torch_chunk_gated_delta_rule, chunk_size=32)
+    modeling_qwen3_5.torch_chunk_gated_delta_rule = chunked
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=len(MODES))
     for number in range(len(PHASES)):
         trainer = Trainer(number, rank, options.runs)

@@ -11,6 +11,7 @@ on two idle cores.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import itertools
 import json
@@ -25,7 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-from training.page import POCKET, argument_parser, drop_incomplete_line, lines_of, render, side_by_side, write_json
+from training.page import POCKET, drop_incomplete_line, lines_of, render, side_by_side, write_json
 from training.pocket.label import band
 from vlroute import Answer, Decision, InputError, Mode, Router, Target, steps
 from vlroute.decision.captions import PROBE_FOLDER
@@ -367,32 +368,35 @@ def page(summary: dict[str, Any], head: dict[str, Any], model: str) -> str:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__, POCKET / "router" / "proof", "path of page and figures, without .md")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="path of page and figures, without .md; by default with the router")
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--seed", default=SEED)
     parser.add_argument("--model", type=Path, default=POCKET)
-    parser.add_argument("--router", type=Path, default=POCKET / "router")
+    parser.add_argument("--router", type=Path, help="by default that of the model")
     parser.add_argument("--thinking-share", type=float, default=THINKING_SHARE, help="the policy to prove")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     options = parser.parse_args()
     if not 1 <= options.jobs <= options.count:
         parser.error("--jobs must be at least 1 and at most --count")
+    router: Path = options.router or options.model / "router"
+    out: Path = options.out or router / "proof"
     head = {
         "seed": options.seed,
         "pictures": options.count,
         "processes": options.jobs,
         "thinking share": options.thinking_share,
-        "router": fingerprint(options.router / PROBE_FOLDER, options.router)[:16],
+        "router": fingerprint(router / PROBE_FOLDER, router)[:16],
         "pair": fingerprint(*folders(options.model).values())[:16],
     }
-    jobs, given = options.jobs, (options.model, options.router, options.count, options.seed)
-    partials = [options.out.with_suffix(f".{part + 1}-of-{jobs}.partial.jsonl") for part in range(jobs)]
+    jobs, given = options.jobs, (options.model, router, options.count, options.seed)
+    partials = [out.with_suffix(f".{part + 1}-of-{jobs}.partial.jsonl") for part in range(jobs)]
     work = [(*given, partial, head, part, jobs) for part, partial in enumerate(partials)]
     side_by_side(prove_part, work, lambda: lines_of(partials) - jobs, options.count, "proving")
     summary = summarize([row for partial in partials for row in read_partial(partial, head)])
     text = page(summary, head, "hybrid" if (options.model / "config.json").exists() else "pair")
-    replace_file(options.out.with_suffix(".md"), text.encode())
-    write_json(options.out.with_suffix(".json"), {**head, **summary})
+    replace_file(out.with_suffix(".md"), text.encode())
+    write_json(out.with_suffix(".json"), {**head, **summary})
     for partial in partials:
         partial.unlink()
     Console().print(Markdown(text))

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from vlroute.decision.target import Target
     from vlroute.types import Event
 
-MODEL_HELP = "Hub name such as Qwen/Qwen3-VL-2B or Qwen/Qwen3.5-2B, a folder, pocket or pocket-hybrid. Default: pocket."
+MODEL_HELP = (
+    "Hub name such as Qwen/Qwen3-VL-2B, a folder, a .json file of endpoints, pocket or pocket-hybrid. Default: pocket."
+)
 POLICY_HELP = "A target instead of a price: fast, balanced, accurate or knee."
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The question, in quotes.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help=MODEL_HELP)]

@@ -199,7 +199,9 @@ SETTINGS: dict[str, Setting] = {
         "a token id or a list of at least one token id", _end_ids, "tokens that end an answer; -1: none does"
     ),
     "stop_token_ids": Setting(
-        "a list of token ids", _ids, "further tokens that end an answer, besides those of `eos_token_id`"
+        "a list of token ids", _ids,
+        "further tokens that end an answer, besides those of `eos_token_id`; excluded until it has visible text. With a "
+        "`response_format`, only control tokens end it",
     ),
     "stop": Setting(
         "a list of non-empty strings", _strings, "strings that end the answer, not the reasoning",

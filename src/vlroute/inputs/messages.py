@@ -337,7 +337,7 @@ def parse(
     pictures, clips = _image_sources(images), _video_sources(videos)
     if (pictures or clips) and turns and turns[-1].role == "user":
         if turns[-1].text.strip():
-            Conversation(tuple(turns), tools)  # a wrong one is refused before media are loaded
+            Conversation(tuple(turns), tools)  # refuses an invalid conversation before media are loaded
         media: list[Part] = [loader.picture(source) for source in pictures]
         media += [loader.video(source) for source in clips]
         turns[-1] = Message("user", (*media, *turns[-1].parts))

@@ -23,7 +23,7 @@ from vlroute.types import MODES, Mode
 MAX_NAMES, MAX_CHARACTERS = 10, 80
 #: Maximum number of token ids or texts in one field.
 MAX_ITEMS = 300
-TOKEN_ID = re.compile("[0-9]{1,9}")
+TOKEN_ID = re.compile("0|[1-9][0-9]{0,8}")
 T = TypeVar("T")
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _INTEGRAL = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
@@ -31,7 +31,7 @@ _INTEGRAL = BeforeValidator(lambda value: int(value) if isinstance(value, float)
 Count = Annotated[int, Field(strict=True, ge=1, lt=2**63), _INTEGRAL]
 TopK = Annotated[int, Field(strict=True, ge=-1, le=1_000_000), _INTEGRAL]
 Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64), _INTEGRAL]
-#: Number of reasoning tokens.
+#: A number of tokens, which may be 0.
 Budget = Annotated[int, Field(strict=True, ge=0, lt=2**63), _INTEGRAL]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31), _INTEGRAL]
@@ -239,10 +239,13 @@ class ChatRequest(Fields):
     logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_ITEMS)] | None = Field(
         None, description="For token ids, what is added to their scores, from -100 to 100."
     )
-    min_tokens: Budget | None = Field(None, description="The answer does not end before this many tokens.")
-    ignore_eos: StrictBool | None = Field(None, description="True: no token ends the answer.")
+    min_tokens: Budget | None = Field(None, description="No end token before this many tokens, reasoning included.")
+    ignore_eos: StrictBool | None = Field(
+        None, description="True: the end tokens of the model do not end the answer. No effect with a response_format."
+    )
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_ITEMS)] | None = Field(
-        None, description="Further tokens that end the answer; they are not part of it."
+        None,
+        description="Further tokens that end the answer. They are not part of it, and excluded until it has visible text.",
     )
     bad_words: Annotated[list[Word], Field(max_length=MAX_ITEMS)] | None = Field(
         None, description="Texts whose usual tokens are never generated."
@@ -300,7 +303,7 @@ class ChatRequest(Fields):
         }
         given["repetition_penalty"] = _agreed(self._values("repetition_penalty", "repeat_penalty"))
         given["stop"] = self._stops()
-        given |= {"stop_token_ids": self.stop_token_ids, "bad_words": self.bad_words}
+        given |= {"stop_token_ids": self.stop_token_ids or None, "bad_words": self.bad_words or None}
         given["eos_token_id"] = -1 if self.ignore_eos else None
         given["sequence_bias"] = self._bias()
         given["max_new_tokens"], given["min_new_tokens"] = self._max_tokens(settings), self.min_tokens
@@ -374,7 +377,7 @@ class ChatRequest(Fields):
         return stops
 
     def _bias(self) -> dict[tuple[int, ...], float] | None:
-        """`logit_bias`, whose keys are numbers in JSON, as the setting `sequence_bias`."""
+        """`logit_bias`, whose keys are strings in JSON, as the setting `sequence_bias`."""
         if any(not TOKEN_ID.fullmatch(token) for token in self.logit_bias or ()):
             raise APIError(400, 'the keys of logit_bias must be token ids, such as "42"', "invalid_value", "logit_bias")
         return {(int(token),): bias for token, bias in (self.logit_bias or {}).items()} or None

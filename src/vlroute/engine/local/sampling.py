@@ -79,11 +79,13 @@ def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any], medi
     if not settings["do_sample"]:
         recipe = set() if "presence_penalty" in asked else {"presence_penalty"}
         settings = {name: value for name, value in settings.items() if name not in SAMPLING | recipe}
+    vocabulary = checkpoint.model.config.text_config.vocab_size
     if further := settings.pop("stop_token_ids", None):
+        _check_ids("stop_token_ids", further, vocabulary)
         settings["eos_token_id"] = [*_end_list(settings), *further]
     if words := settings.pop("bad_words", None):
         settings["bad_words_ids"] = [*settings.get("bad_words_ids", ()), *_word_ids(checkpoint.tokenizer, words)]
-    _check_tokens(settings, checkpoint.model.config.text_config.vocab_size)
+    _check_tokens(settings, vocabulary)
     check_lengths(settings)
     return settings
 
@@ -98,10 +100,14 @@ def _check_tokens(settings: Mapping[str, Any], vocabulary: int) -> None:
         "sequence_bias": [one for ids in settings.get("sequence_bias", ()) for one in ids],
     }  # fmt: skip
     for name, ids in lists.items():
-        if (largest := max(ids, default=0)) >= vocabulary:
-            raise SettingsError(f"{name} contains token id {largest}; the model has token ids 0 to {vocabulary - 1}")
+        _check_ids(name, ids, vocabulary)
     if len(suppressed | set(lists["begin_suppress_tokens"]) | set(ends) - {-1}) >= vocabulary:
         raise SettingsError("suppress_tokens, begin_suppress_tokens and bad_words_ids leave no token to generate")
+
+
+def _check_ids(name: str, ids: Sequence[int], vocabulary: int) -> None:
+    if (largest := max(ids, default=0)) >= vocabulary:
+        raise SettingsError(f"{name} contains token id {largest}; the model has token ids 0 to {vocabulary - 1}")
 
 
 def end_ids(settings: Mapping[str, Any]) -> frozenset[int]:
@@ -116,7 +122,7 @@ def _end_list(settings: Mapping[str, Any]) -> list[int]:
 
 def _word_ids(tokenizer: Any, words: Sequence[str]) -> list[list[int]]:
     """The tokens of each word at the beginning of a text and after a space."""
-    texts = [text for word in words for text in (word, f" {word.lstrip()}")]
+    texts = [text for word in words for text in ((word,) if word[0].isspace() else (word, f" {word}"))]
     found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [ids for ids in found if ids]
 
