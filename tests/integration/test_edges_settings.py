@@ -265,6 +265,8 @@ RIGHT: dict[str, Callable[[random.Random], Any]] = {
     "suppress_tokens": lambda r: r.choice([[], [2], r.sample(range(VOCAB), VOCAB - 40), range(100), np.arange(5)]),
     "begin_suppress_tokens": lambda r: r.choice([[], [2], r.sample(range(VOCAB), VOCAB // 2)]),
     "eos_token_id": lambda r: r.choice([2, [2], [2, 45], np.array([2, 7]), 45, -1]),
+    "stop_token_ids": lambda r: r.choice([[], [2], [45, 46], np.array([7])]),
+    "bad_words": lambda r: r.choice([[], ["7"], ("circle", "。"), ["\n", "a b"]]),
     "stop": lambda r: r.choice([[], ["x"], ("1", "。"), ["\n", "7"]]),
     "thinking_budget": lambda r: r.choice([0, 1, 5, 2**31 - 1, np.int64(3), "auto"]),
     "answer_reserve": lambda r: r.choice([0, 1, np.int64(3)]),
@@ -279,7 +281,16 @@ RIGHT: dict[str, Callable[[random.Random], Any]] = {
 }  # fmt: skip
 #: Which of `WRONG` are right after all.
 ALSO_RIGHT = {"do_sample": (bool, np.bool_), "close_loops": (bool, np.bool_)}
-LISTS = {"bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens", "eos_token_id", "stop"}
+LISTS = {
+    "bad_words",
+    "bad_words_ids",
+    "stop_token_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "eos_token_id",
+    "stop",
+}
 BEYOND: dict[str, list[Any]] = {
     "max_new_tokens": [0, -1, 2.5], "min_new_tokens": [-1, 0.1], "temperature": [-0.1, 1e9], "top_k": [-2, 0.5],
     "top_p": [-1e-9, 1.01], "min_p": [-0.1, 2], "typical_p": [0, 1.1], "epsilon_cutoff": [1, -1], "eta_cutoff": [1.0],
@@ -287,7 +298,8 @@ BEYOND: dict[str, list[Any]] = {
     "repetition_penalty": [0, -1, 101], "no_repeat_ngram_size": [-1], "bad_words_ids": [[[]], [3], [[-1]], [[VOCAB]]],
     "sequence_bias": [{(): 1.0}, {(5,): float("nan")}, [[5, 1.0]], {(VOCAB,): 1.0}, {5: 1.0}],
     "suppress_tokens": [[-1], [VOCAB], [1.5], ["a"], 3, range(VOCAB)], "begin_suppress_tokens": [[VOCAB], [True], 3],
-    "eos_token_id": [[], -2, [VOCAB], [-1], "2"], "stop": ["x", [""], [3], {"a": 1}], "thinking_budget": [-1, 0.5],
+    "eos_token_id": [[], -2, [VOCAB], [-1], "2"], "stop": ["x", [""], [3], {"a": 1}],
+    "stop_token_ids": [[-1], [VOCAB], 3, ["a"]], "bad_words": ["x", [""], [3]], "thinking_budget": [-1, 0.5],
     "pad_token_id": [-1], "bos_token_id": ["x"], "do_sample": [0, 1, "yes"], "close_loops": [0, "no"],
     "response_format": ["json", {"type": "nonsense"}, {"choice": []}, {"regex": "a("}, {"json": {"not": {}}}],
     "answer_reserve": [-1, 0.5], "early_exit": [0, -0.5, 1.1, float("nan")],

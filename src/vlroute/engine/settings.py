@@ -200,8 +200,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "stop_token_ids": Setting(
         "a list of token ids", _ids,
-        "further tokens that end an answer, besides those of `eos_token_id`; excluded until it has visible text. With a "
-        "`response_format`, only control tokens end it",
+        "further tokens that end an answer, besides those of `eos_token_id`; excluded until it has visible text. With "
+        "a `response_format`, only control tokens end it",
     ),
     "stop": Setting(
         "a list of non-empty strings", _strings, "strings that end the answer, not the reasoning",

@@ -245,7 +245,7 @@ class ChatRequest(Fields):
     )
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_ITEMS)] | None = Field(
         None,
-        description="Further tokens that end the answer. They are not part of it, and excluded until it has visible text.",
+        description="Further tokens that end the answer. They are excluded until it has visible text.",
     )
     bad_words: Annotated[list[Word], Field(max_length=MAX_ITEMS)] | None = Field(
         None, description="Texts whose usual tokens are never generated."

@@ -125,7 +125,7 @@ class Generation:
 
     @property
     def trial_due(self) -> bool:
-        """Whether a trial of the answer begins before the next token. None begins that could exceed `max_new_tokens`."""
+        """Whether a trial of the answer begins before the next token. It must not exceed `max_new_tokens`."""
         if not self.exit.is_due(self.sampler.control):
             return False
         closing = closing_length(self.checkpoint.tokenizer)
