@@ -282,15 +282,9 @@ RIGHT: dict[str, Callable[[random.Random], Any]] = {
 #: Which of `WRONG` are right after all.
 ALSO_RIGHT = {"do_sample": (bool, np.bool_), "close_loops": (bool, np.bool_)}
 LISTS = {
-    "bad_words",
-    "bad_words_ids",
-    "stop_token_ids",
-    "sequence_bias",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "eos_token_id",
-    "stop",
-}
+    "bad_words", "bad_words_ids", "stop_token_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens",
+    "eos_token_id", "stop",
+}  # fmt: skip
 BEYOND: dict[str, list[Any]] = {
     "max_new_tokens": [0, -1, 2.5], "min_new_tokens": [-1, 0.1], "temperature": [-0.1, 1e9], "top_k": [-2, 0.5],
     "top_p": [-1e-9, 1.01], "min_p": [-0.1, 2], "typical_p": [0, 1.1], "epsilon_cutoff": [1, -1], "eta_cutoff": [1.0],
