@@ -100,6 +100,15 @@ def test_demo_shows_pictures_and_the_table() -> None:
     assert "vlroute demo --model Qwen/Qwen3-VL-2B" in done.stdout
 
 
+def test_demo_of_the_hybrid() -> None:
+    done = command("demo", "--model", "pocket-hybrid", "--pictures", "6", "--show", "1")
+    assert done.returncode == 0, done.stderr
+    assert "pocket-hybrid" in done.stdout.partition("\n")[0]
+    assert done.stdout.count("p_instruct") == 1
+    assert re.search(r"routed.*\d+\.\d%", done.stdout)
+    assert "Qwen/Qwen3-VL-2B" not in done.stdout
+
+
 def test_ask_answers_about_a_file(tmp_path: Path) -> None:
     some = task("ocr", "easy")
     some.frames[0].save(tmp_path / "x.png")
