@@ -65,7 +65,7 @@ pocket-hybrid: install  ## Train the pocket hybrid and its router, measure both 
 	$(BIN)/python -m training.pocket.label --model $(HYBRID) --jobs 2 --out training/pocket/hybrid_records.jsonl.gz
 	$(BIN)/python training/retrain.py training/pocket/hybrid_records.jsonl.gz --together record --model $(HYBRID) --out $(HYBRID)/router
 	$(BIN)/python -m training.pocket.probe --model $(HYBRID) --records training/pocket/hybrid_records.jsonl.gz --out $(HYBRID)/router/probe
-	$(BIN)/python -m training.pocket.proof --model $(HYBRID) --jobs 2 --count 1512
+	$(BIN)/python -m training.pocket.proof --model $(HYBRID) --jobs 2 --count 1512 --thinking-share 0.6
 	$(BIN)/python -m training.pocket.card --model $(HYBRID)
 
 retrain: install  ## Train the router of the pocket pair from its committed records, prove it and write the card (10 minutes)
