@@ -109,9 +109,11 @@ def resolve_pair(
         if given is not None and local_folder(given) is None:
             refuse_gguf(given)
     if instruct is not None and thinking is not None:
-        return *_two(instruct, thinking), router
+        first, second = _two(instruct, thinking)
+        folder = local_folder(first) if first == second else None
+        return first, second, router if folder is None else _own_router(folder, router)
     if name is None or is_embedded(name):
-        name = "pocket" if name is None else str(name)
+        name = "pocket" if name is None else str(name).rstrip("/")
         log.warning(EMBEDDED[name])
         name = shipped(name)
     if str(name) and (folder := local_folder(name)) is not None:
@@ -132,7 +134,7 @@ def resolve_pair(
 
 def is_embedded(name: Source) -> bool:
     """Whether `name` stands for a model that is part of this package."""
-    return str(name) in EMBEDDED and local_folder(name) is None
+    return str(name).rstrip("/") in EMBEDDED and local_folder(name) is None
 
 
 def _two(instruct: Source, thinking: Source) -> tuple[Source, Source]:
@@ -148,6 +150,12 @@ def _checkpoint(mode: str, source: Source) -> Source:
     """A folder unchanged; a hub id without a trailing slash."""
     if str(source) and local_folder(source) is not None:
         return source
+    if is_embedded(source):
+        if is_hybrid(folder := shipped(str(source).rstrip("/"))):
+            return folder
+        raise CheckpointError(
+            f"{mode}=: {str(source)!r} is a pair; pass only its name, without instruct= and thinking="
+        )
     return _hub_id(source, f"{mode}=", "a folder, or a hub id such as 'Qwen/Qwen3-VL-2B-Instruct'")
 
 
@@ -160,7 +168,10 @@ def _pair_folder(folder: Path, router: Source | None) -> tuple[Source, Source, S
             f"{str(folder)!r} contains one checkpoint, but a pair has two; pass instruct= and thinking=, or {EXAMPLE}"
         )
     if absent:
-        raise CheckpointError(f"{str(folder)!r} contains no folder {' and no folder '.join(absent)}; pass {EXAMPLE}")
+        hides = f"; it hides the embedded model {folder.name!r}" if str(folder) in EMBEDDED else ""
+        raise CheckpointError(
+            f"{str(folder)!r} contains no folder {' and no folder '.join(absent)}{hides}; pass {EXAMPLE}"
+        )
     return folder / "instruct", folder / "thinking", _own_router(folder, router)
 
 
@@ -177,6 +188,8 @@ def _stem(name: Source) -> str:
     if local_folder(f"{stem}-Instruct") is not None:  # next to `…-Thinking`, as after a download into folders
         return stem
     stem = _hub_id(name, "the pair", EXAMPLE)
+    if (meant := stem.lower().replace("_", "-")) in EMBEDDED:
+        raise CheckpointError(f"there is no model {stem!r}; pass {meant!r} for the embedded model of this name")
     if qwen := QWEN.fullmatch(stem):
         return f"Qwen/Qwen3-VL-{qwen[1].upper()}"
     owner, slash, model = stem.rpartition("/")

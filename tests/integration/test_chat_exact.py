@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessor
 
-from tests.conftest import BUDGETS, MANY, PICTURES, SECONDS, VIDEO, features_of, forget, pixel_path
+from tests.conftest import BUDGETS, MANY, PICTURES, SECONDS, VIDEO, features_of, forget, pixel_path, task
 from tests.recording import Recorder, recorded
 from vlroute import Answer, Chat, Router
 from vlroute.chat import Turn
@@ -49,10 +49,10 @@ def recorder() -> Iterator[Recorder]:
 
 class Complete(LogitsProcessor):
     """What vlroute adds to greedy `generate`: a thought is closed before the end token and only once, and an answer has
-    visible text."""
+    visible text. In a hybrid, the prompt of Instruct contains a closed thought."""
 
-    def __init__(self, tokenizer: Any, thinking: bool, prompt_length: int) -> None:
-        self.tokenizer, self.thinking, self.prompt_length = tokenizer, thinking, prompt_length
+    def __init__(self, tokenizer: Any, thinking: bool, prompt_length: int, hybrid: bool) -> None:
+        self.tokenizer, self.thinking, self.prompt_length, self.hybrid = tokenizer, thinking, prompt_length, hybrid
         self.tags = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
         self.due: list[int] = []
 
@@ -67,6 +67,7 @@ class Complete(LogitsProcessor):
             answer = ids
             if self.thinking:
                 answer = ids[ids.index(self.tags[1]) + 1 :]
+            if self.thinking or self.hybrid:
                 scores[:, self.tags] = -torch.inf
             if not self.tokenizer.decode(answer, skip_special_tokens=True).strip():
                 scores[:, eos] = -torch.inf
@@ -80,7 +81,7 @@ def fresh(plain: dict[str, Any], conversation: Conversation, mode: Mode, **optio
     """First scores and text of a run that remembers nothing, on the pixel path. `options`: of the chat template."""
     model, processor = plain[mode]
     inputs = pixel_path(processor, conversation, **options)
-    complete = Complete(processor.tokenizer, mode == "thinking", inputs["input_ids"].shape[1])
+    complete = Complete(processor.tokenizer, mode == "thinking", inputs["input_ids"].shape[1], bool(options))
     out = model.generate(
         **inputs, **PLAIN, logits_processor=[complete], output_logits=True, return_dict_in_generate=True
     )
@@ -184,3 +185,13 @@ def test_features_of_an_earlier_request_are_the_same(
             found = run(request.features(router.pair[mode], items))
         for one, reference in zip(found, features_of(*plain[mode], conversation), strict=True):
             torch.testing.assert_close((one.merged, *one.deepstack), reference, atol=5e-5, rtol=1e-5)
+
+
+def test_instruct_of_a_hybrid_writes_no_tag(hybrids: dict[str, Router]) -> None:
+    """Not even after an answer of Thinking, or if nothing else may end the answer."""
+    for seed in (21, 37, 39):
+        hop = task("hop", "easy", seed)
+        chat = hybrids["roomy"].chat()
+        chat.send(hop.prompt, images=hop.frames[0], mode="thinking", do_sample=False)
+        said = chat.send("What is written here?", mode="instruct", do_sample=False, min_new_tokens=20)
+        assert "think>" not in said.text

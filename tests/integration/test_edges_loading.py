@@ -327,9 +327,17 @@ def test_names_of_the_embedded_models(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sources[None] == sources["pocket"] == tuple(shipped(f"pocket/{name}") for name in (*MODES, "router"))
     hybrid = shipped("pocket-hybrid")
     assert sources["pocket-hybrid"] == (hybrid, hybrid, hybrid / "router")
+    assert resolve_pair("pocket-hybrid/", None, None, None) == sources["pocket-hybrid"]
+    for one in ("pocket-hybrid", str(hybrid)):
+        assert resolve_pair(None, one, one, None)[2] == hybrid / "router"
+    with pytest.raises(CheckpointError, match="'pocket' is a pair; pass only its name"):
+        resolve_pair(None, "pocket", "pocket-hybrid", None)
+    for near in ("Pocket-Hybrid", "pocket_hybrid"):
+        with pytest.raises(CheckpointError, match="pass 'pocket-hybrid'"):
+            resolve_pair(near, None, None, None)
     (tmp_path / "pocket").mkdir()
     monkeypatch.chdir(tmp_path)  # a folder of this name is meant
-    with pytest.raises(CheckpointError, match="no folder instruct"):
+    with pytest.raises(CheckpointError, match=r"no folder instruct.*hides the embedded model 'pocket'"):
         resolve_pair("pocket", None, None, None)
 
 

@@ -42,7 +42,8 @@ MOST_BELOW = 3.0
 
 
 def mebibytes(folder: Path) -> float:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
+    """The size of a folder. Pages are left out, because this card is one of them."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.suffix != ".md") / 2**20
 
 
 def files_of(pair: Path) -> dict[str, Any]:

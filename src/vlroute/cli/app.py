@@ -90,6 +90,7 @@ def _quiet_others() -> None:
         warnings.simplefilter("ignore")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for child processes
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # no line for each retry
+        logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)  # packages for GPUs
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 

@@ -153,6 +153,7 @@ class OutputControl:
         reserve: int = 0,
         close_loops: bool = True,
         answer_ends: frozenset[int] | None = None,
+        after_reasoning: bool = False,
     ) -> None:
         """Control one output.
 
@@ -166,6 +167,8 @@ class OutputControl:
             close_loops: Whether reasoning that repeats itself is closed.
             answer_ends: Ids that end the answer, if a grammar constrains it. Then the closing is always that of
                 `CLOSING`, because the grammar does not allow the white space that models generate after it.
+            after_reasoning: Whether the output follows closed reasoning, as that of Instruct in a hybrid, whose prompt
+                ends with empty reasoning.
 
         Raises:
             ValueError: The budget is negative.
@@ -183,7 +186,8 @@ class OutputControl:
         self._loops = LoopDetector() if thinking and close_loops else None
         self._due: Closed | None = None
         self._blanks, self._most_blank = 0, min(self.MAX_BLANK, reserve - 1) if thinking and reserve else self.MAX_BLANK
-        self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in (THINK, END_THINK)] if thinking else []
+        self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in (THINK, END_THINK)]
+        self._tags = self._tags if thinking or after_reasoning else []
         self._answer_ends, self._constrained = ends if answer_ends is None else answer_ends, answer_ends is not None
         self._only_tags, self._tags_and_ends = frozenset(self._tags), frozenset(self._tags) | self._answer_ends
         self._thinking, self._blank = thinking, True

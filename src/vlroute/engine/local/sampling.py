@@ -171,7 +171,7 @@ class Sampler:
         self.control = OutputControl(
             checkpoint.tokenizer, thinking, ends, settings.get("thinking_budget") if thinking else None, most,
             answer_reserve(settings, most), settings.get("close_loops", True),
-            None if constraint is None else constraint.ends,
+            None if constraint is None else constraint.ends, checkpoint.family.hybrid and not thinking,
         )  # fmt: skip
         #: What constrains the answer, but not the reasoning.
         self.constraint = constraint
