@@ -59,7 +59,7 @@ pocket: install  ## Train the pocket pair and its router, measure both, write th
 	$(MAKE) retrain
 	$(MAKE) notebooks
 
-pocket-hybrid: install  ## Train the pocket hybrid and its router, measure both and write their pages (five hours on two cores)
+pocket-hybrid: install  ## Train the pocket hybrid and its router, measure both and write their pages (four hours on two cores)
 	$(BIN)/python -m training.pocket.hybrid
 	$(BIN)/python -m training.pocket.evaluate --model $(HYBRID) --share 0.25
 	$(BIN)/python -m training.pocket.label --model $(HYBRID) --jobs 2 --out training/pocket/hybrid_records.jsonl.gz

@@ -140,7 +140,7 @@ def test_errors_reach_the_reader_of_a_stream(router: Router) -> None:
     with pytest.raises(TypeError, match="nonsense"):
         list(router.stream(SOME.prompt, **media(SOME), mode="instruct", nonsense=1))
     with pytest.raises(InputError):
-        router.stream("", **media(SOME))
+        router.stream("")
 
 
 def test_settings_per_router_and_per_mode(folders: dict[str, Path]) -> None:

@@ -186,8 +186,8 @@ class OutputControl:
         self._loops = LoopDetector() if thinking and close_loops else None
         self._due: Closed | None = None
         self._blanks, self._most_blank = 0, min(self.MAX_BLANK, reserve - 1) if thinking and reserve else self.MAX_BLANK
-        self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in (THINK, END_THINK)]
-        self._tags = self._tags if thinking or after_reasoning else []
+        tags = (THINK, END_THINK) if thinking or after_reasoning else ()
+        self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in tags]
         self._answer_ends, self._constrained = ends if answer_ends is None else answer_ends, answer_ends is not None
         self._only_tags, self._tags_and_ends = frozenset(self._tags), frozenset(self._tags) | self._answer_ends
         self._thinking, self._blank = thinking, True
