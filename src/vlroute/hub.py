@@ -112,10 +112,10 @@ def resolve_pair(
         first, second = _two(instruct, thinking)
         folder = local_folder(first) if first == second else None
         return first, second, router if folder is None else _own_router(folder, router)
-    if name is None or is_embedded(name):
-        name = "pocket" if name is None else str(name).rstrip("/")
-        log.warning(EMBEDDED[name])
-        name = shipped(name)
+    if own := "pocket" if name is None else embedded(name):
+        log.warning(EMBEDDED[own])
+        name = shipped(own)
+    assert name is not None
     if str(name) and (folder := local_folder(name)) is not None:
         if is_hybrid(folder):
             return folder, folder, _own_router(folder, router)
@@ -132,9 +132,10 @@ def resolve_pair(
     return f"{stem}-Instruct", f"{stem}-Thinking", router
 
 
-def is_embedded(name: Source) -> bool:
-    """Whether `name` stands for a model that is part of this package."""
-    return str(name).rstrip("/") in EMBEDDED and local_folder(name) is None
+def embedded(name: Source) -> str | None:
+    """The key in `EMBEDDED` of the model that `name` stands for; None if it is no embedded model."""
+    key = str(name).rstrip("/")
+    return key if key in EMBEDDED and local_folder(name) is None else None
 
 
 def _two(instruct: Source, thinking: Source) -> tuple[Source, Source]:
@@ -150,8 +151,8 @@ def _checkpoint(mode: str, source: Source) -> Source:
     """A folder unchanged; a hub id without a trailing slash."""
     if str(source) and local_folder(source) is not None:
         return source
-    if is_embedded(source):
-        if is_hybrid(folder := shipped(str(source).rstrip("/"))):
+    if own := embedded(source):
+        if is_hybrid(folder := shipped(own)):
             return folder
         raise CheckpointError(
             f"{mode}=: {str(source)!r} is a pair; pass only its name, without instruct= and thinking="

@@ -98,7 +98,7 @@ class LazyModel:
 
     @property
     def workers(self) -> ThreadPoolExecutor:
-        """Threads for requests that nobody waits for in a thread of their own; the first use starts them."""
+        """Threads that run requests for which no thread of the caller waits. They are started when first used."""
         with self._lock:
             self.check_open()
             if self._workers is not None and self._process != os.getpid():  # its threads are not here

@@ -143,7 +143,7 @@ def test_a_dozen_pictures_really_answered(router: Router, tmp_path: Path) -> Non
         assert row.sources["vision probe"].seconds < row.sources["caption by Instruct"].seconds
         assert 0 < row.decision.seconds < row.routed.seconds
     text = page(summarize(rows), HEAD, "pair")
-    assert text.startswith("# Does routing pay?")
+    assert text.startswith("# Does routing pay on the pocket pair?")
     ways = dict(re.findall(r"^\| ([a-z, ]+) \| ([\d.]+)% \|", text, re.MULTILINE))
     assert float(ways["routed"]) == pytest.approx(100 * np.mean([row.routed.right for row in rows]), abs=0.05)
     for source in SOURCES:

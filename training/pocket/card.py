@@ -22,6 +22,7 @@ from training.pocket.evaluate import BEFORE, CURVES, FIGURES, FORMS, HYBRID_FIGU
 from training.pocket.phases import PHASES
 from training.pocket.proof import fingerprint, folders
 from vlroute import InputError
+from vlroute.engine.local.checkpoint_files import is_hybrid
 from vlroute.files import replace_file
 from vlroute.pocket.tasks import LEVELS, TASKS, UNKNOWN
 from vlroute.types import MODES
@@ -122,7 +123,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=POCKET, help="folder of the pair or of the hybrid")
     options = parser.parse_args()
     pair = json.loads(FIGURES.read_text("utf-8"))
-    if (options.model / "config.json").exists():
+    if is_hybrid(options.model):
         text = hybrid_card(json.loads(HYBRID_FIGURES.read_text("utf-8")), pair, options.model)
     else:
         text = card(pair, options.model)

@@ -31,6 +31,7 @@ from training.pocket.proof import fingerprint, folders
 from training.pocket.styles import TEST_FONTS, TEST_PALETTE, draw_style
 from training.pocket.unknown import TEST_PICTURES, draw_size, draw_unknown
 from vlroute import InputError, Mode
+from vlroute.engine.local.checkpoint_files import is_hybrid
 from vlroute.files import replace_file
 from vlroute.learning.intervals import Sampling
 from vlroute.pocket.screens import draw_screen_task
@@ -396,8 +397,7 @@ def main() -> None:
     side_by_side(
         measure, [(options.model, options.seed, work, mode, some) for mode in MODES], done, total, "evaluating"
     )
-    hybrid = (options.model / "config.json").exists()
-    out: Path = options.out or (HYBRID_FIGURES if hybrid else FIGURES)
+    out: Path = options.out or (HYBRID_FIGURES if is_hybrid(options.model) else FIGURES)
     write_json(out, {**head, "requests": total // len(MODES), **summarize(read_rows(work, some))})
     step(f"{total} answers: {out}")
 

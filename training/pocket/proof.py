@@ -32,6 +32,7 @@ from vlroute import Answer, Decision, InputError, Mode, Router, Target, steps
 from vlroute.decision.captions import PROBE_FOLDER
 from vlroute.decision.selector import CAPTION_PROMPT
 from vlroute.decision.wilson import share_interval
+from vlroute.engine.local.checkpoint_files import is_hybrid
 from vlroute.files import replace_file
 from vlroute.inputs.media import DEFAULT_LIMITS
 from vlroute.inputs.messages import parse
@@ -178,8 +179,7 @@ def read_partial(partial: Path, head: dict[str, Any]) -> list[Picture]:
 
 def folders(model: Path) -> dict[Mode, Path]:
     """The checkpoint of each mode of a pair; that of both modes of a hybrid."""
-    hybrid = (model / "config.json").exists()
-    return {mode: model if hybrid else model / mode for mode in MODES}
+    return dict.fromkeys(MODES, model) if is_hybrid(model) else {mode: model / mode for mode in MODES}
 
 
 def fingerprint(*folders: Path) -> str:
@@ -362,7 +362,7 @@ def prove_part(
 
 
 def page(summary: dict[str, Any], head: dict[str, Any], model: str) -> str:
-    """The page about the pocket "pair" or "hybrid"."""
+    """The text of the page. `model`: "pair" or "hybrid"."""
     policy = head["thinking share"]
     return render("proof.md", **summary, head=head, machine=platform.machine(), policy=policy, model=model)
 
@@ -394,7 +394,7 @@ def main() -> None:
     work = [(*given, partial, head, part, jobs) for part, partial in enumerate(partials)]
     side_by_side(prove_part, work, lambda: lines_of(partials) - jobs, options.count, "proving")
     summary = summarize([row for partial in partials for row in read_partial(partial, head)])
-    text = page(summary, head, "hybrid" if (options.model / "config.json").exists() else "pair")
+    text = page(summary, head, "hybrid" if is_hybrid(options.model) else "pair")
     replace_file(out.with_suffix(".md"), text.encode())
     write_json(out.with_suffix(".json"), {**head, **summary})
     for partial in partials:

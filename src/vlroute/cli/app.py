@@ -211,11 +211,11 @@ def demo(
     vlroute demo --model Qwen/Qwen3-VL-2B --router my-router
     """
     from vlroute.cli.demo import run_demo
-    from vlroute.hub import is_embedded
+    from vlroute.hub import embedded
     from vlroute.router import Router
 
     console = Console()
-    bare = model is not None and not is_embedded(model)
+    bare = model is not None and embedded(model) is None
     run_demo(Router.from_pretrained(model, router=router), pictures, show, seed, bare, console)
     if model is None:
         line = "The same with the 2B pair (downloads about 9 GB):  vlroute demo --model Qwen/Qwen3-VL-2B"
