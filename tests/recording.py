@@ -111,15 +111,16 @@ def recorded() -> Iterator[Recorder]:
 @contextmanager
 def held(engine: LocalEngine) -> Iterator[threading.Event]:
     """The scheduler is busy with one step of a Thinking answer until the event is set, so that requests collect."""
-    release, busy = threading.Event(), threading.Event()
+    release, busy, cancel = threading.Event(), threading.Event(), threading.Event()
 
     def block(channel: str, piece: str) -> None:
         busy.set()
         assert release.wait(20)
+        cancel.set()
 
     def answer() -> None:
         with engine.request(parse("Hello?")) as request:
-            run(request.answer("thinking", {"max_new_tokens": 4, "answer_reserve": 0}, block))
+            run(request.answer("thinking", {"max_new_tokens": 4, "answer_reserve": 0}, block, cancel))
 
     with ThreadPoolExecutor(1) as pool:
         answering = pool.submit(answer)

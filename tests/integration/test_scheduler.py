@@ -7,9 +7,9 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import groupby, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,6 +71,19 @@ def ask() -> Iterator[Start]:
     """Starts an answer. No thread waits for it, so that a test with an answer that never comes ends."""
     with ThreadPoolExecutor(4) as pool:
         yield lambda *args, **options: start(answering(*args, **options), pool)
+
+
+@contextmanager
+def together(engine: LocalEngine, ask: Start, jobs: Sequence[tuple[Any, ...]]) -> Iterator[list[Future[Reply]]]:
+    """Answers that begin when the block ends, however slowly they are asked; none runs before all of them wait."""
+    for conversation, *_ in jobs:
+        with engine.request(conversation) as request:
+            run(request.features(engine.pair.instruct, conversation.pictures))
+    with held(engine) as release:
+        futures = [ask(engine, *job) for job in jobs]
+        until(lambda: engine.scheduler._new.qsize() == len(jobs))
+        yield futures
+        release.set()
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +164,10 @@ def test_answers_that_are_interrupted_for_lack_of_memory_stay_the_same(
         real(scheduler)
 
     monkeypatch.setattr(Scheduler, "_preempt", counted)
-    expected = [said(alone(one, mode, settings)) for one in QUESTIONS[:4] for mode in MODES]
-    futures = [ask(engine, one, mode, settings) for one in QUESTIONS[:4] for mode in MODES]
-    assert [said(one.result(60)) for one in futures] == expected
+    jobs = [(one, mode, settings) for one in QUESTIONS[:4] for mode in MODES]
+    with together(engine, ask, jobs) as futures:
+        pass
+    assert [said(one.result(60)) for one in futures] == [said(alone(*job)) for job in jobs]
     assert interrupted
     assert engine.prefixes.stats().bytes <= engine.scheduler.memory.kv
 
@@ -210,8 +224,8 @@ def test_a_steady_stream_in_one_mode_does_not_starve_the_other(make: Any, ask: S
 def test_requests_wait_when_slots_run_out(make: Any, ask: Start, alone: Any) -> None:
     engine, settings = make(max_num_seqs=2), LONG | {"max_new_tokens": 80}
     with model_calls() as calls:
-        futures = [ask(engine, one, "instruct", settings) for one in QUESTIONS[:6]]
-        until(lambda: engine.scheduler.waiting().get("instruct", 0) >= 3)
+        with together(engine, ask, [(one, "instruct", settings) for one in QUESTIONS[:6]]) as futures:
+            pass
         replies = [said(one.result(30)) for one in futures]
     assert max(calls.steps) == 2
     assert engine.scheduler.waiting() == {"instruct": 0, "thinking": 0}
@@ -904,7 +918,8 @@ def test_out_of_memory_in_a_decode_step(
     once = Once(Decoder.__call__, lambda decoder, ids, *_: len(ids) > 2, always)
     monkeypatch.setattr(Decoder, "__call__", once)
     settings = LONG | {"max_new_tokens": 40}
-    futures = [ask(engine, one, "instruct", settings) for one in QUESTIONS[:4]]
+    with together(engine, ask, [(one, "instruct", settings) for one in QUESTIONS[:4]]) as futures:
+        pass
     replies = [said(one.result(60)) for one in futures]
     assert replies == [said(alone(one, "instruct", settings)) for one in QUESTIONS[:4]]
     assert once.raised
@@ -927,16 +942,17 @@ def test_out_of_memory_when_slots_are_copied_leaves_no_request_without_a_reply(
     monkeypatch.setattr(Scheduler, "_first_shape", lambda *_: (0, 0))  # on a GPU they would begin large and never grow
     engine = make()
     run(answering(engine, QUESTIONS[0], "instruct", LONG))  # its prefix is cached
-    once = Once(getattr(KVSlots, where), lambda *_: True)
-    monkeypatch.setattr(KVSlots, where, once)
     lengths = [140, 20, 60, 90]
-    jobs = [(one, LONG | {"max_new_tokens": n}) for one, n in zip(QUESTIONS, lengths, strict=False)]
-    futures = [ask(engine, one, "instruct", settings) for one, settings in jobs]
+    jobs = [(one, "instruct", LONG | {"max_new_tokens": n}) for one, n in zip(QUESTIONS, lengths, strict=False)]
+    with together(engine, ask, jobs) as futures:
+        holding = engine.scheduler._lanes[engine.pair.thinking.model].slots
+        once = Once(getattr(KVSlots, where), lambda slots, *_: slots is not holding)
+        monkeypatch.setattr(KVSlots, where, once)
     failed = 0
-    for (one, settings), future in zip(jobs, futures, strict=True):
+    for job, future in zip(jobs, futures, strict=True):
         error = future.exception(20)
         if error is None:
-            assert said(future.result()) == said(alone(one, "instruct", settings))
+            assert said(future.result()) == said(alone(*job))
         else:
             assert isinstance(error, torch.OutOfMemoryError)
             failed += 1
