@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
@@ -15,13 +14,15 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from vlroute import __version__
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.pipeline import RequestOptions
+from vlroute.serving.chat_completions import PREFIX, Chunks, completion
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import APIError
 from vlroute.serving.fetch import embed_media, is_quick, preparer
+from vlroute.serving.replies import begin, decision_headers, until_disconnect
 from vlroute.serving.schemas import ChatRequest, FeedbackRequest, PredictRequest, mode_of
 from vlroute.serving.service import Service, failure_reason
-from vlroute.serving.sse import PREFIX, Chunks, EventStream, completion, decision_headers
-from vlroute.types import MODES, Answer, Decided, Decision
+from vlroute.serving.sse import EventStream
+from vlroute.types import MODES, Decision
 
 STARTED = int(time.time())
 #: Statuses of errors of the endpoints that take a chat request.
@@ -46,7 +47,7 @@ async def predict(body: PredictRequest, request: Request, caller: Caller) -> dic
         uri = picture if not picture or picture[:5].lower() == "data:" else f"data:image/png;base64,{picture}"
         return parse(prompt, uri or None, limits=caller.service.limits)
 
-    answer = await _until_disconnect(caller.service.answer(prepare, options, arrived), request)
+    answer = await until_disconnect(caller.service.answer(prepare, options, arrived), request)
     return {
         "data": [answer.text],
         "duration": answer.timing.total,
@@ -62,17 +63,11 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
     messages = await embed_media(body.messages, caller.fetcher, service.settings)
     prepare = preparer(messages, service.settings, service.sampling, body.offered_tools)
     if not body.stream:
-        answer = await _until_disconnect(service.answer(prepare, options, arrived), request)
+        answer = await until_disconnect(service.answer(prepare, options, arrived), request)
         return JSONResponse(
             completion(answer, body.ignored, body.hides_reasoning), headers=decision_headers(answer.id, answer.decision)
         )
-    events = service.stream(prepare, options, arrived)
-    try:
-        decided = await events.next()  # an error before the first event has a status of its own
-    except BaseException:
-        events.close()
-        raise
-    assert isinstance(decided, Decided)
+    events, decided = await begin(service.stream(prepare, options, arrived))
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     chunks = Chunks(decided, with_usage, body.ignored, body.hides_reasoning)
     return EventStream(events, chunks, service.metrics.refused, decision_headers(decided.id, decided.decision))
@@ -82,24 +77,6 @@ async def _options(body: ChatRequest, caller: Caller) -> RequestOptions:
     """The options of a request; in another thread if that can take a second."""
     read = partial(body.options, caller.service.settings, caller.namespace)
     return await caller.service.run_in_thread(read) if body.has_format else read()
-
-
-async def _until_disconnect(answering: Coroutine[Any, Any, Answer], request: Request) -> Answer:
-    """The answer. It is cancelled if the client disconnects."""
-
-    async def disconnected() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    answer, left = asyncio.ensure_future(answering), asyncio.ensure_future(disconnected())
-    try:
-        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise APIError(499, "the client disconnected", "client_left")
-        return answer.result()
-    finally:
-        left.cancel()
-        answer.cancel()
 
 
 @router.post("/v1/route", responses=_errors(*_CHAT_ERRORS))

@@ -1,0 +1,78 @@
+"""What the endpoints that answer have in common, whatever the shape of their replies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from fastapi import Request
+
+from vlroute.serving.errors import APIError
+from vlroute.stream import AsyncStream
+from vlroute.types import Answer, Decided, Decision, Event
+
+
+async def until_disconnect(answering: Coroutine[Any, Any, Answer], request: Request) -> Answer:
+    """Wait for an answer. It is cancelled if the client disconnects.
+
+    Args:
+        answering: A coroutine of `Service.answer`.
+        request: The request of the client.
+
+    Returns:
+        The answer.
+
+    Raises:
+        APIError: 499 if the client disconnected.
+    """
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answer, left = asyncio.ensure_future(answering), asyncio.ensure_future(disconnected())
+    try:
+        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise APIError(499, "the client disconnected", "client_left")
+        return answer.result()
+    finally:
+        left.cancel()
+        answer.cancel()
+
+
+async def begin(events: AsyncStream[Event]) -> tuple[AsyncStream[Event], Decided]:
+    """Wait for the decision, so that an error before it has a status of its own.
+
+    Args:
+        events: The result of `Service.stream`. It is closed if an error is raised.
+
+    Returns:
+        `events`, for `EventStream`, and their first one.
+    """
+    try:
+        decided = await events.next()
+    except BaseException:
+        events.close()
+        raise
+    assert isinstance(decided, Decided)
+    return events, decided
+
+
+def decision_headers(id: str, decision: Decision) -> dict[str, str]:
+    """The decision as headers, for clients that do not read the body.
+
+    Args:
+        id: Id of the answer.
+        decision: The decision.
+
+    Returns:
+        Headers of the response.
+    """
+    return {
+        "X-VLRoute-Id": id,
+        "X-VLRoute-Mode": decision.mode,
+        "X-VLRoute-Gain": f"{decision.gain:.4f}",
+        "X-VLRoute-Forced": str(decision.forced).lower(),
+    }
