@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from tests.commands import command
 from tests.synthetic_records import draw_records
 from vlroute import ComplexityClassifier, Policy
 from vlroute.learning.assumptions import measure_latency
+from vlroute.learning.evidence import evidence_file, read_evidence, write_evidence
 from vlroute.learning.train import train_router
-from vlroute.records import Outcome, Record, write_records
+from vlroute.records import Outcome, Record, read_records, write_records
 
 KINDS = {"numbers": "add or guess", "boxes": "hops"}
 
@@ -140,3 +142,67 @@ def test_what_cannot_be_evaluated_ends_in_one_line(folder: Path, arguments: list
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "never.md").exists()
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """some.jsonl with records of the pocket pair, and their evidence."""
+    where = tmp_path_factory.mktemp("stages")
+    records = [*read_records("training/pocket/records.jsonl.gz")][:400]
+    evidence = read_evidence(["training/pocket/records.jsonl.gz"])
+    write_records(where / "some.jsonl", records)
+    write_evidence(evidence_file(where / "some.jsonl"), [evidence[one.id] for one in records])
+    return where
+
+
+POCKET = str(Path("models/pocket/router").resolve())
+
+
+def test_stages_are_compared_where_records_have_evidence(collected: Path) -> None:
+    shown, page, found = evaluated(collected, "some.jsonl", "--router", POCKET, "--policy", "balanced")
+    stages = [tuple(one["stages"]) for one in found["stages"]]
+    assert stages == [("prompt",), ("prompt", "prefill"), ("prompt", "answer"), ("prompt", "prefill", "answer")]
+    routed = next(row for row in found["rows"] if row["name"] == "routed")
+    prompt, *later = found["stages"]
+    assert prompt["accuracy"] == pytest.approx(routed["accuracy"])
+    assert prompt["thinking_share"] == pytest.approx(routed["share"])
+    assert all(one["interval"][0] < one["above"] < one["interval"][1] for one in later)
+    assert all(sum(one["shares"]) == pytest.approx(1) for one in found["stages"])
+    assert "stages, balanced, new records" in shown
+    assert "## Stages" in page
+    assert "prompt, prefill, answer" in page
+
+
+def test_what_is_missing_for_the_stages_is_said(collected: Path, tmp_path: Path) -> None:
+    records = [*read_records(collected / "some.jsonl")]
+    write_records(tmp_path / "bare.jsonl", records[:100])
+    _, page, found = evaluated(tmp_path, "bare.jsonl", "--router", POCKET)
+    assert (found["stages"], found["notes"]) == ([], [])  # this router recommends the stage prompt alone
+    assert "## Stages" not in page
+    of_others = [dataclasses.replace(one, fingerprint="0" * 64) for one in records]
+    write_records(tmp_path / "other.jsonl", of_others)
+    shutil.copy(evidence_file(collected / "some.jsonl"), evidence_file(tmp_path / "other.jsonl"))
+    shown, page, found = evaluated(tmp_path, "other.jsonl", "--router", POCKET)
+    assert not found["stages"]
+    assert "come from other checkpoints" in " ".join(shown.split())
+    assert "come from other checkpoints" in page
+    write_records(tmp_path / "mixed.jsonl", [*records[:200], *of_others[200:]])
+    shutil.copy(evidence_file(collected / "some.jsonl"), evidence_file(tmp_path / "mixed.jsonl"))
+    _, _, found = evaluated(tmp_path, "mixed.jsonl", "--router", POCKET)
+    assert found["notes"] == ["stages are compared on the 200 records with evidence of the router's model"]
+    assert len(found["stages"]) == 4
+
+
+def test_curves_draw_the_stages_of_a_router(collected: Path) -> None:
+    command("train", "some.jsonl", "--out", "router", "--oof", "oof.jsonl", "--learner", "words", "--encoder", "none",
+            "--seeds", "1", cwd=collected)  # fmt: skip
+    done = command("curves", "some.jsonl", "--oof", "oof.jsonl", "--router", "router", "--out", "drawn", cwd=collected)
+    assert done.returncode == 0, done.stderr
+    assert (collected / "drawn" / "stages.png").stat().st_size > 10_000
+    assert "prompt, prefill, answer" in (collected / "drawn" / "curves.html").read_text("utf-8")
+    (collected / "some.evidence.jsonl").rename(collected / "gone")
+    command("train", "some.jsonl", "--out", "plain", "--learner", "words", "--encoder", "none", "--seeds", "1",
+            cwd=collected)  # fmt: skip
+    done = command("curves", "some.jsonl", "--oof", "oof.jsonl", "--router", "plain", "--out", "other", cwd=collected)
+    assert done.returncode == 2
+    assert "no later stages" in done.stderr

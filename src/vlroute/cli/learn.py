@@ -135,18 +135,21 @@ def evaluate(
     with _needs("train"):
         from vlroute.decision.artifact import artifact_files
         from vlroute.learning.evaluate import evaluate_router
-        from vlroute.learning.report import evaluation_report, figures_table, topics_table, ways_table
+        from vlroute.learning.report import evaluation_report, figures_table, stages_table, topics_table, ways_table
     check_price(price, policy)
     check_outputs(*filter(None, (out, as_json)), inputs=[*records, *artifact_files(router)])
     console, notes = Console(), Console(stderr=True)
     target = policy or (0.1 if price is None else price)
     found = evaluate_router(records, router, target, together=together, strict=strict, console=notes)
-    for warning in found.warnings:
+    for warning in [*found.warnings, *found.notes]:
         notes.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     console.print(ways_table(found.evaluation, found.kind))
     if found.topics:
         console.print(topics_table(found.topics))
     console.print(figures_table(found.evaluation))
+    if found.stages:
+        wanted = target if isinstance(target, str) else f"price {target:g}"
+        console.print(stages_table(found.stages, found.recommended, f"stages, {wanted}, {found.kind}"))
     _write(out, evaluation_report(found, router))
     _write(as_json, json.dumps({"router": str(router), **found.as_dict()}, ensure_ascii=False, indent=1) + "\n")
 
@@ -179,6 +182,9 @@ def curves(
     records: Records,
     out: Annotated[Path, typer.Option(help="Folder for curves.html and the figures as PNG.")],
     oof: Annotated[Path | None, typer.Option(help="File that `vlroute train --oof` wrote. Default: train.")] = None,
+    router: Annotated[
+        Path | None, typer.Option(help="Folder of the router that was trained on these records: also draw its stages.")
+    ] = None,
     folds: Folds = 5,
     seeds: Seeds = None,
     together: Together = "text",
@@ -190,19 +196,31 @@ def curves(
 
     vlroute train records.jsonl --out my-router --oof oof.jsonl
 
-    vlroute curves records.jsonl --oof oof.jsonl --out curves
+    vlroute curves records.jsonl --oof oof.jsonl --router my-router --out curves
     """
     with _needs("train"):
         import numpy as np
 
+        from vlroute.decision.artifact import artifact_files
+        from vlroute.decision.classifier import ComplexityClassifier
         from vlroute.decision.text_encoder import load_text_encoder
+        from vlroute.learning.assumptions import measure_latency
         from vlroute.learning.curves import PAGE, write_curves
         from vlroute.learning.embeddings import embed_texts
         from vlroute.learning.evaluate import read_oof
+        from vlroute.learning.evidence import read_evidence
         from vlroute.learning.metrics import Values
         from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
+        from vlroute.learning.stages import stage_curves
         from vlroute.records import Skipped, read_all, warn
-    check_outputs(out / PAGE, inputs=[*records, *filter(None, [oof])])
+    inputs = [*records, *filter(None, [oof]), *(artifact_files(router) if router else [])]
+    check_outputs(out / PAGE, inputs=inputs)
+    classifier = None if router is None else ComplexityClassifier.load(router)
+    if classifier is not None and (classifier.calibration is None or not classifier.calibration.later):
+        raise InputError(
+            f"{router} has no later stages to draw; leave --router out, or train with the evidence that vlroute "
+            "collect writes"
+        )
     console = Console(stderr=True)
     found, _ = read_all(records, strict=strict, console=console)
     predicted: OutOfFold | Values
@@ -221,7 +239,11 @@ def curves(
                 found, folds=folds, seeds=seeds, together=together, text=text, advance=lambda: progress.advance(task)
             )
     with console.status("drawing"):
-        written = write_curves(found, predicted, out, language=language, folds=folds, together=together)
+        stages = None
+        if classifier is not None and classifier.calibration is not None:
+            shared = any(one.shared_prompt for one in read_evidence(records, Skipped()).values())
+            stages = stage_curves(classifier.calibration, measure_latency(found), shared)
+        written = write_curves(found, predicted, out, language=language, folds=folds, together=together, stages=stages)
     typer.echo(f"wrote {written[-1]}")
 
 

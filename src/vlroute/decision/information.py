@@ -70,37 +70,63 @@ class StagePlan:
         shared_prompt: bool = False,
     ) -> None:
         self.stages, self.price = tuple(stages), price
-        expected, taken = seconds_of(records.expected, latency), seconds_of(records.tokens, latency)
-        p = [_probabilities(records, self.stages[: i + 1]) for i in range(len(self.stages))]
-        wasted = [wasted_seconds(stage, expected[:, 0], latency, shared_prompt) for stage in self.stages]
-        extra = [expected[:, 1] + cost - expected[:, 0] for cost in wasted]
-        gains = [q[:, 1] - q[:, 0] for q in p]
-        margins = [gain - price * np.maximum(more, 0) for gain, more in zip(gains, extra, strict=True)]
-        thinks = [(gain > 0) & (margin > 0) for gain, margin in zip(gains, margins, strict=True)]
+        self._latency, self._shared_prompt = latency, shared_prompt
+        self._min_coverage, self._fallback_mode = min_coverage, fallback_mode
+        expected = seconds_of(records.expected, latency)
+        p, wasted, margins, thinks = self._decisions(records)
 
         def utility(thinking: NDArray[np.bool_], cost: Values) -> Values:
             return np.where(
                 thinking, p[-1][:, 1] - price * (expected[:, 1] + cost), p[-1][:, 0] - price * expected[:, 0]
             )
 
-        uncovered = records.coverage < min_coverage
+        covered = records.coverage >= min_coverage
         final, cost = thinks[-1], wasted[-1]
-        reached = np.full(len(final), len(self.stages) - 1)
         #: For each stage but the last one, margins and the value of going on at them.
         self._values: list[tuple[Values, Values]] = []
         for i in reversed(range(len(self.stages) - 1)):
             value = utility(final, cost) - utility(thinks[i], wasted[i])
-            points = _smoothed(margins[i][~uncovered], value[~uncovered])
+            points = _smoothed(margins[i][covered], value[covered])
             self._values.insert(0, points)
             on = np.interp(margins[i], *points) > MIN_VALUE
             final, cost = np.where(on, final, thinks[i]), np.where(on, cost, wasted[i])
-            reached = np.where(on, reached, i)
-        final = np.where(uncovered, fallback_mode == "thinking", final)
-        reached = np.where(uncovered, 0, reached)
-        wasted = [wasted_seconds(stage, taken[:, 0], latency, shared_prompt) for stage in self.stages]
-        thinking = taken[:, 1] + np.stack(wasted)[reached, np.arange(len(reached))]
         #: Result of this plan on the calibration records.
-        self.course = Course(final, reached, np.where(final, thinking, taken[:, 0]))
+        self.course = self.on(records)
+
+    def on(self, records: CalibrationSet) -> Course:
+        """Result of this plan on records, which may be others than the calibration records.
+
+        Args:
+            records: Records with probabilities at the later stages.
+
+        Returns:
+            What is decided, where, and the seconds that the answers take.
+        """
+        taken = seconds_of(records.tokens, self._latency)
+        _, _, margins, thinks = self._decisions(records)
+        uncovered = records.coverage < self._min_coverage
+        final, on = thinks[0], ~uncovered
+        reached = np.zeros(len(final), np.int64)
+        for i, points in enumerate(self._values):
+            on = on & (np.interp(margins[i], *points) > MIN_VALUE)
+            final, reached = np.where(on, thinks[i + 1], final), np.where(on, i + 1, reached)
+        final = np.where(uncovered, self._fallback_mode == "thinking", final)
+        wasted = [wasted_seconds(stage, taken[:, 0], self._latency, self._shared_prompt) for stage in self.stages]
+        thinking = taken[:, 1] + np.stack(wasted)[reached, np.arange(len(reached))]
+        return Course(final, reached, np.where(final, thinking, taken[:, 0]))
+
+    def _decisions(
+        self, records: CalibrationSet
+    ) -> tuple[list[Values], list[Values], list[Values], list[NDArray[np.bool_]]]:
+        """For each stage: probabilities, seconds lost until then, margins, and whether Thinking would answer."""
+        expected = seconds_of(records.expected, self._latency)
+        p = [_probabilities(records, self.stages[: i + 1]) for i in range(len(self.stages))]
+        wasted = [wasted_seconds(stage, expected[:, 0], self._latency, self._shared_prompt) for stage in self.stages]
+        extra = [expected[:, 1] + cost - expected[:, 0] for cost in wasted]
+        gains = [q[:, 1] - q[:, 0] for q in p]
+        margins = [gain - self.price * np.maximum(more, 0) for gain, more in zip(gains, extra, strict=True)]
+        thinks = [(gain > 0) & (margin > 0) for gain, margin in zip(gains, margins, strict=True)]
+        return p, wasted, margins, thinks
 
     def goes_on(self, stage: Stage, margin: float) -> bool:
         """Whether to go on to the next stage after `stage` at this margin; False after the last stage."""
@@ -139,7 +165,7 @@ class StagedCurve(TradeoffCurve):
         )  # fmt: skip
         at = np.unique(np.linspace(0, len(self.prices) - 1, PRICES).round().astype(int))
         self.prices = self.prices[at]
-        courses = [self._plan(price=float(price)).course for price in self.prices]
+        courses = [self.plan(float(price)).course for price in self.prices]
         self._answers = [self._correctness(one) for one in courses]
         self.shares = np.asarray([one.thinks.mean() for one in courses])
         self.accuracies = np.asarray([answers.mean() for answers in self._answers], np.float64)
@@ -155,9 +181,9 @@ class StagedCurve(TradeoffCurve):
             float(self.shares[position]),
         )  # fmt: skip
 
-    def course(self, price: float) -> Course:
-        """Result of the policy on the records at a price."""
-        return self._plan(price=price).course
+    def plan(self, price: float) -> StagePlan:
+        """The plan of the policy at a price."""
+        return self._plan(price=price)
 
     def answers(self, position: int) -> Values:
         """Correctness of each record at the price at `position` in `prices`."""
@@ -165,7 +191,7 @@ class StagedCurve(TradeoffCurve):
 
     def at(self, price: float) -> OperatingPoint:
         """The operating point of any price >= 0."""
-        course = self.course(price)
+        course = self.plan(price).course
         right = self._correctness(course)
         return OperatingPoint(
             price, float(right.mean()), share_interval(right) or (0.0, 1.0), float(course.seconds.mean()),

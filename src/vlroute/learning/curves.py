@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure as Plot
 
+from vlroute.decision.target import PRESETS, Target
+from vlroute.decision.tradeoff import TradeoffCurve
 from vlroute.errors import InputError
 from vlroute.files import replace_file
 from vlroute.learning.assumptions import measure_latency
@@ -24,13 +26,14 @@ from vlroute.learning.plots import (
     name_of,
     reliability_figure,
     say,
+    stages_figure,
     topic_figure,
     trade_off_figure,
     usable_language,
 )
 from vlroute.learning.report import Grid, range_cell, render, seconds_cell
 from vlroute.records import Record, outcomes
-from vlroute.types import MODES
+from vlroute.types import MODES, Stage
 
 DPI = 150
 PAGE = "curves.html"
@@ -44,6 +47,7 @@ def write_curves(
     language: Language = "en",
     folds: int = 5,
     together: Together = "text",
+    stages: Mapping[tuple[Stage, ...], TradeoffCurve] | None = None,
 ) -> list[Path]:
     """Write trade-off curves and reliability diagrams as PNG files and on the page `curves.html`.
 
@@ -59,6 +63,7 @@ def write_curves(
         language: "en" or "zh".
         folds: Number of folds, for predictions that are an array.
         together: What shared a fold, for predictions that are an array.
+        stages: Curves of sets of stages, from `stage_curves`; they get a figure and a table of their own.
 
     Returns:
         The paths of the files, the page last.
@@ -89,7 +94,7 @@ def write_curves(
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     groups: dict[str, list[tuple[str, str]]] = {}
-    for heading, file, figure, caption in _drawings(found, p, right, usable_language(language), measured):
+    for heading, file, figure, caption in _drawings(found, p, right, usable_language(language), measured, stages or {}):
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})  # equal figures make equal files
         replace_file(out / file, buffer.getvalue())
@@ -97,14 +102,19 @@ def write_curves(
         groups.setdefault(heading, []).append((base64.b64encode(buffer.getvalue()).decode(), caption))
     page = render(
         "curves.html.j2", t=lambda english: say(english, language), language=language, measured=measured,
-        groups=groups.items(), **_grids(found, p, right, sampling, language),
+        groups=groups.items(), **_grids(found, p, right, sampling, language), stages=_stages(stages or {}, language),
     )  # fmt: skip
     replace_file(out / PAGE, page.encode())
     return [*written, out / PAGE]
 
 
 def _drawings(
-    found: Sequence[TradeOff], p: Values, right: Values, language: Language, measured: bool
+    found: Sequence[TradeOff],
+    p: Values,
+    right: Values,
+    language: Language,
+    measured: bool,
+    stages: Mapping[tuple[Stage, ...], TradeoffCurve],
 ) -> Iterable[tuple[str, str, Plot, str]]:
     """Heading, file, figure and caption of each drawing."""
     captions: dict[Against, str] = {
@@ -120,6 +130,9 @@ def _drawings(
         if shown := [topic for topic in found[1:] if against == "share" or topic.timed]:
             figure = topic_figure(shown, against, language=language, measured=measured)
             yield "Topics", f"topics-{against.replace('_', '-')}.png", figure, caption
+    if stages:
+        caption = "Accuracy against the mean time per answer, for each set of stages."
+        yield "Stages", "stages.png", stages_figure(stages, language=language, measured=measured), caption
     caption = "Reliability: on the dotted line, the probability equals the share of right answers."
     yield "Calibration", "reliability.png", reliability_figure(p, right, language=language), caption
 
@@ -171,6 +184,19 @@ def _grids(
             ],
         ),
     }
+
+
+def _stages(curves: Mapping[tuple[Stage, ...], TradeoffCurve], language: Language) -> Grid:
+    """The operating point of each preset, for each set of stages."""
+    rows = []
+    for stages, curve in curves.items():
+        for preset in PRESETS:
+            point = Target(preset=preset).resolve(curve)
+            rows.append((
+                ", ".join(stages), preset, f"{point.thinking_share:.1%}", f"{point.accuracy:.1%}",
+                range_cell(point.interval), f"{point.mean_seconds:.4g}",
+            ))  # fmt: skip
+    return Grid(("stages", "preset", "to Thinking", "accuracy", "95 % interval", "mean (s)"), rows)
 
 
 def _point(point: Point) -> tuple[str, ...]:

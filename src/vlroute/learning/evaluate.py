@@ -25,6 +25,8 @@ from vlroute.decision.selector import ModeSelector
 from vlroute.decision.target import Target
 from vlroute.errors import InputError
 from vlroute.learning.assumptions import measure_latency
+from vlroute.learning.calibration import calibration_set
+from vlroute.learning.evidence import read_evidence
 from vlroute.learning.folds import Together, group_of
 from vlroute.learning.intervals import Interval, Sampling, marginal_gain
 from vlroute.learning.metrics import (
@@ -44,8 +46,9 @@ from vlroute.learning.metrics import (
     share_by_score,
 )
 from vlroute.learning.out_of_fold import OutOfFold
+from vlroute.learning.stages import StageComparison, compare_stages, later_probabilities
 from vlroute.records import Outcome, Record, Skipped, outcomes, read_all, reading
-from vlroute.types import MODES, Mode, Preset
+from vlroute.types import MODES, Mode, Preset, Stage
 
 WITHHELD = ", captions withheld"
 #: A topic with fewer records is not evaluated: its figures would mean nothing.
@@ -542,6 +545,10 @@ class Assessment:
         timed: Whether the records contain seconds of both modes. Otherwise the latency model of the router gives the
             seconds of the tokens.
         skipped: Number of lines that could not be used.
+        stages: What each set of stages of the router adds at the target, on the records with evidence; empty if the
+            router has no later stages or the records have no evidence for them.
+        notes: What could not be evaluated, in sentences without a full stop.
+        recommended: The stages that the router recommends.
     """
 
     evaluation: Evaluation
@@ -552,6 +559,9 @@ class Assessment:
     policy: Policy
     timed: bool
     skipped: int = 0
+    stages: Sequence[StageComparison] = ()
+    notes: Sequence[str] = ()
+    recommended: Sequence[Stage] = ("prompt",)
 
     @property
     def kind(self) -> str:
@@ -574,6 +584,9 @@ class Assessment:
             "seconds_measured": self.timed,
             "skipped_lines": self.skipped,
             **asdict(self.evaluation),
+            "stages": [asdict(one) for one in self.stages],
+            "recommended_stages": list(self.recommended),
+            "notes": list(self.notes),
             "topics": {name: asdict(one) for name, one in self.topics.items()},
         }
 
@@ -589,7 +602,8 @@ def evaluate_router(
 ) -> Assessment:
     """Evaluate a trained router on records, with and without captions.
 
-    The latency model is that of the records if they were timed, otherwise that of the router.
+    The latency model is that of the records if they were timed, otherwise that of the router. Later stages are compared
+    if the router has them and the evidence files of the records exist, see `evidence_file`.
 
     Args:
         paths: Files of records.
@@ -631,9 +645,51 @@ def evaluate_router(
 
         everything = on(range(len(records)))
         by_topic = {name: on(at) for name, at in topics.items()}
+    heads = classifier.stages
     return Assessment(
-        everything, by_topic, files, _warnings(files, classifier.card), target, policy, timed, skipped.count
-    )
+        everything, by_topic, files, _warnings(files, classifier.card), target, policy, timed, skipped.count,
+        *_stages(paths, records, given, classifier, target, latency, together, strict),
+        recommended=heads.recommended if heads else ("prompt",),
+    )  # fmt: skip
+
+
+def _stages(
+    paths: Sequence[str | Path],
+    records: Sequence[Record],
+    given: Sequence[Prediction],
+    classifier: ComplexityClassifier,
+    target: float | Preset,
+    latency: LatencyModel,
+    together: Together,
+    strict: bool,
+) -> tuple[list[StageComparison], list[str]]:
+    """Compare the stages of a router on the records with evidence. The sentences say what cannot be compared."""
+    heads, calibration = classifier.stages, classifier.calibration
+    if heads is None or calibration is None:
+        return [], []
+    skipped = Skipped()
+    evidence = read_evidence(paths, None if strict else skipped)
+    notes = [f"evidence: {skipped}"] if skipped.count else []
+    expected = heads.source.fingerprint
+    own_model = [i for i, one in enumerate(records) if not expected or one.fingerprint in ("", expected)]
+    rows = [i for i in own_model if records[i].id in evidence]
+    if not rows:
+        if evidence and not own_model:
+            notes.append("stages are not compared: the records come from other checkpoints than the router's evidence")
+        elif heads.recommended != ("prompt",):
+            stages = ", ".join(heads.recommended)
+            notes.append(
+                f"the router recommends the stages {stages}; the records have no evidence, so only prompt is evaluated"
+            )
+        return [], notes
+    if len(rows) < len(records):
+        notes.append(f"stages are compared on the {len(rows)} records with evidence of the router's model")
+    own = [evidence[records[i].id] for i in rows]
+    later = later_probabilities(heads, [given[i] for i in rows], own)
+    measured = calibration_set(records, given, np.asarray(rows), later, limit=None)
+    sampling = sampling_of([records[i] for i in rows], OutOfFold([], [], together=together))
+    shared = any(row.shared_prompt for row in own)
+    return compare_stages(calibration, latency, shared, target, measured, sampling), notes
 
 
 def _policy(target: float | Preset, classifier: ComplexityClassifier, latency: LatencyModel) -> Policy:

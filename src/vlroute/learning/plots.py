@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,10 @@ from matplotlib.font_manager import fontManager
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from vlroute.decision.tradeoff import TradeoffCurve
 from vlroute.learning.evaluate import ALL, SHARES, UNNAMED, Curve, Point, TradeOff
 from vlroute.learning.metrics import Values, brier, ece, reliability
+from vlroute.types import Stage
 
 Language = Literal["en", "zh"]
 
@@ -210,6 +213,38 @@ def reliability_figure(probabilities: Values, right: Values, *, language: Langua
     grid[0, 0].set_ylabel(say("share of right answers", language))
     grid[1, 0].set_ylabel(say("records", language))
     grid[0, 0].legend(frameon=False, fontsize="small", loc="upper left")
+    return _with_fonts(figure)
+
+
+def stages_figure(
+    curves: Mapping[tuple[Stage, ...], TradeoffCurve], *, language: Language = "en", measured: bool = True
+) -> Figure:
+    """Draw accuracy against mean seconds for each set of stages; 7 x 4.5 inches.
+
+    Args:
+        curves: The curves by stages, as from `stage_curves`.
+        language: Language of the labels.
+        measured: Whether the seconds were measured; if not, the axis says so.
+
+    Returns:
+        The figure, with both single modes.
+    """
+    language = usable_language(language)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for (stages, curve), color in zip(curves.items(), cycle((_BLUE, _ORANGE, _GREY, _PURPLE)), strict=False):
+        order = np.argsort(curve.seconds, kind="stable")
+        axes.plot(curve.seconds[order], curve.accuracies[order], color=color, label=", ".join(stages))
+    first = next(iter(curves.values()))
+    for name, marker, color, i in (("always Instruct", "o", _GREEN, 0), ("always Thinking", "s", _RED, 1)):
+        single = first.single_seconds[i], first.single_accuracies[i]
+        axes.plot(*single, marker, color=color, markersize=7, label=say(name, language), zorder=3)
+    axes.yaxis.set_major_formatter(_percent)
+    axes.set_title(say("{} records", language).format(first.count))
+    axes.set_xlabel(_x_label("mean_seconds", language, measured))
+    axes.set_ylabel(say("accuracy", language))
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    _tidy(axes)
     return _with_fonts(figure)
 
 

@@ -206,17 +206,21 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     return _terminal(_comparisons(comparisons), "model selection, on inner folds of the final model")
 
 
-def stages_table(stages: Sequence[StageComparison], recommended: Sequence[Stage]) -> Table:
+def stages_table(
+    stages: Sequence[StageComparison],
+    recommended: Sequence[Stage],
+    title: str = "stages, at the preset balanced, on the calibration records",
+) -> Table:
     """Tabulate what each set of stages adds.
 
     Args:
         stages: One comparison per set.
         recommended: The set that the artifact recommends; its row is bold.
+        title: Target and records.
 
     Returns:
         A table for the terminal.
     """
-    title = "stages, at the preset balanced, on the calibration records"
     return _terminal(_stages(stages, recommended), title, f"recommended: {', '.join(recommended)}")
 
 
@@ -297,6 +301,7 @@ def evaluation_report(found: Assessment, router: str | Path) -> str:
     return render(
         "evaluation_report.md.j2", found=found, router=Path(router).name,
         files=[(Path(name).name, digest) for name, digest in found.files.items()],
+        stages=_stages(found.stages, found.recommended) if found.stages else None,
         **_parts(found.evaluation, found.topics),
     )  # fmt: skip
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy.special import expit
 
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.evidence import LATER, EvidenceSource, Passed, StageHead, StageHeads, logit
-from vlroute.decision.information import StagedCurve
+from vlroute.decision.information import StagedCurve, StagePlan
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.target import Target
 from vlroute.decision.tradeoff import CalibrationSet, TradeoffCurve, Values
@@ -25,6 +26,8 @@ MIN_EVIDENCE = 200
 #: Inverse strengths of the L2 penalty. They are smaller than for the stage "prompt", because a hidden state has many
 #: columns.
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+#: The sets of later stages.
+_SETS: tuple[Passed, ...] = (("prefill",), ("answer",), LATER)
 #: The preset at which stages are compared.
 PRESET: Preset = "balanced"
 
@@ -79,7 +82,7 @@ def fit_stages(
     right = np.asarray([[float(getattr(records[i], mode).correct) for mode in MODES] for i in rows])
     heads: dict[Passed, StageHead] = {}
     later: dict[Passed, Values] = {}
-    for passed in (("prefill",), ("answer",), LATER):
+    for passed in _SETS:
         if all(stage in parts for stage in passed):
             values = np.hstack([logits, *(parts[stage] for stage in passed)])
             heads[passed], later[passed] = _fit(values, right, fold[rows])
@@ -118,9 +121,33 @@ def _fit(values: Values, right: Values, fold: Indices) -> tuple[StageHead, Value
     return head, expit(fitted.unseen * sigmoids[:, 0] + sigmoids[:, 1])
 
 
+def later_probabilities(
+    heads: StageHeads, predictions: Sequence[Prediction], rows: Sequence[EvidenceRow]
+) -> dict[Passed, Values]:
+    """Predict at later stages.
+
+    Args:
+        heads: Heads of a router.
+        predictions: Predictions of the stage "prompt", `[n]`.
+        rows: Evidence of the same records, `[n]`.
+
+    Returns:
+        Probabilities of both modes by passed stages, `[n, 2]`, for the heads whose evidence all rows have.
+    """
+    parts: dict[Stage, Values] = {"answer": np.stack([row.answer for row in rows])}
+    if all(row.state is not None and len(row.state) == heads.source.width for row in rows):
+        parts["prefill"] = np.stack([row.state for row in rows if row.state is not None])
+    logits = np.asarray([[logit(one.p_instruct), logit(one.p_thinking)] for one in predictions])
+    return {
+        passed: head.probabilities(np.hstack([logits, *(parts[stage] for stage in passed)])).astype(np.float64)
+        for passed, head in heads.heads.items()
+        if all(stage in parts for stage in passed)
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class StageComparison:
-    """Result of a set of stages at the preset "balanced", on the calibration records.
+    """Result of a set of stages on records.
 
     Attributes:
         stages: The stages.
@@ -130,7 +157,7 @@ class StageComparison:
         thinking_share: Share of requests that Thinking answers.
         above: Accuracy minus that of the stage "prompt" at equal mean seconds.
         interval: Its 95 % interval, from paired differences.
-        utility: Accuracy minus price × mean seconds, at the price at which the stage "prompt" meets the preset.
+        utility: Accuracy minus price × mean seconds, at the price at which the stage "prompt" meets the target.
         better: 95 % interval of the paired difference from the utility of the stage "prompt" alone.
     """
 
@@ -145,34 +172,64 @@ class StageComparison:
     better: Interval | None
 
 
-def compare_stages(
-    records: CalibrationSet, latency: LatencyModel, shared_prompt: bool = False
-) -> list[StageComparison]:
-    """Compare all sets of stages for which the calibration records have probabilities.
+def stage_curves(
+    calibration: CalibrationSet, latency: LatencyModel, shared_prompt: bool = False
+) -> dict[tuple[Stage, ...], TradeoffCurve]:
+    """Compute the trade-off curve of each set of stages for which the calibration records have probabilities.
 
     Args:
-        records: The calibration records.
+        calibration: The calibration records.
         latency: Converts tokens to seconds.
         shared_prompt: See `StagePlan`.
 
     Returns:
+        The curves by stages, "prompt" alone first.
+    """
+    curves: dict[tuple[Stage, ...], TradeoffCurve] = {("prompt",): TradeoffCurve(calibration, latency)}
+    for passed in _SETS:
+        if all(passed[:i] in calibration.later for i in range(1, len(passed) + 1)):
+            stages: tuple[Stage, ...] = ("prompt", *passed)
+            curves[stages] = StagedCurve(calibration, stages, latency, shared_prompt=shared_prompt)
+    return curves
+
+
+def compare_stages(
+    calibration: CalibrationSet,
+    latency: LatencyModel,
+    shared_prompt: bool = False,
+    target: float | Preset = PRESET,
+    measured: CalibrationSet | None = None,
+    sampling: Sampling | None = None,
+) -> list[StageComparison]:
+    """Compare all sets of stages for which the calibration records have probabilities.
+
+    Args:
+        calibration: The calibration records, from which prices and the value of information are computed.
+        latency: Converts tokens to seconds.
+        shared_prompt: See `StagePlan`.
+        target: A price, or a preset.
+        measured: The records on which the stages are compared; by default the calibration records.
+        sampling: How these records were drawn; by default independently.
+
+    Returns:
         One comparison per set, "prompt" first.
     """
-    base = TradeoffCurve(records, latency)
-    price = Target(preset=PRESET).resolve(base).price
-    right = records.right.astype(np.float64)
-    sampling, alone = Sampling(len(right)), None
+    measured = measured or calibration
+    base = TradeoffCurve(measured, latency)
+    right = measured.right.astype(np.float64)
+    sampling, alone = sampling or Sampling(len(right)), None
+    price: float | None = None
     found = []
-    for passed in ((), *records.later):
-        stages: tuple[Stage, ...] = ("prompt", *passed)
-        if any(stages[1 : i + 1] not in records.later for i in range(1, len(stages))):
+    for stages, curve in stage_curves(calibration, latency, shared_prompt).items():
+        passed = stages[1:]
+        if any(passed[:i] not in measured.later for i in range(1, len(stages))):
             continue
-        curve = StagedCurve(records, stages, latency, shared_prompt=shared_prompt)
-        point = Target(preset=PRESET).resolve(curve)
-        course = curve.course(point.price)
+        plan = partial(StagePlan, calibration, stages, latency, shared_prompt=shared_prompt)
+        own: float = Target(preset=target).resolve(curve).price if isinstance(target, str) else target
+        price = own if price is None else price
+        course, at_price = plan(price=own).on(measured), plan(price=price).on(measured)
         answers = np.where(course.thinks, right[:, 1], right[:, 0])
-        same = _prompt_answers(records, base, course.seconds.mean())
-        at_price = curve.course(price)
+        same = _prompt_answers(base, course.seconds.mean())
         utility = np.where(at_price.thinks, right[:, 1], right[:, 0]) - price * at_price.seconds
         alone = utility if alone is None else alone
         shares = np.bincount(course.stage, minlength=len(stages)) / len(course.stage)
@@ -193,7 +250,7 @@ def recommended(comparisons: Sequence[StageComparison]) -> tuple[Stage, ...]:
     return max(better, key=lambda one: one.utility).stages if better else ("prompt",)
 
 
-def _prompt_answers(records: CalibrationSet, curve: TradeoffCurve, seconds: float) -> Values:
+def _prompt_answers(curve: TradeoffCurve, seconds: float) -> Values:
     """Expected correctness of each record where the stage "prompt" takes `seconds` on average.
 
     A mixture of the two nearest operating points: a router would draw one of them for each request.

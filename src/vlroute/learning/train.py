@@ -14,20 +14,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 from vlroute.decision.artifact import CARD_FILE, REPORT_FILE, WEIGHTS_FILE
-from vlroute.decision.classifier import Prediction
 from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
-from vlroute.decision.tradeoff import CalibrationSet
 from vlroute.errors import InputError
 from vlroute.files import check_outputs, replace_file
 from vlroute.hub import identify, resolve_pair
 from vlroute.learning.advice import record_warnings, result_warnings, routing_warnings
 from vlroute.learning.assumptions import Assumed, assumed, measure_latency, note
+from vlroute.learning.calibration import calibration_set
 from vlroute.learning.embeddings import embed_texts
 from vlroute.learning.evaluate import Evaluation, evaluate
 from vlroute.learning.evidence import evidence_file, read_evidence
@@ -36,7 +34,6 @@ from vlroute.learning.folds import Together, folds_of
 from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
 from vlroute.learning.report import comparison_table, figures_table, router_report, stages_table, ways_table
 from vlroute.learning.stages import (
-    FittedStages,
     StageComparison,
     compare_stages,
     evidence_warnings,
@@ -47,7 +44,6 @@ from vlroute.records import Record, Skipped, read_all
 from vlroute.types import MODES, ModelIdentity, Stage
 
 MIN_RECORDS = 50
-MAX_CALIBRATION = 4096
 
 
 def train_router(
@@ -153,7 +149,8 @@ def train_router(
     fold = folds_of(records, folds, 0, together=together)
     fingerprint = answered.fingerprint if answered and answered.fingerprint else ""
     fitted = fit_stages(records, unseen.given[0], evidence, fold, fingerprint) if evidence else None
-    classifier.calibration = calibration_set(records, unseen.given[0], fitted)
+    rows, later = (None, None) if fitted is None else (fitted.rows, fitted.later)
+    classifier.calibration = calibration_set(records, unseen.given[0], rows, later)
     stages: list[StageComparison] = []
     chosen: tuple[Stage, ...] = ("prompt",)
     if fitted is not None:
@@ -194,39 +191,6 @@ def _print_warnings(console: Console, warnings: list[str]) -> list[str]:
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     return warnings
-
-
-def calibration_set(
-    records: Sequence[Record], predictions: Sequence[Prediction], stages: FittedStages | None = None
-) -> CalibrationSet:
-    """Return the records on which targets are resolved.
-
-    Args:
-        records: The training records; of more than `MAX_CALIBRATION` a random sample is used.
-        predictions: Their out-of-fold predictions.
-        stages: Their later stages; records without evidence are then left out.
-
-    Returns:
-        Predictions and outcomes. Missing numbers of tokens are replaced by the predicted ones.
-    """
-    rng = np.random.default_rng(0)
-    rows = np.arange(len(records)) if stages is None else stages.rows
-    places = np.sort(rng.permutation(len(rows))[:MAX_CALIBRATION])
-    chosen = rows[places].tolist()
-    kept = [(predictions[i], records[i].instruct, records[i].thinking) for i in chosen]
-    expected = [(p.tokens_instruct, p.tokens_thinking) for p, _, _ in kept]
-    generated = [
-        tuple(count if o.tokens is None else o.tokens for o, count in zip(both, counts, strict=True))
-        for (_, *both), counts in zip(kept, expected, strict=True)
-    ]
-    return CalibrationSet(
-        p=np.asarray([(p.p_instruct, p.p_thinking) for p, _, _ in kept], np.float32),
-        expected=np.asarray(expected, np.float32),
-        right=np.asarray([(float(i.correct), float(t.correct)) for _, i, t in kept], np.float32),
-        tokens=np.asarray(generated, np.float32),
-        coverage=np.asarray([p.coverage for p, _, _ in kept], np.float32),
-        later={} if stages is None else {one: p[places].astype(np.float32) for one, p in stages.later.items()},
-    )
 
 
 def _provenance(paths: Sequence[str | Path], records: Sequence[Record], settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,15 @@ from matplotlib.text import Text
 from PIL import Image
 
 from vlroute.decision.classifier import Prediction
+from vlroute.decision.tradeoff import CalibrationSet
 from vlroute.errors import InputError
 from vlroute.learning import curves, plots
+from vlroute.learning.assumptions import measure_latency
 from vlroute.learning.curves import write_curves
 from vlroute.learning.evaluate import read_oof, trade_off
 from vlroute.learning.out_of_fold import OutOfFold
 from vlroute.learning.report import collection_report, collection_table
+from vlroute.learning.stages import stage_curves
 from vlroute.records import Outcome, Record
 
 
@@ -94,6 +97,25 @@ def test_every_word_of_figures_and_page_has_a_translation(tmp_path: Path, monkey
     kept = {"Instruct", "Thinking", "APGR", "CPT 50 %", "CPT 80 %", "AIQ", "nAUC", "QNC", "ECE", "Brier", "vlroute: ZH"}
     words = {text for text in read(page).texts if any(c.isalpha() for c in text)} - kept - {"ZH", "ZH\nZH"}
     assert words == {"<script>alert(1)</script>", "a & b"}
+
+
+@pytest.mark.usefixtures("coarse")
+def test_the_page_shows_the_curve_of_each_set_of_stages(tmp_path: Path) -> None:
+    records, p = labelled(60)
+    both = np.stack([p.T, 1 - p.T]).astype(np.float32)
+    tokens = np.full((60, 2), (4.0, 50.0), np.float32)
+    right = np.asarray([[float(one.instruct.correct), float(one.thinking.correct)] for one in records], np.float32)
+    calibration = CalibrationSet(both[0], tokens, right, tokens, np.ones(60, np.float32), {("answer",): both[1]})
+    curves = stage_curves(calibration, measure_latency(records))
+    written = write_curves(records, p, tmp_path, stages=curves)
+    assert tmp_path / "stages.png" in written
+    page = read(written[-1].read_text("utf-8"))
+    assert {"prompt", "prompt, answer", "fast", "balanced", "accurate", "knee"} <= page.texts
+    lines = plots.stages_figure(curves, measured=False).axes[0]
+    assert [line.get_label() for line in lines.get_lines()] == [
+        "prompt", "prompt, answer", "always Instruct", "always Thinking"
+    ]  # fmt: skip
+    assert "assumed" in lines.get_xlabel()
 
 
 def test_the_page_stands_alone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,17 @@ from vlroute import InputError, Outcome, Record, VLRouteError, write_records
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.latency import LatencyModel
 from vlroute.engine.protocol import Evidence
+from vlroute.learning.calibration import calibration_set
 from vlroute.learning.evidence import EvidenceRow, Watch, evidence_file, read_evidence, write_evidence
 from vlroute.learning.metrics import ece, ece_if_calibrated
-from vlroute.learning.stages import MIN_EVIDENCE, compare_stages, evidence_warnings, fit_stages
-from vlroute.learning.train import calibration_set, train_router
+from vlroute.learning.stages import (
+    MIN_EVIDENCE,
+    compare_stages,
+    evidence_warnings,
+    fit_stages,
+    later_probabilities,
+)
+from vlroute.learning.train import train_router
 from vlroute.records import Skipped
 
 ANSWER = np.arange(8, dtype=np.float32)
@@ -125,7 +133,10 @@ def test_stages_are_compared_at_equal_seconds() -> None:
     records, predictions, evidence = drawn(3000)
     fitted = fit_stages(records, predictions, evidence, np.arange(3000) % 5, "f")
     latency = LatencyModel({"instruct": 0.01, "thinking": 0.01}, {"instruct": 0.1, "thinking": 0.1})
-    found = {one.stages: one for one in compare_stages(calibration_set(records, predictions, fitted), latency)}
+    found = {
+        one.stages: one
+        for one in compare_stages(calibration_set(records, predictions, fitted.rows, fitted.later), latency)
+    }
     assert found["prompt",].interval is None
     assert found["prompt",].above == pytest.approx(0, abs=1e-9)
     every = found["prompt", "prefill", "answer"]
@@ -136,6 +147,30 @@ def test_stages_are_compared_at_equal_seconds() -> None:
     assert sum(every.shares) == pytest.approx(1)
 
 
+def test_stages_are_compared_on_records_that_the_router_has_not_seen() -> None:
+    """The plan comes from the calibration records, the outcomes from the others."""
+    old, predictions, evidence = drawn(3000)
+    fitted = fit_stages(old, predictions, evidence, np.arange(3000) % 5, "f")
+    latency = LatencyModel({"instruct": 0.01, "thinking": 0.01}, {"instruct": 0.1, "thinking": 0.1})
+    calibration = calibration_set(old, predictions, fitted.rows, fitted.later)
+    new, predictions, evidence = drawn(2000, seed=1)
+    later = later_probabilities(fitted.heads, predictions, [*evidence.values()])
+    state, answer = evidence["7"].state, evidence["7"].answer
+    p = fitted.heads.predict((0.5, 0.65), {"prefill": state, "answer": answer})
+    assert later["prefill", "answer"][7].tolist() == pytest.approx(p)
+    measured = calibration_set(new, predictions, None, later, limit=None)
+    found = {one.stages: one for one in compare_stages(calibration, latency, False, 0.2, measured)}
+    assert [*found] == [("prompt",), ("prompt", "prefill"), ("prompt", "answer"), ("prompt", "prefill", "answer")]
+    every = found["prompt", "prefill", "answer"]
+    assert every.above > 0.1
+    assert every.interval is not None
+    assert every.interval[1] - every.interval[0] == pytest.approx(0.04, abs=0.02)  # of 2000 records
+    unlike = {one.stages: one for one in compare_stages(calibration, latency, False, 0.2)}
+    assert unlike["prompt", "prefill", "answer"].accuracy != every.accuracy
+    states = [replace(one, state=None) for one in evidence.values()]  # as over endpoints
+    assert set(later_probabilities(fitted.heads, predictions, states)) == {("answer",)}
+
+
 def test_few_records_with_evidence_give_no_later_stages() -> None:
     records, predictions, evidence = drawn(MIN_EVIDENCE + 10)
     few = dict([*evidence.items()][: MIN_EVIDENCE - 1])
@@ -144,7 +179,7 @@ def test_few_records_with_evidence_give_no_later_stages() -> None:
     fitted = fit_stages(records, predictions, some, np.arange(len(records)) % 5, "f")
     assert fitted is not None
     assert fitted.rows[0] == 5
-    assert len(calibration_set(records, predictions, fitted).coverage) == len(some)
+    assert len(calibration_set(records, predictions, fitted.rows, fitted.later).coverage) == len(some)
 
 
 def test_damaged_lines_are_skipped_and_named(tmp_path: Path) -> None:
