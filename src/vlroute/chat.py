@@ -104,7 +104,7 @@ class Chat:
         price: float | None = None,
         cancel: threading.Event | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         parallel_tool_calls: bool | None = None,
         **generation: Any,
     ) -> Answer:
@@ -152,7 +152,7 @@ class Chat:
         price: float | None = None,
         cancel: threading.Event | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         parallel_tool_calls: bool | None = None,
         **generation: Any,
     ) -> Events:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class VLRouteError(Exception):
     """Base of all errors that vlroute raises on purpose."""
@@ -28,6 +30,11 @@ class MissingExtraError(VLRouteError):
 
     def __init__(self, error: ModuleNotFoundError, extra: str) -> None:
         super().__init__(f"{error}: this feature needs more packages; pip install 'vlroute[{extra}]'")
+        self.error, self.extra = error, extra
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes."""
+        return MissingExtraError, (self.error, self.extra)
 
 
 class InputError(VLRouteError, ValueError):

@@ -247,11 +247,6 @@ class Pipeline:
             modes = MODES if options.mode is None else (options.mode,)
             for mode in modes:
                 request.check(mode, settings[mode])
-                if conversation.tools is not None and response_format(settings[mode]) is not None:
-                    raise SettingsError(
-                        "response_format does not allow a call of the tools: leave one of them out, or pass "
-                        "tool_choice='none'"
-                    )
                 if mode == "thinking":
                     self._check_budget(settings[mode])
             checked_at = time.perf_counter()
@@ -462,7 +457,7 @@ def _emit_piece(emit: Callable[[Event], Any], channel: Channel, piece: Piece) ->
 def _parsed(settings: Mapping[str, Any], reply: Reply) -> Any:
     """See `Answer.parsed`."""
     form = response_format(settings)
-    if form is None or reply.finish_reason != "stop":
+    if form is None or reply.tool_calls or reply.finish_reason != "stop":
         return None
     try:
         return form.parse(reply.text)

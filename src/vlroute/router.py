@@ -492,7 +492,7 @@ class Router:
         mode: ModeChoice | None = None,
         price: float | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         parallel_tool_calls: bool | None = None,
     ) -> Decision:
         """Decide which mode should answer, without answering. Never loads a checkpoint.
@@ -550,7 +550,7 @@ class Router:
         price: float | None = None,
         cancel: threading.Event | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         parallel_tool_calls: bool | None = None,
         **generation: Any,
     ) -> Answer:
@@ -568,6 +568,8 @@ class Router:
             tools: Tools that the model may call, in OpenAI's form. The calls are in `Answer.tool_calls`. The messages
                 of the next request continue with `Answer.message` and the results.
             tool_choice: "auto" or None: the model chooses between calls and text. "none": no tools are offered.
+                "required": the answer consists of calls. The name of a tool: the answer is one call of it. OpenAI's
+                objects of type "function" and "allowed_tools" are accepted too.
             parallel_tool_calls: Whether an answer may contain several calls; None: yes. Otherwise it ends after one.
             **generation: Settings with the names of transformers: `temperature=0` (greedy), `max_new_tokens=64`,
                 `thinking_budget=500` (tokens of reasoning), …. None means "not set here".
@@ -600,7 +602,7 @@ class Router:
         price: float | None = None,
         cancel: threading.Event | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         parallel_tool_calls: bool | None = None,
         **generation: Any,
     ) -> Events:
@@ -644,7 +646,7 @@ class Router:
         price: float | None = None,
         cancel: threading.Event | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         parallel_tool_calls: bool | None = None,
         **generation: Any,
     ) -> Answer:
@@ -693,7 +695,7 @@ class Router:
         price: float | None = None,
         cancel: threading.Event | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         parallel_tool_calls: bool | None = None,
         **generation: Any,
     ) -> AsyncGenerator[Event, None]:

@@ -93,11 +93,19 @@ class ResponseFormat:
         if self.kind == "regex":
             return LLMatcher.grammar_from_regex(str(self.content))
         if self.kind == "choice":
-            return LLMatcher.grammar_from_lark(
-                "start: " + " | ".join(json.dumps(one, ensure_ascii=False) for one in self.content)
-            )
+            return LLMatcher.grammar_from_lark(f"start: {self.rule}")
         schema = '{"type": "object"}' if self.kind == "json_object" else str(self.content)
         return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)
+
+    @property
+    def rule(self) -> str:
+        """The right side of a rule in llguidance's variant of Lark, for larger grammars."""
+        if self.kind == "regex":
+            return as_terminal(str(self.content))
+        if self.kind == "choice":
+            return " | ".join(json.dumps(one, ensure_ascii=False) for one in self.content)
+        schema = {"type": "object"} if self.kind == "json_object" else json.loads(str(self.content))
+        return json_rule(schema)
 
     @property
     def as_openai(self) -> dict[str, Any]:
@@ -124,6 +132,18 @@ class ResponseFormat:
         if not self.is_json:
             return None
         return json.loads(text) if self.model is None else self.model.model_validate_json(text)
+
+
+def json_rule(schema: Mapping[str, Any] | bool) -> str:
+    """JSON of a schema, as the right side of a rule in llguidance's variant of Lark."""
+    schema = schema if isinstance(schema, Mapping) else {"anyOf": [{}] if schema else []}
+    return f"%json {json.dumps({'x-guidance': _JSON_OPTIONS, **schema}, ensure_ascii=False)}"
+
+
+def as_terminal(pattern: str) -> str:
+    """A regular expression as a terminal of Lark: between slashes, on one line."""
+    escaped = re.sub(r"\\.|/", lambda found: r"\/" if found[0] == "/" else found[0], pattern, flags=re.DOTALL)
+    return "/" + escaped.replace("\n", r"\n") + "/"
 
 
 #: Constrains nothing, and replaces the format of a router for one request.
@@ -341,16 +361,21 @@ def _is_unicode(text: str) -> bool:
 
 def _checked(name: str, found: ResponseFormat) -> ResponseFormat:
     """`found` if llguidance can follow it. SettingsError if not, MissingExtraError if llguidance is missing."""
-    try:
-        import llguidance  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error, "structured") from error
+    check_installed()
     length = len(found.content) if isinstance(found.content, str) else sum(map(len, found.content))
     if length > MAX_CHARACTERS:
         raise SettingsError(f"{name} has {length} characters; at most {MAX_CHARACTERS} are accepted")
     if problem := _problem(found):
         raise SettingsError(f"{name}: {problem}")
     return found
+
+
+def check_installed() -> None:
+    """Raise a MissingExtraError if llguidance is missing."""
+    try:
+        import llguidance  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error, "structured") from error
 
 
 @lru_cache(maxsize=64)

@@ -164,7 +164,7 @@ def _xml_call(body: str, tools: Tools) -> ToolCall | None:
 def _value(text: str, schema: Mapping[str, Any], name: str) -> Any:
     """The value of a parameter in tags: JSON, unless its schema allows a string or says nothing."""
     properties = schema.get("properties")
-    kinds = _kinds(properties.get(name) if isinstance(properties, Mapping) else None, schema)
+    kinds = kinds_of(properties.get(name) if isinstance(properties, Mapping) else None, schema)
     if not kinds or ("string" in kinds and not ("null" in kinds and text == "null")):
         return text
     try:
@@ -173,27 +173,55 @@ def _value(text: str, schema: Mapping[str, Any], name: str) -> Any:
         return {"True": True, "False": False}.get(text.strip(), text)
 
 
-def _kinds(schema: Any, root: Mapping[str, Any]) -> set[str]:
-    """The types that a JSON schema allows, as far as they are stated."""
-    kinds, todo = set[str](), [schema]
+def kinds_of(schema: Any, root: Mapping[str, Any]) -> set[str]:
+    """The types that a JSON schema allows, as far as they are stated.
+
+    Args:
+        schema: The schema.
+        root: The schema to which references belong.
+
+    Returns:
+        Names of types; "other" for listed values that are no strings.
+    """
+    return {kind for one in alternatives(schema, root) for kind in stated_kinds(one)}
+
+
+def stated_kinds(schema: Mapping[str, Any]) -> set[str]:
+    """The types that `type`, `const` and `enum` of a schema state; "other" for listed values that are no strings."""
+    stated = schema.get("type")
+    kinds = {kind for kind in (stated if isinstance(stated, list) else [stated]) if isinstance(kind, str)}
+    return kinds | {"string" if isinstance(value, str) else "other" for value in listed_values(schema) or ()}
+
+
+def alternatives(schema: Any, root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A JSON schema and the schemas that it combines or refers to.
+
+    Args:
+        schema: The schema.
+        root: The schema to which references belong.
+
+    Yields:
+        At most `MAX_SCHEMAS` schemas.
+    """
+    todo = [schema]
     for _ in range(MAX_SCHEMAS):
         if not todo:
             break
         one = todo.pop()
         if not isinstance(one, Mapping):
             continue
-        stated = one.get("type")
-        kinds.update(kind for kind in (stated if isinstance(stated, list) else [stated]) if isinstance(kind, str))
-        values = [
-            *(one["enum"] if isinstance(one.get("enum"), list) else ()),
-            *([one["const"]] if "const" in one else ()),
-        ]
-        kinds.update("string" if isinstance(value, str) else "other" for value in values)
+        yield one
         for name in ("anyOf", "oneOf", "allOf"):
             todo += one[name] if isinstance(one.get(name), list) else ()
         if isinstance(reference := one.get("$ref"), str):
             todo.append(_referenced(reference, root))
-    return kinds
+
+
+def listed_values(schema: Mapping[str, Any]) -> list[Any] | None:
+    """The values that `const` or `enum` of a schema lists; None if it has neither."""
+    if "const" in schema:
+        return [schema["const"]]
+    return schema["enum"] if isinstance(schema.get("enum"), list) else None
 
 
 def _referenced(reference: str, root: Mapping[str, Any]) -> Any:

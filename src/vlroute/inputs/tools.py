@@ -30,10 +30,26 @@ class Tools:
     Attributes:
         definitions: Each tool in OpenAI's form, as the chat template renders it.
         parallel: Whether an answer may contain several calls.
+        required: Whether the answer consists of calls.
+        allowed: Names of the tools that may be called; None: all.
+        strict: Names of the tools whose arguments always follow their schema.
     """
 
     definitions: tuple[Mapping[str, Any], ...]
     parallel: bool = True
+    required: bool = False
+    allowed: tuple[str, ...] | None = None
+    strict: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tools that may be called."""
+        return self.allowed or tuple(tool["function"]["name"] for tool in self.definitions)
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a grammar has to constrain the answer."""
+        return self.required or self.allowed is not None or bool(self.strict)
 
     @property
     def text(self) -> str:
@@ -57,6 +73,9 @@ def checked_tools(
         tools: Tools in OpenAI's form, `{"type": "function", "function": {"name": …, "description": …, "parameters":
             …}}`, or the inner object alone.
         tool_choice: "auto" or None: the model chooses between calls and text. "none": no tools are offered.
+            "required": the answer consists of calls. The name of a tool, or OpenAI's `{"type": "function", "function":
+            {"name": …}}`: the answer is one call of this tool. OpenAI's `{"type": "allowed_tools", "allowed_tools":
+            {"mode": "auto" or "required", "tools": […]}}`: only these tools may be called.
         parallel_tool_calls: Whether an answer may contain several calls; None: yes.
 
     Returns:
@@ -76,11 +95,52 @@ def checked_tools(
     names = [tool["function"]["name"] for tool in definitions]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise MessageError(f"two tools have the name {twice[0]!r}; names must differ")
-    if tool_choice not in (None, "auto", "none"):
-        raise MessageError(f"tool_choice={shown(tool_choice)} is not supported; expected 'auto' or 'none'")
-    if not definitions or tool_choice == "none":
+    mode, allowed = _choice(tool_choice, names)
+    if not definitions or mode == "none":
         return None
-    return Tools(definitions, parallel_tool_calls is not False)
+    strict = frozenset(name for name, tool in zip(names, tools or (), strict=True) if _is_strict(tool))
+    parallel = parallel_tool_calls is not False and mode != "one"
+    return Tools(definitions, parallel, mode in ("required", "one"), allowed, strict & {*(allowed or names)})
+
+
+def _choice(value: Any, names: Sequence[str]) -> tuple[str, tuple[str, ...] | None]:
+    """Mode ("auto", "none", "required" or "one") and names of the tools that may be called."""
+    if value is None or value in ("auto", "none", "required"):
+        if value == "required" and not names:
+            raise MessageError("tool_choice='required' needs tools; send at least one")
+        return value or "auto", None
+    if isinstance(value, str):
+        return "one", (_offered(value, names),)
+    if isinstance(value, Mapping):
+        match value.get("type"):
+            case "function":
+                inner = value.get("function", value)
+                if isinstance(inner, Mapping):
+                    return "one", (_offered(inner.get("name"), names),)
+            case "allowed_tools":
+                inner = value.get("allowed_tools", value)
+                if isinstance(inner, Mapping) and inner.get("mode") in ("auto", "required"):
+                    listed = inner.get("tools")
+                    if isinstance(listed, list | tuple) and listed:
+                        chosen = [_choice(one, names) for one in listed]
+                        if all(mode == "one" for mode, _ in chosen):
+                            unique = dict.fromkeys(name for _, one in chosen for name in one or ())
+                            return inner["mode"], tuple(unique)
+    raise MessageError(
+        f"tool_choice={shown(value)} is not supported; expected 'auto', 'none', 'required', the name of a tool, or "
+        "OpenAI's objects of type 'function' or 'allowed_tools'"
+    )
+
+
+def _offered(name: Any, names: Sequence[str]) -> str:
+    if not isinstance(name, str) or name not in names:
+        among = f"the tools are {', '.join(names)}"[:200] if names else "there are no tools"
+        raise MessageError(f"tool_choice names the tool {shown(name)}, which is not offered; {among}")
+    return name
+
+
+def _is_strict(tool: Mapping[str, Any]) -> bool:
+    return bool((tool.get("function") or tool).get("strict"))
 
 
 def _definition(tool: Any) -> Mapping[str, Any]:
@@ -110,10 +170,8 @@ def _definition(tool: Any) -> Mapping[str, Any]:
         raise MessageError(
             f"the parameters of {name!r} must be a JSON schema of type 'object', got {shown(parameters)}"
         )
-    if function.get("strict"):
-        raise MessageError(
-            f"strict is not supported: the arguments of {name!r} may differ from its schema; leave it out"
-        )
+    if not isinstance(strict := function.get("strict"), bool | None):
+        raise MessageError(f"strict of {name!r} must be true or false, got {shown(strict)}")
     kept = {field: value for field, value in function.items() if value is not None and field != "strict"}
     definition = {"type": "function", "function": kept}
     try:

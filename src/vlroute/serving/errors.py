@@ -17,6 +17,7 @@ from vlroute.errors import (
     InputError,
     LimitError,
     MessageError,
+    MissingExtraError,
     ModeUnavailableError,
     StoreError,
     UnknownAnswerError,
@@ -80,6 +81,10 @@ def api_error(error: BaseException) -> APIError:
         case InputError():
             code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), "bad_request")
             return APIError(400, error.public, code)
+        case MissingExtraError():
+            log.error("a request needs packages that are not installed: %s", error)
+            message = f"this server runs without the extra '{error.extra}', which a field of this request needs"
+            return APIError(400, message, "unsupported_parameter")
         case EndpointError():
             log.error("an endpoint refuses all requests: %s", error)
             message = "the model server does not accept the key, model name or address that this server uses"

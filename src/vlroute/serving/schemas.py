@@ -216,7 +216,9 @@ class ChatRequest(Fields):
     )
     tools: list[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
     tool_choice: str | dict[str, Any] | None = Field(
-        None, description="'none': no tools are offered. Other values are not supported."
+        None,
+        description="'auto'; 'none': no tools are offered; 'required': the answer consists of calls; a function; or "
+        "OpenAI's allowed_tools.",
     )
     parallel_tool_calls: StrictBool | None = Field(None, description="False: the answer ends after one call.")
     vlroute: RouterOptions | None = None

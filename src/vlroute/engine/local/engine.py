@@ -26,7 +26,7 @@ from vlroute.engine.cache.vision import Grid, VisionCache, feature_key
 from vlroute.engine.local.checkpoint import Checkpoint, ModelPair, load_models
 from vlroute.engine.local.forward import Language
 from vlroute.engine.local.generation import GenerationRequest
-from vlroute.engine.local.grammar import constraint
+from vlroute.engine.local.grammar import constraint, token_id
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt, build_prompt, check_length, in_other_mode
@@ -36,12 +36,14 @@ from vlroute.engine.local.scheduler import Scheduler
 from vlroute.engine.local.vision import prepare
 from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply, Trial, empty_reply
 from vlroute.engine.settings import answer_reserve, response_format
-from vlroute.engine.tool_calls import CallReader
+from vlroute.engine.tool_calls import CLOSE, OPEN, CallReader
+from vlroute.engine.tool_grammar import tool_grammar
 from vlroute.engine.trial import RunningTrial
 from vlroute.errors import LimitError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
 from vlroute.steps import Steps, start, wait
+from vlroute.structured import ResponseFormat
 from vlroute.types import MODES, Mode, Stage, other
 
 
@@ -58,6 +60,7 @@ class Request:
         self._features: dict[str, VisionFeatures] = {}
         self._encoded: set[str] = set()
         self._prompts: dict[Mode, Prompt] = {}
+        self._grammars: dict[Mode, str] = {}
         self._encoding: Future[None] | None = None
         self._new: set[str] = set()  # digests of the items whose grid was unknown
 
@@ -103,8 +106,9 @@ class Request:
 
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """See `protocol.EngineRequest`."""
-        resolve_settings(self.engine.pair[mode], settings, media=self._has_media)
+        resolved = resolve_settings(self.engine.pair[mode], settings, media=self._has_media)
         check_length(self.engine.pair[mode], self.conversation)
+        self._grammar(mode, response_format(resolved))
 
     def prepare(self, modes: Sequence[Mode]) -> None:
         """See `protocol.EngineRequest`: encodes new pictures if the modes share a tower and there is no disk tier."""
@@ -190,9 +194,9 @@ class Request:
             running, tools = RunningTrial(trial, on_piece, self.engine.stages), self.conversation.tools
             calls = None if tools is None else CallReader(tools, checkpoint.family.call_format)
             constrained = None
-            if (form := response_format(resolved)) is not None:
+            if (grammar := self._grammar(mode, response_format(resolved))) is not None:
                 vocabulary = checkpoint.model.config.text_config.vocab_size
-                constrained = constraint(checkpoint.tokenizer, vocabulary, form.grammar, end_ids(resolved))
+                constrained = constraint(checkpoint.tokenizer, vocabulary, grammar, end_ids(resolved))
 
             def on_token(token: int) -> bool:
                 pieces = splitter.push(token)
@@ -250,6 +254,16 @@ class Request:
         last = self.conversation.messages[-1]
         if item in (*last.pictures, *last.videos):
             yield from self.features(self.engine.pair.instruct, [*last.pictures, *last.videos])
+
+    def _grammar(self, mode: Mode, response: ResponseFormat | None) -> str | None:
+        """The grammar of the answer, computed once; None if nothing constrains it."""
+        tools, checkpoint = self.conversation.tools, self.engine.pair[mode]
+        if tools is None or not (tools.constrained or response is not None):
+            return None if response is None else response.grammar
+        if mode not in self._grammars:
+            opening, closing = (token_id(checkpoint.tokenizer, tag) for tag in (OPEN, CLOSE))
+            self._grammars[mode] = tool_grammar(tools, checkpoint.family.call_format, (opening, closing), response)
+        return self._grammars[mode]
 
     def _owner(self, checkpoint: Checkpoint) -> str:
         return f"{checkpoint.owner} {self.namespace}"

@@ -64,7 +64,9 @@ class Constraint:
     def error(self) -> LimitError:
         """The error of the matcher."""
         why = " ".join(self.matcher.get_error().split())[:200]
-        return LimitError(f"the format of the answer is too complex: {why}; choose a simpler response_format")
+        return LimitError(
+            f"the format of the answer is too complex: {why}; choose a simpler response_format or tool schema"
+        )
 
 
 def constraint(tokenizer: Any, vocabulary: int, grammar: str, ends: frozenset[int]) -> Constraint:
@@ -116,6 +118,12 @@ def allowed_tokens(constraints: Sequence[Constraint], vocabulary: int, device: t
         one.finish(row)
     bits = torch.from_numpy(masks).to(device)[:, :, None] >> torch.arange(_BITS, dtype=torch.int32, device=device)
     return (bits & 1).bool().flatten(1)[:, :vocabulary]
+
+
+def token_id(tokenizer: Any, token: str) -> int | None:
+    """The id of an added token such as `<tool_call>`; None if the tokenizer does not have it."""
+    found: int | None = tokenizer.convert_tokens_to_ids(token)
+    return None if found == tokenizer.unk_token_id else found
 
 
 def _is_control(tokenizer: LLTokenizer, token: int) -> bool:

@@ -23,7 +23,7 @@ from vlroute.engine.remote.breaker import Breaker, State
 from vlroute.engine.remote.endpoint import ONE_MODE, Endpoint, Reasoning
 from vlroute.engine.remote.errors import failure, is_error, is_temporary
 from vlroute.engine.remote.stream import RemoteStream, first_choice
-from vlroute.engine.settings import RECOMMENDED, answer_reserve
+from vlroute.engine.settings import RECOMMENDED, answer_reserve, response_format
 from vlroute.engine.trial import RunningTrial
 from vlroute.errors import (
     EndpointError,
@@ -31,6 +31,7 @@ from vlroute.errors import (
     MissingExtraError,
     ModeUnavailableError,
     RouterClosedError,
+    SettingsError,
     VLRouteError,
 )
 from vlroute.inputs.media import Picture, Video
@@ -255,6 +256,11 @@ class RemoteRequest:
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """See `protocol.EngineRequest`."""
         self.engine.endpoints[mode].check(mode, settings)
+        if self.conversation.tools is not None and response_format(settings) is not None:
+            raise SettingsError(
+                "endpoints take no response_format together with tools, because most servers then allow no calls: "
+                "leave one of them out, or pass tool_choice='none'"
+            )
 
     def caption(self, item: Picture | Video, prompt: str) -> Steps[str]:
         """See `protocol.EngineRequest`. InputError for a video."""
@@ -364,6 +370,9 @@ class RemoteRequest:
         if stream.lacks_scores:
             self.engine.log_no_logprobs(mode)
         self._encoded = None if self._encoded is None or reply.encoded is None else self._encoded + reply.encoded
+        if tools is not None and tools.required and not reply.tool_calls and reply.finish_reason == "stop":
+            ignored = "the server called no tool although tool_choice requires it"
+            reply = replace(reply, note=f"{reply.note}; {ignored}" if reply.note else ignored)
         return replace(reply, encoded=self._encoded)
 
 

@@ -23,6 +23,7 @@ from vlroute.errors import InputError, SettingsError
 from vlroute.files import read_at_most
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
+from vlroute.inputs.tools import Tools
 from vlroute.types import MODES, Mode
 
 Headers = Mapping[str, str] | Callable[[Conversation], Mapping[str, str]]
@@ -215,9 +216,7 @@ class Endpoint:
         messages = [_message(one, self.videos) for one in conversation.messages]
         body: dict[str, Any] = {"model": self.model, "messages": messages}
         if conversation.tools is not None:
-            body["tools"] = list(conversation.tools.definitions)
-            if not conversation.tools.parallel:
-                body["parallel_tool_calls"] = False
+            body |= _tools(conversation.tools)
         body |= {name: settings[name] for name in _SAME if settings.get(name) is not None}
         body |= {new: settings[name] for name, new in _RENAMED.items() if settings.get(name) is not None}
         if settings.get("do_sample") is False:
@@ -273,6 +272,23 @@ def _merged(fields: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, A
         old = merged.get(name)
         merged[name] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def _tools(tools: Tools) -> dict[str, Any]:
+    """The fields of the tools. A server gets only those that may be called, because few know `allowed_tools`."""
+    sent = []
+    for tool in tools.definitions:
+        name = tool["function"]["name"]
+        if name in tools.names:
+            strict = {"strict": True} if name in tools.strict else {}
+            sent.append({**tool, "function": {**tool["function"], **strict}})
+    fields: dict[str, Any] = {"tools": sent}
+    if not tools.parallel:
+        fields["parallel_tool_calls"] = False
+    if tools.required:
+        one = {"type": "function", "function": {"name": tools.names[0]}}
+        fields["tool_choice"] = one if not tools.parallel and len(sent) == 1 else "required"
+    return fields
 
 
 def _message(message: Message, videos: VideoForm | None) -> dict[str, Any]:
