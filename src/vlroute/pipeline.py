@@ -20,7 +20,7 @@ from vlroute.decision.selector import ModeSelector
 from vlroute.decision.staged import StagedDecision
 from vlroute.engine.protocol import Evidence, Piece, Reply, Trial, empty_reply
 from vlroute.engine.settings import AUTO, checked, combined, response_format
-from vlroute.errors import ModeUnavailableError, RouterClosedError, SettingsError, VLRouteError
+from vlroute.errors import MessageError, ModeUnavailableError, RouterClosedError, SettingsError, VLRouteError
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.inputs.tools import Tools
@@ -157,7 +157,7 @@ class Pipeline:
             RouterClosedError: The router was closed.
         """
         self.model.check_open()
-        engine = self.model.engine
+        options, engine = _continuing(conversation, options), self.model.engine
         with engine.request(conversation, options.namespace) if engine else nullcontext() as request:
             caption = run(self._caption(conversation, options, request))
             return self.selector.begin(conversation, caption, options.mode, options.price).decision
@@ -241,6 +241,7 @@ class Pipeline:
         began: float,
         id: str,
     ) -> Steps[tuple[Answer, Watched | None]]:
+        options = _continuing(conversation, options)
         cancel = EitherEvent(options.cancel, self.model.closed)
         with engine.request(conversation, options.namespace) as request:
             settings = {mode: self._settings(mode, options) for mode in MODES}
@@ -445,6 +446,18 @@ class _InstructTrial:
         self.announce()
         assert self._emit is not None
         _emit_piece(self._emit, channel, piece)
+
+
+def _continuing(conversation: Conversation, options: RequestOptions) -> RequestOptions:
+    """Options with which Instruct continues an answer. MessageError if Thinking is forced: it would reason first."""
+    if not conversation.prefix:
+        return options
+    if options.mode == "thinking":
+        raise MessageError(
+            "Thinking cannot continue an answer, because it begins with reasoning: leave the last message out, or let "
+            "Instruct continue it"
+        )
+    return replace(options, mode="instruct")
 
 
 def _emit_piece(emit: Callable[[Event], Any], channel: Channel, piece: Piece) -> None:

@@ -530,8 +530,12 @@ def request_digest(conversation: Conversation) -> str:
         ]
         for turn in conversation.messages
     ]
-    if conversation.tools is not None:
-        turns.append(conversation.tools.definitions)
+    if (tools := conversation.tools) is not None:
+        turns.append(tools.definitions)
+        if tools.required or tools.allowed:
+            turns.append(["tool choice", tools.required, tools.allowed])
+    if conversation.prefix:
+        turns.append(["prefix", conversation.prefix])
     return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
 
 

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 
 
 class Trimmed:
-    """Removes white space at the start and the end of a text that arrives in pieces."""
+    """Removes white space at the start and the end of a text that arrives in pieces.
 
-    def __init__(self) -> None:
-        self._begun = False
+    Args:
+        continues: Whether the text continues another one, so that white space at its start is kept.
+    """
+
+    def __init__(self, continues: bool = False) -> None:
+        self._begun = continues
         self._held: list[str] = []  # white space that is returned only if text follows
 
     def push(self, piece: str) -> str:

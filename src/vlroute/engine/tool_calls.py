@@ -29,17 +29,18 @@ class CallReader:
     nothing is lost; so does a call that was cut off. At the end of a complete answer, the closing tag may be missing.
     """
 
-    def __init__(self, tools: Tools, form: CallFormat) -> None:
+    def __init__(self, tools: Tools, form: CallFormat, continues: bool = False) -> None:
         """Begin an answer.
 
         Args:
             tools: The tools that were offered.
             form: How the model writes calls.
+            continues: Whether the answer continues a given beginning.
         """
         self.tools, self.form = tools, form
         self.calls: list[ToolCall] = []
         self._held, self._inside = "", False  # text that may belong to a tag or a call
-        self._trimmed, self._texts = Trimmed(), list[str]()
+        self._trimmed, self._texts = Trimmed(continues), list[str]()
 
     @property
     def text(self) -> str:

@@ -199,6 +199,7 @@ class Conversation:
         messages: The messages. The last one is a question, or the result of a tool. Answers before the last question
             have no reasoning, because chat templates do not render it.
         tools: The tools that the model may call.
+        prefix: The beginning of the answer, which the model continues; "" if it begins anew.
 
     Raises:
         MessageError: there is no question, it has neither text nor media, the last message has another role, or the
@@ -207,6 +208,7 @@ class Conversation:
 
     messages: tuple[Message, ...]
     tools: Tools | None = None
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         if not self.messages or self.messages[-1].role not in ("user", "tool"):
@@ -312,7 +314,8 @@ def parse(
     Pictures and videos are placed before the text of the last user message, pictures first.
 
     Args:
-        prompt: text, or a list of messages: `Message` objects or dicts in the form of OpenAI.
+        prompt: text, or a list of messages: `Message` objects or dicts in the form of OpenAI. If the last one is an
+            answer, the model continues it.
         images: one source for `load_picture`, or a list of them.
         videos: one source for `load_video`, or a list of them. A list that contains only pictures, arrays or bytes is
             one video.
@@ -334,19 +337,29 @@ def parse(
         turns.append(Message("user", (prompt,) if prompt else ()))
     else:
         turns += [loader.message(turn) for turn in _listed(prompt, "prompt must be a str or")]
+    prefix = _prefix(turns.pop()) if turns and turns[-1].role == "assistant" and not turns[-1].tool_calls else ""
     pictures, clips = _image_sources(images), _video_sources(videos)
     if (pictures or clips) and turns and turns[-1].role == "user":
         if turns[-1].text.strip():
-            Conversation(tuple(turns), tools)  # refuses an invalid conversation before media are loaded
+            Conversation(tuple(turns), tools, prefix)  # refuses an invalid conversation before media are loaded
         media: list[Part] = [loader.picture(source) for source in pictures]
         media += [loader.video(source) for source in clips]
         turns[-1] = Message("user", (*media, *turns[-1].parts))
-    conversation = Conversation(tuple(turns), tools)
+    conversation = Conversation(tuple(turns), tools, prefix)
     if (pictures or clips) and turns[-1].role == "tool":
         raise MessageError(
             "images= and videos= belong to a question; put those of a tool into the content of its result"
         )
     return conversation
+
+
+def _prefix(message: Message) -> str:
+    """The text of an answer that the model continues. MessageError if it cannot."""
+    if not message.text.strip():
+        raise MessageError("the last message is an answer without text; leave it out, or send the text to continue")
+    if message.thinking or _TAGS.search(message.text):
+        raise MessageError("the last message is an answer to continue; it cannot contain reasoning")
+    return message.text
 
 
 class _Loader:

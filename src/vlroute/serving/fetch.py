@@ -156,7 +156,8 @@ def preparer(
     def prepare() -> Conversation:
         offered = tools()
         conversation = parse(list(messages), limits=settings.limits, sampling=sampling, tools=offered)
-        length = sum(_characters(turn) for turn in conversation.messages) + (len(offered.text) if offered else 0)
+        length = sum(_characters(turn) for turn in conversation.messages) + len(conversation.prefix)
+        length += len(offered.text) if offered else 0
         if length > settings.max_prompt:
             raise LimitError(f"{length} characters of text, over the limit of {settings.max_prompt}; send fewer turns")
         return conversation

@@ -194,7 +194,7 @@ class ChatRequest(Fields):
         "best_of": (1,), "use_beam_search": (False,), "length_penalty": (1,), "include_stop_str_in_output": (False,),
         "no_stop_trim": (False,), "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,),
         "prompt_logprobs": (), "allowed_token_ids": (), "logits_processors": ([],), "echo": (False,),
-        "add_generation_prompt": (True,), "continue_final_message": (False,), "add_special_tokens": (False,),
+        "add_special_tokens": (False,),
         "documents": ([],), "chat_template": (), "mm_processor_kwargs": ({},), "media_io_kwargs": ({},),
         "guided_grammar": (), "guided_json_object": (False,), "guided_decoding_backend": (),
         "guided_whitespace_pattern": (), "structural_tag": (), "ebnf": (), "truncate_prompt_tokens": (),
@@ -215,6 +215,11 @@ class ChatRequest(Fields):
         min_length=1, max_length=2000, description="Messages of OpenAI's API, with pictures as data URIs."
     )
     tools: list[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
+    continue_final_message: StrictBool | None = Field(
+        None,
+        description="True: the last message is an answer that is continued. That is the default for such messages.",
+    )
+    add_generation_prompt: StrictBool | None = Field(None, description="The opposite of continue_final_message.")
     tool_choice: str | dict[str, Any] | None = Field(
         None,
         description="'auto'; 'none': no tools are offered; 'required': the answer consists of calls; a function; or "
@@ -297,6 +302,7 @@ class ChatRequest(Fields):
         Raises:
             APIError: 400 for fields that contradict each other or exceed a limit, 404 for an unknown model.
         """
+        self._check_continued()
         mode, budget = self._mode(), self._budget()
         given = {
             name: value
@@ -371,6 +377,17 @@ class ChatRequest(Fields):
         names = ("reasoning_effort", "think", "reasoning.effort", "chat_template_kwargs.reasoning_effort")
         effort = _agreed((name, value) for name, value in self._values(*names) if isinstance(value, str))
         return EFFORTS.get(effort or "") if budget is None else budget
+
+    def _check_continued(self) -> None:
+        """APIError 400 if a switch contradicts the role of the last message."""
+        for name, asked in (
+            ("continue_final_message", self.continue_final_message),
+            ("add_generation_prompt", None if self.add_generation_prompt is None else not self.add_generation_prompt),
+        ):
+            if asked is None or asked == (continues := self.messages[-1].get("role") == "assistant"):
+                continue
+            last = "an answer, which is continued" if continues else "no answer that could be continued"
+            raise APIError(400, f"{name} does not fit: the last message is {last}", "contradiction", name)
 
     def _stops(self) -> list[str] | None:
         stops = [self.stop] if isinstance(self.stop, str) else self.stop

@@ -39,7 +39,7 @@ from vlroute.engine.settings import answer_reserve, response_format
 from vlroute.engine.tool_calls import CLOSE, OPEN, CallReader
 from vlroute.engine.tool_grammar import tool_grammar
 from vlroute.engine.trial import RunningTrial
-from vlroute.errors import LimitError
+from vlroute.errors import LimitError, SettingsError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
 from vlroute.steps import Steps, start, wait
@@ -190,9 +190,10 @@ class Request:
             if reserve and resolved["max_new_tokens"] <= closing_length(checkpoint.tokenizer):
                 lease.release()
                 return empty_reply(encoded=self.encoded)  # the reasoning could not be closed in time
-            splitter = Splitter(checkpoint.tokenizer, mode == "thinking", resolved.pop("stop", None) or ())
+            continues, stops = bool(self.conversation.prefix), resolved.pop("stop", None) or ()
+            splitter = Splitter(checkpoint.tokenizer, mode == "thinking", stops, continues)
             running, tools = RunningTrial(trial, on_piece, self.engine.stages), self.conversation.tools
-            calls = None if tools is None else CallReader(tools, checkpoint.family.call_format)
+            calls = None if tools is None else CallReader(tools, checkpoint.family.call_format, continues)
             constrained = None
             if (grammar := self._grammar(mode, response_format(resolved))) is not None:
                 vocabulary = checkpoint.model.config.text_config.vocab_size
@@ -206,7 +207,17 @@ class Request:
             features = start(uncached_features())
             generating = self.engine.scheduler.generate(
                 GenerationRequest(
-                    checkpoint, prompt, resolved, features, on_token, cancel, owner, lease, running, constrained
+                    checkpoint,
+                    prompt,
+                    resolved,
+                    features,
+                    on_token,
+                    cancel,
+                    owner,
+                    lease,
+                    running,
+                    constrained,
+                    continues,
                 )
             )
         except BaseException:
@@ -258,6 +269,11 @@ class Request:
     def _grammar(self, mode: Mode, response: ResponseFormat | None) -> str | None:
         """The grammar of the answer, computed once; None if nothing constrains it."""
         tools, checkpoint = self.conversation.tools, self.engine.pair[mode]
+        if self.conversation.prefix and (response is not None or (tools is not None and tools.constrained)):
+            raise SettingsError(
+                "an answer that continues a given beginning cannot have a response_format or required or strict tools: "
+                "leave them or the last message out"
+            )
         if tools is None or not (tools.constrained or response is not None):
             return None if response is None else response.grammar
         if mode not in self._grammars:

@@ -49,6 +49,7 @@ class GenerationRequest:
         lease: cached tokens of the prompt; released by the scheduler.
         trial: decides during the answer whether it goes on.
         constraint: constrains the tokens of the answer, not those of the reasoning.
+        continues: whether the answer continues a given beginning, which is the end of the prompt.
     """
 
     checkpoint: Checkpoint
@@ -61,6 +62,7 @@ class GenerationRequest:
     lease: Lease = field(default_factory=Lease)
     trial: RunningTrial = field(default_factory=RunningTrial)
     constraint: Constraint | None = None
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class Generation:
         prompt = request.prompt
         self.request, self.future, self.lease = request, future, request.lease
         ids = prompt.tokens.ids.tolist()
-        self.sampler = Sampler(request.checkpoint, ids, request.settings, request.constraint)
+        self.sampler = Sampler(request.checkpoint, ids, request.settings, request.constraint, request.continues)
         self.most = int(request.settings["max_new_tokens"])
         self.exit = EarlyExit(request.settings.get("early_exit") if request.checkpoint.mode == "thinking" else None)
         self._before_trial: tuple[int, State | None] = 0, None  # tokens in the slot and recurrent states

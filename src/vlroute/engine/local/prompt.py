@@ -63,7 +63,7 @@ def _timestamps(times: Sequence[float], per_step: int) -> list[float]:
 
 
 def render(checkpoint: Checkpoint, conversation: Conversation, images: Sequence[Grid], videos: Sequence[Grid]) -> str:
-    """The text of the chat template, with one placeholder token for each merged vision token."""
+    """The text of the chat template, with one placeholder token for each merged vision token, and the prefix."""
     processor, options = checkpoint.processor, dict[str, Any](checkpoint.template_options)
     if conversation.tools is not None:
         options["tools"] = list(conversation.tools.definitions)
@@ -86,7 +86,7 @@ def render(checkpoint: Checkpoint, conversation: Conversation, images: Sequence[
         if len(stamps) != t:
             raise ValueError(f"{len(stamps)} time stamps for {t} temporal steps of a video")
         text += "".join(f"<{stamp:.1f} seconds>{frame}" for stamp in stamps) + rest
-    return str(text)
+    return str(text) + conversation.prefix
 
 
 def check_length(checkpoint: Checkpoint, conversation: Conversation) -> None:
@@ -103,7 +103,7 @@ def check_length(checkpoint: Checkpoint, conversation: Conversation) -> None:
     asked = [message for message in conversation.messages if message.role != "assistant"]  # reasoning may be left out
     texts = [part for message in asked for part in message.parts if isinstance(part, str)]
     texts += [call.name + call.text for message in conversation.messages for call in message.tool_calls]
-    texts += [] if conversation.tools is None else [conversation.tools.text]
+    texts += [conversation.prefix, *([] if conversation.tools is None else [conversation.tools.text])]
     characters = sum(map(len, texts))
     length = 16 * most
     while length < characters:

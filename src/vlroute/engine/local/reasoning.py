@@ -74,10 +74,10 @@ class Splitter:
 
     The Thinking template ends the prompt with `<think>`, so only `</think>` appears in the output: everything before
     it is thinking, and without it there is no answer. Instruct output is answer throughout. `stops` end the answer, not
-    the thinking: a stop string in a thought would leave no answer.
+    the thinking: a stop string in a thought would leave no answer. `continues`: the answer continues a given beginning.
     """
 
-    def __init__(self, tokenizer: Any, thinking: bool, stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, thinking: bool, stops: Sequence[str] = (), continues: bool = False) -> None:
         self.tokenizer = tokenizer
         self.start_id = tokenizer.convert_tokens_to_ids(THINK)
         self.end_id = tokenizer.convert_tokens_to_ids(END_THINK)
@@ -85,7 +85,7 @@ class Splitter:
         self.thinking_tokens = 0
         self.stop = StopText(stops)
         self._pieces: dict[Channel, list[str]] = {"thinking": [], "answer": []}
-        self._begin()
+        self._begin(continues)
 
     @property
     def texts(self) -> dict[Channel, str]:
@@ -110,9 +110,9 @@ class Splitter:
         yield from self._emit(self.decoder.flush())
         yield from self._kept(self.stop.flush())
 
-    def _begin(self) -> None:
+    def _begin(self, continues: bool = False) -> None:
         # one decoder per channel, so that no incomplete character moves from one channel to the other
-        self.decoder, self.trimmed = Decoder(self.tokenizer), Trimmed()
+        self.decoder, self.trimmed = Decoder(self.tokenizer), Trimmed(continues)
 
     def _emit(self, text: str) -> Iterator[tuple[Channel, str]]:
         piece = self.trimmed.push(text)
@@ -154,6 +154,7 @@ class OutputControl:
         close_loops: bool = True,
         answer_ends: frozenset[int] | None = None,
         after_reasoning: bool = False,
+        continues: bool = False,
     ) -> None:
         """Control one output.
 
@@ -169,6 +170,7 @@ class OutputControl:
                 `CLOSING`, because the grammar does not allow the white space that models generate after it.
             after_reasoning: Whether the output follows closed reasoning, as that of Instruct in a hybrid, whose prompt
                 ends with empty reasoning.
+            continues: Whether the output continues a given beginning, so that it may end at once.
 
         Raises:
             ValueError: The budget is negative.
@@ -190,7 +192,7 @@ class OutputControl:
         self._tags = [tokenizer.convert_tokens_to_ids(tag) for tag in tags]
         self._answer_ends, self._constrained = ends if answer_ends is None else answer_ends, answer_ends is not None
         self._only_tags, self._tags_and_ends = frozenset(self._tags), frozenset(self._tags) | self._answer_ends
-        self._thinking, self._blank = thinking, True
+        self._thinking, self._blank = thinking, not continues
         #: Whether the latest token ends the output.
         self.ended = False
         #: Number of tokens so far.

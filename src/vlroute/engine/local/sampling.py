@@ -149,6 +149,7 @@ class Sampler:
         prompt: Sequence[int],
         settings: Mapping[str, Any],
         constraint: Constraint | None = None,
+        continues: bool = False,
     ) -> None:
         """Begin an answer.
 
@@ -157,6 +158,7 @@ class Sampler:
             prompt: Token ids of the prompt.
             settings: As returned by `resolve_settings`.
             constraint: Constrains the answer, at its beginning.
+            continues: Whether it continues a given beginning.
 
         Raises:
             SettingsError: The thinking budget is "auto".
@@ -172,6 +174,7 @@ class Sampler:
             checkpoint.tokenizer, thinking, ends, settings.get("thinking_budget") if thinking else None, most,
             answer_reserve(settings, most), settings.get("close_loops", True),
             None if constraint is None else constraint.ends, checkpoint.family.hybrid and not thinking,
+            continues,
         )  # fmt: skip
         #: What constrains the answer, but not the reasoning.
         self.constraint = constraint

@@ -256,6 +256,11 @@ class RemoteRequest:
     def check(self, mode: Mode, settings: Mapping[str, Any]) -> None:
         """See `protocol.EngineRequest`."""
         self.engine.endpoints[mode].check(mode, settings)
+        if self.conversation.prefix:
+            raise SettingsError(
+                "endpoints cannot continue an answer, because servers differ in whether they do so: the last message "
+                "must have the role user or tool"
+            )
         if self.conversation.tools is not None and response_format(settings) is not None:
             raise SettingsError(
                 "endpoints take no response_format together with tools, because most servers then allow no calls: "
