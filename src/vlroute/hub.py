@@ -74,6 +74,15 @@ def common_name(instruct: str, thinking: str) -> str:
     return instruct if instruct == thinking else f"{instruct} + {thinking}"
 
 
+def source_name(source: Source) -> str:
+    """The name of one checkpoint without its path; the folder `NAME/instruct` has the name "NAME-instruct"."""
+    folder = local_folder(source)
+    if folder is None:
+        return str(source)
+    folder = folder.resolve()
+    return f"{folder.parent.name}-{folder.name}" if folder.name in MODES else folder.name
+
+
 def _short(source: Source) -> str:
     folder = local_folder(source)
     if folder is None:

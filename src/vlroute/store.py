@@ -14,7 +14,7 @@ from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -171,6 +171,7 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
             time.sleep(0.02)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # deleted texts and pictures are overwritten
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,6 +438,35 @@ class Store:
         with self._errors("written"), self._engine.begin() as connection:
             return int(connection.execute(sa.delete(ANSWERS).where(old)).rowcount)
 
+    def create(self, tables: sa.MetaData) -> None:
+        """Create tables of another module in the database of this store, unless they exist.
+
+        Args:
+            tables: the tables.
+
+        Raises:
+            StoreError: they could not be created.
+        """
+        with self.transaction("opened") as connection:
+            _lock(connection)
+            tables.create_all(connection)
+
+    @contextmanager
+    def transaction(self, verb: Literal["opened", "read", "written"]) -> Iterator[sa.Connection]:
+        """Open a transaction, for tables of another module.
+
+        Args:
+            verb: what is done, for error messages.
+
+        Yields:
+            The connection. The transaction is committed at the end, or rolled back after an error.
+
+        Raises:
+            StoreError: the transaction failed. Nothing was changed.
+        """
+        with self._errors(verb), self._engine.begin() as connection:
+            yield connection
+
     def close(self) -> None:
         """Close all connections; a later call opens new ones."""
         self._engine.dispose()
@@ -450,9 +480,7 @@ class Store:
     def _prepare(self, create: bool) -> None:
         """Create missing tables and check the schema version."""
         with self._engine.begin() as connection:
-            # only one process at a time creates the tables
-            lock = "BEGIN IMMEDIATE" if connection.dialect.name == "sqlite" else f"SELECT pg_advisory_xact_lock({LOCK})"
-            connection.exec_driver_sql(lock)
+            _lock(connection)
             if not sa.inspect(connection).has_table(SCHEMAS.name):
                 if not create:
                     raise StoreError(f"{self._name} is not a store of vlroute")
@@ -537,6 +565,12 @@ def request_digest(conversation: Conversation) -> str:
     if conversation.prefix:
         turns.append(["prefix", conversation.prefix])
     return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
+
+
+def _lock(connection: sa.Connection) -> None:
+    """Begin a transaction that waits for others that create tables: only one process at a time does so."""
+    sqlite = connection.dialect.name == "sqlite"
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if sqlite else f"SELECT pg_advisory_xact_lock({LOCK})")
 
 
 def _insert_for_answer(table: sa.Table, row: Mapping[str, Any]) -> sa.Insert:

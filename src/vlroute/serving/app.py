@@ -16,6 +16,7 @@ from vlroute.serving.dependencies import APIKeys
 from vlroute.serving.errors import add_error_handlers, error_response, no_endpoint
 from vlroute.serving.fetch import Fetcher
 from vlroute.serving.middleware import RequestGuard
+from vlroute.serving.responses import router as responses
 from vlroute.serving.routes import router as routes
 from vlroute.serving.service import GRACE_SECONDS, Service, log_failure
 from vlroute.serving.settings import ServerSettings, is_loopback
@@ -61,6 +62,7 @@ def create_app(
     app.add_middleware(RequestGuard, ("/v1/", "/api/predict"), settings.max_body, is_loopback(settings.host), count)
     add_error_handlers(app, count)
     app.include_router(routes)
+    app.include_router(responses)
     return app
 
 

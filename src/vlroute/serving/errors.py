@@ -148,6 +148,11 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
     app.add_exception_handler(VLRouteError, known_error)
 
 
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The argument `responses` of an endpoint that can answer with these statuses of errors."""
+    return {status: {"description": "An error in OpenAI's shape."} for status in statuses}
+
+
 def no_endpoint() -> APIError:
     """The error for a path that does not exist."""
     message = "there is no such endpoint, or not for this method; see /openapi.json (OpenAI clients: base URL with /v1)"

@@ -16,9 +16,10 @@ from vlroute.inputs.messages import Conversation, parse
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.chat_completions import PREFIX, Chunks, completion
 from vlroute.serving.dependencies import Caller
-from vlroute.serving.errors import APIError
+from vlroute.serving.errors import APIError, documented
 from vlroute.serving.fetch import embed_media, is_quick, preparer
 from vlroute.serving.replies import begin, decision_headers, until_disconnect
+from vlroute.serving.responses import PREFIX as RESPONSE_PREFIX
 from vlroute.serving.schemas import ChatRequest, FeedbackRequest, PredictRequest, mode_of
 from vlroute.serving.service import Service, failure_reason
 from vlroute.serving.sse import EventStream
@@ -30,16 +31,12 @@ _CHAT_ERRORS = (400, 401, 404, 413, 415, 421, 422, 429, 503)
 router = APIRouter()
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"description": "An error in OpenAI's shape."} for status in statuses}
-
-
 @router.post("/api/predict")
 async def predict(body: PredictRequest, request: Request, caller: Caller) -> dict[str, Any]:
     """Answer one question about one picture, as simple pages for Qwen3-VL send it."""
     arrived = time.perf_counter()
     picture, prompt, model = (*body.data, None)[:3]
-    options = RequestOptions(mode=mode_of(model or "auto"), namespace=caller.namespace)
+    options = RequestOptions(mode=mode_of(model or "auto", caller.service.models), namespace=caller.namespace)
     if prompt is None:
         raise APIError(400, "data must be [picture in base64 or null, prompt, model]", "bad_message", "data")
 
@@ -55,7 +52,7 @@ async def predict(body: PredictRequest, request: Request, caller: Caller) -> dic
     }
 
 
-@router.post("/v1/chat/completions", response_model=None, responses=_errors(*_CHAT_ERRORS, 504))
+@router.post("/v1/chat/completions", response_model=None, responses=documented(*_CHAT_ERRORS, 504))
 async def chat_completions(body: ChatRequest, request: Request, caller: Caller) -> Response:
     """Answer a conversation in the mode that the router decides on, or in the requested mode."""
     arrived, service = time.perf_counter(), caller.service
@@ -75,11 +72,11 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
 
 async def _options(body: ChatRequest, caller: Caller) -> RequestOptions:
     """The options of a request; in another thread if that can take a second."""
-    read = partial(body.options, caller.service.settings, caller.namespace)
+    read = partial(body.options, caller.service.settings, caller.namespace, caller.service.models)
     return await caller.service.run_in_thread(read) if body.has_format else read()
 
 
-@router.post("/v1/route", responses=_errors(*_CHAT_ERRORS))
+@router.post("/v1/route", responses=documented(*_CHAT_ERRORS))
 async def route(body: ChatRequest, caller: Caller) -> dict[str, Any]:
     """Only decide on a chat request, including the captions of its pictures."""
     service = caller.service
@@ -97,26 +94,34 @@ async def route(body: ChatRequest, caller: Caller) -> dict[str, Any]:
     return {"model": decision.mode, "decision": decision.as_dict(), "ignored": body.ignored}
 
 
-@router.post("/v1/feedback", responses=_errors(400, 401, 404, 413, 415, 421, 422, 503))
+@router.post("/v1/feedback", responses=documented(400, 401, 404, 413, 415, 421, 422, 503))
 async def feedback(body: FeedbackRequest, caller: Caller) -> dict[str, Any]:
     """Store how right an answer was. The id of the answer is the permission to do so."""
-    id = body.id.removeprefix(PREFIX)
+    id = body.id.removeprefix(PREFIX).removeprefix(RESPONSE_PREFIX)
     await asyncio.to_thread(partial(caller.service.feedback, id, correct=body.correct, comment=body.comment))
     return {"id": id, "stored": True}
 
 
-@router.get("/v1/models", responses=_errors(401, 421))
+@router.post("/v1/completions", include_in_schema=False)
+async def completions() -> None:
+    """Refuse the older API."""
+    message = "completions of plain text are not supported; send messages to /v1/chat/completions"
+    raise APIError(404, message, "unsupported_endpoint")
+
+
+@router.get("/v1/models", responses=documented(401, 421))
 async def models(caller: Caller) -> dict[str, Any]:
-    """List `auto` and the two modes."""
-    return {"object": "list", "data": [_model(name) for name in ("auto", *MODES)]}
+    """List `auto`, the two modes, and the models that are served."""
+    return {"object": "list", "data": [_model(name) for name in ("auto", *MODES, *caller.service.models)]}
 
 
-@router.get("/v1/models/{name}", responses=_errors(401, 404, 421))
+@router.get("/v1/models/{name:path}", responses=documented(401, 404, 421))
 async def model(name: str, caller: Caller) -> dict[str, Any]:
     """Describe one model."""
-    if name not in ("auto", *MODES):
-        raise APIError(404, "no such model here; expected 'auto', 'instruct' or 'thinking'", "model_not_found")
-    return _model(name)
+    for known in ("auto", *MODES, *caller.service.models):
+        if name.lower() == known.lower():
+            return _model(known)
+    raise APIError(404, "no such model here; /v1/models lists all", "model_not_found")
 
 
 @router.head("/health", include_in_schema=False)
@@ -142,7 +147,7 @@ async def ready(request: Request) -> Response:
     return JSONResponse(body, 200 if body["status"] == "ready" else 503)
 
 
-@router.get("/metrics", response_model=None, responses=_errors(401, 421))
+@router.get("/metrics", response_model=None, responses=documented(401, 421))
 async def metrics(caller: Caller) -> Response:
     """Metrics in Prometheus' text format."""
     return Response(caller.service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -25,6 +25,8 @@ MAX_NAMES, MAX_CHARACTERS = 10, 80
 MAX_ITEMS = 300
 TOKEN_ID = re.compile("0|[1-9][0-9]{0,8}")
 T = TypeVar("T")
+#: No names of models besides those of the modes.
+NO_NAMES: Mapping[str, Mode | None] = {}
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _INTEGRAL = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
 #: Numbers are strict: neither `true` nor "3" is one. Some clients send 40.0 for 40.
@@ -42,7 +44,7 @@ Model = Annotated[
     Field(
         max_length=200,
         description="'auto' lets the router decide; 'instruct' and 'thinking' force a mode, and so does a name that "
-        "ends in -Instruct or -Thinking.",
+        "ends in -Instruct or -Thinking. Other names are those of `/v1/models`.",
     ),
 ]
 
@@ -289,12 +291,15 @@ class ChatRequest(Fields):
     reasoning_budget: Budget | None = Field(None, description="NVIDIA's name of thinking_budget.")
     custom_params: CustomParams | None = None
 
-    def options(self, settings: ServerSettings, namespace: str) -> RequestOptions:
+    def options(
+        self, settings: ServerSettings, namespace: str, names: Mapping[str, Mode | None] = NO_NAMES
+    ) -> RequestOptions:
         """Convert the fields to options for the router.
 
         Args:
             settings: Limits of the server.
             namespace: Namespace of the caller's caches.
+            names: See `mode_of`.
 
         Returns:
             The options.
@@ -303,13 +308,13 @@ class ChatRequest(Fields):
             APIError: 400 for fields that contradict each other or exceed a limit, 404 for an unknown model.
         """
         self._check_continued()
-        mode, budget = self._mode(), self._budget()
+        mode, budget = self._mode(names), self._budget()
         given = {
             name: value
             for name in ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed")
             if (value := getattr(self, name)) is not None
         }
-        given["repetition_penalty"] = _agreed(self._values("repetition_penalty", "repeat_penalty"))
+        given["repetition_penalty"] = agreed(self._values("repetition_penalty", "repeat_penalty"))
         given["stop"] = self._stops()
         given |= {"stop_token_ids": self.stop_token_ids or None, "bad_words": self.bad_words or None}
         given["eos_token_id"] = -1 if self.ignore_eos else None
@@ -351,8 +356,8 @@ class ChatRequest(Fields):
                 value = getattr(value, step, None)
             yield name, value
 
-    def _mode(self) -> Mode | None:
-        modes: list[tuple[str, Mode | None]] = [("model", mode_of(self.model) if self.model is not None else None)]
+    def _mode(self, names: Mapping[str, Mode | None]) -> Mode | None:
+        modes: list[tuple[str, Mode | None]] = [("model", None if self.model is None else mode_of(self.model, names))]
         for name, value in self._values(
             "reasoning_effort", "think", "reasoning.effort", "chat_template_kwargs.reasoning_effort", "enable_thinking",
             "thinking", "thinking.type", "reasoning.enabled", "chat_template_kwargs.enable_thinking",
@@ -365,17 +370,17 @@ class ChatRequest(Fields):
         reasoning = self.reasoning
         if reasoning and reasoning.max_tokens is not None and reasoning.effort is None and reasoning.enabled is None:
             modes.append(("reasoning.max_tokens", "thinking"))
-        return _agreed(modes)
+        return agreed(modes)
 
     def _budget(self) -> int | str | None:
         """Maximum number of reasoning tokens: the given budget, else that of the effort."""
-        budget = _agreed(self._values(
+        budget = agreed(self._values(
             "thinking_budget", "thinking_token_budget", "thinking_budget_tokens", "reasoning_budget",
             "custom_params.thinking_budget", "chat_template_kwargs.thinking_budget", "thinking.budget_tokens",
             "reasoning.max_tokens",
         ))  # fmt: skip
         names = ("reasoning_effort", "think", "reasoning.effort", "chat_template_kwargs.reasoning_effort")
-        effort = _agreed((name, value) for name, value in self._values(*names) if isinstance(value, str))
+        effort = agreed((name, value) for name, value in self._values(*names) if isinstance(value, str))
         return EFFORTS.get(effort or "") if budget is None else budget
 
     def _check_continued(self) -> None:
@@ -416,10 +421,10 @@ class ChatRequest(Fields):
             ("regex", self.regex, regex),
             ("format", self.format or None, _ollama_format),
         ]
-        return _agreed([(name, _read(name, value, read)) for name, value, read in given])
+        return agreed([(name, read_form(name, value, read)) for name, value, read in given])
 
     def _max_tokens(self, settings: ServerSettings) -> int | None:
-        tokens = _agreed(self._values("max_completion_tokens", "max_tokens"))
+        tokens = agreed(self._values("max_completion_tokens", "max_tokens"))
         if tokens is not None and tokens > settings.max_tokens:
             raise APIError(
                 400, f"an answer may have at most {settings.max_tokens} tokens here, {tokens} were asked for",
@@ -431,7 +436,7 @@ class ChatRequest(Fields):
 class FeedbackRequest(Fields):
     """The body of a feedback request: how right an answer was."""
 
-    id: str = Field(max_length=200, description="`id` of a completion, with or without 'chatcmpl-'.")
+    id: str = Field(max_length=200, description="`id` of a completion or response, with or without its prefix.")
     correct: StrictBool | Annotated[Number, Field(ge=0, le=1)] = Field(
         description="True, false, or a number from 0 to 1."
     )
@@ -447,8 +452,18 @@ class PredictRequest(Fields):
     )
 
 
-def _agreed(values: Iterable[tuple[str, T | None]]) -> T | None:
-    """The one value of several fields with the same meaning. APIError 400 if two of them differ."""
+def agreed(values: Iterable[tuple[str, T | None]]) -> T | None:
+    """The one value of several fields with the same meaning.
+
+    Args:
+        values: Each field with its value; None: it is absent.
+
+    Returns:
+        The value; None if all are absent.
+
+    Raises:
+        APIError: 400 if two of them differ.
+    """
     given = [(name, value) for name, value in values if value is not None]
     for name, value in given:
         first, expected = given[0]
@@ -471,8 +486,20 @@ def _ollama_format(name: str, value: Any) -> ResponseFormat:
     return read_format(name, {"type": "json_object"}) if value == "json" else json_schema(name, value)
 
 
-def _read(name: str, value: Any, read: Callable[[str, Any], ResponseFormat]) -> ResponseFormat | None:
-    """A format; errors name its field."""
+def read_form(name: str, value: Any, read: Callable[[str, Any], ResponseFormat]) -> ResponseFormat | None:
+    """Check a field that constrains the form of an answer.
+
+    Args:
+        name: Name of the field.
+        value: Its value.
+        read: Makes a format of name and value.
+
+    Returns:
+        The format; None if the field is absent.
+
+    Raises:
+        APIError: 400 for an invalid format; it names the field.
+    """
     try:
         return None if value is None else read(name, value)
     except SettingsError as error:
@@ -484,14 +511,15 @@ def _read(name: str, value: Any, read: Callable[[str, Any], ResponseFormat]) -> 
         ) from error  # fmt: skip
 
 
-def mode_of(model: str) -> Mode | None:
+def mode_of(model: str, names: Mapping[str, Mode | None] = NO_NAMES) -> Mode | None:
     """The mode that the name of a model stands for.
 
     Args:
         model: The field `model` of a request.
+        names: Names of the models that are served, with the mode that each of them forces.
 
     Returns:
-        The mode; None for "auto".
+        The mode; None for "auto", and for a model with both modes.
 
     Raises:
         APIError: 404 for any other name.
@@ -499,10 +527,12 @@ def mode_of(model: str) -> Mode | None:
     name = model.lower()
     if name == "auto":
         return None
+    if name not in MODES and (served := [mode for known, mode in names.items() if known.lower() == name]):
+        return served[0]
     for mode in MODES:
         if name == mode or name.endswith(f"-{mode}"):
             return mode
     raise APIError(
-        404, f"there is no model {model[:80]!r} here; expected 'auto', 'instruct' or 'thinking'", "model_not_found",
-        "model",
+        404, f"there is no model {model[:80]!r} here; expected {', '.join(map(repr, ('auto', *MODES, *names)))}",
+        "model_not_found", "model",
     )  # fmt: skip

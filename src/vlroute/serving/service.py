@@ -12,9 +12,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+from vlroute.conversations import Conversations
 from vlroute.decision.selector import ModeSelector
 from vlroute.errors import ArtifactError, CheckpointError, ModeUnavailableError, VLRouteError
 from vlroute.inputs.media import FrameSampling, Limits
@@ -24,6 +26,7 @@ from vlroute.pipeline import RequestOptions
 from vlroute.router import Router
 from vlroute.serving.errors import APIError
 from vlroute.serving.metrics import Metrics
+from vlroute.serving.model_names import model_names
 from vlroute.serving.settings import ServerSettings
 from vlroute.steps import Steps, start
 from vlroute.store import Store
@@ -49,6 +52,10 @@ class Service:
         router: Answers the requests.
         settings: Limits and keys.
         on_failure: Called with the error if the models cannot be loaded.
+
+    Attributes:
+        models: See `model_names`.
+        conversations: Stored responses; None if the router has no store.
     """
 
     def __init__(self, router: Router, settings: ServerSettings, on_failure: Callable[[BaseException], Any]) -> None:
@@ -63,6 +70,10 @@ class Service:
         self._admitted: set[threading.Event] = set()
         self._lock = threading.Lock()
         self._mean_seconds = 1.0
+        self.models = model_names(router)
+        self.conversations: Conversations | None = None
+        if router.store is not None:
+            self.conversations = Conversations(router.store, timedelta(days=settings.retention_days))
         self.metrics.watch_caches(self._caches)
         if router.shadow is not None:
             self.metrics.watch_shadow(router.shadow)
@@ -123,13 +134,20 @@ class Service:
                     return
             time.sleep(RETRY_SECONDS)
 
-    async def answer(self, prepare: Callable[[], Conversation], options: RequestOptions, arrived: float) -> Answer:
+    async def answer(
+        self,
+        prepare: Callable[[], Conversation],
+        options: RequestOptions,
+        arrived: float,
+        keep: Callable[[Answer], Any] | None = None,
+    ) -> Answer:
         """Answer one request. Cancelling this coroutine cancels the answer.
 
         Args:
             prepare: Makes the conversation, in the thread that answers.
             options: Options of the request.
             arrived: `time.perf_counter()` when the request arrived.
+            keep: Called with the complete answer before it is returned, in the thread that answers.
 
         Returns:
             The complete answer.
@@ -143,7 +161,7 @@ class Service:
 
         def work() -> Steps[Answer]:
             answer = yield from self.router.pipeline.answer(prepare(), replace(options, cancel=cancel))
-            self._observe(answer, time.perf_counter() - arrived)
+            self._observe(answer, time.perf_counter() - arrived, keep)
             return answer
 
         alarm = asyncio.get_running_loop().call_later(self._seconds_left(arrived), cancel.set)
@@ -156,7 +174,11 @@ class Service:
             cancel.set()
 
     def stream(
-        self, prepare: Callable[[], Conversation], options: RequestOptions, arrived: float
+        self,
+        prepare: Callable[[], Conversation],
+        options: RequestOptions,
+        arrived: float,
+        keep: Callable[[Answer], Any] | None = None,
     ) -> AsyncStream[Event]:
         """Start to answer one request.
 
@@ -164,6 +186,7 @@ class Service:
             prepare: Makes the conversation, in the thread that answers.
             options: Options of the request.
             arrived: `time.perf_counter()` when the request arrived.
+            keep: See `answer`; it is called before the last event.
 
         Returns:
             The events of the answer. Reading them raises the errors of `prepare`, and APIError 504 after the deadline
@@ -177,7 +200,7 @@ class Service:
         def work(emit: Callable[[Event], None]) -> Steps[None]:
             def observed(event: Event) -> None:
                 if isinstance(event, Finished):
-                    self._observe(event.answer, time.perf_counter() - arrived)
+                    self._observe(event.answer, time.perf_counter() - arrived, keep)
                 emit(event)
 
             yield from self.router.pipeline.answer(prepare(), replace(options, cancel=cancel), observed)
@@ -262,10 +285,15 @@ class Service:
     def _seconds_left(self, arrived: float) -> float:
         return max(self.settings.deadline - (time.perf_counter() - arrived), 0.0)
 
-    def _observe(self, answer: Answer, seconds: float) -> None:
-        """Count an answer that took `seconds`. APIError 504 or 503 if the deadline or a shutdown cut it off."""
+    def _observe(self, answer: Answer, seconds: float, keep: Callable[[Answer], Any] | None = None) -> None:
+        """Count an answer that took `seconds`, and keep it if it was not cancelled.
+
+        APIError 504 or 503 if the deadline or a shutdown cut it off.
+        """
         self.metrics.answered(answer, seconds)
         if answer.finish_reason != "cancelled":
+            if keep is not None:
+                keep(answer)
             with self._lock:
                 self._mean_seconds += SMOOTHING * (seconds - self._mean_seconds)
         elif seconds >= self.settings.deadline:

@@ -35,6 +35,7 @@ class ServerSettings:
         limits: Limits of the pictures and videos.
         allowed_hosts: Hosts (`host` or `host:port`) from which pictures and videos may be fetched; none by default.
         fetch_seconds: Time limit for fetching one picture or video.
+        retention_days: Days for which the store keeps responses for `previous_response_id`; older ones are deleted.
 
     Raises:
         ValueError: A value is out of range, or `host` is not a loopback address and there is no key.
@@ -53,6 +54,7 @@ class ServerSettings:
     limits: Limits = field(default_factory=lambda: Limits(local_files=False))
     allowed_hosts: tuple[str, ...] = ()
     fetch_seconds: float = 10.0
+    retention_days: float = 30.0
 
     def __post_init__(self) -> None:
         positive = (
@@ -63,6 +65,7 @@ class ServerSettings:
             "max_body",
             "deadline",
             "fetch_seconds",
+            "retention_days",
         )
         for name in positive:
             if not getattr(self, name) > 0:

@@ -1,0 +1,274 @@
+"""Stored conversations of a server: responses, their messages and media, for each owner and a number of days.
+
+A message is stored once for all responses that continue it: its row refers to the message before it, and a response
+refers to its last message. A picture or video is stored once for each owner. Deleting a response deletes the messages
+and media that no other response needs, so responses that continue it keep working.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from vlroute.inputs.encoded import decode_base64
+from vlroute.store import Store
+
+LOCK = 0x766C726F757466  # number of an advisory lock in PostgreSQL
+#: Number of expired responses that are removed in one transaction.
+BATCH = 100
+MEDIA_TYPES = ("image", "video")
+TABLES = sa.MetaData()
+MESSAGES = sa.Table(
+    "conversation_messages",
+    TABLES,
+    sa.Column("id", sa.String(64), primary_key=True),  # digest of owner, parent and content
+    sa.Column("parent", sa.String(64), sa.ForeignKey("conversation_messages.id"), index=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("content", sa.Text, nullable=False),  # JSON, with ids of media
+)
+MEDIA = sa.Table(
+    "conversation_media",
+    TABLES,
+    sa.Column("id", sa.String(64), primary_key=True),  # digest of owner and data
+    sa.Column("data", sa.LargeBinary, nullable=False),  # the file as it was sent
+)
+USES = sa.Table(
+    "conversation_media_uses",
+    TABLES,
+    sa.Column(
+        "message", sa.String(64), sa.ForeignKey("conversation_messages.id", ondelete="CASCADE"), primary_key=True
+    ),
+    sa.Column("media", sa.String(64), sa.ForeignKey("conversation_media.id"), primary_key=True, index=True),
+)
+RESPONSES = sa.Table(
+    "responses",
+    TABLES,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("created", sa.Double, nullable=False, index=True),  # seconds since 1970, UTC
+    sa.Column("message", sa.String(64), sa.ForeignKey("conversation_messages.id"), nullable=False, index=True),
+    sa.Column("inputs", sa.Integer, nullable=False),  # position of the first message that came with the request
+    sa.Column("body", sa.Text, nullable=False),  # the JSON that the client got
+)
+_CHILD = MESSAGES.alias()
+
+
+class Conversations:
+    """Responses and the conversations that they end, in the database of a store. Thread-safe.
+
+    Several processes can use the same database. An owner sees only its own responses; those of others and expired ones
+    are treated as if they did not exist.
+    """
+
+    def __init__(self, store: Store, keep: timedelta) -> None:
+        """Open the conversations of a store. A store of an earlier version gains the tables.
+
+        Args:
+            store: the store.
+            keep: how long responses are kept.
+
+        Raises:
+            StoreError: the tables cannot be created.
+        """
+        self._store, self.keep = store, keep
+        store.create(TABLES)
+
+    def add(self, owner: str, id: str, messages: Sequence[Mapping[str, Any]], inputs: int, body: str) -> None:
+        """Store a response.
+
+        Args:
+            owner: identifies who may use it.
+            id: its id, up to 32 characters.
+            messages: the whole conversation in the form of OpenAI's chat API, the answer last. Pictures and videos are
+                parts in the form of transformers, with bytes or a data URI.
+            inputs: number of messages before those of this request.
+            body: what the client gets for the response.
+
+        Raises:
+            StoreError: it could not be stored. Nothing was stored then.
+        """
+        rows: list[dict[str, Any]] = []
+        media: dict[str, bytes] = {}
+        uses: list[dict[str, str]] = []
+        parent: str | None = None
+        for position, message in enumerate(messages):
+            packed, used = _packed(owner, message)
+            content = json.dumps(packed)
+            digest = hashlib.sha256(json.dumps([owner, parent, content]).encode()).hexdigest()
+            rows.append({"id": digest, "parent": parent, "position": position, "content": content})
+            uses += [{"message": digest, "media": key} for key in used]
+            media |= used
+            parent = digest
+        response = {"id": id, "owner": owner, "created": time.time(), "message": parent, "inputs": inputs, "body": body}
+        with self._store.transaction("written") as connection:
+            _lock(connection, exclusive=False)
+            _insert_missing(connection, MEDIA, [{"id": key, "data": media[key]} for key in sorted(media)])
+            _insert_missing(connection, MESSAGES, rows)
+            _insert_missing(connection, USES, uses)
+            connection.execute(sa.insert(RESPONSES), response)
+
+    def body(self, owner: str, id: str) -> str | None:
+        """What the client got for a response.
+
+        Args:
+            owner: who asks.
+            id: id of the response.
+
+        Returns:
+            The argument of `add`; None if the owner has no such response.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        with self._store.transaction("read") as connection:
+            found = connection.execute(sa.select(RESPONSES.c.body).where(self._owned(owner, id))).scalar_one_or_none()
+        return None if found is None else str(found)
+
+    def messages(self, owner: str, id: str) -> tuple[list[dict[str, Any]], int] | None:
+        """The conversation that a response ends.
+
+        Args:
+            owner: who asks.
+            id: id of the response.
+
+        Returns:
+            The messages, with media as bytes, and the number of messages before those of the request; None if the owner
+            has no such response.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        last = sa.select(MESSAGES).join(RESPONSES, RESPONSES.c.message == MESSAGES.c.id).where(self._owned(owner, id))
+        chain = last.cte(recursive=True)
+        chain = chain.union_all(sa.select(MESSAGES).join(chain, MESSAGES.c.id == chain.c.parent))
+        inputs = sa.select(RESPONSES.c.inputs).where(self._owned(owner, id)).scalar_subquery()
+        query = sa.select(chain.c.id, chain.c.content, inputs.label("inputs")).order_by(chain.c.position)
+        with self._store.transaction("read") as connection:
+            rows = connection.execute(query).all()
+            used = sa.select(USES.c.media).where(USES.c.message.in_([row.id for row in rows]))
+            found = connection.execute(sa.select(MEDIA).where(MEDIA.c.id.in_(used))).all()
+        data = {row.id: bytes(row.data) for row in found}
+        try:
+            messages = [_unpacked(json.loads(row.content), data) for row in rows]
+        except KeyError:  # the response was deleted between the two queries
+            return None
+        return (messages, int(rows[0].inputs)) if rows else None
+
+    def delete(self, owner: str, id: str) -> bool:
+        """Delete a response, and the messages and media that no other response needs.
+
+        Args:
+            owner: who asks.
+            id: id of the response.
+
+        Returns:
+            Whether the owner had such a response.
+
+        Raises:
+            StoreError: the store cannot be changed. Nothing was deleted then.
+        """
+        return self._remove(self._owned(owner, id)) > 0
+
+    def remove_expired(self) -> int:
+        """Delete the responses that are older than `keep`.
+
+        Returns:
+            How many responses were deleted.
+
+        Raises:
+            StoreError: the store cannot be changed.
+        """
+        total = 0
+        while True:
+            some = sa.select(RESPONSES.c.id).where(RESPONSES.c.created <= self._oldest()).limit(BATCH)
+            total += (removed := self._remove(RESPONSES.c.id.in_(some)))
+            if removed < BATCH:
+                return total
+
+    def _remove(self, which: sa.ColumnElement[bool]) -> int:
+        with self._store.transaction("written") as connection:
+            _lock(connection, exclusive=True)
+            deleted = connection.execute(sa.delete(RESPONSES).where(which).returning(RESPONSES.c.message))
+            last = deleted.scalars().all()
+            for message in last:
+                _delete_unused(connection, message)
+        return len(last)
+
+    def _owned(self, owner: str, id: str) -> sa.ColumnElement[bool]:
+        return sa.and_(RESPONSES.c.id == id, RESPONSES.c.owner == owner, RESPONSES.c.created > self._oldest())
+
+    def _oldest(self) -> float:
+        return time.time() - self.keep.total_seconds()
+
+
+def _packed(owner: str, message: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """`message` with ids in place of its media, and the media by their ids."""
+    content, media = message.get("content"), dict[str, bytes]()
+    if not isinstance(content, list):
+        return dict(message), media
+    parts = []
+    for part in content:
+        kind = part["type"]
+        if kind in MEDIA_TYPES:
+            source = part[kind]
+            data = decode_base64(source, "data URI", sys.maxsize) if isinstance(source, str) else bytes(source)
+            key = hashlib.sha256(owner.encode() + b"\0" + data).hexdigest()
+            media[key], part = data, {**part, kind: key}
+        parts.append(part)
+    return {**message, "content": parts}, media
+
+
+def _unpacked(message: dict[str, Any], media: Mapping[str, bytes]) -> dict[str, Any]:
+    """The inverse of `_packed`. KeyError if a picture or video is missing."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = [
+        {**part, part["type"]: media[part[part["type"]]]} if part["type"] in MEDIA_TYPES else part for part in content
+    ]
+    return {**message, "content": parts}
+
+
+def _delete_unused(connection: sa.Connection, last: str) -> None:
+    """Delete a message and those before it, up to the first one that another response needs; then their media."""
+    message: str | None = last
+    media: set[str] = set()
+    while message is not None:
+        used = connection.execute(sa.select(USES.c.media).where(USES.c.message == message)).scalars().all()
+        unneeded = sa.and_(
+            MESSAGES.c.id == message,
+            ~sa.exists().where(RESPONSES.c.message == MESSAGES.c.id),
+            ~sa.exists().where(_CHILD.c.parent == MESSAGES.c.id),
+        )
+        deleted = connection.execute(sa.delete(MESSAGES).where(unneeded).returning(MESSAGES.c.parent)).first()
+        if deleted is None:
+            break
+        media.update(used)
+        message = deleted.parent
+    if media:
+        unused = ~sa.exists().where(USES.c.media == MEDIA.c.id)
+        connection.execute(sa.delete(MEDIA).where(MEDIA.c.id.in_(sorted(media)), unused))
+
+
+def _insert_missing(connection: sa.Connection, table: sa.Table, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Insert rows that are not there yet."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    if rows := list(rows):
+        connection.execute(insert(table).on_conflict_do_nothing(), rows)
+
+
+def _lock(connection: sa.Connection, *, exclusive: bool) -> None:
+    """Begin a transaction. Those that delete run alone, so that no message is deleted that another one refers to."""
+    if connection.dialect.name == "sqlite":  # it has one writer at a time
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        shared = "" if exclusive else "_shared"
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{shared}({LOCK})")

@@ -1,0 +1,707 @@
+"""OpenAI's Responses API: requests, replies, stream events and endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import Field, StrictBool
+from sse_starlette import ServerSentEvent
+
+from vlroute.conversations import Conversations
+from vlroute.inputs.messages import IMAGE, VIDEO, nested_fields
+from vlroute.inputs.tools import Tools, checked_tools
+from vlroute.pipeline import RequestOptions
+from vlroute.serving.dependencies import Caller
+from vlroute.serving.errors import APIError, documented, encodable
+from vlroute.serving.fetch import embed_media, preparer
+from vlroute.serving.replies import begin, decision_headers, until_disconnect
+from vlroute.serving.schemas import (
+    NO_NAMES,
+    Count,
+    Effort,
+    Fields,
+    Model,
+    Number,
+    RouterOptions,
+    agreed,
+    mode_of,
+    read_form,
+)
+from vlroute.serving.service import Service
+from vlroute.serving.settings import EFFORTS, ServerSettings
+from vlroute.serving.sse import EventStream, json_event
+from vlroute.structured import ResponseFormat, json_schema, read_format
+from vlroute.types import (
+    MODES,
+    Answer,
+    AnswerDelta,
+    Decided,
+    Event,
+    Finished,
+    Mode,
+    ThinkingDelta,
+    ToolCall,
+    ToolCalled,
+)
+
+PREFIX = "resp_"
+_ID = re.compile(PREFIX + "([0-9a-f]{32})")
+_ERRORS = (401, 404, 421, 503)
+Summary = Literal["auto", "concise", "detailed"]
+Included = Literal[
+    "reasoning.encrypted_content", "message.input_image.image_url", "file_search_call.results",
+    "web_search_call.results", "web_search_call.action.sources", "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+]  # fmt: skip
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+router = APIRouter()
+
+
+class ResponseReasoning(Fields):
+    """The field `reasoning` of a response."""
+
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {"context": ("auto", "current_turn"), "mode": ("standard",)}
+    effort: Effort | None = None
+    summary: Summary | None = Field(
+        None, description="With a value, the reasoning is in `summary` of its item instead of `content`."
+    )
+    generate_summary: Summary | None = Field(None, description="Older name of summary.")
+
+
+class ResponseText(Fields):
+    """The field `text` of a response."""
+
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {"verbosity": ("medium",)}
+    format: dict[str, Any] | None = Field(None, description="`text`, `json_object` or `json_schema`.")
+
+
+class ResponseStreamOptions(Fields):
+    """The field `stream_options` of a response."""
+
+    harmless = frozenset({"include_obfuscation"})
+
+
+class ResponseRequest(Fields):
+    """OpenAI's request for a response."""
+
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "background": (False,), "background_options": (), "conversation": (), "context_management": ([],),
+        "prompt": (), "moderation": (), "access_programs": (), "image": (), "top_logprobs": (0,),
+        "truncation": ("disabled",),
+    }  # fmt: skip
+    harmless = frozenset({
+        "max_tool_calls", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier",
+        "service_tier",
+    })  # fmt: skip
+    model: Model | None = None
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=2000)] = Field(
+        description="A question, or items: messages, reasoning, function calls and their outputs."
+    )
+    instructions: str | None = Field(None, description="A system message for this response only.")
+    previous_response_id: Annotated[str, Field(max_length=200)] | None = Field(
+        None, description="A stored response that the input continues. Needs a store."
+    )
+    store: StrictBool | None = Field(
+        None, description="Whether the response is stored; by default it is, if the server has a store."
+    )
+    max_output_tokens: Count | None = Field(None, description="Reasoning included.")
+    temperature: Number | None = Field(None, ge=0, le=2)
+    top_p: Number | None = Field(None, gt=0, le=1)
+    tools: list[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
+    tool_choice: str | dict[str, Any] | None = Field(
+        None, description="'none': no tools are offered. Values other than 'auto' are not supported."
+    )
+    parallel_tool_calls: StrictBool | None = Field(None, description="False: the answer ends after one call.")
+    text: ResponseText | None = None
+    reasoning: ResponseReasoning | None = None
+    include: list[Included] | None = Field(
+        None, description="Without effect: reasoning is not encrypted, and there are no built-in tools."
+    )
+    metadata: Metadata | None = Field(None, description="Returned and stored with the response.")
+    user: Annotated[str, Field(max_length=512)] | None = Field(None, description="Returned with the response.")
+    stream: StrictBool | None = None
+    stream_options: ResponseStreamOptions | None = None
+    vlroute: RouterOptions | None = None
+
+    def options(
+        self, settings: ServerSettings, namespace: str, names: Mapping[str, Mode | None] = NO_NAMES
+    ) -> RequestOptions:
+        """Convert the fields to options for the router.
+
+        Args:
+            settings: Limits of the server.
+            namespace: Namespace of the caller's caches.
+            names: See `mode_of`.
+
+        Returns:
+            The options.
+
+        Raises:
+            APIError: 400 for fields that contradict each other or exceed a limit, 404 for an unknown model.
+        """
+        effort, most = self.reasoning and self.reasoning.effort, self.max_output_tokens
+        if most is not None and most > settings.max_tokens:
+            raise APIError(
+                400, f"an answer may have at most {settings.max_tokens} tokens here, {most} were asked for",
+                "limit_exceeded", "max_output_tokens",
+            )  # fmt: skip
+        forced: Mode | None = None if effort is None else MODES[effort != "none"]
+        named = None if self.model is None else mode_of(self.model, names)
+        extra = self.vlroute or RouterOptions()
+        given = {
+            "temperature": self.temperature, "top_p": self.top_p, "max_new_tokens": most,
+            "thinking_budget": EFFORTS.get(effort or ""), "response_format": self._format(),
+            "answer_reserve": extra.answer_reserve, "close_loops": extra.close_loops, "early_exit": extra.early_exit,
+        }  # fmt: skip
+        generation = {name: value for name, value in given.items() if value is not None}
+        modes: list[tuple[str, Mode | None]] = [("model", named), ("reasoning.effort", forced)]
+        return RequestOptions(extra.caption, agreed(modes), extra.price, None, generation, namespace)
+
+    def offered_tools(self) -> Tools | None:
+        """The tools that the model may call. InputError if they are invalid."""
+        return checked_tools(self.tools, self.tool_choice, self.parallel_tool_calls)
+
+    @property
+    def format(self) -> Mapping[str, Any] | None:
+        """What constrains the form of the answer. Checking it can take a second."""
+        return self.text.format if self.text else None
+
+    @property
+    def summary(self) -> Summary | None:
+        """Whether, and how, the reasoning is a summary in the reply."""
+        return (self.reasoning and (self.reasoning.summary or self.reasoning.generate_summary)) or None
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of the sent fields that have no effect."""
+        return sorted([*(self.model_extra or {}), *(["include"] if self.include else [])])
+
+    def _format(self) -> ResponseFormat | None:
+        if self.format is None:
+            return None
+        fields = {name: value for name, value in self.format.items() if value is not None}
+        kind = fields.pop("type", None)
+        if kind == "json_schema":
+            if unknown := sorted(set(fields) - {"name", "description", "schema", "strict"}):
+                raise _unknown("text.format", unknown[0])
+            name, strict = fields.get("name"), fields.get("strict")
+            if not isinstance(name, str) or not name:
+                raise APIError(400, "text.format.name must be a string", "invalid_format", "text.format.name")
+            if not isinstance(strict, bool | None):
+                raise APIError(400, "text.format.strict must be true or false", "invalid_format", "text.format.strict")
+            checked = read_form(
+                "text.format.schema", fields.get("schema", {}), partial(json_schema, title=name, strict=strict)
+            )
+        elif kind in ("text", "json_object"):
+            if fields:
+                raise _unknown("text.format", min(fields))
+            checked = read_form("text.format", {"type": kind}, read_format)
+        else:
+            raise APIError(
+                400, "text.format.type must be text, json_object or json_schema", "invalid_format", "text.format.type"
+            )
+        if self.tools and self.tool_choice != "none" and kind != "text":
+            raise APIError(
+                400, "text.format does not allow a call of the tools: leave one of them out, or send tool_choice none",
+                "contradiction", "text.format",
+            )  # fmt: skip
+        return checked
+
+
+def _unknown(where: str, name: str) -> APIError:
+    field = f"{where}.{encodable(str(name)[:80])}"
+    return APIError(400, f"{where} has an unknown field: {field}", "unknown_parameter", field)
+
+
+# input items
+
+#: The fields of each type of input item; those in the second tuple have no effect.
+_ITEMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "message": (("role", "content"), ("phase",)),
+    "reasoning": (("summary", "content"), ("encrypted_content",)),
+    "function_call": (("call_id", "name", "arguments"), ("parsed_arguments",)),
+    "function_call_output": (("call_id", "output"), ("name",)),
+}
+#: Fields of parts that have no effect.
+_PART = ("annotations", "logprobs", "parsed", "prompt_cache_breakpoint")
+_TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
+
+
+def messages_of(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Convert the input of a response to messages in the form of the chat API.
+
+    Reasoning, a message of the assistant and function calls in a row are one message.
+
+    Args:
+        given: The field `input`.
+
+    Returns:
+        The messages, with pictures and videos in the form of transformers.
+
+    Raises:
+        APIError: 400 for an item or field that is unknown or not supported.
+        MessageError: A part has a field that is unknown.
+    """
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    messages: list[dict[str, Any]] = []
+    answer: dict[str, Any] = {}  # the fields so far of a message of the assistant
+    for index, item in enumerate(given):
+        where = f"input.{index}"
+        kind, fields = _item(where, item)
+        said = kind == "message" and fields.get("role") == "assistant"
+        begins = kind == "reasoning" or (said and ("content" in answer or "tool_calls" in answer))
+        if answer and (begins or not (said or kind == "function_call")):
+            messages.append({"role": "assistant", "content": "", **answer})
+            answer = {}
+        if kind == "reasoning":
+            answer["reasoning_content"] = _reasoning(where, fields)
+        elif kind == "function_call":
+            function = {"name": fields.get("name"), "arguments": fields.get("arguments", "")}
+            call = {"id": fields.get("call_id", ""), "type": "function", "function": function}
+            answer["tool_calls"] = [*answer.get("tool_calls", ()), call]
+        elif said:
+            answer["content"] = _content(f"{where}.content", fields.get("content"))
+        elif kind == "message":
+            content = _content(f"{where}.content", fields.get("content"))
+            messages.append({"role": fields.get("role"), "content": content})
+        else:
+            output = _content(f"{where}.output", fields.get("output"))
+            messages.append({"role": "tool", "tool_call_id": fields.get("call_id", ""), "content": output})
+    if answer:
+        messages.append({"role": "assistant", "content": "", **answer})
+    return messages
+
+
+def _item(where: str, item: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Type and fields of an input item. APIError for one that is not supported."""
+    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    if kind == "item_reference":
+        raise APIError(
+            400, f"{where} refers to another item, which is not supported; send the item itself, or "
+            "previous_response_id", "unsupported_parameter", where,
+        )  # fmt: skip
+    if not isinstance(kind, str) or kind not in _ITEMS:
+        raise APIError(
+            400, f"{where} has the type {encodable(str(kind)[:40])!r}, which is not supported; expected "
+            f"{', '.join(_ITEMS)}", "unsupported_parameter", f"{where}.type",
+        )  # fmt: skip
+    known, harmless = _ITEMS[kind]
+    fields = {name: value for name, value in item.items() if value is not None and name in known}
+    for name, value in item.items():
+        if value is not None and name not in (*known, *harmless, "type", "id", "status"):
+            raise _unknown(where, name)
+    if kind == "reasoning" and item.get("encrypted_content") and not fields.get("content"):
+        raise APIError(
+            400, f"{where} is encrypted reasoning of another server; leave the item out", "unsupported_parameter",
+            f"{where}.encrypted_content",
+        )  # fmt: skip
+    return kind, fields
+
+
+def _reasoning(where: str, fields: Mapping[str, Any]) -> str:
+    """The text of a reasoning item."""
+    name = "content" if fields.get("content") else "summary"
+    parts = _content(f"{where}.{name}", fields.get(name) or [])
+    if isinstance(parts, str):
+        return parts
+    if any(part["type"] != "text" for part in parts):
+        raise APIError(400, f"{where}.{name} must contain only text", "bad_message", f"{where}.{name}")
+    return "\n\n".join(part["text"] for part in parts)
+
+
+def _content(where: str, content: Any) -> str | list[dict[str, Any]]:
+    """The content of a message, or the output of a function, in the form of the chat API and transformers."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise APIError(400, f"{where} must be a string or a list of parts", "bad_message", where)
+    return [_part(f"{where}.{index}", part) for index, part in enumerate(content)]
+
+
+def _part(where: str, part: Any) -> dict[str, Any]:
+    if not isinstance(part, dict):
+        raise APIError(400, f"{where} must be an object with a type", "bad_message", where)
+    kind = part.get("type")
+    given = {name: value for name, value in part.items() if value is not None and name not in _PART}
+    if kind in _TEXTS or kind == "refusal":
+        key = "refusal" if kind == "refusal" else "text"
+        if not isinstance(given.get(key), str):
+            raise APIError(400, f"{where}.{key} must be a string", "bad_message", f"{where}.{key}")
+        if unknown := sorted(given.keys() - {"type", key}):
+            raise _unknown(where, unknown[0])
+        return {"type": "text", "text": given[key]}
+    if kind == "input_image" and "file_id" in given:
+        raise APIError(
+            400, f"{where}.file_id is not supported; send the picture as a data URI in image_url",
+            "unsupported_parameter", f"{where}.file_id",
+        )  # fmt: skip
+    if kind in ("input_image", "image_url"):
+        fields = nested_fields(given, "image_url", IMAGE)
+        return {"type": "image", "image": _url(where, fields, "image_url"), **fields}
+    if kind == "video_url":
+        fields = nested_fields(given, "video_url", VIDEO)
+        return {"type": "video", "video": _url(where, fields, "video_url"), **fields}
+    raise APIError(
+        400, f"{where} has the type {encodable(str(kind)[:40])!r}, which is not supported; expected input_text, "
+        "input_image, output_text or video_url", "unsupported_parameter", f"{where}.type",
+    )  # fmt: skip
+
+
+def _url(where: str, fields: dict[str, Any], key: str) -> str:
+    """Remove and return the data URI or address of a picture or video."""
+    url = fields.pop(key, None)
+    if not isinstance(url, str):
+        raise APIError(400, f"{where}.{key} must be a data URI", "bad_message", f"{where}.{key}")
+    return url
+
+
+# replies
+
+
+class Reply:
+    """Creates the response objects for one request.
+
+    Args:
+        body: The request.
+        stored: Whether the response is stored.
+    """
+
+    def __init__(self, body: ResponseRequest, stored: bool) -> None:
+        self.body, self.stored, self.created = body, stored, int(time.time())
+        self._finished: dict[str, Any] | None = None
+
+    def begun(self, decided: Decided) -> dict[str, Any]:
+        """The response while the answer is generated."""
+        details = {"id": decided.id, "decision": decided.decision.as_dict(), "ignored": self.body.ignored}
+        return self._response(decided.id, decided.decision.mode, "in_progress", [], vlroute=details)
+
+    def failed(self, decided: Decided, error: APIError) -> dict[str, Any]:
+        """The response after an error in a stream."""
+        code = "server_error" if error.status >= 500 else "invalid_prompt"
+        return self.begun(decided) | {
+            "status": "failed", "error": {"code": code, "message": encodable(error.message)}
+        }  # fmt: skip
+
+    def finished(self, answer: Answer) -> dict[str, Any]:
+        """The complete response. Later calls return the same object."""
+        if self._finished is None:
+            complete = answer.finish_reason in ("stop", "tool_calls")
+            reason = "content_filter" if answer.finish_reason == "content_filter" else "max_output_tokens"
+            details = {
+                "id": answer.id, "decision": answer.decision.as_dict(), "timing": asdict(answer.timing),
+                "encoded": answer.usage.encoded, "closed": answer.closed, "ignored": self.body.ignored,
+            }  # fmt: skip
+            self._finished = self._response(
+                answer.id, answer.decision.mode, "completed" if complete else "incomplete", self._output(answer),
+                completed_at=int(time.time()) if complete else None,
+                incomplete_details=None if complete else {"reason": reason}, usage=_usage(answer), vlroute=details,
+            )  # fmt: skip
+        return self._finished
+
+    def reasoning(self, id: str, text: str, status: str = "completed") -> dict[str, Any]:
+        """The item of a reasoning."""
+        item: dict[str, Any] = {
+            "id": f"rs_{id}",
+            "type": "reasoning",
+            "summary": [],
+            "encrypted_content": None,
+            "status": status,
+        }
+        if self.body.summary:
+            return item | {"summary": [{"type": "summary_text", "text": text}]}
+        return item | {"content": [{"type": "reasoning_text", "text": text}]}
+
+    def message(self, id: str, text: str, status: str = "completed") -> dict[str, Any]:
+        """The item of an answer."""
+        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        return {"id": f"msg_{id}", "type": "message", "role": "assistant", "status": status, "content": [part]}
+
+    def _output(self, answer: Answer) -> list[dict[str, Any]]:
+        """The items of an answer. If it is not complete, the last one is not."""
+        complete = answer.finish_reason in ("stop", "tool_calls")
+        items = [self.reasoning(answer.id, answer.thinking)] if answer.thinking else []
+        if answer.text or (complete and not answer.tool_calls):
+            items.append(self.message(answer.id, answer.text))
+        items += [_call_item(f"fc_{answer.id}_{index}", call) for index, call in enumerate(answer.tool_calls)]
+        if items and not complete:
+            items[-1]["status"] = "incomplete"
+        return items
+
+    def _response(self, id: str, mode: Mode, status: str, output: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        body = self.body
+        return {
+            "id": PREFIX + id, "object": "response", "created_at": self.created, "status": status,
+            "background": False, "completed_at": None, "error": None, "incomplete_details": None,
+            "instructions": body.instructions, "max_output_tokens": body.max_output_tokens, "max_tool_calls": None,
+            "model": mode, "output": output, "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "previous_response_id": body.previous_response_id,
+            "reasoning": {"effort": body.reasoning and body.reasoning.effort, "summary": body.summary},
+            "service_tier": "default", "store": self.stored, "temperature": body.temperature,
+            "text": {"format": dict(body.format or {"type": "text"}), "verbosity": "medium"},
+            "tool_choice": body.tool_choice or "auto", "tools": [_tool(tool) for tool in body.tools or ()],
+            "top_logprobs": 0, "top_p": body.top_p, "truncation": "disabled", "usage": None, "user": body.user,
+            "metadata": body.metadata or {}, **more,
+        }  # fmt: skip
+
+
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool in the form of this API; it may have been sent in that of the chat API."""
+    function = tool.get("function") or tool
+    fields = {name: function.get(name) for name in ("name", "description", "parameters")}
+    return {"type": "function", **fields, "strict": False}
+
+
+def _call_item(id: str, call: ToolCall, status: str = "completed") -> dict[str, Any]:
+    return {
+        "id": id, "type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.text,
+        "status": status,
+    }  # fmt: skip
+
+
+def _usage(answer: Answer) -> dict[str, Any] | None:
+    """Token counts, videos under `image_tokens`. None if an endpoint sent no counts."""
+    used = answer.usage
+    if used.prompt_tokens is None:
+        return None
+    return {
+        "input_tokens": used.prompt_tokens,
+        "input_tokens_details": {
+            "cached_tokens": used.cached_tokens, "cache_write_tokens": 0, "image_tokens": used.vision_tokens
+        },
+        "output_tokens": used.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": used.thinking_tokens},
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+    }  # fmt: skip
+
+
+# streams
+
+
+class ResponseEvents:
+    """Converts the events of one stream to those of the Responses API.
+
+    Args:
+        decided: The first event.
+        reply: Creates the response objects.
+    """
+
+    def __init__(self, decided: Decided, reply: Reply) -> None:
+        self.decided, self.reply = decided, reply
+        self._sent = 0
+        self._begun: dict[str, int] = {}  # index of each item by its id
+        self._ended: set[str] = set()
+        self._thinking = ""
+
+    def first(self) -> Iterator[ServerSentEvent]:
+        """The response with the decision."""
+        response = self.reply.begun(self.decided)
+        yield self._event("response.created", response=response)
+        yield self._event("response.in_progress", response=response)
+
+    def of(self, event: Event) -> Iterator[ServerSentEvent]:
+        """The events for a later event."""
+        id = self.decided.id
+        match event:
+            case Decided():  # a second decision: the mode chosen first gives no answer
+                self.decided = event
+                yield self._event("response.in_progress", response=self.reply.begun(event))
+            case ThinkingDelta(text):
+                item = self.reply.reasoning(id, "", "in_progress")
+                if item["id"] not in self._ended:  # what an endpoint sends later is in the last event only
+                    yield from self._begin(item)
+                    self._thinking += text
+                    yield self._delta(item, text)
+            case AnswerDelta(text):
+                yield from self._end_reasoning()
+                item = self.reply.message(id, "", "in_progress")
+                yield from self._begin(item)
+                yield self._delta(item, text)
+            case ToolCalled():  # sent after all text, so that the items are in the order of the reply
+                yield from self._end_reasoning()
+            case Finished(answer):
+                response = self.reply.finished(answer)
+                for item in response["output"]:
+                    yield from self._begin(item)
+                    yield from self._end(item)
+                yield self._event(f"response.{response['status']}", response=response)
+
+    def error(self, error: APIError) -> Iterator[ServerSentEvent]:
+        """The events for an error. OpenAI's clients raise it because of the field `error`."""
+        yield self._event("response.failed", response=self.reply.failed(self.decided, error))
+        details = error.body()["error"]
+        named = {name: details[name] for name in ("code", "message", "param")}
+        yield self._event("error", **named, error=details)
+
+    def last(self) -> Iterator[ServerSentEvent]:
+        """Nothing: the last event ends the stream."""
+        yield from ()
+
+    def _end_reasoning(self) -> Iterator[ServerSentEvent]:
+        """Complete the reasoning, if there is one, because the answer begins."""
+        item = self.reply.reasoning(self.decided.id, self._thinking)
+        if item["id"] in self._begun:
+            yield from self._end(item)
+
+    def _begin(self, item: Mapping[str, Any]) -> Iterator[ServerSentEvent]:
+        if item["id"] in self._begun:
+            return
+        self._begun[item["id"]] = len(self._begun)
+        names = _names(item)
+        empty = {**item, "status": "in_progress", names["field"]: [] if names["part"] else ""}
+        yield self._event("response.output_item.added", output_index=self._begun[item["id"]], item=empty)
+        if names["part"]:
+            part = {**item[names["field"]][0], "text": ""}
+            yield self._event(f"{names['part']}.added", **self._place(item), part=part)
+        elif item["arguments"]:
+            yield self._delta(item, item["arguments"])
+
+    def _delta(self, item: Mapping[str, Any], text: str) -> ServerSentEvent:
+        names = _names(item)
+        return self._event(f"{names['text']}.delta", **self._place(item), delta=text, **_logprobs(item))
+
+    def _end(self, item: Mapping[str, Any]) -> Iterator[ServerSentEvent]:
+        if item["id"] in self._ended:
+            return
+        self._ended.add(item["id"])
+        names = _names(item)
+        place = self._place(item)
+        if names["part"]:
+            part = item[names["field"]][0]
+            yield self._event(f"{names['text']}.done", **place, text=part["text"], **_logprobs(item))
+            yield self._event(f"{names['part']}.done", **place, part=part)
+        else:
+            yield self._event(f"{names['text']}.done", **place, name=item["name"], arguments=item["arguments"])
+        yield self._event("response.output_item.done", output_index=place["output_index"], item=item)
+
+    def _place(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        place = {"item_id": item["id"], "output_index": self._begun[item["id"]]}
+        if item["type"] == "function_call":
+            return place
+        return place | {"summary_index" if item.get("summary") else "content_index": 0}
+
+    def _event(self, kind: str, **fields: Any) -> ServerSentEvent:
+        self._sent += 1
+        return json_event({"type": kind, "sequence_number": self._sent - 1, **fields}, kind)
+
+
+#: For each type of item: the field with its text, and the names of the events for its text and for its only part.
+_EVENTS = {
+    "reasoning": {"field": "content", "text": "response.reasoning_text", "part": "response.content_part"},
+    "summary": {
+        "field": "summary", "text": "response.reasoning_summary_text", "part": "response.reasoning_summary_part"
+    },
+    "message": {"field": "content", "text": "response.output_text", "part": "response.content_part"},
+    "function_call": {"field": "arguments", "text": "response.function_call_arguments", "part": ""},
+}  # fmt: skip
+
+
+def _names(item: Mapping[str, Any]) -> Mapping[str, str]:
+    return _EVENTS["summary" if item.get("summary") else item["type"]]
+
+
+def _logprobs(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The field that events for the text of an answer must have."""
+    return {"logprobs": []} if item["type"] == "message" else {}
+
+
+# endpoints
+
+
+@router.post("/v1/responses", response_model=None, responses=documented(400, 413, 415, 422, 429, 504, *_ERRORS))
+async def create_response(body: ResponseRequest, request: Request, caller: Caller) -> Response:
+    """Answer in OpenAI's Responses API, in the mode that the router decides on, or in the requested mode."""
+    arrived, service = time.perf_counter(), caller.service
+    read = partial(body.options, service.settings, caller.namespace, service.models)
+    options = await service.run_in_thread(read) if body.format is not None else read()
+    if body.store and service.conversations is None:
+        raise _no_store("store")
+    stored = body.store is not False and service.conversations is not None
+    earlier: list[dict[str, Any]] = []
+    if body.previous_response_id is not None:
+        earlier, _ = await _messages(caller.namespace, service, body.previous_response_id, "previous_response_id")
+    asked = [*earlier, *await embed_media(messages_of(body.input), caller.fetcher, service.settings)]
+    system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
+    prepare = preparer([*system, *asked], service.settings, service.sampling, body.offered_tools)
+    reply = Reply(body, stored)
+
+    def keep(answer: Answer) -> None:
+        assert service.conversations is not None
+        messages, response = [*asked, answer.message], json.dumps(reply.finished(answer))
+        service.conversations.add(caller.namespace, answer.id, messages, len(earlier), response)
+
+    kept = keep if stored else None
+    if body.stream:
+        events, decided = await begin(service.stream(prepare, options, arrived, kept))
+        headers = decision_headers(decided.id, decided.decision)
+        return EventStream(events, ResponseEvents(decided, reply), service.metrics.refused, headers)
+    answer = await until_disconnect(service.answer(prepare, options, arrived, kept), request)
+    return _json(json.dumps(reply.finished(answer)), decision_headers(answer.id, answer.decision))
+
+
+@router.get("/v1/responses/{id}", response_model=None, responses=documented(400, *_ERRORS))
+async def get_response(id: str, request: Request, caller: Caller) -> Response:
+    """A stored response."""
+    if request.query_params.get("stream", "false").lower() not in ("false", "0", "") or (
+        "starting_after" in request.query_params
+    ):
+        raise APIError(400, "a stored response is not streamed; leave out stream", "unsupported_parameter", "stream")
+    conversations, digits = _conversations(caller.service, id)
+    body = await asyncio.to_thread(conversations.body, caller.namespace, digits)
+    if body is None:
+        raise _not_found()
+    return _json(body)
+
+
+@router.delete("/v1/responses/{id}", responses=documented(400, *_ERRORS))
+async def delete_response(id: str, caller: Caller) -> dict[str, Any]:
+    """Delete a stored response. Responses that continue it keep their messages."""
+    conversations, digits = _conversations(caller.service, id)
+    if not await asyncio.to_thread(conversations.delete, caller.namespace, digits):
+        raise _not_found()
+    return {"id": id, "object": "response", "deleted": True}
+
+
+async def _messages(
+    owner: str, service: Service, id: str, param: str | None = None
+) -> tuple[list[dict[str, Any]], int]:
+    """The conversation that a response ends, and the number of its messages before the request."""
+    conversations, digits = _conversations(service, id, param)
+    found = await asyncio.to_thread(conversations.messages, owner, digits)
+    if found is None:
+        raise _not_found(param)
+    return found
+
+
+def _conversations(service: Service, id: str, param: str | None = None) -> tuple[Conversations, str]:
+    """The stored conversations, and the id of an answer. APIError without a store, or if the id cannot exist."""
+    if service.conversations is None:
+        raise _no_store(param)
+    found = _ID.fullmatch(id)
+    if found is None:
+        raise _not_found(param)
+    return service.conversations, found[1]
+
+
+def _no_store(param: str | None) -> APIError:
+    return APIError(400, "this server stores no responses; start it with --store FILE", "no_store", param)
+
+
+def _not_found(param: str | None = None) -> APIError:
+    message = "no response with this id is stored here; it may be deleted or expired"
+    return APIError(404, message, "response_not_found", param)
+
+
+def _json(text: str, headers: dict[str, str] | None = None) -> Response:
+    return Response(text, headers=headers, media_type="application/json")
