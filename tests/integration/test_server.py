@@ -285,7 +285,9 @@ def test_videos(client: openai.OpenAI) -> None:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["auto", "instruct", "thinking"]
+    assert [model.id for model in client.models.list()] == [
+        "auto", "instruct", "thinking", "pocket-instruct", "pocket-thinking",
+    ]  # fmt: skip
     assert client.models.retrieve("auto").owned_by == "vlroute"
     refused(openai.NotFoundError, lambda: client.models.retrieve("gpt-4"))
     assert ask(client, model="Qwen/Qwen3-VL-2B-Instruct").model == "instruct"  # a checkpoint

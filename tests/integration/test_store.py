@@ -67,7 +67,10 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def drop_tables(url: str) -> None:
     engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
-        connection.execute(sa.text("DROP TABLE IF EXISTS labels, shadows, feedback, answers, vlroute_schema"))
+        tables = "responses, conversation_media_uses, conversation_media, conversation_messages"
+        connection.execute(
+            sa.text(f"DROP TABLE IF EXISTS {tables}, labels, shadows, feedback, answers, vlroute_schema")
+        )
     engine.dispose()
 
 

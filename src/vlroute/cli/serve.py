@@ -42,6 +42,10 @@ AllowHost = Annotated[
     list[str] | None,
     typer.Option(help="A host (host or host:port) from which pictures may be fetched; may be repeated. Default: none."),
 ]
+RetentionDays = Annotated[
+    float,
+    typer.Option(min=0.001, max=36_500, help="Days for which the store keeps responses for previous_response_id."),
+]
 NoPage = Annotated[bool, typer.Option("--no-page", help="Serve without the web page.")]
 
 
@@ -63,6 +67,7 @@ def serve(
     max_waiting: Waiting = 64,
     deadline: Deadline = 600.0,
     max_tokens: MaxTokens = 32_768,
+    retention_days: RetentionDays = 30.0,
     allow_host: AllowHost = None,
     device: Device = None,
     memory: Memory = None,
@@ -85,6 +90,7 @@ def serve(
         max_waiting=max_waiting,
         deadline=deadline,
         max_tokens=max_tokens,
+        retention_days=retention_days,
     )
     _run(
         settings, "none" if no_page else "wanted", model=model, router=router, policy=policy_of(policy, stages),
@@ -209,6 +215,7 @@ def cluster(
     max_waiting: Waiting = 64,
     deadline: Deadline = 600.0,
     max_tokens: MaxTokens = 32_768,
+    retention_days: RetentionDays = 30.0,
     allow_host: AllowHost = None,
     device: Device = None,
 ) -> None:
@@ -224,8 +231,9 @@ def cluster(
     from vlroute.serving.settings import ClusterSettings
 
     server = _server_settings(
-        allow_host, host=host, port=port, max_waiting=max_waiting, deadline=deadline, max_tokens=max_tokens
-    )
+        allow_host, host=host, port=port, max_waiting=max_waiting, deadline=deadline, max_tokens=max_tokens,
+        retention_days=retention_days,
+    )  # fmt: skip
     settings = ClusterSettings(
         model=_absolute_model(model), router=str(router) if router else None, policy=policy,
         store=_absolute_store(store), device=device, replicas=replicas, most_replicas=most_replicas,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -47,9 +48,11 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.begin()
+        cleaning = asyncio.create_task(service.remove_expired())
         try:
             yield
         finally:
+            cleaning.cancel()
             await service.drain(GRACE_SECONDS)
             await fetcher.close()
 

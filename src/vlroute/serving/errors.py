@@ -193,6 +193,8 @@ def _invalid(error: RequestValidationError) -> APIError:
 
 def _path(error: dict[str, Any], body: Any) -> tuple[str, ...]:
     """Location of an error in `body`, without pydantic's names for the alternatives of a union."""
+    if error["loc"][0] != "body":  # a part of the address
+        return tuple(map(str, error["loc"][1:]))
     path = []
     for step in error["loc"][1:]:
         if step in body if isinstance(body, dict) else isinstance(body, list) and isinstance(step, int):

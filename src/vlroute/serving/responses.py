@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import re
 import time
@@ -11,8 +13,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
+from PIL import Image
 from pydantic import Field, StrictBool
 from sse_starlette import ServerSentEvent
 
@@ -367,6 +370,55 @@ def _url(where: str, fields: dict[str, Any], key: str) -> str:
     return url
 
 
+def items_of(messages: Sequence[Mapping[str, Any]], id: str) -> list[dict[str, Any]]:
+    """The inverse of `messages_of`.
+
+    Args:
+        messages: Messages with media as bytes.
+        id: Beginning of the ids of the items.
+
+    Returns:
+        The items.
+    """
+    items: list[dict[str, Any]] = []
+    for message in messages:
+        role, parts, given = message["role"], message["content"], []
+        if isinstance(parts, str):
+            parts = [{"type": "text", "text": parts}] if parts else []
+        if role == "assistant":
+            if message.get("reasoning_content"):
+                said = {"type": "reasoning_text", "text": message["reasoning_content"]}
+                given.append({"type": "reasoning", "summary": [], "content": [said]})
+            if parts:
+                texts = [{"type": "output_text", "text": part["text"], "annotations": []} for part in parts]
+                given.append({"type": "message", "role": role, "content": texts})
+            for call in message.get("tool_calls", ()):
+                function = {"call_id": call["id"], **call["function"]}
+                given.append({"type": "function_call", **function})
+        elif role == "tool":
+            output = message["content"] if isinstance(message["content"], str) else [_input_part(one) for one in parts]
+            given.append({"type": "function_call_output", "call_id": message["tool_call_id"], "output": output})
+        else:
+            given.append({"type": "message", "role": role, "content": [_input_part(one) for one in parts]})
+        for item in given:
+            items.append({"id": f"item_{id}_{len(items)}", "status": "completed", **item})
+    return items
+
+
+def _input_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_part`."""
+    kind = part["type"]
+    if kind == "text":
+        return {"type": "input_text", "text": part["text"]}
+    data = part[kind]
+    mime = Image.open(io.BytesIO(data)).get_format_mimetype() if kind == "image" else "video/mp4"
+    url = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+    options = {name: value for name, value in part.items() if name not in ("type", kind)}
+    if kind == "image":
+        return {"type": "input_image", "image_url": url, "detail": "auto", **options}
+    return {"type": "video_url", "video_url": url, **options}
+
+
 # replies
 
 
@@ -671,6 +723,28 @@ async def delete_response(id: str, caller: Caller) -> dict[str, Any]:
     if not await asyncio.to_thread(conversations.delete, caller.namespace, digits):
         raise _not_found()
     return {"id": id, "object": "response", "deleted": True}
+
+
+@router.get("/v1/responses/{id}/input_items", responses=documented(400, 422, *_ERRORS))
+async def list_input_items(
+    id: str,
+    caller: Caller,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: Annotated[str | None, Query(max_length=200)] = None,
+) -> dict[str, Any]:
+    """The input items of a stored response, without those of the responses before it."""
+    messages, begin = await _messages(caller.namespace, caller.service, id)
+    items = await asyncio.to_thread(items_of, messages[begin:-1], id.removeprefix(PREFIX))
+    items = items if order == "asc" else items[::-1]
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise APIError(404, "after is not the id of an input item of this response", "item_not_found", "after")
+        items = items[ids.index(after) + 1 :]
+    page = items[:limit]
+    ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
+    return {"object": "list", "data": page, "has_more": len(items) > limit, **ends}
 
 
 async def _messages(

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from vlroute.conversations import Conversations
 from vlroute.decision.selector import ModeSelector
-from vlroute.errors import ArtifactError, CheckpointError, ModeUnavailableError, VLRouteError
+from vlroute.errors import ArtifactError, CheckpointError, ModeUnavailableError, StoreError, VLRouteError
 from vlroute.inputs.media import FrameSampling, Limits
 from vlroute.inputs.messages import Conversation
 from vlroute.lazy_model import PREPARING_THREADS
@@ -37,6 +37,7 @@ log = logging.getLogger("vlroute")
 State = Literal["loading", "ready", "failed", "shutting down"]
 #: Time for unfinished answers after the server was told to stop.
 GRACE_SECONDS = 20.0
+CLEANING_SECONDS = 600.0  # between two deletions of expired responses
 RETRY_SECONDS = 1.0  # until the next attempt to load
 SMOOTHING = 0.1  # weight of the latest answer in the mean seconds from which Retry-After is computed
 T = TypeVar("T")
@@ -243,6 +244,16 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         finally:
             self._release(cancel)
+
+    async def remove_expired(self) -> None:
+        """Delete expired responses now and then, until cancelled."""
+        while self.conversations is not None:
+            try:
+                removed = await asyncio.to_thread(self.conversations.remove_expired)
+                log.debug("%d expired responses were deleted", removed)
+            except StoreError as error:
+                log.error("expired responses could not be deleted: %s", error)
+            await asyncio.sleep(CLEANING_SECONDS)
 
     async def drain(self, seconds: float) -> None:
         """Admit no more requests, give the admitted ones `seconds` to finish, cancel the rest, and close the router."""

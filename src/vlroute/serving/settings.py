@@ -13,6 +13,7 @@ from vlroute.inputs.media import Limits
 from vlroute.types import Preset
 
 MiB = 2**20
+MAX_DAYS = 36_500
 #: Maximum number of reasoning tokens for each `reasoning_effort` of OpenAI; None: as many as the answer may have.
 EFFORTS: dict[str, int | None] = {"minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None, "max": None}
 
@@ -72,6 +73,8 @@ class ServerSettings:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.max_waiting < 0:
             raise ValueError(f"max_waiting must be 0 or more, not {self.max_waiting}")
+        if self.retention_days > MAX_DAYS:
+            raise ValueError(f"retention_days must be at most {MAX_DAYS}, not {self.retention_days}")
         if self.limits.local_files:
             raise ValueError("limits.local_files must be False: a server must not read files that a request names")
         if any(len(key) < 16 for key in self.api_keys):

@@ -1,0 +1,189 @@
+"""Stored conversations: what is shared, deleted, expired and kept, by several threads and databases."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.integration.test_store import postgres, where  # noqa: F401 - fixtures
+from tests.stored import answer, asked
+from vlroute.conversations import RESPONSES, TABLES, Conversations
+from vlroute.store import Store
+from vlroute.types import new_id
+
+PICTURE, OTHER = b"PICTURE" * 1000, b"ANOTHER" * 1000
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def store(where: str) -> Iterator[Store]:  # noqa: F811
+    with Store(where) as one:
+        yield one
+
+
+def user(text: str, *pictures: bytes, **options: Any) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"type": "image", "image": picture, **options} for picture in pictures]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def said(text: str) -> dict[str, Any]:
+    call = {"id": "1", "type": "function", "function": {"name": "tap", "arguments": '{"button":  "é"}'}}
+    return {"role": "assistant", "content": text, "reasoning_content": "so \0 \ud800", "tool_calls": [call]}
+
+
+def added(
+    conversations: Conversations, messages: list[dict[str, Any]], owner: str = "me", inputs: int = 0, body: str = "{}"
+) -> str:
+    id = new_id()
+    conversations.add(owner, id, messages, inputs, body)
+    return id
+
+
+def rows(store: Store) -> dict[str, int]:
+    with store.transaction("read") as connection:
+        return {
+            name: connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+            for name, table in TABLES.tables.items()
+        }
+
+
+def empty(store: Store) -> bool:
+    return not any(rows(store).values())
+
+
+def test_a_conversation_comes_back_as_it_was(store: Store) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        user("What?", PICTURE, OTHER, detail="low"),
+        said("一"),
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "image", "image": PICTURE}]},
+        said(""),
+    ]
+    body = '{"id": "x", "text": "\\u0000\\ud800"}'
+    one = added(Conversations(store, DAY), messages, inputs=2, body=body)
+    again = Conversations(store, DAY)
+    assert again.messages("me", one) == (messages, 2)
+    assert again.body("me", one) == body
+    assert rows(store) == {
+        "conversation_messages": 5, "conversation_media": 2, "conversation_media_uses": 3, "responses": 1,
+    }  # fmt: skip
+
+
+def test_a_data_uri_is_stored_as_bytes(store: Store) -> None:
+    conversations = Conversations(store, DAY)
+    uri = user("a")
+    uri["content"].insert(0, {"type": "image", "image": "data:image/png;base64,UElDVFVSRQ=="})
+    assert conversations.messages("me", added(conversations, [uri, said("b")])) == (
+        [user("a", b"PICTURE"), said("b")], 0,
+    )  # fmt: skip
+
+
+def test_what_is_shared_is_stored_once_and_deleted_last(store: Store) -> None:
+    conversations = Conversations(store, DAY)
+    chain = [user("1", PICTURE), said("a"), user("2", PICTURE), said("b"), user("3"), said("c")]
+    first, second, third = (added(conversations, chain[:length]) for length in (2, 4, 6))
+    branch = added(conversations, [*chain[:2], user("other", OTHER), said("d")])
+    assert rows(store) == {
+        "conversation_messages": 8, "conversation_media": 2, "conversation_media_uses": 3, "responses": 4,
+    }  # fmt: skip
+    assert conversations.delete("me", second)
+    assert conversations.messages("me", second) is None
+    assert conversations.messages("me", third) == (chain, 0)
+    assert conversations.delete("me", third)
+    assert rows(store)["conversation_messages"] == 4
+    assert conversations.messages("me", first) == (chain[:2], 0)
+    assert conversations.delete("me", branch)
+    assert rows(store)["conversation_media"] == 1
+    assert conversations.delete("me", first)
+    assert not conversations.delete("me", first)
+    assert empty(store)
+
+
+def test_owners_share_nothing(store: Store) -> None:
+    conversations = Conversations(store, DAY)
+    mine, theirs = (added(conversations, [user("1", PICTURE), said("a")], owner) for owner in ("me", "other"))
+    assert rows(store)["conversation_media"] == 2
+    for id, owner in ((mine, "other"), (theirs, "me"), (mine, ""), (new_id(), "me")):
+        assert conversations.body(owner, id) is None
+        assert conversations.messages(owner, id) is None
+        assert not conversations.delete(owner, id)
+    assert conversations.delete("me", mine)
+    assert conversations.messages("other", theirs) == ([user("1", PICTURE), said("a")], 0)
+
+
+def test_expired_responses_are_gone_at_once_and_removed_later(store: Store) -> None:
+    brief, long = Conversations(store, DAY / 2), Conversations(store, DAY)
+    old = [added(brief, [user(f"{i}", PICTURE), said("a")]) for i in range(210)]
+    with store.transaction("written") as connection:
+        connection.execute(sa.update(RESPONSES).values(created=time.time() - 0.6 * DAY.total_seconds()))
+    new = added(brief, [user("0", PICTURE), said("a"), user("more"), said("b")])
+    assert brief.body("me", old[0]) is None
+    assert brief.messages("me", old[0]) is None
+    assert not brief.delete("me", old[0])
+    assert long.body("me", old[0]) == "{}"
+    assert brief.remove_expired() == 210
+    assert long.body("me", old[0]) is None
+    assert len(long.messages("me", new)[0]) == 4  # type: ignore[index] - it shares messages with an expired one
+    assert rows(store)["conversation_messages"] == 4
+    assert rows(store)["conversation_media"] == 1
+    assert long.remove_expired() == 0
+
+
+def test_many_threads_continue_and_delete(store: Store) -> None:
+    conversations = Conversations(store, DAY)
+    begin = [user("1", PICTURE), said("a")]
+    first = added(conversations, begin)
+
+    def work(number: int) -> None:
+        for turn in range(5):
+            messages = [*begin, user(f"{turn}", PICTURE), said("b")]  # the same in all threads
+            id = added(conversations, messages, inputs=2)
+            assert conversations.messages("me", id) == (messages, 2)
+            if number % 2:
+                assert conversations.delete("me", id)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))
+    assert rows(store) == {
+        "conversation_messages": 2 + 10, "conversation_media": 1, "conversation_media_uses": 1 + 5, "responses": 21,
+    }  # fmt: skip
+    assert conversations.messages("me", first) == (begin, 0)
+
+
+def test_a_response_is_stored_as_a_whole_or_not_at_all(store: Store) -> None:
+    conversations = Conversations(store, DAY)
+    id = added(conversations, [user("1"), said("a")])
+    with pytest.raises(Exception, match="could not be written"):
+        conversations.add("me", id, [user("2", PICTURE), said("b")], 0, "{}")
+    assert rows(store)["conversation_messages"] == 2
+    assert rows(store)["conversation_media"] == 0
+
+
+def test_a_store_of_an_earlier_version_gains_the_tables(store: Store) -> None:
+    store.feedback(store.record(answer(), asked()), correct=True)
+    with store.transaction("read") as connection:
+        assert not sa.inspect(connection).has_table("responses")
+    conversations = Conversations(store, DAY)
+    assert conversations.body("me", added(conversations, [user("1"), said("a")])) == "{}"
+    assert store.count() == (1, 1)
+
+
+def test_deleted_pictures_are_overwritten(tmp_path: Path) -> None:
+    file = tmp_path / "store.db"
+    with Store(file) as store:
+        conversations = Conversations(store, DAY)
+        id = added(conversations, [user("SECRET QUESTION", PICTURE), said("a")])
+        conversations.delete("me", id)
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = b"".join(one.read_bytes() for one in tmp_path.glob("store.db*"))
+    assert b"SECRET QUESTION" not in content
+    assert b"PICTURE" not in content
