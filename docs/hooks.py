@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,8 @@ def _operations() -> str:
     return "\n".join(["| method | path | meaning | statuses |", "|---|---|---|---|", *rows])
 
 
-def _fields(kind: Callable[[dict[str, Any]], bool]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, field in _openapi()["components"]["schemas"]["ChatRequest"]["properties"].items():
+def _fields(schema: str, kind: Callable[[dict[str, Any]], bool]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, field in _openapi()["components"]["schemas"][schema]["properties"].items():
         if kind(field):
             yield name, field
 
@@ -152,24 +152,24 @@ def _is_ignored(field: dict[str, Any]) -> bool:
     return not {"anyOf", "type", "enum", "$ref"} & field.keys()
 
 
-def _request_fields() -> str:
+def _request_fields(schema: str) -> str:
     rows = [
         f"| `{name}` | {_type(field)} | {field.get('description', '')} |"
-        for name, field in _fields(lambda field: "enum" not in field and not _is_ignored(field))
+        for name, field in _fields(schema, lambda field: "enum" not in field and not _is_ignored(field))
     ]
     return "\n".join(["| field | type | meaning |", "|---|---|---|", *rows])
 
 
-def _fixed_fields() -> str:
+def _fixed_fields(schema: str) -> str:
     rows = [
         f"| `{name}` | {', '.join(f'`{json.dumps(value)}`' for value in field['enum'] if value is not None)} |"
-        for name, field in _fields(lambda field: "enum" in field)
+        for name, field in _fields(schema, lambda field: "enum" in field)
     ]
     return "\n".join(["| field | accepted values, besides null |", "|---|---|", *rows])
 
 
-def _ignored_fields() -> str:
-    return ", ".join(f"`{name}`" for name, _ in _fields(_is_ignored))
+def _ignored_fields(schema: str) -> str:
+    return ", ".join(f"`{name}`" for name, _ in _fields(schema, _is_ignored))
 
 
 def _type(field: dict[str, Any]) -> str:
@@ -190,11 +190,14 @@ def _type(field: dict[str, Any]) -> str:
 
 GENERATED: dict[str, Callable[[], str]] = {
     "commands": _commands,
-    "fixed-fields": _fixed_fields,
+    "fixed-fields": partial(_fixed_fields, "ChatRequest"),
     "generation-settings": _generation_settings,
     "families": _families,
     "endpoint-families": _endpoint_families,
-    "ignored-fields": _ignored_fields,
+    "ignored-fields": partial(_ignored_fields, "ChatRequest"),
     "operations": _operations,
-    "request-fields": _request_fields,
+    "request-fields": partial(_request_fields, "ChatRequest"),
+    "response-fields": partial(_request_fields, "ResponseRequest"),
+    "response-fixed-fields": partial(_fixed_fields, "ResponseRequest"),
+    "response-ignored-fields": partial(_ignored_fields, "ResponseRequest"),
 }

@@ -186,8 +186,8 @@ def check(example: Example, output: Output, answers: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with served() as server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(store=tmp_path_factory.mktemp("store") / "answers.db") as server:
         yield server.url
 
 
