@@ -25,7 +25,7 @@ from training.bench.servers import free_port
 
 from tests.conftest import lacking, media, task
 from tests.integration.test_store import drop_tables, postgres  # noqa: F401 - a fixture
-from tests.serving import KEY, until, user
+from tests.serving import KEY, data_uri, until, user
 from vlroute import Router
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.engine.cache.prefix import BLOCK
@@ -126,6 +126,24 @@ def talk(http: httpx.Client, about: Task) -> list[dict[str, Any]]:
         said.append({"role": "assistant", "content": answers[-1]["choices"][0]["message"]["content"]})
         said.append({"role": "user", "content": question})
     return answers
+
+
+def test_a_stored_response_is_continued(cluster: Cluster) -> None:
+    """The second turn goes to the replica with the caches of the first one."""
+    about = drawn(3)
+    parts = [{"type": "input_image", "image_url": data_uri(frame)} for frame in about.frames]
+    first: dict[str, Any] = {"role": "user", "content": [*parts, {"type": "input_text", "text": about.prompt}]}
+    with cluster.http() as http:
+        answer = http.post("/v1/responses", json={"input": [first], **EXACT}).json()
+        more = {"input": QUESTIONS[0], "previous_response_id": answer["id"], "model": answer["model"], **EXACT}
+        lines = http.post("/v1/responses", json={**more, "stream": True}).text.splitlines()
+        last = json.loads([line for line in lines if line.startswith("data: ")][-1].removeprefix("data: "))
+        assert last["type"] == "response.completed"
+        assert last["response"]["usage"]["input_tokens_details"]["cached_tokens"] > 0
+        assert last["response"]["vlroute"]["encoded"] == 0
+        assert http.get(f"/v1/responses/{last['response']['id']}").json() == last["response"]
+        assert http.delete(f"/v1/responses/{answer['id']}").json()["deleted"]
+        assert "pocket-thinking" in [model["id"] for model in http.get("/v1/models").json()["data"]]
 
 
 def talk_here(router: Router, about: Task) -> list[tuple[str, str, str]]:

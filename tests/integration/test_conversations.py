@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from tests.integration.test_store import postgres, where  # noqa: F401 - fixtures
 from tests.stored import answer, asked
 from vlroute.conversations import RESPONSES, TABLES, Conversations
+from vlroute.errors import StoreError
 from vlroute.store import Store
 from vlroute.types import new_id
 
@@ -119,9 +121,10 @@ def test_owners_share_nothing(store: Store) -> None:
     assert conversations.messages("other", theirs) == ([user("1", PICTURE), said("a")], 0)
 
 
-def test_expired_responses_are_gone_at_once_and_removed_later(store: Store) -> None:
+def test_expired_responses_are_gone_at_once_and_removed_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlroute.conversations.BATCH", 10)
     brief, long = Conversations(store, DAY / 2), Conversations(store, DAY)
-    old = [added(brief, [user(f"{i}", PICTURE), said("a")]) for i in range(210)]
+    old = [added(brief, [user(f"{i}", PICTURE), said("a")]) for i in range(25)]
     with store.transaction("written") as connection:
         connection.execute(sa.update(RESPONSES).values(created=time.time() - 0.6 * DAY.total_seconds()))
     new = added(brief, [user("0", PICTURE), said("a"), user("more"), said("b")])
@@ -129,7 +132,7 @@ def test_expired_responses_are_gone_at_once_and_removed_later(store: Store) -> N
     assert brief.messages("me", old[0]) is None
     assert not brief.delete("me", old[0])
     assert long.body("me", old[0]) == "{}"
-    assert brief.remove_expired() == 210
+    assert brief.remove_expired() == 25
     assert long.body("me", old[0]) is None
     assert len(long.messages("me", new)[0]) == 4  # type: ignore[index] - it shares messages with an expired one
     assert rows(store)["conversation_messages"] == 4
@@ -174,6 +177,28 @@ def test_a_store_of_an_earlier_version_gains_the_tables(store: Store) -> None:
     conversations = Conversations(store, DAY)
     assert conversations.body("me", added(conversations, [user("1"), said("a")])) == "{}"
     assert store.count() == (1, 1)
+
+
+def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs rights")
+    try:
+        with Store(tmp_path / "store.db") as store:
+            conversations, ids = Conversations(store, DAY), list[str]()
+
+            def fill() -> None:
+                for number in range(250):
+                    ids.append(added(conversations, [user(f"{number}", PICTURE + bytes([number])), said("a")]))
+
+            with pytest.raises(StoreError, match=r"store\.db could not be written: .*free some space"):
+                fill()
+            assert len(ids) > 3
+            for id in ids:
+                assert len(conversations.messages("me", id)[0]) == 2  # type: ignore[index]
+            assert rows(store)["responses"] == len(ids)
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 def test_deleted_pictures_are_overwritten(tmp_path: Path) -> None:
