@@ -112,16 +112,17 @@ async def completions() -> None:
 @router.get("/v1/models", responses=documented(401, 421))
 async def models(caller: Caller) -> dict[str, Any]:
     """List `auto`, the two modes, and the models that are served."""
-    return {"object": "list", "data": [_model(name) for name in ("auto", *MODES, *caller.service.models)]}
+    return {"object": "list", "data": [_model(name) for name in _names(caller.service)]}
 
 
 @router.get("/v1/models/{name:path}", responses=documented(401, 404, 421))
 async def model(name: str, caller: Caller) -> dict[str, Any]:
     """Describe one model."""
-    for known in ("auto", *MODES, *caller.service.models):
+    names = _names(caller.service)
+    for known in names:
         if name.lower() == known.lower():
             return _model(known)
-    raise APIError(404, "no such model here; /v1/models lists all", "model_not_found")
+    raise APIError(404, f"no such model here; expected {', '.join(map(repr, names))}", "model_not_found")
 
 
 @router.head("/health", include_in_schema=False)
@@ -151,6 +152,10 @@ async def ready(request: Request) -> Response:
 async def metrics(caller: Caller) -> Response:
     """Metrics in Prometheus' text format."""
     return Response(caller.service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _names(service: Service) -> tuple[str, ...]:
+    return ("auto", *MODES, *service.models)
 
 
 def _model(name: str) -> dict[str, Any]:
