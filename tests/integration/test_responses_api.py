@@ -402,6 +402,7 @@ def test_structured_output(client: openai.OpenAI) -> None:
             "text.format.schema",
         ),
         ({"type": "json_schema", "schema": {}}, "text.format.name", "text.format.name"),
+        ({"type": "json_schema", "name": "a"}, "text.format.schema", "text.format.schema"),
         ({"type": "grammar"}, "text.format.type", "json_schema"),
     ):
         assert said in refused(lambda form=form: create(model="auto", input="Hi", text={"format": form}), 400,

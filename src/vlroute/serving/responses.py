@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from PIL import Image
 from pydantic import Field, StrictBool
 from sse_starlette import ServerSentEvent
 
 from vlroute.conversations import Conversations
-from vlroute.inputs.messages import IMAGE, VIDEO, nested_fields
 from vlroute.inputs.tools import Tools, checked_tools
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import APIError, documented, encodable
 from vlroute.serving.fetch import embed_media, preparer
 from vlroute.serving.replies import begin, decision_headers, until_disconnect
+from vlroute.serving.response_items import items_of, messages_of, unknown_field
 from vlroute.serving.schemas import (
     NO_NAMES,
     Count,
@@ -197,18 +194,20 @@ class ResponseRequest(Fields):
         kind = fields.pop("type", None)
         if kind == "json_schema":
             if unknown := sorted(set(fields) - {"name", "description", "schema", "strict"}):
-                raise _unknown("text.format", unknown[0])
-            name, strict = fields.get("name"), fields.get("strict")
+                raise unknown_field("text.format", unknown[0])
+            name, strict, schema = fields.get("name"), fields.get("strict"), fields.get("schema")
             if not isinstance(name, str) or not name:
                 raise APIError(400, "text.format.name must be a string", "invalid_format", "text.format.name")
             if not isinstance(strict, bool | None):
                 raise APIError(400, "text.format.strict must be true or false", "invalid_format", "text.format.strict")
-            checked = read_form(
-                "text.format.schema", fields.get("schema", {}), partial(json_schema, title=name, strict=strict)
-            )
+            if not isinstance(schema, dict):
+                raise APIError(
+                    400, "text.format.schema must be a JSON schema: an object", "invalid_format", "text.format.schema"
+                )
+            checked = read_form("text.format.schema", schema, partial(json_schema, title=name, strict=strict))
         elif kind in ("text", "json_object"):
             if fields:
-                raise _unknown("text.format", min(fields))
+                raise unknown_field("text.format", min(fields))
             checked = read_form("text.format", {"type": kind}, read_format)
         else:
             raise APIError(
@@ -220,203 +219,6 @@ class ResponseRequest(Fields):
                 "contradiction", "text.format",
             )  # fmt: skip
         return checked
-
-
-def _unknown(where: str, name: str) -> APIError:
-    field = f"{where}.{encodable(str(name)[:80])}"
-    return APIError(400, f"{where} has an unknown field: {field}", "unknown_parameter", field)
-
-
-# input items
-
-#: The fields of each type of input item; those in the second tuple have no effect.
-_ITEMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "message": (("role", "content"), ("phase",)),
-    "reasoning": (("summary", "content"), ("encrypted_content",)),
-    "function_call": (("call_id", "name", "arguments"), ("parsed_arguments",)),
-    "function_call_output": (("call_id", "output"), ("name",)),
-}
-#: Fields of parts that have no effect.
-_PART = ("annotations", "logprobs", "parsed", "prompt_cache_breakpoint")
-_TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
-
-
-def messages_of(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Convert the input of a response to messages in the form of the chat API.
-
-    Reasoning, a message of the assistant and function calls in a row are one message.
-
-    Args:
-        given: The field `input`.
-
-    Returns:
-        The messages, with pictures and videos in the form of transformers.
-
-    Raises:
-        APIError: 400 for an item or field that is unknown or not supported.
-        MessageError: A part has a field that is unknown.
-    """
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
-    messages: list[dict[str, Any]] = []
-    answer: dict[str, Any] = {}  # the fields so far of a message of the assistant
-    for index, item in enumerate(given):
-        where = f"input.{index}"
-        kind, fields = _item(where, item)
-        said = kind == "message" and fields.get("role") == "assistant"
-        begins = kind == "reasoning" or (said and ("content" in answer or "tool_calls" in answer))
-        if answer and (begins or not (said or kind == "function_call")):
-            messages.append({"role": "assistant", "content": "", **answer})
-            answer = {}
-        if kind == "reasoning":
-            answer["reasoning_content"] = _reasoning(where, fields)
-        elif kind == "function_call":
-            function = {"name": fields.get("name"), "arguments": fields.get("arguments", "")}
-            call = {"id": fields.get("call_id", ""), "type": "function", "function": function}
-            answer["tool_calls"] = [*answer.get("tool_calls", ()), call]
-        elif said:
-            answer["content"] = _content(f"{where}.content", fields.get("content"))
-        elif kind == "message":
-            content = _content(f"{where}.content", fields.get("content"))
-            messages.append({"role": fields.get("role"), "content": content})
-        else:
-            output = _content(f"{where}.output", fields.get("output"))
-            messages.append({"role": "tool", "tool_call_id": fields.get("call_id", ""), "content": output})
-    if answer:
-        messages.append({"role": "assistant", "content": "", **answer})
-    return messages
-
-
-def _item(where: str, item: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Type and fields of an input item. APIError for one that is not supported."""
-    kind = item.get("type") or ("message" if "role" in item else "item_reference")
-    if kind == "item_reference":
-        raise APIError(
-            400, f"{where} refers to another item, which is not supported; send the item itself, or "
-            "previous_response_id", "unsupported_parameter", where,
-        )  # fmt: skip
-    if not isinstance(kind, str) or kind not in _ITEMS:
-        raise APIError(
-            400, f"{where} has the type {encodable(str(kind)[:40])!r}, which is not supported; expected "
-            f"{', '.join(_ITEMS)}", "unsupported_parameter", f"{where}.type",
-        )  # fmt: skip
-    known, harmless = _ITEMS[kind]
-    fields = {name: value for name, value in item.items() if value is not None and name in known}
-    for name, value in item.items():
-        if value is not None and name not in (*known, *harmless, "type", "id", "status"):
-            raise _unknown(where, name)
-    if kind == "reasoning" and item.get("encrypted_content") and not fields.get("content"):
-        raise APIError(
-            400, f"{where} is encrypted reasoning of another server; leave the item out", "unsupported_parameter",
-            f"{where}.encrypted_content",
-        )  # fmt: skip
-    return kind, fields
-
-
-def _reasoning(where: str, fields: Mapping[str, Any]) -> str:
-    """The text of a reasoning item."""
-    name = "content" if fields.get("content") else "summary"
-    parts = _content(f"{where}.{name}", fields.get(name) or [])
-    if isinstance(parts, str):
-        return parts
-    if any(part["type"] != "text" for part in parts):
-        raise APIError(400, f"{where}.{name} must contain only text", "bad_message", f"{where}.{name}")
-    return "\n\n".join(part["text"] for part in parts)
-
-
-def _content(where: str, content: Any) -> str | list[dict[str, Any]]:
-    """The content of a message, or the output of a function, in the form of the chat API and transformers."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise APIError(400, f"{where} must be a string or a list of parts", "bad_message", where)
-    return [_part(f"{where}.{index}", part) for index, part in enumerate(content)]
-
-
-def _part(where: str, part: Any) -> dict[str, Any]:
-    if not isinstance(part, dict):
-        raise APIError(400, f"{where} must be an object with a type", "bad_message", where)
-    kind = part.get("type")
-    given = {name: value for name, value in part.items() if value is not None and name not in _PART}
-    if kind in _TEXTS or kind == "refusal":
-        key = "refusal" if kind == "refusal" else "text"
-        if not isinstance(given.get(key), str):
-            raise APIError(400, f"{where}.{key} must be a string", "bad_message", f"{where}.{key}")
-        if unknown := sorted(given.keys() - {"type", key}):
-            raise _unknown(where, unknown[0])
-        return {"type": "text", "text": given[key]}
-    if kind == "input_image" and "file_id" in given:
-        raise APIError(
-            400, f"{where}.file_id is not supported; send the picture as a data URI in image_url",
-            "unsupported_parameter", f"{where}.file_id",
-        )  # fmt: skip
-    if kind in ("input_image", "image_url"):
-        fields = nested_fields(given, "image_url", IMAGE)
-        return {"type": "image", "image": _url(where, fields, "image_url"), **fields}
-    if kind == "video_url":
-        fields = nested_fields(given, "video_url", VIDEO)
-        return {"type": "video", "video": _url(where, fields, "video_url"), **fields}
-    raise APIError(
-        400, f"{where} has the type {encodable(str(kind)[:40])!r}, which is not supported; expected input_text, "
-        "input_image, output_text or video_url", "unsupported_parameter", f"{where}.type",
-    )  # fmt: skip
-
-
-def _url(where: str, fields: dict[str, Any], key: str) -> str:
-    """Remove and return the data URI or address of a picture or video."""
-    url = fields.pop(key, None)
-    if not isinstance(url, str):
-        raise APIError(400, f"{where}.{key} must be a data URI", "bad_message", f"{where}.{key}")
-    return url
-
-
-def items_of(messages: Sequence[Mapping[str, Any]], id: str) -> list[dict[str, Any]]:
-    """The inverse of `messages_of`.
-
-    Args:
-        messages: Messages with media as bytes.
-        id: Beginning of the ids of the items.
-
-    Returns:
-        The items.
-    """
-    items: list[dict[str, Any]] = []
-    for message in messages:
-        role, parts, given = message["role"], message["content"], []
-        if isinstance(parts, str):
-            parts = [{"type": "text", "text": parts}] if parts else []
-        if role == "assistant":
-            if message.get("reasoning_content"):
-                said = {"type": "reasoning_text", "text": message["reasoning_content"]}
-                given.append({"type": "reasoning", "summary": [], "content": [said]})
-            if parts:
-                texts = [{"type": "output_text", "text": part["text"], "annotations": []} for part in parts]
-                given.append({"type": "message", "role": role, "content": texts})
-            for call in message.get("tool_calls", ()):
-                function = {"call_id": call["id"], **call["function"]}
-                given.append({"type": "function_call", **function})
-        elif role == "tool":
-            output = message["content"] if isinstance(message["content"], str) else [_input_part(one) for one in parts]
-            given.append({"type": "function_call_output", "call_id": message["tool_call_id"], "output": output})
-        else:
-            given.append({"type": "message", "role": role, "content": [_input_part(one) for one in parts]})
-        for item in given:
-            items.append({"id": f"item_{id}_{len(items)}", "status": "completed", **item})
-    return items
-
-
-def _input_part(part: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `_part`."""
-    kind = part["type"]
-    if kind == "text":
-        return {"type": "input_text", "text": part["text"]}
-    data = part[kind]
-    mime = Image.open(io.BytesIO(data)).get_format_mimetype() if kind == "image" else "video/mp4"
-    url = f"data:{mime};base64,{base64.b64encode(data).decode()}"
-    options = {name: value for name, value in part.items() if name not in ("type", kind)}
-    if kind == "image":
-        return {"type": "input_image", "image_url": url, "detail": "auto", **options}
-    return {"type": "video_url", "video_url": url, **options}
 
 
 # replies
