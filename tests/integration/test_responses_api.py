@@ -407,10 +407,32 @@ def test_structured_output(client: openai.OpenAI) -> None:
     ):
         assert said in refused(lambda form=form: create(model="auto", input="Hi", text={"format": form}), 400,
                                "invalid_format", param)  # fmt: skip
-    refused(
-        lambda: create(model="auto", input="Hi", tools=FLAT, text={"format": {"type": "json_object"}}),
-        400, "contradiction", "text.format",
+
+
+@pytest.mark.parametrize(
+    ("choice", "shown"),
+    [
+        ("required", "required"), ("read", {"type": "function", "name": "read"}),
+        ({"type": "function", "name": "read"}, {"type": "function", "name": "read"}),
+        ({"type": "function", "function": {"name": "read"}}, {"type": "function", "name": "read"}),
+        *[
+            (one, {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "read"}]})
+            for allowed in [{"mode": "required", "tools": [{"type": "function", "name": "read"}]}]
+            for one in ({"type": "allowed_tools", **allowed}, {"type": "allowed_tools", "allowed_tools": allowed})
+        ],
+    ],
+)  # fmt: skip
+def test_a_chosen_tool_is_called(client: openai.OpenAI, choice: Any, shown: Any) -> None:
+    raw = client.responses.with_raw_response.create(
+        model="instruct", input="Hi", tools=[{**tool, "strict": True} for tool in FLAT], tool_choice=choice,
+        extra_body={"temperature": 0},
     )  # fmt: skip
+    response = Response.model_validate_json(raw.text, strict=True)
+    assert response.to_dict()["tool_choice"] == shown
+    assert [tool.strict for tool in response.tools] == [True, True]  # type: ignore[union-attr]
+    assert {item.type for item in response.output} == {"function_call"}
+    if choice != "required":
+        assert {item.name for item in response.output} == {"read"}  # type: ignore[union-attr]
 
 
 # stored conversations
@@ -599,7 +621,8 @@ def test_without_a_store(bare: Served) -> None:
         ({"vlroute": {"prise": 1}}, "unknown_parameter", "vlroute.prise"),
         ({"max_output_tokens": 10**6}, "limit_exceeded", "max_output_tokens"),
         ({"tools": [{"type": "web_search"}]}, "bad_message", None),
-        ({"tools": FLAT, "tool_choice": {"type": "function", "name": "tap"}}, "bad_message", None),
+        ({"tools": FLAT, "tool_choice": {"type": "function", "name": "fly"}}, "bad_message", None),
+        ({"tools": FLAT, "tool_choice": {"type": "mcp", "server_label": "a"}}, "bad_message", None),
         ({"input": [{"type": "item_reference", "id": "1"}]}, "unsupported_parameter", "input.0"),
         ({"input": [{"type": "computer_call"}]}, "unsupported_parameter", "input.0.type"),
         ({"input": [{"role": "user", "content": "a", "b": 1}]}, "unknown_parameter", "input.0.b"),

@@ -120,7 +120,9 @@ class ResponseRequest(Fields):
     top_p: Number | None = Field(None, gt=0, le=1)
     tools: list[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
     tool_choice: str | dict[str, Any] | None = Field(
-        None, description="'none': no tools are offered. Values other than 'auto' are not supported."
+        None,
+        description="'auto'; 'none': no tools are offered; 'required': the answer consists of calls; a function; or "
+        "allowed_tools.",
     )
     parallel_tool_calls: StrictBool | None = Field(None, description="False: the answer ends after one call.")
     text: ResponseText | None = None
@@ -213,11 +215,6 @@ class ResponseRequest(Fields):
             raise APIError(
                 400, "text.format.type must be text, json_object or json_schema", "invalid_format", "text.format.type"
             )
-        if self.tools and self.tool_choice != "none" and kind != "text":
-            raise APIError(
-                400, "text.format does not allow a call of the tools: leave one of them out, or send tool_choice none",
-                "contradiction", "text.format",
-            )  # fmt: skip
         return checked
 
 
@@ -304,7 +301,7 @@ class Reply:
             "reasoning": {"effort": body.reasoning and body.reasoning.effort, "summary": body.summary},
             "service_tier": "default", "store": self.stored, "temperature": body.temperature,
             "text": {"format": dict(body.format or {"type": "text"}), "verbosity": "medium"},
-            "tool_choice": body.tool_choice or "auto", "tools": [_tool(tool) for tool in body.tools or ()],
+            "tool_choice": _tool_choice(body.tool_choice), "tools": [_tool(tool) for tool in body.tools or ()],
             "top_logprobs": 0, "top_p": body.top_p, "truncation": "disabled", "usage": None, "user": body.user,
             "metadata": body.metadata or {}, **more,
         }  # fmt: skip
@@ -314,7 +311,19 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     """A tool in the form of this API; it may have been sent in that of the chat API."""
     function = tool.get("function") or tool
     fields = {name: function.get(name) for name in ("name", "description", "parameters")}
-    return {"type": "function", **fields, "strict": False}
+    return {"type": "function", **fields, "strict": bool(function.get("strict"))}
+
+
+def _tool_choice(choice: str | Mapping[str, Any] | None) -> str | dict[str, Any]:
+    """A choice in the form of this API; it may have been sent in that of the chat API, or as the name of a tool."""
+    if choice is None or choice in ("auto", "none", "required"):
+        return choice or "auto"
+    if isinstance(choice, str):
+        return {"type": "function", "name": choice}
+    if choice["type"] == "function":
+        return {"type": "function", "name": choice.get("function", choice)["name"]}
+    allowed = choice.get("allowed_tools", choice)
+    return {"type": "allowed_tools", "mode": allowed["mode"], "tools": [*map(_tool_choice, allowed["tools"])]}
 
 
 def _call_item(id: str, call: ToolCall, status: str = "completed") -> dict[str, Any]:
