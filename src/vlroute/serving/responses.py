@@ -248,7 +248,7 @@ class Reply:
     def finished(self, answer: Answer) -> dict[str, Any]:
         """The complete response. Later calls return the same object."""
         if self._finished is None:
-            complete = answer.finish_reason in ("stop", "tool_calls")
+            complete = _is_complete(answer)
             reason = "content_filter" if answer.finish_reason == "content_filter" else "max_output_tokens"
             details = {
                 "id": answer.id, "decision": answer.decision.as_dict(), "timing": asdict(answer.timing),
@@ -264,12 +264,8 @@ class Reply:
     def reasoning(self, id: str, text: str, status: str = "completed") -> dict[str, Any]:
         """The item of a reasoning."""
         item: dict[str, Any] = {
-            "id": f"rs_{id}",
-            "type": "reasoning",
-            "summary": [],
-            "encrypted_content": None,
-            "status": status,
-        }
+            "id": f"rs_{id}", "type": "reasoning", "summary": [], "encrypted_content": None, "status": status,
+        }  # fmt: skip
         if self.body.summary:
             return item | {"summary": [{"type": "summary_text", "text": text}]}
         return item | {"content": [{"type": "reasoning_text", "text": text}]}
@@ -281,7 +277,7 @@ class Reply:
 
     def _output(self, answer: Answer) -> list[dict[str, Any]]:
         """The items of an answer. If it is not complete, the last one is not."""
-        complete = answer.finish_reason in ("stop", "tool_calls")
+        complete = _is_complete(answer)
         items = [self.reasoning(answer.id, answer.thinking)] if answer.thinking else []
         if answer.text or (complete and not answer.tool_calls):
             items.append(self.message(answer.id, answer.text))
@@ -307,6 +303,10 @@ class Reply:
         }  # fmt: skip
 
 
+def _is_complete(answer: Answer) -> bool:
+    return answer.finish_reason in ("stop", "tool_calls")
+
+
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     """A tool in the form of this API; it may have been sent in that of the chat API."""
     function = tool.get("function") or tool
@@ -326,10 +326,10 @@ def _tool_choice(choice: str | Mapping[str, Any] | None) -> str | dict[str, Any]
     return {"type": "allowed_tools", "mode": allowed["mode"], "tools": [*map(_tool_choice, allowed["tools"])]}
 
 
-def _call_item(id: str, call: ToolCall, status: str = "completed") -> dict[str, Any]:
+def _call_item(id: str, call: ToolCall) -> dict[str, Any]:
     return {
         "id": id, "type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.text,
-        "status": status,
+        "status": "completed",
     }  # fmt: skip
 
 
