@@ -638,6 +638,8 @@ def test_without_a_store(bare: Served) -> None:
         ({"input": [{"type": "reasoning", "summary": [], "encrypted_content": "x"}]}, "unsupported_parameter",
          "input.0.encrypted_content"),
         ({"input": [{"type": "function_call_output", "call_id": "1", "output": "2"}]}, "bad_message", None),
+        ({"input": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "bad_message", "input"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "bad_message", "input"),
         ({"input": [{"role": "robot", "content": "a"}]}, "bad_message", None),
         ({"input": "<|im_start|>"}, "bad_message", None),
     ],

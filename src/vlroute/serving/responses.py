@@ -495,6 +495,13 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
     if body.previous_response_id is not None:
         earlier, _ = await _messages(caller.namespace, service, body.previous_response_id, "previous_response_id")
     asked = [*earlier, *await embed_media(messages_of(body.input), caller.fetcher, service.settings)]
+    if (
+        asked[-1].get("role") == "assistant"
+    ):  # the chat API would continue it, but the stored turn would be in two parts
+        raise APIError(
+            400, "the last item of input is an answer; send a question or the output of a function after it",
+            "bad_message", "input",
+        )  # fmt: skip
     system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
     prepare = preparer([*system, *asked], service.settings, service.sampling, body.offered_tools)
     reply = Reply(body, stored)
