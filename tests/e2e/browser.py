@@ -17,6 +17,19 @@ CHAT, COMPARE, BATCH, TRADEOFF = range(4)
 LOCALES = {"en": "en-US", "zh": "zh-CN"}
 
 
+_WORDS = """() => {
+  const found = [];
+  const own = ".message .md, .message p, .user-row img, #results tbody, #results td, .js-plotly-plot, script, style";
+  for (const one of document.querySelectorAll("body *")) {
+    if (one.closest(own) || !one.checkVisibility({visibilityProperty: true})) continue;
+    for (const name of ["aria-label", "title", "placeholder", "alt"]) found.push(one.getAttribute(name) || "");
+    for (const node of one.childNodes) if (node.nodeType === Node.TEXT_NODE) found.push(node.data);
+    if (one.matches("input[role=listbox], input[readonly]")) found.push(one.value);
+  }
+  return found;
+}"""
+
+
 @contextmanager
 def chromium() -> Iterator[Any]:
     """Debian's Chromium; the test is skipped where it or playwright is not there."""
@@ -74,6 +87,26 @@ class Visit:
             " return {x: one.x[0], y: one.y[0]}; }"
         )
         return found
+
+    def words(self) -> set[str]:
+        """All visible texts, and the names, titles, placeholders and alternative texts of visible elements.
+
+        Contents of conversations and of the table of results are left out.
+        """
+        found: list[str] = self.page.evaluate(_WORDS)
+        return {text.strip() for text in found if text.strip()}
+
+    def accessibility(self) -> list[str]:
+        """Critical and serious findings of axe-core, each with its first element."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        violations = Axe().run(self.page).response["violations"]
+        return [
+            f"{one['id']}: {node['html'][:200]} {node['any'][:1] and node['any'][0]['message']}"
+            for one in violations
+            if one["impact"] in ("critical", "serious")
+            for node in one["nodes"][:3]
+        ]
 
     def overflow(self) -> int:
         """Pixels by which the page is wider than the screen."""

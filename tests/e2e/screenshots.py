@@ -23,7 +23,8 @@ def shoot(folder: Path, work: Path) -> None:
     with zipfile.ZipFile(work / "batch.zip", "w") as archive:
         rows = [f"{drawn.prompt},{name}\n" for name, drawn in pictures.items()]
         archive.writestr("questions.csv", "".join(["prompt,image\n", *rows, f"{text.prompt},broken.png\n"]))
-        archive.writestr("broken.png", b"no picture")
+        (work / "broken.png").write_bytes(b"no picture")
+        archive.write(work / "broken.png", "broken.png")
         for name in pictures:
             archive.write(work / name, name)
     with served(ServerSettings(), mount_page, store=work / "answers.db") as server, chromium() as browser:
@@ -49,6 +50,9 @@ def _tour(visitor: Visit, folder: Path, suffix: str, work: Path) -> None:
     shot("chat-empty")
     visitor.ask("ask", task("math", "hard").prompt, work / "sums.png")
     visitor.badges("talk")
+    page.click("#settings button")
+    visitor.ask("ask", "?", work / "broken.png")
+    page.wait_for_selector("#ask-problem [role=alert]")
     shot("chat")
     visitor.tab(COMPARE)
     visitor.ask("ask-both", task("ocr", "easy").prompt, work / "text.png")

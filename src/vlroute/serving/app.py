@@ -12,6 +12,7 @@ from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
 from vlroute import __version__
+from vlroute.files import shipped
 from vlroute.router import Router
 from vlroute.serving.dependencies import APIKeys
 from vlroute.serving.errors import add_error_handlers, error_response, no_endpoint
@@ -82,14 +83,21 @@ def mount_page(app: FastAPI) -> FastAPI:
     """
     import gradio as gr
 
-    from vlroute.serving.ui.app import build_page, page_settings
+    from vlroute.serving.ui.app import build_page, login_settings, page_settings
 
     service: Service = app.state.service
     keys: APIKeys = app.state.keys
     options = page_settings(service.limits)
     if service.settings.api_keys:
-        options["auth"] = lambda _, key: keys.is_valid(key)
-    gr.mount_gradio_app(app, build_page(service), "", **options)
+        options |= login_settings(keys.is_valid)
+    embedded = (shipped("pocket/instruct"), shipped("pocket-hybrid"))
+
+    def state() -> str:
+        service.begin()  # the start-up of a mounted application is not run
+        return service.state
+
+    built = build_page(service, settings=service.settings, state=state, pocket=service.router.instruct in embedded)
+    gr.mount_gradio_app(app, built, "", **options)
     page = cast(FastAPI, cast(Mount, app.routes[-1]).app)  # it gets every path that is not an endpoint of the API
     default = page.router.default
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
+import weakref
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,30 +13,60 @@ from typing import Any
 import gradio as gr
 
 from vlroute.inputs.limits import Limits
+from vlroute.serving.settings import ServerSettings
 from vlroute.serving.ui.batch import add_batch
 from vlroute.serving.ui.chat import add_chat
 from vlroute.serving.ui.compare import add_compare
-from vlroute.serving.ui.components import COLORS, FONT, FONTS, MONO_FONTS, TEXTS, Answerer, Texts
+from vlroute.serving.ui.components import INSTANT
+from vlroute.serving.ui.examples import Example, draw_examples
+from vlroute.serving.ui.page import Answerer, Page
+from vlroute.serving.ui.session import Session
+from vlroute.serving.ui.texts import COLORS, FONT, FONTS, MONO_FONTS, TEXTS, Texts
 from vlroute.serving.ui.tradeoff import add_tradeoff
 
 FOLDER = Path(__file__).parent
 #: Uploaded and downloadable files are deleted after `KEPT_SECONDS`; checked every `SWEEP_SECONDS`.
 KEPT_SECONDS, SWEEP_SECONDS = 24 * 3600, 3600
+POLL_SECONDS = 1.0  # until the page asks again whether the models are loaded
 
 
-def build_page(answerer: Answerer, *, title: str = "vlroute") -> gr.Blocks:
+def build_page(
+    answerer: Answerer,
+    *,
+    title: str = "vlroute",
+    settings: ServerSettings | None = None,
+    state: Callable[[], str] = lambda: "ready",
+    pocket: bool = False,
+) -> gr.Blocks:
     """Build the page: English at its address, Chinese at the path `zh` below it. No model is loaded.
 
     Pass `page_settings` when you serve it:
 
         gr.mount_gradio_app(app, build_page(router), "/ui", **page_settings(router.limits))
         build_page(router).launch(server_port=7860, share=False, **page_settings(router.limits))
+
+    Args:
+        answerer: Who answers.
+        title: The heading.
+        settings: Limits of tokens and of text; by default those of `ServerSettings`.
+        state: Returns whether the models are "loading", "ready", "failed" or "shutting down".
+        pocket: Whether an embedded pocket model answers. The empty conversation then shows examples that it can read.
+
+    Returns:
+        The page.
     """
     page = gr.Blocks(title=title, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS))
+    examples: dict[str, tuple[Example, ...]] = {}
+    if pocket:
+        folder = tempfile.TemporaryDirectory(prefix="vlroute-examples-")
+        weakref.finalize(page, folder.cleanup)
+        examples = draw_examples(Path(folder.name))
+        gr.set_static_paths([folder.name])  # Gradio would delete copies after KEPT_SECONDS
+    settings = settings or ServerSettings()
     with page:
-        _lay_out(answerer, title, TEXTS["en"])
+        _lay_out(Page(answerer, settings, examples, "en"), title, state)
     with page.route(TEXTS["en"].other, "zh", show_in_navbar=False):
-        _lay_out(answerer, title, TEXTS["zh"])
+        _lay_out(Page(answerer, settings, examples, "zh"), title, state)
     page.queue(max_size=64, default_concurrency_limit=8, api_open=False)
     return page
 
@@ -43,7 +76,7 @@ def page_settings(limits: Limits) -> dict[str, Any]:
     return {
         "theme": _theme(),
         "css": _css(),
-        "head": (FOLDER / "head.html").read_text(encoding="utf-8"),
+        "head": _head_html(),
         "max_file_size": max(limits.max_bytes, limits.max_video_bytes),
         "footer_links": [],
         "run_history": False,  # Gradio would store the questions in the browser
@@ -54,22 +87,60 @@ def page_settings(limits: Limits) -> dict[str, Any]:
     }
 
 
-def _lay_out(answerer: Answerer, title: str, texts: Texts) -> None:
-    price, other = gr.State(None), "zh" if texts.language == "en" else "en"
-    gr.HTML(
-        f'<div id="head"><h1>{escape(title)}</h1><p>{texts.tagline}</p>'
-        f'<a id="language" href="{texts.other_link}" lang="{other}">{texts.other}</a></div>',
-        padding=False,
+def login_settings(is_valid: Callable[[str], bool]) -> dict[str, Any]:
+    """Arguments for `gr.mount_gradio_app`: a log-in with any name, and what it expects in both languages.
+
+    Args:
+        is_valid: Whether a password is right.
+
+    Returns:
+        The arguments.
+    """
+    lines = "".join(
+        f'<span lang="{language}" style="display: block">{escape(texts.login)}</span>'
+        for language, texts in TEXTS.items()
     )
+    style = "<style>.auth-card, .panel { min-width: 0 !important; max-width: calc(100vw - 32px); }</style>"
+    return {"auth": lambda _, key: is_valid(key), "auth_message": lines + style}
+
+
+def _lay_out(page: Page, title: str, state: Callable[[], str]) -> None:
+    with gr.Row(elem_id="head"):
+        page.add(gr.HTML, lambda texts: {"value": _head(title, texts)}, padding=False)
+        button = page.add(
+            gr.Button, lambda texts: {"value": texts.other}, elem_id="language", size="sm", min_width=80, scale=0
+        )
+    banner = gr.HTML("", elem_id="banner", padding=False)
     with gr.Tabs(elem_id="tabs"):
-        with gr.Tab(texts.chat, id="chat"):
-            add_chat(answerer, texts, price)
-        with gr.Tab(texts.compare, id="compare"):
-            add_compare(answerer, texts, price)
-        with gr.Tab(texts.batch, id="batch"):
-            add_batch(answerer, texts, price)
-        with gr.Tab(texts.tradeoff, id="tradeoff") as tab:
-            add_tradeoff(answerer, texts, price, tab)
+        with page.add(gr.Tab, lambda texts: {"label": texts.chat}, id="chat"):
+            add_chat(page)
+        with page.add(gr.Tab, lambda texts: {"label": texts.compare}, id="compare"):
+            add_compare(page)
+        with page.add(gr.Tab, lambda texts: {"label": texts.batch}, id="batch"):
+            add_batch(page)
+        with page.add(gr.Tab, lambda texts: {"label": texts.tradeoff}, id="tradeoff") as tab:
+            add_tradeoff(page, tab)
+    timer = gr.Timer(POLL_SECONDS)
+
+    def poll(session: Session) -> dict[Any, Any]:
+        now = state()
+        return {banner: _banner(now, session.texts), timer: gr.Timer(active=now != "ready")}
+
+    timer.tick(poll, [page.session], [banner, timer], **INSTANT)
+    page.redraw([], [banner], lambda session: {banner: {"value": _banner(state(), session.texts)}})
+    page.change_language_on(button)
+
+
+def _head(title: str, texts: Texts) -> str:
+    """Heading and tagline. page.js reads the language from here."""
+    return f'<h1>{escape(title)}</h1><p data-language="{texts.language}">{escape(texts.tagline)}</p>'
+
+
+def _banner(state: str, texts: Texts) -> str:
+    """What the visitor should know about the server; "" if it is ready."""
+    message = texts.states.get(state)
+    role = "status" if state == "loading" else "alert"
+    return f'<p class="banner {state.replace(" ", "-")}" role="{role}">{escape(message)}</p>' if message else ""
 
 
 def _theme() -> gr.themes.Base:
@@ -80,7 +151,17 @@ def _theme() -> gr.themes.Base:
         neutral_hue="slate",
         font=[gr.themes.Font(name) for name in FONTS],
         font_mono=[gr.themes.Font(name) for name in MONO_FONTS],
-    ).set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
+    ).set(
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        color_accent="*primary_600",
+        link_text_color="*primary_600",
+        link_text_color_dark="*primary_400",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )
 
 
 def _css() -> str:
@@ -94,3 +175,11 @@ def _css() -> str:
     variables = " ".join(f"--{name}: {value};" for name, value in names.items())
     sheet = (FOLDER / "page.css").read_text(encoding="utf-8")
     return f":root, .gradio-container {{ {variables} }}\n{sheet}"
+
+
+def _head_html() -> str:
+    """Elements of the head: the policy for contents, the icon, and page.js with the translations of Gradio's labels."""
+    labels = {language: texts.gradio for language, texts in TEXTS.items()}
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    head = (FOLDER / "head.html").read_text(encoding="utf-8")
+    return f"{head}<script>const VLROUTE_LABELS = {json.dumps(labels, ensure_ascii=False)};\n{script}</script>"

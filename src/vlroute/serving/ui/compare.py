@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -17,89 +18,129 @@ from vlroute.serving.ui.components import (
     INSTANT,
     LATEX,
     SESSION_SECONDS,
-    Answerer,
-    ErrorNotice,
-    Texts,
+    Reply,
     add_votes,
-    answer_messages,
     load_files,
     question_input,
     ready_input,
+    replies,
+    shown_votes,
     signed,
     stop_session,
     visitor_namespace,
     why,
 )
-from vlroute.types import MODES, Mode
+from vlroute.serving.ui.page import Drawing, Page
+from vlroute.serving.ui.problems import PageError
+from vlroute.serving.ui.session import Caught, Session
+from vlroute.serving.ui.texts import Texts
+from vlroute.types import MODES, Decision, Mode
 
 
 @dataclass(frozen=True, slots=True)
 class CompareState:
-    """The ids of both answers of one browser session. `stop` ends the running answer when set."""
+    """The latest question of one browser session.
 
-    answers: Mapping[Mode, str] = field(default_factory=dict)
+    Attributes:
+        replies: The answer of each mode that was asked.
+        decision: What Auto would have done.
+        votes: Whether an answer is right, by its id.
+        stop: Ends the running answer when set.
+    """
+
+    replies: Mapping[Mode, Reply] = field(default_factory=dict)
+    decision: Decision | None = None
+    votes: dict[str, bool] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
 
+    def answers(self, mode: Mode) -> Mapping[int, str | None]:
+        """The id of the answer of this mode by the index of its first message; None if it was stopped."""
+        reply = self.replies.get(mode)
+        return {} if reply is None else {0: reply.answer.id if reply.answer else None}
 
-def add_compare(answerer: Answerer, texts: Texts, price: gr.State) -> None:
-    """Add the tab to the current Blocks. `price`: the price of this session, or None for that of the policy."""
+
+def add_compare(page: Page) -> None:
+    """Add the tab to the current Blocks."""
+    answerer = page.answerer
     state = gr.State(None, time_to_live=SESSION_SECONDS)
-    gr.Markdown(texts.compare_start, elem_classes="lead")
-    question = question_input(texts.ask_compare, "ask-both")
-    chosen = gr.Markdown("", elem_id="chosen", visible=False)
+    page.add(gr.Markdown, lambda texts: {"value": texts.compare_start}, elem_classes="lead")
+    question = question_input(page, lambda texts: str(texts.ask_compare), "ask-both")
+    problem = page.problem("ask-both")
+    chosen = gr.HTML("", elem_id="chosen", padding=False, visible=False)
     views: dict[Mode, gr.Chatbot] = {}
     with gr.Row():
         for mode in MODES:
             with gr.Column(min_width=300, elem_classes="side-column"):
-                gr.HTML(f'<h2 class="side-head {mode}">{texts.modes[mode]}</h2>', padding=False)
-                views[mode] = gr.Chatbot(
-                    label=texts.modes[mode], show_label=False, elem_id=f"side-{mode}", elem_classes="side",
-                    height=None, placeholder=texts.compare_empty, buttons=["copy"], latex_delimiters=LATEX,
+                page.add(gr.HTML, partial(_head, mode), padding=False)
+                views[mode] = page.add(
+                    gr.Chatbot, partial(_empty, mode), show_label=False, elem_id=f"side-{mode}", elem_classes="side",
+                    height=None, buttons=[], latex_delimiters=LATEX,
                 )  # fmt: skip
 
-    def both(asked: dict[str, Any], price: float | None, request: gr.Request) -> Iterator[dict[Any, Any]]:
+    def shown(session: Session, now: CompareState) -> Drawing:
+        """The answers and what Auto would have chosen."""
+        drawn: Drawing = {}
+        for mode, view in views.items():
+            reply = now.replies.get(mode)
+            messages = reply.messages(session.texts, page.predicted, compared=True) if reply else []
+            drawn[view] = {"value": messages, "feedback_value": shown_votes(now.votes, now.answers(mode))}
+        line = "" if now.decision is None else _chosen(now.decision, session.texts, page.predicted)
+        return drawn | {chosen: {"value": line, "visible": bool(line)}}
+
+    def both(
+        asked: dict[str, Any], session: Session, price: float | None, request: gr.Request
+    ) -> Iterator[dict[Any, Any]]:
         """Yield page updates: both answers, Instruct first, then the mode that Auto would have chosen."""
-        with ErrorNotice(texts):
+        with Caught(session, "ask-both"):
+            if len(asked["text"]) > page.settings.max_prompt:
+                raise PageError("long_text", most=page.settings.max_prompt)
             pictures, videos = load_files(asked["files"], answerer.limits, answerer.sampling())
             conversation = parse(asked["text"], pictures, videos, None, answerer.limits)
-            now = CompareState()
-            asking = [{"role": "assistant", "content": "…"}]
-            yield {
-                **{view: asking if mode == MODES[0] else [] for mode, view in views.items()},
-                chosen: gr.Markdown(visible=False),
-                state: now,
-                question: gr.MultimodalTextbox(submit_btn=False, stop_btn=True),
-            }
-            ids: dict[Mode, str] = {}
+            now = CompareState({MODES[0]: Reply()})
+            updates = {component: gr.update(**drawn) for component, drawn in shown(session, now).items()}
+            yield {**updates, state: now, problem: "", question: gr.update(submit_btn=False, stop_btn=True)}
             for mode, view in views.items():
                 if now.stop.is_set():
                     break
                 options = RequestOptions(mode=mode, namespace=visitor_namespace(request))
-                for messages, answer in answer_messages(answerer, conversation, options, now.stop, texts):
-                    yield {view: messages}
-                    if answer is not None:
-                        ids[mode] = answer.id
+                for reply in replies(answerer, conversation, options, now.stop):
+                    now = replace(now, replies={**now.replies, mode: reply})
+                    yield {view: reply.messages(session.texts, page.predicted, compared=True)}
             decision = answerer.decide_on(
                 conversation, RequestOptions(price=price, namespace=visitor_namespace(request))
             )
-            reason = why(decision, texts, answerer.selector.classifier is not None)
-            message = texts.chosen.format(mode=texts.modes[decision.mode], gain=signed(decision.gain), why=reason)
-            yield {
-                state: CompareState(ids, now.stop),
-                question: ready_input(),
-                chosen: gr.Markdown(message, visible=True),
-            }
+            now = replace(now, decision=decision)
+            updates = {component: gr.update(**drawn) for component, drawn in shown(session, now).items()}
+            yield {**updates, state: now, question: ready_input()}
             return
-        yield {question: ready_input(asked)}
+        yield {question: ready_input(asked), problem: session.problem("ask-both")}
 
-    question.submit(both, [question, price], [question, state, chosen, *views.values()], **ANSWERING)
+    inputs, outputs = [question, page.session, page.price], [question, state, chosen, problem, *views.values()]
+    question.submit(both, inputs, outputs, **ANSWERING)
     question.stop(stop_session, [state], None, **INSTANT)
+    page.redraw([state], [chosen, *views.values()], lambda session, now: shown(session, now) if now is not None else {})
     if answerer.store is not None:
         for mode, view in views.items():
-            add_votes(view, state, partial(_answer_id, mode), answerer, texts)
+            add_votes(page, view, state, partial(_answers, mode), problem, "ask-both")
     else:
-        gr.Markdown(texts.no_store, elem_classes="lead")
+        page.add(gr.Markdown, lambda texts: {"value": texts.no_store}, elem_classes="lead")
 
 
-def _answer_id(mode: Mode, compared: CompareState | None, place: int) -> str | None:
-    return compared.answers.get(mode) if compared else None
+def _head(mode: Mode, texts: Texts) -> dict[str, Any]:
+    return {"value": f'<h2 class="side-head {mode}">{escape(texts.modes[mode])}</h2>'}
+
+
+def _empty(mode: Mode, texts: Texts) -> dict[str, Any]:
+    return {"label": texts.modes[mode], "placeholder": texts.compare_empty}
+
+
+def _answers(mode: Mode, now: CompareState) -> Mapping[int, str | None]:
+    return now.answers(mode)
+
+
+def _chosen(decision: Decision, texts: Texts, predicted: bool) -> str:
+    """What Auto would have chosen, with the one gain of the question."""
+    gain = texts.gain.format(signed(decision.gain)) if predicted else ""
+    mode = f'<b class="{decision.mode}">{escape(texts.modes[decision.mode])}</b>'
+    line = texts.chosen.format(mode="\0", gain=gain, why=why(decision, texts, predicted))
+    return f'<p role="status">{escape(line).replace(chr(0), mode)}</p>'

@@ -1,105 +1,61 @@
-"""Parts that the tabs of the page share: texts, colors, inputs, answers with their badge, votes, error notices."""
+"""Parts that the tabs of the page share: inputs, answers with their badge, votes."""
 
 from __future__ import annotations
 
-import json
-import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from threading import Event
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import gradio as gr
 
-from vlroute.decision.selector import ModeSelector
-from vlroute.errors import EndpointError, InputError, LimitError, ModeUnavailableError, VLRouteError
+from vlroute.errors import InputError
 from vlroute.files import read_at_most
 from vlroute.inputs.limits import Limits
 from vlroute.inputs.media import FrameSampling, Picture, Video, load_picture, load_video
 from vlroute.inputs.messages import Conversation
 from vlroute.pipeline import RequestOptions
-from vlroute.types import MODES, Answer, AnswerDelta, Decision, Events, Finished, Mode, ThinkingDelta
+from vlroute.serving.ui.page import Answerer, Page
+from vlroute.serving.ui.problems import PageError
+from vlroute.serving.ui.session import Caught, Session
+from vlroute.serving.ui.texts import Texts
+from vlroute.types import MODES, Answer, AnswerDelta, Decision, Finished, Mode, ThinkingDelta
 
-if TYPE_CHECKING:
-    from vlroute.store import Store
-
-
-#: Colors of the modes and of the router, on the page and in the plot.
-COLORS = {"instruct": "#0f766e", "thinking": "#7c3aed", "router": "#2563eb"}
-
-FONTS = (
-    "system-ui", "-apple-system", "Segoe UI", "Roboto", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC",
-    "Noto Sans SC", "sans-serif",
-)  # fmt: skip
-MONO_FONTS = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "Noto Sans Mono CJK SC", "monospace")
-FONT = ", ".join(f'"{name}"' if " " in name else name for name in FONTS)
+COPY_ICON = (
+    '<svg viewBox="0 0 16 16" width="14" height="14" aria-hidden="true" fill="none" stroke="currentColor" '
+    'stroke-width="1.5"><rect x="5.5" y="5.5" width="8" height="8" rx="1.5"/>'
+    '<path d="M10.5 5.5v-2A1.5 1.5 0 0 0 9 2H3.5A1.5 1.5 0 0 0 2 3.5V9a1.5 1.5 0 0 0 1.5 1.5h2"/></svg>'
+)
 
 
-class Texts(SimpleNamespace):
-    """All texts of the page in one language; `{…}` are filled in with `str.format`. The languages are in texts.json."""
+def badge(answer: Answer, texts: Texts, predicted: bool, *, compared: bool = False) -> str:
+    """The line below an answer as HTML: mode, gain, seconds, tokens, caching, reason, and a button that copies it.
 
-    @classmethod
-    def load(cls) -> dict[str, Texts]:
-        """The texts of each language by its BCP 47 code."""
-        file = Path(__file__).with_name("texts.json")
-        return {language: cls(**texts) for language, texts in json.loads(file.read_text(encoding="utf-8")).items()}
+    Args:
+        answer: The answer.
+        texts: The language.
+        predicted: Whether an artifact predicted the gain.
+        compared: Whether the answer is one of two to the same question, whose gain is shown once for both.
 
-
-TEXTS = Texts.load()
-
-
-class Answerer(Protocol):
-    """What answers for the page: a `Router`, or a `Service` in front of one. Errors are `VLRouteError`."""
-
-    @property
-    def limits(self) -> Limits:
-        """Limits of a request."""
-        ...
-
-    def sampling(self) -> FrameSampling:
-        """Frame sampling of videos."""
-        ...
-
-    @property
-    def selector(self) -> ModeSelector:
-        """Decides the mode."""
-        ...
-
-    @property
-    def store(self) -> Store | None:
-        """The store of answers; None if answers are not stored."""
-        ...
-
-    def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
-        """The events of an answer; closing the iterator cancels the generation."""
-        ...
-
-    def decide_on(self, conversation: Conversation, options: RequestOptions) -> Decision:
-        """The decision for `conversation`, without an answer."""
-        ...
-
-    def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
-        """Store whether an answer was right."""
-        ...
-
-
-def badge(answer: Answer, texts: Texts, predicted: bool) -> str:
-    """The line below an answer as HTML: mode, gain, seconds, caching, reason. `predicted`: by an artifact."""
+    Returns:
+        The HTML.
+    """
     decision, usage, timing = answer.decision, answer.usage, answer.timing
     if decision.rescued:
         change = f"{texts.modes['thinking']} → {texts.modes['instruct']}"
         items = [_item(change, decision.mode, texts.rescued_help)]
     else:
         items = [_item(texts.modes[decision.mode], decision.mode)]
-    if predicted:
+    if predicted and not compared:
         help = texts.gain_help.format(decision.p_instruct, decision.p_thinking)
         items.append(_item(texts.gain.format(signed(decision.gain)), "gain", help))
     items.append(_item(texts.seconds.format(timing.total), "seconds"))
+    items.append(_item(texts.tokens.format(usage.completion_tokens), "tokens"))
     if usage.vision_tokens and usage.encoded is not None:
         spent = timing.caption + timing.vision  # the tower runs during captioning if the captioner needs it
         read = texts.encoded.format(spent) if usage.encoded else texts.cached
@@ -108,7 +64,13 @@ def badge(answer: Answer, texts: Texts, predicted: bool) -> str:
         items.append(_item(texts.reused.format(usage.cached_tokens, usage.prompt_tokens), "kept", texts.reused_help))
     if answer.finish_reason == "length":
         items.append(_item(texts.cut, "warn"))
-    items.append(_item(why(decision, texts, predicted), "why"))
+    if answer.text:
+        named = f'title="{escape(texts.copy)}" aria-label="{escape(texts.copy)}" data-copied="{escape(texts.copied)}"'
+        items.append(
+            f'<button type="button" class="copy" {named} data-copy="{escape(answer.text)}">{COPY_ICON}</button>'
+        )
+    if not compared or decision.rescued or decision.fallback:
+        items.append(_item(why(decision, texts, predicted), "why"))
     return f'<div class="badge">{"".join(items)}</div>'
 
 
@@ -146,8 +108,6 @@ def _item(text: str, kind: str, help: str = "") -> str:
     return f'<span class="{kind}"{title}>{escape(text)}</span>'
 
 
-log = logging.getLogger("vlroute")
-
 ChatMessage: TypeAlias = dict[str, Any]
 """One message in the form of `gr.Chatbot`."""
 
@@ -174,16 +134,16 @@ def load_files(files: Sequence[str], limits: Limits, sampling: FrameSampling) ->
         The pictures and the videos, in order.
 
     Raises:
-        LimitError: too many files.
+        PageError: too many files.
         InputError: a file cannot be loaded; the message begins with its name.
     """
     clips = [file for file in files if file.lower().endswith(VIDEOS)]
     stills = [file for file in files if file not in clips]
     if len(stills) > limits.max_images or len(clips) > limits.max_videos:
-        raise LimitError(
-            f"{len(stills)} pictures and {len(clips)} videos in one question, over the limit of {limits.max_images} "
-            f"and {limits.max_videos}; send fewer"
-        )
+        raise PageError(
+            "too_many_files", pictures=len(stills), videos=len(clips), most_pictures=limits.max_images,
+            most_videos=limits.max_videos,
+        )  # fmt: skip
     pictures, videos = [], []
     for file in files:
         try:
@@ -201,14 +161,59 @@ def visitor_namespace(request: gr.Request) -> str:
     return f"page {request.session_hash}" if request.username else ""
 
 
-def answer_messages(
-    answerer: Answerer, conversation: Conversation, options: RequestOptions, stop: threading.Event, texts: Texts
-) -> Iterator[tuple[list[ChatMessage], Answer | None]]:
-    """Yield the messages of a growing answer, the last time with the `Answer` (None if it was stopped).
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer on the page: growing, stopped, or finished.
+
+    Attributes:
+        thinking: The reasoning so far.
+        text: The answer so far.
+        stopped: Whether the visitor stopped it.
+        answer: The finished answer.
+    """
+
+    thinking: str = ""
+    text: str = ""
+    stopped: bool = False
+    answer: Answer | None = None
+
+    def messages(self, texts: Texts, predicted: bool, *, compared: bool = False) -> list[ChatMessage]:
+        """The reasoning in a collapsible message, open until the answer begins, and the answer with its badge.
+
+        Args:
+            texts: The language.
+            predicted: See `badge`, as `compared`.
+            compared: See `badge`.
+
+        Returns:
+            The messages.
+        """
+        text, below, tokens = self.text, "", ""
+        if self.answer is not None:
+            text = self.answer.text or texts.no_text[self.answer.finish_reason]
+            below = badge(self.answer, texts, predicted, compared=compared)
+            tokens = texts.tokens.format(self.answer.usage.thinking_tokens)
+        elif self.stopped:
+            text, below = self.text or texts.no_text["cancelled"], stopped_badge(texts)
+        shown: list[ChatMessage] = []
+        if self.thinking:
+            pending = not text and not below
+            fold = {"title": texts.thinking if pending else texts.reasoning, "status": "pending" if pending else "done"}
+            fold |= {"log": tokens} if tokens else {}
+            shown.append({"role": "assistant", "content": self.thinking, "metadata": fold})
+        if text or not self.thinking:
+            content = [text, gr.HTML(below, padding=False, render=False)] if below else text or "…"
+            shown.append({"role": "assistant", "content": content})
+        return shown
+
+
+def replies(
+    answerer: Answerer, conversation: Conversation, options: RequestOptions, stop: threading.Event
+) -> Iterator[Reply]:
+    """Yield the growing answer; the last one is finished or stopped.
 
     The stream is closed when `stop` is set or this iterator is closed.
     """
-    predicted = answerer.selector.classifier is not None
     thinking, text, drawn = "", "", 0.0
     with closing(answerer.stream_turn(conversation, options)) as events:
         for event in events:
@@ -222,56 +227,12 @@ def answer_messages(
                 case Finished(answer) if answer.finish_reason == "cancelled":
                     break
                 case Finished(answer):
-                    body = answer.text or texts.no_text[answer.finish_reason]
-                    tokens = texts.tokens.format(answer.usage.thinking_tokens)
-                    below = badge(answer, texts, predicted)
-                    yield _messages(answer.thinking, body, below, texts, tokens), answer
+                    yield Reply(answer.thinking, answer.text, answer=answer)
                     return
             if time.monotonic() - drawn > REDRAW_SECONDS:
                 drawn = time.monotonic()
-                yield _messages(thinking, text, "", texts), None
-    yield _messages(thinking, text or texts.no_text["cancelled"], stopped_badge(texts), texts), None
-
-
-class ErrorNotice:
-    """Context manager that shows errors as notices on the page; unexpected errors are also logged."""
-
-    def __init__(self, texts: Texts) -> None:
-        self.texts = texts
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        gr.Warning(escape(error_text(error, self.texts)), title=self.texts.notice, duration=10)
-        return True
-
-
-def error_text(error: Exception, texts: Texts) -> str:
-    """The message for the visitor. Errors with internal details are logged, and the visitor gets a general message."""
-    if not isinstance(error, VLRouteError) or isinstance(error, ModeUnavailableError | EndpointError):
-        unexpected = None if isinstance(error, VLRouteError) else error
-        log.error("the web page could not answer: %s", error, exc_info=unexpected)
-        return str(texts.failed)
-    names = [kind.__name__ for kind in type(error).__mro__]
-    head = next((texts.errors[name] for name in names if name in texts.errors), "")
-    return f"{head}{error.public}"
-
-
-def _messages(thinking: str, text: str, badge: str, texts: Texts, tokens: str = "") -> list[ChatMessage]:
-    """The reasoning in a collapsible message, open until the answer begins, and the answer with its badge."""
-    shown: list[ChatMessage] = []
-    if thinking:
-        pending = not text and not badge
-        fold = {"title": texts.thinking if pending else texts.reasoning, "status": "pending" if pending else "done"}
-        fold |= {"log": tokens} if tokens else {}
-        shown.append({"role": "assistant", "content": thinking, "metadata": fold})
-    if text or badge or not thinking:
-        content = [text, gr.HTML(badge, padding=False, render=False)] if badge else text or "…"
-        shown.append({"role": "assistant", "content": content})
-    return shown
+                yield Reply(thinking, text)
+    yield Reply(thinking, text, stopped=True)
 
 
 #: Settings of events that generate answers: all sessions share one queue.
@@ -291,34 +252,44 @@ class SessionState(Protocol):
         ...
 
 
-def question_input(placeholder: str, name: str) -> gr.MultimodalTextbox:
+def question_input(page: Page, placeholder: Callable[[Texts], str], name: str) -> gr.MultimodalTextbox:
     """An input for text, pictures and videos."""
-    return gr.MultimodalTextbox(
-        placeholder=placeholder, label=placeholder, show_label=False, file_types=["image", "video"], max_lines=8,
-        file_count="multiple", sources=["upload"], elem_id=name, submit_btn=True, stop_btn=False,
+    box: gr.MultimodalTextbox = page.add(
+        gr.MultimodalTextbox, lambda texts: {"placeholder": placeholder(texts), "label": placeholder(texts)},
+        show_label=False, file_types=["image", "video"], max_lines=8, file_count="multiple", sources=["upload"],
+        elem_id=name, submit_btn=True, stop_btn=False,
     )  # fmt: skip
+    return box
 
 
-def busy_input() -> gr.MultimodalTextbox:
-    """The input while an answer is generated: empty, with a stop button instead of the send button."""
-    return gr.MultimodalTextbox(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
+def busy_input(clear: bool = True) -> Any:
+    """The input while an answer is generated: with a stop button instead of the send button, and empty if `clear`."""
+    emptied: dict[str, Any] = {"value": {"text": "", "files": []}} if clear else {}
+    return gr.update(submit_btn=False, stop_btn=True, **emptied)
 
 
-def ready_input(asked: dict[str, Any] | None = None) -> gr.MultimodalTextbox:
+def ready_input(asked: Mapping[str, Any] | None = None) -> Any:
     """The input when it is ready; `asked` restores a question that failed."""
-    if asked is None:
-        return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
-    return gr.MultimodalTextbox(value=asked, submit_btn=True, stop_btn=False)
+    restored: dict[str, Any] = {} if asked is None else {"value": dict(asked)}
+    return gr.update(submit_btn=True, stop_btn=False, **restored)
 
 
-def mode_choice(texts: Texts, name: str) -> gr.Dropdown:
+def mode_choice(page: Page, name: str) -> gr.Dropdown:
     """A dropdown with Auto and both modes."""
-    named = [(texts.auto, "auto"), *((texts.modes[mode], mode) for mode in MODES)]
-    choices = [(f"{texts.mode}{texts.colon}{name}", value) for name, value in named]
-    return gr.Dropdown(
-        choices, value="auto", label=texts.mode, filterable=False, min_width=140, elem_id=name, elem_classes="mode",
+
+    def words(texts: Texts) -> dict[str, Any]:
+        named = [(texts.auto, "auto"), *((texts.modes[mode], mode) for mode in MODES)]
+        return {
+            "label": texts.mode,
+            "choices": [(f"{texts.mode}{texts.colon}{name}", value) for name, value in named],
+        }
+
+    dropdown: gr.Dropdown = page.add(
+        gr.Dropdown, words, value="auto", filterable=False, min_width=140, elem_id=name, elem_classes="mode",
         container=False,
     )  # fmt: skip
+    page.redraw([dropdown], [dropdown], lambda session, chosen: {dropdown: {"value": chosen}})
+    return dropdown
 
 
 def forced(choice: str) -> Mode | None:
@@ -332,17 +303,50 @@ def stop_session(state: SessionState | None) -> None:
         state.stop.set()
 
 
+class Votable(SessionState, Protocol):
+    """State of a tab with answers that can be voted on. `votes`: whether each answer is right, by its id."""
+
+    @property
+    def votes(self) -> dict[str, bool]:
+        """The votes of this session. The dict is shared by all copies of the state, so that no vote is lost."""
+        ...
+
+
 def add_votes(
-    view: gr.Chatbot, state: gr.State, answer_id: Callable[[Any, int], str | None], answerer: Answerer, texts: Texts
-) -> None:
-    """Add votes to `view`. `answer_id` maps the state and a message index to the id of an answer, or to None."""
+    page: Page, view: gr.Chatbot, state: gr.State, answers: Callable[[Any], Mapping[int, str | None]], problem: gr.HTML,
+    name: str,
+) -> None:  # fmt: skip
+    """Add votes to `view`.
 
-    def vote(held: Any, like: gr.LikeData) -> None:
-        answer = answer_id(held, like.index) if isinstance(like.index, int) else None
-        if answer is None or not isinstance(like.liked, bool):
+    Args:
+        page: The page.
+        view: The conversation.
+        state: Its state.
+        answers: Returns for a state the id of each answer by the index of its first message, None for stopped ones.
+        problem: Shows errors.
+        name: Name of `problem`.
+    """
+
+    def vote(held: Votable | None, session: Session, like: gr.LikeData) -> Iterator[dict[Any, Any]]:
+        found = answers(held) if held is not None else {}
+        answer = found.get(like.index) if isinstance(like.index, int) else None
+        if held is None or answer is None:
+            yield {view: gr.update(feedback_value=[]), problem: session.problem(name)}
             return
-        with ErrorNotice(texts):
-            answerer.feedback(answer, correct=like.liked)
-            gr.Info(texts.thanks, title=texts.notice, duration=3)
+        if isinstance(like.liked, bool):
+            with Caught(session, name):
+                page.answerer.feedback(answer, correct=like.liked)
+                held.votes[answer] = like.liked
+                session.notes[name] = "thanks"
+        else:  # the second click on the same thumb: Gradio shows no vote, but the store keeps it
+            yield {view: gr.update(feedback_value=[None] * len(found)), problem: session.problem(name)}
+        yield {view: gr.update(feedback_value=shown_votes(held.votes, found)), problem: session.problem(name)}
 
-    view.like(vote, [state], None, concurrency_limit=None, show_progress="hidden", api_visibility="private")
+    view.like(vote, [state, page.session], [view, problem], concurrency_limit=None, show_progress="hidden",
+              api_visibility="private")  # fmt: skip
+
+
+def shown_votes(votes: Mapping[str, bool], answers: Mapping[int, str | None]) -> list[str | None]:
+    """The votes of a conversation as `gr.Chatbot` takes them: one entry for each answer."""
+    names = {True: "Like", False: "Dislike", None: None}
+    return [names[votes.get(answer or "")] for answer in answers.values()]

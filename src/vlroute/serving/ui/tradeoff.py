@@ -10,9 +10,12 @@ import gradio as gr
 import numpy as np
 from gradio.components.plot import PlotData
 
+from vlroute.decision.target import PRESETS, Target
 from vlroute.decision.tradeoff import OperatingPoint, TradeoffCurve
-from vlroute.serving.ui.components import COLORS, FONT, Answerer, ErrorNotice, Texts
-from vlroute.types import MODES
+from vlroute.serving.ui.page import Drawing, Page
+from vlroute.serving.ui.session import Caught, Session
+from vlroute.serving.ui.texts import COLORS, FONT, Texts
+from vlroute.types import MODES, Preset
 
 #: Steps of the slider: 0, then ten prices per decade.
 PRICES = (0.0, *(float(f"{10 ** (step / 10):.2g}") for step in range(-40, 11)))
@@ -21,40 +24,68 @@ DRAWN = 150
 GREY, GRID = "#64748b", "rgba(148, 163, 184, 0.25)"
 
 
-def add_tradeoff(answerer: Answerer, texts: Texts, price: gr.State, tab: gr.Tab) -> None:
-    """Add the tab to the current Blocks. `price` gets the value of the slider if the visitor checks the box."""
-    if answerer.selector.classifier is None or answerer.selector.classifier.calibration is None:
-        gr.Markdown(texts.no_calibration, elem_classes="lead")
+def add_tradeoff(page: Page, tab: gr.Tab) -> None:
+    """Add the tab to the current Blocks. The price of the page is set if the visitor checks the box."""
+    selector = page.answerer.selector
+    if selector.classifier is None or selector.classifier.calibration is None:
+        page.add(gr.Markdown, lambda texts: {"value": texts.no_calibration}, elem_classes="lead")
         return
-    gr.Markdown(texts.tradeoff_start, elem_classes="lead")
-    slider = gr.Slider(
-        0, len(PRICES) - 1, value=nearest(answerer.selector.policy.price), step=1, label=texts.price,
-        elem_id="price", elem_classes="position", buttons=[],
+    exact = gr.State(selector.policy.price)
+    page.add(gr.Markdown, lambda texts: {"value": texts.tradeoff_start}, elem_classes="lead")
+    preset = page.add(
+        gr.Radio,
+        lambda texts: {
+            "label": texts.preset, "info": texts.preset_help,
+            "choices": [(texts.presets[name], name) for name in PRESETS],
+        },
+        value=None, elem_id="preset",
     )  # fmt: skip
-    ends = "".join(f"<span>{escape(end)}</span>" for end in texts.price_ends)
-    gr.HTML(f'<div class="ends">{ends}</div>', padding=False)
+    slider = page.add(
+        gr.Slider, lambda texts: {"label": texts.price}, minimum=0, maximum=len(PRICES) - 1,
+        value=nearest(selector.policy.price), step=1, elem_id="price", elem_classes="position", buttons=[],
+    )  # fmt: skip
+    page.add(gr.HTML, _ends, padding=False)
+    problem = page.problem("tradeoff")
     says = gr.HTML("", elem_id="operating-point", padding=False)
-    use = gr.Checkbox(False, label=texts.use_price, elem_id="use-price")
-    gr.HTML(_legend(texts), padding=False)
+    use = page.add(gr.Checkbox, lambda texts: {"label": texts.use_price}, value=False, elem_id="use-price")
+    page.add(gr.HTML, lambda texts: {"value": _legend(texts)}, padding=False)
     plot = gr.Plot(show_label=False, elem_id="curve")
 
-    def draw(position: int) -> tuple[PlotData | None, str]:
-        with ErrorNotice(texts):
-            curve = answerer.selector.curve()
-            operating_point = curve.at(PRICES[int(position)])
-            figure = json.dumps(_figure(curve, operating_point, texts))
-            return PlotData(type="plotly", plot=figure), _summary(operating_point, curve.count, texts)
-        return None, ""
+    def drawn(session: Session, price: float) -> Drawing:
+        with Caught(session, "tradeoff"):
+            curve = selector.curve()
+            point = curve.at(price)
+            figure = json.dumps(_figure(curve, point, session.texts))
+            summary = _summary(curve, point, session.texts)
+            return {
+                plot: {"value": PlotData(type="plotly", plot=figure)}, says: {"value": summary}, problem: {"value": ""},
+            }  # fmt: skip
+        return {plot: {"value": None}, says: {"value": ""}, problem: {"value": session.problem("tradeoff")}}
 
-    def set_price(position: int, used: bool) -> float | None:
-        return PRICES[int(position)] if used else None
+    def updates(session: Session, price: float, used: bool) -> dict[Any, Any]:
+        changed = {component: gr.update(**arguments) for component, arguments in drawn(session, price).items()}
+        return {**changed, exact: price, page.price: price if used else None}
+
+    def open_tab(session: Session, price: float, used: bool) -> dict[Any, Any]:
+        return updates(session, price, used)
+
+    def slide(position: int, session: Session, used: bool) -> dict[Any, Any]:
+        return {**updates(session, PRICES[int(position)], used), preset: None}
+
+    def choose(name: Preset, session: Session, used: bool) -> dict[Any, Any]:
+        price = Target(preset=name).resolve(selector.curve()).price
+        return {**updates(session, price, used), slider: nearest(price)}
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
     latest = {**quiet, "trigger_mode": "always_last"}
-    tab.select(draw, [slider], [plot, says], **quiet)
-    slider.input(draw, [slider], [plot, says], **latest)
-    slider.input(set_price, [slider, use], [price], **latest)
-    use.input(set_price, [slider, use], [price], **quiet)
+    outputs = [plot, says, problem, exact, page.price]
+    tab.select(open_tab, [page.session, exact, use], outputs, **quiet)
+    slider.input(slide, [slider, page.session, use], [*outputs, preset], **latest)
+    preset.input(choose, [preset, page.session, use], [*outputs, slider], **latest)
+    use.input(lambda price, used: price if used else None, [exact, use], [page.price], **quiet)
+    page.redraw([exact, says], [plot, says, problem],
+                lambda session, price, says: drawn(session, price) if says else {})  # fmt: skip
+    page.redraw([preset], [preset], lambda session, chosen: {preset: {"value": chosen}})
 
 
 def nearest(price: float) -> int:
@@ -64,12 +95,25 @@ def nearest(price: float) -> int:
     return 1 + int(np.argmin(np.abs(np.log(np.asarray(PRICES[1:]) / price))))
 
 
+def better_single(curve: TradeoffCurve) -> int:
+    """Index in `MODES` of the mode that alone has the higher accuracy; Instruct if both have the same."""
+    return int(np.argmax(curve.single_accuracies))
+
+
+def _ends(texts: Texts) -> dict[str, Any]:
+    ends = "".join(f"<span>{escape(end)}</span>" for end in texts.price_ends)
+    return {"value": f'<div class="ends">{ends}</div>'}
+
+
 def _figure(curve: TradeoffCurve, operating_point: OperatingPoint, texts: Texts) -> dict[str, Any]:
     """The figure for plotly in the browser. It uses the visitor's fonts, so Chinese text is displayed."""
     places = np.unique(np.linspace(0, len(curve.prices) - 1, DRAWN).astype(int))
     seconds, accuracies = curve.seconds[places].tolist(), curve.accuracies[places].tolist()
     low, high = zip(*(curve.operating_point(int(place)).interval for place in places), strict=True)
     hover = "%{y:.1%} · %{x:.2f} s<extra></extra>"
+    better = better_single(curve)
+    presets = [(name, Target(preset=name).resolve(curve)) for name in PRESETS]
+    presets.sort(key=lambda preset: preset[1].mean_seconds)  # so that neighbors have their names on opposite sides
     traces: list[dict[str, Any]] = [
         {
             "name": texts.band, "x": [*seconds, *reversed(seconds)], "y": [*high, *reversed(low)], "fill": "toself",
@@ -87,6 +131,21 @@ def _figure(curve: TradeoffCurve, operating_point: OperatingPoint, texts: Texts)
             }
             for column, (mode, symbol) in enumerate(zip(MODES, ("square", "triangle-up"), strict=True))
         ),
+        {
+            "name": texts.better_single, "mode": "lines", "hoverinfo": "skip",
+            "x": [0, max(float(curve.single_seconds.max()), max(seconds))],
+            "y": [float(curve.single_accuracies[better])] * 2,
+            "line": {"color": GREY, "width": 1.5, "dash": "dash"},
+        },
+        {
+            "name": texts.preset, "mode": "markers+text", "x": [point.mean_seconds for _, point in presets],
+            "y": [point.accuracy for _, point in presets], "text": [texts.presets[name] for name, _ in presets],
+            "textposition": ["top left", "bottom right"] * (len(presets) // 2),
+            "hovertemplate": "%{text}: %{y:.1%} · %{x:.2f} s<extra></extra>",
+            "marker": {
+                "color": "#fff", "size": 11, "symbol": "diamond", "line": {"color": COLORS["router"], "width": 2},
+            },
+        },
         {
             "name": texts.this_price, "x": [operating_point.mean_seconds], "y": [operating_point.accuracy],
             "mode": "markers",
@@ -109,30 +168,32 @@ def _figure(curve: TradeoffCurve, operating_point: OperatingPoint, texts: Texts)
 
 def _legend(texts: Texts) -> str:
     """The legend as HTML outside the plot, because it wraps on narrow screens."""
-    named = {"line": texts.router_line, "band": texts.band, "point": texts.this_price}
+    named = {
+        "line": texts.router_line, "band": texts.band, "point": texts.this_price, "preset": texts.preset,
+        "dash": texts.better_single,
+    }  # fmt: skip
     for mode in MODES:
         named[mode] = texts.always.format(mode=texts.modes[mode])
     items = "".join(f'<span><i class="{kind}"></i>{escape(name)}</span>' for kind, name in named.items())
     return f'<div class="legend">{items}</div>'
 
 
-def _summary(operating_point: OperatingPoint, count: int, texts: Texts) -> str:
-    """The meaning of the price and the expected figures, as HTML."""
-    price = (
-        texts.price_meaning.format(price=operating_point.price, points=100 * operating_point.price)
-        if operating_point.price
-        else ""
-    )
-    low, high = operating_point.interval
+def _summary(curve: TradeoffCurve, point: OperatingPoint, texts: Texts) -> str:
+    """The meaning of the price, the expected figures and those of the better single mode, as HTML."""
+    price = texts.price_meaning.format(price=point.price, points=100 * point.price) if point.price else texts.price_zero
+    low, high = point.interval
+    better = better_single(curve)
+    accuracy, seconds = float(curve.single_accuracies[better]), float(curve.single_seconds[better])
     figures = {
-        "accuracy": (f"{operating_point.accuracy:.1%}", f" ({low:.1%}–{high:.1%})"),
-        "seconds": (texts.seconds.format(operating_point.mean_seconds), ""),
-        "share": (f"{operating_point.thinking_share:.0%}", ""),
+        "accuracy": (f"{point.accuracy:.1%}", f" ({low:.1%}–{high:.1%})"),
+        "seconds": (texts.seconds.format(point.mean_seconds), ""),
+        "share": (f"{point.thinking_share:.0%}", ""),
+        "single": (f"{accuracy:.1%} · {texts.seconds.format(seconds)}", f": {texts.modes[MODES[better]]}"),
     }
     tiles = "".join(
         f'<div class="{name}"><b>{escape(value)}</b><small>{escape(texts.figures[name] + more)}</small></div>'
         for name, (value, more) in figures.items()
     )
-    says = f'<p class="says">{escape(price or texts.price_zero)}</p>'
-    of = f'<p class="of">{escape(texts.basis.format(n=count))}</p>'
-    return f'{says}<div class="figures">{tiles}</div>{of}'
+    says = f'<p class="says">{escape(price)}</p>'
+    of = f'<p class="of">{escape(texts.basis.format(n=curve.count))}</p>'
+    return f'<div role="status">{says}<div class="figures">{tiles}</div>{of}</div>'
