@@ -94,7 +94,7 @@ bench-gpu: install  ## Measure parity, speed, memory and faults on a CUDA device
 soak: install  ## Long randomized tests: conversations, requests to each endpoint, settings; compiled steps (40 minutes)
 	VLROUTE_CONVERSATIONS=520 $(BIN)/python -m pytest tests/integration/test_chat_exact.py -k fresh --hypothesis-show-statistics
 	VLROUTE_REQUESTS=240 $(BIN)/python -m pytest tests/integration/test_batching.py -k every_way
-	VLROUTE_COMPILE=inductor $(BIN)/python -m pytest tests/integration/test_compile.py
+	VLROUTE_TEST_COMPILE=inductor $(BIN)/python -m pytest tests/integration/test_compile.py
 	VLROUTE_SCHEMA_CASES=1000 $(BIN)/python -m pytest tests/integration/test_server_safety.py -k schema
 	VLROUTE_FUZZED_FILES=5000 $(BIN)/python -m pytest tests/integration/test_server_fuzz.py
 	VLROUTE_SETTINGS_CASES=1000 $(BIN)/python -m pytest tests/integration/test_edges_settings.py -k random

@@ -98,6 +98,33 @@ def _generation_settings() -> str:
     return "\n".join(["| setting | values | meaning | endpoints |", "|---|---|---|---|", *rows])
 
 
+def _server_settings() -> str:
+    """Each setting of `vlroute serve` under its names in a file, the environment and the command line."""
+    import inspect
+
+    from typer.main import get_command
+
+    from vlroute.cli.app import app
+    from vlroute.cli.config import settings_of
+    from vlroute.serving import ServerSettings
+
+    text = inspect.getdoc(ServerSettings) or ""
+    attributes = re.findall(r"(?m)^    (\w+): (.+(?:\n     .*)*)", text)
+    meanings = {name: " ".join(lines.split()) for name, lines in attributes}
+    command: Any = get_command(app)
+    options = {option.name: option for option in command.commands["serve"].params}
+    rows = []
+    for name, (_, default) in settings_of("serve").items():
+        option = options.get(name)
+        flags = f"`{'`, `'.join((*option.opts, *option.secondary_opts))}`" if option else "–"
+        value = json.dumps(default, default=str)
+        rows.append(
+            f"| `{name}` | `VLROUTE_{name.upper()}` | {flags} | {'–' if default is None else f'`{value}`'} | "
+            f"{meanings.get(name) or (option and option.help)} |"
+        )
+    return "\n".join(["| in the file | environment | option | default | meaning |", "|---|---|---|---|---|", *rows])
+
+
 def _families() -> str:
     from vlroute.engine.families import FAMILIES
 
@@ -200,4 +227,5 @@ GENERATED: dict[str, Callable[[], str]] = {
     "response-fields": partial(_request_fields, "ResponseRequest"),
     "response-fixed-fields": partial(_fixed_fields, "ResponseRequest"),
     "response-ignored-fields": partial(_ignored_fields, "ResponseRequest"),
+    "server-settings": _server_settings,
 }

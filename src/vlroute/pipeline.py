@@ -224,13 +224,27 @@ class Pipeline:
     ) -> Steps[Answer]:
         return (yield from self.answer(prepare(), options, emit))
 
-    def stream(self, conversation: Conversation, options: RequestOptions) -> Events:
-        """The events of `answer`, which runs in a thread of its own. The model is loaded before this returns."""
+    def stream(
+        self, conversation: Conversation, options: RequestOptions, observe: Callable[[Event], Any] | None = None
+    ) -> Events:
+        """The events of `answer`, which runs in a thread of its own. The model is loaded before this returns.
+
+        `observe` is called with each event in that thread, also after the stream was closed.
+        """
         self.selector.check_not_captioning()
         self.model.load()
         closed = threading.Event()
         options = replace(options, cancel=EitherEvent(closed, options.cancel))
-        return Stream(lambda emit: run(self.answer(conversation, options, emit)), closed)
+
+        def work(emit: Callable[[Event], Any]) -> Answer:
+            def observed(event: Event) -> None:
+                if observe is not None:
+                    observe(event)
+                emit(event)
+
+            return run(self.answer(conversation, options, observed))
+
+        return Stream(work, closed)
 
     def _answer(
         self,

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
 from vlroute.errors import InputError, StoreError, UnknownAnswerError
@@ -82,6 +83,15 @@ LABELS = sa.Table(
     sa.Column("prefill_seconds", sa.Double, nullable=False),
     sa.Column("finish_reason", sa.String(16), nullable=False),
     sa.Column("correct", sa.Double),
+)
+
+#: Tokens of each API key of a server and day, for limits per key.
+TOKENS = sa.Table(
+    "tokens",
+    TABLES,
+    sa.Column("key", sa.String(64), primary_key=True),  # its name
+    sa.Column("day", sa.String(10), primary_key=True),  # of UTC, such as 2026-11-29
+    sa.Column("tokens", sa.BigInteger, nullable=False),
 )
 
 
@@ -418,6 +428,46 @@ class Store:
         with self._errors("read"), self._engine.connect() as connection:
             stored = connection.execute(sa.select(sa.func.count()).select_from(ANSWERS)).scalar_one()
             return stored, connection.execute(rated).scalar_one()
+
+    def add_tokens(self, key: str, day: str, tokens: int) -> int:
+        """Add to the number of tokens that an API key has used on a day.
+
+        Args:
+            key: name of the key.
+            day: the day in UTC, such as 2026-11-29.
+            tokens: the number to add.
+
+        Returns:
+            The new number.
+
+        Raises:
+            StoreError: the store cannot be changed.
+        """
+        insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
+        added = insert(TOKENS).values(key=key, day=day, tokens=tokens)
+        # one statement, so that several processes can add at the same time
+        added = added.on_conflict_do_update(
+            index_elements=[TOKENS.c.key, TOKENS.c.day], set_={"tokens": TOKENS.c.tokens + added.excluded.tokens}
+        )
+        with self._errors("written"), self._engine.begin() as connection:
+            return int(connection.execute(added.returning(TOKENS.c.tokens)).scalar_one())
+
+    def tokens_of(self, key: str, day: str) -> int:
+        """Number of tokens that an API key has used on a day.
+
+        Args:
+            key: name of the key.
+            day: the day in UTC, such as 2026-11-29.
+
+        Returns:
+            The number, 0 if none are counted.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        query = sa.select(TOKENS.c.tokens).where(TOKENS.c.key == key, TOKENS.c.day == day)
+        with self._errors("read"), self._engine.connect() as connection:
+            return int(connection.execute(query).scalar() or 0)
 
     def prune(self, older_than: timedelta) -> int:
         """Delete old answers and their feedback. If the feedback is still needed, call `export_feedback` first.

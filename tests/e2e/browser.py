@@ -31,8 +31,8 @@ _WORDS = """() => {
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
-    """Debian's Chromium; the test is skipped where it or playwright is not there."""
+def chromium(*arguments: str) -> Iterator[Any]:
+    """Debian's Chromium; the test is skipped where it or playwright is not there. `arguments`: of its command line."""
     path = shutil.which("chromium")
     if path is None:
         lacking("needs Debian's chromium: apt-get install chromium fonts-noto-cjk")
@@ -41,7 +41,7 @@ def chromium() -> Iterator[Any]:
     except ImportError:
         lacking("needs playwright: pip install playwright")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *arguments])
         try:
             yield browser
         finally:

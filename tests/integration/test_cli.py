@@ -60,7 +60,7 @@ def test_what_needs_no_model_loads_no_torch(arguments: str) -> None:
         ("do", {"doctor"}),
         ("ask --pol", {"--policy"}),
         ("ask --mode ", {"auto", "instruct", "thinking"}),
-        ("c", {"chat", "cluster", "collect", "curves"}),
+        ("c", {"chat", "cluster", "collect", "config", "curves"}),
     ],
 )
 def test_completion(words: str, offered: set[str]) -> None:

@@ -1,7 +1,7 @@
 """`compile="max"`: the same answers from compiled steps, and a fallback where nothing can be compiled.
 
 The compiler of torch needs minutes. `make test` runs it for one answer of a pair, except for its last step, which
-generates C++ (`aot_eager`). `VLROUTE_COMPILE=inductor pytest tests/integration/test_compile.py` runs everything.
+generates C++ (`aot_eager`). `VLROUTE_TEST_COMPILE=inductor pytest tests/integration/test_compile.py` runs everything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vlroute import Answer, Router
 from vlroute.types import MODES
 
 pytestmark = pytest.mark.float32
-BACKEND = os.environ.get("VLROUTE_COMPILE", "aot_eager")
+BACKEND = os.environ.get("VLROUTE_TEST_COMPILE", "aot_eager")
 ALL = BACKEND == "inductor"
 #: No token ends the answer.
 SETTINGS: dict[str, Any] = {"do_sample": False, "answer_reserve": 0, "max_new_tokens": 12, "eos_token_id": -1}

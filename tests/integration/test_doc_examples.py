@@ -43,7 +43,8 @@ from vlroute.types import Answer
 
 pytestmark = pytest.mark.float32
 ABSENT = ("Qwen/", "127.0.0.1:8001")  # checkpoints to be downloaded, and servers of other programs
-SERVERS = ("http://127.0.0.1:8000", "https://vlroute.example.org")  # what stands for a server of the pocket pair
+#: What stands for a server of the pocket pair.
+SERVERS = ("http://127.0.0.1:8000", "https://vlroute.example.org/vlroute")
 SHELL_ASKS = re.compile(r"vlroute (ask|chat) |/chat/completions|_tools\.py")
 #: A line of a shell block that needs no shell.
 PROGRAM = re.compile(r"(vlroute|python \S+\.py) [^|<>;&]*$")

@@ -26,7 +26,7 @@ from vlroute.engine.settings import SETTINGS
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     path
-    for path in (*ROOT.glob("README*.md"), ROOT / "examples/README.md", *(ROOT / "docs").rglob("*.md"))
+    for path in (*ROOT.glob("README*.md"), *(ROOT / "examples").rglob("README.md"), *(ROOT / "docs").rglob("*.md"))
     if path.parent != ROOT / "docs/benchmarks"  # written by scripts
 )
 PUBLIC = {"vlroute", "vlroute.learning", "vlroute.serving"}

@@ -69,7 +69,7 @@ def drop_tables(url: str) -> None:
     with engine.begin() as connection:
         tables = "responses, conversation_media_uses, conversation_media, conversation_messages"
         connection.execute(
-            sa.text(f"DROP TABLE IF EXISTS {tables}, labels, shadows, feedback, answers, vlroute_schema")
+            sa.text(f"DROP TABLE IF EXISTS {tables}, labels, shadows, feedback, answers, tokens, vlroute_schema")
         )
     engine.dispose()
 
@@ -97,6 +97,18 @@ def test_the_last_feedback_counts(where: str) -> None:
         for correct in (True, False, 0.25):
             store.feedback(id, correct=correct)
         assert [one.outcome.correct for one in store.records()] == [0.25]
+
+
+def test_tokens_of_a_key_and_day_are_added_by_several_connections(where: str) -> None:
+    with Store(where) as one, Store(where) as two:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda n: (one, two)[n % 2].add_tokens("ann", "2026-01-01", n), range(100)))
+        assert two.add_tokens("ann", "2026-01-01", 2**40) == 4950 + 2**40  # more than 32 bits
+        assert one.add_tokens("ann", "2026-01-02", 1) == 1
+        assert one.tokens_of("ann", "2026-01-01") == 4950 + 2**40
+        assert one.tokens_of("bob", "2026-01-01") == 0
+        one.prune(timedelta(0))
+        assert one.tokens_of("ann", "2026-01-01") > 0  # limits do not depend on stored answers
 
 
 def test_feedback_that_cannot_be(where: str) -> None:

@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 from vlroute import __version__
 from vlroute.cli.chat import chat
 from vlroute.cli.doctor import doctor
+from vlroute.cli.key import key
 from vlroute.cli.learn import collect, curves, evaluate, export, feedback, probe, train
 from vlroute.cli.options import (
     AnswerReserve,
@@ -46,7 +47,7 @@ from vlroute.cli.options import (
     given,
     policy_of,
 )
-from vlroute.cli.serve import cluster, serve, ui
+from vlroute.cli.serve import cluster, serve, show_settings, ui
 from vlroute.errors import VLRouteError
 
 app = typer.Typer(
@@ -62,8 +63,8 @@ app = typer.Typer(
 
 #: Options for a file or folder. An empty name would mean the current folder.
 _NAMES = {
-    "--answers", "--cache", "--encoder", "--image", "-i", "--oof", "--out", "--model", "--records", "--resume",
-    "--router", "--save", "--shadow", "--store", "--video",
+    "--answers", "--cache", "--config", "--encoder", "--image", "-i", "--key-file", "--oof", "--out", "--model",
+    "--records", "--resume", "--router", "--save", "--shadow", "--store", "--video",
 }  # fmt: skip
 
 
@@ -225,7 +226,10 @@ def demo(
 #: The commands in the order of the help, by panel.
 PANELS: dict[str, dict[str, Callable[..., Any]]] = {
     "Look": {"demo": demo, "doctor": doctor},
-    "Answer": {"ask": ask, "chat": chat, "route": route, "serve": serve, "ui": ui, "cluster": cluster},
+    "Answer": {
+        "ask": ask, "chat": chat, "route": route, "serve": serve, "ui": ui, "cluster": cluster,
+        "config": show_settings, "key": key,
+    },
     "Learn": {
         "collect": collect, "train": train, "probe": probe, "eval": evaluate, "curves": curves, "feedback": feedback,
         "export": export,

@@ -6,6 +6,8 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,8 +31,15 @@ from vlroute.errors import InputError, MissingExtraError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from vlroute.cli.config import EffectiveSettings
     from vlroute.serving.settings import ServerSettings
 
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", envvar="VLROUTE_CONFIG", metavar="FILE", help="TOML file with settings; options take precedence."
+    ),
+]
 Host = Annotated[
     str, typer.Option(help="Address to listen on; all but the loopback address need keys in VLROUTE_API_KEYS.")
 ]
@@ -40,72 +49,108 @@ Deadline = Annotated[float, typer.Option(min=0.1, help="Time limit of a request,
 MaxTokens = Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer, reasoning included.")]
 AllowHost = Annotated[
     list[str] | None,
-    typer.Option(help="A host (host or host:port) from which pictures may be fetched; may be repeated. Default: none."),
+    typer.Option(
+        "--allow-host",
+        help="A host (host or host:port) from which pictures may be fetched; may be repeated. Default: none.",
+    ),
 ]
 RetentionDays = Annotated[
     float,
     typer.Option(min=0.001, max=36_500, help="Days for which the store keeps responses for previous_response_id."),
 ]
-NoPage = Annotated[bool, typer.Option("--no-page", help="Serve without the web page.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file", metavar="FILE", help="TOML file with named API keys and their limits; may change later."
+    ),
+]
+TrustedHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trusted-host",
+        metavar="NAME",
+        help="An accepted name in the Host header, such as example.com or *.example.com; may be repeated.",
+    ),
+]
+CorsOrigin = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cors-origin",
+        metavar="ORIGIN",
+        help="An origin whose web pages may use the API, such as https://example.com; may be repeated.",
+    ),
+]
+RootPath = Annotated[
+    str, typer.Option(metavar="PREFIX", help="Path prefix under which a proxy serves this server, such as /vlroute.")
+]
+ForwardedAllowIps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--forwarded-allow-ips",
+        metavar="ADDRESS",
+        help="Address or network of a proxy whose X-Forwarded headers are believed; may be repeated. "
+        "Default: 127.0.0.1 and ::1.",
+    ),
+]
+Page = Annotated[bool, typer.Option("--page/--no-page", help="Serve the web page, if its packages are installed.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")]
 
 
-def _server_settings(allow_host: list[str] | None, **options: Any) -> ServerSettings:
-    from vlroute.serving.settings import ServerSettings, keys_from_environment
-
-    return ServerSettings(api_keys=keys_from_environment(), allowed_hosts=tuple(allow_host or ()), **options)
+# The options of these commands are read from the context, because other sources have to be merged with those that were
+# given. The defaults in the signatures are shown by --help; a test compares them with the real ones.
 
 
 def serve(
+    context: typer.Context,
+    config: ConfigFile = None,
     model: ModelOption = None,
     router: RouterFolder = None,
     policy: Wanted = None,
     stages: Stages = None,
     store: StoreAt = None,
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
+    port: Port = 8000,
     max_num_seqs: MaxNumSeqs = 32,
     max_waiting: Waiting = 64,
     deadline: Deadline = 600.0,
     max_tokens: MaxTokens = 32_768,
     retention_days: RetentionDays = 30.0,
-    allow_host: AllowHost = None,
+    key_file: KeyFile = None,
+    allowed_hosts: AllowHost = None,
+    trusted_hosts: TrustedHost = None,
+    cors_origins: CorsOrigin = None,
+    root_path: RootPath = "",
+    forwarded_allow_ips: ForwardedAllowIps = None,
     device: Device = None,
     memory: Memory = None,
     compile: Compile = None,
     shadow: ShadowFolder = None,
     label_share: LabelShare = 0.0,
-    no_page: NoPage = False,
+    page: Page = True,
 ) -> None:
     """Serve OpenAI's API, and the web page at /.
 
     vlroute serve --model Qwen/Qwen3-VL-2B --store answers.db
 
     VLROUTE_API_KEYS=$(openssl rand -hex 32) vlroute serve --host 0.0.0.0
+
+    vlroute serve --config vlroute.toml
     """
-    settings = _server_settings(
-        allow_host,
-        host=host,
-        port=port,
-        max_num_seqs=max_num_seqs,
-        max_waiting=max_waiting,
-        deadline=deadline,
-        max_tokens=max_tokens,
-        retention_days=retention_days,
-    )
-    _run(
-        settings, "none" if no_page else "wanted", model=model, router=router, policy=policy_of(policy, stages),
-        store=store, device=device, memory=memory, compile=compile, shadow=shadow, label_share=label_share,
-    )  # fmt: skip
+    settings, server = _read("serve", context, config)
+    _run(settings, server, "wanted" if settings.values["page"] else "none")
 
 
 def ui(
+    context: typer.Context,
+    config: ConfigFile = None,
     model: ModelOption = None,
     router: RouterFolder = None,
     policy: Wanted = None,
     stages: Stages = None,
     store: StoreAt = None,
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 7860,
+    port: Port = 7860,
+    key_file: KeyFile = None,
     device: Device = None,
 ) -> None:
     """Open the web page: chat, compare, batch, trade-off. The API is there too.
@@ -114,17 +159,39 @@ def ui(
 
     vlroute ui --model Qwen/Qwen3-VL-2B --store answers.db
     """
-    settings = _server_settings(None, host=host, port=port)
-    _run(settings, "needed", model=model, router=router, policy=policy_of(policy, stages), store=store, device=device)
+    _run(*_read("ui", context, config), "needed")
 
 
-def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **model: Any) -> None:
+@wraps(serve, assigned=("__annotations__",))
+def show_settings(context: typer.Context, config: ConfigFile = None, **_: Any) -> None:
+    """Print the settings that vlroute serve would use with the same options, as TOML, and where each comes from.
+
+    Keys and passwords are not shown.
+
+    vlroute config --config vlroute.toml --port 9000
+    """
+    settings, _server = _read("serve", context, config)
+    typer.echo(settings.toml())
+
+
+def _read(
+    command: Literal["serve", "ui", "cluster"], context: typer.Context, file: Path | None
+) -> tuple[EffectiveSettings, ServerSettings]:
+    """All settings of a command, and those of its server."""
+    from vlroute.cli.config import read_settings
+    from vlroute.serving.settings import ServerSettings
+
+    settings = read_settings(command, context, file)
+    return settings, settings.of(ServerSettings)
+
+
+def _run(settings: EffectiveSettings, server: ServerSettings, page: Literal["needed", "wanted", "none"]) -> None:
     """Serve until interrupted. Raises an error if the server cannot start or the models cannot be loaded.
 
     Args:
-        settings: Settings of the server.
+        settings: All settings.
+        server: Those of the server.
         page: Whether the web page is served; "wanted": if its packages are installed.
-        **model: Arguments of `Router.from_pretrained`, its `name` as `model`.
     """
     try:
         import uvicorn
@@ -135,25 +202,31 @@ def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **
         raise MissingExtraError(error, "serve") from error
     from vlroute.router import Router
 
-    _check_free(settings.host, settings.port)
-    router = Router.from_pretrained(model.pop("model"), max_num_seqs=settings.max_num_seqs, **model)
+    _check_free(server.host, server.port)
+    names = ("router", "store", "device", "memory", "compile", "shadow", "label_share")
+    given = settings.values
+    router = Router.from_pretrained(
+        given["model"], policy=policy_of(given["policy"], given["stages"]), max_num_seqs=server.max_num_seqs,
+        **{name: given[name] for name in names},
+    )  # fmt: skip
     mount = None if page == "none" else _page(needed=page == "needed")
     failures: list[BaseException] = []
 
     def stop(error: BaseException) -> None:
         failures.append(error)
-        server.should_exit = True
+        program.should_exit = True
 
-    app = create_app(router, settings, stop)
+    app = create_app(router, server, stop)
     config = uvicorn.Config(
-        mount(app) if mount else app, host=settings.host, port=settings.port, log_level="info", access_log=False,
+        mount(app) if mount else app, host=server.host, port=server.port, log_level="info", access_log=False,
+        proxy_headers=False,  # the application reads them
         server_header=False, lifespan="on",  # with "auto", uvicorn ignores an exception at start-up
         timeout_keep_alive=75,  # longer than in clients and proxies, so that they close idle connections first
-        timeout_graceful_shutdown=round(GRACE_SECONDS), limit_concurrency=settings.max_connections,
+        timeout_graceful_shutdown=round(GRACE_SECONDS), limit_concurrency=server.max_connections,
     )  # fmt: skip
-    server = uvicorn.Server(config)
+    program = uvicorn.Server(config)
     try:
-        server.run()
+        program.run()
     except KeyboardInterrupt:
         return
     if failures:
@@ -195,6 +268,8 @@ Address = Annotated[
 
 
 def cluster(
+    context: typer.Context,
+    config: ConfigFile = None,
     model: ModelOption = None,
     router: RouterFolder = None,
     policy: Wanted = None,
@@ -216,7 +291,12 @@ def cluster(
     deadline: Deadline = 600.0,
     max_tokens: MaxTokens = 32_768,
     retention_days: RetentionDays = 30.0,
-    allow_host: AllowHost = None,
+    key_file: KeyFile = None,
+    allowed_hosts: AllowHost = None,
+    trusted_hosts: TrustedHost = None,
+    cors_origins: CorsOrigin = None,
+    root_path: RootPath = "",
+    forwarded_allow_ips: ForwardedAllowIps = None,
     device: Device = None,
 ) -> None:
     """Serve OpenAI's API by several replicas of the model, on one machine or several.
@@ -230,17 +310,14 @@ def cluster(
     from vlroute.serving.cluster.start import deploy, join, start_here
     from vlroute.serving.settings import ClusterSettings
 
-    server = _server_settings(
-        allow_host, host=host, port=port, max_waiting=max_waiting, deadline=deadline, max_tokens=max_tokens,
-        retention_days=retention_days,
-    )  # fmt: skip
-    settings = ClusterSettings(
-        model=_absolute_model(model), router=str(router) if router else None, policy=policy,
-        store=_absolute_store(store), device=device, replicas=replicas, most_replicas=most_replicas,
-        max_num_seqs=max_num_seqs, cpus=cpus, gpus=gpus, server=server,
-    )  # fmt: skip
+    read, server = _read("cluster", context, config)
+    # replicas and ingresses have other working directories
+    server = replace(server, key_file=server.key_file and server.key_file.expanduser().resolve())
+    model, store = _absolute_model(read.values["model"]), _absolute_store(read.values["store"])
+    settings: ClusterSettings = read.of(ClusterSettings, server=server, model=model, store=store)
+    address, host, port = read.values["address"], server.host, server.port
     if model is not None:  # before Ray and the replicas start
-        check_folders(*resolve_pair(model, None, None, router)[:2])
+        check_folders(*resolve_pair(model, None, None, settings.router)[:2])
     here: str | None = None
     if address is None:
         _check_free(host, port)

@@ -10,14 +10,15 @@ from typing import Any, cast
 from fastapi import FastAPI
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from vlroute import __version__
 from vlroute.files import shipped
 from vlroute.router import Router
-from vlroute.serving.dependencies import APIKeys
 from vlroute.serving.errors import add_error_handlers, error_response, no_endpoint
 from vlroute.serving.fetch import Fetcher
-from vlroute.serving.middleware import RequestGuard
+from vlroute.serving.keys import APIKeys
+from vlroute.serving.middleware import PathPrefix, RequestGuard, add_cross_origin
 from vlroute.serving.responses import router as responses
 from vlroute.serving.routes import router as routes
 from vlroute.serving.service import GRACE_SECONDS, Service, log_failure
@@ -61,13 +62,50 @@ def create_app(
         title="vlroute", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         description="Decides per request whether Qwen3-VL Instruct answers at once or Thinking reasons first.",
     )  # fmt: skip
-    app.state.service, app.state.fetcher, app.state.keys = service, fetcher, APIKeys(settings.api_keys)
+    app.state.service, app.state.fetcher, app.state.keys = service, fetcher, service.keys
     count = service.metrics.refused
-    app.add_middleware(RequestGuard, ("/v1/", "/api/predict"), settings.max_body, is_loopback(settings.host), count)
+    # without trusted names, a server for other machines accepts all: it has keys, and does not know its own names
+    trusted = settings.trusted_hosts if settings.trusted_hosts or is_loopback(settings.host) else None
+    app.add_middleware(RequestGuard, ("/v1/", "/api/predict"), settings.max_body, trusted, count)
+    add_cross_origin(app, settings.cors_origins)  # outside, so that refusals have its headers
+    app.add_middleware(ProxyHeadersMiddleware, [*settings.forwarded_allow_ips])
+    if settings.root_path:
+        app.add_middleware(PathPrefix, settings.root_path)
     add_error_handlers(app, count)
     app.include_router(routes)
     app.include_router(responses)
     return app
+
+
+class PageLogins(dict[str, str]):
+    """Gradio's table of log-ins: the token in a cookie, and the user.
+
+    Visitors choose their user names. Here, the user is the name of the key, so that requests of the page count for the
+    key, and no visitor can pass for another one.
+
+    Args:
+        keys: The accepted keys.
+    """
+
+    def __init__(self, keys: APIKeys) -> None:
+        super().__init__()
+        self._valid, self._accepted = keys, ""
+
+    def accept(self, key: str) -> bool:
+        """Whether a visitor may log in with this key. Gradio adds the token before anything else runs.
+
+        Args:
+            key: The key.
+
+        Returns:
+            Whether it is valid.
+        """
+        found = self._valid.find(key)
+        self._accepted = found.name if found else ""
+        return found is not None
+
+    def __setitem__(self, token: str, _: str) -> None:
+        super().__setitem__(token, self._accepted)
 
 
 def mount_page(app: FastAPI) -> FastAPI:
@@ -87,9 +125,9 @@ def mount_page(app: FastAPI) -> FastAPI:
 
     service: Service = app.state.service
     keys: APIKeys = app.state.keys
-    options = page_settings(service.limits)
-    if service.settings.api_keys:
-        options |= login_settings(keys.is_valid)
+    options, logins = page_settings(service.limits), PageLogins(keys)
+    if keys.required:
+        options |= login_settings(logins.accept)
     embedded = (shipped("pocket/instruct"), shipped("pocket-hybrid"))
 
     def state() -> str:
@@ -97,8 +135,9 @@ def mount_page(app: FastAPI) -> FastAPI:
         return service.state
 
     built = build_page(service, settings=service.settings, state=state, pocket=service.router.instruct in embedded)
-    gr.mount_gradio_app(app, built, "", **options)
+    gr.mount_gradio_app(app, built, "", root_path=service.settings.root_path, **options)
     page = cast(FastAPI, cast(Mount, app.routes[-1]).app)  # it gets every path that is not an endpoint of the API
+    vars(page)["tokens"] = logins
     default = page.router.default
 
     async def not_found(scope: Scope, receive: Receive, send: Send) -> None:

@@ -25,6 +25,8 @@ from vlroute.lazy_model import PREPARING_THREADS
 from vlroute.pipeline import RequestOptions
 from vlroute.router import Router
 from vlroute.serving.errors import APIError
+from vlroute.serving.key_limits import KeyLimiter
+from vlroute.serving.keys import APIKey, APIKeys, no_valid_key, session_key_name
 from vlroute.serving.metrics import Metrics
 from vlroute.serving.model_names import model_names
 from vlroute.serving.settings import ServerSettings
@@ -57,11 +59,16 @@ class Service:
     Attributes:
         models: See `model_names`.
         conversations: Stored responses; None if the router has no store.
+
+    Raises:
+        InputError: The key file cannot be used.
     """
 
     def __init__(self, router: Router, settings: ServerSettings, on_failure: Callable[[BaseException], Any]) -> None:
         self.router, self.settings, self.metrics = router, settings, Metrics()
         self.max_admitted = 2 * settings.max_num_seqs + settings.max_waiting
+        self.keys = APIKeys(settings.api_keys, settings.key_file, router.store is not None)
+        self.limiter = KeyLimiter(router.store)
         self.ready = self.draining = False
         self.failure: BaseException | None = None
         self._on_failure = on_failure
@@ -162,6 +169,7 @@ class Service:
 
         def work() -> Steps[Answer]:
             answer = yield from self.router.pipeline.answer(prepare(), replace(options, cancel=cancel))
+            self.limiter.spent(options.namespace, answer.usage)
             self._observe(answer, time.perf_counter() - arrived, keep)
             return answer
 
@@ -201,6 +209,7 @@ class Service:
         def work(emit: Callable[[Event], None]) -> Steps[None]:
             def observed(event: Event) -> None:
                 if isinstance(event, Finished):
+                    self.limiter.spent(options.namespace, event.answer.usage)
                     self._observe(event.answer, time.perf_counter() - arrived, keep)
                 emit(event)
 
@@ -211,13 +220,37 @@ class Service:
         return stream
 
     def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
-        """`Router.stream_turn` with admission and deadline, for the threads of the page."""
+        """`Router.stream_turn` with admission, limits and deadline, for the threads of the page."""
+        key = self._visitor_key(options.namespace)
+        if key is not None:
+            self.limiter.enter(key, self.limiter.used_today(key))
+        try:
+            yield from self._stream_turn(conversation, options)
+        finally:
+            if key is not None:
+                self.limiter.leave(key)
+
+    def _visitor_key(self, namespace: str) -> APIKey | None:
+        """The key of a visitor of the page; None if the server has no keys. APIError 401 if it was removed."""
+        name = session_key_name(namespace)
+        if name is None:
+            return None
+        key = self.keys.named(name)
+        if key is None:
+            raise no_valid_key()
+        return key
+
+    def _stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
+        def count(event: Event) -> None:
+            if isinstance(event, Finished):
+                self.limiter.spent(options.namespace, event.answer.usage)
+
         arrived, cancel = time.perf_counter(), self._admit()
         alarm = threading.Timer(self.settings.deadline, cancel.set)
         alarm.daemon = True
         alarm.start()
         try:
-            with closing(self.router.stream_turn(conversation, replace(options, cancel=cancel))) as events:
+            with closing(self.router.pipeline.stream(conversation, replace(options, cancel=cancel), count)) as events:
                 for event in events:
                     if isinstance(event, Finished):
                         self._observe(event.answer, time.perf_counter() - arrived)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ipaddress
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from vlroute.inputs.media import Limits
@@ -14,8 +16,15 @@ from vlroute.types import Preset
 
 MiB = 2**20
 MAX_DAYS = 36_500
+#: Characters of an API key: shorter ones could be guessed.
+MIN_KEY_LENGTH = 16
 #: Maximum number of reasoning tokens for each `reasoning_effort` of OpenAI; None: as many as the answer may have.
 EFFORTS: dict[str, int | None] = {"minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None, "max": None}
+_HOST_PATTERN = re.compile(r"(\*\.)?[a-z\d_-]+(\.[a-z\d_-]+)*|\[[\da-f:]+\]", re.IGNORECASE | re.ASCII)
+_ORIGIN = re.compile(
+    r"[a-z][a-z\d+.-]*://(\[[\da-f:]+\]|[a-z\d_.-]+)(:\d+)?", re.ASCII
+)  # browsers send it in lower case
+_ROOT_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,7 @@ class ServerSettings:
         host: Address to listen on.
         port: Port to listen on.
         api_keys: Accepted keys. Each key has caches of its own. Keys are optional on the loopback address only.
+        key_file: File with further keys, which have names and limits. It is read again when it changes.
         max_num_seqs: Maximum number of answers that are generated at the same time in each mode.
         max_waiting: Maximum number of requests that wait beyond those; further ones get status 429.
         max_connections: Maximum number of open connections; further ones get status 503.
@@ -37,6 +47,14 @@ class ServerSettings:
         allowed_hosts: Hosts (`host` or `host:port`) from which pictures and videos may be fetched; none by default.
         fetch_seconds: Time limit for fetching one picture or video.
         retention_days: Days for which the store keeps responses for `previous_response_id`; older ones are deleted.
+        trusted_hosts: Accepted names in the `Host` header, besides local ones: `example.com`, or `*.example.com` for
+            all names below it. Without any, a server on the loopback address accepts local names only, and other
+            servers accept every name.
+        cors_origins: Origins (`https://example.com`) whose web pages may use the API; `*`: all, only with keys.
+        root_path: Path prefix under which a reverse proxy serves this server, such as `/vlroute`. The proxy may pass it
+            on or remove it.
+        forwarded_allow_ips: Addresses and networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto
+            headers are believed; `*`: all.
 
     Raises:
         ValueError: A value is out of range, or `host` is not a loopback address and there is no key.
@@ -45,6 +63,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
+    key_file: Path | None = None
     max_num_seqs: int = 32
     max_waiting: int = 64
     max_connections: int = 1024
@@ -56,6 +75,10 @@ class ServerSettings:
     allowed_hosts: tuple[str, ...] = ()
     fetch_seconds: float = 10.0
     retention_days: float = 30.0
+    trusted_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    root_path: str = ""
+    forwarded_allow_ips: tuple[str, ...] = ("127.0.0.1", "::1")
 
     def __post_init__(self) -> None:
         positive = (
@@ -77,13 +100,43 @@ class ServerSettings:
             raise ValueError(f"retention_days must be at most {MAX_DAYS}, not {self.retention_days}")
         if self.limits.local_files:
             raise ValueError("limits.local_files must be False: a server must not read files that a request names")
-        if any(len(key) < 16 for key in self.api_keys):
-            raise ValueError("an API key must have at least 16 characters; make one with: openssl rand -hex 32")
-        if not self.api_keys and not is_loopback(self.host):
+        if any(len(key) < MIN_KEY_LENGTH for key in self.api_keys):
+            raise ValueError(
+                f"an API key must have at least {MIN_KEY_LENGTH} characters; make one with: openssl rand -hex 32"
+            )
+        if not self.has_keys and not is_loopback(self.host):
             raise ValueError(
                 f"without an API key the server listens on this machine only, not on {self.host}; set VLROUTE_API_KEYS "
-                "(make a key with: openssl rand -hex 32)"
+                "(make a key with: openssl rand -hex 32), or pass a key file"
             )
+        self._check_proxy()
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether requests need a key."""
+        return bool(self.api_keys) or self.key_file is not None
+
+    def _check_proxy(self) -> None:
+        for name in self.trusted_hosts:
+            if _HOST_PATTERN.fullmatch(name) is None:
+                raise ValueError(f"trusted_hosts: {name!r} is no host name; expected example.com or *.example.com")
+        for origin in self.cors_origins:
+            if origin == "*":
+                if not self.has_keys:
+                    raise ValueError("cors_origins: '*' needs API keys; without keys any web page could use the server")
+            elif _ORIGIN.fullmatch(origin) is None:
+                raise ValueError(
+                    f"cors_origins: {origin!r} is no origin; expected https://example.com, without a path and with the "
+                    "port if it is not the default one"
+                )
+        if self.root_path and _ROOT_PATH.fullmatch(self.root_path) is None:
+            raise ValueError(f"root_path: {self.root_path!r} is no prefix; expected a path such as /vlroute")
+        for address in self.forwarded_allow_ips:
+            try:
+                if address != "*":
+                    ipaddress.ip_network(address)
+            except ValueError as error:
+                raise ValueError(f"forwarded_allow_ips: {error}; expected an address, a network or '*'") from None
 
 
 def is_loopback(host: str) -> bool:

@@ -29,7 +29,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def guarded(app: ASGIApp, counted: list[tuple[int, str]]) -> RequestGuard:
-    return RequestGuard(app, ("/v1/",), 100, True, lambda status, code: counted.append((status, code)))
+    return RequestGuard(app, ("/v1/",), 100, (), lambda status, code: counted.append((status, code)))
 
 
 @pytest.mark.parametrize(("client", "status"), [("127.0.0.1", 200), ("::1", 200), ("192.0.2.7", 403)])

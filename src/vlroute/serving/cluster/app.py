@@ -54,7 +54,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = create_app(self.router, self.settings.ingress)
-        return app if self.settings.server.api_keys else LocalClientsOnly(app)
+        return app if self.settings.server.has_keys else LocalClientsOnly(app)
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Decide by another router artifact from the next request on.

@@ -20,6 +20,7 @@ from vlroute.inputs.limits import Limits
 from vlroute.inputs.media import FrameSampling, Picture, Video, load_picture, load_video
 from vlroute.inputs.messages import Conversation
 from vlroute.pipeline import RequestOptions
+from vlroute.serving.keys import session_namespace
 from vlroute.serving.ui.page import Answerer, Page
 from vlroute.serving.ui.problems import PageError
 from vlroute.serving.ui.session import Caught, Session
@@ -158,7 +159,7 @@ def load_files(files: Sequence[str], limits: Limits, sampling: FrameSampling) ->
 
 def visitor_namespace(request: gr.Request) -> str:
     """Namespace of the caches: one per session if visitors log in, because user names are not secret."""
-    return f"page {request.session_hash}" if request.username else ""
+    return session_namespace(str(request.session_hash), request.username) if request.username else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,270 @@
+"""API keys: those of the settings, and those of a key file, which have names and limits."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import stat
+import threading
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vlroute.errors import InputError, SettingsError
+from vlroute.serving.errors import APIError
+from vlroute.serving.settings import MIN_KEY_LENGTH
+
+log = logging.getLogger("vlroute")
+RELOAD_SECONDS = 1.0  # between two looks at the key file
+_DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """Limits of one key; None: no limit.
+
+    Attributes:
+        requests_per_minute: Maximum number of requests in any 60 seconds.
+        concurrent_requests: Maximum number of requests at the same time.
+        tokens_per_day: Number of tokens, of prompts and answers, after which requests are refused until midnight UTC.
+    """
+
+    requests_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    tokens_per_day: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class APIKey:
+    """One accepted key.
+
+    Attributes:
+        name: Its name, for logs and counts.
+        digest: SHA-256 of the key.
+        limits: Its limits.
+    """
+
+    name: str
+    digest: bytes
+    limits: KeyLimits = KeyLimits()
+
+    @property
+    def namespace(self) -> str:
+        """Namespace of the caches of requests with this key."""
+        return self.digest.hex()
+
+
+class APIKeys:
+    """The keys that the server accepts. Thread-safe.
+
+    Comparison takes constant time, so that its duration reveals nothing. The key file is read again when it has
+    changed. A file that cannot be read leaves the previous keys in force, and the error is logged.
+
+    Args:
+        keys: Keys without limits. They are named after the beginning of their digests.
+        file: A key file, see `read_key_file`.
+        counts_tokens: Whether tokens are counted, so that limits of tokens are possible.
+
+    Raises:
+        InputError: The file cannot be used.
+    """
+
+    def __init__(self, keys: Sequence[str], file: Path | None = None, counts_tokens: bool = True) -> None:
+        digests = dict.fromkeys(_digest(key) for key in keys)
+        self._settings = tuple(APIKey(f"key-{digest.hex()[:8]}", digest) for digest in digests)
+        self._file, self._counts_tokens, self._lock = file, counts_tokens, threading.Lock()
+        self._looked = time.monotonic()
+        self._version = None if file is None else _version(file)
+        self._keys = self._settings if file is None else self._read(file)
+        self.required = bool(keys) or file is not None
+        """Whether requests need a key. A key file without keys refuses all requests."""
+
+    def find(self, key: str) -> APIKey | None:
+        """The accepted key that is equal to `key`."""
+        sent, found = _digest(key), None
+        for one in self._current():  # compares all
+            if hmac.compare_digest(sent, one.digest):
+                found = one
+        return found
+
+    def named(self, name: str) -> APIKey | None:
+        """The accepted key of this name."""
+        return next((one for one in self._current() if one.name == name), None)
+
+    def is_valid(self, key: str) -> bool:
+        """Whether `key` is one of the keys."""
+        return self.find(key) is not None
+
+    def of(self, authorization: str | None) -> APIKey | None:
+        """The key of a request.
+
+        Args:
+            authorization: The Authorization header.
+
+        Returns:
+            The key; None if the server needs no key.
+
+        Raises:
+            APIError: 401 for a missing or wrong key.
+        """
+        if not self.required:
+            return None
+        scheme, _, sent = (authorization or "").partition(" ")
+        key = self.find(sent.strip())
+        if key is None or scheme.lower() != "bearer":
+            raise no_valid_key()
+        return key
+
+    def _current(self) -> Sequence[APIKey]:
+        """The keys now. At most once a second, the file is looked at."""
+        if self._file is None or time.monotonic() - self._looked < RELOAD_SECONDS:
+            return self._keys
+        with self._lock:
+            if time.monotonic() - self._looked >= RELOAD_SECONDS:
+                self._looked = time.monotonic()
+                if (version := _version(self._file)) != self._version:
+                    self._version = version
+                    try:
+                        self._keys = self._read(self._file)
+                        log.info("the key file was read again: %d keys", len(self._keys))
+                    except (InputError, OSError) as error:
+                        log.error("the previous keys stay in force: %s", error)
+        return self._keys
+
+    def _read(self, file: Path) -> tuple[APIKey, ...]:
+        keys = (*self._settings, *read_key_file(file))
+        for one in keys:
+            if one.limits.tokens_per_day is not None and not self._counts_tokens:
+                raise SettingsError(f"{file}: {one.name}: tokens_per_day needs a store for the counts; pass --store")
+            if sum(other.digest == one.digest for other in keys) > 1:
+                raise SettingsError(f"{file}: {one.name}: this key has another name as well")
+        return keys
+
+
+def session_namespace(session: str, name: str) -> str:
+    """Namespace of the caches of a visitor of the page: each session has its own.
+
+    Args:
+        session: Identifies the session; the browser chooses it.
+        name: Name of the key with which the visitor has logged in.
+
+    Returns:
+        The namespace.
+    """
+    return f"page {session} {name}"
+
+
+def session_key_name(namespace: str) -> str | None:
+    """The name in a `session_namespace`; None for another namespace."""
+    return namespace.rpartition(" ")[2] if namespace.startswith("page ") else None
+
+
+def no_valid_key() -> APIError:
+    """The error for a missing or wrong key."""
+    return APIError(
+        401, "no valid API key: send it as 'Authorization: Bearer KEY'", "invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )  # fmt: skip
+
+
+def new_key(name: str) -> tuple[str, str]:
+    """Make a key.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        The key, and its entry in a key file.
+
+    Raises:
+        SettingsError: The name has characters that names must not have.
+    """
+    _check_name(name, name)
+    key = secrets.token_hex(32)
+    limits = "\n".join(f"# {one.name} = …" for one in fields(KeyLimits))
+    table = name if "." not in name else f'"{name}"'
+    return key, f'[{table}]\nkey = "sha256:{_digest(key).hex()}"\n{limits}\n'
+
+
+def read_key_file(file: Path) -> tuple[APIKey, ...]:
+    """Read a key file, and warn if other users of the machine can read it.
+
+    It is a TOML file with a table for each key, which is the name of the key. `key` is the key, or `sha256:` and its
+    digest in hexadecimal digits; the other fields are those of `KeyLimits`.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The keys.
+
+    Raises:
+        InputError: The file does not exist, is not TOML, or has a wrong field. Messages contain no keys.
+    """
+    try:
+        if os.name == "posix" and file.stat().st_mode & stat.S_IROTH:
+            log.warning("other users of this machine can read the key file: chmod o= %s", file)
+        found = tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"key file not found: {file}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not valid TOML: {error}") from None
+    return tuple(_read_key(name, entry, f"{file}: {name}") for name, entry in found.items())
+
+
+def _read_key(name: str, entry: Any, place: str) -> APIKey:
+    if not isinstance(entry, dict):
+        raise SettingsError(f"{place} must be a table: [{name}], and below it key = …")
+    _check_name(name, place)
+    known = [one.name for one in fields(KeyLimits)]
+    limits: dict[str, int] = {}
+    for field, value in entry.items():
+        if field == "key":
+            continue
+        if field not in known:
+            close = difflib.get_close_matches(field.replace("-", "_"), known, 1)
+            meant = f" (did you mean {close[0]}?)" if close else ""
+            raise SettingsError(f"{place}: unknown field {field}{meant}; known: key, {', '.join(known)}")
+        if type(value) is not int or value < 1:
+            raise SettingsError(f"{place}: {field} must be a whole number above 0, not {value!r}")
+        limits[field] = value
+    key = entry.get("key")
+    if not isinstance(key, str):
+        raise SettingsError(f"{place}: key is missing; expected a key, or sha256: and its digest")
+    if key.lower().startswith("sha256:"):
+        digest = _DIGEST.fullmatch(key.lower())
+        if digest is None:
+            raise SettingsError(f"{place}: key must have 64 hexadecimal digits after sha256:")
+        return APIKey(name, bytes.fromhex(digest[1]), KeyLimits(**limits))
+    if len(key) < MIN_KEY_LENGTH:
+        raise SettingsError(
+            f"{place}: a key must have at least {MIN_KEY_LENGTH} characters; make one: vlroute key NAME"
+        )
+    return APIKey(name, _digest(key), KeyLimits(**limits))
+
+
+def _check_name(name: str, place: str) -> None:
+    if _NAME.fullmatch(name) is None:
+        raise SettingsError(f"{place!r}: the name of a key has at most 64 letters, digits and characters . _ -")
+
+
+def _version(file: Path) -> tuple[int, int, int] | None:
+    """Changes when the file is written or replaced; None if it is not there."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
