@@ -43,7 +43,7 @@ class APIKeys:
         scheme, _, key = (authorization or "").partition(" ")
         if not self.is_valid(key.strip()) or scheme.lower() != "bearer":
             raise APIError(
-                401, "no valid API key: send it as 'Authorization: Bearer KEY'", "invalid_api_key",
+                401, "no valid API key: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'", "invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
         return _digest(key.strip()).hex()
@@ -60,8 +60,14 @@ class _Caller:
     namespace: str
 
 
-async def _caller(request: Request, authorization: Annotated[str | None, Header()] = None) -> _Caller:
+async def _caller(
+    request: Request,
+    authorization: Annotated[str | None, Header()] = None,
+    x_api_key: Annotated[str | None, Header()] = None,
+) -> _Caller:
     state = request.app.state
+    if authorization is None and x_api_key is not None:  # of Anthropic's clients
+        authorization = f"Bearer {x_api_key}"
     return _Caller(state.service, state.fetcher, state.keys.namespace(authorization))
 
 
