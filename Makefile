@@ -16,6 +16,8 @@ $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	# anthropic and pydoclint depend on two packages with the same files; pydoclint needs those of this one
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps docstring_parser_fork
 	touch $@
 
 install: $(VENV)/installed  ## Make .venv and install vlroute with all that tests need

@@ -1,7 +1,8 @@
 """Let the router use tools: `python examples/router_tools.py`.
 
 The pocket pair operates the screens of a drawn app; the router decides at each step which mode writes it. `--mode`
-forces a mode, `--url` asks a server through OpenAI's client instead of the models in this process.
+forces a mode, `--url` asks a server through OpenAI's client instead of the models in this process, and
+`--api messages` through Anthropic's.
 """
 
 from __future__ import annotations
@@ -39,6 +40,47 @@ def with_server(url: str, model: str) -> Ask:
         return reply.choices[0].message.model_dump(exclude_none=True)
 
     return ask
+
+
+def with_messages_api(url: str, model: str) -> Ask:
+    """Ask a server through Anthropic's client. Messages are converted, and keep their original content."""
+    from anthropic import Anthropic
+
+    client = Anthropic(base_url=url, api_key="none")
+    tools = [{**tool["function"], "input_schema": tool["function"]["parameters"]} for tool in TOOLS]
+    for tool in tools:
+        del tool["parameters"]
+
+    def ask(messages: list[dict[str, Any]]) -> dict[str, Any]:
+        reply = client.messages.create(
+            model=model, max_tokens=4000, messages=[as_blocks(message) for message in messages], tools=tools,
+            extra_body={"temperature": 0},
+        )  # fmt: skip
+        calls = [
+            {"id": block.id, "function": {"name": block.name, "arguments": json.dumps(block.input)}}
+            for block in reply.content
+            if block.type == "tool_use"
+        ]
+        text = "".join(block.text for block in reply.content if block.type == "text")
+        return {"role": "assistant", "content": text, "tool_calls": calls, "blocks": reply.content}
+
+    return ask
+
+
+def as_blocks(message: dict[str, Any]) -> dict[str, Any]:
+    """A message in the form of Anthropic's API."""
+    if message["role"] == "assistant":
+        return {"role": "assistant", "content": message["blocks"]}
+    if message["role"] == "tool":
+        result = {"type": "tool_result", "tool_use_id": message["tool_call_id"], "content": message["content"]}
+        return {"role": "user", "content": [result]}
+    blocks = [
+        {"type": "image", "source": {"type": "url", "url": part["image_url"]["url"]}}
+        if part["type"] == "image_url"
+        else part
+        for part in message["content"]
+    ]
+    return {"role": "user", "content": blocks}
 
 
 def with_data_uris(message: dict[str, Any]) -> dict[str, Any]:
@@ -82,8 +124,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--url", help="a server, such as http://127.0.0.1:8000")
+    parser.add_argument("--api", choices=("chat", "messages"), default="chat", help="the API of the server")
     options = parser.parse_args()
-    ask = with_server(options.url, options.mode) if options.url else with_router(options.mode)
+    with_api = {"chat": with_server, "messages": with_messages_api}[options.api]
+    ask = with_api(options.url, options.mode) if options.url else with_router(options.mode)
     rng = random.Random(options.seed)
     tasks = [draw_screen_task(rng, steps=2 + i % 3) for i in range(options.count)]
     solved = sum(solve(task, ask) == task.answer for task in tasks)

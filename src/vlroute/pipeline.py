@@ -162,6 +162,26 @@ class Pipeline:
             caption = run(self._caption(conversation, options, request))
             return self.selector.begin(conversation, caption, options.mode, options.price).decision
 
+    def prompt_tokens(self, conversation: Conversation, options: RequestOptions) -> dict[Mode, int] | None:
+        """Number of prompt tokens that each mode that may answer would read. The model is loaded, but does not run.
+
+        Args:
+            conversation: The messages.
+            options: The mode, if it is forced, and the namespace.
+
+        Returns:
+            The numbers; None for endpoints.
+
+        Raises:
+            RouterClosedError: The router was closed.
+        """
+        options = _continuing(conversation, options)
+        modes = MODES if options.mode is None else (options.mode,)
+        with self.model.load().request(conversation, options.namespace) as request:
+            counts = {mode: request.prompt_tokens(mode) for mode in modes}
+        known = {mode: count for mode, count in counts.items() if count is not None}
+        return known if len(known) == len(modes) else None
+
     def answer(
         self,
         conversation: Conversation,
@@ -354,6 +374,7 @@ class Pipeline:
                 total=time.perf_counter() - began,
             ),
             id=id, closed=reply.closed, parsed=_parsed(settings[decision.mode], reply), tool_calls=reply.tool_calls,
+            stop=reply.stop,
         )  # fmt: skip
         kept = self._keep(answer, conversation)
         return answer, watched if kept else None

@@ -213,6 +213,7 @@ class Answer:
         parsed: The answer for a `response_format` of JSON: the instance of the pydantic model, or the JSON value. None
             for other formats, if the answer is not complete (`finish_reason` is not "stop", or a stop string cut it),
             or if the validators of the model refuse it, which is logged.
+        stop: The stop string at which the answer ended; None if it ended otherwise.
     """
 
     text: str
@@ -225,6 +226,7 @@ class Answer:
     closed: Closed | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     parsed: Any = field(default=None, hash=False)
+    stop: str | None = None
 
     @property
     def message(self) -> dict[str, Any]:

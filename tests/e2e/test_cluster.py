@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import itertools
 import json
@@ -19,13 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import pytest
 from training.bench.servers import free_port
 
 from tests.conftest import lacking, media, task
 from tests.integration.test_store import drop_tables, postgres  # noqa: F401 - a fixture
-from tests.serving import KEY, data_uri, until, user
+from tests.serving import KEY, data_uri, png, until, user
 from vlroute import Router
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.engine.cache.prefix import BLOCK
@@ -247,6 +249,23 @@ def test_a_full_replica_spills_to_the_next(cluster: Cluster) -> None:
         list(holding)
     until(lambda: sum(cluster.running()) == 0, 10)
     assert cluster.total("vision", "encodes") - encodes == 2  # once on each of two replicas
+
+
+def test_the_messages_api(cluster: Cluster) -> None:
+    about = task("math")
+    picture = base64.b64encode(png(about.frames[0])).decode()
+    source = {"type": "base64", "media_type": "image/png", "data": picture}
+    content = [{"type": "image", "source": source}, {"type": "text", "text": about.prompt}]
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
+    client = anthropic.Anthropic(base_url=cluster.url, api_key=KEY, max_retries=0, timeout=60)
+    with cluster.http() as http:
+        chat = http.post("/v1/chat/completions", json={"messages": [user(about)], "model": "thinking", **EXACT}).json()
+        assert http.post("/v1/messages", json={}).json()["type"] == "error"
+    counted = client.messages.count_tokens(model="thinking", **asked)
+    with client.messages.stream(model="thinking", max_tokens=1000, extra_body=EXACT, **asked) as stream:
+        final: Any = stream.get_final_message()
+    assert (final.model, final.content[0].thinking, final.content[1].text) == said(chat)
+    assert counted.input_tokens == final.usage.input_tokens + final.usage.cache_read_input_tokens
 
 
 def test_the_rest_of_the_server(cluster: Cluster) -> None:

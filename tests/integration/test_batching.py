@@ -187,7 +187,8 @@ def test_stop_text_however_it_is_cut(text: str, stops: list[str], chance: random
         assert text.startswith(said)
         assert len(said) <= ends[0]
         assert len(said) >= begun or begun > ends[0]
-        assert stop.found
+        assert stop.found is not None
+        assert text[len(said) :].startswith(stop.found)
     else:
         assert said == text
         assert not stop.found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import anthropic
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -89,6 +91,25 @@ def test_pictures_come_from_allowed_hosts_only(server: Served, files: str) -> No
             assert said.json()["error"]["code"] in ("unreadable_media", "limit_exceeded"), (url, said.text)
 
 
+def test_the_messages_api_fetches_from_allowed_hosts_only(server: Served, files: str) -> None:
+    def message(source: dict[str, Any]) -> Any:
+        content: Any = [{"type": "image", "source": source}, {"type": "text", "text": SOME.prompt}]
+        return server.anthropic().messages.create(
+            model="instruct", max_tokens=40, messages=[{"role": "user", "content": content}]
+        )
+
+    data = base64.b64encode(PICTURE).decode()
+    sent = message({"type": "base64", "media_type": "image/png", "data": data})
+    assert message({"type": "url", "url": f"http://{files}/picture.png"}).content == sent.content
+    for url in (
+        f"http://localhost:{files.partition(':')[2]}/picture.png",
+        f"http://{files}/redirect",
+        f"http://{files}/text",
+    ):
+        with pytest.raises(anthropic.BadRequestError):
+            message({"type": "url", "url": url})
+
+
 def test_bodies_are_limited_and_declared_as_json(server: Served) -> None:
     with server.http() as http:
         large = json.dumps({"messages": [{"role": "user", "content": "x" * 3_000_000}]}).encode()
@@ -134,15 +155,27 @@ def test_lone_surrogates_are_no_server_error(server: Served) -> None:
             b'{"messages":[{"role":"user","content":"hi"}],"vlroute":{"caption":"\\ud800"}}',
             b'{"messages":[{"role":"user","content":"hi"}],"vlroute":{"\\ud800":1}}',
         ):
-            for path in ("/v1/route", "/v1/chat/completions"):
+            for path in ("/v1/route", "/v1/chat/completions", "/v1/messages"):
                 said = http.post(path, content=body, headers={"Content-Type": "application/json"})
                 assert said.status_code < 500, (path, body, said.text)
+        for body in (
+            b'{"max_tokens":5,"messages":[{"role":"user","content":[{"type":"\\ud800"}]}]}',
+            b'{"max_tokens":5,"messages":[{"role":"user","content":[{"type":"text","\\ud800":"x"}]}]}',
+            b'{"max_tokens":5,"messages":[{"role":"user","content":"x"}],"tools":[{"type":"\\ud800"}]}',
+            b'{"max_tokens":5,"messages":[{"role":"user","content":"x"}],"stop_sequences":["\\ud800"],"model":"instruct"}',
+            b'{"max_tokens":5,"messages":[{"role":"user","content":"x"}],"system":"\\ud800"}',
+            b'{"max_tokens":5,"messages":[{"role":"user","content":[' + b"[" * 900 + b"]" * 900 + b"]}]}",
+            b'{"max_tokens":5,"messages":[{"role":"user","content":"x"}],"tools":[{"name":"x","input_schema":'
+            + b'{"a":' * 900 + b"1" + b"}" * 900 + b"}]}",
+        ):  # fmt: skip
+            said = http.post("/v1/messages", content=body, headers={"Content-Type": "application/json"})
+            assert said.status_code < 500, (body, said.text)
 
 
 def test_requests_that_the_schema_allows_are_no_server_error(server: Served) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
-    assert len(operations) == 13
+    assert len(operations) == 15
     for operation in operations:
 
         @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)

@@ -44,6 +44,7 @@ class Reply:
         note: what is wrong with the answer, if anything; appended to the reason of the decision.
         closed: why the reasoning was closed, see `vlroute.Answer`.
         tool_calls: the tools that the answer calls.
+        stop: the stop string at which the answer ended, if it did.
     """
 
     text: str
@@ -61,6 +62,7 @@ class Reply:
     note: str = ""
     closed: Closed | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    stop: str | None = None
 
 
 def empty_reply(finish_reason: FinishReason = "length", encoded: int | None = None) -> Reply:
@@ -144,6 +146,9 @@ class EngineRequest(Protocol):
 
     def uncached_tokens(self) -> dict[Mode, int] | None:
         """Number of prompt tokens that each mode must prefill; None if unknown."""
+
+    def prompt_tokens(self, mode: Mode) -> int | None:
+        """Number of prompt tokens that `mode` reads, without running a model; None if unknown."""
 
     def answer(
         self,

@@ -39,16 +39,20 @@ class StopText:
             raise TypeError(f"stop must be a list of strings, not {stops!r}")
         if "" in stops:
             raise ValueError("a stop string must not be empty")
-        self.stops, self.held, self.found = tuple(stops), "", False
+        self.stops, self.held = tuple(stops), ""
+        #: The stop string at which the text was cut; if several begin at the same character, the first one of `stops`.
+        self.found: str | None = None
 
     def push(self, piece: str) -> str:
         """Add a piece; returns the text that cannot belong to a stop string."""
         if self.found or not self.stops:
             return "" if self.found else piece
         text = self.held + piece
-        at = min((i for stop in self.stops if (i := text.find(stop)) >= 0), default=-1)
-        self.found = at >= 0
-        safe = at if self.found else len(text) - max(begun(text, stop) for stop in self.stops)
+        places = [(i, stop) for stop in self.stops if (i := text.find(stop)) >= 0]
+        if places:
+            safe, self.found = min(places, key=lambda place: place[0])
+        else:
+            safe = len(text) - max(begun(text, stop) for stop in self.stops)
         self.held = "" if self.found else text[safe:]
         return text[:safe]
 

@@ -18,6 +18,7 @@ from vlroute.router import Router
 from vlroute.serving.errors import add_error_handlers, error_response, no_endpoint
 from vlroute.serving.fetch import Fetcher
 from vlroute.serving.keys import APIKeys
+from vlroute.serving.messages_api import router as messages
 from vlroute.serving.middleware import PathPrefix, RequestGuard, add_cross_origin
 from vlroute.serving.responses import router as responses
 from vlroute.serving.routes import router as routes
@@ -74,6 +75,7 @@ def create_app(
     add_error_handlers(app, count)
     app.include_router(routes)
     app.include_router(responses)
+    app.include_router(messages)
     return app
 
 
@@ -143,7 +145,7 @@ def mount_page(app: FastAPI) -> FastAPI:
     async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
         """Answer paths that the page does not know, because Gradio's own response is not in OpenAI's shape."""
         if scope["type"] == "http":
-            await error_response(no_endpoint(), service.metrics.refused)(scope, receive, send)
+            await error_response(no_endpoint(), scope, service.metrics.refused)(scope, receive, send)
         else:
             await default(scope, receive, send)
 

@@ -21,8 +21,14 @@ class _Caller:
     namespace: str
 
 
-async def _caller(request: Request, authorization: Annotated[str | None, Header()] = None) -> AsyncIterator[_Caller]:
+async def _caller(
+    request: Request,
+    authorization: Annotated[str | None, Header()] = None,
+    x_api_key: Annotated[str | None, Header()] = None,
+) -> AsyncIterator[_Caller]:
     state = request.app.state
+    if authorization is None and x_api_key is not None:  # of Anthropic's clients
+        authorization = f"Bearer {x_api_key}"
     keys: APIKeys = state.keys
     service: Service = state.service
     key = keys.of(authorization)

@@ -1,4 +1,7 @@
-"""Errors in the shape of OpenAI's API. Messages contain no path and no address of this machine."""
+"""Errors in the shape of OpenAI's API, or of Anthropic's below `ANTHROPIC_PATH`.
+
+Messages contain no path and no address of this machine.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from vlroute.errors import (
     EndpointError,
@@ -24,6 +28,7 @@ from vlroute.errors import (
     UnreadableMediaError,
     VLRouteError,
 )
+from vlroute.types import new_id
 
 log = logging.getLogger("vlroute")
 #: Counts an error by its status and code.
@@ -31,6 +36,14 @@ Count = Callable[[int, str], None]
 
 _CODES = {LimitError: "limit_exceeded", UnreadableMediaError: "unreadable_media", MessageError: "bad_message"}
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+#: Path of Anthropic's Messages API.
+ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
+    429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
+}  # fmt: skip
+#: Errors with status 503 that waiting does not end.
+_LASTING = ("failed", "store_failed")
 
 
 class APIError(VLRouteError):
@@ -62,6 +75,27 @@ class APIError(VLRouteError):
             "message": encodable(self.message), "type": kind, "param": self.param and encodable(self.param),
             "code": self.code,
         }}  # fmt: skip
+
+    def anthropic_body(self, request_id: str) -> dict[str, Any]:
+        """The JSON object of the response in Anthropic's API.
+
+        Args:
+            request_id: Identifies the request.
+
+        Returns:
+            The object. `details` contains code and field as `error_code` and `param`.
+        """
+        kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        details = {"error_code": self.code, "param": self.param and encodable(self.param)}
+        return {
+            "type": "error",
+            "error": {
+                "type": "api_error" if self.code in _LASTING else kind,
+                "message": encodable(self.message),
+                "details": details,
+            },
+            "request_id": request_id,
+        }
 
 
 def api_error(error: BaseException) -> APIError:
@@ -103,19 +137,31 @@ def api_error(error: BaseException) -> APIError:
     return APIError(500, "the server failed on this request; see its log", "internal_error")
 
 
-def error_response(error: BaseException, count: Count = lambda status, code: None) -> JSONResponse:
+def error_response(error: BaseException, scope: Scope, count: Count = lambda status, code: None) -> JSONResponse:
     """Create the response for an error and count it.
 
     Args:
         error: Any error, see `api_error`.
+        scope: The request. Its path determines the shape.
         count: Called with status and code.
 
     Returns:
         The response.
     """
     converted = api_error(error)
-    count(converted.status, converted.code)
-    return JSONResponse(converted.body(), converted.status, converted.headers)
+    status, body, headers = converted.status, converted.body(), converted.headers
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    if path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/"):
+        id = request_id(new_id())
+        status = 400 if status == 422 else status
+        body, headers = converted.anthropic_body(id), {**(headers or {}), "request-id": id}
+    count(status, converted.code)
+    return JSONResponse(body, status, headers)
+
+
+def request_id(id: str) -> str:
+    """The id of a request in the form of Anthropic's API, from that of an answer or any other one."""
+    return f"req_{id}"
 
 
 def add_error_handlers(app: FastAPI, count: Count) -> None:
@@ -126,22 +172,23 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
         count: Called with status and code of each error.
     """
 
-    async def validation_error(_: Request, error: Exception) -> JSONResponse:
+    async def validation_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(_invalid(error), count)
+        return error_response(_invalid(error), request.scope, count)
 
-    async def http_error(_: Request, error: Exception) -> JSONResponse:
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if error.status_code == 400 and isinstance(error.__cause__, Exception):  # FastAPI could not parse the body
-            return error_response(APIError(400, _unparsed(error.__cause__), "invalid_json"), count)
+            return error_response(APIError(400, _unparsed(error.__cause__), "invalid_json"), request.scope, count)
         if error.status_code == 404:
-            return error_response(no_endpoint(), count)
+            return error_response(no_endpoint(), request.scope, count)
         code = {405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
         headers = dict(error.headers or {})
-        return error_response(APIError(error.status_code, str(error.detail), code, headers=headers), count)
+        converted = APIError(error.status_code, str(error.detail), code, headers=headers)
+        return error_response(converted, request.scope, count)
 
-    async def known_error(_: Request, error: Exception) -> JSONResponse:
-        return error_response(error, count)
+    async def known_error(request: Request, error: Exception) -> JSONResponse:
+        return error_response(error, request.scope, count)
 
     app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(HTTPException, http_error)
@@ -155,7 +202,10 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def no_endpoint() -> APIError:
     """The error for a path that does not exist."""
-    message = "there is no such endpoint, or not for this method; see /openapi.json (OpenAI clients: base URL with /v1)"
+    message = (
+        "there is no such endpoint, or not for this method; see /openapi.json (the base URL ends with /v1 for OpenAI "
+        "clients, and without it for Anthropic clients)"
+    )
     return APIError(404, message, "not_found")
 
 

@@ -171,7 +171,7 @@ def session_key_name(namespace: str) -> str | None:
 def no_valid_key() -> APIError:
     """The error for a missing or wrong key."""
     return APIError(
-        401, "no valid API key: send it as 'Authorization: Bearer KEY'", "invalid_api_key",
+        401, "no valid API key: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'", "invalid_api_key",
         headers={"WWW-Authenticate": "Bearer"},
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from vlroute.serving.settings import is_loopback
 
 #: Response headers that web pages of other origins may read.
 EXPOSED_HEADERS = (
-    "X-Request-Id", "X-VLRoute-Id", "X-VLRoute-Mode", "X-VLRoute-Gain", "X-VLRoute-Forced", "Retry-After",
+    "X-Request-Id", "Request-Id", "X-VLRoute-Id", "X-VLRoute-Mode", "X-VLRoute-Gain", "X-VLRoute-Forced", "Retry-After",
     *(f"X-RateLimit-{what}-{kind}" for kind in ("Requests", "Tokens") for what in ("Limit", "Remaining", "Reset")),
 )  # fmt: skip
 _LOCAL_HOST = r"localhost|127\.\d+\.\d+\.\d+|\[::1\]"
@@ -53,7 +53,7 @@ class RequestGuard:
             await self.app(scope, receive, send)
             return
         if (refusal := self._refusal(scope)) is not None:
-            await error_response(refusal, self.count)(scope, receive, send)
+            await error_response(refusal, scope, self.count)(scope, receive, send)
             return
         size, started = 0, False
 
@@ -79,7 +79,7 @@ class RequestGuard:
         except Exception as error:  # Starlette's own handler would raise it again, and uvicorn close the connection
             if started:
                 raise
-            await error_response(error, self.count)(scope, receive, send)
+            await error_response(error, scope, self.count)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> APIError | None:
         headers = Headers(scope=scope)
@@ -159,6 +159,6 @@ class LocalClientsOnly:
         """Answer with status 403, or pass the request on."""
         if scope["type"] == "http" and not is_loopback((scope.get("client") or ("",))[0]):
             message = "without API keys a cluster serves its own machine only; deploy it with VLROUTE_API_KEYS set"
-            await error_response(APIError(403, message, "not_local"))(scope, receive, send)
+            await error_response(APIError(403, message, "not_local"), scope)(scope, receive, send)
             return
         await self.app(scope, receive, send)

@@ -18,6 +18,7 @@ from vlroute.serving.chat_completions import PREFIX, Chunks, completion
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import APIError, documented
 from vlroute.serving.fetch import embed_media, is_quick, preparer
+from vlroute.serving.messages_api import PREFIX as MESSAGE_PREFIX
 from vlroute.serving.replies import begin, decision_headers, until_disconnect
 from vlroute.serving.responses import PREFIX as RESPONSE_PREFIX
 from vlroute.serving.schemas import ChatRequest, FeedbackRequest, PredictRequest, mode_of
@@ -97,7 +98,7 @@ async def route(body: ChatRequest, caller: Caller) -> dict[str, Any]:
 @router.post("/v1/feedback", responses=documented(400, 401, 404, 413, 415, 421, 422, 503))
 async def feedback(body: FeedbackRequest, caller: Caller) -> dict[str, Any]:
     """Store how right an answer was. The id of the answer is the permission to do so."""
-    id = body.id.removeprefix(PREFIX).removeprefix(RESPONSE_PREFIX)
+    id = body.id.removeprefix(PREFIX).removeprefix(MESSAGE_PREFIX).removeprefix(RESPONSE_PREFIX)
     await asyncio.to_thread(partial(caller.service.feedback, id, correct=body.correct, comment=body.comment))
     return {"id": id, "stored": True}
 

@@ -436,7 +436,7 @@ class ChatRequest(Fields):
 class FeedbackRequest(Fields):
     """The body of a feedback request: how right an answer was."""
 
-    id: str = Field(max_length=200, description="`id` of a completion or response, with or without its prefix.")
+    id: str = Field(max_length=200, description="`id` of an answer in any of the APIs, with or without its prefix.")
     correct: StrictBool | Annotated[Number, Field(ge=0, le=1)] = Field(
         description="True, false, or a number from 0 to 1."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Protocol
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -14,7 +14,7 @@ from vlroute.serving.service import GRACE_SECONDS
 from vlroute.stream import AsyncStream
 from vlroute.types import Event, Finished
 
-#: Seconds between two comments that keep the connection open: proxies close a silent stream after about 30 s.
+#: Seconds between two events that keep the connection open: proxies close a silent stream after about 30 s.
 PING_SECONDS = 10.0
 
 
@@ -42,14 +42,22 @@ class EventStream(EventSourceResponse):
         format: Converts them.
         count: Called with status and code of an error within the stream.
         headers: Headers of the response.
+        ping: Makes what keeps the connection open; by default a comment.
     """
 
-    def __init__(self, events: AsyncStream[Event], format: StreamFormat, count: Count, headers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        events: AsyncStream[Event],
+        format: StreamFormat,
+        count: Count,
+        headers: dict[str, str],
+        ping: Callable[[], ServerSentEvent] = lambda: ServerSentEvent(comment="still working", sep="\n"),
+    ) -> None:
         super().__init__(
             _body(events, format, count),
             headers={**headers, "Cache-Control": "no-cache"},
             ping=PING_SECONDS,
-            ping_message_factory=lambda: ServerSentEvent(comment="still working", sep="\n"),
+            ping_message_factory=ping,
             shutdown_grace_period=GRACE_SECONDS,
         )
         self._events = events

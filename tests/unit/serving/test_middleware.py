@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vlroute.serving.errors import APIError, error_response
 from vlroute.serving.middleware import LocalClientsOnly, RequestGuard
 
 
@@ -60,3 +62,40 @@ def test_an_unexpected_error_becomes_a_response() -> None:
 
     response = ask(guarded(broken, []))
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+
+
+def test_refusals_have_the_shape_of_anthropic_below_its_path() -> None:
+    for path, root, shaped in (
+        ("/v1/messages", "", True), ("/v1/messages/count_tokens", "", True), ("/v1/messagesx", "", False),
+        ("/v1/route", "", False), ("/proxied/v1/messages", "/proxied", True),
+    ):  # fmt: skip
+        scope = {"type": "http", "path": path, "root_path": root}
+        response = error_response(APIError(422, "n: too large", "invalid_value", "n"), scope)
+        body = json.loads(bytes(response.body))
+        if not shaped:
+            assert (response.status_code, set(body)) == (422, {"error"})
+            continue
+        assert response.status_code == 400
+        assert body == {
+            "type": "error",
+            "error": {
+                "type": "invalid_request_error",
+                "message": "n: too large",
+                "details": {"error_code": "invalid_value", "param": "n"},
+            },
+            "request_id": response.headers["request-id"],
+        }
+
+
+@pytest.mark.parametrize(("status", "code", "kind"), [
+    (401, "invalid_api_key", "authentication_error"), (403, "not_local", "permission_error"),
+    (413, "body_too_large", "request_too_large"), (415, "x", "invalid_request_error"),
+    (429, "too_many_requests", "rate_limit_error"), (500, "internal_error", "api_error"),
+    (502, "endpoint_refused", "api_error"), (503, "loading", "overloaded_error"), (503, "failed", "api_error"),
+    (503, "store_failed", "api_error"), (504, "deadline_exceeded", "timeout_error"),
+])  # fmt: skip
+def test_types_of_errors_in_the_shape_of_anthropic(status: int, code: str, kind: str) -> None:
+    headers = {"Retry-After": "5"}
+    response = error_response(APIError(status, "x", code, headers=headers), {"type": "http", "path": "/v1/messages"})
+    assert (response.status_code, response.headers["retry-after"]) == (status, "5")
+    assert json.loads(bytes(response.body))["error"]["type"] == kind

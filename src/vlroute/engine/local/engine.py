@@ -62,6 +62,7 @@ class Request:
         self._prompts: dict[Mode, Prompt] = {}
         self._grammars: dict[Mode, str] = {}
         self._encoding: Future[None] | None = None
+        self._measures: dict[str, Grid] = {}
         self._new: set[str] = set()  # digests of the items whose grid was unknown
 
     def __enter__(self) -> Request:
@@ -148,6 +149,16 @@ class Request:
         }
         return {mode: prompt.length - cached[mode] for mode, prompt in prompts.items()}
 
+    def prompt_tokens(self, mode: Mode) -> int:
+        """See `protocol.EngineRequest`. The pixels of new pictures are prepared to learn their size in tokens."""
+        checkpoint, count = self.engine.pair[mode], len(self.conversation.pictures)
+        items: list[Picture | Video] = [*self.conversation.pictures, *self.conversation.videos]
+        grids = [
+            self._measured(checkpoint, item) if grid is None else grid
+            for item, grid in zip(items, itertools.chain(*self._grids(checkpoint)), strict=True)
+        ]
+        return build_prompt(checkpoint, self.conversation, grids[:count], grids[count:]).length
+
     def answer(
         self,
         mode: Mode,
@@ -202,7 +213,7 @@ class Request:
             def on_token(token: int) -> bool:
                 pieces = splitter.push(token)
                 running.push(pieces if calls is None else calls.read(pieces))
-                return splitter.stop.found or (calls is not None and calls.ended)
+                return splitter.stop.found is not None or (calls is not None and calls.ended)
 
             features = start(uncached_features())
             generating = self.engine.scheduler.generate(
@@ -250,6 +261,7 @@ class Request:
             encoded=self.encoded,
             closed=generated.closed,
             tool_calls=() if calls is None else tuple(calls.calls),
+            stop=splitter.stop.found if generated.finish_reason == "stop" else None,
         )
 
     def _keep(self, release: Callable[[], None]) -> None:
@@ -289,6 +301,13 @@ class Request:
         encoder = self.engine.encoders[checkpoint.mode]
         grids = self.engine.vision.grids(encoder, [*pictures, *videos], self.namespace)
         return grids[: len(pictures)], grids[len(pictures) :]
+
+    def _measured(self, checkpoint: Checkpoint, item: Picture | Video) -> Grid:
+        """The grid of an item that was not encoded."""
+        key = feature_key(checkpoint.grid_key, item)
+        if key not in self._measures:
+            self._measures[key] = prepare(checkpoint.model, checkpoint.processor, [item])[0].grid
+        return self._measures[key]
 
     def _encode_new(self, checkpoint: Checkpoint) -> Steps[None]:
         """Encode the items whose grid is unknown: without it the prompt cannot be built."""

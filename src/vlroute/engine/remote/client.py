@@ -283,6 +283,9 @@ class RemoteRequest:
     def uncached_tokens(self) -> None:
         """See `protocol.EngineRequest`. Unknown, because the servers have caches of their own."""
 
+    def prompt_tokens(self, mode: Mode) -> None:
+        """See `protocol.EngineRequest`. Unknown, because the servers do not offer it."""
+
     def answer(
         self,
         mode: Mode,

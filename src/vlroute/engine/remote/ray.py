@@ -263,6 +263,10 @@ class RayRequest:
             return None
         return counts
 
+    def prompt_tokens(self, mode: Mode) -> int:
+        """See `protocol.EngineRequest`. ModeUnavailableError if no replica answers in time."""
+        return int(self._call("prompt_tokens", mode))
+
     def answer(
         self,
         mode: Mode,

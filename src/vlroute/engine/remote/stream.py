@@ -480,6 +480,7 @@ class RemoteStream:
             encoded=self._encoded,
             note="; ".join(notes),
             closed=self._cut,
+            stop=self._text.stop.found if reason == "stop" else None,
             tool_calls=tuple(self._calls.calls),
         )
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -101,6 +102,14 @@ class Replica:
 
         counts, _ = await self._counted(conversation, namespace, count)
         return counts
+
+    async def prompt_tokens(self, conversation: Conversation, namespace: str, mode: Mode) -> int:
+        """See `protocol.EngineRequest.prompt_tokens`."""
+
+        def count(request: Request) -> Steps[int]:
+            return immediate(partial(request.prompt_tokens, mode))
+
+        return (await self._counted(conversation, namespace, count))[0]
 
     async def tower(self) -> str:
         """See `protocol.EngineRequest.tower`."""
