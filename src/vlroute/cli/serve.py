@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import threading
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from vlroute.serving.settings import ServerSettings
 
+log = logging.getLogger("vlroute")
 Host = Annotated[
     str, typer.Option(help="Address to listen on; all but the loopback address need keys in VLROUTE_API_KEYS.")
 ]
@@ -45,6 +47,9 @@ AllowHost = Annotated[
 RetentionDays = Annotated[
     float,
     typer.Option(min=0.001, max=36_500, help="Days for which the store keeps responses for previous_response_id."),
+]
+LogFormat = Annotated[
+    Literal["text", "json"], typer.Option(help="Format of the log on stderr, which has one line for each request.")
 ]
 NoPage = Annotated[bool, typer.Option("--no-page", help="Serve without the web page.")]
 
@@ -75,6 +80,7 @@ def serve(
     shadow: ShadowFolder = None,
     label_share: LabelShare = 0.0,
     no_page: NoPage = False,
+    log_format: LogFormat = "text",
 ) -> None:
     """Serve OpenAI's API, and the web page at /.
 
@@ -91,6 +97,7 @@ def serve(
         deadline=deadline,
         max_tokens=max_tokens,
         retention_days=retention_days,
+        log_format=log_format,
     )
     _run(
         settings, "none" if no_page else "wanted", model=model, router=router, policy=policy_of(policy, stages),
@@ -107,6 +114,7 @@ def ui(
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 7860,
     device: Device = None,
+    log_format: LogFormat = "text",
 ) -> None:
     """Open the web page: chat, compare, batch, trade-off. The API is there too.
 
@@ -114,7 +122,7 @@ def ui(
 
     vlroute ui --model Qwen/Qwen3-VL-2B --store answers.db
     """
-    settings = _server_settings(None, host=host, port=port)
+    settings = _server_settings(None, host=host, port=port, log_format=log_format)
     _run(settings, "needed", model=model, router=router, policy=policy_of(policy, stages), store=store, device=device)
 
 
@@ -130,11 +138,13 @@ def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **
         import uvicorn
 
         from vlroute.serving.app import create_app
+        from vlroute.serving.log_format import configure_logging
         from vlroute.serving.service import GRACE_SECONDS
     except ModuleNotFoundError as error:
         raise MissingExtraError(error, "serve") from error
     from vlroute.router import Router
 
+    configure_logging(settings.log_format)
     _check_free(settings.host, settings.port)
     router = Router.from_pretrained(model.pop("model"), max_num_seqs=settings.max_num_seqs, **model)
     mount = None if page == "none" else _page(needed=page == "needed")
@@ -146,7 +156,7 @@ def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **
 
     app = create_app(router, settings, stop)
     config = uvicorn.Config(
-        mount(app) if mount else app, host=settings.host, port=settings.port, log_level="info", access_log=False,
+        mount(app) if mount else app, host=settings.host, port=settings.port, log_config=None, access_log=False,
         server_header=False, lifespan="on",  # with "auto", uvicorn ignores an exception at start-up
         timeout_keep_alive=75,  # longer than in clients and proxies, so that they close idle connections first
         timeout_graceful_shutdown=round(GRACE_SECONDS), limit_concurrency=settings.max_connections,
@@ -161,7 +171,7 @@ def _run(settings: ServerSettings, page: Literal["needed", "wanted", "none"], **
 
 
 def _page(needed: bool) -> Callable[[FastAPI], FastAPI] | None:
-    """The function that mounts the web page; None, with a line on stderr, if the extra ui is not installed."""
+    """The function that mounts the web page; None, with a warning, if the extra ui is not installed."""
     from vlroute.serving.app import mount_page
 
     try:
@@ -169,7 +179,7 @@ def _page(needed: bool) -> Callable[[FastAPI], FastAPI] | None:
     except ModuleNotFoundError as error:
         if needed:
             raise MissingExtraError(error, "ui") from error
-        typer.echo(f"serving without the web page ({error}); for the page: pip install 'vlroute[ui]'", err=True)
+        log.warning("serving without the web page (%s); for the page: pip install 'vlroute[ui]'", error)
         return None
     return mount_page
 
@@ -218,6 +228,7 @@ def cluster(
     retention_days: RetentionDays = 30.0,
     allow_host: AllowHost = None,
     device: Device = None,
+    log_format: LogFormat = "text",
 ) -> None:
     """Serve OpenAI's API by several replicas of the model, on one machine or several.
 
@@ -233,6 +244,7 @@ def cluster(
     server = _server_settings(
         allow_host, host=host, port=port, max_waiting=max_waiting, deadline=deadline, max_tokens=max_tokens,
         retention_days=retention_days,
+        log_format=log_format,
     )  # fmt: skip
     settings = ClusterSettings(
         model=_absolute_model(model), router=str(router) if router else None, policy=policy,

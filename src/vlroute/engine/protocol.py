@@ -44,6 +44,7 @@ class Reply:
         note: what is wrong with the answer, if anything; appended to the reason of the decision.
         closed: why the reasoning was closed, see `vlroute.Answer`.
         tool_calls: the tools that the answer calls.
+        queue_seconds: from the vision features until the answer has a place in the batch; 0 if not known.
     """
 
     text: str
@@ -61,6 +62,7 @@ class Reply:
     note: str = ""
     closed: Closed | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    queue_seconds: float = 0.0
 
 
 def empty_reply(finish_reason: FinishReason = "length", encoded: int | None = None) -> Reply:

@@ -19,6 +19,7 @@ from vlroute.serving.errors import add_error_handlers, error_response, no_endpoi
 from vlroute.serving.fetch import Fetcher
 from vlroute.serving.middleware import RequestGuard
 from vlroute.serving.responses import router as responses
+from vlroute.serving.request_log import RequestLog
 from vlroute.serving.routes import router as routes
 from vlroute.serving.service import GRACE_SECONDS, Service, log_failure
 from vlroute.serving.settings import ServerSettings, is_loopback
@@ -64,6 +65,7 @@ def create_app(
     app.state.service, app.state.fetcher, app.state.keys = service, fetcher, APIKeys(settings.api_keys)
     count = service.metrics.refused
     app.add_middleware(RequestGuard, ("/v1/", "/api/predict"), settings.max_body, is_loopback(settings.host), count)
+    app.add_middleware(RequestLog, count, service.request_ended)  # added last: it wraps all other middleware
     add_error_handlers(app, count)
     app.include_router(routes)
     app.include_router(responses)

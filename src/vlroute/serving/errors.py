@@ -24,6 +24,7 @@ from vlroute.errors import (
     UnreadableMediaError,
     VLRouteError,
 )
+from vlroute.serving.request_log import current_request
 
 log = logging.getLogger("vlroute")
 #: Counts an error by its status and code.
@@ -68,11 +69,17 @@ def api_error(error: BaseException) -> APIError:
     """Convert any error into one for the client. Faults of the server are logged in full.
 
     Args:
-        error: The error that ended a request.
+        error: The error that ended a request. The line of the request in the log contains its code.
 
     Returns:
         `error` itself if it is an APIError, otherwise one with what a client may know.
     """
+    converted = _converted(error)
+    current_request().error = converted.code
+    return converted
+
+
+def _converted(error: BaseException) -> APIError:
     match error:
         case APIError():
             return error

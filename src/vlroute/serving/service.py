@@ -9,12 +9,13 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from vlroute.conversations import Conversations
 from vlroute.decision.selector import ModeSelector
@@ -27,6 +28,7 @@ from vlroute.router import Router
 from vlroute.serving.errors import APIError
 from vlroute.serving.metrics import Metrics
 from vlroute.serving.model_names import model_names
+from vlroute.serving.request_log import RequestRecord, current_request, write
 from vlroute.serving.settings import ServerSettings
 from vlroute.steps import Steps, start
 from vlroute.store import Store
@@ -79,6 +81,8 @@ class Service:
         if router.shadow is not None:
             self.metrics.watch_shadow(router.shadow)
         self.metrics.running.set_function(lambda: len(self._admitted))
+        for state in get_args(State):
+            self.metrics.state.labels(state.replace(" ", "_")).set_function(partial(self._is_in, state))
         for mode in MODES:
             self.metrics.waiting.labels(mode).set_function(partial(self._waiting, mode))
 
@@ -158,16 +162,18 @@ class Service:
                 deadline passed.
             InputError: Raised by `prepare`.
         """
-        cancel = self._admit()
+        cancel, record = self._admit(), current_request()
+        options = replace(options, cancel=cancel, id=record.answer_id())
 
         def work() -> Steps[Answer]:
-            answer = yield from self.router.pipeline.answer(prepare(), replace(options, cancel=cancel))
-            self._observe(answer, time.perf_counter() - arrived, keep)
+            answer = yield from self.router.pipeline.answer(prepare(), options)
+            self._observe(answer, time.perf_counter() - arrived, record, keep)
             return answer
 
         alarm = asyncio.get_running_loop().call_later(self._seconds_left(arrived), cancel.set)
-        future = start(work(), self._pool)
-        future.add_done_callback(lambda _: self._release(cancel))
+        record.begin_answer()
+        future = start(work(), _InContext(self._pool))
+        future.add_done_callback(lambda _: self._release(cancel, record))
         try:
             return await asyncio.wrap_future(future)
         finally:
@@ -196,23 +202,26 @@ class Service:
         Raises:
             APIError: 429 if too many requests are admitted, 503 if the server is not ready.
         """
-        cancel = self._admit()
+        cancel, record = self._admit(), current_request()
+        options = replace(options, cancel=cancel, id=record.answer_id())
 
         def work(emit: Callable[[Event], None]) -> Steps[None]:
             def observed(event: Event) -> None:
                 if isinstance(event, Finished):
-                    self._observe(event.answer, time.perf_counter() - arrived, keep)
+                    self._observe(event.answer, time.perf_counter() - arrived, record, keep)
                 emit(event)
 
-            yield from self.router.pipeline.answer(prepare(), replace(options, cancel=cancel), observed)
+            yield from self.router.pipeline.answer(prepare(), options, observed)
 
-        stream = AsyncStream[Event](self._pool, work, cancel, self._seconds_left(arrived))
-        stream.ended.add_done_callback(lambda _: self._release(cancel))
+        record.begin_answer()
+        stream = AsyncStream[Event](_InContext(self._pool), work, cancel, self._seconds_left(arrived))
+        stream.ended.add_done_callback(lambda _: self._release(cancel, record))
         return stream
 
     def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
-        """`Router.stream_turn` with admission and deadline, for the threads of the page."""
+        """`Router.stream_turn` with admission and deadline, for the threads of the page. It is logged as a request."""
         arrived, cancel = time.perf_counter(), self._admit()
+        record = RequestRecord(path="page", model=options.mode or "auto", on_end=self.request_ended)
         alarm = threading.Timer(self.settings.deadline, cancel.set)
         alarm.daemon = True
         alarm.start()
@@ -220,11 +229,22 @@ class Service:
             with closing(self.router.stream_turn(conversation, replace(options, cancel=cancel))) as events:
                 for event in events:
                     if isinstance(event, Finished):
-                        self._observe(event.answer, time.perf_counter() - arrived)
+                        self._observe(event.answer, time.perf_counter() - arrived, record)
                     yield event
+        except GeneratorExit:
+            record.disconnected = record.answer is None
+            raise
+        except Exception as error:
+            record.error = error.code if isinstance(error, APIError) else type(error).__name__
+            raise
         finally:
             alarm.cancel()
             self._release(cancel)
+            record.end()
+
+    def request_ended(self, record: RequestRecord) -> None:
+        """Log a request that has ended."""
+        write(record)
 
     def decide_on(self, conversation: Conversation, options: RequestOptions) -> Decision:
         """See `Router.decide_on`."""
@@ -289,19 +309,24 @@ class Service:
             self._admitted.add(cancel)
         return cancel
 
-    def _release(self, cancel: threading.Event) -> None:
+    def _release(self, cancel: threading.Event, record: RequestRecord | None = None) -> None:
         with self._lock:
             self._admitted.discard(cancel)
+        if record is not None:
+            record.end_answer()
 
     def _seconds_left(self, arrived: float) -> float:
         return max(self.settings.deadline - (time.perf_counter() - arrived), 0.0)
 
-    def _observe(self, answer: Answer, seconds: float, keep: Callable[[Answer], Any] | None = None) -> None:
+    def _observe(
+        self, answer: Answer, seconds: float, record: RequestRecord, keep: Callable[[Answer], Any] | None = None
+    ) -> None:
         """Count an answer that took `seconds`, and keep it if it was not cancelled.
 
         APIError 504 or 503 if the deadline or a shutdown cut it off.
         """
-        self.metrics.answered(answer, seconds)
+        record.answered(answer, seconds)
+        self.metrics.answered(answer, seconds, record.first_token_seconds)
         if answer.finish_reason != "cancelled":
             if keep is not None:
                 keep(answer)
@@ -320,9 +345,24 @@ class Service:
             return None
         return {"vision": self.router.cache.stats(), "prefix": self.router.prefixes.stats()}
 
+    def _is_in(self, state: State) -> bool:
+        return self.state == state
+
     def _waiting(self, mode: Mode) -> int:
         scheduler = self.router.scheduler
         return scheduler.waiting().get(mode, 0) if scheduler else 0
+
+
+class _InContext(Executor):
+    """Runs work in threads of `pool` with the context of this thread: log lines contain the id of the request."""
+
+    def __init__(self, pool: Executor) -> None:
+        self._pool, self._context = pool, copy_context()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """See `Executor.submit`."""
+        run = self._context.copy().run  # a context can be entered by one thread at a time
+        return self._pool.submit(run, fn, *args, **kwargs)
 
 
 def _shutting_down() -> APIError:

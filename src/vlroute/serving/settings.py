@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from vlroute.inputs.media import Limits
 from vlroute.types import Preset
@@ -37,6 +37,8 @@ class ServerSettings:
         allowed_hosts: Hosts (`host` or `host:port`) from which pictures and videos may be fetched; none by default.
         fetch_seconds: Time limit for fetching one picture or video.
         retention_days: Days for which the store keeps responses for `previous_response_id`; older ones are deleted.
+        log_format: Format of the log of `vlroute serve` and of the ingresses of a cluster. `create_app` leaves the log
+            of its process as it is.
 
     Raises:
         ValueError: A value is out of range, or `host` is not a loopback address and there is no key.
@@ -56,6 +58,7 @@ class ServerSettings:
     allowed_hosts: tuple[str, ...] = ()
     fetch_seconds: float = 10.0
     retention_days: float = 30.0
+    log_format: Literal["text", "json"] = "text"
 
     def __post_init__(self) -> None:
         positive = (
@@ -71,6 +74,8 @@ class ServerSettings:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.log_format not in ("text", "json"):
+            raise ValueError(f"log_format must be text or json, not {self.log_format!r}")
         if self.max_waiting < 0:
             raise ValueError(f"max_waiting must be 0 or more, not {self.max_waiting}")
         if self.retention_days > MAX_DAYS:

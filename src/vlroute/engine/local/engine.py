@@ -250,6 +250,7 @@ class Request:
             encoded=self.encoded,
             closed=generated.closed,
             tool_calls=() if calls is None else tuple(calls.calls),
+            queue_seconds=generated.queue_seconds,
         )
 
     def _keep(self, release: Callable[[], None]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from vlroute import __version__
@@ -19,6 +20,7 @@ from vlroute.hub import resolve_pair
 from vlroute.router import Router
 from vlroute.serving.app import create_app
 from vlroute.serving.cluster.replica import Replica
+from vlroute.serving.log_format import configure_logging
 from vlroute.serving.middleware import LocalClientsOnly
 from vlroute.serving.settings import ClusterSettings, keys_from_environment
 
@@ -45,6 +47,7 @@ class Ingress:
 
     def __init__(self, settings: ClusterSettings, replicas: Any) -> None:
         self.settings = settings
+        configure_logging(settings.server.log_format)
         instruct, thinking, _ = resolve_pair(settings.model, None, None, None)
         self.router = Router(
             instruct, thinking, limits=settings.server.limits, generation=settings.generation, store=settings.store,
@@ -54,7 +57,9 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = create_app(self.router, self.settings.ingress)
-        return app if self.settings.server.api_keys else LocalClientsOnly(app)
+        if not self.settings.server.api_keys:
+            app.user_middleware.append(Middleware(LocalClientsOnly))  # inside the log of requests
+        return app
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Decide by another router artifact from the next request on.
