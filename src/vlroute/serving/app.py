@@ -58,8 +58,10 @@ def create_app(
             await service.drain(GRACE_SECONDS)
             await fetcher.close()
 
+    # FastAPI would make further spans of its own as soon as an application configures OpenTelemetry
+    no_spans: Any = {"telemetry": {"tracing": False, "metrics": False, "logs": False}} if service.telemetry else {}
     app = FastAPI(
-        title="vlroute", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        title="vlroute", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, **no_spans,
         description="Decides per request whether Qwen3-VL Instruct answers at once or Thinking reasons first.",
     )  # fmt: skip
     app.state.service, app.state.fetcher, app.state.keys = service, fetcher, APIKeys(settings.api_keys)

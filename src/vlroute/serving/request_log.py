@@ -37,6 +37,7 @@ class RequestRecord:
         own_id: Whether the server has made the id, so that the answer can have it too.
         method: HTTP method.
         path: The path, or "page" for an answer of the web page.
+        scheme: http or https.
         headers: The headers of the request.
         route: The path of the endpoint with the names of its parameters; None if there is no such endpoint.
         polled: Whether the endpoint is polled, or the request is one of the web page for its own parts.
@@ -47,7 +48,9 @@ class RequestRecord:
         disconnected: Whether the client disconnected before the end of the response.
         decision: Which mode answers.
         answer: The answer. It exists also if the client does not get it, such as after the deadline.
+        answer_seconds: Seconds from the arrival to the end of the answer.
         first_token_seconds: Seconds from the arrival to the first token.
+        trace_id: Id of the trace, if the request is traced.
         began_ns: Time of the arrival, in nanoseconds since 1970.
         seconds: Duration until the end of the response.
         on_end: Called with the record when the response and the answers have ended.
@@ -57,6 +60,7 @@ class RequestRecord:
     own_id: bool = True
     method: str = ""
     path: str = ""
+    scheme: str = "http"
     headers: Headers = field(default_factory=Headers)
     route: str | None = None
     polled: bool = False
@@ -67,7 +71,9 @@ class RequestRecord:
     disconnected: bool = False
     decision: Decision | None = None
     answer: Answer | None = None
+    answer_seconds: float = 0.0
     first_token_seconds: float | None = None
+    trace_id: str | None = None
     began_ns: int = field(default_factory=time.time_ns)
     seconds: float = 0.0
     on_end: Callable[[RequestRecord], None] | None = None
@@ -84,7 +90,7 @@ class RequestRecord:
 
     def answered(self, answer: Answer, seconds: float) -> None:
         """Add the answer, which ended `seconds` after the arrival of the request."""
-        self.answer, self.decision = answer, answer.decision
+        self.answer, self.decision, self.answer_seconds = answer, answer.decision, seconds
         if answer.usage.completion_tokens:
             self.first_token_seconds = max(seconds - answer.timing.decode, 0.0)
 
@@ -111,7 +117,7 @@ class RequestRecord:
         found: dict[str, Any] = {
             "request_id": self.id, "key": self.key, "method": self.method, "path": self.path, "status": self.status,
             "error": self.error, "disconnected": self.disconnected or None, "seconds": round(self.seconds, 6),
-            "model": self.model,
+            "model": self.model, "trace_id": self.trace_id,
         }  # fmt: skip
         if (decision := self.decision) is not None:
             found |= {"mode": decision.mode, "stage": decision.stage, "forced": decision.forced}
@@ -190,7 +196,13 @@ class RequestLog:
         sent = headers.getlist("x-request-id")
         accepted = len(sent) == 1 and _ACCEPTED_ID.fullmatch(sent[0]) is not None
         record = RequestRecord(
-            sent[0] if accepted else new_id(), not accepted, scope["method"], scope["path"], headers, on_end=self.on_end
+            sent[0] if accepted else new_id(),
+            not accepted,
+            scope["method"],
+            scope["path"],
+            scope["scheme"],
+            headers,
+            on_end=self.on_end,
         )
         header = (b"x-request-id", record.id.encode())
 

@@ -30,6 +30,7 @@ from vlroute.serving.metrics import Metrics
 from vlroute.serving.model_names import model_names
 from vlroute.serving.request_log import RequestRecord, current_request, write
 from vlroute.serving.settings import ServerSettings
+from vlroute.serving.telemetry import telemetry_from_environment
 from vlroute.steps import Steps, start
 from vlroute.store import Store
 from vlroute.stream import AsyncStream
@@ -63,6 +64,7 @@ class Service:
 
     def __init__(self, router: Router, settings: ServerSettings, on_failure: Callable[[BaseException], Any]) -> None:
         self.router, self.settings, self.metrics = router, settings, Metrics()
+        self.telemetry = telemetry_from_environment()
         self.max_admitted = 2 * settings.max_num_seqs + settings.max_waiting
         self.ready = self.draining = False
         self.failure: BaseException | None = None
@@ -243,7 +245,9 @@ class Service:
             record.end()
 
     def request_ended(self, record: RequestRecord) -> None:
-        """Log a request that has ended."""
+        """Log a request that has ended, and export its telemetry."""
+        if self.telemetry is not None:
+            self.telemetry.export(record)
         write(record)
 
     def decide_on(self, conversation: Conversation, options: RequestOptions) -> Decision:
@@ -289,6 +293,8 @@ class Service:
             await asyncio.sleep(0.02)
         await asyncio.to_thread(self._pool.shutdown, True)
         self.router.close()
+        if self.telemetry is not None:
+            await asyncio.to_thread(self.telemetry.close)
 
     def _admit(self) -> threading.Event:
         self.begin()  # the start-up of a mounted application is not run
