@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -312,16 +313,17 @@ def test_answers_of_the_page_have_lines(server: Served, lines: Lines) -> None:
     assert lines.records[-1][1]["disconnected"]
 
 
-def test_the_command_writes_json(tmp_path: Any) -> None:
+def test_the_command_writes_json(tmp_path: Path) -> None:
+    written = (tmp_path / "log").read_text
+    command = [sys.executable, "-m", "vlroute", "serve", "--port", "0", "--no-page", "--log-format", "json"]
     with open(tmp_path / "log", "w") as log:
-        command = [sys.executable, "-m", "vlroute", "serve", "--port", "0", "--no-page", "--log-format", "json"]
         process = subprocess.Popen(command, stderr=log, stdout=log)
     try:
-        written = (tmp_path / "log").read_text
-        until(lambda: "http://127.0.0.1:" in written(), 60)
-        url = re.search(r"http://127.0.0.1:\d+", written())[0]  # type: ignore[index]
-        until(lambda: httpx.get(f"{url}/ready").status_code == 200, 60)
-        said = httpx.post(url + CHAT, json={"messages": [{"role": "user", "content": "Hello?"}]}, timeout=60)
+        until(lambda: "http://127.0.0.1:" in written() and "keys and values" in written(), 90)
+        (url,) = re.findall(r"http://127.0.0.1:\d+", written())
+        with httpx.Client(base_url=url, timeout=60) as http:
+            until(lambda: http.get("/ready").status_code == 200, 30)
+            said = http.post(CHAT, json={"messages": [{"role": "user", "content": "Hello?"}]})
     finally:
         process.terminate()
         process.wait(30)
@@ -347,8 +349,7 @@ def test_metrics_in_both_formats(http: httpx.Client) -> None:
     assert build.labels["version"] == http.get("/health").json()["version"]
     assert metrics(http)["vlroute_state[('state', 'ready')]"] == 1
     for family in families:
-        histogram = family.type == "histogram"
-        assert not histogram or family.name.endswith("_seconds"), family.name
+        assert family.type != "histogram" or family.name.endswith("_seconds"), family.name
     with http.stream("GET", "/metrics", headers={"Accept-Encoding": "gzip"}) as packed:
         assert packed.headers["content-encoding"] == "gzip"
         assert b"vlroute_build_info" in gzip.decompress(b"".join(packed.iter_raw()))
@@ -380,6 +381,12 @@ def labels_of(query: str) -> dict[str, set[str]]:
     }
 
 
+def dashboard_queries() -> list[str]:
+    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    return [target["expr"] for panel in panels if panel["type"] != "row" for target in panel["targets"]]
+
+
 def test_the_dashboard_and_the_rules_name_only_what_exists(http: httpx.Client) -> None:
     ask(http, model="thinking")
     with stream(http, model="instruct") as response:
@@ -389,9 +396,7 @@ def test_the_dashboard_and_the_rules_name_only_what_exists(http: httpx.Client) -
     for family in parse_text(http.get("/metrics").text):
         for sample in family.samples:
             known.setdefault(sample.name, {"job", "instance"}).update(sample.labels)
-    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
-    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
-    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    queries = dashboard_queries()
     rules = [
         rule
         for group in yaml.safe_load((MONITORING / "rules.yaml").read_text())["groups"]
@@ -404,8 +409,6 @@ def test_the_dashboard_and_the_rules_name_only_what_exists(http: httpx.Client) -
         assert metric_names(query) <= set(known), query
         for name, labels in labels_of(query).items():
             assert labels <= known[name], query
-    ids = [panel["id"] for panel in dashboard["panels"]]
-    assert len(ids) == len(set(ids))
     scrape = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
     assert scrape["scrape_configs"][0]["job_name"] == "vlroute"
     assert scrape["rule_files"] == ["rules.yaml"]
@@ -415,13 +418,17 @@ def test_the_dashboard_and_the_rules_name_only_what_exists(http: httpx.Client) -
         assert not name.startswith("vlroute_") or f"`{base}`" in documented, name
 
 
-def test_promtool_accepts_metrics_and_rules(http: httpx.Client) -> None:
+def test_promtool_accepts_metrics_rules_and_queries(http: httpx.Client, tmp_path: Path) -> None:
     if (promtool := shutil.which("promtool")) is None:
         lacking("promtool is not installed")
     text = http.get("/metrics").text
+    queries = [query.replace("$__rate_interval", "5m").replace("$instance", ".*") for query in dashboard_queries()]
+    rules = [{"record": f"panel:{number}", "expr": query} for number, query in enumerate(queries)]
+    (tmp_path / "dashboard.yaml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
     for arguments, input in (
         (["check", "metrics"], text),
         (["check", "rules", MONITORING / "rules.yaml"], None),
+        (["check", "rules", tmp_path / "dashboard.yaml"], None),
         (["check", "config", "--syntax-only", MONITORING / "prometheus.yaml"], None),
         (["test", "rules", MONITORING / "rules_test.yaml"], None),
     ):

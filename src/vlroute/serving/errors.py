@@ -75,7 +75,7 @@ def api_error(error: BaseException) -> APIError:
         `error` itself if it is an APIError, otherwise one with what a client may know.
     """
     converted = _converted(error)
-    current_request().error = converted.code
+    current_request().failed(converted.status, converted.code)
     return converted
 
 

@@ -23,6 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from vlroute import __version__
+from vlroute.serving.request_log import RequestRecord
 from vlroute.shadow import Shadow
 from vlroute.types import MODES, Answer, Closed, judged_mode
 
@@ -52,6 +53,7 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         made: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("vlroute_requests", "Requests that have ended.", ["route", "mode", "status"], **made)
         self.answers = Counter("vlroute_answers", "Answers.", ["mode", "stage", "forced", "finish_reason"], **made)
         self.closed = Counter(
             "vlroute_reasoning_closed", "Reasoning that was closed before the model did so.", ["reason"], **made
@@ -62,6 +64,12 @@ class Metrics:
         self.refusals = Counter("vlroute_errors", "Requests that ended in an error.", ["status", "code"], **made)
         self.decisions = Counter("vlroute_decisions", "Decisions without an answer.", ["mode"], **made)
         self.feedback = Counter("vlroute_feedback", "Feedback received.", **made)
+        self.expected = Counter(
+            "vlroute_expected_correct_answers",
+            "Answers that are expected to be correct, if one mode gives all of them, and as routed.",
+            ["policy"],
+            **made,
+        )
         self.seconds = Histogram("vlroute_answer_seconds", "Arrival to last token.", ["mode"], buckets=BUCKETS, **made)
         self.first = Histogram(
             "vlroute_first_token_seconds",
@@ -103,6 +111,9 @@ class Metrics:
         """
         mode, decision = judged_mode(answer.decision), answer.decision
         self.answers.labels(mode, decision.stage, str(decision.forced).lower(), answer.finish_reason).inc()
+        expected: dict[str, float] = {"instruct": decision.p_instruct, "thinking": decision.p_thinking}
+        for policy, probability in (*expected.items(), ("router", expected[mode])):
+            self.expected.labels(policy).inc(probability)
         if answer.closed is not None:
             self.closed.labels(answer.closed).inc()
         if decision.rescued:
@@ -121,6 +132,13 @@ class Metrics:
             "completion": used.completion_tokens, "thinking": used.thinking_tokens,
         }.items():  # fmt: skip
             self.tokens.labels(mode, kind).inc(count or 0)  # None if an endpoint sent no count
+
+    def ended(self, record: RequestRecord) -> None:
+        """Count a request that has ended, unless its endpoint is polled."""
+        if record.polled:
+            return
+        mode = record.decision.mode if record.decision else "none"
+        self.requests.labels(record.route or "none", mode, str(record.error_status or record.status or 200)).inc()
 
     def refused(self, status: int, code: str) -> None:
         """Count a request that ended in an error."""

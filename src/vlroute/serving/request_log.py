@@ -45,6 +45,7 @@ class RequestRecord:
         model: The model that the request asks for.
         status: HTTP status; None if no response was begun.
         error: Code of the error, also of one within a stream.
+        error_status: HTTP status that belongs to the error. The response has another one if it had begun.
         disconnected: Whether the client disconnected before the end of the response.
         decision: Which mode answers.
         answer: The answer. It exists also if the client does not get it, such as after the deadline.
@@ -68,6 +69,7 @@ class RequestRecord:
     model: str | None = None
     status: int | None = None
     error: str | None = None
+    error_status: int | None = None
     disconnected: bool = False
     decision: Decision | None = None
     answer: Answer | None = None
@@ -93,6 +95,10 @@ class RequestRecord:
         self.answer, self.decision, self.answer_seconds = answer, answer.decision, seconds
         if answer.usage.completion_tokens:
             self.first_token_seconds = max(seconds - answer.timing.decode, 0.0)
+
+    def failed(self, status: int, code: str) -> None:
+        """Add an error; the last one counts."""
+        self.error_status, self.error = status, code
 
     def begin_answer(self) -> None:
         """Keep the record open until `end_answer`: an answer that is cancelled ends after the response."""
@@ -225,8 +231,8 @@ class RequestLog:
         try:
             await self.app(scope, watched_receive, watched_send)
         except BaseException:
-            if not complete:
-                record.error = record.error or "interrupted"
+            if not complete and record.error is None:
+                record.failed(503, "interrupted")
             raise
         finally:
             _current.reset(token)
@@ -235,7 +241,7 @@ class RequestLog:
             record.polled = page or record.route in POLLED
             record.key = scope.get("state", {}).get("key")
             if record.disconnected and record.error is None and not page:
-                record.error = "client_left"
+                record.failed(499, "client_left")
                 self.count(499, "client_left")
             record.end()
 

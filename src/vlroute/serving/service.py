@@ -19,7 +19,14 @@ from typing import Any, Literal, TypeVar, get_args
 
 from vlroute.conversations import Conversations
 from vlroute.decision.selector import ModeSelector
-from vlroute.errors import ArtifactError, CheckpointError, ModeUnavailableError, StoreError, VLRouteError
+from vlroute.errors import (
+    ArtifactError,
+    CheckpointError,
+    InputError,
+    ModeUnavailableError,
+    StoreError,
+    VLRouteError,
+)
 from vlroute.inputs.media import FrameSampling, Limits
 from vlroute.inputs.messages import Conversation
 from vlroute.lazy_model import PREPARING_THREADS
@@ -223,7 +230,7 @@ class Service:
     def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
         """`Router.stream_turn` with admission and deadline, for the threads of the page. It is logged as a request."""
         arrived, cancel = time.perf_counter(), self._admit()
-        record = RequestRecord(path="page", model=options.mode or "auto", on_end=self.request_ended)
+        record = RequestRecord(path="page", route="page", model=options.mode or "auto", on_end=self.request_ended)
         alarm = threading.Timer(self.settings.deadline, cancel.set)
         alarm.daemon = True
         alarm.start()
@@ -234,10 +241,15 @@ class Service:
                         self._observe(event.answer, time.perf_counter() - arrived, record)
                     yield event
         except GeneratorExit:
-            record.disconnected = record.answer is None
+            if record.answer is None:
+                record.disconnected = True
+                record.failed(499, "client_left")
             raise
         except Exception as error:
-            record.error = error.code if isinstance(error, APIError) else type(error).__name__
+            if isinstance(error, APIError):
+                record.failed(error.status, error.code)
+            else:
+                record.failed(400 if isinstance(error, InputError) else 500, type(error).__name__)
             raise
         finally:
             alarm.cancel()
@@ -245,7 +257,8 @@ class Service:
             record.end()
 
     def request_ended(self, record: RequestRecord) -> None:
-        """Log a request that has ended, and export its telemetry."""
+        """Count and log a request that has ended, and export its telemetry."""
+        self.metrics.ended(record)
         if self.telemetry is not None:
             self.telemetry.export(record)
         write(record)

@@ -172,7 +172,7 @@ class Telemetry:
         )
         if span.get_span_context().trace_flags.sampled:
             record.trace_id = f"{span.get_span_context().trace_id:032x}"
-        if record.error is not None and (record.status is None or not 400 <= record.status < 500):
+        if record.error_status is not None and record.error_status >= 500:
             span.set_status(Status(StatusCode.ERROR, record.error))
         if record.answer is not None and span.is_recording():
             inside = set_span_in_context(span)
