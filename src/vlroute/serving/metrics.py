@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, get_args
 
@@ -53,6 +54,8 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         made: dict[str, Any] = {"registry": self.registry}
+        #: The series of a metric with these labels. `labels` itself takes a lock and converts the labels.
+        self._series = cache(lambda metric, *labels: metric.labels(*labels))
         self.requests = Counter("vlroute_requests", "Requests that have ended.", ["route", "mode", "status"], **made)
         self.answers = Counter("vlroute_answers", "Answers.", ["mode", "stage", "forced", "finish_reason"], **made)
         self.closed = Counter(
@@ -109,40 +112,42 @@ class Metrics:
             seconds: Time from the arrival of the request to the end of the answer.
             first_token_seconds: Time from the arrival to the first token; None if there is none.
         """
-        mode, decision = judged_mode(answer.decision), answer.decision
-        self.answers.labels(mode, decision.stage, str(decision.forced).lower(), answer.finish_reason).inc()
+        series, mode, decision = self._series, judged_mode(answer.decision), answer.decision
+        series(self.answers, mode, decision.stage, str(decision.forced).lower(), answer.finish_reason).inc()
         expected: dict[str, float] = {"instruct": decision.p_instruct, "thinking": decision.p_thinking}
         for policy, probability in (*expected.items(), ("router", expected[mode])):
-            self.expected.labels(policy).inc(probability)
+            series(self.expected, policy).inc(probability)
         if answer.closed is not None:
-            self.closed.labels(answer.closed).inc()
+            series(self.closed, answer.closed).inc()
         if decision.rescued:
             self.rescued.inc()
-        self.seconds.labels(mode).observe(seconds)
+        series(self.seconds, mode).observe(seconds)
         if first_token_seconds is not None:
-            self.first.labels(mode).observe(first_token_seconds)
+            series(self.first, mode).observe(first_token_seconds)
         if (seconds_per_token := token_seconds(answer)) is not None:
-            self.token.labels(mode).observe(seconds_per_token)
-        self.queue.labels(mode).observe(answer.timing.queue)
+            series(self.token, mode).observe(seconds_per_token)
+        series(self.queue, mode).observe(answer.timing.queue)
         for step in ("caption", "decide", "vision", "prefill", "decode"):
-            self.steps.labels(mode, step).observe(getattr(answer.timing, step))
+            series(self.steps, mode, step).observe(getattr(answer.timing, step))
         used = answer.usage
         for kind, count in {
             "prompt": used.prompt_tokens, "cached": used.cached_tokens, "vision": used.vision_tokens,
             "completion": used.completion_tokens, "thinking": used.thinking_tokens,
         }.items():  # fmt: skip
-            self.tokens.labels(mode, kind).inc(count or 0)  # None if an endpoint sent no count
+            series(self.tokens, mode, kind).inc(count or 0)  # None if an endpoint sent no count
 
     def ended(self, record: RequestRecord) -> None:
         """Count a request that has ended, unless its endpoint is polled."""
         if record.polled:
             return
         mode = record.decision.mode if record.decision else "none"
-        self.requests.labels(record.route or "none", mode, str(record.error_status or record.status or 200)).inc()
+        self._series(
+            self.requests, record.route or "none", mode, str(record.error_status or record.status or 200)
+        ).inc()
 
     def refused(self, status: int, code: str) -> None:
         """Count a request that ended in an error."""
-        self.refusals.labels(str(status), code).inc()
+        self._series(self.refusals, str(status), code).inc()
 
     def watch_caches(self, read: Callable[[], Mapping[str, Any] | None]) -> None:
         """Export the statistics of the caches.

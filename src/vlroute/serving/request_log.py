@@ -171,6 +171,16 @@ def line_of(fields: dict[str, Any]) -> str:
     return " ".join(f"{name}={_quoted(value)}" for name, value in fields.items())
 
 
+class _Line:
+    """The message of a request, which is made only if the log is text."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._fields = fields
+
+    def __str__(self) -> str:
+        return line_of(self._fields)
+
+
 def _quoted(value: Any) -> str:
     if isinstance(value, str) and not _BARE.fullmatch(value):
         return json.dumps(value).replace("\x7f", r"\u007f")
@@ -251,4 +261,4 @@ def write(record: RequestRecord) -> None:
     level = logging.DEBUG if record.polled and record.error is None else logging.INFO
     if log.isEnabledFor(level):
         fields = record.fields()
-        log.log(level, "%s", line_of(fields), extra={"fields": fields})
+        log.log(level, _Line(fields), extra={"fields": fields})
