@@ -299,6 +299,11 @@ def test_log_lines_of_an_answer_contain_its_request_id(
     line = told("a request failed")
     assert (line["request_id"], line["level"]) == ("failing", "error")
     assert "ZeroDivisionError" in line["exception"]
+    (text,) = (text for text in lines.texts if not text.startswith("{") and "a request failed" in text)
+    first, *trace = text.splitlines()
+    assert first.endswith("vlroute: a request failed request_id=failing")
+    assert trace
+    assert all(line.startswith("    ") for line in trace)  # unlike a line of the log
     assert lines.of("failing")["error"] == "internal_error"
 
 

@@ -141,9 +141,8 @@ class Metrics:
         if record.polled:
             return
         mode = record.decision.mode if record.decision else "none"
-        self._series(
-            self.requests, record.route or "none", mode, str(record.error_status or record.status or 200)
-        ).inc()
+        status = record.error_status or record.status or 200
+        self._series(self.requests, record.route or "none", mode, str(status)).inc()
 
     def refused(self, status: int, code: str) -> None:
         """Count a request that ended in an error."""
@@ -226,7 +225,7 @@ class _Caches(Collector):
             kind = CounterMetricFamily if name in self._COUNTS else GaugeMetricFamily
             family = kind(f"vlroute_cache_{name}", text, labels=["cache"])
             attribute = self._ATTRIBUTES.get(name, name)
-            for cache, stats in found.items():
+            for which, stats in found.items():
                 if hasattr(stats, attribute):
-                    family.add_metric([cache], getattr(stats, attribute))
+                    family.add_metric([which], getattr(stats, attribute))
             yield family
