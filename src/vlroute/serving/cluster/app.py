@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlroute import __version__
 from vlroute.decision.captions import probe_of
@@ -33,6 +33,22 @@ except ModuleNotFoundError as error:
     raise MissingExtraError(error, "cluster") from error
 
 NAME = "vlroute"
+
+
+class _WithoutRequestId:
+    """Removes `X-Request-Id` from responses: Ray's proxy makes the id of a request, and adds the header itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def filtered(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [one for one in message.get("headers", ()) if one[0].lower() != b"x-request-id"]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self.app(scope, receive, filtered)
 
 
 class Ingress:
@@ -59,7 +75,7 @@ class Ingress:
         app = create_app(self.router, self.settings.ingress)
         if not self.settings.server.api_keys:
             app.user_middleware.append(Middleware(LocalClientsOnly))  # inside the log of requests
-        return app
+        return _WithoutRequestId(app)
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Decide by another router artifact from the next request on.
