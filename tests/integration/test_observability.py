@@ -34,6 +34,7 @@ from tests.conftest import ROOT, lacking, media, task
 from tests.serving import KEY, Served, served, until, user
 from vlroute.inputs.messages import parse
 from vlroute.pipeline import RequestOptions
+from vlroute.serving.app import mount_page
 from vlroute.serving.log_format import JSONFormatter, TextFormatter
 from vlroute.serving.settings import ServerSettings
 from vlroute.serving.telemetry import telemetry_from_environment
@@ -94,8 +95,8 @@ def describe(_: Any) -> str:
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Served]:
-    """A server without keys that has little time."""
-    with served(ServerSettings(deadline=1.0), captioner=describe) as one:
+    """A server with the page and without keys, that has little time."""
+    with served(ServerSettings(deadline=1.0), wrap=mount_page, captioner=describe) as one:
         yield one
 
 
@@ -316,6 +317,23 @@ def test_answers_of_the_page_have_lines(server: Served, lines: Lines) -> None:
     next(events)
     events.close()
     assert lines.records[-1][1]["disconnected"]
+
+
+def test_requests_of_the_page_for_its_parts_are_logged_only_for_debugging(hasty: Served, lines: Lines) -> None:
+    with hasty.http() as http:
+        before = metrics(http)
+        page = http.get("/")
+        asset = http.get(re.search(r"/?(assets/[\w.-]+\.js)", page.text)[1])  # type: ignore[index]
+        missing = http.get("/nothing")
+        assert http.head("/").status_code == 200
+        found = [lines.of(one.headers["x-request-id"]) for one in (page, asset, missing)]
+        assert [one["status"] for one in found] == [200, 200, 404]
+        levels = {fields["request_id"]: level for level, fields in lines.records}
+        assert [levels[one["request_id"]] for one in found] == [logging.DEBUG, logging.DEBUG, logging.INFO]
+        assert found[2]["error"] == "not_found"
+        gains = {name: value - before.get(name, 0.0) for name, value in metrics(http).items()}
+    requests = {name: gain for name, gain in gains.items() if name.startswith("vlroute_requests_total") and gain}
+    assert requests == {"vlroute_requests_total[('mode', 'none'), ('route', 'none'), ('status', '404')]": 1.0}
 
 
 def test_the_command_writes_json(tmp_path: Path) -> None:

@@ -137,8 +137,8 @@ class Metrics:
             series(self.tokens, mode, kind).inc(count or 0)  # None if an endpoint sent no count
 
     def ended(self, record: RequestRecord) -> None:
-        """Count a request that has ended, unless its endpoint is polled."""
-        if record.polled:
+        """Count a request that has ended, unless its endpoint is polled and it was not refused."""
+        if record.polled and record.error is None:
             return
         mode = record.decision.mode if record.decision else "none"
         status = record.error_status or record.status or 200
