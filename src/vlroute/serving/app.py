@@ -18,8 +18,8 @@ from vlroute.serving.dependencies import APIKeys
 from vlroute.serving.errors import add_error_handlers, error_response, no_endpoint
 from vlroute.serving.fetch import Fetcher
 from vlroute.serving.middleware import RequestGuard
-from vlroute.serving.responses import router as responses
 from vlroute.serving.request_log import RequestLog
+from vlroute.serving.responses import router as responses
 from vlroute.serving.routes import router as routes
 from vlroute.serving.service import GRACE_SECONDS, Service, log_failure
 from vlroute.serving.settings import ServerSettings, is_loopback

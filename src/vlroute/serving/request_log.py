@@ -247,7 +247,7 @@ class RequestLog:
         finally:
             _current.reset(token)
             page = scope.get("app") is not application  # Gradio's application is mounted in this one
-            record.route = None if page else getattr(scope.get("route"), "path", None)
+            record.route = None if page else getattr(scope.get("route"), "path_format", None)
             record.polled = page or record.route in POLLED
             record.key = scope.get("state", {}).get("key")
             if record.disconnected and record.error is None and not page:
