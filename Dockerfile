@@ -31,9 +31,9 @@ USER 10001:10001
 WORKDIR /data
 VOLUME ["/data"]
 EXPOSE 8000
-# /health answers while the checkpoints are downloaded (about 9 GB, once) and loaded.
-HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
-  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+# Not ready while the checkpoints are downloaded (about 9 GB, once) and loaded: failures count only after that time.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=30m --retries=3 \
+  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
 # The server requires API keys on every address except the loopback: -e VLROUTE_API_KEYS=$(openssl rand -hex 32)
 ENTRYPOINT ["vlroute"]
 CMD ["serve", "--host", "0.0.0.0", "--model", "Qwen/Qwen3-VL-2B", "--store", "/data/answers.db"]

@@ -69,6 +69,7 @@ class RequestOptions:
         namespace: Tenant of the request. Entries that were cached for another namespace are not used, so that
             response times do not reveal them either.
         trial: Passed to the engine if Instruct is forced, to collect its evidence.
+        id: The id of the answer, which no other answer may have; "" for a new one.
 
     Raises:
         InputError: The mode, price, caption or cancel event is invalid.
@@ -82,6 +83,7 @@ class RequestOptions:
     generation: Mapping[str, Any] = field(default_factory=dict)
     namespace: str = ""
     trial: Trial | None = None
+    id: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", forced_mode(self.mode))
@@ -203,7 +205,7 @@ class Pipeline:
             ModeUnavailableError: The mode cannot answer, and the other one cannot replace it.
         """
         engine = self.model.load()
-        began, id = time.perf_counter(), new_id()
+        began, id = time.perf_counter(), options.id or new_id()
         try:
             with self.shadow.request() if self.shadow else nullcontext():
                 answer, watched = yield from self._answer(engine, conversation, options, emit, began, id)
@@ -357,9 +359,10 @@ class Pipeline:
         if reply.note:
             decision = replace(decision, reason=f"{decision.reason}; {reply.note}")
         # an answer that was given up has served the decision, and its vision features serve this answer
-        vision, deciding = prepared + reply.vision_seconds, decided - captioned
+        vision, queue, deciding = prepared + reply.vision_seconds, reply.queue_seconds, decided - captioned
         if given_up is not None:
             vision += given_up.vision_seconds
+            queue += given_up.queue_seconds
             deciding += given_up.prefill_seconds + given_up.decode_seconds
         answer = Answer(
             reply.text, reply.thinking, decision,
@@ -371,7 +374,7 @@ class Pipeline:
             Timing(
                 caption=captioned - began - prepared, decide=deciding, vision=vision,
                 prefill=reply.prefill_seconds, decode=reply.decode_seconds,
-                total=time.perf_counter() - began,
+                total=time.perf_counter() - began, queue=queue,
             ),
             id=id, closed=reply.closed, parsed=_parsed(settings[decision.mode], reply), tool_calls=reply.tool_calls,
             stop=reply.stop,
@@ -553,6 +556,7 @@ def _joined(thought: Reply, answer: Reply) -> Reply:
         completion_tokens=thought.completion_tokens + answer.completion_tokens,
         thinking_tokens=thought.thinking_tokens + answer.thinking_tokens,
         vision_seconds=thought.vision_seconds + answer.vision_seconds,
+        queue_seconds=thought.queue_seconds + answer.queue_seconds,
         prefill_seconds=thought.prefill_seconds + answer.prefill_seconds,
         decode_seconds=thought.decode_seconds + answer.decode_seconds,
         closed=thought.closed,

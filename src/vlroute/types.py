@@ -158,6 +158,8 @@ class Timing:
         prefill: Until the first token.
         decode: After the first token.
         total: All of these.
+        queue: Waiting until the scheduler has room for the answer, between `vision` and `prefill`; 0 if the model runs
+            elsewhere.
     """
 
     caption: float
@@ -166,6 +168,7 @@ class Timing:
     prefill: float
     decode: float
     total: float
+    queue: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

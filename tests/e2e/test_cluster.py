@@ -281,6 +281,9 @@ def test_the_rest_of_the_server(cluster: Cluster) -> None:
         assert http.post("/v1/chat/completions", json={"messages": []}).status_code == 422
         bad = http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": " "}]})
         assert (bad.status_code, bad.json()["error"]["code"]) == (400, "bad_message")
+        for path in ("/v1/models", "/v1/nothing", "/metrics"):  # Ray's proxy sends the id
+            assert http.get(path, headers={"X-Request-Id": "mine"}).headers.get_list("x-request-id") == ["mine"]
+            assert len(http.get(path).headers.get_list("x-request-id")) == 1
         until(lambda: 'vlroute_cache_encodes_total{cache="vision"}' in http.get("/metrics").text)
         assert http.get("/metrics", headers={"Authorization": "Bearer wrong"}).status_code == 401
     with Store(cluster.store) as store:

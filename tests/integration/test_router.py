@@ -81,7 +81,7 @@ def test_usage_and_timing_add_up(router: Router) -> None:
     written = tokenizer(f"{answer.thinking}\n</think>\n\n{answer.text}", add_special_tokens=False)["input_ids"]
     assert answer.usage.completion_tokens == len(written)
     steps = answer.timing
-    parts = steps.caption + steps.decide + steps.vision + steps.prefill + steps.decode
+    parts = steps.caption + steps.decide + steps.vision + steps.queue + steps.prefill + steps.decode
     assert parts <= steps.total < parts + 0.1
 
 

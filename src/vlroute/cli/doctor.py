@@ -36,7 +36,7 @@ EXTRAS = {
     "serve": "the OpenAI-compatible server", "ui": "the web page", "store": "storing answers and feedback",
     "remote": "models behind endpoints", "cluster": "several replicas on Ray", "train": "training, figures",
     "collect": "collecting records", "video": "video files", "encoders": "sentence-transformers as text encoder",
-    "structured": "answers in a given form, such as JSON", "ocr": "OCR captions",
+    "otel": "traces of the server", "structured": "answers in a given form, such as JSON", "ocr": "OCR captions",
     "quantize": "4- and 8-bit weights", "notebooks": "the notebooks of examples/",
 }  # fmt: skip
 #: What to do if a section cannot be examined at all.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import threading
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from vlroute.cli.config import EffectiveSettings
     from vlroute.serving.settings import ServerSettings
 
+log = logging.getLogger("vlroute")
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
@@ -94,6 +96,9 @@ ForwardedAllowIps = Annotated[
 ]
 Page = Annotated[bool, typer.Option("--page/--no-page", help="Serve the web page, if its packages are installed.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")]
+LogFormat = Annotated[
+    Literal["text", "json"], typer.Option(help="Format of the log on stderr, which has one line for each request.")
+]
 
 
 # The options of these commands are read from the context, because other sources have to be merged with those that were
@@ -127,6 +132,7 @@ def serve(
     shadow: ShadowFolder = None,
     label_share: LabelShare = 0.0,
     page: Page = True,
+    log_format: LogFormat = "text",
 ) -> None:
     """Serve OpenAI's API, and the web page at /.
 
@@ -152,6 +158,7 @@ def ui(
     port: Port = 7860,
     key_file: KeyFile = None,
     device: Device = None,
+    log_format: LogFormat = "text",
 ) -> None:
     """Open the web page: chat, compare, batch, trade-off. The API is there too.
 
@@ -197,11 +204,13 @@ def _run(settings: EffectiveSettings, server: ServerSettings, page: Literal["nee
         import uvicorn
 
         from vlroute.serving.app import create_app
+        from vlroute.serving.log_format import configure_logging
         from vlroute.serving.service import GRACE_SECONDS
     except ModuleNotFoundError as error:
         raise MissingExtraError(error, "serve") from error
     from vlroute.router import Router
 
+    configure_logging(server.log_format)
     _check_free(server.host, server.port)
     names = ("router", "store", "device", "memory", "compile", "shadow", "label_share")
     given = settings.values
@@ -218,7 +227,7 @@ def _run(settings: EffectiveSettings, server: ServerSettings, page: Literal["nee
 
     app = create_app(router, server, stop)
     config = uvicorn.Config(
-        mount(app) if mount else app, host=server.host, port=server.port, log_level="info", access_log=False,
+        mount(app) if mount else app, host=server.host, port=server.port, log_config=None, access_log=False,
         proxy_headers=False,  # the application reads them
         server_header=False, lifespan="on",  # with "auto", uvicorn ignores an exception at start-up
         timeout_keep_alive=75,  # longer than in clients and proxies, so that they close idle connections first
@@ -234,7 +243,7 @@ def _run(settings: EffectiveSettings, server: ServerSettings, page: Literal["nee
 
 
 def _page(needed: bool) -> Callable[[FastAPI], FastAPI] | None:
-    """The function that mounts the web page; None, with a line on stderr, if the extra ui is not installed."""
+    """The function that mounts the web page; None, with a warning, if the extra ui is not installed."""
     from vlroute.serving.app import mount_page
 
     try:
@@ -242,7 +251,7 @@ def _page(needed: bool) -> Callable[[FastAPI], FastAPI] | None:
     except ModuleNotFoundError as error:
         if needed:
             raise MissingExtraError(error, "ui") from error
-        typer.echo(f"serving without the web page ({error}); for the page: pip install 'vlroute[ui]'", err=True)
+        log.warning("serving without the web page (%s); for the page: pip install 'vlroute[ui]'", error)
         return None
     return mount_page
 
@@ -298,6 +307,7 @@ def cluster(
     root_path: RootPath = "",
     forwarded_allow_ips: ForwardedAllowIps = None,
     device: Device = None,
+    log_format: LogFormat = "text",
 ) -> None:
     """Serve OpenAI's API by several replicas of the model, on one machine or several.
 

@@ -45,6 +45,7 @@ class Reply:
         closed: why the reasoning was closed, see `vlroute.Answer`.
         tool_calls: the tools that the answer calls.
         stop: the stop string at which the answer ended, if it did.
+        queue_seconds: from the vision features until the answer has a place in the batch; 0 if not known.
     """
 
     text: str
@@ -63,6 +64,7 @@ class Reply:
     closed: Closed | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     stop: str | None = None
+    queue_seconds: float = 0.0
 
 
 def empty_reply(finish_reason: FinishReason = "length", encoded: int | None = None) -> Reply:

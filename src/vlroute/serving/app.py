@@ -20,6 +20,7 @@ from vlroute.serving.fetch import Fetcher
 from vlroute.serving.keys import APIKeys
 from vlroute.serving.messages_api import router as messages
 from vlroute.serving.middleware import PathPrefix, RequestGuard, add_cross_origin
+from vlroute.serving.request_log import RequestLog
 from vlroute.serving.responses import router as responses
 from vlroute.serving.routes import router as routes
 from vlroute.serving.service import GRACE_SECONDS, Service, log_failure
@@ -59,8 +60,10 @@ def create_app(
             await service.drain(GRACE_SECONDS)
             await fetcher.close()
 
+    # FastAPI would make further spans of its own as soon as an application configures OpenTelemetry
+    no_spans: Any = {"telemetry": {"tracing": False, "metrics": False, "logs": False}} if service.telemetry else {}
     app = FastAPI(
-        title="vlroute", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        title="vlroute", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, **no_spans,
         description="Decides per request whether Qwen3-VL Instruct answers at once or Thinking reasons first.",
     )  # fmt: skip
     app.state.service, app.state.fetcher, app.state.keys = service, fetcher, service.keys
@@ -72,6 +75,7 @@ def create_app(
     app.add_middleware(ProxyHeadersMiddleware, [*settings.forwarded_allow_ips])
     if settings.root_path:
         app.add_middleware(PathPrefix, settings.root_path)
+    app.add_middleware(RequestLog, count, service.request_ended)  # added last: it wraps all other middleware
     add_error_handlers(app, count)
     app.include_router(routes)
     app.include_router(responses)

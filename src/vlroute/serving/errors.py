@@ -28,7 +28,7 @@ from vlroute.errors import (
     UnreadableMediaError,
     VLRouteError,
 )
-from vlroute.types import new_id
+from vlroute.serving.request_log import current_request
 
 log = logging.getLogger("vlroute")
 #: Counts an error by its status and code.
@@ -102,11 +102,17 @@ def api_error(error: BaseException) -> APIError:
     """Convert any error into one for the client. Faults of the server are logged in full.
 
     Args:
-        error: The error that ended a request.
+        error: The error that ended a request. The line of the request in the log contains its code.
 
     Returns:
         `error` itself if it is an APIError, otherwise one with what a client may know.
     """
+    converted = _converted(error)
+    current_request().failed(converted.status, converted.code)
+    return converted
+
+
+def _converted(error: BaseException) -> APIError:
     match error:
         case APIError():
             return error
@@ -152,7 +158,7 @@ def error_response(error: BaseException, scope: Scope, count: Count = lambda sta
     status, body, headers = converted.status, converted.body(), converted.headers
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     if path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/"):
-        id = request_id(new_id())
+        id = request_id(current_request().id)
         status = 400 if status == 422 else status
         body, headers = converted.anthropic_body(id), {**(headers or {}), "request-id": id}
     count(status, converted.code)

@@ -18,6 +18,7 @@ from vlroute.serving.errors import ANTHROPIC_PATH, APIError, request_id
 from vlroute.serving.fetch import embed_media, preparer
 from vlroute.serving.messages_request import CountTokensRequest, MessagesRequest
 from vlroute.serving.replies import begin, decision_headers, until_disconnect
+from vlroute.serving.request_log import current_request
 from vlroute.serving.sse import EventStream, json_event
 from vlroute.types import (
     Answer,
@@ -29,7 +30,6 @@ from vlroute.types import (
     Mode,
     ThinkingDelta,
     ToolCalled,
-    new_id,
 )
 
 PREFIX = "msg_"
@@ -75,7 +75,7 @@ async def count_tokens(body: CountTokensRequest, caller: Caller) -> Response:
             400, "tokens cannot be counted here: the models run on servers that do not offer it", "not_available"
         )
     reply = {"input_tokens": max(counts.values()), "vlroute": {"input_tokens": counts}}
-    return JSONResponse(reply, headers={"request-id": request_id(new_id())})
+    return JSONResponse(reply, headers={"request-id": request_id(current_request().id)})
 
 
 async def _options(body: CountTokensRequest, caller: Caller) -> RequestOptions:
@@ -85,7 +85,7 @@ async def _options(body: CountTokensRequest, caller: Caller) -> RequestOptions:
 
 
 def _headers(id: str, decision: Decision) -> dict[str, str]:
-    return {**decision_headers(id, decision), "request-id": request_id(id)}
+    return {**decision_headers(id, decision), "request-id": request_id(current_request().id)}
 
 
 def message(answer: Answer, ignored: Sequence[str], hide_reasoning: bool = False) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class MessageStream:
 
     def error(self, error: APIError) -> Iterator[ServerSentEvent]:
         """The error that ends the stream."""
-        yield json_event(error.anthropic_body(request_id(self.decided.id)), "error")
+        yield json_event(error.anthropic_body(request_id(current_request().id)), "error")
 
     def last(self) -> Iterator[ServerSentEvent]:
         """Nothing: the end of the message or an error is the last event."""

@@ -2,26 +2,61 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_args
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, ClassVar, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    Metric,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from vlroute import __version__
+from vlroute.serving.request_log import RequestRecord
 from vlroute.shadow import Shadow
 from vlroute.types import MODES, Answer, Closed, judged_mode
 
 #: Limits of the histograms in seconds: a pocket answer takes 0.02 s, long reasoning minutes.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+#: Limits for the seconds of one token: 0.001 s for a pocket model, 0.2 s for a large one under load.
+TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1)
+
+
+class _Registry(CollectorRegistry):
+    """Without the series `_created`, which double the number of series and which no query here uses.
+
+    `prometheus_client.disable_created_metrics` would change all registries of the process.
+    """
+
+    def collect(self) -> Iterator[Metric]:
+        for family in super().collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
 
 
 class Metrics:
     """The metrics of one server, with a registry of their own, so that several servers can run in one process."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = _Registry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
         made: dict[str, Any] = {"registry": self.registry}
+        #: The series of a metric with these labels. `labels` itself takes a lock and converts the labels.
+        self._series = cache(lambda metric, *labels: metric.labels(*labels))
+        self.requests = Counter("vlroute_requests", "Requests that have ended.", ["route", "mode", "status"], **made)
         self.answers = Counter("vlroute_answers", "Answers.", ["mode", "stage", "forced", "finish_reason"], **made)
         self.closed = Counter(
             "vlroute_reasoning_closed", "Reasoning that was closed before the model did so.", ["reason"], **made
@@ -32,6 +67,12 @@ class Metrics:
         self.refusals = Counter("vlroute_errors", "Requests that ended in an error.", ["status", "code"], **made)
         self.decisions = Counter("vlroute_decisions", "Decisions without an answer.", ["mode"], **made)
         self.feedback = Counter("vlroute_feedback", "Feedback received.", **made)
+        self.expected = Counter(
+            "vlroute_expected_correct_answers",
+            "Answers that are expected to be correct, if one mode gives all of them, and as routed.",
+            ["policy"],
+            **made,
+        )
         self.seconds = Histogram("vlroute_answer_seconds", "Arrival to last token.", ["mode"], buckets=BUCKETS, **made)
         self.first = Histogram(
             "vlroute_first_token_seconds",
@@ -40,41 +81,72 @@ class Metrics:
             buckets=BUCKETS,
             **made,
         )
+        self.queue = Histogram("vlroute_queue_seconds", "Wait for a free sequence.", ["mode"], buckets=BUCKETS, **made)
+        self.token = Histogram(
+            "vlroute_output_token_seconds",
+            "Mean seconds of a token of an answer after the first one.",
+            ["mode"],
+            buckets=TOKEN_BUCKETS,
+            **made,
+        )
         self.steps = Histogram(
             "vlroute_step_seconds", "Seconds of one step of an answer.", ["mode", "step"], buckets=BUCKETS, **made
         )
         self.tokens = Counter("vlroute_tokens", "Tokens, by kind.", ["mode", "kind"], **made)
         self.running = Gauge("vlroute_requests_running", "Requests admitted and not yet answered.", **made)
         self.waiting = Gauge("vlroute_requests_waiting", "Requests that wait for a free sequence.", ["mode"], **made)
+        self.state = Gauge("vlroute_state", "1 for the state of the server, 0 for the other ones.", ["state"], **made)
+        versions = {"version": __version__, "python_version": platform.python_version()}
+        for package in ("torch", "transformers"):
+            try:
+                versions[f"{package}_version"] = version(package)
+            except PackageNotFoundError:
+                versions[f"{package}_version"] = ""
+        Info("vlroute_build", "Versions of the server.", **made).info(versions)
 
-    def answered(self, answer: Answer, seconds: float) -> None:
+    def answered(self, answer: Answer, seconds: float, first_token_seconds: float | None) -> None:
         """Count an answer. A rescued one counts as an answer of Thinking, whose seconds and tokens it contains.
 
         Args:
             answer: The answer.
             seconds: Time from the arrival of the request to the end of the answer.
+            first_token_seconds: Time from the arrival to the first token; None if there is none.
         """
-        mode, decision = judged_mode(answer.decision), answer.decision
-        self.answers.labels(mode, decision.stage, str(decision.forced).lower(), answer.finish_reason).inc()
+        series, mode, decision = self._series, judged_mode(answer.decision), answer.decision
+        series(self.answers, mode, decision.stage, str(decision.forced).lower(), answer.finish_reason).inc()
+        expected: dict[str, float] = {"instruct": decision.p_instruct, "thinking": decision.p_thinking}
+        for policy, probability in (*expected.items(), ("router", expected[mode])):
+            series(self.expected, policy).inc(probability)
         if answer.closed is not None:
-            self.closed.labels(answer.closed).inc()
+            series(self.closed, answer.closed).inc()
         if decision.rescued:
             self.rescued.inc()
-        self.seconds.labels(mode).observe(seconds)
-        if answer.usage.completion_tokens:
-            self.first.labels(mode).observe(max(seconds - answer.timing.decode, 0.0))
+        series(self.seconds, mode).observe(seconds)
+        if first_token_seconds is not None:
+            series(self.first, mode).observe(first_token_seconds)
+        if (seconds_per_token := token_seconds(answer)) is not None:
+            series(self.token, mode).observe(seconds_per_token)
+        series(self.queue, mode).observe(answer.timing.queue)
         for step in ("caption", "decide", "vision", "prefill", "decode"):
-            self.steps.labels(mode, step).observe(getattr(answer.timing, step))
+            series(self.steps, mode, step).observe(getattr(answer.timing, step))
         used = answer.usage
         for kind, count in {
             "prompt": used.prompt_tokens, "cached": used.cached_tokens, "vision": used.vision_tokens,
             "completion": used.completion_tokens, "thinking": used.thinking_tokens,
         }.items():  # fmt: skip
-            self.tokens.labels(mode, kind).inc(count or 0)  # None if an endpoint sent no count
+            series(self.tokens, mode, kind).inc(count or 0)  # None if an endpoint sent no count
+
+    def ended(self, record: RequestRecord) -> None:
+        """Count a request that has ended, unless its endpoint is polled and it was not refused."""
+        if record.polled and record.error is None:
+            return
+        mode = record.decision.mode if record.decision else "none"
+        status = record.error_status or record.status or 200
+        self._series(self.requests, record.route or "none", mode, str(status)).inc()
 
     def refused(self, status: int, code: str) -> None:
         """Count a request that ended in an error."""
-        self.refusals.labels(str(status), code).inc()
+        self._series(self.refusals, str(status), code).inc()
 
     def watch_caches(self, read: Callable[[], Mapping[str, Any] | None]) -> None:
         """Export the statistics of the caches.
@@ -88,9 +160,23 @@ class Metrics:
         """Export the counts of a shadow."""
         self.registry.register(_Shadow(shadow))
 
-    def text(self) -> bytes:
-        """All metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def text(self, accept: str = "") -> tuple[bytes, str]:
+        """All metrics.
+
+        Args:
+            accept: The header Accept of the request: Prometheus asks for OpenMetrics.
+
+        Returns:
+            The metrics in Prometheus' text format or as OpenMetrics, and the content type.
+        """
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+
+def token_seconds(answer: Answer) -> float | None:
+    """Mean seconds of a token after the first one; None if there is no such token."""
+    further = answer.usage.completion_tokens - 1
+    return answer.timing.decode / further if further > 0 else None
 
 
 class _Shadow(Collector):
@@ -117,17 +203,29 @@ class _Shadow(Collector):
 
 
 class _Caches(Collector):
-    _COUNTS = ("hits", "evictions", "encodes", "tokens", "tokens_reused", "prompts")
+    #: Help texts by the name of the metric.
+    _COUNTS: ClassVar[dict[str, str]] = {
+        "hits": "Requested entries that were found in a cache.",
+        "evictions": "Entries that were removed from a cache.",
+        "encodes": "Pictures and videos that were encoded.",
+        "tokens": "Tokens of all prompts that were looked up.",
+        "reused_tokens": "Tokens of prompts that were found.",
+        "prompts": "Prompts that were looked up.",
+    }
+    _SIZES: ClassVar[dict[str, str]] = {"bytes": "Size of a cache.", "items": "Entries of a cache."}
+    #: Attributes of the statistics that have another name.
+    _ATTRIBUTES: ClassVar[dict[str, str]] = {"reused_tokens": "tokens_reused"}
 
     def __init__(self, read: Callable[[], Mapping[str, Any] | None]) -> None:
         self.read = read
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         found = self.read() or {}
-        for name in (*self._COUNTS, "bytes", "items"):
+        for name, text in (self._COUNTS | self._SIZES).items():
             kind = CounterMetricFamily if name in self._COUNTS else GaugeMetricFamily
-            family = kind(f"vlroute_cache_{name}", f"{name} of a cache.", labels=["cache"])
-            for cache, stats in found.items():
-                if hasattr(stats, name):
-                    family.add_metric([cache], getattr(stats, name))
+            family = kind(f"vlroute_cache_{name}", text, labels=["cache"])
+            attribute = self._ATTRIBUTES.get(name, name)
+            for which, stats in found.items():
+                if hasattr(stats, attribute):
+                    family.add_metric([which], getattr(stats, attribute))
             yield family

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import time
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import gzip_accepted
 
 from vlroute import __version__
 from vlroute.inputs.messages import Conversation, parse
@@ -20,6 +21,7 @@ from vlroute.serving.errors import APIError, documented
 from vlroute.serving.fetch import embed_media, is_quick, preparer
 from vlroute.serving.messages_api import PREFIX as MESSAGE_PREFIX
 from vlroute.serving.replies import begin, decision_headers, until_disconnect
+from vlroute.serving.request_log import current_request
 from vlroute.serving.responses import PREFIX as RESPONSE_PREFIX
 from vlroute.serving.schemas import ChatRequest, FeedbackRequest, PredictRequest, mode_of
 from vlroute.serving.service import Service, failure_reason
@@ -91,6 +93,7 @@ async def route(body: ChatRequest, caller: Caller) -> dict[str, Any]:
     # deciding on a short text takes a fraction of a millisecond, less than a switch to a thread and back
     quick = not body.tools and is_quick(body.messages)
     decision = decide() if quick else await service.run_in_thread(decide)
+    current_request().decision = decision
     service.metrics.decisions.labels(decision.mode).inc()
     return {"model": decision.mode, "decision": decision.as_dict(), "ignored": body.ignored}
 
@@ -110,12 +113,14 @@ async def completions() -> None:
     raise APIError(404, message, "unsupported_endpoint")
 
 
+@router.head("/v1/models", include_in_schema=False)
 @router.get("/v1/models", responses=documented(401, 421))
 async def models(caller: Caller) -> dict[str, Any]:
     """List `auto`, the two modes, and the models that are served."""
     return {"object": "list", "data": [_model(name) for name in _names(caller.service)]}
 
 
+@router.head("/v1/models/{name:path}", include_in_schema=False)
 @router.get("/v1/models/{name:path}", responses=documented(401, 404, 421))
 async def model(name: str, caller: Caller) -> dict[str, Any]:
     """Describe one model."""
@@ -149,10 +154,15 @@ async def ready(request: Request) -> Response:
     return JSONResponse(body, 200 if body["status"] == "ready" else 503)
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", response_model=None, responses=documented(401, 421))
-async def metrics(caller: Caller) -> Response:
-    """Metrics in Prometheus' text format."""
-    return Response(caller.service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+async def metrics(request: Request, caller: Caller) -> Response:
+    """Metrics in Prometheus' text format, or as OpenMetrics if the header `Accept` asks for it."""
+    text, content_type = caller.service.metrics.text(request.headers.get("accept", ""))
+    headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+    if gzip_accepted(request.headers.get("accept-encoding", "")):
+        text, headers["Content-Encoding"] = gzip.compress(text, compresslevel=1), "gzip"
+    return Response(text, headers=headers)
 
 
 def _names(service: Service) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from vlroute.errors import MissingExtraError, SettingsError
 from vlroute.inputs.tools import Tools, checked_tools
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.errors import APIError, encodable
+from vlroute.serving.request_log import current_request
 from vlroute.serving.settings import EFFORTS, ServerSettings
 from vlroute.structured import ResponseFormat, choice, json_schema, read_format, regex
 from vlroute.types import MODES, Mode
@@ -524,6 +525,7 @@ def mode_of(model: str, names: Mapping[str, Mode | None] = NO_NAMES) -> Mode | N
     Raises:
         APIError: 404 for any other name.
     """
+    current_request().model = model
     name = model.lower()
     if name == "auto":
         return None

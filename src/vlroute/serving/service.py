@@ -9,16 +9,24 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from vlroute.conversations import Conversations
 from vlroute.decision.selector import ModeSelector
-from vlroute.errors import ArtifactError, CheckpointError, ModeUnavailableError, StoreError, VLRouteError
+from vlroute.errors import (
+    ArtifactError,
+    CheckpointError,
+    InputError,
+    ModeUnavailableError,
+    StoreError,
+    VLRouteError,
+)
 from vlroute.inputs.media import FrameSampling, Limits
 from vlroute.inputs.messages import Conversation
 from vlroute.lazy_model import PREPARING_THREADS
@@ -29,7 +37,9 @@ from vlroute.serving.key_limits import KeyLimiter
 from vlroute.serving.keys import APIKey, APIKeys, no_valid_key, session_key_name
 from vlroute.serving.metrics import Metrics
 from vlroute.serving.model_names import model_names
+from vlroute.serving.request_log import RequestRecord, current_request, write
 from vlroute.serving.settings import ServerSettings
+from vlroute.serving.telemetry import telemetry_from_environment
 from vlroute.steps import Steps, start
 from vlroute.store import Store
 from vlroute.stream import AsyncStream
@@ -66,6 +76,7 @@ class Service:
 
     def __init__(self, router: Router, settings: ServerSettings, on_failure: Callable[[BaseException], Any]) -> None:
         self.router, self.settings, self.metrics = router, settings, Metrics()
+        self.telemetry = telemetry_from_environment()
         self.max_admitted = 2 * settings.max_num_seqs + settings.max_waiting
         self.keys = APIKeys(settings.api_keys, settings.key_file, router.store is not None)
         self.limiter = KeyLimiter(router.store)
@@ -86,6 +97,8 @@ class Service:
         if router.shadow is not None:
             self.metrics.watch_shadow(router.shadow)
         self.metrics.running.set_function(lambda: len(self._admitted))
+        for state in get_args(State):
+            self.metrics.state.labels(state.replace(" ", "_")).set_function(partial(self._is_in, state))
         for mode in MODES:
             self.metrics.waiting.labels(mode).set_function(partial(self._waiting, mode))
 
@@ -165,17 +178,19 @@ class Service:
                 deadline passed.
             InputError: Raised by `prepare`.
         """
-        cancel = self._admit()
+        cancel, record = self._admit(), current_request()
+        options = replace(options, cancel=cancel, id=record.answer_id())
 
         def work() -> Steps[Answer]:
-            answer = yield from self.router.pipeline.answer(prepare(), replace(options, cancel=cancel))
+            answer = yield from self.router.pipeline.answer(prepare(), options)
             self.limiter.spent(options.namespace, answer.usage)
-            self._observe(answer, time.perf_counter() - arrived, keep)
+            self._observe(answer, time.perf_counter() - arrived, record, keep)
             return answer
 
         alarm = asyncio.get_running_loop().call_later(self._seconds_left(arrived), cancel.set)
-        future = start(work(), self._pool)
-        future.add_done_callback(lambda _: self._release(cancel))
+        record.begin_answer()
+        future = start(work(), _InContext(self._pool))
+        future.add_done_callback(lambda _: self._release(cancel, record))
         try:
             return await asyncio.wrap_future(future)
         finally:
@@ -204,23 +219,25 @@ class Service:
         Raises:
             APIError: 429 if too many requests are admitted, 503 if the server is not ready.
         """
-        cancel = self._admit()
+        cancel, record = self._admit(), current_request()
+        options = replace(options, cancel=cancel, id=record.answer_id())
 
         def work(emit: Callable[[Event], None]) -> Steps[None]:
             def observed(event: Event) -> None:
                 if isinstance(event, Finished):
                     self.limiter.spent(options.namespace, event.answer.usage)
-                    self._observe(event.answer, time.perf_counter() - arrived, keep)
+                    self._observe(event.answer, time.perf_counter() - arrived, record, keep)
                 emit(event)
 
-            yield from self.router.pipeline.answer(prepare(), replace(options, cancel=cancel), observed)
+            yield from self.router.pipeline.answer(prepare(), options, observed)
 
-        stream = AsyncStream[Event](self._pool, work, cancel, self._seconds_left(arrived))
-        stream.ended.add_done_callback(lambda _: self._release(cancel))
+        record.begin_answer()
+        stream = AsyncStream[Event](_InContext(self._pool), work, cancel, self._seconds_left(arrived))
+        stream.ended.add_done_callback(lambda _: self._release(cancel, record))
         return stream
 
     def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
-        """`Router.stream_turn` with admission, limits and deadline, for the threads of the page."""
+        """`Router.stream_turn` with admission, limits and deadline, for the page; logged as a request."""
         key = self._visitor_key(options.namespace)
         if key is not None:
             self.limiter.enter(key, self.limiter.used_today(key))
@@ -246,6 +263,10 @@ class Service:
                 self.limiter.spent(options.namespace, event.answer.usage)
 
         arrived, cancel = time.perf_counter(), self._admit()
+        record = RequestRecord(
+            path="page", route="page", key=session_key_name(options.namespace), model=options.mode or "auto",
+            on_end=self.request_ended,
+        )  # fmt: skip
         alarm = threading.Timer(self.settings.deadline, cancel.set)
         alarm.daemon = True
         alarm.start()
@@ -253,11 +274,30 @@ class Service:
             with closing(self.router.pipeline.stream(conversation, replace(options, cancel=cancel), count)) as events:
                 for event in events:
                     if isinstance(event, Finished):
-                        self._observe(event.answer, time.perf_counter() - arrived)
+                        self._observe(event.answer, time.perf_counter() - arrived, record)
                     yield event
+        except GeneratorExit:
+            if record.answer is None:
+                record.disconnected = True
+                record.failed(499, "client_left")
+            raise
+        except Exception as error:
+            if isinstance(error, APIError):
+                record.failed(error.status, error.code)
+            else:
+                record.failed(400 if isinstance(error, InputError) else 500, type(error).__name__)
+            raise
         finally:
             alarm.cancel()
             self._release(cancel)
+            record.end()
+
+    def request_ended(self, record: RequestRecord) -> None:
+        """Count and log a request that has ended, and export its telemetry."""
+        self.metrics.ended(record)
+        if self.telemetry is not None:
+            self.telemetry.export(record)
+        write(record)
 
     def decide_on(self, conversation: Conversation, options: RequestOptions) -> Decision:
         """See `Router.decide_on`."""
@@ -302,6 +342,8 @@ class Service:
             await asyncio.sleep(0.02)
         await asyncio.to_thread(self._pool.shutdown, True)
         self.router.close()
+        if self.telemetry is not None:
+            await asyncio.to_thread(self.telemetry.close)
 
     def _admit(self) -> threading.Event:
         self.begin()  # the start-up of a mounted application is not run
@@ -322,19 +364,24 @@ class Service:
             self._admitted.add(cancel)
         return cancel
 
-    def _release(self, cancel: threading.Event) -> None:
+    def _release(self, cancel: threading.Event, record: RequestRecord | None = None) -> None:
         with self._lock:
             self._admitted.discard(cancel)
+        if record is not None:
+            record.end_answer()
 
     def _seconds_left(self, arrived: float) -> float:
         return max(self.settings.deadline - (time.perf_counter() - arrived), 0.0)
 
-    def _observe(self, answer: Answer, seconds: float, keep: Callable[[Answer], Any] | None = None) -> None:
+    def _observe(
+        self, answer: Answer, seconds: float, record: RequestRecord, keep: Callable[[Answer], Any] | None = None
+    ) -> None:
         """Count an answer that took `seconds`, and keep it if it was not cancelled.
 
         APIError 504 or 503 if the deadline or a shutdown cut it off.
         """
-        self.metrics.answered(answer, seconds)
+        record.answered(answer, seconds)
+        self.metrics.answered(answer, seconds, record.first_token_seconds)
         if answer.finish_reason != "cancelled":
             if keep is not None:
                 keep(answer)
@@ -353,9 +400,24 @@ class Service:
             return None
         return {"vision": self.router.cache.stats(), "prefix": self.router.prefixes.stats()}
 
+    def _is_in(self, state: State) -> bool:
+        return self.state == state
+
     def _waiting(self, mode: Mode) -> int:
         scheduler = self.router.scheduler
         return scheduler.waiting().get(mode, 0) if scheduler else 0
+
+
+class _InContext(Executor):
+    """Runs work in threads of `pool` with the context of this thread: log lines contain the id of the request."""
+
+    def __init__(self, pool: Executor) -> None:
+        self._pool, self._context = pool, copy_context()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """See `Executor.submit`."""
+        run = self._context.copy().run  # a context can be entered by one thread at a time
+        return self._pool.submit(run, fn, *args, **kwargs)
 
 
 def _shutting_down() -> APIError:

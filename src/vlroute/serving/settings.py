@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlroute.inputs.media import Limits
 from vlroute.types import Preset
@@ -55,6 +55,8 @@ class ServerSettings:
             on or remove it.
         forwarded_allow_ips: Addresses and networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto
             headers are believed; `*`: all.
+        log_format: Format of the log of `vlroute serve` and of the ingresses of a cluster. `create_app` leaves the log
+            of its process as it is.
 
     Raises:
         ValueError: A value is out of range, or `host` is not a loopback address and there is no key.
@@ -79,6 +81,7 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     root_path: str = ""
     forwarded_allow_ips: tuple[str, ...] = ("127.0.0.1", "::1")
+    log_format: Literal["text", "json"] = "text"
 
     def __post_init__(self) -> None:
         positive = (
@@ -94,6 +97,8 @@ class ServerSettings:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.log_format not in ("text", "json"):
+            raise ValueError(f"log_format must be text or json, not {self.log_format!r}")
         if self.max_waiting < 0:
             raise ValueError(f"max_waiting must be 0 or more, not {self.max_waiting}")
         if self.retention_days > MAX_DAYS:

@@ -262,6 +262,7 @@ class Request:
             closed=generated.closed,
             tool_calls=() if calls is None else tuple(calls.calls),
             stop=splitter.stop.found if generated.finish_reason == "stop" else None,
+            queue_seconds=generated.queue_seconds,
         )
 
     def _keep(self, release: Callable[[], None]) -> None:

@@ -70,6 +70,7 @@ class Generated:
     """Token ids without the end token, the reason for the end, and the seconds until and after the first token.
 
     `cached`: number of prompt tokens that were in the cache. `closed`: why the reasoning was closed, see `Answer`.
+    `queue_seconds`: time before the answer got a slot, which is not part of `prefill_seconds`.
     """
 
     ids: tuple[int, ...]
@@ -78,6 +79,7 @@ class Generated:
     decode_seconds: float
     cached: int = 0
     closed: Closed | None = None
+    queue_seconds: float = 0.0
 
 
 _numbers = itertools.count()
@@ -99,6 +101,7 @@ class Generation:
         self.state: torch.Tensor | None = None
         self.scores: list[torch.Tensor] = []
         self.number = next(_numbers)
+        self.queued_at = time.perf_counter()
         self.began = self.first_at = 0.0
         self.reason = ""
         self.error: BaseException | None = None
@@ -227,7 +230,7 @@ class Generation:
         self.future.set_result(
             Generated(
                 tuple(ids), cast(FinishReason, self.reason), first - began, ended - first, cached,
-                self.sampler.control.closed,
+                self.sampler.control.closed, began - self.queued_at,
             )
         )  # fmt: skip
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from starlette.types import ASGIApp
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlroute import __version__
 from vlroute.decision.captions import probe_of
@@ -19,6 +20,7 @@ from vlroute.hub import resolve_pair
 from vlroute.router import Router
 from vlroute.serving.app import create_app
 from vlroute.serving.cluster.replica import Replica
+from vlroute.serving.log_format import configure_logging
 from vlroute.serving.middleware import LocalClientsOnly
 from vlroute.serving.settings import ClusterSettings, keys_from_environment
 
@@ -33,6 +35,22 @@ except ModuleNotFoundError as error:
 NAME = "vlroute"
 
 
+class _WithoutRequestId:
+    """Removes `X-Request-Id` from responses: Ray's proxy makes the id of a request, and adds the header itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def filtered(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [one for one in message.get("headers", ()) if one[0].lower() != b"x-request-id"]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self.app(scope, receive, filtered)
+
+
 class Ingress:
     """Accepts requests, decides, and lets the replicas answer.
 
@@ -45,6 +63,7 @@ class Ingress:
 
     def __init__(self, settings: ClusterSettings, replicas: Any) -> None:
         self.settings = settings
+        configure_logging(settings.server.log_format)
         instruct, thinking, _ = resolve_pair(settings.model, None, None, None)
         self.router = Router(
             instruct, thinking, limits=settings.server.limits, generation=settings.generation, store=settings.store,
@@ -54,7 +73,9 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = create_app(self.router, self.settings.ingress)
-        return app if self.settings.server.has_keys else LocalClientsOnly(app)
+        if not self.settings.server.has_keys:
+            app.user_middleware.append(Middleware(LocalClientsOnly))  # inside the log of requests
+        return _WithoutRequestId(app)
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Decide by another router artifact from the next request on.
