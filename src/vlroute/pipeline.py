@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from vlroute.store import Store
 
 log = logging.getLogger("vlroute")
+#: Why Instruct answers, if the caller has not chosen it.
+CONTINUED = "Instruct continues the given beginning of the answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +161,11 @@ class Pipeline:
             RouterClosedError: The router was closed.
         """
         self.model.check_open()
-        options, engine = _continuing(conversation, options), self.model.engine
+        chosen, options, engine = options.mode, _continuing(conversation, options), self.model.engine
         with engine.request(conversation, options.namespace) if engine else nullcontext() as request:
             caption = run(self._caption(conversation, options, request))
-            return self.selector.begin(conversation, caption, options.mode, options.price).decision
+            decision = self.selector.begin(conversation, caption, options.mode, options.price).decision
+            return decision if chosen == options.mode else replace(decision, reason=CONTINUED)
 
     def prompt_tokens(self, conversation: Conversation, options: RequestOptions) -> dict[Mode, int] | None:
         """Number of prompt tokens that each mode that may answer would read. The model is loaded, but does not run.
@@ -277,7 +280,7 @@ class Pipeline:
         began: float,
         id: str,
     ) -> Steps[tuple[Answer, Watched | None]]:
-        options = _continuing(conversation, options)
+        chosen, options = options.mode, _continuing(conversation, options)
         cancel = EitherEvent(options.cancel, self.model.closed)
         with engine.request(conversation, options.namespace) as request:
             settings = {mode: self._settings(mode, options) for mode in MODES}
@@ -300,6 +303,8 @@ class Pipeline:
             weighed = options.mode is None and len(conversation.messages) > 1
             uncached_tokens = request.uncached_tokens() if weighed else None
             staged = self.selector.begin(conversation, caption, options.mode, options.price, uncached_tokens)
+            if chosen != options.mode:
+                staged.decision = replace(staged.decision, reason=CONTINUED)
             watched: Watched | None = None
             if self.shadow is not None:
                 watched = self.shadow.watch(self.selector, staged.decision, options.price, uncached_tokens)

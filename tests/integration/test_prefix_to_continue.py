@@ -121,7 +121,10 @@ def test_control_tokens_in_a_beginning_are_text(router: Router) -> None:
 
 
 def test_decide_says_that_instruct_continues(router: Router) -> None:
-    assert router.decide(begun("There are")).mode == "instruct"
+    expected = "Instruct continues the given beginning of the answer"
+    assert router.decide(begun("There are")).reason == expected
+    assert router.ask(begun("There are"), **GREEDY).decision.reason == expected
+    assert router.decide(begun("There are"), mode="instruct").reason == "mode instruct was requested"
 
 
 # --- over HTTP ---
