@@ -6,7 +6,7 @@ HYBRID := models/pocket-hybrid
 PYTEST := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo check test-unit test test-servers test-lowest docs format pocket pocket-hybrid retrain notebooks bench bench-gpu bench-peers soak wheel clean
+.PHONY: help install demo check test-unit test test-servers test-clients test-lowest docs format pocket pocket-hybrid retrain notebooks bench bench-gpu bench-peers soak wheel clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ test: check  ## The checks and all tests
 
 test-servers: install  ## Tests of endpoints with llama.cpp and vLLM (10 minutes, 3 GB of disk)
 	VLROUTE_TEST_SERVERS=llama.cpp,vLLM $(BIN)/pytest tests/e2e/test_servers.py tests/e2e/test_servers_hybrid.py tests/e2e/test_vllm.py
+
+test-clients: install  ## Test public client libraries with a server, each in its own environment (half an hour, 10 GB of disk)
+	$(BIN)/python -m training.clients
 
 test-lowest: install  ## Unit and integration tests with the lowest declared versions of the dependencies
 	$(BIN)/uv venv --quiet --clear --python 3.11 $(LOWEST)

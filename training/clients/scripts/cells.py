@@ -17,15 +17,30 @@ DATA_URI = "data:image/png;base64," + base64.b64encode(PICTURE.read_bytes()).dec
 QUESTION = "Read the text."
 TURNS = (("instruct", "How many circles are there?"), ("thinking", "Read the text."), ("auto", "Add 2 and 3."))
 MADE_UP = "never_heard_of"
-CELLS = ("plain", "stream", "picture", "turns", "reasoning", "errors")
+CELLS = ("plain", "stream", "picture", "turns", "reasoning", "tools", "structured", "errors")
+#: Name, description and JSON schema of a tool. The schema is short, because a pocket model fills it with anything.
+TOOL, ABOUT = "tap", "Tap a button of this screen."
+BUTTON = {"type": "object", "properties": {"button": {"type": "string", "maxLength": 8}}, "required": ["button"],
+          "additionalProperties": False}  # fmt: skip
+TOOLS = [{"type": "function", "function": {"name": TOOL, "description": ABOUT, "parameters": BUTTON}}]
+#: A JSON schema for structured answers.
+SHAPE = {"type": "object", "properties": {"sides": {"type": "integer", "minimum": 0, "maximum": 9},
+                                          "color": {"enum": ["red", "green"]}},
+         "required": ["sides", "color"], "additionalProperties": False}  # fmt: skip
 #: The question with a picture, in the format of OpenAI's API.
 PARTS = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": DATA_URI}}]
 
 
 def run(package: str, cells: Mapping[str, Any]) -> None:
-    """Call the functions of `CELLS` in `cells`, which must return a text, and print one line of JSON for each."""
+    """Call the functions of `CELLS` in `cells`, which must return a text, and print one line of JSON for each.
+
+    Without a function, the client does not offer this.
+    """
     print(json.dumps({"version": version(package)}), flush=True)
     for name in CELLS:
+        if name not in cells:
+            print(json.dumps({"cell": name, "ok": None, "output": "not offered by the client"}), flush=True)
+            continue
         try:
             output, ok = cells[name](), True
             if not output.strip():
@@ -80,3 +95,19 @@ def refusals(call: Callable[..., object], *kinds: type[Exception]) -> str:
         else:
             raise AssertionError(f"{named} was not refused")
     return ", ".join(names)
+
+
+def shaped(text: str) -> str:
+    """The JSON text of an answer, which must follow `SHAPE`."""
+    value = json.loads(text)
+    if set(value) != {"sides", "color"} or value["color"] not in ("red", "green") or not 0 <= value["sides"] <= 9:
+        raise AssertionError(f"not in the requested form: {text}")
+    return text
+
+
+def tapped(name: str, arguments: str | Mapping[str, Any]) -> str:
+    """The button of a call, which must be one of `TOOLS`."""
+    arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    if name != TOOL or not isinstance(arguments.get("button"), str):
+        raise AssertionError(f"not a valid call: {name}({arguments})")
+    return f"tap {arguments['button']!r}"

@@ -1,18 +1,20 @@
-// Vercel's AI SDK: its provider for OpenAI-compatible servers, and OpenAI's provider in chat mode.
+// Vercel's AI SDK: its provider for OpenAI-compatible servers, and OpenAI's provider for chats and for responses.
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, streamText } from "ai";
+import { generateText, jsonSchema, Output, streamText, tool } from "ai";
 import { readFileSync } from "node:fs";
 
 const [url, picture] = process.argv.slice(2);
 const apiKey = "not-needed-on-loopback";
-const compatible = createOpenAICompatible({ name: "vlroute", baseURL: url, apiKey, includeUsage: true });
+const compatible = createOpenAICompatible({
+  name: "vlroute", baseURL: url, apiKey, includeUsage: true, supportsStructuredOutputs: true,
+});
 const openai = createOpenAI({ baseURL: url, apiKey });
-const providers = [(name) => compatible(name), (name) => openai.chat(name)];
+const providers = [(name) => compatible(name), (name) => openai.chat(name), (name) => openai.responses(name)];
 const prompt = "Read the text.";
 const common = { maxRetries: 0 };
 
-async function both(cell) {
+async function each(cell) {
   const output = [];
   for (const model of providers) output.push(await cell(model));
   if (output.some((one) => !one)) throw new Error(`empty: ${JSON.stringify(output)}`);
@@ -31,19 +33,19 @@ async function refused(model, name, providerOptions) {
 }
 
 const cells = {
-  plain: () => both(plain),
-  stream: () => both(async (model) => {
+  plain: () => each(plain),
+  stream: () => each(async (model) => {
     let text = "";
     const onError = ({ error }) => { throw error; };
     for await (const piece of streamText({ ...common, model: model("instruct"), prompt, temperature: 0, onError }).textStream) text += piece;
     if (text !== (await plain(model))) throw new Error(`the stream says ${text}`);
     return text;
   }),
-  picture: () => both(async (model) => {
+  picture: () => each(async (model) => {
     const content = [{ type: "text", text: prompt }, { type: "image", image: readFileSync(picture) }];
     return (await generateText({ ...common, model: model("auto"), messages: [{ role: "user", content }] })).text;
   }),
-  turns: () => both(async (model) => {
+  turns: () => each(async (model) => {
     const messages = [];
     let text = "";
     for (const [name, content] of [["instruct", "How many circles are there?"], ["thinking", prompt], ["auto", "Add 2 and 3."]]) {
@@ -61,6 +63,30 @@ const cells = {
     if (off.reasoningText) throw new Error("reasoned with enable_thinking: false");
     return output.reasoningText;
   },
+  tools: () => each(async (model) => {
+    const inputSchema = jsonSchema({
+      type: "object", properties: { button: { type: "string", maxLength: 8 } }, required: ["button"], additionalProperties: false,
+    });
+    const tools = { tap: tool({ description: "Tap a button of this screen.", inputSchema }) };
+    const messages = [{ role: "user", content: prompt }];
+    const first = await generateText({ ...common, model: model("instruct"), messages, tools, toolChoice: "required" });
+    const call = first.toolCalls[0];
+    if (call.toolName !== "tap" || typeof call.input.button !== "string") throw new Error(JSON.stringify(call));
+    const results = first.toolCalls.map(({ toolCallId, toolName }) => (
+      { type: "tool-result", toolCallId, toolName, output: { type: "text", value: "Done." } }));
+    messages.push(...first.response.messages, { role: "tool", content: results });
+    await generateText({ ...common, model: model("auto"), messages, tools });
+    return `tap ${call.input.button}`;
+  }),
+  structured: () => each(async (model) => {
+    const schema = jsonSchema({
+      type: "object", required: ["sides", "color"], additionalProperties: false,
+      properties: { sides: { type: "integer", minimum: 0, maximum: 9 }, color: { enum: ["red", "green"] } },
+    });
+    const { output } = await generateText({ ...common, model: model("thinking"), prompt, output: Output.object({ schema }) });
+    if (!["red", "green"].includes(output.color)) throw new Error(JSON.stringify(output));
+    return JSON.stringify(output);
+  }),
   errors: async () => {
     const unknown = await refused(compatible, "no-such-model");
     const field = await refused(compatible, "auto", { vlroute: { never_heard_of: 1 } });

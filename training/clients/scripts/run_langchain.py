@@ -1,7 +1,9 @@
 """LangChain's ChatOpenAI."""
 
-from cells import DATA_URI, KEY, PARTS, QUESTION, TURNS, URL, refusals, run, same
-from langchain_core.messages import HumanMessage, SystemMessage
+import json
+
+from cells import DATA_URI, KEY, PARTS, QUESTION, SHAPE, TOOLS, TURNS, URL, refusals, run, same, shaped, tapped
+from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 from openai import BadRequestError, NotFoundError
 
@@ -34,11 +36,34 @@ def turns():
 
 
 def reasoning():
-    answer = model("auto", reasoning_effort="low").invoke(QUESTION)  # LangChain drops the text of the reasoning
+    # chat completions have no text of the reasoning in LangChain; its own mechanism for it is the Responses API
+    answer = model("auto", use_responses_api=True, reasoning={"effort": "low", "summary": "auto"}).invoke(QUESTION)
     assert answer.response_metadata["model_name"] == "thinking"
+    assert answer.usage_metadata["output_token_details"]["reasoning"]
     off = model("auto", extra_body={"enable_thinking": False}).invoke(QUESTION)
     assert off.response_metadata["model_name"] == "instruct"
-    return f"{answer.usage_metadata['output_token_details']['reasoning']} tokens"
+    return "".join(block["reasoning"] for block in answer.content_blocks if block["type"] == "reasoning")
+
+
+def tools():
+    offered = model("instruct").bind_tools(TOOLS, tool_choice="required", parallel_tool_calls=False)
+    messages = [HumanMessage(QUESTION)]
+    messages.append(offered.invoke(messages))
+    (call,) = messages[-1].tool_calls
+    messages.append(ToolMessage("Done.", tool_call_id=call["id"]))
+    model("auto").bind_tools(TOOLS).invoke(messages)
+    return tapped(call["name"], call["args"])
+
+
+def structured():
+    schema = {"title": "shape", "description": "A shape.", **SHAPE}
+    answers = [
+        model("thinking").with_structured_output(schema, method=method, include_raw=True).invoke(QUESTION)
+        for method in ("json_schema", "function_calling")
+    ]
+    assert not any(answer["parsing_error"] for answer in answers)
+    shaped(json.dumps(answers[1]["parsed"]))
+    return shaped(json.dumps(answers[0]["parsed"]))
 
 
 def errors():

@@ -5,7 +5,7 @@ import os
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # not fetched from GitHub
 
 import litellm
-from cells import KEY, PARTS, URL, conversation, refusals, run, same, user
+from cells import KEY, PARTS, SHAPE, TOOLS, URL, conversation, refusals, run, same, shaped, tapped, user
 
 litellm.suppress_debug_info = True
 
@@ -42,6 +42,20 @@ def reasoning():
     off = ask("auto", extra_body={"chat_template_kwargs": {"enable_thinking": False}})
     assert not off.usage.completion_tokens_details.reasoning_tokens
     return answer.choices[0].message.reasoning_content
+
+
+def tools():
+    messages = [user()]
+    first = ask("instruct", messages, tools=TOOLS, tool_choice="required", parallel_tool_calls=False).choices[0].message
+    (call,) = first.tool_calls
+    messages += [first, {"role": "tool", "tool_call_id": call.id, "content": "Done."}]
+    assert ask("auto", messages, tools=TOOLS).choices[0].finish_reason
+    return tapped(call.function.name, call.function.arguments)
+
+
+def structured():
+    form = {"type": "json_schema", "json_schema": {"name": "shape", "schema": SHAPE, "strict": True}}
+    return shaped(ask("thinking", response_format=form).choices[0].message.content)
 
 
 def errors():

@@ -1,9 +1,13 @@
 """LlamaIndex's OpenAILike."""
 
-from cells import KEY, PICTURE, QUESTION, TURNS, URL, refusals, run, same
+from typing import Literal
+
+from cells import ABOUT, KEY, PICTURE, QUESTION, TOOL, TURNS, URL, refusals, run, same, shaped, tapped
 from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
+from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
 from openai import BadRequestError, NotFoundError
+from pydantic import BaseModel, Field
 
 ASKED = [ChatMessage(role="user", content=QUESTION)]
 
@@ -42,6 +46,28 @@ def reasoning():
     off = model("auto", additional_kwargs={"extra_body": {"think": False}}).chat(ASKED)
     assert off.raw.model == "instruct"
     return answer.raw.choices[0].message.reasoning_content
+
+
+class Shape(BaseModel):
+    sides: int = Field(ge=0, le=9)
+    color: Literal["red", "green"]
+
+
+class Button(BaseModel):
+    button: str = Field(max_length=8)
+
+
+def tools():
+    tap = FunctionTool.from_defaults(lambda button: "Done.", name=TOOL, description=ABOUT, fn_schema=Button)
+    caller = model("instruct", is_function_calling_model=True)
+    answer = caller.chat_with_tools([tap], QUESTION, tool_required=True)
+    call = caller.get_tool_calls_from_response(answer)[0]
+    return tapped(call.tool_name, call.tool_kwargs)
+
+
+def structured():
+    caller = model("instruct", is_function_calling_model=True, should_use_structured_outputs=True)
+    return shaped(caller.as_structured_llm(Shape).chat(ASKED).raw.model_dump_json())
 
 
 def errors():

@@ -1,7 +1,10 @@
 """OpenAI's own client."""
 
-from cells import KEY, PARTS, URL, conversation, refusals, run, same, user
+from typing import Literal
+
+from cells import KEY, PARTS, TOOLS, URL, conversation, refusals, run, same, shaped, tapped, user
 from openai import BadRequestError, NotFoundError, OpenAI
+from pydantic import BaseModel, Field
 
 client = OpenAI(base_url=URL, api_key=KEY, max_retries=0)
 
@@ -40,6 +43,29 @@ def reasoning():
     streamed = ask("auto", reasoning_effort="low", stream=True)
     text = "".join(getattr(one.choices[0].delta, "reasoning_content", None) or "" for one in streamed)
     return same(text, answer.choices[0].message.reasoning_content)
+
+
+class Shape(BaseModel):
+    sides: int = Field(ge=0, le=9)
+    color: Literal["red", "green"]
+
+
+def tools():
+    messages = [user()]
+    first = ask("instruct", messages, tools=TOOLS, tool_choice="required", parallel_tool_calls=False).choices[0]
+    assert first.finish_reason == "tool_calls"
+    (call,) = first.message.tool_calls
+    streamed = ask("instruct", messages, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, stream=True)
+    deltas = [delta for one in streamed for delta in one.choices[0].delta.tool_calls or ()]
+    same("".join(delta.function.arguments or "" for delta in deltas), call.function.arguments)
+    messages += [first.message, {"role": "tool", "tool_call_id": call.id, "content": "Done."}]
+    assert ask("auto", messages, tools=TOOLS).choices[0].finish_reason
+    return tapped(call.function.name, call.function.arguments)
+
+
+def structured():
+    parsed = client.chat.completions.parse(model="thinking", messages=[user()], response_format=Shape)
+    return shaped(parsed.choices[0].message.parsed.model_dump_json())
 
 
 def errors():

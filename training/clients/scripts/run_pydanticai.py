@@ -1,7 +1,10 @@
 """Pydantic AI's agents over OpenAI's chat completions."""
 
-from cells import KEY, PICTURE, QUESTION, TURNS, URL, refusals, run, same
-from pydantic_ai import Agent, BinaryContent, ModelHTTPError
+from typing import Literal
+
+from cells import KEY, PICTURE, QUESTION, TURNS, URL, refusals, run, same, shaped
+from pydantic import BaseModel, Field
+from pydantic_ai import Agent, BinaryContent, ModelHTTPError, NativeOutput
 from pydantic_ai.messages import ThinkingPart
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIChatModelSettings
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -9,9 +12,14 @@ from pydantic_ai.providers.openai import OpenAIProvider
 provider = OpenAIProvider(base_url=URL, api_key=KEY)
 
 
-def agent(name, **settings):
+class Shape(BaseModel):
+    sides: int = Field(ge=0, le=9)
+    color: Literal["red", "green"]
+
+
+def agent(name, output_type=str, **settings):
     model = OpenAIChatModel(name, provider=provider, settings=OpenAIChatModelSettings(**settings))
-    return Agent(model, system_prompt="Be brief.")
+    return Agent(model, system_prompt="Be brief.", output_type=output_type)
 
 
 def plain():
@@ -41,6 +49,17 @@ def reasoning():
                  if isinstance(part, ThinkingPart)] for one in (answer, off)]  # fmt: skip
     assert not thoughts[1]
     return "".join(thoughts[0])
+
+
+def tools():  # its output tools: the answer is a call
+    answer = agent("instruct", Shape, parallel_tool_calls=False).run_sync(QUESTION)
+    parts = [part.part_kind for message in answer.all_messages() for part in message.parts]
+    assert "tool-call" in parts
+    return shaped(answer.output.model_dump_json())
+
+
+def structured():
+    return shaped(agent("thinking", NativeOutput(Shape)).run_sync(QUESTION).output.model_dump_json())
 
 
 def errors():
