@@ -10,7 +10,7 @@ RUN python -m venv /opt/vlroute && pip install 'torch>=2.6' 'torchvision>=0.21'
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY src src
 COPY models models
-RUN pip install 'vlroute[ui,video,train] @ file:///build'
+RUN pip install 'vlroute[ui,video,train,otel] @ file:///build'
 
 FROM python:3.12.11-slim-bookworm
 LABEL org.opencontainers.image.title="vlroute" \

@@ -536,7 +536,7 @@ class Store:
                     raise StoreError(f"{self._name} is not a store of vlroute")
                 TABLES.create_all(connection, [SCHEMAS])
                 connection.execute(sa.insert(SCHEMAS), {"version": SCHEMA})
-            TABLES.create_all(connection)  # a store of an earlier version lacks the tables of shadow mode
+            TABLES.create_all(connection)  # a store of an earlier version lacks newer tables
             versions = connection.execute(sa.select(SCHEMAS.c.version)).scalars().all()
         if versions != [SCHEMA]:
             raise StoreError(

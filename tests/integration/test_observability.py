@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import json
 import logging
 import os
@@ -41,6 +42,7 @@ from vlroute.serving.telemetry import telemetry_from_environment
 
 SOME = task("ocr")
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
+KEY_NAME = f"key-{hashlib.sha256(KEY.encode()).hexdigest()[:8]}"
 CHAT = "/v1/chat/completions"
 #: Reasoning that ends only when it is cancelled.
 ENDLESS: dict[str, Any] = {"model": "thinking", "ignore_eos": True, "vlroute": {"answer_reserve": 0}}
@@ -140,7 +142,8 @@ def test_each_answer_has_one_line_with_its_tokens_and_seconds(http: httpx.Client
         for step in ("caption", "decide", "vision", "queue", "prefill", "decode"):
             assert line[f"{step}_seconds"] == pytest.approx(timing[step], abs=1e-6)
         assert 0 < line["first_token_seconds"] < line["first_token_seconds"] + line["decode_seconds"] <= line["seconds"]
-        assert not {"key", "error", "disconnected", "answer_id"} & set(line)
+        assert line["key"] == KEY_NAME
+        assert not {"error", "disconnected", "answer_id"} & set(line)
     used = whole.json()["usage"]
     line = lines.of(whole.headers["x-request-id"])
     assert line["model"] == "Qwen/Qwen3-VL-2B-Thinking"
@@ -255,11 +258,11 @@ def test_a_client_cannot_add_lines_or_fields(http: httpx.Client, lines: Lines) -
         assert text.isascii(), text
         assert text.isprintable(), text
         if text.startswith("{"):
-            assert json.loads(text).get("key") is None
+            assert json.loads(text).get("key") in (None, KEY_NAME)
         elif "access" in text:  # the quoted values removed, no field of the client is left
             bare = re.sub(r'"(?:[^"\\]|\\.)*"', "", text)
             assert "fake" not in bare
-            assert "key=" not in bare
+            assert "key=" not in bare.replace(f"key={KEY_NAME} ", "")
 
 
 def test_no_text_of_prompt_or_answer_and_no_key_is_logged(http: httpx.Client, lines: Lines) -> None:
@@ -308,11 +311,19 @@ def test_log_lines_of_an_answer_contain_its_request_id(
     assert lines.of("failing")["error"] == "internal_error"
 
 
+def test_a_request_whose_format_is_checked_in_another_thread_is_logged_with_its_model(
+    http: httpx.Client, lines: Lines
+) -> None:
+    done = ask(http, {}, model="instruct", response_format={"type": "json_object"}, max_tokens=30)
+    assert done.status_code == 200
+    assert lines.of(done.headers["x-request-id"])["model"] == "instruct"
+
+
 def test_answers_of_the_page_have_lines(server: Served, lines: Lines) -> None:
     conversation = parse(SOME.prompt, **media(SOME))
     answer = [*server.service.stream_turn(conversation, RequestOptions(mode="instruct"))][-1].answer
     (line,) = (fields for _, fields in lines.records if fields["path"] == "page")
-    assert (line["answer_id"], line["mode"], line["finish_reason"]) == (answer.id, "instruct", "stop")
+    assert (line["request_id"], line["mode"], line["finish_reason"]) == (answer.id, "instruct", "stop")
     events = server.service.stream_turn(conversation, RequestOptions(mode="thinking"))
     next(events)
     events.close()

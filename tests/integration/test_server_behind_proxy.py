@@ -113,7 +113,7 @@ def test_the_page_below_a_prefix_names_its_files_there() -> None:
     (("10.0.0.1",), ("127.0.0.1", "http")), ((), ("127.0.0.1", "http")),
 ])  # fmt: skip
 def test_forwarded_headers_of_allowed_proxies(allowed: tuple[str, ...], seen: tuple[str, str]) -> None:
-    with client(forwarded_allow_ips=allowed) as http:
+    with client(forwarded_allow_ips=allowed, api_keys=("a-key-for-these-tests",)) as http:
         sent = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"}
         assert tuple(http.get("/whoami", headers=sent).json().values()) == seen
 
@@ -125,6 +125,7 @@ def test_forwarded_headers_of_allowed_proxies(allowed: tuple[str, ...], seen: tu
     ({"root_path": "vlroute"}, "root_path"), ({"root_path": "/vlroute/"}, "root_path"),
     ({"root_path": "/"}, "root_path"),
     ({"forwarded_allow_ips": ("proxy",)}, "forwarded_allow_ips"),
+    ({"forwarded_allow_ips": ("*",)}, "needs API keys"), ({"forwarded_allow_ips": ("10.0.0.0/8",)}, "needs API keys"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(wrong: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):

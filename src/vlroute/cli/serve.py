@@ -7,7 +7,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -43,7 +42,10 @@ ConfigFile = Annotated[
     ),
 ]
 Host = Annotated[
-    str, typer.Option(help="Address to listen on; all but the loopback address need keys in VLROUTE_API_KEYS.")
+    str,
+    typer.Option(
+        help="Address to listen on; all but the loopback address need API keys (VLROUTE_API_KEYS or --key-file)."
+    ),
 ]
 MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Answers generated at the same time in each mode.")]
 Waiting = Annotated[int, typer.Option(min=0, help="Requests that may wait beyond those; further ones get status 429.")]
@@ -90,7 +92,7 @@ ForwardedAllowIps = Annotated[
     typer.Option(
         "--forwarded-allow-ips",
         metavar="ADDRESS",
-        help="Address or network of a proxy whose X-Forwarded headers are believed; may be repeated. "
+        help="Address or network of a proxy whose X-Forwarded headers are trusted; may be repeated. "
         "Default: 127.0.0.1 and ::1.",
     ),
 ]
@@ -134,7 +136,7 @@ def serve(
     page: Page = True,
     log_format: LogFormat = "text",
 ) -> None:
-    """Serve OpenAI's API, and the web page at /.
+    """Serve the HTTP API (OpenAI's and Anthropic's), and the web page at /.
 
     vlroute serve --model Qwen/Qwen3-VL-2B --store answers.db
 
@@ -309,7 +311,7 @@ def cluster(
     device: Device = None,
     log_format: LogFormat = "text",
 ) -> None:
-    """Serve OpenAI's API by several replicas of the model, on one machine or several.
+    """Serve the HTTP API by several replicas of the model, on one machine or several.
 
     vlroute cluster --model Qwen/Qwen3-VL-2B --replicas 2 --gpus 1 --store answers.db
 
@@ -322,7 +324,6 @@ def cluster(
 
     read, server = _read("cluster", context, config)
     # replicas and ingresses have other working directories
-    server = replace(server, key_file=server.key_file and server.key_file.expanduser().resolve())
     model, store = _absolute_model(read.values["model"]), _absolute_store(read.values["store"])
     settings: ClusterSettings = read.of(ClusterSettings, server=server, model=model, store=store)
     address, host, port = read.values["address"], server.host, server.port

@@ -66,13 +66,15 @@ def create_app(
         title="vlroute", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, **no_spans,
         description="Decides per request whether Qwen3-VL Instruct answers at once or Thinking reasons first.",
     )  # fmt: skip
-    app.state.service, app.state.fetcher, app.state.keys = service, fetcher, service.keys
+    app.state.service, app.state.fetcher = service, fetcher
     count = service.metrics.refused
     # without trusted names, a server for other machines accepts all: it has keys, and does not know its own names
     trusted = settings.trusted_hosts if settings.trusted_hosts or is_loopback(settings.host) else None
     app.add_middleware(RequestGuard, ("/v1/", "/api/predict"), settings.max_body, trusted, count)
     add_cross_origin(app, settings.cors_origins)  # outside, so that refusals have its headers
-    app.add_middleware(ProxyHeadersMiddleware, [*settings.forwarded_allow_ips])
+    app.add_middleware(
+        ProxyHeadersMiddleware, "*" if "*" in settings.forwarded_allow_ips else [*settings.forwarded_allow_ips]
+    )
     if settings.root_path:
         app.add_middleware(PathPrefix, settings.root_path)
     app.add_middleware(RequestLog, count, service.request_ended)  # added last: it wraps all other middleware
@@ -130,7 +132,7 @@ def mount_page(app: FastAPI) -> FastAPI:
     from vlroute.serving.ui.app import build_page, login_settings, page_settings
 
     service: Service = app.state.service
-    keys: APIKeys = app.state.keys
+    keys: APIKeys = service.keys
     options, logins = page_settings(service.limits), PageLogins(keys)
     if keys.required:
         options |= login_settings(logins.accept)

@@ -10,7 +10,6 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 
 from vlroute.serving.fetch import Fetcher
-from vlroute.serving.keys import APIKeys
 from vlroute.serving.service import Service
 
 
@@ -29,9 +28,8 @@ async def _caller(
     state = request.app.state
     if authorization is None and x_api_key is not None:  # of Anthropic's clients
         authorization = f"Bearer {x_api_key}"
-    keys: APIKeys = state.keys
     service: Service = state.service
-    key = keys.of(authorization)
+    key = service.keys.of(authorization)
     if key is None:
         yield _Caller(service, state.fetcher, "")
         return

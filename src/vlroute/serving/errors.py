@@ -107,12 +107,35 @@ def api_error(error: BaseException) -> APIError:
     Returns:
         `error` itself if it is an APIError, otherwise one with what a client may know.
     """
-    converted = _converted(error)
+    converted = known_error(error)
     current_request().failed(converted.status, converted.code)
+    match error:
+        case APIError() | InputError() | UnknownAnswerError():
+            pass
+        case MissingExtraError():
+            log.error("a request needs packages that are not installed: %s", error)
+        case EndpointError():
+            log.error("an endpoint refuses all requests: %s", error)
+        case ModeUnavailableError():
+            log.error("no mode could answer: %s", error)
+        case StoreError():
+            log.error("the store failed: %s", error)
+        case VLRouteError():
+            log.error("a request failed: %s: %s", type(error).__name__, error)
+        case _:
+            log.error("a request failed", exc_info=error)
     return converted
 
 
-def _converted(error: BaseException) -> APIError:
+def known_error(error: BaseException) -> APIError:
+    """The error for the client, without logging anything.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        See `api_error`.
+    """
     match error:
         case APIError():
             return error
@@ -122,24 +145,16 @@ def _converted(error: BaseException) -> APIError:
             code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), "bad_request")
             return APIError(400, error.public, code)
         case MissingExtraError():
-            log.error("a request needs packages that are not installed: %s", error)
             message = f"this server runs without the extra '{error.extra}', which a field of this request needs"
             return APIError(400, message, "unsupported_parameter")
         case EndpointError():
-            log.error("an endpoint refuses all requests: %s", error)
             message = "the model server does not accept the key, model name or address that this server uses"
             return APIError(502, f"{message}; see the log of this server", "endpoint_refused")
         case ModeUnavailableError():
-            log.error("no mode could answer: %s", error)
             return APIError(503, "the model servers cannot answer now; try again later", "unavailable",
                             headers={"Retry-After": "5"})  # fmt: skip
         case StoreError():
-            log.error("the store failed: %s", error)
             return APIError(503, "the store of answers cannot be used now; see the log of this server", "store_failed")
-        case VLRouteError():
-            log.error("a request failed: %s: %s", type(error).__name__, error)
-        case _:
-            log.error("a request failed", exc_info=error)
     return APIError(500, "the server failed on this request; see its log", "internal_error")
 
 
@@ -156,13 +171,28 @@ def error_response(error: BaseException, scope: Scope, count: Count = lambda sta
     """
     converted = api_error(error)
     status, body, headers = converted.status, converted.body(), converted.headers
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    path = route_path(scope)
     if path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/"):
         id = request_id(current_request().id)
         status = 400 if status == 422 else status
+        current_request().failed(status, converted.code)
         body, headers = converted.anthropic_body(id), {**(headers or {}), "request-id": id}
     count(status, converted.code)
     return JSONResponse(body, status, headers)
+
+
+def route_path(scope: Scope) -> str:
+    """The path without the prefix of a proxy, whether the proxy passed the prefix on or not. Starlette routes by it.
+
+    Args:
+        scope: The request.
+
+    Returns:
+        The path.
+    """
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if root and f"{path}/".startswith(f"{root}/") else path
 
 
 def request_id(id: str) -> str:

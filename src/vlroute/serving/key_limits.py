@@ -159,8 +159,10 @@ class TokenCounts:
         day, now = utc_day(), time.monotonic()
         with self._lock:
             known = self._known.get(name)
-            if known is None or known[0] != day or now - known[2] > FRESH_SECONDS:
-                known = self._known[name] = (day, self._store.tokens_of(name, day), now)
+        if known is None or known[0] != day or now - known[2] > FRESH_SECONDS:
+            known = (day, self._store.tokens_of(name, day), now)  # without the lock: a store may be slow
+        with self._lock:
+            self._known[name] = known
             return known[1] + self._pending.get((name, day), 0)
 
     def add(self, name: str, tokens: int) -> None:
@@ -173,14 +175,18 @@ class TokenCounts:
         day = utc_day()
         with self._lock:
             self._pending[name, day] = self._pending.get((name, day), 0) + tokens
+            adding, self._pending = self._pending, {}
+        for (one, when), count in adding.items():
             try:
-                for (one, when), count in [*self._pending.items()]:
-                    total = self._store.add_tokens(one, when, count)
-                    del self._pending[one, when]
-                    if when == day:
-                        self._known[one] = (day, total, time.monotonic())
+                total = self._store.add_tokens(one, when, count)
             except StoreError as error:
-                log.error("tokens of the key %s are counted later: %s", name, error)
+                log.error("tokens of the key %s are counted later: %s", one, error)
+                with self._lock:
+                    self._pending[one, when] = self._pending.get((one, when), 0) + count
+                continue
+            if when == day:
+                with self._lock:
+                    self._known[one] = (day, total, time.monotonic())
 
 
 def _refusal(key: APIKey, use: _Use, used_tokens: int | None, now: float) -> APIError | None:

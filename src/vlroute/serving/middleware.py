@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vlroute.serving.errors import APIError, Count, error_response
+from vlroute.serving.errors import APIError, Count, error_response, route_path
 from vlroute.serving.settings import is_loopback
 
 #: Response headers that web pages of other origins may read.
@@ -79,7 +79,7 @@ class RequestGuard:
         except Exception as error:  # Starlette's own handler would raise it again, and uvicorn close the connection
             if started:
                 raise
-            await error_response(error, scope, self.count)(scope, receive, send)
+            await error_response(error, scope, self.count)(scope, receive, watched_send)
 
     def _refusal(self, scope: Scope) -> APIError | None:
         headers = Headers(scope=scope)
@@ -118,13 +118,6 @@ class PathPrefix:
         await self.app(scope, receive, send)
 
 
-def route_path(scope: Scope) -> str:
-    """The path without the prefix of a proxy, whether the proxy passed the prefix on or not. Starlette routes by it."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    return path[len(root) :] if root and f"{path}/".startswith(f"{root}/") else path
-
-
 def _hosts(trusted: Sequence[str]) -> re.Pattern[str]:
     """What a Host header may be: a local or trusted name, with any port."""
     names = [re.escape(name).replace(r"\*", r"[\w.-]+", 1) for name in trusted]
@@ -152,13 +145,13 @@ class LocalClientsOnly:
     A cluster without API keys uses it: the address that Ray's proxy listens on is not part of the settings.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, count: Count) -> None:
+        self.app, self.count = app, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with status 403, or pass the request on."""
         if scope["type"] == "http" and not is_loopback((scope.get("client") or ("",))[0]):
-            message = "without API keys a cluster serves its own machine only; deploy it with VLROUTE_API_KEYS set"
-            await error_response(APIError(403, message, "not_local"), scope)(scope, receive, send)
+            message = "without API keys a cluster serves its own machine only; set VLROUTE_API_KEYS or a key file"
+            await error_response(APIError(403, message, "not_local"), scope, self.count)(scope, receive, send)
             return
         await self.app(scope, receive, send)

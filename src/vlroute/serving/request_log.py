@@ -41,7 +41,7 @@ class RequestRecord:
         headers: The headers of the request.
         route: The path of the endpoint with the names of its parameters; None if there is no such endpoint.
         polled: Whether the endpoint is polled, or the request is one of the web page for its own parts.
-        key: Name of the API key, if the key has a name.
+        key: Name of the API key; None without keys.
         model: The model that the request asks for.
         status: HTTP status; None if no response was begun.
         error: Code of the error, also of one within a stream.

@@ -495,9 +495,8 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
     if body.previous_response_id is not None:
         earlier, _ = await _messages(caller.namespace, service, body.previous_response_id, "previous_response_id")
     asked = [*earlier, *await embed_media(messages_of(body.input), caller.fetcher, service.settings)]
-    if (
-        asked[-1].get("role") == "assistant"
-    ):  # the chat API would continue it, but the stored turn would be in two parts
+    # the chat API would continue an answer, but the stored turn would be in two parts
+    if asked[-1].get("role") == "assistant":
         raise APIError(
             400, "the last item of input is an answer; send a question or the output of a function after it",
             "bad_message", "input",
@@ -552,8 +551,8 @@ async def list_input_items(
     after: Annotated[str | None, Query(max_length=200)] = None,
 ) -> dict[str, Any]:
     """The input items of a stored response, without those of the responses before it."""
-    messages, begin = await _messages(caller.namespace, caller.service, id)
-    items = await asyncio.to_thread(items_of, messages[begin:-1], id.removeprefix(PREFIX))
+    messages, first = await _messages(caller.namespace, caller.service, id)
+    items = await asyncio.to_thread(items_of, messages[first:-1], id.removeprefix(PREFIX))
     items = items if order == "asc" else items[::-1]
     if after is not None:
         ids = [item["id"] for item in items]

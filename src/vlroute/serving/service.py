@@ -22,7 +22,6 @@ from vlroute.decision.selector import ModeSelector
 from vlroute.errors import (
     ArtifactError,
     CheckpointError,
-    InputError,
     ModeUnavailableError,
     StoreError,
     VLRouteError,
@@ -32,7 +31,7 @@ from vlroute.inputs.messages import Conversation
 from vlroute.lazy_model import PREPARING_THREADS
 from vlroute.pipeline import RequestOptions
 from vlroute.router import Router
-from vlroute.serving.errors import APIError
+from vlroute.serving.errors import APIError, known_error
 from vlroute.serving.key_limits import KeyLimiter
 from vlroute.serving.keys import APIKey, APIKeys, no_valid_key, session_key_name
 from vlroute.serving.metrics import Metrics
@@ -238,14 +237,32 @@ class Service:
 
     def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
         """`Router.stream_turn` with admission, limits and deadline, for the page; logged as a request."""
-        key = self._visitor_key(options.namespace)
-        if key is not None:
-            self.limiter.enter(key, self.limiter.used_today(key))
+        record = RequestRecord(
+            path="page", route="page", key=session_key_name(options.namespace), model=options.mode or "auto",
+            on_end=self.request_ended,
+        )  # fmt: skip
         try:
-            yield from self._stream_turn(conversation, options)
-        finally:
+            key = self._visitor_key(options.namespace)
             if key is not None:
-                self.limiter.leave(key)
+                self.limiter.enter(key, self.limiter.used_today(key))
+            try:
+                yield from self._stream_turn(conversation, replace(options, id=record.answer_id()), record)
+            finally:
+                if key is not None:
+                    self.limiter.leave(key)
+        except GeneratorExit:
+            if record.answer is None:
+                record.disconnected = True
+                record.failed(499, "client_left")
+                self.metrics.refused(499, "client_left")
+            raise
+        except Exception as error:
+            known = known_error(error)
+            record.failed(known.status, known.code)
+            self.metrics.refused(known.status, known.code)
+            raise
+        finally:
+            record.end()
 
     def _visitor_key(self, namespace: str) -> APIKey | None:
         """The key of a visitor of the page; None if the server has no keys. APIError 401 if it was removed."""
@@ -257,16 +274,12 @@ class Service:
             raise no_valid_key()
         return key
 
-    def _stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
+    def _stream_turn(self, conversation: Conversation, options: RequestOptions, record: RequestRecord) -> Events:
         def count(event: Event) -> None:
             if isinstance(event, Finished):
                 self.limiter.spent(options.namespace, event.answer.usage)
 
         arrived, cancel = time.perf_counter(), self._admit()
-        record = RequestRecord(
-            path="page", route="page", key=session_key_name(options.namespace), model=options.mode or "auto",
-            on_end=self.request_ended,
-        )  # fmt: skip
         alarm = threading.Timer(self.settings.deadline, cancel.set)
         alarm.daemon = True
         alarm.start()
@@ -276,21 +289,9 @@ class Service:
                     if isinstance(event, Finished):
                         self._observe(event.answer, time.perf_counter() - arrived, record)
                     yield event
-        except GeneratorExit:
-            if record.answer is None:
-                record.disconnected = True
-                record.failed(499, "client_left")
-            raise
-        except Exception as error:
-            if isinstance(error, APIError):
-                record.failed(error.status, error.code)
-            else:
-                record.failed(400 if isinstance(error, InputError) else 500, type(error).__name__)
-            raise
         finally:
             alarm.cancel()
             self._release(cancel)
-            record.end()
 
     def request_ended(self, record: RequestRecord) -> None:
         """Count and log a request that has ended, and export its telemetry."""
@@ -314,7 +315,7 @@ class Service:
         """The result of `work`, which counts as an admitted request. Raises the APIErrors of `answer`."""
         cancel = self._admit()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            return await asyncio.get_running_loop().run_in_executor(_InContext(self._pool), work)
         finally:
             self._release(cancel)
 
@@ -394,6 +395,8 @@ class Service:
             )  # fmt: skip
         elif self.draining:
             raise _shutting_down()
+        elif self.router.closed:  # the client does not get an answer that was cut off as if it were complete
+            raise APIError(503, "the server ended the answer; try again", "cancelled", headers={"Retry-After": "5"})
 
     def _caches(self) -> dict[str, Any] | None:
         if not self.ready or self.router.closed or self.router.remote is not None:

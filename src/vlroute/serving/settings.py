@@ -54,7 +54,7 @@ class ServerSettings:
         root_path: Path prefix under which a reverse proxy serves this server, such as `/vlroute`. The proxy may pass it
             on or remove it.
         forwarded_allow_ips: Addresses and networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto
-            headers are believed; `*`: all.
+            headers are trusted; `*`: all.
         log_format: Format of the log of `vlroute serve` and of the ingresses of a cluster. `create_app` leaves the log
             of its process as it is.
 
@@ -84,6 +84,8 @@ class ServerSettings:
     log_format: Literal["text", "json"] = "text"
 
     def __post_init__(self) -> None:
+        if self.key_file is not None:  # replicas of a cluster have other working directories
+            object.__setattr__(self, "key_file", self.key_file.expanduser().resolve())
         positive = (
             "max_num_seqs",
             "max_connections",
@@ -138,10 +140,14 @@ class ServerSettings:
             raise ValueError(f"root_path: {self.root_path!r} is no prefix; expected a path such as /vlroute")
         for address in self.forwarded_allow_ips:
             try:
-                if address != "*":
-                    ipaddress.ip_network(address)
+                local = address != "*" and ipaddress.ip_network(address).is_loopback
             except ValueError as error:
                 raise ValueError(f"forwarded_allow_ips: {error}; expected an address, a network or '*'") from None
+            if not (local or self.has_keys):  # a client could pass for one on this machine
+                raise ValueError(
+                    f"forwarded_allow_ips: {address!r} needs API keys; without keys only addresses of this machine are "
+                    "accepted"
+                )
 
 
 def is_loopback(host: str) -> bool:

@@ -182,7 +182,7 @@ class Telemetry:
 
     def _measure(self, record: RequestRecord) -> None:
         answer = record.answer
-        if answer is None and (record.model is None or record.decision is not None):
+        if answer is None and (record.error is None or record.model is None or record.decision is not None):
             return  # not a request for an answer
         names = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "vlroute"}
         if answer is not None:  # otherwise the model is what a client has written

@@ -36,7 +36,10 @@ def guarded(app: ASGIApp, counted: list[tuple[int, str]]) -> RequestGuard:
 
 @pytest.mark.parametrize(("client", "status"), [("127.0.0.1", 200), ("::1", 200), ("192.0.2.7", 403)])
 def test_only_local_clients(client: str, status: int) -> None:
-    assert ask(LocalClientsOnly(echo), client).status_code == status
+    counted: list[tuple[int, str]] = []
+    app = LocalClientsOnly(echo, lambda *error: counted.append(error))
+    assert ask(app, client).status_code == status
+    assert counted == ([(403, "not_local")] if status == 403 else [])
 
 
 @pytest.mark.parametrize(("options", "status", "code"), [

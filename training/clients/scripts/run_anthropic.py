@@ -18,12 +18,15 @@ def text_of(answer):
     return "".join(block.text for block in answer.content if block.type == "text")
 
 
+BRIEF = {"extra_body": {"temperature": 0}, "max_tokens": 64}  # the client has no argument for the temperature
+
+
 def plain():
-    return text_of(ask("instruct", extra_body={"temperature": 0}, max_tokens=64))
+    return text_of(ask("instruct", **BRIEF))
 
 
 def stream():
-    with client.messages.stream(model="instruct", messages=[user()], extra_body={"temperature": 0}, max_tokens=64) as events:
+    with client.messages.stream(model="instruct", messages=[user()], **BRIEF) as events:
         text = "".join(events.text_stream)
     return same(text, plain())
 

@@ -74,7 +74,8 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = create_app(self.router, self.settings.ingress)
         if not self.settings.server.has_keys:
-            app.user_middleware.append(Middleware(LocalClientsOnly))  # inside the log of requests
+            count = app.state.service.metrics.refused
+            app.user_middleware.append(Middleware(LocalClientsOnly, count))  # inside the log of requests
         return _WithoutRequestId(app)
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
