@@ -29,6 +29,11 @@ _JSON_OPTIONS: Any = {
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalItems", "additionalProperties")
+#: Keywords beside `properties` with which an object may need further properties.
+_COMBINED = (
+    "anyOf", "oneOf", "allOf", "$ref", "if", "not", "patternProperties", "minProperties", "dependentRequired",
+    "dependentSchemas", "unevaluatedProperties", "propertyNames",
+)  # fmt: skip
 #: Keywords that restrict values. Others that are similar to one of these are refused as misspelled.
 _KEYWORDS = (
     *_NAMED, *_LISTED, *_SINGLE, "type", "enum", "const", "required", "minProperties", "maxProperties", "minItems",
@@ -181,7 +186,9 @@ def read_format(name: str, value: Any) -> ResponseFormat:
     return choice(f"{name}.choice", content) if kind == "choice" else regex(f"{name}.regex", content)
 
 
-def json_schema(name: str, schema: Any, title: str = "answer", strict: bool | None = None) -> ResponseFormat:
+def json_schema(
+    name: str, schema: Any, title: str = "answer", strict: bool | None = None, closed: bool = False
+) -> ResponseFormat:
     """The format of a JSON schema.
 
     Args:
@@ -189,6 +196,7 @@ def json_schema(name: str, schema: Any, title: str = "answer", strict: bool | No
         schema: The schema, or its JSON text.
         title: See `ResponseFormat.name`.
         strict: See `ResponseFormat`.
+        closed: Whether objects have no other properties than those that are named, unless the schema says otherwise.
 
     Returns:
         The format.
@@ -196,7 +204,7 @@ def json_schema(name: str, schema: Any, title: str = "answer", strict: bool | No
     Raises:
         SettingsError: The schema is invalid, or uses a keyword that is not supported.
     """
-    return _schema(name, schema, title, strict)
+    return _schema(name, schema, title, strict, closed=closed)
 
 
 def choice(name: str, strings: Any) -> ResponseFormat:
@@ -266,7 +274,9 @@ def _of_openai(name: str, value: Mapping[str, Any]) -> ResponseFormat:
     raise refused(name, value, _PYTHON_FORMS)
 
 
-def _schema(name: str, schema: Any, title: str, strict: bool | None = None, model: Any = None) -> ResponseFormat:
+def _schema(
+    name: str, schema: Any, title: str, strict: bool | None = None, model: Any = None, closed: bool = False
+) -> ResponseFormat:
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
@@ -276,7 +286,7 @@ def _schema(name: str, schema: Any, title: str, strict: bool | None = None, mode
         raise refused(name, schema, "a JSON schema: an object")
     try:
         # pydantic ignores properties that the model does not have, so they need not be generated
-        prepared = _prepared(name, schema, schema, closed=model is not None)
+        prepared = _prepared(name, schema, schema, closed=closed or model is not None)
         content = json.dumps(prepared, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, SettingsError):
@@ -300,15 +310,19 @@ def _prepared(name: str, schema: Any, root: Mapping[str, Any], closed: bool) -> 
         return schema
     for key in schema:
         _check_keyword(name, key)
-    new = dict(schema)
+    new, combines = dict(schema), any(key in schema for key in _COMBINED)
     for key, value in schema.items():
         if key in _NAMED and isinstance(value, Mapping):
             new[key] = {label: _prepared(name, one, root, closed) for label, one in value.items()}
         elif key in (*_LISTED, *_SINGLE) and isinstance(value, list | tuple):
-            new[key] = [_prepared(name, one, root, closed) for one in value]
+            # what is combined with properties, or with other alternatives that all have to fit, stays open
+            apart = closed and not (key == "allOf" or (key in ("anyOf", "oneOf") and "properties" in schema))
+            new[key] = [_prepared(name, one, root, apart) for one in value]
         elif key in _SINGLE:
             new[key] = _prepared(name, value, root, closed)
-    if closed and "properties" in new:
+    named = new.get("properties")
+    missing = isinstance(named, Mapping) and not set(new.get("required") or ()) <= set(named)
+    if closed and named is not None and not (combines or missing):
         new.setdefault("additionalProperties", False)
     if "anyOf" not in new and isinstance(new.get("oneOf"), list) and _exclude_each_other(new["oneOf"], root):
         new["anyOf"] = new.pop("oneOf")

@@ -606,6 +606,25 @@ def test_without_a_store(bare: Served) -> None:
 # what is refused
 
 
+def test_items_of_stored_answers_can_be_referred_to(client: openai.OpenAI) -> None:
+    """As the AI SDK does for answers that are stored."""
+    question = {"role": "user", "content": "Add 2 and 3."}
+    first: Any = client.responses.create(model="thinking", input=[question], temperature=0)
+    references = [{"type": "item_reference", "id": item.id} for item in first.output]
+    later = {"role": "user", "content": "Add 2 and 4."}
+    by_reference: Any = client.responses.create(model="instruct", input=[question, *references, later], temperature=0)
+    in_full: Any = client.responses.create(
+        model="instruct", input=[question, *[item.model_dump() for item in first.output], later], temperature=0
+    )
+    assert len(references) == 2
+    assert by_reference.output_text == in_full.output_text
+    assert by_reference.usage.input_tokens == in_full.usage.input_tokens
+    client.responses.delete(first.id)
+    for id in (first.output[0].id, "msg_" + "0" * 32, "1"):
+        with pytest.raises(openai.NotFoundError, match="no item of an answer with this id"):
+            client.responses.create(model="instruct", input=[question, {"type": "item_reference", "id": id}, later])
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
@@ -623,7 +642,7 @@ def test_without_a_store(bare: Served) -> None:
         ({"tools": [{"type": "web_search"}]}, "bad_message", None),
         ({"tools": FLAT, "tool_choice": {"type": "function", "name": "fly"}}, "bad_message", None),
         ({"tools": FLAT, "tool_choice": {"type": "mcp", "server_label": "a"}}, "bad_message", None),
-        ({"input": [{"type": "item_reference", "id": "1"}]}, "unsupported_parameter", "input.0"),
+        ({"input": [{"id": "1"}]}, "bad_message", "input.0"),
         ({"input": [{"type": "computer_call"}]}, "unsupported_parameter", "input.0.type"),
         ({"input": [{"role": "user", "content": "a", "b": 1}]}, "unknown_parameter", "input.0.b"),
         ({"input": [{"role": "user"}]}, "bad_message", "input.0.content"),

@@ -267,6 +267,25 @@ def _accepts(router: Router, grammar: str, text: str) -> bool:
     return all(matcher.consume_token(token) for token in ids) and matcher.is_accepting()
 
 
+@pytest.mark.parametrize(
+    ("schema", "open_"),
+    [
+        ({"properties": {"x": {"type": "integer"}}}, False),
+        ({"properties": {"x": {"type": "integer"}}, "additionalProperties": True}, True),
+        ({"properties": {"x": {"type": "integer"}}, "required": ["y"]}, True),
+        ({"properties": {"x": {"type": "integer"}}, "minProperties": 2, "patternProperties": {"y": {}}}, True),
+        ({"allOf": [{"properties": {"x": {"type": "integer"}}}, {"properties": {"y": {"type": "integer"}}}]}, True),
+        ({}, True),
+    ],
+)
+def test_objects_are_closed_unless_something_else_may_name_properties(
+    router: Router, schema: dict[str, Any], open_: bool
+) -> None:
+    grammar = _grammar(router, [tool("f", {"type": "object", **schema})], "required")
+    text = '<tool_call>\n{"name": "f", "arguments": {"x": 1, "y": 2}}\n</tool_call>'
+    assert _accepts(router, grammar, text) == open_
+
+
 # --- together with a response format ---
 
 

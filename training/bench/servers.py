@@ -120,9 +120,9 @@ def _ready(url: str) -> bool:
         return False
 
 
-def vlroute_server() -> Any:
-    """`vlroute serve` with the pocket pair, without its web page."""
-    return running("vlroute", "serve", "--no-page", health="/ready")
+def vlroute_server(*options: str) -> Any:
+    """`vlroute serve` with the pocket pair, without its web page. `options`: further options of the command."""
+    return running("vlroute", "serve", "--no-page", *options, health="/ready")
 
 
 def draw_pictures(count: int, seed: str) -> list[Task]:

@@ -12,6 +12,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,10 @@ def main() -> int:
     if given.url:
         clients = run(given.url)
     else:
-        with vlroute_server() as (url, _):
+        with (
+            tempfile.TemporaryDirectory() as store,
+            vlroute_server("--store", str(Path(store) / "answers.db")) as (url, _),
+        ):
             clients = run(f"{url}/v1")
         if not given.clients:
             publish("clients", {"clients": clients}, given.out)

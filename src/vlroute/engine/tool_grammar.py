@@ -36,7 +36,8 @@ def tool_grammar(
         response: The format of an answer without calls; None: any text.
 
     Returns:
-        The grammar for llguidance's matcher. Arguments follow the schema of their tool. If llguidance cannot follow the
+        The grammar for llguidance's matcher. Arguments follow the schema of their tool, with no other properties than
+        those that it names, because small models do not end objects that are open. If llguidance cannot follow the
         schema and the tool is not strict, they are any JSON object.
 
     Raises:
@@ -125,7 +126,8 @@ def _xml_parameter(
 def _supported(name: str, schema: Mapping[str, Any], strict: bool, fallback: Mapping[str, Any] = _ANY) -> Any:
     """The schema as llguidance takes it; `fallback` if it cannot follow the schema of a tool that is not strict."""
     try:
-        return json.loads(str(json_schema(f"the schema of the tool {name!r}", schema).content))
+        closed = '"allOf"' not in json.dumps(schema)  # its parts may be anywhere, and may name further properties
+        return json.loads(str(json_schema(f"the schema of the tool {name!r}", schema, closed=closed).content))
     except SettingsError:
         if strict:
             raise

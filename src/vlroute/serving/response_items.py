@@ -77,8 +77,7 @@ def _item(where: str, item: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     kind = item.get("type") or ("message" if "role" in item else "item_reference")
     if kind == "item_reference":
         raise APIError(
-            400, f"{where} refers to another item, which is not supported; send the item itself, or "
-            "previous_response_id", "unsupported_parameter", where,
+            400, f"{where} has neither a type nor a role", "bad_message", where,
         )  # fmt: skip
     if not isinstance(kind, str) or kind not in _ITEMS:
         raise APIError(

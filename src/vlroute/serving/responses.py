@@ -55,6 +55,8 @@ from vlroute.types import (
 
 PREFIX = "resp_"
 _ID = re.compile(PREFIX + "([0-9a-f]{32})")
+#: Ids of the items of an answer, see `Reply`.
+_ITEM_ID = re.compile("(?:rs_|msg_|fc_)([0-9a-f]{32})(?:_[0-9]+)?")
 _ERRORS = (401, 404, 421, 503)
 Summary = Literal["auto", "concise", "detailed"]
 Included = Literal[
@@ -494,7 +496,8 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
     earlier: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
         earlier, _ = await _messages(caller.namespace, service, body.previous_response_id, "previous_response_id")
-    asked = [*earlier, *await embed_media(messages_of(body.input), caller.fetcher, service.settings)]
+    given = await _with_items(body.input, caller.namespace, service)
+    asked = [*earlier, *await embed_media(messages_of(given), caller.fetcher, service.settings)]
     # the chat API would continue an answer, but the stored turn would be in two parts
     if asked[-1].get("role") == "assistant":
         raise APIError(
@@ -573,6 +576,34 @@ async def _messages(
     if found is None:
         raise _not_found(param)
     return found
+
+
+async def _with_items(given: str | list[Any], owner: str, service: Service) -> str | list[Any]:
+    """The input, with each reference replaced by the item of a stored response. APIError if it cannot be."""
+    if isinstance(given, str):
+        return given
+    items, stored = list[Any](), dict[str, dict[str, Any]]()
+    for index, item in enumerate(given):
+        if not isinstance(item, dict) or item.get("type") != "item_reference":
+            items.append(item)
+            continue
+        where, id = f"input.{index}", str(item.get("id"))
+        if service.conversations is None:
+            raise APIError(
+                400, f"{where} refers to another item, but this server stores no responses: send the item itself, or "
+                "start the server with --store FILE", "no_store", where,
+            )  # fmt: skip
+        found = _ITEM_ID.fullmatch(id)
+        if found is not None and id not in stored:
+            body = await asyncio.to_thread(service.conversations.body, owner, found[1])
+            stored |= {one["id"]: one for one in (json.loads(body)["output"] if body else ())}
+        if id not in stored:
+            raise APIError(
+                404, f"{where}: no item of an answer with this id is stored here; send the item itself",
+                "item_not_found", f"{where}.id",
+            )  # fmt: skip
+        items.append(stored[id])
+    return items
 
 
 def _conversations(service: Service, id: str, param: str | None = None) -> tuple[Conversations, str]:
