@@ -27,7 +27,7 @@ def test_probes_answer_head(http: httpx.Client, path: str) -> None:
 
 @pytest.mark.parametrize(("method", "path"), [
     ("POST", "/chat/completions"), ("GET", "/models"), ("POST", "/v1/v1/chat/completions"), ("GET", "/v1/other"),
-    ("PATCH", "/v1/other"), ("DELETE", "/other"), ("POST", "/v1/completions"),
+    ("PATCH", "/v1/other"), ("DELETE", "/other"), ("POST", "/v1/embeddings"),
 ])  # fmt: skip
 def test_unknown_paths_get_an_error_in_openais_shape(http: httpx.Client, method: str, path: str) -> None:
     sent = http.request(method, path, json={"messages": []})

@@ -210,7 +210,7 @@ def test_too_many_requests_and_disconnects(server: Served, http: httpx.Client, l
     assert line["finish_reason"] == "cancelled"
     assert line["completion_tokens"] > 0
     with pytest.raises(httpx.ReadTimeout):
-        http.post(CHAT, json={"messages": [user(SOME)], **ENDLESS}, headers={"x-request-id": "left"}, timeout=0.5)
+        http.post(CHAT, json={"messages": [user(SOME)], **ENDLESS}, headers={"x-request-id": "left"}, timeout=0.25)
     line = lines.of("left")
     assert (line["status"], line["error"], line["disconnected"]) == (499, "client_left", True)
     assert (line["finish_reason"], line["forced"]) == ("cancelled", True)
@@ -233,13 +233,13 @@ def test_time_in_the_queue(http: httpx.Client, lines: Lines) -> None:
     assert sum(waited) >= second["queue_seconds"]
 
 
-def test_an_error_within_a_stream(hasty: Served, lines: Lines) -> None:
-    with hasty.http() as http:
+def test_an_error_within_a_stream(lines: Lines) -> None:
+    with served(ServerSettings(deadline=0.25)) as hurried, hurried.http() as http:
         with stream(http, **ENDLESS) as response:
             assert '"code":"deadline_exceeded"' in response.read().decode()
         line = lines.of(response.headers["x-request-id"])
         assert (line["status"], line["error"], line["finish_reason"]) == (200, "deadline_exceeded", "cancelled")
-        assert line["seconds"] >= 1.0
+        assert line["seconds"] >= 0.25
         foreign = http.get("/v1/models", headers={"Host": "evil.example", "x-request-id": "rebind"})
         assert (foreign.status_code, foreign.headers["x-request-id"]) == (421, "rebind")
         assert lines.of("rebind")["error"] == "wrong_host"
@@ -280,10 +280,12 @@ def test_no_text_of_prompt_or_answer_and_no_key_is_logged(http: httpx.Client, li
 
 
 def test_polled_endpoints_are_logged_only_for_debugging(http: httpx.Client, lines: Lines) -> None:
-    for path in ("/health", "/ready", "/metrics"):
+    polled = ("/health", "/ready", "/metrics")
+    for path in polled:
         response = http.get(path)
         assert lines.of(response.headers["x-request-id"])["path"] == path
-    assert {level for level, _ in lines.records} == {logging.DEBUG}
+    # an answer of another test may end meanwhile
+    assert {level for level, fields in lines.records if fields["path"] in polled} == {logging.DEBUG}
 
 
 def test_log_lines_of_an_answer_contain_its_request_id(
