@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlroute import Limits, Router
+from vlroute.cli.app import TERMINAL
 from vlroute.engine.cache.prefix import PrefixCache
 from vlroute.engine.cache.vision import VisionCache
 from vlroute.engine.protocol import Reply
@@ -67,6 +69,16 @@ SECONDS = tuple(float(second) for second in range(8))
 MANY = Limits(max_images=18, max_videos=6)  # six turns of three pictures and a video
 #: Bytes for vision features and for prefixes: roomy, room for about one picture, room for nothing.
 BUDGETS = {"roomy": (2**26, 2**26), "tight": (40_000, 300_000), "none": (0, 0)}
+
+
+@pytest.fixture(autouse=True)
+def no_terminal_log() -> Iterator[None]:
+    """A command that ran in this process leaves a handler behind, which would write each line of later tests."""
+    yield
+    log = logging.getLogger("vlroute")
+    for one in [one for one in log.handlers if one.name == TERMINAL]:
+        log.removeHandler(one)
+        log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -79,10 +79,18 @@ class _Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+#: Name of the handler that writes the log to the terminal.
+TERMINAL = "vlroute terminal"
+
+
 def _log_to_terminal() -> None:
+    log = logging.getLogger("vlroute")
+    for former in [one for one in log.handlers if one.name == TERMINAL]:  # a second command in the same process
+        log.removeHandler(former)
     handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)
-    logging.getLogger("vlroute").addHandler(handler)
-    logging.getLogger("vlroute").setLevel(logging.INFO)
+    handler.set_name(TERMINAL)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
 
 
 def _quiet_others() -> None:
