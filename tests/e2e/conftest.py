@@ -34,7 +34,7 @@ class RealServers:
     modes: dict[Mode, EndpointServer]
 
     def endpoint(self, mode: Mode, **options: Any) -> Endpoint:
-        options = {"budget_field": BUDGET_FIELDS[self.name], "retries": 0, **options}
+        options = {"budget_field": BUDGET_FIELDS[self.name], "retries": 1, **options}
         return self.modes[mode].endpoint(**options)
 
     def router(self, policy: Any = None, **options: Any) -> Router:
