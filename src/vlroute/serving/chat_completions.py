@@ -10,6 +10,7 @@ from typing import Any
 from sse_starlette import ServerSentEvent
 
 from vlroute.serving.errors import APIError
+from vlroute.serving.replies import answer_details
 from vlroute.serving.sse import json_event
 from vlroute.types import Answer, AnswerDelta, Decided, Decision, Event, Finished, ThinkingDelta, ToolCalled
 
@@ -36,10 +37,7 @@ def completion(answer: Answer, ignored: Sequence[str], hide_reasoning: bool = Fa
     choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason, "logprobs": None}
     return {
         **_head("chat.completion", answer.id, answer.decision), "choices": [choice], "usage": usage(answer),
-        "vlroute": {
-            "id": answer.id, "decision": answer.decision.as_dict(), "timing": asdict(answer.timing),
-            "encoded": answer.usage.encoded, "closed": answer.closed, "ignored": list(ignored),
-        },
+        "vlroute": answer_details(answer, ignored),
     }  # fmt: skip
 
 

@@ -67,7 +67,7 @@ class KeyLimiter:
         return self.tokens.today(key.name)
 
     def enter(self, key: APIKey, used_tokens: int | None) -> dict[str, str]:
-        """Count a request that begins. `leave` must be called at its end.
+        """Count the start of a request, or refuse it. `leave` must be called at its end.
 
         Args:
             key: The key of the request.

@@ -100,10 +100,6 @@ class APIKeys:
         """The accepted key of this name."""
         return next((one for one in self._current() if one.name == name), None)
 
-    def is_valid(self, key: str) -> bool:
-        """Whether `key` is one of the keys."""
-        return self.find(key) is not None
-
     def of(self, authorization: str | None) -> APIKey | None:
         """The key of a request.
 
@@ -254,7 +250,7 @@ def _read_key(name: str, entry: Any, place: str) -> APIKey:
 
 def _check_name(name: str, place: str) -> None:
     if _NAME.fullmatch(name) is None:
-        raise SettingsError(f"{place!r}: the name of a key has at most 64 letters, digits and characters . _ -")
+        raise SettingsError(f"{place!r}: the name of a key must be 1 to 64 letters, digits, '.', '_' or '-'")
 
 
 def _version(file: Path) -> tuple[int, int, int] | None:

@@ -17,7 +17,7 @@ from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import ANTHROPIC_PATH, APIError, request_id
 from vlroute.serving.fetch import embed_media, preparer
 from vlroute.serving.messages_request import CountTokensRequest, MessagesRequest
-from vlroute.serving.replies import begin, decision_headers, until_disconnect
+from vlroute.serving.replies import answer_details, begin, decision_headers, until_disconnect
 from vlroute.serving.request_log import current_request
 from vlroute.serving.sse import EventStream, json_event
 from vlroute.types import (
@@ -111,10 +111,7 @@ def message(answer: Answer, ignored: Sequence[str], hide_reasoning: bool = False
     ]
     return {
         **_head(answer.id, answer.decision), "content": content, **_end(answer), "usage": usage(answer),
-        "vlroute": {
-            "id": answer.id, "decision": answer.decision.as_dict(), "timing": asdict(answer.timing),
-            "encoded": answer.usage.encoded, "closed": answer.closed, "ignored": list(ignored),
-        },
+        "vlroute": answer_details(answer, ignored),
     }  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import Request
@@ -76,3 +77,19 @@ def decision_headers(id: str, decision: Decision) -> dict[str, str]:
         "X-VLRoute-Gain": f"{decision.gain:.4f}",
         "X-VLRoute-Forced": str(decision.forced).lower(),
     }
+
+
+def answer_details(answer: Answer, ignored: Sequence[str]) -> dict[str, Any]:
+    """The field `vlroute` of a complete reply.
+
+    Args:
+        answer: The answer.
+        ignored: Names of the request's fields that have no effect.
+
+    Returns:
+        The JSON object.
+    """
+    return {
+        "id": answer.id, "decision": answer.decision.as_dict(), "timing": asdict(answer.timing),
+        "encoded": answer.usage.encoded, "closed": answer.closed, "ignored": list(ignored),
+    }  # fmt: skip

@@ -7,7 +7,6 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -22,7 +21,7 @@ from vlroute.pipeline import RequestOptions
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import APIError, documented, encodable
 from vlroute.serving.fetch import embed_media, preparer
-from vlroute.serving.replies import begin, decision_headers, until_disconnect
+from vlroute.serving.replies import answer_details, begin, decision_headers, until_disconnect
 from vlroute.serving.response_items import items_of, messages_of, unknown_field
 from vlroute.serving.schemas import (
     NO_NAMES,
@@ -252,10 +251,7 @@ class Reply:
         if self._finished is None:
             complete = _is_complete(answer)
             reason = "content_filter" if answer.finish_reason == "content_filter" else "max_output_tokens"
-            details = {
-                "id": answer.id, "decision": answer.decision.as_dict(), "timing": asdict(answer.timing),
-                "encoded": answer.usage.encoded, "closed": answer.closed, "ignored": self.body.ignored,
-            }  # fmt: skip
+            details = answer_details(answer, self.body.ignored)
             self._finished = self._response(
                 answer.id, answer.decision.mode, "completed" if complete else "incomplete", self._output(answer),
                 completed_at=int(time.time()) if complete else None,
