@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, get_args
 
 from vlroute.checks import shown
 from vlroute.errors import InputError
 from vlroute.files import replace_file
-from vlroute.types import Mode
+from vlroute.types import Mode, ToolUse
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,6 +79,7 @@ class Record:
         language: Language of the prompt, such as "en".
         model: Name of the model that answered, see `ModelIdentity`. Empty if unknown.
         fingerprint: Fingerprint of its weights. Empty if unknown.
+        tools: "offered": the request offered tools. "result": its last message was the result of a tool. "": neither.
 
     Raises:
         InputError: A value has the wrong type, the id is empty, or a text cannot be encoded as UTF-8.
@@ -95,15 +96,18 @@ class Record:
     language: str = ""
     model: str = ""
     fingerprint: str = ""
+    tools: ToolUse = ""
 
     def __post_init__(self) -> None:
-        for name in ("id", "prompt", *TEXTS):
+        for name in ("id", "prompt", *TEXTS, "tools"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"'{name}' must be a string, not {getattr(self, name)!r}")
         if not self.id:
             raise InputError("'id' must not be empty")
         if self.caption is not None and not isinstance(self.caption, str):
             raise InputError(f"'caption' must be a string or null, not {self.caption!r}")
+        if self.tools not in get_args(ToolUse):
+            raise InputError(f"'tools' must be 'offered', 'result' or an empty string, not {shown(self.tools)}")
         for name in ("id", "prompt", "caption", *TEXTS):
             try:
                 (getattr(self, name) or "").encode()
@@ -339,7 +343,7 @@ def _record(row: Any) -> Record:
     for name in ("id", "prompt"):
         if name not in row:
             raise InputError(f"{name!r} is missing")
-    texts = {name: row.get(name, row.get(FORMER_NAMES.get(name))) for name in TEXTS}
+    texts = {name: row.get(name, row.get(FORMER_NAMES.get(name))) for name in (*TEXTS, "tools")}
     return Record(
         id=row["id"],
         prompt=row["prompt"],

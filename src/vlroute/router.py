@@ -508,7 +508,7 @@ class Router:
             caption: A description of the media, instead of the captioner's.
             mode: "instruct" or "thinking" forces that mode.
             price: Replaces the price of the policy for this request.
-            tools: Tools that the model may call. They are checked, but do not change the decision.
+            tools: Tools that the model may call. The classifier uses whether there are any.
             tool_choice: See `ask`.
             parallel_tool_calls: See `ask`.
 

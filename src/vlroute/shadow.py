@@ -323,7 +323,11 @@ class Shadow:
         policy = self._policy(watched)
         # the latencies at the time of the decision in force, because its answer has changed them since then
         latency = LatencyModel(watched.per_token, watched.prefill)
-        mine = policy.decide(self.classifier.predict(prompt, decision.caption), latency, decision.caption)
+        prediction = self.classifier.predict(prompt, decision.caption, decision.tools)
+        interval = self.classifier.gain_interval(prediction.gain) if decision.previous else None
+        mine = policy.decide(
+            prediction, latency, decision.caption, tools=decision.tools, previous=decision.previous, interval=interval
+        )
         return _choice(artifact.fingerprint if artifact else "", decision), _choice(self.classifier.fingerprint, mine)
 
     def _policy(self, watched: Watched) -> Policy:

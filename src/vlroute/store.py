@@ -25,7 +25,7 @@ from vlroute.errors import InputError, StoreError, UnknownAnswerError
 from vlroute.inputs.messages import Conversation
 from vlroute.records import Outcome, Record
 from vlroute.shadow import Choice, Label, ShadowedDecision
-from vlroute.types import MODES, Answer, Mode, judged_mode, new_id
+from vlroute.types import MODES, Answer, Mode, ToolUse, judged_mode, new_id
 
 SCHEMA = 1
 BUSY_SECONDS = 30
@@ -197,6 +197,7 @@ class RatedAnswer:
         forced: whether the mode was forced.
         outcome: correctness, tokens and seconds.
         created: seconds since 1970, UTC.
+        tools: the part of tools in the request, see `Decision`.
     """
 
     id: str
@@ -207,6 +208,7 @@ class RatedAnswer:
     forced: bool
     outcome: Outcome
     created: float
+    tools: ToolUse = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +341,7 @@ class Store:
             StoreError: the store cannot be read.
         """
         last = sa.select(sa.func.max(FEEDBACK.c.id)).group_by(FEEDBACK.c.answer)
-        request = [ANSWERS.c[name] for name in ("request", "prompt", "caption", "created")]
+        request = [ANSWERS.c[name] for name in ("request", "prompt", "caption", "created", "decision")]
 
         def of(table: sa.Table) -> list[sa.ColumnElement[Any]]:
             return [table.c[name] for name in ("id", "mode", "tokens", "seconds", "prefill_seconds")]
@@ -360,8 +362,9 @@ class Store:
             for row in connection.execution_options(yield_per=256).execute(query):
                 outcome = Outcome(row.correct, row.tokens, row.seconds, row.prefill_seconds)
                 yield RatedAnswer(
-                    row.id, row.request, row.prompt, row.caption, row.mode, row.forced, outcome, row.created
-                )
+                    row.id, row.request, row.prompt, row.caption, row.mode, row.forced, outcome, row.created,
+                    row.decision.get("tools", ""),  # earlier versions did not store it
+                )  # fmt: skip
 
     def record_shadowed(self, decisions: Sequence[ShadowedDecision]) -> None:
         """Store the decisions of a shadow. Decisions on answers that are not stored, or were pruned, are left out.
@@ -594,7 +597,8 @@ def export_feedback(store: Store) -> FeedbackExport:
         # an answer whose mode was forced has no caption
         caption = next((one.caption for one in reversed(rated) if one.caption), None)
         instruct, thinking = (_mean(by_mode[mode]) for mode in MODES)
-        records.append(Record(request, rated[-1].prompt, caption, instruct, thinking, set="feedback"))
+        prompt, tools = rated[-1].prompt, rated[-1].tools
+        records.append(Record(request, prompt, caption, instruct, thinking, set="feedback", tools=tools))
     return FeedbackExport(tuple(records), one_sided)
 
 

@@ -44,6 +44,8 @@ def forced_mode(choice: object) -> Mode | None:
 #: How much evidence a decision rests on.
 Stage = Literal["prompt", "prefill", "answer"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+#: The part of tools in a request: none, tools are offered, or the last message is the result of a tool.
+ToolUse = Literal["", "offered", "result"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "cancelled"]
 Channel = Literal["thinking", "answer", "call"]
 #: Why reasoning was closed, see `Answer.closed`.
@@ -92,6 +94,8 @@ class Decision:
         later_stages: For a decision without an answer, the stages that could still change it.
         thinking_budget: Number of reasoning tokens that `thinking_budget="auto"` stands for; None without a router
             artifact with a calibration set, or if the coverage of the request is below `Policy.min_coverage`.
+        tools: "offered": the request offers tools. "result": its last message is the result of a tool. "": neither.
+        previous: The mode whose tool calls the last messages answer, if it is known. See `Policy.decide`.
     """
 
     mode: Mode
@@ -110,6 +114,8 @@ class Decision:
     stages: tuple[PassedStage, ...] = ()
     later_stages: tuple[Stage, ...] = ()
     thinking_budget: int | None = None
+    tools: ToolUse = ""
+    previous: Mode | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """All fields by name, for JSON; all numbers are finite."""

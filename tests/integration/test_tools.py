@@ -22,7 +22,7 @@ from tests.tiny import write_tiny
 from vlroute import Answer, Endpoint, InputError, MessageError, Router, ToolCall
 from vlroute.engine.local.prompt import render
 from vlroute.inputs.messages import parse
-from vlroute.inputs.tools import checked_tools
+from vlroute.inputs.tools import checked_tools, mode_of_call
 from vlroute.pocket.screens import TOOLS, App, ScreenTask, draw_screen_task, opening
 from vlroute.types import MODES, AnswerDelta, Finished, Mode, ThinkingDelta, ToolCalled
 
@@ -490,10 +490,11 @@ def test_pieces_of_calls_are_joined(script: Scripted) -> None:
         chunk(tool_calls=[delta(0, arguments='ton": "B"}'), delta(1, id="b", name="read", arguments="{}")]),
         chunk(end="tool_calls"),
     )
-    assert answer.tool_calls == (
-        ToolCall("a", "tap", {"button": "B"}, '{"button": "B"}'),
-        ToolCall("b", "read", {}, "{}"),
-    )
+    first, second = answer.tool_calls
+    assert (first.name, first.arguments, first.text) == ("tap", {"button": "B"}, '{"button": "B"}')
+    assert (second.name, second.arguments, second.text) == ("read", {}, "{}")
+    assert (mode_of_call(first.id), mode_of_call(second.id)) == ("thinking", "thinking")
+    assert first.id != second.id
     assert (answer.text, answer.thinking, answer.finish_reason) == ("", "so", "tool_calls")
     assert script.bodies[0]["tools"] == TOOLS
     assert "tool_choice" not in script.bodies[0]
@@ -550,17 +551,15 @@ def test_calls_whose_pieces_are_mixed(script: Scripted) -> None:
         chunk(tool_calls=[delta(0, arguments='utton": "B"}'), delta(1, arguments="}")]),
         chunk(end="tool_calls"),
     )
-    assert [(call.id, call.name, call.arguments) for call in answer.tool_calls] == [
-        ("a", "tap", {"button": "B"}), ("b", "read", {}),
-    ]  # fmt: skip
+    assert [(call.name, call.arguments) for call in answer.tool_calls] == [("tap", {"button": "B"}), ("read", {})]
 
 
 @pytest.mark.parametrize("together", [True, False])
 def test_calls_with_the_same_index(script: Scripted, together: bool) -> None:
-    calls = [delta(0, id="a", name="read", arguments="{}"), delta(0, id="b", name="read", arguments="{}")]
+    calls = [delta(0, id="a", name="read", arguments="{}"), delta(0, id="b", name="tap", arguments="{}")]
     chunks = [chunk(tool_calls=calls)] if together else [chunk(tool_calls=[call]) for call in calls]
     answer = far_answer(script, *chunks, chunk(end="tool_calls"))
-    assert [call.id for call in answer.tool_calls] == ["a", "b"]
+    assert [call.name for call in answer.tool_calls] == ["read", "tap"]
 
 
 def test_a_surrogate_pair_that_is_split_over_two_chunks(script: Scripted) -> None:
@@ -585,9 +584,9 @@ def test_a_call_that_is_cut_off_there_remains_text(script: Scripted) -> None:
 
 
 def test_one_call_also_if_the_server_sends_several(script: Scripted) -> None:
-    calls = [delta(i, id=str(i), name="read", arguments="{}") for i in range(3)]
+    calls = [delta(i, id=str(i), name=f"read{i}", arguments="{}") for i in range(3)]
     answer = far_answer(script, chunk(tool_calls=calls), chunk(end="tool_calls"), parallel_tool_calls=False)
-    assert [call.id for call in answer.tool_calls] == ["0"]
+    assert [call.name for call in answer.tool_calls] == ["read0"]
 
 
 def test_no_call_after_a_stop_string(script: Scripted) -> None:

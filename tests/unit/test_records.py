@@ -15,7 +15,7 @@ from vlroute.records import Outcome, Record, read_records, write_records
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 ONE = Record("a", "图？", "ein Bild", Outcome(True, 3, 0.5, 0.1), Outcome(0.25), "s", "f", "hard", "zh")
-TWO = Record("b", "Read it.", None, Outcome(False, 0, 0.0), Outcome(True, 70, 2.5))
+TWO = Record("b", "Read it.", None, Outcome(False, 0, 0.0), Outcome(True, 70, 2.5), tools="result")
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
@@ -100,6 +100,8 @@ GOOD = {"id": "x", "prompt": "p", "instruct": {"correct": True}, "thinking": {"c
         ({**GOOD, "id": ""}, "'id' must not be empty"),
         ({**GOOD, "prompt": None}, "'prompt' must be a string"),
         ({**GOOD, "caption": 1}, "'caption' must be a string or null"),
+        ({**GOOD, "tools": "yes"}, "'tools' must be 'offered', 'result' or an empty string, not 'yes'"),
+        ({**GOOD, "tools": ["offered"]}, "'tools' must be a string"),
         ({**GOOD, "instruct": {}}, "'correct' is missing in 'instruct'"),
         ({**GOOD, "instruct": {"correct": "yes"}}, "'instruct': 'correct' must be true, false or a number 0 to 1"),
         ({**GOOD, "thinking": {"correct": 1.5}}, "'thinking': 'correct' must be"),

@@ -142,7 +142,7 @@ def trees(data: Data) -> Logits:
 
 def fold_gains(train: Sequence[Record], test: Sequence[Record], seed: int, text: Any) -> dict[str, Values]:
     """Predicted gain of the `test` records by every way and variant, `[n]`."""
-    encoder = RequestEncoder.fit([(record.prompt, record.caption) for record in train], text)
+    encoder = RequestEncoder.fit([(record.prompt, record.caption, record.tools) for record in train], text)
     design = Design(encoder, train)
     fold = folds_of(train, INNER_FOLDS, seed, together="record")[design.owner]
     data = Data(design, Design(encoder, test), fold)

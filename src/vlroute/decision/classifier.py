@@ -17,11 +17,12 @@ from vlroute.decision.artifact import CARD_FILE, REMEDY, Arrays, read_artifact, 
 from vlroute.decision.budget import BudgetRule
 from vlroute.decision.evidence import StageHeads
 from vlroute.decision.features import DENSE, Features, GramEncoder, LexicalEncoder, RequestEncoder
+from vlroute.decision.gain_interval import GainInterval
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.text_encoder import Floats, TextEncoder, load_text_encoder
 from vlroute.decision.tradeoff import CalibrationSet
 from vlroute.errors import ArtifactError
-from vlroute.types import ModelIdentity
+from vlroute.types import ModelIdentity, Stage, ToolUse
 
 _CALIBRATION, _LATER, _STAGE = "calibration_set.", "later.", "stage."
 _VOCABULARIES = ("prompt", "caption")
@@ -132,8 +133,11 @@ class ComplexityClassifier:
         self.calibration, self.stages = calibration, stages
         #: Automatic budgets of reasoning tokens; None without a calibration set.
         self.budgets = None
+        self._gains: dict[tuple[Stage, ...], GainInterval] = {}
         if calibration is not None:
             self.budgets = BudgetRule(calibration.expected[:, 1], calibration.tokens[:, 1])
+            by_stage = {(): calibration.p, **calibration.later}
+            self._gains = {passed: GainInterval(p, calibration.right) for passed, p in by_stage.items()}
         self._latency = latency.to_dict()
         # lists of floats: arithmetic on single numpy items would take longer than the dot products
         self._sigmoids: list[list[list[float]]] = heads.calibration.tolist()
@@ -155,17 +159,18 @@ class ComplexityClassifier:
         """A new `LatencyModel` with the values measured when the records were collected."""
         return LatencyModel.from_dict(self._latency)
 
-    def predict(self, prompt: str, caption: str | None = None) -> Prediction:
+    def predict(self, prompt: str, caption: str | None = None, tools: ToolUse = "") -> Prediction:
         """Predict for one request.
 
         Args:
             prompt: Text of the request.
             caption: Text about the pictures. None and blank text are a condition with a calibration of its own.
+            tools: Whether tools are offered, or the last message is the result of one.
 
         Returns:
             The prediction for both modes.
         """
-        features = self.encoder.encode(prompt, caption)
+        features = self.encoder.encode(prompt, caption, tools)
         raw = self.heads.raw(features)
         condition = int(features.captioned)
         p_instruct, p_thinking = (
@@ -178,9 +183,24 @@ class ComplexityClassifier:
         )
         return Prediction(p_instruct, p_thinking, tokens_instruct, tokens_thinking, features.coverage)
 
-    def predict_many(self, requests: Iterable[tuple[str, str | None]]) -> list[Prediction]:
-        """Predict for each (prompt, caption)."""
-        return [self.predict(prompt, caption) for prompt, caption in requests]
+    def gain_interval(self, gain: float, passed: tuple[Stage, ...] = ()) -> tuple[float, float] | None:
+        """The 95 % interval of the gain of requests with this predicted gain.
+
+        Args:
+            gain: The predicted gain.
+            passed: The stages after "prompt" on which the prediction rests.
+
+        Returns:
+            Lower and upper limit; None without a calibration set for these stages.
+        """
+        found = self._gains.get(passed)
+        return None if found is None else found.around(gain)
+
+    def predict_many(
+        self, requests: Iterable[tuple[str, str | None] | tuple[str, str | None, ToolUse]]
+    ) -> list[Prediction]:
+        """Predict for each (prompt, caption) or (prompt, caption, tools)."""
+        return [self.predict(*request) for request in requests]
 
     def save(self, folder: str | Path) -> None:
         """Write `router.json` and `weights.safetensors` into `folder`; existing files are replaced."""
@@ -227,8 +247,10 @@ class ComplexityClassifier:
         text = _text_encoder(folder, card.pop("text_encoder", None))
         try:
             vocabulary, dense, latency = (card.pop(name) for name in ("vocabulary", "dense", "latency"))
-            if dense != list(DENSE):
+            if dense != list(DENSE[: len(dense)]):
                 raise ValueError("the plain numbers are not those of this version")
+            # of an earlier version, which did not have the last plain numbers: they get no weight
+            _append(arrays, len(DENSE) - len(dense), center=0, scale=1, weights=0)
             encoder = RequestEncoder(
                 **{name: LexicalEncoder(vocabulary[name], arrays[f"idf_{name}"]) for name in _VOCABULARIES},
                 grams=GramEncoder(arrays["grams"], arrays["idf_grams"]),
@@ -246,6 +268,13 @@ class ComplexityClassifier:
             return cls(encoder, heads, LatencyModel.from_dict(latency), card, calibration, stages)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{Path(folder) / CARD_FILE} and its weights do not fit ({error}); {REMEDY}") from error
+
+
+def _append(arrays: Arrays, count: int, **values: float) -> None:
+    """Append `count` rows of one value to each of the named arrays."""
+    for name, value in values.items():
+        array = arrays[name]
+        arrays[name] = np.concatenate([array, np.full((count, *array.shape[1:]), value, array.dtype)])
 
 
 def _named(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlroute.decision.text_encoder import Floats, TextEncoder
+from vlroute.types import ToolUse
 
 Columns = NDArray[np.int64]
 Grams = NDArray[np.uint64]
@@ -33,6 +34,8 @@ DENSE = (
     "share of the prompt's first 1000 characters beyond Latin",
     "has a caption",
     "ln(1 + tokens of the caption)",
+    "tools are offered",
+    "the last message is the result of a tool",
 )
 LAST_LATIN = "\u024f"
 #: Plain numbers are clipped at this many standard deviations from the training mean.
@@ -280,18 +283,20 @@ class RequestEncoder:
         self.embedding_width = 2 * text.width if text else 0
 
     @classmethod
-    def fit(cls, requests: Sequence[tuple[str, str | None]], text: TextEncoder | None = None) -> RequestEncoder:
-        """Learn vocabularies and scales from (prompt, caption) pairs, without labels."""
-        tokens = [(tokenize(prompt), tokenize(caption or "")) for prompt, caption in requests]
+    def fit(
+        cls, requests: Sequence[tuple[str, str | None, ToolUse]], text: TextEncoder | None = None
+    ) -> RequestEncoder:
+        """Learn vocabularies and scales from (prompt, caption, tools), without labels."""
+        tokens = [(tokenize(prompt), tokenize(caption or "")) for prompt, caption, _ in requests]
         plain = []
-        for (prompt, _), (ours, theirs) in zip(requests, tokens, strict=True):
-            plain.append(_plain_numbers(prompt, ours, []))
+        for (prompt, _, tools), (ours, theirs) in zip(requests, tokens, strict=True):
+            plain.append(_plain_numbers(prompt, ours, [], tools))
             if theirs:
-                plain.append(_plain_numbers(prompt, ours, theirs))
+                plain.append(_plain_numbers(prompt, ours, theirs, tools))
         spread = np.std(plain, axis=0)
         return cls(
             LexicalEncoder.fit(terms_of(ours) for ours, _ in tokens),
-            GramEncoder.fit(prompt for prompt, _ in requests),
+            GramEncoder.fit(prompt for prompt, _, _ in requests),
             LexicalEncoder.fit(terms_of(theirs) for _, theirs in tokens if theirs),
             np.mean(plain, axis=0).astype(np.float32),
             np.where(spread > 1e-6, spread, 1.0).astype(np.float32),
@@ -302,7 +307,7 @@ class RequestEncoder:
         """Return a copy with another text encoder, or without one."""
         return RequestEncoder(self.prompt, self.grams, self.caption, self.center, self.scale, text)
 
-    def encode(self, prompt: str, caption: str | None = None) -> Features:
+    def encode(self, prompt: str, caption: str | None = None, tools: ToolUse = "") -> Features:
         """Compute the features of one request."""
         tokens, caption_tokens = tokenize(prompt), tokenize(caption) if caption else []
         known, counted = self.prompt.count_known(tokens)
@@ -312,7 +317,7 @@ class RequestEncoder:
             known, counted = known + caption_known, counted + caption_counted
         else:
             caption, caption_tokens = "", []
-        plain = np.asarray(_plain_numbers(prompt, tokens, caption_tokens), np.float32)
+        plain = np.asarray(_plain_numbers(prompt, tokens, caption_tokens, tools), np.float32)
         deviations = ((plain - self.center) / self.scale).clip(-MAX_DEVIATION, MAX_DEVIATION)
         parts = [
             (0, *self.prompt.encode(terms_of(tokens))),
@@ -329,7 +334,7 @@ class RequestEncoder:
         )
 
 
-def _plain_numbers(prompt: str, tokens: Sequence[str], caption: Sequence[str]) -> list[float]:
+def _plain_numbers(prompt: str, tokens: Sequence[str], caption: Sequence[str], tools: ToolUse) -> list[float]:
     """The values of `DENSE`, before centering."""
     numbers = sum(token[0].isdigit() for token in tokens)
     start = prompt[:1000]
@@ -341,4 +346,6 @@ def _plain_numbers(prompt: str, tokens: Sequence[str], caption: Sequence[str]) -
         sum(char > LAST_LATIN for char in start) / max(1, len(start)),
         float(bool(caption)),
         math.log1p(len(caption)),
+        float(tools != ""),
+        float(tools == "result"),
     ]

@@ -10,7 +10,7 @@ from typing import Any
 from vlroute.checks import Number, refused
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.latency import LatencyModel
-from vlroute.types import MODES, STAGES, Decision, Mode, Stage
+from vlroute.types import MODES, STAGES, Decision, Mode, Stage, ToolUse
 
 #: Accepted prices: what one second of waiting is worth, in probability of a right answer.
 PRICE = Number(0)
@@ -62,6 +62,9 @@ class Policy:
         uncached_tokens: Mapping[Mode, int] | None = None,
         stage: Stage = "prompt",
         wasted: float = 0.0,
+        tools: ToolUse = "",
+        previous: Mode | None = None,
+        interval: tuple[float, float] | None = None,
     ) -> Decision:
         """Choose the mode for one prediction.
 
@@ -74,6 +77,10 @@ class Policy:
                 the mode that answered last has fewer of them than the other one.
             stage: The stage of the prediction.
             wasted: Seconds of Instruct until this stage, which are lost if Thinking answers.
+            tools: What the prediction was made from, see `Decision`.
+            previous: In a loop of tool calls, the mode of the previous step. The mode then changes only if the whole
+                interval of the gain is on the other side of the threshold.
+            interval: The interval of the gain; None if it is unknown, so that the mode does not change.
 
         Returns:
             The decision.
@@ -95,6 +102,10 @@ class Policy:
             reason = f"coverage {prediction.coverage:.0%}: the request is too different from the training data"
         else:
             reason = _reason(gain, extra, threshold)
+        if forced is None and previous not in (None, mode) and not _is_beyond(threshold, interval, mode):
+            why = "is unknown" if interval is None else f"is {interval[0]:+.2f} to {interval[1]:+.2f}"
+            reason = f"{reason}; within a loop of tool calls {previous} goes on, because the interval of the gain {why}"
+            mode = previous
         return Decision(
             mode=mode,
             stage=stage,
@@ -107,7 +118,17 @@ class Policy:
             reason=reason,
             caption=caption,
             forced=forced is not None,
+            tools=tools,
+            previous=previous,
         )
+
+
+def _is_beyond(threshold: float, interval: tuple[float, float] | None, mode: Mode) -> bool:
+    """Whether the whole interval of the gain speaks for `mode`."""
+    if interval is None:
+        return False
+    low, high = interval
+    return low > threshold if mode == "thinking" else high < threshold
 
 
 def _reason(gain: float, extra: float, threshold: float) -> str:

@@ -367,14 +367,21 @@ class ModeSelector:
         """
         current = self._current()
         policy = current.policy if price is None else replace(current.policy, price=price)
+        tools, previous = conversation.tool_use, conversation.previous_mode
+        decide = partial(
+            policy.decide, latency=self.latency, caption=caption, uncached_tokens=uncached_tokens, tools=tools,
+            previous=previous,
+        )  # fmt: skip
         if current.classifier is None:
-            decision = policy.decide(NO_ARTIFACT, self.latency, caption, mode or policy.fallback_mode, uncached_tokens)
+            decision = decide(NO_ARTIFACT, forced=mode or previous or policy.fallback_mode)
             if mode is None:
-                reason = "no router artifact for this model: pass router=, or train one (vlroute train)"
+                goes_on = f"within a loop of tool calls {previous} goes on; " if previous else ""
+                reason = f"{goes_on}no router artifact for this model: pass router=, or train one (vlroute train)"
                 decision = replace(decision, forced=False, reason=reason)
             return StagedDecision(decision, NO_ARTIFACT, policy, self.latency)
-        prediction = current.classifier.predict(conversation.prompt, caption)
-        decision = policy.decide(prediction, self.latency, caption, mode, uncached_tokens)
+        prediction = current.classifier.predict(conversation.prompt, caption, tools)
+        interval = current.classifier.gain_interval(prediction.gain) if previous and mode is None else None
+        decision = decide(prediction, forced=mode, interval=interval)
         budgets, budget = current.classifier.budgets, None
         if budgets is not None and prediction.coverage >= policy.min_coverage:
             second_price = policy.price * self.latency.seconds_per_token("thinking")
@@ -384,7 +391,9 @@ class ModeSelector:
         if caption is None and mode is None and (conversation.pictures or conversation.videos):
             reason = f"{decision.reason} (from the prompt alone: no caption is made before the model is loaded)"
             decision = replace(decision, reason=reason)
-        plan = self._plan(current, policy) if mode is None and prediction.coverage >= policy.min_coverage else None
+        # Thinking that goes on within a loop of tool calls is not interrupted for evidence of Instruct
+        staged = mode is None and prediction.coverage >= policy.min_coverage and previous != "thinking"
+        plan = self._plan(current, policy) if staged else None
         return StagedDecision(
             decision,
             prediction,
@@ -395,6 +404,7 @@ class ModeSelector:
             self._shared_prompt,
             uncached_tokens,
             budget,
+            current.classifier.gain_interval,
         )
 
     def _warn_of_price(self, decision: Decision, price: float) -> None:

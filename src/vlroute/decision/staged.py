@@ -27,6 +27,7 @@ class StagedDecision:
         shared_prompt: See `StagePlan`.
         uncached_tokens: As for `Policy.decide`.
         budget: The thinking budget "auto" at a gain.
+        interval: The interval of the gain, by the gain and the stages after "prompt".
 
     Attributes:
         decision: The decision at the latest stage.
@@ -44,10 +45,11 @@ class StagedDecision:
         shared_prompt: bool = False,
         uncached_tokens: Mapping[Mode, int] | None = None,
         budget: Callable[[float], int] | None = None,
+        interval: Callable[[float, tuple[Stage, ...]], tuple[float, float] | None] | None = None,
     ) -> None:
         self._prediction, self._policy, self._latency = prediction, policy, latency
         self._heads, self._plan, self._shared_prompt = heads, plan, shared_prompt
-        self._uncached_tokens, self._budget = uncached_tokens, budget
+        self._uncached_tokens, self._budget, self._interval = uncached_tokens, budget, interval
         self._evidence: dict[Stage, Floats] = {}
         self.judged = False
         self.decision = replace(decision, stages=(_passed(decision, 0.0),))
@@ -92,9 +94,13 @@ class StagedDecision:
         left = (self._uncached_tokens or {}).get("instruct")
         instruct = self._latency.expected("instruct", first.tokens_instruct, left)
         wasted = float(wasted_seconds(stage, instruct, self._latency, self._shared_prompt))
+        interval = None
+        if before.previous is not None and self._interval is not None:
+            interval = self._interval(prediction.gain, tuple(self._evidence))
         decision = self._policy.decide(
-            prediction, self._latency, before.caption, None, self._uncached_tokens, stage, wasted
-        )
+            prediction, self._latency, before.caption, None, self._uncached_tokens, stage, wasted, before.tools,
+            before.previous, interval,
+        )  # fmt: skip
         self.decision = replace(
             decision,
             stages=(*before.stages, _passed(decision, seconds)),

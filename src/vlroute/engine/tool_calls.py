@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vlroute.engine.families.family import CallFormat
 from vlroute.engine.protocol import Piece
 from vlroute.engine.text import Trimmed, begun
-from vlroute.inputs.tools import NAME, Tools, read_object
-from vlroute.types import Channel, ToolCall
+from vlroute.inputs.tools import NAME, Tools, new_call_id, read_object
+from vlroute.types import Channel, Mode, ToolCall
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _FUNCTION, _PARAMETER = re.compile(r"\s*<function=([^>\n]+)>"), re.compile(r"\s*<parameter=([^>\n]+)>\n?")
@@ -29,15 +28,16 @@ class CallReader:
     nothing is lost; so does a call that was cut off. At the end of a complete answer, the closing tag may be missing.
     """
 
-    def __init__(self, tools: Tools, form: CallFormat, continues: bool = False) -> None:
+    def __init__(self, tools: Tools, form: CallFormat, mode: Mode, continues: bool = False) -> None:
         """Begin an answer.
 
         Args:
             tools: The tools that were offered.
             form: How the model writes calls.
+            mode: The mode that answers; ids of calls contain it.
             continues: Whether the answer continues a given beginning.
         """
-        self.tools, self.form = tools, form
+        self.tools, self.form, self.mode = tools, form, mode
         self.calls: list[ToolCall] = []
         self._held, self._inside = "", False  # text that may belong to a tag or a call
         self._trimmed, self._texts = Trimmed(continues), list[str]()
@@ -65,7 +65,7 @@ class CallReader:
         rest, inside, self._held, self._inside = self._held, self._inside, "", False
         if self.ended:
             return
-        if inside and complete and (call := read_call(rest, self.tools, self.form)):
+        if inside and complete and (call := self._read(rest)):
             yield self._called(call)
         elif rest or inside:
             yield from self._said(OPEN * inside + rest)
@@ -87,10 +87,13 @@ class CallReader:
             self._inside = not self._inside
             if self._inside:
                 yield from self._said(before)
-            elif call := read_call(before, self.tools, self.form):
+            elif call := self._read(before):
                 yield self._called(call)
             else:
                 yield from self._said(OPEN + before + CLOSE)
+
+    def _read(self, body: str) -> ToolCall | None:
+        return read_call(body, self.tools, self.form, new_call_id(self.mode))
 
     def _said(self, text: str) -> Iterator[tuple[Channel, Piece]]:
         if piece := self._trimmed.push(text):
@@ -102,32 +105,28 @@ class CallReader:
         return "call", call
 
 
-def new_call_id() -> str:
-    """A random id in the form of OpenAI's."""
-    return f"call_{secrets.token_hex(12)}"
-
-
-def read_call(body: str, tools: Tools, form: CallFormat) -> ToolCall | None:
+def read_call(body: str, tools: Tools, form: CallFormat, id: str) -> ToolCall | None:
     """Read the text between the tags of a call.
 
     Args:
         body: The text.
         tools: The tools that were offered. The types of their parameters decide how values in tags are read.
         form: How the model writes calls.
+        id: The id of the call.
 
     Returns:
-        The call, with a new id; None if the text is no call.
+        The call; None if the text is no call.
     """
-    return _json_call(body) if form == "json" else _xml_call(body, tools)
+    return _json_call(body, id) if form == "json" else _xml_call(body, tools, id)
 
 
-def _json_call(body: str) -> ToolCall | None:
+def _json_call(body: str, id: str) -> ToolCall | None:
     call = read_object(body)
     if call is None or not call.keys() <= {"name", "arguments"} or not isinstance(name := call.get("name"), str):
         return None
     arguments = call.get("arguments", {})
     if isinstance(arguments, str):  # JSON in a string
-        return call_of(new_call_id(), name, arguments)
+        return call_of(id, name, arguments)
     if not isinstance(arguments, dict):
         return None
     # the arguments as they are written, so that the next prompt repeats them exactly
@@ -135,7 +134,7 @@ def _json_call(body: str) -> ToolCall | None:
     if begin := _ARGUMENTS.search(body):
         found, end = _DECODER.raw_decode(body, begin.end())
         text = body[begin.end() : end] if found == arguments else text
-    return call_of(new_call_id(), name, text)
+    return call_of(id, name, text)
 
 
 _DECODER = json.JSONDecoder()
@@ -147,7 +146,7 @@ def call_of(id: str, name: str, text: str) -> ToolCall | None:
     return None if arguments is None or not NAME.fullmatch(name) else ToolCall(id, name, arguments, text or "{}")
 
 
-def _xml_call(body: str, tools: Tools) -> ToolCall | None:
+def _xml_call(body: str, tools: Tools, id: str) -> ToolCall | None:
     if (head := _FUNCTION.match(body)) is None:
         return None
     schema, arguments, at = tools.schema(name := head[1].strip()), dict[str, Any](), head.end()
@@ -159,7 +158,7 @@ def _xml_call(body: str, tools: Tools) -> ToolCall | None:
         at = end + len("</parameter>")
     if not _END.fullmatch(body, at):
         return None
-    return call_of(new_call_id(), name, json.dumps(arguments, ensure_ascii=False))
+    return call_of(id, name, json.dumps(arguments, ensure_ascii=False))
 
 
 def _value(text: str, schema: Mapping[str, Any], name: str) -> Any:

@@ -33,8 +33,8 @@ from vlroute.inputs.media import (
     load_video,
 )
 from vlroute.inputs.think_tags import without_reasoning
-from vlroute.inputs.tools import MAX_CALLS, NAME, Tools, read_object
-from vlroute.types import ToolCall
+from vlroute.inputs.tools import MAX_CALLS, NAME, Tools, mode_of_call, read_object
+from vlroute.types import Mode, ToolCall, ToolUse
 
 BUDGET = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width", "detail")
 IMAGE = ("min_pixels", "max_pixels", "resized_height", "resized_width", "detail", "channel_axis")
@@ -233,6 +233,27 @@ class Conversation:
     def prompt(self) -> str:
         """Text of the last question; "" if it consists of media only."""
         return self.messages[self.question].text
+
+    @property
+    def tool_use(self) -> ToolUse:
+        """What a decision sees of tools: whether they are offered, or the last message is the result of one."""
+        if self.messages[-1].role == "tool":
+            return "result"
+        return "offered" if self.tools is not None else ""
+
+    @property
+    def previous_mode(self) -> Mode | None:
+        """The mode whose calls the last messages answer; None if they are no results, or if the mode is unknown.
+
+        The mode is known from the ids of the calls, or from reasoning in the message with the calls.
+        """
+        if self.messages[-1].role != "tool":
+            return None
+        asked = next(message for message in reversed(self.messages) if message.tool_calls)
+        modes = {mode for call in asked.tool_calls if (mode := mode_of_call(call.id)) is not None}
+        if len(modes) == 1:
+            return modes.pop()
+        return "thinking" if asked.thinking else None
 
     @property
     def key(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from vlroute.checks import refused, shown
 from vlroute.errors import MessageError
 from vlroute.inputs.control_tokens import CONTROL
+from vlroute.types import MODES, Mode
 
 #: Names that chat templates and APIs take.
 NAME = re.compile(r"[\w.-]{1,128}", re.ASCII)
@@ -21,6 +23,24 @@ MAX_DEPTH = 64
 #: Strings and brackets of JSON; a string that is not closed extends to the end.
 _MARKS = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
 _FIELDS = ("name", "description", "parameters", "strict")
+#: The letter of each mode in the ids of calls.
+_LETTERS = {mode[0]: mode for mode in MODES}
+_CALL_ID = re.compile(r"call_([a-z])[0-9a-f]{24}")
+
+
+def new_call_id(mode: Mode) -> str:
+    """A random id for a call of `mode`.
+
+    Clients send the ids of calls back with the results, so that `mode_of_call` finds the mode of the previous step
+    without any state in this process.
+    """
+    return f"call_{mode[0]}{secrets.token_hex(12)}"
+
+
+def mode_of_call(id: str) -> Mode | None:
+    """The mode that made the call with this id; None if the id is not from `new_call_id`."""
+    found = _CALL_ID.fullmatch(id)
+    return found and _LETTERS.get(found[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,8 +64,8 @@ class Design:
     def __post_init__(self) -> None:
         owner, features = [], []
         for index, record in enumerate(self.records):
-            found = self.encoder.encode(record.prompt, record.caption)
-            rows = [found, self.encoder.encode(record.prompt)] if found.captioned else [found]
+            found = self.encoder.encode(record.prompt, record.caption, record.tools)
+            rows = [found, self.encoder.encode(record.prompt, tools=record.tools)] if found.captioned else [found]
             owner += [index] * len(rows)
             features += rows
         starts = np.cumsum([0, *(len(f.columns) for f in features)])

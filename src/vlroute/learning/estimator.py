@@ -16,10 +16,10 @@ from vlroute.learning.embeddings import embed_texts
 from vlroute.learning.fit import MIN_RECORDS, fit_classifier
 from vlroute.learning.metrics import area_over_random
 from vlroute.records import Outcome, Record
-from vlroute.types import MODES
+from vlroute.types import MODES, ToolUse
 
-#: (prompt, caption or None); a string is a prompt without caption.
-Request = str | tuple[str, str | None]
+#: (prompt, caption or None), (prompt, caption or None, tools as in `Record`), or a prompt alone.
+Request = str | tuple[str, str | None] | tuple[str, str | None, ToolUse]
 
 
 class ComplexityEstimator(ClassifierMixin, BaseEstimator):
@@ -66,11 +66,13 @@ class ComplexityEstimator(ClassifierMixin, BaseEstimator):
         records = [
             Record(
                 str(number),
-                *_request(request),
+                prompt,
+                caption,
                 instruct=_outcome(right[number, 0], generated[number, 0]),
                 thinking=_outcome(right[number, 1], generated[number, 1]),
+                tools=tools,
             )
-            for number, request in enumerate(X)
+            for number, (prompt, caption, tools) in enumerate(map(_request, X))
         ]
         text = load_text_encoder(self.text_encoder) if self.text_encoder else None
         classifier = fit_classifier(records, seed=self.seed, text=embed_texts(records, text) if text else None)
@@ -97,8 +99,10 @@ class ComplexityEstimator(ClassifierMixin, BaseEstimator):
         return area_over_random(p[:, 1] - p[:, 0], right[:, 0], right[:, 1])
 
 
-def _request(request: Request) -> tuple[str, str | None]:
-    return (request, None) if isinstance(request, str) else (request[0], request[1])
+def _request(request: Request) -> tuple[str, str | None, ToolUse]:
+    if isinstance(request, str):
+        return request, None, ""
+    return (*request, "") if len(request) == 2 else request
 
 
 def _outcome(right: float, tokens: float) -> Outcome:

@@ -633,8 +633,8 @@ def evaluate_router(
     with Progress(console=console) as progress:
         given, bare = [], []
         for record in progress.track(records, description="predicting"):
-            given.append(classifier.predict(record.prompt, record.caption))
-            bare.append(classifier.predict(record.prompt) if record.caption else given[-1])
+            given.append(classifier.predict(record.prompt, record.caption, record.tools))
+            bare.append(classifier.predict(record.prompt, tools=record.tools) if record.caption else given[-1])
         task = progress.add_task("intervals", total=1 + len(topics))
 
         def on(at: Sequence[int]) -> Evaluation:

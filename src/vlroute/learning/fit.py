@@ -190,7 +190,7 @@ def fit_classifier(
     """
     if len(records) < MIN_RECORDS:
         raise ValueError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed")
-    encoder = RequestEncoder.fit([(record.prompt, record.caption) for record in records], text)
+    encoder = RequestEncoder.fit([(record.prompt, record.caption, record.tools) for record in records], text)
     design = Design(encoder, records)
     fold = folds_of(records, INNER_FOLDS, seed, together="record")[design.owner]
     selection = select(design, fold, learner)

@@ -119,6 +119,7 @@ def _fit(
         classifier = fit_classifier(kept, seed=seed, text=text, learner=learner)
         for index in np.flatnonzero(left_out).tolist():
             record = records[index]
-            given = classifier.predict(record.prompt, record.caption)
-            predicted[index] = given, classifier.predict(record.prompt) if record.caption else given
+            given = classifier.predict(record.prompt, record.caption, record.tools)
+            bare = classifier.predict(record.prompt, tools=record.tools) if record.caption else given
+            predicted[index] = given, bare
     return seed, None, predicted

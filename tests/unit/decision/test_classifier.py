@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from vlroute.decision.text_encoder import STATIC, load_text_encoder
 from vlroute.errors import ArtifactError
 from vlroute.files import shipped
 from vlroute.learning.fit import fit_classifier
+from vlroute.types import ToolUse
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +98,41 @@ def test_far_from_the_training_data(classifier: ComplexityClassifier) -> None:
     assert classifier.predict("Refactor my asyncio service").coverage == 0
 
 
+def test_the_effect_of_tools_is_learned() -> None:
+    rng, records = random.Random(5), []
+    for record in draw_records(600)[1]:
+        tools = rng.choice(get_args(ToolUse))
+        if tools == "offered":  # Thinking gets worse
+            record = dataclasses.replace(record, thinking=dataclasses.replace(record.thinking, correct=0.2))
+        if tools == "result":  # Instruct gets better
+            record = dataclasses.replace(record, instruct=dataclasses.replace(record.instruct, correct=0.95))
+        records.append(dataclasses.replace(record, tools=tools))
+    learned = fit_classifier(records)
+    asked = "Add the numbers.", "four numbers"
+    without, offered, result = (learned.predict(*asked, tools) for tools in get_args(ToolUse))
+    assert offered.p_thinking < without.p_thinking - 0.4
+    assert result.p_instruct > without.p_instruct + 0.4
+
+
+def test_an_artifact_of_a_version_that_did_not_see_tools(classifier: ComplexityClassifier, tmp_path: Path) -> None:
+    classifier.save(tmp_path)
+
+    def drop(arrays: dict) -> None:
+        for name in ("center", "scale", "weights"):
+            arrays[name] = arrays[name][:-2]
+
+    edit_card(lambda card: card.update(dense=card["dense"][:-2]))(tmp_path)
+    edit_weights(drop)(tmp_path)
+    loaded = ComplexityClassifier.load(tmp_path)
+    for request in (("Add the numbers.", "four numbers"), ("把数字加起来。", None)):
+        expected = classifier.predict(*request)
+        assert [loaded.predict(*request, tools) for tools in get_args(ToolUse)] == [expected] * 3
+
+
 def test_predict_many(classifier: ComplexityClassifier) -> None:
-    requests: list[tuple[str, str | None]] = [("Add the numbers.", "one number"), ("Add the numbers.", None)]
+    requests: list[tuple[str, str | None, ToolUse]] = [
+        ("Add the numbers.", "one number", ""), ("Add the numbers.", None, "offered")
+    ]  # fmt: skip
     assert classifier.predict_many(requests) == [classifier.predict(*request) for request in requests]
 
 

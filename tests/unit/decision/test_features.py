@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import unicodedata
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from vlroute.decision.features import (
     terms_of,
     tokenize,
 )
+from vlroute.types import ToolUse
 
 TEXTS = [
     "Add the numbers 12 and 3.5, then add 12.",
@@ -184,11 +186,13 @@ def test_a_vocabulary_out_of_order_is_refused() -> None:
         GramEncoder(np.asarray([2, 1], np.uint64), np.ones(2, np.float32))
 
 
-REQUESTS: list[tuple[str, str | None]] = [("Add the numbers.", "three numbers"), ("Read it.", "a sign")] * 6
+REQUESTS: list[tuple[str, str | None, ToolUse]] = [
+    ("Add the numbers.", "three numbers", ""), ("Read it.", "a sign", "offered")
+] * 6  # fmt: skip
 
 
-def dense(encoder: RequestEncoder, prompt: str, caption: str | None) -> np.ndarray:
-    features = encoder.encode(prompt, caption)
+def dense(encoder: RequestEncoder, prompt: str, caption: str | None, tools: ToolUse = "") -> np.ndarray:
+    features = encoder.encode(prompt, caption, tools)
     vector = np.zeros(encoder.width, np.float32)
     vector[features.columns] = features.values
     return vector
@@ -210,6 +214,16 @@ def test_no_caption_and_an_unintelligible_one_are_the_same(caption: str | None) 
     assert not features.captioned
     assert features.coverage == 1
     np.testing.assert_array_equal(dense(encoder, "Add the numbers.", caption), dense(encoder, "Add the numbers.", None))
+
+
+def test_tools_change_only_their_own_columns() -> None:
+    encoder = RequestEncoder.fit(REQUESTS)
+    without, offered, result = (dense(encoder, "Read it.", "a sign", use) for use in get_args(ToolUse))
+    (offers,) = np.flatnonzero(without != offered)
+    (results,) = np.flatnonzero(offered != result)
+    assert (offers, results) == (encoder.width - 2, encoder.width - 1)
+    assert offered[offers] > without[offers]
+    assert result[results] > offered[results]
 
 
 def test_columns_are_distinct_and_within_the_width() -> None:

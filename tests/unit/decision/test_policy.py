@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.latency import ASSUMED_PER_TOKEN, ASSUMED_PREFILL, LatencyModel
 from vlroute.decision.policy import Policy
-from vlroute.types import Decision
+from vlroute.types import Decision, Mode
 
 share = st.floats(0, 1)
 amount = st.floats(0, 1e308)
@@ -53,6 +53,43 @@ def test_price_and_gain(price: float, p_instruct: float, p_thinking: float, mode
     decision = Policy(price=price).decide(predict(p_instruct, p_thinking), SLOW)
     assert decision.mode == mode
     assert reason in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("p_thinking", "previous", "interval", "mode"),
+    [
+        (0.9, "instruct", (0.2, 0.6), "thinking"),
+        (0.9, "instruct", (0.05, 0.7), "instruct"),  # the lower bound is not above the threshold of 0.1
+        (0.9, "instruct", None, "instruct"),
+        (0.5, "thinking", (-0.2, 0.05), "instruct"),
+        (0.5, "thinking", (-0.1, 0.15), "thinking"),
+        (0.5, "thinking", None, "thinking"),
+        (0.9, "thinking", None, "thinking"),  # no change, so no bound is needed
+        (0.5, "instruct", (0.2, 0.6), "instruct"),
+    ],
+)
+def test_within_a_loop_of_tool_calls_only_the_whole_interval_changes_the_mode(
+    p_thinking: float, previous: Mode, interval: tuple[float, float] | None, mode: str
+) -> None:
+    policy = Policy(price=0.1)
+    decision = policy.decide(predict(0.5, p_thinking), SLOW, previous=previous, interval=interval, tools="result")
+    free = policy.decide(predict(0.5, p_thinking), SLOW)
+    assert (decision.mode, decision.previous, decision.tools) == (mode, previous, "result")
+    assert (decision.gain, decision.threshold) == (free.gain, free.threshold)
+    if decision.mode == free.mode:
+        assert decision.reason == free.reason
+    else:
+        assert f"{previous} goes on, because the interval of the gain is" in decision.reason
+
+
+def test_within_a_loop_a_forced_mode_is_obeyed() -> None:
+    decision = Policy().decide(predict(0.9, 0.1), SLOW, forced="thinking", previous="instruct")
+    assert (decision.mode, decision.forced, decision.previous) == ("thinking", True, "instruct")
+
+
+def test_within_a_loop_low_coverage_does_not_change_the_mode() -> None:
+    decision = Policy().decide(predict(0.9, 0.1, coverage=0.1), SLOW, previous="thinking")
+    assert decision.mode == "thinking"
 
 
 def test_thinking_that_is_faster_costs_nothing() -> None:

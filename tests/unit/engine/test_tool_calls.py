@@ -32,7 +32,7 @@ FORMS: dict[CallFormat, str] = {"json": JSON_CALL, "xml": XML_CALL}
 
 def read(pieces: list[str], form: CallFormat = "json", complete: bool = True, tools: Tools | None = None) -> Any:
     """Text, and name and arguments of each call."""
-    reader = CallReader(tools or TOOLS, form)  # type: ignore[arg-type]
+    reader = CallReader(tools or TOOLS, form, "instruct")  # type: ignore[arg-type]
     passed = []
     for piece in pieces:
         passed += reader.read([("answer", piece)])
@@ -84,7 +84,7 @@ def test_one_call_only() -> None:
 
 
 def test_arguments_are_kept_as_they_are_written() -> None:
-    reader = CallReader(TOOLS, "json")  # type: ignore[arg-type]
+    reader = CallReader(TOOLS, "json", "thinking")  # type: ignore[arg-type]
     list(
         reader.read(
             [("answer", '<tool_call>{"name":"tap","arguments":{"button":"\\u4e2d",  "times":1.0}}</tool_call>')]
@@ -106,7 +106,7 @@ def test_arguments_are_kept_as_they_are_written() -> None:
 def test_other_json_calls(body: str, arguments: dict[str, Any]) -> None:
     text, calls = read([f"<tool_call>{body}</tool_call>"])
     assert (text, calls) == ("", [("tap", arguments)])
-    reader = CallReader(TOOLS, "json")  # type: ignore[arg-type]
+    reader = CallReader(TOOLS, "json", "thinking")  # type: ignore[arg-type]
     list(reader.read([("answer", f"<tool_call>{body}</tool_call>")]))
     assert json.loads(reader.calls[0].text) == arguments
 

@@ -14,7 +14,7 @@ from vlroute.records import Record
 
 
 def design_of(records: list[Record]) -> Design:
-    return Design(RequestEncoder.fit([(record.prompt, record.caption) for record in records]), records)
+    return Design(RequestEncoder.fit([(record.prompt, record.caption, record.tools) for record in records]), records)
 
 
 def test_a_captioned_record_is_trained_on_with_and_without_its_caption() -> None:

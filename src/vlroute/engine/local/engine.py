@@ -204,7 +204,7 @@ class Request:
             continues, stops = bool(self.conversation.prefix), resolved.pop("stop", None) or ()
             splitter = Splitter(checkpoint.tokenizer, mode == "thinking", stops, continues)
             running, tools = RunningTrial(trial, on_piece, self.engine.stages), self.conversation.tools
-            calls = None if tools is None else CallReader(tools, checkpoint.family.call_format, continues)
+            calls = None if tools is None else CallReader(tools, checkpoint.family.call_format, mode, continues)
             constrained = None
             if (grammar := self._grammar(mode, response_format(resolved))) is not None:
                 vocabulary = checkpoint.model.config.text_config.vocab_size

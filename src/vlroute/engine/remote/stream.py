@@ -16,11 +16,11 @@ from vlroute.engine.remote.endpoint import Endpoint, Reasoning
 from vlroute.engine.remote.errors import failure, is_overload
 from vlroute.engine.repetition import LoopDetector
 from vlroute.engine.text import StopText, Trimmed
-from vlroute.engine.tool_calls import call_of, new_call_id
+from vlroute.engine.tool_calls import call_of
 from vlroute.engine.trial import RunningTrial
 from vlroute.errors import ModeUnavailableError
 from vlroute.inputs.think_tags import Tag, ThinkTags
-from vlroute.inputs.tools import MAX_CALLS
+from vlroute.inputs.tools import MAX_CALLS, new_call_id
 from vlroute.types import Channel, Closed, FinishReason, Mode, ToolCall
 
 Pieces = Iterator[tuple[Channel, str]]
@@ -198,13 +198,17 @@ _FAILED = ("error", "abort", "insufficient_system_resource")
 class RemoteCalls:
     """Joins the pieces of tool calls. All calls are passed on at the end, because their pieces may be mixed.
 
+    The calls get ids of this process, which contain the mode. Those of the server are not needed again: it keeps no
+    state between requests.
+
     Args:
+        mode: The mode that answers.
         most: Maximum number of calls.
     """
 
-    def __init__(self, most: int = MAX_CALLS) -> None:
+    def __init__(self, mode: Mode, most: int = MAX_CALLS) -> None:
         self.calls: list[ToolCall] = []
-        self._most = most
+        self._mode, self._most = mode, most
         self._open = list[dict[str, Any]]()  # in the order of their first pieces
 
     def __bool__(self) -> bool:
@@ -238,11 +242,11 @@ class RemoteCalls:
         opened, self._open = self._open, []
         for given in opened[: self._most]:
             # a surrogate pair may be split over two chunks; a lone surrogate becomes U+FFFD
-            id, name, text = (
+            name, text = (
                 "".join(piece).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-                for piece in (given["id"], given["name"], given["text"])
+                for piece in (given["name"], given["text"])
             )
-            if call := call_of(id or new_call_id(), name, text):
+            if call := call_of(new_call_id(self._mode), name, text):
                 self.calls.append(call)
                 yield "call", call
             else:
@@ -289,7 +293,7 @@ class RemoteStream:
         self._most_thinking = most_thinking
         self._loops = LoopDetector() if close_loops and mode == "thinking" else None
         self._cut: Closed | None = None
-        self._calls = RemoteCalls(most_calls)
+        self._calls = RemoteCalls(mode, most_calls)
         self._usage: Any = None
         self._encoded: int | None = None
         self._finish: str | None = None
