@@ -17,7 +17,7 @@ from PIL import Image
 
 from vlroute.checks import refused
 from vlroute.errors import ChatBusyError, ChatFileError
-from vlroute.files import check_outputs, replace_file
+from vlroute.files import check_outputs, make_folder, replace_file, sweep_drafts
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.media import Picture, PixelBudget, Video, load_picture
 from vlroute.inputs.messages import Conversation, Message, Part, parse_tool_call
@@ -313,7 +313,9 @@ def check_chat_output(folder: str | Path) -> Path:
 def write_chat(folder: str | Path, system: str | None, turns: tuple[Turn, ...]) -> Path:
     """Write the pictures, then `chat.json` atomically: if the process is killed, the previous chat remains readable."""
     folder = check_chat_output(folder)
-    (folder / MEDIA).mkdir(parents=True, exist_ok=True)
+    make_folder(folder / MEDIA, private=True)
+    for part in (folder, folder / MEDIA):
+        sweep_drafts(part)
     written = [
         {
             "before": [_saved(folder, one) for one in turn.before],
@@ -323,7 +325,7 @@ def write_chat(folder: str | Path, system: str | None, turns: tuple[Turn, ...]) 
         for turn in turns
     ]
     text = json.dumps({"format": FORMAT, "system": system, "turns": written}, ensure_ascii=False, indent=1)
-    replace_file(folder / FILE, (text + "\n").encode())
+    replace_file(folder / FILE, (text + "\n").encode(), private=True)
     return folder
 
 
@@ -389,7 +391,7 @@ def _keep(folder: Path, image: Image.Image) -> str:
     if not path.exists():
         png = io.BytesIO()
         image.save(png, format="PNG")
-        replace_file(path, png.getvalue())
+        replace_file(path, png.getvalue(), private=True)
     return name
 
 

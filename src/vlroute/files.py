@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from vlroute.errors import CheckpointError, InputError, OutputError
+
+#: Ending of temporary files. After so many seconds without a write, one belongs to a process that was killed.
+DRAFT, DRAFT_SECONDS = ".part", 3600.0
 
 
 def read_at_most(file: str | Path, most: int) -> bytes:
@@ -67,32 +71,78 @@ def _same(file: Path, other: Path) -> bool:
     )
 
 
-def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+def replace_file(path: Path, data: bytes, *, durable: bool = True, private: bool = False) -> None:
     """Write a file atomically: a killed process leaves the old file or the new one.
 
     Args:
         path: The file.
         data: Its new content.
-        durable: Whether to wait until the data is on the disk.
+        durable: Whether to wait until the data and the name of the file are on the disk.
+        private: Whether only the owner may read a new file. An existing file keeps its mode.
 
     Raises:
         OSError: The file cannot be written.
     """
     draft = _draft(path)
     try:
-        with draft.open("wb") as file:
+        with open(draft, "wb", opener=opened_privately if private else None) as file:
+            if private:
+                with suppress(FileNotFoundError):
+                    os.chmod(draft, path.stat().st_mode & 0o777)
             file.write(data)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
         draft.replace(path)
+        if durable:
+            sync_folder(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path, *, private: bool = False) -> None:
+    """Create a folder with its missing parents, and wait until their names are on the disk.
+
+    Args:
+        folder: The folder, which may exist.
+        private: Whether only the owner may open the new folders.
+
+    Raises:
+        OSError: A folder cannot be created.
+    """
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
+        sync_folder(one.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of the files in a folder are on the disk. Raises OSError."""
+    if os.name == "nt":  # Windows cannot open folders
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep_drafts(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder. Files that may still be written are kept."""
+    for draft in folder.glob(f"*{DRAFT}"):
+        with suppress(OSError):
+            if time.time() - draft.stat().st_mtime > DRAFT_SECONDS:
+                draft.unlink()
+
+
+def opened_privately(path: str, flags: int) -> int:
+    """The `opener` of `open` for files that only their owner may read, if they are new."""
+    return os.open(path, flags, 0o600)
+
+
 def _draft(path: Path) -> Path:
     """A unique temporary name next to `path`, because other processes may write the same file."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{DRAFT}")
 
 
 PACKAGE = Path(__file__).resolve().parent

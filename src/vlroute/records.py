@@ -15,7 +15,8 @@ from typing import IO, TYPE_CHECKING, Any, get_args
 
 from vlroute.checks import shown
 from vlroute.errors import InputError
-from vlroute.files import replace_file
+from vlroute.file_lock import locked
+from vlroute.files import opened_privately, replace_file, sync_folder
 from vlroute.types import Mode, ToolUse
 
 if TYPE_CHECKING:
@@ -258,7 +259,9 @@ def write_records(path: str | Path, records: Iterable[Record], *, append: bool =
         append_lines(path, content)
         return len(lines)
     # without a time stamp, equal records make equal files
-    replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    data = gzip.compress(content, mtime=0) if path.suffix == ".gz" else content
+    with locked(path):
+        replace_file(path, data, private=True)
     return len(lines)
 
 
@@ -311,12 +314,16 @@ def append_lines(path: Path, content: bytes) -> None:
         path: The file. An incomplete last line, which an interrupted run leaves, is removed first.
         content: Whole lines.
 
+    Other processes that append to the same file wait. A new file can be read by its owner only.
+
     Raises:
         InputError: The file is compressed.
+        OutputError: Another process does not finish writing to it.
     """
     if path.suffix == ".gz":
         raise InputError(f"{path}: cannot append to a gzipped file; write {path.stem} and compress it when done")
-    with path.open("a+b") as file:
+    with locked(path), open(path, "a+b", opener=opened_privately) as file:
+        created = file.tell() == 0
         size = file.tell()
         file.seek(max(0, size - 1))
         if file.read() not in (b"", b"\n"):
@@ -330,6 +337,8 @@ def append_lines(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+        if created:
+            sync_folder(path.parent)
 
 
 def _record(row: Any) -> Record:

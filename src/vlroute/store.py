@@ -22,6 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
 from vlroute.errors import InputError, StoreError, UnknownAnswerError
+from vlroute.files import make_folder
 from vlroute.inputs.messages import Conversation
 from vlroute.records import Outcome, Record
 from vlroute.shadow import Choice, Label, ShadowedDecision
@@ -134,7 +135,7 @@ def open_engine(url: sa.URL, create: bool = True) -> sa.Engine:
         if not create and not holds_store(path):
             what = "is not a store of vlroute" if path.exists() else "does not exist"
             raise StoreError(f"{path} {what}; pass the file that was used as --store or store= for the answers")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, private=True)
         path.touch(mode=0o600)  # readable by its owner only; an existing file keeps its mode
     try:
         options = {"timeout": BUSY_SECONDS} if backend == "sqlite" else {}

@@ -25,6 +25,7 @@ import httpx
 import pytest
 from training.bench.servers import free_port
 
+from tests.artifacts import weights_of
 from tests.conftest import lacking, media, task
 from tests.integration.test_store import drop_tables, postgres  # noqa: F401 - a fixture
 from tests.serving import KEY, data_uri, png, until, user
@@ -321,7 +322,7 @@ def test_the_artifact_is_replaced_while_requests_are_answered(cluster: Cluster, 
     with cluster.http() as http:
         for content in (user(drawn(2)), {"role": "user", "content": "What is the total of 3 numbers?"}):
             assert http.post("/v1/route", json={"messages": [content], **EXACT}).json()["model"] == "instruct"
-    (tmp_path / "new" / "weights.safetensors").write_bytes(b"x")
+    weights_of(tmp_path / "new").write_bytes(b"x")
     with pytest.raises(ArtifactError):
         cluster.deploy(router=str(tmp_path / "new"))
     cluster.deploy()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.artifacts import weights_of
 from tests.synthetic_records import draw_records
 from vlroute import Policy, Router, Target
-from vlroute.decision.artifact import WEIGHTS_FILE
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.errors import ArtifactError
 from vlroute.learning.fit import fit_classifier
@@ -111,7 +111,7 @@ def test_a_damaged_artifact_changes_nothing(artifact: Path, tmp_path: Path) -> N
     router = Router.from_pretrained(**PAIR, router=artifact)
     before = router.decide("What is the total?", caption="four numbers")
     ComplexityClassifier.load(artifact).save(tmp_path)
-    weights = tmp_path / WEIGHTS_FILE
+    weights = weights_of(tmp_path)
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(ArtifactError, match="damaged"):
         router.use(tmp_path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.artifacts import weights_of
 from tests.conftest import media
 from tests.recording import model_calls
 from vlroute import Router
@@ -101,7 +102,7 @@ def test_damaged_and_foreign_folders_are_refused(probe: VisionProbe, tmp_path: P
     (tmp_path / "router.json").write_text(json.dumps({**card, "schema": 999}))
     with pytest.raises(ArtifactError, match="has schema 999"):
         VisionProbe.load(tmp_path)
-    (tmp_path / "weights.safetensors").write_bytes(b"no tensors")
+    weights_of(tmp_path).write_bytes(b"no tensors")
     (tmp_path / "router.json").write_text(json.dumps(card))
     with pytest.raises(ArtifactError, match="is damaged"):
         VisionProbe.load(tmp_path)

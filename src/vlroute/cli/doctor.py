@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 State = Literal["fine", "note", "problem"]
 MARKS: dict[State, str] = {"fine": "[green]✓[/]", "note": "[yellow]•[/]", "problem": "[red]✗[/]"}
 MiB, GiB = 2**20, 2**30
+#: Permission bits of all but the owner.
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
 LITTLE_DISK = 10 * GiB  # the 2B pair takes about 9 GiB
 #: What each extra of the package is for.
 EXTRAS = {
@@ -46,6 +50,7 @@ ADVICE = {
     "devices": "reinstall torch: pip install --force-reinstall torch torchvision",
     "model": "pass --model with a hub name or a folder; if a checkpoint is damaged, download or copy it again",
     "router": "pass --router with a folder that vlroute train wrote; if the artifact is damaged, train it again",
+    "data": "pass --data with files and folders that can be read",
     "store": "pass --store with a file that vlroute wrote, or a new one",
     "caches": "set HF_HOME to a folder that can be read and written",
 }
@@ -71,20 +76,27 @@ class Finding:
 
 
 def doctor(
-    model: ModelOption = None, router: RouterFolder = None, store: StoreAt = None, as_json: AsJson = False
+    model: ModelOption = None,
+    router: RouterFolder = None,
+    store: StoreAt = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Chat, file of records, cache or folder of them: can other users read it? May be repeated."),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Report what is installed, missing or broken, and what to do about it.
 
-    Checks packages and extras, devices, the model and its towers, the router, the store, and caches. Loads no model
-    and downloads nothing. The exit code is 1 if something prevents answering.
+    Checks packages and extras, devices, the model and its towers, the router, the store, files with data of users, and
+    caches. Loads no model and downloads nothing. The exit code is 1 if something prevents answering.
 
     vlroute doctor
 
-    vlroute doctor --model Qwen/Qwen3-VL-2B --store answers.db
+    vlroute doctor --model Qwen/Qwen3-VL-2B --store answers.db --data chats --data records.jsonl
     """
     with Progress(SpinnerColumn(), TextColumn("checking…"), console=Console(stderr=True), transient=True) as progress:
         progress.add_task("")
-        findings = list(examine(model, router, store))
+        findings = list(examine(model, router, store, data or ()))
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
     else:
@@ -109,13 +121,19 @@ def _print(findings: Sequence[Finding]) -> None:
     Console(highlight=False).print(table)
 
 
-def examine(model: str | None = None, router: str | Path | None = None, store: str | None = None) -> Iterator[Finding]:
+def examine(
+    model: str | None = None,
+    router: str | Path | None = None,
+    store: str | None = None,
+    data: Sequence[str | Path] = (),
+) -> Iterator[Finding]:
     """Run all checks.
 
     Args:
         model: As `name` of `Router.from_pretrained`.
         router: As of `Router.from_pretrained`.
         store: As of `Router.from_pretrained`.
+        data: Files and folders with data of users.
 
     Yields:
         Findings by section. A check that fails with an error yields a problem.
@@ -123,7 +141,7 @@ def examine(model: str | None = None, router: str | Path | None = None, store: s
     examined = _Model(model, router)
     for section, findings in {
         "packages": packages(), "extras": extras(), "devices": devices(), "model": examined.checkpoints(),
-        "router": examined.artifact(), "store": stored(store), "caches": caches(),
+        "router": examined.artifact(), "store": stored(store), "data": private(data), "caches": caches(),
     }.items():  # fmt: skip
         try:
             yield from findings
@@ -409,6 +427,29 @@ def stored(store: str | None) -> Iterator[Finding]:
     with Store(store) as opened:
         answers, rated = opened.count()
     yield Finding("store", "store", f"{answers} answers, {rated} of them with feedback")
+    if "://" not in store:
+        yield from private([Path(store).expanduser()], "store")
+
+
+def private(paths: Sequence[str | Path], section: str = "data") -> Iterator[Finding]:
+    """Whether other users of this machine can read files; the files that a folder contains count too."""
+    if os.name != "posix":
+        return
+    for path in map(Path, paths):
+        if not path.exists():
+            yield Finding(section, str(path), "does not exist", "note", "check the path")
+            continue
+        if path.is_dir() and not path.stat().st_mode & OTHERS:
+            yield Finding(section, str(path), "can be opened by its owner only")
+            continue
+        files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+        open_ = sum(bool(one.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)) for one in files)
+        if open_:
+            found = f"{open_} of {len(files)} files can be read by other users of this machine"
+            advice = f"chmod -R go= {shlex.quote(str(path))}"
+            yield Finding(section, str(path), found, "note", advice)
+        else:
+            yield Finding(section, str(path), "can be read by its owner only")
 
 
 def caches() -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from vlroute.cli.options import MODEL_HELP, Device, Wanted, check_price
 from vlroute.errors import InputError, MissingExtraError
-from vlroute.files import check_outputs, replace_file
+from vlroute.files import check_outputs, make_folder, replace_file
 from vlroute.types import MODES
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _needs(extra: str) -> Iterator[None]:
 
 def train(
     records: Records,
-    out: Annotated[Path, typer.Option(help="Folder for router.json, weights.safetensors and report.md.")],
+    out: Annotated[Path, typer.Option(help="Folder for router.json, its weights and report.md.")],
     oof: Annotated[Path | None, typer.Option(help="File for each record's out-of-fold probabilities.")] = None,
     price: Annotated[float, typer.Option(help="Price for the routed rows of the report only.")] = 0.1,
     folds: Folds = 5,
@@ -359,13 +359,13 @@ def probe(
     """
     with _needs("train"):
         from vlroute.learning.probe import learn_probe
-    from vlroute.decision.artifact import CARD_FILE, WEIGHTS_FILE
+    from vlroute.decision.artifact import CARD_FILE
     from vlroute.decision.captions import PROBE_FOLDER
     from vlroute.learning.dataset import Source, parse_columns
     from vlroute.router import Router
 
     loaded = Router.from_pretrained(model, router=router, device=device)
-    check_outputs(*(router / PROBE_FOLDER / name for name in (CARD_FILE, WEIGHTS_FILE)), inputs=[source, records])
+    check_outputs(router / PROBE_FOLDER / CARD_FILE, inputs=[source, records])
     learnt = learn_probe(
         loaded, Source(source, split, config), records, columns=parse_columns(columns), limit=limit, strict=strict
     )
@@ -404,7 +404,7 @@ def export(
         from vlroute.store import export_feedback
 
         found = export_feedback(opened)
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent, private=True)
         written = write_records(out, found.records)
     typer.echo(f"wrote {written} records; left out {found.one_sided} requests with feedback on one mode only")
 

@@ -1,9 +1,10 @@
-"""Files of a trained router: `router.json`, the readable card, and `weights.safetensors`. They contain no code."""
+"""Files of a trained router: `router.json`, the readable card, and its weights. They contain no code."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from vlroute.errors import ArtifactError
-from vlroute.files import replace_file
+from vlroute.file_lock import locked
+from vlroute.files import make_folder, replace_file, sweep_drafts
 
-SCHEMA = 4
+SCHEMA = 5
 CARD_FILE = "router.json"
+#: The weights up to schema 4. Since then, their name contains the beginning of their SHA-256.
 WEIGHTS_FILE = "weights.safetensors"
 REPORT_FILE = "report.md"
 REMEDY = "copy the whole folder again, or train the router again with 'vlroute train'"
 
 Arrays = dict[str, NDArray[Any]]
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 DTYPES = (np.float32, np.float16, np.uint64, np.int64, np.int32)
 
 #: Names of schema 3 and their names today.
@@ -36,30 +40,55 @@ _REMOVED_LEARNERS = ("neighbours.", "forest.")
 
 def artifact_files(folder: Path) -> list[Path]:
     """Return all files that can belong to a router: its own, its report and its vision probe. Some may not exist."""
-    names = (CARD_FILE, WEIGHTS_FILE)
-    return [folder / name for name in (*names, REPORT_FILE)] + [folder / "probe" / name for name in names]
+    found = [one for part in (folder, folder / "probe") for one in (part / CARD_FILE, *_all_weights(part))]
+    return [*found, folder / REPORT_FILE]
+
+
+def weights_file(folder: Path, schema: int, digest: str) -> Path:
+    """The file of the weights with this SHA-256."""
+    return folder / (WEIGHTS_FILE if schema < 5 else f"weights-{digest[:16]}.safetensors")
 
 
 def write_artifact(folder: str | Path, card: Mapping[str, Any], arrays: Arrays) -> None:
-    """Write both files into `folder`.
+    """Replace the artifact in `folder` as a whole.
 
-    The card is written last and contains the SHA-256 of the weights, so that `read_artifact` detects an interrupted
-    write.
+    The new weights get a name of their own, and the card, which contains their SHA-256, is replaced after that. If the
+    process is killed, the folder contains either the old artifact or the new one. Old weights are removed at the end.
+
+    Args:
+        folder: The folder of the artifact; it is created.
+        card: The card, without schema and checksum.
+        arrays: The weights by name.
+
+    Raises:
+        OutputError: Another process is writing to the same folder.
+        OSError: A file cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     weights = save_tensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    head = {"schema": SCHEMA, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+    digest = hashlib.sha256(weights).hexdigest()
+    head = {"schema": SCHEMA, "weights_sha256": digest}
     text = json.dumps({**head, **card}, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    replace_file(folder / WEIGHTS_FILE, weights)
-    replace_file(folder / CARD_FILE, text.encode())
+    file = weights_file(folder, SCHEMA, digest)
+    with locked(folder / CARD_FILE):
+        sweep_drafts(folder)
+        replace_file(file, weights)
+        replace_file(folder / CARD_FILE, text.encode())
+        for other in _all_weights(folder):
+            if other != file:
+                other.unlink(missing_ok=True)
+
+
+def _all_weights(folder: Path) -> list[Path]:
+    return [folder / WEIGHTS_FILE, *folder.glob("weights-*.safetensors")]
 
 
 def read_artifact(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
     """Read the card and the arrays.
 
     Args:
-        folder: The folder of the artifact. Schema 3 is read, too.
+        folder: The folder of the artifact. Schemas 3 and 4 are read, too.
 
     Returns:
         The card without schema and checksum, and the arrays by name.
@@ -68,27 +97,45 @@ def read_artifact(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
         ArtifactError: Files are missing, damaged, not finite or of another schema.
     """
     folder = Path(folder)
-    try:
-        card = json.loads(_read(folder / CARD_FILE))
-    except ValueError as error:
-        raise ArtifactError(f"{folder / CARD_FILE} is not valid JSON ({error}); {REMEDY}") from error
-    schema = card.pop("schema", None) if isinstance(card, dict) else None
-    if schema not in (3, SCHEMA):
-        raise ArtifactError(
-            f"{folder / CARD_FILE} has schema {schema!r}; this version of vlroute reads 3 and {SCHEMA}. Train "
-            "the router again with 'vlroute train', or install the version of vlroute that wrote it"
-        )
-    weights = _read(folder / WEIGHTS_FILE)
-    if hashlib.sha256(weights).hexdigest() != card.pop("weights_sha256", None):
-        raise ArtifactError(f"{folder / WEIGHTS_FILE} is damaged or belongs to another {CARD_FILE}; {REMEDY}")
+    missing = ""
+    while True:
+        card, schema, digest = _card(folder)
+        file = weights_file(folder, schema, digest)
+        try:
+            weights = _read(file)
+            break
+        except ArtifactError:
+            if digest == missing:
+                raise
+            missing = digest  # unless the artifact has been replaced since its card was read
+    if hashlib.sha256(weights).hexdigest() != digest:
+        raise ArtifactError(f"{file} is damaged or belongs to another {CARD_FILE}; {REMEDY}")
     try:
         arrays: Arrays = load_tensors(weights)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{folder / WEIGHTS_FILE} is not a safetensors file ({error}); {REMEDY}") from error
+        raise ArtifactError(f"{file} is not a safetensors file ({error}); {REMEDY}") from error
     for name, array in arrays.items():
         if array.dtype not in DTYPES or not bool(np.isfinite(array).all()):
-            raise ArtifactError(f"{folder / WEIGHTS_FILE}: {name!r} is {array.dtype} or not finite; {REMEDY}")
+            raise ArtifactError(f"{file}: {name!r} is {array.dtype} or not finite; {REMEDY}")
     return _from_schema_3(folder, card, arrays) if schema == 3 else (card, arrays)
+
+
+def _card(folder: Path) -> tuple[dict[str, Any], int, str]:
+    """The card without schema and checksum, the schema, and the checksum."""
+    try:
+        card = json.loads(_read(folder / CARD_FILE))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{folder / CARD_FILE} is not valid JSON ({error}); {REMEDY}") from error
+    schema = card.pop("schema", None) if isinstance(card, dict) else None
+    if schema not in (3, 4, SCHEMA):
+        raise ArtifactError(
+            f"{folder / CARD_FILE} has schema {schema!r}; this version of vlroute reads 3 to {SCHEMA}. Train "
+            "the router again with 'vlroute train', or install the version of vlroute that wrote it"
+        )
+    digest = card.pop("weights_sha256", None)
+    if not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
+        raise ArtifactError(f"{folder / CARD_FILE} has no valid weights_sha256; {REMEDY}")
+    return card, schema, digest
 
 
 def _from_schema_3(folder: Path, card: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:

@@ -203,7 +203,7 @@ class ComplexityClassifier:
         return [self.predict(*request) for request in requests]
 
     def save(self, folder: str | Path) -> None:
-        """Write `router.json` and `weights.safetensors` into `folder`; existing files are replaced."""
+        """Write `router.json` and its weights into `folder`; an existing artifact is replaced as a whole."""
         encoder, text = self.encoder, self.encoder.text
         lexical = {name: getattr(encoder, name) for name in _VOCABULARIES}
         arrays: Arrays = {f"idf_{name}": one.idf for name, one in lexical.items()}

@@ -15,14 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vlroute.checks import Whole
 from vlroute.engine.settings import checked
 from vlroute.errors import CheckpointError, InputError
-from vlroute.files import check_outputs, replace_file
+from vlroute.file_lock import locked
+from vlroute.files import check_outputs, make_folder, replace_file, sweep_drafts
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.learning.dataset import Example, Source, examples
 from vlroute.learning.evidence import EvidenceRow, Watch, evidence_file, write_evidence
 from vlroute.learning.grading import Agreement, Grader, exact
 from vlroute.learning.report import collection_report, collection_table
 from vlroute.pipeline import RequestOptions
-from vlroute.records import Outcome, Record, Skipped, read_records, warn, write_records
+from vlroute.records import Outcome, Record, Skipped, append_lines, read_records, warn, write_records
 from vlroute.steps import run
 from vlroute.types import MODES, Answer, Mode
 
@@ -112,7 +113,7 @@ def collect_records(
 
     Raises:
         SettingsError: A generation setting is unknown or out of range.
-        OutputError: A file cannot be written; this is checked first.
+        OutputError: A file cannot be written, or another process collects to `out`; this is checked first.
         InputError: The source cannot be read, the settings differ from those of the earlier run, or all rows failed.
             The last case is reported as soon as the first 20 rows have failed.
         CheckpointError: A checkpoint cannot be loaded.
@@ -126,39 +127,42 @@ def collect_records(
     generation = checked(generation or {}, endpoints=router.remote is not None)
     out, settings = Path(out), run_settings(router, source, grader, agreement, columns, generation)
     check_outputs(*outputs(out, answers), inputs=[source.name])
-    done = _begin(out, settings, strict, notes)
-    result, total = Collected(), source.count()
-    total = limit if total is None else min(total, total if limit is None else limit)
-    job = _Job(router, grader, agreement, generation, result)
-    with _Output(out, None if answers is None else Path(answers)) as output, _progress(notes) as progress:
-        task = progress.add_task("both modes", total=total)
-        for found in examples(source, columns, limit):
-            if isinstance(found, InputError):
-                if strict:
-                    raise found
-                result.fail(str(found))
-            elif found.id in done:
-                result.skipped += 1
-            else:
-                router.load()  # only when there is a usable row
-                if (answered := job.run(found)) is not None:
-                    done.add(found.id)
-                    result.recorded += 1
-                    output.add(*answered)
-            # rows of an earlier run take no time and would distort the estimate of the time left
-            left = None if total is None else total - result.skipped
-            ran, note = result.recorded + result.failed, f"both modes, {result.failed} failed"
-            progress.update(task, total=left, completed=ran, description=note)
-            if strict and result.failed:
-                raise InputError(result.reasons[0])
-            if result.failed >= HOPELESS and not result.recorded and not result.skipped:
-                break
+    make_folder(out.parent, private=True)
+    sweep_drafts(out.parent)
+    with locked(_beside(out, "settings.json"), wait=0):  # two runs would answer the same rows twice
+        done = _begin(out, settings, strict, notes)
+        result, total = Collected(), source.count()
+        total = limit if total is None else min(total, total if limit is None else limit)
+        job = _Job(router, grader, agreement, generation, result)
+        with _Output(out, None if answers is None else Path(answers)) as output, _progress(notes) as progress:
+            task = progress.add_task("both modes", total=total)
+            for found in examples(source, columns, limit):
+                if isinstance(found, InputError):
+                    if strict:
+                        raise found
+                    result.fail(str(found))
+                elif found.id in done:
+                    result.skipped += 1
+                else:
+                    router.load()  # only when there is a usable row
+                    if (answered := job.run(found)) is not None:
+                        done.add(found.id)
+                        result.recorded += 1
+                        output.add(*answered)
+                # rows of an earlier run take no time and would distort the estimate of the time left
+                left = None if total is None else total - result.skipped
+                ran, note = result.recorded + result.failed, f"both modes, {result.failed} failed"
+                progress.update(task, total=left, completed=ran, description=note)
+                if strict and result.failed:
+                    raise InputError(result.reasons[0])
+                if result.failed >= HOPELESS and not result.recorded and not result.skipped:
+                    break
     if result.failed and not result.recorded and not result.skipped:
         raise InputError(f"all of the first {result.failed} rows failed; the first: {result.reasons[0]}")
     records = list(read_records(out, skipped=Skipped())) if out.exists() else []
     if not records:
         raise InputError(f"{source.name}: contains no rows")
-    replace_file(_beside(out, "report.md"), collection_report(records, settings, asdict(result)).encode())
+    replace_file(_beside(out, "report.md"), collection_report(records, settings, asdict(result)).encode(), private=True)
     console.print(collection_table(records))
     return result
 
@@ -259,9 +263,9 @@ class _Output:
 
     def _flush(self) -> None:
         if self._answers is not None and self._texts:
-            self._answers.parent.mkdir(parents=True, exist_ok=True)
-            with self._answers.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in self._texts)
+            make_folder(self._answers.parent, private=True)
+            lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in self._texts]
+            append_lines(self._answers, "".join(lines).encode())
         if self._evidence:
             write_evidence(evidence_file(self._records), self._evidence, append=True)
         if self._batch:
@@ -320,8 +324,7 @@ def _begin(out: Path, settings: dict[str, Any], strict: bool, console: Console) 
         raise InputError(f"{out}: records are appended to a .jsonl file; compress it when it is complete")
     kept = _beside(out, "settings.json")
     if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(kept, json.dumps(settings, ensure_ascii=False, indent=2).encode())
+        replace_file(kept, json.dumps(settings, ensure_ascii=False, indent=2).encode(), private=True)
         return set()
     try:
         before = json.loads(kept.read_text("utf-8"))

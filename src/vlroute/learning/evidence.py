@@ -123,7 +123,7 @@ def write_evidence(path: str | Path, rows: Iterable[EvidenceRow], *, append: boo
     if append:
         append_lines(path, content)
     else:
-        replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+        replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content, private=True)
 
 
 def read_evidence(paths: Sequence[str | Path], skipped: Skipped | None = None) -> dict[str, EvidenceRow]:

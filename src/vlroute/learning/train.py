@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from vlroute.decision.artifact import CARD_FILE, REPORT_FILE, WEIGHTS_FILE
+from vlroute.decision.artifact import CARD_FILE, REPORT_FILE
 from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
 from vlroute.errors import InputError
@@ -100,7 +100,7 @@ def train_router(
     policy = Policy(price=price)
     named = None if model is None else identify(*resolve_pair(model, None, None, out)[:2])
     out = Path(out)
-    outputs = [out / name for name in (CARD_FILE, WEIGHTS_FILE, REPORT_FILE)]
+    outputs = [out / name for name in (CARD_FILE, REPORT_FILE)]
     outputs += [] if oof is None else [Path(oof)]
     outputs += [] if cache is None else [Path(cache) / "new"]
     check_outputs(*outputs, inputs=[*paths, *map(evidence_file, paths)])

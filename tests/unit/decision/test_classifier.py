@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.artifacts import weights_of
 from tests.synthetic_records import PER_TOKEN, PREFILL, caption_decides, draw_records
 from vlroute.decision.artifact import CARD_FILE, WEIGHTS_FILE, write_artifact
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
@@ -154,8 +155,10 @@ def test_saved_and_loaded_it_predicts_the_same(classifier: ComplexityClassifier,
     assert loaded.card["provenance"] == {"records": 1500}
     assert loaded.latency.to_dict() == classifier.latency.to_dict()
     loaded.save(tmp_path / "again")
-    for name in (CARD_FILE, WEIGHTS_FILE):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "new" / "folder" / name).read_bytes()
+    first, second = (
+        {one.name: one.read_bytes() for one in (tmp_path / name).iterdir()} for name in ("new/folder", "again")
+    )
+    assert first == second
 
 
 def edit_card(change: Callable[[dict], None]) -> Callable[[Path], None]:
@@ -171,7 +174,7 @@ def edit_weights(change: Callable[[dict], None]) -> Callable[[Path], None]:
     """Damage that a matching checksum does not reveal."""
 
     def damage(folder: Path) -> None:
-        arrays = load_file(folder / WEIGHTS_FILE)
+        arrays = load_file(weights_of(folder))
         change(arrays)
         card = json.loads((folder / CARD_FILE).read_text("utf-8"))
         for key in ("schema", "weights_sha256"):
@@ -182,24 +185,26 @@ def edit_weights(change: Callable[[dict], None]) -> Callable[[Path], None]:
 
 
 def flip_a_byte(folder: Path) -> None:
-    content = bytearray((folder / WEIGHTS_FILE).read_bytes())
+    content = bytearray(weights_of(folder).read_bytes())
     content[-1] ^= 1
-    (folder / WEIGHTS_FILE).write_bytes(content)
+    weights_of(folder).write_bytes(content)
 
 
 def swap_weights(folder: Path) -> None:
-    save_file({"weights": np.zeros((3, 4), np.float32)}, folder / WEIGHTS_FILE)
+    save_file({"weights": np.zeros((3, 4), np.float32)}, weights_of(folder))
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / CARD_FILE).unlink(), "cannot read"),
-        (lambda folder: (folder / WEIGHTS_FILE).unlink(), "cannot read"),
+        (lambda folder: weights_of(folder).unlink(), "cannot read"),
         (lambda folder: (folder / CARD_FILE).write_text("{"), "not valid JSON"),
         (lambda folder: (folder / CARD_FILE).write_text("[]"), "schema None"),
         (lambda folder: (folder / CARD_FILE).write_bytes(b"\xff\xfe"), "not valid JSON"),
-        (edit_card(lambda card: card.update(schema=99)), "schema 99; this version of vlroute reads 3 and 4"),
+        (edit_card(lambda card: card.update(schema=99)), "schema 99; this version of vlroute reads 3 to 5"),
+        (edit_card(lambda card: card.pop("weights_sha256")), "no valid weights_sha256"),
+        (edit_card(lambda card: card.update(weights_sha256="../" * 30)), "no valid weights_sha256"),
         (edit_card(lambda card: card.pop("vocabulary")), "vocabulary"),
         (edit_card(lambda card: card["vocabulary"]["prompt"].pop()), "idf has shape"),
         (edit_card(lambda card: card.update(latency={})), "per_token"),
@@ -229,7 +234,8 @@ def schema_3(classifier: ComplexityClassifier, folder: Path, *, crossed: list[st
     """Write `classifier` as the previous version of vlroute did."""
     classifier.save(folder)
     card = json.loads((folder / CARD_FILE).read_text("utf-8"))
-    weights = load_file(folder / WEIGHTS_FILE)
+    weights = load_file(weights_of(folder))
+    weights_of(folder).unlink()
     weights["centre"] = weights.pop("center")
     weights |= {"blend": np.zeros((2, 2), np.float32), "idf_crossed": np.ones(len(crossed), np.float32), **arrays}
     save_file(weights, folder / WEIGHTS_FILE)
@@ -245,7 +251,8 @@ def test_artifacts_of_the_previous_schema_are_read(classifier: ComplexityClassif
     assert loaded.predict("Add the numbers.", "four numbers") == classifier.predict("Add the numbers.", "four numbers")
     assert loaded.card["model_selection"] == json.loads(json.dumps(classifier.card["model_selection"]))
     loaded.save(tmp_path)
-    assert json.loads((tmp_path / CARD_FILE).read_text("utf-8"))["schema"] == 4
+    assert json.loads((tmp_path / CARD_FILE).read_text("utf-8"))["schema"] == 5
+    assert [file.name for file in tmp_path.glob("*.safetensors")] == [weights_of(tmp_path).name] != [WEIGHTS_FILE]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from vlroute.checks import BYTES, refused
 from vlroute.engine.cache.features import VisionFeatures
 from vlroute.errors import OutputError
-from vlroute.files import replace_file
+from vlroute.files import DRAFT, make_folder, replace_file, sweep_drafts
 
 log = logging.getLogger("vlroute")
 KEY = re.compile(r"[0-9a-f]{64}")
@@ -47,7 +47,8 @@ class DiskTier:
             raise refused("folder", folder, "a folder")
         self.folder, self.budget = Path(folder), replace(BYTES, low=1).read("budget (bytes)", budget)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder, private=True)
+            sweep_drafts(self.folder)
         except (OSError, ValueError) as error:  # ValueError: a null character
             raise OutputError(f"the folder {str(folder)!r} cannot be created: {error}") from error
         self._lock = threading.Lock()
@@ -73,7 +74,7 @@ class DiskTier:
         if len(data) > self.budget:
             return
         try:
-            replace_file(self._path(key), data, durable=False)  # a partial file fails its checksum
+            replace_file(self._path(key), data, durable=False, private=True)  # a partial file fails its checksum
             with self._lock:
                 self._shrink()
         except OSError as error:
@@ -90,7 +91,8 @@ class DiskTier:
 
     def _files(self) -> list[tuple[float, int, Path]]:
         found = []
-        for path in self.folder.glob("*.features"):
+        # drafts of other processes, or of one that was killed, take room too
+        for path in (*self.folder.glob("*.features"), *self.folder.glob(f"*{DRAFT}")):
             try:
                 state = path.stat()
             except OSError:  # another process removed it
@@ -99,11 +101,14 @@ class DiskTier:
         return sorted(found)
 
     def _shrink(self) -> None:
+        sweep_drafts(self.folder)
         files = self._files()
         total = sum(size for _, size, _ in files)
         for _, size, path in files:
             if total <= self.budget:
                 break
+            if path.suffix == DRAFT:  # it may still be written
+                continue
             path.unlink(missing_ok=True)
             total -= size
 
