@@ -164,6 +164,7 @@ class Router:
         max_num_seqs: int = DEFAULT_NUM_SEQS,
         shadow: str | Path | None = None,
         label_share: float = 0.0,
+        trust_encoder: str | None = None,
         **settings: Any,
     ) -> Self:
         """A router for a pair of checkpoints or for one with both modes; without a name, for the embedded pocket pair.
@@ -204,6 +205,8 @@ class Router:
                 decisions are stored for `vlroute eval --shadow`. It never changes an answer. Needs `store`.
             label_share: Share of these requests, 0 to 1, that the other mode also answers, in the background after the
                 answer was returned. With 0.01, this is one request in a hundred. Needs `shadow`.
+            trust_encoder: A text encoder of the hub that may be downloaded if the artifact names it, see
+                `ComplexityClassifier.load`.
             **settings: Generation settings for both modes, with the names of transformers: `do_sample=False`.
 
         Returns:
@@ -235,14 +238,14 @@ class Router:
             return cls.from_endpoints(
                 *read_endpoints(Path(name)), router=router, policy=policy, captioner=captioner, limits=limits,
                 generation=given, store=store, vision_cache=vision_cache, prefix_cache=prefix_cache, shadow=shadow,
-                label_share=label_share, **options,
+                label_share=label_share, trust_encoder=trust_encoder, **options,
             )  # fmt: skip
         instruct, thinking, router = resolve_pair(name, instruct, thinking, router)
         check_folders(instruct, thinking, quantization)
         return cls(
             instruct,
             thinking,
-            classifier=None if router is None else ComplexityClassifier.load(router),
+            classifier=None if router is None else ComplexityClassifier.load(router, trust_encoder),
             policy=policy,
             captioner=captioner,
             probe=None if router is None else probe_of(router),
@@ -252,7 +255,7 @@ class Router:
             caching={"vision_cache": vision_cache, "prefix_cache": prefix_cache},
             store=store,
             max_num_seqs=max_num_seqs,
-            shadow=None if shadow is None else ComplexityClassifier.load(shadow),
+            shadow=None if shadow is None else ComplexityClassifier.load(shadow, trust_encoder),
             label_share=label_share,
         )
 
@@ -270,6 +273,7 @@ class Router:
         store: Store | str | Path | None = None,
         shadow: str | Path | None = None,
         label_share: float = 0.0,
+        trust_encoder: str | None = None,
         **settings: Any,
     ) -> Self:
         """A router for OpenAI-compatible servers such as vLLM, SGLang, llama-server or `vlroute serve`.
@@ -289,6 +293,7 @@ class Router:
             store: Where answers are stored for `feedback`.
             shadow: See `from_pretrained`.
             label_share: See `from_pretrained`.
+            trust_encoder: See `from_pretrained`.
             **settings: Generation settings for both modes. Only settings that are passed are sent; the defaults are
                 those of the servers.
 
@@ -310,14 +315,14 @@ class Router:
         try:
             return cls(
                 *remote.names,
-                classifier=None if router is None else ComplexityClassifier.load(router),
+                classifier=None if router is None else ComplexityClassifier.load(router, trust_encoder),
                 policy=policy,
                 captioner=captioner,
                 limits=limits,
                 generation=_combined(settings, generation),
                 store=store,
                 engine=remote,
-                shadow=None if shadow is None else ComplexityClassifier.load(shadow),
+                shadow=None if shadow is None else ComplexityClassifier.load(shadow, trust_encoder),
                 label_share=label_share,
             )
         except BaseException:
@@ -381,11 +386,12 @@ class Router:
         """The second router artifact of shadow mode and its counts, see `Shadow.stats`; None without one."""
         return self._shadow
 
-    def use(self, artifact: str | Path | ComplexityClassifier) -> None:
+    def use(self, artifact: str | Path | ComplexityClassifier, *, trust_encoder: str | None = None) -> None:
         """Decide with another router artifact from the next request on.
 
         Args:
             artifact: The folder of the artifact, with its vision probe; or a classifier, which keeps the probe.
+            trust_encoder: See `from_pretrained`.
 
         Raises:
             ArtifactError: The artifact cannot be used. Nothing is changed.
@@ -393,7 +399,7 @@ class Router:
         if isinstance(artifact, ComplexityClassifier):
             self.selector.use(artifact, self.selector.probe)
         else:
-            self.selector.use(ComplexityClassifier.load(artifact), probe_of(artifact))
+            self.selector.use(ComplexityClassifier.load(artifact, trust_encoder), probe_of(artifact))
         _warn_of_another_model(self.selector, None, self._model)
 
     def operating_point(self, target: Target | Preset | None = None) -> OperatingPoint:

@@ -30,7 +30,7 @@ log = logging.getLogger("vlroute")
 Command = Literal["serve", "ui", "cluster"]
 PREFIX = "VLROUTE_"
 #: Environment variables that are no settings: the file of settings, and switches of the tests.
-_NO_SETTINGS = re.compile(r"VLROUTE_(CONFIG|ALL_PARTS|TEST_\w+)")
+_NO_SETTINGS = re.compile(r"VLROUTE_(CONFIG|TRUST_ENCODER|ALL_PARTS|TEST_\w+)")
 _SECRET = "***"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -12,20 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from vlroute.checks import refused
+from vlroute.checks import refused, shown
 from vlroute.decision.artifact import CARD_FILE, REMEDY, Arrays, read_artifact, write_artifact
 from vlroute.decision.budget import BudgetRule
 from vlroute.decision.evidence import StageHeads
 from vlroute.decision.features import DENSE, Features, GramEncoder, LexicalEncoder, RequestEncoder
 from vlroute.decision.gain_interval import GainInterval
 from vlroute.decision.latency import LatencyModel
-from vlroute.decision.text_encoder import Floats, TextEncoder, load_text_encoder
+from vlroute.decision.text_encoder import KNOWN, STATIC, Floats, TextEncoder, load_text_encoder
 from vlroute.decision.tradeoff import CalibrationSet
 from vlroute.errors import ArtifactError
 from vlroute.types import ModelIdentity, Stage, ToolUse
 
 _CALIBRATION, _LATER, _STAGE = "calibration_set.", "later.", "stage."
 _VOCABULARIES = ("prompt", "caption")
+TRUST_VARIABLE = "VLROUTE_TRUST_ENCODER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +221,13 @@ class ComplexityClassifier:
         card = {
             **self.card,
             "latency": self._latency,
-            "text_encoder": {"name": text.name, "fingerprint": text.fingerprint} if text else None,
+            "text_encoder": None
+            if text is None
+            else {
+                "name": text.name,
+                "fingerprint": text.fingerprint,
+                "revision": text.revision,
+            },
             "stages": None if self.stages is None else self.stages.as_card(),
             "dense": list(DENSE),
             "vocabulary": {name: list(one.terms) for name, one in lexical.items()},
@@ -227,24 +235,27 @@ class ComplexityClassifier:
         write_artifact(folder, card, arrays)
 
     @classmethod
-    def load(cls, folder: str | Path) -> ComplexityClassifier:
+    def load(cls, folder: str | Path, trust_encoder: str | None = None) -> ComplexityClassifier:
         """Read the files that `save` wrote.
 
         Args:
             folder: The folder of the artifact.
+            trust_encoder: A text encoder of the hub that may be downloaded if the artifact names it. Without this, the
+                shipped encoder, local folders and a few known encoders are loaded. The environment variable
+                `VLROUTE_TRUST_ENCODER` has the same meaning.
 
         Returns:
             The classifier.
 
         Raises:
-            ArtifactError: The files are missing, damaged, of another schema, or belong to a text encoder that differs
-                from the one of this name. The message contains a remedy.
+            ArtifactError: The files are missing, damaged, of another schema, or belong to a text encoder that is not
+                trusted or differs from the one of this name. The message contains a remedy.
             SettingsError: `folder` is not a path.
         """
         if not isinstance(folder, str | Path) or not str(folder):
             raise refused("router", folder, "the folder of a router artifact")
         card, arrays = read_artifact(folder)
-        text = _text_encoder(folder, card.pop("text_encoder", None))
+        text = _text_encoder(folder, card.pop("text_encoder", None), trust_encoder)
         try:
             vocabulary, dense, latency = (card.pop(name) for name in ("vocabulary", "dense", "latency"))
             if dense != list(DENSE[: len(dense)]):
@@ -282,22 +293,36 @@ def _named(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-def _text_encoder(folder: str | Path, wanted: Any) -> TextEncoder | None:
-    """The text encoder that the card names; ArtifactError if its content differs."""
+def _text_encoder(folder: str | Path, wanted: Any, trusted: str | None) -> TextEncoder | None:
+    """The text encoder that the card names; ArtifactError if it is not trusted or if its content differs."""
     if wanted is None:
         return None
     path = Path(folder) / CARD_FILE
     try:
-        name, fingerprint = wanted["name"], wanted["fingerprint"]
-    except (KeyError, TypeError) as error:
+        name, fingerprint, revision = wanted["name"], wanted["fingerprint"], wanted.get("revision")
+    except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: 'text_encoder' needs a name and a fingerprint; {REMEDY}") from error
-    text = load_text_encoder(name)
+    if not (isinstance(name, str) and isinstance(fingerprint, str) and isinstance(revision, str | None)):
+        raise ArtifactError(f"{path}: name, fingerprint and revision of 'text_encoder' must be strings; {REMEDY}")
+    if name not in (STATIC, *KNOWN, trusted, os.environ.get(TRUST_VARIABLE)) and not _is_folder(name):
+        raise ArtifactError(
+            f"{path} names the text encoder {shown(name)}, which would be downloaded from the hub. If you trust it, "
+            f"pass trust_encoder={shown(name)} or set the environment variable {TRUST_VARIABLE}"
+        )
+    text = load_text_encoder(name, revision)
     if text.fingerprint != fingerprint:
         raise ArtifactError(
             f"{path} was trained with another text encoder of the name {name!r} (fingerprint {fingerprint[:12]}…, here "
             f"{text.fingerprint[:12]}…). Restore that encoder, or train the router again with this one"
         )
     return text
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False
 
 
 def _sigmoid(logit: float) -> float:

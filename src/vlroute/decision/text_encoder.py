@@ -20,6 +20,11 @@ from vlroute.files import shipped
 Floats = NDArray[np.float32]
 #: The name of the shipped encoder, `models/encoder`.
 STATIC = "static"
+#: Encoders of the hub that an artifact may name. Any other one is loaded only if the caller trusts it.
+KNOWN = (
+    "sentence-transformers/all-MiniLM-L6-v2", "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",
+    "intfloat/multilingual-e5-small", "intfloat/multilingual-e5-base", "BAAI/bge-m3", "BAAI/bge-small-zh-v1.5",
+)  # fmt: skip
 #: A static embedding ignores the rest of a longer text: it hardly changes the mean, but takes seconds and gigabytes.
 MOST_CHARACTERS = 200_000
 _NOT_CONTENT = {"README.md", ".gitattributes"}
@@ -39,6 +44,11 @@ class TextEncoder(Protocol):
         ...
 
     @property
+    def revision(self) -> str | None:
+        """The commit of the hub from which the encoder comes; None for a folder."""
+        ...
+
+    @property
     def width(self) -> int:
         """Length of a vector."""
         ...
@@ -48,12 +58,13 @@ class TextEncoder(Protocol):
         ...
 
 
-def load_text_encoder(name: str) -> TextEncoder:
+def load_text_encoder(name: str, revision: str | None = None) -> TextEncoder:
     """Load a text encoder, once per process. Thread-safe.
 
     Args:
         name: "static" for the shipped encoder, a folder, or a hub id. Folders of static embeddings are read without
             torch; everything else is loaded by sentence-transformers.
+        revision: Commit of the hub; None: the latest one. It has no effect on folders.
 
     Returns:
         The text encoder.
@@ -63,7 +74,7 @@ def load_text_encoder(name: str) -> TextEncoder:
     """
     folder = shipped("encoder") if name == STATIC else Path(name)
     if not folder.is_dir():
-        return _load_sentence_transformer(name)
+        return _load_sentence_transformer(name, revision=revision)
     folder = folder.resolve()
     table = _static_table(folder)
     return _load_static(name, folder, table) if table else _load_sentence_transformer(name, folder)
@@ -106,6 +117,7 @@ class _Static:
         self._tokenizer.no_truncation()
         self._table = table.astype(np.float32)
         self.name, self.fingerprint, self.width = name, _fingerprint(folder), int(table.shape[1])
+        self.revision = None
 
     def encode(self, texts: Sequence[str], /) -> Floats:
         vectors = np.zeros((len(texts), self.width), np.float32)
@@ -117,10 +129,12 @@ class _Static:
 
 
 class _SentenceTransformer:
-    def __init__(self, name: str, folder: Path | None) -> None:
+    def __init__(self, name: str, folder: Path | None, revision: str | None) -> None:
         from sentence_transformers import SentenceTransformer
 
-        self._model: Any = SentenceTransformer(str(folder or name)).float()  # in half precision 0 / 0 is not detected
+        model = SentenceTransformer(str(folder or name), revision=revision, trust_remote_code=False)
+        self._model: Any = model.float()  # in half precision 0 / 0 is not detected
+        self.revision = revision or (None if folder else _commit(model))
         self.name, self.width = name, int(self._model.encode(["one"], show_progress_bar=False).shape[1])
         self.fingerprint = _fingerprint(folder) if folder else _state_fingerprint(self._model)
 
@@ -142,9 +156,9 @@ def _load_static(name: str, folder: Path, table: Path) -> TextEncoder:
 
 
 @lru_cache(maxsize=4)
-def _load_sentence_transformer(name: str, folder: Path | None = None) -> TextEncoder:
+def _load_sentence_transformer(name: str, folder: Path | None = None, revision: str | None = None) -> TextEncoder:
     try:
-        return _SentenceTransformer(name, folder)
+        return _SentenceTransformer(name, folder, revision)
     except ModuleNotFoundError as error:
         raise ArtifactError(
             f"{name!r} is not the folder of a static embedding, and {error.name} is not installed: for a "
@@ -156,6 +170,12 @@ def _load_sentence_transformer(name: str, folder: Path | None = None) -> TextEnc
             f"the text encoder {name!r} cannot be loaded ({why}): give a folder or a hub id of a "
             "sentence-transformers model, or 'static'"
         ) from error
+
+
+def _commit(model: Any) -> str | None:
+    """The commit of the hub from which a sentence-transformers model was loaded, if it is known."""
+    found = getattr(getattr(getattr(model[0], "auto_model", None), "config", None), "_commit_hash", None)
+    return found if isinstance(found, str) else None
 
 
 def _fingerprint(folder: Path) -> str:

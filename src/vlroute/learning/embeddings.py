@@ -26,12 +26,14 @@ class EmbeddedTexts:
         fingerprint: As of the text encoder.
         width: As of the text encoder.
         vectors: Embeddings by text.
+        revision: As of the text encoder.
     """
 
     name: str
     fingerprint: str
     width: int
     vectors: Mapping[str, Floats]
+    revision: str | None = None
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """Return embeddings, float32 `[n, width]`, zeros for an empty text; KeyError for an unknown text."""
@@ -59,7 +61,7 @@ def embed_texts(
     vectors: dict[str, Floats] = {"": np.zeros(encoder.width, np.float32)}
     for chunk in track(chunks, "embedding texts", console=console, transient=True):
         vectors.update(zip(chunk, embed(encoder, encoder.fingerprint, chunk), strict=True))
-    return EmbeddedTexts(encoder.name, encoder.fingerprint, encoder.width, vectors)
+    return EmbeddedTexts(encoder.name, encoder.fingerprint, encoder.width, vectors, encoder.revision)
 
 
 def _embed(encoder: TextEncoder, fingerprint: str, texts: list[str]) -> Floats:

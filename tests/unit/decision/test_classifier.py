@@ -20,7 +20,7 @@ from tests.artifacts import weights_of
 from tests.synthetic_records import PER_TOKEN, PREFILL, caption_decides, draw_records
 from vlroute.decision.artifact import CARD_FILE, WEIGHTS_FILE, write_artifact
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
-from vlroute.decision.text_encoder import STATIC, load_text_encoder
+from vlroute.decision.text_encoder import STATIC, TextEncoder, load_text_encoder
 from vlroute.errors import ArtifactError
 from vlroute.files import shipped
 from vlroute.learning.fit import fit_classifier
@@ -225,6 +225,41 @@ def test_a_damaged_artifact_is_refused_with_a_remedy(
     with pytest.raises(ArtifactError, match=message) as raised:
         ComplexityClassifier.load(tmp_path)
     assert "vlroute train" in str(raised.value)
+
+
+def test_an_encoder_of_the_hub_is_loaded_only_if_it_is_trusted(
+    classifier: ComplexityClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, loaded = load_text_encoder(STATIC), list[tuple[str, str | None]]()
+
+    def load(name: str, revision: str | None = None) -> TextEncoder:
+        loaded.append((name, revision))
+        return text
+
+    monkeypatch.setattr("vlroute.decision.classifier.load_text_encoder", load)
+    classifier.save(tmp_path)
+    wanted = {"name": "someone/encoder", "fingerprint": text.fingerprint, "revision": "abc"}
+    edit_card(lambda card: card.update(text_encoder=wanted))(tmp_path)
+    for other in (None, "someone/else"):
+        with pytest.raises(ArtifactError, match=r"names the text encoder 'someone/encoder'.*trust_encoder="):
+            ComplexityClassifier.load(tmp_path, trust_encoder=other)
+    assert loaded == []
+    # the heads were trained without an encoder, so that the shapes differ after it was loaded
+    with pytest.raises(ArtifactError, match="do not fit"):
+        ComplexityClassifier.load(tmp_path, trust_encoder="someone/encoder")
+    monkeypatch.setenv("VLROUTE_TRUST_ENCODER", "someone/encoder")
+    with pytest.raises(ArtifactError, match="do not fit"):
+        ComplexityClassifier.load(tmp_path)
+    assert loaded == [("someone/encoder", "abc")] * 2
+
+
+@pytest.mark.parametrize("wanted", [5, {"name": 5, "fingerprint": ""}, {"name": "static", "fingerprint": []},
+                                    {"name": "\0", "fingerprint": ""}, {"name": "static"}])  # fmt: skip
+def test_a_damaged_entry_of_the_encoder(classifier: ComplexityClassifier, tmp_path: Path, wanted: Any) -> None:
+    classifier.save(tmp_path)
+    edit_card(lambda card: card.update(text_encoder=wanted))(tmp_path)
+    with pytest.raises(ArtifactError):
+        ComplexityClassifier.load(tmp_path)
 
 
 OLD_NAMES = {"model": "pair", "latency": "pace", "model_selection": "candidates"}
