@@ -1,8 +1,8 @@
 """Let the router use tools: `python examples/router_tools.py`.
 
 The pocket pair operates the screens of a drawn app; the router decides at each step which mode writes it. `--mode`
-forces a mode, `--url` asks a server through OpenAI's client instead of the models in this process, and
-`--api messages` through Anthropic's.
+forces a mode, and `--model pocket-hybrid` takes another model. `--url` asks a server instead, through OpenAI's client,
+or with `--api messages` through Anthropic's.
 """
 
 from __future__ import annotations
@@ -12,125 +12,215 @@ import base64
 import io
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from PIL import Image
+
 from vlroute import Router
-from vlroute.pocket.screens import TOOLS, App, ScreenTask, draw_screen_task, opening
+from vlroute.pocket.screens import TOOLS, App, ScreenTask, draw_screen_task
 
-MOST_CALLS = 8
-#: Returns the next message of the model, in the form of OpenAI's API.
-Ask = Callable[[list[dict[str, Any]]], dict[str, Any]]
-
-
-def with_router(mode: str) -> Ask:
-    """Ask the pocket pair in this process."""
-    router = Router.from_pretrained().load()
-    return lambda messages: router.ask(messages, tools=TOOLS, mode=mode, temperature=0).message
+MOST_STEPS = 8
+MOST_TOKENS = 4000
 
 
-def with_server(url: str, model: str) -> Ask:
-    """Ask a server. `model`: "auto", "instruct" or "thinking"."""
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a tool. `arguments`: JSON, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A reply of the model, and the results of its calls.
+
+    Attributes:
+        mode: The mode that wrote it.
+        text: Its text.
+        calls: Its calls.
+        reply: The reply as its API takes it in the next request.
+        results: The result of each call.
+    """
+
+    mode: str
+    text: str
+    calls: Sequence[Call]
+    reply: Any
+    results: list[str] = field(default_factory=list)
+
+
+#: Asks for the next step of a task.
+Ask = Callable[[ScreenTask, Sequence[Step]], Step]
+
+
+def with_router(router: Router, mode: Any) -> Ask:
+    """Ask the models in this process."""
+
+    def ask(task: ScreenTask, steps: Sequence[Step]) -> Step:
+        question = [{"type": "image", "image": task.picture}, {"type": "text", "text": task.prompt}]
+        messages = as_messages(question, steps)
+        answer = router.ask(messages, tools=TOOLS, mode=mode, temperature=0, max_new_tokens=MOST_TOKENS)
+        calls = [Call(call.id, call.name, call.text) for call in answer.tool_calls]
+        return Step(answer.decision.mode, answer.text, calls, answer.message)
+
+    return ask
+
+
+def with_chat_completions(url: str, model: str) -> Ask:
+    """Ask a server through `/v1/chat/completions`. `model`: "auto", "instruct" or "thinking"."""
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{url}/v1", api_key="none")
 
-    def ask(messages: list[dict[str, Any]]) -> dict[str, Any]:
-        reply = client.chat.completions.create(model=model, messages=messages, tools=TOOLS, temperature=0)
-        return reply.choices[0].message.model_dump(exclude_none=True)
+    def ask(task: ScreenTask, steps: Sequence[Step]) -> Step:
+        picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{as_base64(task.picture)}"}}
+        messages: Any = as_messages([picture, {"type": "text", "text": task.prompt}], steps)
+        reply = client.chat.completions.create(
+            model=model, messages=messages, tools=TOOLS, temperature=0, max_completion_tokens=MOST_TOKENS
+        )
+        message = reply.choices[0].message
+        calls = [Call(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or []]
+        return Step(reply.model, message.content or "", calls, message.model_dump(exclude_none=True))
 
     return ask
 
 
-def with_messages_api(url: str, model: str) -> Ask:
-    """Ask a server through Anthropic's client. Messages are converted, and keep their original content."""
+def with_responses(url: str, model: str, stored: bool = False) -> Ask:
+    """Ask a server through `/v1/responses`. `stored`: the server keeps the conversation, which needs its `--store`."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{url}/v1", api_key="none")
+    tools: Any = [{"type": "function", **tool["function"]} for tool in TOOLS]
+
+    def ask(task: ScreenTask, steps: Sequence[Step]) -> Step:
+        picture = {"type": "input_image", "image_url": f"data:image/png;base64,{as_base64(task.picture)}"}
+        items: list[Any] = [{"role": "user", "content": [picture, {"type": "input_text", "text": task.prompt}]}]
+        for step in steps:
+            results = [
+                {"type": "function_call_output", "call_id": call.id, "output": result}
+                for call, result in zip(step.calls, step.results, strict=True)
+            ]
+            items = results if stored else [*items, *step.reply.output, *results]
+        before = {"previous_response_id": steps[-1].reply.id} if stored and steps else {}
+        reply: Any = client.responses.create(
+            model=model, input=items, tools=tools, temperature=0, max_output_tokens=MOST_TOKENS, store=stored, **before
+        )
+        calls = [Call(item.call_id, item.name, item.arguments) for item in reply.output if item.type == "function_call"]
+        return Step(reply.model, reply.output_text, calls, reply)
+
+    return ask
+
+
+def with_stored_responses(url: str, model: str) -> Ask:
+    """Ask a server through `/v1/responses`, and send only what is new in each request."""
+    return with_responses(url, model, stored=True)
+
+
+def with_messages(url: str, model: str) -> Ask:
+    """Ask a server through `/v1/messages`."""
     from anthropic import Anthropic
 
     client = Anthropic(base_url=url, api_key="none")
-    tools = [{**tool["function"], "input_schema": tool["function"]["parameters"]} for tool in TOOLS]
-    for tool in tools:
-        del tool["parameters"]
+    functions = [tool["function"] for tool in TOOLS]
+    tools: Any = [
+        {"name": one["name"], "description": one["description"], "input_schema": one["parameters"]}
+        for one in functions
+    ]  # fmt: skip
 
-    def ask(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    def ask(task: ScreenTask, steps: Sequence[Step]) -> Step:
+        source = {"type": "base64", "media_type": "image/png", "data": as_base64(task.picture)}
+        question = [{"type": "image", "source": source}, {"type": "text", "text": task.prompt}]
+        messages: list[Any] = [{"role": "user", "content": question}]
+        for step in steps:
+            results = [
+                {"type": "tool_result", "tool_use_id": call.id, "content": result}
+                for call, result in zip(step.calls, step.results, strict=True)
+            ]
+            messages += [{"role": "assistant", "content": step.reply}, {"role": "user", "content": results}]
         reply = client.messages.create(
-            model=model, max_tokens=4000, messages=[as_blocks(message) for message in messages], tools=tools,
-            extra_body={"temperature": 0},
-        )  # fmt: skip
-        calls = [
-            {"id": block.id, "function": {"name": block.name, "arguments": json.dumps(block.input)}}
-            for block in reply.content
-            if block.type == "tool_use"
-        ]
+            model=model, max_tokens=MOST_TOKENS, messages=messages, tools=tools, extra_body={"temperature": 0}
+        )  # the client has no parameter for the temperature
         text = "".join(block.text for block in reply.content if block.type == "text")
-        return {"role": "assistant", "content": text, "tool_calls": calls, "blocks": reply.content}
+        calls = [
+            Call(block.id, block.name, json.dumps(block.input)) for block in reply.content if block.type == "tool_use"
+        ]
+        return Step(reply.model, text, calls, reply.content)
 
     return ask
 
 
-def as_blocks(message: dict[str, Any]) -> dict[str, Any]:
-    """A message in the form of Anthropic's API."""
-    if message["role"] == "assistant":
-        return {"role": "assistant", "content": message["blocks"]}
-    if message["role"] == "tool":
-        result = {"type": "tool_result", "tool_use_id": message["tool_call_id"], "content": message["content"]}
-        return {"role": "user", "content": [result]}
-    blocks = [
-        {"type": "image", "source": {"type": "url", "url": part["image_url"]["url"]}}
-        if part["type"] == "image_url"
-        else part
-        for part in message["content"]
-    ]
-    return {"role": "user", "content": blocks}
+APIS = {
+    "chat": with_chat_completions, "responses": with_responses, "stored-responses": with_stored_responses,
+    "messages": with_messages,
+}  # fmt: skip
 
 
-def with_data_uris(message: dict[str, Any]) -> dict[str, Any]:
-    """`message` with its pictures as data URIs."""
-    parts = []
-    for part in message["content"]:
-        if part["type"] == "image":
-            png = io.BytesIO()
-            part["image"].save(png, "PNG")
-            uri = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
-            part = {"type": "image_url", "image_url": {"url": uri}}
-        parts.append(part)
-    return {**message, "content": parts}
+def as_messages(question: list[dict[str, Any]], steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """A conversation in the form of OpenAI's chat API."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": question}]
+    for step in steps:
+        messages.append(step.reply)
+        messages += [
+            {"role": "tool", "tool_call_id": call.id, "content": result}
+            for call, result in zip(step.calls, step.results, strict=True)
+        ]
+    return messages
 
 
-def solve(task: ScreenTask, ask: Ask) -> str:
-    """The answer of the model; empty after `MOST_CALLS` steps without an answer."""
-    app, messages = App(task), [with_data_uris(message) for message in opening(task)]
-    for _ in range(MOST_CALLS):
-        message = ask(messages)
-        if not message.get("tool_calls"):
-            return str(message["content"])
-        messages.append(message)
-        messages += [result_of(app, call) for call in message["tool_calls"]]
-    return ""
+def as_base64(picture: Image.Image) -> str:
+    """A picture as PNG in base64."""
+    png = io.BytesIO()
+    picture.save(png, "PNG")
+    return base64.b64encode(png.getvalue()).decode()
 
 
-def result_of(app: App, call: dict[str, Any]) -> dict[str, Any]:
-    """Run a call. The result is a message for the model, which also learns of errors."""
-    function = call["function"]
+def solve(task: ScreenTask, ask: Ask) -> list[Step]:
+    """The steps of the model: until one without calls, at most `MOST_STEPS`."""
+    app, steps = App(task), list[Step]()
+    while len(steps) < MOST_STEPS and (not steps or steps[-1].calls):
+        step = ask(task, steps)
+        step.results.extend(result_of(app, call) for call in step.calls)
+        steps.append(step)
+    return steps
+
+
+def result_of(app: App, call: Call) -> str:
+    """Run a call. The model also learns of errors."""
     try:
-        content = app.call(function["name"], json.loads(function["arguments"]))
-    except (ValueError, LookupError) as error:
-        content = f"error: {error}"
-    return {"role": "tool", "tool_call_id": call["id"], "content": content}
+        return app.call(call.name, json.loads(call.arguments))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"error: {error}"
+
+
+def is_solved(task: ScreenTask, steps: Sequence[Step]) -> bool:
+    """Whether the last step is the answer of the task."""
+    return not steps[-1].calls and steps[-1].text == task.answer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", choices=("auto", "instruct", "thinking"), default="auto")
+    parser.add_argument("--model", help="a model for this process; the pocket pair by default")
+    parser.add_argument("--url", help="a server, such as http://127.0.0.1:8000")
+    parser.add_argument("--api", choices=APIS, help='the API of the server, "chat" by default')
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--url", help="a server, such as http://127.0.0.1:8000")
-    parser.add_argument("--api", choices=("chat", "messages"), default="chat", help="the API of the server")
     options = parser.parse_args()
-    with_api = {"chat": with_server, "messages": with_messages_api}[options.api]
-    ask = with_api(options.url, options.mode) if options.url else with_router(options.mode)
+    if options.url and options.model:
+        parser.error("--model is for this process; a server has its own model")
+    if options.api and not options.url:
+        parser.error("--api is for a server; pass --url")
+    if options.url:
+        ask = APIS[options.api or "chat"](options.url, options.mode)
+    else:
+        ask = with_router(Router.from_pretrained(options.model).load(), options.mode)
     rng = random.Random(options.seed)
     tasks = [draw_screen_task(rng, steps=2 + i % 3) for i in range(options.count)]
-    solved = sum(solve(task, ask) == task.answer for task in tasks)
+    solved = sum(is_solved(task, solve(task, ask)) for task in tasks)
     print(f"{options.mode}: {solved} of {len(tasks)} tasks of two to four steps solved ({solved / len(tasks):.0%})")
 
 

@@ -473,6 +473,21 @@ class Store:
         with self._errors("read"), self._engine.connect() as connection:
             return int(connection.execute(query).scalar() or 0)
 
+    def remove_tokens(self, before: str) -> int:
+        """Delete the numbers of tokens of past days.
+
+        Args:
+            before: the first day that is kept, such as 2026-11-29.
+
+        Returns:
+            How many numbers were deleted.
+
+        Raises:
+            StoreError: the store cannot be changed.
+        """
+        with self._errors("written"), self._engine.begin() as connection:
+            return connection.execute(sa.delete(TOKENS).where(TOKENS.c.day < before)).rowcount
+
     def prune(self, older_than: timedelta) -> int:
         """Delete old answers and their feedback. If the feedback is still needed, call `export_feedback` first.
 

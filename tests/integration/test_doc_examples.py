@@ -214,7 +214,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def recorded(self: Pipeline, *args: Any, **options: Any) -> Steps[tuple[Answer, Any]]:
         result: tuple[Answer, Any] = yield from answer(self, *args, **options)
-        given.append(result[0].text)
+        if not result[0].tool_calls:  # an answer, not a step towards it
+            given.append(result[0].text)
         return result
 
     monkeypatch.setattr(Pipeline, "_answer", recorded)

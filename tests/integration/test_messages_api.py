@@ -633,6 +633,29 @@ def test_errors_of_every_layer_have_the_same_shape(server: Served, client: anthr
             assert http.get("/v1/models", headers=headers).status_code == 401
 
 
+def test_models_in_the_form_of_the_client(server: Served, client: anthropic.Anthropic) -> None:
+    names = ["auto", "instruct", "thinking", "pocket-instruct", "pocket-thinking"]
+    page = client.models.list()
+    assert [one.id for one in page.data] == [one.display_name for one in page.data] == names
+    assert (page.has_more, page.first_id, page.last_id) == (False, names[0], names[-1])
+    assert [one.id for one in client.models.list(limit=2)] == names  # the client asks for the next pages
+    assert [one.id for one in client.models.list(limit=2).data] == names[:2]
+    assert [one.id for one in client.models.list(before_id="thinking", limit=1)] == ["instruct", "auto"]
+    assert not client.models.list(lifecycle=["retired"]).data
+    assert len(client.models.list(lifecycle=["retired", "active"]).data) == len(names)
+    found = client.models.retrieve("Thinking")
+    assert (found.id, found.type, found.lifecycle) == ("thinking", "model", "active")
+    assert found.created_at.tzinfo is not None
+    for kind, call in (
+        (anthropic.NotFoundError, lambda: client.models.retrieve("claude-x")),
+        (anthropic.AuthenticationError, lambda: server.anthropic("wrong").models.list()),
+        (anthropic.BadRequestError, lambda: client.models.list(after_id="claude-x")),
+        (anthropic.BadRequestError, lambda: client.models.list(after_id="auto", before_id="thinking")),
+        (anthropic.BadRequestError, lambda: client.models.list(limit=0)),
+    ):
+        refused(kind, call)
+
+
 def test_a_deadline_ends_the_answer() -> None:
     with served(ServerSettings(deadline=0.8), generation=LONG) as server:
         client = server.anthropic()

@@ -133,16 +133,19 @@ def test_decide_says_that_instruct_continues(router: Router) -> None:
 def test_openai_clients(router: Router, server: Served) -> None:
     create = server.openai().chat.completions.create
     expected = router.ask(begun("There are"), temperature=0, max_new_tokens=30)
-    for extra in ({}, {"continue_final_message": True, "add_generation_prompt": False}):
+    switches = {"continue_final_message": True, "add_generation_prompt": False}
+    for extra in ({}, switches, {"chat_template_kwargs": switches}):
         answer = create(model="auto", messages=begun("There are"), temperature=0, max_tokens=30, extra_body=extra)  # type: ignore[arg-type]
         assert answer.choices[0].message.content == expected.text
         assert answer.model == "instruct"
-    for messages, extra in (
+    for messages, wrong in (
         (begun("There are"), {"continue_final_message": False}), ([ASKED], {"continue_final_message": True}),
         (begun("There are"), {"add_generation_prompt": True}), ([ASKED], {"add_generation_prompt": False}),
     ):  # fmt: skip
-        with pytest.raises(openai.BadRequestError, match="does not fit: the last message is"):
-            create(model="auto", messages=messages, extra_body=extra)  # type: ignore[arg-type]
+        for where, extra in (("", wrong), ("chat_template_kwargs.", {"chat_template_kwargs": wrong})):
+            with pytest.raises(openai.BadRequestError, match="does not fit: the last message is") as refused:
+                create(model="auto", messages=messages, extra_body=extra)  # type: ignore[arg-type]
+            assert refused.value.param == where + next(iter(wrong))
     with pytest.raises(openai.BadRequestError, match="Thinking cannot continue an answer"):
         create(model="thinking", messages=begun("There are"))  # type: ignore[arg-type]
 

@@ -551,10 +551,12 @@ def test_expired_responses_are_removed(tmp_path: Path) -> None:
         assert client.responses.retrieve(response.id).id == response.id
         with store.transaction("written") as connection:
             connection.execute(sa.update(RESPONSES).values(created=time.time() - 31 * 86_400))
+        store.add_tokens("ann", "2025-12-31", 5)
         refused(lambda: client.responses.retrieve(response.id), 404, "response_not_found", None)
         assert sum(rows(store).values()) > 0
     with scripted(tmp_path / "answers.db") as (_, store):
         until(lambda: sum(rows(store).values()) == 0)
+        until(lambda: store.tokens_of("ann", "2025-12-31") == 0)
 
 
 def test_many_continue_one_response(client: openai.OpenAI) -> None:

@@ -25,7 +25,8 @@ from vlroute.serving.key_limits import utc_day
 from vlroute.serving.keys import session_namespace
 from vlroute.serving.settings import ServerSettings
 
-KEYS = {name: f"the key of {name}, long enough" for name in ("minute", "busy", "daily", "free", "gone")}
+KEYS = {name: f"the key of {name}, long enough" for name in ("minute", "busy", "daily", "plenty", "free", "gone")}
+PLENTY = {"tokens_per_day": 10**9}
 QUESTION = [{"role": "user", "content": "Add 2 and 3."}]
 
 
@@ -48,7 +49,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.touch(mode=0o600)
     path.write_text(
         table("minute", requests_per_minute=2) + table("busy", concurrent_requests=1)
-        + table("daily", tokens_per_day=50) + table("free") + table("gone")
+        + table("daily", tokens_per_day=50) + table("plenty", **PLENTY)
+        + table("free") + table("gone", **PLENTY)
     )  # fmt: skip
     return path
 
@@ -134,13 +136,13 @@ def test_tokens_a_day(server: Served) -> None:
 
 
 def test_a_stream_that_the_client_left_counts(server: Served) -> None:
-    before = counted(server, "free")
-    with server.openai(KEYS["free"]) as client, client.chat.completions.create(**long(1500), stream=True) as stream:
+    before = counted(server, "plenty")
+    with server.openai(KEYS["plenty"]) as client, client.chat.completions.create(**long(1500), stream=True) as stream:
         for _ in zip(stream, range(10), strict=False):
             pass
-    until(lambda: counted(server, "free") > before + 9)
+    until(lambda: counted(server, "plenty") > before + 9)
     until(lambda: server.service.metrics.running.collect()[0].samples[0].value == 0)
-    assert counted(server, "free") < before + 1500
+    assert counted(server, "plenty") < before + 1500
 
 
 def test_a_removed_key_stops_and_its_running_answer_ends(server: Served, file: Path) -> None:
@@ -150,7 +152,7 @@ def test_a_removed_key_stops_and_its_running_answer_ends(server: Served, file: P
         thread = threading.Thread(target=lambda: answers.append(client.chat.completions.create(**long(400))))
         thread.start()
         until(lambda: server.service.metrics.running.collect()[0].samples[0].value == 1)
-        file.write_text(text.replace(table("gone"), ""))
+        file.write_text(text.replace(table("gone", **PLENTY), ""))
         removed = time.monotonic()
         until(lambda: _status(server, "gone", {"model": "none"}) == 401, 5)
         assert time.monotonic() - removed < 3
@@ -162,6 +164,11 @@ def test_a_removed_key_stops_and_its_running_answer_ends(server: Served, file: P
         assert _status(server, "free") == 200
         file.write_text(text)
         until(lambda: _status(server, "gone") == 200, 5)
+
+
+def test_without_a_limit_nothing_is_counted(server: Served) -> None:
+    assert _status(server, "free") == 200
+    assert counted(server, "free") == 0
 
 
 def test_keys_of_the_environment_have_no_limits_and_a_name(server: Served) -> None:
@@ -186,17 +193,17 @@ def test_a_visitor_of_the_page_is_the_key_and_not_the_chosen_name(server: Served
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_turn_on_the_page_counts(server: Served, stopped: bool) -> None:
-    before = counted(server, "free")
+    before = counted(server, "plenty")
     options = RequestOptions(
         mode="thinking",
-        namespace=session_namespace("1", "free"),
+        namespace=session_namespace("1", "plenty"),
         generation={"min_new_tokens": 400, "max_new_tokens": 400},
     )
     turn = server.service.stream_turn(parse("Add 2 and 3."), options)
     events = list(islice(turn, 10)) if stopped else list(turn)
     turn.close()
     assert len(events) >= 10
-    used = counted(server, "free") - before
+    used = counted(server, "plenty") - before
     assert (9 < used < 400) if stopped else used > 400
 
 

@@ -17,7 +17,7 @@ import typer
 
 from vlroute.engine.local.loading import CompileChoice
 from vlroute.errors import InputError, MissingExtraError, SettingsError
-from vlroute.serving.settings import ClusterSettings, ServerSettings
+from vlroute.serving.settings import ClusterSettings, ServerSettings, split_values
 from vlroute.types import Preset
 
 try:
@@ -35,9 +35,9 @@ _SECRET = "***"
 
 
 def _split(value: Any) -> Any:
-    """The parts of a string: an environment variable holds several values, separated by commas or blanks."""
+    """The values in a string of an environment variable, or in a list of a file."""
     if isinstance(value, str):
-        return tuple(value.replace(",", " ").split())
+        return split_values(value)
     return tuple(value) if isinstance(value, list) else value
 
 

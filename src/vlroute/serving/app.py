@@ -20,6 +20,7 @@ from vlroute.serving.fetch import Fetcher
 from vlroute.serving.keys import APIKeys
 from vlroute.serving.messages_api import router as messages
 from vlroute.serving.middleware import PathPrefix, RequestGuard, add_cross_origin
+from vlroute.serving.models_api import router as models
 from vlroute.serving.request_log import RequestLog
 from vlroute.serving.responses import router as responses
 from vlroute.serving.routes import router as routes
@@ -82,6 +83,7 @@ def create_app(
     app.include_router(routes)
     app.include_router(responses)
     app.include_router(messages)
+    app.include_router(models)
     return app
 
 

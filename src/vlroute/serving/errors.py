@@ -1,4 +1,4 @@
-"""Errors in the shape of OpenAI's API, or of Anthropic's below `ANTHROPIC_PATH`.
+"""Errors in the shape of OpenAI's API, or of Anthropic's for its requests.
 
 Messages contain no path and no address of this machine.
 """
@@ -38,6 +38,8 @@ _CODES = {LimitError: "limit_exceeded", UnreadableMediaError: "unreadable_media"
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 #: Path of Anthropic's Messages API.
 ANTHROPIC_PATH = "/v1/messages"
+#: Path of the models in both APIs.
+MODELS_PATH = "/v1/models"
 _ANTHROPIC_TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
     429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
@@ -163,7 +165,7 @@ def error_response(error: BaseException, scope: Scope, count: Count = lambda sta
 
     Args:
         error: Any error, see `api_error`.
-        scope: The request. Its path determines the shape.
+        scope: The request, which determines the shape.
         count: Called with status and code.
 
     Returns:
@@ -171,14 +173,28 @@ def error_response(error: BaseException, scope: Scope, count: Count = lambda sta
     """
     converted = api_error(error)
     status, body, headers = converted.status, converted.body(), converted.headers
-    path = route_path(scope)
-    if path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/"):
+    if is_anthropic(scope):
         id = request_id(current_request().id)
         status = 400 if status == 422 else status
         current_request().failed(status, converted.code)
         body, headers = converted.anthropic_body(id), {**(headers or {}), "request-id": id}
     count(status, converted.code)
     return JSONResponse(body, status, headers)
+
+
+def is_anthropic(scope: Scope) -> bool:
+    """Whether a request belongs to Anthropic's API. At the path of both APIs, its header `anthropic-version` tells.
+
+    Args:
+        scope: The request.
+
+    Returns:
+        Whether its reply has the shape of Anthropic's API.
+    """
+    path = route_path(scope)
+    if path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/"):
+        return any(name == b"anthropic-version" for name, _ in scope["headers"])
+    return path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/")
 
 
 def route_path(scope: Scope) -> str:

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 from vlroute.errors import StoreError
 from vlroute.serving.errors import APIError
@@ -31,6 +31,7 @@ class _Use:
 
     started: deque[float] = field(default_factory=deque)  # when the requests of the last minute began
     running: int = 0
+    counts_tokens: bool = False  # only if they are limited, because each answer is then a write to the store
 
 
 class KeyLimiter:
@@ -83,6 +84,7 @@ class KeyLimiter:
         with self._lock:
             self._names[key.namespace] = key.name
             use, now = self._uses.setdefault(key.name, _Use()), self._clock()
+            use.counts_tokens = key.limits.tokens_per_day is not None
             while use.started and use.started[0] <= now - MINUTE:
                 use.started.popleft()
             refusal = _refusal(key, use, used_tokens, now)
@@ -120,15 +122,16 @@ class KeyLimiter:
             self._uses[key.name].running -= 1
 
     def spent(self, namespace: str, usage: Usage) -> None:
-        """Count the tokens of an answer, which may be cut off. Nothing is counted for requests without a key.
+        """Count the tokens of an answer, which may be cut off, if those of its key are limited.
 
         Args:
             namespace: The namespace of the request, see `APIKey.namespace` and `session_namespace`.
             usage: The tokens of the answer.
         """
         name = session_key_name(namespace) or self._names.get(namespace)
+        use = None if name is None else self._uses.get(name)
         tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)  # None if an endpoint sent no counts
-        if name is not None and self.tokens is not None and tokens:
+        if name is not None and use is not None and use.counts_tokens and self.tokens is not None and tokens:
             self.tokens.add(name, tokens)
 
 
@@ -187,6 +190,18 @@ class TokenCounts:
             if when == day:
                 with self._lock:
                     self._known[one] = (day, total, time.monotonic())
+
+    def remove_old(self) -> int:
+        """Delete the counts of past days, except yesterday, to which a slow process may still add.
+
+        Returns:
+            How many were deleted.
+
+        Raises:
+            StoreError: The store cannot be changed.
+        """
+        yesterday = date.fromisoformat(utc_day()) - timedelta(days=1)
+        return self._store.remove_tokens(yesterday.isoformat())
 
 
 def _refusal(key: APIKey, use: _Use, used_tokens: int | None, now: float) -> APIError | None:

@@ -233,6 +233,7 @@ class Reply:
     def __init__(self, body: ResponseRequest, stored: bool) -> None:
         self.body, self.stored, self.created = body, stored, int(time.time())
         self._finished: dict[str, Any] | None = None
+        self._text: str | None = None
 
     def begun(self, decided: Decided) -> dict[str, Any]:
         """The response while the answer is generated."""
@@ -258,6 +259,12 @@ class Reply:
                 incomplete_details=None if complete else {"reason": reason}, usage=_usage(answer), vlroute=details,
             )  # fmt: skip
         return self._finished
+
+    def text(self, answer: Answer) -> str:
+        """The complete response as JSON, as it is stored and sent."""
+        if self._text is None:
+            self._text = json.dumps(self.finished(answer))
+        return self._text
 
     def reasoning(self, id: str, text: str, status: str = "completed") -> dict[str, Any]:
         """The item of a reasoning."""
@@ -506,8 +513,8 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
 
     def keep(answer: Answer) -> None:
         assert service.conversations is not None
-        messages, response = [*asked, answer.message], json.dumps(reply.finished(answer))
-        service.conversations.add(caller.namespace, answer.id, messages, len(earlier), response)
+        messages = [*asked, answer.message]
+        service.conversations.add(caller.namespace, answer.id, messages, len(earlier), reply.text(answer))
 
     kept = keep if stored else None
     if body.stream:
@@ -515,7 +522,7 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
         headers = decision_headers(decided.id, decided.decision)
         return EventStream(events, ResponseEvents(decided, reply), service.metrics.refused, headers)
     answer = await until_disconnect(service.answer(prepare, options, arrived, kept), request)
-    return _json(json.dumps(reply.finished(answer)), decision_headers(answer.id, answer.decision))
+    return _json(reply.text(answer), decision_headers(answer.id, answer.decision))
 
 
 @router.get("/v1/responses/{id}", response_model=None, responses=documented(400, *_ERRORS))

@@ -26,9 +26,8 @@ from vlroute.serving.responses import PREFIX as RESPONSE_PREFIX
 from vlroute.serving.schemas import ChatRequest, FeedbackRequest, PredictRequest, mode_of
 from vlroute.serving.service import Service, failure_reason
 from vlroute.serving.sse import EventStream
-from vlroute.types import MODES, Decision
+from vlroute.types import Decision
 
-STARTED = int(time.time())
 #: Statuses of errors of the endpoints that take a chat request.
 _CHAT_ERRORS = (400, 401, 404, 413, 415, 421, 422, 429, 503)
 router = APIRouter()
@@ -113,24 +112,6 @@ async def completions() -> None:
     raise APIError(404, message, "unsupported_endpoint")
 
 
-@router.head("/v1/models", include_in_schema=False)
-@router.get("/v1/models", responses=documented(401, 421))
-async def models(caller: Caller) -> dict[str, Any]:
-    """List `auto`, the two modes, and the models that are served."""
-    return {"object": "list", "data": [_model(name) for name in _names(caller.service)]}
-
-
-@router.head("/v1/models/{name:path}", include_in_schema=False)
-@router.get("/v1/models/{name:path}", responses=documented(401, 404, 421))
-async def model(name: str, caller: Caller) -> dict[str, Any]:
-    """Describe one model."""
-    names = _names(caller.service)
-    for known in names:
-        if name.lower() == known.lower():
-            return _model(known)
-    raise APIError(404, f"no such model here; expected {', '.join(map(repr, names))}", "model_not_found")
-
-
 @router.head("/health", include_in_schema=False)
 @router.get("/health", response_model=None, responses={503: {"description": "The models could not be loaded."}})
 async def health(request: Request) -> Response:
@@ -163,11 +144,3 @@ async def metrics(request: Request, caller: Caller) -> Response:
     if gzip_accepted(request.headers.get("accept-encoding", "")):
         text, headers["Content-Encoding"] = gzip.compress(text, compresslevel=1), "gzip"
     return Response(text, headers=headers)
-
-
-def _names(service: Service) -> tuple[str, ...]:
-    return ("auto", *MODES, *service.models)
-
-
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": STARTED, "owned_by": "vlroute"}

@@ -156,9 +156,11 @@ class TemplateKwargs(Fields):
     """The arguments that vLLM, SGLang and llama.cpp pass to the chat template."""
 
     neutral = {
-        "add_generation_prompt": (True,), "continue_final_message": (False,), "add_vision_id": (False,),
-        "preserve_thinking": (False,), "clear_thinking": (True,), "tools": ([],), "documents": ([],),
+        "add_vision_id": (False,), "preserve_thinking": (False,), "clear_thinking": (True,), "tools": ([],),
+        "documents": ([],),
     }  # fmt: skip
+    add_generation_prompt: StrictBool | None = None
+    continue_final_message: StrictBool | None = None
     enable_thinking: StrictBool | None = None
     thinking: StrictBool | None = None
     reasoning_effort: Effort | None = None
@@ -386,11 +388,14 @@ class ChatRequest(Fields):
 
     def _check_continued(self) -> None:
         """APIError 400 if a switch contradicts the role of the last message."""
-        for name, asked in (
-            ("continue_final_message", self.continue_final_message),
-            ("add_generation_prompt", None if self.add_generation_prompt is None else not self.add_generation_prompt),
-        ):
-            if asked is None or asked == (continues := self.messages[-1].get("role") == "assistant"):
+        for name, value in self._values(
+            "continue_final_message", "add_generation_prompt", "chat_template_kwargs.continue_final_message",
+            "chat_template_kwargs.add_generation_prompt",
+        ):  # fmt: skip
+            if value is None:
+                continue
+            continues = self.messages[-1].get("role") == "assistant"
+            if value == (continues is name.endswith("continue_final_message")):
                 continue
             last = "an answer, which is continued" if continues else "no answer that could be continued"
             raise APIError(400, f"{name} does not fit: the last message is {last}", "contradiction", name)

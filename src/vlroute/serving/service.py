@@ -320,13 +320,14 @@ class Service:
             self._release(cancel)
 
     async def remove_expired(self) -> None:
-        """Delete expired responses now and then, until cancelled."""
-        while self.conversations is not None:
+        """Delete expired responses and old counts of tokens now and then, until cancelled."""
+        while self.conversations is not None and self.limiter.tokens is not None:
             try:
                 removed = await asyncio.to_thread(self.conversations.remove_expired)
                 log.debug("%d expired responses were deleted", removed)
+                await asyncio.to_thread(self.limiter.tokens.remove_old)
             except StoreError as error:
-                log.error("expired responses could not be deleted: %s", error)
+                log.error("expired responses and counts of tokens could not be deleted: %s", error)
             await asyncio.sleep(CLEANING_SECONDS)
 
     async def drain(self, seconds: float) -> None:

@@ -158,9 +158,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def split_values(text: str) -> tuple[str, ...]:
+    """The values in an environment variable, separated by commas or blanks."""
+    return tuple(text.replace(",", " ").split())
+
+
 def keys_from_environment() -> tuple[str, ...]:
-    """The API keys in VLROUTE_API_KEYS, separated by commas or blanks."""
-    return tuple(os.environ.get("VLROUTE_API_KEYS", "").replace(",", " ").split())
+    """The API keys in VLROUTE_API_KEYS."""
+    return split_values(os.environ.get("VLROUTE_API_KEYS", ""))
 
 
 @dataclass(frozen=True, slots=True)

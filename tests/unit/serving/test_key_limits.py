@@ -141,6 +141,28 @@ def test_tokens_are_counted_later_if_the_store_fails(store: Store, monkeypatch: 
     assert store.tokens_of("ann", key_limits.utc_day()) == 13
 
 
+def test_only_limited_tokens_are_counted(store: Store) -> None:
+    limiter, today = KeyLimiter(store), key_limits.utc_day()
+    limiter.enter(key("bob", requests_per_minute=9), None)
+    limiter.spent(key("bob").namespace, usage(60, 30))
+    assert store.tokens_of("bob", today) == 0
+    limiter.enter(key("bob", tokens_per_day=100), 0)  # the key file was changed
+    limiter.spent(key("bob").namespace, usage(60, 30))
+    assert store.tokens_of("bob", today) == 90
+
+
+def test_counts_of_past_days_are_deleted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, days = TokenCounts(store), ["2025-12-30", "2025-12-31", "2026-01-01"]
+    for day in days:
+        monkeypatch.setattr(key_limits, "utc_day", lambda day=day: day)
+        counts.add("ann", 5)
+        counts.add("bob", 6)
+    assert counts.remove_old() == 2
+    assert counts.remove_old() == 0
+    assert [store.tokens_of("ann", day) for day in days] == [0, 5, 5]
+    assert counts.today("bob") == 6
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(1, "1s"), (59, "59s"), (60, "1m0s"), (3605, "1h0m5s")])
 def test_durations_are_written_as_openai_does(seconds: int, text: str) -> None:
     assert key_limits.duration(seconds) == text
