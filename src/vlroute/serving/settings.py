@@ -99,6 +99,8 @@ class ServerSettings:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"port must be 0 to 65535, not {self.port}")
         if self.log_format not in ("text", "json"):
             raise ValueError(f"log_format must be text or json, not {self.log_format!r}")
         if self.max_waiting < 0:
