@@ -20,7 +20,7 @@ from typing import Any
 
 from vlroute.errors import InputError, SettingsError
 from vlroute.serving.errors import APIError
-from vlroute.serving.settings import MIN_KEY_LENGTH
+from vlroute.serving.settings import MIN_KEY_LENGTH, is_sendable
 
 log = logging.getLogger("vlroute")
 RELOAD_SECONDS = 1.0  # between two looks at the key file
@@ -247,7 +247,7 @@ def _read_key(name: str, entry: Any, place: str) -> APIKey:
         raise SettingsError(
             f"{place}: a key must have at least {MIN_KEY_LENGTH} characters; make one: vlroute key NAME"
         )
-    if not key.isascii() or not key.isprintable() or key != key.strip():
+    if not is_sendable(key):
         raise SettingsError(f"{place}: clients cannot send this key; use ASCII characters, without blanks at its ends")
     return APIKey(name, _digest(key), KeyLimits(**limits))
 

@@ -90,7 +90,7 @@ def test_wrong_files_are_refused_without_showing_keys(file: Path, text: str, say
 def test_a_new_key(file: Path) -> None:
     made = command("key", "team.a-1")
     secret = made.stderr.splitlines()[0]
-    file.write_text(f'[ann]\nkey = "{ANN}"\n{made.stdout}')
+    file.write_text(f'[ann]\nkey = "{ANN}"{made.stdout}')  # as with >> if the file ends without a line break
     assert secret not in made.stdout
     found = APIKeys((), file).find(secret)
     assert found is not None
