@@ -366,5 +366,6 @@ def test_a_conversation_that_the_template_refuses_is_a_wrong_input(open_router: 
         {"role": "system", "content": "You read."},
         {"role": "user", "content": "?"},
     ]
-    with pytest.raises(InputError, match="System message must be at the beginning"):
+    with pytest.raises(InputError, match="System message must be at the beginning") as error:
         router.ask(messages)
+    assert "/" not in error.value.public  # a server sends it to clients

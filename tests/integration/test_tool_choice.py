@@ -24,7 +24,7 @@ from vlroute import Answer, MessageError, Router, SettingsError
 from vlroute.engine.local.grammar import constraint, token_id
 from vlroute.engine.tool_calls import CLOSE, OPEN
 from vlroute.engine.tool_grammar import tool_grammar
-from vlroute.errors import MissingExtraError
+from vlroute.errors import LimitError, MissingExtraError
 from vlroute.inputs.tools import checked_tools
 from vlroute.pocket.screens import TOOLS, draw_screen_task, opening
 from vlroute.types import MODES, Finished, Mode, ToolCalled
@@ -443,15 +443,19 @@ def test_a_required_call_needs_tools(router: Router) -> None:
     [
         ({"properties": {"x": {"type": "string", "pattern": "[a-z]+"}}}, "pattern"),
         ({"properties": {"x": {"anyOf": [{"type": "string", "maxLength": 3}, {"type": "null"}]}}}, "maxLength"),
-        ({"properties": {"x": {"type": "string"}}, "required": ["y"]}, "for which y is"),
+        ({"properties": {"x": {"type": "string"}}, "required": ["y"]}, "for which the required parameter 'y'"),
         ({"properties": {"x": {"type": "string"}}, "minProperties": 1}, "minProperties"),
+        ({"properties": {"x": {"enum": ["</parameter>", "a"]}}}, "the value '</parameter>'"),
+        ({"properties": {"x": {"anyOf": [{"const": "a</tool_call>"}]}}}, "the value 'a</tool_call>'"),
+        ({"properties": {"x": {"$ref": "#/$defs/none"}}}, "/none' does not exist"),
         ({"properties": {"a>b": {"type": "string"}}}, "cannot write"),
+        ({"properties": {"": {"type": "string"}}}, "cannot write"),
     ],
 )
 def test_what_xml_cannot_follow_is_refused_if_strict(hybrid: Router, schema: dict[str, Any], word: str) -> None:
     with pytest.raises(SettingsError, match=word):
         ask(hybrid, tools=[tool("f", {"type": "object", **schema}, strict=True)])
-    if "a>b" not in str(schema):
+    if word != "cannot write":
         answer = ask(hybrid, tools=[tool("f", {"type": "object", **schema})], tool_choice="f", **GREEDY)
         assert answer.tool_calls or answer.finish_reason == "length"
 
@@ -463,6 +467,13 @@ def test_a_schema_that_cannot_be_followed(router: Router) -> None:
         ask(router, tools=[tool("f", schema, strict=True)])
     answer = ask(router, tools=[tool("f", schema)], tool_choice="f", max_new_tokens=100, **GREEDY)
     assert answer.tool_calls or answer.finish_reason == "length"
+
+
+def test_a_schema_without_an_end_is_refused_in_plain_words(router: Router) -> None:
+    endless = {"type": "object", "properties": {"x": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"$ref": "#/$defs/x"}}}
+    with pytest.raises(LimitError) as error:
+        ask(router, tools=[tool("f", {**endless, "required": ["x"]})], tool_choice="f", **GREEDY)
+    assert "no text matches a part of it; choose a simpler" in str(error.value)
 
 
 def test_without_llguidance(router: Router, server: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,8 @@ def _read_file(file: Path, known: Mapping[str, tuple[Any, Any]]) -> dict[str, An
         raise InputError(f"--config: file not found: {file}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise InputError(f"--config: {file} cannot be read: {error.strerror}") from None
     for name, value in found.items():
         if name not in known:
             raise SettingsError(f"{file}: unknown setting {name}{_meant(name, known)}; known: {', '.join(known)}")

@@ -16,4 +16,4 @@ def key(name: Annotated[str, typer.Argument(help="Name of the key, for logs and 
 
     secret, entry = new_key(name)
     typer.echo(f"{secret}\nThis key is not shown again.", err=True)
-    typer.echo(entry)
+    typer.echo(f"\n{entry}", nl=False)  # the last line of the file may have no end

@@ -12,7 +12,7 @@ SHARE, NEAREST = 0.1, 100
 
 
 class GainInterval:
-    """Measures the gain of Thinking on the calibration records whose predicted gains are closest to a given one.
+    """Measures how far gains were from their predictions, on the calibration records with the closest predictions.
 
     Args:
         p: Out-of-fold probabilities of a right answer of Instruct and Thinking, `[n, 2]`.
@@ -23,10 +23,13 @@ class GainInterval:
         predicted = np.asarray(p[:, 1], np.float64) - p[:, 0]
         order = np.argsort(predicted, kind="stable")
         self._predicted = predicted[order]
-        self._actual = (np.asarray(right[:, 1], np.float64) - right[:, 0])[order]
+        self._errors = (np.asarray(right[:, 1], np.float64) - right[:, 0])[order] - self._predicted
 
     def around(self, gain: float) -> tuple[float, float]:
-        """The 95 % interval (Wilson) of the mean gain of requests with this predicted gain.
+        """The 95 % interval of the mean gain of requests with this predicted gain.
+
+        It is the predicted gain plus the interval (Wilson) of the mean error of the predictions, extended to contain
+        the predicted gain where they are biased.
 
         Args:
             gain: The predicted gain, −1 to 1.
@@ -38,6 +41,6 @@ class GainInterval:
         count = min(n, max(NEAREST, round(SHARE * n)))
         at = int(np.searchsorted(self._predicted, gain))
         start = min(max(at - count // 2, 0), n - count)
-        # a gain is between -1 and 1; Wilson's interval is one of values between 0 and 1
-        low, high = share_interval((1 + self._actual[start : start + count]) / 2) or (0.0, 1.0)
-        return 2 * low - 1, 2 * high - 1
+        # an error is between -2 and 2; Wilson's interval is one of values between 0 and 1
+        low, high = share_interval((2 + self._errors[start : start + count]) / 4) or (0.0, 1.0)
+        return max(-1.0, gain + min(4 * low - 2, 0.0)), min(1.0, gain + max(4 * high - 2, 0.0))

@@ -83,11 +83,13 @@ def _xml_call(rule: str, name: str, schema: Mapping[str, Any], strict: bool) -> 
     """Parameters in the order of the schema, the optional ones only if the model writes them."""
     properties, required = schema.get("properties") or {}, schema.get("required")
     required = required if isinstance(required, list) else []
-    if strict and (other := [*sorted(set(schema) - _XML_ROOT), *(key for key in required if key not in properties)]):
+    if strict and (other := sorted(set(schema) - _XML_ROOT)):
         raise _not_strict(name, str(other[0]))
+    if strict and (unnamed := [key for key in required if key not in properties]):
+        raise _not_strict(name, f"the required parameter {unnamed[0]!r}, which properties does not name,")
     parameters = []
     for i, (key, value) in enumerate(properties.items()):
-        if ">" in key or "\n" in key:
+        if not key or ">" in key or "\n" in key:
             if strict or key in required:
                 raise SettingsError(
                     f"the tool {name!r} has the parameter {key!r}, which this model cannot write, because it writes "
@@ -97,6 +99,8 @@ def _xml_call(rule: str, name: str, schema: Mapping[str, Any], strict: bool) -> 
         own = f"{rule}p{i}"
         parameters.append(own if key in required else f"{own}?")
         yield from _xml_parameter(own, name, key, value if isinstance(value, Mapping) else {}, schema, strict)
+    if strict:  # what XML does not need to follow, such as a reference, must be valid, too
+        _supported(name, {**_ANY, **schema}, strict)
     yield " ".join([f"{rule}:", _quoted(f"\n<function={name}>\n"), *parameters, _quoted("</function>\n")])
 
 
@@ -115,7 +119,10 @@ def _xml_parameter(
     strings = [one for values in listed for one in values or () if isinstance(one, str)]
     if strict and (found := next((word for one in parts for word in _NOT_IN_XML if word in one), None)):
         raise _not_strict(name, f"{found} for the parameter {key!r}")
-    if listed and None not in listed and strings:
+    tagged = next((one for one in strings if "</parameter>" in one or CLOSE in one), None)
+    if strict and tagged is not None:  # the call could not be read
+        raise _not_strict(name, f"the value {tagged!r} of the parameter {key!r}")
+    if listed and None not in listed and strings and tagged is None:
         allowed = dict.fromkeys([*strings, *(["null"] if "null" in kinds else [])])
         yield f"{rule}: {begin} ({' | '.join(map(_quoted, allowed))}) {end}"
         return

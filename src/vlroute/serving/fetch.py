@@ -19,6 +19,7 @@ Messages = Sequence[Mapping[str, Any]]
 #: Maximum length of a text that is decided on without a thread.
 QUICK_CHARACTERS = 4000
 _CHUNK = 2**16
+_PORTS = {"http": 80, "https": 443}
 _HEADERS = {"Accept": "image/*, video/*", "Accept-Encoding": "identity"}  # the limit counts bytes before decoding
 
 
@@ -69,8 +70,10 @@ class Fetcher:
             raise UnreadableMediaError("the address of a picture or video is not a valid URL") from error
         if url.scheme not in ("http", "https") or url.userinfo:
             raise UnreadableMediaError("an address must be http(s) without user and password, or a data URI")
-        host = url.host.lower() if url.port is None else f"{url.host.lower()}:{url.port}"
-        if host not in self.allowed:
+        host = url.raw_host.decode().lower()
+        host = f"[{host}]" if ":" in host else host
+        # without a port, only the default one of the scheme is allowed
+        if f"{host}:{url.port or _PORTS[url.scheme]}" not in self.allowed and (url.port or host not in self.allowed):
             raise UnreadableMediaError(
                 "this server does not fetch from that host: send a data URI (data:image/png;base64,...), or ask its "
                 "operator to allow the host"

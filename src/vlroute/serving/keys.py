@@ -20,7 +20,7 @@ from typing import Any
 
 from vlroute.errors import InputError, SettingsError
 from vlroute.serving.errors import APIError
-from vlroute.serving.settings import MIN_KEY_LENGTH
+from vlroute.serving.settings import MIN_KEY_LENGTH, is_sendable
 
 log = logging.getLogger("vlroute")
 RELOAD_SECONDS = 1.0  # between two looks at the key file
@@ -132,7 +132,7 @@ class APIKeys:
                     try:
                         self._keys = self._read(self._file)
                         log.info("the key file was read again: %d keys", len(self._keys))
-                    except (InputError, OSError) as error:
+                    except InputError as error:
                         log.error("the previous keys stay in force: %s", error)
         return self._keys
 
@@ -214,6 +214,8 @@ def read_key_file(file: Path) -> tuple[APIKey, ...]:
         raise InputError(f"key file not found: {file}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
     return tuple(_read_key(name, entry, f"{file}: {name}") for name, entry in found.items())
 
 
@@ -245,6 +247,8 @@ def _read_key(name: str, entry: Any, place: str) -> APIKey:
         raise SettingsError(
             f"{place}: a key must have at least {MIN_KEY_LENGTH} characters; make one: vlroute key NAME"
         )
+    if not is_sendable(key):
+        raise SettingsError(f"{place}: clients cannot send this key; use ASCII characters, without blanks at its ends")
     return APIKey(name, _digest(key), KeyLimits(**limits))
 
 

@@ -21,6 +21,7 @@ MIN_KEY_LENGTH = 16
 #: Maximum number of reasoning tokens for each `reasoning_effort` of OpenAI; None: as many as the answer may have.
 EFFORTS: dict[str, int | None] = {"minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None, "max": None}
 _HOST_PATTERN = re.compile(r"(\*\.)?[a-z\d_-]+(\.[a-z\d_-]+)*|\[[\da-f:]+\]", re.IGNORECASE | re.ASCII)
+_ALLOWED_HOST = re.compile(r"([a-z\d_-]+(\.[a-z\d_-]+)*|\[[\da-f:.]+\])(:\d+)?", re.IGNORECASE | re.ASCII)
 _ORIGIN = re.compile(
     r"[a-z][a-z\d+.-]*://(\[[\da-f:]+\]|[a-z\d_.-]+)(:\d+)?", re.ASCII
 )  # browsers send it in lower case
@@ -44,7 +45,8 @@ class ServerSettings:
         max_prompt: Maximum number of characters of text in one request.
         max_body: Maximum number of bytes of one request.
         limits: Limits of the pictures and videos.
-        allowed_hosts: Hosts (`host` or `host:port`) from which pictures and videos may be fetched; none by default.
+        allowed_hosts: Hosts from which pictures and videos may be fetched; none by default. `host` allows the default
+            ports of http and https, `host:port` another one.
         fetch_seconds: Time limit for fetching one picture or video.
         retention_days: Days for which the store keeps responses for `previous_response_id`; older ones are deleted.
         trusted_hosts: Accepted names in the `Host` header, besides local ones: `example.com`, or `*.example.com` for
@@ -99,6 +101,8 @@ class ServerSettings:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"port must be 0 to 65535, not {self.port}")
         if self.log_format not in ("text", "json"):
             raise ValueError(f"log_format must be text or json, not {self.log_format!r}")
         if self.max_waiting < 0:
@@ -107,6 +111,16 @@ class ServerSettings:
             raise ValueError(f"retention_days must be at most {MAX_DAYS}, not {self.retention_days}")
         if self.limits.local_files:
             raise ValueError("limits.local_files must be False: a server must not read files that a request names")
+        for name in self.allowed_hosts:
+            if _ALLOWED_HOST.fullmatch(name) is None:
+                raise ValueError(
+                    f"allowed_hosts: {name!r} is no host; expected files.example.com, or files.example.com:8000 for "
+                    "another port than the default one"
+                )
+        if not all(map(is_sendable, self.api_keys)):
+            raise ValueError(
+                "clients cannot send one of the API keys; use ASCII characters, without blanks at its ends"
+            )
         if any(len(key) < MIN_KEY_LENGTH for key in self.api_keys):
             raise ValueError(
                 f"an API key must have at least {MIN_KEY_LENGTH} characters; make one with: openssl rand -hex 32"
@@ -161,6 +175,11 @@ def is_loopback(host: str) -> bool:
 def split_values(text: str) -> tuple[str, ...]:
     """The values in an environment variable, separated by commas or blanks."""
     return tuple(text.replace(",", " ").split())
+
+
+def is_sendable(key: str) -> bool:
+    """Whether clients can send `key` in a header."""
+    return key.isascii() and key.isprintable() and key == key.strip()
 
 
 def keys_from_environment() -> tuple[str, ...]:

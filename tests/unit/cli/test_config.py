@@ -65,6 +65,7 @@ def test_a_flag_can_undo_the_file(file: Path) -> None:
     ("store = ''", "store: "),
     ("policy = 'fastest'", "policy: "),
     ("page = 1979-05-27", "page: "),
+    ("port = 65536", "port must be 0 to 65535"),
     ("trusted_hosts = ['a b']", "trusted_hosts: "),
     ("port = ", "not valid TOML"),
 ])  # fmt: skip
@@ -76,10 +77,12 @@ def test_a_wrong_file_is_refused(file: Path, text: str, says: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_missing_file_is_refused(file: Path) -> None:
+def test_a_missing_file_and_a_folder_are_refused(file: Path) -> None:
     for program in ("config", "serve", "ui", "cluster"):
         done = command(program, "--config", str(file))
         assert (done.returncode, str(file) in done.stderr) == (2, True)
+    done = command("config", "--config", str(file.parent))
+    assert (done.returncode, "cannot be read" in done.stderr) == (2, True)
 
 
 def test_a_wrong_variable_is_refused_by_its_name() -> None:

@@ -76,6 +76,8 @@ def test_keys_of_the_settings_beside_those_of_a_file(file: Path) -> None:
     (f'[ann]\nkey = "{ANN}"\ntokens_per_day = true', "above 0"),
     (f'[ann]\nkey = "{ANN}"\nconcurrent_requests = "2"', "above 0"),
     (f'[ann]\nkey = "{ANN}"\n[bob]\nkey = "{ANN}"', "another name"),
+    (f'[ann]\nkey = " {ANN}"', "clients cannot send"), (f'[ann]\nkey = "{ANN}é"', "clients cannot send"),
+    (f'[ann]\nkey = "{ANN}\\n"', "clients cannot send"),
 ])  # fmt: skip
 def test_wrong_files_are_refused_without_showing_keys(file: Path, text: str, says: str) -> None:
     file.write_text(text)
@@ -88,7 +90,7 @@ def test_wrong_files_are_refused_without_showing_keys(file: Path, text: str, say
 def test_a_new_key(file: Path) -> None:
     made = command("key", "team.a-1")
     secret = made.stderr.splitlines()[0]
-    file.write_text(f'[ann]\nkey = "{ANN}"\n{made.stdout}')
+    file.write_text(f'[ann]\nkey = "{ANN}"{made.stdout}')  # as with >> if the file ends without a line break
     assert secret not in made.stdout
     found = APIKeys((), file).find(secret)
     assert found is not None
@@ -96,9 +98,11 @@ def test_a_new_key(file: Path) -> None:
     assert command("key", "a b").returncode == 2
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not found"):
         APIKeys((), tmp_path / "none.toml")
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        APIKeys((), tmp_path)
 
 
 def test_tokens_a_day_need_a_store(file: Path) -> None:

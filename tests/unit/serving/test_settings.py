@@ -16,7 +16,10 @@ KEY = "a key for tests, long enough"
     ({"host": "0.0.0.0"}, "VLROUTE_API_KEYS"), ({"host": "example.org"}, "VLROUTE_API_KEYS"),
     ({"max_num_seqs": 0}, "max_num_seqs"), ({"api_keys": ("short",)}, "16 characters"),
     ({"retention_days": 0}, "retention_days"), ({"retention_days": 1e9}, "retention_days"),
-    ({"max_waiting": -1}, "max_waiting"), ({"limits": Limits()}, "local_files"),
+    ({"max_waiting": -1}, "max_waiting"), ({"port": 65_536}, "port must be"), ({"port": -1}, "port must be"),
+    ({"limits": Limits()}, "local_files"), ({"api_keys": ("é" * 20,)}, "ASCII"), ({"api_keys": (f"{KEY} ",)}, "ASCII"),
+    ({"allowed_hosts": ("http://example.org",)}, "is no host"), ({"allowed_hosts": ("example.org/a",)}, "is no host"),
+    ({"allowed_hosts": ("*.example.org",)}, "is no host"), ({"allowed_hosts": ("::1",)}, "is no host"),
 ])  # fmt: skip
 def test_unsafe_and_impossible_settings_are_refused(wrong: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):

@@ -63,7 +63,11 @@ class Constraint:
 
     def error(self) -> LimitError:
         """The error of the matcher."""
-        why = " ".join(self.matcher.get_error().split())[:200]
+        why = " ".join(self.matcher.get_error().partition("<state>")[0].split())[
+            :200
+        ]  # without the state of the parser
+        if why.startswith("NoExtension"):
+            why = "no text matches a part of it"
         return LimitError(
             f"the format of the answer is too complex: {why}; choose a simpler response_format or tool schema"
         )

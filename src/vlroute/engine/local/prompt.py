@@ -71,7 +71,7 @@ def render(checkpoint: Checkpoint, conversation: Conversation, images: Sequence[
     try:
         text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
     except TemplateError as error:  # raised by the template, such as for a system message that is not the first one
-        raise InputError(f"the chat template of {checkpoint.source} refuses this conversation: {error}") from None
+        raise InputError(f"the chat template of this model refuses this conversation: {error}") from None  # no path
     merged = processor.image_processor.merge_size**2
     parts = text.split(processor.image_token)
     text = parts[0]
