@@ -6,6 +6,7 @@ Light components run in a child process that is forked after all imports, so tha
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import select
@@ -17,7 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,14 +113,14 @@ def _killed(work: Callable[[Path, Acknowledge], None], folder: Path, seconds: fl
     if (child := os.fork()) == 0:
         try:
             os.close(reading)
-            work(folder, lambda word: os.write(writing, f"{word}\n".encode()) and None)
+            work(folder, partial(_write_word, writing))
         finally:
             os._exit(1)
     os.close(writing)
     received = bytearray()
     begun = None
     try:
-        # the time counts from the first word, so that the start is not all that is killed; half of the kills are earlier
+        # the time counts from the first word: otherwise most kills would hit the start of the process
         while begun is None or time.monotonic() < begun + seconds:
             if select.select([reading], [], [], 0.002)[0]:
                 if not (data := os.read(reading, 1 << 16)):
@@ -133,6 +136,10 @@ def _killed(work: Callable[[Path, Acknowledge], None], folder: Path, seconds: fl
             received += data
         os.close(reading)
     return received.decode().split()
+
+
+def _write_word(descriptor: int, word: str) -> None:
+    os.write(descriptor, f"{word}\n".encode())
 
 
 def _artifact(folder: Path, acknowledge: Acknowledge) -> None:
@@ -193,8 +200,10 @@ def _responses(folder: Path, acknowledge: Acknowledge) -> None:
         for number in itertools.count():
             id = new_id()
             parts = [picture, {"type": "text", "text": f"{number} {id}"}]
-            messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "so"}]
-            kept.add("owner", id, messages, 0, '{"id": "%s"}' % id)
+            messages: list[dict[str, Any]] = [
+                {"role": "user", "content": parts}, {"role": "assistant", "content": "so"}
+            ]  # fmt: skip
+            kept.add("owner", id, messages, 0, json.dumps({"id": id}))
             acknowledge(id)
 
 

@@ -16,6 +16,8 @@ from vlroute.types import Channel, Mode, ToolCall
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _FUNCTION, _PARAMETER = re.compile(r"\s*<function=([^>\n]+)>"), re.compile(r"\s*<parameter=([^>\n]+)>\n?")
 _END = re.compile(r"\s*(?:</function>\s*)?")
+#: Quotes of JSON strings, and escaped characters.
+_QUOTES = re.compile(r'\\.|"', re.DOTALL)
 _ARGUMENTS = re.compile(r'"arguments"\s*:\s*')
 #: Steps through the parts of a JSON schema in search of types.
 MAX_SCHEMAS = 100
@@ -40,6 +42,7 @@ class CallReader:
         self.tools, self.form, self.mode = tools, form, mode
         self.calls: list[ToolCall] = []
         self._held, self._inside = "", False  # text that may belong to a tag or a call
+        self._scanned, self._quoted = 0, False  # whether a string of JSON is open after so many characters of a call
         self._trimmed, self._texts = Trimmed(continues), list[str]()
 
     @property
@@ -77,6 +80,8 @@ class CallReader:
             tag = CLOSE if self._inside else OPEN
             at = self._held.find(tag, max(0, searched - len(tag)))
             searched = 0
+            while at >= 0 and self._inside and self._in_string(at):
+                at = self._held.find(tag, at + 1)
             if at < 0:
                 if not self._inside:
                     safe = len(self._held) - begun(self._held, tag)
@@ -85,12 +90,22 @@ class CallReader:
                 return
             before, self._held = self._held[:at], self._held[at + len(tag) :]
             self._inside = not self._inside
+            self._scanned, self._quoted = 0, False
             if self._inside:
                 yield from self._said(before)
             elif call := self._read(before):
                 yield self._called(call)
             else:
                 yield from self._said(OPEN + before + CLOSE)
+
+    def _in_string(self, end: int) -> bool:
+        """Whether the tag at `end` is part of a string of JSON."""
+        if self.form != "json":
+            return False
+        for mark in _QUOTES.finditer(self._held, self._scanned, end):
+            self._quoted ^= mark[0] == '"'
+        self._scanned = end
+        return self._quoted
 
     def _read(self, body: str) -> ToolCall | None:
         return read_call(body, self.tools, self.form, new_call_id(self.mode))

@@ -31,7 +31,7 @@ def test_it_contains_the_true_gain_of_biased_predictions(bias: float) -> None:
     rng, inside = np.random.default_rng(1), 0
     for _ in range(300):
         p, right, _ = drawn(rng, 1000)
-        low, high = GainInterval(p + [0, bias], right).around(0.1 + bias)
+        low, high = GainInterval(p + np.asarray([0, bias]), right).around(0.1 + bias)
         inside += low <= 0.1 <= high
         assert low <= 0.1 + bias <= high
     assert inside / 300 > 0.93

@@ -211,3 +211,15 @@ def test_hostile_text_takes_linear_time(body: str, form: CallFormat) -> None:
     began = time.perf_counter()
     assert not read([f"<tool_call>{body}</tool_call>"], form)[1]
     assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize("value", ["</tool_call>", 'a \\" </tool_call> b', "</tool_call><tool_call>"])
+def test_a_tag_within_a_string_of_a_call(value: str, size: int) -> None:
+    written = f'<tool_call>\n{{"name": "tap", "arguments": {{"button": "{value}"}}}}\n</tool_call> so'
+    reader = CallReader(TOOLS, "json", "thinking")  # type: ignore[arg-type]
+    pieces = [("answer", written[start : start + size]) for start in range(0, len(written), size)]
+    found = [*reader.read(pieces), *reader.flush(True)]  # type: ignore[arg-type]
+    (call,) = reader.calls
+    assert call.arguments == {"button": json.loads(f'"{value}"')}
+    assert "".join(piece for channel, piece in found if channel == "answer") == "so"  # type: ignore[misc]
