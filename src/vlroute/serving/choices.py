@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from vlroute.inputs.messages import Conversation
@@ -56,15 +57,18 @@ class Choices:
         self._executor, self._finished = executor, finished
         self._others: list[Future[Answer]] = []
 
-    def work(self, emit: Callable[[Item], None]) -> Steps[None]:
-        """Answer.
+    def work(self, emit: Callable[[Item], None]) -> Steps[Answer]:
+        """The work.
 
         Args:
             emit: Called with each item. The first one is Decided, the last one is Finished.
 
         Returns:
-            The work, which has no other result.
+            Its steps, whose result is the answer of the last item.
         """
+        return self._work(emit)
+
+    def _work(self, emit: Callable[[Item], None]) -> Steps[Answer]:
         conversation, decision = self._prepare(), None
 
         def observed(event: Event) -> None:
@@ -89,10 +93,12 @@ class Choices:
         except BaseException:
             self._cancel.set()
             for other in self._others:  # a request counts as running until all of its answers have ended
-                if not other.done():
-                    yield other
+                with suppress(Exception):
+                    yield from wait(other)
             raise
-        emit(Finished(joined(dict(enumerate(answers)))))
+        whole = joined(dict(enumerate(answers)))
+        emit(Finished(whole))
+        return whole
 
     @property
     def _cancel(self) -> threading.Event:

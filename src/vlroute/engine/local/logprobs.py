@@ -45,8 +45,12 @@ class AnswerLogprobs:
         return TokenLogprob(text, data, log_prob, top)
 
 
-class _TokenTexts(dict[int, tuple[str, bytes | None]]):
-    """Text and bytes of each token, computed when they are needed; see `TokenLogprob`."""
+class TokenTexts(dict[int, tuple[str, bytes | None]]):
+    """Text and bytes of each token, computed when they are needed; see `TokenLogprob`.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._backend, self._special = tokenizer.backend_tokenizer, frozenset(tokenizer.all_special_ids)
@@ -56,17 +60,25 @@ class _TokenTexts(dict[int, tuple[str, bytes | None]]):
         if name is None or token in self._special:  # the scores of some models have more places than there are tokens
             self[token] = name or "", None
         else:
-            data = _token_bytes(name, str(self._backend.decode([token], skip_special_tokens=False)))
+            data = token_bytes(name, str(self._backend.decode([token], skip_special_tokens=False)))
             self[token] = data.decode("utf-8", "replace"), data
         return self[token]
 
 
 #: One for each tokenizer, so that later answers find the texts.
-_token_texts = lru_cache(maxsize=4)(_TokenTexts)
+_token_texts = lru_cache(maxsize=4)(TokenTexts)
 
 
-def _token_bytes(name: str, text: str) -> bytes:
-    """The bytes of a token, from its name in the vocabulary and its text."""
+def token_bytes(name: str, text: str) -> bytes:
+    """The bytes of a token.
+
+    Args:
+        name: Its name in the vocabulary.
+        text: Its text alone, in which U+FFFD stands for bytes that form no character.
+
+    Returns:
+        The bytes.
+    """
     if "\ufffd" not in text:
         return text.encode()
     if one := _BYTE.fullmatch(name):

@@ -162,7 +162,8 @@ class _Lane:
             return
         for i, score in zip(tried, scores, strict=True):
             answers[i].scores.append(score)
-        replaced = [one.take(*given) for one, *given in zip(answers, tokens, log_probs, strict=True)]
+        taken = zip(answers, tokens, log_probs, strict=True)
+        replaced = [one.take(token, row) for one, token, row in taken]
         if any(replaced):
             self._sampler = None  # it has counted another token
 
