@@ -245,10 +245,12 @@ SETTINGS: dict[str, Setting] = {
         endpoints=True,
     ),
     "logprobs": Setting(
-        "True or False", _flag, "give `Answer.logprobs`, the log-probability of each token of the answer", off=False
+        "True or False", _flag, "give `Answer.logprobs`, the log-probability of each token of the answer", off=False,
+        endpoints=True,
     ),
     "top_logprobs": _ranged(
-        Whole(0, MAX_TOP_LOGPROBS), "how many of the most probable tokens `logprobs` names at each place", off=0
+        Whole(0, MAX_TOP_LOGPROBS), "how many of the most probable tokens `logprobs` names at each place", off=0,
+        endpoints=True,
     ),
     "pad_token_id": _ranged(Whole(), "accepted without effect: answers are not padded"),
     "bos_token_id": _ranged(Whole(), "accepted without effect: the chat template begins the prompt"),

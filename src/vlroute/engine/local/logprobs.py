@@ -1,44 +1,34 @@
-"""Log-probabilities of the tokens of one answer, with their texts, beside the pieces of its text."""
+"""Log-probabilities of the tokens of one answer, with their texts and bytes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
 from vlroute.engine.local.sampling import TokenScores
-from vlroute.engine.protocol import Piece, ScoredText
-from vlroute.types import Channel, TokenLogprob
+from vlroute.engine.scored import ScoredPieces
+from vlroute.types import TokenLogprob
 
 #: How tokenizers with byte fallback write a token of one byte.
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
-class AnswerLogprobs:
-    """Collects the log-probabilities of an answer. Each piece of its text gets those since the piece before.
+class AnswerLogprobs(ScoredPieces):
+    """Collects the log-probabilities of an answer, with the texts of its tokens.
 
     Args:
         tokenizer: The tokenizer of the model.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.entries: list[TokenLogprob] = []
+        super().__init__()
         self._texts = _token_texts(tokenizer)
-        self._passed_on = 0
 
     def push(self, scores: TokenScores) -> None:
         """Add the next token."""
         top = tuple(self._entry(token, log_prob) for token, log_prob in scores.top)
         self.entries.append(self._entry(scores.token, scores.log_prob, top))
-
-    def attach(self, pieces: Iterable[tuple[Channel, Piece]]) -> Iterator[tuple[Channel, Piece]]:
-        """Yield the pieces; those of the answer as ScoredText."""
-        for channel, piece in pieces:
-            if channel == "answer" and isinstance(piece, str):
-                since, self._passed_on = self._passed_on, len(self.entries)
-                piece = ScoredText(piece, tuple(self.entries[since:]))
-            yield channel, piece
 
     def _entry(self, token: int, log_prob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         text, data = self._texts[token]
