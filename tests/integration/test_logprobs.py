@@ -341,6 +341,27 @@ def test_entries_after_the_last_piece_come_with_the_last_chunk(client: openai.Op
     assert (texts, ends[-1].finish_reason) == (["7", " \n"], "stop")
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_responses(client: openai.OpenAI, server: Served, mode: Mode) -> None:
+    body: dict[str, Any] = {"model": mode, "input": "Add 2 and 3.", "temperature": 0, "max_output_tokens": 60}
+    asked: dict[str, Any] = {"include": ["message.output_text.logprobs"], "top_logprobs": 5}
+    expected = as_sent(server.router.ask("Add 2 and 3.", mode=mode, max_new_tokens=60, temperature=0, **ASKED))
+    said = client.responses.create(**body, **asked)
+    (part,) = (part for item in said.output if item.type == "message" for part in item.content)
+    assert part.type == "output_text"
+    assert [one.model_dump() for one in part.logprobs or ()] == expected
+    assert (said.top_logprobs, said.model_extra["vlroute"]["ignored"]) == (5, [])  # type: ignore[index]
+    events = [*client.responses.create(**body, **asked, stream=True)]
+    deltas = [one for event in events if event.type == "response.output_text.delta" for one in event.logprobs]
+    (done,) = (event for event in events if event.type == "response.output_text.done")
+    assert [one.model_dump()["token"] for one in done.logprobs] == [one["token"] for one in expected]
+    assert [one.token for one in deltas] == [one.token for one in done.logprobs][: len(deltas)]
+    assert events[-1].type == "response.completed"
+    assert events[-1].response.output[-1].content[0].logprobs == part.logprobs  # type: ignore[union-attr]
+    plain = client.responses.create(**body)
+    assert [part.logprobs for item in plain.output if item.type == "message" for part in item.content] == [[]]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(("fields", "name"), [
     ({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"), ({"logprobs": 5}, "logprobs"),

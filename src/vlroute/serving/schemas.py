@@ -38,6 +38,7 @@ TopK = Annotated[int, Field(strict=True, ge=-1, le=1_000_000), _INTEGRAL]
 Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64), _INTEGRAL]
 #: A number of tokens, which may be 0.
 Budget = Annotated[int, Field(strict=True, ge=0, lt=2**63), _INTEGRAL]
+TopLogprobs = Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS), _INTEGRAL]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31), _INTEGRAL]
 Bias = Annotated[Number, Field(ge=-100, le=100)]
@@ -258,7 +259,7 @@ class ChatRequest(Fields):
     logprobs: StrictBool | None = Field(
         None, description="True: the log-probability of each token of the answer, not of the reasoning."
     )
-    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS), _INTEGRAL] | None = Field(
+    top_logprobs: TopLogprobs | None = Field(
         None, description="How many of the most probable tokens logprobs names at each place."
     )
     min_tokens: Budget | None = Field(None, description="No end token before this many tokens, reasoning included.")
