@@ -64,8 +64,8 @@ Summary = Literal["auto", "concise", "detailed"]
 LOGPROBS = "message.output_text.logprobs"
 Included = Literal[
     "message.output_text.logprobs", "reasoning.encrypted_content", "message.input_image.image_url",
-    "file_search_call.results", "web_search_call.results", "web_search_call.action.sources", "code_interpreter_call.outputs",
-    "computer_call_output.output.image_url",
+    "file_search_call.results", "web_search_call.results", "web_search_call.action.sources",
+    "code_interpreter_call.outputs", "computer_call_output.output.image_url",
 ]  # fmt: skip
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
