@@ -410,7 +410,7 @@ class Pipeline:
         self, conversation: Conversation, options: RequestOptions, budget: int | None, mode: Mode
     ) -> Reply:
         """The answer of another mode, for a label. `budget`: replaces the thinking budget "auto"."""
-        settings, engine = self._settings(mode, options), self.model.load()
+        settings, engine = self._settings(mode, options) | {"logprobs": False, "top_logprobs": 0}, self.model.load()
         if settings.get("thinking_budget") == AUTO:
             settings["thinking_budget"] = budget
         cancel = EitherEvent(self.model.closed, None if self.shadow is None else self.shadow.closed)

@@ -225,6 +225,23 @@ class TokenLogprob:
         """The token in OpenAI's form."""
         return {**self._fields(), "top_logprobs": [one._fields() for one in self.top_logprobs]}
 
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> TokenLogprob:
+        """The inverse of `as_dict`.
+
+        Args:
+            value: The token in OpenAI's form.
+
+        Returns:
+            The token.
+
+        Raises:
+            KeyError: A field is missing; TypeError or ValueError if one is invalid.
+        """
+        data = None if value["bytes"] is None else bytes(value["bytes"])
+        top = tuple(cls.from_dict(one) for one in value.get("top_logprobs", ()))
+        return cls(str(value["token"]), data, float(value["logprob"]), top)
+
     def _fields(self) -> dict[str, Any]:
         return {
             "token": self.token, "logprob": self.logprob, "bytes": None if self.bytes is None else list(self.bytes),

@@ -183,11 +183,11 @@ def test_all_answers_have_the_mode_that_a_later_stage_decides(
     before = router.selector
     router.selector = selector
     try:
-        reply = ask(client, 3, model="auto", temperature=0)
+        reply = ask(client, 3, model="auto", temperature=0, logprobs=True)
     finally:
         router.selector = before
-    details = [choice.model_extra["vlroute"]["id"] for choice in reply.choices]
-    assert len({*details}) == 3
+    assert len({choice.model_extra["vlroute"]["id"] for choice in reply.choices}) == 3
+    assert all(choice.logprobs.content for choice in reply.choices)
     decision = reply.model_extra["vlroute"]["decision"]
     assert (decision["mode"], decision["stage"], decision["forced"], reply.model) == (mode, stage, False, mode)
     assert texts(reply) == 3 * texts(ask(client, 1, model=mode, temperature=0))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -257,6 +258,16 @@ def test_answers_as_json(router: Router) -> None:
     assert json.loads(json.dumps(router.ask("?", mode="instruct").as_dict()))["logprobs"] is None
 
 
+def test_a_saved_conversation_keeps_them(router: Router, tmp_path: Path) -> None:
+    chat = router.chat()
+    with scripted(router, "instruct", script(router, "a", 0xE2, 0x82, 0xAC)):
+        answer = chat.send("?", mode="instruct", **ASKED)
+    plain = chat.send("?", mode="instruct")
+    chat.save(tmp_path)
+    assert [turn.answer.logprobs for turn in router.resume(tmp_path).turns] == [answer.logprobs, plain.logprobs]
+    assert (len(entries_of(answer)), plain.logprobs) == (4, None)
+
+
 def test_settings_that_do_not_fit(router: Router) -> None:
     for settings in ({"top_logprobs": 3}, {"logprobs": False, "top_logprobs": 3}):
         with pytest.raises(SettingsError, match="top_logprobs=3 needs logprobs=True"):
@@ -265,7 +276,8 @@ def test_settings_that_do_not_fit(router: Router) -> None:
         router.ask("?", logprobs=True, top_logprobs=21)
     always = Router.from_pretrained(logprobs=True, device=router.pair.instruct.device)
     assert len(entries_of(always.ask("?", mode="instruct", top_logprobs=20, max_new_tokens=1))[0].top_logprobs) == 20
-    assert always.ask("?", mode="instruct", logprobs=False).logprobs is None
+    for one in (always, Router.from_pretrained(**ASKED, device=router.pair.instruct.device)):
+        assert one.ask("?", mode="instruct", logprobs=False).logprobs is None
 
 
 def test_bytes_of_a_byte_level_tokenizer() -> None:

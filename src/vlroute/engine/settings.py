@@ -366,11 +366,16 @@ def checked_per_mode(generation: Mapping[str, Any], endpoints: bool = False) -> 
 
 
 def combined(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """`checked` settings of several sources; the last one wins. `do_sample=False` removes earlier sampling settings."""
+    """`checked` settings of several sources; the last one wins.
+
+    `do_sample=False` removes earlier sampling settings, and `logprobs=False` an earlier `top_logprobs`.
+    """
     settings: dict[str, Any] = {}
     for layer in layers:
         if layer.get("do_sample") is False:
             settings = {name: value for name, value in settings.items() if name not in SAMPLING}
+        if layer.get("logprobs") is False:
+            settings.pop("top_logprobs", None)
         settings |= layer
     return settings
 

@@ -32,8 +32,8 @@ Item = Decided | ChoiceEvent | Finished
 class Choices:
     """Answers one request several times.
 
-    The other answers begin with the first token of the first one: then its mode is known, and its prompt is in the
-    prefix cache. If one of them fails, all end.
+    The other answers begin with the first text or call of the first one: then its mode is known, and its prompt is in
+    the prefix cache. If one of them fails, all end.
 
     Args:
         pipeline: Answers.

@@ -336,7 +336,7 @@ class ChatRequest(Fields):
         given["logit_bias"] = self._bias()
         if self.top_logprobs and not self.logprobs:
             raise APIError(400, "top_logprobs needs logprobs: true", "contradiction", "top_logprobs")
-        given |= {"logprobs": self.logprobs or None, "top_logprobs": self.top_logprobs or None}
+        given |= {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
         given["max_new_tokens"], given["min_new_tokens"] = self._max_tokens(settings), self.min_tokens
         if (self.min_tokens or 0) > (most := given["max_new_tokens"] or settings.max_tokens):
             raise APIError(400, f"min_tokens must be at most {most} here", "limit_exceeded", "min_tokens")

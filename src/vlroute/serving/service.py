@@ -263,8 +263,10 @@ class Service:
             counted, seconds = without_prompt(answer) if index else answer, time.perf_counter() - arrived
             self.limiter.spent(options.namespace, counted.usage)
             with counting:
-                answers[index] = answer
+                answers[index], first_token = answer, record.first_token_seconds
                 record.answered(joined(answers), seconds)
+                if index:  # the first token is that of the first answer
+                    record.first_token_seconds = first_token
             self.metrics.answered(counted, seconds, None if index else record.first_token_seconds)
             self._check_complete(answer, seconds)
 
