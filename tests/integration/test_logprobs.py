@@ -264,7 +264,7 @@ def test_a_saved_conversation_keeps_them(router: Router, tmp_path: Path) -> None
         answer = chat.send("?", mode="instruct", **ASKED)
     plain = chat.send("?", mode="instruct")
     chat.save(tmp_path)
-    assert [turn.answer.logprobs for turn in router.resume(tmp_path).turns] == [answer.logprobs, plain.logprobs]
+    assert [turn.answer.logprobs for turn in router.resume(tmp_path).history] == [answer.logprobs, plain.logprobs]
     assert (len(entries_of(answer)), plain.logprobs) == (4, None)
 
 
