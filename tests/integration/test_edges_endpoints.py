@@ -1029,6 +1029,12 @@ def test_log_probabilities_that_are_missing_or_wrong_are_an_error(server: Script
         with_logprobs(server)
 
 
+def test_log_probabilities_and_a_refusal(server: Scripted) -> None:
+    server.play([chunk(refusal="no"), *END])
+    _, answer = with_logprobs(server)
+    assert (answer.text, answer.finish_reason, answer.logprobs) == ("no", "content_filter", ())
+
+
 def test_log_probabilities_that_the_server_refuses(server: Scripted) -> None:
     server.play([failed(400, "invalid_request_error", "logprobs is not supported")], status=400)
     with pytest.raises(InputError, match="logprobs is not supported"):

@@ -419,7 +419,7 @@ class RemoteStream:
     def _answer_logprobs(self, text: str, stopped: bool) -> tuple[TokenLogprob, ...] | None:
         if self._logprobs is None or not text:
             return None
-        if not self._logprobs.fit(text, stopped):
+        if not (self._refused or self._logprobs.fit(text, stopped)):  # those of a refusal are in another field
             raise self._unusable()
         return tuple(self._logprobs.entries)
 
