@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from vlroute.types import Stage as Stage
     from vlroute.types import ThinkingDelta as ThinkingDelta
     from vlroute.types import Timing as Timing
+    from vlroute.types import TokenLogprob as TokenLogprob
     from vlroute.types import ToolCall as ToolCall
     from vlroute.types import ToolCalled as ToolCalled
     from vlroute.types import Usage as Usage
@@ -113,8 +114,8 @@ __getattr__, __dir__, __all__ = lazy_names(
         "vlroute.store": ["FeedbackExport", "RatedAnswer", "Store", "export_feedback"],
         "vlroute.types": [
             "Answer", "AnswerDelta", "Decided", "Decision", "Event", "FinishReason", "Finished", "Mode", "ModeChoice",
-            "ModelIdentity", "PassedStage", "Preset", "Stage", "ThinkingDelta", "Timing", "ToolCall",
-            "ToolCalled", "Usage",
+            "ModelIdentity", "PassedStage", "Preset", "Stage", "ThinkingDelta", "Timing", "TokenLogprob",
+            "ToolCall", "ToolCalled", "Usage",
         ],
     },
 )  # fmt: skip

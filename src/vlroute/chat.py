@@ -34,6 +34,7 @@ from vlroute.types import (
     ModeChoice,
     PassedStage,
     Timing,
+    TokenLogprob,
     ToolCall,
     Usage,
     forced_mode,
@@ -406,6 +407,8 @@ def _turn(folder: Path, turn: dict[str, Any], limits: Limits) -> Turn:
     answer["usage"] = Usage(**answer["usage"])
     answer["timing"] = Timing(**answer["timing"])
     answer["tool_calls"] = _calls(answer)
+    if (logprobs := answer.get("logprobs")) is not None:
+        answer["logprobs"] = tuple(TokenLogprob.from_dict(one) for one in logprobs)
     before = tuple(_message(folder, one, limits) for one in turn.get("before", ()))
     return Turn(_message(folder, turn, limits), Answer(**answer), before)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import threading
@@ -18,7 +19,7 @@ from vlroute.decision.evidence import answer_numbers
 from vlroute.decision.policy import PRICE
 from vlroute.decision.selector import ModeSelector
 from vlroute.decision.staged import StagedDecision
-from vlroute.engine.protocol import Evidence, Piece, Reply, Trial, empty_reply
+from vlroute.engine.protocol import Evidence, Piece, Reply, ScoredText, Trial, empty_reply
 from vlroute.engine.settings import AUTO, checked, combined, response_format
 from vlroute.errors import MessageError, ModeUnavailableError, RouterClosedError, SettingsError, VLRouteError
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
@@ -232,6 +233,24 @@ class Pipeline:
             self.shadow.store(watched, conversation.prompt, answer, again)
         return answer
 
+    def further_options(self, options: RequestOptions, decision: Decision, index: int) -> RequestOptions:
+        """Options of a further answer to a request, in the mode of the first one.
+
+        Args:
+            options: Options of the first answer.
+            decision: Its decision.
+            index: Number of the further answer, from 1.
+
+        Returns:
+            The options. A seed is replaced by one that is derived from it and the number.
+        """
+        settings, generation = self._settings(decision.mode, options), dict(options.generation)
+        if (seed := settings.get("seed")) is not None:
+            generation["seed"] = _derived_seed(seed, index)
+        if settings.get("thinking_budget") == AUTO and decision.thinking_budget is not None:
+            generation["thinking_budget"] = decision.thinking_budget
+        return replace(options, mode=decision.mode, generation=generation, id="")
+
     def start(self, prepare: Callable[[], Conversation], options: RequestOptions) -> Future[Answer]:
         """`answer` in threads of the model, none of which waits for it. `prepare` makes the conversation there."""
         self.selector.check_not_captioning()
@@ -382,7 +401,7 @@ class Pipeline:
                 total=time.perf_counter() - began, queue=queue,
             ),
             id=id, closed=reply.closed, parsed=_parsed(settings[decision.mode], reply), tool_calls=reply.tool_calls,
-            stop=reply.stop,
+            stop=reply.stop, logprobs=(reply.logprobs or ()) if settings[decision.mode].get("logprobs") else None,
         )  # fmt: skip
         kept = self._keep(answer, conversation)
         return answer, watched if kept else None
@@ -391,7 +410,7 @@ class Pipeline:
         self, conversation: Conversation, options: RequestOptions, budget: int | None, mode: Mode
     ) -> Reply:
         """The answer of another mode, for a label. `budget`: replaces the thinking budget "auto"."""
-        settings, engine = self._settings(mode, options), self.model.load()
+        settings, engine = self._settings(mode, options) | {"logprobs": False, "top_logprobs": 0}, self.model.load()
         if settings.get("thinking_budget") == AUTO:
             settings["thinking_budget"] = budget
         cancel = EitherEvent(self.model.closed, None if self.shadow is None else self.shadow.closed)
@@ -491,6 +510,11 @@ class _InstructTrial:
         _emit_piece(self._emit, channel, piece)
 
 
+def _derived_seed(seed: int, index: int) -> int:
+    """A seed that differs from those of other numbers and of near seeds; below 2**63, which servers accept."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:8], "big") >> 1
+
+
 def _continuing(conversation: Conversation, options: RequestOptions) -> RequestOptions:
     """Options with which Instruct continues an answer. MessageError if Thinking is forced: it would reason first."""
     if not conversation.prefix:
@@ -506,6 +530,8 @@ def _continuing(conversation: Conversation, options: RequestOptions) -> RequestO
 def _emit_piece(emit: Callable[[Event], Any], channel: Channel, piece: Piece) -> None:
     if isinstance(piece, ToolCall):
         emit(ToolCalled(piece))
+    elif isinstance(piece, ScoredText):
+        emit(AnswerDelta(piece.text, piece.logprobs))
     else:
         emit(ThinkingDelta(piece) if channel == "thinking" else AnswerDelta(piece))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from vlroute.errors import InputError
 
@@ -198,6 +198,56 @@ class ToolCall:
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.text}}
 
 
+#: The bytes of a token; None if it has none.
+Bytes: TypeAlias = bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an answer, or an alternative to it, with its log-probability.
+
+    Attributes:
+        token: The text of the token. Bytes that form no whole character are U+FFFD in it.
+        bytes: The bytes of the text in UTF-8; a character may be divided between tokens. None for control tokens, which
+            are no text.
+        logprob: Natural logarithm of the probability that the model gives the token, before temperature, penalties and
+            everything else that changes or restricts the choice.
+        top_logprobs: The most probable tokens at this place, as many as `top_logprobs` asks for, the most probable one
+            first.
+    """
+
+    token: str
+    bytes: Bytes
+    logprob: float
+    top_logprobs: tuple[TokenLogprob, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The token in OpenAI's form."""
+        return {**self._fields(), "top_logprobs": [one._fields() for one in self.top_logprobs]}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> TokenLogprob:
+        """The inverse of `as_dict`.
+
+        Args:
+            value: The token in OpenAI's form.
+
+        Returns:
+            The token.
+
+        Raises:
+            KeyError: A field is missing; TypeError or ValueError if one is invalid.
+        """
+        data = None if value["bytes"] is None else bytes(value["bytes"])
+        top = tuple(cls.from_dict(one) for one in value.get("top_logprobs", ()))
+        return cls(str(value["token"]), data, float(value["logprob"]), top)
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "token": self.token, "logprob": self.logprob, "bytes": None if self.bytes is None else list(self.bytes),
+        }  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """An answer with its decision.
@@ -223,6 +273,10 @@ class Answer:
             for other formats, if the answer is not complete (`finish_reason` is not "stop", or a stop string cut it),
             or if the validators of the model refuse it, which is logged.
         stop: The stop string at which the answer ended; None if it ended otherwise.
+        logprobs: The tokens of the answer with their log-probabilities, if the setting `logprobs` asks for them: all
+            tokens after the reasoning but the end token, so `usage.completion_tokens - usage.thinking_tokens` of them
+            unless the answer was rescued. Their bytes together are the answer as the model wrote it, with the white
+            space around it, tool calls, and the stop string that ended it, which are not part of `text`.
     """
 
     text: str
@@ -236,6 +290,7 @@ class Answer:
     tool_calls: tuple[ToolCall, ...] = ()
     parsed: Any = field(default=None, hash=False)
     stop: str | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     @property
     def message(self) -> dict[str, Any]:
@@ -260,7 +315,10 @@ class Answer:
     def as_dict(self) -> dict[str, Any]:
         """All fields by name, for JSON."""
         dumped = getattr(self.parsed, "model_dump", None)
-        return asdict(replace(self, parsed=None)) | {"parsed": dumped(mode="json") if dumped else self.parsed}
+        return asdict(replace(self, parsed=None, logprobs=None)) | {
+            "parsed": dumped(mode="json") if dumped else self.parsed,
+            "logprobs": None if self.logprobs is None else [one.as_dict() for one in self.logprobs],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,9 +343,16 @@ class ThinkingDelta:
 
 @dataclass(frozen=True, slots=True)
 class AnswerDelta:
-    """A piece of the answer. All pieces joined are `Answer.text`."""
+    """A piece of the answer. All pieces joined are `Answer.text`.
+
+    Attributes:
+        text: The text.
+        logprobs: The entries of `Answer.logprobs` since the piece before, if they were asked for. Those after the last
+            piece, such as for white space, are only in `Finished.answer`.
+    """
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

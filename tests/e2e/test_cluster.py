@@ -200,6 +200,25 @@ def test_a_stream_says_the_same_as_the_whole(cluster: Cluster) -> None:
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 
+def test_log_probabilities_and_several_answers(cluster: Cluster, router: Router) -> None:
+    one = task("ocr", "hard", 4)
+    expected = router.ask(one.prompt, **media(one), mode="thinking", do_sample=False, logprobs=True).logprobs
+    body = {"messages": [user(one)], "model": "thinking", "n": 3, "logprobs": True, **EXACT}
+    with cluster.http() as http:
+        whole = http.post("/v1/chat/completions", json=body).json()
+        with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as reply:
+            chunks = [chunk["choices"][0] for chunk in lines(reply)]
+    assert expected
+    assert [choice["vlroute"]["encoded"] for choice in whole["choices"]] == [1, 0, 0]
+    for choice in whole["choices"]:
+        own = [chunk for chunk in chunks if chunk["index"] == choice["index"] and chunk["logprobs"]]
+        streamed = [entry for chunk in own for entry in chunk["logprobs"]["content"]]
+        for entries in (choice["logprobs"]["content"], streamed):
+            assert [entry["token"] for entry in entries] == [entry.token for entry in expected]
+            values = [entry.logprob for entry in expected]
+            assert [entry["logprob"] for entry in entries] == pytest.approx(values, abs=1e-3)
+
+
 def test_a_disconnected_client_cancels_the_answer(cluster: Cluster) -> None:
     body = {"messages": [user(task("math"))], **ENDLESS}
     with cluster.http() as http:

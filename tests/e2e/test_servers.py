@@ -129,6 +129,27 @@ def test_evidence_is_that_of_the_pair_in_this_process(router: Router, real: Real
             assert theirs.complete == ours.complete
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_log_probabilities_are_those_of_the_pair_in_this_process(router: Router, there: Router, mode: Mode) -> None:
+    """Servers may leave out the white space between reasoning and answer."""
+    asked = {"mode": mode, "logprobs": True, "top_logprobs": 3}
+    for one in TASKS[:8]:
+        ours = router.ask(one.prompt, **media(one), **asked, **GREEDY, **WHOLE).logprobs
+        events = [*there.stream(one.prompt, **media(one), **asked, **WHOLE)]
+        assert isinstance(events[-1], Finished)
+        theirs = events[-1].answer.logprobs
+        assert ours
+        assert theirs
+        ours, theirs = ([one for one in found if one.token.strip()] for found in (ours, theirs))
+        assert [(one.token, one.bytes) for one in theirs] == [(one.token, one.bytes) for one in ours]
+        assert [one.logprob for one in theirs] == pytest.approx([one.logprob for one in ours], abs=1e-2)
+        for own, other in zip(ours, theirs, strict=True):
+            values = [alternative.logprob for alternative in own.top_logprobs]
+            assert [alternative.logprob for alternative in other.top_logprobs] == pytest.approx(values, abs=2e-2)
+        sent = [entry for event in events if isinstance(event, AnswerDelta) for entry in event.logprobs]
+        assert [one for one in sent if one.token.strip()] == theirs
+
+
 @pytest.mark.parametrize("chosen", MODES)
 def test_an_answer_is_decided_on_its_log_probabilities(
     real: RealServers, here: dict[Mode, list[Answer]], chosen: Mode

@@ -24,12 +24,12 @@ from vlroute.cli.app import run
 from vlroute.engine.protocol import TOP_TOKENS, Evidence, Reply, Trial
 from vlroute.engine.remote.client import RemoteEngine
 from vlroute.engine.remote.endpoint import Endpoint
-from vlroute.errors import EndpointError, InputError, ModeUnavailableError, VLRouteError
+from vlroute.errors import EndpointError, InputError, ModeUnavailableError, SettingsError, VLRouteError
 from vlroute.inputs.messages import parse
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.settings import ServerSettings
 from vlroute.steps import run as run_steps
-from vlroute.types import AnswerDelta, Finished, ThinkingDelta
+from vlroute.types import AnswerDelta, Finished, Mode, ThinkingDelta
 
 END = [chunk(end="stop"), USAGE, DONE]
 CUT = [chunk(end="length"), USAGE, DONE]
@@ -956,3 +956,90 @@ def test_a_trial_of_the_prompt_decides_nothing(server: Scripted) -> None:
     assert (tried.answer().text, tried.pieces, tried.seen) == ("2", ["2"], [])
     assert "logprobs" not in server.bodies[0]
     assert (RemoteEngine.stages, RemoteEngine.shared_prompt) == (("answer",), False)
+
+
+# log-probabilities
+
+
+def with_logprobs(server: Scripted, mode: Mode = "instruct", **options: Any) -> tuple[list[Any], Answer]:
+    """The pieces of an answer with log-probabilities, and the answer."""
+    with server.router() as router:
+        events = [*router.stream("How many?", mode=mode, **{"logprobs": True, **options})]
+    assert isinstance(events[-1], Finished)
+    pieces = [(event.text, [one.token for one in event.logprobs]) for event in events if isinstance(event, AnswerDelta)]
+    return pieces, events[-1].answer
+
+
+def tokens(answer: Answer) -> list[str]:
+    return [one.token for one in answer.logprobs or ()]
+
+
+def reasoned(text: str, *tokens: tuple[str, float], content: str | None = None) -> Any:
+    """A chunk of reasoning with log-probabilities."""
+    made = scored(content or "", *tokens)
+    made["choices"][0]["delta"] = {"reasoning": text} | ({} if content is None else {"content": content})
+    return made
+
+
+def test_log_probabilities_of_an_answer(server: Scripted) -> None:
+    server.play(SCORED)
+    pieces, answer = with_logprobs(server, top_logprobs=1)
+    assert pieces == [("4", ["4"]), ("2 .", ["\ufffd", "2", " ."])]  # the end token is not among them
+    assert [one.logprob for one in answer.logprobs or ()] == [*LOG_PROBS]
+    assert [len(one.top_logprobs) for one in answer.logprobs or ()] == [1] * 4  # the first chunk contains two
+    assert (server.bodies[0]["logprobs"], server.bodies[0]["top_logprobs"]) == (True, 1)
+    server.play(SCORED)
+    _, answer = with_logprobs(server)
+    assert [one.top_logprobs for one in answer.logprobs or ()] == [()] * 4
+    assert server.bodies[0]["top_logprobs"] == 1  # llama.cpp would send no log-probabilities for 0
+
+
+@pytest.mark.parametrize("steps", [
+    [reasoned("so", ("so", -1.0)), scored("", ("</think>", -1.0)), scored("\n\n4", ("\n\n", -0.1), ("4", -0.5)), *END],
+    [reasoned("so", ("so", -1.0)), reasoned(" on", (" on", -1.0), ("</think>", -1.0), ("\n\n", -0.1), ("4", -0.5),
+                                            content="\n\n4"), *END],
+    [reasoned("so", ("so", -1.0)), reasoned(" on", (" on", -1.0), ("\n\n", -0.1), ("4", -0.5), content="\n\n4"), *END],
+    [scored("so", ("so", -1.0)), scored("</think>", ("</think>", -1.0)), scored("\n\n", ("\n\n", -0.1)),
+     scored("4", ("4", -0.5)), *END],
+    [scored("<think>", ("<think>", -1.0)), scored("so</th", ("so", -1.0)),
+     scored("ink>\n\n4", ("</think>", -1.0), ("\n\n", -0.1), ("4", -0.5)), *END],
+], ids=["parsed", "mixed chunk", "mixed chunk without the tag", "raw", "raw with both tags"])  # fmt: skip
+def test_log_probabilities_of_the_reasoning_are_left_out(server: Scripted, steps: Any) -> None:
+    server.play(steps)
+    pieces, answer = with_logprobs(server, "thinking")
+    assert (answer.text, tokens(answer)) == ("4", ["\n\n", "4"])
+    assert answer.thinking.startswith("so")
+    assert [entry for _, entries in pieces for entry in entries] == ["\n\n", "4"]
+
+
+def test_log_probabilities_up_to_a_stop_string(server: Scripted) -> None:
+    server.play([scored("one", ("one", -0.5)), scored(" two", (" two", -1.0)), scored(" six", (" six", -1.0)), *END])
+    _, answer = with_logprobs(server, stop=[" tw"])
+    assert (answer.text, tokens(answer)) == ("one", ["one", " two"])
+
+
+@pytest.mark.parametrize("steps", [
+    [chunk("4"), *END], [scored("4", ("4", -0.5)), chunk("2"), *END], [scored("4", ("5", -0.5)), *END],
+    [scored("4", ("4", None)), *END],  # type: ignore[arg-type]
+    [{**chunk("4"), "choices": [{**chunk("4")["choices"][0], "logprobs": {"content": ["4"]}}]}, *END],
+], ids=["none", "missing", "wrong", "no number", "strings"])  # fmt: skip
+def test_log_probabilities_that_are_missing_or_wrong_are_an_error(server: Scripted, steps: Any) -> None:
+    server.play(steps)
+    with pytest.raises(SettingsError, match="leave logprobs out"):
+        with_logprobs(server)
+
+
+def test_log_probabilities_and_a_refusal(server: Scripted) -> None:
+    server.play([chunk(refusal="no"), *END])
+    _, answer = with_logprobs(server)
+    assert (answer.text, answer.finish_reason, answer.logprobs) == ("no", "content_filter", ())
+
+
+def test_log_probabilities_that_the_server_refuses(server: Scripted) -> None:
+    server.play([failed(400, "invalid_request_error", "logprobs is not supported")], status=400)
+    with pytest.raises(InputError, match="logprobs is not supported"):
+        with_logprobs(server)
+    assert len(server.bodies) == 1
+    with pytest.raises(SettingsError, match="together with tools"):
+        with_logprobs(server, tools=[{"type": "function", "function": {"name": "tap", "parameters": {}}}])
+    assert len(server.bodies) == 1

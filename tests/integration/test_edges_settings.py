@@ -276,14 +276,17 @@ RIGHT: dict[str, Callable[[random.Random], Any]] = {
         {"type": "text"}, {"type": "json_object"}, {"json": {"type": "array", "items": {"enum": [1, "a"]}}},
         {"choice": ["7", "eight"]}, {"regex": "[a-z]{3}( [0-9]+)*"},
     ]),
+    "logit_bias": lambda r: r.choice([{}, {5: 2.0, 6: -100}, {np.int64(8): np.float32(3)}]),
+    "logprobs": lambda r: r.choice([True, np.bool_(True)]),
+    "top_logprobs": lambda r: r.choice([0, 1, np.int64(5), 20]),
     "pad_token_id": lambda r: r.choice([0, 2]),
     "bos_token_id": lambda r: r.choice([0, 2]),
 }  # fmt: skip
 #: Which of `WRONG` are right after all.
-ALSO_RIGHT = {"do_sample": (bool, np.bool_), "close_loops": (bool, np.bool_)}
+ALSO_RIGHT = dict.fromkeys(("do_sample", "close_loops", "logprobs"), (bool, np.bool_))
 LISTS = {
     "bad_words", "bad_words_ids", "stop_token_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens",
-    "eos_token_id", "stop",
+    "eos_token_id", "stop", "logit_bias",
 }  # fmt: skip
 BEYOND: dict[str, list[Any]] = {
     "max_new_tokens": [0, -1, 2.5], "min_new_tokens": [-1, 0.1], "temperature": [-0.1, 1e9], "top_k": [-2, 0.5],
@@ -296,7 +299,8 @@ BEYOND: dict[str, list[Any]] = {
     "stop_token_ids": [[-1], [VOCAB], 3, ["a"]], "bad_words": ["x", [""], [3]], "thinking_budget": [-1, 0.5],
     "pad_token_id": [-1], "bos_token_id": ["x"], "do_sample": [0, 1, "yes"], "close_loops": [0, "no"],
     "response_format": ["json", {"type": "nonsense"}, {"choice": []}, {"regex": "a("}, {"json": {"not": {}}}],
-    "answer_reserve": [-1, 0.5], "early_exit": [0, -0.5, 1.1, float("nan")],
+    "logit_bias": [{(5,): 1.0}, {VOCAB: 1.0}, {5: float("nan")}, [[5, 1.0]]], "logprobs": [1, "yes", 5],
+    "top_logprobs": [-1, 21, 0.5], "answer_reserve": [-1, 0.5], "early_exit": [0, -0.5, 1.1, float("nan")],
 }  # fmt: skip
 
 
@@ -326,6 +330,8 @@ def a_request(chance: random.Random) -> tuple[dict[str, Any], bool]:
     if kind == "right" and (settings.get("min_new_tokens") or 0) > (settings.get("max_new_tokens") or 9):
         kind = "contradiction"
     if kind == "right" and (settings.get("answer_reserve") or 0) >= (settings.get("max_new_tokens") or 12):
+        kind = "contradiction"
+    if kind == "right" and settings.get("top_logprobs") and not settings.get("logprobs"):
         kind = "contradiction"
     return settings, kind == "right"
 
@@ -372,7 +378,9 @@ FIELDS: dict[str, tuple[list[Any], list[Any]]] = {
     "response_format": ([{"type": "text"}, {"type": "json_object"}, None], [{"type": "nonsense"}, "json", 3]),
     "nonsense": ([None], [1, "x"]),
     "num_beams": ([], [2]),
-    "n": ([1], [2, "x"]),
+    "n": ([1, 2, 8], [0, 9, 1.5, "x"]),
+    "logprobs": ([True, False, None], [1, "x"]),
+    "logit_bias": ([{}, {"5": 1.5}], [{"x": 1}, {"5": 101}, {str(VOCAB): 1}, [1]]),
 }
 
 

@@ -636,7 +636,7 @@ def test_items_of_stored_answers_can_be_referred_to(client: openai.OpenAI) -> No
         ({"truncation": "auto"}, "unsupported_parameter", "truncation"),
         ({"conversation": "conv_1"}, "unsupported_parameter", "conversation"),
         ({"prompt": {"id": "1"}}, "unsupported_parameter", "prompt"),
-        ({"top_logprobs": 2}, "unsupported_parameter", "top_logprobs"),
+        ({"top_logprobs": 2}, "contradiction", "top_logprobs"),
         ({"reasoning": {"context": "all_turns"}}, "unsupported_parameter", "reasoning.context"),
         ({"text": {"verbosity": "low"}}, "unsupported_parameter", "text.verbosity"),
         ({"vlroute": {"prise": 1}}, "unknown_parameter", "vlroute.prise"),

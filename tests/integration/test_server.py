@@ -331,7 +331,7 @@ def test_predict(server: Served) -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"n": 2}, "n"), ({"logprobs": True}, "logprobs"),
+    ({"n": 9}, "n"), ({"top_logprobs": 2}, "top_logprobs"),
     ({"response_format": {"type": "structural_tag"}}, "response_format"), ({"extra_body": {"ebnf": "x"}}, "ebnf"),
     ({"functions": [{"name": "f"}]}, "functions"), ({"logit_bias": {"x": 1}}, "logit_bias"),
     ({"max_completion_tokens": 201}, "max_completion_tokens"), ({"stop": [""]}, "stop"),

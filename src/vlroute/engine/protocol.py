@@ -15,10 +15,20 @@ from numpy.typing import NDArray
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
 from vlroute.steps import Steps
-from vlroute.types import Channel, Closed, FinishReason, Mode, Stage, ToolCall
+from vlroute.types import Channel, Closed, FinishReason, Mode, Stage, TokenLogprob, ToolCall
 
-#: A text of the thinking or of the answer, or a complete call on the channel "call".
-Piece: TypeAlias = str | ToolCall
+
+@dataclass(frozen=True, slots=True)
+class ScoredText:
+    """A text of the answer with the log-probabilities of the tokens since the text before, see `AnswerDelta`."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...]
+
+
+#: A text of the thinking or of the answer, or a complete call on the channel "call". The texts of the answer are
+#: ScoredText if the setting `logprobs` is on.
+Piece: TypeAlias = str | ScoredText | ToolCall
 #: Called with each new piece.
 OnPiece = Callable[[Channel, Piece], None]
 CAPTION_SETTINGS = {"do_sample": False, "max_new_tokens": 24}
@@ -46,6 +56,7 @@ class Reply:
         tool_calls: the tools that the answer calls.
         stop: the stop string at which the answer ended, if it did.
         queue_seconds: from the vision features until the answer has a place in the batch; 0 if not known.
+        logprobs: see `vlroute.Answer`.
     """
 
     text: str
@@ -65,6 +76,7 @@ class Reply:
     tool_calls: tuple[ToolCall, ...] = ()
     stop: str | None = None
     queue_seconds: float = 0.0
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 def empty_reply(finish_reason: FinishReason = "length", encoded: int | None = None) -> Reply:

@@ -34,6 +34,8 @@ RECOMMENDED: dict[str, dict[str, Any]] = {
 AUTO = "auto"
 #: The reserve for the answer is a quarter of `max_new_tokens`, and at most this many tokens.
 MAX_RESERVE = 256
+#: Largest `top_logprobs`, as in OpenAI's API.
+MAX_TOP_LOGPROBS = 20
 #: Below this temperature, decoding is greedy: dividing scores by a smaller number overflows.
 COLDEST = 1e-3
 
@@ -120,6 +122,15 @@ def _biases(name: str, value: Any) -> dict[tuple[int, ...], float]:
     return biases
 
 
+def _token_biases(name: str, value: Any) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise refused(name, value, "a dict of {token id: bias}")
+    return {
+        _TOKEN.read(f"a token id in {name}", token): _BIAS.read(f"a bias in {name}", bias)
+        for token, bias in value.items()
+    }
+
+
 def _budget(name: str, value: Any) -> int | str:
     if isinstance(value, str):
         if value != AUTO:
@@ -191,6 +202,9 @@ SETTINGS: dict[str, Setting] = {
         "a dict of {(token ids): bias} or a list of [[token ids], bias]", _biases,
         f"added to the score of a sequence's last token; {_BIAS}",
     ),
+    "logit_bias": Setting(
+        "a dict of {token id: bias}", _token_biases, f"OpenAI's form of `sequence_bias` for single tokens; {_BIAS}"
+    ),
     "suppress_tokens": Setting("a list of token ids", _ids, "tokens that are never generated"),
     "begin_suppress_tokens": Setting(
         "a list of token ids", _ids, "tokens that are never the first token of the output"
@@ -230,6 +244,14 @@ SETTINGS: dict[str, Setting] = {
         "what form the answer, not the reasoning, has; `{'type': 'text'}`: any. Needs the extra `structured`", off=TEXT,
         endpoints=True,
     ),
+    "logprobs": Setting(
+        "True or False", _flag, "give `Answer.logprobs`, the log-probability of each token of the answer", off=False,
+        endpoints=True,
+    ),
+    "top_logprobs": _ranged(
+        Whole(0, MAX_TOP_LOGPROBS), "how many of the most probable tokens `logprobs` names at each place", off=0,
+        endpoints=True,
+    ),
     "pad_token_id": _ranged(Whole(), "accepted without effect: answers are not padded"),
     "bos_token_id": _ranged(Whole(), "accepted without effect: the chat template begins the prompt"),
 }  # fmt: skip
@@ -238,7 +260,7 @@ SAMPLING = frozenset(name for name, setting in SETTINGS.items() if setting.sampl
 _ONE_ANSWER = "one answer is generated at a time; ask several times with different seeds"
 _BEAMS = "beam search is not supported; leave it out, or sample with do_sample=True"
 _ASSISTED = "assisted and speculative generation are not supported; leave it out"
-_TEXT_ONLY = "an answer contains only text and token counts; leave it out"
+_TEXT_ONLY = "an answer contains only text, token counts and log-probabilities (logprobs=); leave it out"
 _CACHES = "PrefixCache stores the keys and values; leave it out, or pass prefix_cache="
 _ENCODER = "it belongs to encoder-decoder models; leave it out"
 _NEVER = "leave it out"
@@ -263,7 +285,6 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_tokens": ((), "use max_new_tokens"), "max_completion_tokens": ((), "use max_new_tokens"),
     "min_tokens": ((0,), "use min_new_tokens"), "max_time": ((), "set the event that you pass as cancel="),
     "stop_strings": ((), "use stop="), "stop_sequences": ((), "use stop="),
-    "logit_bias": ((), "use sequence_bias="),
     "repeat_penalty": ((1,), "use repetition_penalty="), "enable_thinking": ((), "use mode='thinking' or 'instruct'"),
     "reasoning_effort": ((), "use mode= and thinking_budget="), "streamer": ((), "use Router.stream"),
     "return_dict_in_generate": ((False,), _TEXT_ONLY), "output_scores": ((False,), _TEXT_ONLY),
@@ -345,11 +366,16 @@ def checked_per_mode(generation: Mapping[str, Any], endpoints: bool = False) -> 
 
 
 def combined(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """`checked` settings of several sources; the last one wins. `do_sample=False` removes earlier sampling settings."""
+    """`checked` settings of several sources; the last one wins.
+
+    `do_sample=False` removes earlier sampling settings, and `logprobs=False` an earlier `top_logprobs`.
+    """
     settings: dict[str, Any] = {}
     for layer in layers:
         if layer.get("do_sample") is False:
             settings = {name: value for name, value in settings.items() if name not in SAMPLING}
+        if layer.get("logprobs") is False:
+            settings.pop("top_logprobs", None)
         settings |= layer
     return settings
 
@@ -379,6 +405,12 @@ def check_lengths(settings: Mapping[str, Any]) -> None:
     least, most = settings.get("min_new_tokens", 0), settings.get("max_new_tokens", MANY)
     if least > most:
         raise SettingsError(f"min_new_tokens={least} is greater than max_new_tokens={most}")
+
+
+def check_logprobs(settings: Mapping[str, Any]) -> None:
+    """SettingsError if `top_logprobs` is set without `logprobs`."""
+    if (count := settings.get("top_logprobs")) and not settings.get("logprobs"):
+        raise SettingsError(f"top_logprobs={count} needs logprobs=True")
 
 
 def answer_reserve(settings: Mapping[str, Any], most: int) -> int:

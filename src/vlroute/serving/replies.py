@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 
 from vlroute.serving.errors import APIError
 from vlroute.stream import AsyncStream
-from vlroute.types import Answer, Decided, Decision, Event
+from vlroute.types import Answer, Decided, Decision
+
+T = TypeVar("T")
 
 
-async def until_disconnect(answering: Coroutine[Any, Any, Answer], request: Request) -> Answer:
+async def until_disconnect(answering: Coroutine[Any, Any, T], request: Request) -> T:
     """Wait for an answer. It is cancelled if the client disconnects.
 
     Args:
-        answering: A coroutine of `Service.answer`.
+        answering: A coroutine of `Service.answer` or `Service.answers`.
         request: The request of the client.
 
     Returns:
-        The answer.
+        The result of the coroutine.
 
     Raises:
         APIError: 499 if the client disconnected.
@@ -43,11 +45,11 @@ async def until_disconnect(answering: Coroutine[Any, Any, Answer], request: Requ
         answer.cancel()
 
 
-async def begin(events: AsyncStream[Event]) -> tuple[AsyncStream[Event], Decided]:
+async def begin(events: AsyncStream[T]) -> tuple[AsyncStream[T], Decided]:
     """Wait for the decision, so that an error before it has a status of its own.
 
     Args:
-        events: The result of `Service.stream`. It is closed if an error is raised.
+        events: The result of `Service.stream` or `Service.choices`. It is closed if an error is raised.
 
     Returns:
         `events`, for `EventStream`, and their first one.

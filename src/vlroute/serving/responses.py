@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -31,6 +31,7 @@ from vlroute.serving.schemas import (
     Model,
     Number,
     RouterOptions,
+    TopLogprobs,
     agreed,
     mode_of,
     read_form,
@@ -48,6 +49,7 @@ from vlroute.types import (
     Finished,
     Mode,
     ThinkingDelta,
+    TokenLogprob,
     ToolCall,
     ToolCalled,
 )
@@ -58,10 +60,12 @@ _ID = re.compile(PREFIX + "([0-9a-f]{32})")
 _ITEM_ID = re.compile("(?:rs_|msg_|fc_)([0-9a-f]{32})(?:_[0-9]+)?")
 _ERRORS = (401, 404, 421, 503)
 Summary = Literal["auto", "concise", "detailed"]
+#: The value of `include` for log-probabilities.
+LOGPROBS = "message.output_text.logprobs"
 Included = Literal[
-    "reasoning.encrypted_content", "message.input_image.image_url", "file_search_call.results",
-    "web_search_call.results", "web_search_call.action.sources", "code_interpreter_call.outputs",
-    "computer_call_output.output.image_url",
+    "message.output_text.logprobs", "reasoning.encrypted_content", "message.input_image.image_url",
+    "file_search_call.results", "web_search_call.results", "web_search_call.action.sources",
+    "code_interpreter_call.outputs", "computer_call_output.output.image_url",
 ]  # fmt: skip
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -98,7 +102,7 @@ class ResponseRequest(Fields):
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "background": (False,), "background_options": (), "conversation": (), "context_management": ([],),
-        "prompt": (), "moderation": (), "access_programs": (), "image": (), "top_logprobs": (0,),
+        "prompt": (), "moderation": (), "access_programs": (), "image": (),
         "truncation": ("disabled",),
     }  # fmt: skip
     harmless = frozenset({
@@ -129,7 +133,12 @@ class ResponseRequest(Fields):
     text: ResponseText | None = None
     reasoning: ResponseReasoning | None = None
     include: list[Included] | None = Field(
-        None, description="Without effect: reasoning is not encrypted, and there are no built-in tools."
+        None,
+        description=f"`{LOGPROBS}`: the log-probability of each token of the answer. Other values have no effect: "
+        "reasoning is not encrypted, and there are no built-in tools.",
+    )
+    top_logprobs: TopLogprobs | None = Field(
+        None, description="How many of the most probable tokens are named at each place; needs the log-probabilities."
     )
     metadata: Metadata | None = Field(None, description="Returned and stored with the response.")
     user: Annotated[str, Field(max_length=512)] | None = Field(None, description="Returned with the response.")
@@ -159,6 +168,10 @@ class ResponseRequest(Fields):
                 400, f"an answer may have at most {settings.max_tokens} tokens here, {most} were asked for",
                 "limit_exceeded", "max_output_tokens",
             )  # fmt: skip
+        if self.top_logprobs and not self.logprobs:
+            raise APIError(
+                400, f"top_logprobs needs include: [{json.dumps(LOGPROBS)}]", "contradiction", "top_logprobs"
+            )
         forced: Mode | None = None if effort is None else MODES[effort != "none"]
         named = None if self.model is None else mode_of(self.model, names)
         extra = self.vlroute or RouterOptions()
@@ -166,6 +179,7 @@ class ResponseRequest(Fields):
             "temperature": self.temperature, "top_p": self.top_p, "max_new_tokens": most,
             "thinking_budget": EFFORTS.get(effort or ""), "response_format": self._format(),
             "answer_reserve": extra.answer_reserve, "close_loops": extra.close_loops, "early_exit": extra.early_exit,
+            "logprobs": self.logprobs or None, "top_logprobs": self.top_logprobs or None,
         }  # fmt: skip
         generation = {name: value for name, value in given.items() if value is not None}
         modes: list[tuple[str, Mode | None]] = [("model", named), ("reasoning.effort", forced)]
@@ -186,9 +200,15 @@ class ResponseRequest(Fields):
         return (self.reasoning and (self.reasoning.summary or self.reasoning.generate_summary)) or None
 
     @property
+    def logprobs(self) -> bool:
+        """Whether the reply contains log-probabilities."""
+        return LOGPROBS in (self.include or ())
+
+    @property
     def ignored(self) -> list[str]:
         """Names of the sent fields that have no effect."""
-        return sorted([*(self.model_extra or {}), *(["include"] if self.include else [])])
+        without = {*(self.include or ())} - {LOGPROBS}
+        return sorted([*(self.model_extra or {}), *(["include"] if without else [])])
 
     def _format(self) -> ResponseFormat | None:
         if self.format is None:
@@ -275,9 +295,12 @@ class Reply:
             return item | {"summary": [{"type": "summary_text", "text": text}]}
         return item | {"content": [{"type": "reasoning_text", "text": text}]}
 
-    def message(self, id: str, text: str, status: str = "completed") -> dict[str, Any]:
+    def message(
+        self, id: str, text: str, logprobs: Sequence[TokenLogprob] | None = None, status: str = "completed"
+    ) -> dict[str, Any]:
         """The item of an answer."""
-        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        entries = [one.as_dict() for one in logprobs or ()]
+        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": entries}
         return {"id": f"msg_{id}", "type": "message", "role": "assistant", "status": status, "content": [part]}
 
     def _output(self, answer: Answer) -> list[dict[str, Any]]:
@@ -285,7 +308,7 @@ class Reply:
         complete = _is_complete(answer)
         items = [self.reasoning(answer.id, answer.thinking)] if answer.thinking else []
         if answer.text or (complete and not answer.tool_calls):
-            items.append(self.message(answer.id, answer.text))
+            items.append(self.message(answer.id, answer.text, answer.logprobs))
         items += [_call_item(f"fc_{answer.id}_{index}", call) for index, call in enumerate(answer.tool_calls)]
         if items and not complete:
             items[-1]["status"] = "incomplete"
@@ -303,8 +326,8 @@ class Reply:
             "service_tier": "default", "store": self.stored, "temperature": body.temperature,
             "text": {"format": dict(body.format or {"type": "text"}), "verbosity": "medium"},
             "tool_choice": _tool_choice(body.tool_choice), "tools": [_tool(tool) for tool in body.tools or ()],
-            "top_logprobs": 0, "top_p": body.top_p, "truncation": "disabled", "usage": None, "user": body.user,
-            "metadata": body.metadata or {}, **more,
+            "top_logprobs": body.top_logprobs or 0, "top_p": body.top_p, "truncation": "disabled", "usage": None,
+            "user": body.user, "metadata": body.metadata or {}, **more,
         }  # fmt: skip
 
 
@@ -391,9 +414,9 @@ class ResponseEvents:
                     yield from self._begin(item)
                     self._thinking += text
                     yield self._delta(item, text)
-            case AnswerDelta(text):
+            case AnswerDelta(text, logprobs):
                 yield from self._end_reasoning()
-                item = self.reply.message(id, "", "in_progress")
+                item = self.reply.message(id, "", logprobs, "in_progress")
                 yield from self._begin(item)
                 yield self._delta(item, text)
             case ToolCalled():  # sent after all text, so that the items are in the order of the reply
@@ -431,6 +454,8 @@ class ResponseEvents:
         yield self._event("response.output_item.added", output_index=self._begun[item["id"]], item=empty)
         if names["part"]:
             part = {**item[names["field"]][0], "text": ""}
+            if "logprobs" in part:
+                part["logprobs"] = []
             yield self._event(f"{names['part']}.added", **self._place(item), part=part)
         elif item["arguments"]:
             yield self._delta(item, item["arguments"])
@@ -481,7 +506,7 @@ def _names(item: Mapping[str, Any]) -> Mapping[str, str]:
 
 def _logprobs(item: Mapping[str, Any]) -> dict[str, Any]:
     """The field that events for the text of an answer must have."""
-    return {"logprobs": []} if item["type"] == "message" else {}
+    return {"logprobs": item["content"][0]["logprobs"]} if item["type"] == "message" else {}
 
 
 # endpoints

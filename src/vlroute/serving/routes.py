@@ -15,7 +15,7 @@ from prometheus_client.exposition import gzip_accepted
 from vlroute import __version__
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.pipeline import RequestOptions
-from vlroute.serving.chat_completions import PREFIX, Chunks, completion
+from vlroute.serving.chat_completions import PREFIX, ChoiceChunks, Chunks, completion
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import APIError, documented
 from vlroute.serving.fetch import embed_media, is_quick, preparer
@@ -61,15 +61,23 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
     options = await _options(body, caller)
     messages = await embed_media(body.messages, caller.fetcher, service.settings)
     prepare = preparer(messages, service.settings, service.sampling, body.offered_tools)
+    count = body.n or 1
     if not body.stream:
-        answer = await until_disconnect(service.answer(prepare, options, arrived), request)
-        return JSONResponse(
-            completion(answer, body.ignored, body.hides_reasoning), headers=decision_headers(answer.id, answer.decision)
-        )
-    events, decided = await begin(service.stream(prepare, options, arrived))
-    with_usage = bool(body.stream_options and body.stream_options.include_usage)
-    chunks = Chunks(decided, with_usage, body.ignored, body.hides_reasoning)
-    return EventStream(events, chunks, service.metrics.refused, decision_headers(decided.id, decided.decision))
+        if count == 1:
+            answers = [await until_disconnect(service.answer(prepare, options, arrived), request)]
+        else:
+            answers = await until_disconnect(service.answers(prepare, options, arrived, count), request)
+        headers = decision_headers(answers[0].id, answers[0].decision)
+        return JSONResponse(completion(answers, body.ignored, body.hides_reasoning), headers=headers)
+    shape = bool(body.stream_options and body.stream_options.include_usage), body.ignored, body.hides_reasoning
+    refused = service.metrics.refused
+    if count == 1:
+        events, decided = await begin(service.stream(prepare, options, arrived))
+        headers = decision_headers(decided.id, decided.decision)
+        return EventStream(events, Chunks(decided, *shape), refused, headers)
+    items, decided = await begin(service.choices(prepare, options, arrived, count))
+    headers = decision_headers(decided.id, decided.decision)
+    return EventStream(items, ChoiceChunks(decided, *shape), refused, headers)
 
 
 async def _options(body: ChatRequest, caller: Caller) -> RequestOptions:

@@ -11,9 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
+from vlroute.engine.settings import MAX_TOP_LOGPROBS
 from vlroute.errors import MissingExtraError, SettingsError
 from vlroute.inputs.tools import Tools, checked_tools
 from vlroute.pipeline import RequestOptions
+from vlroute.serving.choices import MAX_CHOICES
 from vlroute.serving.errors import APIError, encodable
 from vlroute.serving.request_log import current_request
 from vlroute.serving.settings import EFFORTS, ServerSettings
@@ -36,6 +38,7 @@ TopK = Annotated[int, Field(strict=True, ge=-1, le=1_000_000), _INTEGRAL]
 Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64), _INTEGRAL]
 #: A number of tokens, which may be 0.
 Budget = Annotated[int, Field(strict=True, ge=0, lt=2**63), _INTEGRAL]
+TopLogprobs = Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS), _INTEGRAL]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31), _INTEGRAL]
 Bias = Annotated[Number, Field(ge=-100, le=100)]
@@ -191,8 +194,7 @@ class ChatRequest(Fields):
 
     neutral = {
         # OpenAI
-        "n": (1,), "logprobs": (False,), "top_logprobs": (0,), "functions": ([],),
-        "modalities": (["text"],),
+        "functions": ([],), "modalities": (["text"],),
         "function_call": ("none", "auto"), "verbosity": ("medium",), "audio": (), "prediction": (), "suffix": (),
         "web_search_options": (), "moderation": (),
         # vLLM and SGLang
@@ -250,6 +252,15 @@ class ChatRequest(Fields):
     )
     logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_ITEMS)] | None = Field(
         None, description="For token ids, what is added to their scores, from -100 to 100."
+    )
+    n: Count | None = Field(
+        None, description=f"Number of answers, at most {MAX_CHOICES}. The prompt is read and decided on once."
+    )
+    logprobs: StrictBool | None = Field(
+        None, description="True: the log-probability of each token of the answer, not of the reasoning."
+    )
+    top_logprobs: TopLogprobs | None = Field(
+        None, description="How many of the most probable tokens logprobs names at each place."
     )
     min_tokens: Budget | None = Field(None, description="No end token before this many tokens, reasoning included.")
     ignore_eos: StrictBool | None = Field(
@@ -311,6 +322,7 @@ class ChatRequest(Fields):
             APIError: 400 for fields that contradict each other or exceed a limit, 404 for an unknown model.
         """
         self._check_continued()
+        self._check_choices(settings)
         mode, budget = self._mode(names), self._budget()
         given = {
             name: value
@@ -321,7 +333,10 @@ class ChatRequest(Fields):
         given["stop"] = self._stops()
         given |= {"stop_token_ids": self.stop_token_ids or None, "bad_words": self.bad_words or None}
         given["eos_token_id"] = -1 if self.ignore_eos else None
-        given["sequence_bias"] = self._bias()
+        given["logit_bias"] = self._bias()
+        if self.top_logprobs and not self.logprobs:
+            raise APIError(400, "top_logprobs needs logprobs: true", "contradiction", "top_logprobs")
+        given |= {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
         given["max_new_tokens"], given["min_new_tokens"] = self._max_tokens(settings), self.min_tokens
         if (self.min_tokens or 0) > (most := given["max_new_tokens"] or settings.max_tokens):
             raise APIError(400, f"min_tokens must be at most {most} here", "limit_exceeded", "min_tokens")
@@ -400,17 +415,23 @@ class ChatRequest(Fields):
             last = "an answer, which is continued" if continues else "no answer that could be continued"
             raise APIError(400, f"{name} does not fit: the last message is {last}", "contradiction", name)
 
+    def _check_choices(self, settings: ServerSettings) -> None:
+        """APIError 400 if `n` exceeds the limit; each answer needs a place of its own."""
+        most = min(MAX_CHOICES, settings.max_admitted)
+        if self.n is not None and self.n > most:
+            raise APIError(400, f"n must be at most {most} here", "limit_exceeded", "n")
+
     def _stops(self) -> list[str] | None:
         stops = [self.stop] if isinstance(self.stop, str) else self.stop
         if stops and (len(stops) > 16 or not all(0 < len(stop) <= 1000 for stop in stops)):
             raise APIError(400, "stop must be up to 16 strings of 1 to 1000 characters", "invalid_value", "stop")
         return stops
 
-    def _bias(self) -> dict[tuple[int, ...], float] | None:
-        """`logit_bias`, whose keys are strings in JSON, as the setting `sequence_bias`."""
+    def _bias(self) -> dict[int, float] | None:
+        """`logit_bias`, whose keys are strings in JSON."""
         if any(not TOKEN_ID.fullmatch(token) for token in self.logit_bias or ()):
             raise APIError(400, 'the keys of logit_bias must be token ids, such as "42"', "invalid_value", "logit_bias")
-        return {(int(token),): bias for token, bias in (self.logit_bias or {}).items()} or None
+        return {int(token): bias for token, bias in (self.logit_bias or {}).items()} or None
 
     def _format(self) -> ResponseFormat | None:
         """What constrains the answer; several fields must agree."""

@@ -8,6 +8,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
@@ -31,6 +32,7 @@ from vlroute.inputs.messages import Conversation
 from vlroute.lazy_model import PREPARING_THREADS
 from vlroute.pipeline import RequestOptions
 from vlroute.router import Router
+from vlroute.serving.choices import ChoiceEvent, Choices, Item, joined, without_prompt
 from vlroute.serving.errors import APIError, known_error
 from vlroute.serving.key_limits import KeyLimiter
 from vlroute.serving.keys import APIKey, APIKeys, no_valid_key, session_key_name
@@ -76,7 +78,7 @@ class Service:
     def __init__(self, router: Router, settings: ServerSettings, on_failure: Callable[[BaseException], Any]) -> None:
         self.router, self.settings, self.metrics = router, settings, Metrics()
         self.telemetry = telemetry_from_environment()
-        self.max_admitted = 2 * settings.max_num_seqs + settings.max_waiting
+        self.max_admitted = settings.max_admitted
         self.keys = APIKeys(settings.api_keys, settings.key_file, router.store is not None)
         self.limiter = KeyLimiter(router.store)
         self.ready = self.draining = False
@@ -85,7 +87,7 @@ class Service:
         self._loader: threading.Thread | None = None
         threads = self.max_admitted + 2 if router.blocks else PREPARING_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="vlroute-answer")
-        self._admitted: set[threading.Event] = set()
+        self._admitted: Counter[threading.Event] = Counter()  # number of answers of each request
         self._lock = threading.Lock()
         self._mean_seconds = 1.0
         self.models = model_names(router)
@@ -95,7 +97,7 @@ class Service:
         self.metrics.watch_caches(self._caches)
         if router.shadow is not None:
             self.metrics.watch_shadow(router.shadow)
-        self.metrics.running.set_function(lambda: len(self._admitted))
+        self.metrics.running.set_function(lambda: self._admitted.total())
         for state in get_args(State):
             self.metrics.state.labels(state.replace(" ", "_")).set_function(partial(self._is_in, state))
         for mode in MODES:
@@ -235,6 +237,62 @@ class Service:
         stream.ended.add_done_callback(lambda _: self._release(cancel, record))
         return stream
 
+    def choices(
+        self, prepare: Callable[[], Conversation], options: RequestOptions, arrived: float, count: int
+    ) -> AsyncStream[Item]:
+        """Start to answer one request several times. Each answer counts as an admitted request.
+
+        Args:
+            prepare: Makes the conversation, in a thread that answers.
+            options: Options of the request.
+            arrived: `time.perf_counter()` when the request arrived.
+            count: Number of answers.
+
+        Returns:
+            See `Choices`. Reading raises the errors that `stream` describes.
+
+        Raises:
+            APIError: 429 if too many requests are admitted, 503 if the server is not ready.
+        """
+        cancel, record = self._admit(count), current_request()
+        options = replace(options, cancel=cancel, id=record.answer_id())
+        answers: dict[int, Answer] = {}
+        counting = threading.Lock()
+
+        def finished(index: int, answer: Answer) -> None:
+            counted, seconds = without_prompt(answer) if index else answer, time.perf_counter() - arrived
+            self.limiter.spent(options.namespace, counted.usage)
+            with counting:
+                answers[index], first_token = answer, record.first_token_seconds
+                record.answered(joined(answers), seconds)
+                if index:  # the first token is that of the first answer
+                    record.first_token_seconds = first_token
+            self.metrics.answered(counted, seconds, None if index else record.first_token_seconds)
+            self._check_complete(answer, seconds)
+
+        executor = _InContext(self._pool)
+        work = Choices(self.router.pipeline, prepare, options, count, executor, finished).work
+        record.begin_answer()
+        stream = AsyncStream[Item](executor, work, cancel, self._seconds_left(arrived))
+        stream.ended.add_done_callback(lambda _: self._release(cancel, record))
+        return stream
+
+    async def answers(
+        self, prepare: Callable[[], Conversation], options: RequestOptions, arrived: float, count: int
+    ) -> list[Answer]:
+        """The complete answers of `choices`, which has the same arguments and errors.
+
+        Cancelling this coroutine cancels the answers.
+        """
+        stream, answers = self.choices(prepare, options, arrived, count), dict[int, Answer]()
+        try:
+            while not isinstance(item := await stream.next(), Finished):
+                if isinstance(item, ChoiceEvent) and isinstance(item.event, Finished):
+                    answers[item.index] = item.event.answer
+        finally:
+            stream.close()
+        return [answers[index] for index in sorted(answers)]
+
     def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
         """`Router.stream_turn` with admission, limits and deadline, for the page; logged as a request."""
         record = RequestRecord(
@@ -347,7 +405,8 @@ class Service:
         if self.telemetry is not None:
             await asyncio.to_thread(self.telemetry.close)
 
-    def _admit(self) -> threading.Event:
+    def _admit(self, count: int = 1) -> threading.Event:
+        """Admit a request with this number of answers. Returns the event that cancels it, for `_release`."""
         self.begin()  # the start-up of a mounted application is not run
         cancel = threading.Event()
         with self._lock:
@@ -357,18 +416,18 @@ class Service:
                 raise APIError(503, failure_reason(self.failure), "failed")
             if not self.ready:
                 raise APIError(503, "the models are being loaded", "loading", headers={"Retry-After": "5"})
-            if len(self._admitted) >= self.max_admitted:
-                wait = math.ceil(self._mean_seconds * len(self._admitted) / (2 * self.settings.max_num_seqs))
+            if (admitted := self._admitted.total()) + count > self.max_admitted:
+                wait = math.ceil(self._mean_seconds * admitted / (2 * self.settings.max_num_seqs))
                 raise APIError(
-                    429, f"{len(self._admitted)} requests are already being answered or waiting; try again later",
+                    429, f"{admitted} requests are already being answered or waiting; try again later",
                     "too_many_requests", headers={"Retry-After": str(min(max(wait, 1), 60))},
                 )  # fmt: skip
-            self._admitted.add(cancel)
+            self._admitted[cancel] = count
         return cancel
 
     def _release(self, cancel: threading.Event, record: RequestRecord | None = None) -> None:
         with self._lock:
-            self._admitted.discard(cancel)
+            del self._admitted[cancel]
         if record is not None:
             record.end_answer()
 
@@ -384,9 +443,13 @@ class Service:
         """
         record.answered(answer, seconds)
         self.metrics.answered(answer, seconds, record.first_token_seconds)
+        if answer.finish_reason != "cancelled" and keep is not None:
+            keep(answer)
+        self._check_complete(answer, seconds)
+
+    def _check_complete(self, answer: Answer, seconds: float) -> None:
+        """Update the mean duration. APIError 504 or 503 if the deadline or a shutdown cut the answer off."""
         if answer.finish_reason != "cancelled":
-            if keep is not None:
-                keep(answer)
             with self._lock:
                 self._mean_seconds += SMOOTHING * (seconds - self._mean_seconds)
         elif seconds >= self.settings.deadline:

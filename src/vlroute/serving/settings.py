@@ -133,6 +133,11 @@ class ServerSettings:
         self._check_proxy()
 
     @property
+    def max_admitted(self) -> int:
+        """Maximum number of answers that are generated or wait: `2 · max_num_seqs + max_waiting`."""
+        return 2 * self.max_num_seqs + self.max_waiting
+
+    @property
     def has_keys(self) -> bool:
         """Whether requests need a key."""
         return bool(self.api_keys) or self.key_file is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
@@ -12,19 +12,23 @@ from starlette.types import Receive, Scope, Send
 from vlroute.serving.errors import APIError, Count, api_error
 from vlroute.serving.service import GRACE_SECONDS
 from vlroute.stream import AsyncStream
-from vlroute.types import Event, Finished
+from vlroute.types import Finished
 
 #: Seconds between two events that keep the connection open: proxies close a silent stream after about 30 s.
 PING_SECONDS = 10.0
 
 
-class StreamFormat(Protocol):
-    """Converts the events of one answer to the events of an API. The first one, Decided, is known before it starts."""
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+class StreamFormat(Protocol[T_contra]):
+    """Converts the events of one request to the events of an API. The first one, Decided, is known before it starts."""
 
     def first(self) -> Iterable[ServerSentEvent]:
         """What is sent at once."""
 
-    def of(self, event: Event) -> Iterable[ServerSentEvent]:
+    def of(self, event: T_contra) -> Iterable[ServerSentEvent]:
         """What is sent for a later event. The last one is Finished."""
 
     def error(self, error: APIError) -> Iterable[ServerSentEvent]:
@@ -47,8 +51,8 @@ class EventStream(EventSourceResponse):
 
     def __init__(
         self,
-        events: AsyncStream[Event],
-        format: StreamFormat,
+        events: AsyncStream[T],
+        format: StreamFormat[T],
         count: Count,
         headers: dict[str, str],
         ping: Callable[[], ServerSentEvent] = lambda: ServerSentEvent(comment="still working", sep="\n"),
@@ -70,12 +74,12 @@ class EventStream(EventSourceResponse):
             self._events.close()
 
 
-async def _body(events: AsyncStream[Event], format: StreamFormat, count: Count) -> AsyncIterator[ServerSentEvent]:
+async def _body(events: AsyncStream[T], format: StreamFormat[T], count: Count) -> AsyncIterator[ServerSentEvent]:
     """All events of the stream."""
     try:
         for sent in format.first():
             yield sent
-        event: Event | None = None
+        event: T | None = None
         while not isinstance(event, Finished):
             event = await events.next()
             for sent in format.of(event):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,13 +28,14 @@ from vlroute.engine.local.forward import Language
 from vlroute.engine.local.generation import GenerationRequest
 from vlroute.engine.local.grammar import constraint, token_id
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
+from vlroute.engine.local.logprobs import AnswerLogprobs
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.prompt import Prompt, build_prompt, check_length, in_other_mode
 from vlroute.engine.local.reasoning import Splitter, closing_length
 from vlroute.engine.local.sampling import end_ids, resolve_settings
 from vlroute.engine.local.scheduler import Scheduler
 from vlroute.engine.local.vision import prepare
-from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Reply, Trial, empty_reply
+from vlroute.engine.protocol import CAPTION_SETTINGS, OnPiece, Piece, Reply, Trial, empty_reply
 from vlroute.engine.settings import answer_reserve, response_format
 from vlroute.engine.tool_calls import CLOSE, OPEN, CallReader
 from vlroute.engine.tool_grammar import tool_grammar
@@ -44,7 +45,7 @@ from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
 from vlroute.steps import Steps, start, wait
 from vlroute.structured import ResponseFormat
-from vlroute.types import MODES, Mode, Stage, other
+from vlroute.types import MODES, Channel, Mode, Stage, other
 
 
 class Request:
@@ -210,9 +211,14 @@ class Request:
                 vocabulary = checkpoint.model.config.text_config.vocab_size
                 constrained = constraint(checkpoint.tokenizer, vocabulary, grammar, end_ids(resolved))
 
+            logprobs = AnswerLogprobs(checkpoint.tokenizer) if resolved.get("logprobs") else None
+
+            def pass_on(pieces: Iterable[tuple[Channel, Piece]]) -> None:
+                running.push(pieces if logprobs is None else logprobs.attach(pieces))
+
             def on_token(token: int) -> bool:
                 pieces = splitter.push(token)
-                running.push(pieces if calls is None else calls.read(pieces))
+                pass_on(pieces if calls is None else calls.read(pieces))
                 return splitter.stop.found is not None or (calls is not None and calls.ended)
 
             features = start(uncached_features())
@@ -229,6 +235,7 @@ class Request:
                     running,
                     constrained,
                     continues,
+                    None if logprobs is None else logprobs.push,
                 )
             )
         except BaseException:
@@ -241,10 +248,10 @@ class Request:
             raise
         running.release()  # cancelled before the trial was decided
         if calls is None:
-            running.push(splitter.flush())
+            pass_on(splitter.flush())
         else:
-            running.push(calls.read(splitter.flush()))
-            running.push(calls.flush(complete=generated.finish_reason == "stop" and not splitter.stop.found))
+            pass_on(calls.read(splitter.flush()))
+            pass_on(calls.flush(complete=generated.finish_reason == "stop" and not splitter.stop.found))
         texts = splitter.texts
         return Reply(
             text=texts["answer"] if calls is None else calls.text,
@@ -263,6 +270,7 @@ class Request:
             tool_calls=() if calls is None else tuple(calls.calls),
             stop=splitter.stop.found if generated.finish_reason == "stop" else None,
             queue_seconds=generated.queue_seconds,
+            logprobs=None if logprobs is None else tuple(logprobs.entries),
         )
 
     def _keep(self, release: Callable[[], None]) -> None:

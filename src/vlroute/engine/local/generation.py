@@ -22,7 +22,7 @@ from vlroute.engine.local.forward import Chunk
 from vlroute.engine.local.grammar import Constraint
 from vlroute.engine.local.prompt import Prompt
 from vlroute.engine.local.reasoning import closing_length
-from vlroute.engine.local.sampling import Sampler
+from vlroute.engine.local.sampling import LogProbs, Sampler, TokenScores
 from vlroute.engine.local.slots import KVSlots
 from vlroute.engine.protocol import Evidence
 from vlroute.engine.trial import RunningTrial
@@ -30,6 +30,8 @@ from vlroute.types import Closed, FinishReason
 
 #: Called with each token id; a true result ends the answer.
 OnToken = Callable[[int], bool | None]
+#: Called with the log-probability of a token of the answer, before `OnToken`.
+OnScores = Callable[[TokenScores], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class GenerationRequest:
         trial: decides during the answer whether it goes on.
         constraint: constrains the tokens of the answer, not those of the reasoning.
         continues: whether the answer continues a given beginning, which is the end of the prompt.
+        on_scores: called with the log-probability of each token of the answer, but not of the reasoning, before
+            `on_token`; None: they are not computed.
     """
 
     checkpoint: Checkpoint
@@ -63,6 +67,7 @@ class GenerationRequest:
     trial: RunningTrial = field(default_factory=RunningTrial)
     constraint: Constraint | None = None
     continues: bool = False
+    on_scores: OnScores | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,8 @@ class Generation:
         ids = prompt.tokens.ids.tolist()
         self.sampler = Sampler(request.checkpoint, ids, request.settings, request.constraint, request.continues)
         self.most = int(request.settings["max_new_tokens"])
+        #: Number of alternatives to each token of the answer, if log-probabilities are wanted.
+        self.top_logprobs = int(request.settings.get("top_logprobs") or 0)
         self.exit = EarlyExit(request.settings.get("early_exit") if request.checkpoint.mode == "thinking" else None)
         self._before_trial: tuple[int, State | None] = 0, None  # tokens in the slot and recurrent states
         self.slot = self.cached = 0
@@ -181,13 +188,29 @@ class Generation:
             if trial.needs_state:
                 self._judge()
 
-    def take(self, token: int) -> bool:
-        """Process a chosen token, and check whether the answer ends with it. Returns whether it was replaced."""
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the log-probability of the next token is wanted."""
+        return self.request.on_scores is not None and not self.sampler.control.thinking
+
+    def take(self, token: int, scores: LogProbs | None = None) -> bool:
+        """Process a chosen token, and check whether the answer ends with it.
+
+        Args:
+            token: Its id.
+            scores: The log-probabilities at its place, if the answer `needs_scores`.
+
+        Returns:
+            Whether it was replaced.
+        """
         try:
             taken = self.sampler.take(token)
             self.first_at = self.first_at or time.perf_counter()
-            ended = self.sampler.control.ended or bool(self.request.on_token(taken))
-        except BaseException as error:  # raised by the callback: it ends only this answer
+            if not (ended := self.sampler.control.ended):
+                if scores is not None and self.request.on_scores is not None:
+                    self.request.on_scores(scores.of(taken))
+                ended = bool(self.request.on_token(taken))
+        except BaseException as error:  # raised by a callback: it ends only this answer
             self.error = error
             return True
         if ended:

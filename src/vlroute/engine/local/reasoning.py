@@ -207,6 +207,11 @@ class OutputControl:
         return self._told(self._forced.popleft()) if self._forced else None
 
     @property
+    def thinking(self) -> bool:
+        """Whether the next token belongs to the reasoning or closes it."""
+        return self._thinking
+
+    @property
     def open(self) -> bool:
         """Whether the next token belongs to the reasoning."""
         return self._thinking and not self._forced and self.count != self._budget and self._due is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from vlroute.engine.settings import (
     SETTINGS,
     answer_reserve,
     check_lengths,
+    check_logprobs,
     checked,
     combined,
 )
@@ -68,7 +70,8 @@ def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any], medi
 
     Raises:
         SettingsError: see `checked`; also if a token id is not in the vocabulary, if the settings suppress every
-            token, or if `min_new_tokens` is greater than `max_new_tokens`.
+            token, if `min_new_tokens` is greater than `max_new_tokens`, or if `top_logprobs` is set without
+            `logprobs`.
     """
     asked = combined(*map(checked, overrides))
     ends = {"eos_token_id": checkpoint.tokenizer.eos_token_id}
@@ -85,8 +88,13 @@ def resolve_settings(checkpoint: Checkpoint, *overrides: Mapping[str, Any], medi
         settings["eos_token_id"] = [*_end_list(settings), *further]
     if words := settings.pop("bad_words", None):
         settings["bad_words_ids"] = [*settings.get("bad_words_ids", ()), *_word_ids(checkpoint.tokenizer, words)]
+    if biases := settings.pop("logit_bias", None):
+        _check_ids("logit_bias", [*biases], vocabulary)
+        given = settings.get("sequence_bias", {})
+        settings["sequence_bias"] = given | {(one,): bias + given.get((one,), 0.0) for one, bias in biases.items()}
     _check_tokens(settings, vocabulary)
     check_lengths(settings)
+    check_logprobs(settings)
     return settings
 
 
@@ -348,6 +356,54 @@ def token_scores(logits: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
     top = log_probs.topk(TOP_TOKENS).values.exp()
     rest = (1 - top.sum(-1)).clamp(min=0)
     return torch.stack([chosen, torch.special.entr(top).sum(-1) + torch.special.entr(rest)], dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """Log-probability of a token, and ids and log-probabilities of the most probable tokens at its place."""
+
+    token: int
+    log_prob: float
+    top: Sequence[tuple[int, float]]
+
+
+class LogProbs:
+    """The log-probabilities at one place of an answer, before processors, in float32.
+
+    Args:
+        row: Those of all tokens, on the device of the model.
+        chosen: The token that was chosen, and its log-probability.
+        top: Ids and log-probabilities of the most probable tokens.
+    """
+
+    def __init__(self, row: torch.Tensor, chosen: tuple[int, float], top: Sequence[tuple[int, float]]) -> None:
+        self._row, self._chosen, self._top = row, chosen, top
+
+    def of(self, token: int) -> TokenScores:
+        """The scores of the token of the output, which may differ from the chosen one."""
+        chosen, log_prob = self._chosen
+        return TokenScores(token, log_prob if token == chosen else float(self._row[token]), self._top)
+
+
+def log_probs_of(logits: torch.Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[LogProbs]:
+    """Log-probabilities of chosen tokens and of the most probable ones.
+
+    Args:
+        logits: Logits of the model, before processors, `[rows, vocabulary]`.
+        tokens: The id that was chosen in each row.
+        counts: How many of the most probable tokens each row needs.
+
+    Returns:
+        One object for each row.
+    """
+    rows = logits.float().log_softmax(-1)
+    top = rows.topk(min(max(counts), rows.shape[-1]))
+    chosen = rows.gather(1, torch.tensor(tokens).to(logits.device)[:, None])
+    values, ids = torch.cat([chosen, top.values], dim=1).tolist(), top.indices.tolist()
+    return [
+        LogProbs(row, (token, own[0]), [*zip(best[:count], own[1 : count + 1], strict=True)])
+        for row, token, own, best, count in zip(rows, tokens, values, ids, counts, strict=True)
+    ]
 
 
 class _Drawn:

@@ -32,7 +32,7 @@ from vlroute.engine.local.generation import Generated, Generation, GenerationReq
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.reasoning import closing_length
-from vlroute.engine.local.sampling import BatchSampler, token_scores
+from vlroute.engine.local.sampling import BatchSampler, LogProbs, log_probs_of, token_scores
 from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, slots_for
 from vlroute.engine.local.tower import vision_tower
 from vlroute.engine.local.vision import Pixels, encode
@@ -144,6 +144,12 @@ class _Lane:
             tokens = self._sampler(logits)
             tried = [i for i, one in enumerate(answers) if one.request.trial.needs_answer]
             scores = token_scores(logits[tried], [tokens[i] for i in tried]) if tried else ()
+            log_probs: list[LogProbs | None] = [None] * len(answers)
+            if wanted := [i for i, one in enumerate(answers) if one.needs_scores]:
+                counts = [answers[i].top_logprobs for i in wanted]
+                rows = log_probs_of(logits[wanted], [tokens[i] for i in wanted], counts)
+                for i, row in zip(wanted, rows, strict=True):
+                    log_probs[i] = row
         except Exception as error:
             failed = error.with_traceback(None)
         if failed is not None:
@@ -156,7 +162,8 @@ class _Lane:
             return
         for i, score in zip(tried, scores, strict=True):
             answers[i].scores.append(score)
-        replaced = [one.take(token) for one, token in zip(answers, tokens, strict=True)]
+        taken = zip(answers, tokens, log_probs, strict=True)
+        replaced = [one.take(token, row) for one, token, row in taken]
         if any(replaced):
             self._sampler = None  # it has counted another token
 

@@ -22,6 +22,7 @@ from vlroute.engine.protocol import CAPTION_SETTINGS, TOP_TOKENS, OnPiece, Reply
 from vlroute.engine.remote.breaker import Breaker, State
 from vlroute.engine.remote.endpoint import ONE_MODE, Endpoint, Reasoning
 from vlroute.engine.remote.errors import failure, is_error, is_temporary
+from vlroute.engine.remote.logprobs import RemoteLogprobs
 from vlroute.engine.remote.stream import RemoteStream, first_choice
 from vlroute.engine.settings import RECOMMENDED, answer_reserve, response_format
 from vlroute.engine.trial import RunningTrial
@@ -261,6 +262,11 @@ class RemoteRequest:
                 "endpoints cannot continue an answer, because servers differ in whether they do so: the last message "
                 "must have the role user or tool"
             )
+        if self.conversation.tools is not None and settings.get("logprobs"):
+            raise SettingsError(
+                "endpoints take no logprobs together with tools, because servers do not say which tokens belong to "
+                "calls: leave one of them out, or pass tool_choice='none'"
+            )
         if self.conversation.tools is not None and response_format(settings) is not None:
             raise SettingsError(
                 "endpoints take no response_format together with tools, because most servers then allow no calls: "
@@ -339,13 +345,16 @@ class RemoteRequest:
         running = RunningTrial(trial, on_piece, () if mode in self.engine.without_logprobs else self.engine.stages)
         asks = running.needs_answer
         if asks:
-            body |= {"logprobs": True, "top_logprobs": TOP_TOKENS}
+            body |= {"logprobs": True, "top_logprobs": max(TOP_TOKENS, body.get("top_logprobs", 0))}
         known = self.engine.known_reasoning(mode)
         if endpoint.budget_field and settings.get("thinking_budget") == 0:
             known = "parsed"  # no reasoning is expected
+        logprobs = None
+        if settings.get("logprobs"):
+            logprobs = RemoteLogprobs(mode == "thinking", settings.get("top_logprobs", 0))
         stream = RemoteStream(
             endpoint, mode, settings.get("stop") or (), running, cancel, known, most_thinking,
-            settings.get("close_loops", True), 1 if tools is not None and not tools.parallel else MAX_CALLS,
+            settings.get("close_loops", True), 1 if tools is not None and not tools.parallel else MAX_CALLS, logprobs,
         )  # fmt: skip
         if not breaker.allow():
             error = ModeUnavailableError(f"{endpoint.model} failed several times in a row and is skipped for a while")
@@ -367,7 +376,8 @@ class RemoteRequest:
                 error.address = endpoint.address
             # a refusal is an answer; an error of `on_piece` or Ctrl-C says nothing about the endpoint
             breaker.succeeded() if isinstance(error, VLRouteError) else breaker.inconclusive()
-            if not (asks and isinstance(error, InputError | EndpointError) and "logprobs" in str(error)):
+            optional = asks and logprobs is None
+            if not (optional and isinstance(error, InputError | EndpointError) and "logprobs" in str(error)):
                 raise
             reply = self._answer(mode, settings, on_piece, cancel, None)
             self.engine.without_logprobs.add(mode)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vlroute.checks import Number, Whole
 from vlroute.engine.families import ENDPOINT_FAMILIES
-from vlroute.engine.settings import checked, response_format
+from vlroute.engine.settings import check_logprobs, checked, response_format
 from vlroute.errors import InputError, SettingsError
 from vlroute.files import read_at_most
 from vlroute.inputs.media import Picture, Video
@@ -187,6 +187,7 @@ class Endpoint:
                 f"{self.name} takes no thinking_budget: set budget_field of the endpoint if its server has one "
                 "(docs/how-to/endpoints.md), or leave the budget out"
             )
+        check_logprobs(settings)
         form = response_format(settings)
         if form is not None and not form.is_json and self.choices is None:
             raise SettingsError(
@@ -221,6 +222,8 @@ class Endpoint:
         body |= {new: settings[name] for name, new in _RENAMED.items() if settings.get(name) is not None}
         if settings.get("do_sample") is False:
             body["temperature"] = 0.0
+        if settings.get("logprobs"):  # llama.cpp sends none if no alternatives are asked for
+            body |= {"logprobs": True, "top_logprobs": max(1, settings.get("top_logprobs", 0))}
         extra = {name: settings[name] for name in _EXTRA if settings.get(name) is not None}
         if "repetition_penalty" in extra:
             extra["repeat_penalty"] = extra["repetition_penalty"]  # llama.cpp's name

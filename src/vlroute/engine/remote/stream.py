@@ -14,14 +14,15 @@ from typing import Any
 from vlroute.engine.protocol import TOP_TOKENS, Evidence, Piece, Reply
 from vlroute.engine.remote.endpoint import Endpoint, Reasoning
 from vlroute.engine.remote.errors import failure, is_overload
+from vlroute.engine.remote.logprobs import RemoteLogprobs
 from vlroute.engine.repetition import LoopDetector
 from vlroute.engine.text import StopText, Trimmed
 from vlroute.engine.tool_calls import call_of
 from vlroute.engine.trial import RunningTrial
-from vlroute.errors import ModeUnavailableError
+from vlroute.errors import ModeUnavailableError, SettingsError
 from vlroute.inputs.think_tags import Tag, ThinkTags
 from vlroute.inputs.tools import MAX_CALLS, new_call_id
-from vlroute.types import Channel, Closed, FinishReason, Mode, ToolCall
+from vlroute.types import Channel, Closed, FinishReason, Mode, TokenLogprob, ToolCall
 
 Pieces = Iterator[tuple[Channel, str]]
 
@@ -269,6 +270,7 @@ class RemoteStream:
         most_thinking: Ends the stream after this many chunks of reasoning without an answer.
         close_loops: Whether reasoning that repeats itself ends the stream. It cannot be closed and continued.
         most_calls: Maximum number of tool calls.
+        logprobs: Receives the log-probabilities of the answer, if they are wanted.
     """
 
     def __init__(
@@ -282,6 +284,7 @@ class RemoteStream:
         most_thinking: int | None = None,
         close_loops: bool = True,
         most_calls: int = MAX_CALLS,
+        logprobs: RemoteLogprobs | None = None,
     ) -> None:
         self.queue: SimpleQueue[Any] = SimpleQueue()
         self.overloaded = False
@@ -293,7 +296,7 @@ class RemoteStream:
         self._most_thinking = most_thinking
         self._loops = LoopDetector() if close_loops and mode == "thinking" else None
         self._cut: Closed | None = None
-        self._calls = RemoteCalls(mode, most_calls)
+        self._calls, self._logprobs = RemoteCalls(mode, most_calls), logprobs
         self._usage: Any = None
         self._encoded: int | None = None
         self._finish: str | None = None
@@ -328,7 +331,7 @@ class RemoteStream:
             if self._text.stop.found:
                 return self._end("stop")
             if self._cut:
-                self._trial.push(self._text.flush(complete=False))
+                self._push(self._text.flush(complete=False))
                 return self._end("length")
             if self._scores and self._finish is None and self._trial.is_due(time.perf_counter() - self._first):
                 self._judge(complete=False)
@@ -341,9 +344,9 @@ class RemoteStream:
         if self._reasoning_tokens is not None:
             self._text.known = "parsed"
         # a server that reads calls has separated the reasoning
-        self._trial.push(self._text.flush(complete=reason == "stop" or bool(self._calls)))
+        self._push(self._text.flush(complete=reason == "stop" or bool(self._calls)))
         if not (cancelled or self._text.stop.found):
-            self._trial.push(self._text.with_calls(self._calls.flush()))
+            self._push(self._text.with_calls(self._calls.flush()))
         return self._end("stop" if self._text.stop.found and not cancelled else reason)
 
     def _next(self) -> Any:
@@ -368,7 +371,7 @@ class RemoteStream:
         details = (getattr(chunk, "model_extra", None) or {}).get("vlroute")
         if isinstance(details, Mapping):  # the server is `vlroute serve`
             self._encoded = details.get("encoded", self._encoded)
-            self._trial.push(self._text.parsed())
+            self._push(self._text.parsed())
         if (choice := first_choice(chunk)) is not None:
             delta = getattr(choice, "delta", None)
             # vLLM sends `reasoning`, SGLang, llama.cpp and transformers `reasoning_content`, some servers both
@@ -380,10 +383,12 @@ class RemoteStream:
                 self._finish = str(end)
             if self._trial.needs_answer:
                 self._read_scores(choice, content)
+            if self._logprobs is not None:
+                self._read_logprobs(self._logprobs, choice, reasoning, content)
             if reasoning or content:
                 self._first = self._first or time.perf_counter()
                 self._wait(min(self._endpoint.idle_seconds, self._endpoint.read_seconds))
-                self._trial.push(self._text.push(reasoning, content))
+                self._push(self._text.push(reasoning, content))
                 self._check_reasoning(reasoning or content)
             if calls := getattr(delta, "tool_calls", None):
                 self._first = self._first or time.perf_counter()
@@ -393,15 +398,42 @@ class RemoteStream:
             if self._finish is not None:
                 self._wait(min(END_SECONDS, self._patience))
 
+    def _push(self, pieces: Iterator[tuple[Channel, Piece]]) -> None:
+        """Pass pieces on to the trial."""
+        self._trial.push(pieces if self._logprobs is None else self._logprobs.attach(pieces))
+
+    def _entries(self, choice: Any, content: str) -> list[Any]:
+        """The log-probabilities of one chunk. Not all servers send the end token, so it is left out."""
+        entries: list[Any] = getattr(getattr(choice, "logprobs", None), "content", None) or []
+        if entries and _FINISH.get(self._finish or "") == "stop":
+            token = entries[-1].token
+            entries = entries if token and content.endswith(token) else entries[:-1]
+        return entries
+
+    def _read_logprobs(self, logprobs: RemoteLogprobs, choice: Any, reasoning: str, content: str) -> None:
+        try:
+            logprobs.push(self._entries(choice, content), reasoning, content)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise self._unusable() from error
+
+    def _answer_logprobs(self, text: str, stopped: bool) -> tuple[TokenLogprob, ...] | None:
+        if self._logprobs is None or not text:
+            return None
+        if not (self._refused or self._logprobs.fit(text, stopped)):  # those of a refusal are in another field
+            raise self._unusable()
+        return tuple(self._logprobs.entries)
+
+    def _unusable(self) -> SettingsError:
+        error = SettingsError(
+            f"{self._endpoint.model} sent no log-probabilities of its answer, or wrong ones: leave logprobs out"
+        )
+        error.address = self._endpoint.address
+        return error
+
     def _read_scores(self, choice: Any, content: str) -> None:
         """Read the log-probabilities of one chunk. Without them, or if they are malformed, nothing is decided."""
-        entries = getattr(getattr(choice, "logprobs", None), "content", None) or []
         try:
-            # not all servers send the end token, so it is left out
-            if entries and _FINISH.get(self._finish or "") == "stop":
-                token = entries[-1].token
-                entries = entries if token and content.endswith(token) else entries[:-1]
-            self._scores += map(token_scores, entries)
+            self._scores += map(token_scores, self._entries(choice, content))
             self.lacks_scores = bool(content) and not self._scores
         except (AttributeError, TypeError, ValueError):
             self.lacks_scores = True
@@ -445,6 +477,7 @@ class RemoteStream:
         ended = time.perf_counter()
         first = self._first or ended
         text, thinking, notes = self._text.text("answer"), self._text.text("thinking"), []
+        logprobs = self._answer_logprobs(text, reason == "cancelled" or self._text.stop.found is not None)
         if self._refused:
             reason = "content_filter" if reason == "stop" else reason
             notes.append("the server refused to answer")
@@ -486,6 +519,7 @@ class RemoteStream:
             closed=self._cut,
             stop=self._text.stop.found if reason == "stop" else None,
             tool_calls=tuple(self._calls.calls),
+            logprobs=logprobs,
         )
 
 
