@@ -25,6 +25,7 @@ from vlroute.engine.families import FAMILIES
 from vlroute.engine.local import language_qwen3_5
 from vlroute.engine.local.checkpoint import HybridModel
 from vlroute.engine.local.forward import Decoder
+from vlroute.engine.local.prompt import render
 from vlroute.engine.local.sampling import resolve_settings
 from vlroute.engine.local.scheduler import Scheduler
 from vlroute.engine.local.slots import RecurrentSlots
@@ -369,3 +370,19 @@ def test_a_conversation_that_the_template_refuses_is_a_wrong_input(open_router: 
     with pytest.raises(InputError, match="System message must be at the beginning") as error:
         router.ask(messages)
     assert "/" not in error.value.public  # a server sends it to clients
+
+
+def test_several_system_messages_at_the_beginning(open_router: Callable[[str], Router]) -> None:
+    """Templates that accept one system message get all of them as one; other templates get them as they are."""
+    question = {"role": "user", "content": "Which color?"}
+    several = parse(
+        [{"role": "system", "content": "Be brief."}, {"role": "developer", "content": "Use English."}, question]
+    )
+    joined = parse([{"role": "system", "content": "Be brief.\n\nUse English."}, question])
+    for mode in MODES:
+        hybrid = open_router("qwen3_5").pair[mode]
+        assert render(hybrid, several, (), ()) == render(hybrid, joined, (), ())
+        pair = open_router("qwen3_vl").pair[mode]
+        assert render(pair, several, (), ()) == pair.processor.apply_chat_template(
+            several.template(), tokenize=False, add_generation_prompt=True
+        )

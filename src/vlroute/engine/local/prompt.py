@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,12 @@ def render(checkpoint: Checkpoint, conversation: Conversation, images: Sequence[
     if conversation.tools is not None:
         options["tools"] = list(conversation.tools.definitions)
     messages = conversation.template(parsed=checkpoint.family.call_format == "xml")
+    apply = partial(processor.apply_chat_template, tokenize=False, add_generation_prompt=True, **options)
     try:
-        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        try:
+            text = apply(messages)
+        except TemplateError:  # some templates accept only one system message, but clients often send several
+            text = apply(_with_one_system_message(messages))
     except TemplateError as error:  # raised by the template, such as for a system message that is not the first one
         raise InputError(f"the chat template of this model refuses this conversation: {error}") from None  # no path
     merged = processor.image_processor.merge_size**2
@@ -87,6 +92,14 @@ def render(checkpoint: Checkpoint, conversation: Conversation, images: Sequence[
             raise ValueError(f"{len(stamps)} time stamps for {t} temporal steps of a video")
         text += "".join(f"<{stamp:.1f} seconds>{frame}" for stamp in stamps) + rest
     return str(text) + conversation.prefix
+
+
+def _with_one_system_message(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, with all system messages at the beginning joined by blank lines."""
+    head = [*itertools.takewhile(lambda message: message["role"] == "system", messages)]
+    texts = ["".join(part["text"] for part in message["content"]) for message in head]
+    joined = [{"role": "system", "content": [{"type": "text", "text": "\n\n".join(texts)}]}] if head else []
+    return [*joined, *messages[len(head) :]]
 
 
 def check_length(checkpoint: Checkpoint, conversation: Conversation) -> None:
