@@ -6,6 +6,7 @@ The texts of the pages are Jinja templates in the folder `templates`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,8 @@ if TYPE_CHECKING:  # `collect` works without the packages that these modules nee
     from vlroute.learning.stages import StageComparison
 
 UNKNOWN = "–"
+#: Characters that begin tables, links, pictures, code and HTML.
+_MARKUP = re.compile(r"[\\`\[\]<>|]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,13 @@ class Grid:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    """A text in one line of Markdown, in which it has no effect: topics, ids and prompts come from data."""
+    return " ".join(_MARKUP.sub(r"\\\g<0>", text).split())
+
+
+def _code(text: str) -> str:
+    """A text within backticks."""
+    return " ".join(text.replace("`", "'").split())
 
 
 def _markdown(grid: Grid) -> str:
@@ -55,7 +64,7 @@ _TEMPLATES = Environment(
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
 )  # fmt: skip
 _TEMPLATES.filters.update(
-    cell=_cell, markdown=_markdown, json=lambda value: json.dumps(value, ensure_ascii=False, indent=2)
+    cell=_cell, code=_code, markdown=_markdown, json=lambda value: json.dumps(value, ensure_ascii=False, indent=2)
 )
 
 

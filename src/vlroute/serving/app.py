@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 from fastapi import FastAPI
@@ -21,6 +25,7 @@ from vlroute.serving.keys import APIKeys
 from vlroute.serving.messages_api import router as messages
 from vlroute.serving.middleware import PathPrefix, RequestGuard, add_cross_origin
 from vlroute.serving.models_api import router as models
+from vlroute.serving.page_guard import PageGuard
 from vlroute.serving.request_log import RequestLog
 from vlroute.serving.responses import router as responses
 from vlroute.serving.routes import router as routes
@@ -64,7 +69,8 @@ def create_app(
     # FastAPI would make further spans of its own as soon as an application configures OpenTelemetry
     no_spans: Any = {"telemetry": {"tracing": False, "metrics": False, "logs": False}} if service.telemetry else {}
     app = FastAPI(
-        title="vlroute", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, **no_spans,
+        title="vlroute", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None,
+        **no_spans,
         description="Decides per request whether Qwen3-VL Instruct answers at once or Thinking reasons first.",
     )  # fmt: skip
     app.state.service, app.state.fetcher = service, fetcher
@@ -129,6 +135,10 @@ def mount_page(app: FastAPI) -> FastAPI:
     Returns:
         The same application.
     """
+    if not os.environ.get("GRADIO_TEMP_DIR"):  # Gradio's default is shared with other programs and users
+        folder = tempfile.TemporaryDirectory(prefix="vlroute-page-")
+        os.environ["GRADIO_TEMP_DIR"] = folder.name
+        atexit.register(folder.cleanup)
     import gradio as gr
 
     from vlroute.serving.ui.app import build_page, login_settings, page_settings
@@ -145,9 +155,13 @@ def mount_page(app: FastAPI) -> FastAPI:
         return service.state
 
     built = build_page(service, settings=service.settings, state=state, pocket=service.router.instruct in embedded)
-    gr.mount_gradio_app(app, built, "", root_path=service.settings.root_path, **options)
-    page = cast(FastAPI, cast(Mount, app.routes[-1]).app)  # it gets every path that is not an endpoint of the API
+    settings = service.settings
+    gr.mount_gradio_app(app, built, "", root_path=settings.root_path, **options)
+    mounted = cast(Mount, app.routes[-1])  # it gets every path that is not an endpoint of the API
+    page = cast(FastAPI, mounted.app)
     vars(page)["tokens"] = logins
+    uploads = Path(vars(page)["uploaded_file_dir"])
+    mounted.app = PageGuard(page, settings.cors_origins, uploads, settings.max_uploads, service.metrics.refused)
     default = page.router.default
 
     async def not_found(scope: Scope, receive: Receive, send: Send) -> None:

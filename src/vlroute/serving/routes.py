@@ -143,6 +143,13 @@ async def ready(request: Request) -> Response:
     return JSONResponse(body, 200 if body["status"] == "ready" else 503)
 
 
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request, caller: Caller) -> Response:
+    """The schema of the API. FastAPI's own route would not ask for a key."""
+    schema, prefix = request.app.openapi(), str(request.scope.get("root_path", "")).rstrip("/")
+    return JSONResponse({**schema, "servers": [{"url": prefix}]} if prefix else schema)
+
+
 @router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", response_model=None, responses=documented(401, 421))
 async def metrics(request: Request, caller: Caller) -> Response:

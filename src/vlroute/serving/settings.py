@@ -44,6 +44,7 @@ class ServerSettings:
         max_tokens: Maximum number of tokens of one answer, reasoning included.
         max_prompt: Maximum number of characters of text in one request.
         max_body: Maximum number of bytes of one request.
+        max_uploads: Maximum number of bytes of all files together that visitors have uploaded to the web page.
         limits: Limits of the pictures and videos.
         allowed_hosts: Hosts from which pictures and videos may be fetched; none by default. `host` allows the default
             ports of http and https, `host:port` another one.
@@ -75,6 +76,7 @@ class ServerSettings:
     max_tokens: int = 32_768
     max_prompt: int = 200_000
     max_body: int = 64 * MiB
+    max_uploads: int = 2048 * MiB
     limits: Limits = field(default_factory=lambda: Limits(local_files=False))
     allowed_hosts: tuple[str, ...] = ()
     fetch_seconds: float = 10.0
@@ -94,6 +96,7 @@ class ServerSettings:
             "max_tokens",
             "max_prompt",
             "max_body",
+            "max_uploads",
             "deadline",
             "fetch_seconds",
             "retention_days",

@@ -237,6 +237,24 @@ def test_the_report_of_collect_shows_intervals_and_unknown_values() -> None:
     assert collection_table(records).row_count == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<script>alert(1)</script>", r"\<script\>alert(1)\</script\>"),
+        ("[a](javascript:b)", r"\[a\](javascript:b)"),
+        ("![](http://c/d.png)", r"!\[\](http://c/d.png)"),
+        ("`code` \\[e]", r"\`code\` \\\[e\]"),
+        ("two\nlines", "two lines"),
+    ],
+)
+def test_topics_and_reasons_have_no_effect_as_markdown(text: str, shown: str) -> None:
+    records = [Record(str(i), "p", None, Outcome(True), Outcome(True), topic=text) for i in range(40)]
+    result = {"recorded": 40, "without_gold": 0, "rescued": 0, "skipped": 0, "failed": 1, "reasons": [text]}
+    page = collection_report(records, {"agreement": None}, result)
+    assert f"\n| {shown} | 40 |" in page
+    assert f"\n* {shown}\n" in page
+
+
 def test_collecting_needs_no_package_for_training() -> None:
     code = (
         "import sys, vlroute.learning.collect\n"

@@ -164,7 +164,9 @@ def test_the_summary_counts_pictures_and_names_other_columns(language: str) -> N
     assert TEXTS[language].passed_through.format(columns="&lt;b&gt;") in shown
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+A1", "-A1", "@SUM(1)", "  =1", "\t=1", "\r=1"])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+A1", "-A1", "@SUM(1)", "  =1", "\t=1", "\r=1", "\uff1d1+1", "\uff0b1", "\uff0dA1", "\uff20A"]
+)
 def test_formulas_are_text(text: str) -> None:
     said = replace(answer(), text=text)
     data = as_csv(table("prompt", rows=[(text,)]), [Result(text, "", said)], TEXTS["en"])

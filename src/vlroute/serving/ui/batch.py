@@ -322,9 +322,13 @@ def _shorten(text: str) -> str:
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
+#: Signs with which formulas begin in spreadsheets, some of which also take the full-width ones.
+FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
 def _escape_formula(cell: str) -> str:
     """Put a quote before a text that begins like a formula; a number such as -5 is unchanged."""
-    if not cell.lstrip().startswith(("=", "+", "-", "@")) and not cell.startswith(("\t", "\r", "\n")):
+    if not cell.lstrip().startswith(FORMULA) and not cell.startswith(("\t", "\r", "\n")):
         return cell
     try:
         float(cell)
