@@ -140,7 +140,7 @@ class Chunks:
                 yield from self.counts(answer)
 
     def end(self, answer: Answer) -> ServerSentEvent:
-        """The chunk with the reason for the end."""
+        """The chunk with the `finish_reason`."""
         details = _ending(answer)
         if answer.decision != self.decided.decision:  # its reason says what is wrong with the answer
             details["decision"] = answer.decision.as_dict()
