@@ -1,4 +1,4 @@
-"""Locks that several processes respect when they write the same file."""
+"""Locks between processes that write the same file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def locked(path: str | Path, wait: float = 30.0) -> Iterator[None]:
     """Let only one process, and in it only one thread, write `path`.
 
     The lock is a file beside `path`, with the ending `.lock`, which is removed at the end. The operating system
-    releases the lock when the process ends, also if it is killed. Windows has no such locks; nothing is locked there.
+    releases the lock when the process ends, even if it is killed. Windows has no such locks; nothing is locked there.
 
     Args:
         path: The file that is written. Its folder exists.

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from vlroute.errors import CheckpointError, InputError, OutputError
 
-#: Ending of temporary files. After so many seconds without a write, one belongs to a process that was killed.
+#: Ending of temporary files, and seconds without a write after which such a file was left by a killed process.
 DRAFT, DRAFT_SECONDS = ".part", 3600.0
 
 
 def read_at_most(file: str | Path, most: int) -> bytes:
-    """The first `most` + 1 bytes of a file; the last one tells that the file is too large. Raises OSError."""
+    """The first `most` + 1 bytes of a file. More than `most` bytes mean that the file is too large. Raises OSError."""
     with open(file, "rb") as stream:
         return stream.read(most + 1)
 
@@ -152,13 +152,13 @@ def shipped(name: str) -> Path:
     """The folder of an embedded model.
 
     Args:
-        name: for example "pocket/instruct" or "pocket/router".
+        name: For example "pocket/instruct" or "pocket/router".
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: this installation has no such model.
+        CheckpointError: This installation has no such model.
     """
     for models in (PACKAGE / "models", PACKAGE.parents[1] / "models"):
         if (models / name).is_dir():

@@ -88,7 +88,7 @@ def test_the_mode_changes_only_if_the_bound_of_the_gain_is_beyond_the_price(
         beyond = low > threshold if natural == "thinking" else high < threshold
         assert decision.mode == (natural if natural == previous or beyond else previous)
         assert (decision.tools, decision.previous) == ("result", previous)
-        assert ("goes on" in decision.reason) == (decision.mode != natural)
+        assert ("is kept from" in decision.reason) == (decision.mode != natural)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -138,7 +138,9 @@ def test_endpoints() -> None:
             decision = router.decide(messages, tools=TOOLS)
     assert router.selector.classifier is None
     assert (decision.mode, decision.previous, decision.forced) == ("thinking", "thinking", False)
-    assert decision.reason.startswith("within a loop of tool calls thinking goes on; no router artifact")
+    assert decision.reason.startswith(
+        "thinking is kept from the previous step of the loop of tool calls; no router artifact"
+    )
 
 
 def test_thinking_that_goes_on_is_not_interrupted_for_evidence_of_instruct(router: Router) -> None:

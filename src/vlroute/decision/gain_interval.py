@@ -12,7 +12,7 @@ SHARE, NEAREST = 0.1, 100
 
 
 class GainInterval:
-    """Measures how far gains were from their predictions, on the calibration records with the closest predictions.
+    """Computes intervals from the errors of predicted gains, on the calibration records with the closest predictions.
 
     Args:
         p: Out-of-fold probabilities of a right answer of Instruct and Thinking, `[n, 2]`.
@@ -28,8 +28,8 @@ class GainInterval:
     def around(self, gain: float) -> tuple[float, float]:
         """The 95 % interval of the mean gain of requests with this predicted gain.
 
-        It is the predicted gain plus the interval (Wilson) of the mean error of the predictions, extended to contain
-        the predicted gain where they are biased.
+        It is the predicted gain plus the Wilson interval of the mean error of the predictions. If they are biased, the
+        interval is extended so that it contains the predicted gain.
 
         Args:
             gain: The predicted gain, −1 to 1.
@@ -41,6 +41,6 @@ class GainInterval:
         count = min(n, max(NEAREST, round(SHARE * n)))
         at = int(np.searchsorted(self._predicted, gain))
         start = min(max(at - count // 2, 0), n - count)
-        # an error is between -2 and 2; Wilson's interval is one of values between 0 and 1
+        # errors are between -2 and 2; Wilson's interval needs values between 0 and 1
         low, high = share_interval((2 + self._errors[start : start + count]) / 4) or (0.0, 1.0)
         return max(-1.0, gain + min(4 * low - 2, 0.0)), min(1.0, gain + max(4 * high - 2, 0.0))

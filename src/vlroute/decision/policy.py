@@ -104,7 +104,8 @@ class Policy:
             reason = _reason(gain, extra, threshold)
         if forced is None and previous not in (None, mode) and not _is_beyond(threshold, interval, mode):
             why = "is unknown" if interval is None else f"is {interval[0]:+.2f} to {interval[1]:+.2f}"
-            reason = f"{reason}; within a loop of tool calls {previous} goes on, because the interval of the gain {why}"
+            kept = f"{previous} is kept from the previous step of the loop of tool calls"
+            reason = f"{reason}; {kept}, because the interval of the gain {why}"
             mode = previous
         return Decision(
             mode=mode,

@@ -375,8 +375,8 @@ class ModeSelector:
         if current.classifier is None:
             decision = decide(NO_ARTIFACT, forced=mode or previous or policy.fallback_mode)
             if mode is None:
-                goes_on = f"within a loop of tool calls {previous} goes on; " if previous else ""
-                reason = f"{goes_on}no router artifact for this model: pass router=, or train one (vlroute train)"
+                kept = f"{previous} is kept from the previous step of the loop of tool calls; " if previous else ""
+                reason = f"{kept}no router artifact for this model: pass router=, or train one (vlroute train)"
                 decision = replace(decision, forced=False, reason=reason)
             return StagedDecision(decision, NO_ARTIFACT, policy, self.latency)
         prediction = current.classifier.predict(conversation.prompt, caption, tools)
@@ -391,7 +391,7 @@ class ModeSelector:
         if caption is None and mode is None and (conversation.pictures or conversation.videos):
             reason = f"{decision.reason} (from the prompt alone: no caption is made before the model is loaded)"
             decision = replace(decision, reason=reason)
-        # Thinking that goes on within a loop of tool calls is not interrupted for evidence of Instruct
+        # in a loop of tool calls, Thinking is not interrupted to get evidence from Instruct
         staged = mode is None and prediction.coverage >= policy.min_coverage and previous != "thinking"
         plan = self._plan(current, policy) if staged else None
         return StagedDecision(

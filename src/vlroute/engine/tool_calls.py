@@ -19,15 +19,16 @@ _END = re.compile(r"\s*(?:</function>\s*)?")
 #: Quotes of JSON strings, and escaped characters.
 _QUOTES = re.compile(r'\\.|"', re.DOTALL)
 _ARGUMENTS = re.compile(r'"arguments"\s*:\s*')
-#: Steps through the parts of a JSON schema in search of types.
+#: Maximum number of parts of a JSON schema that are searched for types.
 MAX_SCHEMAS = 100
 
 
 class CallReader:
     """Separates tool calls from the rest of an answer that arrives in pieces.
 
-    A call is passed on when it is complete. Text between the tags that is no call remains text of the answer, so that
-    nothing is lost; so does a call that was cut off. At the end of a complete answer, the closing tag may be missing.
+    A call is passed on when it is complete. Text between the tags that is not a call remains part of the answer's text,
+    so that nothing is lost; so does a call that was cut off. At the end of a complete answer, the closing tag may be
+    missing.
     """
 
     def __init__(self, tools: Tools, form: CallFormat, mode: Mode, continues: bool = False) -> None:
@@ -42,7 +43,7 @@ class CallReader:
         self.tools, self.form, self.mode = tools, form, mode
         self.calls: list[ToolCall] = []
         self._held, self._inside = "", False  # text that may belong to a tag or a call
-        self._scanned, self._quoted = 0, False  # whether a string of JSON is open after so many characters of a call
+        self._scanned, self._quoted = 0, False  # scanned characters of a call; whether a JSON string is open there
         self._trimmed, self._texts = Trimmed(continues), list[str]()
 
     @property

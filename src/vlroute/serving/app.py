@@ -97,7 +97,7 @@ class PageLogins(dict[str, str]):
     """Gradio's table of log-ins: the token in a cookie, and the user.
 
     Visitors choose their user names. Here, the user is the name of the key, so that requests of the page count for the
-    key, and no visitor can pass for another one.
+    key, and no visitor can impersonate another one.
 
     Args:
         keys: The accepted keys.

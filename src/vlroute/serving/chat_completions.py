@@ -42,7 +42,7 @@ def completion(answers: Sequence[Answer], ignored: Sequence[str], hide_reasoning
     first, choices = answers[0], [_choice(index, answer, hide_reasoning) for index, answer in enumerate(answers)]
     if len(answers) > 1:
         for choice, answer in zip(choices, answers, strict=True):
-            choice["vlroute"] = _ending(answer)
+            choice["vlroute"] = _ending(answer) | {"decision": answer.decision.as_dict()}
     return {
         **_head("chat.completion", first.id, first.decision), "choices": choices,
         "usage": usage(joined(dict(enumerate(answers)))), "vlroute": answer_details(first, ignored),
@@ -140,7 +140,7 @@ class Chunks:
                 yield from self.counts(answer)
 
     def end(self, answer: Answer) -> ServerSentEvent:
-        """The chunk with the reason for the end."""
+        """The chunk with the `finish_reason`."""
         details = _ending(answer)
         if answer.decision != self.decided.decision:  # its reason says what is wrong with the answer
             details["decision"] = answer.decision.as_dict()

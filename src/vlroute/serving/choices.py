@@ -1,4 +1,4 @@
-"""Several answers to one request: one decision and one reading of the prompt, then the other answers."""
+"""Several answers to one request: the router decides once, and the prompt is read once."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ Item = Decided | ChoiceEvent | Finished
 class Choices:
     """Answers one request several times.
 
-    The other answers begin with the first text or call of the first one: then its mode is known, and its prompt is in
-    the prefix cache. If one of them fails, all end.
+    The other answers start when the first one has its first text or call: at this time, its mode is known and its
+    prompt is in the prefix cache. If one of them fails, all are cancelled.
 
     Args:
-        pipeline: Answers.
+        pipeline: Generates each answer.
         prepare: Makes the conversation.
-        options: Options of the first answer. Its cancel event ends all.
+        options: Options of the first answer. Their cancel event ends all answers.
         count: Number of answers.
-        executor: Its threads begin the other answers.
+        executor: Starts the other answers in its threads.
         finished: Called with the number of each answer and the answer.
     """
 
@@ -58,13 +58,13 @@ class Choices:
         self._others: list[Future[Answer]] = []
 
     def work(self, emit: Callable[[Item], None]) -> Steps[Answer]:
-        """The work.
+        """The steps that generate all answers.
 
         Args:
             emit: Called with each item. The first one is Decided, the last one is Finished.
 
         Returns:
-            Its steps, whose result is the answer of the last item.
+            Steps whose result is the answer of the last item.
         """
         return self._work(emit)
 

@@ -183,7 +183,7 @@ def error_response(error: BaseException, scope: Scope, count: Count = lambda sta
 
 
 def is_anthropic(scope: Scope) -> bool:
-    """Whether a request belongs to Anthropic's API. At the path of both APIs, its header `anthropic-version` tells.
+    """Whether a request belongs to Anthropic's API. At the path of both APIs, the header `anthropic-version` decides.
 
     Args:
         scope: The request.

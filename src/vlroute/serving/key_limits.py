@@ -105,7 +105,8 @@ class KeyLimiter:
     async def enter_soon(self, key: APIKey, used_tokens: int | None) -> dict[str, str]:
         """`enter`, which waits a moment for the end of another request of the key.
 
-        A client has the last byte of an answer slightly before its request has ended here, and may send the next one.
+        A client may receive the last byte of an answer, and send its next request, slightly before the previous
+        request has ended here.
         """
         until = time.monotonic() + PATIENCE_SECONDS
         while True:

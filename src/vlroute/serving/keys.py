@@ -23,7 +23,7 @@ from vlroute.serving.errors import APIError
 from vlroute.serving.settings import MIN_KEY_LENGTH, is_sendable
 
 log = logging.getLogger("vlroute")
-RELOAD_SECONDS = 1.0  # between two looks at the key file
+RELOAD_SECONDS = 1.0  # between two checks of the key file
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -121,7 +121,7 @@ class APIKeys:
         return key
 
     def _current(self) -> Sequence[APIKey]:
-        """The keys now. At most once a second, the file is looked at."""
+        """The current keys. The file is checked at most once a second."""
         if self._file is None or time.monotonic() - self._looked < RELOAD_SECONDS:
             return self._keys
         with self._lock:
@@ -248,7 +248,7 @@ def _read_key(name: str, entry: Any, place: str) -> APIKey:
             f"{place}: a key must have at least {MIN_KEY_LENGTH} characters; make one: vlroute key NAME"
         )
     if not is_sendable(key):
-        raise SettingsError(f"{place}: clients cannot send this key; use ASCII characters, without blanks at its ends")
+        raise SettingsError(f"{place}: clients cannot send this key; use ASCII characters, without spaces at its ends")
     return APIKey(name, _digest(key), KeyLimits(**limits))
 
 

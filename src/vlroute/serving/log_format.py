@@ -15,7 +15,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def configure_logging(format: Literal["text", "json"]) -> None:
-    """Write the log of this process to stderr: of vlroute and uvicorn from INFO on, of other packages warnings.
+    """Write the log of this process to stderr: vlroute and uvicorn from level INFO, other packages from WARNING.
 
     Handlers that were added before to these loggers and to the root logger are removed.
 

@@ -228,7 +228,7 @@ def _head(id: str, decision: Decision) -> dict[str, Any]:
 
 
 def _end(answer: Answer) -> dict[str, Any]:
-    """Why the answer ended. APIError 503 if the server ended it, for which the API has no reason."""
+    """Why the answer ended. APIError 503 if the server ended it, for which the API has no stop reason."""
     if answer.finish_reason == "cancelled":
         raise APIError(503, "the server ended the answer; try again", "cancelled", headers={"Retry-After": "5"})
     if answer.finish_reason == "stop" and answer.stop is not None:

@@ -104,7 +104,7 @@ class CountTokensRequest(Fields):
             return checked_tools(tools)
         if (choice.type == "tool") != (choice.name is not None):
             raise APIError(
-                400, "tool_choice.name belongs to the type 'tool', which needs it", "invalid_value", "tool_choice.name"
+                400, "the type 'tool', and only it, needs tool_choice.name", "invalid_value", "tool_choice.name"
             )
         if choice.type == "any" and not tools:
             raise APIError(400, "tool_choice of the type 'any' needs tools", "invalid_value", "tool_choice")
@@ -178,7 +178,7 @@ class MessagesRequest(CountTokensRequest):
     def _chat_fields(self) -> dict[str, Any]:
         if self.thread is not None:  # after an error with this code, Anthropic's client goes on without threads
             raise APIError(
-                400, "thread is not supported here; send all messages, and leave it out", "thread_unsupported_request",
+                400, "thread is not supported here; leave it out and send all messages", "thread_unsupported_request",
                 "thread",
             )  # fmt: skip
         names = ("max_tokens", "temperature", "top_p", "top_k", "vlroute")

@@ -28,7 +28,7 @@ class RequestGuard:
     A POST to a guarded path must declare its body as JSON. A page of another site can make a browser post a form or
     plain text to this machine, but not JSON. For the same reason, a server on the loopback address accepts only local
     and trusted host names: another name that resolves to it is DNS rebinding. `TrustedHostMiddleware` and
-    `RequestBodyLimitMiddleware` of Starlette do not fit, because they refuse in plain text and know no address range.
+    `RequestBodyLimitMiddleware` of Starlette do not fit: they refuse in plain text and do not know address ranges.
 
     An unexpected error becomes a response with status 500 here, so that the connection stays open and the error is
     logged once.
@@ -102,7 +102,7 @@ class RequestGuard:
 class PathPrefix:
     """Declares the path prefix under which a reverse proxy serves the application, for addresses in its answers.
 
-    Uvicorn's own option does not fit: it expects that the proxy removes the prefix, and this one takes both.
+    Uvicorn's own option does not fit: it expects that the proxy removes the prefix, while this class accepts both.
 
     Args:
         app: The wrapped application.
@@ -125,7 +125,7 @@ def _hosts(trusted: Sequence[str]) -> re.Pattern[str]:
 
 
 def add_cross_origin(app: FastAPI, origins: Sequence[str]) -> None:
-    """Let web pages of these origins use the API; without origins, of none.
+    """Let web pages of these origins use the API; without origins, no page of another origin may use it.
 
     Gradio would otherwise add headers of its own, which let every origin use the web page with the cookies of its user.
 

@@ -62,12 +62,12 @@ def _names(service: Service) -> Sequence[str]:
 
 
 def _page(names: Sequence[str], limit: int, after: str | None, before: str | None) -> tuple[Sequence[str], bool]:
-    """Part of a list next to a name, and whether there are more names in its direction."""
+    """The part of a list after or before a name, and whether there are more names in this direction."""
     if after is not None and before is not None:
-        raise APIError(400, "after_id and before_id exclude each other", "contradiction", "before_id")
+        raise APIError(400, "send after_id or before_id, not both", "contradiction", "before_id")
     for field, name in (("after_id", after), ("before_id", before)):
         if name is not None and name not in names:
-            raise APIError(400, f"{field} is no model of this list: {name!r}", "invalid_value", field)
+            raise APIError(400, f"{field} is not the id of a model in this list: {name!r}", "invalid_value", field)
     if before is not None:
         names = names[: names.index(before)]
         return names[-limit:], len(names) > limit

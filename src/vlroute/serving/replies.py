@@ -1,4 +1,4 @@
-"""What the endpoints that answer have in common, whatever the shape of their replies."""
+"""Helpers for all endpoints that return answers, independent of the form of their replies."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def until_disconnect(answering: Coroutine[Any, Any, T], request: Request) 
 
 
 async def begin(events: AsyncStream[T]) -> tuple[AsyncStream[T], Decided]:
-    """Wait for the decision, so that an error before it has a status of its own.
+    """Wait for the decision, so that an error before it gets an HTTP status of its own.
 
     Args:
         events: The result of `Service.stream` or `Service.choices`. It is closed if an error is raised.

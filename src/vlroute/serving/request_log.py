@@ -40,7 +40,7 @@ class RequestRecord:
         scheme: http or https.
         headers: The headers of the request.
         route: The path of the endpoint with the names of its parameters; None if there is no such endpoint.
-        polled: Whether the endpoint is polled, or the request is one of the web page for its own parts.
+        polled: Whether the endpoint is polled, or the request is for files or events of the web page.
         key: Name of the API key; None without keys.
         model: The model that the request asks for.
         status: HTTP status; None if no response was begun.
@@ -172,7 +172,7 @@ def line_of(fields: dict[str, Any]) -> str:
 
 
 class _Line:
-    """The message of a request, which is made only if the log is text."""
+    """The message of a request, which is created only if the log has the text format."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
         self._fields = fields
@@ -190,7 +190,7 @@ def _quoted(value: Any) -> str:
 class RequestLog:
     """ASGI middleware that logs each request when it has ended, and returns its id as `X-Request-Id`.
 
-    It belongs outside of all other middleware, so that their refusals are logged too.
+    It must wrap all other middleware, so that their refusals are logged too.
 
     Args:
         app: The wrapped application.

@@ -254,7 +254,7 @@ class ChatRequest(Fields):
         None, description="For token ids, what is added to their scores, from -100 to 100."
     )
     n: Count | None = Field(
-        None, description=f"Number of answers, at most {MAX_CHOICES}. The prompt is read and decided on once."
+        None, description=f"Number of answers, at most {MAX_CHOICES}. The router decides once; the prompt is read once."
     )
     logprobs: StrictBool | None = Field(
         None, description="True: the log-probability of each token of the answer, not of the reasoning."

@@ -378,7 +378,7 @@ class Service:
             self._release(cancel)
 
     async def remove_expired(self) -> None:
-        """Delete expired responses and old counts of tokens now and then, until cancelled."""
+        """Delete expired responses and old counts of tokens at intervals, until cancelled."""
         while self.conversations is not None and self.limiter.tokens is not None:
             try:
                 removed = await asyncio.to_thread(self.conversations.remove_expired)

@@ -122,7 +122,7 @@ class ServerSettings:
                 )
         if not all(map(is_sendable, self.api_keys)):
             raise ValueError(
-                "clients cannot send one of the API keys; use ASCII characters, without blanks at its ends"
+                "clients cannot send one of the API keys; use ASCII characters, without spaces at the beginning or end"
             )
         if any(len(key) < MIN_KEY_LENGTH for key in self.api_keys):
             raise ValueError(
@@ -173,7 +173,7 @@ class ServerSettings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is an address of this machine only. Of names, this holds for localhost alone."""
+    """Whether `host` is an address of this machine only. Of all names, only localhost counts."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -203,10 +203,10 @@ class ClusterSettings:
         model: As `name` of `Router.from_pretrained`; None: the embedded pocket pair. A folder must exist on every
             machine.
         router: Folder of a router artifact, on every machine; None: the artifact that belongs to the model.
-        policy: What to aim for, instead of a price.
+        policy: A target, such as "knee", instead of a price.
         store: File or postgresql:// URL for answers. The ingresses use it, so a file serves one machine only.
         device: Device of each replica; None: CUDA if there is one.
-        generation: As of `Router.from_pretrained`.
+        generation: As in `Router.from_pretrained`.
         replicas: Minimum number of replicas.
         most_replicas: Maximum number of replicas, started when requests queue up; None: same as `replicas`.
         max_num_seqs: Maximum number of answers that a replica generates at the same time in each mode.

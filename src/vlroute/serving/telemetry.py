@@ -231,7 +231,7 @@ def _span_attributes(record: RequestRecord) -> dict[str, Any]:
 def _timeline(answer: Answer, ended: int) -> list[tuple[str, int, int]]:
     """Name, begin and end in nanoseconds of each step of an answer that ended at `ended`.
 
-    Only the durations are known: caption and decision are counted from the begin, the other steps back from the end.
+    Only the durations are known. Caption and decision are placed at the beginning, the other steps before the end.
     """
     lengths = {step: int(getattr(answer.timing, step) * 1e9) for step in STEPS}
     decided = ended - int(answer.timing.total * 1e9) + lengths["caption"] + lengths["decide"]

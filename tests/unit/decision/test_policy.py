@@ -79,7 +79,10 @@ def test_within_a_loop_of_tool_calls_only_the_whole_interval_changes_the_mode(
     if decision.mode == free.mode:
         assert decision.reason == free.reason
     else:
-        assert f"{previous} goes on, because the interval of the gain is" in decision.reason
+        assert (
+            f"{previous} is kept from the previous step of the loop of tool calls, because the interval of the gain is"
+            in decision.reason
+        )
 
 
 def test_within_a_loop_a_forced_mode_is_obeyed() -> None:
