@@ -6,7 +6,7 @@ HYBRID := models/pocket-hybrid
 PYTEST := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo check test-unit test test-servers test-clients test-lowest docs format pocket pocket-hybrid retrain notebooks bench bench-gpu bench-peers soak wheel clean
+.PHONY: help install demo check test-unit test test-servers test-clients test-lowest docs format pocket pocket-hybrid retrain notebooks bench bench-gpu bench-peers chaos chaos-long soak wheel clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -92,6 +92,12 @@ bench: install  ## Measure memory and speed of a pair of the 2B shape with rando
 
 bench-peers: install  ## Compare the server with vLLM, llama.cpp and transformers serve (an hour, 10 GB of disk)
 	$(BIN)/python -m training.bench.peers
+
+chaos: install  ## Kill processes and damage inputs at random, and count what is lost (5 minutes)
+	$(BIN)/python -m training.chaos
+
+chaos-long: install  ## The same with ten times as many kills and damaged inputs; an interrupted run continues
+	$(BIN)/python -m training.chaos --long
 
 bench-gpu: install  ## Measure parity, speed, memory and faults on a CUDA device (6 minutes, 9 GB of disk)
 	$(BIN)/python -m training.bench.gpu

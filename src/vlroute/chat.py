@@ -348,7 +348,8 @@ def read_chat(folder: str | Path, limits: Limits = DEFAULT_LIMITS) -> tuple[str 
     folder = Path(folder)
     try:
         chat = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        json.dumps(chat, ensure_ascii=False).encode()  # half of a surrogate pair could not be saved again
+    except (OSError, ValueError, RecursionError) as error:
         raise ChatFileError(
             f"cannot read {FILE} in {folder.name!r}: {error}; expected a folder of Chat.save"
         ) from error

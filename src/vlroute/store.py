@@ -21,7 +21,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
-from vlroute.errors import InputError, StoreError, UnknownAnswerError
+from vlroute.errors import InputError, StoreError, UnknownAnswerError, VLRouteError
 from vlroute.files import make_folder
 from vlroute.inputs.messages import Conversation
 from vlroute.records import Outcome, Record
@@ -364,7 +364,7 @@ class Store:
                 outcome = Outcome(row.correct, row.tokens, row.seconds, row.prefill_seconds)
                 yield RatedAnswer(
                     row.id, row.request, row.prompt, row.caption, row.mode, row.forced, outcome, row.created,
-                    row.decision.get("tools", ""),  # earlier versions did not store it
+                    row.decision.get("tools", "") if isinstance(row.decision, dict) else "",  # earlier versions lack it
                 )  # fmt: skip
 
     def record_shadowed(self, decisions: Sequence[ShadowedDecision]) -> None:
@@ -567,7 +567,14 @@ class Store:
     def _errors(self, verb: str) -> Iterator[None]:
         try:
             yield
-        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        except VLRouteError:
+            raise
+        except (
+            SQLAlchemyError,
+            sqlite3.Error,
+            OSError,
+            ValueError,
+        ) as error:  # ValueError: a damaged value, as of JSON
             why = str(getattr(error, "orig", None) or error).strip().splitlines()
             raise StoreError(
                 f"{self._name} could not be {verb}: {why[0] if why else type(error).__name__}{_advice(why)}"

@@ -37,7 +37,7 @@ def test_an_artifact_is_replaced_as_a_whole(tmp_path: Path) -> None:
     first.save(folder)
     biases = {first.heads.bias.tobytes(), (first.heads.bias + 1).tobytes()}
     seen = set()
-    for _ in range(12):
+    for _ in range(5):
         arguments = [sys.executable, "-c", SAVE, str(folder), str(source), str(source)]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None

@@ -170,20 +170,20 @@ def _lost_records(folder: Path, acknowledged: list[str]) -> int:
     return len(set(acknowledged) - {record.id for record in read_records(folder / "records.jsonl")})
 
 
-def _answer(text: str = "red", mode: Mode = "instruct") -> Answer:
+def an_answer(text: str = "red", mode: Mode = "instruct") -> Answer:
     decision = Decision(mode, "prompt", 0.4, 0.7, 0.3, 0.2, 1.0, 0.08, "gain", "a red square")
     return Answer(text, "", decision, "stop", Usage(20, 4, 5, 0), Timing(0.5, 0.1, 0.1, 0.2, 0.3, 1.2))
 
 
-def _asked(number: int) -> Conversation:
+def a_question(number: int) -> Conversation:
     return parse(f"Which color? {number}", Image.new("RGB", (16, 16), (number % 256, 0, 0)))
 
 
 def _store(folder: Path, acknowledge: Acknowledge) -> None:
     with Store(folder / "answers.db") as store:
-        conversation = _asked(1)
+        conversation = a_question(1)
         while True:
-            store.feedback(id := store.record(_answer(), conversation), correct=True)
+            store.feedback(id := store.record(an_answer(), conversation), correct=True)
             acknowledge(id)
 
 
@@ -217,7 +217,7 @@ def _chat(folder: Path, acknowledge: Acknowledge) -> None:
     saved = folder / "chat"
     turns = read_chat(saved)[1] if (saved / "chat.json").exists() else ()
     for number in itertools.count(len(turns)):
-        turns = (*turns, Turn(_asked(number).messages[0], _answer(str(number))))[-40:]
+        turns = (*turns, Turn(a_question(number).messages[0], an_answer(str(number))))[-40:]
         write_chat(saved, None, turns)
         acknowledge(str(number))
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,10 @@ from pathlib import Path, PurePosixPath
 from vlroute.files import read_at_most
 from vlroute.serving.ui.problems import PageError
 
+#: Errors of the zip reader for damaged or encrypted files.
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError, ValueError
+)  # fmt: skip
 MAX_ROWS = 1000
 MAX_MEMBERS = 5000
 MAX_COLUMNS = 200
@@ -185,8 +191,8 @@ def _members(file: str) -> Iterator[tuple[str, Reader]]:
     name = Path(file).name
     try:
         with zipfile.ZipFile(file) as archive:
-            members = [one for one in archive.infolist() if not one.is_dir()]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            members = [one for one in archive.infolist() if one.filename and not one.is_dir()]
+    except _DAMAGED as error:
         raise PageError("damaged_zip", name=name) from error
     if len(members) > MAX_MEMBERS:
         raise PageError("too_many_uploads", count=len(members), most=MAX_MEMBERS)
@@ -202,7 +208,7 @@ def _read_member(file: str, member: zipfile.ZipInfo, most: int) -> bytes:
     try:
         with zipfile.ZipFile(file) as archive, archive.open(member) as stream:
             return stream.read(most + 1)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+    except _DAMAGED as error:
         raise PageError("damaged_member", name=member.filename[:100]) from error
 
 

@@ -1,0 +1,70 @@
+"""Kill processes and damage inputs at random: `python -m training.chaos`, or `--long` for ten times as many of each.
+
+Writes docs/benchmarks/chaos.md. An interrupted run continues: finished rows are kept in a file beside the figures.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from training.chaos import kills, mutants
+from training.page import argument_parser, environment, publish, write_json
+
+#: Numbers of kills of each component and of mutants of each kind of input.
+SHORT, LONG = (17, 500), (170, 5000)
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--long", action="store_true", help="1 000 kills and 5 000 mutants of each kind")
+    parser.add_argument("--kills", type=int, help="kills of each component")
+    parser.add_argument("--mutants", type=int, help="damaged inputs of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    usual = LONG if options.long else SHORT
+    counts = {
+        "kills": usual[0] if options.kills is None else options.kills,
+        "mutants": usual[1] if options.mutants is None else options.mutants,
+        "seed": options.seed,
+    }
+    logging.disable(logging.CRITICAL)  # damaged inputs are logged by thousands
+    warnings.simplefilter("ignore")
+    options.out.mkdir(parents=True, exist_ok=True)
+    kept = options.out / "chaos.partial.json"
+    data = _resumed(kept, counts)
+    with Progress() as progress, kills.one_thread():
+        for component in kills.COMPONENTS:
+            task = progress.add_task(f"kill: {component.name}", total=counts["kills"])
+            if component.name not in data["kills"]:
+                found = kills.run(component, counts["kills"], options.seed, lambda task=task: progress.advance(task))  # type: ignore[misc]
+                data["kills"][component.name] = asdict(found)
+                write_json(kept, data)
+            progress.update(task, completed=counts["kills"])
+        for kind in mutants.KINDS:
+            task = progress.add_task(f"damage: {kind.name}", total=counts["mutants"])
+            if kind.name not in data["mutants"]:
+                hurt = mutants.run(kind, counts["mutants"], options.seed, lambda task=task: progress.advance(task))  # type: ignore[misc]
+                data["mutants"][kind.name] = asdict(hurt)
+                write_json(kept, data)
+            progress.update(task, completed=counts["mutants"])
+    page = publish("chaos", {**data, "where": environment("pillow", "av", "sqlalchemy")}, options.out)
+    kept.unlink()
+    print(page)
+
+
+def _resumed(kept: Path, counts: dict[str, int]) -> dict[str, Any]:
+    """The rows of an interrupted run with the same numbers."""
+    if kept.exists() and (found := json.loads(kept.read_text("utf-8")))["counts"] == counts:
+        return dict(found)
+    return {"counts": counts, "kills": {}, "mutants": {}}
+
+
+if __name__ == "__main__":
+    main()

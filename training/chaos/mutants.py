@@ -1,0 +1,307 @@
+"""Damage inputs at random, and count the errors that are not of a public type.
+
+Each kind of input is damaged in its bytes and, where it is JSON, in its structure. A damaged input may still be valid;
+what loads is then used, so that nothing incomplete is accepted.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shutil
+import tempfile
+import traceback
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+from training.chaos.kills import a_question, an_answer
+from vlroute.chat import Turn, read_chat, write_chat
+from vlroute.decision.classifier import ComplexityClassifier
+from vlroute.engine.remote.endpoint import read_endpoints
+from vlroute.errors import VLRouteError
+from vlroute.files import shipped
+from vlroute.inputs.limits import Limits
+from vlroute.inputs.media import load_picture, load_video
+from vlroute.records import Outcome, Record, Skipped, read_records, write_records
+from vlroute.store import Store, export_feedback
+from vlroute.types import MODES
+
+#: Damaged pictures and videos must not take long, so that a run of thousands ends.
+SMALL = Limits(max_pixels=2**20, max_bytes=2**20, max_video_bytes=2**20)
+VALUES: tuple[Any, ...] = (
+    None, True, -1, 0, 2**70, -1.5, 1e308, float("nan"), "", "\0", "\ud800", "x" * 5000, "../../etc/passwd", [], {},
+    [[]], [None], {"": ""}, "instruct", "thinking",
+)  # fmt: skip
+Load = Callable[[Path], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of input.
+
+    Attributes:
+        name: Its name in the table.
+        files: Writes valid inputs to a folder and returns the files to damage.
+        load: Reads and uses the files of a folder.
+    """
+
+    name: str
+    files: Callable[[Path], list[Path]]
+    load: Load
+
+
+@dataclass(slots=True)
+class Damaged:
+    """Result of the mutants of one kind.
+
+    Attributes:
+        kind: Its name.
+        mutants: Number of damaged inputs.
+        accepted: Number of those that were read without an error.
+        refused: Number of those that led to a public error.
+        untyped: Number of those that led to another error.
+        errors: The first of these.
+    """
+
+    kind: str
+    mutants: int = 0
+    accepted: int = 0
+    refused: int = 0
+    untyped: int = 0
+    errors: tuple[str, ...] = ()
+
+
+def run(kind: Kind, mutants: int, seed: int = 0, advance: Callable[[], object] = lambda: None) -> Damaged:
+    """Load `mutants` damaged inputs of one kind."""
+    result, rng = Damaged(kind.name), random.Random(f"{kind.name} {seed}")
+    with _folder() as valid:
+        originals = {file.relative_to(valid): file.read_bytes() for file in kind.files(valid)}
+        whole = {file.relative_to(valid): file.read_bytes() for file in valid.rglob("*") if file.is_file()}
+    names = sorted(originals)
+    for _ in range(mutants):
+        name = rng.choice(names)
+        with _folder() as folder:
+            for other, data in whole.items():
+                (folder / other).parent.mkdir(parents=True, exist_ok=True)
+                (folder / other).write_bytes(data)
+            (folder / name).write_bytes(mutated(rng, originals[name]))
+            result.mutants += 1
+            try:
+                kind.load(folder / name if len(whole) == 1 else folder)
+                result.accepted += 1
+            except VLRouteError:
+                result.refused += 1
+            except Exception as error:
+                result.untyped += 1
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                line = f"{type(error).__name__}: {error}"[:150] + f" ({Path(where.filename).name}:{where.lineno})"
+                result.errors = (*result.errors, line)[:5] if line not in result.errors else result.errors
+        advance()
+    return result
+
+
+def mutated(rng: random.Random, data: bytes) -> bytes:
+    """One damaged version of `data`: of its structure, if it is JSON or JSON lines, otherwise of its bytes."""
+    if rng.random() < 0.6:
+        try:
+            lines = data.splitlines() if data.count(b"\n") > 1 and _is_json(data.splitlines()[0]) else [data]
+            at = rng.randrange(len(lines))
+            lines[at] = json.dumps(_changed(rng, json.loads(lines[at]))).encode()
+            return b"\n".join(lines)
+        except ValueError:
+            pass
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 5, 20))):
+        at, length = rng.randrange(len(changed) + 1), rng.choice((1, 2, 4, 16, 200))
+        match rng.randrange(6):
+            case 0:
+                changed[at : at + length] = rng.randbytes(length)
+            case 1:
+                del changed[at : at + length]
+            case 2:
+                changed[at:at] = changed[at : at + length]
+            case 3:
+                del changed[at:]
+            case 4:
+                changed[at : at + 4] = rng.choice(
+                    (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x80")
+                )
+            case _:
+                changed[at : at + 1] = bytes([rng.randrange(256)])
+    return bytes(changed)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _changed(rng: random.Random, value: Any) -> Any:
+    """`value` with one change at a random place."""
+    places = [*_places(value)]
+    if not places or rng.random() < 0.02:
+        return rng.choice(VALUES)
+    container, key = rng.choice(places)
+    match rng.randrange(5):
+        case 0:
+            del container[key]
+        case 1 if isinstance(container, dict):
+            container[rng.choice(("x", "", f"{key} ", "id"))] = container.pop(key)
+        case 2 if isinstance(container, list):
+            container.insert(key, container[key])
+        case 3 if places:
+            other, name = rng.choice(places)
+            container[key] = json.loads(json.dumps(other[name]))
+        case _:
+            container[key] = rng.choice(VALUES)
+    return value
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each item of each dict and list."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in [*items]:
+        yield value, key
+        yield from _places(item)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="vlroute-mutant-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _one_file(name: str, data: Callable[[], bytes], folder: Path) -> list[Path]:
+    (folder / name).write_bytes(data())
+    return [folder / name]
+
+
+def _noise(size: int = 24) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8))
+
+
+def _picture(form: str) -> bytes:
+    buffer = io.BytesIO()
+    options: dict[str, Any] = (
+        {"save_all": True, "append_images": [_noise().rotate(90)]} if form in ("GIF", "TIFF") else {}
+    )
+    _noise().save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def _movie() -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 64
+        for shade in range(0, 250, 25):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), shade, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def _load_picture(file: Path) -> object:
+    return load_picture(file.read_bytes(), limits=SMALL).image.tobytes()
+
+
+def _load_video(file: Path) -> object:
+    return [frame.tobytes() for frame in load_video(str(file), limits=SMALL).frames]
+
+
+def _router(folder: Path) -> list[Path]:
+    ComplexityClassifier.load(shipped("pocket/router")).save(folder)
+    return [*folder.iterdir()]
+
+
+def _use_router(folder: Path) -> object:
+    return ComplexityClassifier.load(folder).predict("Add the numbers.", "four numbers", "offered")
+
+
+def _records(folder: Path) -> list[Path]:
+    made = [Record(str(i), f"Read {i}.", "a sign", Outcome(True, 3, 0.5, 0.1), Outcome(0.5)) for i in range(5)]
+    write_records(folder / "records.jsonl", made)
+    return [folder / "records.jsonl"]
+
+
+def _read_records(file: Path) -> object:
+    list(read_records(file, skipped=Skipped()))
+    return list(read_records(file))
+
+
+def _store(folder: Path) -> list[Path]:
+    with Store(folder / "answers.db", keep_text=True) as store:
+        for mode in MODES:
+            store.feedback(store.record(an_answer(mode=mode), a_question(1)), correct=True)
+    return [folder / "answers.db"]
+
+
+def _use_store(file: Path) -> object:
+    with Store(file) as store:
+        export_feedback(store)
+        store.count()
+        return store.record(an_answer(), a_question(1))
+
+
+def _chat(folder: Path) -> list[Path]:
+    turns = tuple(Turn(a_question(i).messages[0], an_answer(str(i))) for i in range(2))
+    write_chat(folder / "chat", "Be brief.", turns)
+    return [file for file in (folder / "chat").rglob("*") if file.is_file()]
+
+
+def _use_chat(folder: Path) -> object:
+    system, turns = read_chat(folder / "chat", SMALL)
+    return write_chat(folder / "again", system, turns)
+
+
+def _endpoints(folder: Path) -> list[Path]:
+    one = {"base_url": "http://127.0.0.1:1/v1", "model": "a", "headers": {"a": "b"}, "idle_seconds": 3.0}
+    (folder / "endpoints.json").write_text(json.dumps({"instruct": one, "thinking": one}))
+    return [folder / "endpoints.json"]
+
+
+def _zip() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("table.csv", "prompt,image\nWhat?,a.png\n多少？,b.png\n")
+        for name in ("a.png", "b.png"):
+            file.writestr(name, _picture("PNG"))
+    return buffer.getvalue()
+
+
+def _use_zip(file: Path) -> object:
+    from vlroute.serving.ui.batch_table import read_table
+
+    renamed = file.with_suffix(".zip")
+    file.rename(renamed)
+    table = read_table([str(renamed)])
+    return [picture(2**20) for picture in table.pictures.values() if picture is not None]
+
+
+KINDS = (
+    *(Kind(f"picture ({form})", partial(_one_file, "picture", partial(_picture, form)), _load_picture)
+      for form in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP")),
+    Kind("video", partial(_one_file, "video.mp4", _movie), _load_video),
+    Kind("router artifact", _router, _use_router),
+    Kind("chat", _chat, _use_chat),
+    Kind("records", _records, _read_records),
+    Kind("store", _store, _use_store),
+    Kind("endpoints", _endpoints, read_endpoints),
+    Kind("zip of a batch", partial(_one_file, "batch", _zip), _use_zip),
+)  # fmt: skip
