@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vlroute.errors import MessageError as MessageError
     from vlroute.errors import MissingExtraError as MissingExtraError
     from vlroute.errors import ModeUnavailableError as ModeUnavailableError
+    from vlroute.errors import OutOfMemoryError as OutOfMemoryError
     from vlroute.errors import OutputError as OutputError
     from vlroute.errors import RouterClosedError as RouterClosedError
     from vlroute.errors import SettingsError as SettingsError
@@ -102,9 +103,9 @@ __getattr__, __dir__, __all__ = lazy_names(
         "vlroute.engine.remote.endpoint": ["Endpoint", "read_endpoints"],
         "vlroute.errors": [
             "ArtifactError", "ChatBusyError", "ChatFileError", "CheckpointError", "EndpointError", "InputError",
-            "LimitError", "MessageError", "MissingExtraError", "ModeUnavailableError", "OutputError",
-            "RouterClosedError", "SettingsError", "StoreError", "UnknownAnswerError", "UnreadableMediaError",
-            "VLRouteError",
+            "LimitError", "MessageError", "MissingExtraError", "ModeUnavailableError", "OutOfMemoryError",
+            "OutputError", "RouterClosedError", "SettingsError", "StoreError", "UnknownAnswerError",
+            "UnreadableMediaError", "VLRouteError",
         ],
         "vlroute.inputs.limits": ["Limits", "PixelBudget"],
         "vlroute.inputs.media": ["Picture", "Video", "load_picture", "load_video"],

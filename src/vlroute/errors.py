@@ -81,6 +81,10 @@ class EndpointError(VLRouteError):
     """An endpoint refuses all requests: the key, the model or the address is wrong."""
 
 
+class OutOfMemoryError(VLRouteError, RuntimeError):
+    """The memory of the device is not enough for a request. Other requests, and the next ones, are answered."""
+
+
 class RouterClosedError(VLRouteError, RuntimeError):
     """The router was closed and cannot answer any more.
 

@@ -20,7 +20,7 @@ from vlroute.engine.local import scheduler
 from vlroute.engine.local.forward import Decoder
 from vlroute.engine.local.scheduler import FIRST_SLOT
 from vlroute.engine.local.slots import KVSlots
-from vlroute.errors import LimitError
+from vlroute.errors import LimitError, OutOfMemoryError
 
 SETTINGS: dict[str, Any] = {"mode": "instruct", "do_sample": False}
 #: Requests beside the one that does not fit.
@@ -140,7 +140,7 @@ def provoke(router: Router, fault: Fault, seconds: float, report: Report) -> boo
     note = [f"{good} of {total} other requests were answered"]
     if victim is not None:
         note.append(f"the request that does not fit: {victim}")
-    expected = {None, torch.OutOfMemoryError.__name__, LimitError.__name__}
+    expected = {None, OutOfMemoryError.__name__, LimitError.__name__}
     others = [one for one in outcomes if one != "answered"]
     if others:
         note.append(f"the others: {', '.join(sorted({*others}))}")

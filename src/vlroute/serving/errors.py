@@ -23,6 +23,7 @@ from vlroute.errors import (
     MessageError,
     MissingExtraError,
     ModeUnavailableError,
+    OutOfMemoryError,
     StoreError,
     UnknownAnswerError,
     UnreadableMediaError,
@@ -120,6 +121,8 @@ def api_error(error: BaseException) -> APIError:
             log.error("an endpoint refuses all requests: %s", error)
         case ModeUnavailableError():
             log.error("no mode could answer: %s", error)
+        case OutOfMemoryError():
+            log.error("out of memory: %s", error)
         case StoreError():
             log.error("the store failed: %s", error)
         case VLRouteError():
@@ -155,6 +158,8 @@ def known_error(error: BaseException) -> APIError:
         case ModeUnavailableError():
             return APIError(503, "the model servers cannot answer now; try again later", "unavailable",
                             headers={"Retry-After": "5"})  # fmt: skip
+        case OutOfMemoryError():
+            return APIError(503, str(error), "out_of_memory", headers={"Retry-After": "5"})
         case StoreError():
             return APIError(503, "the store of answers cannot be used now; see the log of this server", "store_failed")
     return APIError(500, "the server failed on this request; see its log", "internal_error")

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vlroute.engine.cache.features import VisionFeatures
@@ -29,7 +30,7 @@ from vlroute.engine.local.generation import GenerationRequest
 from vlroute.engine.local.grammar import constraint, token_id
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
 from vlroute.engine.local.logprobs import AnswerLogprobs
-from vlroute.engine.local.memory import Memory
+from vlroute.engine.local.memory import Memory, available
 from vlroute.engine.local.prompt import Prompt, build_prompt, check_length, in_other_mode
 from vlroute.engine.local.reasoning import Splitter, closing_length
 from vlroute.engine.local.sampling import end_ids, resolve_settings
@@ -40,7 +41,7 @@ from vlroute.engine.settings import answer_reserve, response_format
 from vlroute.engine.tool_calls import CLOSE, OPEN, CallReader
 from vlroute.engine.tool_grammar import tool_grammar
 from vlroute.engine.trial import RunningTrial
-from vlroute.errors import LimitError, SettingsError
+from vlroute.errors import LimitError, OutOfMemoryError, SettingsError
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
 from vlroute.steps import Steps, start, wait
@@ -75,6 +76,26 @@ class Request:
         with self._lock:
             self._ended = True
         self._leases.close()
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise OutOfMemoryError(self._too_large()) from error
+
+    def _too_large(self) -> str:
+        """What the request contains, and how much memory is free."""
+        device = self.engine.pair.instruct.device
+        free, total = available(device)
+        characters = sum(len(message.text) for message in self.conversation.messages)
+        pictures = [f"{width} × {height}" for width, height in (one.image.size for one in self.conversation.pictures)]
+        videos = [f"{len(one.frames)} frames" for one in self.conversation.videos]
+        parts = [f"{characters} characters of text"]
+        for name, sizes in (("picture", pictures), ("video", videos)):
+            if sizes:
+                shown = ", ".join(sizes[:4]) + (", …" if len(sizes) > 4 else "")
+                parts.append(f"{len(sizes)} {name}{'s' if len(sizes) > 1 else ''} ({shown})")
+        return (
+            f"the memory of {device} is not enough for this request with {' and '.join(parts)}: "
+            f"{free / 2**30:.1f} GiB of {total / 2**30:.1f} GiB are free. Send smaller pictures, fewer frames or fewer "
+            "turns; or leave more memory free with a lower max_num_seqs= or memory="
+        )
 
     @property
     def tower(self) -> str:

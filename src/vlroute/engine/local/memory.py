@@ -33,6 +33,15 @@ def ram() -> int:
     return total
 
 
+def available(device: torch.device) -> tuple[int, int]:
+    """Free and total memory of a device in bytes."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return free, total
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 0
+    return min(free, ram()), ram()
+
+
 class Memory:
     """Budgets of a loaded pair: `kv` bytes for running answers and cached prefixes together.
 
