@@ -25,12 +25,13 @@ install: $(VENV)/installed  ## Make .venv and install vlroute with all that test
 demo: install  ## Ask the pocket pair about drawn pictures in both modes and compare routed answers
 	$(BIN)/vlroute demo
 
-check: install  ## Lint, format, types, import rules, docstrings
+check: install  ## Lint, format, types, import rules, docstrings, security
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/pydoclint --quiet src
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive src
 
 test-unit: install  ## Fast tests: no model, no server
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST) tests/unit
