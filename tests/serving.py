@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anthropic
@@ -20,6 +20,7 @@ from PIL import Image
 from vlroute import Router
 from vlroute.pocket import Task
 from vlroute.serving.app import create_app
+from vlroute.serving.http_server import HTTPServer
 from vlroute.serving.settings import ServerSettings
 
 KEY = "a key for tests, long enough"
@@ -63,8 +64,7 @@ def served(
     settings = settings or ServerSettings()
     router = router or Router.from_pretrained(max_num_seqs=settings.max_num_seqs, **options)
     app = create_app(router, settings)
-    config = uvicorn.Config(wrap(app), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
+    server = HTTPServer(wrap(app), app.state.service, replace(settings, host="127.0.0.1", port=0))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until = time.monotonic() + 60

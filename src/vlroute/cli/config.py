@@ -17,7 +17,7 @@ import typer
 
 from vlroute.engine.local.loading import CompileChoice
 from vlroute.errors import InputError, MissingExtraError, SettingsError
-from vlroute.serving.settings import ClusterSettings, ServerSettings, split_values
+from vlroute.serving.settings import NOT_IN_CLUSTER, ClusterSettings, ServerSettings, split_values
 from vlroute.types import Preset
 
 try:
@@ -56,7 +56,8 @@ def settings_of(command: Command) -> dict[str, tuple[Any, Any]]:
     """Type and default of each setting of a command, by name."""
     if command == "cluster":
         cluster = dict(_of(ClusterSettings, without=("server", "generation")))
-        return {**dict(_of(ServerSettings, without=("limits",))), **cluster, "address": (_Name | None, None)}
+        server = dict(_of(ServerSettings, without=("limits", *NOT_IN_CLUSTER)))
+        return {**server, **cluster, "address": (_Name | None, None)}
     server = dict(_of(ServerSettings, without=("limits",)))
     if command == "ui":
         return {**_MODEL, **server, "port": (int, 7860)}

@@ -96,6 +96,30 @@ ForwardedAllowIps = Annotated[
         "Default: 127.0.0.1 and ::1.",
     ),
 ]
+MaxConnections = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Maximum number of open connections; for a further one, a connection without a request is closed."
+    ),
+]
+MaxPerAddress = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Maximum number of connections of one address, and of requests of one address behind a trusted proxy.",
+    ),
+]
+HeaderSeconds = Annotated[float, typer.Option(min=0.1, help="Time limit for the header of a request.")]
+BodySeconds = Annotated[
+    float, typer.Option(min=0.1, help="Time limit for the body of a request; each 8 KiB extend it by a second.")
+]
+IdleSeconds = Annotated[float, typer.Option(min=0.1, help="Seconds without a request until a connection is closed.")]
+WriteSeconds = Annotated[
+    float, typer.Option(min=0.1, help="Seconds for which a client may not read its response until it is disconnected.")
+]
+GraceSeconds = Annotated[
+    float, typer.Option(min=0, help="Time for unfinished answers after SIGTERM; then they end with an error.")
+]
 Page = Annotated[bool, typer.Option("--page/--no-page", help="Serve the web page, if its packages are installed.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")]
 LogFormat = Annotated[
@@ -128,6 +152,13 @@ def serve(
     cors_origins: CorsOrigin = None,
     root_path: RootPath = "",
     forwarded_allow_ips: ForwardedAllowIps = None,
+    max_connections: MaxConnections = 1024,
+    max_per_address: MaxPerAddress = 256,
+    header_seconds: HeaderSeconds = 10.0,
+    body_seconds: BodySeconds = 20.0,
+    idle_seconds: IdleSeconds = 75.0,
+    write_seconds: WriteSeconds = 30.0,
+    grace_seconds: GraceSeconds = 20.0,
     device: Device = None,
     memory: Memory = None,
     compile: Compile = None,
@@ -203,11 +234,9 @@ def _run(settings: EffectiveSettings, server: ServerSettings, page: Literal["nee
         page: Whether the web page is served; "wanted": if its packages are installed.
     """
     try:
-        import uvicorn
-
         from vlroute.serving.app import create_app
+        from vlroute.serving.http_server import HTTPServer
         from vlroute.serving.log_format import configure_logging
-        from vlroute.serving.service import GRACE_SECONDS
     except ModuleNotFoundError as error:
         raise MissingExtraError(error, "serve") from error
     from vlroute.router import Router
@@ -228,18 +257,8 @@ def _run(settings: EffectiveSettings, server: ServerSettings, page: Literal["nee
         program.should_exit = True
 
     app = create_app(router, server, stop)
-    config = uvicorn.Config(
-        mount(app) if mount else app, host=server.host, port=server.port, log_config=None, access_log=False,
-        proxy_headers=False,  # the application reads them
-        server_header=False, lifespan="on",  # with "auto", uvicorn ignores an exception at start-up
-        timeout_keep_alive=75,  # longer than in clients and proxies, so that they close idle connections first
-        timeout_graceful_shutdown=round(GRACE_SECONDS), limit_concurrency=server.max_connections,
-    )  # fmt: skip
-    program = uvicorn.Server(config)
-    try:
-        program.run()
-    except KeyboardInterrupt:
-        return
+    program = HTTPServer(mount(app) if mount else app, app.state.service, server)
+    program.run()
     if failures:
         raise failures[0]
 

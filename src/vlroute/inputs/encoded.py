@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
+import io
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, TypeGuard
 from urllib.parse import unquote, unquote_to_bytes
@@ -20,6 +21,7 @@ Encoded: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | B
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _FILE = re.compile(r"file://(localhost)?(?=/)", re.IGNORECASE)
 _LIKE_BASE64 = re.compile(r"[\w+/-]{40,}={0,2}\s*", re.ASCII)
+_PIECE = 2**20
 _NO_BASE64 = re.compile(rb"[^A-Za-z0-9+/]")
 
 
@@ -85,26 +87,58 @@ def read_encoded(source: Encoded, name: str, limits: Limits, most: int) -> bytes
     return _read_file(os.path.expanduser(text), name, most)
 
 
-def decode_base64(text: str, name: str, most: int) -> bytes:
-    """Decode base64 or a data URI.
+def decode_base64(text: str, name: str, most: int, start: int = 0) -> bytes:
+    """Decode base64 or a data URI, from the character `start` of `text`.
 
     Line breaks, percent-encoding, missing padding and the URL-safe alphabet are accepted. Errors: see `read_encoded`.
     """
-    if is_data_uri(text):
+    if not start and is_data_uri(text):
         return _read_data_uri(text, name, most)
-    try:
-        payload = unquote_to_bytes(text.encode("ascii")) if "%" in text else text.encode("ascii")
-    except UnicodeEncodeError as error:
-        raise UnreadableMediaError(f"{name}: base64 is damaged: character {error.start} is not ASCII") from error
-    payload = b"".join(payload.split()).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
-    check_bytes(len(payload) * 3 // 4, name, most)
-    if not payload:
+    pieces = [piece for piece in _base64_pieces(text, name, start) if piece]
+    while pieces and not pieces[-1].rstrip(b"="):
+        pieces.pop()
+    if pieces:
+        pieces[-1] = pieces[-1].rstrip(b"=")
+    size, place = sum(map(len, pieces)), 0
+    check_bytes(size * 3 // 4, name, most)
+    if not size:
         raise UnreadableMediaError(f"{name} holds no data")
-    if wrong := _NO_BASE64.search(payload):
-        raise UnreadableMediaError(f"{name}: base64 is damaged: character {wrong.start()} is not a base64 character")
-    if len(payload) % 4 == 1:
-        raise UnreadableMediaError(f"{name}: base64 is damaged: {len(payload)} characters, so at least one is missing")
-    return base64.b64decode(payload + b"=" * (-len(payload) % 4))
+    for piece in pieces:
+        if wrong := _NO_BASE64.search(piece):
+            found = place + wrong.start()
+            raise UnreadableMediaError(f"{name}: base64 is damaged: character {found} is not a base64 character")
+        place += len(piece)
+    if size % 4 == 1:
+        raise UnreadableMediaError(f"{name}: base64 is damaged: {size} characters, so at least one is missing")
+    data, rest = io.BytesIO(), b""
+    for piece in pieces:
+        whole = rest + piece
+        end = len(whole) - len(whole) % 4
+        data.write(binascii.a2b_base64(whole[:end]))
+        rest = whole[end:]
+    data.write(binascii.a2b_base64(rest + b"=" * (-len(rest) % 4)))
+    return data.getvalue()
+
+
+def _base64_pieces(text: str, name: str, start: int) -> Iterator[bytes]:
+    """The characters of base64 without white space and percent-encoding, in the standard alphabet.
+
+    In pieces, because other threads wait for the end of each operation on bytes.
+    """
+    standard, begin = bytes.maketrans(b"-_", b"+/"), start
+    while start < len(text):
+        end = start + _PIECE
+        if (cut := text.rfind("%", end - 2, end)) >= 0:  # it may belong to the next two characters
+            end = cut + 3
+        try:
+            piece = text[start:end].encode("ascii")
+        except UnicodeEncodeError as error:
+            raise UnreadableMediaError(
+                f"{name}: base64 is damaged: character {start - begin + error.start} is not ASCII"
+            ) from error
+        piece = unquote_to_bytes(piece) if b"%" in piece else piece
+        yield b"".join(piece.split()).translate(standard)
+        start = end
 
 
 def check_bytes(size: int, name: str, most: int) -> None:
@@ -114,10 +148,10 @@ def check_bytes(size: int, name: str, most: int) -> None:
 
 
 def _read_data_uri(uri: str, name: str, most: int) -> bytes:
-    head, comma, payload = uri.partition(",")
-    if not comma or head.lower().rpartition(";")[2].strip() != "base64":
+    comma = uri.find(",")
+    if comma < 0 or uri[:comma].lower().rpartition(";")[2].strip() != "base64":
         raise UnreadableMediaError("a data URI must look like data:image/png;base64,...; only base64 is supported")
-    return decode_base64(payload, name, most)
+    return decode_base64(uri, name, most, comma + 1)
 
 
 def _read_open_file(file: BinaryIO, name: str, most: int) -> bytes:

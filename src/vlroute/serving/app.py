@@ -23,13 +23,13 @@ from vlroute.serving.errors import add_error_handlers, error_response, no_endpoi
 from vlroute.serving.fetch import Fetcher
 from vlroute.serving.keys import APIKeys
 from vlroute.serving.messages_api import router as messages
-from vlroute.serving.middleware import PathPrefix, RequestGuard, add_cross_origin
+from vlroute.serving.middleware import AddressLimit, PathPrefix, RequestGuard, add_cross_origin
 from vlroute.serving.models_api import router as models
 from vlroute.serving.page_guard import PageGuard
 from vlroute.serving.request_log import RequestLog
 from vlroute.serving.responses import router as responses
 from vlroute.serving.routes import router as routes
-from vlroute.serving.service import GRACE_SECONDS, Service, log_failure
+from vlroute.serving.service import Service, log_failure
 from vlroute.serving.settings import ServerSettings, is_loopback
 
 
@@ -63,7 +63,7 @@ def create_app(
             yield
         finally:
             cleaning.cancel()
-            await service.drain(GRACE_SECONDS)
+            await service.drain(settings.grace_seconds)
             await fetcher.close()
 
     # FastAPI would make further spans of its own as soon as an application configures OpenTelemetry
@@ -77,7 +77,8 @@ def create_app(
     count = service.metrics.refused
     # without trusted names, a server for other machines accepts all: it has keys, and does not know its own names
     trusted = settings.trusted_hosts if settings.trusted_hosts or is_loopback(settings.host) else None
-    app.add_middleware(RequestGuard, ("/v1/", "/api/predict"), settings.max_body, trusted, count)
+    app.add_middleware(RequestGuard, ("/v1/", "/api/predict"), settings, trusted, count, lambda: service.draining)
+    app.add_middleware(AddressLimit, settings, count)
     add_cross_origin(app, settings.cors_origins)  # outside, so that refusals have its headers
     app.add_middleware(
         ProxyHeadersMiddleware, "*" if "*" in settings.forwarded_allow_ips else [*settings.forwarded_allow_ips]

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 
 from vlroute.serving.fetch import Fetcher
+from vlroute.serving.keys import APIKey
 from vlroute.serving.service import Service
 
 
@@ -20,16 +21,36 @@ class _Caller:
     namespace: str
 
 
+def check_key(request: Request) -> APIKey | None:
+    """The API key of a request; None if the server needs none. It is checked once, also if its body is read later.
+
+    Args:
+        request: The request.
+
+    Returns:
+        The key.
+
+    Raises:
+        APIError: 401 for a missing or wrong key.
+    """
+    if not hasattr(request.state, "api_key"):
+        service: Service = request.app.state.service
+        authorization, x_api_key = request.headers.get("authorization"), request.headers.get("x-api-key")
+        if authorization is None and x_api_key is not None:  # of Anthropic's clients
+            authorization = f"Bearer {x_api_key}"
+        request.state.api_key = service.keys.of(authorization)
+    key: APIKey | None = request.state.api_key
+    return key
+
+
 async def _caller(
     request: Request,
-    authorization: Annotated[str | None, Header()] = None,
+    authorization: Annotated[str | None, Header()] = None,  # for the OpenAPI schema; `check_key` reads both
     x_api_key: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[_Caller]:
     state = request.app.state
-    if authorization is None and x_api_key is not None:  # of Anthropic's clients
-        authorization = f"Bearer {x_api_key}"
     service: Service = state.service
-    key = service.keys.of(authorization)
+    key = check_key(request)
     if key is None:
         yield _Caller(service, state.fetcher, "")
         return

@@ -239,7 +239,8 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
             return error_response(APIError(400, _unparsed(error.__cause__), "invalid_json"), request.scope, count)
         if error.status_code == 404:
             return error_response(no_endpoint(), request.scope, count)
-        code = {405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
+        codes = {405: "method_not_allowed", 408: "body_timeout", 413: "body_too_large"}
+        code = codes.get(error.status_code, "http_error")
         headers = dict(error.headers or {})
         converted = APIError(error.status_code, str(error.detail), code, headers=headers)
         return error_response(converted, request.scope, count)

@@ -157,15 +157,30 @@ def preparer(
     """
 
     def prepare() -> Conversation:
+        _check_length(messages, settings.max_prompt)  # before anything else looks at every character
         offered = tools()
         conversation = parse(list(messages), limits=settings.limits, sampling=sampling, tools=offered)
         length = sum(_characters(turn) for turn in conversation.messages) + len(conversation.prefix)
         length += len(offered.text) if offered else 0
         if length > settings.max_prompt:
-            raise LimitError(f"{length} characters of text, over the limit of {settings.max_prompt}; send fewer turns")
+            raise _too_long(length, settings.max_prompt)
         return conversation
 
     return prepare
+
+
+def _check_length(messages: Messages, most: int) -> None:
+    """LimitError if the texts in the contents of `messages` have more than `most` characters."""
+    contents = (content for message in messages if (content := message.get("content")))
+    parts = (part for content in contents for part in (content if isinstance(content, list) else (content,)))
+    texts = (part.get("text") if isinstance(part, Mapping) else part for part in parts)
+    length = sum(len(text) for text in texts if isinstance(text, str))
+    if length > most:
+        raise _too_long(length, most)
+
+
+def _too_long(length: int, most: int) -> LimitError:
+    return LimitError(f"{length} characters of text, over the limit of {most}; send fewer turns")
 
 
 def _characters(message: Message) -> int:

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from sse_starlette import ServerSentEvent
 
 from vlroute.pipeline import RequestOptions
+from vlroute.serving.bodies import JSONRoute
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import ANTHROPIC_PATH, APIError, request_id
 from vlroute.serving.fetch import embed_media, preparer
@@ -37,7 +38,7 @@ _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": "An error in Anthropic's shape."} for status in ("4XX", "5XX")
 }
-router = APIRouter()
+router = APIRouter(route_class=JSONRoute)
 
 
 @router.post(ANTHROPIC_PATH, response_model=None, responses=_ERRORS)

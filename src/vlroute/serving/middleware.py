@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
@@ -11,24 +13,32 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vlroute.serving.bodies import PIECE, JSONBody, max_text
+from vlroute.serving.connections import Proxies, address_group
 from vlroute.serving.errors import APIError, Count, error_response, route_path
-from vlroute.serving.settings import is_loopback
+from vlroute.serving.service import shutting_down
+from vlroute.serving.settings import ServerSettings, is_loopback
 
 #: Response headers that web pages of other origins may read.
 EXPOSED_HEADERS = (
     "X-Request-Id", "Request-Id", "X-VLRoute-Id", "X-VLRoute-Mode", "X-VLRoute-Gain", "X-VLRoute-Forced", "Retry-After",
     *(f"X-RateLimit-{what}-{kind}" for kind in ("Requests", "Tokens") for what in ("Limit", "Remaining", "Reset")),
 )  # fmt: skip
+#: Each so many bytes of a body extend the time limit of the body by a second.
+BODY_RATE = 8 * 2**10
 _LOCAL_HOST = r"localhost|127\.\d+\.\d+\.\d+|\[::1\]"
 
 
 class RequestGuard:
-    """Checks host, content type and body size, and answers unexpected errors.
+    """Checks host, content type and body, refuses requests during the shutdown, and answers unexpected errors.
 
     A POST to a guarded path must declare its body as JSON. A page of another site can make a browser post a form or
     plain text to this machine, but not JSON. For the same reason, a server on the loopback address accepts only local
     and trusted host names: another name that resolves to it is DNS rebinding. `TrustedHostMiddleware` and
     `RequestBodyLimitMiddleware` of Starlette do not fit: they refuse in plain text and do not know address ranges.
+
+    A body has to arrive in time, and JSON for the web page has the bounds of `JSONBody`; the endpoints of the API check
+    theirs themselves.
 
     An unexpected error becomes a response with status 500 here, so that the connection stays open and the error is
     logged once.
@@ -36,15 +46,23 @@ class RequestGuard:
     Args:
         app: The wrapped application.
         guarded: Prefixes of the guarded paths.
-        max_body: Maximum size of a request body in bytes.
+        settings: Settings of the server.
         trusted: Host names that are accepted besides local ones, see `ServerSettings.trusted_hosts`; None: all names.
         count: Called with status and code of each refusal.
+        draining: Whether the server shuts down.
     """
 
     def __init__(
-        self, app: ASGIApp, guarded: Sequence[str], max_body: int, trusted: Sequence[str] | None, count: Count
+        self,
+        app: ASGIApp,
+        guarded: Sequence[str],
+        settings: ServerSettings,
+        trusted: Sequence[str] | None,
+        count: Count,
+        draining: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.app, self.guarded, self.count, self.max_body = app, tuple(guarded), count, max_body
+        self.app, self.guarded, self.count, self.draining = app, tuple(guarded), count, draining
+        self.max_body, self.body_seconds, self.max_text = settings.max_body, settings.body_seconds, max_text(settings)
         self.hosts = None if trusted is None else _hosts(trusted)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,8 +73,7 @@ class RequestGuard:
         if (refusal := self._refusal(scope)) is not None:
             await error_response(refusal, scope, self.count)(scope, receive, send)
             return
-        size, started = 0, False
-
+        started = False
         state = scope.setdefault("state", {})
 
         async def watched_send(message: Message) -> None:
@@ -66,20 +83,46 @@ class RequestGuard:
                 MutableHeaders(scope=message).update(state["limit_headers"])
             await send(message)
 
-        async def bounded_receive() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self.max_body and route_path(scope).startswith(self.guarded):
-                raise HTTPException(413, self._too_large().message)
-            return message
-
+        bounded_receive = self._bounded(scope, receive)
         try:
             await self.app(scope, bounded_receive, watched_send)
         except Exception as error:  # Starlette's own handler would raise it again, and uvicorn close the connection
             if started:
                 raise
             await error_response(error, scope, self.count)(scope, receive, watched_send)
+
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """`receive`, with limits of the body."""
+        guarded = route_path(scope).startswith(self.guarded)
+        kind = Headers(scope=scope).get("content-type", "").partition("/")[0].strip().lower()
+        bounds = None if guarded or kind == "multipart" or scope["method"] == "GET" else JSONBody(self.max_text)
+        size, complete, began = 0, False, 0.0
+
+        async def bounded_receive() -> Message:
+            nonlocal size, complete, began
+            if complete:
+                return await receive()
+            now = asyncio.get_running_loop().time()
+            began = began or now
+            try:
+                # the application may have been slow, so what has arrived already counts
+                async with asyncio.timeout_at(max(began + self.body_seconds + size / BODY_RATE, now + 1.0)):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
+            piece = message.get("body", b"")
+            size, complete = size + len(piece), not message.get("more_body", False)
+            if guarded and size > self.max_body:
+                raise HTTPException(413, self._too_large().message)
+            if bounds is not None and piece:
+                try:
+                    for at in range(0, len(piece), PIECE):
+                        bounds.feed(piece[at : at + PIECE])
+                except APIError as error:
+                    raise HTTPException(error.status, error.message) from error
+            return message
+
+        return bounded_receive
 
     def _refusal(self, scope: Scope) -> APIError | None:
         headers = Headers(scope=scope)
@@ -88,6 +131,8 @@ class RequestGuard:
             return APIError(421, message, "wrong_host")
         if scope["method"] != "POST" or not route_path(scope).startswith(self.guarded):
             return None
+        if self.draining():
+            return shutting_down()
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return APIError(415, "send the body as JSON, with Content-Type: application/json", "unsupported_media_type")
         length = headers.get("content-length", "0")
@@ -97,6 +142,42 @@ class RequestGuard:
 
     def _too_large(self) -> APIError:
         return APIError(413, f"the body is over the limit of {self.max_body} bytes", "body_too_large")
+
+
+class AddressLimit:
+    """Limits the concurrent requests of one address. Connections are limited by `Connections`, except those of proxies.
+
+    Args:
+        app: The wrapped application.
+        settings: Settings of the server.
+        count: Called with status and code of each refusal.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings, count: Count) -> None:
+        self.app, self.most, self.count = app, settings.max_per_address, count
+        self._proxies, self._running = Proxies(settings.forwarded_allow_ips), Counter[str]()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with status 429, or pass the request on."""
+        host = (scope.get("client") or ("",))[0]
+        if scope["type"] != "http" or not host or self._proxies.trust(host, named=True):
+            await self.app(scope, receive, send)
+            return
+        group = address_group(host)
+        if self._running[group] >= self.most:
+            error = APIError(
+                429, f"{self.most} requests of this address are already being answered; try again later",
+                "too_many_requests_of_address", headers={"Retry-After": "1"},
+            )  # fmt: skip
+            await error_response(error, scope, self.count)(scope, receive, send)
+            return
+        self._running[group] += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._running[group] -= 1
+            if not self._running[group]:
+                del self._running[group]
 
 
 class PathPrefix:

@@ -18,6 +18,7 @@ from sse_starlette import ServerSentEvent
 from vlroute.conversations import Conversations
 from vlroute.inputs.tools import Tools, checked_tools
 from vlroute.pipeline import RequestOptions
+from vlroute.serving.bodies import JSONRoute
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import APIError, documented, encodable
 from vlroute.serving.fetch import embed_media, preparer
@@ -70,7 +71,7 @@ Included = Literal[
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
-router = APIRouter()
+router = APIRouter(route_class=JSONRoute)
 
 
 class ResponseReasoning(Fields):

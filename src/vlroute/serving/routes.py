@@ -15,6 +15,7 @@ from prometheus_client.exposition import gzip_accepted
 from vlroute import __version__
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.pipeline import RequestOptions
+from vlroute.serving.bodies import JSONRoute
 from vlroute.serving.chat_completions import PREFIX, ChoiceChunks, Chunks, completion
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import APIError, documented
@@ -30,7 +31,7 @@ from vlroute.types import Decision
 
 #: Statuses of errors of the endpoints that take a chat request.
 _CHAT_ERRORS = (400, 401, 404, 413, 415, 421, 422, 429, 503)
-router = APIRouter()
+router = APIRouter(route_class=JSONRoute)
 
 
 @router.post("/api/predict")

@@ -48,8 +48,7 @@ from vlroute.types import MODES, Answer, Decision, Event, Events, Finished, Mode
 
 log = logging.getLogger("vlroute")
 State = Literal["loading", "ready", "failed", "shutting down"]
-#: Time for unfinished answers after the server was told to stop.
-GRACE_SECONDS = 20.0
+CANCEL_SECONDS = 20.0  # until cancelled answers have ended
 CLEANING_SECONDS = 600.0  # between two deletions of expired responses
 RETRY_SECONDS = 1.0  # until the next attempt to load
 SMOOTHING = 0.1  # weight of the latest answer in the mean seconds from which Retry-After is computed
@@ -70,6 +69,8 @@ class Service:
     Attributes:
         models: See `model_names`.
         conversations: Stored responses; None if the router has no store.
+        draining: Whether the server shuts down, so that no request is admitted. A signal handler may set it.
+        hurry: Whether the shutdown does not wait for unfinished answers. A signal handler may set it.
 
     Raises:
         InputError: The key file cannot be used.
@@ -81,7 +82,7 @@ class Service:
         self.max_admitted = settings.max_admitted
         self.keys = APIKeys(settings.api_keys, settings.key_file, router.store is not None)
         self.limiter = KeyLimiter(router.store)
-        self.ready = self.draining = False
+        self.ready = self.draining = self.hurry = False
         self.failure: BaseException | None = None
         self._on_failure = on_failure
         self._loader: threading.Thread | None = None
@@ -388,18 +389,22 @@ class Service:
                 log.error("expired responses and counts of tokens could not be deleted: %s", error)
             await asyncio.sleep(CLEANING_SECONDS)
 
-    async def drain(self, seconds: float) -> None:
-        """Admit no more requests, give the admitted ones `seconds` to finish, cancel the rest, and close the router."""
+    async def finish(self, seconds: float) -> None:
+        """Admit no more requests, give the admitted ones `seconds` to finish, and cancel the rest."""
         self.draining = True
         until = time.monotonic() + seconds
-        while self._admitted and time.monotonic() < until:
+        while self._admitted and time.monotonic() < until and not self.hurry:
             await asyncio.sleep(0.02)
         with self._lock:
             for cancel in self._admitted:
                 cancel.set()
-        until = time.monotonic() + GRACE_SECONDS  # the threads of the pool are needed until the last answer has ended
+        until = time.monotonic() + CANCEL_SECONDS  # the threads of the pool are needed until the last answer has ended
         while self._admitted and time.monotonic() < until:
             await asyncio.sleep(0.02)
+
+    async def drain(self, seconds: float) -> None:
+        """Like `finish`; then close the router."""
+        await self.finish(seconds)
         await asyncio.to_thread(self._pool.shutdown, True)
         self.router.close()
         if self.telemetry is not None:
@@ -411,7 +416,7 @@ class Service:
         cancel = threading.Event()
         with self._lock:
             if self.draining:
-                raise _shutting_down()
+                raise shutting_down()
             if self.failure is not None:
                 raise APIError(503, failure_reason(self.failure), "failed")
             if not self.ready:
@@ -458,7 +463,7 @@ class Service:
                 "deadline_exceeded",
             )  # fmt: skip
         elif self.draining:
-            raise _shutting_down()
+            raise shutting_down()
         elif self.router.closed:  # the client does not get an answer that was cut off as if it were complete
             raise APIError(503, "the server ended the answer; try again", "cancelled", headers={"Retry-After": "5"})
 
@@ -487,7 +492,8 @@ class _InContext(Executor):
         return self._pool.submit(run, fn, *args, **kwargs)
 
 
-def _shutting_down() -> APIError:
+def shutting_down() -> APIError:
+    """The error for a request during the shutdown."""
     return APIError(503, "the server is shutting down", "shutting_down", headers={"Retry-After": "5"})
 
 

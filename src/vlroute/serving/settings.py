@@ -39,7 +39,15 @@ class ServerSettings:
         key_file: File with further keys, which have names and limits. It is read again when it changes.
         max_num_seqs: Maximum number of answers that are generated at the same time in each mode.
         max_waiting: Maximum number of requests that wait beyond those; further ones get status 429.
-        max_connections: Maximum number of open connections; further ones get status 503.
+        max_connections: Maximum number of open connections. For a further one, a connection without a request is
+            closed; if there is none, it gets status 503. It is lowered if the process may not open as many files.
+        max_per_address: Maximum number of open connections of one address (of one /64 network for IPv6), and of
+            concurrent requests of one address behind a trusted proxy; further ones get status 503 and 429.
+        header_seconds: Time limit for the header of a request, from the opening of the connection or the first byte.
+        body_seconds: Time limit for the body of a request. Each 8 KiB that arrive extend it by a second.
+        idle_seconds: Seconds without a request after which a connection is closed.
+        write_seconds: Seconds for which a client may not read its response before it is disconnected.
+        grace_seconds: Time for unfinished answers after the server was told to stop.
         deadline: Seconds from the arrival of a request to its last token.
         max_tokens: Maximum number of tokens of one answer, reasoning included.
         max_prompt: Maximum number of characters of text in one request.
@@ -72,6 +80,12 @@ class ServerSettings:
     max_num_seqs: int = 32
     max_waiting: int = 64
     max_connections: int = 1024
+    max_per_address: int = 256
+    header_seconds: float = 10.0
+    body_seconds: float = 20.0
+    idle_seconds: float = 75.0  # longer than in clients and proxies, so that they close idle connections first
+    write_seconds: float = 30.0
+    grace_seconds: float = 20.0
     deadline: float = 600.0
     max_tokens: int = 32_768
     max_prompt: int = 200_000
@@ -93,6 +107,11 @@ class ServerSettings:
         positive = (
             "max_num_seqs",
             "max_connections",
+            "max_per_address",
+            "header_seconds",
+            "body_seconds",
+            "idle_seconds",
+            "write_seconds",
             "max_tokens",
             "max_prompt",
             "max_body",
@@ -108,8 +127,9 @@ class ServerSettings:
             raise ValueError(f"port must be 0 to 65535, not {self.port}")
         if self.log_format not in ("text", "json"):
             raise ValueError(f"log_format must be text or json, not {self.log_format!r}")
-        if self.max_waiting < 0:
-            raise ValueError(f"max_waiting must be 0 or more, not {self.max_waiting}")
+        for name in ("max_waiting", "grace_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.retention_days > MAX_DAYS:
             raise ValueError(f"retention_days must be at most {MAX_DAYS}, not {self.retention_days}")
         if self.limits.local_files:
@@ -195,6 +215,10 @@ def keys_from_environment() -> tuple[str, ...]:
     return split_values(os.environ.get("VLROUTE_API_KEYS", ""))
 
 
+#: Settings of `ServerSettings` that a cluster does not have: Ray's proxy accepts the connections.
+NOT_IN_CLUSTER = ("header_seconds", "idle_seconds", "write_seconds", "grace_seconds")
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
     """Settings of one cluster. `router` can change while the cluster runs; any other change restarts its replicas.
@@ -276,7 +300,7 @@ class ClusterSettings:
         from pydantic import TypeAdapter
 
         own = {one.name for one in fields(cls)} - {"server"}
-        servers = {one.name for one in fields(ServerSettings)} - {"max_num_seqs", "limits", *server}
+        servers = {one.name for one in fields(ServerSettings)} - {"max_num_seqs", "limits", *NOT_IN_CLUSTER, *server}
         if unknown := sorted(set(args) - own - servers):
             raise ValueError(f"unknown: {', '.join(unknown)}; known: {', '.join(sorted(own | servers))}")
         given = {name: value for name, value in args.items() if name in servers}

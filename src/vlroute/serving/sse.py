@@ -10,12 +10,13 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from vlroute.serving.errors import APIError, Count, api_error
-from vlroute.serving.service import GRACE_SECONDS
 from vlroute.stream import AsyncStream
 from vlroute.types import Finished
 
 #: Seconds between two events that keep the connection open: proxies close a silent stream after about 30 s.
 PING_SECONDS = 10.0
+#: Under another server than `HTTPServer`, a stream is cut off this time after the shutdown has begun.
+SHUTDOWN_SECONDS = 20.0
 
 
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class EventStream(EventSourceResponse):
             headers={**headers, "Cache-Control": "no-cache"},
             ping=PING_SECONDS,
             ping_message_factory=ping,
-            shutdown_grace_period=GRACE_SECONDS,
+            shutdown_grace_period=SHUTDOWN_SECONDS,
         )
         self._events = events
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vlroute.serving.errors import APIError, error_response
 from vlroute.serving.middleware import LocalClientsOnly, RequestGuard
+from vlroute.serving.settings import ServerSettings
 
 
 def ask(app: ASGIApp, client: str = "127.0.0.1", method: str = "GET", **options: Any) -> httpx.Response:
@@ -31,7 +32,8 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def guarded(app: ASGIApp, counted: list[tuple[int, str]]) -> RequestGuard:
-    return RequestGuard(app, ("/v1/",), 100, (), lambda status, code: counted.append((status, code)))
+    settings = ServerSettings(max_body=100)
+    return RequestGuard(app, ("/v1/",), settings, (), lambda status, code: counted.append((status, code)))
 
 
 @pytest.mark.parametrize(("client", "status"), [("127.0.0.1", 200), ("::1", 200), ("192.0.2.7", 403)])

@@ -1,0 +1,202 @@
+"""Silent, slow and too many clients: each costs the server a bounded time, and others are answered meanwhile."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+
+import httpx
+import pytest
+from training.chaos import attacks
+
+from tests.serving import KEY, Served, served
+from vlroute.serving.settings import ServerSettings
+
+LIMIT, PER_ADDRESS = 200, 20
+SETTINGS = ServerSettings(
+    api_keys=(KEY,), max_connections=LIMIT, max_per_address=PER_ADDRESS, header_seconds=1.0, body_seconds=1.0,
+    idle_seconds=1.0, write_seconds=1.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with served(SETTINGS) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def direct() -> Iterator[Served]:
+    """A server for which the loopback address is not that of a proxy."""
+    settings = ServerSettings(forwarded_allow_ips=(), max_per_address=PER_ADDRESS, header_seconds=30.0)
+    with served(settings) as one:
+        yield one
+
+
+def connect(server: Served) -> socket.socket:
+    parts = httpx.URL(server.url)
+    return socket.create_connection((parts.host, parts.port), timeout=10)
+
+
+def until_closed(client: socket.socket, within: float = 10.0) -> tuple[bytes, float]:
+    """What the server sends until it closes the connection, and the seconds."""
+    began, received = time.monotonic(), b""
+    client.settimeout(within)
+    while piece := client.recv(2**16):
+        received += piece
+    return received, time.monotonic() - began
+
+
+@pytest.mark.parametrize("attack", [attacks.idle_connections, attacks.slow_header])
+def test_more_silent_connections_than_the_limit_keep_nobody_out(server: Served, attack: object) -> None:
+    assert callable(attack)
+    figures = attack(server.url, count=300, seconds=3.0)
+    assert figures.failed == 0
+    assert figures.p95 < 1000
+    assert figures.still_open <= LIMIT
+    assert len(figures.milliseconds) > 10
+
+
+def test_a_silent_connection_and_one_whose_header_stops_are_closed(server: Served) -> None:
+    with closing(connect(server)) as silent, closing(connect(server)) as slow:
+        slow.sendall(b"GET /health HTTP/1.1\r\nHost: localh")
+        received, seconds = until_closed(silent)
+        assert (received, 0.5 < seconds < 5) == (b"", True)
+        received, _ = until_closed(slow)
+        assert received.startswith(b"HTTP/1.1 408 ")
+        assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["code"] == "header_timeout"
+
+
+def test_an_idle_connection_is_closed_also_if_it_sends_empty_lines(server: Served) -> None:
+    for more in (b"", b"\r\n"):
+        with closing(connect(server)) as client:
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            if more:
+                time.sleep(0.3)
+                client.sendall(more)
+            received, seconds = until_closed(client)
+            assert received.startswith(b"HTTP/1.1 200 ")
+            assert 0.5 < seconds < 5
+
+
+def test_a_large_header_is_refused(server: Served) -> None:
+    with closing(connect(server)) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 2**18)
+        assert client.recv(100).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize(("path", "shape"), [("/v1/chat/completions", "error"), ("/v1/messages", "type")])
+def test_a_body_that_stops_gets_status_408(server: Served, path: str, shape: str) -> None:
+    header = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+    with closing(connect(server)) as client:
+        client.sendall(f"{header}Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{".encode())
+        received, seconds = until_closed(client)
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert next(iter(json.loads(received.partition(b"\r\n\r\n")[2]))) == shape
+    assert 0.5 < seconds < 5
+
+
+def test_a_body_that_arrives_steadily_is_read(server: Served) -> None:
+    content = json.dumps({"messages": [{"role": "user", "content": "Add 2 and 3." + " " * 60_000}]}).encode()
+    header = f"POST /v1/route HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n"
+    with closing(connect(server)) as client:
+        client.sendall(f"{header}Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n".encode())
+        for at in range(0, len(content), 3000):  # two seconds in total
+            client.sendall(content[at : at + 3000])
+            time.sleep(0.1)
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_goes_on_sending_a_refused_body_is_disconnected(server: Served) -> None:
+    header = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with closing(connect(server)) as client:
+        client.sendall(f"{header}Content-Length: 1000000\r\n\r\n".encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 401 ")
+        began = time.monotonic()
+        with suppress(ConnectionError):
+            while time.monotonic() < began + 10:
+                client.sendall(b" ")
+                time.sleep(0.05)
+        assert time.monotonic() - began < 5
+
+
+def test_a_client_that_does_not_read_is_disconnected(server: Served) -> None:
+    figures = attacks.slow_reader(server.url, count=3, seconds=10)
+    assert figures.still_open == 0
+    assert figures.seconds < 8
+    assert figures.failed == 0
+
+
+def test_connections_of_one_address_are_limited(direct: Served) -> None:
+    """Those that have sent no request are closed first; those with one stay, and the new one is refused."""
+    with direct.http() as http:
+        http.get("/health").raise_for_status()
+    silent = [connect(direct) for _ in range(PER_ADDRESS + 5)]
+    try:
+        poll = select.poll()
+        for one in silent:
+            poll.register(one, select.POLLIN)
+        assert len(poll.poll(2000)) <= 6  # the client above may still have counted
+        with direct.http() as http:
+            assert http.get("/health").status_code == 200
+    finally:
+        for one in silent:
+            one.close()
+    running = [connect(direct) for _ in range(PER_ADDRESS)]
+    try:
+        header = b"POST /v1/route HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        for one in running:
+            one.sendall(header + b"Content-Length: 1000\r\n\r\n{")
+        time.sleep(0.5)
+        with closing(connect(direct)) as refused:
+            received, _ = until_closed(refused)
+        assert received.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nRetry-After: 5\r\n" in received
+        assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_many_connections"
+    finally:
+        for one in running:
+            one.close()
+    end = time.monotonic() + 5
+    while True:
+        with closing(connect(direct)) as client:
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            if until_closed(client)[0].startswith(b"HTTP/1.1 200 "):
+                break
+        assert time.monotonic() < end
+
+
+def test_requests_of_one_address_behind_a_proxy_are_limited(server: Served) -> None:
+    def header(address: str) -> bytes:
+        return (
+            "POST /v1/route HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Authorization: Bearer {KEY}\r\nX-Forwarded-For: {address}\r\nContent-Length: 1000\r\n\r\n{{"
+        ).encode()
+
+    clients = [connect(server) for _ in range(PER_ADDRESS + 2)]
+    try:
+        for one in clients[:PER_ADDRESS]:
+            one.sendall(header("2001:db8::1"))
+        time.sleep(0.3)
+        clients[-2].sendall(header("2001:db8::2"))  # of the same /64 network
+        received = clients[-2].recv(2**16)
+        assert received.startswith(b"HTTP/1.1 429 ")
+        assert b"too_many_requests_of_address" in received
+        clients[-1].sendall(header("192.0.2.7"))
+        assert clients[-1].recv(100).startswith(b"HTTP/1.1 408 ")  # its body does not arrive
+    finally:
+        for one in clients:
+            one.close()
+
+
+def test_nothing_stays_after_the_attacks(server: Served) -> None:
+    connections = server.server.config.http.keywords["connections"]  # type: ignore[union-attr]
+    end = time.monotonic() + 10
+    while connections.open or connections.refused:
+        assert time.monotonic() < end, (connections.open, connections.refused)
+        time.sleep(0.1)
+    for kept in ("_silent", "_idle", "_of_address"):
+        assert not getattr(connections, kept)
