@@ -85,10 +85,10 @@ def slow_body(url: str, key: str = "none", count: int = 50, seconds: float = 5.0
     return _held(url, count, seconds, lambda index: b" " if index else header)
 
 
-def slow_reader(url: str, count: int = 5, seconds: float = 30.0) -> Figures:
+def slow_reader(url: str, key: str = "none", count: int = 5, seconds: float = 30.0) -> Figures:
     """Ask for long responses and do not read them. The attack ends when all connections are closed."""
     host, port = _address(url)
-    request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100
+    request = f"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\r\n".encode() * 100
     figures, began = Figures(), time.monotonic()
     with _health(url, figures), ExitStack() as stack:
         clients = []
@@ -367,7 +367,7 @@ def main(arguments: Sequence[str]) -> None:
         "idle_connections": lambda: idle_connections(url, 1100),
         "slow_header": lambda: slow_header(url, 1100),
         "slow_body": lambda: slow_body(url, key),
-        "slow_reader": lambda: slow_reader(url, seconds=40),
+        "slow_reader": lambda: slow_reader(url, key, seconds=40),
         **{f"big_json {kind}": lambda kind=kind: big_json(url, key, kind) for kind in BODIES},  # type: ignore[misc]
         "big_json without a key": lambda: big_json(url, "a wrong key"),
         "deep_json": lambda: deep_json(url, key),

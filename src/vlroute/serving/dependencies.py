@@ -38,9 +38,11 @@ def check_key(request: Request) -> APIKey | None:
         authorization, x_api_key = request.headers.get("authorization"), request.headers.get("x-api-key")
         if authorization is None and x_api_key is not None:  # of Anthropic's clients
             authorization = f"Bearer {x_api_key}"
-        request.state.api_key = service.keys.of(authorization)
-    key: APIKey | None = request.state.api_key
-    return key
+        key = request.state.api_key = service.keys.of(authorization)
+        if key is not None:
+            request.state.key = key.name  # for the log
+    found: APIKey | None = request.state.api_key
+    return found
 
 
 async def _caller(
@@ -54,7 +56,6 @@ async def _caller(
     if key is None:
         yield _Caller(service, state.fetcher, "")
         return
-    request.state.key = key.name  # for the log
     caller = _Caller(service, state.fetcher, key.namespace)
     if request.method != "POST":  # which costs nearly nothing
         yield caller

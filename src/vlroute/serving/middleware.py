@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -96,20 +97,19 @@ class RequestGuard:
         guarded = route_path(scope).startswith(self.guarded)
         kind = Headers(scope=scope).get("content-type", "").partition("/")[0].strip().lower()
         bounds = None if guarded or kind == "multipart" or scope["method"] == "GET" else JSONBody(self.max_text)
-        size, complete, began = 0, False, 0.0
+        size, complete, waited = 0, False, 0.0
 
         async def bounded_receive() -> Message:
-            nonlocal size, complete, began
+            nonlocal size, complete, waited
             if complete:
                 return await receive()
-            now = asyncio.get_running_loop().time()
-            began = began or now
+            began = time.monotonic()
             try:
-                # the application may have been slow, so what has arrived already counts
-                async with asyncio.timeout_at(max(began + self.body_seconds + size / BODY_RATE, now + 1.0)):
+                async with asyncio.timeout(self.body_seconds + size / BODY_RATE - waited):
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
+            waited += time.monotonic() - began  # the client does not have to answer for what the application needs
             piece = message.get("body", b"")
             size, complete = size + len(piece), not message.get("more_body", False)
             if guarded and size > self.max_body:

@@ -16,6 +16,9 @@ KEY = "a key for tests, long enough"
     ({"host": "0.0.0.0"}, "VLROUTE_API_KEYS"), ({"host": "example.org"}, "VLROUTE_API_KEYS"),
     ({"max_num_seqs": 0}, "max_num_seqs"), ({"api_keys": ("short",)}, "16 characters"),
     ({"retention_days": 0}, "retention_days"), ({"retention_days": 1e9}, "retention_days"),
+    ({"max_per_address": 0}, "max_per_address"), ({"header_seconds": 0.0}, "header_seconds"),
+    ({"body_seconds": -1.0}, "body_seconds"), ({"idle_seconds": 0.0}, "idle_seconds"),
+    ({"write_seconds": float("nan")}, "write_seconds"), ({"grace_seconds": -1.0}, "grace_seconds"),
     ({"max_waiting": -1}, "max_waiting"), ({"port": 65_536}, "port must be"), ({"port": -1}, "port must be"),
     ({"limits": Limits()}, "local_files"), ({"api_keys": ("é" * 20,)}, "ASCII"), ({"api_keys": (f"{KEY} ",)}, "ASCII"),
     ({"allowed_hosts": ("http://example.org",)}, "is no host"), ({"allowed_hosts": ("example.org/a",)}, "is no host"),
@@ -42,6 +45,7 @@ def test_cluster_settings_from_strings() -> None:
 @pytest.mark.parametrize(("wrong", "match"), [
     ({"replica": "2"}, "unknown: replica; known: "), ({"replicas": "0"}, "replicas must be at least 1"),
     ({"replicas": "2", "most_replicas": "1"}, "most_replicas must be at least replicas"),
+    ({"header_seconds": "5"}, "unknown: header_seconds"), ({"grace_seconds": "5"}, "unknown: grace_seconds"),
     ({"host": "0.0.0.0"}, "VLROUTE_API_KEYS"), ({"model": "two.json"}, "not endpoints"),
 ])  # fmt: skip
 def test_impossible_cluster_settings_are_refused(wrong: dict[str, str], match: str) -> None:
