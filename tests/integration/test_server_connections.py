@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
+import resource
 import select
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 
 import httpx
 import pytest
 from training.chaos import attacks
 
 from tests.serving import KEY, Served, served
+from vlroute.serving.http_server import HTTPServer
 from vlroute.serving.settings import ServerSettings
 
 LIMIT, PER_ADDRESS = 200, 20
@@ -205,3 +209,27 @@ def test_nothing_stays_after_the_attacks(server: Served) -> None:
         time.sleep(0.1)
     for kept in ("_silent", "_idle", "_of_address"):
         assert not getattr(connections, kept)
+
+
+def test_the_start_says_what_is_left_to_a_proxy(server: Served, caplog: pytest.LogCaptureFixture) -> None:
+    for host, said in (("127.0.0.1", False), ("0.0.0.0", True)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "vlroute"):
+            HTTPServer(server.app, server.service, replace(SETTINGS, host=host))
+        assert ("reverse proxy" in caplog.text) == said
+
+
+def test_the_limit_of_open_files_lowers_the_number_of_connections(
+    server: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    raised: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    for (soft, hard), wanted, allowed in (
+        ((1024, 4096), 1024, 1024), ((1024, 1024), 1024, 768), ((256, 256), 1024, 128), ((4096, 4096), 1024, 1024),
+    ):  # fmt: skip
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limits=(soft, hard): limits)
+        caplog.clear()
+        one = HTTPServer(server.app, server.service, replace(SETTINGS, max_connections=wanted))
+        assert one.config.http.keywords["connections"].most == allowed  # type: ignore[union-attr]
+        assert ("lowered" in caplog.text) == (allowed < wanted)
+    assert raised == [(1280, 4096), (1024, 1024), (256, 256)]
