@@ -9,8 +9,10 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
+from vlroute.fair_share import Flow
 from vlroute.serving.fetch import Fetcher
 from vlroute.serving.service import Service
+from vlroute.serving.wrong_keys import address_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class _Caller:
     service: Service
     fetcher: Fetcher
     namespace: str
+    flow: Flow
 
 
 async def _caller(
@@ -29,12 +32,13 @@ async def _caller(
     if authorization is None and x_api_key is not None:  # of Anthropic's clients
         authorization = f"Bearer {x_api_key}"
     service: Service = state.service
-    key = service.keys.of(authorization)
+    address = request.client.host if request.client else ""
+    key = service.key_of(authorization, address)
     if key is None:
-        yield _Caller(service, state.fetcher, "")
+        yield _Caller(service, state.fetcher, "", Flow(address_group(address)))
         return
     request.state.key = key.name  # for the log
-    caller = _Caller(service, state.fetcher, key.namespace)
+    caller = _Caller(service, state.fetcher, key.namespace, key.flow)
     if request.method != "POST":  # which costs nearly nothing
         yield caller
         return

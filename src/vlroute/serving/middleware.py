@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlroute.serving.errors import APIError, Count, error_response, route_path
 from vlroute.serving.settings import is_loopback
+from vlroute.serving.wrong_keys import client_address
 
 #: Response headers that web pages of other origins may read.
 EXPOSED_HEADERS = (
@@ -55,6 +56,7 @@ class RequestGuard:
         if (refusal := self._refusal(scope)) is not None:
             await error_response(refusal, scope, self.count)(scope, receive, send)
             return
+        client_address.set((scope.get("client") or ("",))[0])
         size, started = 0, False
 
         state = scope.setdefault("state", {})
