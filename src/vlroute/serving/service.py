@@ -226,12 +226,8 @@ class Service:
                 deadline passed.
             InputError: Raised by `prepare`.
         """
-        place, record = await self._admit(options.flow or Flow(options.namespace), arrived), current_request()
-        try:
-            conversation = await self._prepared(prepare, place)
-        except BaseException:
-            self._release(place)
-            raise
+        record = current_request()
+        place, conversation = await self._begin(prepare, options.flow or Flow(options.namespace), arrived)
         options = replace(options, cancel=place.cancel, id=record.answer_id())
 
         def work() -> Steps[Answer]:
@@ -273,12 +269,8 @@ class Service:
             APIError: See `answer`.
             InputError: Raised by `prepare`.
         """
-        place, record = await self._admit(options.flow or Flow(options.namespace), arrived), current_request()
-        try:
-            conversation = await self._prepared(prepare, place)
-        except BaseException:
-            self._release(place)
-            raise
+        record = current_request()
+        place, conversation = await self._begin(prepare, options.flow or Flow(options.namespace), arrived)
         options = replace(options, cancel=place.cancel, id=record.answer_id())
 
         def work(emit: Callable[[Event], None]) -> Steps[None]:
@@ -314,12 +306,7 @@ class Service:
             InputError: Raised by `prepare`.
         """
         flow, record = options.flow or Flow(options.namespace), current_request()
-        place = await self._admit(flow, arrived, count)
-        try:
-            conversation = await self._prepared(prepare, place)
-        except BaseException:
-            self._release(place)
-            raise
+        place, conversation = await self._begin(prepare, flow, arrived, count)
         options = replace(options, cancel=place.cancel, id=record.answer_id())
         answers: dict[int, Answer] = {}
         counting = threading.Lock()
@@ -462,9 +449,8 @@ class Service:
         Returns:
             What `work` returns. Errors are those of `answer`.
         """
-        place = await self._admit(flow, arrived)
+        place, conversation = await self._begin(prepare, flow, arrived)
         try:
-            conversation = await self._prepared(prepare, place)
             return await asyncio.get_running_loop().run_in_executor(
                 _InContext(self._pool), lambda: work(conversation())
             )
@@ -492,7 +478,8 @@ class Service:
         with self._lock:
             for cancel in self._admitted:
                 cancel.set()
-        self._queue.close(_shutting_down)
+        for queue in (self._queue, self._decoding):
+            queue.close(_shutting_down)
         until = time.monotonic() + GRACE_SECONDS  # the threads of the pool are needed until the last answer has ended
         while self._admitted and time.monotonic() < until:
             await asyncio.sleep(0.02)
@@ -538,6 +525,17 @@ class Service:
             504, f"not answered within {self.settings.deadline:g} s; ask for fewer tokens or less reasoning",
             "deadline_exceeded",
         )  # fmt: skip
+
+    async def _begin(
+        self, prepare: Preparation, flow: Flow, arrived: float, count: int = 1
+    ) -> tuple[_Place, Callable[[], Conversation]]:
+        """`_admit`, then `_prepared`."""
+        place = await self._admit(flow, arrived, count)
+        try:
+            return place, await self._prepared(prepare, place)
+        except BaseException:
+            self._release(place)
+            raise
 
     async def _prepared(self, prepare: Preparation, place: _Place) -> Callable[[], Conversation]:
         """What makes the conversation in the thread that answers: media are fetched and decoded before."""
