@@ -91,7 +91,10 @@ class Service:
         self.failure: BaseException | None = None
         self._on_failure = on_failure
         self._loader: threading.Thread | None = None
-        threads = self.max_admitted + 2 * settings.max_num_seqs + 2 if router.blocks else PREPARING_THREADS
+        # those that decode may wait for pixels, and must not hold up other requests
+        threads = max(PREPARING_THREADS, settings.max_decoding + 2)
+        if router.blocks:
+            threads = self.max_admitted + 2 * settings.max_num_seqs + threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="vlroute-answer")
         self._admitted: Counter[threading.Event] = Counter()  # number of answers of each request
         self._queue = FairQueue(2 * settings.max_num_seqs, self.max_admitted, self._too_many)
@@ -491,8 +494,10 @@ class Service:
     async def _admit(self, flow: Flow, arrived: float, count: int = 1) -> _Place:
         """Wait until a request for this number of answers may be worked on. Raises the APIErrors of `answer`."""
         place = self._enter(flow, arrived, count)
+        if (ready := place.ticket.place).done() and ready.exception() is None:
+            return place
         try:
-            await asyncio.wait_for(asyncio.wrap_future(place.ticket.place), self._seconds_left(arrived))
+            await asyncio.wait_for(asyncio.wrap_future(ready), self._seconds_left(arrived))
         except BaseException as error:
             self._release(place)
             if isinstance(error, TimeoutError):
