@@ -22,6 +22,7 @@ from vlroute.decision.staged import StagedDecision
 from vlroute.engine.protocol import Evidence, Piece, Reply, ScoredText, Trial, empty_reply
 from vlroute.engine.settings import AUTO, checked, combined, response_format
 from vlroute.errors import MessageError, ModeUnavailableError, RouterClosedError, SettingsError, VLRouteError
+from vlroute.fair_share import Flow
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.messages import Conversation, parse
 from vlroute.inputs.tools import Tools
@@ -71,6 +72,7 @@ class RequestOptions:
         generation: Generation settings.
         namespace: Tenant of the request. Entries that were cached for another namespace are not used, so that
             response times do not reveal them either.
+        flow: The requests with which this one shares its part of the model; None: those of its namespace.
         trial: Passed to the engine if Instruct is forced, to collect its evidence.
         id: The id of the answer, which no other answer may have; "" for a new one.
 
@@ -85,6 +87,7 @@ class RequestOptions:
     cancel: threading.Event | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     namespace: str = ""
+    flow: Flow | None = None
     trial: Trial | None = None
     id: str = ""
 
@@ -163,7 +166,7 @@ class Pipeline:
         """
         self.model.check_open()
         chosen, options, engine = options.mode, _continuing(conversation, options), self.model.engine
-        with engine.request(conversation, options.namespace) if engine else nullcontext() as request:
+        with engine.request(conversation, options.namespace, options.flow) if engine else nullcontext() as request:
             caption = run(self._caption(conversation, options, request))
             decision = self.selector.begin(conversation, caption, options.mode, options.price).decision
             return decision if chosen == options.mode else replace(decision, reason=CONTINUED)
@@ -183,7 +186,7 @@ class Pipeline:
         """
         options = _continuing(conversation, options)
         modes = MODES if options.mode is None else (options.mode,)
-        with self.model.load().request(conversation, options.namespace) as request:
+        with self.model.load().request(conversation, options.namespace, options.flow) as request:
             counts = {mode: request.prompt_tokens(mode) for mode in modes}
         known = {mode: count for mode, count in counts.items() if count is not None}
         return known if len(known) == len(modes) else None
@@ -301,7 +304,7 @@ class Pipeline:
     ) -> Steps[tuple[Answer, Watched | None]]:
         chosen, options = options.mode, _continuing(conversation, options)
         cancel = EitherEvent(options.cancel, self.model.closed)
-        with engine.request(conversation, options.namespace) as request:
+        with engine.request(conversation, options.namespace, options.flow) as request:
             settings = {mode: self._settings(mode, options) for mode in MODES}
             modes = MODES if options.mode is None else (options.mode,)
             for mode in modes:
@@ -414,7 +417,7 @@ class Pipeline:
         if settings.get("thinking_budget") == AUTO:
             settings["thinking_budget"] = budget
         cancel = EitherEvent(self.model.closed, None if self.shadow is None else self.shadow.closed)
-        with engine.request(conversation, options.namespace) as request:
+        with engine.request(conversation, options.namespace, options.flow) as request:
             request.check(mode, settings)
             return run(request.answer(mode, settings, None, cancel))
 

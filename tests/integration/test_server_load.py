@@ -79,15 +79,20 @@ def test_a_disconnected_client_cancels_the_answer(server: Served) -> None:
 
 def test_a_full_queue_is_429_with_retry_after(server: Served) -> None:
     client = server.openai()
-    held = [long_stream(client) for _ in range(server.service.max_admitted)]  # decided before they wait
-    until(lambda: running(server) == server.service.max_admitted)
-    until(lambda: gauge(server, 'vlroute_requests_waiting{mode="thinking"}') == server.service.max_admitted - 2)
-    with pytest.raises(openai.RateLimitError) as caught:
-        client.chat.completions.create(model="instruct", messages=[user(SOME)])
-    assert int(caught.value.response.headers["retry-after"]) >= 1
-    assert caught.value.code == "too_many_requests"
-    for stream in held:
-        stream.close()
+    with ThreadPoolExecutor(2) as pool:
+        held = [long_stream(client) for _ in range(4)]  # twice `max_num_seqs`: decided before they wait
+        later = [pool.submit(long_stream, client) for _ in range(2)]  # `max_waiting`: not even decoded yet
+        until(lambda: running(server) == server.service.max_admitted == 6)
+        until(lambda: gauge(server, 'vlroute_requests_waiting{mode="thinking"}') == 2)
+        assert gauge(server, "vlroute_requests_queued") == 2
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.chat.completions.create(model="instruct", messages=[user(SOME)])
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        assert caught.value.code == "too_many_requests"
+        for stream in held:
+            stream.close()
+        for one in later:
+            one.result(10).close()
     until(lambda: running(server) == 0)
     assert client.chat.completions.create(model="instruct", messages=[user(SOME)]).choices[0].finish_reason == "stop"
 

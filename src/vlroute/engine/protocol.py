@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from vlroute.fair_share import Flow
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
 from vlroute.steps import Steps
@@ -210,12 +211,16 @@ class Engine(Protocol):
     def fingerprint(self) -> str | None:
         """Fingerprint of both checkpoints; None if it is not known."""
 
-    def request(self, conversation: Conversation, namespace: str) -> AbstractContextManager[EngineRequest]:
+    def request(
+        self, conversation: Conversation, namespace: str, flow: Flow | None = None
+    ) -> AbstractContextManager[EngineRequest]:
         """Begin a request.
 
         Args:
             conversation: checked messages.
             namespace: separates the cache entries of tenants.
+            flow: the requests with which this one shares its part of the model; None: those of its namespace. Servers
+                elsewhere share among all requests as they do.
 
         Returns:
             A context manager that gives the request and releases its resources at the end.

@@ -43,6 +43,9 @@ class Limits:
     max_video_pixels: int = 2**27
     """Width x height x frames of one video. Frames of a larger file are scaled down, and a larger list is refused.
     Qwen3-VL's processor shrinks a video to 25 million pixels anyway."""
+    max_total_pixels: int = 3 * 2**26
+    """Width x height of all pictures, and x frames of all videos, that are decoded for one request (192 Mi: 16 pictures
+    of 12 megapixels, or a picture and a video of the sizes above)."""
     max_coded_frames: int = 216_000
     """Frames in a video file before sampling (one hour at 60 frames per second); limits the decoding work."""
     local_files: bool = True

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vlroute.checks import refused
-from vlroute.errors import InputError, LimitError, MessageError, UnreadableMediaError
+from vlroute.errors import InputError, LimitError, MessageError, UnreadableMediaError, VLRouteError
+from vlroute.inputs.decoding import current_budget
 from vlroute.inputs.encoded import Encoded, is_open_file, name_of, read_encoded
 from vlroute.inputs.image import channels_last, from_array, to_rgb, without_metadata
 from vlroute.inputs.limits import DEFAULT_LIMITS, OWN_SIZE, Limits, PixelBudget
@@ -64,7 +65,8 @@ class Picture:
         if not isinstance(self.image, Image.Image) or self.image.mode != "RGB":
             raise UnreadableMediaError("a Picture holds a PIL image of mode RGB; use load_picture")
         digest = hashlib.sha256(b"vlroute picture\0" + struct.pack(">QQ", *self.size))
-        digest.update(self.image.tobytes() + self.budget.tag())
+        digest.update(self.image.tobytes())
+        digest.update(self.budget.tag())
         object.__setattr__(self, "digest", digest.hexdigest())
 
     @property
@@ -162,6 +164,7 @@ def load_picture(
         else:
             image = _opened(read_encoded(source, name, limits, limits.max_bytes), name)
         limits.check_size(image.size, name)
+        current_budget().take(image.width * image.height, name, limits.max_total_pixels)
         return Picture(to_rgb(image, name), budget)
 
 
@@ -222,7 +225,7 @@ def load_video(
             try:
                 frames, times = decode_video(data, name, limits, sampling)
             except Exception as error:
-                if not isinstance(error, InputError) and _is_picture(data, name):
+                if not isinstance(error, VLRouteError) and _is_picture(data, name):
                     raise UnreadableMediaError(
                         f"{name} is a picture, not a video; pass it in images=, or pass the frames of one video as a "
                         "list in the list: videos=[[frame, frame, …]]"
@@ -333,7 +336,7 @@ def _decoding(name: str) -> Iterator[None]:
     """Converts the errors of a decoder into typed errors; decoders raise many types for damaged files."""
     try:
         yield
-    except InputError:
+    except VLRouteError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise LimitError(f"{name} has more pixels than Pillow decodes; scale it down") from error

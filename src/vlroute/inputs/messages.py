@@ -16,6 +16,7 @@ import numpy as np
 from vlroute.checks import refused, shown
 from vlroute.errors import LimitError, MessageError
 from vlroute.inputs.control_tokens import CONTROL, split_control
+from vlroute.inputs.decoding import decoding
 from vlroute.inputs.encoded import decode_base64, is_data_uri
 from vlroute.inputs.limits import whole_number
 from vlroute.inputs.media import (
@@ -352,7 +353,18 @@ def parse(
         InputError: the input cannot be used; the subclasses `MessageError`, `LimitError` and `UnreadableMediaError`
             tell why.
     """
-    loader = _Loader(limits, sampling)
+    with decoding():  # the pixels of the request are counted together
+        return _parse(_Loader(limits, sampling), prompt, images, videos, history, tools)
+
+
+def _parse(
+    loader: _Loader,
+    prompt: str | Sequence[Message | Mapping[str, Any]],
+    images: PictureSource | Sequence[PictureSource] | None,
+    videos: VideoSource | Sequence[VideoSource] | None,
+    history: Sequence[Message | Mapping[str, Any]] | None,
+    tools: Tools | None,
+) -> Conversation:
     turns = [loader.message(turn) for turn in _listed(history or (), "history must be")]
     if isinstance(prompt, str):
         turns.append(Message("user", (prompt,) if prompt else ()))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlroute.errors import InputError, LimitError, MessageError, UnreadableMediaError
+from vlroute.inputs.decoding import current_budget
 from vlroute.inputs.limits import Limits, is_number, whole_number
 
 #: Files in which transformers looks for the settings of a video processor, in this order.
@@ -172,6 +173,7 @@ def decode_video(
         message = "video files need PyAV: pip install 'vlroute[video]', or pass the frames as a list"
         raise UnreadableMediaError(message) from error
 
+    budget = current_budget()
     # The first pass reads packets only, so it is cheap and gives the true frame times.
     stamps: set[float | None] = set()
     with av.open(io.BytesIO(data), options=_CONTAINERS) as container:
@@ -180,6 +182,7 @@ def decode_video(
         stream = container.streams.video[0]
         limits.check_size((stream.width, stream.height), name)
         for count, packet in enumerate(container.demux(stream)):
+            budget.check()
             if count > limits.max_coded_frames:
                 raise LimitError(f"{name} has more than {limits.max_coded_frames} frames; shorten it")
             if packet.is_corrupt:
@@ -204,8 +207,10 @@ def decode_video(
         stream.codec_context.options = {"max_pixels": str(2 * limits.max_pixels)}
         shrink = math.sqrt(limits.max_video_pixels / (len(wanted) * stream.width * stream.height))
         width, height = (max(1, int(side * min(1.0, shrink))) for side in (stream.width, stream.height))
+        budget.take(len(wanted) * width * height, name, limits.max_total_pixels)
         taken = 0
         for frame in islice(container.decode(stream), limits.max_coded_frames):
+            budget.check()
             time = _seconds(frame)
             if time is None or time < wanted[taken] - 1e-6:
                 continue

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -19,9 +19,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from vlroute import __version__
 from vlroute.files import shipped
 from vlroute.router import Router
-from vlroute.serving.errors import add_error_handlers, error_response, no_endpoint
+from vlroute.serving.errors import APIError, add_error_handlers, error_response, no_endpoint
 from vlroute.serving.fetch import Fetcher
-from vlroute.serving.keys import APIKeys
 from vlroute.serving.messages_api import router as messages
 from vlroute.serving.middleware import AddressLimit, PathPrefix, RequestGuard, add_cross_origin
 from vlroute.serving.models_api import router as models
@@ -31,6 +30,7 @@ from vlroute.serving.responses import router as responses
 from vlroute.serving.routes import router as routes
 from vlroute.serving.service import Service, log_failure
 from vlroute.serving.settings import ServerSettings, is_loopback
+from vlroute.serving.wrong_keys import client_address
 
 
 def create_app(
@@ -53,7 +53,7 @@ def create_app(
     """
     settings = settings or ServerSettings()
     service = Service(router, settings, on_failure)
-    fetcher = Fetcher(settings.allowed_hosts, settings.fetch_seconds)
+    fetcher = Fetcher(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -101,12 +101,12 @@ class PageLogins(dict[str, str]):
     key, and no visitor can impersonate another one.
 
     Args:
-        keys: The accepted keys.
+        service: It knows the accepted keys.
     """
 
-    def __init__(self, keys: APIKeys) -> None:
+    def __init__(self, service: Service) -> None:
         super().__init__()
-        self._valid, self._accepted = keys, ""
+        self._service, self._accepted = service, ""
 
     def accept(self, key: str) -> bool:
         """Whether a visitor may log in with this key. Gradio adds the token before anything else runs.
@@ -116,8 +116,14 @@ class PageLogins(dict[str, str]):
 
         Returns:
             Whether it is valid.
+
+        Raises:
+            HTTPException: 429 after too many wrong keys.
         """
-        found = self._valid.find(key)
+        try:
+            found = self._service.log_in(key, client_address.get())
+        except APIError as error:  # Gradio would answer with status 500
+            raise HTTPException(error.status, error.message, error.headers) from None
         self._accepted = found.name if found else ""
         return found is not None
 
@@ -145,9 +151,8 @@ def mount_page(app: FastAPI) -> FastAPI:
     from vlroute.serving.ui.app import build_page, login_settings, page_settings
 
     service: Service = app.state.service
-    keys: APIKeys = service.keys
-    options, logins = page_settings(service.limits), PageLogins(keys)
-    if keys.required:
+    options, logins = page_settings(service.limits), PageLogins(service)
+    if service.keys.required:
         options |= login_settings(logins.accept)
     embedded = (shipped("pocket/instruct"), shipped("pocket-hybrid"))
 

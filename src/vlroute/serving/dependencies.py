@@ -9,6 +9,8 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
+from vlroute.fair_share import Flow
+from vlroute.serving.connections import address_group
 from vlroute.serving.fetch import Fetcher
 from vlroute.serving.keys import APIKey
 from vlroute.serving.service import Service
@@ -19,6 +21,7 @@ class _Caller:
     service: Service
     fetcher: Fetcher
     namespace: str
+    flow: Flow
 
 
 def check_key(request: Request) -> APIKey | None:
@@ -31,18 +34,22 @@ def check_key(request: Request) -> APIKey | None:
         The key.
 
     Raises:
-        APIError: 401 for a missing or wrong key.
+        APIError: 401 for a missing or wrong key, 429 for too many wrong ones.
     """
     if not hasattr(request.state, "api_key"):
         service: Service = request.app.state.service
         authorization, x_api_key = request.headers.get("authorization"), request.headers.get("x-api-key")
         if authorization is None and x_api_key is not None:  # of Anthropic's clients
             authorization = f"Bearer {x_api_key}"
-        key = request.state.api_key = service.keys.of(authorization)
+        key = request.state.api_key = service.key_of(authorization, _address(request))
         if key is not None:
             request.state.key = key.name  # for the log
     found: APIKey | None = request.state.api_key
     return found
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 async def _caller(
@@ -52,11 +59,11 @@ async def _caller(
 ) -> AsyncIterator[_Caller]:
     state = request.app.state
     service: Service = state.service
-    key = check_key(request)
+    address, key = _address(request), check_key(request)
     if key is None:
-        yield _Caller(service, state.fetcher, "")
+        yield _Caller(service, state.fetcher, "", Flow(address_group(address)))
         return
-    caller = _Caller(service, state.fetcher, key.namespace)
+    caller = _Caller(service, state.fetcher, key.namespace, key.flow)
     if request.method != "POST":  # which costs nearly nothing
         yield caller
         return

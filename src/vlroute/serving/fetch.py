@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import ipaddress
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
+import httpcore
 import httpx
 
+from vlroute import __version__
 from vlroute.errors import LimitError, UnreadableMediaError
+from vlroute.fair_share import Flow
 from vlroute.inputs.encoded import is_data_uri
 from vlroute.inputs.media import FrameSampling
 from vlroute.inputs.messages import IMAGE, VIDEO, Conversation, Message, nested_fields, parse
@@ -18,31 +25,38 @@ from vlroute.serving.settings import ServerSettings
 Messages = Sequence[Mapping[str, Any]]
 #: Maximum length of a text that is decided on without a thread.
 QUICK_CHARACTERS = 4000
-_CHUNK = 2**16
 _PORTS = {"http": 80, "https": 443}
-_HEADERS = {"Accept": "image/*, video/*", "Accept-Encoding": "identity"}  # the limit counts bytes before decoding
+_TEXTS = ("text", "input_text", "output_text", "refusal")
+#: The limit of bytes counts them before decoding.
+_HEADERS: dict[bytes | str, bytes | str] = {"Accept": "image/*, video/*", "Accept-Encoding": "identity"}
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Fetcher:
     """Downloads http(s) addresses of allowed hosts. It follows no redirect, sends no credentials, and uses no proxy.
 
-    An address is parsed once, by the library that connects: two parsers could disagree on the host.
+    An address is parsed once, by the library that connects: two parsers could disagree on the host. The name of a host
+    is resolved once for a connection, and the address that was checked is the one that is connected to.
 
     Args:
-        allowed: Hosts, as `host` or `host:port`.
-        seconds: Time limit of one download.
+        settings: Allowed hosts and networks, and limits.
     """
 
-    def __init__(self, allowed: Sequence[str], seconds: float) -> None:
-        self.allowed, self.seconds = frozenset(host.lower() for host in allowed), seconds
-        self._client = httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=seconds)
+    def __init__(self, settings: ServerSettings) -> None:
+        self.allowed, self.seconds = frozenset(host.lower() for host in settings.allowed_hosts), settings.fetch_seconds
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=httpx.create_ssl_context(trust_env=False), max_connections=None,
+            network_backend=_CheckedNetwork(settings.fetch_networks),
+        )  # fmt: skip
+        self._turns = _Turns(settings.max_fetches)
 
-    async def fetch(self, address: str, max_bytes: int) -> bytes:
+    async def fetch(self, address: str, max_bytes: int, flow: Flow) -> bytes:
         """Download one file.
 
         Args:
             address: Its URL.
             max_bytes: Maximum size.
+            flow: Flow of the request.
 
         Returns:
             The content of the file.
@@ -52,16 +66,17 @@ class Fetcher:
             LimitError: The file is too large.
         """
         url = self._checked(address)
-        try:
-            return await asyncio.wait_for(self._read(url, max_bytes), self.seconds)
-        except (TimeoutError, httpx.HTTPError) as error:
-            raise UnreadableMediaError(
-                f"the picture or video at {url.host} could not be fetched ({type(error).__name__})"
-            ) from error
+        async with self._turns.turn(f"flow {flow.name}"), self._turns.turn(f"host {url.host}"):
+            try:
+                return await asyncio.wait_for(self._read(url, max_bytes), self.seconds)
+            except (TimeoutError, OSError, *_FAILURES) as error:
+                raise UnreadableMediaError(
+                    f"the picture or video at {url.host} could not be fetched ({type(error).__name__})"
+                ) from error
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        await self._pool.aclose()
 
     def _checked(self, address: str) -> httpx.URL:
         try:
@@ -81,27 +96,109 @@ class Fetcher:
         return url
 
     async def _read(self, url: httpx.URL, max_bytes: int) -> bytes:
-        async with self._client.stream("GET", url, headers=_HEADERS) as reply:
-            if reply.status_code != 200:
+        timeouts = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), self.seconds)}
+        raw = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        named: dict[bytes | str, bytes | str] = {"Host": url.netloc, "User-Agent": f"vlroute/{__version__}"}
+        async with self._pool.stream("GET", raw, headers={**_HEADERS, **named}, extensions=timeouts) as reply:
+            if reply.status != 200:
                 raise UnreadableMediaError(
-                    f"{url.host} answered with status {reply.status_code} instead of a picture or video; redirects are "
-                    "not followed"
+                    f"{url.host} answered with status {reply.status} instead of a picture or video; redirects are not "
+                    "followed"
                 )
             data = bytearray()
-            async for chunk in reply.aiter_raw(_CHUNK):
+            async for chunk in reply.aiter_stream():
                 data += chunk
                 if len(data) > max_bytes:
                     raise LimitError(f"the file at {url.host} is over the limit of {max_bytes} bytes")
             return bytes(data)
 
 
-async def embed_media(messages: Messages, fetcher: Fetcher, settings: ServerSettings) -> Messages:
+_FAILURES = (
+    httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol,
+)  # fmt: skip
+
+
+class _CheckedNetwork(httpcore.AsyncNetworkBackend):
+    """Connects to public addresses, to those in `networks`, and to addresses that are given as such.
+
+    The name of an allowed host is not enough: whoever controls its DNS could direct it to a machine that only this
+    server can reach.
+
+    Args:
+        networks: Allowed networks of private addresses.
+    """
+
+    def __init__(self, networks: Sequence[str]) -> None:
+        self._networks = [ipaddress.ip_network(network) for network in networks]
+        self._network = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to a host. UnreadableMediaError if it has no address to which connections are allowed."""
+        address = await self._resolved(host, port)
+        return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
+
+    async def _resolved(self, host: str, port: int) -> str:
+        try:
+            return str(ipaddress.ip_address(host.strip("[]")))  # the operator has allowed this address
+        except ValueError:
+            pass
+        try:
+            found = await asyncio.to_thread(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise UnreadableMediaError(f"the host {host} of a picture or video has no address") from error
+        for *_, where in found:
+            address = ipaddress.ip_address(str(where[0]).partition("%")[0])
+            if self._is_allowed(address, host):
+                return str(address)
+        raise UnreadableMediaError(
+            f"the host {host} of a picture or video has a private address; an operator can allow it with fetch_networks"
+        )
+
+    def _is_allowed(self, address: _Address, host: str) -> bool:
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        if host.lower() == "localhost" and address.is_loopback:
+            return True
+        return (address.is_global and not address.is_multicast) or any(address in network for network in self._networks)
+
+
+class _Turns:
+    """Lets at most `most` tasks with the same key run at a time; the others wait in turn. For one event loop."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._locks: dict[str, asyncio.Semaphore] = {}
+        self._users: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def turn(self, key: str) -> AsyncIterator[None]:
+        """Wait for a turn of this key."""
+        lock = self._locks.setdefault(key, asyncio.Semaphore(self._most))
+        self._users[key] += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._users[key] -= 1
+            if not self._users[key]:  # keys without users are not stored
+                del self._users[key], self._locks[key]
+
+
+async def embed_media(messages: Messages, fetcher: Fetcher, settings: ServerSettings, flow: Flow) -> Messages:
     """Download the pictures and videos that messages refer to.
 
     Args:
         messages: The messages of a request.
         fetcher: Downloads files.
         settings: Limits of the number and size of files.
+        flow: Flow of the request.
 
     Returns:
         The messages with data in place of network addresses.
@@ -122,7 +219,7 @@ async def embed_media(messages: Messages, fetcher: Fetcher, settings: ServerSett
                     left[kind] -= 1
                     if left[kind] < 0:
                         raise LimitError(f"one request has more {kind}s than the server accepts; send fewer")
-                    part = _with_data(part, kind, key, await fetcher.fetch(address, max_bytes[kind]))
+                    part = _with_data(part, kind, key, await fetcher.fetch(address, max_bytes[kind], flow))
                 parts.append(part)
             message = {**message, "content": parts}
         embedded.append(message)
@@ -138,35 +235,59 @@ def is_quick(messages: Messages) -> bool:
     return len(texts) == len(messages) and sum(map(len, texts)) <= QUICK_CHARACTERS
 
 
-def preparer(
-    messages: Messages,
-    settings: ServerSettings,
-    sampling: Callable[[], FrameSampling],
-    tools: Callable[[], Tools | None] = lambda: None,
-) -> Callable[[], Conversation]:
-    """Create the function that makes the conversation. It runs in the thread that answers: decoding pictures is slow.
+class Preparation:
+    """Makes the conversation of one request, after it was admitted. Calling it checks the messages and decodes media.
 
     Args:
-        messages: The messages, without network addresses.
+        messages: The messages.
+        fetcher: Downloads files.
         settings: Limits of the request.
         sampling: See `parse`.
         tools: Checks the tools, see `parse`.
 
-    Returns:
-        The function; it raises InputError for invalid messages and tools.
+    Attributes:
+        messages: The messages; after `fetch` without network addresses.
     """
 
-    def prepare() -> Conversation:
-        _check_length(messages, settings.max_prompt)  # before anything else looks at every character
-        offered = tools()
-        conversation = parse(list(messages), limits=settings.limits, sampling=sampling, tools=offered)
+    def __init__(
+        self,
+        messages: Messages,
+        fetcher: Fetcher,
+        settings: ServerSettings,
+        sampling: Callable[[], FrameSampling],
+        tools: Callable[[], Tools | None] = lambda: None,
+    ) -> None:
+        self.messages = messages
+        self._fetcher, self._settings, self._sampling, self._tools = fetcher, settings, sampling, tools
+
+    @property
+    def decodes(self) -> bool:
+        """Whether there may be pictures or videos to decode, so that the call takes long."""
+        contents = [message.get("content") for message in self.messages]
+        parts = [part for content in contents if isinstance(content, list) for part in content]
+        return any(message.get("images") for message in self.messages) or any(
+            not isinstance(part, Mapping) or part.get("type") not in _TEXTS for part in parts
+        )
+
+    async def fetch(self, flow: Flow) -> None:
+        """Download the pictures and videos that the messages refer to. Raises the errors of `embed_media`.
+
+        Args:
+            flow: Flow of the request.
+        """
+        self.messages = await embed_media(self.messages, self._fetcher, self._settings, flow)
+
+    def __call__(self) -> Conversation:
+        """The conversation. InputError for invalid messages, media and tools."""
+        settings = self._settings
+        _check_length(self.messages, settings.max_prompt)  # before anything else looks at every character
+        offered = self._tools()
+        conversation = parse(list(self.messages), limits=settings.limits, sampling=self._sampling, tools=offered)
         length = sum(_characters(turn) for turn in conversation.messages) + len(conversation.prefix)
         length += len(offered.text) if offered else 0
         if length > settings.max_prompt:
             raise _too_long(length, settings.max_prompt)
         return conversation
-
-    return prepare
 
 
 def _check_length(messages: Messages, most: int) -> None:

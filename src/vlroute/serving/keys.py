@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from vlroute.errors import InputError, SettingsError
+from vlroute.fair_share import Flow
 from vlroute.serving.errors import APIError
 from vlroute.serving.settings import MIN_KEY_LENGTH, is_sendable
 
 log = logging.getLogger("vlroute")
+#: Least and most weight of a key.
+WEIGHTS = 0.01, 100.0
 RELOAD_SECONDS = 1.0  # between two checks of the key file
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -51,16 +54,23 @@ class APIKey:
         name: Its name, for logs and counts.
         digest: SHA-256 of the key.
         limits: Its limits.
+        weight: Its part of the server relative to the other keys that have requests.
     """
 
     name: str
     digest: bytes
     limits: KeyLimits = KeyLimits()
+    weight: float = 1.0
 
     @property
     def namespace(self) -> str:
         """Namespace of the caches of requests with this key."""
         return self.digest.hex()
+
+    @property
+    def flow(self) -> Flow:
+        """The requests with this key, which share its part of the server."""
+        return Flow(self.name, self.weight)
 
 
 class APIKeys:
@@ -188,14 +198,14 @@ def new_key(name: str) -> tuple[str, str]:
     key = secrets.token_hex(32)
     limits = "\n".join(f"# {one.name} = …" for one in fields(KeyLimits))
     table = name if "." not in name else f'"{name}"'
-    return key, f'[{table}]\nkey = "sha256:{_digest(key).hex()}"\n{limits}\n'
+    return key, f'[{table}]\nkey = "sha256:{_digest(key).hex()}"\n{limits}\n# weight = 1\n'
 
 
 def read_key_file(file: Path) -> tuple[APIKey, ...]:
     """Read a key file, and warn if other users of the machine can read it.
 
     It is a TOML file with a table for each key, which is the name of the key. `key` is the key, or `sha256:` and its
-    digest in hexadecimal digits; the other fields are those of `KeyLimits`.
+    digest in hexadecimal digits; `weight` is that of `APIKey`; the other fields are those of `KeyLimits`.
 
     Args:
         file: The file.
@@ -225,13 +235,16 @@ def _read_key(name: str, entry: Any, place: str) -> APIKey:
     _check_name(name, place)
     known = [one.name for one in fields(KeyLimits)]
     limits: dict[str, int] = {}
+    weight = entry.get("weight", 1.0)
+    if type(weight) not in (int, float) or not WEIGHTS[0] <= weight <= WEIGHTS[1]:
+        raise SettingsError(f"{place}: weight must be a number from {WEIGHTS[0]:g} to {WEIGHTS[1]:g}, not {weight!r}")
     for field, value in entry.items():
-        if field == "key":
+        if field in ("key", "weight"):
             continue
         if field not in known:
-            close = difflib.get_close_matches(field.replace("-", "_"), known, 1)
+            close = difflib.get_close_matches(field.replace("-", "_"), ["weight", *known], 1)
             meant = f" (did you mean {close[0]}?)" if close else ""
-            raise SettingsError(f"{place}: unknown field {field}{meant}; known: key, {', '.join(known)}")
+            raise SettingsError(f"{place}: unknown field {field}{meant}; known: key, weight, {', '.join(known)}")
         if type(value) is not int or value < 1:
             raise SettingsError(f"{place}: {field} must be a whole number above 0, not {value!r}")
         limits[field] = value
@@ -242,14 +255,14 @@ def _read_key(name: str, entry: Any, place: str) -> APIKey:
         digest = _DIGEST.fullmatch(key.lower())
         if digest is None:
             raise SettingsError(f"{place}: key must have 64 hexadecimal digits after sha256:")
-        return APIKey(name, bytes.fromhex(digest[1]), KeyLimits(**limits))
+        return APIKey(name, bytes.fromhex(digest[1]), KeyLimits(**limits), float(weight))
     if len(key) < MIN_KEY_LENGTH:
         raise SettingsError(
             f"{place}: a key must have at least {MIN_KEY_LENGTH} characters; make one: vlroute key NAME"
         )
     if not is_sendable(key):
         raise SettingsError(f"{place}: clients cannot send this key; use ASCII characters, without spaces at its ends")
-    return APIKey(name, _digest(key), KeyLimits(**limits))
+    return APIKey(name, _digest(key), KeyLimits(**limits), float(weight))
 
 
 def _check_name(name: str, place: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from sse_starlette import ServerSentEvent
 
+from vlroute.inputs.messages import Conversation
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.bodies import JSONRoute
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import ANTHROPIC_PATH, APIError, request_id
-from vlroute.serving.fetch import embed_media, preparer
+from vlroute.serving.fetch import Preparation
 from vlroute.serving.messages_request import CountTokensRequest, MessagesRequest
 from vlroute.serving.replies import answer_details, begin, decision_headers, until_disconnect
 from vlroute.serving.request_log import current_request
@@ -46,14 +47,14 @@ async def messages(body: MessagesRequest, request: Request, caller: Caller) -> R
     """Answer a conversation in the form of Anthropic's Messages API."""
     arrived, service = time.perf_counter(), caller.service
     options = await _options(body, caller)
-    converted = await embed_media(body.chat_messages(), caller.fetcher, service.settings)
-    prepare = preparer(converted, service.settings, service.sampling, body.offered_tools)
+    asked, tools = body.chat_messages(), body.offered_tools
+    prepare = Preparation(asked, caller.fetcher, service.settings, service.sampling, tools)
     if not body.stream:
         answer = await until_disconnect(service.answer(prepare, options, arrived), request)
         return JSONResponse(
             message(answer, body.ignored, body.hides_reasoning), headers=_headers(answer.id, answer.decision)
         )
-    events, decided = await begin(service.stream(prepare, options, arrived))
+    events, decided = await until_disconnect(begin(service.stream(prepare, options, arrived)), request)
     stream = MessageStream(decided, body.ignored, body.hides_reasoning)
     headers = _headers(decided.id, decided.decision)
     return EventStream(events, stream, service.metrics.refused, headers, lambda: _event("ping"))
@@ -62,15 +63,15 @@ async def messages(body: MessagesRequest, request: Request, caller: Caller) -> R
 @router.post(f"{ANTHROPIC_PATH}/count_tokens", response_model=None, responses=_ERRORS)
 async def count_tokens(body: CountTokensRequest, caller: Caller) -> Response:
     """Count the tokens of a prompt without an answer; the larger number of both modes if none is forced."""
-    service = caller.service
+    arrived, service = time.perf_counter(), caller.service
     options = await _options(body, caller)
-    converted = await embed_media(body.chat_messages(), caller.fetcher, service.settings)
-    prepare = preparer(converted, service.settings, service.sampling, body.offered_tools)
+    asked, tools = body.chat_messages(), body.offered_tools
+    prepare = Preparation(asked, caller.fetcher, service.settings, service.sampling, tools)
 
-    def count() -> dict[Mode, int] | None:
-        return service.router.pipeline.prompt_tokens(prepare(), options)
+    def count(conversation: Conversation) -> dict[Mode, int] | None:
+        return service.router.pipeline.prompt_tokens(conversation, options)
 
-    counts = await service.run_in_thread(count)
+    counts = await service.with_conversation(prepare, count, caller.flow, arrived)
     if counts is None:
         raise APIError(
             400, "tokens cannot be counted here: the models run on servers that do not offer it", "not_available"
@@ -82,7 +83,8 @@ async def count_tokens(body: CountTokensRequest, caller: Caller) -> Response:
 async def _options(body: CountTokensRequest, caller: Caller) -> RequestOptions:
     """The options of a request; in another thread if that can take a second."""
     read = partial(body.options, caller.service.settings, caller.namespace, caller.service.models)
-    return await caller.service.run_in_thread(read) if body.has_format else read()
+    options = await caller.service.run_in_thread(read, caller.flow) if body.has_format else read()
+    return replace(options, flow=caller.flow)
 
 
 def _headers(id: str, decision: Decision) -> dict[str, str]:

@@ -94,6 +94,7 @@ class Metrics:
         )
         self.tokens = Counter("vlroute_tokens", "Tokens, by kind.", ["mode", "kind"], **made)
         self.running = Gauge("vlroute_requests_running", "Requests admitted and not yet answered.", **made)
+        self.queued = Gauge("vlroute_requests_queued", "Admitted requests that wait for others to end.", **made)
         self.waiting = Gauge("vlroute_requests_waiting", "Requests that wait for a free sequence.", ["mode"], **made)
         self.state = Gauge("vlroute_state", "1 for the state of the server, 0 for the other ones.", ["state"], **made)
         versions = {"version": __version__, "python_version": platform.python_version()}

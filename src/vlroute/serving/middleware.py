@@ -19,6 +19,7 @@ from vlroute.serving.connections import Proxies, address_group
 from vlroute.serving.errors import APIError, Count, error_response, route_path
 from vlroute.serving.service import shutting_down
 from vlroute.serving.settings import ServerSettings, is_loopback
+from vlroute.serving.wrong_keys import client_address
 
 #: Response headers that web pages of other origins may read.
 EXPOSED_HEADERS = (
@@ -74,6 +75,7 @@ class RequestGuard:
         if (refusal := self._refusal(scope)) is not None:
             await error_response(refusal, scope, self.count)(scope, receive, send)
             return
+        client_address.set((scope.get("client") or ("",))[0])
         started = False
         state = scope.setdefault("state", {})
 

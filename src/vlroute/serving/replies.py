@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 async def until_disconnect(answering: Coroutine[Any, Any, T], request: Request) -> T:
-    """Wait for an answer. It is cancelled if the client disconnects.
+    """Wait for an answer, or for the beginning of its stream. It is cancelled if the client disconnects.
 
     Args:
-        answering: A coroutine of `Service.answer` or `Service.answers`.
+        answering: A coroutine of `Service.answer` or `Service.answers`, or `begin`.
         request: The request of the client.
 
     Returns:
@@ -45,15 +45,16 @@ async def until_disconnect(answering: Coroutine[Any, Any, T], request: Request) 
         answer.cancel()
 
 
-async def begin(events: AsyncStream[T]) -> tuple[AsyncStream[T], Decided]:
+async def begin(starting: Coroutine[Any, Any, AsyncStream[T]]) -> tuple[AsyncStream[T], Decided]:
     """Wait for the decision, so that an error before it gets an HTTP status of its own.
 
     Args:
-        events: The result of `Service.stream` or `Service.choices`. It is closed if an error is raised.
+        starting: A coroutine of `Service.stream` or `Service.choices`.
 
     Returns:
-        `events`, for `EventStream`, and their first one.
+        The events, for `EventStream`, and their first one. They are closed if an error is raised.
     """
+    events = await starting
     try:
         decided = await events.next()
     except BaseException:

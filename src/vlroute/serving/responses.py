@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -21,7 +22,7 @@ from vlroute.pipeline import RequestOptions
 from vlroute.serving.bodies import JSONRoute
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import APIError, documented, encodable
-from vlroute.serving.fetch import embed_media, preparer
+from vlroute.serving.fetch import Preparation
 from vlroute.serving.replies import answer_details, begin, decision_headers, until_disconnect
 from vlroute.serving.response_items import items_of, messages_of, unknown_field
 from vlroute.serving.schemas import (
@@ -518,7 +519,8 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
     """Answer in OpenAI's Responses API, in the mode that the router decides on, or in the requested mode."""
     arrived, service = time.perf_counter(), caller.service
     read = partial(body.options, service.settings, caller.namespace, service.models)
-    options = await service.run_in_thread(read) if body.format is not None else read()
+    options = await service.run_in_thread(read, caller.flow) if body.format is not None else read()
+    options = replace(options, flow=caller.flow)
     if body.store and service.conversations is None:
         raise _no_store("store")
     stored = body.store is not False and service.conversations is not None
@@ -526,7 +528,7 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
     if body.previous_response_id is not None:
         earlier, _ = await _messages(caller.namespace, service, body.previous_response_id, "previous_response_id")
     given = await _with_items(body.input, caller.namespace, service)
-    asked = [*earlier, *await embed_media(messages_of(given), caller.fetcher, service.settings)]
+    asked = [*earlier, *messages_of(given)]
     # the chat API would continue an answer, but the stored turn would be in two parts
     if asked[-1].get("role") == "assistant":
         raise APIError(
@@ -534,17 +536,17 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
             "bad_message", "input",
         )  # fmt: skip
     system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
-    prepare = preparer([*system, *asked], service.settings, service.sampling, body.offered_tools)
+    prepare = Preparation([*system, *asked], caller.fetcher, service.settings, service.sampling, body.offered_tools)
     reply = Reply(body, stored)
 
     def keep(answer: Answer) -> None:
         assert service.conversations is not None
-        messages = [*asked, answer.message]
+        messages = [*prepare.messages[len(system) :], answer.message]
         service.conversations.add(caller.namespace, answer.id, messages, len(earlier), reply.text(answer))
 
     kept = keep if stored else None
     if body.stream:
-        events, decided = await begin(service.stream(prepare, options, arrived, kept))
+        events, decided = await until_disconnect(begin(service.stream(prepare, options, arrived, kept)), request)
         headers = decision_headers(decided.id, decided.decision)
         return EventStream(events, ResponseEvents(decided, reply), service.metrics.refused, headers)
     answer = await until_disconnect(service.answer(prepare, options, arrived, kept), request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,13 +14,13 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client.exposition import gzip_accepted
 
 from vlroute import __version__
-from vlroute.inputs.messages import Conversation, parse
+from vlroute.inputs.messages import Conversation
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.bodies import JSONRoute
 from vlroute.serving.chat_completions import PREFIX, ChoiceChunks, Chunks, completion
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import APIError, documented
-from vlroute.serving.fetch import embed_media, is_quick, preparer
+from vlroute.serving.fetch import Preparation, is_quick
 from vlroute.serving.messages_api import PREFIX as MESSAGE_PREFIX
 from vlroute.serving.replies import begin, decision_headers, until_disconnect
 from vlroute.serving.request_log import current_request
@@ -39,15 +40,18 @@ async def predict(body: PredictRequest, request: Request, caller: Caller) -> dic
     """Answer one question about one picture, as simple pages for Qwen3-VL send it."""
     arrived = time.perf_counter()
     picture, prompt, model = (*body.data, None)[:3]
-    options = RequestOptions(mode=mode_of(model or "auto", caller.service.models), namespace=caller.namespace)
+    service, mode = caller.service, mode_of(model or "auto", caller.service.models)
+    options = RequestOptions(mode=mode, namespace=caller.namespace, flow=caller.flow)
     if prompt is None:
         raise APIError(400, "data must be [picture in base64 or null, prompt, model]", "bad_message", "data")
 
-    def prepare() -> Conversation:
-        uri = picture if not picture or picture[:5].lower() == "data:" else f"data:image/png;base64,{picture}"
-        return parse(prompt, uri or None, limits=caller.service.limits)
-
-    answer = await until_disconnect(caller.service.answer(prepare, options, arrived), request)
+    content: list[dict[str, Any]] = [{"type": "text", "text": prompt}] if prompt else []
+    if picture:
+        uri = picture if picture[:5].lower() == "data:" else f"data:image/png;base64,{picture}"
+        content.insert(0, {"type": "image_url", "image_url": {"url": uri}})
+    asked = [{"role": "user", "content": content}]
+    prepare = Preparation(asked, caller.fetcher, service.settings, service.sampling)
+    answer = await until_disconnect(service.answer(prepare, options, arrived), request)
     return {
         "data": [answer.text],
         "duration": answer.timing.total,
@@ -60,8 +64,7 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
     """Answer a conversation in the mode that the router decides on, or in the requested mode."""
     arrived, service = time.perf_counter(), caller.service
     options = await _options(body, caller)
-    messages = await embed_media(body.messages, caller.fetcher, service.settings)
-    prepare = preparer(messages, service.settings, service.sampling, body.offered_tools)
+    prepare = Preparation(body.messages, caller.fetcher, service.settings, service.sampling, body.offered_tools)
     count = body.n or 1
     if not body.stream:
         if count == 1:
@@ -73,10 +76,10 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
     shape = bool(body.stream_options and body.stream_options.include_usage), body.ignored, body.hides_reasoning
     refused = service.metrics.refused
     if count == 1:
-        events, decided = await begin(service.stream(prepare, options, arrived))
+        events, decided = await until_disconnect(begin(service.stream(prepare, options, arrived)), request)
         headers = decision_headers(decided.id, decided.decision)
         return EventStream(events, Chunks(decided, *shape), refused, headers)
-    items, decided = await begin(service.choices(prepare, options, arrived, count))
+    items, decided = await until_disconnect(begin(service.choices(prepare, options, arrived, count)), request)
     headers = decision_headers(decided.id, decided.decision)
     return EventStream(items, ChoiceChunks(decided, *shape), refused, headers)
 
@@ -84,23 +87,26 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
 async def _options(body: ChatRequest, caller: Caller) -> RequestOptions:
     """The options of a request; in another thread if that can take a second."""
     read = partial(body.options, caller.service.settings, caller.namespace, caller.service.models)
-    return await caller.service.run_in_thread(read) if body.has_format else read()
+    options = await caller.service.run_in_thread(read, caller.flow) if body.has_format else read()
+    return replace(options, flow=caller.flow)
 
 
 @router.post("/v1/route", responses=documented(*_CHAT_ERRORS))
 async def route(body: ChatRequest, caller: Caller) -> dict[str, Any]:
     """Only decide on a chat request, including the captions of its pictures."""
-    service = caller.service
+    arrived, service = time.perf_counter(), caller.service
     options = await _options(body, caller)
-    messages = await embed_media(body.messages, caller.fetcher, service.settings)
-    prepare = preparer(messages, service.settings, service.sampling, body.offered_tools)
+    prepare = Preparation(body.messages, caller.fetcher, service.settings, service.sampling, body.offered_tools)
 
-    def decide() -> Decision:
-        return service.decide_on(prepare(), options)
+    def decide(conversation: Conversation) -> Decision:
+        return service.decide_on(conversation, options)
 
     # deciding on a short text takes a fraction of a millisecond, less than a switch to a thread and back
     quick = not body.tools and is_quick(body.messages)
-    decision = decide() if quick else await service.run_in_thread(decide)
+    if quick:
+        decision = decide(prepare())
+    else:
+        decision = await service.with_conversation(prepare, decide, caller.flow, arrived)
     current_request().decision = decision
     service.metrics.decisions.labels(decision.mode).inc()
     return {"model": decision.mode, "decision": decision.as_dict(), "ignored": body.ignored}

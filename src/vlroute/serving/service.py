@@ -27,13 +27,17 @@ from vlroute.errors import (
     StoreError,
     VLRouteError,
 )
+from vlroute.fair_share import Flow
+from vlroute.inputs.decoding import DecodingCancelledError, MediaBudget, PixelPool, decoding
 from vlroute.inputs.media import FrameSampling, Limits
 from vlroute.inputs.messages import Conversation
 from vlroute.lazy_model import PREPARING_THREADS
 from vlroute.pipeline import RequestOptions
 from vlroute.router import Router
+from vlroute.serving.admission import FairQueue, Ticket
 from vlroute.serving.choices import ChoiceEvent, Choices, Item, joined, without_prompt
 from vlroute.serving.errors import APIError, known_error
+from vlroute.serving.fetch import Preparation
 from vlroute.serving.key_limits import KeyLimiter
 from vlroute.serving.keys import APIKey, APIKeys, no_valid_key, session_key_name
 from vlroute.serving.metrics import Metrics
@@ -41,6 +45,7 @@ from vlroute.serving.model_names import model_names
 from vlroute.serving.request_log import RequestRecord, current_request, write
 from vlroute.serving.settings import ServerSettings
 from vlroute.serving.telemetry import telemetry_from_environment
+from vlroute.serving.wrong_keys import WrongKeys
 from vlroute.steps import Steps, start
 from vlroute.store import Store
 from vlroute.stream import AsyncStream
@@ -58,8 +63,9 @@ T = TypeVar("T")
 class Service:
     """A router with a limited number of admitted requests. Thread-safe.
 
-    At most `2 · max_num_seqs + max_waiting` requests are admitted; further ones are refused with 429. Generation stops
-    within one token when the client disconnects or the deadline passes.
+    At most `2 · max_num_seqs` requests are fetched, decoded and answered; `max_waiting` further ones wait for one of
+    these places. API keys, or client addresses if there are no keys, share both, see `FairQueue`. Decoding stops before
+    the next picture or frame, and generation within one token, when the client disconnects or the deadline passes.
 
     Args:
         router: Answers the requests.
@@ -81,14 +87,21 @@ class Service:
         self.telemetry = telemetry_from_environment()
         self.max_admitted = settings.max_admitted
         self.keys = APIKeys(settings.api_keys, settings.key_file, router.store is not None)
-        self.limiter = KeyLimiter(router.store)
+        self.limiter, self.wrong_keys = KeyLimiter(router.store), WrongKeys()
         self.ready = self.draining = self.hurry = False
         self.failure: BaseException | None = None
         self._on_failure = on_failure
         self._loader: threading.Thread | None = None
-        threads = self.max_admitted + 2 if router.blocks else PREPARING_THREADS
+        # those that decode may wait for pixels, and must not hold up other requests
+        threads = max(PREPARING_THREADS, settings.max_decoding + 2)
+        if router.blocks:
+            threads = self.max_admitted + 2 * settings.max_num_seqs + threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="vlroute-answer")
         self._admitted: Counter[threading.Event] = Counter()  # number of answers of each request
+        self._queue = FairQueue(2 * settings.max_num_seqs, self.max_admitted, self._too_many)
+        per_flow = max(settings.max_decoding - 1, 1)
+        self._decoding = FairQueue(settings.max_decoding, None, self._too_many, per_flow)
+        self._pixels = PixelPool(settings.max_media_pixels, settings.limits.max_total_pixels)
         self._lock = threading.Lock()
         self._mean_seconds = 1.0
         self.models = model_names(router)
@@ -99,6 +112,7 @@ class Service:
         if router.shadow is not None:
             self.metrics.watch_shadow(router.shadow)
         self.metrics.running.set_function(lambda: self._admitted.total())
+        self.metrics.queued.set_function(lambda: self._queue.waiting)
         for state in get_args(State):
             self.metrics.state.labels(state.replace(" ", "_")).set_function(partial(self._is_in, state))
         for mode in MODES:
@@ -157,9 +171,45 @@ class Service:
                     return
             time.sleep(RETRY_SECONDS)
 
+    def key_of(self, authorization: str | None, address: str) -> APIKey | None:
+        """The key of a request.
+
+        Args:
+            authorization: The Authorization header.
+            address: Address of the client.
+
+        Returns:
+            The key; None if the server needs no key.
+
+        Raises:
+            APIError: 401 for a missing or wrong key, 429 for too many wrong ones.
+        """
+        try:
+            return self.keys.of(authorization)
+        except APIError as error:
+            raise (self.wrong_keys.count(address) if authorization else None) or error from None
+
+    def log_in(self, key: str, address: str) -> APIKey | None:
+        """The key with which a visitor of the page logs in.
+
+        Args:
+            key: What the visitor sends.
+            address: Address of the visitor.
+
+        Returns:
+            The key; None if it is wrong.
+
+        Raises:
+            APIError: 429 after too many wrong keys.
+        """
+        found = self.keys.find(key)
+        if found is None and (refusal := self.wrong_keys.count(address)) is not None:
+            raise refusal
+        return found
+
     async def answer(
         self,
-        prepare: Callable[[], Conversation],
+        prepare: Preparation,
         options: RequestOptions,
         arrived: float,
         keep: Callable[[Answer], Any] | None = None,
@@ -167,7 +217,7 @@ class Service:
         """Answer one request. Cancelling this coroutine cancels the answer.
 
         Args:
-            prepare: Makes the conversation, in the thread that answers.
+            prepare: Makes the conversation.
             options: Options of the request.
             arrived: `time.perf_counter()` when the request arrived.
             keep: Called with the complete answer before it is returned, in the thread that answers.
@@ -180,28 +230,29 @@ class Service:
                 deadline passed.
             InputError: Raised by `prepare`.
         """
-        cancel, record = self._admit(), current_request()
-        options = replace(options, cancel=cancel, id=record.answer_id())
+        record = current_request()
+        place, conversation = await self._begin(prepare, options.flow or Flow(options.namespace), arrived)
+        options = replace(options, cancel=place.cancel, id=record.answer_id())
 
         def work() -> Steps[Answer]:
-            answer = yield from self.router.pipeline.answer(prepare(), options)
+            answer = yield from self.router.pipeline.answer(conversation(), options)
             self.limiter.spent(options.namespace, answer.usage)
             self._observe(answer, time.perf_counter() - arrived, record, keep)
             return answer
 
-        alarm = asyncio.get_running_loop().call_later(self._seconds_left(arrived), cancel.set)
+        alarm = asyncio.get_running_loop().call_later(self._seconds_left(arrived), place.cancel.set)
         record.begin_answer()
         future = start(work(), _InContext(self._pool))
-        future.add_done_callback(lambda _: self._release(cancel, record))
+        future.add_done_callback(lambda _: self._release(place, record))
         try:
             return await asyncio.wrap_future(future)
         finally:
             alarm.cancel()
-            cancel.set()
+            place.cancel.set()
 
-    def stream(
+    async def stream(
         self,
-        prepare: Callable[[], Conversation],
+        prepare: Preparation,
         options: RequestOptions,
         arrived: float,
         keep: Callable[[Answer], Any] | None = None,
@@ -209,20 +260,22 @@ class Service:
         """Start to answer one request.
 
         Args:
-            prepare: Makes the conversation, in the thread that answers.
+            prepare: Makes the conversation.
             options: Options of the request.
             arrived: `time.perf_counter()` when the request arrived.
             keep: See `answer`; it is called before the last event.
 
         Returns:
-            The events of the answer. Reading them raises the errors of `prepare`, and APIError 504 after the deadline
-            or 503 if the server shuts down.
+            The events of the answer. Reading them raises APIError 504 after the deadline or 503 if the server shuts
+            down.
 
         Raises:
-            APIError: 429 if too many requests are admitted, 503 if the server is not ready.
+            APIError: See `answer`.
+            InputError: Raised by `prepare`.
         """
-        cancel, record = self._admit(), current_request()
-        options = replace(options, cancel=cancel, id=record.answer_id())
+        record = current_request()
+        place, conversation = await self._begin(prepare, options.flow or Flow(options.namespace), arrived)
+        options = replace(options, cancel=place.cancel, id=record.answer_id())
 
         def work(emit: Callable[[Event], None]) -> Steps[None]:
             def observed(event: Event) -> None:
@@ -231,20 +284,20 @@ class Service:
                     self._observe(event.answer, time.perf_counter() - arrived, record, keep)
                 emit(event)
 
-            yield from self.router.pipeline.answer(prepare(), options, observed)
+            yield from self.router.pipeline.answer(conversation(), options, observed)
 
         record.begin_answer()
-        stream = AsyncStream[Event](_InContext(self._pool), work, cancel, self._seconds_left(arrived))
-        stream.ended.add_done_callback(lambda _: self._release(cancel, record))
+        stream = AsyncStream[Event](_InContext(self._pool), work, place.cancel, self._seconds_left(arrived))
+        stream.ended.add_done_callback(lambda _: self._release(place, record))
         return stream
 
-    def choices(
-        self, prepare: Callable[[], Conversation], options: RequestOptions, arrived: float, count: int
+    async def choices(
+        self, prepare: Preparation, options: RequestOptions, arrived: float, count: int
     ) -> AsyncStream[Item]:
         """Start to answer one request several times. Each answer counts as an admitted request.
 
         Args:
-            prepare: Makes the conversation, in a thread that answers.
+            prepare: Makes the conversation.
             options: Options of the request.
             arrived: `time.perf_counter()` when the request arrived.
             count: Number of answers.
@@ -253,10 +306,12 @@ class Service:
             See `Choices`. Reading raises the errors that `stream` describes.
 
         Raises:
-            APIError: 429 if too many requests are admitted, 503 if the server is not ready.
+            APIError: See `answer`.
+            InputError: Raised by `prepare`.
         """
-        cancel, record = self._admit(count), current_request()
-        options = replace(options, cancel=cancel, id=record.answer_id())
+        flow, record = options.flow or Flow(options.namespace), current_request()
+        place, conversation = await self._begin(prepare, flow, arrived, count)
+        options = replace(options, cancel=place.cancel, id=record.answer_id())
         answers: dict[int, Answer] = {}
         counting = threading.Lock()
 
@@ -272,20 +327,18 @@ class Service:
             self._check_complete(answer, seconds)
 
         executor = _InContext(self._pool)
-        work = Choices(self.router.pipeline, prepare, options, count, executor, finished).work
+        work = Choices(self.router.pipeline, conversation, options, count, executor, finished).work
         record.begin_answer()
-        stream = AsyncStream[Item](executor, work, cancel, self._seconds_left(arrived))
-        stream.ended.add_done_callback(lambda _: self._release(cancel, record))
+        stream = AsyncStream[Item](executor, work, place.cancel, self._seconds_left(arrived))
+        stream.ended.add_done_callback(lambda _: self._release(place, record))
         return stream
 
-    async def answers(
-        self, prepare: Callable[[], Conversation], options: RequestOptions, arrived: float, count: int
-    ) -> list[Answer]:
+    async def answers(self, prepare: Preparation, options: RequestOptions, arrived: float, count: int) -> list[Answer]:
         """The complete answers of `choices`, which has the same arguments and errors.
 
         Cancelling this coroutine cancels the answers.
         """
-        stream, answers = self.choices(prepare, options, arrived, count), dict[int, Answer]()
+        stream, answers = await self.choices(prepare, options, arrived, count), dict[int, Answer]()
         try:
             while not isinstance(item := await stream.next(), Finished):
                 if isinstance(item, ChoiceEvent) and isinstance(item.event, Finished):
@@ -303,6 +356,7 @@ class Service:
         try:
             key = self._visitor_key(options.namespace)
             if key is not None:
+                options = replace(options, flow=key.flow)
                 self.limiter.enter(key, self.limiter.used_today(key))
             try:
                 yield from self._stream_turn(conversation, replace(options, id=record.answer_id()), record)
@@ -338,7 +392,14 @@ class Service:
             if isinstance(event, Finished):
                 self.limiter.spent(options.namespace, event.answer.usage)
 
-        arrived, cancel = time.perf_counter(), self._admit()
+        arrived = time.perf_counter()
+        place = self._enter(options.flow or Flow(options.namespace), arrived)
+        cancel = place.cancel
+        try:
+            place.ticket.place.result(self.settings.deadline)
+        except BaseException as error:
+            self._release(place)
+            raise self._late() if isinstance(error, TimeoutError) else error from None
         alarm = threading.Timer(self.settings.deadline, cancel.set)
         alarm.daemon = True
         alarm.start()
@@ -350,7 +411,7 @@ class Service:
                     yield event
         finally:
             alarm.cancel()
-            self._release(cancel)
+            self._release(place)
 
     def request_ended(self, record: RequestRecord) -> None:
         """Count and log a request that has ended, and export its telemetry."""
@@ -370,13 +431,36 @@ class Service:
         self.router.feedback(answer_id, correct=correct, comment=comment)
         self.metrics.feedback.inc()
 
-    async def run_in_thread(self, work: Callable[[], T]) -> T:
+    async def run_in_thread(self, work: Callable[[], T], flow: Flow) -> T:
         """The result of `work`, which counts as an admitted request. Raises the APIErrors of `answer`."""
-        cancel = self._admit()
+        place = await self._admit(flow, time.perf_counter())
         try:
             return await asyncio.get_running_loop().run_in_executor(_InContext(self._pool), work)
         finally:
-            self._release(cancel)
+            self._release(place)
+
+    async def with_conversation(
+        self, prepare: Preparation, work: Callable[[Conversation], T], flow: Flow, arrived: float
+    ) -> T:
+        """The result of `work` for the conversation of a request that is not answered.
+
+        Args:
+            prepare: Makes the conversation.
+            work: Called in a thread.
+            flow: Flow of the request.
+            arrived: `time.perf_counter()` when the request arrived.
+
+        Returns:
+            What `work` returns. Errors are those of `answer`.
+        """
+        place, conversation = await self._begin(prepare, flow, arrived)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                _InContext(self._pool), lambda: work(conversation())
+            )
+        finally:
+            place.cancel.set()
+            self._release(place)
 
     async def remove_expired(self) -> None:
         """Delete expired responses and old counts of tokens at intervals, until cancelled."""
@@ -398,6 +482,8 @@ class Service:
         with self._lock:
             for cancel in self._admitted:
                 cancel.set()
+        for queue in (self._queue, self._decoding):
+            queue.close(shutting_down)
         until = time.monotonic() + CANCEL_SECONDS  # the threads of the pool are needed until the last answer has ended
         while self._admitted and time.monotonic() < until:
             await asyncio.sleep(0.02)
@@ -410,10 +496,22 @@ class Service:
         if self.telemetry is not None:
             await asyncio.to_thread(self.telemetry.close)
 
-    def _admit(self, count: int = 1) -> threading.Event:
-        """Admit a request with this number of answers. Returns the event that cancels it, for `_release`."""
+    async def _admit(self, flow: Flow, arrived: float, count: int = 1) -> _Place:
+        """Wait until a request for this number of answers may be worked on. Raises the APIErrors of `answer`."""
+        place = self._enter(flow, arrived, count)
+        if (ready := place.ticket.place).done() and ready.exception() is None:
+            return place
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(ready), self._seconds_left(arrived))
+        except BaseException as error:
+            self._release(place)
+            if isinstance(error, TimeoutError):
+                raise self._late() from None
+            raise
+        return place
+
+    def _enter(self, flow: Flow, arrived: float, count: int = 1) -> _Place:
         self.begin()  # the start-up of a mounted application is not run
-        cancel = threading.Event()
         with self._lock:
             if self.draining:
                 raise shutting_down()
@@ -421,18 +519,70 @@ class Service:
                 raise APIError(503, failure_reason(self.failure), "failed")
             if not self.ready:
                 raise APIError(503, "the models are being loaded", "loading", headers={"Retry-After": "5"})
-            if (admitted := self._admitted.total()) + count > self.max_admitted:
-                wait = math.ceil(self._mean_seconds * admitted / (2 * self.settings.max_num_seqs))
-                raise APIError(
-                    429, f"{admitted} requests are already being answered or waiting; try again later",
-                    "too_many_requests", headers={"Retry-After": str(min(max(wait, 1), 60))},
-                )  # fmt: skip
-            self._admitted[cancel] = count
-        return cancel
+            place = _Place(self._queue.enter(flow, count), arrived, self._pixels)
+            self._admitted[place.cancel] = count
+        return place
 
-    def _release(self, cancel: threading.Event, record: RequestRecord | None = None) -> None:
+    def _too_many(self) -> APIError:
+        wait = math.ceil(self._mean_seconds * len(self._queue) / (2 * self.settings.max_num_seqs))
+        return APIError(
+            429, f"{len(self._queue)} requests are already being answered or waiting; try again later",
+            "too_many_requests", headers={"Retry-After": str(min(max(wait, 1), 60))},
+        )  # fmt: skip
+
+    def _late(self) -> APIError:
+        return APIError(
+            504, f"not answered within {self.settings.deadline:g} s; ask for fewer tokens or less reasoning",
+            "deadline_exceeded",
+        )  # fmt: skip
+
+    async def _begin(
+        self, prepare: Preparation, flow: Flow, arrived: float, count: int = 1
+    ) -> tuple[_Place, Callable[[], Conversation]]:
+        """`_admit`, then `_prepared`."""
+        place = await self._admit(flow, arrived, count)
+        try:
+            return place, await self._prepared(prepare, place)
+        except BaseException:
+            self._release(place)
+            raise
+
+    async def _prepared(self, prepare: Preparation, place: _Place) -> Callable[[], Conversation]:
+        """What makes the conversation in the thread that answers: media are fetched and decoded before."""
+        flow = place.ticket.flow
+        try:
+            async with asyncio.timeout(self._seconds_left(place.arrived)):
+                await prepare.fetch(flow)
+                if not prepare.decodes:  # a thread of its own would take longer than the work
+                    return prepare
+                turn = self._decoding.enter(flow)
+                try:
+                    await asyncio.wrap_future(turn.place)
+                    decoded = _InContext(self._pool).submit(self._decode, prepare, place)
+                except BaseException:
+                    self._decoding.leave(turn)
+                    raise
+                # the thread may need until its next picture or frame after this coroutine was cancelled
+                decoded.add_done_callback(lambda _: self._decoding.leave(turn))
+                conversation = await asyncio.wrap_future(decoded)
+        except BaseException as error:
+            place.cancel.set()
+            if isinstance(error, TimeoutError):
+                raise self._late() from None
+            if isinstance(error, DecodingCancelledError):
+                raise shutting_down() from None
+            raise
+        return lambda: conversation
+
+    def _decode(self, prepare: Preparation, place: _Place) -> Conversation:
+        with decoding(place.media):
+            return prepare()
+
+    def _release(self, place: _Place, record: RequestRecord | None = None) -> None:
+        place.media.release()
+        self._queue.leave(place.ticket)
         with self._lock:
-            del self._admitted[cancel]
+            del self._admitted[place.cancel]
         if record is not None:
             record.end_answer()
 
@@ -458,10 +608,7 @@ class Service:
             with self._lock:
                 self._mean_seconds += SMOOTHING * (seconds - self._mean_seconds)
         elif seconds >= self.settings.deadline:
-            raise APIError(
-                504, f"not answered within {self.settings.deadline:g} s; ask for fewer tokens or less reasoning",
-                "deadline_exceeded",
-            )  # fmt: skip
+            raise self._late()
         elif self.draining:
             raise shutting_down()
         elif self.router.closed:  # the client does not get an answer that was cut off as if it were complete
@@ -478,6 +625,24 @@ class Service:
     def _waiting(self, mode: Mode) -> int:
         scheduler = self.router.scheduler
         return scheduler.waiting().get(mode, 0) if scheduler else 0
+
+
+class _Place:
+    """One admitted request.
+
+    Args:
+        ticket: Its place in the queue.
+        arrived: `time.perf_counter()` when it arrived.
+        pixels: The pixels of the process.
+
+    Attributes:
+        cancel: Ends its work early.
+        media: Its pictures and videos.
+    """
+
+    def __init__(self, ticket: Ticket, arrived: float, pixels: PixelPool) -> None:
+        self.ticket, self.arrived, self.cancel = ticket, arrived, threading.Event()
+        self.media = MediaBudget(pixels, ticket.flow.name, self.cancel.is_set)
 
 
 class _InContext(Executor):

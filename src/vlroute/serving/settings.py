@@ -39,6 +39,10 @@ class ServerSettings:
         key_file: File with further keys, which have names and limits. It is read again when it changes.
         max_num_seqs: Maximum number of answers that are generated at the same time in each mode.
         max_waiting: Maximum number of requests that wait beyond those; further ones get status 429.
+        max_decoding: Maximum number of requests whose pictures and videos are decoded at the same time. One key, or
+            one client address without keys, has all but one of these places.
+        max_media_pixels: Maximum number of decoded pixels of all requests together; further requests wait. It must be
+            at least `limits.max_total_pixels` for each place of `max_decoding`, and for two.
         max_connections: Maximum number of open connections. For a further one, a connection without a request is
             closed; if there is none, it gets status 503. It is lowered if the process may not open as many files.
         max_per_address: Maximum number of open connections of one address (of one /64 network for IPv6), and of
@@ -56,7 +60,11 @@ class ServerSettings:
         limits: Limits of the pictures and videos.
         allowed_hosts: Hosts from which pictures and videos may be fetched; none by default. `host` allows the default
             ports of http and https, `host:port` another one.
+        fetch_networks: Networks of private addresses, such as `10.0.0.0/8`, from which a host of `allowed_hosts` may be
+            fetched. By default, its name must have public addresses; an address in `allowed_hosts` itself, and
+            `localhost`, need no entry.
         fetch_seconds: Time limit for fetching one picture or video.
+        max_fetches: Maximum number of files that are fetched at the same time for one key, and from one host.
         retention_days: Days for which the store keeps responses for `previous_response_id`; older ones are deleted.
         trusted_hosts: Accepted names in the `Host` header, besides local ones: `example.com`, or `*.example.com` for
             all names below it. Without any, a server on the loopback address accepts local names only, and other
@@ -79,6 +87,8 @@ class ServerSettings:
     key_file: Path | None = None
     max_num_seqs: int = 32
     max_waiting: int = 64
+    max_decoding: int = 2
+    max_media_pixels: int = 3 * 2**27
     max_connections: int = 1024
     max_per_address: int = 256
     header_seconds: float = 10.0
@@ -93,7 +103,9 @@ class ServerSettings:
     max_uploads: int = 2048 * MiB
     limits: Limits = field(default_factory=lambda: Limits(local_files=False))
     allowed_hosts: tuple[str, ...] = ()
+    fetch_networks: tuple[str, ...] = ()
     fetch_seconds: float = 10.0
+    max_fetches: int = 8
     retention_days: float = 30.0
     trusted_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
@@ -106,6 +118,7 @@ class ServerSettings:
             object.__setattr__(self, "key_file", self.key_file.expanduser().resolve())
         positive = (
             "max_num_seqs",
+            "max_decoding",
             "max_connections",
             "max_per_address",
             "header_seconds",
@@ -118,6 +131,7 @@ class ServerSettings:
             "max_uploads",
             "deadline",
             "fetch_seconds",
+            "max_fetches",
             "retention_days",
         )
         for name in positive:
@@ -132,6 +146,17 @@ class ServerSettings:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.retention_days > MAX_DAYS:
             raise ValueError(f"retention_days must be at most {MAX_DAYS}, not {self.retention_days}")
+        least = max(self.max_decoding, 2) * self.limits.max_total_pixels
+        if self.max_media_pixels < least:
+            raise ValueError(
+                f"max_media_pixels must be at least {least}, which is limits.max_total_pixels for each of "
+                f"{max(self.max_decoding, 2)} requests, not {self.max_media_pixels}"
+            )
+        for network in self.fetch_networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"fetch_networks: {error}; expected a network such as 10.0.0.0/8") from None
         if self.limits.local_files:
             raise ValueError("limits.local_files must be False: a server must not read files that a request names")
         for name in self.allowed_hosts:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vlroute.errors import UnreadableMediaError
+from vlroute.fair_share import DEFAULT_FLOW
 from vlroute.serving.fetch import Fetcher
 from vlroute.serving.settings import ServerSettings
 
@@ -28,9 +29,9 @@ def test_hosts_and_ports(address: str, allowed: bool, monkeypatch: pytest.Monkey
         return b"picture"
 
     async def fetch() -> bytes:
-        fetcher = Fetcher(ServerSettings(allowed_hosts=ALLOWED).allowed_hosts, 1.0)
+        fetcher = Fetcher(ServerSettings(allowed_hosts=ALLOWED, fetch_seconds=1.0))
         try:
-            return await fetcher.fetch(address, 100)
+            return await fetcher.fetch(address, 100, DEFAULT_FLOW)
         finally:
             await fetcher.close()
 

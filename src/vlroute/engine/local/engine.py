@@ -42,6 +42,7 @@ from vlroute.engine.tool_calls import CLOSE, OPEN, CallReader
 from vlroute.engine.tool_grammar import tool_grammar
 from vlroute.engine.trial import RunningTrial
 from vlroute.errors import LimitError, OutOfMemoryError, SettingsError
+from vlroute.fair_share import DEFAULT_FLOW, Flow
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
 from vlroute.steps import Steps, start, wait
@@ -52,11 +53,15 @@ from vlroute.types import MODES, Channel, Mode, Stage, other
 class Request:
     """One conversation to answer; a context manager that keeps its vision features in memory until it ends.
 
-    Implements `protocol.EngineRequest`. `namespace` separates the cache entries of tenants.
+    Implements `protocol.EngineRequest`. `namespace` separates the cache entries of tenants; `flow`: see
+    `protocol.Engine.request`.
     """
 
-    def __init__(self, engine: LocalEngine, conversation: Conversation, namespace: str = "") -> None:
+    def __init__(
+        self, engine: LocalEngine, conversation: Conversation, namespace: str = "", flow: Flow | None = None
+    ) -> None:
         self.engine, self.conversation, self.namespace = engine, conversation, namespace
+        self.flow = Flow(namespace) if flow is None else flow
         self._leases = ExitStack()
         self._lock, self._ended = threading.Lock(), False
         self._features: dict[str, VisionFeatures] = {}
@@ -121,7 +126,7 @@ class Request:
         keys = [feature_key(checkpoint.vision_key, item, self.namespace) for item in items]
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._features}
         if new:
-            encoder = self.engine.encoders[checkpoint.mode]
+            encoder = self.engine.encoders[checkpoint.mode].of(self.flow)
             lease = yield from self.engine.vision.lease(encoder, [*new.values()], self.namespace, self._encoded)
             self._keep(lease.release)
             self._features |= dict(zip(new, lease.features, strict=True))
@@ -142,7 +147,9 @@ class Request:
     def caption(self, item: Picture | Video, prompt: str) -> Steps[str]:
         """See `protocol.EngineRequest`."""
         yield from self._encode_turn(item)
-        with Request(self.engine, Conversation((Message("user", (item, prompt)),)), self.namespace) as request:
+        with Request(
+            self.engine, Conversation((Message("user", (item, prompt)),)), self.namespace, self.flow
+        ) as request:
             request._features, request._encoded = self._features, self._encoded
             reply = yield from request.answer("instruct", CAPTION_SETTINGS)
         return reply.text
@@ -257,6 +264,7 @@ class Request:
                     constrained,
                     continues,
                     None if logprobs is None else logprobs.push,
+                    self.flow,
                 )
             )
         except BaseException:
@@ -378,15 +386,19 @@ def _max_output_tokens(checkpoint: Checkpoint, prompt: Prompt) -> int:
 class Encoder:
     """Encodes pictures and videos with the tower of a checkpoint; see `cache.vision.VisionEncoder`."""
 
-    def __init__(self, checkpoint: Checkpoint, scheduler: Scheduler) -> None:
+    def __init__(self, checkpoint: Checkpoint, scheduler: Scheduler, flow: Flow = DEFAULT_FLOW) -> None:
         self.vision_key, self.grid_key = checkpoint.vision_key, checkpoint.grid_key
         self.merge_size, self.device = checkpoint.merge_size, checkpoint.device
-        self._checkpoint, self._scheduler = checkpoint, scheduler
+        self._checkpoint, self._scheduler, self._flow = checkpoint, scheduler, flow
+
+    def of(self, flow: Flow) -> Encoder:
+        """This encoder for the requests of a flow."""
+        return Encoder(self._checkpoint, self._scheduler, flow)
 
     def encode(self, items: Sequence[Picture | Video]) -> tuple[list[Grid], Future[list[VisionFeatures]]]:
         """Prepare pixels in this thread; the thread of the scheduler runs the tower."""
         pixels = prepare(self._checkpoint.model, self._checkpoint.processor, items)
-        return [one.grid for one in pixels], self._scheduler.encode(self._checkpoint, pixels)
+        return [one.grid for one in pixels], self._scheduler.encode(self._checkpoint, pixels, self._flow)
 
 
 def _languages(pair: ModelPair) -> dict[Mode, Language]:
@@ -460,9 +472,9 @@ class LocalEngine:
         memory, compile = loading.get("memory"), loading.get("compile") or "auto"
         return cls(pair, vision_cache, prefix_cache, max_num_seqs, memory, compile)
 
-    def request(self, conversation: Conversation, namespace: str = "") -> Request:
+    def request(self, conversation: Conversation, namespace: str = "", flow: Flow | None = None) -> Request:
         """See `protocol.Engine`."""
-        return Request(self, conversation, namespace)
+        return Request(self, conversation, namespace, flow)
 
     def wait(self) -> None:
         """See `protocol.Engine`: the models are loaded."""

@@ -26,6 +26,7 @@ from vlroute.engine.local.sampling import LogProbs, Sampler, TokenScores
 from vlroute.engine.local.slots import KVSlots
 from vlroute.engine.protocol import Evidence
 from vlroute.engine.trial import RunningTrial
+from vlroute.fair_share import DEFAULT_FLOW, Flow
 from vlroute.types import Closed, FinishReason
 
 #: Called with each token id; a true result ends the answer.
@@ -54,6 +55,7 @@ class GenerationRequest:
         continues: whether the answer continues a given beginning, which is the end of the prompt.
         on_scores: called with the log-probability of each token of the answer, but not of the reasoning, before
             `on_token`; None: they are not computed.
+        flow: the requests with which this one shares its part of the slots.
     """
 
     checkpoint: Checkpoint
@@ -68,6 +70,7 @@ class GenerationRequest:
     constraint: Constraint | None = None
     continues: bool = False
     on_scores: OnScores | None = None
+    flow: Flow = DEFAULT_FLOW
 
 
 @dataclass(frozen=True, slots=True)

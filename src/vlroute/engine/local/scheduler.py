@@ -3,6 +3,11 @@
 Each round serves one mode and does one kind of work: it encodes waiting pictures in one call of the tower, reads one
 chunk of the prompts, or generates one token for each running answer (continuous batching, Yu et al., 2022, with
 chunked prefill, Agrawal et al., 2023). The next round goes to the mode that has used less time relative to its share.
+
+Flows of requests share the slots of a mode and the time of its rounds. A free slot goes to the flow that holds fewest,
+then to the one that has received least time; if all slots are in use, an answer of a flow with more than its share is
+interrupted. A round leaves out flows with more answers than others while they have received more time, so that a flow
+with one answer is at least half as fast beside a flow with many as alone.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import logging
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -38,6 +43,7 @@ from vlroute.engine.local.tower import vision_tower
 from vlroute.engine.local.vision import Pixels, encode
 from vlroute.errors import LimitError, RouterClosedError
 from vlroute.exit import end_at_exit
+from vlroute.fair_share import DEFAULT_FLOW, FairShare, Flow
 from vlroute.steps import forbid_waiting
 from vlroute.types import MODES, Mode
 
@@ -45,8 +51,9 @@ log = logging.getLogger("vlroute")
 
 #: Prompt tokens that are read between two decode steps. Without running answers, a larger chunk delays nothing.
 CHUNK, CHUNK_ALONE = 512, 2048
-#: Most patches of one call of the tower; a single request may exceed it.
-PATCHES = 65_536
+#: Most patches of one call of the tower, and of one with pictures of several flows: one flow must not wait long for the
+#: pictures of another one. A single request may exceed both.
+PATCHES, SHARED_PATCHES = 65_536, 8192
 #: On a GPU, the slots of a mode begin with this many tokens each and at most this share of the memory.
 FIRST_SLOT, FIRST_SHARE = 4096, 0.25
 #: On a CPU, the operations of models with fewer parameters are too short to be divided between threads.
@@ -78,6 +85,9 @@ class _Lane:
         self.running: list[Generation] = []
         #: Seconds of work so far and in the latest round, divided by the share of the mode.
         self.spent = self.latest_spent = 0.0
+        #: Names of the flows that the current round serves.
+        self.served: frozenset[str] = frozenset()
+        self.round_seconds = 0.0  # of the latest round
         self._latest = Work.DECODE
         self._sampled: tuple[Generation, ...] = ()
         self._sampler: BatchSampler | None = None
@@ -91,8 +101,8 @@ class _Lane:
         """What the next round of this mode does: the kinds of work take turns."""
         possible = {
             Work.ENCODE: bool(self.encodings),
-            Work.READ: any(one.reads for one in self.running),
-            Work.DECODE: any(not one.reads for one in self.running),
+            Work.READ: any(one.reads for one in self.running if self.serves(one)),
+            Work.DECODE: any(not one.reads for one in self.running if self.serves(one)),
         }
         kinds = [Work((self._latest.value + i) % len(Work)) for i in range(1, len(Work) + 1)]
         work = next((kind for kind in kinds if possible[kind]), None)
@@ -105,6 +115,14 @@ class _Lane:
         """Number of tokens of the longest answer that runs, the next one included."""
         return max((len(one.ids) + 1 for one in self.running), default=0)
 
+    def serves(self, one: Generation) -> bool:
+        """Whether the current round serves an answer."""
+        return one.request.flow.name in self.served
+
+    def held(self) -> Counter[str]:
+        """Number of slots of each flow."""
+        return Counter(one.request.flow.name for one in self.running)
+
     def resize(self, count: int, length: int) -> None:
         """Allocate slots anew, see `KVSlots.resize`."""
         self.slots.resize([one.slot for one in self.running], count, length)
@@ -116,6 +134,19 @@ class _Lane:
         """The lowest slot that no answer uses."""
         used = {one.slot for one in self.running}
         return next(slot for slot in range(self.slots.count) if slot not in used)
+
+    def slot_for(self, one: Generation) -> int:
+        """A slot for an answer: low ones for flows with few answers, because a step costs as much as its last slot."""
+        slot, held = self.free_slot(), self.held()
+        mine = held[one.request.flow.name]
+        below = [other for other in self.running if other.slot < slot and held[other.request.flow.name] > mine + 1]
+        if not below:
+            return slot
+        moved = min(below, key=lambda other: other.slot)
+        low = moved.slot
+        self.slots.move(low, slot, moved.cached)
+        moved.slot = slot
+        return low
 
     def compact(self) -> None:
         """Move the last answers to free slots, if a decode step then has fewer rows."""
@@ -196,13 +227,14 @@ class _Lane:
             one.exit.skip(one.sampler.control)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Encoding:
     """Pictures and videos that wait for the tower of `checkpoint`."""
 
     checkpoint: Checkpoint
     pixels: Sequence[Pixels]
     future: Future[list[VisionFeatures]]
+    flow: Flow
 
     @property
     def patches(self) -> int:
@@ -243,6 +275,7 @@ class Scheduler:
         self.tower_calls = 0
         self._new: SimpleQueue[Generation | _Encoding | None] = SimpleQueue()
         self._lanes: dict[Any, _Lane] = {}  # by model
+        self._shares = FairShare()  # of seconds of rounds
         self._towers: dict[Any, Callable[..., list[torch.Tensor]]] = {}
         self._closed = False
         self._lock = threading.Lock()
@@ -279,11 +312,13 @@ class Scheduler:
         request.features.add_done_callback(begin)
         return future
 
-    def encode(self, checkpoint: Checkpoint, pixels: Sequence[Pixels]) -> Future[list[VisionFeatures]]:
+    def encode(
+        self, checkpoint: Checkpoint, pixels: Sequence[Pixels], flow: Flow = DEFAULT_FLOW
+    ) -> Future[list[VisionFeatures]]:
         """Encode pictures and videos. Raises RouterClosedError and RuntimeError, see `generate`."""
         self._check_process()
         future: Future[list[VisionFeatures]] = Future()
-        self._submit(_Encoding(checkpoint, pixels, future))
+        self._submit(_Encoding(checkpoint, pixels, future, flow))
         return future
 
     def waiting(self) -> dict[Mode, int]:
@@ -374,24 +409,42 @@ class Scheduler:
         lanes = [*self._lanes.values()]
         for lane in lanes:
             self._drop_cancelled(lane)
-        # the mode whose first waiting answer is older; if there is no memory for it, the other mode admits none either
-        for lane in sorted((lane for lane in lanes if lane.waiting), key=lambda lane: lane.waiting[0].number):
+        waiting = [lane for lane in lanes if lane.waiting]
+        if waiting:
+            self._shares.advance(one.request.flow for lane in lanes for one in (*lane.waiting, *lane.running))
+        # if there is no memory for the next answer of one mode, the other mode admits none either
+        for lane in sorted(waiting, key=self._turn):
             if not self._admit(lane):
                 break
         ready = [lane for lane in lanes if lane.encodings or lane.running]
         if not ready:
             return
         lane = min(ready, key=lambda lane: (lane.spent, MODES.index(lane.checkpoint.mode)))
-        began = time.perf_counter()
+        self._choose_flows(lane)
+        began, parts = time.perf_counter(), Counter[Flow]()
         match lane.next_work():
             case Work.ENCODE:
-                self._encode(lane)
+                parts = self._encode(lane)
             case Work.READ:
-                self._read(lane)
+                parts = self._read(lane)
             case Work.DECODE:
-                self._decode(lane)
-        lane.latest_spent = (time.perf_counter() - began) / SHARES[lane.checkpoint.mode]
+                parts = self._decode(lane)
+        lane.round_seconds = time.perf_counter() - began
+        for flow, part in parts.items():
+            self._shares.charge(flow, lane.round_seconds * part / parts.total())
+        lane.latest_spent = lane.round_seconds / SHARES[lane.checkpoint.mode]
         lane.spent += lane.latest_spent
+
+    def _choose_flows(self, lane: _Lane) -> None:
+        """Let the round serve the flows with fewest answers, and those that are not ahead of them by more than a round.
+
+        Flows with equally many answers do not wait for each other, because together they are faster.
+        """
+        flows, held = {one.request.flow for one in lane.running}, lane.held()
+        fewest = min((held[flow.name] / flow.weight for flow in flows), default=0.0)
+        first = {flow for flow in flows if held[flow.name] / flow.weight <= fewest}
+        most = min((self._shares.received(flow) for flow in first), default=0.0) + lane.round_seconds
+        lane.served = frozenset(flow.name for flow in flows if flow in first or self._shares.received(flow) <= most)
 
     def _lane(self, checkpoint: Checkpoint) -> _Lane:
         if checkpoint.model not in self._lanes:
@@ -425,14 +478,20 @@ class Scheduler:
             lane.running.clear()
             lane.waiting.clear()
 
-    def _encode(self, lane: _Lane) -> None:
-        """Encode the items of the oldest request, and of further ones up to `PATCHES`, in one call of the tower."""
-        batch = [lane.encodings.popleft()]
-        patches = batch[0].patches
-        while lane.encodings and patches + lane.encodings[0].patches <= PATCHES:
-            patches += lane.encodings[0].patches
-            batch.append(lane.encodings.popleft())
+    def _encode(self, lane: _Lane) -> Counter[Flow]:
+        """Encode the items of one request, and of further ones up to `PATCHES`, in one call of the tower."""
+        waiting = sorted(lane.encodings, key=lambda one: self._shares.received(one.flow))
+        most = PATCHES if len({one.flow.name for one in waiting}) == 1 else SHARED_PATCHES
+        batch, patches, parts = list[_Encoding](), 0, Counter[Flow]()
+        for one in waiting:
+            if batch and patches + one.patches > most:
+                break
+            patches += one.patches
+            batch.append(one)
+            lane.encodings.remove(one)
+            parts[one.flow] += one.patches
         self._encode_batch(batch)
+        return parts
 
     def _encode_batch(self, batch: Sequence[_Encoding]) -> None:
         failed = None
@@ -467,24 +526,65 @@ class Scheduler:
         self._end(lane)
 
     def _admit(self, lane: _Lane) -> bool:
-        """Give slots to answers that wait, first come, first served. False if there is no memory for the next one."""
-        while lane.waiting and len(lane.running) < self.max_num_seqs:
-            one = lane.waiting[0]
-            if not self._grow(lane, len(lane.running) + 1, max(lane.tokens, len(one.ids) + 1)):
+        """Give slots to answers that wait. False if there is no memory for the next one."""
+        while lane.waiting:
+            held = lane.held()
+            one, excess = self._next(lane, held), None
+            if len(lane.running) == self.max_num_seqs and (excess := self._excess(lane, held, one)) is None:
+                return True
+            most = len(lane.running) + (excess is None)
+            if not self._grow(lane, most, max(lane.tokens, len(one.ids) + 1)):
                 if not any(other.running for other in self._lanes.values()):
-                    lane.waiting.popleft()
+                    lane.waiting.remove(one)
                     one.error = self._too_long(lane, one)
                     one.finish()
                     continue
                 return False
-            lane.waiting.popleft()
-            one.slot, one.began = lane.free_slot(), one.began or time.perf_counter()
+            if excess is not None:
+                self._interrupt(lane, excess)
+            lane.waiting.remove(one)
+            one.slot, one.began = lane.slot_for(one), one.began or time.perf_counter()
             lane.running.append(one)
             recurrent = one.checkpoint.family.recurrent
             self.prefixes.extend(one.lease, one.request.owner, one.request.prompt.tokens, recurrent)
             self._rewind(lane, one)
             self._end(lane)
         return True
+
+    def _turn(self, lane: _Lane) -> tuple[float, int]:
+        """The mode with the lower value gives a slot first: to the flow with fewer tokens, then to the older answer."""
+        one = self._next(lane, lane.held())
+        return self._shares.received(one.request.flow), one.number
+
+    def _next(self, lane: _Lane, held: Counter[str]) -> Generation:
+        """The answer that gets the next slot: of the flow with fewest slots, then with fewest tokens, the first one."""
+
+        def order(one: Generation) -> tuple[float, float]:
+            flow = one.request.flow
+            return (held[flow.name] + 1) / flow.weight, self._shares.received(flow)
+
+        first: dict[str, Generation] = {}
+        for one in lane.waiting:
+            first.setdefault(one.request.flow.name, one)
+        return min(first.values(), key=order)
+
+    def _excess(self, lane: _Lane, held: Counter[str], one: Generation) -> Generation | None:
+        """The answer to interrupt for `one`: the last one of the flow with most slots, if that makes them more equal.
+
+        As each of these steps makes the numbers of slots more equal, answers do not interrupt each other in turn.
+        """
+        flows = {running.request.flow.name: running.request.flow for running in lane.running}
+        heaviest = max(flows.values(), key=lambda flow: held[flow.name] / flow.weight)
+        flow = one.request.flow
+        if (held[heaviest.name] - 1) / heaviest.weight < (held[flow.name] + 1) / flow.weight:
+            return None
+        return next(running for running in reversed(lane.running) if running.request.flow.name == heaviest.name)
+
+    def _interrupt(self, lane: _Lane, one: Generation) -> None:
+        """Take the slot of an answer. It is computed again, from its tokens, when it gets another one."""
+        lane.running.remove(one)
+        one.cached = 0
+        lane.waiting.appendleft(one)
 
     def _rewind(self, lane: _Lane, one: Generation) -> None:
         """Let the slot of an answer hold its cached prefix only; all other tokens are read again."""
@@ -549,14 +649,15 @@ class Scheduler:
         others = sum(other.slots.nbytes for other in self._lanes.values() if other is not lane)
         return others + lane.slots.bytes_of(count, length)
 
-    def _read(self, lane: _Lane) -> None:
-        """Read one chunk of the prompts of a mode."""
+    def _read(self, lane: _Lane) -> Counter[Flow]:
+        """Read one chunk of the prompts of a mode. Returns the number of tokens of each flow."""
         decodes = any(not one.reads for other in self._lanes.values() for one in other.running)
-        left, reading = CHUNK if decodes else CHUNK_ALONE, []
+        left, reading, parts = CHUNK if decodes else CHUNK_ALONE, [], Counter[Flow]()
         for one in lane.running:
-            if one.reads and left > 0:
+            if one.reads and left > 0 and lane.serves(one):
                 reading.append((one, one.chunk(left)))
                 left -= reading[-1][1].length
+                parts[one.request.flow] += reading[-1][1].length
         reading.sort(key=lambda pair: pair[1].length)
         while reading:  # chunks of similar lengths together: shorter ones are padded to the longest
             longest = reading[-1][1].length
@@ -564,6 +665,7 @@ class Scheduler:
             self._read_chunks(lane, reading[first:])
             del reading[first:]
         self._end(lane)
+        return parts
 
     def _read_chunks(self, lane: _Lane, reading: Sequence[tuple[Generation, Chunk]]) -> None:
         failed = None
@@ -594,10 +696,10 @@ class Scheduler:
         if done:
             lane.sample([reading[i][0] for i in done], logits if len(done) == len(reading) else logits[done])
 
-    def _decode(self, lane: _Lane) -> None:
-        """Generate one token for every answer of the mode whose prompt is read."""
+    def _decode(self, lane: _Lane) -> Counter[Flow]:
+        """Generate one token for every answer whose prompt is read. Returns the number of answers of each flow."""
         for one in lane.running:
-            if not one.reads and one.trial_due:
+            if not one.reads and one.trial_due and lane.serves(one):
                 most = len(one.ids) + closing_length(one.checkpoint.tokenizer) + MAX_TRIED
                 if self._grow(lane, len(lane.running), max(lane.tokens, most)):
                     one.begin_trial(lane.slots)
@@ -605,13 +707,15 @@ class Scheduler:
                     one.exit.skip(one.sampler.control)
         while lane.running and not self._grow(lane, len(lane.running), lane.tokens):
             self._preempt()
-        writing = sorted((one for one in lane.running if not one.reads), key=lambda one: one.slot)
+        served = (one for one in lane.running if not one.reads and lane.serves(one))
+        writing = sorted(served, key=lambda one: one.slot)
+        parts = Counter(one.request.flow for one in writing)
         if not writing:
-            return
+            return parts
         # the rows of the step: all of them write a token to their slot
         rows = lane.decoder.rows(writing[-1].slot + 1)
         ids, positions, cached, active = ([0] * rows for _ in range(4))
-        for one in lane.running:  # a prompt that is being read gets a dummy token where its next chunk will be written
+        for one in lane.running:  # others get a dummy token where their next tokens will be written
             if one.slot < rows:
                 cached[one.slot] = one.cached
         for one in writing:
@@ -627,12 +731,12 @@ class Scheduler:
                 for one in lane.running:
                     if one in writing and one.checkpoint.family.recurrent:
                         self._rewind(lane, one)
-            return
+            return parts
         except Exception as error:  # it concerns all answers of the step
             for one in writing:
                 one.error = error
             self._end(lane)
-            return
+            return parts
         if writing[-1].slot + 1 == len(writing):
             logits = logits[: len(writing)]
         else:
@@ -641,6 +745,7 @@ class Scheduler:
             one.cached += 1
         lane.sample(writing, logits)
         self._end(lane)
+        return parts
 
     def _preempt(self) -> None:
         """Take the slot of the answer that began last; it is computed again, from its tokens, when there is room."""
@@ -649,9 +754,8 @@ class Scheduler:
             lane.running[0].error = self._too_long(lane, lane.running[0])
             self._end(lane)
             return
-        one = lane.running.pop()
-        one.cached = 0
-        lane.waiting.appendleft(one)
+        one = lane.running[-1]
+        self._interrupt(lane, one)
         log.debug("an answer of %d tokens is interrupted, because there is no memory for it", len(one.ids))
 
     def _keep(self, lane: _Lane, one: Generation) -> None:

@@ -35,6 +35,7 @@ from vlroute.errors import (
     SettingsError,
     VLRouteError,
 )
+from vlroute.fair_share import Flow
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
 from vlroute.inputs.tools import MAX_CALLS
@@ -131,7 +132,9 @@ class RemoteEngine:
         """Names of both endpoints, for messages."""
         return self.endpoints["instruct"].name, self.endpoints["thinking"].name
 
-    def request(self, conversation: Conversation, namespace: str = "") -> AbstractContextManager[RemoteRequest]:
+    def request(
+        self, conversation: Conversation, namespace: str = "", flow: Flow | None = None
+    ) -> AbstractContextManager[RemoteRequest]:
         """See `protocol.Engine`."""
         return nullcontext(RemoteRequest(self, conversation, namespace))
 

@@ -23,6 +23,7 @@ from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 
 from vlroute.engine.protocol import OnPiece, Reply, Trial, empty_reply
 from vlroute.errors import ModeUnavailableError
+from vlroute.fair_share import Flow
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
 from vlroute.steps import Steps, immediate
@@ -137,8 +138,10 @@ class RayEngine:
                 self._closed.wait(0.1)
         threading.Thread(target=self._poll_caches, name="vlroute-caches", daemon=True).start()
 
-    def request(self, conversation: Conversation, namespace: str = "") -> AbstractContextManager[RayRequest]:
-        """See `protocol.Engine`."""
+    def request(
+        self, conversation: Conversation, namespace: str = "", flow: Flow | None = None
+    ) -> AbstractContextManager[RayRequest]:
+        """See `protocol.Engine`. Replicas share their slots among namespaces."""
         return nullcontext(RayRequest(self, conversation, namespace))
 
     def close(self) -> None:

@@ -1,0 +1,110 @@
+"""Flows of requests share the slots and the time of the scheduler, and no answer depends on it."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.conftest import task
+from tests.recording import model_calls
+from tests.serving import until
+from vlroute import Router
+from vlroute.engine.local.engine import LocalEngine
+from vlroute.engine.protocol import OnPiece, Reply
+from vlroute.fair_share import Flow
+from vlroute.inputs.messages import Conversation, parse
+from vlroute.steps import Steps, run, start
+from vlroute.types import MODES, Mode
+
+GREEDY = {"do_sample": False, "max_new_tokens": 60}
+ENDLESS = {"do_sample": False, "max_new_tokens": 4000, "eos_token_id": -1}
+FLOWS = [Flow("heavy"), Flow("light"), Flow("double", 2.0)]
+QUESTIONS = [parse(one.prompt, one.frames) for one in (task("math"), task("ocr"), task("gui"))]
+
+
+def answering(
+    engine: LocalEngine,
+    flow: Flow,
+    conversation: Conversation,
+    mode: Mode = "instruct",
+    settings: dict[str, Any] = GREEDY,
+    on_piece: OnPiece | None = None,
+    cancel: threading.Event | None = None,
+) -> Steps[Reply]:
+    with engine.request(conversation, flow.name, flow) as request:
+        return (yield from request.answer(mode, settings, on_piece, cancel))
+
+
+@pytest.fixture
+def engine(router: Router) -> Iterator[LocalEngine]:
+    made = LocalEngine(router.pair, max_num_seqs=4)
+    yield made
+    made.close()
+
+
+def ask(pool: ThreadPoolExecutor, *args: Any) -> Future[Reply]:
+    return start(answering(*args), pool)
+
+
+def slots(engine: LocalEngine) -> list[int]:
+    """The slots of each answer that runs, that of the light flow first."""
+    running = [one for lane in engine.scheduler._lanes.values() for one in lane.running]
+    return [one.slot for one in sorted(running, key=lambda one: one.request.flow.name != "light")]
+
+
+def test_answers_of_several_flows_equal_single_ones(router: Router) -> None:
+    alone = LocalEngine(router.pair)
+    expected = {
+        (index, mode): run(answering(alone, FLOWS[0], one, mode))
+        for index, one in enumerate(QUESTIONS)
+        for mode in MODES
+    }
+    alone.close()
+    crowded = LocalEngine(router.pair, max_num_seqs=2)
+    chance = random.Random(1)
+    jobs = [(chance.choice([0, 0, 0, 1, 2]), index, mode) for index, mode in [*expected] * 3]
+    with ThreadPoolExecutor(4) as pool:
+        replies = [ask(pool, crowded, FLOWS[flow], QUESTIONS[index], mode) for flow, index, mode in jobs]
+        for (_, index, mode), reply in zip(jobs, replies, strict=True):
+            found = reply.result(60)
+            assert (found.text, found.thinking) == (expected[index, mode].text, expected[index, mode].thinking)
+    crowded.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_flow_takes_a_slot_from_one_with_more(engine: LocalEngine, mode: Mode) -> None:
+    expected, cancel = run(answering(engine, FLOWS[1], QUESTIONS[0], mode)), threading.Event()
+    settings = ENDLESS | {"max_new_tokens": 120}
+    with ThreadPoolExecutor(4) as pool:
+        heavy = [ask(pool, engine, FLOWS[0], one, mode, settings) for one in [*QUESTIONS, *QUESTIONS]]
+        until(lambda: len(slots(engine)) == 4 and engine.scheduler.waiting()[mode] == 2)
+        light = ask(pool, engine, FLOWS[1], QUESTIONS[0], mode, GREEDY, None, cancel)
+        found = light.result(60)
+        assert not any(one.done() for one in heavy)
+        assert (found.text, found.thinking) == (expected.text, expected.thinking)
+        replies = [one.result(60) for one in heavy]  # also the one that was interrupted
+    for first, second in zip(replies[:3], replies[3:], strict=True):
+        assert first.completion_tokens == 120
+        assert (first.text, first.thinking) == (second.text, second.thinking)
+
+
+def test_an_answer_beside_many_is_decoded_alone_in_some_steps(engine: LocalEngine) -> None:
+    cancel, begun = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(4) as pool:
+        heavy = [ask(pool, engine, FLOWS[0], one, "instruct", ENDLESS, None, cancel) for one in QUESTIONS]
+        until(lambda: len(slots(engine)) == 3)
+        settings = ENDLESS | {"max_new_tokens": 40}
+        light = ask(pool, engine, FLOWS[1], QUESTIONS[0], "instruct", settings, lambda *_: begun.set())
+        assert begun.wait(30)
+        with model_calls() as calls:
+            light.result(60)
+        assert calls.steps.count(1) >= 5  # its slot is the first one, so a step for it has one row
+        assert max(calls.steps) == 4  # the others go on
+        cancel.set()
+        for one in heavy:
+            one.result(30)
