@@ -249,7 +249,9 @@ def test_what_the_proxy_must_not_let_through(site: Site) -> None:
         assert http.get(f"https://{NAME}:{site.port}/v1/models").status_code == 404  # outside of the prefix
         moved = http.get(f"https://{NAME}:{site.port}/vlroute")
         assert (moved.status_code, moved.headers["location"]) == (308, site.url)
-        assert http.get("openapi.json").json()["servers"] == [{"url": "/vlroute"}]
+        assert http.get("openapi.json").status_code == 401
+        schema = http.get("openapi.json", headers={"Authorization": f"Bearer {API_KEY}"}).json()
+        assert schema["servers"] == [{"url": "/vlroute"}]
 
 
 def tokens(site: Site) -> int:
