@@ -908,9 +908,7 @@ def test_out_of_memory_while_prompts_are_read(
         release.set()
         others = [said(one.result(20)) for one in futures[:3]]
         if always:
-            with pytest.raises(
-                OutOfMemoryError, match=r"memory of (cpu|cuda).*1500 characters.* GiB are free"
-            ):
+            with pytest.raises(OutOfMemoryError, match=r"memory of (cpu|cuda).*1500 characters.* GiB are free"):
                 futures[3].result(20)
         else:
             assert said(futures[3].result(20)) == said(alone(long))
