@@ -114,6 +114,7 @@ def make_folder(folder: Path, *, private: bool = False) -> None:
     for one in reversed(missing):
         one.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
         sync_folder(one.parent)
+    folder.mkdir(exist_ok=True)  # raises an error if there is a file of this name
 
 
 def sync_folder(folder: Path) -> None:

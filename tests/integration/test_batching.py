@@ -22,6 +22,7 @@ from vlroute.engine.local import scheduler
 from vlroute.engine.local.engine import LocalEngine
 from vlroute.engine.local.forward import Decoder
 from vlroute.engine.text import StopText
+from vlroute.errors import OutOfMemoryError
 from vlroute.inputs.messages import parse
 from vlroute.pocket import Task, draw_task
 from vlroute.types import MODES, Mode
@@ -299,7 +300,7 @@ def test_an_error_in_a_step_reaches_all_its_answers_and_no_later_one(
         with ThreadPoolExecutor(3) as pool:
             asked = [pool.submit(ask, together, task, "thinking") for task in TASKS[:3]]
             for one in asked:
-                with pytest.raises(MemoryError, match="no room"):
+                with pytest.raises(OutOfMemoryError, match="is not enough for this request"):
                     one.result(20)
     assert ask(together, TASKS[0], "thinking").finish_reason == "stop"
 
