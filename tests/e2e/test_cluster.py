@@ -58,7 +58,7 @@ class Cluster:
     store: str
 
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, headers={"Authorization": f"Bearer {KEY}"})
+        return httpx.Client(base_url=self.url, timeout=180, headers={"Authorization": f"Bearer {KEY}"})
 
     def stats(self) -> list[dict[str, Any]]:
         found = self.handle.broadcast("stats").results(timeout_s=10, return_exceptions=True)
