@@ -189,7 +189,7 @@ def solve(task: ScreenTask, ask: Ask) -> list[Step]:
 
 
 def result_of(app: App, call: Call) -> str:
-    """Run a call. The model also learns of errors."""
+    """Run a call. An error is returned as the result, so that the model can correct the call."""
     try:
         return app.call(call.name, json.loads(call.arguments))
     except (ValueError, LookupError, TypeError, AttributeError) as error:

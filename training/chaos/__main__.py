@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +41,18 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     kept = options.out / "chaos.partial.json"
     data = _resumed(kept, counts)
+    works: dict[str, tuple[Callable[..., Any], Sequence[Any]]] = {
+        "kills": (kills.run, kills.COMPONENTS), "mutants": (mutants.run, mutants.KINDS),
+    }  # fmt: skip
     with Progress() as progress, kills.one_thread():
-        for component in kills.COMPONENTS:
-            task = progress.add_task(f"kill: {component.name}", total=counts["kills"])
-            if component.name not in data["kills"]:
-                found = kills.run(component, counts["kills"], options.seed, lambda task=task: progress.advance(task))  # type: ignore[misc]
-                data["kills"][component.name] = asdict(found)
-                write_json(kept, data)
-            progress.update(task, completed=counts["kills"])
-        for kind in mutants.KINDS:
-            task = progress.add_task(f"damage: {kind.name}", total=counts["mutants"])
-            if kind.name not in data["mutants"]:
-                hurt = mutants.run(kind, counts["mutants"], options.seed, lambda task=task: progress.advance(task))  # type: ignore[misc]
-                data["mutants"][kind.name] = asdict(hurt)
-                write_json(kept, data)
-            progress.update(task, completed=counts["mutants"])
+        for name, (run, items) in works.items():
+            for item in items:
+                task = progress.add_task(f"{name}: {item.name}", total=counts[name])
+                if item.name not in data[name]:
+                    found = run(item, counts[name], options.seed, partial(progress.advance, task))
+                    data[name][item.name] = asdict(found)
+                    write_json(kept, data)
+                progress.update(task, completed=counts[name])
     page = publish("chaos", {**data, "where": environment("pillow", "av", "sqlalchemy")}, options.out)
     kept.unlink()
     print(page)

@@ -44,7 +44,7 @@ def artifact_files(folder: Path) -> list[Path]:
     return [*found, folder / REPORT_FILE]
 
 
-def weights_file(folder: Path, schema: int, digest: str) -> Path:
+def _weights_file(folder: Path, schema: int, digest: str) -> Path:
     """The file of the weights with this SHA-256."""
     return folder / (WEIGHTS_FILE if schema < 5 else f"weights-{digest[:16]}.safetensors")
 
@@ -70,7 +70,7 @@ def write_artifact(folder: str | Path, card: Mapping[str, Any], arrays: Arrays) 
     digest = hashlib.sha256(weights).hexdigest()
     head = {"schema": SCHEMA, "weights_sha256": digest}
     text = json.dumps({**head, **card}, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    file = weights_file(folder, SCHEMA, digest)
+    file = _weights_file(folder, SCHEMA, digest)
     with locked(folder / CARD_FILE):
         sweep_drafts(folder)
         replace_file(file, weights)
@@ -100,7 +100,7 @@ def read_artifact(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
     missing = ""
     while True:
         card, schema, digest = _card(folder)
-        file = weights_file(folder, schema, digest)
+        file = _weights_file(folder, schema, digest)
         try:
             weights = _read(file)
             break
