@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -119,13 +120,16 @@ def drawn(seed: int) -> Task:
     return draw_task(random.Random(seed), TASKS[seed % len(TASKS)], "hard", "en")
 
 
+def answered(reply: httpx.Response) -> Any:
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
 def talk(http: httpx.Client, about: Task) -> list[dict[str, Any]]:
     """One conversation of several turns, each of which is sent in full."""
     said, answers = [user(about)], []
     for question in (*QUESTIONS, None):
-        reply = http.post("/v1/chat/completions", json={"messages": said, **EXACT})
-        assert reply.status_code == 200, reply.text
-        answers.append(reply.json())
+        answers.append(answered(http.post("/v1/chat/completions", json={"messages": said, **EXACT})))
         said.append({"role": "assistant", "content": answers[-1]["choices"][0]["message"]["content"]})
         said.append({"role": "user", "content": question})
     return answers
@@ -164,7 +168,9 @@ def said(answer: dict[str, Any]) -> tuple[str, str, str]:
 def lines(reply: httpx.Response) -> Iterator[dict[str, Any]]:
     for line in reply.iter_lines():
         if line.startswith("data: {"):
-            yield json.loads(line[6:])
+            event = json.loads(line[6:])
+            assert "error" not in event, event
+            yield event
 
 
 def test_a_conversation_stays_with_its_replica(cluster: Cluster, router: Router) -> None:
@@ -189,7 +195,7 @@ def test_a_conversation_stays_with_its_replica(cluster: Cluster, router: Router)
 def test_a_stream_says_the_same_as_the_whole(cluster: Cluster) -> None:
     body = {"messages": [user(task("math"))], "model": "thinking", **EXACT}
     with cluster.http() as http:
-        whole = http.post("/v1/chat/completions", json=body).json()
+        whole = answered(http.post("/v1/chat/completions", json=body))
         with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as reply:
             assert reply.headers["x-vlroute-mode"] == "thinking"
             chunks = list(lines(reply))
@@ -205,7 +211,7 @@ def test_log_probabilities_and_several_answers(cluster: Cluster, router: Router)
     expected = router.ask(one.prompt, **media(one), mode="thinking", do_sample=False, logprobs=True).logprobs
     body = {"messages": [user(one)], "model": "thinking", "n": 3, "logprobs": True, **EXACT}
     with cluster.http() as http:
-        whole = http.post("/v1/chat/completions", json=body).json()
+        whole = answered(http.post("/v1/chat/completions", json=body))
         with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as reply:
             chunks = [chunk["choices"][0] for chunk in lines(reply)]
     assert expected
@@ -217,6 +223,16 @@ def test_log_probabilities_and_several_answers(cluster: Cluster, router: Router)
             assert [entry["token"] for entry in entries] == [entry.token for entry in expected]
             values = [entry.logprob for entry in expected]
             assert [entry["logprob"] for entry in entries] == pytest.approx(values, abs=1e-3)
+
+
+def test_the_calls_of_one_request_do_not_displace_each_other(cluster: Cluster) -> None:
+    """They wait for the same replica at the same time."""
+    with cluster.http() as http:
+        for seed in range(10):
+            body = {"messages": [user(task("ocr", "hard", seed))], "model": "instruct", "n": 4, **EXACT}
+            began = time.monotonic()
+            assert len(answered(http.post("/v1/chat/completions", json=body))["choices"]) == 4
+            assert time.monotonic() - began < cluster.settings.server.deadline / 2
 
 
 def test_a_disconnected_client_cancels_the_answer(cluster: Cluster) -> None:

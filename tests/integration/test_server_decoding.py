@@ -22,6 +22,8 @@ from vlroute.inputs.limits import Limits
 from vlroute.serving.settings import ServerSettings
 
 PICTURE = png(Image.new("RGB", (64, 64), "red"))
+#: Takes several times the deadline to decode, also on a fast machine.
+LONG_VIDEO = blank_video(60_000, 1024)
 OTHER = "another key for tests, long enough"
 
 
@@ -92,7 +94,7 @@ def idle(server: Served) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_video_bomb_ends_at_the_deadline(server: Served, stream: bool) -> None:
-    bomb = uri("video/mp4", blank_video(9000, 1024))
+    bomb = uri("video/mp4", LONG_VIDEO)
     began = time.perf_counter()
     reply = post(server, body(bomb, stream=stream))
     seconds = time.perf_counter() - began
@@ -103,7 +105,7 @@ def test_a_video_bomb_ends_at_the_deadline(server: Served, stream: bool) -> None
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_ends_the_decoding_of_its_video(server: Served, stream: bool) -> None:
-    bomb = uri("video/mp4", blank_video(9000, 1024))
+    bomb = uri("video/mp4", LONG_VIDEO)
     with pytest.raises(httpx.ReadTimeout):
         post(server, body(bomb, stream=stream), timeout=0.8)
     began = time.perf_counter()
@@ -112,7 +114,7 @@ def test_a_client_that_leaves_ends_the_decoding_of_its_video(server: Served, str
 
 
 def test_another_key_decodes_while_one_key_sends_bombs(server: Served) -> None:
-    bomb = uri("video/mp4", blank_video(9000, 1024))
+    bomb = uri("video/mp4", LONG_VIDEO)
     with ThreadPoolExecutor(3) as pool:
         bombs = [pool.submit(post, server, body(bomb)) for _ in range(3)]
         until(lambda: server.service._decoding.waiting)

@@ -73,6 +73,20 @@ def idle_connections(url: str, count: int = 300, seconds: float = 5.0) -> Figure
     return _held(url, count, seconds, lambda _: b"")
 
 
+@contextmanager
+def silent(url: str, count: int) -> Iterator[None]:
+    """Hold connections that send nothing until the block ends.
+
+    Args:
+        url: The server.
+        count: Number of connections. One that the server closes is not opened again.
+    """
+    with ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(_connected(url))
+        yield
+
+
 def slow_header(url: str, count: int = 300, seconds: float = 5.0) -> Figures:
     """Send the header of a request byte by byte."""
     header = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: " + b"x" * 100_000
@@ -90,7 +104,7 @@ def slow_reader(url: str, key: str = "none", count: int = 5, seconds: float = 30
     host, port = _address(url)
     request = f"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\r\n".encode() * 100
     figures, began = Figures(), time.monotonic()
-    with _health(url, figures), ExitStack() as stack:
+    with health(url, figures), ExitStack() as stack:
         clients = []
         for _ in range(count):
             client = stack.enter_context(socket.socket())
@@ -149,7 +163,7 @@ def post(url: str, path: str, content: bytes, key: str = "none", count: int = 1)
         The figures.
     """
     figures, began = Figures(), time.monotonic()
-    with _health(url, figures):
+    with health(url, figures):
         for _ in range(count):
             status = 0
             with suppress(OSError), _connected(url) as client:
@@ -232,7 +246,7 @@ def _held(url: str, count: int, seconds: float, piece: Callable[[int], bytes]) -
     """
     figures, began = Figures(), time.monotonic()
     clients: list[tuple[socket.socket, int]] = []
-    with _health(url, figures):
+    with health(url, figures):
         index, end = 0, began + seconds
         while time.monotonic() < end:
             kept = []
@@ -270,8 +284,13 @@ def _send(client: socket.socket, *pieces: bytes) -> None:
 
 
 @contextmanager
-def _health(url: str, figures: Figures) -> Iterator[None]:
-    """Ask for /health again and again in another thread."""
+def health(url: str, figures: Figures) -> Iterator[None]:
+    """Ask for /health again and again in another thread until the block ends.
+
+    Args:
+        url: The server.
+        figures: Gets the durations.
+    """
     stop = threading.Event()
 
     def ask() -> None:

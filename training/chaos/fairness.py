@@ -41,13 +41,28 @@ def flood_of_one_key(
         Seconds of the other key's answers (95th percentile, longest) on the idle server and during the flood, how many
         were refused, and how many answers of the flood began and were refused.
     """
-    idle, _ = _ask(url, other, asked)
-    with _flood(url, flooding, requests, model, max_tokens) as got:
+    idle, _ = ask(url, other, asked)
+    with flood(url, flooding, requests, model, max_tokens) as got:
         time.sleep(1.0)
-        busy, refused = _ask(url, other, asked)
+        busy, refused = ask(url, other, asked)
+    return summary(idle, busy, refused, got)
+
+
+def summary(idle: list[float], busy: list[float], refused: int, got: Counter[int]) -> dict[str, float]:
+    """The figures of `flood_of_one_key`.
+
+    Args:
+        idle: Seconds of the other key's answers on the idle server.
+        busy: The same during the flood.
+        refused: Number of its refused requests during the flood.
+        got: Statuses of the requests of the flood.
+
+    Returns:
+        The figures.
+    """
     return {
         "idle p95 s": percentile(idle), "flood p95 s": percentile(busy), "flood longest s": max(busy, default=0.0),
-        "ratio": percentile(busy) / max(percentile(idle), 1e-9), "asked": asked, "refused": refused,
+        "ratio": percentile(busy) / max(percentile(idle), 1e-9), "asked": len(busy) + refused, "refused": refused,
         "flood begun": got[200], "flood refused": got[429],
     }  # fmt: skip
 
@@ -106,8 +121,17 @@ def _body(model: str, max_tokens: int, min_tokens: int = 0) -> dict[str, Any]:
     return {"model": model, "messages": [message], "max_tokens": max_tokens, "min_tokens": min_tokens}
 
 
-def _ask(url: str, key: str, times: int) -> tuple[list[float], int]:
-    """Seconds of the answers, and the number of refusals."""
+def ask(url: str, key: str, times: int) -> tuple[list[float], int]:
+    """Ask Instruct again and again.
+
+    Args:
+        url: Address of the server.
+        key: A valid key.
+        times: Number of requests, one after the other.
+
+    Returns:
+        Seconds of the answers, and the number of refusals.
+    """
     seconds, refused = list[float](), 0
     with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, headers=bearer(key)) as client:
         for _ in range(times):
@@ -126,8 +150,19 @@ def _ask(url: str, key: str, times: int) -> tuple[list[float], int]:
 
 
 @contextmanager
-def _flood(url: str, key: str, requests: int, model: str, max_tokens: int) -> Iterator[Counter[int]]:
-    """Statuses of the requests of the flood, which goes on within the context."""
+def flood(url: str, key: str, requests: int, model: str, max_tokens: int) -> Iterator[Counter[int]]:
+    """Send requests with long answers until the block ends, a new one whenever one ends.
+
+    Args:
+        url: Address of the server.
+        key: A valid key.
+        requests: Number of requests at a time.
+        model: Their mode.
+        max_tokens: Length of their answers.
+
+    Yields:
+        How many requests got which status so far.
+    """
     ended, got = threading.Event(), Counter[int]()
 
     def send() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 from PIL import Image
@@ -33,9 +33,7 @@ def picture_bombs(url: str, key: str, pid: int, count: int = 8, side: int = 8192
         Seconds until the last reply, how many requests were answered, refused, or not answered in time, the growth of
         the resident memory in MiB at its peak and at the end, and the delay of `/health`.
     """
-    uri = "data:image/png;base64," + base64.b64encode(blank_png(side)).decode()
-    part = {"type": "image_url", "image_url": {"url": uri}}
-    return _attack(url, key, pid, [[part]] * count)
+    return _attack(url, key, pid, [picture_body(side)] * count)
 
 
 def video_bomb(url: str, key: str, pid: int, frames: int = 3000, side: int = 2048) -> dict[str, float]:
@@ -51,8 +49,32 @@ def video_bomb(url: str, key: str, pid: int, frames: int = 3000, side: int = 204
     Returns:
         See `picture_bombs`.
     """
-    uri = "data:video/mp4;base64," + base64.b64encode(blank_video(frames, side)).decode()
-    return _attack(url, key, pid, [[{"type": "video_url", "video_url": {"url": uri}}]])
+    return _attack(url, key, pid, [video_body(frames, side)])
+
+
+def picture_body(side: int) -> bytes:
+    """A chat request with a picture of one color.
+
+    Args:
+        side: Width and height in pixels.
+
+    Returns:
+        The JSON.
+    """
+    return _body("image", "png", blank_png(side))
+
+
+def video_body(frames: int, side: int) -> bytes:
+    """A chat request with a video of one color.
+
+    Args:
+        frames: Number of frames.
+        side: Width and height in pixels.
+
+    Returns:
+        The JSON.
+    """
+    return _body("video", "mp4", blank_video(frames, side))
 
 
 def blank_png(side: int) -> bytes:
@@ -112,7 +134,14 @@ def resident(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-def _attack(url: str, key: str, pid: int, contents: list[list[dict[str, Any]]]) -> dict[str, float]:
+def _body(kind: str, subtype: str, data: bytes) -> bytes:
+    uri = f"data:{kind}/{subtype};base64,{base64.b64encode(data).decode()}"
+    part = {"type": f"{kind}_url", f"{kind}_url": {"url": uri}}
+    message = {"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}
+    return json.dumps({"model": "instruct", "messages": [message], "max_tokens": 8}).encode()
+
+
+def _attack(url: str, key: str, pid: int, bodies: list[bytes]) -> dict[str, float]:
     statuses, delays, before = Counter[int](), list[float](), resident(pid)
     peak, ended = before, threading.Event()
 
@@ -125,12 +154,11 @@ def _attack(url: str, key: str, pid: int, contents: list[list[dict[str, Any]]]) 
                 delays.append(time.perf_counter() - began)
                 peak = max(peak, resident(pid))
 
-    def send(content: list[dict[str, Any]]) -> int:
-        message = {"role": "user", "content": [*content, {"type": "text", "text": "What is it?"}]}
-        body = {"model": "instruct", "messages": [message], "max_tokens": 8}
+    def send(body: bytes) -> int:
+        headers = bearer(key) | {"Content-Type": "application/json"}
         try:
             return httpx.post(
-                f"{url}/v1/chat/completions", json=body, headers=bearer(key), timeout=PATIENCE_SECONDS
+                f"{url}/v1/chat/completions", content=body, headers=headers, timeout=PATIENCE_SECONDS
             ).status_code
         except httpx.HTTPError:
             return 0
@@ -138,14 +166,14 @@ def _attack(url: str, key: str, pid: int, contents: list[list[dict[str, Any]]]) 
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()
     began = time.perf_counter()
-    with ThreadPoolExecutor(len(contents)) as pool:
-        for status in pool.map(send, contents):
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        for status in pool.map(send, bodies):
             statuses[status] += 1
     seconds = time.perf_counter() - began
     ended.set()
     watching.join()
     return {
         "seconds": seconds, "answered": statuses[200], "late": statuses[504] + statuses[0],
-        "refused": len(contents) - statuses[200] - statuses[504] - statuses[0], "peak MiB": peak - before,
+        "refused": len(bodies) - statuses[200] - statuses[504] - statuses[0], "peak MiB": peak - before,
         "after MiB": resident(pid) - before, "health p95 s": percentile(delays),
     }  # fmt: skip

@@ -6,6 +6,8 @@ import asyncio
 import gc
 import logging
 import math
+import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -56,6 +58,7 @@ State = Literal["loading", "ready", "failed", "shutting down"]
 CANCEL_SECONDS = 20.0  # until cancelled answers have ended
 CLEANING_SECONDS = 600.0  # between two deletions of expired responses
 RETRY_SECONDS = 1.0  # until the next attempt to load
+LOWEST_PRIORITY = 19  # of threads, on Linux
 SMOOTHING = 0.1  # weight of the latest answer in the mean seconds from which Retry-After is computed
 T = TypeVar("T")
 
@@ -92,11 +95,11 @@ class Service:
         self.failure: BaseException | None = None
         self._on_failure = on_failure
         self._loader: threading.Thread | None = None
-        # those that decode may wait for pixels, and must not hold up other requests
-        threads = max(PREPARING_THREADS, settings.max_decoding + 2)
+        threads = PREPARING_THREADS
         if router.blocks:
             threads = self.max_admitted + 2 * settings.max_num_seqs + threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="vlroute-answer")
+        self._decoders = ThreadPoolExecutor(settings.max_decoding, "vlroute-decode", _run_behind)
         self._admitted: Counter[threading.Event] = Counter()  # number of answers of each request
         self._queue = FairQueue(2 * settings.max_num_seqs, self.max_admitted, self._too_many)
         per_flow = max(settings.max_decoding - 1, 1)
@@ -491,7 +494,8 @@ class Service:
     async def drain(self, seconds: float) -> None:
         """Like `finish`; then close the router."""
         await self.finish(seconds)
-        await asyncio.to_thread(self._pool.shutdown, True)
+        for pool in (self._decoders, self._pool):
+            await asyncio.to_thread(pool.shutdown, True)
         self.router.close()
         if self.telemetry is not None:
             await asyncio.to_thread(self.telemetry.close)
@@ -558,7 +562,7 @@ class Service:
                 turn = self._decoding.enter(flow)
                 try:
                     await asyncio.wrap_future(turn.place)
-                    decoded = _InContext(self._pool).submit(self._decode, prepare, place)
+                    decoded = _InContext(self._decoders).submit(self._decode, prepare, place)
                 except BaseException:
                     self._decoding.leave(turn)
                     raise
@@ -655,6 +659,12 @@ class _InContext(Executor):
         """See `Executor.submit`."""
         run = self._context.copy().run  # a context can be entered by one thread at a time
         return self._pool.submit(run, fn, *args, **kwargs)
+
+
+def _run_behind() -> None:
+    """Let this thread use a core only while no other thread needs it, where the system has priorities of threads."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
 
 
 def shutting_down() -> APIError:

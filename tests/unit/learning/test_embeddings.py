@@ -17,7 +17,7 @@ def test_every_text_is_embedded_once_and_cached(tmp_path: Path) -> None:
     asked: list[str] = []
 
     class Counting:
-        name, fingerprint, width = encoder.name, encoder.fingerprint, encoder.width
+        name, fingerprint, width, revision = encoder.name, encoder.fingerprint, encoder.width, encoder.revision
 
         def encode(self, texts: list[str]) -> np.ndarray:
             asked.extend(texts)

@@ -8,8 +8,10 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import Context
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from types import SimpleNamespace
@@ -181,14 +183,14 @@ class RayEngine:
 
         limited = asyncio.wait_for(run(), seconds or self._seconds)
         try:
-            return asyncio.run_coroutine_threadsafe(limited, self._loop).result()
+            return self._begin(limited).result()
         except (RayError, RayServeException) as error:
             raise _converted(error) from error
 
     def stream(self, method: str, key: str, cancel: threading.Event | None, *args: Any) -> Iterator[Any]:
         """The items that a generator method of one replica yields. Arguments and errors as of `call`."""
         items: SimpleQueue[Any] = SimpleQueue()
-        reading = asyncio.run_coroutine_threadsafe(self._read(method, key, args, items), self._loop)
+        reading = self._begin(self._read(method, key, args, items))
         try:
             while True:
                 if cancel is not None and cancel.is_set():
@@ -204,6 +206,14 @@ class RayEngine:
                 yield item
         finally:
             reading.cancel()
+
+    def _begin(self, calling: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a call outside of the context of the HTTP request.
+
+        In that context, Ray gives all calls for one request the same id, and of two calls with one id that wait for a
+        replica at the same time, it would forget one.
+        """
+        return Context().run(asyncio.run_coroutine_threadsafe, calling, self._loop)
 
     async def _read(self, method: str, key: str, args: tuple[Any, ...], items: SimpleQueue[Any]) -> None:
         handle = self._handle.options(session_id=key, method_name=method, stream=True)

@@ -1,0 +1,243 @@
+"""Attacks on servers of their own: what other clients notice meanwhile, and what is left when they end.
+
+The server runs on one core and the clients on the other ones, in all measurements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from training.bench.servers import free_port, started
+from training.chaos import attacks, fairness, flood, media
+from training.page import PAGES, figures, publish, step
+
+KEY, OTHER = "key-of-the-attacker-for-tests", "key-of-somebody-else-for-tests"
+HEALTH_SECONDS = 0.1  # the most that /health may take, 95th percentile
+LATE_SECONDS = 2.0  # after a deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server under attack."""
+
+    url: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """An attack on a server.
+
+    Attributes:
+        name: What the clients do.
+        bar: What must hold meanwhile.
+        run: Attacks; returns the figure, and whether the bar holds.
+        options: Further options of `vlroute serve`.
+        keys: Whether the server has keys.
+    """
+
+    name: str
+    bar: str
+    run: Callable[[Target], tuple[str, bool]]
+    options: tuple[str, ...] = ()
+    keys: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Result of an attack; the fields are those of the table."""
+
+    attack: str
+    bar: str
+    figure: str
+    holds: bool
+
+
+def run(attack: Attack, checkout: Path | None = None) -> Row:
+    """Attack a server of its own.
+
+    Args:
+        attack: What to do.
+        checkout: A checkout of vlroute whose server is attacked; by default the installed one.
+
+    Returns:
+        The figure and the verdict.
+    """
+    with _server(attack, checkout) as target:
+        try:
+            figure, holds = attack.run(target)
+        except httpx.HTTPError as error:  # an attack that makes the server unusable has a result too
+            figure, holds = f"{type(error).__name__} in the attack's client", False
+    return Row(attack.name, attack.bar, figure, holds)
+
+
+@contextmanager
+def _server(attack: Attack, checkout: Path | None) -> Iterator[Target]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    variables = dict(os.environ, OMP_NUM_THREADS="1")
+    variables.pop("VLROUTE_API_KEYS", None)
+    if attack.keys:
+        variables["VLROUTE_API_KEYS"] = f"{KEY},{OTHER}"
+    if checkout:
+        variables["PYTHONPATH"] = str(checkout / "src")
+    with tempfile.TemporaryDirectory() as folder:
+        store = str(Path(folder) / "answers.db")
+        command = [sys.executable, "-m", "vlroute", "serve", "--port", str(port), "--store", store, *attack.options]
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[:1])  # which a new process inherits
+        try:
+            with started(command, f"{url}/ready", "the server", variables) as process:
+                os.sched_setaffinity(0, cores[1:] or cores)
+                yield Target(url, process.pid)
+        finally:
+            os.sched_setaffinity(0, cores)
+
+
+def _health(found: attacks.Figures) -> tuple[str, bool]:
+    requests = len(found.milliseconds) + found.failed
+    failed = f", {found.failed} of {requests} not answered" if found.failed else ""
+    return f"`/health` p95 {found.p95:.0f} ms, longest {found.longest:.0f} ms{failed}", (
+        not found.failed and found.p95 <= HEALTH_SECONDS * 1000
+    )
+
+
+def _held(attack: Callable[..., attacks.Figures], **options: Any) -> Callable[[Target], tuple[str, bool]]:
+    return lambda target: _health(attack(target.url, **options))
+
+
+def _slow_readers(target: Target) -> tuple[str, bool]:
+    found = attacks.slow_reader(target.url, KEY, seconds=60)
+    health, holds = _health(found)
+    return f"{found.still_open} of 5 still open after {found.seconds:.0f} s; {health}", holds and not found.still_open
+
+
+def _large_body(kind: str, key: str) -> Callable[[Target], tuple[str, bool]]:
+    def attack(target: Target) -> tuple[str, bool]:
+        found = attacks.deep_json(target.url, key) if kind == "depth" else attacks.big_json(target.url, key, kind)
+        health, holds = _health(found)
+        status = ", ".join(str(one) if one else "no reply" for one in found.statuses)
+        refused = all(400 <= one < 500 for one in found.statuses)
+        return f"{status} after {found.seconds:.1f} s; {health}", holds and refused
+
+    return attack
+
+
+def _pictures(target: Target) -> tuple[str, bool]:
+    return _bombs(media.picture_bombs(target.url, KEY, target.pid))
+
+
+def _video(target: Target) -> tuple[str, bool]:
+    found = media.video_bomb(target.url, KEY, target.pid)
+    text, holds = _bombs(found)
+    return f"ends after {found['seconds']:.0f} s; {text}", holds and found["seconds"] <= 15 + LATE_SECONDS
+
+
+def _bombs(found: dict[str, float]) -> tuple[str, bool]:
+    text = (
+        f"{found['answered']:.0f} answered, {found['refused']:.0f} refused, {found['late']:.0f} late; "
+        f"`/health` p95 {found['health p95 s'] * 1000:.0f} ms; {found['peak MiB']:+.0f} MiB at the peak"
+    )
+    return text, found["health p95 s"] <= HEALTH_SECONDS
+
+
+def _many_requests(count: int) -> Callable[[Target], tuple[str, bool]]:
+    def attack(target: Target) -> tuple[str, bool]:
+        return _other_key(fairness.flood_of_one_key(target.url, KEY, OTHER, count))
+
+    return attack
+
+
+def _everything(target: Target) -> tuple[str, bool]:
+    found = flood.flood_of_everything(target.url, KEY, OTHER)
+    text, holds = _other_key(found)
+    health = found["health p95 s"]
+    return f"{text}; `/health` p95 {health * 1000:.0f} ms", holds and health <= HEALTH_SECONDS
+
+
+def _other_key(found: dict[str, float]) -> tuple[str, bool]:
+    text = (
+        f"Instruct p95 {found['idle p95 s']:.2f} s idle, {found['flood p95 s']:.2f} s during the attack "
+        f"({found['ratio']:.1f}×); {found['refused']:.0f} of {found['asked']:.0f} refused"
+    )
+    return text, found["ratio"] <= 2 and not found["refused"]
+
+
+def _wrong_keys(target: Target) -> tuple[str, bool]:
+    found = fairness.wrong_keys(target.url, KEY)
+    text = f"{found['401']:.0f} checked, {found['429']:.0f} told to wait; the right key: {found['right key']:.0f}"
+    return text, found["401"] <= 20
+
+
+def _shutdown(target: Target) -> tuple[str, bool]:
+    found = attacks.sigterm_during_streams(target.url, target.pid, KEY)
+    return f"{found.answered} answered, {found.failed} ended with an error event, {found.cut} cut", not found.cut
+
+
+def _foreign_upload(target: Target) -> tuple[str, bool]:
+    reply = httpx.post(
+        f"{target.url}/gradio_api/upload", files={"files": ("a.bin", b"x" * 1000)},
+        headers={"Origin": "https://elsewhere.example"}, timeout=30,
+    )  # fmt: skip
+    return f"status {reply.status_code}", reply.status_code in (401, 403)
+
+
+def _schema(target: Target) -> tuple[str, bool]:
+    status = httpx.get(f"{target.url}/openapi.json", timeout=30).status_code
+    return f"status {status}", status == 401
+
+
+_ANSWERED = "`/health` p95 ≤ 100 ms, none lost"
+_NOT_READ = f"a 4xx status; {_ANSWERED}"
+_OTHER = "another key: p95 ≤ 2× idle, none refused"
+ATTACKS = (
+    Attack("1,100 silent connections, 20 s", _ANSWERED, _held(attacks.idle_connections, count=1100, seconds=20)),
+    Attack("1,100 headers, byte by byte, 20 s", _ANSWERED, _held(attacks.slow_header, count=1100, seconds=20)),
+    Attack("50 bodies, byte by byte, 20 s", _ANSWERED, _held(attacks.slow_body, key=KEY, seconds=20)),
+    Attack("5 clients that do not read", f"closed within 60 s; {_ANSWERED}", _slow_readers),
+    *[Attack(f"60 MiB of JSON: {kind}", _NOT_READ, _large_body(kind, KEY)) for kind in attacks.BODIES],
+    Attack("60 MiB of JSON: brackets, wrong key", _NOT_READ, _large_body("brackets", "a wrong key")),
+    Attack("10 MiB of opening brackets", _NOT_READ, _large_body("depth", KEY)),
+    Attack("8 pictures of 64 megapixels at once", "`/health` p95 ≤ 100 ms", _pictures),
+    Attack(
+        "a video of 3,000 frames of 2,048², deadline 15 s", "ends within 17 s; `/health` p95 ≤ 100 ms", _video,
+        ("--deadline", "15"),
+    ),
+    Attack("16 long Thinking requests of one key", _OTHER, _many_requests(16)),
+    Attack("100 long Thinking requests of one key", _OTHER, _many_requests(100)),
+    Attack(
+        "one key: 40 long Thinking requests, bodies of 60 MiB, large pictures and videos, 200 silent connections",
+        f"{_OTHER}; `/health` p95 ≤ 100 ms", _everything,
+    ),
+    Attack("200 wrong keys", "at most 20 checked", _wrong_keys),
+    Attack("SIGTERM during 10 streams", "none cut", _shutdown),
+    Attack("an upload from another site, no keys", "status 401 or 403", _foreign_upload, keys=False),
+    Attack("/openapi.json without a key", "status 401", _schema),
+)  # fmt: skip
+
+
+def main() -> None:
+    """Measure the column *before* of the page: `python -m training.chaos.server CHECKOUT`."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("checkout", type=Path, help="a checkout of the version before")
+    parser.add_argument("--out", type=Path, default=PAGES, help="folder of the page")
+    options = parser.parse_args()
+    data = figures("chaos", options.out)
+    for attack in ATTACKS:
+        step(attack.name)
+        data.setdefault("before", {})[attack.name] = asdict(run(attack, options.checkout))
+        publish("chaos", data, options.out)
+
+
+if __name__ == "__main__":
+    main()
