@@ -9,6 +9,7 @@ import operator
 import re
 import warnings
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import ExifTags, Image
 
 from vlroute.errors import UnreadableMediaError
 
+PIECE_PIXELS = 2**18
 _PNG = b"\x89PNG\r\n\x1a\n"
 #: Chunks that determine the pixels. All others are removed: text, color profiles, animation control, and chunks
 #: for which Pillow would refuse the whole file.
@@ -143,6 +145,35 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     rgb = image.convert("RGB")
     rgb.info = {}  # otherwise the next reader would apply the orientation again
     return rgb
+
+
+def pieces(image: Image.Image) -> Iterator[bytes]:
+    """The bytes of an RGB image in pieces of whole rows.
+
+    All bytes at once would double the memory of a large image, and stop all other threads while they are copied.
+
+    Args:
+        image: The image.
+
+    Yields:
+        Together `image.tobytes()`.
+    """
+    rows = max(PIECE_PIXELS // image.width, 1)
+    if image.height <= rows:
+        yield image.tobytes()
+        return
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height))).tobytes()
+
+
+def to_array(image: Image.Image) -> NDArray[np.uint8]:
+    """An RGB image as an array of shape (height, width, 3), equal to `np.array(image)`; see `pieces`."""
+    array = np.empty((image.height, image.width, 3), np.uint8)
+    values, at = array.reshape(-1), 0
+    for piece in pieces(image):
+        values[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+        at += len(piece)
+    return array
 
 
 def from_array(array: NDArray[Any], name: str, channel_axis: int | None = None) -> Image.Image:

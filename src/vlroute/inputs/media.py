@@ -22,7 +22,7 @@ from vlroute.checks import refused
 from vlroute.errors import InputError, LimitError, MessageError, UnreadableMediaError, VLRouteError
 from vlroute.inputs.decoding import current_budget
 from vlroute.inputs.encoded import Encoded, is_open_file, name_of, read_encoded
-from vlroute.inputs.image import channels_last, from_array, to_rgb, without_metadata
+from vlroute.inputs.image import channels_last, from_array, pieces, to_rgb, without_metadata
 from vlroute.inputs.limits import DEFAULT_LIMITS, OWN_SIZE, Limits, PixelBudget
 from vlroute.inputs.video import DEFAULT_SAMPLING, FrameSampling, decode_video
 
@@ -65,7 +65,8 @@ class Picture:
         if not isinstance(self.image, Image.Image) or self.image.mode != "RGB":
             raise UnreadableMediaError("a Picture holds a PIL image of mode RGB; use load_picture")
         digest = hashlib.sha256(b"vlroute picture\0" + struct.pack(">QQ", *self.size))
-        digest.update(self.image.tobytes())
+        for piece in pieces(self.image):
+            digest.update(piece)
         digest.update(self.budget.tag())
         object.__setattr__(self, "digest", digest.hexdigest())
 
@@ -102,7 +103,8 @@ class Video:
         digest = hashlib.sha256(b"vlroute video\0" + struct.pack(">QQQ", len(self.frames), *self.size))
         digest.update(struct.pack(f">{len(self.times)}d", *self.times))
         for frame in self.frames:
-            digest.update(frame.tobytes())
+            for piece in pieces(frame):
+                digest.update(piece)
         digest.update(self.budget.tag())
         object.__setattr__(self, "digest", digest.hexdigest())
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlroute.errors import InputError, LimitError, UnreadableMediaError
+from vlroute.inputs.image import PIECE_PIXELS, pieces, to_array
 from vlroute.inputs.limits import Limits
 from vlroute.inputs.media import Picture, load_picture
 
@@ -285,3 +286,10 @@ def test_damaged_files_raise_typed_errors_only(file: bytes, data: st.DataObject)
         return
     assert picture.image.mode == "RGB"
     assert load_picture(picture.image) == picture
+
+
+@pytest.mark.parametrize("size", [(1, 1), (300, 2000), (PIECE_PIXELS + 7, 3), (PIECE_PIXELS // 4, 9)])
+def test_pieces_of_an_image_are_its_bytes(size: tuple[int, int]) -> None:
+    image = Image.effect_noise(size, 90).convert("RGB")
+    assert b"".join(pieces(image)) == image.tobytes()
+    assert (to_array(image) == np.array(image)).all()

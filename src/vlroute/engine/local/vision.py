@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers.image_utils import SizeDict
@@ -16,6 +15,7 @@ from transformers.image_utils import SizeDict
 from vlroute.engine.cache.features import VisionFeatures
 from vlroute.engine.cache.vision import Grid
 from vlroute.errors import LimitError
+from vlroute.inputs.image import to_array
 from vlroute.inputs.media import Picture, Video
 
 #: Items of at most so many pixels are prepared by one thread.
@@ -92,7 +92,7 @@ def _patches(processor: Any, image: Image.Image, arguments: Mapping[str, Any]) -
     if not all(getattr(processor, name, None) for name in usual):
         out = processor(images=[image], return_tensors="pt", **arguments)
         return out["pixel_values"], tuple(out["image_grid_thw"][0].tolist())
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()[None]
+    pixels = torch.from_numpy(to_array(image)).permute(2, 0, 1).contiguous()[None]
     if arguments.get("do_resize", True):
         factor = processor.patch_size * processor.merge_size
         size = SizeDict(**{**dict(processor.size), **arguments.get("size", {})})
