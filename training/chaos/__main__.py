@@ -1,4 +1,4 @@
-"""Kill processes and damage inputs at random: `python -m training.chaos`, or `--long` for ten times as many of each.
+"""Attack servers, kill processes and damage inputs: `python -m training.chaos`, or `--long` for ten times as many.
 
 Writes docs/benchmarks/chaos.md. An interrupted run continues: finished rows are kept in a file beside the figures.
 """
@@ -16,8 +16,8 @@ from typing import Any
 
 from rich.progress import Progress
 
-from training.chaos import kills, mutants
-from training.page import argument_parser, environment, publish, write_json
+from training.chaos import kills, mutants, server
+from training.page import argument_parser, environment, figures, publish, write_json
 
 #: Numbers of kills of each component and of mutants of each kind of input.
 SHORT, LONG = (17, 500), (170, 5000)

@@ -63,21 +63,26 @@ class Row:
     holds: bool
 
 
-def run(attack: Attack, checkout: Path | None = None) -> Row:
+def run(attack: Attack, times: int, seed: int, advance: Callable[[], object], checkout: Path | None = None) -> Row:
     """Attack a server of its own.
 
     Args:
         attack: What to do.
+        times: How often: 1.
+        seed: Has no effect.
+        advance: Called at the end.
         checkout: A checkout of vlroute whose server is attacked; by default the installed one.
 
     Returns:
         The figure and the verdict.
     """
+    del times, seed
     with _server(attack, checkout) as target:
         try:
             figure, holds = attack.run(target)
         except httpx.HTTPError as error:  # an attack that makes the server unusable has a result too
             figure, holds = f"{type(error).__name__} in the attack's client", False
+    advance()
     return Row(attack.name, attack.bar, figure, holds)
 
 
@@ -227,7 +232,7 @@ ATTACKS = (
 
 
 def main() -> None:
-    """Measure the column *before* of the page: `python -m training.chaos.server CHECKOUT`."""
+    """Measure the column *before* of the page: `python -m training.chaos.server_attacks CHECKOUT`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("checkout", type=Path, help="a checkout of the version before")
     parser.add_argument("--out", type=Path, default=PAGES, help="folder of the page")
@@ -235,7 +240,7 @@ def main() -> None:
     data = figures("chaos", options.out)
     for attack in ATTACKS:
         step(attack.name)
-        data.setdefault("before", {})[attack.name] = asdict(run(attack, options.checkout))
+        data.setdefault("before", {})[attack.name] = asdict(run(attack, 1, 0, lambda: None, options.checkout))
         publish("chaos", data, options.out)
 
 
