@@ -30,6 +30,7 @@ from vlroute.types import MODES, Answer, Mode, ToolUse, judged_mode, new_id
 
 SCHEMA = 1
 BUSY_SECONDS = 30
+DISK_ERRORS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)
 LOCK = 0x766C726F757465  # number of an advisory lock in PostgreSQL; the bytes spell "vlroute"
 TABLES = sa.MetaData()
 SCHEMAS = sa.Table("vlroute_schema", TABLES, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
@@ -176,8 +177,9 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
                 raise StoreError(f"{file} is a database of another program, not a store of vlroute; name another file")
             connection.execute("PRAGMA journal_mode = WAL")
             break
-        except sqlite3.OperationalError:  # SQLite does not wait if other processes change the journal mode too
-            if time.monotonic() > deadline:
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait if other processes change the journal mode too; a full disk is an error at once
+            if error.sqlite_errorcode & 0xFF in DISK_ERRORS or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
     connection.execute("PRAGMA synchronous = FULL")

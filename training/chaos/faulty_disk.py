@@ -1,7 +1,6 @@
 """A disk that can lose what was not synchronized, and whose calls can fail: a file system in memory, by FUSE.
 
-A power cut is harsher than that of a usual disk: the name of a file is durable only after its folder was synchronized,
-and blocks whose synchronization failed stay lost until they are written again.
+A power cut is harsher than that of a usual disk: the name of a file is durable only after its folder was synchronized.
 """
 
 from __future__ import annotations
@@ -65,6 +64,10 @@ class FaultyDisk:
     def fail(self, *calls: Call, share: float, error: int = errno.EIO) -> None:
         """Let a random share of these calls fail with an `errno`."""
         self._ask("fail", list(calls), share, error)
+
+    def forget(self) -> None:
+        """After a failed fsync, drop the data, so that the next fsync succeeds without it. Linux does so."""
+        self._ask("forget")
 
     def shorten(self, share: float) -> None:
         """Let a random share of all writes store only a part of their data, as POSIX allows."""
@@ -178,7 +181,7 @@ class Disk:
 
     def end_faults(self) -> None:
         self.failing: dict[str, tuple[float, int]] = {}
-        self.short, self.read_only = 0.0, False
+        self.short, self.read_only, self.forgets = 0.0, False, False
         self.limit: int | None = None  # bytes
 
     def settle(self, partly: bool) -> None:
@@ -269,7 +272,8 @@ class Disk:
         try:
             self._change("fsync")
         except OSError:
-            file.unsynced.clear()  # as Linux: the next call succeeds, although the data is not on the disk
+            if self.forgets:
+                file.unsynced.clear()
             raise
         file.sync()
 
@@ -384,6 +388,9 @@ class _Commands:
 
     def fail(self, calls: list[str], share: float, error: int) -> None:
         self.disk.failing = dict.fromkeys(calls, (share, error))
+
+    def forget(self) -> None:
+        self.disk.forgets = True
 
     def shorten(self, share: float) -> None:
         self.disk.short = share
