@@ -6,7 +6,9 @@ import hashlib
 import json
 import re
 import sqlite3
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -258,6 +260,8 @@ class Store:
             StoreError: the store cannot be opened, has another schema version, or, without `create`, does not exist.
         """
         self.keep_text = keep_text
+        self._failures: Counter[str] = Counter()
+        self._lock = threading.Lock()
         url = read_url(where)
         self._name = url.render_as_string(hide_password=True)
         with self._errors("opened"):
@@ -538,6 +542,15 @@ class Store:
         with self._errors(verb), self._engine.begin() as connection:
             yield connection
 
+    def failures(self) -> dict[str, int]:
+        """Number of calls that failed with a StoreError since this object was created, by what they did.
+
+        Returns:
+            The numbers of "read" and "written".
+        """
+        with self._lock:
+            return {verb: self._failures[verb] for verb in ("read", "written")}
+
     def close(self) -> None:
         """Close all connections; a later call opens new ones."""
         self._engine.dispose()
@@ -577,6 +590,8 @@ class Store:
             OSError,
             ValueError,
         ) as error:  # ValueError: a damaged value, as of JSON
+            with self._lock:
+                self._failures[verb] += 1
             why = str(getattr(error, "orig", None) or error).strip().splitlines()
             raise StoreError(
                 f"{self._name} could not be {verb}: {why[0] if why else type(error).__name__}{_advice(why)}"

@@ -61,13 +61,16 @@ class FaultyDisk:
         self._process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._answer()
 
-    def fail(self, *calls: Call, share: float, error: int = errno.EIO) -> None:
-        """Let a random share of these calls fail with an `errno`."""
-        self._ask("fail", list(calls), share, error)
+    def fail(self, call: Call, share: float, error: int = errno.EIO, drops: bool = False) -> None:
+        """Let a random share of these calls fail.
 
-    def forget(self) -> None:
-        """After a failed fsync, drop the data, so that the next fsync succeeds without it. Linux does so."""
-        self._ask("forget")
+        Args:
+            call: The kind of calls.
+            share: The share, 0 to 1.
+            error: The `errno`.
+            drops: Whether a failed fsync drops the data, so that the next one succeeds without it, as Linux may do.
+        """
+        self._ask("fail", call, share, error, drops)
 
     def shorten(self, share: float) -> None:
         """Let a random share of all writes store only a part of their data, as POSIX allows."""
@@ -181,7 +184,7 @@ class Disk:
 
     def end_faults(self) -> None:
         self.failing: dict[str, tuple[float, int]] = {}
-        self.short, self.read_only, self.forgets = 0.0, False, False
+        self.short, self.read_only, self.drops = 0.0, False, False
         self.limit: int | None = None  # bytes
 
     def settle(self, partly: bool) -> None:
@@ -272,7 +275,7 @@ class Disk:
         try:
             self._change("fsync")
         except OSError:
-            if self.forgets:
+            if self.drops:
                 file.unsynced.clear()
             raise
         file.sync()
@@ -386,11 +389,8 @@ class _Commands:
         self._unmount("-z")
         os._exit(0)  # files may still be open
 
-    def fail(self, calls: list[str], share: float, error: int) -> None:
-        self.disk.failing = dict.fromkeys(calls, (share, error))
-
-    def forget(self) -> None:
-        self.disk.forgets = True
+    def fail(self, call: str, share: float, error: int, drops: bool) -> None:
+        self.disk.failing, self.disk.drops = {call: (share, error)}, drops
 
     def shorten(self, share: float) -> None:
         self.disk.short = share
