@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from training.chaos.faulty_disk import FaultyDisk
@@ -23,7 +24,7 @@ from vlroute.files import make_folder
 from vlroute.records import read_records
 
 #: Acknowledged and refused writes before, during and after a fault.
-BEFORE, DURING, AFTER = 2, 12, 2
+BEFORE, DURING, AFTER = 2, 12, (1, 2)
 
 KINDS: dict[str, Callable[[FaultyDisk, random.Random], None]] = {
     "write fails": lambda disk, rng: disk.fail("write", share=rng.uniform(0.02, 0.3)),
@@ -111,7 +112,7 @@ class Faulty:
         self.errors = [*self.errors, text[:200]][:3]
 
 
-class _Enough(Exception):  # noqa: N818  # not an error
+class _Enough(BaseException):
     """Ends the work of a component."""
 
 
@@ -135,7 +136,6 @@ def run(case: Case, rounds: int, seed: int = 0, advance: Callable[[], object] = 
 
 def _round(case: Case, folder: Path, disk: FaultyDisk, rng: random.Random, result: Faulty) -> None:
     component, acknowledged = case.component, list[str]()
-    read = READERS.get(component.name, lambda folder: None)
 
     def lost() -> None:
         result.lost += component.lost(folder, acknowledged)
@@ -145,8 +145,9 @@ def _round(case: Case, folder: Path, disk: FaultyDisk, rng: random.Random, resul
     refused += _write(component, folder, acknowledged, DURING, result)
     result.failed += disk.heal()
     result.refused += refused
-    result.check(lambda: read(folder))
-    if _write(component, folder, acknowledged, AFTER, result):
+    if read := READERS.get(component.name):
+        result.check(partial(read, folder))
+    if _write(component, folder, acknowledged, rng.choice(AFTER), result):
         result.fault("a write still failed after the end of the fault")
     result.check(lost)
     disk.cut_power()

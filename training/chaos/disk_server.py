@@ -22,6 +22,8 @@ from vlroute.store import Store
 
 #: Requests of each kind before and after a fault, and during it.
 HEALTHY, DURING = 1, 4
+#: How a write is refused: it could not be stored, or the answer that the vote is for was not stored.
+REFUSALS = ((503, "store_failed"), (404, "answer_not_found"))
 #: Owner of responses on a server without keys.
 OWNER = ""
 
@@ -87,7 +89,7 @@ def _ask(client: httpx.Client, count: int, votes: list[str], responses: list[str
         for reply, kept, name in ((vote, votes, id), (response, responses, response.headers.get("X-VLRoute-Id", ""))):
             if reply.status_code == 200:
                 kept.append(name)
-            elif (reply.status_code, reply.json()["error"]["code"]) in ((503, "store_failed"), (404, "answer_not_found")):
+            elif (reply.status_code, reply.json()["error"]["code"]) in REFUSALS:
                 refused += 1
             else:
                 result.fault(f"{reply.request.url.path}: {reply.text}")

@@ -33,13 +33,13 @@ def missing_part() -> str:
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "/dev/fuse is missing or not accessible; load the kernel module fuse and allow this user to use it"
     if not shutil.which("fusermount"):
-        return "the program fusermount is missing; on Debian: apt install fuse3 libfuse2"
+        return "the program fusermount is missing; on Debian: apt install fuse3"
     try:
         import mfusepy  # noqa: F401
     except ImportError:
         return "the package mfusepy is missing; pip install 'vlroute[test]'"
     except OSError:
-        return "the library libfuse is missing; on Debian: apt install libfuse2"
+        return "the library libfuse is missing; on Debian: apt install fuse3"
     return ""
 
 
@@ -207,6 +207,18 @@ class Disk:
         visit(self.root)
         self.opened.clear()
 
+    def used(self) -> int:
+        """Bytes of all files, in whole blocks."""
+
+        def files(folder: Folder) -> Iterator[File]:
+            for one in folder.names.values():
+                if isinstance(one, Folder):
+                    yield from files(one)
+                else:
+                    yield one
+
+        return sum(_rounded(len(file.data)) for file in {*files(self.root), *self.opened.values()})
+
     # operations of FUSE
 
     def init(self, path: str) -> None:
@@ -225,7 +237,7 @@ class Disk:
 
     def statfs(self, path: str) -> dict[str, int]:
         blocks = 2**30 // BLOCK if self.limit is None else self.limit // BLOCK
-        free = max(0, blocks - self._used() // BLOCK)
+        free = max(0, blocks - self.used() // BLOCK)
         return {"f_bsize": BLOCK, "f_frsize": BLOCK, "f_blocks": blocks, "f_bfree": free, "f_bavail": free}
 
     def open(self, path: str, flags: int) -> int:
@@ -253,7 +265,7 @@ class Disk:
         file = self.opened[fh]
         if self.limit is not None:
             own = _rounded(len(file.data))
-            data = data[: max(0, own + max(0, self.limit - self._used()) - offset)]
+            data = data[: max(0, own + max(0, self.limit - self.used()) - offset)]
             if not data:
                 self._fail(errno.ENOSPC)
         if len(data) > 1 and self.rng.random() < self.short:
@@ -355,18 +367,6 @@ class Disk:
         self.opened[handle] = file
         return handle
 
-    def _used(self) -> int:
-        """Bytes of all files, in whole blocks."""
-
-        def files(folder: Folder) -> Iterator[File]:
-            for one in folder.names.values():
-                if isinstance(one, Folder):
-                    yield from files(one)
-                else:
-                    yield one
-
-        return sum(_rounded(len(file.data)) for file in {*files(self.root), *self.opened.values()})
-
 
 def _rounded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
@@ -396,7 +396,7 @@ class _Commands:
         self.disk.short = share
 
     def fill(self, room: int) -> None:
-        self.disk.limit = self.disk._used() + room
+        self.disk.limit = self.disk.used() + room
 
     def set_read_only(self) -> None:
         self.disk.read_only = True
@@ -425,7 +425,7 @@ def main(folder: str, seed: str) -> None:
     commands = _Commands(disk, folder)
     threading.Thread(target=commands.listen, daemon=True).start()
     while not commands.ended:
-        FUSE(disk, folder, foreground=True, nothreads=True, big_writes=True)
+        FUSE(disk, folder, foreground=True, nothreads=True)
         disk.settle(commands.partly)
         disk.has_power = True
 

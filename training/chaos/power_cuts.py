@@ -1,7 +1,7 @@
 """Cut the power of the disk while processes write, and count what was acknowledged and is lost.
 
-The disk is that of `training.chaos.faulty_disk`. Every second cut drops all that was not synchronized; the others keep a
-random part of it.
+The disk is that of `training.chaos.faulty_disk`. Every second cut drops all that was not synchronized; the others keep
+a random part of it.
 """
 
 from __future__ import annotations
