@@ -32,6 +32,7 @@ from vlroute.types import MODES, Answer, Mode, ToolUse, judged_mode, new_id
 
 SCHEMA = 1
 BUSY_SECONDS = 30
+#: Errors of SQLite for which waiting does not help, although they have the type of an error of a lock.
 DISK_ERRORS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)
 LOCK = 0x766C726F757465  # number of an advisory lock in PostgreSQL; the bytes spell "vlroute"
 TABLES = sa.MetaData()
@@ -181,7 +182,7 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
             break
         except sqlite3.OperationalError as error:
             # SQLite does not wait if other processes change the journal mode too; a full disk is an error at once
-            if error.sqlite_errorcode & 0xFF in DISK_ERRORS or time.monotonic() > deadline:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in DISK_ERRORS or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
     connection.execute("PRAGMA synchronous = FULL")
