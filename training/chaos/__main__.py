@@ -21,8 +21,8 @@ from training.chaos.faulty_disk import missing_part
 from training.page import argument_parser, environment, publish, write_json
 
 #: Numbers for each component, kind of input, or kind of fault.
-SHORT = {"kills": 17, "mutants": 500, "power_cuts": 10, "disk_faults": 10, "server_faults": 3}
-LONG = {"kills": 170, "mutants": 5000, "power_cuts": 100, "disk_faults": 100, "server_faults": 30}
+SHORT = {"kills": 17, "mutants": 500, "power_cuts": 10, "disk_faults": 5, "server_faults": 3}
+LONG = {"kills": 170, "mutants": 5000, "power_cuts": 100, "disk_faults": 50, "server_faults": 30}
 
 
 def main() -> None:
