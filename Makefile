@@ -94,10 +94,10 @@ bench: install  ## Measure memory and speed of a pair of the 2B shape with rando
 bench-peers: install  ## Compare the server with vLLM, llama.cpp and transformers serve (an hour, 10 GB of disk)
 	$(BIN)/python -m training.bench.peers
 
-chaos: install  ## Kill processes and damage inputs at random, and count what is lost (5 minutes)
+chaos: install  ## Kill processes, cut the power, damage inputs and let disks fail, and count what is lost (10 minutes; needs FUSE)
 	$(BIN)/python -m training.chaos
 
-chaos-long: install  ## The same with ten times as many kills and damaged inputs; an interrupted run continues
+chaos-long: install  ## The same with ten times as many of each; an interrupted run continues
 	$(BIN)/python -m training.chaos --long
 
 bench-gpu: install  ## Measure parity, speed, memory and faults on a CUDA device (6 minutes, 9 GB of disk)

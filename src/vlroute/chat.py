@@ -17,7 +17,7 @@ from PIL import Image
 
 from vlroute.checks import refused
 from vlroute.errors import ChatBusyError, ChatFileError
-from vlroute.files import check_outputs, make_folder, replace_file, sweep_drafts
+from vlroute.files import check_outputs, make_folder, replace_file, sweep_drafts, sync_folder
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.media import Picture, PixelBudget, Video, load_picture
 from vlroute.inputs.messages import Conversation, Message, Part, parse_tool_call
@@ -325,6 +325,8 @@ def write_chat(folder: str | Path, system: str | None, turns: tuple[Turn, ...]) 
         }
         for turn in turns
     ]
+    # a picture that was already there may come from a call that failed between its rename and this
+    sync_folder(folder / MEDIA)
     text = json.dumps({"format": FORMAT, "system": system, "turns": written}, ensure_ascii=False, indent=1)
     replace_file(folder / FILE, (text + "\n").encode(), private=True)
     return folder

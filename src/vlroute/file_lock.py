@@ -60,8 +60,9 @@ def _acquired(path: Path, file: Path, deadline: float) -> int:
             # the previous holder may have removed the file after it was opened here
             if _is_same(descriptor, file):
                 holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv)[:200]}
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+                with suppress(OSError):  # a full disk: the lock holds without the name of its holder
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
                 return descriptor
         except BlockingIOError:
             if time.monotonic() > deadline:

@@ -94,10 +94,12 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True, private: bool
                 file.flush()
                 os.fsync(file.fileno())
         draft.replace(path)
-        if durable:
-            sync_folder(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):  # the disk may be read-only by now
+            draft.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
 
 
 def make_folder(folder: Path, *, private: bool = False) -> None:
@@ -113,7 +115,12 @@ def make_folder(folder: Path, *, private: bool = False) -> None:
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     for one in reversed(missing):
         one.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
-        sync_folder(one.parent)
+        try:
+            sync_folder(one.parent)
+        except OSError:
+            with suppress(OSError):  # the next call would find the folder and not synchronize its name
+                one.rmdir()
+            raise
     folder.mkdir(exist_ok=True)  # raises an error if there is a file of this name
 
 

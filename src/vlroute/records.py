@@ -8,7 +8,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
@@ -308,7 +308,7 @@ def open_data(path: Path, expected: str = "", **how: Any) -> Iterator[IO[Any]]:
 
 
 def append_lines(path: Path, content: bytes) -> None:
-    """Append lines in one write and wait until they are on disk.
+    """Append lines and wait until they are on disk. After an error, the file is as before.
 
     Args:
         path: The file. An incomplete last line, which an interrupted run leaves, is removed first.
@@ -319,26 +319,33 @@ def append_lines(path: Path, content: bytes) -> None:
     Raises:
         InputError: The file is compressed.
         OutputError: Another process does not finish writing to it.
+        OSError: The lines cannot be written.
     """
     if path.suffix == ".gz":
         raise InputError(f"{path}: cannot append to a gzipped file; write {path.stem} and compress it when done")
-    with locked(path), open(path, "a+b", opener=opened_privately) as file:
-        created = file.tell() == 0
+    with locked(path), open(path, "a+b", buffering=0, opener=opened_privately) as file:
         size = file.tell()
+        if size == 0:
+            sync_folder(path.parent)  # before the first line: the next process finds a file whose name is on disk
         file.seek(max(0, size - 1))
         if file.read() not in (b"", b"\n"):
             file.seek(0)
             last = file.read().rpartition(b"\n")[2]
             try:
                 json.loads(last)
-                file.write(b"\n")
+                content = b"\n" + content
             except ValueError:
-                file.truncate(size - len(last))
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        if created:
-            sync_folder(path.parent)
+                size -= len(last)
+                file.truncate(size)
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            with suppress(OSError):  # otherwise the next call removes the incomplete line
+                file.truncate(size)
+            raise
 
 
 def _record(row: Any) -> Record:

@@ -6,7 +6,9 @@ import hashlib
 import json
 import re
 import sqlite3
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -30,6 +32,8 @@ from vlroute.types import MODES, Answer, Mode, ToolUse, judged_mode, new_id
 
 SCHEMA = 1
 BUSY_SECONDS = 30
+#: Errors of SQLite for which waiting does not help, although they have the type of an error of a lock.
+DISK_ERRORS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)
 LOCK = 0x766C726F757465  # number of an advisory lock in PostgreSQL; the bytes spell "vlroute"
 TABLES = sa.MetaData()
 SCHEMAS = sa.Table("vlroute_schema", TABLES, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
@@ -176,8 +180,9 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
                 raise StoreError(f"{file} is a database of another program, not a store of vlroute; name another file")
             connection.execute("PRAGMA journal_mode = WAL")
             break
-        except sqlite3.OperationalError:  # SQLite does not wait if other processes change the journal mode too
-            if time.monotonic() > deadline:
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait if other processes change the journal mode too; a full disk is an error at once
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in DISK_ERRORS or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
     connection.execute("PRAGMA synchronous = FULL")
@@ -256,6 +261,8 @@ class Store:
             StoreError: the store cannot be opened, has another schema version, or, without `create`, does not exist.
         """
         self.keep_text = keep_text
+        self._failures: Counter[str] = Counter()
+        self._lock = threading.Lock()
         url = read_url(where)
         self._name = url.render_as_string(hide_password=True)
         with self._errors("opened"):
@@ -536,6 +543,15 @@ class Store:
         with self._errors(verb), self._engine.begin() as connection:
             yield connection
 
+    def failures(self) -> dict[str, int]:
+        """Number of calls that failed with a StoreError since this object was created, by what they did.
+
+        Returns:
+            The numbers of "read" and "written".
+        """
+        with self._lock:
+            return {verb: self._failures[verb] for verb in ("read", "written")}
+
     def close(self) -> None:
         """Close all connections; a later call opens new ones."""
         self._engine.dispose()
@@ -575,6 +591,8 @@ class Store:
             OSError,
             ValueError,
         ) as error:  # ValueError: a damaged value, as of JSON
+            with self._lock:
+                self._failures[verb] += 1
             why = str(getattr(error, "orig", None) or error).strip().splitlines()
             raise StoreError(
                 f"{self._name} could not be {verb}: {why[0] if why else type(error).__name__}{_advice(why)}"

@@ -83,9 +83,9 @@ def lines() -> Iterator[Lines]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     settings = ServerSettings(api_keys=(KEY,), max_num_seqs=1, max_waiting=0, deadline=30, max_body=2**20)
-    with served(settings) as one:
+    with served(settings, store=tmp_path_factory.mktemp("store") / "answers.db") as one:
         yield one
 
 

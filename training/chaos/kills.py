@@ -80,6 +80,17 @@ class Killed:
     unreadable: int = 0
     errors: tuple[str, ...] = ()
 
+    def check(self, component: Component, folder: Path, acknowledged: list[str]) -> bool:
+        """Read the files as the next process would do. Returns whether all that was acknowledged is there."""
+        try:
+            lost = component.lost(folder, acknowledged)
+        except Exception as error:
+            self.unreadable += 1
+            self.errors = (*self.errors, f"{type(error).__name__}: {error}"[:200])[:3]
+            return False
+        self.lost += lost
+        return not lost
+
 
 def run(component: Component, kills: int, seed: int = 0, advance: Callable[[], object] = lambda: None) -> Killed:
     """Kill the process of `component` `kills` times."""
@@ -89,17 +100,10 @@ def run(component: Component, kills: int, seed: int = 0, advance: Callable[[], o
         try:
             acknowledged: list[str] = []
             for _ in range(min(IN_ONE_FOLDER, kills - result.kills)):
-                acknowledged += _killed(component.work, folder, rng.uniform(0, LONGEST))
+                acknowledged += killed(component.work, folder, rng.uniform(0, LONGEST))
                 result.kills += 1
-                try:
-                    lost = component.lost(folder, acknowledged)
-                except Exception as error:
-                    result.unreadable += 1
-                    result.errors = (*result.errors, f"{type(error).__name__}: {error}"[:200])[:3]
-                    break
-                result.lost += lost
                 advance()
-                if lost:
+                if not result.check(component, folder, acknowledged):
                     break
             result.acknowledged += len(acknowledged)
         finally:
@@ -107,7 +111,7 @@ def run(component: Component, kills: int, seed: int = 0, advance: Callable[[], o
     return result
 
 
-def _killed(work: Callable[[Path, Acknowledge], None], folder: Path, seconds: float) -> list[str]:
+def killed(work: Callable[[Path, Acknowledge], None], folder: Path, seconds: float) -> list[str]:
     """The words that the work acknowledged before it was killed."""
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def write_artifact(folder: str | Path, card: Mapping[str, Any], arrays: Arrays) 
         replace_file(folder / CARD_FILE, text.encode())
         for other in _all_weights(folder):
             if other != file:
-                other.unlink(missing_ok=True)
+                with suppress(OSError):  # the new artifact is complete; the next call removes the old weights
+                    other.unlink(missing_ok=True)
 
 
 def _all_weights(folder: Path) -> list[Path]:

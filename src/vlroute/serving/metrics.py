@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 from vlroute import __version__
 from vlroute.serving.request_log import RequestRecord
 from vlroute.shadow import Shadow
+from vlroute.store import Store
 from vlroute.types import MODES, Answer, Closed, judged_mode
 
 #: Limits of the histograms in seconds: a pocket answer takes 0.02 s, long reasoning minutes.
@@ -161,6 +162,10 @@ class Metrics:
         """Export the counts of a shadow."""
         self.registry.register(_Shadow(shadow))
 
+    def watch_store(self, store: Store) -> None:
+        """Export how often a store failed."""
+        self.registry.register(_StoreFailures(store))
+
     def text(self, accept: str = "") -> tuple[bytes, str]:
         """All metrics.
 
@@ -201,6 +206,18 @@ class _Shadow(Collector):
             for value, count in counts.items():
                 family.add_metric([value], count)
             yield family
+
+
+class _StoreFailures(Collector):
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        text = "Answers, responses, feedback and counts that could not be read or written."
+        family = CounterMetricFamily("vlroute_store_errors", text, labels=["operation"])
+        for verb, count in self.store.failures().items():
+            family.add_metric([{"read": "read", "written": "write"}[verb]], count)
+        yield family
 
 
 class _Caches(Collector):

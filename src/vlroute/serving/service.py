@@ -111,6 +111,7 @@ class Service:
         self.conversations: Conversations | None = None
         if router.store is not None:
             self.conversations = Conversations(router.store, timedelta(days=settings.retention_days))
+            self.metrics.watch_store(router.store)
         self.metrics.watch_caches(self._caches)
         if router.shadow is not None:
             self.metrics.watch_shadow(router.shadow)

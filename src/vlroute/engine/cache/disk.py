@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,14 +59,16 @@ class DiskTier:
         path = self._path(key)
         try:
             data = path.read_bytes()
-            os.utime(path)
         except OSError:
             return None
+        with suppress(OSError):  # the disk may be read-only
+            os.utime(path)
         try:
             return _unpack(data)
         except (ValueError, KeyError, SafetensorError) as error:
             log.warning("removing a damaged file of vision features: %s", error)
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             return None
 
     def put(self, key: str, features: VisionFeatures) -> None:
