@@ -23,6 +23,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def type_of(value: object) -> str:
+    """The type of `value` for an error message, such as "a dict"; "None" for None."""
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 def refused(name: str, value: object, accepts: str, hint: str = "") -> SettingsError:
     """The error for a `value` that `name` does not accept."""
     return SettingsError(f"{name} must be {accepts}, not {shown(value)}{hint and f'; {hint}'}")

@@ -51,9 +51,9 @@ _NOTES = (
 _IGNORED = ("extends", "disallow", "divisibleBy")
 #: Maximum length of a schema, a regular expression, or all strings of a choice. Compiling that takes a second or two.
 MAX_CHARACTERS = 100_000
-_PYTHON_FORMS = (
-    "a pydantic model, {'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'schema': …}}, "
-    "{'type': 'text'}, {'json': a schema}, {'choice': a list of strings} or {'regex': a string}"
+_FORMS = (
+    "{'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'schema': …}}, {'type': 'text'}, "
+    "{'json': a schema}, {'choice': a list of strings}, {'regex': a string} or, in Python, a pydantic model"
 )
 
 
@@ -175,11 +175,11 @@ def read_format(name: str, value: Any) -> ResponseFormat:
     if isinstance(value, type) and callable(getattr(value, "model_json_schema", None)):
         return _of_model(name, value)
     if not isinstance(value, Mapping) or not value:
-        raise refused(name, value, _PYTHON_FORMS)
+        raise refused(name, value, _FORMS)
     if "type" in value:
         return _of_openai(name, value)
     if len(value) != 1 or next(iter(value)) not in ("json", "choice", "regex"):
-        raise refused(name, value, _PYTHON_FORMS)
+        raise refused(name, value, _FORMS)
     ((kind, content),) = value.items()
     if kind == "json":
         return json_schema(f"{name}.json", content)
@@ -271,7 +271,7 @@ def _of_openai(name: str, value: Mapping[str, Any]) -> ResponseFormat:
         if not isinstance(strict, bool | None):
             raise refused(f"{name}.json_schema.strict", strict, "true or false")
         return json_schema(f"{name}.json_schema.schema", given.get("schema"), title or "answer", strict)
-    raise refused(name, value, _PYTHON_FORMS)
+    raise refused(name, value, _FORMS)
 
 
 def _schema(

@@ -138,12 +138,13 @@ def schema_error(**schema: Any) -> dict[str, Any]:
     return {"json": {"type": "object", "properties": {"a": schema}}}
 
 
+FORMS = "must be {'type': 'json_object'}"
 REFUSED: list[tuple[Any, str]] = [
-    (3, "must be a pydantic model"), ("json", "must be a pydantic model"), ({}, "must be a pydantic model"),
-    (int, "must be a pydantic model"), ({"type": "object"}, "must be a pydantic model"),
-    ({"type": "structural_tag"}, "must be a pydantic model"), ({"grammar": "root ::= 'a'"}, "must be a pydantic model"),
-    ({"json": NUMBERS, "choice": ["a"]}, "must be a pydantic model"),
-    ({"type": "json_schema"}, "must be a pydantic model"),
+    (3, FORMS), ("json", FORMS), ({}, FORMS),
+    (int, FORMS), ({"type": "object"}, FORMS),
+    ({"type": "structural_tag"}, FORMS), ({"grammar": "root ::= 'a'"}, FORMS),
+    ({"json": NUMBERS, "choice": ["a"]}, FORMS),
+    ({"type": "json_schema"}, FORMS),
     ({"type": "json_schema", "json_schema": {"name": "x"}}, "must be a JSON schema"),
     ({"type": "json_schema", "json_schema": {"schema": NUMBERS, "stict": True}}, "stict"),
     ({"type": "json_schema", "json_schema": {"schema": NUMBERS, "strict": 1}}, "strict must be"),

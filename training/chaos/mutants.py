@@ -38,9 +38,11 @@ from vlroute.types import MODES
 
 #: Damaged pictures and videos must not take long, so that a run of thousands ends.
 SMALL = Limits(max_pixels=2**20, max_bytes=2**20, max_video_bytes=2**20)
+_HUGE = "1e999"  # becomes a number in JSON
 VALUES: tuple[Any, ...] = (
-    None, True, -1, 0, 2**70, -1.5, 1e308, float("nan"), "", "\0", "\ud800", "x" * 5000, "../../etc/passwd", [], {},
-    [[]], [None], {"": ""}, "instruct", "thinking",
+    None, True, -1, 0, 2**70, -(2**63), 10**400, -1.5, 1e308, float("nan"), float("inf"), _HUGE, "", "\0", "\ud800",
+    "x" * 5000, "../../etc/passwd", [], {}, [[]], [None], {"": ""}, [{}] * 300, json.loads("[" * 300 + "]" * 300),
+    "instruct", "thinking",
 )  # fmt: skip
 Load = Callable[[Path], object]
 
@@ -52,12 +54,14 @@ class Kind:
     Attributes:
         name: Its name in the table.
         files: Writes valid inputs to a folder and returns the files to damage.
-        load: Reads and uses the files of a folder.
+        load: Reads and uses the files of a folder; or one file, if there is only one or they are separate.
+        separate: Whether each file is an input of its own.
     """
 
     name: str
     files: Callable[[Path], list[Path]]
     load: Load
+    separate: bool = False
 
 
 @dataclass(slots=True)
@@ -97,7 +101,7 @@ def run(kind: Kind, mutants: int, seed: int = 0, advance: Callable[[], object] =
             (folder / name).write_bytes(mutated(rng, originals[name]))
             result.mutants += 1
             try:
-                kind.load(folder / name if len(whole) == 1 else folder)
+                kind.load(folder / name if kind.separate or len(whole) == 1 else folder)
                 result.accepted += 1
             except VLRouteError:
                 result.refused += 1
@@ -116,7 +120,7 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
         try:
             lines = data.splitlines() if data.count(b"\n") > 1 and _is_json(data.splitlines()[0]) else [data]
             at = rng.randrange(len(lines))
-            lines[at] = json.dumps(_changed(rng, json.loads(lines[at]))).encode()
+            lines[at] = _dumped(rng, _changed(rng, json.loads(lines[at])))
             return b"\n".join(lines)
         except ValueError:
             pass
@@ -139,6 +143,14 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
             case _:
                 changed[at : at + 1] = bytes([rng.randrange(256)])
     return bytes(changed)
+
+
+def _dumped(rng: random.Random, value: Any) -> bytes:
+    """`value` as JSON; sometimes with a key twice."""
+    text = json.dumps(value).replace(f'"{_HUGE}"', _HUGE)
+    if isinstance(value, dict) and value and rng.random() < 0.05:
+        text = f"{{{json.dumps(rng.choice(list(value)))}: {json.dumps(rng.choice(VALUES))}, {text[1:]}"
+    return text.encode()
 
 
 def _is_json(line: bytes) -> bool:
@@ -196,7 +208,8 @@ def _noise(size: int = 24) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8))
 
 
-def _picture(form: str) -> bytes:
+def picture_file(form: str) -> bytes:
+    """A small valid picture in a file format of Pillow."""
     buffer = io.BytesIO()
     options: dict[str, Any] = (
         {"save_all": True, "append_images": [_noise().rotate(90)]} if form in ("GIF", "TIFF") else {}
@@ -281,7 +294,7 @@ def _zip() -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("table.csv", "prompt,image\nWhat?,a.png\n多少？,b.png\n")
         for name in ("a.png", "b.png"):
-            file.writestr(name, _picture("PNG"))
+            file.writestr(name, picture_file("PNG"))
     return buffer.getvalue()
 
 
@@ -295,7 +308,7 @@ def _use_zip(file: Path) -> object:
 
 
 KINDS = (
-    *(Kind(f"picture ({form})", partial(_one_file, "picture", partial(_picture, form)), _load_picture)
+    *(Kind(f"picture ({form})", partial(_one_file, "picture", partial(picture_file, form)), _load_picture)
       for form in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP")),
     Kind("video", partial(_one_file, "video.mp4", _movie), _load_video),
     Kind("router artifact", _router, _use_router),

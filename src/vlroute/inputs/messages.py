@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from vlroute.checks import refused, shown
+from vlroute.checks import refused, shown, type_of
 from vlroute.errors import LimitError, MessageError
 from vlroute.inputs.control_tokens import CONTROL, split_control
 from vlroute.inputs.decoding import decoding
@@ -79,7 +79,7 @@ def message_fields(message: Mapping[Any, Any]) -> dict[str, Any]:
     fields = known_fields(filled, f"a message of the role {role!r}", known)
     for name in _TEXTS:
         if not isinstance(fields.get(name, ""), str):
-            raise MessageError(f"{name} must be a str, got a {type(fields[name]).__name__}")
+            raise MessageError(f"{name} must be a str, got {type_of(fields[name])}")
     return fields
 
 
@@ -147,10 +147,10 @@ class Message:
         if self.role not in get_args(Role):
             raise MessageError(f"role must be system, user, assistant or tool, got {str(self.role)[:40]!r}")
         if not isinstance(self.parts, tuple):
-            raise MessageError(f"parts must be a tuple, got a {type(self.parts).__name__}")
+            raise MessageError(f"parts must be a tuple, got {type_of(self.parts)}")
         for part in self.parts:
             if not isinstance(part, str | Picture | Video):
-                raise MessageError(f"a part must be a str, Picture or Video, got a {type(part).__name__}")
+                raise MessageError(f"a part must be a str, Picture or Video, got {type_of(part)}")
             if self.role not in ("user", "tool") and not isinstance(part, str):
                 raise MessageError(f"a message of the {self.role} can contain only text; pictures come from the user")
         if self.role == "assistant":
@@ -440,7 +440,7 @@ class _Loader:
                     self.video(part)
             return message
         if not isinstance(message, Mapping):
-            raise MessageError(f"a message must be a Message or a dict, got a {type(message).__name__}")
+            raise MessageError(f"a message must be a Message or a dict, got {type_of(message)}")
         fields = message_fields(message)
         role, content, name = fields.get("role"), fields.get("content"), fields.get("name")
         if content is None and role == "assistant":
@@ -448,7 +448,7 @@ class _Loader:
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
         if not isinstance(content, list | tuple):
-            raise MessageError(f"content must be a str or a list of parts, got a {type(content).__name__}")
+            raise MessageError(f"content must be a str or a list of parts, got {type_of(content)}")
         parts: tuple[Part, ...] = tuple(self.part(part) for part in content)
         if "refusal" in fields:
             if any(parts):
@@ -511,19 +511,19 @@ class _Loader:
         if given[0] == "base64":
             return self._base64(source, f"base64 of a part of type {kind!r}", most)
         if given[0] != kind and not isinstance(source, str | os.PathLike):
-            raise MessageError(f"{given[0]} of a part of type {kind!r} must be a str, got a {type(source).__name__}")
+            raise MessageError(f"{given[0]} of a part of type {kind!r} must be a str, got {type_of(source)}")
         return source
 
     def _base64(self, text: object, name: str, most: int) -> bytes:
         if not isinstance(text, str | bytes):
-            raise MessageError(f"{name} must be a str, got a {type(text).__name__}")
+            raise MessageError(f"{name} must be a str, got {type_of(text)}")
         return decode_base64(text if isinstance(text, str) else text.decode("latin-1"), name, most)
 
 
 def _tool_calls(calls: object) -> tuple[ToolCall, ...]:
     """The tool calls of an answer in OpenAI's form. MessageError if they have another one."""
     if not isinstance(calls, list | tuple):
-        raise MessageError(f"tool_calls must be a list, got a {type(calls).__name__}")
+        raise MessageError(f"tool_calls must be a list, got {type_of(calls)}")
     if len(calls) > MAX_CALLS:
         raise MessageError(f"more than {MAX_CALLS} tool calls in one answer")
     return tuple(parse_tool_call(call) for call in calls)
@@ -549,7 +549,7 @@ def parse_tool_call(call: object) -> ToolCall:
     fields = known_fields(call, "a tool call", ("id", "index", "function", "name", "arguments"))
     function = fields.get("function", {name: fields[name] for name in ("name", "arguments") if name in fields})
     if not isinstance(function, Mapping):
-        raise MessageError(f"the function of a tool call must be a dict, got a {type(function).__name__}")
+        raise MessageError(f"the function of a tool call must be a dict, got {type_of(function)}")
     function = known_fields(function, "the function of a tool call", ("name", "arguments"))
     id, name, arguments = fields.get("id", ""), function.get("name"), function.get("arguments", "")
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -569,7 +569,7 @@ def parse_tool_call(call: object) -> ToolCall:
 def _checked_call(call: Any) -> ToolCall:
     """`call` with split control tokens in its arguments, also in those that are escaped in its text."""
     if not isinstance(call, ToolCall):
-        raise MessageError(f"a tool call of a Message must be a ToolCall, got a {type(call).__name__}")
+        raise MessageError(f"a tool call of a Message must be a ToolCall, got {type_of(call)}")
     checked = parse_tool_call(call.as_dict())
     # some templates write `<parameter=name>`: the `>` could complete a name to a control token
     arguments = {key.replace("<|", "< |"): value for key, value in checked.arguments.items()}
@@ -676,7 +676,7 @@ def _slot(part: Part) -> dict[str, str]:
 
 def _listed(messages: object, must_be: str) -> Iterable[Any]:
     if not isinstance(messages, list | tuple):
-        raise MessageError(f"{must_be} a list of messages, got a {type(messages).__name__}")
+        raise MessageError(f"{must_be} a list of messages, got {type_of(messages)}")
     return messages
 
 

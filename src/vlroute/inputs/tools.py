@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlroute.checks import refused, shown
+from vlroute.checks import refused, shown, type_of
 from vlroute.errors import MessageError
 from vlroute.inputs.control_tokens import CONTROL
 from vlroute.types import MODES, Mode
@@ -108,7 +108,7 @@ def checked_tools(
     if not isinstance(parallel_tool_calls, bool | None):
         raise refused("parallel_tool_calls", parallel_tool_calls, "True or False")
     if not isinstance(tools, list | tuple | None):
-        raise MessageError(f"tools must be a list of tools, got a {type(tools).__name__}")
+        raise MessageError(f"tools must be a list of tools, got {type_of(tools)}")
     if len(tools or ()) > MAX_TOOLS:
         raise MessageError(f"more than {MAX_TOOLS} tools in one request; send fewer")
     definitions = tuple(_definition(tool) for tool in tools or ())
@@ -166,7 +166,7 @@ def _is_strict(tool: Mapping[str, Any]) -> bool:
 def _definition(tool: Any) -> Mapping[str, Any]:
     """One tool in OpenAI's form, with its keys in the given order. MessageError if it is invalid."""
     if not isinstance(tool, Mapping):
-        raise MessageError(f"a tool must be a dict, got a {type(tool).__name__}")
+        raise MessageError(f"a tool must be a dict, got {type_of(tool)}")
     kind, function = tool.get("type") or "function", tool.get("function")
     if kind != "function":
         raise MessageError(f"a tool has the type {shown(kind)}; only functions are supported")
@@ -174,7 +174,7 @@ def _definition(tool: Any) -> Mapping[str, Any]:
         function = {name: value for name, value in tool.items() if name != "type"}
         tool = {"type": "function", "function": function}
     if not isinstance(function, Mapping):
-        raise MessageError(f"the function of a tool must be a dict, got a {type(function).__name__}")
+        raise MessageError(f"the function of a tool must be a dict, got {type_of(function)}")
     if unknown := [*(set(tool) - {"type", "function"}), *(set(function) - set(_FIELDS))]:
         raise MessageError(
             f"a tool has the unknown field {str(min(unknown, key=str))[:40]!r}; known: {', '.join(_FIELDS)}"
@@ -183,7 +183,7 @@ def _definition(tool: Any) -> Mapping[str, Any]:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise MessageError(f"the name of a tool must be 1 to 128 letters, digits, '_', '-' or '.', got {shown(name)}")
     if not isinstance(description, str | None):
-        raise MessageError(f"the description of {name!r} must be a str, got a {type(description).__name__}")
+        raise MessageError(f"the description of {name!r} must be a str, got {type_of(description)}")
     if not isinstance(parameters, Mapping | None) or not isinstance(
         (parameters or {}).get("properties", {}), Mapping | None
     ):

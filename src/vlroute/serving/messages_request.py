@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictBool
 
+from vlroute.checks import type_of
 from vlroute.errors import MessageError
 from vlroute.inputs.messages import known_fields
 from vlroute.inputs.tools import Tools, checked_tools
@@ -194,7 +195,7 @@ def _converted(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if role not in ("user", "assistant", "system"):
         raise MessageError(f"role must be user, assistant or system, got {str(role)[:40]!r}")
     if not isinstance(content, str | list):
-        raise MessageError(f"content must be a string or a list of blocks, got {type(content).__name__}")
+        raise MessageError(f"content must be a string or a list of blocks, got {type_of(content)}")
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
     kinds = [block.get("type") if isinstance(block, Mapping) else None for block in blocks]
     if wrong := [kind for kind in kinds if kind not in _BLOCKS[role]]:
@@ -282,7 +283,7 @@ def _result(block: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(failed, bool):
         raise MessageError(f"is_error of {where} must be true or false")
     if not isinstance(content, str | list):
-        raise MessageError(f"content of {where} must be a string or a list of blocks, got {type(content).__name__}")
+        raise MessageError(f"content of {where} must be a string or a list of blocks, got {type_of(content)}")
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
     for inner in blocks:
         kind = inner.get("type") if isinstance(inner, Mapping) else None

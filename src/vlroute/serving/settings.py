@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from vlroute.errors import SettingsError
 from vlroute.inputs.media import Limits
 from vlroute.types import Preset
 
@@ -78,7 +79,7 @@ class ServerSettings:
             of its process as it is.
 
     Raises:
-        ValueError: A value is out of range, or `host` is not a loopback address and there is no key.
+        SettingsError: A value is out of range, or `host` is not a loopback address and there is no key.
     """
 
     host: str = "127.0.0.1"
@@ -136,19 +137,19 @@ class ServerSettings:
         )
         for name in positive:
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+                raise SettingsError(f"{name} must be above 0, not {getattr(self, name)}")
         if not 0 <= self.port <= 65_535:
-            raise ValueError(f"port must be 0 to 65535, not {self.port}")
+            raise SettingsError(f"port must be 0 to 65535, not {self.port}")
         if self.log_format not in ("text", "json"):
-            raise ValueError(f"log_format must be text or json, not {self.log_format!r}")
+            raise SettingsError(f"log_format must be text or json, not {self.log_format!r}")
         for name in ("max_waiting", "grace_seconds"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+                raise SettingsError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.retention_days > MAX_DAYS:
-            raise ValueError(f"retention_days must be at most {MAX_DAYS}, not {self.retention_days}")
+            raise SettingsError(f"retention_days must be at most {MAX_DAYS}, not {self.retention_days}")
         least = max(self.max_decoding, 2) * self.limits.max_total_pixels
         if self.max_media_pixels < least:
-            raise ValueError(
+            raise SettingsError(
                 f"max_media_pixels must be at least {least}, which is limits.max_total_pixels for each of "
                 f"{max(self.max_decoding, 2)} requests, not {self.max_media_pixels}"
             )
@@ -156,25 +157,25 @@ class ServerSettings:
             try:
                 ipaddress.ip_network(network)
             except ValueError as error:
-                raise ValueError(f"fetch_networks: {error}; expected a network such as 10.0.0.0/8") from None
+                raise SettingsError(f"fetch_networks: {error}; expected a network such as 10.0.0.0/8") from None
         if self.limits.local_files:
-            raise ValueError("limits.local_files must be False: a server must not read files that a request names")
+            raise SettingsError("limits.local_files must be False: a server must not read files that a request names")
         for name in self.allowed_hosts:
             if _ALLOWED_HOST.fullmatch(name) is None:
-                raise ValueError(
+                raise SettingsError(
                     f"allowed_hosts: {name!r} is no host; expected files.example.com, or files.example.com:8000 for "
                     "another port than the default one"
                 )
         if not all(map(is_sendable, self.api_keys)):
-            raise ValueError(
+            raise SettingsError(
                 "clients cannot send one of the API keys; use ASCII characters, without spaces at the beginning or end"
             )
         if any(len(key) < MIN_KEY_LENGTH for key in self.api_keys):
-            raise ValueError(
+            raise SettingsError(
                 f"an API key must have at least {MIN_KEY_LENGTH} characters; make one with: openssl rand -hex 32"
             )
         if not self.has_keys and not is_loopback(self.host):
-            raise ValueError(
+            raise SettingsError(
                 f"without an API key the server listens on this machine only, not on {self.host}; set VLROUTE_API_KEYS "
                 "(make a key with: openssl rand -hex 32), or pass a key file"
             )
@@ -193,25 +194,27 @@ class ServerSettings:
     def _check_proxy(self) -> None:
         for name in self.trusted_hosts:
             if _HOST_PATTERN.fullmatch(name) is None:
-                raise ValueError(f"trusted_hosts: {name!r} is no host name; expected example.com or *.example.com")
+                raise SettingsError(f"trusted_hosts: {name!r} is no host name; expected example.com or *.example.com")
         for origin in self.cors_origins:
             if origin == "*":
                 if not self.has_keys:
-                    raise ValueError("cors_origins: '*' needs API keys; without keys any web page could use the server")
+                    raise SettingsError(
+                        "cors_origins: '*' needs API keys; without keys any web page could use the server"
+                    )
             elif _ORIGIN.fullmatch(origin) is None:
-                raise ValueError(
+                raise SettingsError(
                     f"cors_origins: {origin!r} is no origin; expected https://example.com, without a path and with the "
                     "port if it is not the default one"
                 )
         if self.root_path and _ROOT_PATH.fullmatch(self.root_path) is None:
-            raise ValueError(f"root_path: {self.root_path!r} is no prefix; expected a path such as /vlroute")
+            raise SettingsError(f"root_path: {self.root_path!r} is no prefix; expected a path such as /vlroute")
         for address in self.forwarded_allow_ips:
             try:
                 local = address != "*" and ipaddress.ip_network(address).is_loopback
             except ValueError as error:
-                raise ValueError(f"forwarded_allow_ips: {error}; expected an address, a network or '*'") from None
+                raise SettingsError(f"forwarded_allow_ips: {error}; expected an address, a network or '*'") from None
             if not (local or self.has_keys):  # a client could pass for one on this machine
-                raise ValueError(
+                raise SettingsError(
                     f"forwarded_allow_ips: {address!r} needs API keys; without keys only addresses of this machine are "
                     "accepted"
                 )
@@ -265,7 +268,7 @@ class ClusterSettings:
         server: Keys, limits and deadline of each ingress; its `max_num_seqs` is computed from that of the replicas.
 
     Raises:
-        ValueError: A value is out of range.
+        SettingsError: A value is out of range.
     """
 
     model: str | None = None
@@ -285,13 +288,15 @@ class ClusterSettings:
     def __post_init__(self) -> None:
         for name in ("replicas", "max_num_seqs", "ingresses"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.most < self.replicas:
-            raise ValueError(f"most_replicas must be at least replicas ({self.replicas}), not {self.most_replicas}")
+            raise SettingsError(f"most_replicas must be at least replicas ({self.replicas}), not {self.most_replicas}")
         if (self.model or "").endswith(".json"):
-            raise ValueError("replicas load checkpoints, not endpoints: pass the name of a model, or use vlroute serve")
+            raise SettingsError(
+                "replicas load checkpoints, not endpoints: pass the name of a model, or use vlroute serve"
+            )
         if not (self.cpus > 0 and self.gpus >= 0):
-            raise ValueError(f"cpus must be above 0 and gpus 0 or more, not {self.cpus} and {self.gpus}")
+            raise SettingsError(f"cpus must be above 0 and gpus 0 or more, not {self.cpus} and {self.gpus}")
 
     @property
     def most(self) -> int:
@@ -327,7 +332,7 @@ class ClusterSettings:
         own = {one.name for one in fields(cls)} - {"server"}
         servers = {one.name for one in fields(ServerSettings)} - {"max_num_seqs", "limits", *NOT_IN_CLUSTER, *server}
         if unknown := sorted(set(args) - own - servers):
-            raise ValueError(f"unknown: {', '.join(unknown)}; known: {', '.join(sorted(own | servers))}")
+            raise SettingsError(f"unknown: {', '.join(unknown)}; known: {', '.join(sorted(own | servers))}")
         given = {name: value for name, value in args.items() if name in servers}
         server_settings = TypeAdapter(ServerSettings).validate_python({**given, **server})
         given = {name: value for name, value in args.items() if name in own}
