@@ -129,15 +129,25 @@ def said(reply: Reply) -> tuple[str, str, str, int]:
     return reply.text, reply.thinking, reply.finish_reason, reply.completion_tokens
 
 
-def out_of_memory(*_: Any) -> Any:
-    raise torch.OutOfMemoryError("CUDA out of memory")
+#: What torch raises on CUDA and on the CPU, and what Python raises.
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+)
 
 
 class Once:
     """Raises out of memory in the first call for which `when` is true; `always`: in each of them."""
 
-    def __init__(self, real: Callable[..., Any], when: Callable[..., bool], always: bool = False) -> None:
-        self.real, self.when, self.always, self.raised = real, when, always, 0
+    def __init__(
+        self,
+        real: Callable[..., Any],
+        when: Callable[..., bool],
+        always: bool = False,
+        error: Exception = OUT_OF_MEMORY[0],
+    ) -> None:
+        self.real, self.when, self.always, self.error, self.raised = real, when, always, error, 0
 
     def __get__(self, owner: Any, kind: Any) -> Callable[..., Any]:
         return lambda *args, **options: self(owner, *args, **options)
@@ -145,7 +155,7 @@ class Once:
     def __call__(self, *args: Any, **options: Any) -> Any:
         if (self.always or not self.raised) and self.when(*args):
             self.raised += 1
-            out_of_memory()
+            raise self.error
         return self.real(*args, **options)
 
 
@@ -918,13 +928,16 @@ def test_out_of_memory_while_prompts_are_read(
     assert said(ask(engine, long).result(20)) == said(alone(long))
 
 
-@pytest.mark.parametrize("always", [False, True], ids=["once", "always"])
+@pytest.mark.parametrize(
+    ("always", "error"), [(True, OUT_OF_MEMORY[0]), *((False, error) for error in OUT_OF_MEMORY)],
+    ids=["always", "once", "once on the CPU", "once in Python"],
+)  # fmt: skip
 def test_out_of_memory_in_a_decode_step(
-    make: Any, ask: Start, alone: Any, always: bool, monkeypatch: pytest.MonkeyPatch
+    make: Any, ask: Start, alone: Any, always: bool, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fewer answers are then generated at the same time; all of them stay the same."""
     engine = make()
-    once = Once(Decoder.__call__, lambda decoder, ids, *_: len(ids) > 2, always)
+    once = Once(Decoder.__call__, lambda decoder, ids, *_: len(ids) > 2, always, error)
     monkeypatch.setattr(Decoder, "__call__", once)
     settings = LONG | {"max_new_tokens": 40}
     with together(engine, ask, [(one, "instruct", settings) for one in QUESTIONS[:4]]) as futures:
@@ -934,10 +947,13 @@ def test_out_of_memory_in_a_decode_step(
     assert once.raised
 
 
-def test_out_of_memory_for_a_single_answer_ends_it(make: Any, ask: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["CUDA", "CPU", "Python"])
+def test_out_of_memory_for_a_single_answer_ends_it(
+    make: Any, ask: Start, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = make()
     with monkeypatch.context() as patch:
-        patch.setattr(Decoder, "__call__", out_of_memory)
+        patch.setattr(Decoder, "__call__", Once(Decoder.__call__, lambda *_: True, True, error))
         with pytest.raises(OutOfMemoryError, match=r"memory of (cpu|cuda).* GiB are free"):
             ask(engine, QUESTIONS[0], "instruct", LONG).result(20)
     assert ask(engine, QUESTIONS[0]).result(20).completion_tokens

@@ -37,6 +37,7 @@ from vlroute.engine.local.checkpoint_files import (
     pair_fingerprint,
 )
 from vlroute.engine.local.loading import checked_loading, quantization_config
+from vlroute.engine.local.out_of_memory import is_out_of_memory
 from vlroute.engine.local.quantized import (
     FP8,
     check_quantization,
@@ -360,9 +361,9 @@ def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch
         config.vision_config.depth, config.vision_config.deepstack_visual_indexes = 0, []
     try:
         model, report = kind.from_pretrained(files.folder, config=config, output_loading_info=True, **options)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise  # the machine is at fault, not the checkpoint
     except Exception as error:  # as above
+        if is_out_of_memory(error):
+            raise  # the machine is at fault, not the checkpoint
         _check_options(config, options)
         if isinstance(error, ImportError) and (attention := options.get("attn_implementation")):
             raise _unusable("attn_implementation", attention, error) from error

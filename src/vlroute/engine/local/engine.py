@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from vlroute.engine.cache.features import VisionFeatures
@@ -31,6 +30,7 @@ from vlroute.engine.local.grammar import constraint, token_id
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS
 from vlroute.engine.local.logprobs import AnswerLogprobs
 from vlroute.engine.local.memory import Memory, available
+from vlroute.engine.local.out_of_memory import is_out_of_memory
 from vlroute.engine.local.prompt import Prompt, build_prompt, check_length, in_other_mode
 from vlroute.engine.local.reasoning import Splitter, closing_length
 from vlroute.engine.local.sampling import end_ids, resolve_settings
@@ -81,7 +81,7 @@ class Request:
         with self._lock:
             self._ended = True
         self._leases.close()
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if is_out_of_memory(error):
             raise OutOfMemoryError(self._too_large()) from error
 
     def _too_large(self) -> str:

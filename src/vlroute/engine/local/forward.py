@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from vlroute.engine.local.out_of_memory import is_out_of_memory
 from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, rounded
 
 log = logging.getLogger("vlroute")
@@ -168,9 +169,9 @@ class Decoder:
         if shape not in self._graphs:
             try:
                 self._graphs[shape] = self._captured(inputs, length)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:  # such as an operation that synchronizes, in some quantized layers
+                if is_out_of_memory(error):
+                    raise
                 log.warning("this model cannot be captured as CUDA graphs, so its answers are slower: %s", error)
                 self._captures = False
                 return self._step(inputs.to(self.device), length)

@@ -36,6 +36,7 @@ from vlroute.engine.local.forward import Chunk, Decoder, Language, read
 from vlroute.engine.local.generation import Generated, Generation, GenerationRequest
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS
 from vlroute.engine.local.memory import Memory
+from vlroute.engine.local.out_of_memory import is_out_of_memory
 from vlroute.engine.local.reasoning import closing_length
 from vlroute.engine.local.sampling import BatchSampler, LogProbs, log_probs_of, token_scores
 from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, slots_for
@@ -629,7 +630,9 @@ class Scheduler:
         self.memory.reserve(self._bytes_with(lane, *shape))
         try:
             lane.resize(*shape)
-        except (torch.OutOfMemoryError, MemoryError) as error:  # other programs use the memory
+        except Exception as error:
+            if not is_out_of_memory(error):  # other programs use the memory
+                raise
             log.warning("no memory for %d slots of %d tokens: %s", *shape, error)
             return False
         return True
@@ -722,20 +725,16 @@ class Scheduler:
             ids[one.slot], positions[one.slot], active[one.slot] = one.ids[-1], one.position, 1
         try:
             logits = lane.decoder(ids, cached, positions, active)
-        except torch.OutOfMemoryError as error:
-            if len(lane.running) == 1:
-                lane.running[0].error = error
-                self._end(lane)
-            else:
+        except Exception as error:
+            if is_out_of_memory(error) and len(lane.running) > 1:
                 self._preempt()
                 for one in lane.running:
                     if one in writing and one.checkpoint.family.recurrent:
                         self._rewind(lane, one)
-            return parts
-        except Exception as error:  # it concerns all answers of the step
-            for one in writing:
-                one.error = error
-            self._end(lane)
+            else:  # it concerns all answers of the step
+                for one in writing:
+                    one.error = error
+                self._end(lane)
             return parts
         if writing[-1].slot + 1 == len(writing):
             logits = logits[: len(writing)]
@@ -772,7 +771,9 @@ class Scheduler:
             self.prefixes.insert(
                 one.request.owner, tokens, lambda start, end: lane.slots.read(one.slot, start, end), state
             )
-        except (torch.OutOfMemoryError, MemoryError) as error:  # the answer does not need it
+        except Exception as error:
+            if not is_out_of_memory(error):  # the answer does not need it
+                raise
             log.warning("no memory to cache a prefix: %s", error)
 
     def _end(self, lane: _Lane) -> None:

@@ -1,0 +1,114 @@
+"""A proxy in front of a server that behaves badly on request: a fault of the network, or a server that hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Literal
+
+Fault = Literal["none", "silent", "stops", "slow", "closes"]
+#: Bytes of a response before the proxy stops, so that a stream has begun.
+HEAD = 900
+#: Seconds between two bytes of a slow response.
+SLOW_SECONDS = 0.02
+
+
+class StallingPeer:
+    """The proxy.
+
+    Args:
+        port: Port of the real server on the loopback address.
+
+    Attributes:
+        fault: What happens to new and open connections: "silent" accepts and never answers, "stops" sends the beginning
+            of a response, "slow" sends byte after byte, and "closes" ends a response after its beginning.
+        url: Address of the proxy.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.fault: Fault = "none"
+        self.url = ""
+        self._port = port
+
+    async def serve(self) -> asyncio.Server:
+        """Start to listen on a free port."""
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        return server
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            upstream, sending = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            writer.close()
+            return
+        copying = [asyncio.create_task(_copy(reader, sending)), asyncio.create_task(self._answer(upstream, writer))]
+        try:
+            await asyncio.wait(copying, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in copying:
+                task.cancel()
+            for end in (sending, writer):
+                end.close()
+
+    async def _answer(self, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sent = 0
+        with suppress(OSError):
+            while data := await upstream.read(2**12):
+                if self.fault == "slow":
+                    for byte in data:
+                        writer.write(bytes([byte]))
+                        await writer.drain()
+                        await asyncio.sleep(SLOW_SECONDS if self.fault == "slow" else 0)
+                    continue
+                if self.fault != "none":
+                    data = b"" if self.fault == "silent" else data[: max(HEAD - sent, 0)]
+                writer.write(data)
+                await writer.drain()
+                sent += len(data)
+                if self.fault == "closes" and sent >= HEAD:
+                    return
+                while self.fault in ("silent", "stops") and sent >= (HEAD if self.fault == "stops" else 0):
+                    await asyncio.sleep(0.1)  # the client has to end the connection
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await reader.read(2**16):
+            writer.write(data)
+            await writer.drain()
+
+
+@contextmanager
+def stalling_peer(port: int) -> Iterator[StallingPeer]:
+    """Run a proxy in a thread of its own, until the end of the context.
+
+    Args:
+        port: See `StallingPeer`.
+
+    Yields:
+        The proxy.
+    """
+    peer, loop, started = StallingPeer(port), asyncio.new_event_loop(), threading.Event()
+
+    def serve() -> None:
+        server = loop.run_until_complete(peer.serve())
+        started.set()
+        loop.run_forever()
+        server.close()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.close()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    started.wait()
+    try:
+        yield peer
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
