@@ -41,7 +41,7 @@ KEYS = ("the first key of the load", "the second key of the load", "the key with
 LIMIT = 30
 #: Answers at a time and requests that wait: fewer than there are clients, so that some are refused.
 QUEUE = ("--max-num-seqs", "16", "--max-waiting", "96", "--deadline", f"{DEADLINE_SECONDS:g}")
-LIBRARIES = ("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1")
+LIBRARIES = ("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/faketime/libfaketime.so.1")
 HOUR, DAYS = 3600, 40 * 86_400
 JUMPS = (HOUR, 0, -HOUR, 0, DAYS, 0)
 
@@ -486,7 +486,7 @@ def _with_jumps(folder: Path) -> Iterator[Target]:
     clock = folder / "clock"
     _set_clock(clock, 0)
     environment = _environment(
-        folder, LD_PRELOAD=library, FAKETIME_TIMESTAMP_FILE=str(clock), FAKETIME_NO_CACHE="1",
+        folder, LD_PRELOAD=library, FAKETIME_TIMESTAMP_FILE=str(clock), FAKETIME_CACHE_DURATION="1", FAKETIME_FORCE_MONOTONIC_FIX="0",
         FAKETIME_DONT_FAKE_MONOTONIC="1", DONT_FAKE_MONOTONIC="1",
     )  # fmt: skip
     with serving(folder, [*QUEUE, *_store(folder)], environment) as server:
