@@ -91,24 +91,21 @@ def stalling_peer(port: int) -> Iterator[StallingPeer]:
     Yields:
         The proxy.
     """
-    peer, loop, started = StallingPeer(port), asyncio.new_event_loop(), threading.Event()
+    peer, started, end = StallingPeer(port), threading.Event(), asyncio.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
 
-    def serve() -> None:
-        server = loop.run_until_complete(peer.serve())
+    async def serve() -> None:
+        server = await peer.serve()
+        loops.append(asyncio.get_running_loop())
         started.set()
-        loop.run_forever()
+        await end.wait()
         server.close()
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        loop.close()
 
-    thread = threading.Thread(target=serve, daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     started.wait()
     try:
         yield peer
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        loops[0].call_soon_threadsafe(end.set)
         thread.join(10)
