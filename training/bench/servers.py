@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -70,7 +71,11 @@ def running(module: str, *arguments: str, health: str) -> Iterator[tuple[str, in
 
 @contextmanager
 def started(
-    command: Sequence[str], ready: str, name: str, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    ready: str,
+    name: str,
+    environment: Mapping[str, str] | None = None,
+    log_file: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server in a process group of its own until the block ends, with all processes that it starts.
 
@@ -79,6 +84,7 @@ def started(
         ready: A URL that answers 200 once the server is ready.
         name: The name of the server, for the error.
         environment: Its environment variables; by default those of this process.
+        log_file: Where it writes its log; by default a temporary file.
 
     Yields:
         The process. Its id is that of the group.
@@ -87,7 +93,7 @@ def started(
         RuntimeError: If it does not start.
     """
     with (
-        tempfile.TemporaryFile("w+", errors="replace") as log,
+        log_file.open("w+", errors="replace") if log_file else tempfile.TemporaryFile("w+", errors="replace") as log,
         subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=0) as process,
     ):
         try:

@@ -14,8 +14,9 @@ from typing import Any
 
 import httpx
 
-from training.chaos.mutants import Kind, picture_file
-from training.chaos.servers import Server, data_uri, serving
+from training.bench.servers import data_uri
+from training.chaos.mutants import Kind, noise
+from training.chaos.servers import Server, serving
 from vlroute.errors import VLRouteError
 
 #: A reply that takes longer counts as a hang: the server limits its answers to some tokens.
@@ -41,7 +42,7 @@ class RefusedError(VLRouteError):
 
 
 def _chat_bodies() -> dict[str, Any]:
-    picture = {"type": "image_url", "image_url": {"url": data_uri(picture_file("PNG")), "detail": "low"}}
+    picture = {"type": "image_url", "image_url": {"url": data_uri(noise()), "detail": "low"}}
     question = {"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]}
     call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"a": "b"}'}}
     return {
@@ -75,7 +76,7 @@ def _chat_bodies() -> dict[str, Any]:
 
 
 def _response_bodies() -> dict[str, Any]:
-    picture = {"type": "input_image", "image_url": data_uri(picture_file("PNG"))}
+    picture = {"type": "input_image", "image_url": data_uri(noise())}
     message = {"role": "user", "type": "message", "content": [picture, {"type": "input_text", "text": "What is it?"}]}
     tool = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {}}, "strict": False}
     return {
@@ -97,7 +98,7 @@ def _response_bodies() -> dict[str, Any]:
 
 
 def _message_bodies() -> dict[str, Any]:
-    source = {"type": "base64", "media_type": "image/png", "data": data_uri(picture_file("PNG")).partition(",")[2]}
+    source = {"type": "base64", "media_type": "image/png", "data": data_uri(noise()).partition(",")[2]}
     content = [{"type": "image", "source": source}, {"type": "text", "text": "What is it?"}]
     return {
         "plain": {"model": "instruct", "max_tokens": 1, "messages": [{"role": "user", "content": "Say red."}]},
@@ -131,7 +132,7 @@ def _other_bodies() -> dict[str, tuple[str, Any]]:
         "count tokens": ("/v1/messages/count_tokens", message["tools"]),
         "route": ("/v1/route", chat["picture"]),
         "feedback": ("/v1/feedback", {"id": "an unknown id", "correct": True, "comment": "so"}),
-        "predict": ("/api/predict", {"data": [data_uri(picture_file("PNG")), "What is it?", "instruct"]}),
+        "predict": ("/api/predict", {"data": [data_uri(noise()), "What is it?", "instruct"]}),
     }
 
 

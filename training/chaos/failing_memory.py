@@ -21,17 +21,15 @@ from vlroute.engine.local import memory, scheduler
 from vlroute.engine.local.forward import Decoder
 
 #: What torch raises on the CPU has no type of its own.
-ON_CPU = (
-    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
-)
+ON_CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
 
 
 def main() -> None:
     place, share, file = sys.argv[1], float(sys.argv[2]), Path(sys.argv[3])
     rng, fails, failures = random.Random(0), False, 0
-    errors = [
+    errors: list[Callable[[], Exception]] = [
         lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), lambda: MemoryError(),
-        lambda: RuntimeError(f"[enforce fail at alloc_cpu.cpp:121] err == 0. {ON_CPU}"),
+        lambda: RuntimeError(ON_CPU),
     ]  # fmt: skip
 
     def failing(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,11 +52,11 @@ def main() -> None:
 
     match place:
         case "tower":  # neither features nor prefixes are cached, so that each picture is encoded
-            scheduler.encode = failing(scheduler.encode)
+            vars(scheduler)["encode"] = failing(vars(scheduler)["encode"])
             memory.VISION_PART = 0.0
             PrefixCache.insert = lambda *_: None  # type: ignore[method-assign]
         case "prefill":
-            scheduler.read = failing(scheduler.read)
+            vars(scheduler)["read"] = failing(vars(scheduler)["read"])
         case "decode":
             Decoder.__call__ = failing(Decoder.__call__)  # type: ignore[method-assign]
     signal.signal(signal.SIGUSR1, switch)

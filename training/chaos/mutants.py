@@ -204,17 +204,17 @@ def _one_file(name: str, data: Callable[[], bytes], folder: Path) -> list[Path]:
     return [folder / name]
 
 
-def _noise(size: int = 24) -> Image.Image:
+def noise(size: int = 24) -> Image.Image:
+    """A small picture."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8))
 
 
-def picture_file(form: str) -> bytes:
-    """A small valid picture in a file format of Pillow."""
+def _picture(form: str) -> bytes:
     buffer = io.BytesIO()
     options: dict[str, Any] = (
-        {"save_all": True, "append_images": [_noise().rotate(90)]} if form in ("GIF", "TIFF") else {}
+        {"save_all": True, "append_images": [noise().rotate(90)]} if form in ("GIF", "TIFF") else {}
     )
-    _noise().save(buffer, form, **options)
+    noise().save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -294,7 +294,7 @@ def _zip() -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("table.csv", "prompt,image\nWhat?,a.png\n多少？,b.png\n")
         for name in ("a.png", "b.png"):
-            file.writestr(name, picture_file("PNG"))
+            file.writestr(name, _picture("PNG"))
     return buffer.getvalue()
 
 
@@ -308,7 +308,7 @@ def _use_zip(file: Path) -> object:
 
 
 KINDS = (
-    *(Kind(f"picture ({form})", partial(_one_file, "picture", partial(picture_file, form)), _load_picture)
+    *(Kind(f"picture ({form})", partial(_one_file, "picture", partial(_picture, form)), _load_picture)
       for form in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP")),
     Kind("video", partial(_one_file, "video.mp4", _movie), _load_video),
     Kind("router artifact", _router, _use_router),
