@@ -200,7 +200,7 @@ def test_control_tokens_are_refused(name: str) -> None:
         ([{"role": "function", "content": "4"}], "role must be"),
         ([{"role": ["user"], "content": "4"}], "role must be"),
         ([{"content": "4"}], "role must be"),
-        ([{"role": "user"}], "content must be"),
+        ([{"role": "user"}], "content must be a str or a list of parts, got None"),
         ([{"role": "user", "content": {"type": "text"}}], "content must be"),
         ([user(text(None))], "must hold a str"),
         ([user("text")], "a part must be a dict"),

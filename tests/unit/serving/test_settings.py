@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from vlroute.errors import SettingsError
 from vlroute.inputs.media import Limits
 from vlroute.serving.settings import ClusterSettings, ServerSettings, is_loopback
 
@@ -25,7 +26,7 @@ KEY = "a key for tests, long enough"
     ({"allowed_hosts": ("*.example.org",)}, "is no host"), ({"allowed_hosts": ("::1",)}, "is no host"),
 ])  # fmt: skip
 def test_unsafe_and_impossible_settings_are_refused(wrong: dict[str, Any], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(SettingsError, match=match):
         ServerSettings(**wrong)
 
 
