@@ -87,7 +87,7 @@ class UnderLoad:
         right: Number of right answers.
         wrong: Number of answers that differ from that of the idle server.
         left: Number of requests whose client left on purpose.
-        errors: Number of public errors by status and code.
+        public_errors: Number of public errors by status and code.
         untyped: Number of other errors, and of tracebacks in the log.
         hangs: Number of requests that took longer than the deadline.
         health_p95_ms: 95th percentile of the duration of `/health`, in milliseconds.
@@ -101,7 +101,7 @@ class UnderLoad:
     right: int = 0
     wrong: int = 0
     left: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
+    public_errors: dict[str, int] = field(default_factory=dict)
     untyped: int = 0
     hangs: int = 0
     health_p95_ms: float = 0.0
@@ -177,7 +177,7 @@ async def _load(name: str, target: Target, seconds: int, seed: int, advance: Cal
         _note(result, f"in the log: {' '.join(trace.split())[-250:]}")
     result.details += target.problems
     result.details = sorted(set(result.details))[:10]
-    result.errors = dict(sorted(result.errors.items()))
+    result.public_errors = dict(sorted(result.public_errors.items()))
     result.note = target.note
     return result
 
@@ -261,7 +261,7 @@ async def _client(
             result.hangs += 1
             _note(result, f"{request.name} as {model} hangs")
         except PublicError as error:
-            result.errors[str(error)] = result.errors.get(str(error), 0) + 1
+            result.public_errors[str(error)] = result.public_errors.get(str(error), 0) + 1
             wait = min(error.wait, 2.0)
         except (UnexpectedError, httpx.HTTPError) as error:
             result.untyped += 1
