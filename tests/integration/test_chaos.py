@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_nothing_acknowledged_is_lost_and_all_errors_are_public(tmp_path: Path) -> None:
     numbers = ["--kills", "2", "--mutants", "20", "--seed", "7"]
     disks = "0" if missing_part() else "1"
-    numbers += ["--power-cuts", disks, "--disk-faults", disks, "--server-faults", "0"]
+    numbers += ["--power-cuts", disks, "--disk-faults", disks, "--server-faults", "0", "--requests", "0"]
     done = subprocess.run(
         [sys.executable, "-m", "training.chaos", *numbers, "--out", str(tmp_path)],
         capture_output=True, text=True, timeout=300, check=False,

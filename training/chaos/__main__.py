@@ -16,13 +16,29 @@ from typing import Any
 
 from rich.progress import Progress
 
-from training.chaos import disk_faults, disk_server, kills, mutants, power_cuts, server_attacks
+from training.chaos import disk_faults, disk_server, kills, memory, mutants, power_cuts, server_attacks
 from training.chaos.faulty_disk import missing_part
 from training.page import argument_parser, environment, publish, write_json
 
 #: Numbers for each component, kind of input, or kind of fault.
-SHORT = {"attacks": 1, "kills": 17, "mutants": 500, "power_cuts": 10, "disk_faults": 5, "server_faults": 3}
-LONG = {"attacks": 1, "kills": 170, "mutants": 5000, "power_cuts": 100, "disk_faults": 50, "server_faults": 30}
+SHORT = {
+    "attacks": 1,
+    "kills": 17,
+    "mutants": 500,
+    "power_cuts": 10,
+    "disk_faults": 5,
+    "server_faults": 3,
+    "requests": 500,
+}
+LONG = {
+    "attacks": 1,
+    "kills": 170,
+    "mutants": 5000,
+    "power_cuts": 100,
+    "disk_faults": 50,
+    "server_faults": 30,
+    "requests": 10_000,
+}
 
 
 def main() -> None:
@@ -34,6 +50,7 @@ def main() -> None:
     parser.add_argument("--power-cuts", type=int, help="power cuts of each component; needs FUSE")
     parser.add_argument("--disk-faults", type=int, help="faults of each kind under each component; needs FUSE")
     parser.add_argument("--server-faults", type=int, help="faults of each kind under a server; needs FUSE")
+    parser.add_argument("--requests", type=int, help="ordinary requests; the memory after floods is measured later")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     usual = LONG if options.long else SHORT
@@ -48,9 +65,10 @@ def main() -> None:
     kept = options.out / "chaos.partial.json"
     data = _resumed(kept, counts)
     works: dict[str, tuple[Callable[..., Any], Sequence[Any]]] = {
-        "attacks": (server_attacks.run, server_attacks.ATTACKS), "kills": (kills.run, kills.COMPONENTS), "mutants": (mutants.run, mutants.KINDS),
+        "attacks": (server_attacks.run, server_attacks.ATTACKS), "kills": (kills.run, kills.COMPONENTS),
+        "mutants": (mutants.run, mutants.KINDS),
         "power_cuts": (power_cuts.run, kills.COMPONENTS), "disk_faults": (disk_faults.run, disk_faults.CASES),
-        "server_faults": (disk_server.run, disk_server.CASES),
+        "server_faults": (disk_server.run, disk_server.CASES), "requests": (memory.run, memory.CHECKS),
     }  # fmt: skip
     with Progress() as progress, kills.one_thread():
         for name, (run, items) in works.items():
