@@ -94,7 +94,7 @@ bench: install  ## Measure memory and speed of a pair of the 2B shape with rando
 bench-peers: install  ## Compare the server with vLLM, llama.cpp and transformers serve (an hour, 10 GB of disk)
 	$(BIN)/python -m training.bench.peers
 
-chaos: install  ## Kill processes, cut the power, damage inputs, let disks fail and cause faults under load (15 minutes; needs FUSE)
+chaos: install  ## Attack servers, kill processes, cut the power, damage inputs and let disks and memory fail (15 minutes; needs FUSE)
 	$(BIN)/python -m training.chaos
 
 chaos-long: install  ## The same with ten times as many of each; an interrupted run continues

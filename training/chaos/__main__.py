@@ -9,7 +9,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,74 +22,88 @@ from training.chaos import (
     disk_faults,
     disk_server,
     kills,
+    memory,
     mutants,
     power_cuts,
     server_attacks,
     under_load,
 )
 from training.chaos.faulty_disk import missing_part
-from training.page import argument_parser, environment, publish, write_json
+from training.page import argument_parser, environment, figures, publish, write_json
 
-#: Numbers for each component, kind of input, or kind of fault; seconds of each fault under load.
-SHORT = {
-    "attacks": 1,
-    "kills": 17,
-    "mutants": 500,
-    "power_cuts": 10,
-    "disk_faults": 5,
-    "server_faults": 3,
-    "under_load": 20,
-}
-LONG = {
-    "attacks": 1,
-    "kills": 170,
-    "mutants": 5000,
-    "power_cuts": 100,
-    "disk_faults": 50,
-    "server_faults": 30,
-    "under_load": 60,
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Tests of one kind; each is a row of a table.
+
+    Attributes:
+        run: Called with an item, a number, a seed, and what to call for each part of the number. Returns the row.
+        items: Have names.
+        short: The number of a short run.
+        long: The number of a long run.
+        counts: What the number counts.
+        needs_fuse: Whether the suite needs FUSE.
+    """
+
+    run: Callable[..., Any]
+    items: Sequence[Any]
+    short: int
+    long: int
+    counts: str
+    needs_fuse: bool = False
+
+
+SUITES = {
+    "attacks": Suite(server_attacks.run, server_attacks.ATTACKS, 1, 1, "runs of each attack on a server"),
+    "under_load": Suite(under_load.run, under_load.FAULTS, 20, 60, "seconds of load with each fault"),
+    "requests": Suite(memory.run, memory.CHECKS, 500, 10_000, "requests; memory after floods is measured later"),
+    "kills": Suite(kills.run, kills.COMPONENTS, 17, 170, "kills of each component"),
+    "power_cuts": Suite(power_cuts.run, kills.COMPONENTS, 10, 100, "power cuts of each component", True),
+    "disk_faults": Suite(disk_faults.run, disk_faults.CASES, 5, 50, "faults of each kind under each component", True),
+    "server_faults": Suite(disk_server.run, disk_server.CASES, 3, 30, "faults of each kind under a server", True),
+    "mutants": Suite(
+        mutants.run, (*mutants.KINDS, *config_files.KINDS, *bodies.KINDS), 500, 5000, "damaged inputs of each kind"
+    ),
 }
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--long", action="store_true", help="1 000 kills and 5 000 mutants of each kind")
-    parser.add_argument("--attacks", type=int, choices=(0, 1), help="0: without the attacks on a server")
-    parser.add_argument("--kills", type=int, help="kills of each component")
-    parser.add_argument("--mutants", type=int, help="damaged inputs of each kind")
-    parser.add_argument("--power-cuts", type=int, help="power cuts of each component; needs FUSE")
-    parser.add_argument("--disk-faults", type=int, help="faults of each kind under each component; needs FUSE")
-    parser.add_argument("--server-faults", type=int, help="faults of each kind under a server; needs FUSE")
-    parser.add_argument("--under-load", type=int, help="seconds of each fault under load; 0: without them")
+    parser.add_argument("--long", action="store_true", help="a long run, of hours")
+    parser.add_argument("--only", nargs="+", choices=SUITES, metavar="SUITE", help=f"some of: {', '.join(SUITES)}")
     parser.add_argument("--seed", type=int, default=0)
+    for name, suite in SUITES.items():
+        text = f"{suite.counts}; by default {suite.short}, or {suite.long} with --long"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
     options = parser.parse_args()
-    usual = LONG if options.long else SHORT
-    given = {name: getattr(options, name) for name in usual}
-    counts = {name: usual[name] if number is None else number for name, number in given.items()}
-    counts["seed"] = options.seed
-    if (counts["power_cuts"] or counts["disk_faults"] or counts["server_faults"]) and (lacks := missing_part()):
-        parser.error(f"{lacks}; or pass --power-cuts 0 --disk-faults 0 --server-faults 0")
+    chosen = options.only or list(SUITES)
+    if any(SUITES[name].needs_fuse for name in chosen) and (lacks := missing_part()):
+        parser.error(f"{lacks}; or choose other suites with --only")
+    counts = {"seed": options.seed}
+    for name in chosen:
+        given = getattr(options, name)
+        counts[name] = given if given is not None else SUITES[name].long if options.long else SUITES[name].short
     logging.disable(logging.CRITICAL)  # damaged inputs are logged by thousands
     warnings.simplefilter("ignore")
     options.out.mkdir(parents=True, exist_ok=True)
     kept = options.out / "chaos.partial.json"
     data = _resumed(kept, counts)
-    works: dict[str, tuple[Callable[..., Any], Sequence[Any]]] = {
-        "attacks": (server_attacks.run, server_attacks.ATTACKS), "kills": (kills.run, kills.COMPONENTS),
-        "mutants": (mutants.run, (*mutants.KINDS, *config_files.KINDS, *bodies.KINDS)),
-        "power_cuts": (power_cuts.run, kills.COMPONENTS), "disk_faults": (disk_faults.run, disk_faults.CASES),
-        "server_faults": (disk_server.run, disk_server.CASES), "under_load": (under_load.run, under_load.FAULTS),
-    }  # fmt: skip
     with Progress() as progress, kills.one_thread():
-        for name, (run, items) in works.items():
-            for item in items if counts[name] else ():
+        for name in chosen:
+            for item in SUITES[name].items:
                 task = progress.add_task(f"{name}: {item.name}", total=counts[name])
                 if item.name not in data[name]:
-                    found = run(item, counts[name], options.seed, partial(progress.advance, task))
+                    found = SUITES[name].run(item, counts[name], options.seed, partial(progress.advance, task))
                     data[name][item.name] = asdict(found)
                     write_json(kept, data)
                 progress.update(task, completed=counts[name])
-    page = publish("chaos", {**data, "where": environment("pillow", "av", "sqlalchemy")}, options.out)
+    earlier = figures("chaos", options.out)  # the rows of other suites, and those of the version before, are kept
+    for shared, values in (
+        ("counts", counts),
+        ("where", dict.fromkeys(chosen, environment("pillow", "av", "sqlalchemy"))),
+    ):
+        data[shared] = earlier.get(shared, {}) | values
+    page = publish("chaos", earlier | data, options.out)
     kept.unlink()
     print(page)
 

@@ -109,6 +109,13 @@ MaxPerAddress = Annotated[
         help="Maximum number of connections of one address, and of requests of one address behind a trusted proxy.",
     ),
 ]
+MaxTotalBody = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Maximum number of bytes of the bodies of all requests together; one key has half of it. Default: 1 GiB.",
+    ),
+]
 HeaderSeconds = Annotated[float, typer.Option(min=0.1, help="Time limit for the header of a request.")]
 BodySeconds = Annotated[
     float, typer.Option(min=0.1, help="Time limit for the body of a request; each 8 KiB extend it by a second.")
@@ -154,6 +161,7 @@ def serve(
     forwarded_allow_ips: ForwardedAllowIps = None,
     max_connections: MaxConnections = 1024,
     max_per_address: MaxPerAddress = 256,
+    max_total_body: MaxTotalBody = None,
     header_seconds: HeaderSeconds = 10.0,
     body_seconds: BodySeconds = 20.0,
     idle_seconds: IdleSeconds = 75.0,

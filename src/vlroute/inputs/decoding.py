@@ -107,13 +107,18 @@ class MediaBudget:
         if late and self._pool is not None:  # released while this thread waited
             self._pool.give_back(self._flow, pixels)
 
-    def release(self) -> None:
-        """Give all pixels back: the request has ended. Decoding that still runs stops at its next check."""
+    def release(self) -> int:
+        """Give all pixels back: the request has ended. Decoding that still runs stops at its next check.
+
+        Returns:
+            Number of pixels; 0 if they were given back before.
+        """
         with self._lock:
             taken = 0 if self._released else self._taken
             self._released = True
         if self._pool is not None and taken:
             self._pool.give_back(self._flow, taken)
+        return taken
 
 
 _current: ContextVar[MediaBudget | None] = ContextVar("vlroute_media_budget", default=None)

@@ -58,11 +58,15 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.begin()
-        cleaning = asyncio.create_task(service.remove_expired())
+        tasks = [
+            asyncio.create_task(service.remove_expired()),
+            asyncio.create_task(service.freed_memory.return_to_system()),
+        ]
         try:
             yield
         finally:
-            cleaning.cancel()
+            for task in tasks:
+                task.cancel()
             await service.drain(settings.grace_seconds)
             await fetcher.close()
 
@@ -77,7 +81,10 @@ def create_app(
     count = service.metrics.refused
     # without trusted names, a server for other machines accepts all: it has keys, and does not know its own names
     trusted = settings.trusted_hosts if settings.trusted_hosts or is_loopback(settings.host) else None
-    app.add_middleware(RequestGuard, ("/v1/", "/api/predict"), settings, trusted, count, lambda: service.draining)
+    app.add_middleware(
+        RequestGuard, ("/v1/", "/api/predict"), settings, trusted, count, lambda: service.draining,
+        service.freed_memory.add,
+    )  # fmt: skip
     app.add_middleware(AddressLimit, settings, count)
     add_cross_origin(app, settings.cors_origins)  # outside, so that refusals have its headers
     app.add_middleware(

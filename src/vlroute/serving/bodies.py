@@ -1,4 +1,4 @@
-"""Bodies of requests: the key is checked before they are read, and JSON is bounded while it arrives."""
+"""Bodies of requests: the key is checked before they are read, their memory is limited, and JSON is bounded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -43,6 +44,83 @@ def max_text(settings: ServerSettings) -> int:
         The size.
     """
     return 6 * settings.max_prompt + 2 * MiB
+
+
+class BodyPool:
+    """Limits the bytes of bodies that are in memory at the same time. For one event loop.
+
+    A flow of requests may hold as many bytes as are free (dynamic thresholds, Choudhury and Hahne, 1998): one flow
+    alone gets half of the pool, two flows get a third each. So a further flow always finds room.
+
+    Args:
+        most: Maximum number of bytes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._held: Counter[str] = Counter()
+
+    @property
+    def held(self) -> int:
+        """Bytes that requests hold now."""
+        return self._held.total()
+
+    def take(self, flow: str, size: int) -> None:
+        """Count bytes that have arrived.
+
+        Args:
+            flow: Name of the flow of the request.
+            size: Number of bytes.
+
+        Raises:
+            APIError: 429 if there is no room for them.
+        """
+        if self._held[flow] + size > self.most - self.held:
+            raise APIError(
+                429, f"the bodies of requests that are being answered have {self.held} bytes, {self._held[flow]} of "
+                f"them with your key or from your address, which leaves no room for more (the server's setting "
+                "max_total_body); try again later, or send smaller pictures and videos",
+                "too_many_bytes", headers={"Retry-After": "5"},
+            )  # fmt: skip
+        self._held[flow] += size
+
+    def give_back(self, flow: str, size: int) -> None:
+        """The bytes are no longer needed."""
+        self._held[flow] -= size
+        if not self._held[flow]:
+            del self._held[flow]
+
+
+class PooledBody:
+    """The bytes of one body in a pool.
+
+    Args:
+        pool: The pool.
+    """
+
+    def __init__(self, pool: BodyPool) -> None:
+        self._pool, self._flow, self._size = pool, "", 0
+
+    def take(self, flow: str, size: int) -> None:
+        """Count the next bytes. Raises the error of `BodyPool.take`.
+
+        Args:
+            flow: Name of the flow of the request; that of the first bytes counts.
+            size: Number of bytes.
+        """
+        self._flow = self._flow or flow
+        self._pool.take(self._flow, size)
+        self._size += size
+
+    def release(self) -> int:
+        """Give all bytes back: the request has ended.
+
+        Returns:
+            Number of bytes.
+        """
+        size, self._size = self._size, 0
+        self._pool.give_back(self._flow, size)
+        return size
 
 
 class JSONBody:

@@ -14,9 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vlroute.serving.bodies import PIECE, JSONBody, max_text
+from vlroute.serving.bodies import PIECE, BodyPool, JSONBody, PooledBody, max_text
 from vlroute.serving.connections import Proxies, address_group
 from vlroute.serving.errors import APIError, Count, error_response, route_path
+from vlroute.serving.keys import APIKey
 from vlroute.serving.service import shutting_down
 from vlroute.serving.settings import ServerSettings, is_loopback
 from vlroute.serving.wrong_keys import client_address
@@ -39,8 +40,8 @@ class RequestGuard:
     and trusted host names: another name that resolves to it is DNS rebinding. `TrustedHostMiddleware` and
     `RequestBodyLimitMiddleware` of Starlette do not fit: they refuse in plain text and do not know address ranges.
 
-    A body has to arrive in time, and JSON for the web page has the bounds of `JSONBody`; the endpoints of the API check
-    theirs themselves.
+    A body has to arrive in time, there must be room for it in a `BodyPool`, and JSON for the web page has the bounds of
+    `JSONBody`; the endpoints of the API check theirs themselves.
 
     An unexpected error becomes a response with status 500 here, so that the connection stays open and the error is
     logged once.
@@ -52,6 +53,7 @@ class RequestGuard:
         trusted: Host names that are accepted besides local ones, see `ServerSettings.trusted_hosts`; None: all names.
         count: Called with status and code of each refusal.
         draining: Whether the server shuts down.
+        freed: Called with the size of a body at the end of its request.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class RequestGuard:
         trusted: Sequence[str] | None,
         count: Count,
         draining: Callable[[], bool] = lambda: False,
+        freed: Callable[[int], None] = lambda size: None,
     ) -> None:
-        self.app, self.guarded, self.count, self.draining = app, tuple(guarded), count, draining
+        self.app, self.guarded, self.count, self.draining, self.freed = app, tuple(guarded), count, draining, freed
+        self.bodies = BodyPool(settings.body_pool)
         self.max_body, self.body_seconds, self.max_text = settings.max_body, settings.body_seconds, max_text(settings)
         self.hosts = None if trusted is None else _hosts(trusted)
 
@@ -86,19 +90,22 @@ class RequestGuard:
                 MutableHeaders(scope=message).update(state["limit_headers"])
             await send(message)
 
-        bounded_receive = self._bounded(scope, receive)
+        body = PooledBody(self.bodies)
         try:
-            await self.app(scope, bounded_receive, watched_send)
+            await self.app(scope, self._bounded(scope, receive, body), watched_send)
         except Exception as error:  # Starlette's own handler would raise it again, and uvicorn close the connection
             if started:
                 raise
             await error_response(error, scope, self.count)(scope, receive, watched_send)
+        finally:  # after the response, also that of a stream: until then, the messages may be needed
+            self.freed(body.release())
 
-    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+    def _bounded(self, scope: Scope, receive: Receive, body: PooledBody) -> Receive:
         """`receive`, with limits of the body."""
         guarded = route_path(scope).startswith(self.guarded)
         kind = Headers(scope=scope).get("content-type", "").partition("/")[0].strip().lower()
-        bounds = None if guarded or kind == "multipart" or scope["method"] == "GET" else JSONBody(self.max_text)
+        in_memory = kind != "multipart"  # which is written to files
+        bounds = None if guarded or not in_memory or scope["method"] == "GET" else JSONBody(self.max_text)
         size, complete, waited = 0, False, 0.0
 
         async def bounded_receive() -> Message:
@@ -116,12 +123,16 @@ class RequestGuard:
             size, complete = size + len(piece), not message.get("more_body", False)
             if guarded and size > self.max_body:
                 raise HTTPException(413, self._too_large().message)
-            if bounds is not None and piece:
-                try:
+            try:
+                if in_memory and piece:
+                    body.take(_flow(scope), len(piece))
+                if bounds is not None:
                     for at in range(0, len(piece), PIECE):
                         bounds.feed(piece[at : at + PIECE])
-                except APIError as error:
-                    raise HTTPException(error.status, error.message) from error
+            except APIError as error:
+                if guarded:
+                    raise
+                raise HTTPException(error.status, error.message, error.headers) from error  # Gradio does not know it
             return message
 
         return bounded_receive
@@ -199,6 +210,12 @@ class PathPrefix:
         """Pass the request on, with the prefix."""
         scope["root_path"] = self.prefix  # in place: others look at this scope after the response
         await self.app(scope, receive, send)
+
+
+def _flow(scope: Scope) -> str:
+    """What a body counts for: the API key, if it was checked, else the address of the client."""
+    key: APIKey | None = scope["state"].get("api_key")
+    return address_group((scope.get("client") or ("",))[0]) if key is None else key.flow.name
 
 
 def _hosts(trusted: Sequence[str]) -> re.Pattern[str]:

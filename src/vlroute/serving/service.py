@@ -40,6 +40,7 @@ from vlroute.serving.admission import FairQueue, Ticket
 from vlroute.serving.choices import ChoiceEvent, Choices, Item, joined, without_prompt
 from vlroute.serving.errors import APIError, known_error
 from vlroute.serving.fetch import Preparation
+from vlroute.serving.freed_memory import BYTES_PER_PIXEL, FreedMemory
 from vlroute.serving.key_limits import KeyLimiter
 from vlroute.serving.keys import APIKey, APIKeys, no_valid_key, session_key_name
 from vlroute.serving.metrics import Metrics
@@ -78,6 +79,7 @@ class Service:
     Attributes:
         models: See `model_names`.
         conversations: Stored responses; None if the router has no store.
+        freed_memory: Counts the memory of requests that have ended.
         draining: Whether the server shuts down, so that no request is admitted. A signal handler may set it.
         hurry: Whether the shutdown does not wait for unfinished answers. A signal handler may set it.
 
@@ -105,6 +107,7 @@ class Service:
         per_flow = max(settings.max_decoding - 1, 1)
         self._decoding = FairQueue(settings.max_decoding, None, self._too_many, per_flow)
         self._pixels = PixelPool(settings.max_media_pixels, settings.limits.max_total_pixels)
+        self.freed_memory = FreedMemory()
         self._lock = threading.Lock()
         self._mean_seconds = 1.0
         self.models = model_names(router)
@@ -416,6 +419,7 @@ class Service:
         finally:
             alarm.cancel()
             self._release(place)
+            self.freed_memory.add(_pixels(conversation) * BYTES_PER_PIXEL)  # which the page has decoded
 
     def request_ended(self, record: RequestRecord) -> None:
         """Count and log a request that has ended, and export its telemetry."""
@@ -584,7 +588,7 @@ class Service:
             return prepare()
 
     def _release(self, place: _Place, record: RequestRecord | None = None) -> None:
-        place.media.release()
+        self.freed_memory.add(place.media.release() * BYTES_PER_PIXEL)
         self._queue.leave(place.ticket)
         with self._lock:
             del self._admitted[place.cancel]
@@ -648,6 +652,13 @@ class _Place:
     def __init__(self, ticket: Ticket, arrived: float, pixels: PixelPool) -> None:
         self.ticket, self.arrived, self.cancel = ticket, arrived, threading.Event()
         self.media = MediaBudget(pixels, ticket.flow.name, self.cancel.is_set)
+
+
+def _pixels(conversation: Conversation) -> int:
+    """Number of pixels of all pictures and frames."""
+    pictures = [picture.size for message in conversation.messages for picture in message.pictures]
+    frames = [frame.size for message in conversation.messages for video in message.videos for frame in video.frames]
+    return sum(width * height for width, height in pictures + frames)
 
 
 class _InContext(Executor):

@@ -57,6 +57,9 @@ class ServerSettings:
         max_tokens: Maximum number of tokens of one answer, reasoning included.
         max_prompt: Maximum number of characters of text in one request.
         max_body: Maximum number of bytes of one request.
+        max_total_body: Maximum number of bytes of the bodies of all requests together, at least four times `max_body`;
+            None: 16 times `max_body`. One key, or one client address without keys, has half of it; see `BodyPool`.
+            Further requests get status 429.
         max_uploads: Maximum number of bytes of all files together that visitors have uploaded to the web page.
         limits: Limits of the pictures and videos.
         allowed_hosts: Hosts from which pictures and videos may be fetched; none by default. `host` allows the default
@@ -101,6 +104,7 @@ class ServerSettings:
     max_tokens: int = 32_768
     max_prompt: int = 200_000
     max_body: int = 64 * MiB
+    max_total_body: int | None = None
     max_uploads: int = 2048 * MiB
     limits: Limits = field(default_factory=lambda: Limits(local_files=False))
     allowed_hosts: tuple[str, ...] = ()
@@ -153,6 +157,11 @@ class ServerSettings:
                 f"max_media_pixels must be at least {least}, which is limits.max_total_pixels for each of "
                 f"{max(self.max_decoding, 2)} requests, not {self.max_media_pixels}"
             )
+        if self.body_pool < 4 * self.max_body:
+            raise ValueError(
+                f"max_total_body must be at least {4 * self.max_body}, which is four times max_body, not "
+                f"{self.max_total_body}"
+            )
         for network in self.fetch_networks:
             try:
                 ipaddress.ip_network(network)
@@ -185,6 +194,11 @@ class ServerSettings:
     def max_admitted(self) -> int:
         """Maximum number of answers that are generated or wait: `2 · max_num_seqs + max_waiting`."""
         return 2 * self.max_num_seqs + self.max_waiting
+
+    @property
+    def body_pool(self) -> int:
+        """Maximum number of bytes of all bodies together: `max_total_body`, or its default."""
+        return 16 * self.max_body if self.max_total_body is None else self.max_total_body
 
     @property
     def has_keys(self) -> bool:

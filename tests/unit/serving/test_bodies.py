@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vlroute.serving.bodies import LONG, MAX_DEPTH, MAX_STRUCTURE, JSONBody
+from vlroute.serving.bodies import LONG, MAX_DEPTH, MAX_STRUCTURE, BodyPool, JSONBody, PooledBody
 from vlroute.serving.errors import APIError
 
 PICTURE = base64.b64encode(random.Random(1).randbytes(9000)).decode()
@@ -109,3 +109,36 @@ def test_depth_within_strings_does_not_count() -> None:
     assert read(json.dumps(value).encode(), 11) == value
     nested = "[" * MAX_DEPTH + "]" * MAX_DEPTH
     assert read(nested.encode()) == json.loads(nested)
+
+
+def fill(body: PooledBody, flow: str) -> None:
+    while True:
+        body.take(flow, 1)
+
+
+def test_each_flow_finds_room_in_the_pool_and_its_limit_holds() -> None:
+    pool, flows = BodyPool(1000), ["a", "b", "c", "d"]
+    bodies = {flow: PooledBody(pool) for flow in flows}
+    held = []
+    for flow in flows:  # each takes as much as it gets
+        before = pool.held
+        with pytest.raises(APIError, match="max_total_body") as caught:
+            fill(bodies[flow], flow)
+        held.append(pool.held - before)
+        error = caught.value
+        assert (error.status, error.code, error.headers) == (429, "too_many_bytes", {"Retry-After": "5"})
+    assert held == [500, 250, 125, 63]
+    assert pool.held == sum(held) <= 1000
+    assert bodies["b"].release() == 250
+    PooledBody(pool).take("c", 1)  # the room is free for others again
+    assert bodies["b"].release() == 0
+
+
+def test_a_body_counts_for_the_flow_of_its_first_bytes() -> None:
+    pool = BodyPool(100)
+    body = PooledBody(pool)
+    body.take("address", 20)
+    body.take("key", 20)
+    body.release()
+    assert pool.held == 0
+    PooledBody(pool).take("address", 50)

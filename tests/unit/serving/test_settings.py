@@ -21,6 +21,7 @@ KEY = "a key for tests, long enough"
     ({"body_seconds": -1.0}, "body_seconds"), ({"idle_seconds": 0.0}, "idle_seconds"),
     ({"write_seconds": float("nan")}, "write_seconds"), ({"grace_seconds": -1.0}, "grace_seconds"),
     ({"max_waiting": -1}, "max_waiting"), ({"port": 65_536}, "port must be"), ({"port": -1}, "port must be"),
+    ({"max_total_body": 2**27}, "four times max_body"),
     ({"limits": Limits()}, "local_files"), ({"api_keys": ("é" * 20,)}, "ASCII"), ({"api_keys": (f"{KEY} ",)}, "ASCII"),
     ({"allowed_hosts": ("http://example.org",)}, "is no host"), ({"allowed_hosts": ("example.org/a",)}, "is no host"),
     ({"allowed_hosts": ("*.example.org",)}, "is no host"), ({"allowed_hosts": ("::1",)}, "is no host"),
