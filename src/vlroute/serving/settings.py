@@ -158,7 +158,7 @@ class ServerSettings:
                 f"{max(self.max_decoding, 2)} requests, not {self.max_media_pixels}"
             )
         if self.body_pool < 4 * self.max_body:
-            raise ValueError(
+            raise SettingsError(
                 f"max_total_body must be at least {4 * self.max_body}, which is four times max_body, not "
                 f"{self.max_total_body}"
             )
