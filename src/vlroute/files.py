@@ -135,11 +135,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep_drafts(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder. Files that may still be written are kept."""
+def sweep_drafts(folder: Path, *locked: str) -> None:
+    """Remove the temporary files that killed processes left in a folder.
+
+    Args:
+        folder: The folder; it may be missing.
+        *locked: Names or patterns of files that are written only under a lock which the caller holds. Nobody is writing
+            their temporary files. Those of other files are removed when they are `DRAFT_SECONDS` old.
+    """
+    unused = {draft for name in locked for draft in folder.glob(f"{name}.*{DRAFT}")}
     for draft in folder.glob(f"*{DRAFT}"):
         with suppress(OSError):
-            if time.time() - draft.stat().st_mtime > DRAFT_SECONDS:
+            if draft in unused or time.time() - draft.stat().st_mtime > DRAFT_SECONDS:
                 draft.unlink()
 
 

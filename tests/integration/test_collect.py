@@ -208,21 +208,26 @@ def test_an_interrupt_keeps_finished_rows(router: Router, tmp_path: Path, monkey
     assert (tmp_path / "r.settings.json").is_file()
 
 
+def test_each_row_is_written_before_the_next_one_is_asked(router: Router, tmp_path: Path) -> None:
+    data, out, seen = write_data(tmp_path, 4), tmp_path / "r.jsonl", list[tuple[str, int]]()
+
+    def grader(text: str, example: Any) -> bool:
+        seen.append((example.id, sum(1 for _ in read_records(out)) if out.exists() else 0))
+        return exact(text, example)
+
+    collect_records(router, data, out, grader=grader, console=quiet())
+    assert sorted(set(seen)) == [(f"row-{number}", number) for number in range(4)]
+
+
 def test_a_killed_run_is_continued(tmp_path: Path) -> None:
-    """After kill -9, the next run repeats no record, loses only the last batch and removes the incomplete line."""
+    """After kill -9, the next run repeats no record and removes the incomplete line."""
     data, out = write_data(tmp_path, 30), tmp_path / "r.jsonl"
-    code = (
-        "import sys\n"
-        "from vlroute.cli.app import run\n"
-        "from vlroute.learning import collect\n"
-        "collect.BATCH = 2\n"
-        "run(['collect', *sys.argv[1:]])\n"
-    )
     arguments = [str(data), "--out", str(out)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}  # the pocket pair is too small for threads
     run = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+        [sys.executable, "-m", "vlroute", "collect", *arguments],
+        cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not (out.exists() and out.read_bytes().count(b"\n") >= 4):
         assert run.poll() is None, run.communicate()[1]

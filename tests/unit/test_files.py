@@ -79,6 +79,14 @@ def test_drafts_of_killed_processes_are_removed(tmp_path: Path) -> None:
     assert other.exists()
 
 
+def test_drafts_of_a_locked_file_are_removed_at_once(tmp_path: Path) -> None:
+    names = ("router.json.1.part", "weights-1.safetensors.2.part", "report.md.3.part", "router.json")
+    for name in names:
+        (tmp_path / name).write_bytes(b"1")
+    sweep_drafts(tmp_path, "router.json", "weights-*.safetensors")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.md.3.part", "router.json"]
+
+
 HOLD = """
 import sys, time
 from vlroute.file_lock import locked

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import Progress
 
 from training.chaos import (
@@ -21,10 +23,12 @@ from training.chaos import (
     config_files,
     disk_faults,
     disk_server,
+    killed_servers,
     kills,
     memory,
     mutants,
     power_cuts,
+    programs,
     server_attacks,
     under_load,
 )
@@ -43,6 +47,8 @@ class Suite:
         long: The number of a long run.
         counts: What the number counts.
         needs_fuse: Whether the suite needs FUSE.
+        yields: Whether `run` also takes the row so far, if any, and yields the row again and again, because it takes
+            long. An interrupted row is continued then.
     """
 
     run: Callable[..., Any]
@@ -51,8 +57,10 @@ class Suite:
     long: int
     counts: str
     needs_fuse: bool = False
+    yields: bool = False
 
 
+PROGRAMS = (programs.COLLECT, programs.TRAIN, killed_servers.SERVE, killed_servers.CLUSTER)
 SUITES = {
     "attacks": Suite(server_attacks.run, server_attacks.ATTACKS, 1, 1, "runs of each attack on a server"),
     "under_load": Suite(under_load.run, under_load.FAULTS, 20, 60, "seconds of load with each fault"),
@@ -64,6 +72,8 @@ SUITES = {
     "mutants": Suite(
         mutants.run, (*mutants.KINDS, *config_files.KINDS, *bodies.KINDS), 500, 5000, "damaged inputs of each kind"
     ),
+    # the last: Ray's threads stay in this process, and other suites fork it
+    "programs": Suite(programs.run, PROGRAMS, 10, 100, "kills of each command", yields=True),
 }
 
 
@@ -88,12 +98,17 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     kept = options.out / "chaos.partial.json"
     data = _resumed(kept, counts)
-    with Progress() as progress, kills.one_thread():
+    # with a file of its own, because a cluster redirects stdout
+    with Progress(console=Console(file=sys.stdout)) as progress, kills.one_thread():
         for name in chosen:
             for item in SUITES[name].items:
                 task = progress.add_task(f"{name}: {item.name}", total=counts[name])
-                if item.name not in data[name]:
-                    found = SUITES[name].run(item, counts[name], options.seed, partial(progress.advance, task))
+                suite, advance, row = SUITES[name], partial(progress.advance, task), data[name].get(item.name)
+                if suite.yields:
+                    rows = suite.run(item, counts[name], options.seed, advance, row)
+                else:
+                    rows = () if row else (suite.run(item, counts[name], options.seed, advance),)
+                for found in rows:
                     data[name][item.name] = asdict(found)
                     write_json(kept, data)
                 progress.update(task, completed=counts[name])

@@ -73,13 +73,28 @@ def write_artifact(folder: str | Path, card: Mapping[str, Any], arrays: Arrays) 
     text = json.dumps({**head, **card}, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     file = _weights_file(folder, SCHEMA, digest)
     with locked(folder / CARD_FILE):
-        sweep_drafts(folder)
+        sweep_drafts(folder, CARD_FILE, REPORT_FILE, "weights-*.safetensors")
         replace_file(file, weights)
         replace_file(folder / CARD_FILE, text.encode())
         for other in _all_weights(folder):
             if other != file:
                 with suppress(OSError):  # the new artifact is complete; the next call removes the old weights
                     other.unlink(missing_ok=True)
+
+
+def write_report(folder: Path, report: str) -> None:
+    """Replace the report of the artifact in `folder`.
+
+    Args:
+        folder: The folder of the artifact.
+        report: Markdown.
+
+    Raises:
+        OutputError: Another process is writing to the same folder.
+        OSError: The file cannot be written.
+    """
+    with locked(folder / CARD_FILE):  # so that the drafts of killed processes can be told from those in use
+        replace_file(folder / REPORT_FILE, report.encode())
 
 
 def _all_weights(folder: Path) -> list[Path]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import glob
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,9 +30,6 @@ from vlroute.types import MODES, Answer, Mode
 if TYPE_CHECKING:
     from vlroute.router import Router
 
-#: Rows that are written together.
-BATCH = 16
-FLUSH_SECONDS = 10.0
 #: If so many rows fail and none succeeds, the cause is not the rows.
 HOPELESS = 20
 KEPT_REASONS = 20
@@ -90,9 +87,9 @@ def collect_records(
     such a row counts as equally right in both modes, and not as agreement.
 
     Nothing is cached between the modes and requests run one at a time, so the recorded seconds are those of a single
-    user. Started again with the same settings, the function continues the earlier run: a killed process loses at most
-    the row in progress and the rows of the last `FLUSH_SECONDS`. A row that fails is reported and left out; the next
-    run tries it again.
+    user. Started again with the same settings, the function continues the earlier run: each row is on disk before the
+    next one is asked, so a killed process loses only the row in progress. A row that fails is reported and left out;
+    the next run tries it again.
 
     Args:
         router: The model that answers, and the source of captions.
@@ -104,7 +101,8 @@ def collect_records(
         columns: Our names of columns → those of the data set, see `dataset.to_example`.
         generation: Generation settings of both modes, which override those of the router and the checkpoints.
         limit: Maximum number of rows.
-        answers: A `.jsonl` file for the texts of the answers, which are needed to check the grader.
+        answers: A `.jsonl` file for the texts of the answers, which are needed to check the grader. If a process is
+            killed between this file and `out`, the row gets a second line here; the last one belongs to the record.
         strict: Stop at the first row that fails and at the first unusable line of `out`, instead of skipping it.
         console: Shows progress and the table of results.
 
@@ -128,13 +126,13 @@ def collect_records(
     out, settings = Path(out), run_settings(router, source, grader, agreement, columns, generation)
     check_outputs(*outputs(out, answers), inputs=[source.name])
     make_folder(out.parent, private=True)
-    sweep_drafts(out.parent)
     with locked(_beside(out, "settings.json"), wait=0):  # two runs would answer the same rows twice
+        sweep_drafts(out.parent, *(glob.escape(_beside(out, end).name) for end in ("settings.json", "report.md")))
         done = _begin(out, settings, strict, notes)
         result, total = Collected(), source.count()
         total = limit if total is None else min(total, total if limit is None else limit)
         job = _Job(router, grader, agreement, generation, result)
-        with _Output(out, None if answers is None else Path(answers)) as output, _progress(notes) as progress:
+        with _progress(notes) as progress:
             task = progress.add_task("both modes", total=total)
             for found in examples(source, columns, limit):
                 if isinstance(found, InputError):
@@ -146,9 +144,9 @@ def collect_records(
                 else:
                     router.load()  # only when there is a usable row
                     if (answered := job.run(found)) is not None:
+                        _write(out, None if answers is None else Path(answers), *answered)
                         done.add(found.id)
                         result.recorded += 1
-                        output.add(*answered)
                 # rows of an earlier run take no time and would distort the estimate of the time left
                 left = None if total is None else total - result.skipped
                 ran, note = result.recorded + result.failed, f"both modes, {result.failed} failed"
@@ -237,40 +235,16 @@ class _Job:
         return self.agreement(instruct.text, thinking.text, example)
 
 
-class _Output:
-    """Appends records and texts in batches."""
-
-    def __init__(self, records: Path, answers: Path | None) -> None:
-        self._records, self._answers = records, answers
-        self._batch: list[Record] = []
-        self._evidence: list[EvidenceRow] = []
-        self._texts: list[dict[str, Any]] = []
-        self._written = time.monotonic()
-
-    def __enter__(self) -> _Output:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-
-    def add(self, record: Record, texts: dict[str, Any], evidence: EvidenceRow | None) -> None:
-        self._batch.append(record)
-        self._texts.append(texts)
-        if evidence is not None:
-            self._evidence.append(evidence)
-        if len(self._batch) >= BATCH or time.monotonic() - self._written > FLUSH_SECONDS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._answers is not None and self._texts:
-            make_folder(self._answers.parent, private=True)
-            lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in self._texts]
-            append_lines(self._answers, "".join(lines).encode())
-        if self._evidence:
-            write_evidence(evidence_file(self._records), self._evidence, append=True)
-        if self._batch:
-            write_records(self._records, self._batch, append=True)
-        self._batch, self._evidence, self._texts, self._written = [], [], [], time.monotonic()
+def _write(
+    out: Path, answers: Path | None, record: Record, texts: dict[str, Any], evidence: EvidenceRow | None
+) -> None:
+    """Append one row to the files. The record is the last: without it, a continued run answers the row again."""
+    if answers is not None:
+        make_folder(answers.parent, private=True)
+        append_lines(answers, (json.dumps(texts, ensure_ascii=False) + "\n").encode())
+    if evidence is not None:
+        write_evidence(evidence_file(out), [evidence], append=True)
+    write_records(out, [record], append=True)
 
 
 def model_of_evidence(router: Router) -> tuple[str, bool]:

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from vlroute.decision.artifact import CARD_FILE, REPORT_FILE
+from vlroute.decision.artifact import CARD_FILE, REPORT_FILE, write_report
 from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
 from vlroute.errors import InputError
@@ -166,7 +166,7 @@ def train_router(
     classifier.card |= {"provenance": provenance, "metrics": asdict(evaluation), "warnings": warnings + advice}
     classifier.save(out)
     report = router_report(evaluation, provenance, note(records), comparisons, warnings + advice, stages, chosen)
-    replace_file(out / REPORT_FILE, report.encode())
+    write_report(out, report)
     if oof is not None:
         _write_predictions(Path(oof), records, unseen)
     console.print(ways_table(evaluation), figures_table(evaluation), comparison_table(comparisons))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,6 +30,7 @@ from vlroute.serving.routes import router as routes
 from vlroute.serving.service import Service, log_failure
 from vlroute.serving.settings import ServerSettings, is_loopback
 from vlroute.serving.wrong_keys import client_address
+from vlroute.temporary_folder import TemporaryFolder
 
 
 def create_app(
@@ -150,9 +150,9 @@ def mount_page(app: FastAPI) -> FastAPI:
         The same application.
     """
     if not os.environ.get("GRADIO_TEMP_DIR"):  # Gradio's default is shared with other programs and users
-        folder = tempfile.TemporaryDirectory(prefix="vlroute-page-")
-        os.environ["GRADIO_TEMP_DIR"] = folder.name
-        atexit.register(folder.cleanup)
+        folder = TemporaryFolder("vlroute-page-")
+        os.environ["GRADIO_TEMP_DIR"] = str(folder.path)
+        atexit.register(folder.remove)
     import gradio as gr
 
     from vlroute.serving.ui.app import build_page, login_settings, page_settings

@@ -33,6 +33,8 @@ except ModuleNotFoundError as error:
     raise MissingExtraError(error, "cluster") from error
 
 NAME = "vlroute"
+#: Seconds between two checks whether a replica lives; a dead one is replaced at the next check. Ray's default is 10.
+HEALTH_SECONDS = 2.0
 
 
 class _WithoutRequestId:
@@ -132,6 +134,7 @@ def build(settings: ClusterSettings) -> serve.Application:
         ),
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         graceful_shutdown_timeout_s=seconds,
+        health_check_period_s=HEALTH_SECONDS,
     )  # fmt: skip
     ingress = serve.deployment(
         serve.ingress()(Ingress),
@@ -141,6 +144,7 @@ def build(settings: ClusterSettings) -> serve.Application:
         max_ongoing_requests=settings.server.max_connections,  # the server inside has its own limits, with 429
         ray_actor_options={"num_cpus": 0.1},
         graceful_shutdown_timeout_s=seconds,
+        health_check_period_s=HEALTH_SECONDS,
         max_surge_percent=100,
     )
     # Ray gives every deployment from Python a random version, so that even an equal one restarts all replicas, and

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import weakref
 from collections.abc import Callable
 from html import escape
@@ -23,6 +22,7 @@ from vlroute.serving.ui.page import Answerer, Page
 from vlroute.serving.ui.session import Session
 from vlroute.serving.ui.texts import COLORS, FONT, FONTS, MONO_FONTS, TEXTS, Texts
 from vlroute.serving.ui.tradeoff import add_tradeoff
+from vlroute.temporary_folder import TemporaryFolder
 
 FOLDER = Path(__file__).parent
 #: Uploaded and downloadable files are deleted after `KEPT_SECONDS`; checked every `SWEEP_SECONDS`.
@@ -58,10 +58,10 @@ def build_page(
     page = gr.Blocks(title=title, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS))
     examples: dict[str, tuple[Example, ...]] = {}
     if pocket:
-        folder = tempfile.TemporaryDirectory(prefix="vlroute-examples-")
-        weakref.finalize(page, folder.cleanup)
-        examples = draw_examples(Path(folder.name))
-        gr.set_static_paths([folder.name])  # Gradio would delete copies after KEPT_SECONDS
+        folder = TemporaryFolder("vlroute-examples-")
+        weakref.finalize(page, folder.remove)
+        examples = draw_examples(folder.path)
+        gr.set_static_paths([folder.path])  # Gradio would delete copies after KEPT_SECONDS
     settings = settings or ServerSettings()
     with page:
         _lay_out(Page(answerer, settings, examples, "en"), title, state)
