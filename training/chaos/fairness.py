@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-import threading
+import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
+
+from training.chaos import attacks
 
 #: Seconds after which a client gives up.
 PATIENCE_SECONDS = 120.0
@@ -22,9 +25,9 @@ def flood_of_one_key(
     flooding: str,
     other: str,
     requests: int = 100,
-    model: str = "thinking",
     max_tokens: int = 2000,
     asked: int = 45,
+    more: Sequence[str] = (),
 ) -> dict[str, float]:
     """Let one key send many requests at once, and again whenever one ends, while another key asks Instruct.
 
@@ -32,38 +35,34 @@ def flood_of_one_key(
         url: Address of the server.
         flooding: The key that floods.
         other: The other key.
-        requests: Number of requests of the flood at a time.
-        model: Mode of the requests of the flood.
+        requests: Number of requests with long thoughts at a time.
         max_tokens: Length of their answers.
         asked: Number of requests of the other key, one after the other, before and during the flood.
+        more: Further options of `training.chaos.flood`.
 
     Returns:
         Seconds of the other key's answers (95th percentile, longest) on the idle server and during the flood, how many
-        were refused, and how many answers of the flood began and were refused.
+        were refused, the 95th percentile of the delay of `/health` during the flood in seconds, and how many requests
+        of the flood were answered and refused.
     """
+    command = [sys.executable, "-m", "training.chaos.flood", url, flooding]
+    command += ["--requests", str(requests), "--max-tokens", str(max_tokens), *more]
+    health = attacks.Figures()
+    ask(url, other, 10)  # the first requests of a process take longer
     idle, _ = ask(url, other, asked)
-    with flood(url, flooding, requests, model, max_tokens) as got:
-        time.sleep(1.0)
-        busy, refused = ask(url, other, asked)
-    return summary(idle, busy, refused, got)
-
-
-def summary(idle: list[float], busy: list[float], refused: int, got: Counter[int]) -> dict[str, float]:
-    """The figures of `flood_of_one_key`.
-
-    Args:
-        idle: Seconds of the other key's answers on the idle server.
-        busy: The same during the flood.
-        refused: Number of its refused requests during the flood.
-        got: Statuses of the requests of the flood.
-
-    Returns:
-        The figures.
-    """
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as flood:
+        assert flood.stdin
+        assert flood.stdout
+        flood.stdout.readline()
+        with attacks.health(url, health):
+            time.sleep(2.0)
+            busy, refused = ask(url, other, asked)
+        flood.stdin.close()
+        got = json.loads(flood.stdout.read())
     return {
         "idle p95 s": percentile(idle), "flood p95 s": percentile(busy), "flood longest s": max(busy, default=0.0),
-        "ratio": percentile(busy) / max(percentile(idle), 1e-9), "asked": len(busy) + refused, "refused": refused,
-        "flood begun": got[200], "flood refused": got[429],
+        "ratio": percentile(busy) / max(percentile(idle), 1e-9), "asked": asked, "refused": refused,
+        "health p95 s": health.p95 / 1000, "flood begun": got.get("200", 0), "flood refused": got.get("429", 0),
     }  # fmt: skip
 
 
@@ -116,7 +115,17 @@ def percentile(seconds: list[float], share: float = 0.95) -> float:
     return statistics.quantiles(seconds, n=100, method="inclusive")[round(share * 100) - 1]
 
 
-def _body(model: str, max_tokens: int, min_tokens: int = 0) -> dict[str, Any]:
+def chat_body(model: str, max_tokens: int, min_tokens: int = 0) -> dict[str, Any]:
+    """A chat request.
+
+    Args:
+        model: A mode.
+        max_tokens: Maximum number of tokens of the answer.
+        min_tokens: Minimum number of them.
+
+    Returns:
+        The JSON.
+    """
     message = {"role": "user", "content": QUESTION}
     return {"model": model, "messages": [message], "max_tokens": max_tokens, "min_tokens": min_tokens}
 
@@ -137,7 +146,7 @@ def ask(url: str, key: str, times: int) -> tuple[list[float], int]:
         for _ in range(times):
             began = time.perf_counter()
             try:
-                reply = client.post("/v1/chat/completions", json=_body("instruct", 30))
+                reply = client.post("/v1/chat/completions", json=chat_body("instruct", 30))
             except httpx.TimeoutException:
                 seconds.append(PATIENCE_SECONDS)
                 continue
@@ -147,45 +156,3 @@ def ask(url: str, key: str, times: int) -> tuple[list[float], int]:
                 refused += 1
                 time.sleep(0.05)
     return seconds, refused
-
-
-@contextmanager
-def flood(url: str, key: str, requests: int, model: str, max_tokens: int) -> Iterator[Counter[int]]:
-    """Send requests with long answers until the block ends, a new one whenever one ends.
-
-    Args:
-        url: Address of the server.
-        key: A valid key.
-        requests: Number of requests at a time.
-        model: Their mode.
-        max_tokens: Length of their answers.
-
-    Yields:
-        How many requests got which status so far.
-    """
-    ended, got = threading.Event(), Counter[int]()
-
-    def send() -> None:
-        with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, headers=bearer(key)) as client:
-            while not ended.is_set():
-                body = {**_body(model, max_tokens, max_tokens), "stream": True}
-                try:
-                    with client.stream("POST", "/v1/chat/completions", json=body) as reply:
-                        got[reply.status_code] += 1
-                        for _ in reply.iter_bytes():
-                            if ended.is_set():  # leaving the stream cancels the answer
-                                break
-                except httpx.HTTPError:
-                    continue
-                if reply.status_code != 200:
-                    ended.wait(0.5)
-
-    threads = [threading.Thread(target=send, daemon=True) for _ in range(requests)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield got
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join(PATIENCE_SECONDS)

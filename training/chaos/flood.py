@@ -1,70 +1,89 @@
-"""One key floods a server in every way at once, while another one asks now and then."""
+"""A client that floods a server until its stdin is closed, and then prints how often it got which status, as JSON.
+
+It is a process of its own, with a low priority, so that the clients that measure do not wait for it. For a server on
+this machine only: `python -m training.chaos.flood http://127.0.0.1:8000 KEY --requests 100`.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import sys
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 
 import httpx
 
-from training.chaos import attacks, fairness, media
+from training.chaos import attacks, media
+from training.chaos.fairness import PATIENCE_SECONDS, bearer, chat_body
 
 
-def flood_of_everything(
-    url: str, flooding: str, other: str, streams: int = 40, silent: int = 200, asked: int = 45
-) -> dict[str, float]:
-    """Let one key send long thoughts, bodies of 60 MiB, bombs and silent connections, while another key asks Instruct.
+def main() -> None:
+    """Flood a server as the arguments say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url", help="address of the server")
+    parser.add_argument("key", help="a valid key")
+    parser.add_argument("--requests", type=int, default=0, help="streams of long answers at a time")
+    parser.add_argument("--model", default="thinking", help="mode of the streams")
+    parser.add_argument("--max-tokens", type=int, default=2000, help="length of the answers")
+    parser.add_argument("--silent", type=int, default=0, help="connections that send nothing")
+    parser.add_argument("--bodies", action="store_true", help="bodies of 60 MiB, large pictures and videos")
+    options = parser.parse_args()
+    os.nice(10)
+    bodies = []
+    if options.bodies:
+        bodies = [media.picture_body(8192), media.video_body(3000, 2048)]
+        bodies += [attacks.BODIES[kind](60 * 2**20) for kind in ("text", "fields")]
+    long = {**chat_body(options.model, options.max_tokens, options.max_tokens), "stream": True}
+    flood = Flood(options.url, options.key)
+    with attacks.silent(options.url, options.silent):
+        for content in [*bodies, *[json.dumps(long).encode()] * options.requests]:
+            threading.Thread(target=flood.send, args=(content,), daemon=True).start()
+        print("flooding", flush=True)
+        sys.stdin.read()
+    flood.ended.set()
+    print(json.dumps(flood.got), flush=True)
+    os._exit(0)  # leaving the streams cancels their answers
+
+
+class Flood:
+    """Requests that are sent again and again.
 
     Args:
         url: Address of the server.
-        flooding: The key that floods.
-        other: The other key.
-        streams: Number of requests with long thoughts at a time.
-        silent: Number of silent connections.
-        asked: Number of requests of the other key, one after the other, before and during the flood.
+        key: A valid key.
 
-    Returns:
-        See `fairness.flood_of_one_key`; and the 95th percentile of the delay of `/health` during the flood, in seconds.
+    Attributes:
+        ended: Set at the end of the flood.
+        got: How many requests got which status; 0: a closed connection.
     """
-    bodies = [
-        media.picture_body(8192), media.video_body(3000, 2048),
-        *(attacks.BODIES[kind](60 * 2**20) for kind in ("text", "fields")),
-    ]  # fmt: skip
-    idle, _ = fairness.ask(url, other, asked)
-    health = attacks.Figures()
-    with (
-        attacks.silent(url, silent), _repeated(url, flooding, bodies), attacks.health(url, health),
-        fairness.flood(url, flooding, streams, "thinking", 2000) as got,
-    ):  # fmt: skip
-        time.sleep(3.0)
-        busy, refused = fairness.ask(url, other, asked)
-    return {**fairness.summary(idle, busy, refused, got), "health p95 s": health.p95 / 1000}
 
+    def __init__(self, url: str, key: str) -> None:
+        self.url, self.key = url, key
+        self.ended, self.got = threading.Event(), Counter[int]()
 
-@contextmanager
-def _repeated(url: str, key: str, bodies: list[bytes]) -> Iterator[None]:
-    """Send each body again and again, in a thread of its own, until the block ends."""
-    ended = threading.Event()
-    headers = fairness.bearer(key) | {"Content-Type": "application/json"}
+    def send(self, content: bytes) -> None:
+        """Send a body, read the reply, and begin again.
 
-    def send(body: bytes) -> None:
-        with httpx.Client(base_url=url, timeout=fairness.PATIENCE_SECONDS, headers=headers) as client:
-            while not ended.is_set():
+        Args:
+            content: The JSON.
+        """
+        headers = bearer(self.key) | {"Content-Type": "application/json"}
+        with httpx.Client(base_url=self.url, timeout=PATIENCE_SECONDS, headers=headers) as client:
+            while not self.ended.is_set():
+                status = 0
                 try:
-                    status = client.post("/v1/chat/completions", content=body).status_code
+                    with client.stream("POST", "/v1/chat/completions", content=content) as reply:
+                        status = reply.status_code
+                        self.got[status] += 1
+                        for _ in reply.iter_bytes():
+                            pass
                 except httpx.HTTPError:  # the server closes the connection of a body that it refuses
-                    status = 0
+                    self.got[status] += not status
                 if status != 200:
-                    ended.wait(0.5)
+                    self.ended.wait(0.5)
 
-    threads = [threading.Thread(target=send, args=(body,), daemon=True) for body in bodies]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join(fairness.PATIENCE_SECONDS)
+
+if __name__ == "__main__":
+    main()

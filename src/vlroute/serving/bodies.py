@@ -28,6 +28,9 @@ PIECE = 2**15
 #: Bodies from this size are parsed in another thread.
 _SMALL = 2**16
 _STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+#: A string that is certainly text for `JSONBody`, and what a body contains before the first other string.
+_SHORT_STRING = re.compile(rb'"(?:[^"\\]|\\.){0,%d}+"' % (LONG - 1), re.DOTALL)
+_SHORT_STRINGS = re.compile(rb'(?:[^"]++|%s)*+' % _SHORT_STRING.pattern, re.DOTALL)
 _NO_STRUCTURE = bytes(set(range(256)) - set(b"[]{},:"))
 #: Characters of base64, data URIs and percent-encoding. A blank is not one of them: text has blanks.
 _ENCODED = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=-_%:;,."
@@ -161,6 +164,14 @@ class JSONBody:
         self._held = b""
         while at < len(data):
             if self._start is None:
+                found = _SHORT_STRINGS.match(data, at)
+                assert found is not None
+                if found.end() > at:
+                    outside, strings = _SHORT_STRING.subn(b"", found.group())
+                    self._count(outside, strings)
+                    self._add(found.group())
+                    at = found.end()
+                    continue
                 quote = data.find(b'"', at)
                 end = len(data) if quote < 0 else quote
                 self._count(data[at:end], strings=int(quote >= 0))

@@ -27,6 +27,7 @@ from vlroute.temporary_folder import TemporaryFolder
 FOLDER = Path(__file__).parent
 #: Uploaded and downloadable files are deleted after `KEPT_SECONDS`; checked every `SWEEP_SECONDS`.
 KEPT_SECONDS, SWEEP_SECONDS = 24 * 3600, 3600
+QUEUE_SECONDS = 0.05  # between two looks at Gradio's queue: its 1 ms costs a server without requests 3 % of a core
 POLL_SECONDS = 1.0  # until the page asks again whether the models are loaded
 
 
@@ -68,6 +69,7 @@ def build_page(
     with page.route(TEXTS["en"].other, "zh", show_in_navbar=False):
         _lay_out(Page(answerer, settings, examples, "zh"), title, state)
     page.queue(max_size=64, default_concurrency_limit=8, api_open=False)
+    page._queue.sleep_when_free = QUEUE_SECONDS  # noqa: SLF001 (there is no public name)
     return page
 
 
