@@ -27,6 +27,7 @@ def flood_of_one_key(
     requests: int = 100,
     max_tokens: int = 2000,
     asked: int = 45,
+    tokens: int = 0,
     more: Sequence[str] = (),
 ) -> dict[str, float]:
     """Let one key send many requests at once, and again whenever one ends, while another key asks Instruct.
@@ -38,6 +39,7 @@ def flood_of_one_key(
         requests: Number of requests with long thoughts at a time.
         max_tokens: Length of their answers.
         asked: Number of requests of the other key, one after the other, before and during the flood.
+        tokens: Minimum number of tokens of its answers.
         more: Further options of `training.chaos.flood`.
 
     Returns:
@@ -48,15 +50,15 @@ def flood_of_one_key(
     command = [sys.executable, "-m", "training.chaos.flood", url, flooding]
     command += ["--requests", str(requests), "--max-tokens", str(max_tokens), *more]
     health = attacks.Figures()
-    ask(url, other, 10)  # the first requests of a process take longer
-    idle, _ = ask(url, other, asked)
+    ask(url, other, 10, tokens)  # the first requests of a process take longer
+    idle, _ = ask(url, other, asked, tokens)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as flood:
         assert flood.stdin
         assert flood.stdout
         flood.stdout.readline()
         with attacks.health(url, health):
             time.sleep(2.0)
-            busy, refused = ask(url, other, asked)
+            busy, refused = ask(url, other, asked, tokens)
         flood.stdin.close()
         got = json.loads(flood.stdout.read())
     return {
@@ -130,13 +132,14 @@ def chat_body(model: str, max_tokens: int, min_tokens: int = 0) -> dict[str, Any
     return {"model": model, "messages": [message], "max_tokens": max_tokens, "min_tokens": min_tokens}
 
 
-def ask(url: str, key: str, times: int) -> tuple[list[float], int]:
+def ask(url: str, key: str, times: int, tokens: int = 0) -> tuple[list[float], int]:
     """Ask Instruct again and again.
 
     Args:
         url: Address of the server.
         key: A valid key.
         times: Number of requests, one after the other.
+        tokens: Minimum number of tokens of an answer, up to 30.
 
     Returns:
         Seconds of the answers, and the number of refusals.
@@ -146,7 +149,7 @@ def ask(url: str, key: str, times: int) -> tuple[list[float], int]:
         for _ in range(times):
             began = time.perf_counter()
             try:
-                reply = client.post("/v1/chat/completions", json=chat_body("instruct", 30))
+                reply = client.post("/v1/chat/completions", json=chat_body("instruct", 30, tokens))
             except httpx.TimeoutException:
                 seconds.append(PATIENCE_SECONDS)
                 continue

@@ -156,25 +156,29 @@ def _bombs(found: dict[str, float]) -> tuple[str, bool]:
     return text, found["health p95 s"] <= HEALTH_SECONDS
 
 
-def _many_requests(count: int) -> Callable[[Target], tuple[str, bool]]:
+def _many_requests(count: int, tokens: int = 0) -> Callable[[Target], tuple[str, bool]]:
     def attack(target: Target) -> tuple[str, bool]:
-        return _other_key(fairness.flood_of_one_key(target.url, KEY, OTHER, count))
+        return _other_key(fairness.flood_of_one_key(target.url, KEY, OTHER, count, tokens=tokens))
 
     return attack
 
 
-def _everything(target: Target) -> tuple[str, bool]:
-    found = fairness.flood_of_one_key(target.url, KEY, OTHER, 40, more=("--bodies", "--silent", "200"))
-    text, holds = _other_key(found)
-    health = found["health p95 s"]
-    return f"{text}; `/health` p95 {health * 1000:.0f} ms", holds and health <= HEALTH_SECONDS
+def _everything(tokens: int = 0) -> Callable[[Target], tuple[str, bool]]:
+    more = ("--bodies", "--silent", "200")
+
+    def attack(target: Target) -> tuple[str, bool]:
+        found = fairness.flood_of_one_key(target.url, KEY, OTHER, 40, tokens=tokens, more=more)
+        text, holds = _other_key(found)
+        health = found["health p95 s"]
+        return f"{text}; `/health` p95 {health * 1000:.0f} ms", holds and health <= HEALTH_SECONDS
+
+    return attack
 
 
 def _other_key(found: dict[str, float]) -> tuple[str, bool]:
-    text = (
-        f"Instruct p95 {found['idle p95 s']:.2f} s idle, {found['flood p95 s']:.2f} s during the attack "
-        f"({found['ratio']:.1f}×); {found['refused']:.0f} of {found['asked']:.0f} refused"
-    )
+    idle, busy = found["idle p95 s"] * 1000, found["flood p95 s"] * 1000
+    text = f"Instruct p95 {idle:.0f} ms idle, {busy:.0f} ms during the attack ({found['ratio']:.1f}×); "
+    text += f"{found['refused']:.0f} of {found['asked']:.0f} refused"
     return text, found["ratio"] <= 2 and not found["refused"]
 
 
@@ -205,6 +209,7 @@ def _schema(target: Target) -> tuple[str, bool]:
 _ANSWERED = "`/health` p95 ≤ 100 ms, none lost"
 _NOT_READ = f"a 4xx status; {_ANSWERED}"
 _OTHER = "another key: p95 ≤ 2× idle, none refused"
+_EVERYTHING = "one key: 40 long Thinking requests, bodies of 60 MiB, large pictures, videos, 200 silent connections"
 ATTACKS = (
     Attack("1,100 silent connections, 20 s", _ANSWERED, _held(attacks.idle_connections, count=1100, seconds=20)),
     Attack("1,100 headers, byte by byte, 20 s", _ANSWERED, _held(attacks.slow_header, count=1100, seconds=20)),
@@ -218,12 +223,15 @@ ATTACKS = (
         "a video of 3,000 frames of 2,048², deadline 15 s", "ends within 17 s; `/health` p95 ≤ 100 ms", _video,
         ("--deadline", "15"),
     ),
-    Attack("16 long Thinking requests of one key", _OTHER, _many_requests(16)),
-    Attack("100 long Thinking requests of one key", _OTHER, _many_requests(100)),
-    Attack(
-        "one key: 40 long Thinking requests, bodies of 60 MiB, large pictures and videos, 200 silent connections",
-        f"{_OTHER}; `/health` p95 ≤ 100 ms", _everything,
-    ),
+    *[
+        Attack(f"{name}; the other key's answers have {words}", bar, run)
+        for tokens, words in ((0, "one word"), (30, "30 tokens"))
+        for name, bar, run in (
+            ("16 long Thinking requests of one key", _OTHER, _many_requests(16, tokens)),
+            ("100 long Thinking requests of one key", _OTHER, _many_requests(100, tokens)),
+            (_EVERYTHING, f"{_OTHER}; `/health` p95 ≤ 100 ms", _everything(tokens)),
+        )
+    ],
     Attack("200 wrong keys", "at most 20 checked", _wrong_keys),
     Attack("SIGTERM during 10 streams", "none cut", _shutdown),
     Attack("an upload from another site, no keys", "status 401 or 403", _foreign_upload, keys=False),
@@ -235,10 +243,11 @@ def main() -> None:
     """Measure the column *before* of the page: `python -m training.chaos.server_attacks CHECKOUT`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("checkout", type=Path, help="a checkout of the version before")
+    parser.add_argument("--containing", default="", metavar="TEXT", help="only attacks whose names contain it")
     parser.add_argument("--out", type=Path, default=PAGES, help="folder of the page")
     options = parser.parse_args()
     data = figures("chaos", options.out)
-    for attack in ATTACKS:
+    for attack in (one for one in ATTACKS if options.containing in one.name):
         step(attack.name)
         data.setdefault("before", {})[attack.name] = asdict(run(attack, 1, 0, lambda: None, options.checkout))
         publish("chaos", data, options.out)
