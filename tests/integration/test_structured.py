@@ -138,13 +138,13 @@ def schema_error(**schema: Any) -> dict[str, Any]:
     return {"json": {"type": "object", "properties": {"a": schema}}}
 
 
-FORMS = "must be {'type': 'json_object'}"
+ONE_OF = "must be {'type': 'json_object'}"
 REFUSED: list[tuple[Any, str]] = [
-    (3, FORMS), ("json", FORMS), ({}, FORMS),
-    (int, FORMS), ({"type": "object"}, FORMS),
-    ({"type": "structural_tag"}, FORMS), ({"grammar": "root ::= 'a'"}, FORMS),
-    ({"json": NUMBERS, "choice": ["a"]}, FORMS),
-    ({"type": "json_schema"}, FORMS),
+    (3, ONE_OF), ("json", ONE_OF), ({}, ONE_OF),
+    (int, ONE_OF), ({"type": "object"}, ONE_OF),
+    ({"type": "structural_tag"}, ONE_OF), ({"grammar": "root ::= 'a'"}, ONE_OF),
+    ({"json": NUMBERS, "choice": ["a"]}, ONE_OF),
+    ({"type": "json_schema"}, ONE_OF),
     ({"type": "json_schema", "json_schema": {"name": "x"}}, "must be a JSON schema"),
     ({"type": "json_schema", "json_schema": {"schema": NUMBERS, "stict": True}}, "stict"),
     ({"type": "json_schema", "json_schema": {"schema": NUMBERS, "strict": 1}}, "strict must be"),

@@ -44,7 +44,7 @@ def badge(answer: Answer, texts: Texts, predicted: bool, *, compared: bool = Fal
         compared: Whether the answer is one of two to the same question, whose gain is shown once for both.
 
     Returns:
-        The HTML.
+        The HTML. Its attribute `data-answer` is the id of the answer.
     """
     decision, usage, timing = answer.decision, answer.usage, answer.timing
     if decision.rescued:
@@ -72,7 +72,7 @@ def badge(answer: Answer, texts: Texts, predicted: bool, *, compared: bool = Fal
         )
     if not compared or decision.rescued or decision.fallback:
         items.append(_item(why(decision, texts, predicted), "why"))
-    return f'<div class="badge">{"".join(items)}</div>'
+    return f'<div class="badge" data-answer="{escape(answer.id)}">{"".join(items)}</div>'
 
 
 def stopped_badge(texts: Texts) -> str:
