@@ -349,6 +349,7 @@ def test_settings_are_obeyed_and_regenerate_repeats_a_seed(visitor: Visit, files
     def again(seed: str) -> str:
         before = visitor.page.get_attribute("#talk .badge", "data-answer")
         visitor.page.fill("#seed input, #seed textarea", seed)
+        visitor.page.wait_for_timeout(300)  # until Gradio knows the new value
         visitor.page.click("#talk button[title=Retry]")
         visitor.page.wait_for_function(
             "before => document.querySelectorAll('#talk .badge').length == 1"
