@@ -96,7 +96,7 @@ def main() -> None:
     logging.disable(logging.CRITICAL)  # damaged inputs are logged by thousands
     warnings.simplefilter("ignore")
     options.out.mkdir(parents=True, exist_ok=True)
-    kept = options.out / "chaos.partial.json"
+    kept = options.out / "chaos.partial"
     data = _resumed(kept, counts)
     # with a file of its own, because a cluster redirects stdout
     with Progress(console=Console(file=sys.stdout)) as progress, kills.one_thread():
