@@ -325,7 +325,7 @@ def write_chat(folder: str | Path, system: str | None, turns: tuple[Turn, ...]) 
         }
         for turn in turns
     ]
-    # a picture that was already there may come from a call that failed between its rename and this
+    # if an earlier call failed after it wrote a picture, the name of that picture may not be on disk yet
     sync_folder(folder / MEDIA)
     text = json.dumps({"format": FORMAT, "system": system, "turns": written}, ensure_ascii=False, indent=1)
     replace_file(folder / FILE, (text + "\n").encode(), private=True)

@@ -33,8 +33,6 @@ from vlroute.inputs.messages import Conversation, parse
 from vlroute.types import MODES, Mode, other
 
 pytestmark = pytest.mark.float32
-#: Sums in float32 depend on the instructions of the processor: with AVX-512 and bfloat16, a score differs by 1.03e-4.
-CLOSE = 2e-4
 HOP, COUNT, VIDEO = task("hop"), task("count"), task("video")
 MEDIA: dict[str, dict[str, Any]] = {
     "text": {},
@@ -119,11 +117,13 @@ def test_scores_of_every_token_are_those_of_transformers(
     expected = expected_scores(
         plain_model(router, mode), router, conversation, mode, [int(one.argmax()) for one in fresh]
     )
-    torch.testing.assert_close(fresh, expected, atol=CLOSE, rtol=0)
-    torch.testing.assert_close(scores_of(router, conversation, mode), expected, atol=CLOSE, rtol=0)
+    # sums in float32 depend on the processor: with AVX-512 and bfloat16, a score of the long video differs by 1.03e-4
+    close = 2e-4 if media == "video" else 1e-4
+    torch.testing.assert_close(fresh, expected, atol=close, rtol=0)
+    torch.testing.assert_close(scores_of(router, conversation, mode), expected, atol=close, rtol=0)
     forget(router)
     reply(router, conversation, other(mode), GREEDY)
-    torch.testing.assert_close(scores_of(router, conversation, mode), expected, atol=CLOSE, rtol=0)
+    torch.testing.assert_close(scores_of(router, conversation, mode), expected, atol=close, rtol=0)
 
 
 @pytest.mark.parametrize("family", HYBRIDS)
@@ -280,9 +280,9 @@ def test_the_decode_step_of_a_hybrid_is_one_graph_and_skips_idle_rows(open_route
             one.copy_(old)
         torch.compiler.reset()
         traced = torch.compile(decoder._forward, backend="eager", fullgraph=True)(inputs, 128)
-    torch.testing.assert_close(traced, expected, atol=CLOSE, rtol=0)
+    torch.testing.assert_close(traced, expected, atol=1e-4, rtol=0)
     for one, found, old in zip((slots.kv, slots._states, slots._inputs), written, before, strict=True):
-        torch.testing.assert_close(one, found, atol=CLOSE, rtol=0)
+        torch.testing.assert_close(one, found, atol=1e-4, rtol=0)
         if one is not slots.kv:
             assert torch.equal(one[:, [1, 3]], old[:, [1, 3]])
             assert not torch.equal(one[:, [0, 2]], old[:, [0, 2]])

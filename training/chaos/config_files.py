@@ -59,7 +59,7 @@ def _document(value: Any) -> str:
 
 
 def _as_toml(file: Path) -> Path:
-    """The file in TOML: the structure of a damaged JSON file; a file of another kind is left as it is."""
+    """Write a damaged JSON file as TOML. Returns the new file; or `file` itself if it cannot be read as JSON."""
     if file.suffix != ".json":
         return file
     try:

@@ -101,7 +101,7 @@ class Faulty:
         self._note(text)
 
     def check(self, read: Callable[[], object]) -> None:
-        """Count an error of a reader."""
+        """Count an error that was raised while the files were read."""
         try:
             read()
         except Exception as error:

@@ -418,7 +418,7 @@ class _Commands:
 
 
 def main(folder: str, seed: str) -> None:
-    """Mount the disk until the standard input ends; after each power cut again, so that the kernel caches nothing."""
+    """Mount the disk until stdin is closed. Each power cut mounts it anew, which empties the cache of the kernel."""
     from mfusepy import FUSE
 
     disk = Disk(seed)

@@ -80,7 +80,8 @@ class Flood:
                         for _ in reply.iter_bytes():
                             pass
                 except httpx.HTTPError:  # the server closes the connection of a body that it refuses
-                    self.got[status] += not status
+                    if status == 0:
+                        self.got[0] += 1
                 if status != 200:
                     self.ended.wait(0.5)
 

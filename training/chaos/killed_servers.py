@@ -291,7 +291,7 @@ def _wait_until_ready(http: httpx.Client, process: BaseProcess, folder: Path) ->
 
 
 def _cluster(session: Session) -> None:
-    """A cluster of two replicas on this machine, of which one at a time is killed."""
+    """A cluster of two replicas on this machine. One of them is killed at a time."""
     asked, seen, counted = questions(), Seen(), 0
     with (
         open(session.folder / "output.log", "w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log),

@@ -195,7 +195,7 @@ def used(pid: int) -> Used:
 
 
 def _used_at_rest(pid: int) -> Used:
-    """What a process uses when its connections have been closed."""
+    """Memory, threads and open files of a process, after its connections were closed."""
     time.sleep(REST_SECONDS)
     return used(pid)
 
