@@ -75,6 +75,16 @@ class Visit:
         )
         return [item.inner_text() for item in self.page.query_selector_all(f"#{view} .badge")]
 
+    def open_settings(self) -> None:
+        """Open the settings of the conversation.
+
+        Gradio shows their fields, and sets their values once more in the next frame; only a program is that fast.
+        """
+        self.page.click("#settings button")
+        self.page.wait_for_selector("#system textarea")
+        self.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        self.page.wait_for_timeout(300)
+
     def choose(self, dropdown: str, place: int) -> None:
         self.page.click(f"#{dropdown} input")
         self.page.get_by_role("option").nth(place).click()
@@ -130,7 +140,7 @@ def visit(context: Any, url: str, language: str = "en") -> Iterator[Visit]:
     """The page in this language, once it is ready."""
     visitor = Visit(context.new_page())
     visitor.page.on("console", lambda said: _note(visitor, said.text if said.type == "error" else ""))
-    visitor.page.on("pageerror", lambda error: _note(visitor, str(error)))
+    visitor.page.on("pageerror", lambda error: _note(visitor, error.stack or str(error)))
     visitor.page.on("request", lambda asked: _note(visitor, "" if _own(asked.url, url) else f"asked {asked.url}"))
     try:
         visitor.page.goto(url)

@@ -50,7 +50,7 @@ def _tour(visitor: Visit, folder: Path, suffix: str, work: Path) -> None:
     shot("chat-empty")
     visitor.ask("ask", task("math", "hard").prompt, work / "sums.png")
     visitor.badges("talk")
-    page.click("#settings button")
+    visitor.open_settings()
     visitor.ask("ask", "?", work / "broken.png")
     page.wait_for_selector("#ask-problem [role=alert]")
     shot("chat")

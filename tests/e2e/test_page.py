@@ -300,7 +300,7 @@ def test_everything_is_chinese_and_accessible_in_dark_mode(browser: Any, server:
         check("empty conversation")
         one.ask("ask", SUMS.prompt, files / "sums.png")
         one.badges("talk")
-        one.page.click("#settings button")
+        one.open_settings()
         one.page.click("#talk button[title=赞]")
         one.page.wait_for_selector("#ask-problem >> text=谢谢")
         one.ask("ask", "这是什么？", files / "broken.png")
@@ -358,7 +358,7 @@ def test_settings_are_obeyed_and_regenerate_repeats_a_seed(visitor: Visit, files
         return thought()
 
     visitor.choose("mode", 2)
-    visitor.page.click("#settings button")
+    visitor.open_settings()
     for field, text in {"temperature": "2", "seed": "7", "max-tokens": "60"}.items():
         visitor.page.fill(f"#{field} input, #{field} textarea", text)
     visitor.ask("ask", SUMS.prompt, files / "sums.png")
@@ -395,7 +395,7 @@ def test_another_language_keeps_everything(visitor: Visit, files: Path, tmp_path
     page.set_input_files("#ask input[type=file]", [str(files / "sums.png")])
     page.wait_for_selector("#ask .thumbnail-item")
     page.fill("#ask textarea", "And now?")
-    page.click("#settings button")
+    visitor.open_settings()
     page.fill("#system textarea", "Be brief.")
     page.fill("#seed input, #seed textarea", "5")
     visitor.tab(BATCH)
@@ -424,6 +424,14 @@ def test_another_language_keeps_everything(visitor: Visit, files: Path, tmp_path
     page.click("#language")
     page.wait_for_selector("[role=tab] >> text=Batch")
     assert page.url.rstrip("/") == visitor.page.url.removesuffix("/zh").rstrip("/")
+
+
+def test_the_page_keeps_its_language_in_a_browser_of_another_one(visitor: Visit) -> None:
+    visitor.page.evaluate("document.documentElement.lang = 'fr-FR'")  # as Gradio does
+    visitor.page.wait_for_function("document.documentElement.lang === 'en'")
+    visitor.tab(COMPARE)  # new elements get their labels
+    visitor.page.wait_for_selector("#ask-both textarea")
+    assert visitor.troubles == []
 
 
 def test_the_keyboard_reaches_everything_in_order(visitor: Visit) -> None:
@@ -495,7 +503,7 @@ def test_the_system_prompt_comes_first(context: Any, server: Served) -> None:
     answerer = Recording(server.router)
     with _page_alone(answerer) as url, visit(context, url) as one:
         assert one.page.locator("#talk button.example").count() == 0  # another model might not read them
-        one.page.click("#settings button")
+        one.open_settings()
         one.page.fill("#system textarea", "Be brief.")
         one.page.fill("#top-p input, #top-p textarea", "0.5")
         for turn in (1, 2):

@@ -9,7 +9,8 @@
   const asked = new URLSearchParams(location.search).get("lang");
   if (asked) remember(asked);
   const chinese = chinesePath.test(location.pathname);
-  root.lang = chinese ? "zh" : "en";
+  let language = chinese ? "zh" : "en";  // Gradio sets the `lang` of the page to that of the browser
+  root.lang = language;
   if (!chinese && (remembered() || asked || navigator.language).startsWith("zh")) {
     location.replace(location.pathname.replace(/\/?$/, "/zh") + location.search);
     return;
@@ -17,26 +18,27 @@
 
   // Later changes keep the page; the address follows, so that a reload shows the same language.
   function follow() {
+    if (root.lang !== language) root.lang = language;
     const shown = document.querySelector("#head [data-language]");
-    if (!shown || shown.dataset.language === root.lang) return;
-    root.lang = shown.dataset.language;
-    remember(root.lang);
+    if (!shown || shown.dataset.language === language) return;
+    root.lang = language = shown.dataset.language;
+    remember(language);
     const path = location.pathname.replace(chinesePath, "/");
-    history.replaceState(history.state, "", root.lang === "zh" ? path.replace(/\/?$/, "/zh") : path);
+    history.replaceState(history.state, "", language === "zh" ? path.replace(/\/?$/, "/zh") : path);
     label(document.body);
   }
 
   // Gradio has labels in English only, or in the language of the browser instead of that of the page.
   const tables = {};
-  for (const language in VLROUTE_LABELS) {
-    tables[language] = new Map();
-    VLROUTE_LABELS[language].forEach((wanted, place) => {
-      for (const other in VLROUTE_LABELS) tables[language].set(VLROUTE_LABELS[other][place], wanted);
+  for (const one in VLROUTE_LABELS) {
+    tables[one] = new Map();
+    VLROUTE_LABELS[one].forEach((wanted, place) => {
+      for (const other in VLROUTE_LABELS) tables[one].set(VLROUTE_LABELS[other][place], wanted);
     });
   }
   const ATTRIBUTES = ["aria-label", "title", "placeholder", "alt"];
   const OWN_TEXT = ".sr-only, .uploading, button.show-all, .creds, h2, label span, button, .empty, .wrap";
-  const translated = (text) => tables[root.lang].get(text.trim());
+  const translated = (text) => tables[language].get(text.trim());
   function label(element) {
     if (!(element instanceof Element)) return;
     for (const one of [element, ...element.querySelectorAll("*")]) {
@@ -92,7 +94,7 @@
     }
     busy();
   }).observe(root, {
-    subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ATTRIBUTES,
+    subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ["lang", ...ATTRIBUTES],
   });
 
   async function copy(text) {
