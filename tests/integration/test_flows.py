@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from tests.recording import model_calls
 from tests.serving import until
 from vlroute import Router
 from vlroute.engine.local.engine import LocalEngine
+from vlroute.engine.local.forward import StepInterrupted
+from vlroute.engine.local.scheduler import Scheduler
 from vlroute.engine.protocol import OnPiece, Reply
 from vlroute.fair_share import Flow
 from vlroute.inputs.messages import Conversation, parse
@@ -108,3 +111,36 @@ def test_an_answer_beside_many_is_decoded_alone_in_some_steps(engine: LocalEngin
         cancel.set()
         for one in heavy:
             one.result(30)
+
+
+def test_work_of_another_flow_interrupts_a_step_once(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, settings = LocalEngine(router.pair, max_num_seqs=16), ENDLESS | {"max_new_tokens": 300}
+    expected = [run(answering(engine, FLOWS[0], one, "thinking", settings)) for one in QUESTIONS]
+    short = [run(answering(engine, FLOWS[1], one, "instruct")) for one in QUESTIONS]
+    steps: list[bool] = []  # of each decode step of several answers, whether it ended
+    original = Scheduler._step
+
+    def step(self: Scheduler, lane: Any, flows: Any, *inputs: Any) -> Any:
+        several = flows.total() > 1
+        try:
+            logits = original(self, lane, flows, *inputs)
+        except StepInterrupted:
+            assert several
+            steps.append(False)
+            raise
+        steps.extend([True] * several)
+        return logits
+
+    monkeypatch.setattr(Scheduler, "_step", step)
+    with ThreadPoolExecutor(8) as pool:
+        heavy = [ask(pool, engine, FLOWS[0], one, "thinking", settings) for one in QUESTIONS * 4]
+        until(lambda: len(slots(engine)) == 12)
+        while not heavy[0].done():
+            for one, wanted in zip(QUESTIONS, short, strict=True):
+                assert run(answering(engine, FLOWS[1], one)).text == wanted.text
+        for i, one in enumerate(heavy):
+            reply, wanted = one.result(60), expected[i % len(expected)]
+            assert (reply.thinking, reply.text) == (wanted.thinking, wanted.text)
+    engine.close()
+    assert steps.count(False) >= 3
+    assert (False, False) not in pairwise(steps)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from vlroute.engine.local.language import LanguageModel
 from vlroute.engine.local.out_of_memory import is_out_of_memory
 from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, rounded
 
@@ -19,6 +20,13 @@ ACTIVE = 3
 #: A compiled step that takes longer than this many seconds is assumed to have been compiled.
 SLOW = 5.0
 Language: TypeAlias = Callable[..., torch.Tensor]
+
+
+class StepInterrupted(Exception):
+    """A decode step has ended before its last layer. It can be run again, because it has only written keys and values.
+
+    The next run writes the same ones to the same places.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +102,27 @@ class Decoder:
 
     On CUDA, each shape of a step is captured as a CUDA graph when it is first needed, unless `compile` is "off". "max"
     compiles the step with `torch.compile`. In both cases numbers of rows and keys are rounded up, so that there are few
-    shapes. Without either, a step computes no more rows and keys than it needs.
+    shapes. Without either, a step computes no more rows and keys than it needs, and it can be interrupted.
     """
 
-    def __init__(self, model: Any, language: Language, slots: KVSlots, compile: str = "auto") -> None:
+    def __init__(
+        self,
+        model: Any,
+        language: Language,
+        slots: KVSlots,
+        compile: str = "auto",
+        before_layer: Callable[[], None] | None = None,
+    ) -> None:
+        """Create a decoder.
+
+        Args:
+            model: A Qwen3-VL model.
+            language: Its language model, see `language_model`.
+            slots: Its KV slots.
+            compile: "off", "auto" or "max", see above.
+            before_layer: Called before each layer of a step that is neither captured nor compiled, if the language
+                model can do that. It may raise StepInterrupted.
+        """
         self.model, self.language, self.slots, self.device = model, language, slots, slots.kv.device
         self._graphs: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, Any]] = {}
         self._captures = compile != "off" and self.device.type == "cuda"
@@ -105,6 +130,8 @@ class Decoder:
         self.few_shapes = self._captures or compile == "max"
         self._pool: Any = None
         self._step: Callable[[torch.Tensor, int], torch.Tensor] = self._forward
+        can_be_interrupted = before_layer and not self.few_shapes and isinstance(language, LanguageModel)
+        self._options = {"before_layer": before_layer} if can_be_interrupted else {}
         if compile == "max":
             # graphs are captured here, around the compiled step
             # one graph: a step that stops between two graphs would have changed recurrent states
@@ -125,6 +152,9 @@ class Decoder:
 
         Returns:
             The logits, `[rows, vocabulary]` with at least as many rows as there are ids.
+
+        Raises:
+            StepInterrupted: `before_layer` has raised it.
         """
         rows, tokens = self.rows(len(ids)), max(cached) + 1
         length = min(rounded(tokens, FIRST_LENGTH) if self.few_shapes else tokens, self.slots.length)
@@ -142,7 +172,7 @@ class Decoder:
         ids, cached, positions, active = inputs.unbind()
         mask = self.slots.decoding(inputs.shape[1], cached, length, active)
         embeds = self.model.model.language_model.embed_tokens(ids)[:, None]
-        hidden = self.language(embeds, positions[:, None], mask, self.slots)
+        hidden = self.language(embeds, positions[:, None], mask, self.slots, **self._options)
         logits: torch.Tensor = self.model.lm_head(hidden[:, 0])
         return logits
 

@@ -149,6 +149,7 @@ class LanguageModel:
         seen: torch.Tensor | None = None,
         deepstack: Sequence[torch.Tensor] = (),
         last: torch.Tensor | None = None,
+        before_layer: Callable[[], None] | None = None,
     ) -> torch.Tensor:
         """Hidden states after the last norm.
 
@@ -161,6 +162,7 @@ class LanguageModel:
             deepstack: Features that are added to these tokens after each of the first layers.
             last: The place of the last token of each row, `[rows]`, if only its hidden state is needed. The last layer
                 then computes only keys and values of the other tokens.
+            before_layer: Called before each layer.
 
         Returns:
             `[rows, length, width]`, or `[rows, 1, width]` with `last`.
@@ -172,6 +174,8 @@ class LanguageModel:
         half = self.width // 2
         hidden = embeds
         for i, layer in enumerate(self.layers):
+            if before_layer is not None:
+                before_layer()
             x = rms_norm(hidden, (size,), layer.before, self.eps)
             qk, values = layer.qkv(x).view(rows, length, -1, self.width).split((both, self.key_heads), 2)
             qk = rms_norm(qk, (self.width,), None, self.eps) * layer.scales

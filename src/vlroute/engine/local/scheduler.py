@@ -8,6 +8,9 @@ Flows of requests share the slots of a mode and the time of its rounds. A free s
 then to the one that has received least time; if all slots are in use, an answer of a flow with more than its share is
 interrupted. A round leaves out flows with more answers than others while they have received more time, so that a flow
 with one answer is at least half as fast beside a flow with many as alone.
+
+On a CPU, a decode step for many answers takes longer than a short answer. Work of a flow that takes no part in the step
+interrupts it, and the step is run again later. The second run is not interrupted: new work delays a step once only.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from vlroute.engine.cache.features import VisionFeatures
 from vlroute.engine.cache.prefix import PrefixCache
 from vlroute.engine.local.checkpoint import Checkpoint
 from vlroute.engine.local.early_exit import MAX_TRIED, most_probable
-from vlroute.engine.local.forward import Chunk, Decoder, Language, read
+from vlroute.engine.local.forward import Chunk, Decoder, Language, StepInterrupted, read
 from vlroute.engine.local.generation import Generated, Generation, GenerationRequest
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS
 from vlroute.engine.local.memory import Memory
@@ -76,11 +79,18 @@ class _Lane:
     The model of a hybrid answers in both modes: one step generates a token for answers of either.
     """
 
-    def __init__(self, checkpoint: Checkpoint, language: Language, most: int, compile: str) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        language: Language,
+        most: int,
+        compile: str,
+        before_layer: Callable[[], None] | None = None,
+    ) -> None:
         model = checkpoint.model
         self.checkpoint, self.language = checkpoint, language
         self.slots = slots_for(model.config.text_config, model.dtype, checkpoint.device, most)
-        self.decoder = Decoder(model, self.language, self.slots, compile)
+        self.decoder = Decoder(model, self.language, self.slots, compile, before_layer)
         self.encodings: deque[_Encoding] = deque()
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
@@ -89,6 +99,8 @@ class _Lane:
         #: Names of the flows that the current round serves.
         self.served: frozenset[str] = frozenset()
         self.round_seconds = 0.0  # of the latest round
+        #: Whether the latest decode step did not end.
+        self.interrupted = False
         self._latest = Work.DECODE
         self._sampled: tuple[Generation, ...] = ()
         self._sampler: BatchSampler | None = None
@@ -278,6 +290,9 @@ class Scheduler:
         self._lanes: dict[Any, _Lane] = {}  # by model
         self._shares = FairShare()  # of seconds of rounds
         self._towers: dict[Any, Callable[..., list[torch.Tensor]]] = {}
+        #: Names of the flows of the decode step that runs, if it may be interrupted; and whether it shall end.
+        self._interruptible: frozenset[str] | None = None
+        self._overtaken = False
         self._closed = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -363,6 +378,9 @@ class Scheduler:
                 self._started.wait()
                 torch.set_num_threads(self._threads)  # the default of threads that start later
             self._new.put(work)
+            flows, flow = self._interruptible, work.flow if isinstance(work, _Encoding) else work.request.flow
+            if flows is not None and flow.name not in flows:
+                self._overtaken = True
 
     @torch.inference_mode()
     def _run(self) -> None:
@@ -429,7 +447,10 @@ class Scheduler:
             case Work.READ:
                 parts = self._read(lane)
             case Work.DECODE:
-                parts = self._decode(lane)
+                try:
+                    parts = self._decode(lane)
+                except StepInterrupted:
+                    return  # its time is not charged, so that the work that has interrupted it is next
         lane.round_seconds = time.perf_counter() - began
         for flow, part in parts.items():
             self._shares.charge(flow, lane.round_seconds * part / parts.total())
@@ -450,7 +471,9 @@ class Scheduler:
     def _lane(self, checkpoint: Checkpoint) -> _Lane:
         if checkpoint.model not in self._lanes:
             language = self.languages[checkpoint.mode]
-            self._lanes[checkpoint.model] = _Lane(checkpoint, language, self.max_num_seqs, self.compile)
+            self._lanes[checkpoint.model] = _Lane(
+                checkpoint, language, self.max_num_seqs, self.compile, self._check_overtaken
+            )
         return self._lanes[checkpoint.model]
 
     def _cancel_all(self) -> None:
@@ -724,7 +747,9 @@ class Scheduler:
         for one in writing:
             ids[one.slot], positions[one.slot], active[one.slot] = one.ids[-1], one.position, 1
         try:
-            logits = lane.decoder(ids, cached, positions, active)
+            logits = self._step(lane, parts, ids, cached, positions, active)
+        except StepInterrupted:
+            raise
         except Exception as error:
             if is_out_of_memory(error) and len(lane.running) > 1:
                 self._preempt()
@@ -745,6 +770,19 @@ class Scheduler:
         lane.sample(writing, logits)
         self._end(lane)
         return parts
+
+    def _step(self, lane: _Lane, flows: Counter[Flow], *inputs: Sequence[int]) -> torch.Tensor:
+        """Run a decode step. Raises StepInterrupted if work of other flows comes, unless that ended the one before."""
+        self._overtaken = False
+        self._interruptible = None if lane.interrupted else frozenset(flow.name for flow in flows)
+        lane.interrupted = True
+        logits = lane.decoder(*inputs)
+        lane.interrupted = False
+        return logits
+
+    def _check_overtaken(self) -> None:
+        if self._overtaken and self._interruptible is not None:
+            raise StepInterrupted
 
     def _preempt(self) -> None:
         """Take the slot of the answer that began last; it is computed again, from its tokens, when there is room."""
