@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -122,22 +123,46 @@ class AsyncStream(Generic[T]):
         seconds: float | None = None,
     ) -> None:
         self._cancel = cancel
-        self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
+        self._loop, self._items, self._arrived = asyncio.get_running_loop(), deque[Any](), asyncio.Event()
+        self._complete, self._pause = False, cast("asyncio.Future[None] | None", None)
         self._alarm = None if seconds is None else self._loop.call_later(max(seconds, 0), cancel.set)
 
         def done(future: Future[Any]) -> None:
             error = future.exception()
-            self._put(error or RuntimeError("the work ended without a last item"))  # not read after the last item
+            # not read after the last item
+            self._call(self._end, error or RuntimeError("the work ended without a last item"))
 
         self.ended = start(work(self._put), pool)
         self.ended.add_done_callback(done)
 
     async def next(self) -> T:
         """The next item. Raises the error that ended the work."""
-        item = await self._queue.get()
+        while not self._items:
+            self._arrived.clear()
+            await self._arrived.wait()
+        item = self._items.popleft()
         if isinstance(item, BaseException):
             raise item
         return cast(T, item)
+
+    def received(self) -> list[T]:
+        """Further items that have come already. An error that ended the work stays for `next`."""
+        items: list[T] = []
+        while self._items and not isinstance(self._items[0], BaseException):
+            items.append(self._items.popleft())
+        return items
+
+    async def pause(self, seconds: float) -> None:
+        """Let items come, until the work has ended or for `seconds`."""
+        if self._complete:
+            return
+        self._pause = self._loop.create_future()
+        timer = self._loop.call_later(seconds, self._end_pause)
+        try:
+            await self._pause
+        finally:
+            timer.cancel()
+            self._pause = None
 
     def close(self) -> None:
         """Stop the work: generation ends within one token."""
@@ -145,6 +170,22 @@ class AsyncStream(Generic[T]):
             self._alarm.cancel()
         self._cancel.set()
 
-    def _put(self, item: Any) -> None:
+    def _put(self, item: T) -> None:
+        self._call(self._receive, item)
+
+    def _call(self, function: Callable[[Any], None], item: Any) -> None:
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+            self._loop.call_soon_threadsafe(function, item)
+
+    def _receive(self, item: Any) -> None:
+        self._items.append(item)
+        self._arrived.set()
+
+    def _end(self, error: BaseException) -> None:
+        self._receive(error)
+        self._complete = True
+        self._end_pause()
+
+    def _end_pause(self) -> None:
+        if self._pause is not None and not self._pause.done():
+            self._pause.set_result(None)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from tests.conftest import DTYPE, media, task
@@ -45,6 +48,22 @@ def test_different_towers_still_answer(folders: dict[str, Path], other_tower: Pa
     some = task("ocr", "easy")
     for mode in MODES:
         assert router.ask(some.prompt, **media(some), mode=mode).finish_reason == "stop"
+
+
+def test_models_that_are_loaded_at_the_same_time_are_complete(folders: dict[str, Path]) -> None:
+    tie_weights = transformers.PreTrainedModel.tie_weights
+    together = threading.Barrier(4)
+
+    def load(_: int) -> torch.Tensor:
+        together.wait()
+        model = load_models(folders["instruct"], folders["thinking"]).instruct.model
+        assert isinstance(model, transformers.Qwen3VLForConditionalGeneration)
+        return model.lm_head.weight
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(load, range(4))
+    assert transformers.PreTrainedModel.tie_weights is tie_weights
+    assert all(torch.equal(first, other) for other in others)
 
 
 def test_equal_towers_with_other_processor_settings_share_no_features(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import random
 import threading
 import time
@@ -183,3 +184,26 @@ def test_threads_do_not_pile_up(server: Served) -> None:
     for _ in range(30):
         list(client.chat.completions.create(model="instruct", messages=[user(SOME)], stream=True))
     assert threading.active_count() <= before + server.service.max_admitted
+
+
+def test_many_streams_send_several_tokens_at_once_and_lose_none() -> None:
+    body = {**SHORT, "messages": [user(SOME)], "max_tokens": 120, "stream": True, "temperature": 0}
+
+    def read(http: httpx.Client) -> tuple[str, int]:
+        """The thought, and the number of pieces of the body with some of it."""
+        thought, pieces = "", 0
+        with http.stream("POST", "/v1/chat/completions", json=body) as reply:
+            for piece in reply.iter_raw():
+                lines = [line[6:] for line in piece.decode().split("\n") if line.startswith('data: {"id"')]
+                found = [json.loads(line)["choices"] for line in lines]
+                new = "".join(one[0]["delta"].get("reasoning_content") or "" for one in found if one)
+                thought, pieces = thought + new, pieces + bool(new)
+        return thought, pieces
+
+    with served(ServerSettings(max_num_seqs=12), generation=LONG) as server, server.http() as http:
+        alone, pieces = read(http)
+        assert pieces > 60  # nearly each token is sent at once
+        with ThreadPoolExecutor(12) as pool:
+            found = list(pool.map(lambda _: read(http), range(12)))
+    assert {thought for thought, _ in found} == {alone}
+    assert max(several for _, several in found) < pieces

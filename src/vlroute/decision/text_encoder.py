@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from vlroute.errors import ArtifactError
 from vlroute.files import shipped
+from vlroute.model_loading import MODEL_LOADING
 
 Floats = NDArray[np.float32]
 #: The name of the shipped encoder, `models/encoder`.
@@ -132,7 +133,8 @@ class _SentenceTransformer:
     def __init__(self, name: str, folder: Path | None, revision: str | None) -> None:
         from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(str(folder or name), revision=revision, trust_remote_code=False)
+        with MODEL_LOADING:
+            model = SentenceTransformer(str(folder or name), revision=revision, trust_remote_code=False)
         self._model: Any = model.float()  # in half precision 0 / 0 is not detected
         self.revision = revision or (None if folder else _commit(model))
         self.name, self.width = name, int(self._model.encode(["one"], show_progress_bar=False).shape[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
@@ -15,6 +15,9 @@ from vlroute.types import Finished
 
 #: Seconds between two events that keep the connection open: proxies close a silent stream after about 30 s.
 PING_SECONDS = 10.0
+#: With several streams, each sends at most every so many seconds times their number: tokens that come meanwhile are
+#: sent together. Otherwise the streams of one client could use up the event loop, and others would wait for it.
+SECONDS_PER_STREAM, MAX_PAUSE_SECONDS = 0.0025, 0.1
 #: Under another server than `HTTPServer`, a stream is cut off this time after the shutdown has begun.
 SHUTDOWN_SECONDS = 20.0
 
@@ -48,7 +51,12 @@ class EventStream(EventSourceResponse):
         count: Called with status and code of an error within the stream.
         headers: Headers of the response.
         ping: Makes what keeps the connection open; by default a comment.
+
+    Attributes:
+        running: Number of streams that this process sends.
     """
+
+    running: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -69,22 +77,29 @@ class EventStream(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response; the request is cancelled when the client disconnects."""
+        EventStream.running += 1
         try:
             await super().__call__(scope, receive, send)
         finally:  # not in the generator: if it was never started, its `finally` does not run
+            EventStream.running -= 1
             self._events.close()
 
 
-async def _body(events: AsyncStream[T], format: StreamFormat[T], count: Count) -> AsyncIterator[ServerSentEvent]:
+async def _body(
+    events: AsyncStream[T], format: StreamFormat[T], count: Count
+) -> AsyncIterator[ServerSentEvent | bytes]:
     """All events of the stream."""
     try:
         for sent in format.first():
             yield sent
         event: T | None = None
         while not isinstance(event, Finished):
-            event = await events.next()
-            for sent in format.of(event):
-                yield sent
+            received = [await events.next(), *events.received()]
+            event = received[-1]
+            if data := b"".join(sent.encode() for one in received for sent in format.of(one)):
+                yield data
+            if others := EventStream.running - 1:
+                await events.pause(min(others * SECONDS_PER_STREAM, MAX_PAUSE_SECONDS))
     except Exception as error:
         converted = api_error(error)
         count(converted.status, converted.code)

@@ -49,6 +49,7 @@ from vlroute.engine.local.quantized import (
 )
 from vlroute.engine.settings import own_settings
 from vlroute.errors import CheckpointError, SettingsError
+from vlroute.model_loading import MODEL_LOADING
 from vlroute.types import MODES, Mode
 
 #: Raised when `engine.local.tower` computes other last bits.
@@ -360,7 +361,8 @@ def _load_model(files: CheckpointFiles, options: Mapping[str, Any], tower: torch
         kind = type("_WithoutTower", (kind,), {"_keys_to_ignore_on_load_unexpected": (r"visual\.",)})
         config.vision_config.depth, config.vision_config.deepstack_visual_indexes = 0, []
     try:
-        model, report = kind.from_pretrained(files.folder, config=config, output_loading_info=True, **options)
+        with MODEL_LOADING:
+            model, report = kind.from_pretrained(files.folder, config=config, output_loading_info=True, **options)
     except Exception as error:  # as above
         if is_out_of_memory(error):
             raise  # the machine is at fault, not the checkpoint

@@ -10,7 +10,8 @@ interrupted. A round leaves out flows with more answers than others while they h
 with one answer is at least half as fast beside a flow with many as alone.
 
 On a CPU, a decode step for many answers takes longer than a short answer. Work of a flow that takes no part in the step
-interrupts it, and the step is run again later. The second run is not interrupted: new work delays a step once only.
+interrupts it, and the step is run again later. At most as much time is lost as is used, so that the many answers are at
+least half as fast as without the interruptions.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ PATCHES, SHARED_PATCHES = 65_536, 8192
 FIRST_SLOT, FIRST_SHARE = 4096, 0.25
 #: On a CPU, the operations of models with fewer parameters are too short to be divided between threads.
 ONE_THREAD = 50_000_000
+#: Most seconds of decode steps that may be lost to interruptions at once.
+MAX_STEP_CREDIT = 1.0
 #: Shares of the time while both modes have work. With equal shares, a short Instruct answer would take twice as long
 #: beside Thinking as alone.
 SHARES: dict[Mode, int] = {"instruct": 2, "thinking": 1}
@@ -99,8 +102,8 @@ class _Lane:
         #: Names of the flows that the current round serves.
         self.served: frozenset[str] = frozenset()
         self.round_seconds = 0.0  # of the latest round
-        #: Whether the latest decode step did not end.
-        self.interrupted = False
+        #: Seconds of decode steps that have ended, less those of interrupted ones; at most `MAX_STEP_CREDIT`.
+        self.step_credit = 0.0
         self._latest = Work.DECODE
         self._sampled: tuple[Generation, ...] = ()
         self._sampler: BatchSampler | None = None
@@ -772,12 +775,16 @@ class Scheduler:
         return parts
 
     def _step(self, lane: _Lane, flows: Counter[Flow], *inputs: Sequence[int]) -> torch.Tensor:
-        """Run a decode step. Raises StepInterrupted if work of other flows comes, unless that ended the one before."""
+        """Run a decode step. Raises StepInterrupted if work of other flows comes, and the mode can afford that."""
         self._overtaken = False
-        self._interruptible = None if lane.interrupted else frozenset(flow.name for flow in flows)
-        lane.interrupted = True
-        logits = lane.decoder(*inputs)
-        lane.interrupted = False
+        self._interruptible = frozenset(flow.name for flow in flows) if lane.step_credit > 0 else None
+        began = time.perf_counter()
+        try:
+            logits = lane.decoder(*inputs)
+        except StepInterrupted:
+            lane.step_credit -= time.perf_counter() - began
+            raise
+        lane.step_credit = min(lane.step_credit + time.perf_counter() - began, MAX_STEP_CREDIT)
         return logits
 
     def _check_overtaken(self) -> None:
