@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -104,17 +105,20 @@ def main() -> None:
             for item in SUITES[name].items:
                 task = progress.add_task(f"{name}: {item.name}", total=counts[name])
                 suite, advance, row = SUITES[name], partial(progress.advance, task), data[name].get(item.name)
+                began, before = time.monotonic(), data["seconds"].get(name, 0.0)
                 if suite.yields:
                     rows = suite.run(item, counts[name], options.seed, advance, row)
                 else:
                     rows = () if row else (suite.run(item, counts[name], options.seed, advance),)
                 for found in rows:
                     data[name][item.name] = asdict(found)
+                    data["seconds"][name] = before + time.monotonic() - began
                     write_json(kept, data)
                 progress.update(task, completed=counts[name])
     earlier = figures("chaos", options.out)  # the rows of other suites, and those of the version before, are kept
     for shared, values in (
         ("counts", counts),
+        ("seconds", data["seconds"]),
         ("where", dict.fromkeys(chosen, environment("pillow", "av", "sqlalchemy"))),
     ):
         data[shared] = earlier.get(shared, {}) | values
@@ -127,7 +131,7 @@ def _resumed(kept: Path, counts: dict[str, int]) -> dict[str, Any]:
     """The rows of an interrupted run with the same numbers."""
     if kept.exists() and (found := json.loads(kept.read_text("utf-8")))["counts"] == counts:
         return dict(found)
-    return {"counts": counts, **{name: {} for name in counts if name != "seed"}}
+    return {"counts": counts, "seconds": {}, **{name: {} for name in counts if name != "seed"}}
 
 
 if __name__ == "__main__":
