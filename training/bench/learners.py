@@ -22,15 +22,17 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from training.page import ROOT, argument_parser, publish, step
 from vlroute import Record, read_records
-from vlroute.decision.features import DENSE, RequestEncoder, tokenize
+from vlroute.decision.features import tokenize
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
 from vlroute.learning import area_over_random, headroom_captured
-from vlroute.learning.base_learners import Design, fit_right, platt
+from vlroute.learning.base_learners import fit_right
+from vlroute.learning.corpus import Corpus, Design
 from vlroute.learning.embeddings import embed_texts
 from vlroute.learning.evaluate import learned_part
-from vlroute.learning.fit import INNER_FOLDS, by_condition
+from vlroute.learning.fit import INNER_FOLDS, STRENGTHS, by_condition
 from vlroute.learning.folds import folds_of, group_of
 from vlroute.learning.intervals import Interval, Sampling, area_influence, auc_influence
+from vlroute.learning.linear import Matrix, calibrate
 
 Values = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -52,10 +54,11 @@ DIFFERENCES = ("area", "AUC", "accuracy")
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Training and test rows of one fold, and the inner fold of each training row."""
+    """Training and test rows of one fold, with their records, and the inner fold of each training row."""
 
     train: Design
     test: Design
+    records: tuple[Sequence[Record], Sequence[Record]]
     fold: NDArray[np.int64]
 
     def by_fold(self, fit: Callable[[Mask, Design, Mask], Values]) -> Logits:
@@ -66,28 +69,49 @@ class Data:
         return unseen, fit(self.fold >= 0, self.test, self.test.weight > 0)
 
 
+class Crossed:
+    """The features over words, followed by those over pairs of words, as a `linear.Matrix`."""
+
+    def __init__(self, design: Design, pairs: sparse.csr_matrix) -> None:
+        self._words, self._pairs = design.words, pairs.astype(np.float32)
+        self.shape = (pairs.shape[0], design.words.shape[1] + pairs.shape[1])
+
+    def __matmul__(self, weights: Any) -> Any:
+        width = self._words.shape[1]
+        return self._words @ weights[:width] + self._pairs @ weights[width:]
+
+    def adjoint(self, values: Any) -> Any:
+        return np.concatenate([self._words.adjoint(values), self._pairs.T @ values])
+
+
 def words(data: Data, *, crossed: bool = False) -> Logits:
     """Logistic heads over words, characters and plain numbers; with `crossed` also over pairs of words."""
-    train, test = data.train.matrix, data.test.matrix
+    train: Matrix = data.train.words
+    test: Matrix = data.test.words
     if crossed:
         captioned = int(data.train.captioned.sum())
         vectorizer = TfidfVectorizer(
             analyzer=lambda terms: terms, sublinear_tf=True, min_df=max(5, captioned // 200), max_features=10_000
         )
-        vectorizer.fit([terms for terms in _crosses(data.train) if terms])
+        pairs = [_crosses(*one) for one in zip((data.train, data.test), data.records, strict=True)]
+        vectorizer.fit([terms for terms in pairs[0] if terms])
         train, test = (
-            sparse.hstack([design.matrix, vectorizer.transform(_crosses(design))]).tocsr()
-            for design in (data.train, data.test)
+            Crossed(design, vectorizer.transform(terms))
+            for design, terms in zip((data.train, data.test), pairs, strict=True)
         )
-    heads = fit_right(train, data.train.right, data.train.weight, data.fold)
-    return heads.unseen, test @ heads.weights + heads.bias
+    return _heads(train, test, data)
 
 
-def _crosses(design: Design) -> list[list[str]]:
+def _heads(train: Any, test: Any, data: Data) -> Logits:
+    heads = fit_right(train, data.train.right, data.train.weight, data.fold, STRENGTHS)
+    return heads.unseen, test @ heads.weights.astype(np.float32) + heads.bias
+
+
+def _crosses(design: Design, records: Sequence[Record]) -> list[list[str]]:
     """Pairs of the first 24 distinct tokens of prompt and caption, of each row."""
     rows = []
     for owner, captioned in zip(design.owner, design.captioned, strict=True):
-        record = design.records[owner]
+        record = records[owner]
         texts = (record.prompt, (record.caption or "") if captioned else "")
         prompt, caption = (list(dict.fromkeys(tokenize(text)))[:24] for text in texts)
         rows.append([f"{one}|{other}" for one in prompt for other in caption])
@@ -96,17 +120,22 @@ def _crosses(design: Design) -> list[list[str]]:
 
 def embedding(data: Data) -> Logits:
     """Logistic heads over the embeddings of prompt and caption."""
-    heads = fit_right(data.train.embedding, data.train.right, data.train.weight, data.fold)
-    return heads.unseen, data.test.embedding @ heads.weights + heads.bias
+    return _heads(data.train.embedding, data.test.embedding, data)
+
+
+def _vectors(design: Design) -> Values:
+    """The embeddings as one array."""
+    return np.asarray(design.embedding @ np.eye(design.embedding.shape[1], dtype=np.float32), float)
 
 
 def neighbors(data: Data) -> Logits:
     """The 50 nearest records by the cosine of their embeddings (Cover and Hart 1967), nearer ones with more weight."""
+    vectors = {id(design): _vectors(design) for design in (data.train, data.test)}
 
     def fit(rows: Mask, other: Design, asked: Mask) -> Values:
         given = data.train.given[rows[data.train.given]]
         right = data.train.right[given]
-        cosine = other.embedding[asked] @ data.train.embedding[given].T
+        cosine = vectors[id(other)][asked] @ vectors[id(data.train)][given].T
         nearest = np.argsort(-cosine, axis=1)[:, :50]
         near = np.take_along_axis(cosine, nearest, axis=1)
         weight = np.exp(8 * (near - near[:, :1]))
@@ -119,7 +148,7 @@ def neighbors(data: Data) -> Logits:
 
 def trees(data: Data) -> Logits:
     """Gradient boosting over plain numbers and embedding (Friedman 2001)."""
-    columns = [np.hstack([d.matrix[:, -len(DENSE) :].toarray(), d.embedding]) for d in (data.train, data.test)]
+    columns = [np.hstack([d.words.plain, _vectors(d)]) for d in (data.train, data.test)]
     once = np.zeros(len(data.train.owner), bool)
     first, captioned = data.train.given.copy(), np.flatnonzero(data.train.captioned[data.train.given])
     first[captioned[1::2]] += 1  # every second captioned record without its caption: rows of equal weight are faster
@@ -142,21 +171,23 @@ def trees(data: Data) -> Logits:
 
 def fold_gains(train: Sequence[Record], test: Sequence[Record], seed: int, text: Any) -> dict[str, Values]:
     """Predicted gain of the `test` records by every way and variant, `[n]`."""
-    encoder = RequestEncoder.fit([(record.prompt, record.caption, record.tools) for record in train], text)
-    design = Design(encoder, train)
+    corpus, size = Corpus([*train, *test], text), len(train)
+    vocabulary = corpus.fit(np.arange(size))
+    design = corpus.design(vocabulary, np.arange(size))
     fold = folds_of(train, INNER_FOLDS, seed, together="record")[design.owner]
-    data = Data(design, Design(encoder, test), fold)
+    asked_rows = corpus.design(vocabulary, np.arange(size, size + len(test)))
+    data = Data(design, asked_rows, (train, test), fold)
     learners = {one.__name__: one(data) for one in (words, embedding, neighbors, trees)}
     learners["crosses"] = words(data, crossed=True) if design.captioned.any() else learners["words"]
     calibrated = {}
     for name, (unseen, asked) in learners.items():
-        sigmoids = np.asarray([platt(unseen[:, head], design.right[:, head], design.weight) for head in (0, 1)])
+        sigmoids = calibrate(unseen, design.right, design.weight)
         calibrated[name] = tuple(logits * sigmoids[:, 0] + sigmoids[:, 1] for logits in (unseen, asked))
 
     def gain(shares: Mapping[str, float], *, asked: bool) -> Values:
         unseen, mixed = (sum(calibrated[name][i] * share for name, share in shares.items()) for i in (0, 1))
         rows = data.test if asked else design
-        sigmoid = np.asarray(by_condition(design, unseen))[:, rows.captioned[rows.given].astype(int)]
+        sigmoid = by_condition(design, np.asarray(unseen))[:, rows.captioned[rows.given].astype(int)]
         p = expit(sigmoid[..., 0] * (mixed if asked else unseen)[rows.given].T + sigmoid[..., 1])
         return np.asarray(p[1] - p[0])
 

@@ -198,7 +198,8 @@ class ComplexityClassifier:
             math.exp(min(max(value, low), high) + smear)
             for value, (low, high, smear) in zip(lengths, self._log_tokens, strict=True)
         )
-        return Prediction(*map(_sigmoid, logits), tokens_instruct, tokens_thinking, coverage)
+        p_instruct, p_thinking = map(_sigmoid, logits)
+        return Prediction(p_instruct, p_thinking, tokens_instruct, tokens_thinking, coverage)
 
     def logits(self, prompt: str, caption: str | None = None, tools: ToolUse = "") -> tuple[list[float], float]:
         """Return the calibrated logits that each mode is right, and the coverage; arguments as in `predict`."""

@@ -80,8 +80,8 @@ def select(design: Design, fold: Indices, learner: str | None = None) -> Selecti
 
     The default is "words + embedding" if there is a text encoder, else "words". On `MANY` records, another learner
     replaces it if its area over random is higher by more than two standard errors of the paired difference: even on a
-    thousand records areas differ by chance. The average is that of logits in standard units. On many records words have double weight,
-    because they combine two views: words and characters. Few records teach little about single words.
+    thousand records areas differ by chance. The average is that of logits in standard units. On many records words have
+    double weight, because they combine two views: words and characters. Few records teach little about single words.
 
     Args:
         design: The training matrix.
@@ -295,7 +295,7 @@ def predictions(fitted: Fitted, design: Design) -> list[Prediction]:
     raw = design.words @ heads.weights + heads.bias
     if len(heads.embedded):
         raw[:, :2] += design.embedding @ heads.embedded
-    if design.before is not None:
+    if design.before is not None and fitted.start is not None:
         raw[:, :2] += design.before * fitted.start
     sigmoids = heads.calibration[:, design.captioned.astype(int)].astype(np.float64)
     p = expit((sigmoids[..., 0] * raw[:, :2].T + sigmoids[..., 1]).clip(-30, 30))

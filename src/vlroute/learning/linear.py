@@ -79,7 +79,7 @@ def fit_logistic(
     mixed = (right > 0) & (right < total)
     bias = np.log((right + 1) / (total - right + 1))
     weights = np.zeros((matrix.shape[1], target.shape[1]), np.float32)
-    logits = np.broadcast_to(bias, target.shape) + offset
+    logits: Floats = (np.broadcast_to(bias, target.shape) + offset).astype(np.float32)
     first = None
     for _ in range(MAX_NEWTON):
         p = expit(logits)
@@ -151,7 +151,8 @@ def _newton_step(
 
 def _loss(logits: Floats, target: Floats, weight: Floats, weights: Floats, penalty: float) -> Values:
     loss = weight * (np.logaddexp(0, logits) - target * logits)
-    return loss.sum(axis=0, dtype=np.float64) + penalty / 2 * (weights**2).sum(axis=0, dtype=np.float64)
+    squares = (weights**2).sum(axis=0, dtype=np.float64)
+    return np.asarray(loss.sum(axis=0, dtype=np.float64) + penalty / 2 * squares)
 
 
 def _length(values: Floats) -> Floats:

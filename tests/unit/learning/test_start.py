@@ -1,0 +1,93 @@
+"""Training that starts from another router: its logits stay part of the new one, also in the saved artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests.synthetic_records import Drawn, draw_records
+from vlroute import write_records
+from vlroute.decision.classifier import ComplexityClassifier
+from vlroute.decision.text_encoder import STATIC, load_text_encoder
+from vlroute.errors import InputError
+from vlroute.learning import train_router
+from vlroute.learning.fit import fit_classifier
+from vlroute.learning.start import load_start
+from vlroute.records import Record
+
+
+def error_of(router: ComplexityClassifier, drawn: list[Drawn], records: list[Record]) -> float:
+    """Root mean square error of the predicted gain."""
+    gains = [router.predict(record.prompt, record.caption).gain for record in records]
+    return float(np.sqrt(np.mean([(g - d.p_thinking + d.p_instruct) ** 2 for g, d in zip(gains, drawn, strict=True)])))
+
+
+def train(records: list[Record], folder: Path, name: str, **settings: object) -> ComplexityClassifier:
+    write_records(folder / f"{name}.jsonl", records)
+    train_router([folder / f"{name}.jsonl"], folder / name, seeds=1, console=Console(quiet=True), **settings)  # type: ignore[arg-type]
+    return ComplexityClassifier.load(folder / name)
+
+
+def test_few_records_add_to_what_the_first_router_knows(tmp_path: Path) -> None:
+    """The first router uses words only, the new one also the embedding."""
+    first = fit_classifier(draw_records(1500, seed=1)[1])
+    first.save(tmp_path / "first")
+    _, few = draw_records(60, seed=2)
+    drawn, test = draw_records(300, seed=3)
+    alone = train(few, tmp_path, "alone")
+    started = train(few, tmp_path, "started", start=tmp_path / "first")
+    assert error_of(started, drawn, test) < error_of(alone, drawn, test) - 0.05
+    assert started.start is not None
+    assert started.start.classifier.fingerprint == first.fingerprint
+    assert first.fingerprint in started.card["provenance"]["settings"]["started from"]
+    assert started.fingerprint != alone.fingerprint
+
+
+def test_the_saved_router_predicts_the_same_as_the_fitted_one(tmp_path: Path) -> None:
+    _, records = draw_records(200)
+    first = fit_classifier(draw_records(200, seed=1)[1], text=load_text_encoder(STATIC))
+    first.save(tmp_path / "first")
+    started = train(records, tmp_path, "started", start=str(tmp_path / "first"), encoder=None)
+    started.save(tmp_path / "again")
+    again = ComplexityClassifier.load(tmp_path / "again")
+    for record in records[:20]:
+        for caption in (record.caption, None):
+            assert again.predict(record.prompt, caption) == started.predict(record.prompt, caption)
+
+
+def test_an_unknown_router_is_refused_with_the_known_names(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no router 'nowhere' to start from.*qwen3-vl-2b"):
+        load_start("nowhere")
+
+
+@pytest.mark.parametrize("name", ["qwen3-vl-2b", "Qwen/Qwen3-VL-2B", "pocket"])
+def test_shipped_routers_are_found_by_name(name: str) -> None:
+    assert load_start(name).heads.weights.any()
+
+
+def test_a_router_that_was_started_itself_is_refused(tmp_path: Path) -> None:
+    _, records = draw_records(60)
+    train(records, tmp_path, "started", start="qwen3-vl-2b")
+    with pytest.raises(InputError, match="was itself started from 'qwen3-vl-2b'"):
+        load_start(tmp_path / "started")
+
+
+def test_a_router_of_the_same_records_is_refused(tmp_path: Path) -> None:
+    """Its logits for them would be too good, and so would all figures."""
+    _, records = draw_records(60)
+    train(records, tmp_path, "first")
+    with pytest.raises(InputError, match=r"was trained on first\.jsonl"):
+        train_router([tmp_path / "first.jsonl"], tmp_path / "out", start=tmp_path / "first", console=Console(quiet=True))
+
+
+def test_damaged_slopes_are_refused(tmp_path: Path) -> None:
+    _, records = draw_records(60)
+    started = train(records, tmp_path, "started", start="qwen3-vl-2b")
+    assert started.start is not None
+    wrong = dataclasses.replace(started.start, slope=np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="slopes of the first router have shape"):
+        ComplexityClassifier(started.encoder, started.heads, started.latency, start=wrong)
