@@ -60,7 +60,7 @@ def test_the_saved_router_predicts_the_same_as_the_fitted_one(tmp_path: Path) ->
 
 
 def test_an_unknown_router_is_refused_with_the_known_names(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no router 'nowhere' to start from.*qwen3-vl-2b"):
+    with pytest.raises(InputError, match=r"no router 'nowhere' to start from.*qwen3-vl-2b"):
         load_start("nowhere")
 
 
@@ -81,7 +81,7 @@ def test_a_router_of_the_same_records_is_refused(tmp_path: Path) -> None:
     _, records = draw_records(60)
     train(records, tmp_path, "first")
     with pytest.raises(InputError, match=r"was trained on first\.jsonl"):
-        train_router([tmp_path / "first.jsonl"], tmp_path / "out", start=tmp_path / "first", console=Console(quiet=True))
+        train(records, tmp_path, "first", start=tmp_path / "first")
 
 
 def test_damaged_slopes_are_refused(tmp_path: Path) -> None:
