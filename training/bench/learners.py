@@ -185,9 +185,7 @@ def fold_gains(train: Sequence[Record], test: Sequence[Record], seed: int, text:
         calibrated[name] = tuple(logits * sigmoids[:, 0] + sigmoids[:, 1] for logits in (unseen, asked))
 
     def gain(shares: Mapping[str, float], *, asked: bool) -> Values:
-        unseen, mixed = (
-            np.asarray(sum(calibrated[name][i] * share for name, share in shares.items())) for i in (0, 1)
-        )
+        unseen, mixed = (np.asarray(sum(calibrated[name][i] * share for name, share in shares.items())) for i in (0, 1))
         rows = data.test if asked else design
         sigmoid = by_condition(design, unseen)[:, rows.captioned[rows.given].astype(int)]
         p = expit(sigmoid[..., 0] * (mixed if asked else unseen)[rows.given].T + sigmoid[..., 1])
