@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from vlroute.decision.budget import BudgetRule
 from vlroute.decision.evidence import StageHeads
 from vlroute.decision.features import DENSE, Features, GramEncoder, LexicalEncoder, RequestEncoder
 from vlroute.decision.gain_interval import GainInterval
+from vlroute.decision.hashed_terms import read_salt
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.text_encoder import KNOWN, STATIC, Floats, TextEncoder, load_text_encoder
 from vlroute.decision.tradeoff import CalibrationSet
@@ -198,6 +199,22 @@ class ComplexityClassifier:
         found = self._gains.get(passed)
         return None if found is None else found.around(gain)
 
+    def with_hashed_vocabulary(self) -> ComplexityClassifier:
+        """Return a copy whose artifact contains hashes instead of the words and n-grams of the training requests.
+
+        The terms of the predictions are added up in another order, so probabilities can differ by rounding, about 1e-7.
+        The salt is derived from the weights: the same classifier has the same copy. See `hash_terms` for what a hash
+        does not hide.
+
+        Returns:
+            The copy; this classifier if its vocabulary is hashed already.
+        """
+        if self.encoder.salt is not None:
+            return self
+        encoder, order = self.encoder.hashed(read_salt(self.fingerprint))
+        heads = replace(self.heads, weights=self.heads.weights[order])
+        return ComplexityClassifier(encoder, heads, self.latency, self.card, self.calibration, self.stages)
+
     def predict_many(
         self, requests: Iterable[tuple[str, str | None] | tuple[str, str | None, ToolUse]]
     ) -> list[Prediction]:
@@ -230,8 +247,12 @@ class ComplexityClassifier:
             },
             "stages": None if self.stages is None else self.stages.as_card(),
             "dense": list(DENSE),
-            "vocabulary": {name: list(one.terms) for name, one in lexical.items()},
         }
+        vocabulary: dict[str, Any] = {name: list(one.terms) for name, one in lexical.items()}
+        if encoder.salt is None:
+            card["vocabulary"] = vocabulary
+        else:  # earlier versions, which would take the hashes for words, miss the vocabulary and refuse the artifact
+            card["hashed_vocabulary"] = {"salt": encoder.salt.hex(), **vocabulary}
         write_artifact(folder, card, arrays)
 
     @classmethod
@@ -257,14 +278,17 @@ class ComplexityClassifier:
         card, arrays = read_artifact(folder)
         text = _text_encoder(folder, card.pop("text_encoder", None), trust_encoder)
         try:
-            vocabulary, dense, latency = (card.pop(name) for name in ("vocabulary", "dense", "latency"))
+            dense, latency = (card.pop(name) for name in ("dense", "latency"))
+            hashed = "hashed_vocabulary" in card
+            vocabulary = card.pop("hashed_vocabulary" if hashed else "vocabulary")
+            salt = read_salt(vocabulary["salt"]) if hashed else None
             if dense != list(DENSE[: len(dense)]):
                 raise ValueError("the plain numbers are not those of this version")
             # of an earlier version, which did not have the last plain numbers: they get no weight
             _append(arrays, len(DENSE) - len(dense), center=0, scale=1, weights=0)
             encoder = RequestEncoder(
-                **{name: LexicalEncoder(vocabulary[name], arrays[f"idf_{name}"]) for name in _VOCABULARIES},
-                grams=GramEncoder(arrays["grams"], arrays["idf_grams"]),
+                **{name: LexicalEncoder(vocabulary[name], arrays[f"idf_{name}"], salt) for name in _VOCABULARIES},
+                grams=GramEncoder(arrays["grams"], arrays["idf_grams"], salt),
                 center=arrays["center"],
                 scale=arrays["scale"],
                 text=text,
