@@ -108,17 +108,16 @@ def _download(repo: str, revision: str | None, local_only: bool) -> Path:
                     pass
                 else:
                     fetch(f"{PROBE_FOLDER}/{weights_path(probe).name}", commit)
+            read_artifact(folder)
         except RemoteEntryNotFoundError as error:
             raise ArtifactError(
                 f"cannot {what}: the repository does not contain the weights that its {CARD_FILE} names; upload the "
                 "router again"
             ) from error
-    try:
-        read_artifact(folder)
-    except ArtifactError as error:
-        raise ArtifactError(
-            f"cannot {what}: {error}. If the download is damaged, delete {folder} and what it links to"
-        ) from error
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"cannot {what}: {error}. If the download was damaged, delete {folder.parents[1]} and load it again"
+            ) from error
     return folder
 
 
