@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 
-from vlroute import __version__
 from vlroute.decision.captions import VisionProbe
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.engine.families import family_of_hub_id
@@ -129,7 +129,7 @@ def model_card(
     from huggingface_hub import ModelCardData
 
     model = classifier.model
-    metadata = ModelCardData(
+    head = ModelCardData(
         license=license,
         library_name="vlroute",
         tags=list(TAGS),
@@ -144,7 +144,7 @@ def model_card(
             f"cannot write a model card: provenance or metrics in the artifact have an unknown form ({error!r}); train "
             "the router again with 'vlroute train'"
         ) from error
-    return f"---\n{metadata}\n---\n\n{sections}\n"
+    return f"---\n{head}\n---\n\n{sections}\n"
 
 
 def _sections(
@@ -166,7 +166,7 @@ def _sections(
 ```python
 from vlroute import Router
 
-router = Router.from_pretrained({code(loaded)}router="{code(source)}")
+router = Router.from_pretrained({loaded}router="{code(source)}")
 answer = router.ask("What is the total?", "receipt.jpg")
 ```
 
@@ -186,7 +186,7 @@ loading them runs no code."""
     yield "## Contents\n\n" + _contents(classifier, probe)
     yield "## Words of training requests\n\n" + _privacy(vocabulary_of(classifier, probe))
     yield "## License\n\n" + (f"{cell(license)}" if license else "The publisher has not stated a license.")
-    yield f"This card was written by vlroute {__version__} from the artifact."
+    yield f"This card was written by vlroute {metadata.version('vlroute')} from the artifact."
 
 
 def _training(provenance: Mapping[str, Any], model: Any) -> Iterator[str]:

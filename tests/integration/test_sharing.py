@@ -29,8 +29,8 @@ from vlroute.sharing import push_router, router_folder
 
 POCKET = ROOT / "models" / "pocket" / "router"
 QUESTIONS = [
-    ("How many circles are there?", "three circles"), ("Add the numbers.", "12, 7, 19, 40"), ("What does it say?", None),
-    ("Follow the arrows from A for 7 steps.", "eight nodes, arrows"), ("zorblax 数学?", None), ("3", "one sign"),
+    ("How many circles are there?", "three circles"), ("Add the numbers.", "12, 7, 19, 40"), ("3", "one sign"),
+    ("Follow the arrows from A for 7 steps.", "eight nodes, arrows"), ("zorblax 数学?", None), ("What is it?", None),
 ]  # fmt: skip
 
 
@@ -328,7 +328,7 @@ def test_folders_and_names(
     other.save("user/name")
     hub.requests.clear()
     assert ComplexityClassifier.load(router_folder("user/name")).fingerprint == other.fingerprint  # the folder first
-    with pytest.raises(SettingsError, match="revision applies to a router on the hub.*'user/name' is a folder"):
+    with pytest.raises(SettingsError, match=r"revision applies to a router on the hub.*'user/name' is a folder"):
         Router.from_pretrained(router="user/name", revision="main")
     with pytest.raises(SettingsError, match="given twice"):
         Router.from_pretrained(router="user/absent@v1", revision="v2")

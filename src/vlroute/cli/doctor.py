@@ -49,7 +49,7 @@ ADVICE = {
     "extras": "reinstall: pip install --force-reinstall vlroute",
     "devices": "reinstall torch: pip install --force-reinstall torch torchvision",
     "model": "pass --model with a hub name or a folder; if a checkpoint is damaged, download or copy it again",
-    "router": "pass --router with a folder that vlroute train wrote; if the artifact is damaged, train or download it again",
+    "router": "pass --router with a folder that vlroute train wrote; if it is damaged, train or download it again",
     "data": "pass --data with files and folders that can be read",
     "store": "pass --store with a file that vlroute wrote, or a new one",
     "caches": "set HF_HOME to a folder that can be read and written",

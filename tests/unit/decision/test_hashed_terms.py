@@ -27,7 +27,7 @@ _PARTS = ("prompt", "caption")
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[ComplexityClassifier, ComplexityClassifier, Path]:
-    """A shipped classifier, the same with a hashed vocabulary after saving and loading, and the folder of the latter."""
+    """A shipped classifier, its copy with a hashed vocabulary, saved and loaded, and the folder of the copy."""
     folder = tmp_path_factory.mktemp("hashed")
     plain = ComplexityClassifier.load(request.param)
     plain.with_hashed_vocabulary().save(folder)
