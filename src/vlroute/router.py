@@ -474,7 +474,8 @@ class Router:
         Raises:
             ArtifactError: This router has no artifact.
             SettingsError: An argument has a wrong type, or both a revision and a pull request were requested.
-            HubError: The hub refuses the upload: the token does not permit it, or a value is invalid.
+            HubError: The hub refuses the upload: the token does not permit it, or a value is invalid. Or the repository
+                contains something other than a router.
             HubUnavailableError: The hub cannot be reached.
         """
         return push_router(

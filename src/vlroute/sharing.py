@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlroute.checks import refused
-from vlroute.decision.artifact import CARD_FILE, read_artifact, weights_path
+from vlroute.decision.artifact import CARD_FILE, WEIGHTS_FILE, read_artifact, weights_path
 from vlroute.decision.captions import PROBE_FOLDER, VisionProbe
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.errors import ArtifactError, HubError, HubUnavailableError, OutputError, SettingsError, VLRouteError
@@ -28,7 +28,13 @@ log = logging.getLogger("vlroute")
 #: A router on the hub: "user/name" or "user/name@revision".
 _ON_HUB = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^@\s]+))?", re.ASCII)
 #: Files of an earlier upload that a new one removes if it does not replace them.
-_REPLACED = [f"{folder}{name}" for folder in ("", f"{PROBE_FOLDER}/") for name in (CARD_FILE, "weights*.safetensors")]
+_REPLACED = [
+    f"{folder}{name}"
+    for folder in ("", f"{PROBE_FOLDER}/")
+    for name in (CARD_FILE, WEIGHTS_FILE, "weights-*.safetensors")
+]
+#: Files of a new repository that a user has created on the web page.
+_FILES_OF_NEW = {README, ".gitattributes", "LICENSE"}
 COMMIT_MESSAGE = "Upload a router of vlroute"
 _PREFIX = "vlroute-push-"
 _LOG_IN = "log in (hf auth login, or the variable HF_TOKEN)"
@@ -199,7 +205,8 @@ def push_router(
 
     Raises:
         SettingsError: An argument has a wrong type, or both a revision and a pull request were requested.
-        HubError: The hub refuses the upload: the token does not permit it, or a value is invalid.
+        HubError: The hub refuses the upload: the token does not permit it, or a value is invalid. Or the repository
+            contains something other than a router.
         HubUnavailableError: The hub cannot be reached.
     """
     if not isinstance(repo, str) or not HUB_ID.fullmatch(repo):
@@ -220,6 +227,12 @@ def push_router(
             url = api.create_repo(repo, private=private, exist_ok=True)
             if revision is not None:
                 api.create_branch(url.repo_id, branch=revision, exist_ok=True)
+            files = set(api.list_repo_files(url.repo_id, revision=revision))
+            if README in files and CARD_FILE not in files and files - _FILES_OF_NEW and not create_pr:
+                raise HubError(
+                    f"cannot {what}: the repository contains something other than a router, and its {README} would be "
+                    "replaced. Choose another repository, or open a pull request (create_pr)"
+                )
             return api.upload_folder(
                 repo_id=url.repo_id, folder_path=draft.path, revision=revision, commit_message=commit_message,
                 create_pr=create_pr, delete_patterns=_REPLACED,

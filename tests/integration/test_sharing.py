@@ -20,8 +20,9 @@ import yaml
 
 from tests.commands import command
 from tests.conftest import ROOT
-from tests.hub import OTHER, READ, WRITE, Hub, Refused, connect, running_hub
-from vlroute import ComplexityClassifier, HubError, HubUnavailableError, Router
+from tests.hub import OTHER, READ, WRITE, Blob, Hub, Refused, connect, running_hub
+from tests.synthetic_records import draw_records
+from vlroute import ComplexityClassifier, HubError, HubUnavailableError, Router, write_records
 from vlroute.decision.artifact import CARD_FILE
 from vlroute.decision.captions import VisionProbe, probe_of
 from vlroute.errors import ArtifactError, OutputError, SettingsError, VLRouteError
@@ -142,6 +143,20 @@ def test_branches_and_pull_requests(hub: Hub, pocket: ComplexityClassifier, monk
     assert (repo.refs["main"], repo.refs["refs/pr/1"]) == (start.oid, offered.oid)
     with pytest.raises(SettingsError, match="leave out revision or create_pr"):
         push_router("user/name", pocket, create_pr=True, revision="trial")
+
+
+def test_the_model_card_of_something_else_is_not_replaced(hub: Hub, pocket: ComplexityClassifier) -> None:
+    push_router("user/name", pocket)
+    repo = hub.repos["user/name"]
+    repo.commit("main", {"README.md": Blob(b"# A model", False), "model.safetensors": Blob(b"", True)})
+    before = repo.refs["main"]
+    with pytest.raises(HubError, match="contains something other than a router"):
+        push_router("user/name", pocket)
+    assert repo.refs["main"] == before
+    assert push_router("user/name", pocket, create_pr=True).pr_url
+    repo.commit("main", {"README.md": Blob(b"---\nlicense: mit\n---\n", False)})  # as the web page creates it
+    push_router("user/name", pocket)
+    assert CARD_FILE in repo.files()
 
 
 def test_the_push_says_first_which_words_it_reveals(
@@ -400,6 +415,34 @@ def test_commands(hub: Hub, tmp_path: Path) -> None:
     assert (wrong.returncode, "error: cannot load the router user/none" in wrong.stderr) == (2, True)
     down = command(*question, "--router", "user/name@v2", HF_TOKEN="hf_wrong")
     assert (down.returncode, "Invalid credentials" in down.stderr) == (2, True)
+
+
+def test_a_router_of_the_hub_is_evaluated(hub: Hub, tmp_path: Path, pocket: ComplexityClassifier) -> None:
+    push_router("user/name", pocket)
+    write_records(tmp_path / "records.jsonl", draw_records(60)[1])
+    found = []
+    for router in (str(POCKET), "user/name"):
+        done = command("eval", "records.jsonl", "--router", router, "--json", "found.json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / "found.json").read_text("utf-8")))
+    assert found[1] == found[0] | {"router": "user/name"}
+    done = command("eval", "records.jsonl", "--router", "user/none", cwd=tmp_path)
+    assert (done.returncode, "the hub has no such repository" in done.stderr) == (2, True)
+
+
+def test_endpoints_and_shadows(
+    hub: Hub, pocket: ComplexityClassifier, other: ComplexityClassifier, tmp_path: Path
+) -> None:
+    first = push_router("user/name", pocket)
+    push_router("user/name", other)
+    servers = ("http://127.0.0.1:9/v1", "a"), ("http://127.0.0.1:9/v1", "b")
+    with Router.from_endpoints(
+        *servers, router="user/name", revision=first.oid, store=tmp_path / "answers.db", shadow="user/name"
+    ) as router:
+        assert router.selector.classifier is not None
+        assert router.shadow is not None
+        assert router.selector.classifier.fingerprint == pocket.fingerprint
+        assert router.shadow.classifier.fingerprint == other.fingerprint
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
