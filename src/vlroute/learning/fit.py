@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.special import expit
 
-from vlroute.decision.classifier import ComplexityClassifier, Heads
-from vlroute.decision.features import RequestEncoder
+from vlroute.decision.classifier import ComplexityClassifier, Heads, Prediction
 from vlroute.decision.text_encoder import TextEncoder
 from vlroute.errors import InputError
-from vlroute.learning.assumptions import measure_latency
-from vlroute.learning.base_learners import Design, Indices, RightHeads, Values, fit_right, fit_tokens, platt
-from vlroute.learning.folds import folds_of
+from vlroute.learning.assumptions import mean_tokens, measure_latency
+from vlroute.learning.base_learners import RightHeads, fit_right, fit_tokens
+from vlroute.learning.corpus import Corpus, Design, Indices, Values, Vocabulary
+from vlroute.learning.folds import stratified_folds
 from vlroute.learning.intervals import Interval, Sampling, area_influence
+from vlroute.learning.linear import platt
 from vlroute.learning.metrics import area_over_random
 from vlroute.records import Record
 from vlroute.types import MODES
@@ -25,6 +26,11 @@ INNER_FOLDS = 4
 ERRORS = 2.0  # another learner must be ahead of the default by this many standard errors
 #: A condition (with or without caption) with fewer rows shares its calibration with the other one.
 MIN_CALIBRATION = 50
+#: Inverse strengths of the L2 penalty, ascending. On fewer records than `MANY` only the usual one is fitted: another
+#: one is hardly ever better by more than chance there.
+STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
+USUAL = 1
+MANY = 2000
 
 Calibration = list[list[list[float]]]
 Shares = Mapping[str, float]
@@ -89,7 +95,7 @@ def select(design: Design, fold: Indices, learner: str | None = None) -> Selecti
     Raises:
         InputError: There is no such `learner` for these records.
     """
-    matrices = {"words": design.matrix}
+    matrices = {"words": design.words}
     candidates, default = {"words": {"words": 1.0}}, "words"
     if design.embedding.shape[1]:
         matrices["embedding"] = design.embedding
@@ -100,7 +106,10 @@ def select(design: Design, fold: Indices, learner: str | None = None) -> Selecti
             raise InputError(f"no learner {learner!r}; for these records there are: {', '.join(candidates)}")
         candidates, default = {learner: candidates[learner]}, learner
     right, weight = design.right, design.weight
-    learners = {name: fit_right(matrix, right, weight, fold) for name, matrix in matrices.items()}
+    strengths, usual = (STRENGTHS, USUAL) if len(design.given) >= MANY else ((STRENGTHS[USUAL],), 0)
+    learners = {
+        name: fit_right(matrix, right, weight, fold, strengths, usual) for name, matrix in matrices.items()
+    }
     sigmoids = {
         name: np.asarray([platt(heads.unseen[:, head], right[:, head], weight) for head in (0, 1)])
         for name, heads in learners.items()
@@ -164,14 +173,109 @@ def by_condition(design: Design, logits: Values) -> Calibration:
     return calibration
 
 
-def fit_classifier(
-    records: Sequence[Record], *, seed: int = 0, text: TextEncoder | None = None, learner: str | None = None
-) -> ComplexityClassifier:
-    """Fit a classifier.
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A fitted classifier as numbers.
+
+    Attributes:
+        vocabulary: Vocabulary and scales.
+        heads: The heads.
+        comparisons: All learners in comparison.
+    """
+
+    vocabulary: Vocabulary
+    heads: Heads
+    comparisons: list[Comparison]
+
+    def classifier(self, corpus: Corpus, records: Sequence[Record], text: TextEncoder | None) -> ComplexityClassifier:
+        """Return the classifier.
+
+        Args:
+            corpus: The records as numbers.
+            records: The same records.
+            text: Embeds other texts.
+
+        Returns:
+            The classifier. Its card contains the comparison of the learners as `model_selection`.
+        """
+        encoder = corpus.terms.encoder(self.vocabulary, text if len(self.heads.embedded) else None)
+        card = {"model_selection": [asdict(one) for one in self.comparisons]}
+        return ComplexityClassifier(encoder, self.heads, measure_latency(records), card)
+
+
+def fit_heads(
+    corpus: Corpus, rows: Indices, tokens: Sequence[float], *, seed: int = 0, learner: str | None = None
+) -> Fitted:
+    """Fit on the records with the indices `rows`.
 
     Selection and calibration use predictions for records that were left out of the fit, in `INNER_FOLDS` folds. Equal
     texts may be in different folds, because they may also be repeated in use: if they were kept together, the
     calibration would be that of new texts only, which measurably shifts the probabilities for prompts from templates.
+
+    Args:
+        corpus: The records as numbers.
+        rows: Indices of the training records.
+        tokens: Assumed tokens of an answer in both modes, if too few are known.
+        seed: Seed of the folds.
+        learner: The only base learner to consider, see `select`.
+
+    Returns:
+        The fitted classifier.
+
+    Raises:
+        InputError: There is no such `learner`.
+    """
+    vocabulary = corpus.fit(rows)
+    design = corpus.design(vocabulary, rows)
+    fold = stratified_folds(corpus.strata[rows], INNER_FOLDS, seed)[design.owner]
+    selection = select(design, fold, learner)
+    weights = np.zeros((design.words.shape[1], 4))
+    embedded, bias = np.zeros((design.embedding.shape[1], 2)), np.zeros(4)
+    heads = [fit_tokens(design, fold, mode, usual) for mode, usual in enumerate(tokens)]
+    weights[:, 2:] = np.column_stack([head.weights for head in heads])
+    bias[2:] = [head.bias for head in heads]
+    for name, share in selection.shares.items():  # an average of linear functions is linear
+        fitted, slope = selection.learners[name], share * selection.sigmoids[name][:, 0]
+        (weights if name == "words" else embedded)[:, :2] += fitted.weights * slope
+        bias[:2] += fitted.bias * slope + share * selection.sigmoids[name][:, 1]
+    return Fitted(
+        vocabulary,
+        Heads(
+            weights=weights.astype(np.float32),
+            embedded=(embedded if embedded.any() else embedded[:0]).astype(np.float32),
+            bias=bias.astype(np.float32),
+            calibration=np.asarray(selection.calibration, dtype=np.float32),
+            log_tokens=np.asarray([head.limits for head in heads], dtype=np.float32),
+        ),
+        selection.comparisons,
+    )
+
+
+def predictions(heads: Heads, design: Design) -> list[Prediction]:
+    """Predict all rows of a design, as `ComplexityClassifier.predict` does one request.
+
+    Args:
+        heads: The heads.
+        design: Features with the vocabulary of the heads.
+
+    Returns:
+        The predictions, `[m]`.
+    """
+    raw = design.words @ heads.weights + heads.bias
+    if len(heads.embedded):
+        raw[:, :2] += design.embedding @ heads.embedded
+    sigmoids = heads.calibration[:, design.captioned.astype(int)].astype(np.float64)
+    p = expit((sigmoids[..., 0] * raw[:, :2].T + sigmoids[..., 1]).clip(-30, 30))
+    low, high, smearing = heads.log_tokens.astype(np.float64).T
+    tokens = np.exp(raw[:, 2:].astype(np.float64).clip(low, high) + smearing)
+    return [Prediction(*row) for row in np.column_stack([p.T, tokens, design.coverage]).tolist()]
+
+
+def fit_classifier(
+    records: Sequence[Record], *, seed: int = 0, text: TextEncoder | None = None, learner: str | None = None
+) -> ComplexityClassifier:
+    """Fit a classifier, see `fit_heads`.
+
     The result is deterministic: equal records in equal order and equal seeds give equal weights.
 
     Args:
@@ -190,27 +294,6 @@ def fit_classifier(
     """
     if len(records) < MIN_RECORDS:
         raise ValueError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed")
-    encoder = RequestEncoder.fit([(record.prompt, record.caption, record.tools) for record in records], text)
-    design = Design(encoder, records)
-    fold = folds_of(records, INNER_FOLDS, seed, together="record")[design.owner]
-    selection = select(design, fold, learner)
-    weights = np.zeros((design.matrix.shape[1], 4))
-    embedded, bias = np.zeros((design.embedding.shape[1], 2)), np.zeros(4)
-    tokens = [fit_tokens(design, fold, mode) for mode in MODES]
-    weights[:, 2:] = np.column_stack([head.weights for head in tokens])
-    bias[2:] = [head.bias for head in tokens]
-    for name, share in selection.shares.items():  # an average of linear functions is linear
-        fitted, slope = selection.learners[name], share * selection.sigmoids[name][:, 0]
-        (weights if name == "words" else embedded)[:, :2] += fitted.weights * slope
-        bias[:2] += fitted.bias * slope + share * selection.sigmoids[name][:, 1]
-    if not embedded.any():
-        embedded, encoder = embedded[:0], encoder.with_text(None)
-    heads = Heads(
-        weights=weights.astype(np.float32),
-        embedded=embedded.astype(np.float32),
-        bias=bias.astype(np.float32),
-        calibration=np.asarray(selection.calibration, dtype=np.float32),
-        log_tokens=np.asarray([head.limits for head in tokens], dtype=np.float32),
-    )
-    card = {"model_selection": [asdict(one) for one in selection.comparisons]}
-    return ComplexityClassifier(encoder, heads, measure_latency(records), card)
+    corpus, tokens = Corpus(records, text), mean_tokens(records)
+    fitted = fit_heads(corpus, np.arange(len(records)), [tokens[mode] for mode in MODES], seed=seed, learner=learner)
+    return fitted.classifier(corpus, records, text)
