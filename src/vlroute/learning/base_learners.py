@@ -10,7 +10,7 @@ from scipy.special import expit
 
 from vlroute.decision.text_encoder import Floats
 from vlroute.learning.corpus import Design, Indices, Values
-from vlroute.learning.linear import Matrix, fit_logistic, fit_ridge, platt
+from vlroute.learning.linear import Matrix, calibrate, fit_logistic, fit_ridge
 
 ERRORS = 2.0  # another strength must be better than the usual one by this many standard errors
 #: Strengths of the L2 penalty of the token heads.
@@ -58,7 +58,7 @@ def fit_right(
         fold: Fold of each row, `[m]`.
         strengths: Inverse strengths of the penalty, ascending.
         usual: Position of the usual strength.
-        offset: Logits to which the heads add, `[m, 2]`.
+        offset: Logits to which the heads add, for each fit of `fit_weights`, `[m, folds + 1, 2]`.
 
     Returns:
         Heads fitted on all rows, and their logits on left-out rows.
@@ -66,7 +66,7 @@ def fit_right(
     used = fit_weights(weight, fold)
     parts = used.shape[1]
     target = np.tile(right, parts).astype(np.float32)
-    known = np.zeros_like(target) if offset is None else np.tile(offset, parts).astype(np.float32)
+    known = np.zeros_like(target) if offset is None else offset.reshape(target.shape).astype(np.float32)
     rows = np.arange(len(right))
     heads, errors = [], []
     for position, strength in enumerate(strengths):
@@ -83,11 +83,8 @@ def fit_right(
 
 
 def _gain(logits: Values, right: Values, weight: Values) -> Values:
-    p = []
-    for own, target in zip(logits.T, right.T, strict=True):
-        slope, intercept = platt(own, target, weight)
-        p.append(expit(slope * own + intercept))
-    return np.asarray(p[1] - p[0])
+    p = expit(logits * (sigmoid := calibrate(logits, right, weight))[:, 0] + sigmoid[:, 1])
+    return np.asarray(p[:, 1] - p[:, 0])
 
 
 def fit_weights(weight: Values, fold: Indices) -> Floats:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.features import (
-    DENSE,
     DENSE_WEIGHT,
     MAX_DEVIATION,
     MAX_GRAMS,
@@ -200,6 +201,7 @@ class Design:
         right: How right both modes were, 0 to 1, `[m, 2]`.
         tokens: Tokens that both modes generated, NaN if unknown, `[m, 2]`.
         weight: Weight of each row, `[m]`.
+        before: Calibrated logits of the router from which the training starts, `[m, 2]`; None without one.
     """
 
     words: Rows
@@ -211,6 +213,7 @@ class Design:
     right: Values
     tokens: Values
     weight: Values
+    before: Values | None
 
 
 class _Words:
@@ -245,13 +248,18 @@ class Corpus:
     Args:
         records: The labeled records.
         text: Embeds prompts and captions; None: no embeddings.
+        start: The router from which the training starts.
 
     Attributes:
+        terms: Names of the columns.
         right: How right both modes were, 0 to 1, `[n, 2]`.
+        tokens: Tokens that both modes generated, NaN if unknown, `[n, 2]`.
         strata: What is distributed evenly over folds, see `strata_of`, `[n]`.
     """
 
-    def __init__(self, records: Sequence[Record], text: TextEncoder | None = None) -> None:
+    def __init__(
+        self, records: Sequence[Record], text: TextEncoder | None = None, start: ComplexityClassifier | None = None
+    ) -> None:
         prompts, captions = [record.prompt for record in records], [record.caption or "" for record in records]
         tokens, caption_tokens = [tokenize(one) for one in prompts], [tokenize(one) for one in captions]
         words = LexicalEncoder.fit(map(terms_of, tokens), max_terms=None)
@@ -267,11 +275,23 @@ class Corpus:
             ],
             np.float32,
         )
-        self._embedded = [text.encode(one) if text else np.zeros((len(records), 0), np.float32) for one in (prompts, captions)]
+        nothing = np.zeros((len(records), 0), np.float32)
+        self._embedded = [text.encode(one) if text else nothing for one in (prompts, captions)]
         both = [outcomes(records, mode) for mode in MODES]
         self.right = np.asarray([[float(one.correct) for one in mode] for mode in both]).T
-        self.tokens = np.asarray([[np.nan if one.tokens is None else one.tokens for one in mode] for mode in both], float).T
+        counts = [[np.nan if one.tokens is None else one.tokens for one in mode] for mode in both]
+        self.tokens = np.asarray(counts, float).T
         self.strata = strata_of(records)
+        self._before = self._before_coverage = None
+        if start is not None:
+            found = [
+                [start.logits(one.prompt, caption, one.tools) for caption in (one.caption, None)] for one in records
+            ]
+            self._before = np.asarray([[logits for logits, _ in both] for both in found])
+            self._before_coverage = np.asarray([[coverage for _, coverage in both] for both in found])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "terms": None}  # other processes need only the numbers
 
     def fit(self, rows: Indices) -> Vocabulary:
         """Learn vocabularies and scales from the records with these indices, without labels."""
@@ -296,20 +316,36 @@ class Corpus:
         owner = np.repeat(np.arange(len(rows)), 1 + used)
         captioned = np.zeros(len(owner), bool)
         captioned[given] = used
-        bare, full = self._plain_rows(rows)
-        plain = np.where(captioned[:, None], full[owner], bare[owner])
+        without, full = self._plain_rows(rows)
+        plain = np.where(captioned[:, None], full[owner], without[owner])
         deviations = ((plain - vocabulary.center) / vocabulary.scale).clip(-MAX_DEVIATION, MAX_DEVIATION)
         seen, counted = known[:, owner] + caption_known[:, owner] * captioned
+        coverage = np.divide(seen, counted, out=np.zeros(len(owner)), where=counted > 0)
+        before = None
+        if self._before is not None and self._before_coverage is not None:
+            bare = np.ones(len(owner), int)
+            bare[given] = 0
+            before = self._before[rows[owner], bare]
+            coverage = np.maximum(coverage, self._before_coverage[rows[owner], bare])
         prompt, caption = (one[rows] for one in self._embedded)
         return Design(
-            Rows(
-                sparse.hstack([words, grams], format="csr"), caption_words[used],
-                deviations * np.float32(DENSE_WEIGHT), given, captioned,
+            words=Rows(
+                sparse.hstack([words, grams], format="csr"),
+                caption_words[used],
+                deviations * np.float32(DENSE_WEIGHT),
+                given,
+                captioned,
             ),
-            Rows(prompt, caption[used], np.zeros((len(owner), 0), np.float32), given, captioned),
-            owner, given, captioned, np.divide(seen, counted, out=np.zeros(len(owner)), where=counted > 0),
-            self.right[rows][owner], self.tokens[rows][owner], 1.0 / np.bincount(owner)[owner],
-        )  # fmt: skip
+            embedding=Rows(prompt, caption[used], np.zeros((len(owner), 0), np.float32), given, captioned),
+            owner=owner,
+            given=given,
+            captioned=captioned,
+            coverage=coverage,
+            right=self.right[rows][owner],
+            tokens=self.tokens[rows][owner],
+            weight=1.0 / np.bincount(owner)[owner],
+            before=before,
+        )
 
     def _plain_rows(self, rows: Indices) -> tuple[Floats, Floats]:
         """Plain numbers without and with captions."""

@@ -56,6 +56,7 @@ def out_of_fold(
     text: EmbeddedTexts | None = None,
     learner: str | None = None,
     jobs: int | None = None,
+    start: tuple[str, ComplexityClassifier] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[ComplexityClassifier, OutOfFold]:
     """Train a classifier on all records and, for each seed, one model per fold that predicts this fold.
@@ -68,6 +69,7 @@ def out_of_fold(
         text: Embedded texts of the records; None: words only.
         learner: The only base learner to consider, see `fit_classifier`.
         jobs: Number of processes. Default: one per core; one for a job of seconds.
+        start: Name of the router from which the training starts, and this router.
         advance: Called after each model.
 
     Returns:
@@ -86,7 +88,7 @@ def out_of_fold(
             f"{len(records)} records of {texts} different texts are too few to predict texts that training has not "
             "seen. If the same texts are repeated in use, train with --together record; otherwise add prompts"
         )
-    corpus, usual = Corpus(records, text), mean_tokens(records)
+    corpus, usual = Corpus(records, text, start and start[1]), mean_tokens(records)
     tokens = [usual[mode] for mode in MODES]
     # the longest first: no core is idle at the end
     work = [joblib.delayed(_fit)(corpus, None, 0, tokens, learner)]
@@ -104,7 +106,7 @@ def out_of_fold(
         advance()
     pairs = [[by_index[index] for index in range(len(records))] for by_index in found]
     given, without_caption = ([[pair[side] for pair in seed] for seed in pairs] for side in (0, 1))
-    return whole[0].classifier(corpus, records, text), OutOfFold(given, without_caption, folds, together)
+    return whole[0].classifier(corpus, records, text, start), OutOfFold(given, without_caption, folds, together)
 
 
 def _fit(
@@ -118,7 +120,7 @@ def _fit(
         return seed, None, {}
     fitted = fit_heads(corpus, np.flatnonzero(~left_out), tokens, seed=seed, learner=learner)
     design = corpus.design(fitted.vocabulary, out)
-    rows = predictions(fitted.heads, design)
+    rows = predictions(fitted, design)
     bare = design.given + design.captioned[design.given]
     pairs = ((rows[own], rows[other]) for own, other in zip(design.given.tolist(), bare.tolist(), strict=True))
     return seed, None, dict(zip(out.tolist(), pairs, strict=True))

@@ -19,7 +19,7 @@ from vlroute.learning.base_learners import fit_right
 from vlroute.learning.corpus import Indices
 from vlroute.learning.evidence import EvidenceRow
 from vlroute.learning.intervals import Interval, Sampling
-from vlroute.learning.linear import Dense, platt
+from vlroute.learning.linear import Dense, calibrate
 from vlroute.records import Record
 from vlroute.types import MODES, Preset, Stage
 
@@ -118,7 +118,7 @@ def _fit(values: Values, right: Values, fold: Indices) -> tuple[StageHead, Value
     draft = StageHead(center, scale, nothing, nothing[0])
     standard, weight = draft.standard(values.astype(np.float32)).astype(np.float64), np.ones(len(values))
     fitted = fit_right(Dense(standard), right, weight, fold, STRENGTHS, USUAL)
-    sigmoids = np.asarray([platt(fitted.unseen[:, head], right[:, head], weight) for head in (0, 1)])
+    sigmoids = calibrate(fitted.unseen, right, weight)
     weights, bias = fitted.weights * sigmoids[:, 0], fitted.bias * sigmoids[:, 0] + sigmoids[:, 1]
     head = replace(draft, weights=weights.astype(np.float32), bias=bias.astype(np.float32))
     return head, expit(fitted.unseen * sigmoids[:, 0] + sigmoids[:, 1])
