@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlroute.decision.captions import VisionProbe
-from vlroute.decision.classifier import ComplexityClassifier
+from vlroute.decision.classifier import ComplexityClassifier, Start
 from vlroute.engine.families import family_of_hub_id
 from vlroute.errors import ArtifactError
 from vlroute.hub import HUB_ID
@@ -81,15 +81,24 @@ def vocabulary_of(classifier: ComplexityClassifier, probe: VisionProbe | None = 
     Returns:
         The counts and examples.
     """
-    encoder = classifier.encoder
-    hashed = encoder.salt is not None
+    encoders = [classifier.encoder]
+    if classifier.start is not None:
+        encoders.append(classifier.start.classifier.encoder)
+    hashed = all(encoder.salt is not None for encoder in encoders)
     rarity: dict[str, float] = {}
-    for part in () if hashed else (encoder.caption, encoder.prompt):
+    for part in [part for one in encoders if one.salt is None for part in (one.caption, one.prompt)]:
         top = np.max(part.idf, initial=0)  # of the terms that two texts contain
         rarity |= {term: float(top - idf) for term, idf in zip(part.terms, part.idf, strict=True) if " " not in term}
     rare = sorted(rarity, key=lambda term: (rarity[term], -len(term), term))[:EXAMPLES]
     captions = 0 if probe is None else len(probe.texts)
-    return Vocabulary(hashed, encoder.prompt.width, encoder.caption.width, encoder.grams.width, captions, tuple(rare))
+    return Vocabulary(
+        hashed,
+        sum(one.prompt.width for one in encoders),
+        sum(one.caption.width for one in encoders),
+        sum(one.grams.width for one in encoders),
+        captions,
+        tuple(rare),
+    )
 
 
 def base_models(name: str) -> list[str]:
@@ -178,7 +187,7 @@ loading them runs no code."""
         "below. `vlroute eval` measures it on records of your own."
     )
     yield f"## Limits\n\n{LIMITS}"
-    yield "## Training data\n\n" + "\n\n".join(_training(provenance, model))
+    yield "## Training data\n\n" + "\n\n".join(_training(provenance, model, classifier.start))
     if metrics:
         yield "## Results\n\n" + "\n\n".join(_results(metrics, provenance))
     if warnings := card.get("warnings"):
@@ -189,13 +198,15 @@ loading them runs no code."""
     yield f"This card was written by vlroute {metadata.version('vlroute')} from the artifact."
 
 
-def _training(provenance: Mapping[str, Any], model: Any) -> Iterator[str]:
+def _training(provenance: Mapping[str, Any], model: Any, start: Start | None) -> Iterator[str]:
     rows = [("model", "not recorded" if model is None else str(model))]
     if not provenance:
         yield table(("what", "value"), rows)
         yield "The artifact does not record its training data."
         return
     sets = ", ".join(f"{name or 'unnamed'} {count}" for name, count in provenance["sets"].items())
+    if start is not None:
+        rows.append(("started from", f"{start.name} ({start.classifier.fingerprint})"))
     rows += [("records", f"{provenance['records']} ({sets})"), ("date", str(provenance.get("date", "not recorded")))]
     rows += [(str(name), str(value)) for name, value in provenance.get("settings", {}).items()]
     if skipped := provenance.get("skipped lines"):

@@ -75,6 +75,10 @@ def train(
     model: Annotated[
         str | None, typer.Option(help="Model that gave the answers, if the records do not name it.")
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="ROUTER", help="Start from this router, a folder or a name like qwen3-vl-2b."),
+    ] = None,
     strict: Strict = False,
 ) -> None:
     """Train a router on records of what each mode answered correctly.
@@ -96,6 +100,7 @@ def train(
         learner=learner,
         jobs=jobs,
         model=model,
+        start=start,
         strict=strict,
     )
     typer.echo(f"wrote {out}")

@@ -26,7 +26,7 @@ from vlroute.decision.tradeoff import CalibrationSet
 from vlroute.errors import ArtifactError
 from vlroute.types import ModelIdentity, Stage, ToolUse
 
-_CALIBRATION, _LATER, _STAGE = "calibration_set.", "later.", "stage."
+_CALIBRATION, _LATER, _STAGE, _START = "calibration_set.", "later.", "stage.", "start."
 _VOCABULARIES = ("prompt", "caption")
 TRUST_VARIABLE = "VLROUTE_TRUST_ENCODER"
 
@@ -104,6 +104,21 @@ class Prediction:
         return self.p_thinking - self.p_instruct
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The router from which a training started. Its logits are added to those of the new heads.
+
+    Attributes:
+        classifier: The earlier router.
+        slope: Factor of its logits, of both modes, float32 `[2]`.
+        name: Name or folder that was given to the training.
+    """
+
+    classifier: ComplexityClassifier
+    slope: Floats
+    name: str
+
+
 class ComplexityClassifier:
     """Predicts correctness and number of tokens of both modes from prompt and caption.
 
@@ -116,6 +131,7 @@ class ComplexityClassifier:
         card: Provenance and metrics.
         calibration: Records on which targets are resolved.
         stages: Heads of the later stages, if the records had evidence.
+        start: The router from which the training started.
 
     Raises:
         ValueError: Shapes of `encoder` and `heads` differ.
@@ -129,11 +145,14 @@ class ComplexityClassifier:
         card: Mapping[str, Any] | None = None,
         calibration: CalibrationSet | None = None,
         stages: StageHeads | None = None,
+        start: Start | None = None,
     ) -> None:
         heads.check(encoder.width, encoder.embedding_width)
+        if start is not None and start.slope.shape != (2,):
+            raise ValueError(f"the slopes of the first router have shape {list(start.slope.shape)}, expected [2]")
         self.encoder, self.heads = encoder, heads
         self.card: dict[str, Any] = dict(card or {})
-        self.calibration, self.stages = calibration, stages
+        self.calibration, self.stages, self.start = calibration, stages, start
         #: Automatic budgets of reasoning tokens; None without a calibration set.
         self.budgets = None
         self._gains: dict[tuple[Stage, ...], GainInterval] = {}
@@ -150,6 +169,8 @@ class ComplexityClassifier:
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the SHA-256 of the weights, which tell artifacts apart."""
         weights = b"".join(np.ascontiguousarray(getattr(self.heads, f.name)).tobytes() for f in fields(Heads))
+        if self.start is not None:
+            weights += self.start.slope.tobytes() + self.start.classifier.fingerprint.encode()
         return hashlib.sha256(weights).hexdigest()[:16]
 
     @property
@@ -173,18 +194,30 @@ class ComplexityClassifier:
         Returns:
             The prediction for both modes.
         """
-        features = self.encoder.encode(prompt, caption, tools)
-        raw = self.heads.raw(features)
-        condition = int(features.captioned)
-        p_instruct, p_thinking = (
-            _sigmoid(slope * logit + intercept)
-            for logit, (slope, intercept) in zip(raw[:2], (c[condition] for c in self._sigmoids), strict=True)
-        )
+        logits, lengths, coverage = self._heads(prompt, caption, tools)
         tokens_instruct, tokens_thinking = (
             math.exp(min(max(value, low), high) + smear)
-            for value, (low, high, smear) in zip(raw[2:], self._log_tokens, strict=True)
+            for value, (low, high, smear) in zip(lengths, self._log_tokens, strict=True)
         )
-        return Prediction(p_instruct, p_thinking, tokens_instruct, tokens_thinking, features.coverage)
+        return Prediction(*map(_sigmoid, logits), tokens_instruct, tokens_thinking, coverage)
+
+    def logits(self, prompt: str, caption: str | None = None, tools: ToolUse = "") -> tuple[list[float], float]:
+        """Return the calibrated logits that each mode is right, and the coverage; arguments as in `predict`."""
+        logits, _, coverage = self._heads(prompt, caption, tools)
+        return logits, coverage
+
+    def _heads(self, prompt: str, caption: str | None, tools: ToolUse) -> tuple[list[float], list[float], float]:
+        """Calibrated logits of both modes, ln tokens of both, and the coverage."""
+        features = self.encoder.encode(prompt, caption, tools)
+        raw, coverage = self.heads.raw(features), features.coverage
+        if self.start is not None:
+            before, known = self.start.classifier.logits(prompt, caption, tools)
+            coverage = max(coverage, known)
+            raw[:2] = [one + float(slope) * old for one, slope, old in zip(raw, self.start.slope, before, strict=False)]
+        condition = int(features.captioned)
+        sigmoids = (one[condition] for one in self._sigmoids)
+        logits = [slope * logit + intercept for logit, (slope, intercept) in zip(raw, sigmoids, strict=False)]
+        return logits, raw[2:], coverage
 
     def gain_interval(self, gain: float, passed: tuple[Stage, ...] = ()) -> tuple[float, float] | None:
         """The 95 % interval of the gain of requests with this predicted gain.
@@ -213,7 +246,10 @@ class ComplexityClassifier:
             return self
         encoder, order = self.encoder.hashed(read_salt(self.fingerprint))
         heads = replace(self.heads, weights=self.heads.weights[order])
-        return ComplexityClassifier(encoder, heads, self.latency, self.card, self.calibration, self.stages)
+        start = self.start
+        if start is not None:
+            start = replace(start, classifier=start.classifier.with_hashed_vocabulary())
+        return ComplexityClassifier(encoder, heads, self.latency, self.card, self.calibration, self.stages, start)
 
     def predict_many(
         self, requests: Iterable[tuple[str, str | None] | tuple[str, str | None, ToolUse]]
@@ -223,37 +259,20 @@ class ComplexityClassifier:
 
     def save(self, folder: str | Path) -> None:
         """Write `router.json` and its weights into `folder`; an existing artifact is replaced as a whole."""
-        encoder, text = self.encoder, self.encoder.text
-        lexical = {name: getattr(encoder, name) for name in _VOCABULARIES}
-        arrays: Arrays = {f"idf_{name}": one.idf for name, one in lexical.items()}
-        arrays |= {"grams": encoder.grams.grams, "idf_grams": encoder.grams.idf}
-        arrays |= {"center": encoder.center, "scale": encoder.scale}
-        arrays |= {f.name: getattr(self.heads, f.name) for f in fields(Heads)}
+        card, arrays = _content(self)
         if self.calibration is not None:
             own = {f.name: getattr(self.calibration, f.name) for f in fields(CalibrationSet) if f.name != "later"}
             later = {f"{_LATER}{'+'.join(passed)}": p for passed, p in self.calibration.later.items()}
             arrays |= {f"{_CALIBRATION}{name}": array for name, array in (own | later).items()}
         if self.stages is not None:
             arrays |= {f"{_STAGE}{name}": array for name, array in self.stages.arrays().items()}
-        card = {
-            **self.card,
-            "latency": self._latency,
-            "text_encoder": None
-            if text is None
-            else {
-                "name": text.name,
-                "fingerprint": text.fingerprint,
-                "revision": text.revision,
-            },
-            "stages": None if self.stages is None else self.stages.as_card(),
-            "dense": list(DENSE),
-        }
-        vocabulary: dict[str, Any] = {name: list(one.terms) for name, one in lexical.items()}
-        if encoder.salt is None:
-            card["vocabulary"] = vocabulary
-        else:  # earlier versions, which would take the hashes for words, miss the vocabulary and refuse the artifact
-            card["hashed_vocabulary"] = {"salt": encoder.salt.hex(), **vocabulary}
-        write_artifact(folder, card, arrays)
+        if self.start is not None:
+            first, weights = _content(self.start.classifier)
+            arrays |= {f"{_START}{name}": array for name, array in {**weights, "slope": self.start.slope}.items()}
+            fingerprint = self.start.classifier.fingerprint
+            card = {"start": {"name": self.start.name, "fingerprint": fingerprint, **first}, **card}
+        stages = None if self.stages is None else self.stages.as_card()
+        write_artifact(folder, {**self.card, "latency": self._latency, "stages": stages, **card}, arrays)
 
     @classmethod
     def load(cls, folder: str | Path, trust_encoder: str | None = None) -> ComplexityClassifier:
@@ -276,33 +295,67 @@ class ComplexityClassifier:
         if not isinstance(folder, str | Path) or not str(folder):
             raise refused("router", folder, "the folder of a router artifact")
         card, arrays = read_artifact(folder)
-        text = _text_encoder(folder, card.pop("text_encoder", None), trust_encoder)
         try:
-            dense, latency = (card.pop(name) for name in ("dense", "latency"))
-            hashed = "hashed_vocabulary" in card
-            vocabulary = card.pop("hashed_vocabulary" if hashed else "vocabulary")
-            salt = read_salt(vocabulary["salt"]) if hashed else None
-            if dense != list(DENSE[: len(dense)]):
-                raise ValueError("the plain numbers are not those of this version")
-            # of an earlier version, which did not have the last plain numbers: they get no weight
-            _append(arrays, len(DENSE) - len(dense), center=0, scale=1, weights=0)
-            encoder = RequestEncoder(
-                **{name: LexicalEncoder(vocabulary[name], arrays[f"idf_{name}"], salt) for name in _VOCABULARIES},
-                grams=GramEncoder(arrays["grams"], arrays["idf_grams"], salt),
-                center=arrays["center"],
-                scale=arrays["scale"],
-                text=text,
-            )
-            heads = Heads(**{f.name: arrays[f.name] for f in fields(Heads)})
+            latency, first = LatencyModel.from_dict(card.pop("latency")), card.pop("start", None)
+            encoder, heads = _encoder_and_heads(folder, card, arrays, trust_encoder)
+            start = None
+            if first is not None:
+                if not isinstance(first, dict) or not isinstance(name := first.pop("name"), str):
+                    raise ValueError("'start' is not an object with a name")
+                weights = _named(arrays, _START)
+                before = cls(*_encoder_and_heads(folder, first, weights, trust_encoder), latency)
+                start = Start(before, weights["slope"], name)
             stored, own = _named(arrays, _CALIBRATION), card.pop("stages", None)
             later: dict[Any, Floats] = {tuple(name.split("+")): p for name, p in _named(stored, _LATER).items()}
             stored = {name: array for name, array in stored.items() if not name.startswith(_LATER)}
             calibration = CalibrationSet(**stored, later=later) if stored else None
             stages = None if own is None else StageHeads.load(own, _named(arrays, _STAGE))
             ModelIdentity.from_card(card.get("model"))
-            return cls(encoder, heads, LatencyModel.from_dict(latency), card, calibration, stages)
+            return cls(encoder, heads, latency, card, calibration, stages, start)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{Path(folder) / CARD_FILE} and its weights do not fit ({error}); {REMEDY}") from error
+
+
+def _content(classifier: ComplexityClassifier) -> tuple[dict[str, Any], Arrays]:
+    """Card and arrays of encoder and heads."""
+    encoder, text = classifier.encoder, classifier.encoder.text
+    lexical = {name: getattr(encoder, name) for name in _VOCABULARIES}
+    arrays: Arrays = {f"idf_{name}": one.idf for name, one in lexical.items()}
+    arrays |= {"grams": encoder.grams.grams, "idf_grams": encoder.grams.idf}
+    arrays |= {"center": encoder.center, "scale": encoder.scale}
+    arrays |= {f.name: getattr(classifier.heads, f.name) for f in fields(Heads)}
+    named = None
+    if text is not None:
+        named = {"name": text.name, "fingerprint": text.fingerprint, "revision": text.revision}
+    card = {"text_encoder": named, "dense": list(DENSE)}
+    vocabulary: dict[str, Any] = {name: list(one.terms) for name, one in lexical.items()}
+    if encoder.salt is None:
+        card["vocabulary"] = vocabulary
+    else:  # earlier versions, which would take the hashes for words, miss the vocabulary and refuse the artifact
+        card["hashed_vocabulary"] = {"salt": encoder.salt.hex(), **vocabulary}
+    return card, arrays
+
+
+def _encoder_and_heads(
+    folder: str | Path, card: dict[str, Any], arrays: Arrays, trusted: str | None
+) -> tuple[RequestEncoder, Heads]:
+    """Read what `_content` returns, and remove it from the card."""
+    text = _text_encoder(folder, card.pop("text_encoder", None), trusted)
+    dense, hashed = card.pop("dense"), "hashed_vocabulary" in card
+    vocabulary = card.pop("hashed_vocabulary" if hashed else "vocabulary")
+    salt = read_salt(vocabulary["salt"]) if hashed else None
+    if dense != list(DENSE[: len(dense)]):
+        raise ValueError("the plain numbers are not those of this version")
+    # of an earlier version, which did not have the last plain numbers: they get no weight
+    _append(arrays, len(DENSE) - len(dense), center=0, scale=1, weights=0)
+    encoder = RequestEncoder(
+        **{name: LexicalEncoder(vocabulary[name], arrays[f"idf_{name}"], salt) for name in _VOCABULARIES},
+        grams=GramEncoder(arrays["grams"], arrays["idf_grams"], salt),
+        center=arrays["center"],
+        scale=arrays["scale"],
+        text=text,
+    )
+    return encoder, Heads(**{f.name: arrays[f.name] for f in fields(Heads)})
 
 
 def _append(arrays: Arrays, count: int, **values: float) -> None:

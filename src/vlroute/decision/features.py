@@ -24,6 +24,9 @@ MAX_END_CHARS = 10_000
 #: The same for character n-grams.
 MAX_GRAM_END_CHARS = 1000
 FIT_CHUNK = 2000  # texts whose n-grams are held in memory while fitting
+#: A term and an n-gram must occur in this many training texts; the most frequent ones are kept.
+MIN_TERM_TEXTS, MAX_TERMS = 2, 50_000
+MIN_GRAM_TEXTS, MAX_GRAMS = 3, 30_000
 
 #: Meaning of the plain numbers, in column order.
 DENSE = (
@@ -95,13 +98,15 @@ class LexicalEncoder:
         self._idf: list[float] = idf.tolist()  # reading single items of a numpy array is slow
 
     @classmethod
-    def fit(cls, texts: Iterable[Sequence[str]], *, min_texts: int = 2, max_terms: int = 50_000) -> LexicalEncoder:
+    def fit(
+        cls, texts: Iterable[Sequence[str]], *, min_texts: int = MIN_TERM_TEXTS, max_terms: int | None = MAX_TERMS
+    ) -> LexicalEncoder:
         """Learn the vocabulary.
 
         Args:
             texts: The terms of each text.
             min_texts: A term must occur in this many texts.
-            max_terms: Maximum size; the most frequent terms are kept.
+            max_terms: Maximum size; the most frequent terms are kept. None: all.
 
         Returns:
             The fitted encoder.
@@ -137,10 +142,13 @@ class LexicalEncoder:
         """Number of terms."""
         return len(self.terms)
 
+    def find(self, terms: Iterable[str]) -> list[int]:
+        """Return the columns of the known terms, in order and with repeats."""
+        return [column for key in self._keys(terms) if (column := self._column.get(key)) is not None]
+
     def encode(self, terms: Iterable[str]) -> tuple[Columns, Floats]:
         """Return the non-zero columns, ascending, and their values: int64 `[k]`, float32 `[k]`; k may be 0."""
-        terms = self._keys(terms)
-        counts = Counter([column for term in terms if (column := self._column.get(term)) is not None])
+        counts = Counter(self.find(terms))
         columns = sorted(counts)
         values = [(1 + math.log(counts[column])) * self._idf[column] for column in columns]
         length = math.sqrt(sum(value * value for value in values))
@@ -195,13 +203,15 @@ class GramEncoder:
         self.grams, self.idf, self.salt = grams.astype(np.uint64), idf, salt
 
     @classmethod
-    def fit(cls, texts: Iterable[str], *, min_texts: int = 3, max_grams: int = 30_000) -> GramEncoder:
+    def fit(
+        cls, texts: Iterable[str], *, min_texts: int = MIN_GRAM_TEXTS, max_grams: int | None = MAX_GRAMS
+    ) -> GramEncoder:
         """Learn the vocabulary.
 
         Args:
             texts: The training texts.
             min_texts: An n-gram must occur in this many texts.
-            max_grams: Maximum size; the most frequent n-grams are kept.
+            max_grams: Maximum size; the most frequent n-grams are kept. None: all.
 
         Returns:
             The fitted encoder.
@@ -247,15 +257,19 @@ class GramEncoder:
         """Number of n-grams."""
         return len(self.grams)
 
-    def encode(self, text: str) -> tuple[Columns, Floats]:
-        """Return the non-zero columns, ascending, and their values: int64 `[k]`, float32 `[k]`; k may be 0."""
+    def find(self, text: str) -> tuple[Columns, Columns]:
+        """Return the columns of the known n-grams, ascending, and how often each occurs."""
         grams = grams_of(text)
         present, counts = np.unique(grams if self.salt is None else hash_grams(grams, self.salt), return_counts=True)
         columns = np.searchsorted(self.grams, present)
         columns[columns == self.width] = 0
         known = self.grams[columns] == present if self.width else np.zeros(len(present), bool)
-        columns = columns[known]
-        values = (1 + np.log(counts[known])) * self.idf[columns]
+        return columns[known], counts[known]
+
+    def encode(self, text: str) -> tuple[Columns, Floats]:
+        """Return the non-zero columns, ascending, and their values: int64 `[k]`, float32 `[k]`; k may be 0."""
+        columns, counts = self.find(text)
+        values = (1 + np.log(counts)) * self.idf[columns]
         length = np.sqrt(values @ values)
         return columns, (values / length if length else values).astype(np.float32)
 
@@ -328,9 +342,9 @@ class RequestEncoder:
         tokens = [(tokenize(prompt), tokenize(caption or "")) for prompt, caption, _ in requests]
         plain = []
         for (prompt, _, tools), (ours, theirs) in zip(requests, tokens, strict=True):
-            plain.append(_plain_numbers(prompt, ours, [], tools))
+            plain.append(plain_numbers(prompt, ours, [], tools))
             if theirs:
-                plain.append(_plain_numbers(prompt, ours, theirs, tools))
+                plain.append(plain_numbers(prompt, ours, theirs, tools))
         spread = np.std(plain, axis=0)
         return cls(
             LexicalEncoder.fit(terms_of(ours) for ours, _ in tokens),
@@ -371,7 +385,7 @@ class RequestEncoder:
             known, counted = known + caption_known, counted + caption_counted
         else:
             caption, caption_tokens = "", []
-        plain = np.asarray(_plain_numbers(prompt, tokens, caption_tokens, tools), np.float32)
+        plain = np.asarray(plain_numbers(prompt, tokens, caption_tokens, tools), np.float32)
         deviations = ((plain - self.center) / self.scale).clip(-MAX_DEVIATION, MAX_DEVIATION)
         parts = [
             (0, *self.prompt.encode(terms_of(tokens))),
@@ -388,8 +402,18 @@ class RequestEncoder:
         )
 
 
-def _plain_numbers(prompt: str, tokens: Sequence[str], caption: Sequence[str], tools: ToolUse) -> list[float]:
-    """The values of `DENSE`, before centering."""
+def plain_numbers(prompt: str, tokens: Sequence[str], caption: Sequence[str], tools: ToolUse) -> list[float]:
+    """Return the values of `DENSE`, before centering.
+
+    Args:
+        prompt: Text of the prompt.
+        tokens: Its tokens.
+        caption: Tokens of the caption; none if there is no caption.
+        tools: As in `Record`.
+
+    Returns:
+        The plain numbers.
+    """
     numbers = sum(token[0].isdigit() for token in tokens)
     start = prompt[:1000]
     return [

@@ -9,7 +9,7 @@ import numpy as np
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.evidence import Passed
 from vlroute.decision.tradeoff import CalibrationSet, Values
-from vlroute.learning.base_learners import Indices
+from vlroute.learning.corpus import Indices
 from vlroute.records import Record
 
 #: Maximum number of records in an artifact.

@@ -30,16 +30,36 @@ def folds_of(records: Sequence[Record], folds: int, seed: int, *, together: Toge
     Returns:
         The fold of each record, `[n]`, from 0.
     """
-    labels = [(record.set, record.instruct.correct >= 0.5, record.thinking.correct >= 0.5) for record in records]
-    strata = _numbers(labels)
     groups = _numbers([group_of(record) for record in records]) if together == "text" else None
-    folds = min(folds, len(records) if groups is None else int(groups.max()) + 1)
+    return stratified_folds(strata_of(records), folds, seed, groups)
+
+
+def strata_of(records: Sequence[Record]) -> NDArray[np.int64]:
+    """Number what is distributed evenly over the folds: the set, and which modes are right."""
+    return _numbers([(one.set, one.instruct.correct >= 0.5, one.thinking.correct >= 0.5) for one in records])
+
+
+def stratified_folds(
+    strata: NDArray[np.int64], folds: int, seed: int, groups: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Assign each record to a fold.
+
+    Args:
+        strata: What is distributed evenly, `[n]`.
+        folds: Number of folds, at least 2; fewer for fewer groups.
+        seed: Seed of the assignment.
+        groups: Records of one group share a fold; None: each is a group of its own.
+
+    Returns:
+        The fold of each record, `[n]`, from 0.
+    """
+    folds = min(folds, len(strata) if groups is None else int(groups.max()) + 1)
     if folds < 2:
-        return np.zeros(len(records), dtype=np.int64)
+        return np.zeros(len(strata), dtype=np.int64)
     if np.bincount(strata).max() < folds:  # too few of each kind for scikit-learn
         strata = np.zeros_like(strata)
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
-    fold = np.zeros(len(records), dtype=np.int64)
+    fold = np.zeros(len(strata), dtype=np.int64)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         splits = splitter(folds, shuffle=True, random_state=seed).split(strata, strata, groups)

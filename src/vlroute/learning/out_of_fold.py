@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 import joblib
 import numpy as np
-from numpy.typing import NDArray
 
 from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.errors import InputError
+from vlroute.learning.assumptions import mean_tokens
+from vlroute.learning.corpus import Corpus, Mask
 from vlroute.learning.embeddings import EmbeddedTexts
-from vlroute.learning.fit import MIN_RECORDS, fit_classifier
+from vlroute.learning.fit import MIN_RECORDS, Fitted, fit_heads, predictions
 from vlroute.learning.folds import Together, folds_of, group_of
 from vlroute.records import Record
+from vlroute.types import MODES
 
 MIN_PARALLEL = 10_000  # records times models: with fewer, starting processes takes longer than it saves
 
@@ -54,6 +56,7 @@ def out_of_fold(
     text: EmbeddedTexts | None = None,
     learner: str | None = None,
     jobs: int | None = None,
+    start: tuple[str, ComplexityClassifier] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[ComplexityClassifier, OutOfFold]:
     """Train a classifier on all records and, for each seed, one model per fold that predicts this fold.
@@ -66,6 +69,7 @@ def out_of_fold(
         text: Embedded texts of the records; None: words only.
         learner: The only base learner to consider, see `fit_classifier`.
         jobs: Number of processes. Default: one per core; one for a job of seconds.
+        start: Name of the router from which the training starts, and this router.
         advance: Called after each model.
 
     Returns:
@@ -84,42 +88,39 @@ def out_of_fold(
             f"{len(records)} records of {texts} different texts are too few to predict texts that training has not "
             "seen. If the same texts are repeated in use, train with --together record; otherwise add prompts"
         )
-    work = [joblib.delayed(_fit)(records, None, 0, text, learner)]  # the longest first: no core is idle at the end
+    corpus, usual = Corpus(records, text, start and start[1]), mean_tokens(records)
+    tokens = [usual[mode] for mode in MODES]
+    # the longest first: no core is idle at the end
+    work = [joblib.delayed(_fit)(corpus, None, 0, tokens, learner)]
     work += [
-        joblib.delayed(_fit)(records, fold == number, seed, text, learner)
+        joblib.delayed(_fit)(corpus, fold == number, seed, tokens, learner)
         for seed, fold in enumerate(assigned)
         for number in range(folds)
     ]
-    whole: list[ComplexityClassifier] = []
+    whole: list[Fitted] = []
     found: list[Predicted] = [{} for _ in range(seeds)]
-    for seed, classifier, predicted in joblib.Parallel(jobs, return_as="generator_unordered")(work):
-        if classifier is None:
-            found[seed] |= predicted
-        else:
-            whole.append(classifier)
+    for seed, fitted, predicted in joblib.Parallel(jobs, return_as="generator_unordered")(work):
+        if fitted is not None:
+            whole.append(fitted)
+        found[seed] |= predicted
         advance()
     pairs = [[by_index[index] for index in range(len(records))] for by_index in found]
     given, without_caption = ([[pair[side] for pair in seed] for seed in pairs] for side in (0, 1))
-    return whole[0], OutOfFold(given, without_caption, folds, together)
+    return whole[0].classifier(corpus, records, text, start), OutOfFold(given, without_caption, folds, together)
 
 
 def _fit(
-    records: Sequence[Record],
-    left_out: NDArray[np.bool_] | None,
-    seed: int,
-    text: EmbeddedTexts | None,
-    learner: str | None,
-) -> tuple[int, ComplexityClassifier | None, Predicted]:
+    corpus: Corpus, left_out: Mask | None, seed: int, tokens: Sequence[float], learner: str | None
+) -> tuple[int, Fitted | None, Predicted]:
     """The classifier of all records, or predictions, by index, for the records left out, with and without caption."""
     if left_out is None:
-        return seed, fit_classifier(records, seed=seed, text=text, learner=learner), {}
-    predicted: Predicted = {}
-    if left_out.any():
-        kept = [record for record, out in zip(records, left_out, strict=True) if not out]
-        classifier = fit_classifier(kept, seed=seed, text=text, learner=learner)
-        for index in np.flatnonzero(left_out).tolist():
-            record = records[index]
-            given = classifier.predict(record.prompt, record.caption, record.tools)
-            bare = classifier.predict(record.prompt, tools=record.tools) if record.caption else given
-            predicted[index] = given, bare
-    return seed, None, predicted
+        return seed, fit_heads(corpus, np.arange(len(corpus.right)), tokens, seed=seed, learner=learner), {}
+    out = np.flatnonzero(left_out)
+    if not len(out):
+        return seed, None, {}
+    fitted = fit_heads(corpus, np.flatnonzero(~left_out), tokens, seed=seed, learner=learner)
+    design = corpus.design(fitted.vocabulary, out)
+    rows = predictions(fitted, design)
+    bare = design.given + design.captioned[design.given]
+    pairs = ((rows[own], rows[other]) for own, other in zip(design.given.tolist(), bare.tolist(), strict=True))
+    return seed, None, dict(zip(out.tolist(), pairs, strict=True))

@@ -15,9 +15,11 @@ from vlroute.decision.information import StagedCurve, StagePlan
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.target import Target
 from vlroute.decision.tradeoff import CalibrationSet, TradeoffCurve, Values
-from vlroute.learning.base_learners import Indices, fit_right, platt
+from vlroute.learning.base_learners import fit_right
+from vlroute.learning.corpus import Indices
 from vlroute.learning.evidence import EvidenceRow
 from vlroute.learning.intervals import Interval, Sampling
+from vlroute.learning.linear import Dense, calibrate
 from vlroute.records import Record
 from vlroute.types import MODES, Preset, Stage
 
@@ -26,6 +28,7 @@ MIN_EVIDENCE = 200
 #: Inverse strengths of the L2 penalty. They are smaller than for the stage "prompt", because a hidden state has many
 #: columns.
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+USUAL = 1  # position of the usual strength
 #: The sets of later stages.
 _SETS: tuple[Passed, ...] = (("prefill",), ("answer",), LATER)
 #: The preset at which stages are compared.
@@ -114,8 +117,8 @@ def _fit(values: Values, right: Values, fold: Indices) -> tuple[StageHead, Value
     nothing = np.zeros((*values.shape[1:], 2), np.float32)
     draft = StageHead(center, scale, nothing, nothing[0])
     standard, weight = draft.standard(values.astype(np.float32)).astype(np.float64), np.ones(len(values))
-    fitted = fit_right(standard, right, weight, fold, STRENGTHS)
-    sigmoids = np.asarray([platt(fitted.unseen[:, head], right[:, head], weight) for head in (0, 1)])
+    fitted = fit_right(Dense(standard), right, weight, fold, STRENGTHS, USUAL)
+    sigmoids = calibrate(fitted.unseen, right, weight)
     weights, bias = fitted.weights * sigmoids[:, 0], fitted.bias * sigmoids[:, 0] + sigmoids[:, 1]
     head = replace(draft, weights=weights.astype(np.float32), bias=bias.astype(np.float32))
     return head, expit(fitted.unseen * sigmoids[:, 0] + sigmoids[:, 1])

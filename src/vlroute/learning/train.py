@@ -40,6 +40,7 @@ from vlroute.learning.stages import (
     fit_stages,
     recommended,
 )
+from vlroute.learning.start import load_start, refuse_same_records
 from vlroute.records import Record, Skipped, read_all
 from vlroute.types import MODES, ModelIdentity, Stage
 
@@ -60,6 +61,7 @@ def train_router(
     learner: str | None = None,
     jobs: int | None = None,
     model: str | Path | None = None,
+    start: str | Path | None = None,
     strict: bool = False,
     console: Console | None = None,
 ) -> Evaluation:
@@ -82,6 +84,8 @@ def train_router(
         jobs: Number of processes, see `out_of_fold`.
         model: The model that gave the answers, as `name` of `Router.from_pretrained`, if the records do not name it.
             The artifact records it, so that a router over another model can warn.
+        start: Router to start from, see `load_start`: its logits are the offset to which the new heads add. Useful with
+            few records.
         strict: Raise an error for an unusable line, instead of skipping and counting it.
         console: Where everything is printed. Default: tables on stdout, progress and warnings on stderr. Warnings
             are also written into the report.
@@ -91,7 +95,9 @@ def train_router(
 
     Raises:
         OutputError: `out`, `oof` or `cache` cannot be written; this is checked before anything is read.
-        InputError: The records cannot be used or are fewer than 50, or a setting is out of range.
+        InputError: The records cannot be used or are fewer than 50, a setting is out of range, or `start` cannot be
+            used with these records.
+        ArtifactError: The files of `start` cannot be used.
     """
     notes = console or Console(stderr=True)
     console = console or Console()
@@ -104,6 +110,9 @@ def train_router(
     outputs += [] if oof is None else [Path(oof)]
     outputs += [] if cache is None else [Path(cache) / "new"]
     check_outputs(*outputs, inputs=[*paths, *map(evidence_file, paths)])
+    before = None if start is None else load_start(start)
+    if before is not None and start is not None:
+        refuse_same_records(before, start, _hashes(paths))
     records, skipped = read_all(paths, strict=strict, console=notes)
     if len(records) < MIN_RECORDS:
         why = f" ({skipped})" if skipped.count else ""
@@ -130,6 +139,7 @@ def train_router(
             text=embedded,
             learner=learner,
             jobs=jobs,
+            start=None if before is None else (str(start), before),
             advance=lambda: progress.advance(task),
         )
     if classifier.encoder.text is not None:  # other texts have to be embedded from now on
@@ -139,6 +149,8 @@ def train_router(
         "price": price, "folds": folds, "seeds": seeds, "folds keep together": together,
         "encoder offered": encoder or "none", "learner": learner or "the best",
     }  # fmt: skip
+    if before is not None:
+        settings["started from"] = f"{start} ({before.fingerprint})"
     provenance = {**_provenance(paths, records, settings), "skipped lines": skipped.count}
     if (found := assumed(records)) != Assumed({}, {}):
         provenance["assumed"] = {
@@ -195,9 +207,7 @@ def _print_warnings(console: Console, warnings: list[str]) -> list[str]:
 
 def _provenance(paths: Sequence[str | Path], records: Sequence[Record], settings: dict[str, Any]) -> dict[str, Any]:
     return {
-        "data": [
-            {"file": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()} for path in paths
-        ],
+        "data": _hashes(paths),
         "records": len(records),
         "sets": dict(sorted(Counter(record.set for record in records).items())),
         "settings": settings,
@@ -209,6 +219,11 @@ def _provenance(paths: Sequence[str | Path], records: Sequence[Record], settings
         },
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
+
+
+def _hashes(paths: Sequence[str | Path]) -> list[dict[str, str]]:
+    """Name and SHA-256 of each file."""
+    return [{"file": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()} for path in paths]
 
 
 def _write_predictions(path: Path, records: Sequence[Record], unseen: OutOfFold) -> None:

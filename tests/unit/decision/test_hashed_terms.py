@@ -14,9 +14,11 @@ from tests.artifacts import weights_of
 from tests.conftest import ROOT
 from vlroute import ComplexityClassifier
 from vlroute.decision.artifact import CARD_FILE, read_artifact
+from vlroute.decision.classifier import Start
 from vlroute.decision.features import GramEncoder, LexicalEncoder, grams_of
 from vlroute.decision.hashed_terms import hash_grams, hash_terms
 from vlroute.errors import ArtifactError
+from vlroute.model_card import vocabulary_of
 
 ROUTERS = [ROOT / "models" / name / "router" for name in ("pocket", "qwen3-vl-2b")]
 SALT = bytes(range(8))
@@ -90,6 +92,22 @@ def test_encoders_of_empty_texts() -> None:
     assert words.count_known(["a", "c", "7"]) == (1, 2)
     grams, order = GramEncoder(np.zeros(0, np.uint64), np.zeros(0, np.float32)).hashed(SALT)
     assert order.size == grams.encode("text")[0].size == 0
+
+
+def test_the_router_from_which_a_training_started_is_hashed_as_well(tmp_path: Path) -> None:
+    first, second = (ComplexityClassifier.load(folder) for folder in ROUTERS)
+    start = Start(second, np.asarray([0.5, 0.7], np.float32), "qwen3-vl-2b")
+    plain = ComplexityClassifier(first.encoder, first.heads, first.latency, start=start)
+    hashed = plain.with_hashed_vocabulary()
+    hashed.save(tmp_path)
+    assert '"vocabulary"' not in (tmp_path / CARD_FILE).read_text("utf-8")
+    loaded = ComplexityClassifier.load(tmp_path)
+    for prompt in ("Add the numbers.", "Solve the equation 3x = 7 and explain.", "数学"):
+        ours, theirs = plain.predict(prompt, "two numbers"), loaded.predict(prompt, "two numbers")
+        assert theirs.gain == pytest.approx(ours.gain, abs=1e-6)
+        assert theirs.coverage == ours.coverage
+    assert vocabulary_of(plain).prompt == first.encoder.prompt.width + second.encoder.prompt.width
+    assert vocabulary_of(hashed).hashed
 
 
 @pytest.mark.parametrize("salt", ["", "00", "zz" * 8, "00" * 9, 7, None])

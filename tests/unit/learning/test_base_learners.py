@@ -7,14 +7,15 @@ import dataclasses
 import numpy as np
 
 from tests.synthetic_records import draw_records
-from vlroute.decision.features import RequestEncoder
-from vlroute.learning.base_learners import Design, fit_right
+from vlroute.learning.base_learners import fit_right
+from vlroute.learning.corpus import Corpus, Design
 from vlroute.learning.folds import folds_of
 from vlroute.records import Record
 
 
 def design_of(records: list[Record]) -> Design:
-    return Design(RequestEncoder.fit([(record.prompt, record.caption, record.tools) for record in records]), records)
+    corpus, rows = Corpus(records), np.arange(len(records))
+    return corpus.design(corpus.fit(rows), rows)
 
 
 def test_a_captioned_record_is_trained_on_with_and_without_its_caption() -> None:
@@ -32,7 +33,7 @@ def test_inner_folds_do_not_leak_labels() -> None:
     _, records = draw_records(300)
     design = design_of(records)
     rng = np.random.default_rng(0)
-    right = rng.integers(0, 2, (len(design.records), 2)).astype(float)[design.owner]
-    fold = folds_of(design.records, 4, 0, together="record")[design.owner]
-    unseen = fit_right(design.matrix, right, design.weight, fold).unseen[design.given]
+    right = rng.integers(0, 2, (len(records), 2)).astype(float)[design.owner]
+    fold = folds_of(records, 4, 0, together="record")[design.owner]
+    unseen = fit_right(design.words, right, design.weight, fold, (0.3,)).unseen[design.given]
     assert abs(np.corrcoef(unseen[:, 0], right[design.given][:, 0])[0, 1]) < 0.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tests.synthetic_records import draw_records
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
 from vlroute.errors import InputError
-from vlroute.learning.base_learners import Design
+from vlroute.learning.corpus import Corpus
 from vlroute.learning.fit import by_condition, fit_classifier
 
 
@@ -57,13 +58,14 @@ def test_only_one_learner_is_considered_if_named() -> None:
 
 def test_each_condition_gets_its_own_calibration() -> None:
     """Raw logits that are right with captions and twice too bold without: the slopes must be 1 and 1/2."""
-    _, records = draw_records(400)
+    _, records = draw_records(8000)
     rng = np.random.default_rng(0)
-    design = Design(fit_classifier(records).encoder, records)
+    corpus, rows = Corpus(records), np.arange(len(records))
+    design = corpus.design(corpus.fit(rows), rows)
     truth = rng.choice([-2.0, 0.5, 2.0], len(records))
     right = rng.random(len(records)) < 1 / (1 + np.exp(-truth))
     bold = np.where(design.captioned, 1, 2) * truth[design.owner]
-    design.right = np.column_stack([right, right])[design.owner].astype(float)
+    design = dataclasses.replace(design, right=np.column_stack([right, right])[design.owner].astype(float))
     without, with_caption = by_condition(design, np.column_stack([bold, bold]))[0]
-    assert with_caption[0] == pytest.approx(1, abs=0.25)
+    assert with_caption[0] == pytest.approx(1, abs=0.1)
     assert without[0] == pytest.approx(with_caption[0] / 2, abs=0.01)

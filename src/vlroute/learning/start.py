@@ -1,0 +1,70 @@
+"""The router from which a training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from vlroute.decision.artifact import CARD_FILE
+from vlroute.decision.classifier import ComplexityClassifier
+from vlroute.errors import InputError
+from vlroute.files import shipped
+from vlroute.hub import EMBEDDED, SHIPPED_ROUTERS
+
+#: Names of the routers that are part of this package.
+SHIPPED = (*EMBEDDED, *(path.split("/")[0] for path in SHIPPED_ROUTERS.values()))
+
+
+def load_start(source: str | Path) -> ComplexityClassifier:
+    """Load the router from which a training starts.
+
+    Args:
+        source: Folder of a router artifact or of a model with `router/`; or the name of a router of this package, such
+            as "qwen3-vl-2b" or "Qwen/Qwen3-VL-2B".
+
+    Returns:
+        The router. It may have another text encoder than the new one.
+
+    Raises:
+        InputError: There is no such router, or it was itself started from another one.
+        ArtifactError: Its files cannot be used.
+    """
+    name = SHIPPED_ROUTERS.get(str(source), str(source)).split("/router")[0]
+    folder = Path(source)
+    if not folder.is_dir() and name in SHIPPED:
+        folder = shipped(name)
+    if not folder.is_dir():
+        raise InputError(
+            f"there is no router {str(source)!r} to start from: expected the folder of a router artifact, or one of "
+            f"{', '.join(SHIPPED)}"
+        )
+    if not (folder / CARD_FILE).exists() and (folder / "router").is_dir():
+        folder /= "router"
+    classifier = ComplexityClassifier.load(folder)
+    if classifier.start is not None:
+        raise InputError(
+            f"{folder} was itself started from {classifier.start.name!r}; start from that router, with the records of "
+            "both trainings"
+        )
+    return classifier
+
+
+def refuse_same_records(classifier: ComplexityClassifier, source: str | Path, data: Iterable[dict[str, Any]]) -> None:
+    """Raise an error if a router was trained on one of these files.
+
+    Its logits for these records would be better than for other requests, and so would all figures of the new router.
+
+    Args:
+        classifier: The router from which a training starts.
+        source: Its name or folder.
+        data: Name and SHA-256 of the files of records.
+
+    Raises:
+        InputError: It was trained on one of them.
+    """
+    provenance = classifier.card.get("provenance")
+    known = provenance.get("data", []) if isinstance(provenance, dict) else []
+    hashes = {one.get("sha256") for one in known if isinstance(one, dict)}
+    if same := [one["file"] for one in data if one["sha256"] in hashes]:
+        raise InputError(f"{source} was trained on {', '.join(same)}: pass only new records, or train without --from")
