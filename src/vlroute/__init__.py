@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from vlroute.errors import ChatFileError as ChatFileError
     from vlroute.errors import CheckpointError as CheckpointError
     from vlroute.errors import EndpointError as EndpointError
+    from vlroute.errors import HubError as HubError
+    from vlroute.errors import HubUnavailableError as HubUnavailableError
     from vlroute.errors import InputError as InputError
     from vlroute.errors import LimitError as LimitError
     from vlroute.errors import MessageError as MessageError
@@ -102,10 +104,10 @@ __getattr__, __dir__, __all__ = lazy_names(
         "vlroute.engine.cache.vision": ["CacheStats", "VisionCache"],
         "vlroute.engine.remote.endpoint": ["Endpoint", "read_endpoints"],
         "vlroute.errors": [
-            "ArtifactError", "ChatBusyError", "ChatFileError", "CheckpointError", "EndpointError", "InputError",
-            "LimitError", "MessageError", "MissingExtraError", "ModeUnavailableError", "OutOfMemoryError",
-            "OutputError", "RouterClosedError", "SettingsError", "StoreError", "UnknownAnswerError",
-            "UnreadableMediaError", "VLRouteError",
+            "ArtifactError", "ChatBusyError", "ChatFileError", "CheckpointError", "EndpointError", "HubError",
+            "HubUnavailableError", "InputError", "LimitError", "MessageError", "MissingExtraError",
+            "ModeUnavailableError", "OutOfMemoryError", "OutputError", "RouterClosedError", "SettingsError",
+            "StoreError", "UnknownAnswerError", "UnreadableMediaError", "VLRouteError",
         ],
         "vlroute.inputs.limits": ["Limits", "PixelBudget"],
         "vlroute.inputs.media": ["Picture", "Video", "load_picture", "load_video"],

@@ -108,6 +108,14 @@ class ArtifactError(VLRouteError):
     """A router artifact cannot be used: it is missing, damaged or of another schema version."""
 
 
+class HubError(VLRouteError):
+    """The hub refuses a request: the repository or revision does not exist, or the token does not permit it."""
+
+
+class HubUnavailableError(HubError, OSError):
+    """The hub cannot be reached or fails, and the files are not in the local cache. A later try may succeed."""
+
+
 class StoreError(VLRouteError):
     """The store cannot be opened, read or written. Nothing was stored by the call."""
 

@@ -37,10 +37,13 @@ from vlroute.inputs.video import FrameSampling
 from vlroute.lazy_model import LazyModel
 from vlroute.pipeline import EitherEvent, Pipeline, RequestOptions
 from vlroute.shadow import LABEL_SHARE, Shadow
+from vlroute.sharing import COMMIT_MESSAGE, push_router, router_folder, save_router
 from vlroute.steps import check_waiting, run
 from vlroute.types import Answer, Decision, Event, Events, Finished, ModeChoice, ModelIdentity, Preset, forced_mode
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
     from vlroute.engine.cache.prefix import PrefixCache
     from vlroute.engine.cache.vision import VisionCache
     from vlroute.engine.local.checkpoint import ModelPair
@@ -148,6 +151,7 @@ class Router:
         instruct: str | Path | None = None,
         thinking: str | Path | None = None,
         router: str | Path | None = None,
+        revision: str | None = None,
         policy: Policy | Target | Preset | None = None,
         captioner: Captioner | CaptionSource | None = None,
         limits: Limits = DEFAULT_LIMITS,
@@ -176,7 +180,9 @@ class Router:
                 "pocket-hybrid" are the embedded models, unless there is a folder of this name.
             instruct: Hub id or folder of the Instruct checkpoint, together with `thinking` instead of `name`.
             thinking: Hub id or folder of the Thinking checkpoint.
-            router: Folder of a router artifact. The embedded models have their own.
+            router: Folder of a router artifact, or one on the hub: "user/name" or "user/name@revision". A `Path` is
+                always a folder. The embedded models have their own.
+            revision: Branch, tag or commit of the router on the hub; by default "main". Only a commit cannot change.
             policy: `Policy(price=…)`, or a target that is converted to a price at the latencies of this machine:
                 "fast", "balanced", "accurate", "knee" or a `Target`. See `operating_point`.
             captioner: Describes pictures and videos: "probe", the vision probe of the artifact (nearly free);
@@ -201,8 +207,9 @@ class Router:
             store: Where answers are stored for `feedback`: a `Store`, a file, or a postgresql:// URL.
             max_num_seqs: Maximum number of answers that are generated at the same time by each checkpoint, from 1 to
                 1024.
-            shadow: Folder of a second router artifact. It also decides on each request without a forced mode, and both
-                decisions are stored for `vlroute eval --shadow`. It never changes an answer. Needs `store`.
+            shadow: A second router artifact, named like `router`. It also decides on each request without a forced
+                mode, and both decisions are stored for `vlroute eval --shadow`. It never changes an answer. Needs
+                `store`.
             label_share: Share of these requests, 0 to 1, that the other mode also answers, in the background after the
                 answer was returned. With 0.01, this is one request in a hundred. Needs `shadow`.
             trust_encoder: A text encoder of the hub that may be downloaded if the artifact names it, see
@@ -219,6 +226,8 @@ class Router:
                 the files of a hub id, show are raised by `load`.
             SettingsError: An argument has a wrong type or is out of range. This check does not import torch.
             ArtifactError: The router artifact or its probe cannot be used, or "probe" was requested and there is none.
+            HubError: The router does not exist on the hub, or the token does not permit reading it.
+            HubUnavailableError: The hub cannot be reached and the router is not in the local cache.
         """
         given = _combined(settings, generation)
         for argument, value in (("name", name), ("instruct", instruct), ("thinking", thinking), ("router", router)):
@@ -236,26 +245,27 @@ class Router:
             from vlroute.engine.remote.endpoint import read_endpoints
 
             return cls.from_endpoints(
-                *read_endpoints(Path(name)), router=router, policy=policy, captioner=captioner, limits=limits,
-                generation=given, store=store, vision_cache=vision_cache, prefix_cache=prefix_cache, shadow=shadow,
-                label_share=label_share, trust_encoder=trust_encoder, **options,
+                *read_endpoints(Path(name)), router=router, revision=revision, policy=policy, captioner=captioner,
+                limits=limits, generation=given, store=store, vision_cache=vision_cache, prefix_cache=prefix_cache,
+                shadow=shadow, label_share=label_share, trust_encoder=trust_encoder, **options,
             )  # fmt: skip
         instruct, thinking, router = resolve_pair(name, instruct, thinking, router)
         check_folders(instruct, thinking, quantization)
+        classifier, probe = _artifact(router, revision, trust_encoder)
         return cls(
             instruct,
             thinking,
-            classifier=None if router is None else ComplexityClassifier.load(router, trust_encoder),
+            classifier=classifier,
             policy=policy,
             captioner=captioner,
-            probe=None if router is None else probe_of(router),
+            probe=probe,
             limits=limits,
             loading=options,
             generation=given,
             caching={"vision_cache": vision_cache, "prefix_cache": prefix_cache},
             store=store,
             max_num_seqs=max_num_seqs,
-            shadow=None if shadow is None else ComplexityClassifier.load(shadow, trust_encoder),
+            shadow=_artifact(shadow, None, trust_encoder)[0],
             label_share=label_share,
         )
 
@@ -266,6 +276,7 @@ class Router:
         thinking: Endpoint | tuple[str, str] | None = None,
         *,
         router: str | Path | None = None,
+        revision: str | None = None,
         policy: Policy | Target | Preset | None = None,
         captioner: Captioner | Literal["instruct"] | None = None,
         limits: Limits = DEFAULT_LIMITS,
@@ -285,7 +296,8 @@ class Router:
                 deadlines.
             thinking: The same for Thinking. None: the model of `instruct` answers in both modes, and
                 `Endpoint(family=…)` says how a request chooses one.
-            router: Folder of a router artifact.
+            router: See `from_pretrained`.
+            revision: See `from_pretrained`.
             policy: See `from_pretrained`.
             captioner: A callable, or "instruct" (the default): the Instruct endpoint describes pictures and videos.
             limits: What a request may contain.
@@ -305,6 +317,7 @@ class Router:
             SettingsError: An argument is invalid, or concerns models that are loaded in this process.
             MissingExtraError: The package openai is missing.
             ArtifactError: The router artifact cannot be used.
+            HubError: See `from_pretrained`.
         """
         from vlroute.engine.remote.client import RemoteEngine
 
@@ -315,14 +328,14 @@ class Router:
         try:
             return cls(
                 *remote.names,
-                classifier=None if router is None else ComplexityClassifier.load(router, trust_encoder),
+                classifier=_artifact(router, revision, trust_encoder)[0],
                 policy=policy,
                 captioner=captioner,
                 limits=limits,
                 generation=_combined(settings, generation),
                 store=store,
                 engine=remote,
-                shadow=None if shadow is None else ComplexityClassifier.load(shadow, trust_encoder),
+                shadow=_artifact(shadow, None, trust_encoder)[0],
                 label_share=label_share,
             )
         except BaseException:
@@ -390,17 +403,90 @@ class Router:
         """Decide with another router artifact from the next request on.
 
         Args:
-            artifact: The folder of the artifact, with its vision probe; or a classifier, which keeps the probe.
+            artifact: The artifact with its vision probe, named like `router` of `from_pretrained`; or a classifier,
+                which keeps the probe.
             trust_encoder: See `from_pretrained`.
 
         Raises:
             ArtifactError: The artifact cannot be used. Nothing is changed.
+            HubError: See `from_pretrained`. Nothing is changed.
         """
         if isinstance(artifact, ComplexityClassifier):
             self.selector.use(artifact, self.selector.probe)
         else:
-            self.selector.use(ComplexityClassifier.load(artifact, trust_encoder), probe_of(artifact))
+            self.selector.use(*_artifact(artifact, None, trust_encoder))
         _warn_of_another_model(self.selector, None, self._model)
+
+    def save_pretrained(
+        self, folder: str | Path, *, private_vocabulary: bool = False, license: str | None = None
+    ) -> None:
+        """Write the router artifact in use with its vision probe and a model card, README.md, into a folder.
+
+        `Router.from_pretrained(router=folder)` decides in the same way. The checkpoints are not written.
+
+        Args:
+            folder: The folder. An artifact in it is replaced.
+            private_vocabulary: Write hashes instead of the words of the training requests. Probabilities differ by at
+                most about 1e-7. The vision probe is left out, because its captions cannot be hashed. A hash does not
+                protect words that can be guessed.
+            license: License of the artifact, an identifier of the hub such as "apache-2.0", for the model card.
+
+        Raises:
+            ArtifactError: This router has no artifact.
+            SettingsError: An argument has a wrong type.
+            OutputError: The folder contains a vision probe of another artifact.
+            OSError: A file cannot be written.
+        """
+        classifier = self._own_classifier()
+        save_router(folder, classifier, self.selector.probe, private_vocabulary=private_vocabulary, license=license)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = COMMIT_MESSAGE,
+        create_pr: bool = False,
+        private_vocabulary: bool = False,
+        license: str | None = None,
+    ) -> CommitInfo:
+        """Upload the router artifact in use to the hub, as `save_pretrained` writes it, in one commit.
+
+        An artifact contains words of the requests it was trained on. A warning says how many, with examples, before
+        the upload. The repository is created if it does not exist. Files of an earlier router in it are replaced,
+        README.md included.
+
+        Args:
+            repo: "user/name", or "name" for a repository of the owner of the token.
+            private: Whether a new repository is private; by default as the account is set up.
+            token: A token of the hub; by default HF_TOKEN or the one of `hf auth login`.
+            revision: Branch to upload to, created if it does not exist; by default "main".
+            commit_message: The message of the commit.
+            create_pr: Open a pull request instead of committing to the branch.
+            private_vocabulary: See `save_pretrained`.
+            license: See `save_pretrained`.
+
+        Returns:
+            The commit, with its id in `oid` and the address of a pull request in `pr_url`.
+
+        Raises:
+            ArtifactError: This router has no artifact.
+            SettingsError: An argument has a wrong type, or both a revision and a pull request were requested.
+            HubError: The hub refuses the upload: the token does not permit it, or a value is invalid. Or the repository
+                contains something other than a router.
+            HubUnavailableError: The hub cannot be reached.
+        """
+        return push_router(
+            repo, self._own_classifier(), self.selector.probe, private=private, token=token, revision=revision,
+            commit_message=commit_message, create_pr=create_pr, private_vocabulary=private_vocabulary, license=license,
+        )  # fmt: skip
+
+    def _own_classifier(self) -> ComplexityClassifier:
+        if self.selector.classifier is None:
+            raise ArtifactError("this router has no artifact to share; pass router=, or train one with 'vlroute train'")
+        return self.selector.classifier
 
     def operating_point(self, target: Target | Preset | None = None) -> OperatingPoint:
         """Expected accuracy, seconds and share of Thinking at the current latencies of this machine.
@@ -902,6 +988,18 @@ class Router:
             self._shadow.close()
         if self.store is not None and self._owns_store:
             self.store.close()
+
+
+def _artifact(
+    router: str | Path | None, revision: str | None, trust_encoder: str | None
+) -> tuple[ComplexityClassifier | None, VisionProbe | None]:
+    """The classifier and the vision probe of an artifact in a folder or on the hub."""
+    if router is None:
+        if revision is not None:
+            raise SettingsError("revision= is that of a router on the hub; pass router='user/name' as well")
+        return None, None
+    folder = router_folder(router, revision)
+    return ComplexityClassifier.load(folder, trust_encoder), probe_of(folder)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from vlroute.cli.options import (
     ModelOption,
     Price,
     Prompt,
-    RouterFolder,
+    RouterOption,
     Screen,
     Seed,
     ShadowFolder,
@@ -47,6 +47,7 @@ from vlroute.cli.options import (
     given,
     policy_of,
 )
+from vlroute.cli.push import push
 from vlroute.cli.serve import cluster, serve, show_settings, ui
 from vlroute.errors import VLRouteError
 
@@ -125,7 +126,7 @@ def ask(
     video: Videos = None,
     system: System = None,
     model: ModelOption = None,
-    router: RouterFolder = None,
+    router: RouterOption = None,
     mode: Forced = None,
     caption: Caption = None,
     price: Price = None,
@@ -173,7 +174,7 @@ def route(
     video: Videos = None,
     system: System = None,
     model: ModelOption = None,
-    router: RouterFolder = None,
+    router: RouterOption = None,
     caption: Caption = None,
     price: Price = None,
     policy: Wanted = None,
@@ -204,7 +205,7 @@ def _history(system: str | None) -> list[dict[str, str]] | None:
 
 def demo(
     model: ModelOption = None,
-    router: RouterFolder = None,
+    router: RouterOption = None,
     pictures: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 72,
     show: Annotated[int, typer.Option(min=0, help="Number of pictures to show in full.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of the pictures.")] = 0,
@@ -240,7 +241,7 @@ PANELS: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "Learn": {
         "collect": collect, "train": train, "probe": probe, "eval": evaluate, "curves": curves, "feedback": feedback,
-        "export": export,
+        "export": export, "push": push,
     },
 }  # fmt: skip
 for panel, commands in PANELS.items():

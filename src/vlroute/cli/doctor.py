@@ -20,8 +20,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from vlroute.cli.options import AsJson, ModelOption, RouterFolder, StoreAt
-from vlroute.errors import CheckpointError, VLRouteError
+from vlroute.cli.options import AsJson, ModelOption, RouterOption, StoreAt
+from vlroute.errors import CheckpointError, HubUnavailableError, VLRouteError
 from vlroute.types import MODES, Mode, ModelIdentity
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ ADVICE = {
     "extras": "reinstall: pip install --force-reinstall vlroute",
     "devices": "reinstall torch: pip install --force-reinstall torch torchvision",
     "model": "pass --model with a hub name or a folder; if a checkpoint is damaged, download or copy it again",
-    "router": "pass --router with a folder that vlroute train wrote; if the artifact is damaged, train it again",
+    "router": "pass --router with a folder that vlroute train wrote; if it is damaged, train or download it again",
     "data": "pass --data with files and folders that can be read",
     "store": "pass --store with a file that vlroute wrote, or a new one",
     "caches": "set HF_HOME to a folder that can be read and written",
@@ -77,7 +77,7 @@ class Finding:
 
 def doctor(
     model: ModelOption = None,
-    router: RouterFolder = None,
+    router: RouterOption = None,
     store: StoreAt = None,
     data: Annotated[
         list[Path] | None,
@@ -244,7 +244,7 @@ class _Model:
 
     Attributes:
         name: As `name` of `Router.from_pretrained`.
-        router: Folder of the router artifact; `checkpoints` sets the default.
+        router: As of `Router.from_pretrained`; `checkpoints` sets the default.
         towers: Fingerprints of the towers on this machine.
         identity: Name of the model, and its fingerprint if both checkpoints are on this machine.
     """
@@ -334,13 +334,21 @@ class _Model:
         """The router artifact, and whether it was trained for this model."""
         from vlroute.decision.captions import probe_of
         from vlroute.decision.classifier import ComplexityClassifier
+        from vlroute.model_card import vocabulary_of
+        from vlroute.sharing import router_folder
 
         train = "train one for this model: vlroute collect, then vlroute train"
         if self.router is None:
             found = "none for this model: Instruct answers every request"
             yield Finding("router", "artifact", found, "note", f"pass --router, or {train}")
             return
-        classifier = ComplexityClassifier.load(self.router)
+        try:
+            folder = router_folder(self.router, local_only=True)
+        except HubUnavailableError:
+            advice = "it will be downloaded from the hub when a router is created"
+            yield Finding("router", "artifact", f"{self.router}: not on this machine", "note", advice)
+            return
+        classifier = ComplexityClassifier.load(folder)
         records = classifier.card.get("provenance", {}).get("records")
         origin = f"trained on {records} records" if records else "its origin is not recorded"
         yield Finding("router", "artifact", f"{self.router}: {origin}")
@@ -356,7 +364,7 @@ class _Model:
             yield Finding("router", "calibration set", "none: no presets, targets or trade-off", "note", advice)
         else:
             yield Finding("router", "calibration set", f"{len(classifier.calibration.coverage)} records")
-        probe = probe_of(self.router)
+        probe = probe_of(folder)
         if probe is None:
             found = "none: the Instruct model captions pictures"
             yield Finding("router", "vision probe", found, "note", "train one: vlroute probe")
@@ -366,6 +374,9 @@ class _Model:
         else:
             unknown = "" if "instruct" in self.towers else "; whether it fits this tower is not known yet"
             yield Finding("router", "vision probe", f"{len(probe.texts)} words and phrases{unknown}")
+        words = vocabulary_of(classifier, probe)
+        rare = f". Some of the rarest words: {', '.join(words.rare)}" if words.rare else ""
+        yield Finding("router", "words of requests", f"{words.counts}{rare}")
 
 
 def endpoints(file: Path) -> Iterator[Finding]:

@@ -12,9 +12,10 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from vlroute.cli.options import MODEL_HELP, Device, Wanted, check_price
+from vlroute.cli.options import MODEL_HELP, Device, RouterOption, Wanted, check_price
 from vlroute.errors import InputError, MissingExtraError
 from vlroute.files import check_outputs, make_folder, replace_file
+from vlroute.sharing import router_folder
 from vlroute.types import MODES
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def train(
 
 def evaluate(
     records: NewRecords = None,
-    router: Annotated[Path | None, typer.Option(help="Folder of the trained router artifact.")] = None,
+    router: RouterOption = None,
     price: Annotated[float | None, typer.Option(help="What one second is worth, in probability. Default: 0.1.")] = None,
     policy: Wanted = None,
     together: Annotated[
@@ -142,10 +143,11 @@ def evaluate(
         from vlroute.learning.evaluate import evaluate_router
         from vlroute.learning.report import evaluation_report, figures_table, stages_table, topics_table, ways_table
     check_price(price, policy)
-    check_outputs(*filter(None, (out, as_json)), inputs=[*records, *artifact_files(router)])
+    folder = router_folder(router)
+    check_outputs(*filter(None, (out, as_json)), inputs=[*records, *artifact_files(folder)])
     console, notes = Console(), Console(stderr=True)
     target = policy or (0.1 if price is None else price)
-    found = evaluate_router(records, router, target, together=together, strict=strict, console=notes)
+    found = evaluate_router(records, folder, target, together=together, strict=strict, console=notes)
     for warning in [*found.warnings, *found.notes]:
         notes.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     console.print(ways_table(found.evaluation, found.kind))
@@ -188,7 +190,8 @@ def curves(
     out: Annotated[Path, typer.Option(help="Folder for curves.html and the figures as PNG.")],
     oof: Annotated[Path | None, typer.Option(help="File that `vlroute train --oof` wrote. Default: train.")] = None,
     router: Annotated[
-        Path | None, typer.Option(help="Folder of the router that was trained on these records: also draw its stages.")
+        str | None,
+        typer.Option(metavar="ROUTER", help="The router that was trained on these records: also draw its stages."),
     ] = None,
     folds: Folds = 5,
     seeds: Seeds = None,
@@ -218,9 +221,10 @@ def curves(
         from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
         from vlroute.learning.stages import stage_curves
         from vlroute.records import Skipped, read_all, warn
-    inputs = [*records, *filter(None, [oof]), *(artifact_files(router) if router else [])]
+    folder = None if router is None else router_folder(router)
+    inputs = [*records, *filter(None, [oof]), *(artifact_files(folder) if folder else [])]
     check_outputs(out / PAGE, inputs=inputs)
-    classifier = None if router is None else ComplexityClassifier.load(router)
+    classifier = None if folder is None else ComplexityClassifier.load(folder)
     if classifier is not None and (classifier.calibration is None or not classifier.calibration.later):
         raise InputError(
             f"{router} has no later stages to draw; leave --router out, or train with the evidence that vlroute "
@@ -256,7 +260,7 @@ def collect(
     source: DataSet,
     out: Annotated[Path, typer.Option(help=".jsonl file for the records; an earlier run is continued.")],
     model: Model = None,
-    router: Annotated[Path | None, typer.Option(help="Folder of a trained router artifact.")] = None,
+    router: RouterOption = None,
     device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="Type of the weights, such as bfloat16.")] = None,
     split: Split = None,
@@ -299,10 +303,11 @@ def collect(
         raise InputError("--agreement-shares has an effect only with --agreement; add it, or leave the shares out")
     by_agreement = parse_agreement(agreement_shares, chosen) if agreement else None
     mapping = parse_columns(columns)
-    inputs = [Path(source), *(artifact_files(router) if router else []), *([Path(model)] if model else [])]
+    folder = None if router is None else router_folder(router)
+    inputs = [Path(source), *(artifact_files(folder) if folder else []), *([Path(model)] if model else [])]
     check_outputs(*outputs(out, answers), inputs=inputs)
     loaded = Router.from_pretrained(
-        model, router=router, device=device, dtype=dtype, generation=parse_settings(setting or [])
+        model, router=folder, device=device, dtype=dtype, generation=parse_settings(setting or [])
     )
     try:
         result = collect_records(

@@ -26,7 +26,8 @@ MODEL_HELP = (
 POLICY_HELP = "A target instead of a price: fast, balanced, accurate or knee."
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The question, in quotes.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help=MODEL_HELP)]
-RouterFolder = Annotated[Path | None, typer.Option("--router", help="Folder of a router artifact.")]
+ROUTER_HELP = "Folder of a router artifact, or one on the hub: user/name or user/name@revision."
+RouterOption = Annotated[str | None, typer.Option("--router", metavar="ROUTER", help=ROUTER_HELP)]
 Images = Annotated[list[Path] | None, typer.Option("--image", "-i", metavar="FILE", help="A picture; may be repeated.")]
 Videos = Annotated[list[Path] | None, typer.Option("--video", metavar="FILE", help="A video; may be repeated.")]
 System = Annotated[str | None, typer.Option(help="A system prompt.")]
@@ -61,8 +62,8 @@ Seed = Annotated[int | None, typer.Option(help="Makes the answer reproducible; m
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StoreAt = Annotated[str | None, typer.Option("--store", help="File or postgresql:// URL for answers and feedback.")]
 ShadowFolder = Annotated[
-    Path | None,
-    typer.Option("--shadow", help="Folder of a second router artifact that also decides, without effect on answers."),
+    str | None,
+    typer.Option("--shadow", metavar="ROUTER", help="A second router that also decides, without effect on answers."),
 ]
 LabelShare = Annotated[
     float,

@@ -45,6 +45,12 @@ def artifact_files(folder: Path) -> list[Path]:
     return [*found, folder / REPORT_FILE]
 
 
+def weights_path(folder: Path) -> Path:
+    """The file of weights that the card in `folder` names; it may not exist. Raises ArtifactError for a wrong card."""
+    _, schema, digest = _card(folder)
+    return _weights_file(folder, schema, digest)
+
+
 def _weights_file(folder: Path, schema: int, digest: str) -> Path:
     """The file of the weights with this SHA-256."""
     return folder / (WEIGHTS_FILE if schema < 5 else f"weights-{digest[:16]}.safetensors")

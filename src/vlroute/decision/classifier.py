@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from vlroute.decision.budget import BudgetRule
 from vlroute.decision.evidence import StageHeads
 from vlroute.decision.features import DENSE, Features, GramEncoder, LexicalEncoder, RequestEncoder
 from vlroute.decision.gain_interval import GainInterval
+from vlroute.decision.hashed_terms import read_salt
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.text_encoder import KNOWN, STATIC, Floats, TextEncoder, load_text_encoder
 from vlroute.decision.tradeoff import CalibrationSet
@@ -232,6 +233,25 @@ class ComplexityClassifier:
         found = self._gains.get(passed)
         return None if found is None else found.around(gain)
 
+    def with_hashed_vocabulary(self) -> ComplexityClassifier:
+        """Return a copy whose artifact contains hashes instead of the words and n-grams of the training requests.
+
+        The terms of the predictions are added up in another order, so probabilities can differ by rounding, about 1e-7.
+        The salt is derived from the weights: the same classifier has the same copy. See `hash_terms` for what a hash
+        does not hide.
+
+        Returns:
+            The copy; this classifier if its vocabulary is hashed already.
+        """
+        if self.encoder.salt is not None:
+            return self
+        encoder, order = self.encoder.hashed(read_salt(self.fingerprint))
+        heads = replace(self.heads, weights=self.heads.weights[order])
+        start = self.start
+        if start is not None:
+            start = replace(start, classifier=start.classifier.with_hashed_vocabulary())
+        return ComplexityClassifier(encoder, heads, self.latency, self.card, self.calibration, self.stages, start)
+
     def predict_many(
         self, requests: Iterable[tuple[str, str | None] | tuple[str, str | None, ToolUse]]
     ) -> list[Prediction]:
@@ -308,8 +328,13 @@ def _content(classifier: ComplexityClassifier) -> tuple[dict[str, Any], Arrays]:
     named = None
     if text is not None:
         named = {"name": text.name, "fingerprint": text.fingerprint, "revision": text.revision}
-    vocabulary = {name: list(one.terms) for name, one in lexical.items()}
-    return {"text_encoder": named, "dense": list(DENSE), "vocabulary": vocabulary}, arrays
+    card = {"text_encoder": named, "dense": list(DENSE)}
+    vocabulary: dict[str, Any] = {name: list(one.terms) for name, one in lexical.items()}
+    if encoder.salt is None:
+        card["vocabulary"] = vocabulary
+    else:  # earlier versions, which would take the hashes for words, miss the vocabulary and refuse the artifact
+        card["hashed_vocabulary"] = {"salt": encoder.salt.hex(), **vocabulary}
+    return card, arrays
 
 
 def _encoder_and_heads(
@@ -317,14 +342,16 @@ def _encoder_and_heads(
 ) -> tuple[RequestEncoder, Heads]:
     """Read what `_content` returns, and remove it from the card."""
     text = _text_encoder(folder, card.pop("text_encoder", None), trusted)
-    vocabulary, dense = (card.pop(name) for name in ("vocabulary", "dense"))
+    dense, hashed = card.pop("dense"), "hashed_vocabulary" in card
+    vocabulary = card.pop("hashed_vocabulary" if hashed else "vocabulary")
+    salt = read_salt(vocabulary["salt"]) if hashed else None
     if dense != list(DENSE[: len(dense)]):
         raise ValueError("the plain numbers are not those of this version")
     # of an earlier version, which did not have the last plain numbers: they get no weight
     _append(arrays, len(DENSE) - len(dense), center=0, scale=1, weights=0)
     encoder = RequestEncoder(
-        **{name: LexicalEncoder(vocabulary[name], arrays[f"idf_{name}"]) for name in _VOCABULARIES},
-        grams=GramEncoder(arrays["grams"], arrays["idf_grams"]),
+        **{name: LexicalEncoder(vocabulary[name], arrays[f"idf_{name}"], salt) for name in _VOCABULARIES},
+        grams=GramEncoder(arrays["grams"], arrays["idf_grams"], salt),
         center=arrays["center"],
         scale=arrays["scale"],
         text=text,

@@ -13,11 +13,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from vlroute.decision.hashed_terms import Grams, hash_grams, hash_terms
 from vlroute.decision.text_encoder import Floats, TextEncoder
 from vlroute.types import ToolUse
 
 Columns = NDArray[np.int64]
-Grams = NDArray[np.uint64]
 
 #: Words are read from this many characters at either end of a longer text: instructions stand before or after a paste.
 MAX_END_CHARS = 10_000
@@ -81,16 +81,17 @@ class LexicalEncoder:
     Args:
         terms: Distinct terms in column order.
         idf: Inverse document frequencies, float32 `[len(terms)]`.
+        salt: If the terms are hashed, see `hash_terms`, their salt.
 
     Raises:
         ValueError: The arguments do not fit each other.
     """
 
-    def __init__(self, terms: Sequence[str], idf: Floats) -> None:
+    def __init__(self, terms: Sequence[str], idf: Floats, salt: bytes | None = None) -> None:
         if idf.shape != (len(terms),):
             raise ValueError(f"idf has shape {list(idf.shape)}, expected [{len(terms)}]")
         self.terms = tuple(terms)
-        self.idf = idf
+        self.idf, self.salt = idf, salt
         self._column = {term: column for column, term in enumerate(self.terms)}
         if len(self._column) != len(self.terms):
             raise ValueError("the vocabulary contains a term twice")
@@ -120,6 +121,22 @@ class LexicalEncoder:
         idf = [math.log((1 + n) / (1 + df)) + 1 for _, df in kept]
         return cls([term for term, _ in kept], np.asarray(idf, dtype=np.float32))
 
+    def hashed(self, salt: bytes) -> tuple[LexicalEncoder, Columns]:
+        """Hash the terms. The columns are sorted by hash: their order would reveal the alphabetical order of the terms.
+
+        Args:
+            salt: The salt.
+
+        Returns:
+            The encoder of the hashes, and for each of its columns the column in this encoder, `[width]`.
+        """
+        terms = hash_terms(self.terms, salt)
+        order = np.asarray(sorted(range(len(terms)), key=terms.__getitem__), np.int64)
+        return LexicalEncoder([terms[column] for column in order], self.idf[order], salt), order
+
+    def _keys(self, terms: Iterable[str]) -> Iterable[str]:
+        return terms if self.salt is None else hash_terms(terms, self.salt)
+
     @property
     def width(self) -> int:
         """Number of terms."""
@@ -127,7 +144,7 @@ class LexicalEncoder:
 
     def find(self, terms: Iterable[str]) -> list[int]:
         """Return the columns of the known terms, in order and with repeats."""
-        return [column for term in terms if (column := self._column.get(term)) is not None]
+        return [column for key in self._keys(terms) if (column := self._column.get(key)) is not None]
 
     def encode(self, terms: Iterable[str]) -> tuple[Columns, Floats]:
         """Return the non-zero columns, ascending, and their values: int64 `[k]`, float32 `[k]`; k may be 0."""
@@ -137,14 +154,14 @@ class LexicalEncoder:
         length = math.sqrt(sum(value * value for value in values))
         return np.asarray(columns, np.int64), np.asarray([value / length for value in values], np.float32)
 
-    def count_known(self, tokens: Iterable[str]) -> tuple[int, int]:
+    def count_known(self, tokens: Sequence[str]) -> tuple[int, int]:
         """Return the number of tokens seen in training, and of all tokens except unseen numbers.
 
         Unseen numbers are not counted, because no training data contains all numbers.
         """
         known = unknown = 0
-        for token in tokens:
-            if token in self._column:
+        for token, key in zip(tokens, self._keys(tokens), strict=True):
+            if key in self._column:
                 known += 1
             elif not token[0].isdigit():
                 unknown += 1
@@ -174,15 +191,16 @@ class GramEncoder:
     Args:
         grams: N-grams as numbers, see `grams_of`; ascending, in column order.
         idf: Inverse document frequencies, float32 `[len(grams)]`.
+        salt: If the n-grams are hashed, see `hash_grams`, their salt.
 
     Raises:
         ValueError: The arguments do not fit each other.
     """
 
-    def __init__(self, grams: Grams, idf: Floats) -> None:
+    def __init__(self, grams: Grams, idf: Floats, salt: bytes | None = None) -> None:
         if idf.shape != grams.shape or grams.ndim != 1 or not bool((grams[1:] > grams[:-1]).all()):
             raise ValueError("n-grams must be distinct and ascending, with one idf for each")
-        self.grams, self.idf = grams.astype(np.uint64), idf
+        self.grams, self.idf, self.salt = grams.astype(np.uint64), idf, salt
 
     @classmethod
     def fit(
@@ -221,6 +239,19 @@ class GramEncoder:
         idf = np.log((1 + n) / (1 + frequency[kept])) + 1
         return cls(grams[kept], idf.astype(np.float32))
 
+    def hashed(self, salt: bytes) -> tuple[GramEncoder, Columns]:
+        """Hash the n-grams.
+
+        Args:
+            salt: The salt.
+
+        Returns:
+            The encoder of the hashes, and for each of its columns the column in this encoder, `[width]`.
+        """
+        grams = hash_grams(self.grams, salt)
+        order = np.argsort(grams)
+        return GramEncoder(grams[order], self.idf[order], salt), order
+
     @property
     def width(self) -> int:
         """Number of n-grams."""
@@ -228,7 +259,8 @@ class GramEncoder:
 
     def find(self, text: str) -> tuple[Columns, Columns]:
         """Return the columns of the known n-grams, ascending, and how often each occurs."""
-        present, counts = np.unique(grams_of(text), return_counts=True)
+        grams = grams_of(text)
+        present, counts = np.unique(grams if self.salt is None else hash_grams(grams, self.salt), return_counts=True)
         columns = np.searchsorted(self.grams, present)
         columns[columns == self.width] = 0
         known = self.grams[columns] == present if self.width else np.zeros(len(present), bool)
@@ -297,6 +329,11 @@ class RequestEncoder:
         self.width = self._dense_start + len(DENSE)
         self.embedding_width = 2 * text.width if text else 0
 
+    @property
+    def salt(self) -> bytes | None:
+        """The salt of the vocabularies if they are hashed."""
+        return self.prompt.salt
+
     @classmethod
     def fit(
         cls, requests: Sequence[tuple[str, str | None, ToolUse]], text: TextEncoder | None = None
@@ -321,6 +358,22 @@ class RequestEncoder:
     def with_text(self, text: TextEncoder | None) -> RequestEncoder:
         """Return a copy with another text encoder, or without one."""
         return RequestEncoder(self.prompt, self.grams, self.caption, self.center, self.scale, text)
+
+    def hashed(self, salt: bytes) -> tuple[RequestEncoder, Columns]:
+        """Hash the words and n-grams.
+
+        Args:
+            salt: The salt.
+
+        Returns:
+            The encoder of the hashes, and for each of its columns the column in this encoder, `[width]`.
+        """
+        prompt, words = self.prompt.hashed(salt)
+        grams, runs = self.grams.hashed(salt)
+        caption, seen = self.caption.hashed(salt)
+        encoder = RequestEncoder(prompt, grams, caption, self.center, self.scale, self.text)
+        rest = np.arange(self._dense_start, self.width, dtype=np.int64)
+        return encoder, np.concatenate([words, self.prompt.width + runs, self._caption_start + seen, rest])
 
     def encode(self, prompt: str, caption: str | None = None, tools: ToolUse = "") -> Features:
         """Compute the features of one request."""

@@ -20,13 +20,13 @@ from vlroute.decision.features import (
     MIN_GRAM_TEXTS,
     MIN_TERM_TEXTS,
     GramEncoder,
-    Grams,
     LexicalEncoder,
     RequestEncoder,
     plain_numbers,
     terms_of,
     tokenize,
 )
+from vlroute.decision.hashed_terms import Grams
 from vlroute.decision.text_encoder import Floats, TextEncoder
 from vlroute.learning.folds import strata_of
 from vlroute.records import Record, outcomes

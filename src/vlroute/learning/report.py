@@ -6,7 +6,6 @@ The texts of the pages are Jinja templates in the folder `templates`.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from rich.table import Table
 
 from vlroute.decision.wilson import share_interval
 from vlroute.learning.intervals import Interval, Sampling, Values
+from vlroute.markdown import cell, code, table
 from vlroute.records import Record, outcomes
 from vlroute.types import MODES, Stage
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:  # `collect` works without the packages that these modules nee
     from vlroute.learning.stages import StageComparison
 
 UNKNOWN = "–"
-#: Characters that begin tables, links, pictures, code and HTML.
-_MARKUP = re.compile(r"[\\`\[\]<>|]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +42,14 @@ class Grid:
     bold: str = ""
 
 
-def _cell(text: str) -> str:
-    """A text in one line of Markdown, in which it has no effect: topics, ids and prompts come from data."""
-    return " ".join(_MARKUP.sub(r"\\\g<0>", text).split())
-
-
-def _code(text: str) -> str:
-    """A text within backticks."""
-    return " ".join(text.replace("`", "'").split())
-
-
-def _markdown(grid: Grid) -> str:
-    lines = [grid.headings, ("---",) * len(grid.headings), *(map(_cell, row) for row in grid.rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 _TEMPLATES = Environment(
     loader=PackageLoader("vlroute.learning"), autoescape=select_autoescape(["html.j2"]), undefined=StrictUndefined,
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
 )  # fmt: skip
 _TEMPLATES.filters.update(
-    cell=_cell, code=_code, markdown=_markdown, json=lambda value: json.dumps(value, ensure_ascii=False, indent=2)
-)
+    cell=cell, code=code, markdown=lambda grid: table(grid.headings, grid.rows),
+    json=lambda value: json.dumps(value, ensure_ascii=False, indent=2),
+)  # fmt: skip
 
 
 def _terminal(grid: Grid, title: str | None = None, caption: str | None = None) -> Table:
