@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -131,6 +132,7 @@ class Pipeline:
         limits: What a request may contain.
         store: Receives each answer, if given.
         shadow: Decides on the same requests as the selector, if given.
+        explore: Share of the requests without a forced mode that the other mode answers.
     """
 
     model: LazyModel
@@ -139,6 +141,7 @@ class Pipeline:
     limits: Limits = DEFAULT_LIMITS
     store: Store | None = None
     shadow: Shadow | None = None
+    explore: float = 0.0
 
     def parse(
         self,
@@ -330,6 +333,9 @@ class Pipeline:
             watched: Watched | None = None
             if self.shadow is not None:
                 watched = self.shadow.watch(self.selector, staged.decision, options.price, uncached_tokens)
+            # a mode is kept within a loop of tool calls
+            if self.explore and options.mode is None and conversation.previous_mode is None:
+                staged.explore(self.explore, random.random() < self.explore)
             decided = time.perf_counter()
             staged.decided_after(decided - began)
             on_piece = None if emit is None else partial(_emit_piece, emit)
@@ -600,4 +606,5 @@ def _joined(thought: Reply, answer: Reply) -> Reply:
 def _fallen_back(decision: Decision, error: ModeUnavailableError) -> Decision:
     log.warning("%s answers instead of %s: %s", other(decision.mode), decision.mode, error)
     reason = f"{decision.reason}; but {error.public}, so {other(decision.mode)} answers"
-    return replace(decision, mode=other(decision.mode), reason=reason, fallback=True)
+    # whatever the exploration draws, the only mode that is available answers
+    return replace(decision, mode=other(decision.mode), reason=reason, fallback=True, explored=False, propensity=1.0)

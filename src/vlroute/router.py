@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from vlroute.chat import Chat, read_chat
-from vlroute.checks import refused
+from vlroute.checks import Number, refused
 from vlroute.decision.captions import Captioner, VisionProbe, probe_of
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.evidence import LATER
@@ -58,6 +58,8 @@ log = logging.getLogger("vlroute")
 Self = TypeVar("Self", bound="Router")
 #: `ask_many` begins this many times `max_num_seqs` requests before the first of them is answered.
 AHEAD = 4
+#: Accepted values of `explore`.
+EXPLORE = Number(0, 1)
 #: Arguments of `from_pretrained` about what this process loads.
 _LOADING = (
     "device", "dtype", "attn_implementation", "quantization", "memory", "compile", "max_num_seqs", "vision_cache",
@@ -87,6 +89,7 @@ class Router:
         engine: An engine that answers instead of checkpoints in this process; `instruct` and `thinking` are then names.
         shadow: A classifier that decides on the same requests as the one in force.
         label_share: See `from_pretrained`.
+        explore: See `from_pretrained`.
 
     Raises:
         SettingsError: An argument is invalid. Nothing is loaded for this check.
@@ -111,6 +114,7 @@ class Router:
         engine: Engine | None = None,
         shadow: ComplexityClassifier | None = None,
         label_share: float = 0.0,
+        explore: float = 0.0,
     ) -> None:
         if not isinstance(limits, Limits):
             raise refused("limits", limits, "vlroute.Limits(…)")
@@ -123,6 +127,7 @@ class Router:
         max_num_seqs = MAX_NUM_SEQS.read("max_num_seqs", max_num_seqs)
         self.store, self.limits = _open(store), limits
         self._owns_store = self.store is not store
+        self.explore = EXPLORE.read("explore", explore)
         self._shadow = _shadow(shadow, self.store, label_share, max_num_seqs)
         if self._shadow is not None:
             self._shadow.check(self.selector.target)
@@ -168,6 +173,7 @@ class Router:
         max_num_seqs: int = DEFAULT_NUM_SEQS,
         shadow: str | Path | None = None,
         label_share: float = 0.0,
+        explore: float = 0.0,
         trust_encoder: str | None = None,
         **settings: Any,
     ) -> Self:
@@ -210,8 +216,11 @@ class Router:
             shadow: A second router artifact, named like `router`. It also decides on each request without a forced
                 mode, and both decisions are stored for `vlroute eval --shadow`. It never changes an answer. Needs
                 `store`.
-            label_share: Share of these requests, 0 to 1, that the other mode also answers, in the background after the
-                answer was returned. With 0.01, this is one request in a hundred. Needs `shadow`.
+            label_share: Share of the requests without a forced mode, 0 to 1, that the other mode also answers, in the
+                background after the answer was returned. With 0.01, this is one request in a hundred. Needs `store`.
+            explore: Share of the requests without a forced mode, 0 to 1, that the other mode answers instead of the
+                chosen one. The decision, which is stored with the answer, contains the probability. Without such
+                answers, `vlroute learn` does not learn what the other mode would have answered.
             trust_encoder: A text encoder of the hub that may be downloaded if the artifact names it, see
                 `ComplexityClassifier.load`.
             **settings: Generation settings for both modes, with the names of transformers: `do_sample=False`.
@@ -247,7 +256,7 @@ class Router:
             return cls.from_endpoints(
                 *read_endpoints(Path(name)), router=router, revision=revision, policy=policy, captioner=captioner,
                 limits=limits, generation=given, store=store, vision_cache=vision_cache, prefix_cache=prefix_cache,
-                shadow=shadow, label_share=label_share, trust_encoder=trust_encoder, **options,
+                shadow=shadow, label_share=label_share, explore=explore, trust_encoder=trust_encoder, **options,
             )  # fmt: skip
         instruct, thinking, router = resolve_pair(name, instruct, thinking, router)
         check_folders(instruct, thinking, quantization)
@@ -267,6 +276,7 @@ class Router:
             max_num_seqs=max_num_seqs,
             shadow=_artifact(shadow, None, trust_encoder)[0],
             label_share=label_share,
+            explore=explore,
         )
 
     @classmethod
@@ -284,6 +294,7 @@ class Router:
         store: Store | str | Path | None = None,
         shadow: str | Path | None = None,
         label_share: float = 0.0,
+        explore: float = 0.0,
         trust_encoder: str | None = None,
         **settings: Any,
     ) -> Self:
@@ -305,6 +316,7 @@ class Router:
             store: Where answers are stored for `feedback`.
             shadow: See `from_pretrained`.
             label_share: See `from_pretrained`.
+            explore: See `from_pretrained`.
             trust_encoder: See `from_pretrained`.
             **settings: Generation settings for both modes. Only settings that are passed are sent; the defaults are
                 those of the servers.
@@ -337,6 +349,7 @@ class Router:
                 engine=remote,
                 shadow=_artifact(shadow, None, trust_encoder)[0],
                 label_share=label_share,
+                explore=explore,
             )
         except BaseException:
             remote.close()
@@ -392,11 +405,13 @@ class Router:
     @property
     def pipeline(self) -> Pipeline:
         """Decides and answers parsed conversations; what `ask`, `stream` and chats use."""
-        return Pipeline(self._model, self.selector, self.generation, self.limits, self.store, self._shadow)
+        return Pipeline(
+            self._model, self.selector, self.generation, self.limits, self.store, self._shadow, self.explore
+        )
 
     @property
     def shadow(self) -> Shadow | None:
-        """The second router artifact of shadow mode and its counts, see `Shadow.stats`; None without one."""
+        """Shadow mode with its counts, see `Shadow.stats`; None without a second artifact and without a label share."""
         return self._shadow
 
     def use(self, artifact: str | Path | ComplexityClassifier, *, trust_encoder: str | None = None) -> None:
@@ -952,13 +967,15 @@ class Router:
         system, turns = read_chat(folder, self.limits)
         return Chat(self.pipeline, turns, system)
 
-    def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
+    def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None, key: str = "") -> None:
         """Store whether an answer was right. The latest feedback on an answer counts.
 
         Args:
             answer_id: `Answer.id` of the answer.
             correct: True, false, or a share from 0 to 1.
             comment: Free text that is stored with the feedback.
+            key: Name of the client, such as that of its API key. It limits how many of its ratings count, see
+                `vlroute.learning.ContinualLearner`; ratings without a name are not limited.
 
         Raises:
             ValueError: The router has no store.
@@ -970,7 +987,7 @@ class Router:
         self._model.check_open()
         if self.store is None:
             raise ValueError("this router stores no answers; create it with store='answers.db'")
-        self.store.feedback(answer_id, correct=correct, comment=comment)
+        self.store.feedback(answer_id, correct=correct, comment=comment, key=key)
 
     @property
     def closed(self) -> bool:
@@ -1029,13 +1046,15 @@ def _combined(settings: Mapping[str, Any], generation: Mapping[str, Any] | None)
 def _shadow(
     classifier: ComplexityClassifier | None, store: Store | None, label_share: float, max_num_seqs: int
 ) -> Shadow | None:
-    LABEL_SHARE.read("label_share", label_share)
-    if classifier is None:
-        if label_share:
-            raise SettingsError("label_share needs shadow=, the folder of a second router artifact")
+    share = LABEL_SHARE.read("label_share", label_share)
+    if classifier is None and not share:
         return None
     if not hasattr(store, "record_shadowed"):
-        raise SettingsError("shadow needs store=: both decisions are stored with the answers")
+        raise SettingsError(
+            "label_share needs store=: the labels are stored with the answers"
+            if classifier is None
+            else "shadow needs store=: both decisions are stored with the answers"
+        )
     return Shadow(classifier, cast("Store", store), label_share, max_num_seqs // 2)
 
 

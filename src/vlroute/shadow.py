@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, Protocol
 
 from vlroute.checks import Number
@@ -164,7 +165,7 @@ class Shadow:
 
     Args:
         classifier: The artifact to try. Its vision probe is not used, because the caption is that of the decision in
-            force.
+            force. None: there is none, and only labels are made.
         store: Receives the decisions.
         label_share: Share of requests that the other mode also answers, in the background.
         most_running: No label is made while this router answers more requests than this.
@@ -174,7 +175,11 @@ class Shadow:
     """
 
     def __init__(
-        self, classifier: ComplexityClassifier, store: ShadowStore, label_share: float = 0.0, most_running: int = 16
+        self,
+        classifier: ComplexityClassifier | None,
+        store: ShadowStore,
+        label_share: float = 0.0,
+        most_running: int = 16,
     ) -> None:
         self.classifier, self.label_share = classifier, LABEL_SHARE.read("label_share", label_share)
         self._store, self._most_running = store, most_running
@@ -192,7 +197,7 @@ class Shadow:
 
     def check(self, target: Target | None) -> None:
         """Raise an ArtifactError if the artifact cannot convert the target of the router to a price."""
-        if target is not None and self.classifier.calibration is None:
+        if target is not None and self.classifier is not None and self.classifier.calibration is None:
             raise ArtifactError("the shadow has no calibration set, which a target needs; pass policy=Policy(price=…)")
 
     def stats(self) -> ShadowStats:
@@ -258,20 +263,21 @@ class Shadow:
             drawn = random.random() < probability
             created = time.time()
 
-            def decide() -> ShadowedDecision:
-                used, shadow = self._choices(watched, prompt)
+            def decide(classifier: ComplexityClassifier) -> ShadowedDecision:
+                used, shadow = self._choices(classifier, watched, prompt)
                 return ShadowedDecision(answer.id, created, used, shadow, probability, drawn)
 
             with self._lock:
                 if self.closed.is_set():
                     return
-                if len(self._pending) >= MOST_PENDING:
-                    self._errors["dropped"] += 1
-                    return
-                self._pending.append(decide)
-                # a forked process has no threads
-                if self._writer is None or not self._writer.is_alive():
-                    self._writer = self._begin("vlroute-shadow", self._write)
+                if self.classifier is not None:
+                    if len(self._pending) >= MOST_PENDING:
+                        self._errors["dropped"] += 1
+                        return
+                    self._pending.append(partial(decide, self.classifier))
+                    # a forked process has no threads
+                    if self._writer is None or not self._writer.is_alive():
+                        self._writer = self._begin("vlroute-shadow", self._write)
                 if drawn:
                     self._label(answer, probability, again)
         except Exception as error:
@@ -318,19 +324,19 @@ class Shadow:
                 with self._lock:
                     self._decisions.update((one.used.mode, one.shadow.mode) for one in made)
 
-    def _choices(self, watched: Watched, prompt: str) -> tuple[Choice, Choice]:
+    def _choices(self, classifier: ComplexityClassifier, watched: Watched, prompt: str) -> tuple[Choice, Choice]:
         decision, artifact = watched.decision, watched.artifact
-        policy = self._policy(watched)
+        policy = self._policy(classifier, watched)
         # the latencies at the time of the decision in force, because its answer has changed them since then
         latency = LatencyModel(watched.per_token, watched.prefill)
-        prediction = self.classifier.predict(prompt, decision.caption, decision.tools)
-        interval = self.classifier.gain_interval(prediction.gain) if decision.previous else None
+        prediction = classifier.predict(prompt, decision.caption, decision.tools)
+        interval = classifier.gain_interval(prediction.gain) if decision.previous else None
         mine = policy.decide(
             prediction, latency, decision.caption, tools=decision.tools, previous=decision.previous, interval=interval
         )
-        return _choice(artifact.fingerprint if artifact else "", decision), _choice(self.classifier.fingerprint, mine)
+        return _choice(artifact.fingerprint if artifact else "", decision), _choice(classifier.fingerprint, mine)
 
-    def _policy(self, watched: Watched) -> Policy:
+    def _policy(self, classifier: ComplexityClassifier, watched: Watched) -> Policy:
         """The policy in force. A target is resolved on the calibration set of the shadow when that policy changes."""
         if watched.price is not None:
             return replace(watched.policy, price=watched.price)
@@ -339,11 +345,11 @@ class Shadow:
         before, policy = self._resolved
         if policy is None or before is not watched.policy:
             self.check(watched.target)
-            assert self.classifier.calibration is not None
+            assert classifier.calibration is not None
             used = watched.policy
             # as for the policy in force: the mean prefill, at about the time when it was resolved
             latency = LatencyModel(watched.per_token, watched.usual_prefill)
-            curve = TradeoffCurve(self.classifier.calibration, latency, used.min_coverage, used.fallback_mode)
+            curve = TradeoffCurve(classifier.calibration, latency, used.min_coverage, used.fallback_mode)
             policy = replace(used, price=watched.target.resolve(curve).price)
             self._resolved = used, policy
         return policy

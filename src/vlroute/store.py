@@ -8,10 +8,11 @@ import re
 import sqlite3
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +24,8 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
-from vlroute.errors import InputError, StoreError, UnknownAnswerError, VLRouteError
+from vlroute.errors import InputError, OutputError, StoreError, UnknownAnswerError, VLRouteError
+from vlroute.file_lock import locked
 from vlroute.files import make_folder
 from vlroute.inputs.messages import Conversation
 from vlroute.records import Outcome, Record
@@ -88,6 +90,15 @@ LABELS = sa.Table(
     sa.Column("prefill_seconds", sa.Double, nullable=False),
     sa.Column("finish_reason", sa.String(16), nullable=False),
     sa.Column("correct", sa.Double),
+)
+
+#: Which API key rated an answer or a label last. Ratings without a key have no row.
+RATERS = sa.Table(
+    "raters",
+    TABLES,
+    sa.Column("rated", sa.String(32), primary_key=True),  # id of the answer or label
+    sa.Column("answer", sa.String(32), sa.ForeignKey("answers.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("key", sa.String(64), nullable=False),
 )
 
 #: Tokens of each API key of a server and day, for limits per key.
@@ -204,6 +215,9 @@ class RatedAnswer:
         outcome: correctness, tokens and seconds.
         created: seconds since 1970, UTC.
         tools: the part of tools in the request, see `Decision`.
+        decision: the fields of the decision by name, as `Decision.as_dict` returns them.
+        key: name of the API key that rated it; empty without one.
+        label_of: for a label of shadow mode, the id of the user's answer. `decision` is that of this answer.
     """
 
     id: str
@@ -215,6 +229,39 @@ class RatedAnswer:
     outcome: Outcome
     created: float
     tools: ToolUse = ""
+    decision: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
+    label_of: str | None = None
+
+    @property
+    def propensity(self) -> float:
+        """Probability with which the router chose the mode that answered the user, see `Decision`."""
+        return float(self.decision.get("propensity", 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """One answer, with or without feedback.
+
+    Attributes:
+        id: ID of the answer.
+        request: digest of the conversation, see `RatedAnswer`.
+        prompt: text of the request.
+        caption: caption on which the decision was based.
+        mode: the mode that answered.
+        seconds: time of the answer.
+        created: seconds since 1970, UTC.
+        decision: the fields of the decision by name.
+    """
+
+    id: str
+    request: str
+    prompt: str
+    caption: str | None
+    mode: Mode
+    seconds: float
+    created: float
+    decision: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,13 +352,15 @@ class Store:
             connection.execute(sa.insert(ANSWERS), row)
         return id
 
-    def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
+    def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None, key: str = "") -> None:
         """Store feedback on an answer. If an answer gets feedback several times, the last one counts.
 
         Args:
             answer_id: ID of the answer, or of a label of shadow mode.
             correct: whether it is correct, or to which share, 0 to 1.
             comment: free text.
+            key: name of the API key that gives the feedback, or of its address. It limits how many ratings of one
+                client count, see `vlroute.learning.ContinualLearner`.
 
         Raises:
             UnknownAnswerError: no answer with this ID is stored.
@@ -329,10 +378,15 @@ class Store:
         # one statement, so that the answer cannot be pruned in between
         insert = sa.insert(FEEDBACK).from_select(["answer", "correct", "mode", "comment", "created"], known)
         with self._errors("written"), self._engine.begin() as connection:
-            stored = connection.execute(insert.returning(FEEDBACK.c.id)).first()
+            stored = connection.execute(insert.returning(FEEDBACK.c.answer)).first()
             if stored is None:
                 graded = sa.update(LABELS).where(LABELS.c.id == _storable(str(answer_id))).values(correct=right)
-                stored = connection.execute(graded.returning(LABELS.c.id)).first()
+                stored = connection.execute(graded.returning(LABELS.c.answer)).first()
+            if stored is not None:
+                connection.execute(sa.delete(RATERS).where(RATERS.c.rated == _storable(str(answer_id))))
+                if key:
+                    rater = {"rated": str(answer_id), "answer": stored[0], "key": _storable(key[:64])}
+                    connection.execute(_insert_for_answer(RATERS, rater))
         if stored is None:
             raise UnknownAnswerError(
                 f"no answer with the id {str(answer_id)[:64]!r} is stored; expected an Answer.id from a router with "
@@ -355,24 +409,82 @@ class Store:
             return [table.c[name] for name in ("id", "mode", "tokens", "seconds", "prefill_seconds")]
 
         rated = (
-            sa.select(*request, *of(ANSWERS), ANSWERS.c.forced, FEEDBACK.c.correct)
+            sa.select(
+                *request,
+                *of(ANSWERS),
+                ANSWERS.c.forced,
+                FEEDBACK.c.correct,
+                sa.cast(sa.null(), sa.String(32)).label("label_of"),
+            )
             .join(FEEDBACK, FEEDBACK.c.answer == ANSWERS.c.id)
             .where(FEEDBACK.c.id.in_(last))
         )
         graded = (
-            sa.select(*request, *of(LABELS), sa.true().label("forced"), LABELS.c.correct)
+            sa.select(*request, *of(LABELS), sa.true().label("forced"), LABELS.c.correct, LABELS.c.answer)
             .join(LABELS, LABELS.c.answer == ANSWERS.c.id)
             .where(LABELS.c.correct.is_not(None))
         )
         both = sa.union_all(rated, graded).subquery()
-        query = sa.select(both).order_by(both.c.request, both.c.created, both.c.id)
+        query = (
+            sa.select(both, RATERS.c.key)
+            .outerjoin(RATERS, RATERS.c.rated == both.c.id)
+            .order_by(both.c.request, both.c.created, both.c.id)
+        )
         with self._errors("read"), self._engine.connect() as connection:
             for row in connection.execution_options(yield_per=256).execute(query):
                 outcome = Outcome(row.correct, row.tokens, row.seconds, row.prefill_seconds)
+                decision = row.decision if isinstance(row.decision, dict) else {}
                 yield RatedAnswer(
                     row.id, row.request, row.prompt, row.caption, row.mode, row.forced, outcome, row.created,
-                    row.decision.get("tools", "") if isinstance(row.decision, dict) else "",  # earlier versions lack it
+                    decision.get("tools", ""),  # earlier versions lack it
+                    decision, row.key or "", row.label_of,
                 )  # fmt: skip
+
+    def recent(self, since: float, most: int) -> list[StoredAnswer]:
+        """Read the latest answers whose mode was not forced.
+
+        Args:
+            since: earliest time, in seconds since 1970, UTC.
+            most: maximum number of answers.
+
+        Returns:
+            The answers, the oldest first.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        columns = [ANSWERS.c[one.name] for one in fields(StoredAnswer)]
+        query = (
+            sa.select(*columns)
+            .where(ANSWERS.c.created >= since, ~ANSWERS.c.forced)
+            .order_by(ANSWERS.c.created.desc(), ANSWERS.c.id)
+            .limit(most)
+        )
+        with self._errors("read"), self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return [
+            StoredAnswer(
+                row.id, row.request, row.prompt, row.caption, row.mode, row.seconds, row.created,
+                row.decision if isinstance(row.decision, dict) else {},
+            )
+            for row in reversed(rows)
+        ]  # fmt: skip
+
+    def labels(self) -> Iterator[Label]:
+        """Read the answers of the other mode, see `Label`, without their texts.
+
+        Yields:
+            The labels, streamed from the database.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        query = sa.select(*(LABELS.c[one.name] for one in fields(Label) if one.name != "text"))
+        with self._errors("read"), self._engine.connect() as connection:
+            for row in connection.execution_options(yield_per=256).execute(query):
+                yield Label(
+                    text=None, **{one.name: getattr(row, one.name) for one in fields(Label) if one.name != "text"}
+                )
 
     def record_shadowed(self, decisions: Sequence[ShadowedDecision]) -> None:
         """Store the decisions of a shadow. Decisions on answers that are not stored, or were pruned, are left out.
@@ -542,6 +654,51 @@ class Store:
         """
         with self._errors(verb), self._engine.begin() as connection:
             yield connection
+
+    @property
+    def url(self) -> str:
+        """The URL of the database, which another process can open. It contains the password, if there is one."""
+        return self._engine.url.render_as_string(hide_password=False)
+
+    @property
+    def file(self) -> Path | None:
+        """The file of the database; None if it is no SQLite file."""
+        database = self._engine.url.database
+        return Path(database) if self._engine.dialect.name == "sqlite" and database else None
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Let only one process do something with this store.
+
+        The system releases the lock when the process ends, even if it is killed. Windows has no such locks for files.
+
+        Args:
+            name: what is done, such as "learner".
+
+        Yields:
+            While the lock is held.
+
+        Raises:
+            OutputError: another process holds the lock.
+            StoreError: the store cannot be read.
+        """
+        refused = f"only one {name} can work on a store"
+        with ExitStack() as held:
+            if self.file is not None:
+                try:
+                    held.enter_context(locked(f"{self.file}.{name}", wait=0))
+                except OutputError as error:
+                    raise OutputError(f"{refused}: {error}") from None
+            else:
+                with self._errors("read"):
+                    connection = held.enter_context(self._engine.connect())
+                    held.callback(connection.invalidate)  # the lock belongs to the connection
+                    number = LOCK + zlib.crc32(name.encode())
+                    free = connection.scalar(sa.select(sa.func.pg_try_advisory_lock(number)))
+                    connection.commit()
+                if not free:
+                    raise OutputError(f"{refused}, and another process works on {self._name}")
+            yield
 
     def failures(self) -> dict[str, int]:
         """Number of calls that failed with a StoreError since this object was created, by what they did.

@@ -96,6 +96,9 @@ class Decision:
             artifact with a calibration set, or if the coverage of the request is below `Policy.min_coverage`.
         tools: "offered": the request offers tools. "result": its last message is the result of a tool. "": neither.
         previous: The mode whose tool calls the last messages answer, if it is known. See `Policy.decide`.
+        explored: Whether the request was drawn to be answered in the other mode, see `explore` of
+            `Router.from_pretrained`. `mode` is then the other mode.
+        propensity: Probability with which this mode was chosen: 1 without exploration.
     """
 
     mode: Mode
@@ -116,6 +119,8 @@ class Decision:
     thinking_budget: int | None = None
     tools: ToolUse = ""
     previous: Mode | None = None
+    explored: bool = False
+    propensity: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """All fields by name, for JSON; all numbers are finite."""

@@ -390,7 +390,7 @@ def test_the_artifact_in_force_can_be_replaced(store: Store, opposite: Path) -> 
 def test_what_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="store="):
         Router.from_pretrained(shadow=POCKET)
-    with pytest.raises(SettingsError, match="shadow="):
+    with pytest.raises(SettingsError, match="label_share needs store="):
         Router.from_pretrained(label_share=0.1)
     for share in (-0.1, 1.1, "all", True):
         with pytest.raises(SettingsError, match="label_share"):

@@ -21,8 +21,9 @@ from PIL import Image
 
 from tests.conftest import lacking
 from tests.stored import answer, asked
-from vlroute.errors import InputError
+from vlroute.errors import InputError, OutputError
 from vlroute.inputs.messages import parse
+from vlroute.learned import LearningEvent, LearningHistory
 from vlroute.records import read_records, write_records
 from vlroute.store import Store, StoreError, UnknownAnswerError, export_feedback, new_id
 
@@ -67,9 +68,10 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def drop_tables(url: str) -> None:
     engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
-        tables = "responses, conversation_media_uses, conversation_media, conversation_messages"
+        conversations = "responses, conversation_media_uses, conversation_media, conversation_messages"
+        learning = "learning_history, raters, labels, shadows"
         connection.execute(
-            sa.text(f"DROP TABLE IF EXISTS {tables}, labels, shadows, feedback, answers, tokens, vlroute_schema")
+            sa.text(f"DROP TABLE IF EXISTS {conversations}, {learning}, feedback, answers, tokens, vlroute_schema")
         )
     engine.dispose()
 
@@ -301,3 +303,26 @@ def test_opened_at_the_same_time(where: str) -> None:
     with ThreadPoolExecutor(8) as threads:
         for opened in threads.map(Store, [where] * 8):
             opened.close()
+
+
+def test_one_learner_at_a_time(where: str) -> None:
+    with Store(where) as store, Store(where) as other:
+        with store.lock("learner"):
+            with pytest.raises(OutputError, match="only one learner can work on a store"), other.lock("learner"):
+                pass
+            with other.lock("something else"):
+                pass
+        with other.lock("learner"):
+            pass
+
+
+def test_the_history_of_learning(where: str) -> None:
+    with Store(where) as store:
+        history = LearningHistory(store)
+        assert history.latest() is None
+        history.add(LearningEvent("started", "/a", "f", {"ratings": 0}))
+        last = history.add(LearningEvent("swapped", "/b", "e", {"ratings": 20, "drift": {"latency": 1.5}}))
+        assert history.latest() == last
+        assert [one.artifact for one in history.events()] == ["/b", "/a"]
+        assert history.events(1, "started")[0].details == {"ratings": 0}
+        assert history.counts() == {"started": 1, "swapped": 1}

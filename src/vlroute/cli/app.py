@@ -21,7 +21,7 @@ from vlroute import __version__
 from vlroute.cli.chat import chat
 from vlroute.cli.doctor import doctor
 from vlroute.cli.key import key
-from vlroute.cli.learn import collect, curves, evaluate, export, feedback, probe, train
+from vlroute.cli.learn import collect, curves, evaluate, export, feedback, learn, probe, train
 from vlroute.cli.options import (
     AnswerReserve,
     AsJson,
@@ -64,8 +64,8 @@ app = typer.Typer(
 
 #: Options for a file or folder. An empty name would mean the current folder.
 _NAMES = {
-    "--answers", "--cache", "--config", "--encoder", "--image", "-i", "--key-file", "--oof", "--out", "--model",
-    "--records", "--resume", "--router", "--save", "--shadow", "--store", "--video",
+    "--answers", "--cache", "--config", "--encoder", "--folder", "--image", "-i", "--key-file", "--oof", "--out",
+    "--model", "--records", "--resume", "--router", "--save", "--shadow", "--store", "--video",
 }  # fmt: skip
 
 
@@ -241,7 +241,7 @@ PANELS: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "Learn": {
         "collect": collect, "train": train, "probe": probe, "eval": evaluate, "curves": curves, "feedback": feedback,
-        "export": export, "push": push,
+        "export": export, "learn": learn, "push": push,
     },
 }  # fmt: skip
 for panel, commands in PANELS.items():

@@ -48,7 +48,7 @@ _MODEL: dict[str, tuple[Any, Any]] = {
     "model": (_Name | None, None), "router": (_Name | None, None), "policy": (Preset | None, None),
     "stages": (_Name | None, None), "store": (_Name | None, None), "device": (_Name | None, None),
     "memory": (float | None, None), "compile": (CompileChoice | None, None), "shadow": (_Name | None, None),
-    "label_share": (float, 0.0),
+    "label_share": (float, 0.0), "explore": (float, 0.0),
 }  # fmt: skip
 
 

@@ -1,10 +1,11 @@
-"""Commands for learning: collect, train, probe, eval, curves, feedback, export."""
+"""Commands for learning: collect, train, probe, eval, curves, feedback, export, learn."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -417,6 +418,72 @@ def export(
         make_folder(out.parent, private=True)
         written = write_records(out, found.records)
     typer.echo(f"wrote {written} records; left out {found.one_sided} requests with feedback on one mode only")
+
+
+#: Seconds of each unit in which --every may be given.
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def _interval(text: str) -> timedelta:
+    """The interval in words such as 90s, 30m, 1h and 2d."""
+    number, unit = text[:-1], text[-1:]
+    if not (number.isdecimal() and int(number) > 0 and unit in _UNITS):
+        raise typer.BadParameter(f"{text!r} is no interval; expected a number and a unit, such as 90s, 30m, 1h or 1d")
+    return timedelta(seconds=int(number) * _UNITS[unit])
+
+
+def learn(
+    store: StoreAt,
+    router: Annotated[
+        Path | None, typer.Option(help="Folder of the artifact to begin with; later runs go on from the one in use.")
+    ] = None,
+    every: Annotated[
+        Any, typer.Option(parser=_interval, metavar="INTERVAL", help="Time between two steps: 90s, 30m, 1h, 1d.")
+    ] = "1h",
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder for the artifacts. Default: beside the file of the store.")
+    ] = None,
+    most_per_key: Annotated[
+        int, typer.Option(min=1, help="Of the ratings of each API key, only so many count, the latest ones.")
+    ] = 50,
+    once: Annotated[bool, typer.Option("--once", help="Run one step and end.")] = False,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Use the previous artifact again and end; a learner may be running.")
+    ] = False,
+    history: Annotated[bool, typer.Option("--history", help="Print all steps as JSON lines and end.")] = False,
+) -> None:
+    """Learn from feedback while a server answers: train, compare with the router in use, and replace it if better.
+
+    vlroute learn --store answers.db --router my-router --every 1h
+
+    vlroute learn --store answers.db --rollback
+    """
+    if once + rollback + history > 1:
+        raise InputError("give at most one of --once, --rollback and --history")
+    with _needs("train"), _needs("store"):
+        from vlroute.learned import LearningHistory
+        from vlroute.learning.continual import ContinualLearner, roll_back, summary
+    if history:
+        with _store(store) as opened:
+            for event in reversed(LearningHistory(opened).events()):
+                typer.echo(json.dumps(event.as_dict()))
+        return
+    if rollback:
+        with _store(store) as opened:
+            typer.echo(summary(roll_back(opened)))
+        return
+    with ContinualLearner(router, store, every=every, folder=folder, most_per_key=most_per_key) as learner:
+        if not once:
+            try:
+                learner.run()
+            except KeyboardInterrupt:
+                raise typer.Exit(130) from None
+        event = learner.step()
+        typer.echo(summary(event))
+        for sentence in event.details.get("cannot_learn", ()):
+            typer.echo(f"{sentence}.", err=True)
+    if event.action == "failed":
+        raise typer.Exit(1)
 
 
 def _store(where: str) -> Store:

@@ -67,7 +67,11 @@ ShadowFolder = Annotated[
 ]
 LabelShare = Annotated[
     float,
-    typer.Option(min=0, max=1, help="Share of requests that the other mode also answers, later. Needs --shadow."),
+    typer.Option(min=0, max=1, help="Share of requests that the other mode also answers, later. Needs --store."),
+]
+Explore = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Share of requests that the other mode answers, so that vlroute learn can learn."),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu, …; by default CUDA if there is one.")]
 

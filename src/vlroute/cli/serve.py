@@ -16,6 +16,7 @@ import typer
 from vlroute.cli.options import (
     Compile,
     Device,
+    Explore,
     LabelShare,
     Memory,
     ModelOption,
@@ -26,7 +27,7 @@ from vlroute.cli.options import (
     Wanted,
     policy_of,
 )
-from vlroute.errors import InputError, MissingExtraError
+from vlroute.errors import InputError, MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -127,6 +128,9 @@ WriteSeconds = Annotated[
 GraceSeconds = Annotated[
     float, typer.Option(min=0, help="Time for unfinished answers after SIGTERM; then they end with an error.")
 ]
+Learned = Annotated[
+    bool, typer.Option("--learned", help="Use the artifacts that vlroute learn puts in use for the store.")
+]
 Page = Annotated[bool, typer.Option("--page/--no-page", help="Serve the web page, if its packages are installed.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")]
 LogFormat = Annotated[
@@ -172,6 +176,8 @@ def serve(
     compile: Compile = None,
     shadow: ShadowFolder = None,
     label_share: LabelShare = 0.0,
+    explore: Explore = 0.0,
+    learned: Learned = False,
     page: Page = True,
     log_format: LogFormat = "text",
 ) -> None:
@@ -251,8 +257,10 @@ def _run(settings: EffectiveSettings, server: ServerSettings, page: Literal["nee
 
     configure_logging(server.log_format)
     _check_free(server.host, server.port)
-    names = ("router", "store", "device", "memory", "compile", "shadow", "label_share")
+    names = ("router", "store", "device", "memory", "compile", "shadow", "label_share", "explore")
     given = settings.values
+    if server.learned and not given["store"]:
+        raise SettingsError("--learned needs --store: the store says which artifact vlroute learn has put in use")
     router = Router.from_pretrained(
         given["model"], policy=policy_of(given["policy"], given["stages"]), max_num_seqs=server.max_num_seqs,
         **{name: given[name] for name in names},

@@ -11,7 +11,7 @@ from vlroute.decision.information import StagePlan, wasted_seconds
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import Floats
-from vlroute.types import Decision, Mode, PassedStage, Stage
+from vlroute.types import Decision, Mode, PassedStage, Stage, other
 
 
 class StagedDecision:
@@ -51,6 +51,7 @@ class StagedDecision:
         self._heads, self._plan, self._shared_prompt = heads, plan, shared_prompt
         self._uncached_tokens, self._budget, self._interval = uncached_tokens, budget, interval
         self._evidence: dict[Stage, Floats] = {}
+        self._explore: tuple[float, bool] | None = None
         self.judged = False
         self.decision = replace(decision, stages=(_passed(decision, 0.0),))
         if self.goes_on:
@@ -64,6 +65,15 @@ class StagedDecision:
             return False
         margin = self.decision.gain - self.decision.threshold
         return self._plan.goes_on(self.decision.stage, margin)
+
+    def explore(self, share: float, drawn: bool) -> None:
+        """Explore: answer this request in the other mode than the last stage decides, if it is drawn.
+
+        Args:
+            share: Probability with which requests are drawn.
+            drawn: Whether this one is drawn.
+        """
+        self._explore = share, drawn
 
     @property
     def decide_within(self) -> float:
@@ -109,16 +119,30 @@ class StagedDecision:
         if self.goes_on:
             return None
         self.judged = True
-        return decision.mode == "instruct"
+        self._explored()
+        return self.decision.mode == "instruct"
 
     def settle(self) -> Decision:
         """The decision with which the request is answered: no later stage can change it any more."""
+        self._explored()
         self.decision = replace(self.decision, later_stages=())
         return self.decision
 
+    def _explored(self) -> None:
+        """Draw the mode once, after the last stage has decided."""
+        if self._explore is None:
+            return
+        (share, drawn), self._explore = self._explore, None
+        if not drawn:
+            self.decision = replace(self.decision, propensity=1 - share)
+            return
+        mode = other(self.decision.mode)
+        reason = f"{self.decision.reason}; {mode} answers, because the request was drawn for exploration"
+        self.decision = replace(self.decision, mode=mode, reason=reason, explored=True, propensity=share)
+
     def without_evidence(self) -> None:
         """Let Instruct answer, because the engine gave no evidence and its text cannot be held back any longer."""
-        self.judged = True
+        self.judged, self._explore = True, None
         if self.decision.mode == "thinking":
             reason = f"{self.decision.reason}; the endpoint gives no evidence, so Instruct answers"
             self.decision = replace(self.decision, mode="instruct", reason=reason)

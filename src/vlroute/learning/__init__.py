@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 from vlroute.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from vlroute.learned import LearningEvent as LearningEvent
     from vlroute.learning.collect import Collected as Collected
     from vlroute.learning.collect import collect_records as collect_records
+    from vlroute.learning.continual import ContinualLearner as ContinualLearner
+    from vlroute.learning.continual import roll_back as roll_back
     from vlroute.learning.dataset import Example as Example
     from vlroute.learning.dataset import Source as Source
     from vlroute.learning.estimator import ComplexityEstimator as ComplexityEstimator
@@ -60,7 +63,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "vlroute.learned": ["LearningEvent"],
         "vlroute.learning.collect": ["Collected", "collect_records"],
+        "vlroute.learning.continual": ["ContinualLearner", "roll_back"],
         "vlroute.learning.dataset": ["Example", "Source"],
         "vlroute.learning.estimator": ["ComplexityEstimator"],
         "vlroute.learning.evaluate": [

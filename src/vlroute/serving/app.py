@@ -62,6 +62,8 @@ def create_app(
             asyncio.create_task(service.remove_expired()),
             asyncio.create_task(service.freed_memory.return_to_system()),
         ]
+        if settings.learned:
+            tasks.append(asyncio.create_task(service.follow_learner()))
         try:
             yield
         finally:

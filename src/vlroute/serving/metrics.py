@@ -24,6 +24,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from vlroute import __version__
+from vlroute.errors import StoreError
+from vlroute.learned import MEASURING, Action, LearningHistory
 from vlroute.serving.request_log import RequestRecord
 from vlroute.shadow import Shadow
 from vlroute.store import Store
@@ -166,6 +168,10 @@ class Metrics:
         """Export how often a store failed."""
         self.registry.register(_StoreFailures(store))
 
+    def watch_learner(self, history: LearningHistory) -> None:
+        """Export what `vlroute learn` did, and the drift that it measured."""
+        self.registry.register(_Learner(history))
+
     def text(self, accept: str = "") -> tuple[bytes, str]:
         """All metrics.
 
@@ -206,6 +212,35 @@ class _Shadow(Collector):
             for value, count in counts.items():
                 family.add_metric([value], count)
             yield family
+
+
+class _Learner(Collector):
+    def __init__(self, history: LearningHistory) -> None:
+        self.history = history
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        try:
+            latest, counts = self.history.latest(), self.history.counts()
+        except StoreError:  # counted as an error of the store
+            return
+        if latest is None:
+            return
+        steps = CounterMetricFamily("vlroute_learner_steps", "Steps of vlroute learn.", labels=["action"])
+        for action in get_args(Action):
+            steps.add_metric([action.replace(" ", "_")], counts.get(action, 0))
+        yield steps
+        text = "Time of the last step of vlroute learn, in seconds since 1970."
+        yield GaugeMetricFamily("vlroute_learner_last_step_timestamp_seconds", text, value=latest.created)
+        found = self.history.events(1, *MEASURING)
+        details = found[0].details if found else {}
+        if "ratings" in details:
+            text = "Ratings in the store from which vlroute learn learns."
+            yield GaugeMetricFamily("vlroute_learner_ratings", text, value=details["ratings"])
+        drift = GaugeMetricFamily("vlroute_learner_drift", "Drift of recent requests.", labels=["quantity"])
+        for quantity, value in details.get("drift", {}).items():
+            if isinstance(value, float):
+                drift.add_metric([quantity], value)
+        yield drift
 
 
 class _StoreFailures(Collector):

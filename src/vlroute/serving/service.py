@@ -34,6 +34,7 @@ from vlroute.inputs.decoding import DecodingCancelledError, MediaBudget, PixelPo
 from vlroute.inputs.media import FrameSampling, Limits
 from vlroute.inputs.messages import Conversation
 from vlroute.lazy_model import PREPARING_THREADS
+from vlroute.learned import LearningHistory
 from vlroute.pipeline import RequestOptions
 from vlroute.router import Router
 from vlroute.serving.admission import FairQueue, Ticket
@@ -58,6 +59,7 @@ log = logging.getLogger("vlroute")
 State = Literal["loading", "ready", "failed", "shutting down"]
 CANCEL_SECONDS = 20.0  # until cancelled answers have ended
 CLEANING_SECONDS = 600.0  # between two deletions of expired responses
+FOLLOW_SECONDS = 5.0  # between two looks at which artifact is in use
 RETRY_SECONDS = 1.0  # until the next attempt to load
 LOWEST_PRIORITY = 19  # of threads, on Linux
 SMOOTHING = 0.1  # weight of the latest answer in the mean seconds from which Retry-After is computed
@@ -79,6 +81,7 @@ class Service:
     Attributes:
         models: See `model_names`.
         conversations: Stored responses; None if the router has no store.
+        history: What `vlroute learn` did with the store; None if the router has no store.
         freed_memory: Counts the memory of requests that have ended.
         draining: Whether the server shuts down, so that no request is admitted. A signal handler may set it.
         hurry: Whether the shutdown does not wait for unfinished answers. A signal handler may set it.
@@ -112,9 +115,12 @@ class Service:
         self._mean_seconds = 1.0
         self.models = model_names(router)
         self.conversations: Conversations | None = None
+        self.history: LearningHistory | None = None
         if router.store is not None:
             self.conversations = Conversations(router.store, timedelta(days=settings.retention_days))
             self.metrics.watch_store(router.store)
+            self.history = LearningHistory(router.store)
+            self.metrics.watch_learner(self.history)
         self.metrics.watch_caches(self._caches)
         if router.shadow is not None:
             self.metrics.watch_shadow(router.shadow)
@@ -432,11 +438,11 @@ class Service:
         """See `Router.decide_on`."""
         return self.router.decide_on(conversation, options)
 
-    def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
+    def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None, key: str = "") -> None:
         """See `Router.feedback`. APIError 400 if the server stores no answers."""
         if self.router.store is None:
             raise APIError(400, "this server stores no answers; start it with --store FILE", "no_store")
-        self.router.feedback(answer_id, correct=correct, comment=comment)
+        self.router.feedback(answer_id, correct=correct, comment=comment, key=key)
         self.metrics.feedback.inc()
 
     async def run_in_thread(self, work: Callable[[], T], flow: Flow) -> T:
@@ -480,6 +486,20 @@ class Service:
             except StoreError as error:
                 log.error("expired responses and counts of tokens could not be deleted: %s", error)
             await asyncio.sleep(CLEANING_SECONDS)
+
+    async def follow_learner(self) -> None:
+        """Use the artifact that `vlroute learn` has put in use, until cancelled."""
+        used = ""
+        while self.history is not None:
+            try:
+                latest = await asyncio.to_thread(self.history.latest)
+                if latest is not None and latest.artifact != used:
+                    used = latest.artifact  # not read again if it cannot be used
+                    await asyncio.to_thread(self.router.use, used)
+                    log.info("the router artifact %s (%s) is in use", used, latest.fingerprint)
+            except VLRouteError as error:
+                log.error("the learned router artifact cannot be used: %s", error)
+            await asyncio.sleep(FOLLOW_SECONDS)
 
     async def finish(self, seconds: float) -> None:
         """Admit no more requests, give the admitted ones `seconds` to finish, and cancel the rest."""

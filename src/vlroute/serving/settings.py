@@ -78,6 +78,8 @@ class ServerSettings:
             on or remove it.
         forwarded_allow_ips: Addresses and networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto
             headers are trusted; `*`: all.
+        learned: Use the router artifacts that `vlroute learn` puts in use for the store of the router. The store is
+            looked at every few seconds.
         log_format: Format of the log of `vlroute serve` and of the ingresses of a cluster. `create_app` leaves the log
             of its process as it is.
 
@@ -116,6 +118,7 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     root_path: str = ""
     forwarded_allow_ips: tuple[str, ...] = ("127.0.0.1", "::1")
+    learned: bool = False
     log_format: Literal["text", "json"] = "text"
 
     def __post_init__(self) -> None:
@@ -257,8 +260,9 @@ def keys_from_environment() -> tuple[str, ...]:
     return split_values(os.environ.get("VLROUTE_API_KEYS", ""))
 
 
-#: Settings of `ServerSettings` that a cluster does not have: Ray's proxy accepts the connections.
-NOT_IN_CLUSTER = ("header_seconds", "idle_seconds", "write_seconds", "grace_seconds")
+#: Settings of `ServerSettings` that a cluster does not have: Ray's proxy accepts the connections, and a new artifact
+#: needs a new deployment.
+NOT_IN_CLUSTER = ("learned", "header_seconds", "idle_seconds", "write_seconds", "grace_seconds")
 
 
 @dataclass(frozen=True, slots=True)

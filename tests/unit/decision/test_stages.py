@@ -223,3 +223,29 @@ def test_stages_have_one_order() -> None:
     assert Policy(stages=("answer", "prompt")).stages == ("prompt", "answer")
     assert Target(preset="fast", stages=["prompt"]).stages == ("prompt",)  # type: ignore[arg-type]
     assert repr(Target(preset="fast", stages=("prompt",))) == "Target(preset='fast', stages=('prompt',))"
+
+
+@pytest.mark.parametrize("mode", ["instruct", "thinking"])
+def test_exploration_turns_the_last_decision_once(mode: Any) -> None:
+    gain = 0.5 if mode == "thinking" else -0.5
+    prediction = Prediction(0.5 - gain / 2, 0.5 + gain / 2, 5, 60, 1.0)
+    for drawn in (True, False):
+        decision = Policy().decide(prediction, LATENCY)
+        assert decision.mode == mode
+        staged = StagedDecision(decision, prediction, Policy(), LATENCY)
+        staged.explore(0.05, drawn)
+        assert staged.decision.mode == mode
+        staged.settle()
+        settled = staged.settle()  # after an error, the pipeline may settle again
+        assert (settled.mode != mode) == settled.explored == drawn
+        assert settled.propensity == pytest.approx(0.05 if drawn else 0.95)
+        assert ("drawn for exploration" in settled.reason) == drawn
+
+
+def test_exploration_does_not_turn_a_decision_without_evidence() -> None:
+    prediction = Prediction(0.2, 0.8, 5, 60, 1.0)
+    staged = StagedDecision(Policy().decide(prediction, LATENCY), prediction, Policy(), LATENCY)
+    staged.explore(0.05, True)
+    staged.without_evidence()  # Instruct's text is shown already
+    settled = staged.settle()
+    assert (settled.mode, settled.explored, settled.propensity) == ("instruct", False, 1.0)

@@ -328,7 +328,9 @@ def add_votes(
         name: Name of `problem`.
     """
 
-    def vote(held: Votable | None, session: Session, like: gr.LikeData) -> Iterator[dict[Any, Any]]:
+    def vote(
+        held: Votable | None, session: Session, like: gr.LikeData, request: gr.Request
+    ) -> Iterator[dict[Any, Any]]:
         found = answers(held) if held is not None else {}
         answer = found.get(like.index) if isinstance(like.index, int) else None
         if held is None or answer is None:
@@ -336,7 +338,7 @@ def add_votes(
             return
         if isinstance(like.liked, bool):
             with Caught(session, name):
-                page.answerer.feedback(answer, correct=like.liked)
+                page.answerer.feedback(answer, correct=like.liked, key=request.username or "")
                 held.votes[answer] = like.liked
                 session.notes[name] = "thanks"
         else:  # the second click on the same thumb: Gradio shows no vote, but the store keeps it

@@ -57,7 +57,7 @@ class Answerer(Protocol):
         """The decision for `conversation`, without an answer."""
         ...
 
-    def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None) -> None:
+    def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None, key: str = "") -> None:
         """Store whether an answer was right."""
         ...
 

@@ -1,0 +1,206 @@
+"""Continual learning: from ratings in a store to an artifact in use, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from tests.commands import command
+from tests.rated_store import PRICE, add_answers, first_artifact
+from tests.serving import KEY, served, until
+from vlroute import Policy, Router
+from vlroute.decision.classifier import ComplexityClassifier
+from vlroute.errors import InputError, OutputError
+from vlroute.learned import Action, LearningHistory
+from vlroute.learning import ContinualLearner, roll_back
+from vlroute.serving.metrics import Metrics
+from vlroute.serving.settings import ServerSettings
+from vlroute.serving.ui.learning import steps_html
+from vlroute.serving.ui.texts import TEXTS
+from vlroute.store import Store
+
+NEW = "Reconcile the ledger of the cup with the invoice."
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a first artifact and a store on which one candidate was swapped in."""
+    folder = tmp_path_factory.mktemp("continual")
+    first = first_artifact(folder / "first")
+    with Store(folder / "answers.db") as store:
+        add_answers(store, first, 240)
+    ended = command("learn", "--store", str(folder / "answers.db"), "--router", str(folder / "first"), "--once")
+    assert ended.returncode == 0, ended.stderr
+    assert "learner: swapped, 240 ratings" in ended.stdout.replace("\n", " ")
+    return folder
+
+
+@pytest.fixture
+def copied(learned: Path, tmp_path: Path) -> Path:
+    """The same store and artifacts, to change."""
+    for name in ("answers.db", "answers.db-wal"):
+        if (learned / name).exists():
+            (tmp_path / name).write_bytes((learned / name).read_bytes())
+    return tmp_path
+
+
+def test_the_learned_artifact_thinks_about_the_new_kind(learned: Path) -> None:
+    with Store(learned / "answers.db", create=False) as store, ContinualLearner(None, store) as learner:
+        swapped, started = learner.history
+    assert (started.action, swapped.action) == ("started", "swapped")
+    before, after = (ComplexityClassifier.load(one.artifact).predict(NEW) for one in (started, swapped))
+    assert before.coverage < 0.6 < after.coverage
+    assert after.gain > 0.5
+    found = swapped.details["comparison"]
+    assert found["difference"] > 0
+    assert found["low"] > -0.005
+    assert swapped.details["cannot_learn"] == []
+    assert swapped.details["drift"]["coverage"] < swapped.details["drift"]["coverage_in_training"]
+    report = (Path(swapped.artifact) / "report.md").read_text("utf-8")
+    assert "from Instruct to Thinking" in report
+    assert ComplexityClassifier.load(swapped.artifact).fingerprint == swapped.fingerprint
+
+
+def test_a_router_uses_what_was_learned_and_rolled_back(copied: Path, learned: Path) -> None:
+    where = copied / "answers.db"
+    with (
+        Store(where) as store,
+        Router.from_pretrained(router=learned / "first", store=store, policy=Policy(price=PRICE)) as router,
+    ):
+        before = router.decide(NEW).gain
+        with ContinualLearner(router, store, folder=copied / "routers") as learner:
+            assert router.decide(NEW).gain > before + 0.3
+            assert learner.rollback().action == "rolled back"
+            assert router.decide(NEW).gain == pytest.approx(before)
+            with pytest.raises(InputError, match="no earlier one"):
+                learner.rollback()
+            assert learner.step().action == "waited"  # the ratings that are known already change nothing
+
+
+def test_roll_back_by_command_while_a_learner_runs(copied: Path) -> None:
+    where = str(copied / "answers.db")
+    with ContinualLearner(None, where, folder=copied / "routers"):
+        ended = command("learn", "--store", where, "--rollback")
+        assert ended.returncode == 0, ended.stderr
+        assert "rolled back" in ended.stdout
+        with pytest.raises(OutputError, match="only one learner can work on a store"):
+            ContinualLearner(None, where, folder=copied / "routers")
+    lines = command("learn", "--store", where, "--history").stdout.splitlines()
+    assert [json.loads(line)["action"] for line in lines] == ["started", "swapped", "rolled back"]
+
+
+def test_one_client_cannot_dominate(tmp_path: Path) -> None:
+    first = first_artifact(tmp_path / "first")
+    with Store(tmp_path / "answers.db") as store:
+        add_answers(store, first, 30, key="mallory")
+        add_answers(store, first, 5, key="alice", seed=1)
+        with ContinualLearner(tmp_path / "first", store, most_per_key=10) as learner:
+            event = learner.step()
+    assert (event.action, event.details["ratings"], event.details["over_limit"]) == ("waited", 15, 20)
+
+
+def test_without_exploration_it_says_what_cannot_be_learned(tmp_path: Path) -> None:
+    first = first_artifact(tmp_path / "first")
+    with Store(tmp_path / "answers.db") as store:
+        add_answers(store, first, 60, explore=0.0)
+    ended = command("learn", "--store", str(tmp_path / "answers.db"), "--router", str(tmp_path / "first"), "--once")
+    assert "learner: kept" in ended.stdout
+    assert "No answer of Thinking is rated where the router chooses Instruct" in ended.stderr
+
+
+def test_nothing_to_begin_with(tmp_path: Path) -> None:
+    with Store(tmp_path / "answers.db") as store, pytest.raises(InputError, match="begins with a router artifact"):
+        ContinualLearner(None, store)
+    with Store(tmp_path / "answers.db") as store, pytest.raises(InputError, match="nothing was learned"):
+        roll_back(store)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_a_killed_learner_leaves_a_usable_artifact_and_loses_nothing(tmp_path: Path) -> None:
+    first = first_artifact(tmp_path / "first")
+    where = tmp_path / "answers.db"
+    with Store(where) as store:
+        add_answers(store, first, 240)
+    arguments = [sys.executable, "-m", "vlroute", "learn", "--store", str(where), "--every", "1h"]
+    killed = subprocess.Popen(
+        [*arguments, "--router", str(tmp_path / "first")], start_new_session=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    folder = Path(f"{where}.routers")
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("learned-*")) and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)  # with its training process, while the candidate is being written
+    killed.communicate()
+    (folder / "learned-0000000000000000").mkdir()  # what an earlier learner has left
+    with ContinualLearner(None, where) as learner:
+        assert not (folder / "learned-0000000000000000").exists()
+        ComplexityClassifier.load(learner.in_use)
+        if learner.history[0].action != "swapped":  # killed before it could swap
+            assert learner.step().action == "swapped"
+        assert learner.history[0].details["ratings"] == 240
+
+
+def test_metrics_and_page_show_the_steps_and_the_drift(learned: Path) -> None:
+    metrics = Metrics()
+    with Store(learned / "answers.db") as store:
+        history = LearningHistory(store)
+        metrics.watch_learner(history)
+        text = metrics.text()[0].decode()
+        assert 'vlroute_learner_steps_total{action="swapped"} 1.0' in text
+        assert 'vlroute_learner_steps_total{action="rolled_back"} 0.0' in text
+        assert "vlroute_learner_ratings 240.0" in text
+        for quantity in ("coverage", "coverage_in_training", "calibration", "latency"):
+            assert f'vlroute_learner_drift{{quantity="{quantity}"}}' in text
+        events = history.events()
+        for texts in TEXTS.values():
+            shown = steps_html(events, events[0], texts)
+            assert texts.learning_actions["swapped"] in shown
+            assert events[0].fingerprint in shown
+            assert all(name in shown for name in texts.drift_figures.values())
+            assert texts.nothing_learned in steps_html([], None, texts)
+            assert set(texts.learning_actions) == set(get_args(Action))
+
+
+def test_a_server_follows_the_learner(copied: Path, learned: Path) -> None:
+    store = Store(copied / "answers.db")
+    router = Router.from_pretrained(router=learned / "first", store=store, policy=Policy(price=PRICE))
+    settings = ServerSettings(port=0, api_keys=(KEY,), learned=True)
+    with served(settings, router=router) as server, server.http(headers={"Authorization": f"Bearer {KEY}"}) as http:
+        body = {"messages": [{"role": "user", "content": NEW}]}
+
+        def gain() -> float:
+            return float(http.post("/v1/route", json=body).json()["decision"]["gain"])
+
+        before = first_gain(learned)
+        until(lambda: gain() > before + 0.3, 60)
+        roll_back(store)
+        until(lambda: gain() == pytest.approx(before, abs=1e-3), 60)
+        page = http.get("/metrics").text
+        assert 'vlroute_learner_steps_total{action="rolled_back"} 1.0' in page
+
+
+def first_gain(learned: Path) -> float:
+    return ComplexityClassifier.load(learned / "first").predict(NEW).gain
+
+
+def test_ratings_over_http_have_the_name_of_their_key(tmp_path: Path, learned: Path) -> None:
+    router = Router.from_pretrained(router=learned / "first", store=tmp_path / "answers.db", explore=1.0)
+    settings = ServerSettings(port=0, api_keys=(KEY,))
+    with served(settings, router=router) as server, server.http(headers={"Authorization": f"Bearer {KEY}"}) as http:
+        body = {"model": "auto", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+        found = http.post("/v1/chat/completions", json=body).json()["vlroute"]
+        assert found["decision"]["explored"] is True
+        assert http.post("/v1/feedback", json={"id": found["id"], "correct": True}).status_code == 200
+        assert router.store is not None
+        (rated,) = router.store.records()
+    assert rated.key.startswith("key-")
+    assert (rated.propensity, rated.decision["explored"]) == (1.0, True)
