@@ -249,7 +249,7 @@ def test_acknowledged_feedback_survives_a_kill(where: str) -> None:
 
 
 def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", tmp_path], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", tmp_path], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting a small disk needs rights")
     try:
