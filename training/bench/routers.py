@@ -229,7 +229,7 @@ def compare(sets: Sequence[PublicSet], seeds: int, scripts: Sequence[str], cache
                 scores.setdefault(name, []).append(learner["scores"])
         by_set[one.name] = figures_of(one, {name: np.asarray(one_router) for name, one_router in scores.items()})
     timed = next((one for one in sets if one.name == TIMED_SET), sets[0])
-    costs = {}
+    costs: dict[str, dict[str, Any]] = {}
     for script in scripts:
         step(f"timing {script}")
         found = run_script(script, timing_job(timed), cache, timed=True)

@@ -185,6 +185,8 @@ def curves(
     router: Annotated[
         Path | None, typer.Option(help="Folder of the router that was trained on these records: also draw its stages.")
     ] = None,
+    price: Annotated[float | None, typer.Option(help="The price in force, which figures mark. Default: 0.1.")] = None,
+    policy: Wanted = None,
     folds: Folds = 5,
     seeds: Seeds = None,
     together: Together = "text",
@@ -207,12 +209,13 @@ def curves(
         from vlroute.learning.assumptions import measure_latency
         from vlroute.learning.curves import PAGE, write_curves
         from vlroute.learning.embeddings import embed_texts
-        from vlroute.learning.evaluate import read_oof
+        from vlroute.learning.evaluate import DEFAULT_PRICE, read_oof
         from vlroute.learning.evidence import read_evidence
         from vlroute.learning.metrics import Values
         from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
         from vlroute.learning.stages import stage_curves
         from vlroute.records import Skipped, read_all, warn
+    check_price(price, policy)
     inputs = [*records, *filter(None, [oof]), *(artifact_files(router) if router else [])]
     check_outputs(out / PAGE, inputs=inputs)
     classifier = None if router is None else ComplexityClassifier.load(router)
@@ -243,7 +246,10 @@ def curves(
         if classifier is not None and classifier.calibration is not None:
             shared = any(one.shared_prompt for one in read_evidence(records, Skipped()).values())
             stages = stage_curves(classifier.calibration, measure_latency(found), shared)
-        written = write_curves(found, predicted, out, language=language, folds=folds, together=together, stages=stages)
+        written = write_curves(
+            found, predicted, out, language=language, folds=folds, together=together, stages=stages,
+            in_force=policy or (DEFAULT_PRICE if price is None else price),
+        )  # fmt: skip
     typer.echo(f"wrote {written[-1]}")
 
 

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from vlroute.learning.estimator import ComplexityEstimator as ComplexityEstimator
     from vlroute.learning.evaluate import Assessment as Assessment
     from vlroute.learning.evaluate import Evaluation as Evaluation
+    from vlroute.learning.evaluate import Mark as Mark
     from vlroute.learning.evaluate import TradeOff as TradeOff
     from vlroute.learning.evaluate import evaluate_router as evaluate_router
+    from vlroute.learning.evaluate import operating_marks as operating_marks
     from vlroute.learning.evaluate import seconds_of as seconds_of
     from vlroute.learning.evaluate import trade_offs as trade_offs
     from vlroute.learning.grading import Agreement as Agreement
@@ -64,7 +66,8 @@ __getattr__, __dir__, __all__ = lazy_names(
         "vlroute.learning.dataset": ["Example", "Source"],
         "vlroute.learning.estimator": ["ComplexityEstimator"],
         "vlroute.learning.evaluate": [
-            "Assessment", "Evaluation", "TradeOff", "evaluate_router", "seconds_of", "trade_offs",
+            "Assessment", "Evaluation", "Mark", "TradeOff", "evaluate_router", "operating_marks", "seconds_of",
+            "trade_offs",
         ],
         "vlroute.learning.grading": ["Agreement", "Grader", "Number", "choice", "exact", "load_grader", "regex"],
         "vlroute.learning.metrics": [
