@@ -73,7 +73,7 @@ def test_a_committed_notebook_is_small_whole_and_explained_in_two_languages(path
             assert any(len(line) > 40 for line in rest)
 
 
-def test_the_three_notebooks_are_listed() -> None:
+def test_the_four_notebooks_are_listed() -> None:
     listed = (ROOT / "examples" / "README.md").read_text("utf-8")
-    assert len(NOTEBOOKS) == 3
+    assert len(NOTEBOOKS) == 4
     assert all(f"notebooks/{path.name}" in listed for path in NOTEBOOKS)

@@ -91,21 +91,26 @@ def encoders() -> dict[str, Path]:
 def embedded(records: Sequence[Record], encoder: Path, file: Path) -> Path:
     """`file`, with the embeddings of prompt and caption side by side, as our own heads see them: `[n, 2 width]`."""
     if not file.exists():
-        texts = embed_texts(records, load_text_encoder(str(encoder)))
+        texts = embed_texts(records, load_text_encoder(str(encoder)), cache=file.parent)
         rows = [texts.encode((record.prompt, record.caption or "")).reshape(-1) for record in records]
         file.parent.mkdir(parents=True, exist_ok=True)
         np.save(file, np.stack(rows))
     return file
 
 
-def load_sets(folder: Path, names: Sequence[str], limit: int | None, cache: Path) -> list[PublicSet]:
-    """The sets with their embeddings; SystemExit if a file is missing."""
+def set_files(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The file of each set; SystemExit if one is missing."""
     paths = {name: folder / f"{name}.jsonl.gz" for name in names}
     if missing := [str(path) for path in paths.values() if not path.is_file()]:
         raise SystemExit(
             f"missing: {', '.join(missing)}. Name a folder with the public sets as NAME.jsonl.gz, one record a line "
             "(docs/reference/records.md), or choose sets with --sets"
         )
+    return paths
+
+
+def load_sets(paths: Mapping[str, Path], limit: int | None, cache: Path) -> list[PublicSet]:
+    """The sets with their embeddings."""
     sets = []
     digests = {name: digest_of(*sorted(encoder.rglob("*.safetensors"))) for name, encoder in encoders().items()}
     for name, path in paths.items():
@@ -288,7 +293,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of environments and finished parts")
     options = parser.parse_args()
     cache = options.cache.resolve()
-    sets = load_sets(options.folder, options.sets, options.limit, cache)
+    sets = load_sets(set_files(options.folder, options.sets), options.limit, cache)
     scripts = [name for name in names if name == OURS or name in options.scripts]
     publish("routers", compare(sets, options.seeds, scripts, cache), options.out)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vlroute.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from vlroute.learning.choose import choose_requests as choose_requests
     from vlroute.learning.collect import Collected as Collected
     from vlroute.learning.collect import collect_records as collect_records
     from vlroute.learning.dataset import Example as Example
@@ -45,10 +46,16 @@ if TYPE_CHECKING:
     from vlroute.learning.metrics import pgr as pgr
     from vlroute.learning.metrics import qnc as qnc
     from vlroute.learning.metrics import reliability as reliability
+    from vlroute.learning.plots import learning_curve_figure as learning_curve_figure
     from vlroute.learning.plots import reliability_figure as reliability_figure
     from vlroute.learning.plots import topic_figure as topic_figure
     from vlroute.learning.plots import trade_off_figure as trade_off_figure
     from vlroute.learning.probe import learn_probe as learn_probe
+    from vlroute.learning.sample_size import LearningPoint as LearningPoint
+    from vlroute.learning.sample_size import Needed as Needed
+    from vlroute.learning.sample_size import learning_curve as learning_curve
+    from vlroute.learning.sample_size import records_for_area as records_for_area
+    from vlroute.learning.sample_size import records_for_width as records_for_width
     from vlroute.learning.shadow import ShadowReport as ShadowReport
     from vlroute.learning.shadow import evaluate_shadow as evaluate_shadow
     from vlroute.learning.train import train_router as train_router
@@ -62,6 +69,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "vlroute.learning.choose": ["choose_requests"],
         "vlroute.learning.collect": ["Collected", "collect_records"],
         "vlroute.learning.dataset": ["Example", "Source"],
         "vlroute.learning.estimator": ["ComplexityEstimator"],
@@ -74,8 +82,13 @@ __getattr__, __dir__, __all__ = lazy_names(
             "Reliability", "aiq", "apgr", "area_over_random", "brier", "cpt", "ece", "ece_if_calibrated", "gain_auc",
             "headroom_captured", "nauc", "pgr", "qnc", "reliability",
         ],
-        "vlroute.learning.plots": ["reliability_figure", "topic_figure", "trade_off_figure"],
+        "vlroute.learning.plots": [
+            "learning_curve_figure", "reliability_figure", "topic_figure", "trade_off_figure",
+        ],
         "vlroute.learning.probe": ["learn_probe"],
+        "vlroute.learning.sample_size": [
+            "LearningPoint", "Needed", "learning_curve", "records_for_area", "records_for_width",
+        ],
         "vlroute.learning.shadow": ["ShadowReport", "evaluate_shadow"],
         "vlroute.learning.train": ["train_router"],
         "vlroute.learning.trial": ["Trial", "draw_evenly", "is_right", "run_trials"],

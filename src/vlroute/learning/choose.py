@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlroute.decision.classifier import ComplexityClassifier
-from vlroute.decision.text_encoder import Floats, TextEncoder
+from vlroute.decision.text_encoder import TextEncoder
 from vlroute.errors import InputError
 
 Values = NDArray[np.float64]
@@ -63,16 +63,17 @@ def choose_requests(
     rows = _rows(compared + known, text)
     rows -= rows[: len(pool)].mean(axis=0)  # the bias of a router is known after a few labels
     weight = np.ones(len(rows)) if classifier is None else _uncertainty(compared + known, classifier)
-    rows *= np.sqrt(weight)[:, None].astype(np.float32)
+    rows *= np.sqrt(weight)[:, None]
     covariance = _given(rows[: len(pool)], rows[len(pool) :])
     return [int(pool[at]) for at in _greedy(covariance, min(count, len(pool)))]
 
 
-def _rows(requests: Sequence[Request], text: TextEncoder) -> Floats:
+def _rows(requests: Sequence[Request], text: TextEncoder) -> Values:
     """Embeddings of prompt and caption side by side, `[n, 2 width]`."""
     texts = list(dict.fromkeys(part for prompt, caption in requests for part in (prompt, caption or "")))
     vectors = dict(zip(texts, text.encode(texts), strict=True))
-    return np.asarray([np.concatenate([vectors[prompt], vectors[caption or ""]]) for prompt, caption in requests])
+    rows = [np.concatenate([vectors[prompt], vectors[caption or ""]]) for prompt, caption in requests]
+    return np.asarray(rows, dtype=np.float64)
 
 
 def _uncertainty(requests: Sequence[Request], classifier: ComplexityClassifier) -> Values:
@@ -82,18 +83,16 @@ def _uncertainty(requests: Sequence[Request], classifier: ComplexityClassifier) 
     return np.asarray((p * (1 - p)).sum(axis=1) / 0.5)
 
 
-def _given(rows: Floats, known: Floats) -> Floats:
+def _given(rows: Values, known: Values) -> Values:
     """Covariance of `rows` after the labels of `known`, `[n, n]`."""
-    covariance: Floats = rows @ rows.T
+    covariance: Values = rows @ rows.T
     if len(known):
         between = rows @ known.T
-        covariance -= between @ np.linalg.solve(
-            known @ known.T + NOISE * np.eye(len(known), dtype=rows.dtype), between.T
-        )
+        covariance -= between @ np.linalg.solve(known @ known.T + NOISE * np.eye(len(known)), between.T)
     return covariance
 
 
-def _greedy(covariance: Floats, count: int) -> list[int]:
+def _greedy(covariance: Values, count: int) -> list[int]:
     """Rows whose labels reduce the trace of the covariance most, one after the other. Changes `covariance`."""
     chosen: list[int] = []
     for _ in range(count):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich.console import Console
 
 from vlroute.decision.text_encoder import TextEncoder
 from vlroute.errors import InputError
@@ -110,7 +111,7 @@ def learning_curve(
     most = len(records) - int(np.bincount(fold).max())
     if wrong := [size for size in sizes if not MIN_RECORDS <= size <= most]:
         raise InputError(f"sizes must be from {MIN_RECORDS} to {most} for {len(records)} records, not {wrong[0]}")
-    embedded = embed_texts(records, text) if text else None
+    embedded = embed_texts(records, text, console=Console(quiet=True)) if text else None
     right = np.asarray([[float(o.correct) for o in outcomes(records, mode)] for mode in MODES])
     groups = [group_of(record) for record in records] if together == "text" else None
     sampling = Sampling(len(records), groups, folds)
