@@ -1,7 +1,7 @@
 """Routers of other projects beside ours on public sets: `python -m training.bench.routers FOLDER`
 
 `FOLDER` holds the public sets as NAME.jsonl.gz. Each router is installed at a pinned version in an environment of its
-own under `--cache` at the first run (needs a network and 8 GB of disk), and a small script of `router_scripts/` trains
+own under `--cache` at the first run (needs a network and 15 GB of disk), and a small script of `router_scripts/` trains
 and scores it there. All get the same folds; equal texts share a fold. Finished parts are kept in `--cache`, so that a
 stopped run continues. Takes about an hour on two cores.
 """
@@ -154,7 +154,7 @@ def run_script(
     key = hashlib.sha256(b"\0".join((made_of, code, source))).hexdigest()[:24]
     folder = cache / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    asked, results = folder / f"{name}.job.json", folder / f"{name}-{'timed' if timed else key}.jsonl"
+    asked, results = (folder / f"{name}-{'timed' if timed else key}.{ending}" for ending in ("job.json", "jsonl"))
     if timed:
         results.unlink(missing_ok=True)
     if not results.exists() or '"version"' not in results.read_text("utf-8"):
