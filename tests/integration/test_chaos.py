@@ -41,7 +41,9 @@ def test_nothing_acknowledged_is_lost_and_all_errors_are_public(tmp_path: Path) 
         assert (one["untyped"], one["lost"], one["unreadable"], one["errors"]) == (0, 0, 0, [])
         assert one["acknowledged"] > 0
     page = (tmp_path / "chaos.md").read_text("utf-8")
-    assert page.count("holds") == sum(len(rows) for name, rows in data.items() if name not in ("counts", "seconds", "where"))
+    assert page.count("holds") == sum(
+        len(rows) for name, rows in data.items() if name not in ("counts", "seconds", "where")
+    )
     assert "**fails**" not in page
 
 
