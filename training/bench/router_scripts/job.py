@@ -55,11 +55,10 @@ Fit = Callable[[Requests, Split], Score]
 def run(package: str, learners: Mapping[str, Fit], seed: Callable[[int], Any] = random.seed) -> None:
     """Train and score every learner on every split.
 
-    The arguments of the process are the job, the file of results and, if decisions are timed, one more. Each result is
-    a line of its own, so that a stopped process continues after the last complete one. The line after all results holds
-    the version of the package.
+    The arguments of the process are the job and the file of results. Each result is a line of its own, so that a stopped
+    process continues after the last complete one. The line after all results holds the version of the package.
     """
-    source, target, timed = Path(sys.argv[1]), Path(sys.argv[2]), len(sys.argv) > 3
+    source, target = Path(sys.argv[1]), Path(sys.argv[2])
     job = json.loads(source.read_text("utf-8"))
     requests = Requests(**job["requests"])
     lines = target.read_text("utf-8").splitlines(keepends=True) if target.exists() else []
@@ -71,19 +70,19 @@ def run(package: str, learners: Mapping[str, Fit], seed: Callable[[int], Any] = 
             if (name, number) not in done:
                 split = Split(**values)
                 seed(split.seed)
-                line = {"learner": name, "split": number, **measured(fit, requests, split, passes=5 if timed else 1)}
+                line = {"learner": name, "split": number, **measured(fit, requests, split)}
                 results.write(json.dumps(line) + "\n")
                 results.flush()
         results.write(json.dumps({"learner": None, "split": None, "version": metadata.version(package)}) + "\n")
 
 
-def measured(fit: Fit, requests: Requests, split: Split, passes: int) -> dict[str, Any]:
-    """Scores of the test requests, CPU-milliseconds of the training, and of a decision in the fastest pass."""
+def measured(fit: Fit, requests: Requests, split: Split) -> dict[str, Any]:
+    """Scores of the test requests, and CPU-milliseconds of the training and of a decision."""
     began = time.process_time()
     score = fit(requests, split)
-    training, decisions, scores = time.process_time() - began, [], []
-    for _ in range(passes):
-        began = time.process_time()
-        scores = [float(score(at)) for at in split.test]
-        decisions.append((time.process_time() - began) / len(split.test))
-    return {"scores": scores, "training_ms": 1e3 * training, "decision_ms": 1e3 * min(decisions)}
+    trained = time.process_time()
+    scores = [float(score(at)) for at in split.test]
+    ended = time.process_time()
+    return {
+        "scores": scores, "training_ms": 1e3 * (trained - began), "decision_ms": 1e3 * (ended - trained) / len(scores),
+    }  # fmt: skip
