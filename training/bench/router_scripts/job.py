@@ -55,8 +55,8 @@ Fit = Callable[[Requests, Split], Score]
 def run(package: str, learners: Mapping[str, Fit], seed: Callable[[int], Any] = random.seed) -> None:
     """Train and score every learner on every split.
 
-    The arguments of the process are the job and the file of results. Each result is a line of its own, so that a stopped
-    process continues after the last complete one. The line after all results holds the version of the package.
+    The arguments of the process are the job and the file of results. Each result is a line of its own, so that a
+    stopped process continues after the last complete one. The line after all results holds the version of the package.
     """
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
     job = json.loads(source.read_text("utf-8"))
