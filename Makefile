@@ -6,7 +6,7 @@ HYBRID := models/pocket-hybrid
 PYTEST := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo check test-unit test test-servers test-clients test-lowest docs format pocket pocket-hybrid retrain notebooks bench bench-gpu bench-peers chaos chaos-long soak wheel clean
+.PHONY: help install demo check test-unit test test-servers test-clients test-lowest docs format pocket pocket-hybrid retrain notebooks bench bench-gpu bench-peers bench-routers chaos chaos-long soak wheel clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -93,6 +93,11 @@ bench: install  ## Measure memory and speed of a pair of the 2B shape with rando
 
 bench-peers: install  ## Compare the server with vLLM, llama.cpp and transformers serve (an hour, 10 GB of disk)
 	$(BIN)/python -m training.bench.peers
+
+bench-routers: install  ## Compare routers on the public sets in DATA=FOLDER, each in its own environment (an hour, 15 GB of disk)
+	@test -n "$(DATA)" || { echo "name the folder with the public sets (gsm8k.jsonl.gz, …): make bench-routers DATA=FOLDER"; exit 2; }
+	$(BIN)/python -m training.bench.routers "$(DATA)"
+	$(BIN)/python -m training.bench.choosing "$(DATA)" --cache runs/peers/choosing
 
 chaos: install  ## Attack servers, kill processes, cut the power, damage inputs and let disks and memory fail (15 minutes; needs FUSE)
 	$(BIN)/python -m training.chaos

@@ -144,10 +144,15 @@ def environment(*packages: str) -> str:
     )
 
 
+def committed_figures() -> list[Path]:
+    """The figures of all pages. Those of `routers.md` are beside it, above the folder of benchmarks."""
+    return sorted([*PAGES.glob("*.json"), *PAGES.parent.glob("*.json")])
+
+
 def main() -> None:
     """Write all pages anew from their committed figures: `python -m training.page`."""
-    for path in sorted(PAGES.glob("*.json")):
-        publish(path.stem, json.loads(path.read_text("utf-8")))
+    for path in committed_figures():
+        publish(path.stem, json.loads(path.read_text("utf-8")), path.parent)
 
 
 if __name__ == "__main__":

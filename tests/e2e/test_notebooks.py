@@ -13,7 +13,9 @@ import pytest
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
-TIMED = {"02_retrain_on_your_data"}  # answers are generated and timed in it: no two runs print the same
+#: No two runs print the same: answers are generated and timed in the first; the second trains, and its figures differ
+#: in the last digit with the CPU's linear algebra.
+VARYING = {"02_retrain_on_your_data", "04_how_many_records"}
 MOST_BYTES = 300 * 1024
 CHINESE = re.compile("[\u4e00-\u9fff]")
 
@@ -47,7 +49,7 @@ def test_a_notebook_runs_and_shows_what_its_committed_outputs_show(path: Path) -
     fresh = load_runner().run(path)  # raises if a cell fails
     assert shown(fresh) == shown(committed)
     assert [cell.source for cell in fresh.cells] == [cell.source for cell in committed.cells]
-    if path.stem not in TIMED:
+    if path.stem not in VARYING:
         assert text_of(fresh) == text_of(committed), "run examples/run_notebooks.py again"
 
 
@@ -73,7 +75,7 @@ def test_a_committed_notebook_is_small_whole_and_explained_in_two_languages(path
             assert any(len(line) > 40 for line in rest)
 
 
-def test_the_three_notebooks_are_listed() -> None:
+def test_the_four_notebooks_are_listed() -> None:
     listed = (ROOT / "examples" / "README.md").read_text("utf-8")
-    assert len(NOTEBOOKS) == 3
+    assert len(NOTEBOOKS) == 4
     assert all(f"notebooks/{path.name}" in listed for path in NOTEBOOKS)

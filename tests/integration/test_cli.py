@@ -151,10 +151,12 @@ def test_train_and_curves(tmp_path: Path) -> None:
     trained = command("train", "records.jsonl", "--out", "router", "--oof", "oof.jsonl", *few, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "wrote router" in trained.stdout
-    drawn = command("curves", "records.jsonl", "--oof", "oof.jsonl", "--out", "curves", cwd=tmp_path)
+    drawn = command("curves", "records.jsonl", "--oof", "oof.jsonl", "--price", "0.3", "--out", "curves", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     page = (tmp_path / "curves" / "curves.html").read_text(encoding="utf-8")
     assert "data:image/png;base64," in page
+    assert "<td>price 0.3</td><td>in force</td>" in page
+    assert "<td>knee, price" in page
     for preset in ("fast", "accurate"):
         done = command("route", "What is the total?", "--caption", "two numbers", "--router", "router",
                        "--policy", preset, "--json", cwd=tmp_path)  # fmt: skip

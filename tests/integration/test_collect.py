@@ -20,14 +20,17 @@ from rich.console import Console
 from tests.commands import command
 from tests.conftest import ROOT
 from tests.integration.test_edges_training import cli
+from tests.synthetic_records import draw_records
 from vlroute import Router
 from vlroute.cli.learn import parse_settings
-from vlroute.errors import InputError
-from vlroute.learning.collect import Collected, collect_records, run_settings
+from vlroute.errors import InputError, SettingsError
+from vlroute.learning.collect import Collected, choose_examples, collect_records, run_settings
 from vlroute.learning.dataset import Source
 from vlroute.learning.grading import Agreement, Number, exact
 from vlroute.pocket.tasks import draw_task
-from vlroute.records import read_records
+from vlroute.records import read_records, write_records
+
+EXACT = "vlroute.learning.grading:exact"
 
 
 def quiet() -> Console:
@@ -191,6 +194,54 @@ def test_limit_and_columns(router: Router, tmp_path: Path) -> None:
     assert collect_records(router, data, out, columns=columns, limit=2, console=quiet()).recorded == 2
     more = collect_records(router, data, out, columns=columns, limit=3, console=quiet())
     assert (more.recorded, more.skipped) == (1, 2)
+
+
+def test_only_the_chosen_rows_are_answered_and_an_interrupted_choice_is_continued(
+    router: Router, tmp_path: Path
+) -> None:
+    data, out, seen = write_data(tmp_path, 9), tmp_path / "r.jsonl", list[str]()
+    ids = [example.id for example in choose_examples(router, Source(str(data)), out, 3)]
+    assert len(set(ids)) == 3
+
+    def grader(text: str, example: Any) -> bool:
+        seen.append(example.id)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return exact(text, example)
+
+    with pytest.raises(KeyboardInterrupt):
+        collect_records(router, data, out, choose=3, grader=grader, console=quiet())
+    assert len(list(read_records(out))) == 1
+    settings = tmp_path / "r.settings.json"
+    settings.write_text(
+        settings.read_text().replace(json.dumps(f"{__name__}:{grader.__qualname__}"), json.dumps(EXACT))
+    )
+    again = collect_records(router, data, out, choose=3, console=quiet())
+    assert (again.recorded, again.skipped, again.failed) == (2, 1, 0)
+    assert {record.id for record in read_records(out)} == set(ids)
+    more = collect_records(router, data, out, choose=3, console=quiet())  # finished: three others
+    assert (more.recorded, more.skipped) == (3, 0)
+    assert len({record.id for record in read_records(out)}) == 6
+    with pytest.raises(SettingsError, match="choose"):
+        collect_records(router, data, out, choose=0, console=quiet())
+
+
+def test_chosen_rows_are_listed_without_loading_a_model(tmp_path: Path) -> None:
+    data = write_data(tmp_path, 9)
+    arguments = ["collect", str(data), "--out", "r.jsonl", "--choose", "4", "--list-chosen", "chosen.jsonl"]
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "chosen.jsonl").read_text("utf-8").splitlines()]
+    assert len({row["id"] for row in rows}) == 4
+    assert all(row["place"].startswith(str(data)) and row["prompt"] for row in rows)
+    assert not (tmp_path / "r.jsonl").exists()
+    code, output = cli("collect", data, "--out", tmp_path / "r.jsonl", "--list-chosen", tmp_path / "c.jsonl")
+    assert code != 0
+    assert "only with --choose" in output
+    _, records = draw_records(60)
+    write_records(tmp_path / "r.jsonl", records)
+    done = command(*arguments, "--width", "1", cwd=tmp_path)
+    assert re.search(r"with 60 records: a width of 1 points needs about \d+ more records", done.stdout)
 
 
 def test_an_interrupt_keeps_finished_rows(router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

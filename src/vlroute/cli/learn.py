@@ -194,6 +194,8 @@ def curves(
         str | None,
         typer.Option(metavar="ROUTER", help="The router that was trained on these records: also draw its stages."),
     ] = None,
+    price: Annotated[float | None, typer.Option(help="The price in force, which figures mark. Default: 0.1.")] = None,
+    policy: Wanted = None,
     folds: Folds = 5,
     seeds: Seeds = None,
     together: Together = "text",
@@ -216,13 +218,14 @@ def curves(
         from vlroute.learning.assumptions import measure_latency
         from vlroute.learning.curves import PAGE, write_curves
         from vlroute.learning.embeddings import embed_texts
-        from vlroute.learning.evaluate import read_oof
+        from vlroute.learning.evaluate import DEFAULT_PRICE, read_oof
         from vlroute.learning.evidence import read_evidence
         from vlroute.learning.metrics import Values
         from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
         from vlroute.learning.stages import stage_curves
         from vlroute.records import Skipped, read_all, warn
     folder = None if router is None else router_folder(router)
+    check_price(price, policy)
     inputs = [*records, *filter(None, [oof]), *(artifact_files(folder) if folder else [])]
     check_outputs(out / PAGE, inputs=inputs)
     classifier = None if folder is None else ComplexityClassifier.load(folder)
@@ -253,7 +256,10 @@ def curves(
         if classifier is not None and classifier.calibration is not None:
             shared = any(one.shared_prompt for one in read_evidence(records, Skipped()).values())
             stages = stage_curves(classifier.calibration, measure_latency(found), shared)
-        written = write_curves(found, predicted, out, language=language, folds=folds, together=together, stages=stages)
+        written = write_curves(
+            found, predicted, out, language=language, folds=folds, together=together, stages=stages,
+            in_force=policy or (DEFAULT_PRICE if price is None else price),
+        )  # fmt: skip
     typer.echo(f"wrote {written[-1]}")
 
 
@@ -286,34 +292,56 @@ def collect(
         typer.Option("--set", metavar="NAME=VALUE", help="Generation setting, thinking.NAME for one mode. Repeatable."),
     ] = None,
     limit: Limit = None,
+    choose: Annotated[
+        int | None, typer.Option(min=1, help="Answer only so many rows: those whose labels would teach most.")
+    ] = None,
+    chosen: Annotated[
+        Path | None,
+        typer.Option("--list-chosen", help="With --choose: write the chosen rows to a .jsonl file, and answer none."),
+    ] = None,
+    width: Annotated[
+        float | None,
+        typer.Option(help="Estimate how many more records give an interval of this width, in points of area."),
+    ] = None,
     answers: Annotated[Path | None, typer.Option(help=".jsonl file for the texts of the answers.")] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first row or line that cannot be used.")] = False,
 ) -> None:
     """Run both modes over your own questions and pictures, and record what each answered correctly.
 
     vlroute collect questions.jsonl --out records.jsonl
+
+    vlroute collect questions.jsonl --choose 200 --width 2 --out records.jsonl
     """
     from vlroute.decision.artifact import artifact_files
-    from vlroute.learning.collect import collect_records, outputs
+    from vlroute.learning.collect import choose_examples, collect_records, outputs
     from vlroute.learning.dataset import Source, parse_columns
     from vlroute.learning.grading import load_grader, parse_agreement
     from vlroute.router import Router
 
-    chosen = load_grader(grader, tolerance)
+    graded_by = load_grader(grader, tolerance)
     if agreement_shares != DEFAULT_SHARES and not agreement:
         raise InputError("--agreement-shares has an effect only with --agreement; add it, or leave the shares out")
-    by_agreement = parse_agreement(agreement_shares, chosen) if agreement else None
+    by_agreement = parse_agreement(agreement_shares, graded_by) if agreement else None
     mapping = parse_columns(columns)
     folder = None if router is None else router_folder(router)
+    if chosen is not None and choose is None:
+        raise InputError("--list-chosen has an effect only with --choose; add it, or leave the list out")
     inputs = [Path(source), *(artifact_files(folder) if folder else []), *([Path(model)] if model else [])]
-    check_outputs(*outputs(out, answers), inputs=inputs)
+    check_outputs(*outputs(out, answers), *filter(None, [chosen]), inputs=inputs)
     loaded = Router.from_pretrained(
         model, router=folder, device=device, dtype=dtype, generation=parse_settings(setting or [])
     )
+    rows = Source(source, split, config)
+    if chosen is not None and choose is not None:
+        found = choose_examples(loaded, rows, out, choose, mapping, limit)
+        listed = [{"id": one.id, "place": one.place, "prompt": one.prompt, "caption": one.caption} for one in found]
+        _write(chosen, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in listed))
+        _estimate(out, width)
+        return
     try:
         result = collect_records(
-            loaded, Source(source, split, config), out, grader=chosen, agreement=by_agreement, columns=mapping,
-            limit=limit, answers=answers, strict=strict,
+            loaded, rows, out, grader=graded_by, agreement=by_agreement, columns=mapping,
+            limit=limit, choose=choose, answers=answers, strict=strict,
         )  # fmt: skip
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command continues from here", err=True)
@@ -321,6 +349,25 @@ def collect(
     typer.echo(f"wrote {out}: {result.recorded} new records")
     if result.failed:
         typer.echo(f"{result.failed} rows failed, such as {result.reasons[0]}", err=True)
+    _estimate(out, width)
+
+
+def _estimate(records: Path, width: float | None) -> None:
+    """Say how many more records narrow the interval of the area over random to `width`."""
+    if width is None:
+        return
+    with _needs("train"):
+        from vlroute.decision.text_encoder import STATIC, load_text_encoder
+        from vlroute.learning.sample_size import records_for_area
+        from vlroute.records import Skipped, read_records
+    known = list(read_records(records, skipped=Skipped())) if records.exists() else []
+    now, needed = records_for_area(known, width, text=load_text_encoder(STATIC))
+    low, high = now.interval or (now.area, now.area)
+    more = f"about {needed.more} more records" if needed.more else "no more records"
+    typer.echo(
+        f"area over random {now.area:.1f} points ({low:.1f} – {high:.1f}) with {needed.records} records: a width of "
+        f"{width:g} points needs {more}, if they are of the same kinds as these"
+    )
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

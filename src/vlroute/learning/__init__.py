@@ -12,6 +12,7 @@ from vlroute.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vlroute.learned import LearningEvent as LearningEvent
+    from vlroute.learning.choose import choose_requests as choose_requests
     from vlroute.learning.collect import Collected as Collected
     from vlroute.learning.collect import collect_records as collect_records
     from vlroute.learning.continual import ContinualLearner as ContinualLearner
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from vlroute.learning.estimator import ComplexityEstimator as ComplexityEstimator
     from vlroute.learning.evaluate import Assessment as Assessment
     from vlroute.learning.evaluate import Evaluation as Evaluation
+    from vlroute.learning.evaluate import Mark as Mark
     from vlroute.learning.evaluate import TradeOff as TradeOff
     from vlroute.learning.evaluate import evaluate_router as evaluate_router
+    from vlroute.learning.evaluate import operating_marks as operating_marks
     from vlroute.learning.evaluate import seconds_of as seconds_of
     from vlroute.learning.evaluate import trade_offs as trade_offs
     from vlroute.learning.grading import Agreement as Agreement
@@ -46,10 +49,16 @@ if TYPE_CHECKING:
     from vlroute.learning.metrics import pgr as pgr
     from vlroute.learning.metrics import qnc as qnc
     from vlroute.learning.metrics import reliability as reliability
+    from vlroute.learning.plots import learning_curve_figure as learning_curve_figure
     from vlroute.learning.plots import reliability_figure as reliability_figure
     from vlroute.learning.plots import topic_figure as topic_figure
     from vlroute.learning.plots import trade_off_figure as trade_off_figure
     from vlroute.learning.probe import learn_probe as learn_probe
+    from vlroute.learning.sample_size import LearningPoint as LearningPoint
+    from vlroute.learning.sample_size import Needed as Needed
+    from vlroute.learning.sample_size import learning_curve as learning_curve
+    from vlroute.learning.sample_size import records_for_area as records_for_area
+    from vlroute.learning.sample_size import records_for_width as records_for_width
     from vlroute.learning.shadow import ShadowReport as ShadowReport
     from vlroute.learning.shadow import evaluate_shadow as evaluate_shadow
     from vlroute.learning.train import train_router as train_router
@@ -64,20 +73,27 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "vlroute.learned": ["LearningEvent"],
+        "vlroute.learning.choose": ["choose_requests"],
         "vlroute.learning.collect": ["Collected", "collect_records"],
         "vlroute.learning.continual": ["ContinualLearner", "roll_back"],
         "vlroute.learning.dataset": ["Example", "Source"],
         "vlroute.learning.estimator": ["ComplexityEstimator"],
         "vlroute.learning.evaluate": [
-            "Assessment", "Evaluation", "TradeOff", "evaluate_router", "seconds_of", "trade_offs",
+            "Assessment", "Evaluation", "Mark", "TradeOff", "evaluate_router", "operating_marks", "seconds_of",
+            "trade_offs",
         ],
         "vlroute.learning.grading": ["Agreement", "Grader", "Number", "choice", "exact", "load_grader", "regex"],
         "vlroute.learning.metrics": [
             "Reliability", "aiq", "apgr", "area_over_random", "brier", "cpt", "ece", "ece_if_calibrated", "gain_auc",
             "headroom_captured", "nauc", "pgr", "qnc", "reliability",
         ],
-        "vlroute.learning.plots": ["reliability_figure", "topic_figure", "trade_off_figure"],
+        "vlroute.learning.plots": [
+            "learning_curve_figure", "reliability_figure", "topic_figure", "trade_off_figure",
+        ],
         "vlroute.learning.probe": ["learn_probe"],
+        "vlroute.learning.sample_size": [
+            "LearningPoint", "Needed", "learning_curve", "records_for_area", "records_for_width",
+        ],
         "vlroute.learning.shadow": ["ShadowReport", "evaluate_shadow"],
         "vlroute.learning.train": ["train_router"],
         "vlroute.learning.trial": ["Trial", "draw_evenly", "is_right", "run_trials"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vlroute.checks import Whole
+from vlroute.decision.text_encoder import STATIC, load_text_encoder
 from vlroute.engine.settings import checked
 from vlroute.errors import CheckpointError, InputError
 from vlroute.file_lock import locked
 from vlroute.files import check_outputs, make_folder, replace_file, sweep_drafts
 from vlroute.inputs.messages import Conversation, parse
+from vlroute.learning.choose import choose_requests
 from vlroute.learning.dataset import Example, Source, examples
 from vlroute.learning.evidence import EvidenceRow, Watch, evidence_file, write_evidence
 from vlroute.learning.grading import Agreement, Grader, exact
@@ -76,6 +78,7 @@ def collect_records(
     columns: Mapping[str, Sequence[str]] | None = None,
     generation: Mapping[str, Any] | None = None,
     limit: int | None = None,
+    choose: int | None = None,
     answers: str | Path | None = None,
     strict: bool = False,
     console: Console | None = None,
@@ -101,6 +104,9 @@ def collect_records(
         columns: Our names of columns → those of the data set, see `dataset.to_example`.
         generation: Generation settings of both modes, which override those of the router and the checkpoints.
         limit: Maximum number of rows.
+        choose: Of the rows that are not recorded yet, answer only the so many whose labels would teach most, see
+            `choose_examples`. `….chosen.json` is written beside `out`, so that an interrupted run continues with the
+            same rows.
         answers: A `.jsonl` file for the texts of the answers, which are needed to check the grader. If a process is
             killed between this file and `out`, the row gets a second line here; the last one belongs to the record.
         strict: Stop at the first row that fails and at the first unusable line of `out`, instead of skipping it.
@@ -110,7 +116,7 @@ def collect_records(
         Counts and the reasons of failures.
 
     Raises:
-        SettingsError: A generation setting is unknown or out of range.
+        SettingsError: `limit`, `choose` or a generation setting is unknown or out of range.
         OutputError: A file cannot be written, or another process collects to `out`; this is checked first.
         InputError: The source cannot be read, the settings differ from those of the earlier run, or all rows failed.
             The last case is reported as soon as the first 20 rows have failed.
@@ -119,6 +125,8 @@ def collect_records(
     """
     if limit is not None:
         limit = Whole(1).read("limit", limit)
+    if choose is not None:
+        choose = Whole(1).read("choose", choose)
     notes = console or Console(stderr=True)
     console = console or Console()
     source = source if isinstance(source, Source) else Source(str(source))
@@ -127,10 +135,14 @@ def collect_records(
     check_outputs(*outputs(out, answers), inputs=[source.name])
     make_folder(out.parent, private=True)
     with locked(_beside(out, "settings.json"), wait=0):  # two runs would answer the same rows twice
-        sweep_drafts(out.parent, *(glob.escape(_beside(out, end).name) for end in ("settings.json", "report.md")))
+        sweep_drafts(out.parent, *(glob.escape(one.name) for one in outputs(out)[2:]))
         done = _begin(out, settings, strict, notes)
         result, total = Collected(), source.count()
         total = limit if total is None else min(total, total if limit is None else limit)
+        wanted = None
+        if choose is not None:
+            wanted = _chosen(out, choose, done, lambda: choose_examples(router, source, out, choose, columns, limit))
+            total = len(wanted)
         job = _Job(router, grader, agreement, generation, result)
         with _progress(notes) as progress:
             task = progress.add_task("both modes", total=total)
@@ -139,6 +151,8 @@ def collect_records(
                     if strict:
                         raise found
                     result.fail(str(found))
+                elif wanted is not None and found.id not in wanted:
+                    continue
                 elif found.id in done:
                     result.skipped += 1
                 else:
@@ -163,6 +177,54 @@ def collect_records(
     replace_file(_beside(out, "report.md"), collection_report(records, settings, asdict(result)).encode(), private=True)
     console.print(collection_table(records))
     return result
+
+
+def choose_examples(
+    router: Router,
+    source: Source,
+    out: str | Path,
+    count: int,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    limit: int | None = None,
+) -> list[Example]:
+    """Choose the examples whose labels would teach most, see `choose_requests`.
+
+    Args:
+        router: The more uncertain its artifact is about the outcome of an example, the more this example counts.
+        source: The data set. Gold answers are not used, and pictures are not opened.
+        out: Records so far, if the file exists; their examples are not chosen again.
+        count: How many are chosen.
+        columns: As in `collect_records`.
+        limit: As there.
+
+    Returns:
+        The examples, the most useful first.
+
+    Raises:
+        InputError: The source cannot be read, or `count` is not positive.
+    """
+    records = list(read_records(out, skipped=Skipped())) if Path(out).exists() else []
+    done = {record.id for record in records}
+    found = {one.id: one for one in examples(source, columns, limit) if isinstance(one, Example)}
+    pool = [example for id_, example in found.items() if id_ not in done]
+    chosen = choose_requests(
+        [(one.prompt, one.caption) for one in pool], count, load_text_encoder(STATIC),
+        labeled=[(one.prompt, one.caption) for one in records], classifier=router.selector.classifier,
+    )  # fmt: skip
+    return [pool[at] for at in chosen]
+
+
+def _chosen(out: Path, count: int, done: set[str], choose: Callable[[], Sequence[Example]]) -> set[str]:
+    """The ids of the chosen rows. An unfinished choice of as many rows is continued."""
+    path = _beside(out, "chosen.json")
+    try:
+        ids = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        ids = []
+    if len(ids) != count or done.issuperset(ids):
+        ids = [example.id for example in choose()]
+        replace_file(path, json.dumps(ids, ensure_ascii=False).encode(), private=True)
+    return set(ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +349,7 @@ def outputs(out: str | Path, answers: str | Path | None = None) -> list[Path]:
     Returns:
         Their paths.
     """
-    beside = [_beside(Path(out), ending) for ending in ("settings.json", "report.md")]
+    beside = [_beside(Path(out), ending) for ending in ("settings.json", "report.md", "chosen.json")]
     files = [Path(out), evidence_file(out), *beside]
     return files if answers is None else [*files, Path(answers)]
 

@@ -10,12 +10,24 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure as Plot
 
+from vlroute.decision.classifier import Prediction
 from vlroute.decision.target import PRESETS, Target
 from vlroute.decision.tradeoff import TradeoffCurve
 from vlroute.errors import InputError
 from vlroute.files import replace_file
-from vlroute.learning.assumptions import measure_latency
-from vlroute.learning.evaluate import SHARES, Figure, Point, TradeOff, sampling_of, seconds_of, trade_offs
+from vlroute.learning.assumptions import mean_tokens, measure_latency
+from vlroute.learning.evaluate import (
+    DEFAULT_PRICE,
+    SHARES,
+    Figure,
+    Mark,
+    Point,
+    TradeOff,
+    operating_marks,
+    sampling_of,
+    seconds_of,
+    trade_offs,
+)
 from vlroute.learning.folds import Together
 from vlroute.learning.intervals import Sampling
 from vlroute.learning.metrics import Values, brier, ece, ece_if_calibrated, reliability
@@ -23,6 +35,7 @@ from vlroute.learning.out_of_fold import OutOfFold
 from vlroute.learning.plots import (
     Against,
     Language,
+    mark_name,
     name_of,
     reliability_figure,
     say,
@@ -33,7 +46,7 @@ from vlroute.learning.plots import (
 )
 from vlroute.learning.report import Grid, range_cell, render, seconds_cell
 from vlroute.records import Record, outcomes
-from vlroute.types import MODES, Stage
+from vlroute.types import MODES, Preset, Stage
 
 DPI = 150
 PAGE = "curves.html"
@@ -48,6 +61,7 @@ def write_curves(
     folds: int = 5,
     together: Together = "text",
     stages: Mapping[tuple[Stage, ...], TradeoffCurve] | None = None,
+    in_force: float | Preset = DEFAULT_PRICE,
 ) -> list[Path]:
     """Write trade-off curves and reliability diagrams as PNG files and on the page `curves.html`.
 
@@ -64,6 +78,8 @@ def write_curves(
         folds: Number of folds, for predictions that are an array.
         together: What shared a fold, for predictions that are an array.
         stages: Curves of sets of stages, from `stage_curves`; they get a figure and a table of their own.
+        in_force: The price or preset by which the router decides. The figures mark it and the presets. If `unseen` is
+            an array, the expected seconds of all requests are equal, because their expected tokens are unknown.
 
     Returns:
         The paths of the files, the page last.
@@ -73,10 +89,14 @@ def write_curves(
         OSError: Writing fails.
     """
     if isinstance(unseen, OutOfFold):
-        seeds = np.asarray([[(one.p_instruct, one.p_thinking) for one in seed] for seed in unseen.given], dtype=float)
-        p = np.asarray(seeds.mean(axis=0).T)
+        seeds = [
+            [(one.p_instruct, one.p_thinking, one.tokens_instruct, one.tokens_thinking) for one in seed]
+            for seed in unseen.given
+        ]
+        p, tokens = np.split(np.asarray(seeds, dtype=float).mean(axis=0).T, 2)
     else:
         p, unseen = unseen, OutOfFold([], [], folds, together)
+        tokens = np.tile(np.asarray([*mean_tokens(records).values()])[:, None], len(records))
     if not records or p.shape != (2, len(records)):
         raise InputError(f"need at least one record and two probabilities each, not {len(records)} and {p.shape}")
     sampling = sampling_of(records, unseen)
@@ -89,12 +109,18 @@ def write_curves(
         [record.topic for record in records],
         sampling=sampling,
     )
+    predictions = [
+        Prediction(p_instruct, p_thinking, short, long, coverage=1.0)
+        for (p_instruct, p_thinking), (short, long) in zip(p.T.tolist(), tokens.T.tolist(), strict=True)
+    ]
+    marks = operating_marks(records, predictions, measure_latency(records), in_force, sampling=sampling)
     measured = all(any(o.seconds is not None for o in outcomes(records, mode)) for mode in MODES)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     groups: dict[str, list[tuple[str, str]]] = {}
-    for heading, file, figure, caption in _drawings(found, p, right, usable_language(language), measured, stages or {}):
+    labels = usable_language(language)
+    for heading, file, figure, caption in _drawings(found, p, right, labels, measured, stages or {}, marks):
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})  # equal figures make equal files
         replace_file(out / file, buffer.getvalue())
@@ -103,6 +129,7 @@ def write_curves(
     page = render(
         "curves.html.j2", t=lambda english: say(english, language), language=language, measured=measured,
         groups=groups.items(), **_grids(found, p, right, sampling, language), stages=_stages(stages or {}, language),
+        marks=_marks(marks, language),
     )  # fmt: skip
     replace_file(out / PAGE, page.encode())
     return [*written, out / PAGE]
@@ -115,6 +142,7 @@ def _drawings(
     language: Language,
     measured: bool,
     stages: Mapping[tuple[Stage, ...], TradeoffCurve],
+    marks: Sequence[Mark],
 ) -> Iterable[tuple[str, str, Plot, str]]:
     """Heading, file, figure and caption of each drawing."""
     captions: dict[Against, str] = {
@@ -124,7 +152,7 @@ def _drawings(
     }
     for against, caption in captions.items():
         if against == "share" or found[0].timed:
-            figure = trade_off_figure(found[0], against, language=language, measured=measured)
+            figure = trade_off_figure(found[0], against, language=language, measured=measured, marks=marks)
             yield "Trade-off curves", f"accuracy-{against.replace('_', '-')}.png", figure, caption
     for against, caption in captions.items():
         if shown := [topic for topic in found[1:] if against == "share" or topic.timed]:
@@ -184,6 +212,16 @@ def _grids(
             ],
         ),
     }
+
+
+def _marks(marks: Sequence[Mark], language: Language) -> Grid:
+    """Presets, price and the one in force."""
+    rows = [
+        (mark_name(mark, language), say("in force", language) if mark.in_force else "", *_point(mark.point))
+        for mark in marks
+    ]
+    seconds = ("mean (s)", "95th percentile (s)")
+    return Grid(("operating point", "", "to Thinking", "accuracy", "95 % interval", *seconds), rows)
 
 
 def _stages(curves: Mapping[tuple[Stage, ...], TradeoffCurve], language: Language) -> Grid:

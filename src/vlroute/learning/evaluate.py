@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -22,7 +22,8 @@ from vlroute.decision.classifier import ComplexityClassifier, Prediction
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.policy import Policy
 from vlroute.decision.selector import ModeSelector
-from vlroute.decision.target import Target
+from vlroute.decision.target import PRESETS, Target
+from vlroute.decision.tradeoff import TradeoffCurve
 from vlroute.errors import InputError
 from vlroute.learning.assumptions import measure_latency
 from vlroute.learning.calibration import calibration_set
@@ -53,6 +54,7 @@ from vlroute.types import MODES, Mode, Preset, Stage
 WITHHELD = ", captions withheld"
 #: A topic with fewer records is not evaluated: its figures would mean nothing.
 LEAST = 20
+DEFAULT_PRICE = Policy().price
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +247,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(defined) / len(defined) if defined else None
 
 
-def _sent(predictions: list[list[Prediction]], policy: Policy, latency: LatencyModel) -> Values:
+def _sent(predictions: Sequence[Sequence[Prediction]], policy: Policy, latency: LatencyModel) -> Values:
     """The share of seeds that send each record to Thinking, `[n]`."""
     modes = [[policy.decide(one, latency).mode for one in seed] for seed in predictions]
     return np.asarray(np.mean(np.asarray(modes) == "thinking", axis=0))
@@ -433,6 +435,70 @@ def trade_offs(
         one = trade_off(scores[at], right[:, at], seconds[:, at], length[at], name=name, sampling=sampling.of(at))
         found.append(one)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """An operating point that figures mark beside the curves.
+
+    Attributes:
+        name: The preset; "" for a price that was set.
+        price: Its price.
+        point: What the price leads to on the records.
+        in_force: Whether the router decides by it.
+    """
+
+    name: Preset | Literal[""]
+    price: float
+    point: Point
+    in_force: bool = False
+
+
+def operating_marks(
+    records: Sequence[Record],
+    predictions: Sequence[Prediction],
+    latency: LatencyModel,
+    in_force: float | Preset = DEFAULT_PRICE,
+    *,
+    sampling: Sampling | None = None,
+) -> list[Mark]:
+    """Compute the operating points of all presets and of the price in force.
+
+    A request thinks if its gain is greater than the price times its expected extra seconds. The curves of `trade_off`
+    sort by the gain alone, so a mark may lie beside them.
+
+    Args:
+        records: The records.
+        predictions: Predictions for them by a router that had not seen them.
+        latency: Gives the expected seconds.
+        in_force: The price or preset by which the router decides.
+        sampling: How the records were drawn and predicted; by default independently, by a given router.
+
+    Returns:
+        The presets in the order of `PRESETS`, then the price, if one was set.
+
+    Raises:
+        SettingsError: The price or preset is invalid.
+    """
+    curve = TradeoffCurve(calibration_set(records, predictions, limit=None), latency)
+    prices: dict[Preset | Literal[""], float] = {
+        preset: Target(preset=preset).resolve(curve).price for preset in PRESETS
+    }
+    if isinstance(in_force, str):
+        Target(preset=in_force)  # refuses an unknown one
+    else:
+        prices[""] = in_force
+    right = np.asarray([[float(o.correct) for o in outcomes(records, mode)] for mode in MODES])
+    seconds, sampling = seconds_of(records, latency), sampling or Sampling(len(records))
+    return [
+        Mark(
+            name,
+            price,
+            _point(_sent([predictions], Policy(price, min_coverage=0), latency), right, seconds, sampling),
+            name == (in_force if isinstance(in_force, str) else ""),
+        )
+        for name, price in prices.items()
+    ]
 
 
 def _by_topic(topics: Sequence[str]) -> dict[str, list[int]]:

@@ -15,11 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from vlroute.decision.tradeoff import TradeoffCurve
-from vlroute.learning.evaluate import ALL, SHARES, UNNAMED, Curve, Point, TradeOff
+from vlroute.learning.evaluate import ALL, SHARES, UNNAMED, Curve, Mark, Point, TradeOff
 from vlroute.learning.metrics import Values, brier, ece, reliability
+from vlroute.learning.sample_size import LearningPoint
 from vlroute.types import Stage
 
 Language = Literal["en", "zh"]
@@ -114,7 +115,12 @@ def usable_language(language: Language) -> Language:
 
 
 def trade_off_figure(
-    found: TradeOff, against: Against = "share", *, language: Language = "en", measured: bool = True
+    found: TradeOff,
+    against: Against = "share",
+    *,
+    language: Language = "en",
+    measured: bool = True,
+    marks: Sequence[Mark] = (),
 ) -> Figure:
     """Draw accuracy against the share sent to Thinking, or against seconds; 7 x 4.5 inches.
 
@@ -127,6 +133,7 @@ def trade_off_figure(
         against: "share", "mean_seconds" or "p95_seconds".
         language: Language of the labels.
         measured: Whether the seconds were measured; if not, the axis says so.
+        marks: Operating points, such as those of `operating_marks`; a ring surrounds the one in force.
 
     Returns:
         The figure.
@@ -138,6 +145,7 @@ def trade_off_figure(
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     _draw(axes, found, against, language)
+    _draw_marks(axes, marks, against, language)
     axes.set_title(_title(found, against, language))
     axes.set_xlabel(_x_label(against, language, measured))
     axes.set_ylabel(say("accuracy", language))
@@ -216,6 +224,35 @@ def reliability_figure(probabilities: Values, right: Values, *, language: Langua
     return _with_fonts(figure)
 
 
+def learning_curve_figure(points: Sequence[LearningPoint], *, language: Language = "en") -> Figure:
+    """Draw the area over random against the number of training records, with 95 % intervals; 7 x 4.5 inches.
+
+    Args:
+        points: The points of `learning_curve`.
+        language: Language of the labels.
+
+    Returns:
+        The figure. The records have a logarithmic axis.
+    """
+    language = usable_language(language)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    sizes = [point.records for point in points]
+    ends = np.asarray([point.interval or (point.area, point.area) for point in points]).T
+    axes.fill_between(sizes, *ends, color=_BLUE, alpha=0.18, linewidth=0)
+    label = say("router, 95 % interval", language)
+    axes.plot(sizes, [point.area for point in points], color=_BLUE, linewidth=2, marker="o", label=label)
+    axes.axhline(0, color=_GREY, linestyle=":", label=say("random", language))
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(say("training records", language))
+    axes.set_ylabel(say("area over random, in points", language))
+    axes.legend(frameon=False, fontsize="small", loc="upper left")
+    _tidy(axes)
+    return _with_fonts(figure)
+
+
 def stages_figure(
     curves: Mapping[tuple[Stage, ...], TradeoffCurve], *, language: Language = "en", measured: bool = True
 ) -> Figure:
@@ -279,6 +316,29 @@ def _draw(axes: Axes, found: TradeOff, against: Against, language: Language) -> 
         axes.xaxis.set_major_formatter(_percent)
         axes.set_xlim(-0.03, 1.03)
     _tidy(axes)
+
+
+def mark_name(mark: Mark, language: Language) -> str:
+    """Return the preset with its price, or the price alone.
+
+    Args:
+        mark: The operating point.
+        language: "en" or "zh".
+
+    Returns:
+        Its name.
+    """
+    price = say("price {}", language).format(f"{mark.price:.3g}")
+    return say("{}, {}", language).format(mark.name, price) if mark.name else price
+
+
+def _draw_marks(axes: Axes, marks: Sequence[Mark], against: Against, language: Language) -> None:
+    for mark, shape in zip(marks, cycle("v^DPX"), strict=False):
+        at = _x(mark.point, against), mark.point.accuracy
+        axes.plot(*at, shape, color="black", markersize=6, label=mark_name(mark, language), zorder=4)
+        if mark.in_force:
+            label = say("in force", language)
+            axes.plot(*at, "o", color=_RED, fillstyle="none", markersize=14, label=label, zorder=4)
 
 
 def _x(drawn: Curve | Point, against: Against) -> Any:

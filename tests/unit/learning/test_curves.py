@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
+from vlroute.decision.classifier import Prediction
+from vlroute.decision.target import PRESETS
+from vlroute.errors import SettingsError
 from vlroute.learning import plots
-from vlroute.learning.evaluate import ALL, SHARES, UNNAMED, TradeOff, trade_off, trade_offs
+from vlroute.learning.assumptions import measure_latency
+from vlroute.learning.evaluate import ALL, SHARES, UNNAMED, Mark, TradeOff, operating_marks, trade_off, trade_offs
 from vlroute.learning.metrics import share_by_score
 from vlroute.learning.plots import reliability_figure, topic_figure, trade_off_figure
+from vlroute.records import Outcome, Record
 
 # four records: Thinking wins the first, loses the second, the other two are equal
 RIGHT = np.array([[0.0, 1, 1, 0], [1.0, 0, 1, 0]])
@@ -164,6 +169,50 @@ def test_figures_name_what_they_show(found: list[TradeOff], against: plots.Again
     several = topic_figure(found[1:], against, measured=False)
     expected = label if against == "share" else f"{label} with an assumed latency"
     assert shown | {expected, "几何 (100 records)", "a & b (100 records)"} <= texts(several)
+
+
+def test_marks_are_the_presets_and_the_price_in_force() -> None:
+    rng = np.random.default_rng(1)
+    p = rng.random((2, 200))
+    right = rng.random((2, 200)) < p
+    seconds = np.array([rng.gamma(8, 0.1, 200), rng.gamma(8, 0.3, 200)])
+    outcomes = [
+        [Outcome(bool(ok), round(100 * took), float(took), 0.0) for ok, took in zip(*mode, strict=True)]
+        for mode in zip(right, seconds, strict=True)
+    ]
+    records = [Record(str(i), "x", None, *both) for i, both in enumerate(zip(*outcomes, strict=True))]
+    predictions = [Prediction(p[0, i], p[1, i], 80, 240, 1.0) for i in range(200)]
+    latency = measure_latency(records)
+    extra = latency.expected("thinking", 240) - latency.expected("instruct", 80)
+    marks = operating_marks(records, predictions, latency, 0.2)
+    assert [mark.name for mark in marks] == [*PRESETS, ""]
+    assert [mark.name for mark in marks if mark.in_force] == [""]
+    chosen = p[1] - p[0] > 0.2 * extra
+    by_price = marks[-1].point
+    assert by_price.share == pytest.approx(chosen.mean())
+    assert by_price.accuracy == pytest.approx(np.where(chosen, right[1], right[0]).mean())
+    assert by_price.mean_seconds == pytest.approx(np.where(chosen, seconds[1], seconds[0]).mean())
+    assert by_price.p95_seconds == np.quantile(np.where(chosen, seconds[1], seconds[0]), 0.95, method="inverted_cdf")
+    shares = {mark.name: mark.point.share for mark in marks}
+    assert shares["fast"] < shares["balanced"] < shares["accurate"] == pytest.approx((p[1] > p[0]).mean())
+    by_preset = operating_marks(records, predictions, latency, "balanced")
+    assert [mark.name for mark in by_preset if mark.in_force] == ["balanced"]
+    assert len(by_preset) == len(PRESETS)
+    with pytest.raises(SettingsError, match="preset"):
+        operating_marks(records, predictions, latency, "quick")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("against", ["share", "mean_seconds", "p95_seconds"])
+def test_figures_mark_presets_and_a_ring_surrounds_the_point_in_force(
+    found: list[TradeOff], against: plots.Against
+) -> None:
+    marks = [Mark("fast", 1.5, found[0].instruct), Mark("", 0.1, found[0].oracle, in_force=True)]
+    lines = {line.get_label(): line for line in trade_off_figure(found[0], against, marks=marks).axes[0].lines}
+    ring, price = lines["in force"], lines["price 0.1"]
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (price.get_xdata()[0], price.get_ydata()[0])
+    assert price.get_ydata()[0] == found[0].oracle.accuracy
+    assert lines["fast, price 1.5"].get_ydata()[0] == found[0].instruct.accuracy
+    assert "in force" not in texts(trade_off_figure(found[0], against, marks=marks[:1]))
 
 
 def test_reliability_diagrams_show_both_probabilities() -> None:
