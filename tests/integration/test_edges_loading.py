@@ -239,10 +239,18 @@ def test_a_template_elsewhere(pair: Path) -> None:
 
 
 def test_checkpoints_of_two_sizes(pair: Path) -> None:
-    change(pair / "thinking" / "config.json", text_config__num_hidden_layers=6)
+    change(pair / "thinking" / "config.json", text_config__num_attention_heads=7)
     said = refusal(pair)
-    assert "num_hidden_layers 5" in said
-    assert "num_hidden_layers 6" in said
+    assert "num_attention_heads 4" in said
+    assert "num_attention_heads 7" in said
+
+
+@pytest.mark.parametrize("key", ["text_config__num_hidden_layers", "vision_config__depth"])
+@pytest.mark.parametrize("count", [10**7, 2**63, 2, "5", None])
+def test_another_number_of_layers(pair: Path, key: str, count: Any) -> None:
+    """Transformers would create all of them, until memory runs out."""
+    change(pair / "thinking" / "config.json", **{key: count})
+    assert f"{key.replace('__', '.')} in config.json is {count!r}, but the weights have" in refusal(pair)
 
 
 @pytest.mark.parametrize("kind", ["qwen3_vl_moe", "qwen2_5_vl", "llama", "", None])

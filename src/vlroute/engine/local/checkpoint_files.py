@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from vlroute.checks import shown
 from vlroute.engine.families import FAMILIES, Family, family_of_hub_id, known_families
 from vlroute.engine.local.quantized import check_quantization, gguf_error, is_gguf_folder, quantization_of
 from vlroute.engine.local.reasoning import END_THINK, THINK
@@ -38,6 +40,11 @@ OPTIONAL_JSON = (
 SIZE_KEYS = (
     "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size",
 )  # fmt: skip
+#: Numbers of layers in the configuration, and the layers in the names of the tensors.
+LAYERS = {
+    ("text_config", "num_hidden_layers"): re.compile(r"language_model\.layers\.(\d+)\."),
+    ("vision_config", "depth"): re.compile(r"visual\.blocks\.(\d+)\."),
+}
 REMEDY = "copy or download the checkpoint again"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
@@ -102,7 +109,9 @@ class CheckpointFiles:
         for part in ("text_config", "vision_config"):
             if not isinstance(config.get(part), dict):
                 raise CheckpointError(f"{reader.name}: config.json has no {part}; {REMEDY}")
-        return cls(mode, str(source), folder, config, reader.tensors() if weights else {})
+        tensors = reader.tensors() if weights else {}
+        _check_layers(reader.name, config, tensors)
+        return cls(mode, str(source), folder, config, tensors)
 
     @property
     def name(self) -> str:
@@ -141,6 +150,18 @@ class CheckpointFiles:
             except OSError as error:
                 raise CheckpointError(f"cannot read {place.file.name} of {self.source!r}: {error}; {REMEDY}") from error
         return digest.hexdigest()
+
+
+def _check_layers(name: str, config: Mapping[str, Any], tensors: Iterable[str]) -> None:
+    """Compare the numbers of layers. Transformers would create as many as the configuration says, until memory ends."""
+    for (part, key), pattern in LAYERS.items():
+        layers = {match[1] for tensor in tensors if (match := pattern.search(tensor))}
+        count = config[part].get(key, len(layers))
+        if layers and count != len(layers):
+            raise CheckpointError(
+                f"{name}: {part}.{key} in config.json is {shown(count)}, but the weights have {len(layers)} layers; "
+                f"{REMEDY}"
+            )
 
 
 def _name(mode: Mode | None, source: str | Path) -> str:
