@@ -429,7 +429,8 @@ class Router:
         if isinstance(artifact, ComplexityClassifier):
             self.selector.use(artifact, self.selector.probe)
         else:
-            self.selector.use(*_artifact(artifact, None, trust_encoder))
+            folder = router_folder(artifact)
+            self.selector.use(ComplexityClassifier.load(folder, trust_encoder), probe_of(folder))
         _warn_of_another_model(self.selector, None, self._model)
 
     def save_pretrained(

@@ -334,6 +334,7 @@ def _running_cluster(store: Path) -> Iterator[tuple[str, Callable[[], set[int]]]
     start_here(num_cpus=4, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
     import ray
     from ray import serve
+    from ray.serve.exceptions import DeploymentUnavailableError
 
     from vlroute.serving.cluster.app import NAME, build
 
@@ -346,7 +347,10 @@ def _running_cluster(store: Path) -> Iterator[tuple[str, Callable[[], set[int]]]
 
         def replicas() -> set[int]:
             time.sleep(0.2)
-            found = handle.broadcast("stats").results(timeout_s=10, return_exceptions=True)
+            try:
+                found = handle.broadcast("stats").results(timeout_s=10, return_exceptions=True)
+            except DeploymentUnavailableError:  # while no replica has started
+                return set()
             return {one["pid"] for one in found if isinstance(one, dict)}
 
         yield f"http://127.0.0.1:{port}", replicas

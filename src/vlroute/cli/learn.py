@@ -16,7 +16,6 @@ from rich.progress import Progress
 from vlroute.cli.options import MODEL_HELP, Device, RouterOption, Wanted, check_price
 from vlroute.errors import InputError, MissingExtraError
 from vlroute.files import check_outputs, make_folder, replace_file
-from vlroute.sharing import router_folder
 from vlroute.types import MODES
 
 if TYPE_CHECKING:
@@ -143,6 +142,7 @@ def evaluate(
         from vlroute.decision.artifact import artifact_files
         from vlroute.learning.evaluate import evaluate_router
         from vlroute.learning.report import evaluation_report, figures_table, stages_table, topics_table, ways_table
+        from vlroute.sharing import router_folder
     check_price(price, policy)
     folder = router_folder(router)
     check_outputs(*filter(None, (out, as_json)), inputs=[*records, *artifact_files(folder)])
@@ -224,6 +224,7 @@ def curves(
         from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
         from vlroute.learning.stages import stage_curves
         from vlroute.records import Skipped, read_all, warn
+        from vlroute.sharing import router_folder
     folder = None if router is None else router_folder(router)
     check_price(price, policy)
     inputs = [*records, *filter(None, [oof]), *(artifact_files(folder) if folder else [])]
@@ -317,6 +318,7 @@ def collect(
     from vlroute.learning.dataset import Source, parse_columns
     from vlroute.learning.grading import load_grader, parse_agreement
     from vlroute.router import Router
+    from vlroute.sharing import router_folder
 
     graded_by = load_grader(grader, tolerance)
     if agreement_shares != DEFAULT_SHARES and not agreement:

@@ -18,7 +18,7 @@ from vlroute.serving.ui.chat import add_chat
 from vlroute.serving.ui.compare import add_compare
 from vlroute.serving.ui.components import INSTANT
 from vlroute.serving.ui.examples import Example, draw_examples
-from vlroute.serving.ui.learning import add_learning
+from vlroute.serving.ui.learning import add_learning, is_learned
 from vlroute.serving.ui.page import Answerer, Page
 from vlroute.serving.ui.session import Session
 from vlroute.serving.ui.texts import COLORS, FONT, FONTS, MONO_FONTS, TEXTS, Texts
@@ -123,7 +123,7 @@ def _lay_out(page: Page, title: str, state: Callable[[], str]) -> None:
             add_batch(page)
         with page.add(gr.Tab, lambda texts: {"label": texts.tradeoff}, id="tradeoff") as tab:
             add_tradeoff(page, tab)
-        if (store := page.answerer.store) is not None:
+        if (store := page.answerer.store) is not None and (page.settings.learned or is_learned(store)):
             with page.add(gr.Tab, lambda texts: {"label": texts.learning}, id="learning") as tab:
                 add_learning(page, tab, store)
     timer = gr.Timer(POLL_SECONDS)

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from vlroute.errors import StoreError
 from vlroute.learned import MEASURING, LearningEvent, LearningHistory
 from vlroute.serving.ui.page import Drawing, Page
 from vlroute.serving.ui.session import Caught, Session
@@ -17,6 +18,21 @@ from vlroute.store import Store
 
 #: Number of steps that are shown.
 SHOWN = 20
+
+
+def is_learned(store: Store) -> bool:
+    """Whether `vlroute learn` has used a store.
+
+    Args:
+        store: The store of the answers.
+
+    Returns:
+        Whether its history has a step; False if it cannot be read now.
+    """
+    try:
+        return LearningHistory(store).latest() is not None
+    except StoreError:
+        return False
 
 
 def add_learning(page: Page, tab: gr.Tab, store: Store) -> None:
