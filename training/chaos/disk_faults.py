@@ -19,9 +19,9 @@ from training.chaos.faulty_disk import FaultyDisk
 from training.chaos.kills import COMPONENTS, Component
 from vlroute.chat import read_chat
 from vlroute.decision.classifier import ComplexityClassifier
-from vlroute.errors import VLRouteError
+from vlroute.errors import InputError, VLRouteError
 from vlroute.files import make_folder
-from vlroute.records import read_records
+from vlroute.records import Skipped, read_records
 
 #: Acknowledged and refused writes before, during and after a fault.
 BEFORE, DURING, AFTER = 2, 12, (1, 2)
@@ -37,10 +37,19 @@ KINDS: dict[str, Callable[[FaultyDisk, random.Random], None]] = {
     "read-only disk": lambda disk, rng: disk.set_read_only(),
 }
 
+
+def _read_records(folder: Path) -> None:
+    """Read records as `vlroute train` does. If the disk also fails to remove half a line, it is the last one."""
+    skipped = Skipped()
+    list(read_records(folder / "records.jsonl", skipped=skipped))
+    if skipped.count > 1:
+        raise InputError(str(skipped))
+
+
 #: Read a folder without changing it, as another process may do at any time.
 READERS: dict[str, Callable[[Path], object]] = {
     "router artifact": ComplexityClassifier.load,
-    "records": lambda folder: list(read_records(folder / "records.jsonl")),
+    "records": _read_records,
     "chat": lambda folder: read_chat(folder / "chat"),
 }
 
