@@ -142,7 +142,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
             assert 600 <= image.width <= 2000
             assert 400 <= image.height <= 2000
             assert len(image.convert("RGB").getcolors(1 << 22) or []) > 20  # something is drawn
-    assert sum(tag == "caption" for tag, _ in page.tags) == sum(tag == "table" for tag, _ in page.tags) == 6
+    assert sum(tag == "caption" for tag, _ in page.tags) == sum(tag == "table" for tag, _ in page.tags) == 7
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
 
 

@@ -33,10 +33,10 @@ def test_the_estimate_holds_for_the_intervals_of_means() -> None:
 
 
 def test_a_learning_curve_rises_where_there_is_something_to_learn() -> None:
-    _, records = draw_records(120)
+    _, records = draw_records(600)
     calls = []
-    small, large = learning_curve(records, [24, 60], folds=2, together="record", advance=lambda: calls.append(1))
-    assert (small.records, large.records, len(calls)) == (24, 60, 4)
+    small, large = learning_curve(records, [24, 300], folds=2, together="record", advance=lambda: calls.append(1))
+    assert (small.records, large.records, len(calls)) == (24, 300, 4)
     assert large.area > small.area
     for point in (small, large):
         assert point.interval is not None
