@@ -107,7 +107,9 @@ def peak_memory() -> Iterator[list[int]]:
 
     def watch() -> None:
         own = psutil.Process()
-        while not stop.wait(1):
+        ended = False
+        while not ended:
+            ended = stop.wait(1)  # also sampled at the end, because few records take less than a second
             total = 0
             for process in (own, *own.children(recursive=True)):
                 with contextlib.suppress(psutil.Error):  # it may have ended
