@@ -240,7 +240,7 @@ class GramEncoder:
         return cls(grams[kept], idf.astype(np.float32))
 
     def hashed(self, salt: bytes) -> tuple[GramEncoder, Columns]:
-        """Hash the n-grams.
+        """Hash the n-grams. The columns are in ascending order of the hashes.
 
         Args:
             salt: The salt.

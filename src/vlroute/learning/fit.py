@@ -189,7 +189,7 @@ def by_condition(design: Design, logits: Values) -> Values:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A fitted classifier as numbers.
+    """Vocabulary and weights of a fitted classifier.
 
     Attributes:
         vocabulary: Vocabulary and scales.

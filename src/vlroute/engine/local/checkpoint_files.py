@@ -153,7 +153,7 @@ class CheckpointFiles:
 
 
 def _check_layers(name: str, config: Mapping[str, Any], tensors: Iterable[str]) -> None:
-    """Compare the numbers of layers. Transformers would create as many as the configuration says, until memory ends."""
+    """Compare the numbers of layers. Transformers would create as many as config.json says, until memory runs out."""
     for (part, key), pattern in LAYERS.items():
         layers = {match[1] for tensor in tensors if (match := pattern.search(tensor))}
         count = config[part].get(key, len(layers))
