@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations
 from typing import Any, Literal
@@ -51,6 +53,12 @@ _NOTES = (
 _IGNORED = ("extends", "disallow", "divisibleBy")
 #: Maximum length of a schema, a regular expression, or all strings of a choice. Compiling that takes a second or two.
 MAX_CHARACTERS = 100_000
+#: Maximum absolute value of a number that a schema requires. For larger ones, llguidance writes another number, or ends
+#: the process by a stack overflow.
+MAX_NUMBER = 2**53
+#: Maximum common multiple of all `multipleOf`, as a whole number without zeros at its end. llguidance computes a state
+#: for each remainder, which takes 0.2 s for this number and half a minute for one that is a hundred times as large.
+MAX_MULTIPLE = 100_000
 _FORMS = (
     "{'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'schema': …}}, {'type': 'text'}, "
     "{'json': a schema}, {'choice': a list of strings}, {'regex': a string} or, in Python, a pydantic model"
@@ -294,6 +302,7 @@ def _schema(
         raise SettingsError(f"{name} is not JSON: {error}") from error
     if not _is_unicode(content):
         raise SettingsError(f"{name} contains half of a surrogate pair")
+    _check_numbers(name, prepared)
     return _checked(name, ResponseFormat("json_schema", content, title, strict, model))
 
 
@@ -336,6 +345,54 @@ def _check_keyword(name: str, key: Any) -> None:
         raise SettingsError(f"{name}: the JSON schema has a keyword that is not a string: {shown(key)}")
     if key not in _KEYWORDS and key not in _NOTES and (like := difflib.get_close_matches(key, _KEYWORDS, 1, 0.85)):
         raise SettingsError(f"{name}: the JSON schema uses the unknown keyword {key} (did you mean {like[0]}?)")
+
+
+def _check_numbers(name: str, schema: Any) -> None:
+    """SettingsError for numbers that llguidance cannot follow. Limits that exclude no smaller number are no problem."""
+    common = Fraction(1)
+    for key, value in _members(schema):
+        required = [*_numbers(value)] if key in ("const", "enum") else []
+        if _is_number(value):
+            if key == "multipleOf" and value > 0:
+                multiple = Fraction(str(value))
+                numerator = math.lcm(common.numerator, multiple.numerator)
+                common = Fraction(numerator, math.gcd(common.denominator, multiple.denominator))
+            elif key in ("minimum", "exclusiveMinimum"):
+                required = [max(value, 0)]
+            elif key in ("maximum", "exclusiveMaximum"):
+                required = [min(value, 0)]
+            elif key == "multipleOf":
+                raise SettingsError(f"{name}: multipleOf must be above 0, got {shown(value)}")
+        if large := [one for one in required if abs(one) > MAX_NUMBER]:
+            raise SettingsError(f"{name}: {key} needs numbers up to 2**53 in size, got {shown(large[0])}")
+    while common.denominator > 1:
+        common *= 10
+    digits = str(common.numerator).rstrip("0")
+    if len(digits) > len(str(MAX_MULTIPLE)) or int(digits) > MAX_MULTIPLE:
+        raise SettingsError(
+            f"{name}: all multipleOf together have the common multiple {shown(digits)}, apart from zeros at its end; "
+            f"at most {MAX_MULTIPLE} is supported"
+        )
+
+
+def _members(value: Any) -> Iterator[tuple[str, Any]]:
+    """The members of all objects in `value`."""
+    if isinstance(value, Mapping):
+        yield from value.items()
+    for one in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        yield from _members(one)
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    """The numbers in `value`."""
+    if _is_number(value):
+        yield value
+    for one in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        yield from _numbers(one)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _exclude_each_other(alternatives: Sequence[Any], root: Mapping[str, Any]) -> bool:

@@ -271,6 +271,12 @@ def test_control_tokens_at_other_ids(pair: Path) -> None:
     assert "image_token_id" in refusal(pair)
 
 
+@pytest.mark.parametrize("longest", ["512", [512], {}])
+def test_a_longest_prompt_that_is_no_number(pair: Path, longest: Any) -> None:
+    change(pair / "instruct" / "tokenizer_config.json", model_max_length=longest)
+    assert "model_max_length" in refusal(pair)
+
+
 def test_a_processor_of_another_model(pair: Path) -> None:
     change(pair / "instruct" / "processor_config.json", image_processor__patch_size=14)
     assert "patch_size" in refusal(pair)

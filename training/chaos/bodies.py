@@ -36,6 +36,22 @@ _TOOL = {
     },
 }  # fmt: skip
 
+#: Uses all keywords that restrict an answer.
+_SCHEMA = {
+    "type": "object", "additionalProperties": False, "required": ["integer", "list"],
+    "$defs": {"short": {"type": "string", "minLength": 1, "maxLength": 9}},
+    "properties": {
+        "integer": {"type": "integer", "minimum": -5, "maximum": 99, "multipleOf": 3},
+        "number": {"type": "number", "exclusiveMinimum": -0.5, "exclusiveMaximum": 1e6, "multipleOf": 0.01},
+        "list": {"type": "array", "items": {"$ref": "#/$defs/short"}, "minItems": 1, "maxItems": 3},
+        "pair": {"type": "array", "prefixItems": [{"const": 1}, {"enum": [-1, "a", None]}], "items": False},
+        "text": {"type": ["string", "null"], "pattern": "^[a-z]{1,9}( é+)?$"},
+        "time": {"type": "string", "format": "date-time"},
+        "any": {"anyOf": [{"type": "boolean"}, {"allOf": [{"type": "integer"}, {"minimum": 1}]}]},
+        "others": {"type": "object", "patternProperties": {"^[ab]$": {"type": "null"}}, "maxProperties": 1},
+    },
+}  # fmt: skip
+
 
 class RefusedError(VLRouteError):
     """The server answered with a public error."""
@@ -71,6 +87,19 @@ def _chat_bodies() -> dict[str, Any]:
                 "schema": {"type": "object", "properties": {"color": {"enum": ["red", "blue"]}}, "required": ["color"],
                            "additionalProperties": False},
             }},
+        },
+        "schema": {
+            "model": "instruct", "max_tokens": 8, "messages": [{"role": "user", "content": "A list."}],
+            "response_format": {"type": "json_schema", "json_schema": {"name": "list", "schema": _SCHEMA}},
+        },
+        "regex": {
+            "model": "instruct", "max_tokens": 8, "messages": [{"role": "user", "content": "A word."}],
+            "structured_outputs": {"regex": "([a-z]{2,9}|\\d+)( [^x]*){1,3}"},
+        },
+        "schema of a tool": {
+            "model": "instruct", "max_tokens": 8, "messages": [{"role": "user", "content": "Look."}],
+            "tools": [{"type": "function", "function": {"name": "look", "strict": True, "parameters": _SCHEMA}}],
+            "tool_choice": "required",
         },
     }  # fmt: skip
 

@@ -512,6 +512,8 @@ def _check_processor(files: CheckpointFiles, processor: Any) -> None:
     for part in ("tokenizer", "image_processor", "video_processor"):
         if getattr(processor, part, None) is None:
             raise CheckpointError(f"{name} has no {part.replace('_', ' ')}; {REMEDY}")
+    if not isinstance(longest := processor.tokenizer.model_max_length, int | float):  # compared with each prompt
+        raise CheckpointError(f"the tokenizer of {name} has model_max_length {shown(longest)}, not a number; {REMEDY}")
     for part in (processor.image_processor, processor.video_processor):
         for setting, key in PATCHES.items():
             here, there = getattr(part, setting, None), files.config["vision_config"].get(key)
