@@ -51,10 +51,10 @@ def model_calls() -> Iterator[Calls]:
         calls.threads.add(threading.get_ident())
         return encode(*args)
 
-    def reading(*args: Any) -> Any:
+    def reading(*args: Any, **options: Any) -> Any:
         calls.prompts.append([*args[-1]])
         calls.threads.add(threading.get_ident())
-        return read(*args)
+        return read(*args, **options)
 
     def decoding(decoder: Decoder, ids: Sequence[int], *args: Any) -> Any:
         calls.steps.append(len(ids))

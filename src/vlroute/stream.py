@@ -124,6 +124,7 @@ class AsyncStream(Generic[T]):
     ) -> None:
         self._cancel = cancel
         self._loop, self._items, self._arrived = asyncio.get_running_loop(), deque[Any](), asyncio.Event()
+        self._waiting = False  # for an item
         self._complete, self._pause = False, cast("asyncio.Future[None] | None", None)
         self._alarm = None if seconds is None else self._loop.call_later(max(seconds, 0), cancel.set)
 
@@ -139,7 +140,10 @@ class AsyncStream(Generic[T]):
         """The next item. Raises the error that ended the work."""
         while not self._items:
             self._arrived.clear()
-            await self._arrived.wait()
+            self._waiting = True
+            if not self._items:  # which came before the line above
+                await self._arrived.wait()
+            self._waiting = False
         item = self._items.popleft()
         if isinstance(item, BaseException):
             raise item
@@ -171,18 +175,17 @@ class AsyncStream(Generic[T]):
         self._cancel.set()
 
     def _put(self, item: T) -> None:
-        self._call(self._receive, item)
-
-    def _call(self, function: Callable[[Any], None], item: Any) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(function, item)
-
-    def _receive(self, item: Any) -> None:
         self._items.append(item)
-        self._arrived.set()
+        if self._waiting:  # otherwise the event loop need not wake up for it
+            self._call(self._arrived.set)
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *arguments)
 
     def _end(self, error: BaseException) -> None:
-        self._receive(error)
+        self._items.append(error)
+        self._arrived.set()
         self._complete = True
         self._end_pause()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from vlroute.serving.sse import MAX_PAUSE_SECONDS, SECONDS_PER_STREAM, EventStream
 from vlroute.steps import Steps
 from vlroute.stream import AsyncStream
 
@@ -42,6 +43,17 @@ def test_items_that_have_come_are_read_at_once_and_the_error_after_them() -> Non
             await items.next()
 
     asyncio.run(read())
+
+
+def test_streams_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EventStream, "running", 1)
+    assert [EventStream.pause(), EventStream.pause()] == [0, 0]
+    for running, apart in ((4, SECONDS_PER_STREAM), (400, MAX_PAUSE_SECONDS / 400)):
+        monkeypatch.setattr(EventStream, "running", running)
+        monkeypatch.setattr(EventStream, "_turn", time.monotonic())
+        pauses = [EventStream.pause() for _ in range(running)]
+        assert pauses[-1] == pytest.approx(running * apart, rel=0.3)
+        assert pauses == sorted(pauses)
 
 
 def test_a_pause_takes_its_time_while_the_work_goes_on_and_ends_with_it() -> None:

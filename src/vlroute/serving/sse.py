@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -15,8 +16,9 @@ from vlroute.types import Finished
 
 #: Seconds between two events that keep the connection open: proxies close a silent stream after about 30 s.
 PING_SECONDS = 10.0
-#: With several streams, each sends at most every so many seconds times their number: tokens that come meanwhile are
-#: sent together. Otherwise the streams of one client could use up the event loop, and others would wait for it.
+#: Several streams send one after the other, with so many seconds between them, and each at least every
+#: `MAX_PAUSE_SECONDS`: tokens that come meanwhile are sent together. Otherwise the streams of one client could use up
+#: the event loop, and others would wait for it.
 SECONDS_PER_STREAM, MAX_PAUSE_SECONDS = 0.0025, 0.1
 #: Under another server than `HTTPServer`, a stream is cut off this time after the shutdown has begun.
 SHUTDOWN_SECONDS = 20.0
@@ -57,6 +59,7 @@ class EventStream(EventSourceResponse):
     """
 
     running: ClassVar[int] = 0
+    _turn: ClassVar[float] = 0.0  # when the last one of them may send again, `time.monotonic()`
 
     def __init__(
         self,
@@ -84,6 +87,15 @@ class EventStream(EventSourceResponse):
             EventStream.running -= 1
             self._events.close()
 
+    @classmethod
+    def pause(cls) -> float:
+        """Seconds until a stream that has just sent something may send again."""
+        if cls.running < 2:
+            return 0.0
+        now, apart = time.monotonic(), min(SECONDS_PER_STREAM, MAX_PAUSE_SECONDS / cls.running)
+        cls._turn = max(cls._turn + apart, now)
+        return cls._turn - now
+
 
 async def _body(
     events: AsyncStream[T], format: StreamFormat[T], count: Count
@@ -98,8 +110,8 @@ async def _body(
             event = received[-1]
             if data := b"".join(sent.encode() for one in received for sent in format.of(one)):
                 yield data
-            if others := EventStream.running - 1:
-                await events.pause(min(others * SECONDS_PER_STREAM, MAX_PAUSE_SECONDS))
+            if pause := EventStream.pause():
+                await events.pause(pause)
     except Exception as error:
         converted = api_error(error)
         count(converted.status, converted.code)

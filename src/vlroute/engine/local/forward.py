@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import torch
 
-from vlroute.engine.local.language import LanguageModel
 from vlroute.engine.local.out_of_memory import is_out_of_memory
 from vlroute.engine.local.slots import FIRST_LENGTH, KVSlots, rounded
 
@@ -22,11 +21,8 @@ SLOW = 5.0
 Language: TypeAlias = Callable[..., torch.Tensor]
 
 
-class StepInterrupted(Exception):
-    """A decode step has ended before its last layer. It can be run again, because it has only written keys and values.
-
-    The next run writes the same ones to the same places.
-    """
+class ForwardStopped(Exception):
+    """A forward pass has ended before its last layer. What it has computed is not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +52,13 @@ class Chunk:
         return int(self.ids.shape[0])
 
 
-def read(model: Any, language: Language, slots: KVSlots, chunks: Sequence[Chunk]) -> tuple[torch.Tensor, torch.Tensor]:
+def read(
+    model: Any,
+    language: Language,
+    slots: KVSlots,
+    chunks: Sequence[Chunk],
+    before_layer: Callable[[], None] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Read chunks of several prompts in one forward pass, padded at the right.
 
     Args:
@@ -64,10 +66,14 @@ def read(model: Any, language: Language, slots: KVSlots, chunks: Sequence[Chunk]
         language: Its language model, see `language_model`.
         slots: Its KV slots; the chunks are added to them.
         chunks: At most one chunk of each sequence.
+        before_layer: Called before each layer, if the language model is a `LanguageModel`. It may raise ForwardStopped.
 
     Returns:
         The logits of the last token of each chunk, `[chunks, vocabulary]`, and its hidden state after the last norm,
         `[chunks, width]`.
+
+    Raises:
+        ForwardStopped: `before_layer` has raised it.
     """
     device = slots.kv.device
     lengths = [chunk.length for chunk in chunks]
@@ -93,7 +99,8 @@ def read(model: Any, language: Language, slots: KVSlots, chunks: Sequence[Chunk]
         embeds.view(-1, embeds.shape[-1]).index_copy_(0, seen, merged.to(embeds.dtype))
     mask = slots.reading([chunk.slot for chunk in chunks], [chunk.cached for chunk in chunks], lengths)
     last = (torch.tensor(lengths) - 1).to(device)
-    hidden = language(embeds, positions.to(device), mask, slots, seen, deepstack, last)[:, 0]
+    options = {"before_layer": before_layer} if before_layer else {}
+    hidden = language(embeds, positions.to(device), mask, slots, seen, deepstack, last, **options)[:, 0]
     return model.lm_head(hidden), hidden
 
 
@@ -102,7 +109,7 @@ class Decoder:
 
     On CUDA, each shape of a step is captured as a CUDA graph when it is first needed, unless `compile` is "off". "max"
     compiles the step with `torch.compile`. In both cases numbers of rows and keys are rounded up, so that there are few
-    shapes. Without either, a step computes no more rows and keys than it needs, and it can be interrupted.
+    shapes. Without either, a step computes no more rows and keys than it needs, and it can pause between two layers.
     """
 
     def __init__(
@@ -121,7 +128,7 @@ class Decoder:
             slots: Its KV slots.
             compile: "off", "auto" or "max", see above.
             before_layer: Called before each layer of a step that is neither captured nor compiled, if the language
-                model can do that. It may raise StepInterrupted.
+                model is a `LanguageModel`. It may raise ForwardStopped.
         """
         self.model, self.language, self.slots, self.device = model, language, slots, slots.kv.device
         self._graphs: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, Any]] = {}
@@ -130,8 +137,7 @@ class Decoder:
         self.few_shapes = self._captures or compile == "max"
         self._pool: Any = None
         self._step: Callable[[torch.Tensor, int], torch.Tensor] = self._forward
-        can_be_interrupted = before_layer and not self.few_shapes and isinstance(language, LanguageModel)
-        self._options = {"before_layer": before_layer} if can_be_interrupted else {}
+        self._options = {"before_layer": before_layer} if before_layer and not self.few_shapes else {}
         if compile == "max":
             # graphs are captured here, around the compiled step
             # one graph: a step that stops between two graphs would have changed recurrent states
@@ -154,7 +160,7 @@ class Decoder:
             The logits, `[rows, vocabulary]` with at least as many rows as there are ids.
 
         Raises:
-            StepInterrupted: `before_layer` has raised it.
+            ForwardStopped: `before_layer` has raised it.
         """
         rows, tokens = self.rows(len(ids)), max(cached) + 1
         length = min(rounded(tokens, FIRST_LENGTH) if self.few_shapes else tokens, self.slots.length)

@@ -9,15 +9,15 @@ then to the one that has received least time; if all slots are in use, an answer
 interrupted. A round leaves out flows with more answers than others while they have received more time, so that a flow
 with one answer is at least half as fast beside a flow with many as alone.
 
-On a CPU, a decode step for many answers takes longer than a short answer. Work of a flow that takes no part in the step
-interrupts it, and the step is run again later. At most as much time is lost as is used, so that the many answers are at
-least half as fast as without the interruptions.
+On a CPU, a decode step for many answers takes longer than a short answer. A round of one mode therefore pauses between
+two layers for rounds of the other mode, if these are next.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -36,8 +36,9 @@ from vlroute.engine.cache.features import VisionFeatures
 from vlroute.engine.cache.prefix import PrefixCache
 from vlroute.engine.local.checkpoint import Checkpoint
 from vlroute.engine.local.early_exit import MAX_TRIED, most_probable
-from vlroute.engine.local.forward import Chunk, Decoder, Language, StepInterrupted, read
+from vlroute.engine.local.forward import Chunk, Decoder, ForwardStopped, Language, read
 from vlroute.engine.local.generation import Generated, Generation, GenerationRequest
+from vlroute.engine.local.language import LanguageModel
 from vlroute.engine.local.loading import DEFAULT_NUM_SEQS, MAX_NUM_SEQS
 from vlroute.engine.local.memory import Memory
 from vlroute.engine.local.out_of_memory import is_out_of_memory
@@ -63,8 +64,9 @@ PATCHES, SHARED_PATCHES = 65_536, 8192
 FIRST_SLOT, FIRST_SHARE = 4096, 0.25
 #: On a CPU, the operations of models with fewer parameters are too short to be divided between threads.
 ONE_THREAD = 50_000_000
-#: Most seconds of decode steps that may be lost to interruptions at once.
-MAX_STEP_CREDIT = 1.0
+#: On a CPU, the priority of this thread is lower by so much than that of threads that read requests and send answers:
+#: they need a core for a short time, while a decode step would use it for several milliseconds (Linux).
+BEHIND = 3
 #: Shares of the time while both modes have work. With equal shares, a short Instruct answer would take twice as long
 #: beside Thinking as alone.
 SHARES: dict[Mode, int] = {"instruct": 2, "thinking": 1}
@@ -88,12 +90,15 @@ class _Lane:
         language: Language,
         most: int,
         compile: str,
-        before_layer: Callable[[], None] | None = None,
+        between_layers: Callable[[_Lane], None],
     ) -> None:
-        model = checkpoint.model
+        model, device = checkpoint.model, checkpoint.device
         self.checkpoint, self.language = checkpoint, language
-        self.slots = slots_for(model.config.text_config, model.dtype, checkpoint.device, most)
-        self.decoder = Decoder(model, self.language, self.slots, compile, before_layer)
+        self.slots = slots_for(model.config.text_config, model.dtype, device, most)
+        # a GPU computes layers long after they are called
+        can_pause = device.type == "cpu" and isinstance(language, LanguageModel)
+        self.before_layer = partial(between_layers, self) if can_pause else None
+        self.decoder = Decoder(model, self.language, self.slots, compile, self.before_layer)
         self.encodings: deque[_Encoding] = deque()
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
@@ -102,8 +107,10 @@ class _Lane:
         #: Names of the flows that the current round serves.
         self.served: frozenset[str] = frozenset()
         self.round_seconds = 0.0  # of the latest round
-        #: Seconds of decode steps that have ended, less those of interrupted ones; at most `MAX_STEP_CREDIT`.
-        self.step_credit = 0.0
+        #: Beginning of the latest round, later by the time that it has paused.
+        self.round_began = 0.0
+        #: Seconds of a round that pauses, before the pause, divided by the share of the mode.
+        self.begun_spent = 0.0
         self._latest = Work.DECODE
         self._sampled: tuple[Generation, ...] = ()
         self._sampler: BatchSampler | None = None
@@ -293,9 +300,8 @@ class Scheduler:
         self._lanes: dict[Any, _Lane] = {}  # by model
         self._shares = FairShare()  # of seconds of rounds
         self._towers: dict[Any, Callable[..., list[torch.Tensor]]] = {}
-        #: Names of the flows of the decode step that runs, if it may be interrupted; and whether it shall end.
-        self._interruptible: frozenset[str] | None = None
-        self._overtaken = False
+        #: The mode whose round pauses for rounds of another mode. Until it goes on, nothing of it may change.
+        self._paused: _Lane | None = None
         self._closed = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -381,9 +387,6 @@ class Scheduler:
                 self._started.wait()
                 torch.set_num_threads(self._threads)  # the default of threads that start later
             self._new.put(work)
-            flows, flow = self._interruptible, work.flow if isinstance(work, _Encoding) else work.request.flow
-            if flows is not None and flow.name not in flows:
-                self._overtaken = True
 
     @torch.inference_mode()
     def _run(self) -> None:
@@ -395,10 +398,13 @@ class Scheduler:
             "a callback of an answer cannot wait for another answer, because the thread that calls it generates "
             "both; ask from another thread, or after the answer has ended"
         )
+        if self.memory.device.type == "cpu" and sys.platform == "linux":
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + BEHIND)
         self._started.set()
         while self._take_new():
             try:
-                self._round()
+                self._round([*self._lanes.values()])
             except Exception as error:  # no caller may wait forever after an unexpected error
                 log.exception("the engine failed; its running answers end with this error")
                 self._fail_all(error)
@@ -410,6 +416,9 @@ class Scheduler:
         while not self._new.empty():
             work.append(self._new.get())
         for one in work:
+            if one is None and self._paused:
+                self._new.put(None)
+                raise ForwardStopped
             if one is None:
                 self._cancel_all()
                 return False
@@ -419,46 +428,77 @@ class Scheduler:
                 self._fail(one, error)
                 continue
             if not lane.busy:  # no credit for idle time beyond the latest round of the other mode, for short answers
-                others = [other for other in self._lanes.values() if other is not lane]
-                lane.spent = max([lane.spent, *(other.spent - other.latest_spent for other in others)])
+                for other in self._lanes.values():
+                    if other is not lane:
+                        latest = max(other.latest_spent, other.begun_spent)
+                        lane.spent = max(lane.spent, other.spent + other.begun_spent - latest)
             if isinstance(one, _Encoding):
                 lane.encodings.append(one)
             else:
                 lane.waiting.append(one)
         return True
 
-    def _round(self) -> None:
-        lanes = [*self._lanes.values()]
+    def _round(self, lanes: Sequence[_Lane]) -> bool:
+        """Serve one of `lanes`. False if none has work that can be done."""
         for lane in lanes:
             self._drop_cancelled(lane)
         waiting = [lane for lane in lanes if lane.waiting]
         if waiting:
-            self._shares.advance(one.request.flow for lane in lanes for one in (*lane.waiting, *lane.running))
+            active = (one for lane in self._lanes.values() for one in (*lane.waiting, *lane.running))
+            self._shares.advance(one.request.flow for one in active)
         # if there is no memory for the next answer of one mode, the other mode admits none either
         for lane in sorted(waiting, key=self._turn):
             if not self._admit(lane):
                 break
         ready = [lane for lane in lanes if lane.encodings or lane.running]
         if not ready:
-            return
+            return False
         lane = min(ready, key=lambda lane: (lane.spent, MODES.index(lane.checkpoint.mode)))
         self._choose_flows(lane)
-        began, parts = time.perf_counter(), Counter[Flow]()
-        match lane.next_work():
-            case Work.ENCODE:
-                parts = self._encode(lane)
-            case Work.READ:
-                parts = self._read(lane)
-            case Work.DECODE:
-                try:
+        lane.round_began, parts = time.perf_counter(), Counter[Flow]()
+        try:
+            match lane.next_work():
+                case Work.ENCODE:
+                    parts = self._encode(lane)
+                case Work.READ:
+                    parts = self._read(lane)
+                case Work.DECODE:
                     parts = self._decode(lane)
-                except StepInterrupted:
-                    return  # its time is not charged, so that the work that has interrupted it is next
-        lane.round_seconds = time.perf_counter() - began
+        except ForwardStopped as stop:
+            if stop.__cause__ is None:  # the scheduler is being closed
+                return True
+            raise stop.__cause__ from None
+        lane.round_seconds = time.perf_counter() - lane.round_began
         for flow, part in parts.items():
             self._shares.charge(flow, lane.round_seconds * part / parts.total())
         lane.latest_spent = lane.round_seconds / SHARES[lane.checkpoint.mode]
         lane.spent += lane.latest_spent
+        return True
+
+    def _run_others(self, lane: _Lane) -> None:
+        """Between two layers of a round of `lane`: do the rounds of other modes that are next.
+
+        Raises:
+            ForwardStopped: The scheduler is being closed, or one of these rounds has failed (`__cause__`).
+        """
+        others = [other for other in self._lanes.values() if other is not lane]
+        if self._paused or (self._new.empty() and not any(other.busy for other in others)):
+            return
+        self._paused, began = lane, time.perf_counter()
+        lane.begun_spent = (began - lane.round_began) / SHARES[lane.checkpoint.mode]
+        spent = lane.spent + lane.begun_spent
+        try:
+            self._take_new()
+            others = [other for other in self._lanes.values() if other is not lane]
+            while any(other.busy and other.spent < spent for other in others) and self._round(others):
+                self._take_new()
+        except ForwardStopped:
+            raise
+        except Exception as error:
+            raise ForwardStopped from error
+        finally:
+            self._paused, lane.begun_spent = None, 0.0
+            lane.round_began += time.perf_counter() - began
 
     def _choose_flows(self, lane: _Lane) -> None:
         """Let the round serve the flows with fewest answers, and those that are not ahead of them by more than a round.
@@ -475,7 +515,7 @@ class Scheduler:
         if checkpoint.model not in self._lanes:
             language = self.languages[checkpoint.mode]
             self._lanes[checkpoint.model] = _Lane(
-                checkpoint, language, self.max_num_seqs, self.compile, self._check_overtaken
+                checkpoint, language, self.max_num_seqs, self.compile, self._run_others
             )
         return self._lanes[checkpoint.model]
 
@@ -699,7 +739,12 @@ class Scheduler:
     def _read_chunks(self, lane: _Lane, reading: Sequence[tuple[Generation, Chunk]]) -> None:
         failed = None
         try:
-            logits, states = read(lane.checkpoint.model, lane.language, lane.slots, [chunk for _, chunk in reading])
+            chunks = [chunk for _, chunk in reading]
+            logits, states = read(
+                lane.checkpoint.model, lane.language, lane.slots, chunks, before_layer=lane.before_layer
+            )
+        except ForwardStopped:
+            raise
         except Exception as error:  # such as out of memory
             failed = error.with_traceback(None)  # which would keep tensors of the failed call
         if failed is not None:
@@ -750,8 +795,8 @@ class Scheduler:
         for one in writing:
             ids[one.slot], positions[one.slot], active[one.slot] = one.ids[-1], one.position, 1
         try:
-            logits = self._step(lane, parts, ids, cached, positions, active)
-        except StepInterrupted:
+            logits = lane.decoder(ids, cached, positions, active)
+        except ForwardStopped:
             raise
         except Exception as error:
             if is_out_of_memory(error) and len(lane.running) > 1:
@@ -774,26 +819,10 @@ class Scheduler:
         self._end(lane)
         return parts
 
-    def _step(self, lane: _Lane, flows: Counter[Flow], *inputs: Sequence[int]) -> torch.Tensor:
-        """Run a decode step. Raises StepInterrupted if work of other flows comes, and the mode can afford that."""
-        self._overtaken = False
-        self._interruptible = frozenset(flow.name for flow in flows) if lane.step_credit > 0 else None
-        began = time.perf_counter()
-        try:
-            logits = lane.decoder(*inputs)
-        except StepInterrupted:
-            lane.step_credit -= time.perf_counter() - began
-            raise
-        lane.step_credit = min(lane.step_credit + time.perf_counter() - began, MAX_STEP_CREDIT)
-        return logits
-
-    def _check_overtaken(self) -> None:
-        if self._overtaken and self._interruptible is not None:
-            raise StepInterrupted
-
     def _preempt(self) -> None:
         """Take the slot of the answer that began last; it is computed again, from its tokens, when there is room."""
-        lane = max((lane for lane in self._lanes.values() if lane.running), key=lambda lane: lane.running[-1].began)
+        lanes = [lane for lane in self._lanes.values() if lane.running and lane is not self._paused]
+        lane = max(lanes, key=lambda lane: lane.running[-1].began)
         if sum(len(other.running) for other in self._lanes.values()) == 1:
             lane.running[0].error = self._too_long(lane, lane.running[0])
             self._end(lane)
