@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import sqlalchemy as sa
 
@@ -77,14 +77,21 @@ class LearningHistory:
         self._store = store
         store.create(TABLES)
 
-    def add(self, event: LearningEvent) -> LearningEvent:
+    @overload
+    def add(self, event: LearningEvent) -> LearningEvent: ...
+
+    @overload
+    def add(self, event: LearningEvent, *, after: str) -> LearningEvent | None: ...
+
+    def add(self, event: LearningEvent, *, after: str | None = None) -> LearningEvent | None:
         """Add an event. From then on, its artifact is in use.
 
         Args:
             event: The event.
+            after: The artifact that has to be in use before; None: any.
 
         Returns:
-            The event with its number.
+            The event with its number; None if another artifact is in use, and nothing was added.
 
         Raises:
             StoreError: It could not be stored. Nothing was changed then.
@@ -93,8 +100,14 @@ class LearningHistory:
             "created": event.created, "action": event.action, "artifact": event.artifact,
             "fingerprint": event.fingerprint, "details": json.dumps(event.details),
         }  # fmt: skip
+        columns = [sa.literal(value, HISTORY.c[name].type) for name, value in row.items()]
+        latest = sa.select(HISTORY.c.artifact).order_by(HISTORY.c.id.desc()).limit(1).scalar_subquery()
+        values = sa.select(*columns) if after is None else sa.select(*columns).where(latest == after)
+        insert = sa.insert(HISTORY).from_select([*row], values).returning(HISTORY.c.id)
         with self._store.transaction("written") as connection:
-            id = connection.execute(sa.insert(HISTORY).returning(HISTORY.c.id), row).scalar_one()
+            id = connection.execute(insert).scalar_one_or_none()
+        if id is None:
+            return None
         return LearningEvent(event.action, event.artifact, event.fingerprint, event.details, event.created, int(id))
 
     def latest(self) -> LearningEvent | None:

@@ -24,8 +24,8 @@ EXAMPLES = 10
 WAYS = {
     "always instruct": "Instruct answers every request",
     "always thinking": "Thinking answers every request",
-    "random, same share": "as many requests as the router sends go to Thinking, at random",
-    "longest prompts, same share": "as many requests as the router sends go to Thinking: the longest prompts",
+    "random, same share": "random requests go to Thinking, as many as the router sends",
+    "longest prompts, same share": "the longest prompts go to Thinking, as many as the router sends",
     "routed": "this router",
     "routed, captions withheld": "this router without captions of the pictures",
     "oracle": "knows which answers are right; cannot be reached",
@@ -190,6 +190,8 @@ loading them runs no code."""
     yield "## Training data\n\n" + "\n\n".join(_training(provenance, model, classifier.start))
     if metrics:
         yield "## Results\n\n" + "\n\n".join(_results(metrics, provenance))
+    if learned := card.get("learned"):
+        yield "## Learned from ratings\n\n" + _learned(learned)
     if warnings := card.get("warnings"):
         yield "## Warnings of the training\n\n" + "\n".join(f"- {cell(str(one))}." for one in warnings)
     yield "## Contents\n\n" + _contents(classifier, probe)
@@ -254,6 +256,18 @@ def _results(metrics: Mapping[str, Any], provenance: Mapping[str, Any]) -> Itera
         )
     if covers := metrics.get("covers"):
         yield cell(str(covers))
+
+
+def _learned(learned: Mapping[str, Any]) -> str:
+    found = learned["comparison"]
+    difference, low, high = (100 * float(found[name]) for name in ("difference", "low", "high"))
+    return (
+        f"This artifact corrects the artifact {cell(str(learned['base']))} with {learned['ratings']} ratings of "
+        "answers in use (`vlroute learn`). The training data and results above are those of that first artifact. The "
+        "vocabulary also contains words of rated requests.\n\n"
+        f"Accuracy at equal seconds, minus that of the artifact in use before: {difference:+.1f} points ({low:+.1f} to "
+        f"{high:+.1f}, 95 %), from {found['ratings']} held-out ratings."
+    )
 
 
 def _interval(ends: Sequence[float] | None, form: str) -> str:

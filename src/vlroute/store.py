@@ -359,8 +359,8 @@ class Store:
             answer_id: ID of the answer, or of a label of shadow mode.
             correct: whether it is correct, or to which share, 0 to 1.
             comment: free text.
-            key: name of the API key that gives the feedback, or of its address. It limits how many ratings of one
-                client count, see `vlroute.learning.ContinualLearner`.
+            key: name of the API key that gives the feedback. Only some ratings with the same key count, see
+                `vlroute.learning.ContinualLearner`; those without a key are not limited.
 
         Raises:
             UnknownAnswerError: no answer with this ID is stored.

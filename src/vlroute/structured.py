@@ -49,6 +49,8 @@ _NOTES = (
     "id", "$schema", "$comment", "$anchor", "$vocabulary", "discriminator", "contentEncoding", "contentMediaType",
     "contentSchema", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "dependencies",
 )  # fmt: skip
+#: Keywords whose values contain no schemas.
+_VALUES = ("const", "enum", "default", "examples", "example")
 #: Keywords of old drafts that llguidance would ignore.
 _IGNORED = ("extends", "disallow", "divisibleBy")
 #: Maximum length of a schema, a regular expression, or all strings of a choice. Compiling that takes a second or two.
@@ -296,13 +298,14 @@ def _schema(
         # pydantic ignores properties that the model does not have, so they need not be generated
         prepared = _prepared(name, schema, schema, closed=closed or model is not None)
         content = json.dumps(prepared, ensure_ascii=False, allow_nan=False)
+        _check_length(name, len(content))
+        _check_numbers(name, prepared)
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, SettingsError):
             raise
         raise SettingsError(f"{name} is not JSON: {error}") from error
     if not _is_unicode(content):
         raise SettingsError(f"{name} contains half of a surrogate pair")
-    _check_numbers(name, prepared)
     return _checked(name, ResponseFormat("json_schema", content, title, strict, model))
 
 
@@ -350,37 +353,49 @@ def _check_keyword(name: str, key: Any) -> None:
 def _check_numbers(name: str, schema: Any) -> None:
     """SettingsError for numbers that llguidance cannot follow. Limits that exclude no smaller number are no problem."""
     common = Fraction(1)
-    for key, value in _members(schema):
+    for key, value in _keywords(schema):
         required = [*_numbers(value)] if key in ("const", "enum") else []
         if _is_number(value):
-            if key == "multipleOf" and value > 0:
+            if key == "multipleOf":
+                if value <= 0:
+                    raise SettingsError(f"{name}: multipleOf must be above 0, got {shown(value)}")
                 multiple = Fraction(str(value))
-                numerator = math.lcm(common.numerator, multiple.numerator)
-                common = Fraction(numerator, math.gcd(common.denominator, multiple.denominator))
+                common = Fraction(
+                    math.lcm(common.numerator, multiple.numerator), math.gcd(common.denominator, multiple.denominator)
+                )
+                if max(map(_significant, (multiple, common))) > MAX_MULTIPLE:
+                    raise SettingsError(
+                        f"{name}: multipleOf {shown(value)} is not supported: its digits, and those of the common "
+                        f"multiple of all multipleOf, must be at most {MAX_MULTIPLE}, not counting zeros at their end"
+                    )
             elif key in ("minimum", "exclusiveMinimum"):
                 required = [max(value, 0)]
             elif key in ("maximum", "exclusiveMaximum"):
                 required = [min(value, 0)]
-            elif key == "multipleOf":
-                raise SettingsError(f"{name}: multipleOf must be above 0, got {shown(value)}")
         if large := [one for one in required if abs(one) > MAX_NUMBER]:
             raise SettingsError(f"{name}: {key} needs numbers up to 2**53 in size, got {shown(large[0])}")
-    while common.denominator > 1:
-        common *= 10
-    digits = str(common.numerator).rstrip("0")
-    if len(digits) > len(str(MAX_MULTIPLE)) or int(digits) > MAX_MULTIPLE:
-        raise SettingsError(
-            f"{name}: all multipleOf together have the common multiple {shown(digits)}, apart from zeros at its end; "
-            f"at most {MAX_MULTIPLE} is supported"
-        )
 
 
-def _members(value: Any) -> Iterator[tuple[str, Any]]:
-    """The members of all objects in `value`."""
-    if isinstance(value, Mapping):
-        yield from value.items()
-    for one in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
-        yield from _members(one)
+def _significant(number: Fraction) -> int:
+    """The digits of a decimal number, without zeros at their end, as a whole number."""
+    while number.denominator > 1:
+        number *= 10
+    digits = number.numerator
+    while digits % 10 == 0:
+        digits //= 10
+    return digits
+
+
+def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
+    """The keywords of a schema and of all schemas within it, with their values."""
+    if isinstance(schema, Mapping):
+        yield from schema.items()
+    items = (
+        schema.items() if isinstance(schema, Mapping) else enumerate(schema) if isinstance(schema, list | tuple) else ()
+    )
+    for key, value in items:
+        if key not in _VALUES:
+            yield from _keywords(value)
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
@@ -434,11 +449,15 @@ def _checked(name: str, found: ResponseFormat) -> ResponseFormat:
     """`found` if llguidance can follow it. SettingsError if not, MissingExtraError if llguidance is missing."""
     check_installed()
     length = len(found.content) if isinstance(found.content, str) else sum(map(len, found.content))
-    if length > MAX_CHARACTERS:
-        raise SettingsError(f"{name} has {length} characters; at most {MAX_CHARACTERS} are accepted")
+    _check_length(name, length)
     if problem := _problem(found):
         raise SettingsError(f"{name}: {problem}")
     return found
+
+
+def _check_length(name: str, length: int) -> None:
+    if length > MAX_CHARACTERS:
+        raise SettingsError(f"{name} has {length} characters; at most {MAX_CHARACTERS} are accepted")
 
 
 def check_installed() -> None:

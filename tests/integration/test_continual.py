@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.errors import InputError, OutputError
 from vlroute.learned import Action, LearningHistory
 from vlroute.learning import ContinualLearner, roll_back
+from vlroute.learning.learning_step import Job
 from vlroute.serving.metrics import Metrics
 from vlroute.serving.settings import ServerSettings
 from vlroute.serving.ui.learning import steps_html
@@ -107,6 +109,55 @@ def test_one_client_cannot_dominate(tmp_path: Path) -> None:
     assert (event.action, event.details["ratings"], event.details["over_limit"]) == ("waited", 15, 20)
 
 
+def test_learning_goes_on_when_the_limit_for_a_key_is_reached(tmp_path: Path) -> None:
+    first = first_artifact(tmp_path / "first")
+    actions = []
+    with Store(tmp_path / "answers.db") as store:
+        for round in range(3):
+            add_answers(store, first, 15 if round == 1 else 40, key="application", seed=round)
+            with ContinualLearner(tmp_path / "first", store, most_per_key=30) as learner:
+                event = learner.step()
+            actions.append(event.action)
+            assert event.details["ratings"] == 30
+    assert actions[0] in ("kept", "swapped")
+    assert actions[1] == "waited"  # only 15 are new
+    assert actions[2] in ("kept", "swapped")
+
+
+def test_learners_on_two_stores_share_a_folder(tmp_path: Path) -> None:
+    first = first_artifact(tmp_path / "first")
+    learners = []
+    for name in ("one", "two"):
+        with Store(tmp_path / f"{name}.db") as store:
+            add_answers(store, first, 240)
+        with ContinualLearner(tmp_path / "first", tmp_path / f"{name}.db", folder=tmp_path / "both") as learner:
+            assert learner.step().action == "swapped"
+            learners.append(learner.in_use)
+    assert learners[0] != learners[1]
+    for used in learners:
+        ComplexityClassifier.load(used)
+
+
+@pytest.mark.parametrize("better", [None, False, True])
+def test_a_rollback_during_a_step_is_not_undone(
+    copied: Path, better: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(copied / "answers.db") as store, ContinualLearner(None, store, folder=copied / "routers") as learner:
+        before = learner.history[-1].artifact
+        assert str(learner.in_use) != before
+
+        def roll_back_meanwhile(learner: ContinualLearner, job: Job) -> dict[str, object]:
+            roll_back(store)
+            shutil.copytree(before, job.out)
+            return {"better": better, "details": {}}
+
+        monkeypatch.setattr(ContinualLearner, "_run", roll_back_meanwhile)
+        event = learner.step()
+        assert event.action == ("waited" if better is None else "kept")
+        assert ("error" in event.details) == bool(better)
+        assert str(learner.in_use) == event.artifact == before
+
+
 def test_without_exploration_it_says_what_cannot_be_learned(tmp_path: Path) -> None:
     first = first_artifact(tmp_path / "first")
     with Store(tmp_path / "answers.db") as store:
@@ -140,9 +191,11 @@ def test_a_killed_learner_leaves_a_usable_artifact_and_loses_nothing(tmp_path: P
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)  # with its training process, while the candidate is being written
     killed.communicate()
-    (folder / "learned-0000000000000000").mkdir()  # what an earlier learner has left
+    (base,) = folder.glob("base-*")
+    left = folder / f"learned{base.name.removeprefix('base')}-0000000000000000"  # by an earlier learner
+    left.mkdir()
     with ContinualLearner(None, where) as learner:
-        assert not (folder / "learned-0000000000000000").exists()
+        assert not left.exists()
         ComplexityClassifier.load(learner.in_use)
         if learner.history[0].action != "swapped":  # killed before it could swap
             assert learner.step().action == "swapped"

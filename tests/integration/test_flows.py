@@ -172,6 +172,43 @@ def test_a_failure_while_a_round_pauses_ends_all_answers(
     engine.close()
 
 
+def test_memory_is_short_while_a_round_pauses(
+    router: Router, nested: list[Mode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is left for a round in which answers of either mode may be interrupted."""
+    engine, settings, short = LocalEngine(router.pair, max_num_seqs=16), ENDLESS | {"max_new_tokens": 200}, list[int]()
+    expected = [run(answering(engine, FLOWS[0], one, "thinking", settings)) for one in QUESTIONS]
+    alone = run(answering(engine, FLOWS[1], QUESTIONS[0])).text
+    decode, grow = Scheduler._decode, Scheduler._grow
+    decoding = False
+
+    def note(self: Scheduler, lane: Any) -> Any:
+        nonlocal decoding
+        decoding = True
+        try:
+            return decode(self, lane)
+        finally:
+            decoding = False
+
+    def refuse(self: Scheduler, lane: Any, sequences: int, tokens: int) -> bool:
+        if decoding and self._paused is not None:
+            short.append(tokens)
+            return False
+        return grow(self, lane, sequences, tokens)
+
+    monkeypatch.setattr(Scheduler, "_decode", note)
+    monkeypatch.setattr(Scheduler, "_grow", refuse)
+    with ThreadPoolExecutor(8) as pool:
+        heavy = [ask(pool, engine, FLOWS[0], one, "thinking", settings) for one in QUESTIONS * 4]
+        until(lambda: len(slots(engine)) == 12)
+        while not heavy[0].done():
+            assert run(answering(engine, FLOWS[1], QUESTIONS[0])).text == alone
+        for i, one in enumerate(heavy):
+            assert one.result(60).thinking == expected[i % len(expected)].thinking
+    engine.close()
+    assert short
+
+
 def test_closing_while_a_round_pauses(router: Router, nested: list[Mode], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = LocalEngine(router.pair, max_num_seqs=16)
     original, closed = Scheduler._run_others, threading.Event()

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from vlroute.cli.options import MODEL_HELP, Device, RouterOption, Wanted, check_price
+from vlroute.cli.options import MODEL_HELP, ROUTER_HELP, Device, RouterOption, Wanted, check_price
 from vlroute.errors import InputError, MissingExtraError
 from vlroute.files import check_outputs, make_folder, replace_file
 from vlroute.types import MODES
@@ -484,7 +484,7 @@ def _interval(text: str) -> timedelta:
 def learn(
     store: StoreAt,
     router: Annotated[
-        Path | None, typer.Option(help="Folder of the artifact to begin with; later runs go on from the one in use.")
+        str | None, typer.Option(metavar="ROUTER", help=f"The artifact to begin with. {ROUTER_HELP} Later runs go on.")
     ] = None,
     every: Annotated[
         Any, typer.Option(parser=_interval, metavar="INTERVAL", help="Time between two steps: 90s, 30m, 1h, 1d.")
@@ -493,7 +493,7 @@ def learn(
         Path | None, typer.Option(help="Folder for the artifacts. Default: beside the file of the store.")
     ] = None,
     most_per_key: Annotated[
-        int, typer.Option(min=1, help="Of the ratings of each API key, only so many count, the latest ones.")
+        int, typer.Option(min=1, help="Maximum number of ratings of one API key that count, the latest ones.")
     ] = 50,
     once: Annotated[bool, typer.Option("--once", help="Run one step and end.")] = False,
     rollback: Annotated[

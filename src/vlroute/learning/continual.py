@@ -28,6 +28,7 @@ from vlroute.learned import Action, LearningEvent, LearningHistory
 from vlroute.learning.comparison import Rule
 from vlroute.learning.learning_step import Job
 from vlroute.router import Router
+from vlroute.sharing import router_folder
 from vlroute.store import Store
 
 log = logging.getLogger("vlroute.learning")
@@ -35,10 +36,9 @@ log = logging.getLogger("vlroute.learning")
 MOST_PER_KEY = 50
 #: Ending of the folder for artifacts beside the file of a store.
 FOLDER_ENDING = ".routers"
-#: Folder of the artifact with which learning began, within the folder for artifacts.
+#: Beginning of the name of the folder with the artifact with which learning began. The rest of the name is part of the
+#: names of all candidates, so that learners on several stores can share the folder for artifacts.
 BASE = "base"
-#: Names of the folders of candidates.
-_CANDIDATE = re.compile(r"learned-[0-9a-f]{16}")
 #: Seconds after which a training process is ended.
 STEP_SECONDS = 3600.0
 
@@ -48,19 +48,21 @@ class ContinualLearner:
 
     Each step runs in a process of its own at low priority. It corrects the first artifact with all ratings, and
     compares the result with the artifact in use on held-out recent ratings, at equal seconds. The new artifact is used
-    only if the difference in accuracy has an estimate above 0 and a lower 95 % limit above -0.5 points. Every step is
-    logged and stored, see `history`. The learner can be killed at any time.
+    only if the difference in accuracy has an estimate above 0 and a lower 95 % limit above -0.5 points, and is worth
+    the difference in seconds at the present price. Every step is logged and stored, see `history`. The learner can be
+    killed at any time.
 
     One learner at a time works on a store, until `close`. `start` lets it run in a thread.
 
     Args:
-        router: The router that uses the artifacts, or the folder of the artifact to begin with. With a folder, servers
-            with the same store use the artifacts (`vlroute serve --learned`). If learning has begun before, it goes on
-            with the artifact that was in use last; then None is enough.
+        router: The router that uses the artifacts, or the artifact to begin with: a folder, or "user/name@revision" on
+            the hub. Servers with the same store use the artifacts, too (`vlroute serve --learned`). If learning has
+            begun before, it goes on with the artifact that was in use last; then None is enough.
         store: The store of the answers, its file, or its URL.
         every: Time between two steps.
         folder: Folder for the artifacts. Default: `answers.db.routers` for a store in the file `answers.db`.
-        most_per_key: Of the ratings of each API key, only so many count, the latest ones, so that no client dominates.
+        most_per_key: Maximum number of ratings of one API key that count, the latest ones. Ratings without a key are
+            not limited.
         trust_encoder: See `Router.from_pretrained`.
 
     Raises:
@@ -102,14 +104,17 @@ class ContinualLearner:
             held.enter_context(self.store.lock("learner"))
             make_folder(self.folder, private=True)
             if self._history.latest() is None:
-                self._add("started", self._copy_first(router), {})
+                first = self._copy_first(router).absolute()
+                fingerprint = ComplexityClassifier.load(first, trust_encoder).fingerprint
+                _logged(self._history.add(LearningEvent("started", str(first), fingerprint)))
+            (self._first,) = self._history.events(None, "started")
             self._remove_unused()
             self._follow()
             self._held = held.pop_all()
 
     def _copy_first(self, router: Router | str | Path | None) -> Path:
         """Copy the artifact with which learning begins, so that later changes of its folder have no effect."""
-        out = self.folder / BASE
+        out = self.folder / f"{BASE}-{time.time_ns():016x}"
         if isinstance(router, Router):
             classifier, probe = router.selector.classifier, router.selector.probe
             if classifier is not None:
@@ -118,8 +123,9 @@ class ContinualLearner:
                     probe.save(out / PROBE_FOLDER)
                 return out
         elif router is not None:
-            ComplexityClassifier.load(router, self._trust).save(out)
-            _copy_probe(Path(router), out)
+            first = router_folder(router)
+            ComplexityClassifier.load(first, self._trust).save(out)
+            _copy_probe(first, out)
             return out
         raise InputError(
             "learning begins with a router artifact, and there is none: train one (vlroute collect, then vlroute "
@@ -161,43 +167,47 @@ class ContinualLearner:
         """
         with self._stepping:
             used = self._follow()
-            out = self.folder / f"learned-{time.time_ns():016x}"
+            out = self.folder / f"{self._prefix}{time.time_ns():016x}"
             rule = None if self._router is None else asdict(Rule.of(self._router.selector.policy))
-            (started,) = self._history.events(None, "started")
             job = Job(
-                self.store.url, started.artifact, str(used), str(out), self._most_per_key, self._seen(), rule,
+                self.store.url, self._first.artifact, str(used), str(out), self._most_per_key, self._seen(), rule,
                 self._trust,
             )  # fmt: skip
             try:
                 found = self._run(job)
             except (OSError, ValueError) as error:
-                return self._add("failed", used, {"error": str(error)})
+                return self._add("failed", {"error": str(error)})
             better, details = found["better"], found["details"]
             if not better:
-                return self._add("waited" if better is None else "kept", used, details)
-            if (now := self._follow()) != used:
-                return self._add("kept", now, {**details, "error": "the artifact in use was rolled back meanwhile"})
+                return self._add("waited" if better is None else "kept", details)
             try:
                 _copy_probe(used, out)
-                if self._router is not None:
-                    self._router.use(out, trust_encoder=self._trust)
-                    self._used = out
+                fingerprint = ComplexityClassifier.load(out, self._trust).fingerprint
             except (VLRouteError, OSError) as error:
-                return self._add("failed", used, {**details, "error": str(error)})
-            return self._add("swapped", out, details)
+                return self._add("failed", {**details, "error": str(error)})
+            swapped = LearningEvent("swapped", str(out.absolute()), fingerprint, details)
+            if (added := self._history.add(swapped, after=str(used))) is None:
+                return self._add("kept", {**details, "error": "the artifact in use was rolled back meanwhile"})
+            self._follow()
+            return _logged(added)
+
+    @property
+    def _prefix(self) -> str:
+        """Beginning of the names of the folders of candidates."""
+        return f"learned{Path(self._first.artifact).name.removeprefix(BASE)}-"
 
     def _seen(self) -> int:
-        """Number of ratings at the last candidate."""
+        """Number of ratings in the store at the last candidate."""
         last = self._history.events(1, "kept", "swapped")
-        return int(last[0].details["ratings"]) if last else 0
+        return int(last[0].details["given"]) if last else 0
 
     def _run(self, job: Job) -> dict[str, Any]:
         """The result of the job, from a process of its own. OSError if it fails or is ended."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         # no argument comes from outside
         self._process = subprocess.Popen(  # nosec B603
-            [sys.executable, "-m", "vlroute.learning.learning_step"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, env=environment,
+            [sys.executable, "-P", "-m", "vlroute.learning.learning_step"], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         try:
             if self._stop.is_set():
@@ -212,29 +222,34 @@ class ContinualLearner:
         if self._process.returncode != 0:
             why = err.strip().splitlines()[-1:] or [f"exit code {self._process.returncode}"]
             raise OSError(f"the training process failed: {why[0]}")
+        if not out.strip():
+            raise OSError("the training process ended without a result")
         result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
         return result
 
     def rollback(self) -> LearningEvent:
-        """`roll_back`, for the router as well."""
+        """Go back to the previous artifact, also in the router of this learner, see `roll_back`."""
         with self._stepping:
-            event = roll_back(self.store)
+            event = roll_back(self.store, trust_encoder=self._trust)
             self._follow()
             return event
 
-    def _add(self, action: Action, artifact: Path, details: dict[str, Any]) -> LearningEvent:
-        latest = self._history.latest()
-        if latest is not None and latest.artifact == str(artifact.absolute()):
-            fingerprint = latest.fingerprint
-        else:
-            fingerprint = ComplexityClassifier.load(artifact, self._trust).fingerprint
-        return _logged(self._history.add(LearningEvent(action, str(artifact.absolute()), fingerprint, details)))
+    def _add(self, action: Action, details: dict[str, Any]) -> LearningEvent:
+        """Add an event that leaves the artifact in use as it is, also if another process has just changed it."""
+        added = None
+        while added is None:
+            latest = self._latest()
+            event = LearningEvent(action, latest.artifact, latest.fingerprint, details)
+            added = self._history.add(event, after=latest.artifact)
+        self._follow()
+        return _logged(added)
 
     def _remove_unused(self) -> None:
         """Remove the candidates that a killed learner has left."""
         known = {Path(one.artifact).name for one in self._history.events(None, "swapped")}
-        for one in self.folder.glob("learned-*"):
-            if one.name not in known and _CANDIDATE.fullmatch(one.name):
+        candidate = re.compile(re.escape(self._prefix) + r"[0-9a-f]{16}")
+        for one in self.folder.iterdir():
+            if one.name not in known and candidate.fullmatch(one.name):
                 shutil.rmtree(one, ignore_errors=True)
 
     def run(self) -> None:
@@ -279,19 +294,20 @@ class ContinualLearner:
         self.close()
 
 
-def roll_back(store: Store) -> LearningEvent:
-    """Use the artifact again that was in use before the current one. A second call goes back one more.
+def roll_back(store: Store, *, trust_encoder: str | None = None) -> LearningEvent:
+    """Go back to the artifact that was in use before the current one. Each further call goes back one more.
 
     A learner may be running: it goes on from the earlier artifact, after the next new ratings.
 
     Args:
         store: The store.
+        trust_encoder: See `Router.from_pretrained`.
 
     Returns:
         The event.
 
     Raises:
-        InputError: There is no earlier artifact.
+        InputError: There is no earlier artifact, or the learner has just put another one in use.
         ArtifactError: The earlier artifact cannot be used. Nothing is changed.
         StoreError: The store cannot be used.
     """
@@ -302,8 +318,13 @@ def roll_back(store: Store) -> LearningEvent:
     used = changes[0].artifact
     for event, before in pairwise(changes):
         if event.action == "swapped" and event.artifact == used:
-            fingerprint = ComplexityClassifier.load(before.artifact).fingerprint
-            return _logged(history.add(LearningEvent("rolled back", before.artifact, fingerprint)))
+            fingerprint = ComplexityClassifier.load(before.artifact, trust_encoder).fingerprint
+            added = history.add(LearningEvent("rolled back", before.artifact, fingerprint), after=used)
+            if added is None:
+                raise InputError(
+                    "the learner has put another artifact in use meanwhile: look at --history and try again"
+                )
+            return _logged(added)
     raise InputError(f"{used} is the artifact with which learning began: there is no earlier one")
 
 

@@ -46,9 +46,8 @@ class Correction:
         base: The artifact that is corrected, with the words of the ratings added to its vocabulary.
         ratings: The n ratings.
         features: Features of the requests, csr `[n, width + embedding width]`.
-        offset: Logits of the artifact before calibration, `[n, 2]`.
+        logits: Calibrated logits of the artifact, `[n, 2]`.
         slope: Slope of its calibration, `[n, 2]`.
-        intercept: Intercept of its calibration, `[n, 2]`.
         gram: Inner products of the features, `[n, n]`; 1 is added for the bias.
         weight: Inverse propensity weight of each rating, decayed with its age, `[n]`.
     """
@@ -56,9 +55,8 @@ class Correction:
     base: ComplexityClassifier
     ratings: Sequence[Rating]
     features: Any
-    offset: Values
+    logits: Values
     slope: Values
-    intercept: Values
     gram: Values
     weight: Values
 
@@ -75,11 +73,11 @@ class Correction:
             The training problem.
         """
         base = extended(base, [one.request for one in ratings])
-        matrix, offset, slope, intercept = _inputs(base, [one.request for one in ratings])
+        matrix, logits, slope = _inputs(base, [one.request for one in ratings])
         gram = np.asarray((matrix @ matrix.T).todense()) + 1.0
         ages = np.asarray([max(now - one.request.created, 0.0) for one in ratings])
         weight = propensity_weights(ratings) * 0.5 ** (ages / HALF_LIFE)
-        return cls(base, ratings, matrix, offset, slope, intercept, gram, weight)
+        return cls(base, ratings, matrix, logits, slope, gram, weight)
 
     def fit(self, at: Mask | None = None) -> tuple[Values, Values]:
         """Fit both heads.
@@ -96,7 +94,7 @@ class Correction:
         dual, p = np.zeros((len(right), 2)), np.zeros((len(right), 2))
         for head in (0, 1):
             rows = np.flatnonzero(at & (modes == head))
-            slope, start = self.slope[:, head], self.offset[:, head] * self.slope[:, head] + self.intercept[:, head]
+            slope, start = self.slope[:, head], self.logits[:, head]
             if len(rows):
                 kernel = VARIANCE * self.gram[np.ix_(rows, rows)] * np.outer(slope[rows], slope[rows])
                 dual[rows, head] = _newton(kernel, start[rows], right[rows], self.weight[rows]) * slope[rows]
@@ -121,7 +119,7 @@ class Correction:
         base = self.base
         return ComplexityClassifier(
             base.encoder, replace(heads, weights=weights, bias=bias, embedded=embedded), base.latency, base.card,
-            base.calibration, base.stages,
+            base.calibration, base.stages, base.start,
         )  # fmt: skip
 
 
@@ -140,7 +138,7 @@ def propensity_weights(ratings: Sequence[Rating]) -> Values:
 
 
 def extended(base: ComplexityClassifier, requests: Sequence[AskedRequest]) -> ComplexityClassifier:
-    """Add the words and character n-grams of `requests` to the vocabulary of an artifact.
+    """Add the words and character n-grams of `requests` to the vocabulary of an artifact, as hashes if it has hashes.
 
     They get no weight. They count as known from then on, see `Prediction.coverage`.
 
@@ -155,14 +153,16 @@ def extended(base: ComplexityClassifier, requests: Sequence[AskedRequest]) -> Co
     prompts = LexicalEncoder.fit(terms_of(tokenize(one.prompt)) for one in requests)
     captions = LexicalEncoder.fit(terms_of(tokenize(one.caption)) for one in requests if one.caption)
     grams = GramEncoder.fit(one.prompt for one in requests)
+    if (salt := old.salt) is not None:
+        prompts, captions, grams = prompts.hashed(salt)[0], captions.hashed(salt)[0], grams.hashed(salt)[0]
     union = np.union1d(old.grams.grams, grams.grams)
     idf = np.zeros(len(union), np.float32)
     idf[np.searchsorted(union, grams.grams)] = grams.idf
     kept = np.searchsorted(union, old.grams.grams)
     idf[kept] = old.grams.idf
     encoder = RequestEncoder(
-        _joined(old.prompt, prompts), GramEncoder(union, idf), _joined(old.caption, captions), old.center, old.scale,
-        old.text,
+        _joined(old.prompt, prompts), GramEncoder(union, idf, salt), _joined(old.caption, captions), old.center,
+        old.scale, old.text,
     )  # fmt: skip
     start = encoder.prompt.width
     places = np.concatenate([
@@ -174,27 +174,27 @@ def extended(base: ComplexityClassifier, requests: Sequence[AskedRequest]) -> Co
     weights = np.zeros((encoder.width, 4), np.float32)
     weights[places] = base.heads.weights
     heads = Heads(**{**{name: getattr(base.heads, name) for name in Heads.__slots__}, "weights": weights})
-    return ComplexityClassifier(encoder, heads, base.latency, base.card, base.calibration, base.stages)
+    return ComplexityClassifier(encoder, heads, base.latency, base.card, base.calibration, base.stages, base.start)
 
 
 def _joined(old: LexicalEncoder, new: LexicalEncoder) -> LexicalEncoder:
     known = set(old.terms)
     more = [(term, idf) for term, idf in zip(new.terms, new.idf, strict=True) if term not in known]
     idf = np.concatenate([old.idf, np.asarray([one[1] for one in more], np.float32)])
-    return LexicalEncoder([*old.terms, *(one[0] for one in more)], idf)
+    return LexicalEncoder([*old.terms, *(one[0] for one in more)], idf, old.salt)
 
 
-def _inputs(classifier: ComplexityClassifier, requests: Sequence[AskedRequest]) -> tuple[Any, Values, Values, Values]:
-    """Features, logits before calibration, and slope and intercept of the calibration, one row for each request."""
+def _inputs(classifier: ComplexityClassifier, requests: Sequence[AskedRequest]) -> tuple[Any, Values, Values]:
+    """Features, calibrated logits, and slope of the calibration, one row for each request."""
     found = [classifier.encoder.encode(one.prompt, one.caption, one.tools) for one in requests]
     starts = np.cumsum([0, *(len(one.columns) for one in found)])
     columns, values = (np.concatenate([getattr(one, name) for one in found]) for name in ("columns", "values"))
     words = sparse.csr_matrix((values.astype(float), columns, starts), shape=(len(found), classifier.encoder.width))
     embedding = np.stack([one.embedding for one in found]).astype(float)
     matrix = sparse.hstack([words, sparse.csr_matrix(embedding)], format="csr") if embedding.shape[1] else words
-    offset = np.asarray([classifier.heads.raw(one)[:2] for one in found])
-    sigmoids = classifier.heads.calibration[:, [int(one.captioned) for one in found]].astype(float)  # [2, n, 2]
-    return matrix, offset, sigmoids[..., 0].T, sigmoids[..., 1].T
+    logits = np.asarray([classifier.logits(one.prompt, one.caption, one.tools)[0] for one in requests])
+    slope = classifier.heads.calibration[:, [int(one.captioned) for one in found], 0].astype(float)  # [2, n]
+    return matrix, logits, slope.T
 
 
 def _newton(kernel: Values, start: Values, right: Values, weight: Values) -> Values:

@@ -43,7 +43,8 @@ class Job:
         used: Folder of the artifact in use.
         out: Folder for the candidate; it does not exist yet.
         most_per_key: See `read_ratings`.
-        seen: Number of ratings at the last candidate. A further one is trained when `MIN_NEW` more have been given.
+        seen: Number of ratings in the store at the last candidate. A further one is trained when `MIN_NEW` more have
+            been given, or when old ones were deleted.
         rule: How the router decides, as the fields of a `Rule`; None: the price is read from the recent decisions.
         trust_encoder: See `ComplexityClassifier.load`.
     """
@@ -94,10 +95,13 @@ def run_step(job: Job, now: float | None = None) -> StepResult:
     ratings = found.used
     recent = [one for one in ratings if one.request.created >= now - RECENT]
     details: dict[str, Any] = {
-        "ratings": len(ratings), "over_limit": found.over_limit, "drift": asdict(measure_drift(used, answers, recent)),
+        "ratings": len(ratings), "given": found.given, "over_limit": found.over_limit,
+        "drift": asdict(measure_drift(used, answers, recent)),
         "cannot_learn": cannot_learn(found),
     }  # fmt: skip
-    if len(ratings) < max(MIN_RATINGS, job.seen + MIN_NEW):
+    # of all ratings: the number of those that are used no longer grows when it has reached a limit
+    new = found.given - job.seen if found.given >= job.seen else found.given
+    if len(ratings) < MIN_RATINGS or new < MIN_NEW:
         return StepResult(details)
     held_out = _held_out(Path(job.used))
     rule = usual_rule(answers) if job.rule is None else Rule(**job.rule)

@@ -64,12 +64,14 @@ class Ratings:
 
     Attributes:
         used: The ratings.
+        given: Number of all ratings in the store, also those that are not used.
         over_limit: Number of ratings that were left out because their key gave more than it may.
         incomplete: Number of labels that were left out because their correctness is known only if it equals that of
             the user's answer.
     """
 
     used: tuple[Rating, ...]
+    given: int = 0
     over_limit: int = 0
     incomplete: int = 0
 
@@ -129,7 +131,7 @@ def read_ratings(store: Store, most_per_key: int) -> Ratings:
                 ratings.append(_rating(one, label.mode, label.id, alternative + own * drawn))
             else:
                 incomplete += 1
-    return Ratings(tuple(ratings[-MOST_RATINGS:]), over, incomplete)
+    return Ratings(tuple(ratings[-MOST_RATINGS:]), len(rated), over, incomplete)
 
 
 def _rating(one: RatedAnswer, mode: Mode, id: str, propensity: float) -> Rating:

@@ -116,7 +116,9 @@ async def route(body: ChatRequest, caller: Caller) -> dict[str, Any]:
 async def feedback(body: FeedbackRequest, caller: Caller) -> dict[str, Any]:
     """Store how right an answer was. The id of the answer is the permission to do so."""
     id = body.id.removeprefix(PREFIX).removeprefix(MESSAGE_PREFIX).removeprefix(RESPONSE_PREFIX)
-    key = caller.flow.name if caller.namespace else ""  # without keys, the flow is an address
+    key = (
+        caller.flow.name if caller.namespace else ""
+    )  # without keys, the flow is an address, and ratings are not limited
     work = partial(caller.service.feedback, id, correct=body.correct, comment=body.comment, key=key)
     await asyncio.to_thread(work)
     return {"id": id, "stored": True}

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from contextvars import copy_context
 from dataclasses import replace
 from datetime import timedelta
@@ -104,6 +104,11 @@ class Service:
         if router.blocks:
             threads = self.max_admitted + 2 * settings.max_num_seqs + threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="vlroute-answer")
+        if not router.blocks:
+            # a thread inherits the priority of the one that starts it, which may be that of the models
+            started = threading.Barrier(threads)
+            for _ in range(threads):
+                self._pool.submit(started.wait)
         self._decoders = ThreadPoolExecutor(settings.max_decoding, "vlroute-decode", _run_behind)
         self._admitted: Counter[threading.Event] = Counter()  # number of answers of each request
         self._queue = FairQueue(2 * settings.max_num_seqs, self.max_admitted, self._too_many)
@@ -696,7 +701,8 @@ class _InContext(Executor):
 def _run_behind() -> None:
     """Let this thread use a core only while no other thread needs it, where the system has priorities of threads."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        with suppress(OSError):  # a filter of system calls
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
 
 
 def shutting_down() -> APIError:

@@ -93,7 +93,7 @@ class EventStream(EventSourceResponse):
         if cls.running < 2:
             return 0.0
         now, apart = time.monotonic(), min(SECONDS_PER_STREAM, MAX_PAUSE_SECONDS / cls.running)
-        cls._turn = max(cls._turn + apart, now)
+        cls._turn = min(max(cls._turn + apart, now), now + MAX_PAUSE_SECONDS)
         return cls._turn - now
 
 
@@ -110,7 +110,7 @@ async def _body(
             event = received[-1]
             if data := b"".join(sent.encode() for one in received for sent in format.of(one)):
                 yield data
-            if pause := EventStream.pause():
+            if not isinstance(event, Finished) and (pause := EventStream.pause()):
                 await events.pause(pause)
     except Exception as error:
         converted = api_error(error)

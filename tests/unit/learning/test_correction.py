@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from tests.rated_store import COLORS, COUNTS, LEDGERS, THINGS, first_artifact
 from tests.stored import answer, asked
-from vlroute.decision.classifier import ComplexityClassifier
+from vlroute.decision.classifier import ComplexityClassifier, Start
 from vlroute.learning.comparison import Predictions, Rule, compare_artifacts
 from vlroute.learning.correction import MAX_WEIGHT, Correction, extended, propensity_weights
 from vlroute.learning.drift import measure_drift
@@ -26,6 +27,20 @@ from vlroute.types import Mode
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> ComplexityClassifier:
     return first_artifact(tmp_path_factory.mktemp("first"))
+
+
+def started(artifact: ComplexityClassifier) -> ComplexityClassifier:
+    """An artifact that adds to the logits of another one."""
+    start = Start(artifact, np.asarray([0.7, 1.2], np.float32), "first")
+    return ComplexityClassifier(artifact.encoder, artifact.heads, artifact.latency, artifact.card, start=start)
+
+
+KINDS: dict[str, Callable[[ComplexityClassifier], ComplexityClassifier]] = {
+    "words": lambda artifact: artifact,
+    "hashes": lambda artifact: artifact.with_hashed_vocabulary(),
+    "started from another": started,
+    "hashes, started from another": lambda artifact: started(artifact).with_hashed_vocabulary(),
+}
 
 
 def rating(
@@ -57,9 +72,12 @@ def test_a_correction_approaches_the_rated_accuracy_of_its_mode_only(artifact: C
     assert abs(moved) < 0.35 * (before.p_instruct - after.p_instruct)
 
 
-def test_the_artifact_predicts_what_the_fit_predicted(artifact: ComplexityClassifier, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_artifact_predicts_what_the_fit_predicted(
+    artifact: ComplexityClassifier, kind: str, tmp_path: Path
+) -> None:
     ratings = rated(30, COUNTS[0], "thinking", 0.3) + rated(30, LEDGERS[0], "instruct", 0.2, 1)
-    correction = Correction.of(artifact, ratings, 0.0)
+    correction = Correction.of(KINDS[kind](artifact), ratings, 0.0)
     dual, p = correction.fit()
     correction.apply(dual).save(tmp_path)
     loaded = ComplexityClassifier.load(tmp_path)
@@ -76,8 +94,13 @@ def test_a_left_out_rating_has_no_effect(artifact: ComplexityClassifier) -> None
     assert not np.array_equal(one, Correction.of(artifact, changed, 0.0).fit()[1])
 
 
-def test_new_words_change_no_prediction_of_texts_without_them(artifact: ComplexityClassifier) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_new_words_change_no_prediction_of_texts_without_them(artifact: ComplexityClassifier, kind: str) -> None:
+    artifact = KINDS[kind](artifact)
     wider = extended(artifact, [one.request for one in rated(20, LEDGERS[0], "instruct", 0.5)])
+    hashed = wider.encoder.salt is not None
+    assert hashed == ("hashes" in kind)
+    assert ("ledger" in wider.encoder.prompt.terms) != hashed
     assert wider.encoder.width > artifact.encoder.width
     known, new = COLORS[0].format("cup"), LEDGERS[0].format("cup")
     assert wider.predict(known).gain == pytest.approx(artifact.predict(known).gain, abs=0.02)

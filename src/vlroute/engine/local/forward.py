@@ -137,7 +137,7 @@ class Decoder:
         self.few_shapes = self._captures or compile == "max"
         self._pool: Any = None
         self._step: Callable[[torch.Tensor, int], torch.Tensor] = self._forward
-        self._options = {"before_layer": before_layer} if before_layer and not self.few_shapes else {}
+        self._before_layer = before_layer
         if compile == "max":
             # graphs are captured here, around the compiled step
             # one graph: a step that stops between two graphs would have changed recurrent states
@@ -178,7 +178,8 @@ class Decoder:
         ids, cached, positions, active = inputs.unbind()
         mask = self.slots.decoding(inputs.shape[1], cached, length, active)
         embeds = self.model.model.language_model.embed_tokens(ids)[:, None]
-        hidden = self.language(embeds, positions[:, None], mask, self.slots, **self._options)
+        options = {"before_layer": self._before_layer} if self._before_layer and not self.few_shapes else {}
+        hidden = self.language(embeds, positions[:, None], mask, self.slots, **options)
         logits: torch.Tensor = self.model.lm_head(hidden[:, 0])
         return logits
 

@@ -23,6 +23,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -265,6 +266,10 @@ class _Encoding:
         return sum(len(one.values) for one in self.pixels)
 
 
+class _MemoryShort(Exception):
+    """There is no memory for a decode step while a round of another mode pauses."""
+
+
 class Scheduler:
     """Encodes pictures and generates answers of both modes, in one thread for all requests.
 
@@ -400,7 +405,8 @@ class Scheduler:
         )
         if self.memory.device.type == "cpu" and sys.platform == "linux":
             thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + BEHIND)
+            with suppress(OSError):  # a filter of system calls
+                os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + BEHIND)
         self._started.set()
         while self._take_new():
             try:
@@ -492,6 +498,8 @@ class Scheduler:
             others = [other for other in self._lanes.values() if other is not lane]
             while any(other.busy and other.spent < spent for other in others) and self._round(others):
                 self._take_new()
+        except _MemoryShort:
+            pass  # after the pause, an answer of `lane` may be interrupted
         except ForwardStopped:
             raise
         except Exception as error:
@@ -780,6 +788,8 @@ class Scheduler:
                 else:  # no answer is interrupted for a trial
                     one.exit.skip(one.sampler.control)
         while lane.running and not self._grow(lane, len(lane.running), lane.tokens):
+            if self._paused:  # an answer of the other mode may have to be interrupted
+                raise _MemoryShort
             self._preempt()
         served = (one for one in lane.running if not one.reads and lane.serves(one))
         writing = sorted(served, key=lambda one: one.slot)
