@@ -540,8 +540,8 @@ class Rounds:
         return max(len([*group]) for step, group in groupby(self.steps) if step == (mode, True))
 
 
-@pytest.mark.parametrize(("instruct", "thinking", "ratio"), [(1, 1, 2), (1, 4, 8), (3, 1, 2 / 3)])
-def test_instruct_gets_twice_the_time_of_thinking(
+@pytest.mark.parametrize(("instruct", "thinking", "ratio"), [(1, 1, 3), (1, 4, 12), (4, 1, 3 / 4)])
+def test_instruct_gets_three_times_the_time_of_thinking(
     make: Any, ask: Start, instruct: float, thinking: float, ratio: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In seconds, not in steps: a step of many answers takes longer than one of few."""
@@ -575,7 +575,7 @@ def test_time_without_work_is_not_made_up_for(
     cancel.set()
     first.result(20)
     assert len(rounds.together()) > 100
-    assert rounds.longest(other) <= 3
+    assert rounds.longest(other) <= 4  # the latest round of the other mode, and one more
 
 
 def test_the_tower_counts_for_the_time_of_its_mode(make: Any, ask: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,7 +603,7 @@ def test_the_tower_counts_for_the_time_of_its_mode(make: Any, ask: Start, monkey
     first.result(20)
     waited = [after - before for before, after in pairwise(between)]
     assert len(waited) == 4
-    assert min(waited) >= 19  # 10 seconds of the tower, and Instruct gets twice as much
+    assert min(waited) >= 29  # 10 seconds of the tower, and Instruct gets three times as much
 
 
 # pictures: the answer is submitted before the tower has run

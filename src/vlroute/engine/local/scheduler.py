@@ -70,7 +70,7 @@ ONE_THREAD = 50_000_000
 BEHIND = 3
 #: Shares of the time while both modes have work. With equal shares, a short Instruct answer would take twice as long
 #: beside Thinking as alone.
-SHARES: dict[Mode, int] = {"instruct": 2, "thinking": 1}
+SHARES: dict[Mode, int] = {"instruct": 3, "thinking": 1}
 
 
 class Work(Enum):
@@ -496,7 +496,10 @@ class Scheduler:
         try:
             self._take_new()
             others = [other for other in self._lanes.values() if other is not lane]
-            while any(other.busy and other.spent < spent for other in others) and self._round(others):
+            # only for rounds that are not longer: otherwise, this one would better be done first
+            while any(
+                other.busy and other.spent < spent and other.round_seconds <= lane.round_seconds for other in others
+            ) and self._round(others):
                 self._take_new()
         except _MemoryShort:
             pass  # after the pause, an answer of `lane` may be interrupted
