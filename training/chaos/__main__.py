@@ -64,9 +64,9 @@ class Suite:
 PROGRAMS = (programs.COLLECT, programs.TRAIN, killed_servers.SERVE, killed_servers.CLUSTER)
 SUITES = {
     "attacks": Suite(server_attacks.run, server_attacks.ATTACKS, 1, 1, "runs of each attack on a server"),
-    "under_load": Suite(under_load.run, under_load.FAULTS, 20, 60, "seconds of load with each fault"),
-    "requests": Suite(memory.run, memory.CHECKS, 500, 10_000, "requests; memory after floods is measured later"),
-    "kills": Suite(kills.run, kills.COMPONENTS, 17, 170, "kills of each component"),
+    "under_load": Suite(under_load.run, under_load.FAULTS, 8, 60, "seconds of load with each fault"),
+    "requests": Suite(memory.run, memory.CHECKS, 300, 10_000, "requests; memory after floods is measured later"),
+    "kills": Suite(kills.run, kills.COMPONENTS, 10, 170, "kills of each component"),
     "power_cuts": Suite(power_cuts.run, kills.COMPONENTS, 10, 100, "power cuts of each component", True),
     "disk_faults": Suite(disk_faults.run, disk_faults.CASES, 5, 50, "faults of each kind under each component", True),
     "server_faults": Suite(disk_server.run, disk_server.CASES, 3, 30, "faults of each kind under a server", True),

@@ -6,14 +6,15 @@ The server runs on one core and the clients on the other ones, in all measuremen
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -44,6 +45,7 @@ class Attack:
         run: Attacks; returns the figure, and whether the bar holds.
         options: Further options of `vlroute serve`.
         keys: Whether the server has keys.
+        shares: Whether the next such attack uses the same server, because this one leaves it as it was.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Attack:
     run: Callable[[Target], tuple[str, bool]]
     options: tuple[str, ...] = ()
     keys: bool = True
+    shares: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Row:
 
 
 def run(attack: Attack, times: int, seed: int, advance: Callable[[], object], checkout: Path | None = None) -> Row:
-    """Attack a server of its own.
+    """Attack a server.
 
     Args:
         attack: What to do.
@@ -86,8 +89,38 @@ def run(attack: Attack, times: int, seed: int, advance: Callable[[], object], ch
     return Row(attack.name, attack.bar, figure, holds)
 
 
+class _SharedServer:
+    """The server of attacks that share one, until another attack begins."""
+
+    def __init__(self) -> None:
+        self._held, self._target = ExitStack(), cast("Target | None", None)
+
+    def target(self, attack: Attack, checkout: Path | None) -> Target:
+        if self._target is None:
+            self._target = self._held.enter_context(_own_server(attack, checkout))
+        return self._target
+
+    def close(self) -> None:
+        self._target = None
+        self._held.close()
+
+
+_shared = _SharedServer()
+atexit.register(_shared.close)
+
+
 @contextmanager
 def _server(attack: Attack, checkout: Path | None) -> Iterator[Target]:
+    if attack.shares:
+        yield _shared.target(attack, checkout)
+        return
+    _shared.close()
+    with _own_server(attack, checkout) as target:
+        yield target
+
+
+@contextmanager
+def _own_server(attack: Attack, checkout: Path | None) -> Iterator[Target]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     variables = dict(os.environ, OMP_NUM_THREADS="1")
@@ -105,6 +138,7 @@ def _server(attack: Attack, checkout: Path | None) -> Iterator[Target]:
             with started(command, f"{url}/ready", "the server", variables) as process:
                 os.sched_setaffinity(0, cores[1:] or cores)
                 yield Target(url, process.pid)
+                process.kill()  # it need not shut down
         finally:
             os.sched_setaffinity(0, cores)
 
@@ -215,9 +249,9 @@ ATTACKS = (
     Attack("1,100 headers, byte by byte, 20 s", _ANSWERED, _held(attacks.slow_header, count=1100, seconds=20)),
     Attack("50 bodies, byte by byte, 20 s", _ANSWERED, _held(attacks.slow_body, key=KEY, seconds=20)),
     Attack("5 clients that do not read", f"closed within 60 s; {_ANSWERED}", _slow_readers),
-    *[Attack(f"60 MiB of JSON: {kind}", _NOT_READ, _large_body(kind, KEY)) for kind in attacks.BODIES],
-    Attack("60 MiB of JSON: brackets, wrong key", _NOT_READ, _large_body("brackets", "a wrong key")),
-    Attack("10 MiB of opening brackets", _NOT_READ, _large_body("depth", KEY)),
+    *[Attack(f"60 MiB of JSON: {kind}", _NOT_READ, _large_body(kind, KEY), shares=True) for kind in attacks.BODIES],
+    Attack("60 MiB of JSON: brackets, wrong key", _NOT_READ, _large_body("brackets", "a wrong key"), shares=True),
+    Attack("10 MiB of opening brackets", _NOT_READ, _large_body("depth", KEY), shares=True),
     Attack("8 pictures of 64 megapixels at once", "`/health` p95 ≤ 100 ms", _pictures),
     Attack(
         "a video of 20,000 frames of 2,048², deadline 15 s", "ends within 17 s; `/health` p95 ≤ 100 ms", _video,
