@@ -65,7 +65,7 @@ PROGRAMS = (programs.COLLECT, programs.TRAIN, killed_servers.SERVE, killed_serve
 SUITES = {
     "attacks": Suite(server_attacks.run, server_attacks.ATTACKS, 1, 1, "runs of each attack on a server"),
     "under_load": Suite(under_load.run, under_load.FAULTS, 8, 60, "seconds of load with each fault"),
-    "requests": Suite(memory.run, memory.CHECKS, 300, 10_000, "requests; memory after floods is measured later"),
+    "requests": Suite(memory.run, memory.CHECKS, 100, 10_000, "requests; memory after floods is measured later"),
     "kills": Suite(kills.run, kills.COMPONENTS, 10, 170, "kills of each component"),
     "power_cuts": Suite(power_cuts.run, kills.COMPONENTS, 10, 100, "power cuts of each component", True),
     "disk_faults": Suite(disk_faults.run, disk_faults.CASES, 5, 50, "faults of each kind under each component", True),
@@ -97,7 +97,7 @@ def main() -> None:
     logging.disable(logging.CRITICAL)  # damaged inputs are logged by thousands
     warnings.simplefilter("ignore")
     options.out.mkdir(parents=True, exist_ok=True)
-    kept = options.out / "chaos.partial"
+    kept = options.out / f"chaos.{'-'.join(chosen)}.partial"
     data = _resumed(kept, counts)
     # with a file of its own, because a cluster redirects stdout
     with Progress(console=Console(file=sys.stdout)) as progress, kills.one_thread():

@@ -16,9 +16,9 @@ from vlroute.types import Finished
 
 #: Seconds between two events that keep the connection open: proxies close a silent stream after about 30 s.
 PING_SECONDS = 10.0
-#: Several streams send one after the other, with so many seconds between them, and each at least every
-#: `MAX_PAUSE_SECONDS`: tokens that come meanwhile are sent together. Otherwise the streams of one client could use up
-#: the event loop, and others would wait for it.
+#: Several streams send one after the other, with so many seconds between them. With many streams, each pauses for
+#: `MAX_PAUSE_SECONDS`. Tokens that come meanwhile are sent together. Otherwise the streams of one client could use up the
+#: event loop, and others would wait for it.
 SECONDS_PER_STREAM, MAX_PAUSE_SECONDS = 0.0025, 0.1
 #: Under another server than `HTTPServer`, a stream is cut off this time after the shutdown has begun.
 SHUTDOWN_SECONDS = 20.0
@@ -92,8 +92,8 @@ class EventStream(EventSourceResponse):
         """Seconds until a stream that has just sent something may send again."""
         if cls.running < 2:
             return 0.0
-        now, apart = time.monotonic(), min(SECONDS_PER_STREAM, MAX_PAUSE_SECONDS / cls.running)
-        cls._turn = min(max(cls._turn + apart, now), now + MAX_PAUSE_SECONDS)
+        now = time.monotonic()
+        cls._turn = min(max(cls._turn + SECONDS_PER_STREAM, now), now + MAX_PAUSE_SECONDS)
         return cls._turn - now
 
 

@@ -31,6 +31,8 @@ def start_here(**options: Any) -> str:
         RuntimeError: Ray was imported before in this process with other settings.
     """
     _set_safe()
+    # replicas serve requests; by default, Ray gives them nearly the lowest priority, behind all other processes
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray = _ray()
     mask = os.umask(0o077)  # other users must not read the token and the logs
     try:
