@@ -17,8 +17,8 @@ from vlroute.types import Finished
 #: Seconds between two events that keep the connection open: proxies close a silent stream after about 30 s.
 PING_SECONDS = 10.0
 #: Several streams send one after the other, with so many seconds between them. With many streams, each pauses for
-#: `MAX_PAUSE_SECONDS`. Tokens that come meanwhile are sent together. Otherwise the streams of one client could use up the
-#: event loop, and others would wait for it.
+#: `MAX_PAUSE_SECONDS`. Tokens that come meanwhile are sent together. Otherwise the streams of one client could use up
+#: the event loop, and others would wait for it.
 SECONDS_PER_STREAM, MAX_PAUSE_SECONDS = 0.0025, 0.1
 #: Under another server than `HTTPServer`, a stream is cut off this time after the shutdown has begun.
 SHUTDOWN_SECONDS = 20.0
