@@ -68,7 +68,8 @@ class Fetcher:
         url = self._checked(address)
         async with self._turns.turn(f"flow {flow.name}"), self._turns.turn(f"host {url.host}"):
             try:
-                return await asyncio.wait_for(self._read(url, max_bytes), self.seconds)
+                async with asyncio.timeout(self.seconds):
+                    return await self._read(url, max_bytes)
             except (TimeoutError, OSError, *_FAILURES) as error:
                 raise UnreadableMediaError(
                     f"the picture or video at {url.host} could not be fetched ({type(error).__name__})"

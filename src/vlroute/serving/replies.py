@@ -43,6 +43,8 @@ async def until_disconnect(answering: Coroutine[Any, Any, T], request: Request) 
     finally:
         left.cancel()
         answer.cancel()
+        # otherwise asyncio logs an error that comes at the same time as the cancellation
+        answer.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
 
 async def begin(starting: Coroutine[Any, Any, AsyncStream[T]]) -> tuple[AsyncStream[T], Decided]:

@@ -536,7 +536,9 @@ class Service:
         if (ready := place.ticket.place).done() and ready.exception() is None:
             return place
         try:
-            await asyncio.wait_for(asyncio.wrap_future(ready), self._seconds_left(arrived))
+            # not `wait_for`, which ignores a cancellation if the place is given at the same time
+            async with asyncio.timeout(self._seconds_left(arrived)):
+                await asyncio.wrap_future(ready)
         except BaseException as error:
             self._release(place)
             if isinstance(error, TimeoutError):
