@@ -10,11 +10,10 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
-from itertools import combinations
 from typing import Any, Literal
 
 from vlroute.checks import refused, shown
@@ -55,6 +54,9 @@ _VALUES = ("const", "enum", "default", "examples", "example")
 _IGNORED = ("extends", "disallow", "divisibleBy")
 #: Maximum length of a schema, a regular expression, or all strings of a choice. Compiling that takes a second or two.
 MAX_CHARACTERS = 100_000
+#: Maximum depth of a schema, through objects within it and `$ref`. For a depth of a thousand, llguidance ends the process
+#: by a stack overflow.
+MAX_DEPTH = 150
 #: Maximum absolute value of a number that a schema requires. For larger ones, llguidance writes another number, or ends
 #: the process by a stack overflow.
 MAX_NUMBER = 2**53
@@ -288,6 +290,7 @@ def _schema(
     name: str, schema: Any, title: str, strict: bool | None = None, model: Any = None, closed: bool = False
 ) -> ResponseFormat:
     if isinstance(schema, str):
+        _check_length(name, len(schema))
         try:
             schema = json.loads(schema)
         except (ValueError, RecursionError) as error:
@@ -295,6 +298,8 @@ def _schema(
     if not isinstance(schema, Mapping):
         raise refused(name, schema, "a JSON schema: an object")
     try:
+        _check_length(name, len(json.dumps(schema, ensure_ascii=False)))
+        _check_depth(name, schema)
         # pydantic ignores properties that the model does not have, so they need not be generated
         prepared = _prepared(name, schema, schema, closed=closed or model is not None)
         content = json.dumps(prepared, ensure_ascii=False, allow_nan=False)
@@ -348,6 +353,28 @@ def _check_keyword(name: str, key: Any) -> None:
         raise SettingsError(f"{name}: the JSON schema has a keyword that is not a string: {shown(key)}")
     if key not in _KEYWORDS and key not in _NOTES and (like := difflib.get_close_matches(key, _KEYWORDS, 1, 0.85)):
         raise SettingsError(f"{name}: the JSON schema uses the unknown keyword {key} (did you mean {like[0]}?)")
+
+
+def _check_depth(name: str, root: Mapping[str, Any]) -> None:
+    """SettingsError if a schema is too deep. A reference to a schema that contains it is not followed again."""
+    deepest: dict[int, int] = {}  # at which each object was visited, by its id
+
+    def visit(value: Any, depth: int, within: frozenset[int]) -> None:
+        if isinstance(value, list | tuple):
+            for one in value:
+                visit(one, depth, within)
+        if not isinstance(value, Mapping) or id(value) in within or deepest.get(id(value), -1) >= depth:
+            return
+        if depth > MAX_DEPTH:
+            raise SettingsError(f"{name} is nested too deeply: at most {MAX_DEPTH} objects, through $ref as well")
+        deepest[id(value)] = depth
+        for key, one in value.items():
+            if key == "$ref":
+                one = _resolved({"$ref": one}, root, most=1)
+            if key not in _VALUES:
+                visit(one, depth + 1, within | {id(value)})
+
+    visit(root, 0, frozenset())
 
 
 def _check_numbers(name: str, schema: Any) -> None:
@@ -412,9 +439,23 @@ def _is_number(value: Any) -> bool:
 
 def _exclude_each_other(alternatives: Sequence[Any], root: Mapping[str, Any]) -> bool:
     """Whether a required property has other values in each alternative, so that no object fits two of them."""
-    tags = [dict(_tags(one, root)) for one in alternatives]
+    found: dict[int, dict[str, set[str]]] = {}  # by the id of the schema, because many may refer to the same one
+    tags = []
+    for one in (_resolved(one, root) for one in alternatives):
+        if id(one) not in found:
+            found[id(one)] = dict(_tags(one, root))
+        tags.append(found[id(one)])
     shared = set(tags[0]).intersection(*tags[1:]) if tags else ()
-    return any(all(not one[key] & other[key] for one, other in combinations(tags, 2)) for key in shared)
+    return any(_are_disjoint(one[key] for one in tags) for key in shared)
+
+
+def _are_disjoint(sets: Iterable[set[str]]) -> bool:
+    seen: set[str] = set()
+    for one in sets:
+        if not seen.isdisjoint(one):
+            return False
+        seen |= one
+    return True
 
 
 def _tags(schema: Any, root: Mapping[str, Any]) -> Iterator[tuple[str, set[str]]]:
@@ -430,9 +471,9 @@ def _tags(schema: Any, root: Mapping[str, Any]) -> Iterator[tuple[str, set[str]]
             yield key, {json.dumps(value, sort_keys=True) for value in values}
 
 
-def _resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`schema`, or what its `$ref` within `root` names; empty if that is no object."""
-    for _ in range(10):
+def _resolved(schema: Any, root: Mapping[str, Any], most: int = 10) -> Mapping[str, Any]:
+    """`schema`, or what its `$ref` within `root` names, over `most` references; empty if that is no object."""
+    for _ in range(most):
         if not isinstance(schema, Mapping) or not isinstance(reference := schema.get("$ref"), str):
             break
         schema = root

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -194,6 +195,42 @@ def test_what_cannot_be_followed_is_refused_by_name(given: Any, message: str) ->
 ])  # fmt: skip
 def test_large_numbers_that_can_be_followed(schema: dict[str, Any]) -> None:
     assert read_format("response_format", {"json": {"type": "integer"} | schema}).kind == "json_schema"
+
+
+def chain(link: Any, count: int) -> dict[str, Any]:
+    """Schemas each of which refers to the next one."""
+    links = {f"a{i}": link({"$ref": f"#/$defs/a{i + 1}"}) for i in range(count)}
+    return {"$defs": links | {f"a{count}": {"type": "string"}}, "$ref": "#/$defs/a0"}
+
+
+LINKS: dict[str, Any] = {
+    "$ref": lambda next: next,
+    "anyOf": lambda next: {"anyOf": [next]},
+    "two": lambda next: {"anyOf": [next, {"type": "array", "items": next}]},
+    "allOf": lambda next: {"allOf": [next]},
+    "items": lambda next: {"type": "array", "items": next},
+    "properties": lambda next: {"type": "object", "properties": {"a": next}},
+}
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_a_chain_of_references_that_would_end_the_process(link: str) -> None:
+    with pytest.raises(SettingsError, match=r"nested too deeply|characters"):
+        read_format("response_format", {"json": chain(LINKS[link], 1700)})
+    assert read_format("response_format", {"json": chain(LINKS[link], 15)}).is_json
+
+
+def test_a_recursive_schema() -> None:
+    tree = {"type": "object", "properties": {"more": {"type": "array", "items": {"$ref": "#"}, "maxItems": 2}}}
+    assert read_format("response_format", {"json": tree}).is_json
+
+
+def test_many_alternatives_are_compared_in_linear_time() -> None:
+    empty = {"type": "object", "required": ["a"], "properties": {"a": {"enum": []}}}
+    began = time.process_time()
+    with pytest.raises(SettingsError):
+        read_format("response_format", {"json": {"e": empty, "oneOf": [{"$ref": "#/e"}] * 6000}})
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("depth", [300, 100_000])
