@@ -54,8 +54,8 @@ _VALUES = ("const", "enum", "default", "examples", "example")
 _IGNORED = ("extends", "disallow", "divisibleBy")
 #: Maximum length of a schema, a regular expression, or all strings of a choice. Compiling that takes a second or two.
 MAX_CHARACTERS = 100_000
-#: Maximum depth of a schema, through objects within it and `$ref`. For a depth of a thousand, llguidance ends the process
-#: by a stack overflow.
+#: Maximum depth of a schema, through objects within it and `$ref`. For a depth of a thousand, llguidance ends the
+#: process by a stack overflow.
 MAX_DEPTH = 150
 #: Maximum absolute value of a number that a schema requires. For larger ones, llguidance writes another number, or ends
 #: the process by a stack overflow.

@@ -373,6 +373,8 @@ def test_the_command_writes_json(tmp_path: Path) -> None:
 def test_metrics_in_both_formats(http: httpx.Client) -> None:
     ask(http, model="instruct")
     text = http.get("/metrics")
+    odd = http.get("/metrics", headers={"Accept": "text/plain; version=a.b"})
+    assert odd.status_code == 200
     opened = http.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert text.headers["content-type"].startswith("text/plain")
     assert opened.headers["content-type"].startswith("application/openmetrics-text")

@@ -59,6 +59,11 @@ def test_the_origin_is_compared_with_the_host(http: httpx.Client, page: Served) 
     assert http.post(UPLOAD, headers={"Origin": page.url}, files=FILE).status_code == 200
 
 
+def test_an_origin_that_is_no_address_is_refused(http: httpx.Client) -> None:
+    refused = http.post(UPLOAD, headers={"Origin": "http://[::1"}, files=FILE)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "wrong_origin")
+
+
 def test_uploads_are_private(http: httpx.Client) -> None:
     (path,) = http.post(UPLOAD, files=FILE).json()
     folder = next(one for one in Path(path).parents if one.name.startswith("vlroute-page-"))

@@ -93,6 +93,21 @@ def test_a_large_header_is_refused(server: Served) -> None:
         assert client.recv(100).startswith(b"HTTP/1.1 431 ")
 
 
+def test_an_endless_trailer_is_not_stored(server: Served) -> None:
+    header = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+    with closing(connect(server)) as client:
+        client.sendall(f"{header}Transfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n".encode())
+        began, sent = time.monotonic(), 0
+        with suppress(ConnectionError):
+            while time.monotonic() - began < 10:
+                sent += client.send(b"a:\r\n" * 1000)
+    assert sent < 5_000_000
+    with closing(connect(server)) as client:  # a short one has no effect
+        body = b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nA: b\r\n\r\n"
+        client.sendall(f"{header}Content-Type: application/json\r\n".encode() + body)
+        assert client.recv(100).startswith(b"HTTP/1.1 422 ")
+
+
 @pytest.mark.parametrize(("path", "shape"), [("/v1/chat/completions", "error"), ("/v1/messages", "type")])
 def test_a_body_that_stops_gets_status_408(server: Served, path: str, shape: str) -> None:
     header = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"

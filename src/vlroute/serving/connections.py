@@ -228,6 +228,15 @@ class Connection(HttpToolsProtocol):
         if self._waits_for != "header":  # it follows another one at once
             self._begin_header()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser for a field of a header; or of a trailer behind a body, which has no effect."""
+        if self._waits_for != "body":
+            super().on_header(name, value)
+            return
+        self._header_size += len(name) + len(value) + len(": \r\n")
+        if self._header_size > MAX_HEADER and not self._aborted:
+            self.abort()
+
     def on_headers_complete(self) -> None:
         """Called by the parser at the end of a header."""
         self._stop_reading_timer()

@@ -181,7 +181,10 @@ class Metrics:
         Returns:
             The metrics in Prometheus' text format or as OpenMetrics, and the content type.
         """
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # versions in the header that are no numbers
+            encode, content_type = choose_encoder("")
         return encode(self.registry), content_type
 
 

@@ -68,7 +68,12 @@ class PageGuard:
             return True
         if site is not None:
             return site in ("same-origin", "none")
-        return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        if origin is None:
+            return True
+        try:
+            return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        except ValueError:  # such as for a part of an IPv6 address
+            return False
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send, length: str) -> None:
         if not length.isdecimal():
