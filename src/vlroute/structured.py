@@ -48,8 +48,6 @@ _NOTES = (
     "id", "$schema", "$comment", "$anchor", "$vocabulary", "discriminator", "contentEncoding", "contentMediaType",
     "contentSchema", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "dependencies",
 )  # fmt: skip
-#: Keywords whose values contain no schemas.
-_VALUES = ("const", "enum", "default", "examples", "example")
 #: Keywords of old drafts that llguidance would ignore.
 _IGNORED = ("extends", "disallow", "divisibleBy")
 #: Maximum length of a schema, a regular expression, or all strings of a choice. Compiling that takes a second or two.
@@ -303,7 +301,6 @@ def _schema(
         # pydantic ignores properties that the model does not have, so they need not be generated
         prepared = _prepared(name, schema, schema, closed=closed or model is not None)
         content = json.dumps(prepared, ensure_ascii=False, allow_nan=False)
-        _check_length(name, len(content))
         _check_numbers(name, prepared)
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, SettingsError):
@@ -356,7 +353,10 @@ def _check_keyword(name: str, key: Any) -> None:
 
 
 def _check_depth(name: str, root: Mapping[str, Any]) -> None:
-    """SettingsError if a schema is too deep. A reference to a schema that contains it is not followed again."""
+    """Raise SettingsError if a schema is nested too deeply; references that form a cycle are followed once.
+
+    All values are searched, also those of `default`: a reference may name any of them.
+    """
     deepest: dict[int, int] = {}  # at which each object was visited, by its id
 
     def visit(value: Any, depth: int, within: frozenset[int]) -> None:
@@ -366,13 +366,12 @@ def _check_depth(name: str, root: Mapping[str, Any]) -> None:
         if not isinstance(value, Mapping) or id(value) in within or deepest.get(id(value), -1) >= depth:
             return
         if depth > MAX_DEPTH:
-            raise SettingsError(f"{name} is nested too deeply: at most {MAX_DEPTH} objects, through $ref as well")
+            raise SettingsError(f"{name} is nested too deeply: at most {MAX_DEPTH} levels, counting those behind $ref")
         deepest[id(value)] = depth
         for key, one in value.items():
             if key == "$ref":
                 one = _resolved({"$ref": one}, root, most=1)
-            if key not in _VALUES:
-                visit(one, depth + 1, within | {id(value)})
+            visit(one, depth + 1, within | {id(value)})
 
     visit(root, 0, frozenset())
 
@@ -393,7 +392,7 @@ def _check_numbers(name: str, schema: Any) -> None:
                 if max(map(_significant, (multiple, common))) > MAX_MULTIPLE:
                     raise SettingsError(
                         f"{name}: multipleOf {shown(value)} is not supported: its digits, and those of the common "
-                        f"multiple of all multipleOf, must be at most {MAX_MULTIPLE}, not counting zeros at their end"
+                        f"multiple of all multipleOf, must be at most {MAX_MULTIPLE}, ignoring trailing zeros"
                     )
             elif key in ("minimum", "exclusiveMinimum"):
                 required = [max(value, 0)]
@@ -404,7 +403,7 @@ def _check_numbers(name: str, schema: Any) -> None:
 
 
 def _significant(number: Fraction) -> int:
-    """The digits of a decimal number, without zeros at their end, as a whole number."""
+    """The digits of a decimal number as a whole number, without trailing zeros."""
     while number.denominator > 1:
         number *= 10
     digits = number.numerator
@@ -414,15 +413,11 @@ def _significant(number: Fraction) -> int:
 
 
 def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
-    """The keywords of a schema and of all schemas within it, with their values."""
+    """All keywords in a schema with their values. A member with the name of a keyword counts as one."""
     if isinstance(schema, Mapping):
         yield from schema.items()
-    items = (
-        schema.items() if isinstance(schema, Mapping) else enumerate(schema) if isinstance(schema, list | tuple) else ()
-    )
-    for key, value in items:
-        if key not in _VALUES:
-            yield from _keywords(value)
+    for value in schema.values() if isinstance(schema, Mapping) else schema if isinstance(schema, list | tuple) else ():
+        yield from _keywords(value)
 
 
 def _numbers(value: Any) -> Iterator[int | float]:

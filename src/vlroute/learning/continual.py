@@ -193,7 +193,7 @@ class ContinualLearner:
 
     @property
     def _prefix(self) -> str:
-        """Beginning of the names of the folders of candidates."""
+        """Prefix of the names of candidate folders."""
         return f"learned{Path(self._first.artifact).name.removeprefix(BASE)}-"
 
     def _seen(self) -> int:

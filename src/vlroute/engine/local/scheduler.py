@@ -96,7 +96,7 @@ class _Lane:
         model, device = checkpoint.model, checkpoint.device
         self.checkpoint, self.language = checkpoint, language
         self.slots = slots_for(model.config.text_config, model.dtype, device, most)
-        # a GPU computes layers long after they are called
+        # on a GPU, a layer runs long after its call
         can_pause = device.type == "cpu" and isinstance(language, LanguageModel)
         self.before_layer = partial(between_layers, self) if can_pause else None
         self.decoder = Decoder(model, self.language, self.slots, compile, self.before_layer)
