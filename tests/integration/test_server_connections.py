@@ -93,6 +93,47 @@ def test_a_large_header_is_refused(server: Served) -> None:
         assert client.recv(100).startswith(b"HTTP/1.1 431 ")
 
 
+def test_a_header_with_many_fields_is_refused(server: Served) -> None:
+    for fields, status in ((190, b"200"), (201, b"431")):
+        with closing(connect(server)) as client:
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"a:\r\n" * fields + b"\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 %s " % status)
+
+
+def test_what_is_not_http_is_refused_in_the_format_of_the_api(server: Served) -> None:
+    with closing(connect(server)) as client:
+        client.sendall(b"not http\r\n\r\n")
+        received, _ = until_closed(client)
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
+
+
+def test_requests_that_do_not_wait_for_responses(server: Served, caplog: pytest.LogCaptureFixture) -> None:
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with closing(connect(server)) as client:
+        client.sendall(10 * request)
+        received, _ = until_closed(client)
+        assert received.count(b"HTTP/1.1 200 ") == 10
+    with closing(connect(server)) as client, suppress(ConnectionError):
+        client.sendall(5000 * request)
+        received, _ = until_closed(client)
+        assert received.count(b"HTTP/1.1 200 ") < 100
+    assert not [one for one in caplog.records if one.exc_info]
+
+
+def test_chunks_of_one_byte_are_read_and_cost_little(server: Served) -> None:
+    header = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+    header += "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = json.dumps({"messages": [{"role": "user", "content": "Hi " * 30_000}], "max_tokens": 1, "stop": 3}).encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % one for one in body) + b"0\r\n\r\n"
+    with closing(connect(server)) as client:
+        client.sendall(header.encode() + chunks)
+        began = time.monotonic()
+        received, _ = client.recv(1000), None
+        assert received.startswith(b"HTTP/1.1 422 "), received
+        assert time.monotonic() - began < 1
+
+
 def test_an_endless_trailer_is_not_stored(server: Served) -> None:
     header = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
     with closing(connect(server)) as client:

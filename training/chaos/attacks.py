@@ -102,7 +102,7 @@ def slow_body(url: str, key: str = "none", count: int = 50, seconds: float = 5.0
 def slow_reader(url: str, key: str = "none", count: int = 5, seconds: float = 30.0) -> Figures:
     """Ask for long responses and do not read them. The attack ends when all connections are closed."""
     host, port = _address(url)
-    request = f"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\r\n".encode() * 100
+    request = f"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\r\n".encode() * 16
     figures, began = Figures(), time.monotonic()
     with health(url, figures), ExitStack() as stack:
         clients = []

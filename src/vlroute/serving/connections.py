@@ -11,7 +11,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -21,6 +21,10 @@ from vlroute.serving.settings import ServerSettings
 log = logging.getLogger("vlroute")
 #: Maximum size of the header of a request.
 MAX_HEADER = 2**16
+#: Maximum number of its fields.
+MAX_FIELDS = 200
+#: Maximum number of requests of a connection that wait until an earlier one is answered.
+MAX_PIPELINE = 16
 #: Maximum number of bytes of a response that the system keeps for a client that does not read.
 SEND_BUFFER = 2**18
 #: A refused client has this time to read the refusal.
@@ -156,12 +160,17 @@ class Connections:
             self._logged, self._refused_since = time.monotonic(), 0
 
 
+class _StopParsing(Exception):
+    """Raised within the parser: nothing that follows in what was received matters."""
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's protocol with limits of time and size.
 
     A connection is closed if the header of a request does not arrive in time or is too large, if the client does not
-    read its response, if it does not stop sending a body that was refused, or if it sends no further request. How fast
-    a body has to arrive is checked by `RequestGuard`, which can answer in the format of the API.
+    read its response, if it does not stop sending a body that was refused, if it sends many requests without waiting
+    for responses, or if it sends no further request. How fast a body has to arrive is checked by `RequestGuard`, which
+    can answer in the format of the API.
 
     Args:
         connections: All connections of the server.
@@ -178,6 +187,8 @@ class Connection(HttpToolsProtocol):
         self._admitted = self._refused = self._aborted = False
         self._waits_for: str | None = "header"  # "header" or "body" while a part of a request is expected
         self._header_size = 0
+        self._body: list[bytes] = []  # chunks of the body in what is being parsed
+        self._stopped = False
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
 
@@ -219,11 +230,19 @@ class Connection(HttpToolsProtocol):
         if self._waits_for == "header":
             self._header_size += len(data)
         super().data_received(data)
+        self._pass_body_on()
         if self._waits_for == "header" and self._header_size > MAX_HEADER and not self.transport.is_closing():
             self._answer(APIError(431, f"the header has more than {MAX_HEADER} bytes", "header_too_large"))
 
+    def send_400_response(self, msg: str) -> None:
+        """Called after an error of the parser, also after `_StopParsing`."""
+        if not self._stopped:
+            self._answer(APIError(400, "the request is not valid HTTP", "invalid_http"))
+
     def on_message_begin(self) -> None:
         """Called by the parser at the first byte of a request."""
+        if self.transport.is_closing():
+            self._stop()
         super().on_message_begin()
         if self._waits_for != "header":  # it follows another one at once
             self._begin_header()
@@ -231,22 +250,35 @@ class Connection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser for a field of a header; or of a trailer behind a body, which has no effect."""
         if self._waits_for != "body":
+            if len(self.headers) >= MAX_FIELDS:
+                self._answer(APIError(431, f"the header has more than {MAX_FIELDS} fields", "header_too_large"))
+                self._stop()
             super().on_header(name, value)
             return
         self._header_size += len(name) + len(value) + len(": \r\n")
-        if self._header_size > MAX_HEADER and not self._aborted:
+        if self._header_size > MAX_HEADER:
             self.abort()
+            self._stop()
 
     def on_headers_complete(self) -> None:
         """Called by the parser at the end of a header."""
+        if len(self.pipeline) >= MAX_PIPELINE:
+            self._reset()
+            self._stop()
         self._stop_reading_timer()
         self._waits_for = "body"
         self._header_size = 0
         self._all.busy(self)
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser for a part of a body, which may be a chunk of one byte."""
+        if not self.cycle.response_complete:
+            self._body.append(body)
+
     def on_message_complete(self) -> None:
         """Called by the parser at the end of a request."""
+        self._pass_body_on()
         super().on_message_complete()
         self._waits_for = None
         self._stop_reading_timer()
@@ -291,6 +323,15 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             self._write_within(self._settings.write_seconds)
 
+    def _pass_body_on(self) -> None:
+        if self._body:
+            body, self._body = b"".join(self._body), []
+            super().on_body(body)
+
+    def _stop(self) -> NoReturn:
+        self._stopped = True
+        raise _StopParsing
+
     def _begin_header(self) -> None:
         self._waits_for, self._header_size = "header", 0
         self._read_within(self._settings.header_seconds, self._header_timeout)
@@ -320,6 +361,9 @@ class Connection(HttpToolsProtocol):
     def _answer(self, error: APIError) -> None:
         """Send an error outside of a request, and close the connection."""
         self._all.count(error.status, error.code)
+        if self.cycle is not None and not self.cycle.response_complete:  # the error would be taken for its response
+            self.abort()
+            return
         self._send(error)
         self._close()
 
