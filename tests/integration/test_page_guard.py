@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.serving import KEY, Served, served
 from vlroute.serving.app import mount_page
-from vlroute.serving.page_guard import YOUNG_SECONDS, shrink
+from vlroute.serving.page_guard import YOUNG_SECONDS, PageGuard, shrink
 from vlroute.serving.settings import ServerSettings
 
 FILE = {"files": ("a.png", b"x" * 1000, "image/png")}
@@ -62,6 +64,78 @@ def test_the_origin_is_compared_with_the_host(http: httpx.Client, page: Served) 
 def test_an_origin_that_is_no_address_is_refused(http: httpx.Client) -> None:
     refused = http.post(UPLOAD, headers={"Origin": "http://[::1"}, files=FILE)
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "wrong_origin")
+
+
+CALL = {"data": [None], "fn_index": 0, "session_hash": "a1"}
+CALLS = [
+    {"session_hash": ""}, {"session_hash": None}, {"session_hash": "\ud800"}, {"session_hash": "a b"},
+    {"fn_index": 99999}, {"fn_index": 2**70}, {"fn_index": "0"}, {"fn_index": True}, {"data": None},
+    {"data": [1] * 50}, {"data": {}},
+    {"batched": True}, {"simple_format": True}, {"event_id": "x"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/run/predict"])
+def test_only_calls_of_functions_of_the_page_are_passed_on(
+    http: httpx.Client, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for body in [*(json.dumps(CALL | change) for change in CALLS), "[]", "1", "null", "", "{", "[" * 300]:
+        refused = http.post(path, content=body.encode(), headers={"Content-Type": "application/json"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_call"), body
+    assert not caplog.records
+
+
+def test_an_event_of_a_session_without_a_name_does_not_stop_the_others(http: httpx.Client, page: Served) -> None:
+    """It ended the task that runs Gradio's queue."""
+    http.post("/gradio_api/queue/join", json=CALL | {"session_hash": ""})
+    time.sleep(0.5)
+    index, function = next((at, one) for at, one in blocks_of(page).fns.items() if one.queue)
+    call = {"data": [None] * len(function.inputs), "fn_index": index, "session_hash": "a2"}
+    http.post("/gradio_api/queue/join", json=call).raise_for_status()
+    with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": "a2"}) as events:
+        assert any("process_completed" in line for line in events.iter_lines())
+
+
+READ = [
+    "/?page=zzz", "/?page=%00", "/?deep_link=x", "/config?page=zzz", "/static/%00", f"/static/{'a' * 256}",
+    f"/static/{'a' * 300}", f"/assets/{'é' * 200}", f"/assets/{'a' * 5000}", "/assets/%00", "/svelte/x", "/monitoring",
+    "/monitoring/summary", "/pwa_icon/9", "/gradio_api/proxy=http://[::1", "/gradio_api/file=http://127.0.0.1/",
+    "/gradio_api/file=https://example.com/a.png", "/gradio_api/file=~root", "/gradio_api/file=%00",
+    f"/gradio_api/file=/{'a' * 300}", "/gradio_api/queue/data", "/gradio_api/queue/data?session_hash=zz",
+    "/gradio_api/call/x/y", "/gradio_api/info", "/gradio_api/openapi.json", "/gradio_api/stream/a/b/1/playlist.m3u8",
+    "/gradio_api/heartbeat/%C3%A9", "/gradio_api/custom_component/a/client/b/c", "/gradio_api/run-history/records",
+    "/gradio_api/startup-events", "/gradio_api/vibe-code", "/gradio_api/token", "/gradio_api/deep_link?session_hash=x",
+]  # fmt: skip
+WRITTEN = [
+    "run/nope", "call/nope", "call/v2/nope", "api/predict", "component_server", "stream/x", "stream/x/close",
+    "process_recording", "vibe-edit", "undo-vibe-edit", "vibe-code", "vibe-starter-queries", "run-history/connect",
+]  # fmt: skip
+
+
+def test_what_the_page_does_not_ask_for_is_not_found(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    for path in READ:
+        refused = http.get(path)
+        assert (refused.status_code, "error" in refused.json()) == (404, True), path
+    for name in WRITTEN:
+        refused = http.post(f"/gradio_api/{name}", json=CALL)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found"), name
+    assert http.delete("/login").status_code == 404
+    assert http.get("/gradio_api/file=/etc/passwd").status_code == 403
+    assert http.get("/static/missing.js").status_code == 404
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["X-Forwarded-Host", "X-Gradio-Server"])
+@pytest.mark.parametrize("value", ["\xe9" * 20_000, "a" * 300, "<script>", "a b@c"])
+def test_headers_that_name_no_host(http: httpx.Client, name: str, value: str) -> None:
+    for path in ("/", "/zh", "/logout", "/config"):
+        refused = http.get(path, headers={name: value.encode("latin-1")})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_header")
+    assert http.get("/", headers={name: "localhost:7860"}).status_code == 200
+
+
+def blocks_of(page: Served) -> Any:
+    return next(route.app.blocks for route in page.app.routes if isinstance(getattr(route, "app", None), PageGuard))
 
 
 def test_uploads_are_private(http: httpx.Client) -> None:

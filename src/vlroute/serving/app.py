@@ -12,13 +12,12 @@ from typing import Any, cast
 
 from fastapi import FastAPI, HTTPException
 from starlette.routing import Mount
-from starlette.types import Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from vlroute import __version__
 from vlroute.files import shipped
 from vlroute.router import Router
-from vlroute.serving.errors import APIError, add_error_handlers, error_response, no_endpoint
+from vlroute.serving.errors import APIError, add_error_handlers
 from vlroute.serving.fetch import Fetcher
 from vlroute.serving.messages_api import router as messages
 from vlroute.serving.middleware import AddressLimit, PathPrefix, RequestGuard, add_cross_origin
@@ -176,15 +175,5 @@ def mount_page(app: FastAPI) -> FastAPI:
     page = cast(FastAPI, mounted.app)
     vars(page)["tokens"] = logins
     uploads = Path(vars(page)["uploaded_file_dir"])
-    mounted.app = PageGuard(page, settings.cors_origins, uploads, settings.max_uploads, service.metrics.refused)
-    default = page.router.default
-
-    async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer paths that the page does not know, because Gradio's own response is not in OpenAI's shape."""
-        if scope["type"] == "http":
-            await error_response(no_endpoint(), scope, service.metrics.refused)(scope, receive, send)
-        else:
-            await default(scope, receive, send)
-
-    page.router.default = not_found
+    mounted.app = PageGuard(page, built, settings.cors_origins, uploads, settings.max_uploads, service.metrics.refused)
     return app

@@ -1,43 +1,69 @@
-"""Protects the web page: only its own origin may write, uploads have a quota, and responses restrict the browser."""
+"""Protects the web page.
+
+Only its own origin may write, Gradio gets only what the page sends, uploads have a quota, and responses restrict the
+browser.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vlroute.serving.errors import APIError, Count, error_response, route_path
+from vlroute.serving.errors import APIError, Count, error_response, no_endpoint, route_path
 
 #: What the browser may load and do on the page. Gradio's own scripts are inline; the elements of the head say so too.
 POLICY = "base-uri 'self'; form-action 'self'; frame-ancestors 'self'; object-src 'none'"
 #: Uploads that are younger, in seconds, are not removed to make room for others: they may not have been used yet.
 YOUNG_SECONDS = 600
 _SAME_SITE_NONE = re.compile(rb"samesite=none", re.IGNORECASE)
+#: What the page asks for. Gradio has more endpoints, such as one that fetches any address.
+_READ = re.compile(
+    r"/(?:zh/?)?|/(?:config|theme\.css|favicon\.ico|robots\.txt|logout)|/(?:assets|static)/.*"
+    r"|/gradio_api/(?:queue/data|upload_progress|heartbeat/[\w-]{1,100}|file=/.*)", re.ASCII,
+)  # fmt: skip
+_WRITTEN = re.compile(r"/login|/gradio_api/(?:queue/join|run/predict|upload|cancel|reset)", re.ASCII)
+_CALLS = re.compile(r".*/(?:queue/join|run/predict)")
+#: Maximum size of a part of a path: that of the name of a file.
+_MAX_NAME = 255
+_PAGES = ("", "zh")
+_SESSION = re.compile(r"[\w-]{1,100}", re.ASCII)
+#: Headers from which Gradio makes addresses, and what they may contain.
+_HOST_HEADERS = ("host", "x-forwarded-host", "x-gradio-server")
+_HOST = re.compile(r"[\w.:/\[\], -]{0,255}", re.ASCII)
 
 
 class PageGuard:
-    """Refuses requests of other sites, and uploads over the quota; adds headers to the responses.
+    """Refuses requests of other sites, what the page does not send, and uploads over the quota; adds headers.
 
     Browsers send the cookies of a visitor, and requests to this machine, also for pages of other sites. They say so in
     `Sec-Fetch-Site` or `Origin`; programs that are no browsers send neither.
 
+    Gradio answers with status 500, or with a traceback in the log, to much that its own pages never send; an event of a
+    session without a name even stops its queue. So it gets only known paths, sessions and functions.
+
     Args:
         app: The application of the page.
+        blocks: Gradio's page.
         origins: Other origins that may use the page, see `ServerSettings.cors_origins`.
         uploads: Folder of the uploaded files.
         quota: Maximum number of bytes of all uploaded files together.
         count: Called with status and code of each refusal.
     """
 
-    def __init__(self, app: ASGIApp, origins: Sequence[str], uploads: Path, quota: int, count: Count) -> None:
-        self.app, self.origins, self.count = app, frozenset(origins), count
+    def __init__(
+        self, app: ASGIApp, blocks: Any, origins: Sequence[str], uploads: Path, quota: int, count: Count
+    ) -> None:
+        self.app, self.blocks, self.origins, self.count = app, blocks, frozenset(origins), count
         self.uploads, self.quota = uploads, quota
         self._arriving = 0  # bytes of the uploads that are being received
 
@@ -52,14 +78,68 @@ class PageGuard:
                 _restrict(message)
             await send(message)
 
-        headers = Headers(scope=scope)
-        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and not self._is_own(headers):
-            refusal = APIError(403, "only the web page of this server may send this; see cors_origins", "wrong_origin")
+        headers, path = Headers(scope=scope), route_path(scope)
+        if (refusal := self._refusal(scope, headers, path)) is not None:
             await error_response(refusal, scope, self.count)(scope, receive, guarded_send)
-        elif scope["method"] == "POST" and route_path(scope).rstrip("/").endswith("/upload"):
+        elif path.endswith("/upload"):
             await self._upload(scope, receive, guarded_send, headers.get("content-length", ""))
+        elif _CALLS.fullmatch(path) is not None:
+            await self._call(scope, receive, guarded_send)
         else:
             await self.app(scope, receive, guarded_send)
+
+    def _refusal(self, scope: Scope, headers: Headers, path: str) -> APIError | None:
+        reads = scope["method"] in ("GET", "HEAD", "OPTIONS")
+        if not reads and not self._is_own(headers):
+            return APIError(403, "only the web page of this server may send this; see cors_origins", "wrong_origin")
+        long = any(len(part.encode("utf-8", "replace")) > _MAX_NAME for part in path.split("/"))
+        known = (_READ if reads else _WRITTEN).fullmatch(path) is not None and (reads or scope["method"] == "POST")
+        if not known or long or "\0" in path:
+            return no_endpoint()
+        for name in _HOST_HEADERS:
+            if _HOST.fullmatch(headers.get(name, "")) is None:
+                return APIError(400, f"the header {name} names no host", "bad_header")
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        if any(page not in _PAGES for page in query.get("page", ())) or "deep_link" in query:
+            return no_endpoint()
+        session = query.get("session_hash", [""])[-1]
+        if path.endswith("/queue/data") and session not in self.blocks._queue.pending_messages_per_session:  # noqa: SLF001
+            return APIError(404, "no event of this session is running; reload the page", "session_not_found")
+        return None
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a call of a function of the page on, if it is one."""
+        messages = [message := await receive()]
+        while message.get("more_body", False):
+            messages.append(message := await receive())
+        left = iter(messages)
+
+        async def replay() -> Message:
+            return next(left, None) or await receive()
+
+        try:
+            body = json.loads(b"".join(message.get("body", b"") for message in messages))
+        except (ValueError, RecursionError):
+            body = None
+        if message["type"] == "http.disconnect" or self._is_call(body):
+            await self.app(scope, replay, send)
+        else:
+            refusal = APIError(400, "the page has no such function; reload it", "bad_call")
+            await error_response(refusal, scope, self.count)(scope, receive, send)
+
+    def _is_call(self, body: Any) -> bool:
+        """Whether a body names a session and a function of the page, with as many values as the function takes."""
+        if not isinstance(body, dict):
+            return False
+        session, index, values = body.get("session_hash"), body.get("fn_index"), body.get("data")
+        if not isinstance(session, str) or _SESSION.fullmatch(session) is None or type(index) is not int:
+            return False
+        function = self.blocks.fns.get(index)
+        options = ("batched", "simple_format", "event_id", "oauth_token")
+        return (
+            function is not None and isinstance(values, list) and len(values) == len(function.inputs)
+            and not any(body.get(name) for name in options)
+        )  # fmt: skip
 
     def _is_own(self, headers: Headers) -> bool:
         """Whether the request comes from this page, from an allowed origin, or from a program that is no browser."""
