@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -132,12 +132,16 @@ class Conversations:
             found = connection.execute(sa.select(RESPONSES.c.body).where(self._owned(owner, id))).scalar_one_or_none()
         return None if found is None else str(found)
 
-    def messages(self, owner: str, id: str) -> tuple[list[dict[str, Any]], int] | None:
+    def messages(
+        self, owner: str, id: str, admit: Callable[[int], Any] = lambda size: None
+    ) -> tuple[list[dict[str, Any]], int] | None:
         """The conversation that a response ends.
 
         Args:
             owner: who asks.
             id: id of the response.
+            admit: called with the number of bytes of the media before they are read. An error that it raises is passed
+                on.
 
         Returns:
             The messages, with media as bytes, and the number of messages before those of the request; None if the owner
@@ -154,6 +158,8 @@ class Conversations:
         with self._store.transaction("read") as connection:
             rows = connection.execute(query).all()
             used = sa.select(USES.c.media).where(USES.c.message.in_([row.id for row in rows]))
+            size = sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(MEDIA.c.data)), 0)).where(MEDIA.c.id.in_(used))
+            admit(int(connection.execute(size).scalar_one()))
             found = connection.execute(sa.select(MEDIA).where(MEDIA.c.id.in_(used))).all()
         data = {row.id: bytes(row.data) for row in found}
         try:

@@ -31,6 +31,7 @@ from vlroute.lazy_model import LazyModel
 from vlroute.shadow import Shadow, Watched
 from vlroute.steps import Steps, run, start
 from vlroute.stream import AsyncStream, Stream
+from vlroute.structured import ResponseFormat
 from vlroute.types import (
     MODES,
     Answer,
@@ -173,6 +174,19 @@ class Pipeline:
             caption = run(self._caption(conversation, options, request))
             decision = self.selector.begin(conversation, caption, options.mode, options.price).decision
             return decision if chosen == options.mode else replace(decision, reason=CONTINUED)
+
+    def check_tools(self, tools: Tools, response: ResponseFormat | None) -> None:
+        """Check tools before a request is answered, which may take seconds. The model is loaded, but does not run.
+
+        Args:
+            tools: The tools.
+            response: The format of an answer without calls.
+
+        Raises:
+            RouterClosedError: The router was closed.
+            SettingsError: An answer with the tools cannot be constrained.
+        """
+        self.model.load().check_tools(tools, response)
 
     def prompt_tokens(self, conversation: Conversation, options: RequestOptions) -> dict[Mode, int] | None:
         """Number of prompt tokens that each mode that may answer would read. The model is loaded, but does not run.

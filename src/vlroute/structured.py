@@ -13,11 +13,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any, Literal
 
 from vlroute.checks import refused, shown
 from vlroute.errors import MissingExtraError, SettingsError
+from vlroute.grammar_check import TOO_COMPLEX, grammar_error
 
 Kind = Literal["text", "json_object", "json_schema", "choice", "regex"]
 #: Form of the JSON text: compact, or with a space after separators, or over several lines that are indented. A model
@@ -58,6 +58,8 @@ MAX_DEPTH = 150
 #: Maximum absolute value of a number that a schema requires. For larger ones, llguidance writes another number, or ends
 #: the process by a stack overflow.
 MAX_NUMBER = 2**53
+#: Minimum of `multipleOf`.
+MIN_MULTIPLE = 1e-15
 #: Maximum common multiple of all `multipleOf`, as a whole number without zeros at its end. llguidance computes a state
 #: for each remainder, which takes 0.2 s for this number and half a minute for one that is a hundred times as large.
 MAX_MULTIPLE = 100_000
@@ -385,6 +387,10 @@ def _check_numbers(name: str, schema: Any) -> None:
             if key == "multipleOf":
                 if value <= 0:
                     raise SettingsError(f"{name}: multipleOf must be above 0, got {shown(value)}")
+                if not MIN_MULTIPLE <= value <= MAX_NUMBER:
+                    raise SettingsError(
+                        f"{name}: multipleOf {shown(value)} is not supported: it must be from {MIN_MULTIPLE} to 2**53"
+                    )
                 multiple = Fraction(str(value))
                 common = Fraction(
                     math.lcm(common.numerator, multiple.numerator), math.gcd(common.denominator, multiple.denominator)
@@ -504,33 +510,19 @@ def check_installed() -> None:
         raise MissingExtraError(error, "structured") from error
 
 
-@lru_cache(maxsize=64)
 def _problem(found: ResponseFormat) -> str:
     """Why an answer cannot have this format; empty if it can."""
-    from llguidance import LLMatcher
-
     try:
-        matcher = LLMatcher(_bytes(), found.grammar, log_level=0)
-    except ValueError as error:  # such as for JSON that is nested too deeply
-        return _explained(found, str(error))
-    if not matcher.is_error():
-        # the first two steps fail for what is too complex, or matches no text
-        allowed = int.from_bytes(matcher.compute_bitmask(), "little") & ~(1 << _bytes().eos_token)
-        if allowed and not matcher.is_error():
-            matcher.consume_token((allowed & -allowed).bit_length() - 1)
-    return _explained(found, matcher.get_error()) if matcher.is_error() else ""
-
-
-@lru_cache(maxsize=1)
-def _bytes() -> Any:
-    """A tokenizer whose tokens are bytes. Whether a grammar is valid does not depend on the tokenizer."""
-    from llguidance import LLTokenizer
-
-    return LLTokenizer("byte")
+        error = grammar_error(found.grammar)
+    except ValueError as invalid:
+        error = str(invalid)
+    return _explained(found, error) if error else ""
 
 
 def _explained(found: ResponseFormat, message: str) -> str:
     """A message of llguidance in one line."""
+    if message == TOO_COMPLEX:
+        return f"{'the JSON schema' if found.is_json else 'the format'} is {message}"
     if message.startswith("NoExtension"):
         message = "no text matches it"
     if found.kind == "regex" or "regex parse error" in message:

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from vlroute.fair_share import Flow
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
+from vlroute.inputs.tools import Tools
 from vlroute.steps import Steps
+from vlroute.structured import ResponseFormat
 from vlroute.types import Channel, Closed, FinishReason, Mode, Stage, TokenLogprob, ToolCall
 
 
@@ -224,6 +226,17 @@ class Engine(Protocol):
 
         Returns:
             A context manager that gives the request and releases its resources at the end.
+        """
+
+    def check_tools(self, tools: Tools, response: ResponseFormat | None) -> None:
+        """Check what an answer with these tools needs, so that it does not wait for it.
+
+        Args:
+            tools: the tools of a request.
+            response: the format of an answer without calls.
+
+        Raises:
+            SettingsError: an answer with the tools cannot be constrained.
         """
 
     def wait(self) -> None:

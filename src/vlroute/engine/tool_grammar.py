@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlroute.engine.families.family import CallFormat
 from vlroute.engine.tool_calls import CLOSE, OPEN, alternatives, kinds_of, listed_values, stated_kinds
 from vlroute.errors import SettingsError
+from vlroute.grammar_check import TOO_COMPLEX, grammar_error
 from vlroute.inputs.tools import MAX_CALLS, Tools
 from vlroute.structured import ResponseFormat, check_installed, json_rule, json_schema
 
 #: Text without the opening tag, which would begin a call without its token.
 _TEXT = rf"/(.|\n)*/ & ~/(.|\n)*{OPEN}(.|\n)*/"
 _ANY = {"type": "object"}
+#: Maximum time for the schemas of the tools of one request.
+CHECK_SECONDS = 5.0
 #: Keywords that restrict strings, and combinations of schemas, that XML does not follow.
 _NOT_IN_XML = ("pattern", "format", "minLength", "maxLength", "allOf", "not", "if")
 #: Keywords at the root of a schema that XML follows.
@@ -41,17 +45,18 @@ def tool_grammar(
         schema and the tool is not strict, they are any JSON object.
 
     Raises:
-        SettingsError: The schema of a strict tool is invalid or not supported.
+        SettingsError: The schema of a strict tool is invalid or not supported, or all of them together are too complex.
         MissingExtraError: llguidance is missing.
     """
     check_installed()
-    open_tag, close_tag = (
-        _quoted(tag) if token is None else f"<[{token}]>" for tag, token in zip((OPEN, CLOSE), tags, strict=True)
-    )
-    rules = list[str]()
+    rules, until = list[str](), time.monotonic() + CHECK_SECONDS
     for i, name in enumerate(tools.names):
         write = _json_call if form == "json" else _xml_call
         rules += write(f"t{i}", name, tools.schema(name), name in tools.strict)
+        if time.monotonic() > until:
+            raise SettingsError(
+                f"checking the schemas of the tools takes more than {CHECK_SECONDS:g} s; send simpler or fewer tools"
+            )
     bodies = " | ".join(f"t{i}" for i in range(len(tools.names)))
     several = tools.parallel
     calls = f"call ({_quoted(chr(10))} call){{0,{MAX_CALLS - 1}}}" if several else "call"
@@ -63,10 +68,19 @@ def tool_grammar(
     else:
         start = f"TEXT (call TEXT){{0,{MAX_CALLS}}}" if several else "TEXT call?"
         rules.append(f"TEXT: {_TEXT}")
-    lark = "\n".join([f"start: {start}", f"call: {open_tag} ({bodies}) {close_tag}", *rules])
+
+    def with_tags(opening: str, closing: str) -> str:
+        call = f"call: {opening} ({bodies}) {closing}"
+        return LLMatcher.grammar_from_lark("\n".join([f"start: {start}", call, *rules]) + "\n")
+
     from llguidance import LLMatcher
 
-    return LLMatcher.grammar_from_lark(lark + "\n")
+    texts = [_quoted(tag) for tag in (OPEN, CLOSE)]
+    if error := grammar_error(with_tags(*texts)):
+        reason = error if error == TOO_COMPLEX else f"invalid or not supported: {' '.join(error.split())[:300]}"
+        raise SettingsError(f"the schemas of the tools are together {reason}")
+    opening, closing = (text if token is None else f"<[{token}]>" for text, token in zip(texts, tags, strict=True))
+    return with_tags(opening, closing)
 
 
 def _quoted(text: str) -> str:

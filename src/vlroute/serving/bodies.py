@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import secrets
+import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -50,7 +51,7 @@ def max_text(settings: ServerSettings) -> int:
 
 
 class BodyPool:
-    """Limits the bytes of bodies that are in memory at the same time. For one event loop.
+    """Limits the bytes of bodies that are in memory at the same time. Thread-safe.
 
     A flow of requests may hold as many bytes as are free (dynamic thresholds, Choudhury and Hahne, 1998): one flow
     alone gets half of the pool, two flows get a third each. So a further flow always finds room.
@@ -61,12 +62,14 @@ class BodyPool:
 
     def __init__(self, most: int) -> None:
         self.most = most
+        self._lock = threading.Lock()
         self._held: Counter[str] = Counter()
 
     @property
     def held(self) -> int:
         """Bytes that requests hold now."""
-        return self._held.total()
+        with self._lock:
+            return self._held.total()
 
     def take(self, flow: str, size: int) -> None:
         """Count bytes that have arrived.
@@ -78,24 +81,27 @@ class BodyPool:
         Raises:
             APIError: 429 if there is no room for them.
         """
-        if self._held[flow] + size > self.most - self.held:
-            raise APIError(
-                429, f"the bodies of requests that are being answered have {self.held} bytes, {self._held[flow]} of "
-                f"them with your key or from your address, which leaves no room for more (the server's setting "
-                "max_total_body); try again later, or send smaller pictures and videos",
-                "too_many_bytes", headers={"Retry-After": "5"},
-            )  # fmt: skip
-        self._held[flow] += size
+        with self._lock:
+            mine, all = self._held[flow], self._held.total()
+            if mine + size <= self.most - all:
+                self._held[flow] += size
+                return
+        raise APIError(
+            429, f"the bodies of requests that are being answered have {all} bytes, {mine} of them with your key or "
+            "from your address, which leaves no room for more (the server's setting max_total_body); try again later, "
+            "or send smaller pictures and videos", "too_many_bytes", headers={"Retry-After": "5"},
+        )  # fmt: skip
 
     def give_back(self, flow: str, size: int) -> None:
         """The bytes are no longer needed."""
-        self._held[flow] -= size
-        if not self._held[flow]:
-            del self._held[flow]
+        with self._lock:
+            self._held[flow] -= size
+            if not self._held[flow]:
+                del self._held[flow]
 
 
 class PooledBody:
-    """The bytes of one body in a pool.
+    """The bytes of one body in a pool, and of what is read from a store for the request. Thread-safe.
 
     Args:
         pool: The pool.
@@ -103,17 +109,21 @@ class PooledBody:
 
     def __init__(self, pool: BodyPool) -> None:
         self._pool, self._flow, self._size = pool, "", 0
+        self._lock, self._released = threading.Lock(), False
 
     def take(self, flow: str, size: int) -> None:
-        """Count the next bytes. Raises the error of `BodyPool.take`.
+        """Count the next bytes. Raises the error of `BodyPool.take`. After `release`, nothing is counted.
 
         Args:
             flow: Name of the flow of the request; that of the first bytes counts.
             size: Number of bytes.
         """
-        self._flow = self._flow or flow
-        self._pool.take(self._flow, size)
-        self._size += size
+        with self._lock:
+            if self._released:
+                return
+            self._flow = self._flow or flow
+            self._pool.take(self._flow, size)
+            self._size += size
 
     def release(self) -> int:
         """Give all bytes back: the request has ended.
@@ -121,7 +131,8 @@ class PooledBody:
         Returns:
             Number of bytes.
         """
-        size, self._size = self._size, 0
+        with self._lock:
+            size, self._size, self._released = self._size, 0, True
         self._pool.give_back(self._flow, size)
         return size
 

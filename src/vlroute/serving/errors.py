@@ -231,7 +231,7 @@ def add_error_handlers(app: FastAPI, count: Count) -> None:
 
     async def validation_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(_invalid(error), request.scope, count)
+        return error_response(invalid_body(error), request.scope, count)
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -279,8 +279,15 @@ def _unparsed(error: Exception) -> str:
     return "the body cannot be read as JSON"
 
 
-def _invalid(error: RequestValidationError) -> APIError:
-    """One of the errors that pydantic found: the first refused field, else the first wrong value."""
+def invalid_body(error: RequestValidationError) -> APIError:
+    """One of the errors that pydantic found: the first refused field, else the first wrong value.
+
+    Args:
+        error: The errors.
+
+    Returns:
+        The error for the client.
+    """
     found = error.errors()
     if found[0]["type"] == "json_invalid":
         reason, position = found[0]["ctx"]["error"], found[0]["loc"][-1]

@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -244,7 +244,7 @@ class Preparation:
         fetcher: Downloads files.
         settings: Limits of the request.
         sampling: See `parse`.
-        tools: Checks the tools, see `parse`.
+        tools: The checked tools.
 
     Attributes:
         messages: The messages; after `fetch` without network addresses.
@@ -256,7 +256,7 @@ class Preparation:
         fetcher: Fetcher,
         settings: ServerSettings,
         sampling: Callable[[], FrameSampling],
-        tools: Callable[[], Tools | None] = lambda: None,
+        tools: Tools | None = None,
     ) -> None:
         self.messages = messages
         self._fetcher, self._settings, self._sampling, self._tools = fetcher, settings, sampling, tools
@@ -279,26 +279,34 @@ class Preparation:
         self.messages = await embed_media(self.messages, self._fetcher, self._settings, flow)
 
     def __call__(self) -> Conversation:
-        """The conversation. InputError for invalid messages, media and tools."""
+        """The conversation. InputError for invalid messages and media."""
         settings = self._settings
         _check_length(self.messages, settings.max_prompt)  # before anything else looks at every character
-        offered = self._tools()
-        conversation = parse(list(self.messages), limits=settings.limits, sampling=self._sampling, tools=offered)
+        conversation = parse(list(self.messages), limits=settings.limits, sampling=self._sampling, tools=self._tools)
         length = sum(_characters(turn) for turn in conversation.messages) + len(conversation.prefix)
-        length += len(offered.text) if offered else 0
+        length += len(self._tools.text) if self._tools else 0
         if length > settings.max_prompt:
             raise _too_long(length, settings.max_prompt)
         return conversation
 
 
 def _check_length(messages: Messages, most: int) -> None:
-    """LimitError if the texts in the contents of `messages` have more than `most` characters."""
-    contents = (content for message in messages if (content := message.get("content")))
-    parts = (part for content in contents for part in (content if isinstance(content, list) else (content,)))
-    texts = (part.get("text") if isinstance(part, Mapping) else part for part in parts)
-    length = sum(len(text) for text in texts if isinstance(text, str))
+    """LimitError if the texts of `messages` have more than `most` characters, arguments of tool calls included."""
+    length = sum(len(text) for message in messages for text in _texts(message) if isinstance(text, str))
     if length > most:
         raise _too_long(length, most)
+
+
+def _texts(message: Mapping[str, Any]) -> Iterator[Any]:
+    """What may be text of a message that was not checked."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    for part in content if isinstance(content, list) else (content,):
+        yield part.get("text") if isinstance(part, Mapping) else part
+    for call in calls if isinstance(calls, list) else ():
+        if isinstance(call, Mapping):
+            function = call.get("function")
+            yield call.get("arguments")
+            yield function.get("arguments") if isinstance(function, Mapping) else None
 
 
 def _too_long(length: int, most: int) -> LimitError:

@@ -47,8 +47,9 @@ async def messages(body: MessagesRequest, request: Request, caller: Caller) -> R
     """Answer a conversation in the form of Anthropic's Messages API."""
     arrived, service = time.perf_counter(), caller.service
     options = await _options(body, caller)
-    asked, tools = body.chat_messages(), body.offered_tools
-    prepare = Preparation(asked, caller.fetcher, service.settings, service.sampling, tools)
+    read = body.offered_tools
+    tools = await service.checked_tools(read, options) if body.tools else read()
+    prepare = Preparation(body.chat_messages(), caller.fetcher, service.settings, service.sampling, tools)
     if not body.stream:
         answer = await until_disconnect(service.answer(prepare, options, arrived), request)
         return JSONResponse(
@@ -65,8 +66,8 @@ async def count_tokens(body: CountTokensRequest, caller: Caller) -> Response:
     """Count the tokens of a prompt without an answer; the larger number of both modes if none is forced."""
     arrived, service = time.perf_counter(), caller.service
     options = await _options(body, caller)
-    asked, tools = body.chat_messages(), body.offered_tools
-    prepare = Preparation(asked, caller.fetcher, service.settings, service.sampling, tools)
+    tools = await service.run_aside(body.offered_tools, caller.flow) if body.tools else body.offered_tools()
+    prepare = Preparation(body.chat_messages(), caller.fetcher, service.settings, service.sampling, tools)
 
     def count(conversation: Conversation) -> dict[Mode, int] | None:
         return service.router.pipeline.prompt_tokens(conversation, options)
@@ -83,7 +84,7 @@ async def count_tokens(body: CountTokensRequest, caller: Caller) -> Response:
 async def _options(body: CountTokensRequest, caller: Caller) -> RequestOptions:
     """The options of a request; in another thread if that can take a second."""
     read = partial(body.options, caller.service.settings, caller.namespace, caller.service.models)
-    options = await caller.service.run_in_thread(read, caller.flow) if body.has_format else read()
+    options = await caller.service.run_aside(read, caller.flow) if body.has_format else read()
     return replace(options, flow=caller.flow)
 
 

@@ -20,6 +20,7 @@ from vlroute.serving.schemas import (
     Fields,
     Model,
     Number,
+    Objects,
     RouterOptions,
     ThinkingSwitch,
     TopK,
@@ -79,9 +80,9 @@ class CountTokensRequest(Fields):
     harmless = frozenset({"cache_control", "metadata", "service_tier", "user_profile_id", "workspace_id"})
     model: Model | None = None
     messages: list[dict[str, Any]] = Field(min_length=1, max_length=2000, description="Messages of Anthropic's API.")
-    system: str | list[dict[str, Any]] | None = Field(None, description="A text, or blocks of type text.")
+    system: str | Objects | None = Field(None, description="A text, or blocks of type text.")
     thinking: Thinking | None = None
-    tools: list[dict[str, Any]] | None = Field(None, description="Custom tools, which the caller runs.")
+    tools: Objects | None = Field(None, description="Custom tools, which the caller runs.")
     tool_choice: ToolChoice | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = Field(None, description="Older name of output_config.format.")

@@ -90,7 +90,7 @@ class RequestGuard:
                 MutableHeaders(scope=message).update(state["limit_headers"])
             await send(message)
 
-        body = PooledBody(self.bodies)
+        body = state["pooled_body"] = PooledBody(self.bodies)
         try:
             await self.app(scope, self._bounded(scope, receive, body), watched_send)
         except Exception as error:  # Starlette's own handler would raise it again, and uvicorn close the connection

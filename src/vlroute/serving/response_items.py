@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+import json
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vlroute.inputs.messages import IMAGE, VIDEO, nested_fields
@@ -154,12 +157,52 @@ def _url(where: str, fields: dict[str, Any], key: str) -> str:
     return url
 
 
-def items_of(messages: Sequence[Mapping[str, Any]], id: str) -> list[dict[str, Any]]:
+#: Bytes of a picture or video that are encoded in one piece; a multiple of 3, so that the pieces can be joined.
+_PIECE = 3 * 2**15
+
+
+class StoredMedia:
+    """Pictures and videos of stored items, which are written piece by piece: JSON of all at once stops other threads.
+
+    In items, a random text takes the place of the data of each.
+    """
+
+    def __init__(self) -> None:
+        self._mark = secrets.token_hex(16)
+        self._media: list[bytes] = []
+
+    def address(self, data: bytes) -> str:
+        """What an item contains in place of the data URI of a picture or video."""
+        self._media.append(data)
+        mime = next((mime for start, mime in _MIMES.items() if data.startswith(start)), "application/octet-stream")
+        return f"data:{mime};base64,{self._mark}{len(self._media) - 1}."
+
+    def json(self, value: Any) -> Iterator[bytes]:
+        """A value with items as pieces of JSON, with data URIs.
+
+        Args:
+            value: The value.
+
+        Yields:
+            The next piece.
+        """
+        parts = re.split(rf"{self._mark}(\d+)\.", json.dumps(value))
+        for at, part in enumerate(parts):
+            if at % 2 == 0:
+                yield part.encode()
+                continue
+            data = self._media[int(part)]
+            for begin in range(0, len(data), _PIECE):
+                yield base64.b64encode(data[begin : begin + _PIECE])
+
+
+def items_of(messages: Sequence[Mapping[str, Any]], id: str, media: StoredMedia) -> list[dict[str, Any]]:
     """The inverse of `messages_of`.
 
     Args:
         messages: Messages with media as bytes.
         id: Beginning of the ids of the items.
+        media: Gets the media.
 
     Returns:
         The items.
@@ -180,23 +223,25 @@ def items_of(messages: Sequence[Mapping[str, Any]], id: str) -> list[dict[str, A
                 function = {"call_id": call["id"], **call["function"]}
                 given.append({"type": "function_call", **function})
         elif role == "tool":
-            output = message["content"] if isinstance(message["content"], str) else [_input_part(one) for one in parts]
+            output = (
+                message["content"]
+                if isinstance(message["content"], str)
+                else [_input_part(one, media) for one in parts]
+            )
             given.append({"type": "function_call_output", "call_id": message["tool_call_id"], "output": output})
         else:
-            given.append({"type": "message", "role": role, "content": [_input_part(one) for one in parts]})
+            given.append({"type": "message", "role": role, "content": [_input_part(one, media) for one in parts]})
         for item in given:
             items.append({"id": f"item_{id}_{len(items)}", "status": "completed", **item})
     return items
 
 
-def _input_part(part: Mapping[str, Any]) -> dict[str, Any]:
+def _input_part(part: Mapping[str, Any], media: StoredMedia) -> dict[str, Any]:
     """The inverse of `_part`."""
     kind = part["type"]
     if kind == "text":
         return {"type": "input_text", "text": part["text"]}
-    data = part[kind]
-    mime = next((mime for start, mime in _MIMES.items() if data.startswith(start)), "application/octet-stream")
-    url = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+    url = media.address(part[kind])
     options = {name: value for name, value in part.items() if name not in ("type", kind)}
     if kind == "image":
         return {"type": "input_image", "image_url": url, "detail": "auto", **options}

@@ -12,19 +12,19 @@ from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 from pydantic import Field, StrictBool
 from sse_starlette import ServerSentEvent
 
 from vlroute.conversations import Conversations
 from vlroute.inputs.tools import Tools, checked_tools
 from vlroute.pipeline import RequestOptions
-from vlroute.serving.bodies import JSONRoute
+from vlroute.serving.bodies import JSONRoute, PooledBody
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import APIError, documented, encodable
 from vlroute.serving.fetch import Preparation
 from vlroute.serving.replies import answer_details, begin, decision_headers, until_disconnect
-from vlroute.serving.response_items import items_of, messages_of, unknown_field
+from vlroute.serving.response_items import StoredMedia, items_of, messages_of, unknown_field
 from vlroute.serving.schemas import (
     NO_NAMES,
     Count,
@@ -32,9 +32,11 @@ from vlroute.serving.schemas import (
     Fields,
     Model,
     Number,
+    Objects,
     RouterOptions,
     TopLogprobs,
     agreed,
+    at_most,
     mode_of,
     read_form,
 )
@@ -69,9 +71,7 @@ Included = Literal[
     "file_search_call.results", "web_search_call.results", "web_search_call.action.sources",
     "code_interpreter_call.outputs", "computer_call_output.output.image_url",
 ]  # fmt: skip
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-]
+Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], at_most(16)]
 router = APIRouter(route_class=JSONRoute)
 
 
@@ -125,7 +125,7 @@ class ResponseRequest(Fields):
     max_output_tokens: Count | None = Field(None, description="Reasoning included.")
     temperature: Number | None = Field(None, ge=0, le=2)
     top_p: Number | None = Field(None, gt=0, le=1)
-    tools: list[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
+    tools: Objects | None = Field(None, description="Functions that the model may call.")
     tool_choice: str | dict[str, Any] | None = Field(
         None,
         description="'auto'; 'none': no tools are offered; 'required': the answer consists of calls; a function; or "
@@ -134,7 +134,7 @@ class ResponseRequest(Fields):
     parallel_tool_calls: StrictBool | None = Field(None, description="False: the answer ends after one call.")
     text: ResponseText | None = None
     reasoning: ResponseReasoning | None = None
-    include: list[Included] | None = Field(
+    include: Annotated[list[Included], Field(max_length=100, fail_fast=True)] | None = Field(
         None,
         description=f"`{LOGPROBS}`: the log-probability of each token of the answer. Other values have no effect: "
         "reasoning is not encrypted, and there are no built-in tools.",
@@ -519,15 +519,15 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
     """Answer in OpenAI's Responses API, in the mode that the router decides on, or in the requested mode."""
     arrived, service = time.perf_counter(), caller.service
     read = partial(body.options, service.settings, caller.namespace, service.models)
-    options = await service.run_in_thread(read, caller.flow) if body.format is not None else read()
+    options = await service.run_aside(read, caller.flow) if body.format is not None else read()
     options = replace(options, flow=caller.flow)
     if body.store and service.conversations is None:
         raise _no_store("store")
     stored = body.store is not False and service.conversations is not None
     earlier: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
-        earlier, _ = await _messages(caller.namespace, service, body.previous_response_id, "previous_response_id")
-    given = await _with_items(body.input, caller.namespace, service)
+        earlier, _ = await _messages(caller, request, body.previous_response_id, "previous_response_id")
+    given = await _with_items(body.input, caller)
     asked = [*earlier, *messages_of(given)]
     # the chat API would continue an answer, but the stored turn would be in two parts
     if asked[-1].get("role") == "assistant":
@@ -536,7 +536,8 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
             "bad_message", "input",
         )  # fmt: skip
     system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
-    prepare = Preparation([*system, *asked], caller.fetcher, service.settings, service.sampling, body.offered_tools)
+    tools = await service.checked_tools(body.offered_tools, options) if body.tools else body.offered_tools()
+    prepare = Preparation([*system, *asked], caller.fetcher, service.settings, service.sampling, tools)
     reply = Reply(body, stored)
 
     def keep(answer: Answer) -> None:
@@ -576,17 +577,19 @@ async def delete_response(id: str, caller: Caller) -> dict[str, Any]:
     return {"id": id, "object": "response", "deleted": True}
 
 
-@router.get("/v1/responses/{id}/input_items", responses=documented(400, 422, *_ERRORS))
+@router.get("/v1/responses/{id}/input_items", response_model=None, responses=documented(400, 422, 429, *_ERRORS))
 async def list_input_items(
     id: str,
+    request: Request,
     caller: Caller,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
     after: Annotated[str | None, Query(max_length=200)] = None,
-) -> dict[str, Any]:
+) -> Response:
     """The input items of a stored response, without those of the responses before it."""
-    messages, first = await _messages(caller.namespace, caller.service, id)
-    items = await asyncio.to_thread(items_of, messages[first:-1], id.removeprefix(PREFIX))
+    messages, first = await _messages(caller, request, id)
+    media = StoredMedia()
+    items = items_of(messages[first:-1], id.removeprefix(PREFIX), media)
     items = items if order == "asc" else items[::-1]
     if after is not None:
         ids = [item["id"] for item in items]
@@ -595,25 +598,32 @@ async def list_input_items(
         items = items[ids.index(after) + 1 :]
     page = items[:limit]
     ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
-    return {"object": "list", "data": page, "has_more": len(items) > limit, **ends}
+    value = {"object": "list", "data": page, "has_more": len(items) > limit, **ends}
+    # in pieces, because the JSON of several pictures would take long
+    return StreamingResponse(media.json(value), media_type="application/json")
 
 
 async def _messages(
-    owner: str, service: Service, id: str, param: str | None = None
+    caller: Caller, request: Request, id: str, param: str | None = None
 ) -> tuple[list[dict[str, Any]], int]:
-    """The conversation that a response ends, and the number of its messages before the request."""
-    conversations, digits = _conversations(service, id, param)
-    found = await asyncio.to_thread(conversations.messages, owner, digits)
+    """The conversation that a response ends, and the number of its messages before the request.
+
+    Its media count as bytes of the request.
+    """
+    conversations, digits = _conversations(caller.service, id, param)
+    body: PooledBody = request.scope["state"]["pooled_body"]
+    read = partial(conversations.messages, caller.namespace, digits, lambda size: body.take(caller.flow.name, size))
+    found = await caller.service.run_aside(read, caller.flow)
     if found is None:
         raise _not_found(param)
     return found
 
 
-async def _with_items(given: str | list[Any], owner: str, service: Service) -> str | list[Any]:
+async def _with_items(given: str | list[Any], caller: Caller) -> str | list[Any]:
     """The input, with each reference replaced by the item of a stored response. APIError if it cannot be."""
     if isinstance(given, str):
         return given
-    items, stored = list[Any](), dict[str, dict[str, Any]]()
+    service, items, stored = caller.service, list[Any](), dict[str, dict[str, Any]]()
     for index, item in enumerate(given):
         if not isinstance(item, dict) or item.get("type") != "item_reference":
             items.append(item)
@@ -626,7 +636,8 @@ async def _with_items(given: str | list[Any], owner: str, service: Service) -> s
             )  # fmt: skip
         found = _ITEM_ID.fullmatch(id)
         if found is not None and id not in stored:
-            body = await asyncio.to_thread(service.conversations.body, owner, found[1])
+            read = partial(service.conversations.body, caller.namespace, found[1])
+            body = await service.run_aside(read, caller.flow)
             stored |= {one["id"]: one for one in (json.loads(body)["output"] if body else ())}
         if id not in stored:
             raise APIError(

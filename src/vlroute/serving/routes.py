@@ -64,7 +64,9 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
     """Answer a conversation in the mode that the router decides on, or in the requested mode."""
     arrived, service = time.perf_counter(), caller.service
     options = await _options(body, caller)
-    prepare = Preparation(body.messages, caller.fetcher, service.settings, service.sampling, body.offered_tools)
+    read = body.offered_tools
+    tools = await service.checked_tools(read, options) if body.tools else read()
+    prepare = Preparation(body.messages, caller.fetcher, service.settings, service.sampling, tools)
     count = body.n or 1
     if not body.stream:
         if count == 1:
@@ -87,7 +89,7 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
 async def _options(body: ChatRequest, caller: Caller) -> RequestOptions:
     """The options of a request; in another thread if that can take a second."""
     read = partial(body.options, caller.service.settings, caller.namespace, caller.service.models)
-    options = await caller.service.run_in_thread(read, caller.flow) if body.has_format else read()
+    options = await caller.service.run_aside(read, caller.flow) if body.has_format else read()
     return replace(options, flow=caller.flow)
 
 
@@ -96,7 +98,8 @@ async def route(body: ChatRequest, caller: Caller) -> dict[str, Any]:
     """Only decide on a chat request, including the captions of its pictures."""
     arrived, service = time.perf_counter(), caller.service
     options = await _options(body, caller)
-    prepare = Preparation(body.messages, caller.fetcher, service.settings, service.sampling, body.offered_tools)
+    tools = await service.run_aside(body.offered_tools, caller.flow) if body.tools else body.offered_tools()
+    prepare = Preparation(body.messages, caller.fetcher, service.settings, service.sampling, tools)
 
     def decide(conversation: Conversation) -> Decision:
         return service.decide_on(conversation, options)

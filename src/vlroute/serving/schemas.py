@@ -40,6 +40,9 @@ Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64), _INTEGRAL]
 Budget = Annotated[int, Field(strict=True, ge=0, lt=2**63), _INTEGRAL]
 TopLogprobs = Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS), _INTEGRAL]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+#: Lists of which only the first wrong value is reported.
+Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31), _INTEGRAL]
 Bias = Annotated[Number, Field(ge=-100, le=100)]
 Word = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -51,6 +54,24 @@ Model = Annotated[
         "ends in -Instruct or -Thinking. Other names are those of `/v1/models`.",
     ),
 ]
+
+
+def at_most(count: int) -> BeforeValidator:
+    """A limit of the fields of an object that is checked before their values; pydantic's `max_length` is checked after.
+
+    Args:
+        count: Maximum number of fields.
+
+    Returns:
+        The validator.
+    """
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > count:
+            raise PydanticCustomError("too_long", "an object with at most {count} fields is expected", {"count": count})
+        return value
+
+    return BeforeValidator(check)
 
 
 def _add_undeclared(schema: dict[str, Any], model: type[Fields]) -> None:
@@ -186,7 +207,7 @@ class StructuredOutputs(Fields):
     }  # fmt: skip
     json_: dict[str, Any] | str | None = Field(None, alias="json", description="A JSON schema, or its text.")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Texts | None = None
 
 
 class ChatRequest(Fields):
@@ -221,7 +242,7 @@ class ChatRequest(Fields):
     messages: list[dict[str, Any]] = Field(
         min_length=1, max_length=2000, description="Messages of OpenAI's API, with pictures as data URIs."
     )
-    tools: list[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
+    tools: Objects | None = Field(None, description="Functions that the model may call.")
     continue_final_message: StrictBool | None = Field(
         None,
         description="True: the last message is an answer that is continued. That is the default for such messages.",
@@ -247,10 +268,8 @@ class ChatRequest(Fields):
     repetition_penalty: Number | None = Field(None, gt=0.01, le=10)
     repeat_penalty: Number | None = Field(None, gt=0.01, le=10, description="llama.cpp's name of repetition_penalty.")
     seed: Seed | None = None
-    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
-        None, description="Up to 16 strings; they end the answer, not the reasoning."
-    )
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_ITEMS)] | None = Field(
+    stop: str | Texts | None = Field(None, description="Up to 16 strings; they end the answer, not the reasoning.")
+    logit_bias: Annotated[dict[str, Bias], at_most(MAX_ITEMS)] | None = Field(
         None, description="For token ids, what is added to their scores, from -100 to 100."
     )
     n: Count | None = Field(
@@ -281,7 +300,7 @@ class ChatRequest(Fields):
     structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's form of response_format.")
     guided_json: dict[str, Any] | str | None = Field(None, description="vLLM's older form: a JSON schema.")
     guided_regex: str | None = Field(None, description="vLLM's older form: a regular expression.")
-    guided_choice: list[str] | None = Field(None, description="vLLM's older form: the answer is one of these.")
+    guided_choice: Texts | None = Field(None, description="vLLM's older form: the answer is one of these.")
     json_schema: dict[str, Any] | str | None = Field(None, description="SGLang's and llama.cpp's form: a JSON schema.")
     regex: str | None = Field(None, description="SGLang's form: a regular expression.")
     format: dict[str, Any] | str | None = Field(None, description="Ollama's form: 'json' or a JSON schema.")

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from vlroute.conversations import Conversations
 from vlroute.decision.selector import ModeSelector
+from vlroute.engine.settings import response_format
 from vlroute.errors import (
     ArtifactError,
     CheckpointError,
@@ -33,6 +34,7 @@ from vlroute.fair_share import Flow
 from vlroute.inputs.decoding import DecodingCancelledError, MediaBudget, PixelPool, decoding
 from vlroute.inputs.media import FrameSampling, Limits
 from vlroute.inputs.messages import Conversation
+from vlroute.inputs.tools import Tools
 from vlroute.lazy_model import PREPARING_THREADS
 from vlroute.learned import LearningHistory
 from vlroute.pipeline import RequestOptions
@@ -61,6 +63,8 @@ CANCEL_SECONDS = 20.0  # until cancelled answers have ended
 CLEANING_SECONDS = 600.0  # between two deletions of expired responses
 FOLLOW_SECONDS = 5.0  # between two looks at which artifact is in use
 RETRY_SECONDS = 1.0  # until the next attempt to load
+#: Number of threads for work that is no answer but can take seconds. A flow uses one of them at a time.
+ASIDE = 2
 LOWEST_PRIORITY = 19  # of threads, on Linux
 SMOOTHING = 0.1  # weight of the latest answer in the mean seconds from which Retry-After is computed
 T = TypeVar("T")
@@ -114,6 +118,8 @@ class Service:
         self._queue = FairQueue(2 * settings.max_num_seqs, self.max_admitted, self._too_many)
         per_flow = max(settings.max_decoding - 1, 1)
         self._decoding = FairQueue(settings.max_decoding, None, self._too_many, per_flow)
+        self._aside_threads = ThreadPoolExecutor(ASIDE, "vlroute-aside")
+        self._aside = FairQueue(ASIDE, self.max_admitted, self._too_many, 1)
         self._pixels = PixelPool(settings.max_media_pixels, settings.limits.max_total_pixels)
         self.freed_memory = FreedMemory()
         self._lock = threading.Lock()
@@ -450,13 +456,52 @@ class Service:
         self.router.feedback(answer_id, correct=correct, comment=comment, key=key)
         self.metrics.feedback.inc()
 
-    async def run_in_thread(self, work: Callable[[], T], flow: Flow) -> T:
-        """The result of `work`, which counts as an admitted request. Raises the APIErrors of `answer`."""
-        place = await self._admit(flow, time.perf_counter())
+    async def run_aside(self, work: Callable[[], T], flow: Flow) -> T:
+        """Run work that is no answer but can take seconds, such as checking a format, in another thread.
+
+        Args:
+            work: The work.
+            flow: Flow of the request. Its works run one after the other, so that others do not wait for all of them.
+
+        Returns:
+            What `work` returns. Errors are those of `answer`, and those of `work`.
+        """
+        arrived = time.perf_counter()
+        with self._lock:
+            self._check_ready()
+        turn = self._aside.enter(flow)
         try:
-            return await asyncio.get_running_loop().run_in_executor(_InContext(self._pool), work)
-        finally:
-            self._release(place)
+            async with asyncio.timeout(self._seconds_left(arrived)):
+                await asyncio.wrap_future(turn.place)
+            running = _InContext(self._aside_threads).submit(work)
+        except BaseException as error:
+            self._aside.leave(turn)
+            raise self._late() if isinstance(error, TimeoutError) else error from None
+        running.add_done_callback(lambda _: self._aside.leave(turn))  # also if this coroutine is cancelled
+        return await asyncio.wrap_future(running)
+
+    async def checked_tools(self, read: Callable[[], Tools | None], options: RequestOptions) -> Tools | None:
+        """Read the tools of a request and check what an answer with them needs, see `run_aside`.
+
+        Args:
+            read: Reads the tools.
+            options: Options of the request.
+
+        Returns:
+            The tools.
+
+        Raises:
+            APIError: See `answer`.
+            InputError: A tool is invalid or not supported.
+        """
+
+        def work() -> Tools | None:
+            tools = read()
+            if tools is not None:
+                self.router.pipeline.check_tools(tools, response_format(options.generation))
+            return tools
+
+        return await self.run_aside(work, options.flow or Flow(options.namespace))
 
     async def with_conversation(
         self, prepare: Preparation, work: Callable[[Conversation], T], flow: Flow, arrived: float
@@ -515,7 +560,7 @@ class Service:
         with self._lock:
             for cancel in self._admitted:
                 cancel.set()
-        for queue in (self._queue, self._decoding):
+        for queue in (self._queue, self._decoding, self._aside):
             queue.close(shutting_down)
         until = time.monotonic() + CANCEL_SECONDS  # the threads of the pool are needed until the last answer has ended
         while self._admitted and time.monotonic() < until:
@@ -524,7 +569,7 @@ class Service:
     async def drain(self, seconds: float) -> None:
         """Like `finish`; then close the router."""
         await self.finish(seconds)
-        for pool in (self._decoders, self._pool):
+        for pool in (self._decoders, self._aside_threads, self._pool):
             await asyncio.to_thread(pool.shutdown, True)
         self.router.close()
         if self.telemetry is not None:
@@ -549,15 +594,19 @@ class Service:
     def _enter(self, flow: Flow, arrived: float, count: int = 1) -> _Place:
         self.begin()  # the start-up of a mounted application is not run
         with self._lock:
-            if self.draining:
-                raise shutting_down()
-            if self.failure is not None:
-                raise APIError(503, failure_reason(self.failure), "failed")
-            if not self.ready:
-                raise APIError(503, "the models are being loaded", "loading", headers={"Retry-After": "5"})
+            self._check_ready()
             place = _Place(self._queue.enter(flow, count), arrived, self._pixels)
             self._admitted[place.cancel] = count
         return place
+
+    def _check_ready(self) -> None:
+        """APIError 503 if requests are not accepted."""
+        if self.draining:
+            raise shutting_down()
+        if self.failure is not None:
+            raise APIError(503, failure_reason(self.failure), "failed")
+        if not self.ready:
+            raise APIError(503, "the models are being loaded", "loading", headers={"Retry-After": "5"})
 
     def _too_many(self) -> APIError:
         wait = math.ceil(self._mean_seconds * len(self._queue) / (2 * self.settings.max_num_seqs))

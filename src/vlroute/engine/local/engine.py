@@ -45,6 +45,7 @@ from vlroute.errors import LimitError, OutOfMemoryError, SettingsError
 from vlroute.fair_share import DEFAULT_FLOW, Flow
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
+from vlroute.inputs.tools import Tools
 from vlroute.steps import Steps, start, wait
 from vlroute.structured import ResponseFormat
 from vlroute.types import MODES, Channel, Mode, Stage, other
@@ -327,8 +328,7 @@ class Request:
         if tools is None or not (tools.constrained or response is not None):
             return None if response is None else response.grammar
         if mode not in self._grammars:
-            opening, closing = (token_id(checkpoint.tokenizer, tag) for tag in (OPEN, CLOSE))
-            self._grammars[mode] = tool_grammar(tools, checkpoint.family.call_format, (opening, closing), response)
+            self._grammars[mode] = _tool_grammar(tools, checkpoint, response)
         return self._grammars[mode]
 
     def _owner(self, checkpoint: Checkpoint) -> str:
@@ -413,6 +413,11 @@ def _languages(pair: ModelPair) -> dict[Mode, Language]:
     return languages
 
 
+def _tool_grammar(tools: Tools, checkpoint: Checkpoint, response: ResponseFormat | None) -> str:
+    opening, closing = (token_id(checkpoint.tokenizer, tag) for tag in (OPEN, CLOSE))
+    return tool_grammar(tools, checkpoint.family.call_format, (opening, closing), response)
+
+
 class LocalEngine:
     """A loaded model pair with its caches and the scheduler that runs it. Thread-safe."""
 
@@ -475,6 +480,12 @@ class LocalEngine:
     def request(self, conversation: Conversation, namespace: str = "", flow: Flow | None = None) -> Request:
         """See `protocol.Engine`."""
         return Request(self, conversation, namespace, flow)
+
+    def check_tools(self, tools: Tools, response: ResponseFormat | None) -> None:
+        """See `protocol.Engine`."""
+        if tools.constrained or response is not None:
+            for checkpoint in (self.pair.instruct, self.pair.thinking):
+                _tool_grammar(tools, checkpoint, response)
 
     def wait(self) -> None:
         """See `protocol.Engine`: the models are loaded."""

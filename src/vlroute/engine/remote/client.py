@@ -38,8 +38,9 @@ from vlroute.errors import (
 from vlroute.fair_share import Flow
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation, Message
-from vlroute.inputs.tools import MAX_CALLS
+from vlroute.inputs.tools import MAX_CALLS, Tools
 from vlroute.steps import Steps, immediate
+from vlroute.structured import ResponseFormat
 from vlroute.types import MODES, Mode, Stage
 
 log = logging.getLogger("vlroute")
@@ -137,6 +138,9 @@ class RemoteEngine:
     ) -> AbstractContextManager[RemoteRequest]:
         """See `protocol.Engine`."""
         return nullcontext(RemoteRequest(self, conversation, namespace))
+
+    def check_tools(self, tools: Tools, response: ResponseFormat | None) -> None:
+        """See `protocol.Engine`: the servers check tools themselves."""
 
     def wait(self) -> None:
         """See `protocol.Engine`. A server that does not answer is logged, and its mode is tried later."""

@@ -28,7 +28,9 @@ from vlroute.errors import ModeUnavailableError
 from vlroute.fair_share import Flow
 from vlroute.inputs.media import Picture, Video
 from vlroute.inputs.messages import Conversation
+from vlroute.inputs.tools import Tools
 from vlroute.steps import Steps, immediate
+from vlroute.structured import ResponseFormat
 from vlroute.types import Mode, Stage
 
 log = logging.getLogger("vlroute")
@@ -123,6 +125,9 @@ class RayEngine:
         self._caches: dict[str, SimpleNamespace] = {}
         self.tower: str | None = None
         threading.Thread(target=self._loop.run_forever, name="vlroute-calls", daemon=True).start()
+
+    def check_tools(self, tools: Tools, response: ResponseFormat | None) -> None:
+        """See `protocol.Engine`: the replicas check tools themselves."""
 
     def wait(self) -> None:
         """Wait for the first replica, then start to poll the caches of all replicas.
