@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Coroutine, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -14,6 +15,51 @@ from vlroute.stream import AsyncStream
 from vlroute.types import Answer, Decided, Decision
 
 T = TypeVar("T")
+#: Number of tokens with log-probabilities from which a reply is large.
+LARGE = 100
+#: Lists from this length are encoded one element after the other.
+_LONG = 20
+
+
+def is_large(answers: Sequence[Answer]) -> bool:
+    """Whether the reply takes long to encode, because of the log-probabilities of many tokens.
+
+    Args:
+        answers: The answers.
+
+    Returns:
+        Whether it does.
+    """
+    return sum(len(answer.logprobs or ()) for answer in answers) > LARGE
+
+
+def json_in_pieces(value: Any) -> str:
+    """JSON of a large value. Unlike `json.dumps`, which is one call in C, this lets other threads run meanwhile.
+
+    Args:
+        value: Objects and lists of JSON.
+
+    Returns:
+        The JSON, compact.
+    """
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(name)}:{json_in_pieces(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list):
+        encode = compact_json if len(value) > _LONG else json_in_pieces
+        return "[" + ",".join(map(encode, value)) + "]"
+    return compact_json(value)
+
+
+def compact_json(value: Any) -> str:
+    """JSON without white space.
+
+    Args:
+        value: The value.
+
+    Returns:
+        The JSON.
+    """
+    return json.dumps(value, separators=(",", ":"))
 
 
 async def until_disconnect(answering: Coroutine[Any, Any, T], request: Request) -> T:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -23,7 +23,15 @@ from vlroute.serving.bodies import JSONRoute, PooledBody
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import APIError, documented, encodable
 from vlroute.serving.fetch import Preparation
-from vlroute.serving.replies import answer_details, begin, decision_headers, until_disconnect
+from vlroute.serving.replies import (
+    answer_details,
+    begin,
+    compact_json,
+    decision_headers,
+    is_large,
+    json_in_pieces,
+    until_disconnect,
+)
 from vlroute.serving.response_items import StoredMedia, items_of, messages_of, unknown_field
 from vlroute.serving.schemas import (
     NO_NAMES,
@@ -42,7 +50,7 @@ from vlroute.serving.schemas import (
 )
 from vlroute.serving.service import Service
 from vlroute.serving.settings import EFFORTS, ServerSettings
-from vlroute.serving.sse import EventStream, json_event
+from vlroute.serving.sse import EventStream
 from vlroute.structured import ResponseFormat, json_schema, read_format
 from vlroute.types import (
     MODES,
@@ -285,7 +293,8 @@ class Reply:
     def text(self, answer: Answer) -> str:
         """The complete response as JSON, as it is stored and sent."""
         if self._text is None:
-            self._text = json.dumps(self.finished(answer))
+            encode = json_in_pieces if is_large([answer]) else json.dumps
+            self._text = encode(self.finished(answer))
         return self._text
 
     def reasoning(self, id: str, text: str, status: str = "completed") -> dict[str, Any]:
@@ -396,6 +405,7 @@ class ResponseEvents:
         self._begun: dict[str, int] = {}  # index of each item by its id
         self._ended: set[str] = set()
         self._thinking = ""
+        self._encode: Callable[[Any], str] = compact_json
 
     def first(self) -> Iterator[ServerSentEvent]:
         """The response with the decision."""
@@ -424,6 +434,7 @@ class ResponseEvents:
             case ToolCalled():  # sent after all text, so that the items are in the order of the reply
                 yield from self._end_reasoning()
             case Finished(answer):
+                self._encode = json_in_pieces if is_large([answer]) else compact_json
                 response = self.reply.finished(answer)
                 for item in response["output"]:
                     yield from self._begin(item)
@@ -488,7 +499,8 @@ class ResponseEvents:
 
     def _event(self, kind: str, **fields: Any) -> ServerSentEvent:
         self._sent += 1
-        return json_event({"type": kind, "sequence_number": self._sent - 1, **fields}, kind)
+        data = self._encode({"type": kind, "sequence_number": self._sent - 1, **fields})
+        return ServerSentEvent(data, event=kind, sep="\n")
 
 
 #: For each type of item: the field with its text, and the names of the events for its text and for its only part.
@@ -551,7 +563,9 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
         headers = decision_headers(decided.id, decided.decision)
         return EventStream(events, ResponseEvents(decided, reply), service.metrics.refused, headers)
     answer = await until_disconnect(service.answer(prepare, options, arrived, kept), request)
-    return _json(reply.text(answer), decision_headers(answer.id, answer.decision))
+    large = not stored and is_large([answer])
+    text = await service.run_aside(partial(reply.text, answer), caller.flow) if large else reply.text(answer)
+    return _json(text, decision_headers(answer.id, answer.decision))
 
 
 @router.get("/v1/responses/{id}", response_model=None, responses=documented(400, *_ERRORS))

@@ -22,7 +22,7 @@ from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import APIError, documented
 from vlroute.serving.fetch import Preparation, is_quick
 from vlroute.serving.messages_api import PREFIX as MESSAGE_PREFIX
-from vlroute.serving.replies import begin, decision_headers, until_disconnect
+from vlroute.serving.replies import begin, decision_headers, is_large, json_in_pieces, until_disconnect
 from vlroute.serving.request_log import current_request
 from vlroute.serving.responses import PREFIX as RESPONSE_PREFIX
 from vlroute.serving.schemas import ChatRequest, FeedbackRequest, PredictRequest, mode_of
@@ -74,7 +74,11 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
         else:
             answers = await until_disconnect(service.answers(prepare, options, arrived, count), request)
         headers = decision_headers(answers[0].id, answers[0].decision)
-        return JSONResponse(completion(answers, body.ignored, body.hides_reasoning), headers=headers)
+        reply = partial(completion, answers, body.ignored, body.hides_reasoning)
+        if is_large(answers):
+            text = await service.run_aside(lambda: json_in_pieces(reply()), caller.flow)
+            return Response(text, headers=headers, media_type="application/json")
+        return JSONResponse(reply(), headers=headers)
     shape = bool(body.stream_options and body.stream_options.include_usage), body.ignored, body.hides_reasoning
     refused = service.metrics.refused
     if count == 1:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
 from vlroute.engine.settings import MAX_TOP_LOGPROBS
@@ -26,6 +26,8 @@ from vlroute.types import MODES, Mode
 MAX_NAMES, MAX_CHARACTERS = 10, 80
 #: Maximum number of token ids or texts in one field.
 MAX_ITEMS = 300
+#: Maximum number of characters of all `bad_words`: they are looked for after each token.
+MAX_WORDS = 5000
 TOKEN_ID = re.compile("0|[1-9][0-9]{0,8}")
 T = TypeVar("T")
 #: No names of models besides those of the modes.
@@ -54,6 +56,13 @@ Model = Annotated[
         "ends in -Instruct or -Thinking. Other names are those of `/v1/models`.",
     ),
 ]
+
+
+def _short(words: list[str]) -> list[str]:
+    """The words; an error if they are too long together."""
+    if sum(map(len, words)) > MAX_WORDS:
+        raise PydanticCustomError("too_long", "at most {most} characters together are expected", {"most": MAX_WORDS})
+    return words
 
 
 def at_most(count: int) -> BeforeValidator:
@@ -289,8 +298,9 @@ class ChatRequest(Fields):
         None,
         description="Further tokens that end the answer. They are excluded until it has visible text.",
     )
-    bad_words: Annotated[list[Word], Field(max_length=MAX_ITEMS)] | None = Field(
-        None, description="Texts whose usual tokens are never generated."
+    bad_words: Annotated[list[Word], Field(max_length=MAX_ITEMS), AfterValidator(_short)] | None = Field(
+        None,
+        description=f"Texts whose usual tokens are never generated, at most {MAX_WORDS} characters together.",
     )
 
     response_format: dict[str, Any] | None = Field(

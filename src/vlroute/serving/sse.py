@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -11,6 +11,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from vlroute.serving.errors import APIError, Count, api_error
+from vlroute.serving.replies import compact_json, is_large
 from vlroute.stream import AsyncStream
 from vlroute.types import Finished
 
@@ -20,6 +21,8 @@ PING_SECONDS = 10.0
 #: `MAX_PAUSE_SECONDS`. Tokens that come meanwhile are sent together. Otherwise the streams of one client could use up
 #: the event loop, and others would wait for it.
 SECONDS_PER_STREAM, MAX_PAUSE_SECONDS = 0.0025, 0.1
+#: Maximum number of events that are converted without a break.
+MAX_EVENTS = 50
 #: Under another server than `HTTPServer`, a stream is cut off this time after the shutdown has begun.
 SHUTDOWN_SECONDS = 20.0
 
@@ -108,8 +111,14 @@ async def _body(
         while not isinstance(event, Finished):
             received = [await events.next(), *events.received()]
             event = received[-1]
-            if data := b"".join(sent.encode() for one in received for sent in format.of(one)):
-                yield data
+            for at in range(0, len(received), MAX_EVENTS):
+                if at:
+                    await asyncio.sleep(0)
+                some = received[at : at + MAX_EVENTS]
+                # the last event may contain the log-probabilities of all tokens
+                large = isinstance(some[-1], Finished) and is_large([some[-1].answer])
+                if data := await asyncio.to_thread(_encoded, format, some) if large else _encoded(format, some):
+                    yield data
             if not isinstance(event, Finished) and (pause := EventStream.pause()):
                 await events.pause(pause)
     except Exception as error:
@@ -119,6 +128,10 @@ async def _body(
             yield sent
     for sent in format.last():
         yield sent
+
+
+def _encoded(format: StreamFormat[T], events: Iterable[T]) -> bytes:
+    return b"".join(sent.encode() for one in events for sent in format.of(one))
 
 
 def json_event(value: dict[str, Any], event: str | None = None) -> ServerSentEvent:
@@ -131,4 +144,4 @@ def json_event(value: dict[str, Any], event: str | None = None) -> ServerSentEve
     Returns:
         The event.
     """
-    return ServerSentEvent(json.dumps(value, separators=(",", ":")), event=event, sep="\n")
+    return ServerSentEvent(compact_json(value), event=event, sep="\n")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -15,10 +16,8 @@ from transformers import (
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
-    NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
-    SequenceBiasLogitsProcessor,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
@@ -146,6 +145,40 @@ class Penalties(LogitsProcessor):
         written = input_ids[:, self.prompt_length :]
         counts = torch.zeros_like(scores).scatter_add_(1, written, torch.ones_like(written, dtype=scores.dtype))
         return scores - self.presence * (counts > 0) - self.frequency * counts
+
+
+class SequenceBias(LogitsProcessor):
+    """Adds to the scores of tokens that would complete a sequence. For one answer.
+
+    The scores are those of transformers' `SequenceBiasLogitsProcessor`, which compares tensors for each length of a
+    sequence. Here, the end of the answer is looked up in a table.
+
+    Args:
+        biases: What is added for each sequence of token ids.
+        device: Where the scores are.
+    """
+
+    def __init__(self, biases: Mapping[tuple[int, ...], float], device: torch.device) -> None:
+        single = {ids[0]: bias for ids, bias in biases.items() if len(ids) == 1}
+        self._ids = torch.tensor([*single], dtype=torch.long).to(device)
+        self._biases = torch.tensor([*single.values()], dtype=torch.float).to(device)
+        self._after: dict[tuple[int, ...], list[tuple[int, float]]] = {}  # for each beginning: last ids and biases
+        for ids, bias in biases.items():
+            if len(ids) > 1:
+                self._after.setdefault(tuple(ids[:-1]), []).append((ids[-1], bias))
+        self._lengths = list(dict.fromkeys(map(len, self._after)))
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """The scores with the biases; both have one row."""
+        total = torch.zeros_like(scores)
+        if len(self._ids):
+            total[0, self._ids] = self._biases.to(total.dtype)
+        written = input_ids[0, -max(self._lengths, default=1) :].tolist()
+        ends = (tuple(written[-length:]) for length in self._lengths if length <= len(written))
+        if matched := [one for end in ends for one in self._after.get(end, ())]:
+            ids, biases = (torch.tensor([*one]).to(scores.device) for one in zip(*matched, strict=True))
+            total[0].index_add_(0, ids, biases.to(total.dtype))
+        return cast("torch.FloatTensor", scores + total)
 
 
 class Sampler:
@@ -464,13 +497,14 @@ def _processors(
 ) -> Iterator[LogitsProcessor]:
     """Processors for greedy decoding and sampling, in the order of transformers' `generate`."""
     if bias := settings.get("sequence_bias"):
-        yield SequenceBiasLogitsProcessor(bias)
+        yield SequenceBias(bias, device)
     if (penalty := settings.get("repetition_penalty", 1.0)) != 1.0:
         yield RepetitionPenaltyLogitsProcessor(penalty)
     if size := settings.get("no_repeat_ngram_size"):
         yield NoRepeatNGramLogitsProcessor(size)
     if words := settings.get("bad_words_ids"):
-        yield NoBadWordsLogitsProcessor(words, ends)
+        # as in transformers' `NoBadWordsLogitsProcessor`, which does not exclude what ends an answer
+        yield SequenceBias({tuple(ids): -math.inf for ids in words if not (len(ids) == 1 and ids[0] in ends)}, device)
     if least := settings.get("min_new_tokens"):
         yield MinNewTokensLengthLogitsProcessor(prompt_length, least, ends, device=device)
     if ids := settings.get("suppress_tokens"):
