@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.serving import KEY, Served, served
+from vlroute.serving import app
 from vlroute.serving.app import mount_page
 from vlroute.serving.page_guard import YOUNG_SECONDS, PageGuard, shrink
 from vlroute.serving.settings import ServerSettings
@@ -186,3 +187,19 @@ def test_cookies_and_the_schema_with_a_key() -> None:
         schema = http.get("/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).raise_for_status().json()
         assert "/v1/chat/completions" in schema["paths"]
         assert "/openapi.json" not in schema["paths"]
+
+
+def test_many_log_ins_with_one_key_end_no_session_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest session of the same key ends."""
+    monkeypatch.setattr(app, "MAX_LOGINS", 3)
+    other = "another key for tests, long"
+    with served(ServerSettings(api_keys=(KEY, other)), mount_page) as server:
+
+        def logged_in(key: str) -> httpx.Client:
+            client = server.http()
+            client.post("/login", data={"username": "me", "password": key}).raise_for_status()
+            return client
+
+        kept, *mine = logged_in(other), *(logged_in(KEY) for _ in range(5))
+        assert kept.get("/config").status_code == 200
+        assert [one.get("/config").status_code for one in mine] == [401, 401, 200, 200, 200]

@@ -83,7 +83,7 @@ def silent(url: str, count: int) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for _ in range(count):
-            stack.enter_context(_connected(url))
+            stack.enter_context(connected(url))
         yield
 
 
@@ -166,7 +166,7 @@ def post(url: str, path: str, content: bytes, key: str = "none", count: int = 1)
     with health(url, figures):
         for _ in range(count):
             status = 0
-            with suppress(OSError), _connected(url) as client:
+            with suppress(OSError), connected(url) as client:
                 client.settimeout(120)
                 sending = threading.Thread(target=_send, args=(client, _header(path, key, len(content)), content))
                 sending.start()
@@ -212,7 +212,7 @@ def sigterm_during_streams(url: str, pid: int, key: str = "none", count: int = 1
 
     def read(into: bytearray) -> None:
         content = json.dumps(body).encode()
-        with suppress(OSError), _connected(url) as client:
+        with suppress(OSError), connected(url) as client:
             client.settimeout(120)
             client.sendall(_header(CHAT, key, len(content), "Connection: close") + content)
             while piece := client.recv(2**16):
@@ -262,7 +262,7 @@ def _held(url: str, count: int, seconds: float, piece: Callable[[int], bytes]) -
             clients = kept
             while len(clients) < count and time.monotonic() < end:
                 try:
-                    client = _connected(url)
+                    client = connected(url)
                     if data := piece(0):
                         client.sendall(data)
                 except OSError:
@@ -316,7 +316,7 @@ def health(url: str, figures: Figures) -> Iterator[None]:
 
 
 def _status(url: str, path: str, seconds: float) -> int:
-    with _connected(url) as client:
+    with connected(url) as client:
         client.settimeout(seconds)
         client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         return _read_status(client)
@@ -348,7 +348,7 @@ def _address(url: str) -> tuple[str, int]:
     return parts.hostname or "127.0.0.1", parts.port or 80
 
 
-def _connected(url: str) -> socket.socket:
+def connected(url: str) -> socket.socket:
     return socket.create_connection(_address(url), timeout=5)
 
 

@@ -19,7 +19,7 @@ from typing import Any, cast
 import httpx
 
 from training.bench.servers import free_port, started
-from training.chaos import attacks, fairness, media
+from training.chaos import attacks, costly_requests, fairness, media
 from training.page import PAGES, figures, publish, step
 
 KEY, OTHER = "key-of-the-attacker-for-tests", "key-of-somebody-else-for-tests"
@@ -216,6 +216,20 @@ def _other_key(found: dict[str, float]) -> tuple[str, bool]:
     return text, found["ratio"] <= 2 and not found["refused"]
 
 
+def _formats(target: Target) -> tuple[str, bool]:
+    found = costly_requests.slow_formats(target.url, KEY, OTHER)
+    text = f"the other key: longest {found['longest s']:.1f} s, {found['refused']:.0f} refused; "
+    text += f"`/health` p95 {found['health p95 s'] * 1000:.0f} ms"
+    return text, found["longest s"] <= 2 and not found["refused"] and found["health p95 s"] <= HEALTH_SECONDS
+
+
+def _words(target: Target) -> tuple[str, bool]:
+    found = costly_requests.excluded_words(target.url, KEY, OTHER)
+    plain, words = found["plain p95 s"], found["words p95 s"]
+    text = f"Instruct p95 {plain * 1000:.0f} ms beside plain answers, {words * 1000:.0f} ms beside these "
+    return f"{text}({words / plain:.1f}×)", words <= 2 * plain
+
+
 def _wrong_keys(target: Target) -> tuple[str, bool]:
     found = fairness.wrong_keys(target.url, KEY)
     text = f"{found['401']:.0f} checked, {found['429']:.0f} told to wait; the right key: {found['right key']:.0f}"
@@ -266,6 +280,29 @@ ATTACKS = (
             (_EVERYTHING, f"{_OTHER}; `/health` p95 ≤ 100 ms", _everything(tokens)),
         )
     ],
+    Attack("8 connections with 13,000 requests at once", _ANSWERED, _held(costly_requests.pipelined), shares=True),
+    Attack("bodies in chunks of one byte", _ANSWERED, _held(costly_requests.tiny_chunks, key=KEY), shares=True),
+    Attack(
+        "bodies in chunks of one byte, wrong key", _ANSWERED, _held(costly_requests.tiny_chunks, key="wrong"),
+        shares=True,
+    ),
+    Attack(
+        "arguments of tools with a million brackets", _ANSWERED, _held(costly_requests.nested_json, key=KEY),
+        shares=True,
+    ),
+    Attack(
+        "stored pictures of 45 MiB, read and continued 16 times", _ANSWERED,
+        _held(costly_requests.stored_pictures, key=KEY), shares=True,
+    ),
+    Attack(
+        "8 answers of 900 tokens with 20 log-probabilities", _ANSWERED, _held(costly_requests.large_replies, key=KEY),
+        shares=True,
+    ),
+    Attack(
+        "formats and tools that take hours to compile",
+        "another key: a format within 2 s, none refused; `/health` p95 ≤ 100 ms", _formats, shares=True,
+    ),
+    Attack("96 excluded words in 8 answers", "another key: p95 ≤ 2× beside plain answers", _words, shares=True),
     Attack("200 wrong keys", "at most 20 checked", _wrong_keys),
     Attack("SIGTERM during 10 long streams", "none cut", _shutdown),
     Attack("an upload from another site, no keys", "status 401 or 403", _foreign_upload, keys=False),

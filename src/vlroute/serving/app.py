@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,6 +31,9 @@ from vlroute.serving.service import Service, log_failure
 from vlroute.serving.settings import ServerSettings, is_loopback
 from vlroute.serving.wrong_keys import client_address
 from vlroute.temporary_folder import TemporaryFolder
+
+#: Number of log-ins of one key that are kept; the oldest one ends then.
+MAX_LOGINS = 200
 
 
 def create_app(
@@ -115,6 +119,7 @@ class PageLogins(dict[str, str]):
     def __init__(self, service: Service) -> None:
         super().__init__()
         self._service, self._accepted = service, ""
+        self._tokens: dict[str, deque[str]] = {}  # of each key, oldest first
 
     def accept(self, key: str) -> bool:
         """Whether a visitor may log in with this key. Gradio adds the token before anything else runs.
@@ -137,6 +142,10 @@ class PageLogins(dict[str, str]):
 
     def __setitem__(self, token: str, _: str) -> None:
         super().__setitem__(token, self._accepted)
+        tokens = self._tokens.setdefault(self._accepted, deque())
+        tokens.append(token)
+        if len(tokens) > MAX_LOGINS:
+            self.pop(tokens.popleft(), None)
 
 
 def mount_page(app: FastAPI) -> FastAPI:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from vlroute.serving.errors import APIError, Count
@@ -31,6 +32,8 @@ SEND_BUFFER = 2**18
 REFUSAL_SECONDS = 2.0
 #: Maximum number of refused connections that are open at the same time; further ones are reset.
 MAX_REFUSED = 64
+#: After so many bytes, other connections are read first. Otherwise uvloop reads one up to 32 times in a row.
+READ_AT_ONCE = 2**14
 _LOG_SECONDS = 10.0  # between two log lines about refused connections
 
 
@@ -231,6 +234,9 @@ class Connection(HttpToolsProtocol):
             self._header_size += len(data)
         super().data_received(data)
         self._pass_body_on()
+        if len(data) >= READ_AT_ONCE and not self.flow.read_paused and not self.transport.is_closing():
+            self.flow.pause_reading()
+            self.loop.call_soon(self._read_on)
         if self._waits_for == "header" and self._header_size > MAX_HEADER and not self.transport.is_closing():
             self._answer(APIError(431, f"the header has more than {MAX_HEADER} bytes", "header_too_large"))
 
@@ -322,6 +328,12 @@ class Connection(HttpToolsProtocol):
         super().shutdown()
         if self.transport.is_closing():
             self._write_within(self._settings.write_seconds)
+
+    def _read_on(self) -> None:
+        """Continue to read, unless uvicorn waits until the application has read the body, or for a response."""
+        waits = self.cycle is not None and len(self.cycle.body) > HIGH_WATER_LIMIT
+        if not waits and not self.pipeline and not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _pass_body_on(self) -> None:
         if self._body:

@@ -1,0 +1,146 @@
+"""Requests that are small or allowed but cost much: others are answered meanwhile, and the answers are right."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from training.chaos import costly_requests
+
+from tests.conftest import task
+from tests.serving import KEY, Served, data_uri, served
+from vlroute.serving.settings import ServerSettings
+
+OTHER = "the key of somebody else, long"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    settings = ServerSettings(api_keys=(KEY, OTHER), max_num_seqs=4, max_prompt=50_000)
+    with served(settings, store=tmp_path_factory.mktemp("store") / "answers.db") as one:
+        yield one
+
+
+@pytest.fixture
+def http(server: Served) -> Iterator[httpx.Client]:
+    with server.http(headers={"Authorization": f"Bearer {KEY}"}) as client:
+        yield client
+
+
+def chat(**more: Any) -> dict[str, Any]:
+    return {"model": "instruct", "messages": [{"role": "user", "content": "Add 2 and 3."}], "max_tokens": 5, **more}
+
+
+@pytest.mark.parametrize("key", ["", KEY, "a wrong key"])
+def test_many_requests_or_chunks_at_once(server: Served, key: str) -> None:
+    run = costly_requests.tiny_chunks if key else costly_requests.pipelined
+    found = run(server.url, *([key] if key else []), connections=4, seconds=2.0)
+    assert found.failed == 0
+    assert len(found.milliseconds) > 10  # 0.1 s each; the attacks take a core of their own
+
+
+def test_tools_that_take_hours_are_refused(http: httpx.Client) -> None:
+    schema = {"allOf": [{"type": "string", "pattern": f".*{index}.*"} for index in range(25)]}
+    tools = [
+        {"type": "function", "function": {"name": f"f{at}", "parameters": {"properties": {f"a{at}": schema}}}}
+        for at in range(25)
+    ]
+    began = time.monotonic()
+    for strict, message in ((False, "the schemas of the tools takes more than 5 s"), (True, "is too complex")):
+        for tool in tools:
+            tool["function"]["strict"] = strict
+        refused = http.post("/v1/chat/completions", json=chat(tools=tools, tool_choice="required"))
+        assert refused.status_code == 400
+        assert message in refused.json()["error"]["message"]
+    assert time.monotonic() - began < 20
+    assert http.post("/v1/chat/completions", json=chat(tools=tools)).status_code == 400  # strict tools are checked
+    for tool in tools:
+        tool["function"]["strict"] = False
+    assert http.post("/v1/chat/completions", json=chat(tools=tools[:1], max_tokens=2)).status_code == 200
+    assert http.post("/v1/route", json=chat(tools=tools, tool_choice="required")).status_code == 200
+
+
+def test_formats_of_one_key_that_take_hours_do_not_keep_another_one_waiting(server: Served) -> None:
+    found = costly_requests.slow_formats(server.url, KEY, OTHER, count=8, seconds=4.0)
+    assert found["refused"] == 0
+    assert found["longest s"] < 5
+
+
+def test_long_arguments_of_tools_are_refused_before_they_are_parsed(http: httpx.Client) -> None:
+    def asked(arguments: Any) -> httpx.Response:
+        call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        said = {"role": "assistant", "content": "", "tool_calls": [call]}
+        messages = [*chat()["messages"], said, {"role": "tool", "tool_call_id": "a", "content": "x"}]
+        return http.post("/v1/chat/completions", json=chat(messages=messages))
+
+    assert asked('{"a": [' + "[]," * 1000 + "1]}").status_code == 200
+    refused = asked('{"a": [' + "[]," * 400_000 + "1]}")
+    assert (refused.status_code, "over the limit of 50000" in refused.json()["error"]["message"]) == (400, True)
+    refused = asked("x" * 60_000)
+    assert "over the limit of 50000" in refused.json()["error"]["message"]
+
+
+def test_stored_pictures_come_back_as_they_were(http: httpx.Client) -> None:
+    uris = [data_uri(frame) for name in ("math", "count") for frame in task(name).frames]
+    large = "data:image/png;base64," + base64.b64encode(costly_requests.large_png(300_001)).decode()
+    content = [{"type": "input_image", "image_url": uri} for uri in (*uris, large)]
+    said = [{"role": "user", "content": [*content, {"type": "input_text", "text": 'a "b" \u2028 \u4f60'}]}]
+    first = http.post("/v1/responses", json={"model": "instruct", "max_output_tokens": 2, "input": said})
+    assert first.status_code == 200, first.text
+    id = first.json()["id"]
+    page = http.get(f"/v1/responses/{id}/input_items").json()
+    assert [part.get("image_url") for part in page["data"][0]["content"]] == [*uris, large, None]
+    assert page["data"][0]["content"][-1]["text"] == 'a "b" \u2028 \u4f60'
+    assert (page["has_more"], page["first_id"]) == (False, page["last_id"])
+    after = {"model": "instruct", "max_output_tokens": 2, "input": "x", "previous_response_id": id}
+    with ThreadPoolExecutor(6) as threads:
+        sent = [threads.submit(http.get, f"/v1/responses/{id}/input_items") for _ in range(6)]
+        sent += [threads.submit(http.post, "/v1/responses", json=after) for _ in range(6)]
+        assert {one.result().status_code for one in sent} == {200}
+        assert len({one.result().content for one in sent[:6]}) == 1
+
+
+def test_stored_pictures_count_as_bytes_of_the_request(tmp_path: Path) -> None:
+    """The last request has 1.3 MB, and the conversation that it continues 4 MB."""
+    settings = ServerSettings(api_keys=(KEY,), max_body=1_500_000, max_total_body=6_000_000)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with served(settings, store=tmp_path / "answers.db") as server, server.http(headers=headers) as http:
+        body: dict[str, Any] = {"model": "instruct", "max_output_tokens": 1}
+        statuses = []
+        for at in range(5):
+            uri = "data:image/png;base64," + base64.b64encode(costly_requests.large_png(1_000_000 + at)).decode()
+            message = {"role": "user", "content": [{"type": "input_image", "image_url": uri}]}
+            reply = http.post("/v1/responses", json=body | {"input": [message]})
+            statuses.append(reply.status_code)
+            body["previous_response_id"] = reply.json().get("id")
+        assert statuses == [200, 200, 200, 200, 429]
+        assert reply.json()["error"]["code"] == "too_many_bytes"
+        assert http.post("/v1/chat/completions", json=chat()).status_code == 200  # the bytes were given back
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_large_replies_are_the_same_as_small_ones(http: httpx.Client, stored: bool) -> None:
+    count = 150
+    more = {"max_tokens": count, "min_tokens": count, "ignore_eos": True, "temperature": 0, "logprobs": True}
+    both = http.post("/v1/chat/completions", json=chat(n=2, top_logprobs=3, **more)).raise_for_status().json()
+    one = http.post("/v1/chat/completions", json=chat(top_logprobs=3, **(more | {"max_tokens": 90, "min_tokens": 90})))
+    small = one.raise_for_status().json()["choices"][0]
+    for choice in both["choices"]:
+        assert [entry["token"] for entry in choice["logprobs"]["content"][:90]] == [
+            entry["token"] for entry in small["logprobs"]["content"]
+        ]
+        assert len(choice["logprobs"]["content"]) == count
+        assert {len(entry["top_logprobs"]) for entry in choice["logprobs"]["content"]} == {3}
+    asked = {"model": "instruct", "input": "Write much.", "store": stored, "temperature": 0, "top_logprobs": 2}
+    asked |= {"max_output_tokens": 400, "include": ["message.output_text.logprobs"]}
+    plain = http.post("/v1/responses", json=asked).raise_for_status().json()
+    with http.stream("POST", "/v1/responses", json=asked | {"stream": True}) as reply:
+        events = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: ")]
+    assert events[-1]["response"]["output"][0]["content"] == plain["output"][0]["content"]
