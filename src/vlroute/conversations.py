@@ -133,15 +133,14 @@ class Conversations:
         return None if found is None else str(found)
 
     def messages(
-        self, owner: str, id: str, admit: Callable[[int], Any] = lambda size: None
+        self, owner: str, id: str, reserve: Callable[[int], Any] = lambda size: None
     ) -> tuple[list[dict[str, Any]], int] | None:
         """The conversation that a response ends.
 
         Args:
             owner: who asks.
             id: id of the response.
-            admit: called with the number of bytes of the media before they are read. An error that it raises is passed
-                on.
+            reserve: called with the number of bytes of the media before they are read; its errors are passed on.
 
         Returns:
             The messages, with media as bytes, and the number of messages before those of the request; None if the owner
@@ -159,7 +158,7 @@ class Conversations:
             rows = connection.execute(query).all()
             used = sa.select(USES.c.media).where(USES.c.message.in_([row.id for row in rows]))
             size = sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(MEDIA.c.data)), 0)).where(MEDIA.c.id.in_(used))
-            admit(int(connection.execute(size).scalar_one()))
+            reserve(int(connection.execute(size).scalar_one()))
             found = connection.execute(sa.select(MEDIA).where(MEDIA.c.id.in_(used))).all()
         data = {row.id: bytes(row.data) for row in found}
         try:

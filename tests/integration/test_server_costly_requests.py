@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ import pytest
 from training.chaos import costly_requests
 
 from tests.conftest import task
-from tests.serving import KEY, Served, data_uri, served
+from tests.serving import KEY, Served, data_uri, served, until
+from vlroute import Router
+from vlroute.serving.app import create_app
 from vlroute.serving.settings import ServerSettings
 
 OTHER = "the key of somebody else, long"
@@ -46,6 +51,17 @@ def test_many_requests_or_chunks_at_once(server: Served, key: str) -> None:
     assert len(found.milliseconds) > 10  # 0.1 s each; the attacks take a core of their own
 
 
+def test_background_work_of_a_client_that_leaves_gives_its_turn_back(server: Served) -> None:
+    schema = {"allOf": [{"type": "string", "pattern": f".*{index}.*left"} for index in range(25)]}
+    for at in range(3):
+        with suppress(httpx.ReadTimeout):
+            body = chat(guided_json=schema | {"title": str(at), "maxLength": at})
+            headers = {"Authorization": f"Bearer {OTHER}"}
+            httpx.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=0.05)
+    until(lambda: len(server.service._checking.queue) == 0, 60)
+    until(lambda: server.service._queue._placed.total() == 0, 30)
+
+
 def test_tools_that_take_hours_are_refused(http: httpx.Client) -> None:
     schema = {"allOf": [{"type": "string", "pattern": f".*{index}.*"} for index in range(25)]}
     tools = [
@@ -53,13 +69,16 @@ def test_tools_that_take_hours_are_refused(http: httpx.Client) -> None:
         for at in range(25)
     ]
     began = time.monotonic()
-    for strict, message in ((False, "the schemas of the tools takes more than 5 s"), (True, "is too complex")):
+    for strict, message in (
+        (False, "the schemas of the tools takes more than 5 s"),
+        (True, "is too complex"),
+    ):
         for tool in tools:
             tool["function"]["strict"] = strict
         refused = http.post("/v1/chat/completions", json=chat(tools=tools, tool_choice="required"))
         assert refused.status_code == 400
         assert message in refused.json()["error"]["message"]
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert http.post("/v1/chat/completions", json=chat(tools=tools)).status_code == 400  # strict tools are checked
     for tool in tools:
         tool["function"]["strict"] = False
@@ -68,7 +87,7 @@ def test_tools_that_take_hours_are_refused(http: httpx.Client) -> None:
 
 
 def test_formats_of_one_key_that_take_hours_do_not_keep_another_one_waiting(server: Served) -> None:
-    found = costly_requests.slow_formats(server.url, KEY, OTHER, count=8, seconds=4.0)
+    found = costly_requests.slow_formats(server.url, KEY, OTHER, count=4, seconds=3.0)
     assert found["refused"] == 0
     assert found["longest s"] < 5
 
@@ -108,20 +127,20 @@ def test_stored_pictures_come_back_as_they_were(http: httpx.Client) -> None:
 
 
 def test_stored_pictures_count_as_bytes_of_the_request(tmp_path: Path) -> None:
-    """The last request has 1.3 MB, and the conversation that it continues 4 MB."""
+    """The last request continues a conversation with 3 MB, more than half of the pool."""
     settings = ServerSettings(api_keys=(KEY,), max_body=1_500_000, max_total_body=6_000_000)
     headers = {"Authorization": f"Bearer {KEY}"}
     with served(settings, store=tmp_path / "answers.db") as server, server.http(headers=headers) as http:
         body: dict[str, Any] = {"model": "instruct", "max_output_tokens": 1}
         statuses = []
-        for at in range(5):
+        for at in range(4):
             uri = "data:image/png;base64," + base64.b64encode(costly_requests.large_png(1_000_000 + at)).decode()
             message = {"role": "user", "content": [{"type": "input_image", "image_url": uri}]}
             reply = http.post("/v1/responses", json=body | {"input": [message]})
             statuses.append(reply.status_code)
             body["previous_response_id"] = reply.json().get("id")
-        assert statuses == [200, 200, 200, 200, 429]
-        assert reply.json()["error"]["code"] == "too_many_bytes"
+        assert statuses == [200, 200, 200, 413]
+        assert reply.json()["error"]["code"] == "body_too_large"
         assert http.post("/v1/chat/completions", json=chat()).status_code == 200  # the bytes were given back
 
 
@@ -144,3 +163,37 @@ def test_large_replies_are_the_same_as_small_ones(http: httpx.Client, stored: bo
     with http.stream("POST", "/v1/responses", json=asked | {"stream": True}) as reply:
         events = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: ")]
     assert events[-1]["response"]["output"][0]["content"] == plain["output"][0]["content"]
+
+
+def test_a_mounted_application_loads_the_pair_also_for_a_format() -> None:
+    """Its start-up is not run."""
+    router = Router.from_pretrained()
+    app = create_app(router, ServerSettings())
+
+    async def ask() -> list[int]:
+        transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+            statuses = []
+            for _ in range(200):
+                reply = await client.post("/v1/chat/completions", json=chat(guided_choice=["a", "b"]))
+                statuses.append(reply.status_code)
+                if reply.status_code != 503:
+                    break
+                await asyncio.sleep(0.1)
+            return statuses
+
+    assert asyncio.run(ask())[-1] == 200
+    router.close()
+
+
+def test_a_large_reply_is_sent_during_the_shutdown(tmp_path: Path) -> None:
+    with served(ServerSettings(grace_seconds=20.0), store=tmp_path / "answers.db") as server:
+        count = 400
+        body = chat(max_tokens=count, min_tokens=count, ignore_eos=True, logprobs=True, top_logprobs=5)
+        with ThreadPoolExecutor(1) as thread:
+            sent = thread.submit(httpx.post, f"{server.url}/v1/chat/completions", json=body, timeout=60)
+            until(lambda: server.service._admitted.total() == 1)
+            server.server.handle_exit(signal.SIGTERM, None)
+            reply = sent.result()
+        assert reply.status_code == 200
+        assert len(reply.json()["choices"][0]["logprobs"]["content"]) == count

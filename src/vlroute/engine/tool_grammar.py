@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlroute.engine.families.family import CallFormat
 from vlroute.engine.tool_calls import CLOSE, OPEN, alternatives, kinds_of, listed_values, stated_kinds
 from vlroute.errors import SettingsError
-from vlroute.grammar_check import TOO_COMPLEX, grammar_error
+from vlroute.grammar_check import TOO_COMPLEX, grammar_error, seconds_spent
 from vlroute.inputs.tools import MAX_CALLS, Tools
 from vlroute.structured import ResponseFormat, check_installed, json_rule, json_schema
 
 #: Text without the opening tag, which would begin a call without its token.
 _TEXT = rf"/(.|\n)*/ & ~/(.|\n)*{OPEN}(.|\n)*/"
 _ANY = {"type": "object"}
-#: Maximum time for the schemas of the tools of one request.
+#: Maximum processor time for the schemas of the tools of one request.
 CHECK_SECONDS = 5.0
 #: Keywords that restrict strings, and combinations of schemas, that XML does not follow.
 _NOT_IN_XML = ("pattern", "format", "minLength", "maxLength", "allOf", "not", "if")
@@ -49,13 +48,13 @@ def tool_grammar(
         MissingExtraError: llguidance is missing.
     """
     check_installed()
-    rules, until = list[str](), time.monotonic() + CHECK_SECONDS
+    rules, most = list[str](), seconds_spent() + CHECK_SECONDS
     for i, name in enumerate(tools.names):
         write = _json_call if form == "json" else _xml_call
         rules += write(f"t{i}", name, tools.schema(name), name in tools.strict)
-        if time.monotonic() > until:
+        if seconds_spent() > most:
             raise SettingsError(
-                f"checking the schemas of the tools takes more than {CHECK_SECONDS:g} s; send simpler or fewer tools"
+                f"compiling the schemas of the tools takes more than {CHECK_SECONDS:g} s; send simpler or fewer tools"
             )
     bodies = " | ".join(f"t{i}" for i in range(len(tools.names)))
     several = tools.parallel

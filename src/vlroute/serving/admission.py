@@ -1,13 +1,18 @@
-"""Which requests are worked on and which ones wait: a queue that is fair to all flows of requests."""
+"""Which requests are worked on and which ones wait: a queue, and threads, that are fair to all flows of requests."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TypeVar
 
 from vlroute.fair_share import FairShare, Flow
+
+T = TypeVar("T")
 
 
 class Ticket:
@@ -184,3 +189,49 @@ class FairQueue:
         """Whether a flow has less than its share of the places with one more."""
         total = sum({**self._weights, flow.name: flow.weight}.values())
         return self._placed[flow.name] + 1 <= self.places * flow.weight / total
+
+
+class FairThreads:
+    """Threads for work that can take seconds. Each flow uses one of them at a time.
+
+    Args:
+        count: Number of threads.
+        most: Maximum number of works that run or wait.
+        refusal: Makes the error for further ones.
+        name: Beginning of the names of the threads.
+    """
+
+    def __init__(self, count: int, most: int, refusal: Callable[[], Exception], name: str) -> None:
+        self.queue = FairQueue(count, most, refusal, per_flow=1)
+        self._threads = ThreadPoolExecutor(count, name)
+
+    async def run(self, work: Callable[[], T], flow: Flow, seconds: float) -> T:
+        """Wait for a thread and run work in it, in the context of the caller.
+
+        If the coroutine is cancelled, work that has begun goes on, and keeps its thread.
+
+        Args:
+            work: The work.
+            flow: Its flow.
+            seconds: Maximum time to wait for a thread.
+
+        Returns:
+            What `work` returns. Its errors are passed on.
+
+        Raises:
+            TimeoutError: No thread was free in time.
+        """
+        ticket = self.queue.enter(flow)
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.wrap_future(ticket.place)
+            running = self._threads.submit(copy_context().run, work)
+        except BaseException:
+            self.queue.leave(ticket)
+            raise
+        running.add_done_callback(lambda _: self.queue.leave(ticket))
+        return await asyncio.wrap_future(running)
+
+    def shutdown(self) -> None:
+        """Wait until the work that has begun has ended. No further work is accepted."""
+        self._threads.shutdown()

@@ -20,6 +20,8 @@ from vlroute.serving.errors import APIError, Count
 from vlroute.serving.settings import ServerSettings
 
 log = logging.getLogger("vlroute")
+_SILENT = logging.getLogger("vlroute.silent")
+_SILENT.disabled = True
 #: Maximum size of the header of a request.
 MAX_HEADER = 2**16
 #: Maximum number of its fields.
@@ -269,6 +271,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Called by the parser at the end of a header."""
         if len(self.pipeline) >= MAX_PIPELINE:
+            self._all.count(400, "too_many_pipelined")
             self._reset()
             self._stop()
         self._stop_reading_timer()
@@ -331,8 +334,9 @@ class Connection(HttpToolsProtocol):
 
     def _read_on(self) -> None:
         """Continue to read, unless uvicorn waits until the application has read the body, or for a response."""
-        waits = self.cycle is not None and len(self.cycle.body) > HIGH_WATER_LIMIT
-        if not waits and not self.pipeline and not self.transport.is_closing():
+        cycle = self.cycle
+        unread = cycle is not None and not cycle.response_complete and len(cycle.body) > HIGH_WATER_LIMIT
+        if not unread and not self.pipeline and not self.transport.is_closing():
             self.flow.resume_reading()
 
     def _pass_body_on(self) -> None:
@@ -342,6 +346,7 @@ class Connection(HttpToolsProtocol):
 
     def _stop(self) -> NoReturn:
         self._stopped = True
+        self.logger = _SILENT  # uvicorn would log a warning that the request was invalid
         raise _StopParsing
 
     def _begin_header(self) -> None:

@@ -46,9 +46,9 @@ router = APIRouter(route_class=JSONRoute)
 async def messages(body: MessagesRequest, request: Request, caller: Caller) -> Response:
     """Answer a conversation in the form of Anthropic's Messages API."""
     arrived, service = time.perf_counter(), caller.service
-    options = await _options(body, caller)
+    options = await _options(body, caller, arrived)
     read = body.offered_tools
-    tools = await service.checked_tools(read, options) if body.tools else read()
+    tools = await service.checked_tools(read, options, arrived) if body.tools else read()
     prepare = Preparation(body.chat_messages(), caller.fetcher, service.settings, service.sampling, tools)
     if not body.stream:
         answer = await until_disconnect(service.answer(prepare, options, arrived), request)
@@ -65,8 +65,9 @@ async def messages(body: MessagesRequest, request: Request, caller: Caller) -> R
 async def count_tokens(body: CountTokensRequest, caller: Caller) -> Response:
     """Count the tokens of a prompt without an answer; the larger number of both modes if none is forced."""
     arrived, service = time.perf_counter(), caller.service
-    options = await _options(body, caller)
-    tools = await service.run_aside(body.offered_tools, caller.flow) if body.tools else body.offered_tools()
+    options = await _options(body, caller, arrived)
+    read = body.offered_tools
+    tools = await service.check(read, caller.flow, arrived) if body.tools else read()
     prepare = Preparation(body.chat_messages(), caller.fetcher, service.settings, service.sampling, tools)
 
     def count(conversation: Conversation) -> dict[Mode, int] | None:
@@ -81,10 +82,10 @@ async def count_tokens(body: CountTokensRequest, caller: Caller) -> Response:
     return JSONResponse(reply, headers={"request-id": request_id(current_request().id)})
 
 
-async def _options(body: CountTokensRequest, caller: Caller) -> RequestOptions:
+async def _options(body: CountTokensRequest, caller: Caller, arrived: float) -> RequestOptions:
     """The options of a request; in another thread if that can take a second."""
     read = partial(body.options, caller.service.settings, caller.namespace, caller.service.models)
-    options = await caller.service.run_aside(read, caller.flow) if body.has_format else read()
+    options = await caller.service.check(read, caller.flow, arrived) if body.has_format else read()
     return replace(options, flow=caller.flow)
 
 

@@ -29,10 +29,10 @@ _SAME_SITE_NONE = re.compile(rb"samesite=none", re.IGNORECASE)
 #: What the page asks for. Gradio has more endpoints, such as one that fetches any address.
 _READ = re.compile(
     r"/(?:zh/?)?|/(?:config|theme\.css|favicon\.ico|robots\.txt|logout)|/(?:assets|static)/.*"
-    r"|/gradio_api/(?:queue/data|upload_progress|heartbeat/[\w-]{1,100}|file=/.*)", re.ASCII,
+    r"|/gradio_api/(?:queue/data|upload_progress|heartbeat/[\w-]{1,100}|file=(?![A-Za-z]{2,}:|~).+)", re.ASCII,
 )  # fmt: skip
 _WRITTEN = re.compile(r"/login|/gradio_api/(?:queue/join|run/predict|upload|cancel|reset)", re.ASCII)
-_CALLS = re.compile(r".*/(?:queue/join|run/predict)")
+_UPLOAD, _CALLS = "/gradio_api/upload", ("/gradio_api/queue/join", "/gradio_api/run/predict")
 #: Maximum size of a part of a path: that of the name of a file.
 _MAX_NAME = 255
 _PAGES = ("", "zh")
@@ -81,9 +81,9 @@ class PageGuard:
         headers, path = Headers(scope=scope), route_path(scope)
         if (refusal := self._refusal(scope, headers, path)) is not None:
             await error_response(refusal, scope, self.count)(scope, receive, guarded_send)
-        elif path.endswith("/upload"):
+        elif path == _UPLOAD and scope["method"] == "POST":
             await self._upload(scope, receive, guarded_send, headers.get("content-length", ""))
-        elif _CALLS.fullmatch(path) is not None:
+        elif path in _CALLS and scope["method"] == "POST":
             await self._call(scope, receive, guarded_send)
         else:
             await self.app(scope, receive, guarded_send)
@@ -102,8 +102,8 @@ class PageGuard:
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         if any(page not in _PAGES for page in query.get("page", ())) or "deep_link" in query:
             return no_endpoint()
-        session = query.get("session_hash", [""])[-1]
-        if path.endswith("/queue/data") and session not in self.blocks._queue.pending_messages_per_session:  # noqa: SLF001
+        sessions = self.blocks._queue.pending_messages_per_session  # noqa: SLF001
+        if path.endswith("/queue/data") and query.get("session_hash", [""])[-1] not in sessions:
             return APIError(404, "no event of this session is running; reload the page", "session_not_found")
         return None
 
@@ -121,9 +121,9 @@ class PageGuard:
             body = json.loads(b"".join(message.get("body", b"") for message in messages))
         except (ValueError, RecursionError):
             body = None
-        if message["type"] == "http.disconnect" or self._is_call(body):
+        if self._is_call(body):
             await self.app(scope, replay, send)
-        else:
+        elif message["type"] != "http.disconnect":
             refusal = APIError(400, "the page has no such function; reload it", "bad_call")
             await error_response(refusal, scope, self.count)(scope, receive, send)
 

@@ -79,7 +79,9 @@ Included = Literal[
     "file_search_call.results", "web_search_call.results", "web_search_call.action.sources",
     "code_interpreter_call.outputs", "computer_call_output.output.image_url",
 ]  # fmt: skip
-Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], at_most(16)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16), at_most(16)
+]
 router = APIRouter(route_class=JSONRoute)
 
 
@@ -531,15 +533,15 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
     """Answer in OpenAI's Responses API, in the mode that the router decides on, or in the requested mode."""
     arrived, service = time.perf_counter(), caller.service
     read = partial(body.options, service.settings, caller.namespace, service.models)
-    options = await service.run_aside(read, caller.flow) if body.format is not None else read()
+    options = await service.check(read, caller.flow, arrived) if body.format is not None else read()
     options = replace(options, flow=caller.flow)
     if body.store and service.conversations is None:
         raise _no_store("store")
     stored = body.store is not False and service.conversations is not None
     earlier: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
-        earlier, _ = await _messages(caller, request, body.previous_response_id, "previous_response_id")
-    given = await _with_items(body.input, caller)
+        earlier, _ = await _messages(caller, request, body.previous_response_id, arrived, "previous_response_id")
+    given = await _with_items(body.input, caller, arrived)
     asked = [*earlier, *messages_of(given)]
     # the chat API would continue an answer, but the stored turn would be in two parts
     if asked[-1].get("role") == "assistant":
@@ -548,7 +550,7 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
             "bad_message", "input",
         )  # fmt: skip
     system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
-    tools = await service.checked_tools(body.offered_tools, options) if body.tools else body.offered_tools()
+    tools = await service.checked_tools(body.offered_tools, options, arrived) if body.tools else body.offered_tools()
     prepare = Preparation([*system, *asked], caller.fetcher, service.settings, service.sampling, tools)
     reply = Reply(body, stored)
 
@@ -564,7 +566,7 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
         return EventStream(events, ResponseEvents(decided, reply), service.metrics.refused, headers)
     answer = await until_disconnect(service.answer(prepare, options, arrived, kept), request)
     large = not stored and is_large([answer])
-    text = await service.run_aside(partial(reply.text, answer), caller.flow) if large else reply.text(answer)
+    text = await asyncio.to_thread(reply.text, answer) if large else reply.text(answer)
     return _json(text, decision_headers(answer.id, answer.decision))
 
 
@@ -601,7 +603,7 @@ async def list_input_items(
     after: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Response:
     """The input items of a stored response, without those of the responses before it."""
-    messages, first = await _messages(caller, request, id)
+    messages, first = await _messages(caller, request, id, time.perf_counter())
     media = StoredMedia()
     items = items_of(messages[first:-1], id.removeprefix(PREFIX), media)
     items = items if order == "asc" else items[::-1]
@@ -618,7 +620,7 @@ async def list_input_items(
 
 
 async def _messages(
-    caller: Caller, request: Request, id: str, param: str | None = None
+    caller: Caller, request: Request, id: str, arrived: float, param: str | None = None
 ) -> tuple[list[dict[str, Any]], int]:
     """The conversation that a response ends, and the number of its messages before the request.
 
@@ -626,39 +628,55 @@ async def _messages(
     """
     conversations, digits = _conversations(caller.service, id, param)
     body: PooledBody = request.scope["state"]["pooled_body"]
-    read = partial(conversations.messages, caller.namespace, digits, lambda size: body.take(caller.flow.name, size))
-    found = await caller.service.run_aside(read, caller.flow)
+    most = caller.service.settings.body_pool // 2  # more than one flow alone may hold
+
+    def reserve(size: int) -> None:
+        if size > most:
+            raise APIError(
+                413, f"the pictures and videos of this conversation have {size} bytes; at most {most} are read, half "
+                "of the server's setting max_total_body; begin a new conversation", "body_too_large", param,
+            )  # fmt: skip
+        body.take(caller.flow.name, size)
+
+    read = partial(conversations.messages, caller.namespace, digits, reserve)
+    found = await caller.service.read(read, caller.flow, arrived)
     if found is None:
         raise _not_found(param)
     return found
 
 
-async def _with_items(given: str | list[Any], caller: Caller) -> str | list[Any]:
+async def _with_items(given: str | list[Any], caller: Caller, arrived: float) -> str | list[Any]:
     """The input, with each reference replaced by the item of a stored response. APIError if it cannot be."""
     if isinstance(given, str):
         return given
-    service, items, stored = caller.service, list[Any](), dict[str, dict[str, Any]]()
-    for index, item in enumerate(given):
-        if not isinstance(item, dict) or item.get("type") != "item_reference":
-            items.append(item)
-            continue
-        where, id = f"input.{index}", str(item.get("id"))
-        if service.conversations is None:
+    references = {
+        index: str(item.get("id"))
+        for index, item in enumerate(given)
+        if isinstance(item, dict) and item.get("type") == "item_reference"
+    }
+    conversations = caller.service.conversations
+    if not references:
+        return given
+    if conversations is None:
+        where = f"input.{min(references)}"
+        raise APIError(
+            400, f"{where} refers to another item, but this server stores no responses: send the item itself, or "
+            "start the server with --store FILE", "no_store", where,
+        )  # fmt: skip
+
+    def stored() -> dict[str, dict[str, Any]]:
+        answers = {found[1] for id in references.values() if (found := _ITEM_ID.fullmatch(id)) is not None}
+        bodies = [conversations.body(caller.namespace, one) for one in sorted(answers)]
+        return {one["id"]: one for body in bodies if body for one in json.loads(body)["output"]}
+
+    items, output = list(given), await caller.service.read(stored, caller.flow, arrived)
+    for index, id in references.items():
+        if id not in output:
             raise APIError(
-                400, f"{where} refers to another item, but this server stores no responses: send the item itself, or "
-                "start the server with --store FILE", "no_store", where,
+                404, f"input.{index}: no item of an answer with this id is stored here; send the item itself",
+                "item_not_found", f"input.{index}.id",
             )  # fmt: skip
-        found = _ITEM_ID.fullmatch(id)
-        if found is not None and id not in stored:
-            read = partial(service.conversations.body, caller.namespace, found[1])
-            body = await service.run_aside(read, caller.flow)
-            stored |= {one["id"]: one for one in (json.loads(body)["output"] if body else ())}
-        if id not in stored:
-            raise APIError(
-                404, f"{where}: no item of an answer with this id is stored here; send the item itself",
-                "item_not_found", f"{where}.id",
-            )  # fmt: skip
-        items.append(stored[id])
+        items[index] = output[id]
     return items
 
 

@@ -63,9 +63,9 @@ async def predict(body: PredictRequest, request: Request, caller: Caller) -> dic
 async def chat_completions(body: ChatRequest, request: Request, caller: Caller) -> Response:
     """Answer a conversation in the mode that the router decides on, or in the requested mode."""
     arrived, service = time.perf_counter(), caller.service
-    options = await _options(body, caller)
+    options = await _options(body, caller, arrived)
     read = body.offered_tools
-    tools = await service.checked_tools(read, options) if body.tools else read()
+    tools = await service.checked_tools(read, options, arrived) if body.tools else read()
     prepare = Preparation(body.messages, caller.fetcher, service.settings, service.sampling, tools)
     count = body.n or 1
     if not body.stream:
@@ -76,7 +76,7 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
         headers = decision_headers(answers[0].id, answers[0].decision)
         reply = partial(completion, answers, body.ignored, body.hides_reasoning)
         if is_large(answers):
-            text = await service.run_aside(lambda: json_in_pieces(reply()), caller.flow)
+            text = await asyncio.to_thread(lambda: json_in_pieces(reply()))
             return Response(text, headers=headers, media_type="application/json")
         return JSONResponse(reply(), headers=headers)
     shape = bool(body.stream_options and body.stream_options.include_usage), body.ignored, body.hides_reasoning
@@ -90,10 +90,10 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
     return EventStream(items, ChoiceChunks(decided, *shape), refused, headers)
 
 
-async def _options(body: ChatRequest, caller: Caller) -> RequestOptions:
+async def _options(body: ChatRequest, caller: Caller, arrived: float) -> RequestOptions:
     """The options of a request; in another thread if that can take a second."""
     read = partial(body.options, caller.service.settings, caller.namespace, caller.service.models)
-    options = await caller.service.run_aside(read, caller.flow) if body.has_format else read()
+    options = await caller.service.check(read, caller.flow, arrived) if body.has_format else read()
     return replace(options, flow=caller.flow)
 
 
@@ -101,8 +101,9 @@ async def _options(body: ChatRequest, caller: Caller) -> RequestOptions:
 async def route(body: ChatRequest, caller: Caller) -> dict[str, Any]:
     """Only decide on a chat request, including the captions of its pictures."""
     arrived, service = time.perf_counter(), caller.service
-    options = await _options(body, caller)
-    tools = await service.run_aside(body.offered_tools, caller.flow) if body.tools else body.offered_tools()
+    options = await _options(body, caller, arrived)
+    read = body.offered_tools
+    tools = await service.check(read, caller.flow, arrived) if body.tools else read()
     prepare = Preparation(body.messages, caller.fetcher, service.settings, service.sampling, tools)
 
     def decide(conversation: Conversation) -> Decision:

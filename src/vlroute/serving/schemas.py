@@ -66,7 +66,7 @@ def _short(words: list[str]) -> list[str]:
 
 
 def at_most(count: int) -> BeforeValidator:
-    """A limit of the fields of an object that is checked before their values; pydantic's `max_length` is checked after.
+    """A limit of the fields of an object that is checked before their values, unlike `max_length` of pydantic.
 
     Args:
         count: Maximum number of fields.
@@ -278,7 +278,7 @@ class ChatRequest(Fields):
     repeat_penalty: Number | None = Field(None, gt=0.01, le=10, description="llama.cpp's name of repetition_penalty.")
     seed: Seed | None = None
     stop: str | Texts | None = Field(None, description="Up to 16 strings; they end the answer, not the reasoning.")
-    logit_bias: Annotated[dict[str, Bias], at_most(MAX_ITEMS)] | None = Field(
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_ITEMS), at_most(MAX_ITEMS)] | None = Field(
         None, description="For token ids, what is added to their scores, from -100 to 100."
     )
     n: Count | None = Field(

@@ -39,7 +39,7 @@ from vlroute.lazy_model import PREPARING_THREADS
 from vlroute.learned import LearningHistory
 from vlroute.pipeline import RequestOptions
 from vlroute.router import Router
-from vlroute.serving.admission import FairQueue, Ticket
+from vlroute.serving.admission import FairQueue, FairThreads, Ticket
 from vlroute.serving.choices import ChoiceEvent, Choices, Item, joined, without_prompt
 from vlroute.serving.errors import APIError, known_error
 from vlroute.serving.fetch import Preparation
@@ -63,8 +63,8 @@ CANCEL_SECONDS = 20.0  # until cancelled answers have ended
 CLEANING_SECONDS = 600.0  # between two deletions of expired responses
 FOLLOW_SECONDS = 5.0  # between two looks at which artifact is in use
 RETRY_SECONDS = 1.0  # until the next attempt to load
-#: Number of threads for work that is no answer but can take seconds. A flow uses one of them at a time.
-ASIDE = 2
+#: Number of threads that check formats and tools, and number of those that read stored responses.
+BACKGROUND_THREADS = 2
 LOWEST_PRIORITY = 19  # of threads, on Linux
 SMOOTHING = 0.1  # weight of the latest answer in the mean seconds from which Retry-After is computed
 T = TypeVar("T")
@@ -118,8 +118,10 @@ class Service:
         self._queue = FairQueue(2 * settings.max_num_seqs, self.max_admitted, self._too_many)
         per_flow = max(settings.max_decoding - 1, 1)
         self._decoding = FairQueue(settings.max_decoding, None, self._too_many, per_flow)
-        self._aside_threads = ThreadPoolExecutor(ASIDE, "vlroute-aside")
-        self._aside = FairQueue(ASIDE, self.max_admitted, self._too_many, 1)
+        self._checking, self._reading = (
+            FairThreads(BACKGROUND_THREADS, self.max_admitted, _too_many_in_background, f"vlroute-{name}")
+            for name in ("check", "read")
+        )
         self._pixels = PixelPool(settings.max_media_pixels, settings.limits.max_total_pixels)
         self.freed_memory = FreedMemory()
         self._lock = threading.Lock()
@@ -136,7 +138,8 @@ class Service:
         if router.shadow is not None:
             self.metrics.watch_shadow(router.shadow)
         self.metrics.running.set_function(lambda: self._admitted.total())
-        self.metrics.queued.set_function(lambda: self._queue.waiting)
+        waiting = (self._queue, self._checking.queue, self._reading.queue)
+        self.metrics.queued.set_function(lambda: sum(queue.waiting for queue in waiting))
         for state in get_args(State):
             self.metrics.state.labels(state.replace(" ", "_")).set_function(partial(self._is_in, state))
         for mode in MODES:
@@ -456,36 +459,53 @@ class Service:
         self.router.feedback(answer_id, correct=correct, comment=comment, key=key)
         self.metrics.feedback.inc()
 
-    async def run_aside(self, work: Callable[[], T], flow: Flow) -> T:
-        """Run work that is no answer but can take seconds, such as checking a format, in another thread.
+    async def check(self, work: Callable[[], T], flow: Flow, arrived: float) -> T:
+        """Check a format or tools in another thread, which can take seconds; for one request of a flow at a time.
 
         Args:
-            work: The work.
-            flow: Flow of the request. Its works run one after the other, so that others do not wait for all of them.
+            work: Checks them.
+            flow: Flow of the request.
+            arrived: `time.perf_counter()` when the request arrived.
 
         Returns:
             What `work` returns. Errors are those of `answer`, and those of `work`.
         """
-        arrived = time.perf_counter()
+        self.begin()  # the start-up of a mounted application is not run
         with self._lock:
             self._check_ready()
-        turn = self._aside.enter(flow)
-        try:
-            async with asyncio.timeout(self._seconds_left(arrived)):
-                await asyncio.wrap_future(turn.place)
-            running = _InContext(self._aside_threads).submit(work)
-        except BaseException as error:
-            self._aside.leave(turn)
-            raise self._late() if isinstance(error, TimeoutError) else error from None
-        running.add_done_callback(lambda _: self._aside.leave(turn))  # also if this coroutine is cancelled
-        return await asyncio.wrap_future(running)
+        return await self._in_background(self._checking, work, flow, arrived)
 
-    async def checked_tools(self, read: Callable[[], Tools | None], options: RequestOptions) -> Tools | None:
-        """Read the tools of a request and check what an answer with them needs, see `run_aside`.
+    async def read(self, work: Callable[[], T], flow: Flow, arrived: float) -> T:
+        """Read stored responses in another thread; for one request of a flow at a time. Needs no models.
+
+        Args:
+            work: Reads them.
+            flow: Flow of the request.
+            arrived: `time.perf_counter()` when the request arrived.
+
+        Returns:
+            What `work` returns. Its errors are passed on.
+
+        Raises:
+            APIError: 429 for too many requests, 504 if the deadline passed.
+        """
+        return await self._in_background(self._reading, work, flow, arrived)
+
+    async def _in_background(self, threads: FairThreads, work: Callable[[], T], flow: Flow, arrived: float) -> T:
+        try:
+            return await threads.run(work, flow, self._seconds_left(arrived))
+        except TimeoutError:
+            raise self._late() from None
+
+    async def checked_tools(
+        self, read: Callable[[], Tools | None], options: RequestOptions, arrived: float
+    ) -> Tools | None:
+        """Read the tools of a request and check what an answer with them needs, see `check`.
 
         Args:
             read: Reads the tools.
             options: Options of the request.
+            arrived: `time.perf_counter()` when the request arrived.
 
         Returns:
             The tools.
@@ -501,7 +521,7 @@ class Service:
                 self.router.pipeline.check_tools(tools, response_format(options.generation))
             return tools
 
-        return await self.run_aside(work, options.flow or Flow(options.namespace))
+        return await self.check(work, options.flow or Flow(options.namespace), arrived)
 
     async def with_conversation(
         self, prepare: Preparation, work: Callable[[Conversation], T], flow: Flow, arrived: float
@@ -560,7 +580,7 @@ class Service:
         with self._lock:
             for cancel in self._admitted:
                 cancel.set()
-        for queue in (self._queue, self._decoding, self._aside):
+        for queue in (self._queue, self._decoding, self._checking.queue, self._reading.queue):
             queue.close(shutting_down)
         until = time.monotonic() + CANCEL_SECONDS  # the threads of the pool are needed until the last answer has ended
         while self._admitted and time.monotonic() < until:
@@ -569,8 +589,8 @@ class Service:
     async def drain(self, seconds: float) -> None:
         """Like `finish`; then close the router."""
         await self.finish(seconds)
-        for pool in (self._decoders, self._aside_threads, self._pool):
-            await asyncio.to_thread(pool.shutdown, True)
+        for pool in (self._decoders, self._checking, self._reading, self._pool):
+            await asyncio.to_thread(pool.shutdown)
         self.router.close()
         if self.telemetry is not None:
             await asyncio.to_thread(self.telemetry.close)
@@ -754,6 +774,13 @@ def _run_behind() -> None:
     if sys.platform == "linux":
         with suppress(OSError):  # a filter of system calls
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+
+
+def _too_many_in_background() -> APIError:
+    return APIError(
+        429, "too many formats, tools and stored responses are already being checked and read; try again later",
+        "too_many_requests", headers={"Retry-After": "1"},
+    )  # fmt: skip
 
 
 def shutting_down() -> APIError:

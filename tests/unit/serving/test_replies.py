@@ -1,16 +1,17 @@
-"""A client that disconnects while its answer begins."""
+"""A client that disconnects while its answer begins; JSON of large replies."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import json
 from typing import Any
 
 import pytest
 from fastapi import Request
 
 from vlroute.serving.errors import APIError
-from vlroute.serving.replies import until_disconnect
+from vlroute.serving.replies import json_in_pieces, until_disconnect
 
 
 async def _disconnect() -> dict[str, Any]:
@@ -36,3 +37,12 @@ def test_an_error_at_the_same_time_as_a_disconnect_is_not_logged() -> None:
 
     asyncio.run(ask())
     assert problems == []
+
+
+@pytest.mark.parametrize("count", [0, 3, 20, 21, 500])
+def test_json_in_pieces_is_json(count: int) -> None:
+    one = {"token": '你\u2028"', "logprob": -1.5e-7, "top": [{"a": None, "b": True}] * 3, "bytes": [1, 2]}
+    entries = [one] * count
+    value = {"choices": [{"logprobs": {"content": entries}, "é": [[], {}, [entries]]}], "n": count}
+    text = json_in_pieces(value)
+    assert text == json.dumps(value, separators=(",", ":"))

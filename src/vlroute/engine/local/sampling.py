@@ -162,6 +162,7 @@ class SequenceBias(LogitsProcessor):
         single = {ids[0]: bias for ids, bias in biases.items() if len(ids) == 1}
         self._ids = torch.tensor([*single], dtype=torch.long).to(device)
         self._biases = torch.tensor([*single.values()], dtype=torch.float).to(device)
+        self._single: torch.Tensor | None = None  # the biases of single tokens in a row of scores
         self._after: dict[tuple[int, ...], list[tuple[int, float]]] = {}  # for each beginning: last ids and biases
         for ids, bias in biases.items():
             if len(ids) > 1:
@@ -170,14 +171,16 @@ class SequenceBias(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """The scores with the biases; both have one row."""
-        total = torch.zeros_like(scores)
-        if len(self._ids):
-            total[0, self._ids] = self._biases.to(total.dtype)
-        written = input_ids[0, -max(self._lengths, default=1) :].tolist()
-        ends = (tuple(written[-length:]) for length in self._lengths if length <= len(written))
-        if matched := [one for end in ends for one in self._after.get(end, ())]:
-            ids, biases = (torch.tensor([*one]).to(scores.device) for one in zip(*matched, strict=True))
-            total[0].index_add_(0, ids, biases.to(total.dtype))
+        if self._single is None:
+            self._single = torch.zeros_like(scores)
+            self._single[0, self._ids] = self._biases.to(scores.dtype)
+        total = self._single
+        if self._after:
+            written = input_ids[0, -max(self._lengths) :].tolist()
+            ends = (tuple(written[-length:]) for length in self._lengths if length <= len(written))
+            if matched := [one for end in ends for one in self._after.get(end, ())]:
+                ids, biases = (torch.tensor([*one]).to(scores.device) for one in zip(*matched, strict=True))
+                total = total.index_add(1, ids, biases.to(total.dtype)[None])
         return cast("torch.FloatTensor", scores + total)
 
 
