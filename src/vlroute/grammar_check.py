@@ -28,6 +28,7 @@ CPU_SECONDS = 1
 #: Time after which a process is ended in any case: where processor time cannot be limited, or on a busy machine.
 SECONDS = 20.0
 MEMORY = 2**31  # bytes of one process
+NICENESS = 10  # answers come first
 KNOWN = 2000  # grammars of which the result is kept
 TOO_COMPLEX = "too complex: it cannot be compiled in reasonable time and memory"
 #: Signals that end a process because of its grammar. Others, such as SIGKILL, may come from the system or a user.
@@ -262,6 +263,8 @@ def main() -> None:
     """Read grammars as lines of JSON, and write what is wrong with them, until the input ends."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="ascii")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing else writes to the replies
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the process that asks
     tokenizer = _bytes()
     print(json.dumps(True), file=replies, flush=True)

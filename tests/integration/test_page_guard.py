@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -72,7 +75,8 @@ CALLS = [
     {"session_hash": ""}, {"session_hash": None}, {"session_hash": "\ud800"}, {"session_hash": "a b"},
     {"fn_index": 99999}, {"fn_index": 2**70}, {"fn_index": "0"}, {"fn_index": True}, {"data": None},
     {"data": [1] * 50}, {"data": {}},
-    {"batched": True}, {"simple_format": True}, {"event_id": "x"},
+    {"data": ["\ud800"]}, {"data": [{"path": "/etc/passwd"}]}, {"data": [[{"a": {"path": 5}}]]},
+    {"event_data": {"path": "/proc/self/environ"}}, {"batched": True}, {"simple_format": True}, {"event_id": "x"},
 ]  # fmt: skip
 
 
@@ -90,11 +94,83 @@ def test_an_event_of_a_session_without_a_name_does_not_stop_the_others(http: htt
     """It ended the task that runs Gradio's queue."""
     http.post("/gradio_api/queue/join", json=CALL | {"session_hash": ""})
     time.sleep(0.5)
-    index, function = next((at, one) for at, one in blocks_of(page).fns.items() if one.queue)
+    index, function = next((at, one) for at, one in guard_of(page).blocks.fns.items() if one.queue)
     call = {"data": [None] * len(function.inputs), "fn_index": index, "session_hash": "a2"}
     http.post("/gradio_api/queue/join", json=call).raise_for_status()
     with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": "a2"}) as events:
         assert any("process_completed" in line for line in events.iter_lines())
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "/proc/self/environ", "/dev/zero", "{uploads}/../../etc/passwd", "{link}"]
+)
+@pytest.mark.parametrize("guarded", [True, False])
+def test_no_visitor_reads_a_file_of_the_server(
+    http: httpx.Client, page: Served, path: str, guarded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradio copied each file into the folder that it serves, if a function got its path in the place of an upload."""
+    guard = guard_of(page)
+    link = guard.uploads / "link.png"
+    link.symlink_to("/etc/passwd")
+    if not guarded:  # the second line of defense: Gradio's own check
+        monkeypatch.setattr(guard, "_is_plain", lambda value: True)
+    before = {file for file in guard.uploads.rglob("*") if file.is_file()}
+    file = {"path": path.format(uploads=guard.uploads, link=link), "meta": {"_type": "gradio.FileData"}}
+    try:
+        for index, function in guard.blocks.fns.items():
+            for at in range(len(function.inputs)):
+                values: list[Any] = [None] * len(function.inputs)
+                values[at] = file
+                call = {"data": values, "fn_index": index, "session_hash": "files"}
+                reply = http.post("/gradio_api/run/predict", json=call)
+                assert reply.status_code == 400 if guarded else "root:" not in reply.text
+    finally:
+        link.unlink()
+    assert {file for file in guard.uploads.rglob("*") if file.is_file()} <= before
+
+
+def test_a_heartbeat_needs_a_log_in_and_keeps_nobody_out() -> None:
+    settings = ServerSettings(api_keys=(KEY,), max_connections=20, forwarded_allow_ips=())
+    with served(settings, mount_page) as server, ExitStack() as stack:
+        client = stack.enter_context(server.http())
+        assert client.get("/gradio_api/heartbeat/x").status_code == 401
+        client.post("/login", data={"username": "me", "password": KEY}).raise_for_status()
+        cookie = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
+        parts = httpx.URL(server.url)
+        for at in range(40):
+            one = stack.enter_context(closing(socket.create_connection((parts.host, parts.port or 80), timeout=10)))
+            one.sendall(
+                f"GET /gradio_api/heartbeat/s{at} HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\n\r\n".encode()
+            )
+            assert one.recv(100).startswith(b"HTTP/1.1 200 ")
+        for _ in range(5):
+            assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
+
+
+def test_one_visitor_does_not_fill_the_queue(http: httpx.Client, page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With n places, n/2 are for one visitor."""
+    guard = guard_of(page)
+    queue = guard.blocks._queue
+    running = SimpleNamespace(closed=False, username=None, request=SimpleNamespace(client=SimpleNamespace(host="")))
+    index = next(at for at, one in guard.blocks.fns.items() if one.queue)
+    call = {"data": [None] * len(guard.blocks.fns[index].inputs), "fn_index": index, "session_hash": "many"}
+    for host, status in (("127.0.0.1", 503), ("192.0.2.1", 200)):
+        running.request.client.host = host
+        monkeypatch.setattr(queue, "event_ids_to_events", {str(at): running for at in range(queue.max_size // 2)})
+        reply = http.post("/gradio_api/queue/join", json=call)
+        assert reply.status_code == status
+        assert status == 200 or reply.json()["error"]["code"] == "queue_full"
+
+
+def test_logging_out_ends_one_session() -> None:
+    with served(ServerSettings(api_keys=(KEY,)), mount_page) as server:
+        clients = [server.http() for _ in range(2)]
+        for client in clients:
+            client.post("/login", data={"username": "me", "password": KEY}).raise_for_status()
+        cookies = dict(clients[0].cookies)
+        clients[0].get("/logout")
+        assert clients[1].get("/config").status_code == 200
+        assert httpx.get(f"{server.url}/config", cookies=cookies).status_code == 401
 
 
 READ = [
@@ -135,8 +211,8 @@ def test_headers_that_name_no_host(http: httpx.Client, name: str, value: str) ->
     assert http.get("/", headers={name: "localhost:7860"}).status_code == 200
 
 
-def blocks_of(page: Served) -> Any:
-    return next(route.app.blocks for route in page.app.routes if isinstance(getattr(route, "app", None), PageGuard))
+def guard_of(page: Served) -> Any:
+    return next(route.app for route in page.app.routes if isinstance(getattr(route, "app", None), PageGuard))
 
 
 def test_uploads_are_private(http: httpx.Client) -> None:

@@ -184,5 +184,8 @@ def mount_page(app: FastAPI) -> FastAPI:
     page = cast(FastAPI, mounted.app)
     vars(page)["tokens"] = logins
     uploads = Path(vars(page)["uploaded_file_dir"])
-    mounted.app = PageGuard(page, built, settings.cors_origins, uploads, settings.max_uploads, service.metrics.refused)
+    known = logins if service.keys.required else None
+    mounted.app = PageGuard(
+        page, built, known, settings.cors_origins, uploads, settings.max_uploads, service.metrics.refused
+    )
     return app

@@ -11,6 +11,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
@@ -107,6 +108,7 @@ class Connections:
         # connections without a request, oldest first: those that sent no complete header, and those that had a request
         self._silent: dict[Connection, None] = {}
         self._idle: dict[Connection, None] = {}
+        self._closable: dict[Connection, None] = {}  # those whose response has no end, oldest first
         self._logged = -_LOG_SECONDS
         self._refused_since = 0
 
@@ -133,12 +135,16 @@ class Connections:
 
     def busy(self, connection: Connection) -> None:
         """The connection has a request."""
-        self._silent.pop(connection, None)
-        self._idle.pop(connection, None)
+        for some in (self._silent, self._idle, self._closable):
+            some.pop(connection, None)
 
     def idle(self, connection: Connection) -> None:
         """The connection waits for a further request."""
         self._idle[connection] = None
+
+    def may_be_closed(self, connection: Connection) -> None:
+        """The response of the connection has no end. It is closed if a further connection needs its place."""
+        self._closable[connection] = None
 
     def remove(self, connection: Connection) -> None:
         """The connection has ended."""
@@ -149,13 +155,21 @@ class Connections:
             del self._of_address[connection.group]
 
     def _close_one(self, group: str | None) -> bool:
-        """Close the connection that has been without a request for the longest time, if there is one."""
+        """Close the connection that has been without a request for the longest time, if there is one.
+
+        Otherwise, one whose response has no end, of the address with most of them.
+        """
         for waiting in (self._silent, self._idle):
             for connection in waiting:
                 if group is None or connection.group == group:
                     connection.abort()
                     return True
-        return False
+        closable = [one for one in self._closable if group is None or one.group == group]
+        if not closable:
+            return False
+        counts = Counter(one.visitor for one in closable)
+        max(closable, key=lambda one: counts[one.visitor]).abort()  # the first of equal ones is the oldest
+        return True
 
     def _log_refusal(self, host: str) -> None:
         self.count(503, "too_many_connections")
@@ -183,11 +197,12 @@ class Connection(HttpToolsProtocol):
 
     Attributes:
         group: What the connection counts for, see `address_group`; "" for that of a trusted proxy.
+        visitor: Address of the client of a response without end.
     """
 
     def __init__(self, *, connections: Connections, **options: Any) -> None:
         super().__init__(**options)
-        self.group = ""
+        self.group = self.visitor = ""
         self._all, self._settings = connections, connections.settings
         self._admitted = self._refused = self._aborted = False
         self._waits_for: str | None = "header"  # "header" or "body" while a part of a request is expected
@@ -278,7 +293,14 @@ class Connection(HttpToolsProtocol):
         self._waits_for = "body"
         self._header_size = 0
         self._all.busy(self)
+        self.scope["state"]["may_be_closed"] = partial(self._may_be_closed, self.scope)
         super().on_headers_complete()
+
+    def _may_be_closed(self, scope: Any) -> None:
+        """Called for a response without end."""
+        self.visitor = (scope.get("client") or ("",))[0]  # that of the client behind a proxy
+        if not self._aborted:
+            self._all.may_be_closed(self)
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser for a part of a body, which may be a chunk of one byte."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlroute.serving.errors import APIError, Count, error_response, no_endpoint, route_path
@@ -33,9 +35,12 @@ _READ = re.compile(
 )  # fmt: skip
 _WRITTEN = re.compile(r"/login|/gradio_api/(?:queue/join|run/predict|upload|cancel|reset)", re.ASCII)
 _UPLOAD, _CALLS = "/gradio_api/upload", ("/gradio_api/queue/join", "/gradio_api/run/predict")
+#: Streams that last as long as a visitor keeps the page open.
+_STREAMS = re.compile(r"/gradio_api/(?:queue/data|upload_progress|heartbeat/.*)")
 #: Maximum size of a part of a path: that of the name of a file.
 _MAX_NAME = 255
 _PAGES = ("", "zh")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _SESSION = re.compile(r"[\w-]{1,100}", re.ASCII)
 #: Headers from which Gradio makes addresses, and what they may contain.
 _HOST_HEADERS = ("host", "x-forwarded-host", "x-gradio-server")
@@ -49,11 +54,14 @@ class PageGuard:
     `Sec-Fetch-Site` or `Origin`; programs that are no browsers send neither.
 
     Gradio answers with status 500, or with a traceback in the log, to much that its own pages never send; an event of a
-    session without a name even stops its queue. So it gets only known paths, sessions and functions.
+    session without a name even stops its queue. So it gets only known paths, sessions and functions, and names of files
+    that were uploaded. Events of all visitors share a queue; one visitor may have as many as further ones find room for
+    (see `BodyPool`). Streams without end are closed if their connections are needed.
 
     Args:
         app: The application of the page.
         blocks: Gradio's page.
+        logins: Users by the tokens of their cookies; None if nobody has to log in.
         origins: Other origins that may use the page, see `ServerSettings.cors_origins`.
         uploads: Folder of the uploaded files.
         quota: Maximum number of bytes of all uploaded files together.
@@ -61,9 +69,16 @@ class PageGuard:
     """
 
     def __init__(
-        self, app: ASGIApp, blocks: Any, origins: Sequence[str], uploads: Path, quota: int, count: Count
+        self,
+        app: ASGIApp,
+        blocks: Any,
+        logins: MutableMapping[str, str] | None,
+        origins: Sequence[str],
+        uploads: Path,
+        quota: int,
+        count: Count,
     ) -> None:
-        self.app, self.blocks, self.origins, self.count = app, blocks, frozenset(origins), count
+        self.app, self.blocks, self.logins, self.origins, self.count = app, blocks, logins, frozenset(origins), count
         self.uploads, self.quota = uploads, quota
         self._arriving = 0  # bytes of the uploads that are being received
 
@@ -86,6 +101,12 @@ class PageGuard:
         elif path in _CALLS and scope["method"] == "POST":
             await self._call(scope, receive, guarded_send)
         else:
+            if path == "/logout":  # Gradio would end all sessions of the user: of all visitors with the same key
+                scope["query_string"] = b"all_session=false"
+                for token in _tokens(scope):
+                    (self.logins or {}).pop(token, None)
+            elif _STREAMS.fullmatch(path) is not None:
+                scope["state"].get("may_be_closed", lambda: None)()
             await self.app(scope, receive, guarded_send)
 
     def _refusal(self, scope: Scope, headers: Headers, path: str) -> APIError | None:
@@ -102,6 +123,8 @@ class PageGuard:
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         if any(page not in _PAGES for page in query.get("page", ())) or "deep_link" in query:
             return no_endpoint()
+        if path.startswith("/gradio_api/heartbeat") and self.logins is not None and self._user(scope) is None:
+            return APIError(401, "log in first", "not_logged_in")
         sessions = self.blocks._queue.pending_messages_per_session  # noqa: SLF001
         if path.endswith("/queue/data") and query.get("session_hash", [""])[-1] not in sessions:
             return APIError(404, "no event of this session is running; reload the page", "session_not_found")
@@ -121,11 +144,29 @@ class PageGuard:
             body = json.loads(b"".join(message.get("body", b"") for message in messages))
         except (ValueError, RecursionError):
             body = None
-        if self._is_call(body):
-            await self.app(scope, replay, send)
-        elif message["type"] != "http.disconnect":
+        if message["type"] == "http.disconnect":
+            return
+        if not self._is_call(body):
             refusal = APIError(400, "the page has no such function; reload it", "bad_call")
-            await error_response(refusal, scope, self.count)(scope, receive, send)
+        elif not self._has_place(scope):
+            busy = "the page is busy with other questions of yours; try again later"
+            refusal = APIError(503, busy, "queue_full", headers={"Retry-After": "5"})
+        else:
+            await self.app(scope, replay, send)
+            return
+        await error_response(refusal, scope, self.count)(scope, receive, send)
+
+    def _user(self, scope: Scope) -> str | None:
+        """The user of a request; None if nobody has logged in."""
+        return next((user for token in _tokens(scope) if (user := (self.logins or {}).get(token)) is not None), None)
+
+    def _has_place(self, scope: Scope) -> bool:
+        """Whether a further event of this visitor leaves as many places of the queue free as the visitor has."""
+        queue = self.blocks._queue  # noqa: SLF001
+        events = [event for event in [*queue.event_ids_to_events.values()] if not event.closed]
+        visitor = self._user(scope) or (scope.get("client") or ("",))[0]
+        mine = sum(visitor == (event.username or getattr(event.request.client, "host", "")) for event in events)
+        return bool(mine + len(events) < queue.max_size)
 
     def _is_call(self, body: Any) -> bool:
         """Whether a body names a session and a function of the page, with as many values as the function takes."""
@@ -138,8 +179,27 @@ class PageGuard:
         options = ("batched", "simple_format", "event_id", "oauth_token")
         return (
             function is not None and isinstance(values, list) and len(values) == len(function.inputs)
-            and not any(body.get(name) for name in options)
+            and not any(body.get(name) for name in options) and self._is_plain(body)
         )  # fmt: skip
+
+    def _is_plain(self, value: Any) -> bool:
+        """Whether all texts can be encoded, and all files are uploads or examples."""
+        if isinstance(value, str):
+            return not _SURROGATES.search(value)
+        if isinstance(value, list):
+            return all(map(self._is_plain, value))
+        if not isinstance(value, dict):
+            return True
+        path = value.get("path")
+        return (path is None or self._is_known_file(path)) and all(map(self._is_plain, (*value, *value.values())))
+
+    def _is_known_file(self, path: Any) -> bool:
+        from gradio.utils import is_static_file
+
+        if not isinstance(path, str) or "\0" in path:
+            return False
+        file, uploads = os.path.realpath(path), os.path.join(os.path.realpath(self.uploads), "")
+        return file.startswith(uploads) or bool(is_static_file(file))
 
     def _is_own(self, headers: Headers) -> bool:
         """Whether the request comes from this page, from an allowed origin, or from a program that is no browser."""
@@ -181,6 +241,13 @@ class PageGuard:
         """Whether an upload of `size` bytes fits, after older uploads were removed."""
         most = self.quota - self._arriving - size
         return most >= 0 and await asyncio.to_thread(shrink, self.uploads, most)
+
+
+def _tokens(scope: Scope) -> Iterator[str]:
+    """The tokens in the cookies of a request."""
+    for name, value in cookie_parser(Headers(scope=scope).get("cookie", "")).items():
+        if name.startswith("access-token"):
+            yield value
 
 
 def shrink(folder: Path, most: int) -> bool:

@@ -71,6 +71,8 @@ def build_page(
         _lay_out(Page(answerer, settings, examples, "zh"), title, state)
     page.queue(max_size=64, default_concurrency_limit=8, api_open=False)
     page._queue.sleep_when_free = QUEUE_SECONDS  # noqa: SLF001 (there is no public name)
+    # only then does Gradio refuse paths of any files in the place of uploads; `launch` sets it, mounting does not
+    page.has_launched = True
     return page
 
 
