@@ -63,6 +63,7 @@ MIN_MULTIPLE = 1e-15
 #: Maximum common multiple of all `multipleOf`, as a whole number without zeros at its end. llguidance computes a state
 #: for each remainder, which takes 0.2 s for this number and half a minute for one that is a hundred times as large.
 MAX_MULTIPLE = 100_000
+_EMPTY: Mapping[str, Any] = {}
 _FORMS = (
     "{'type': 'json_object'}, {'type': 'json_schema', 'json_schema': {'schema': …}}, {'type': 'text'}, "
     "{'json': a schema}, {'choice': a list of strings}, {'regex': a string} or, in Python, a pydantic model"
@@ -299,9 +300,10 @@ def _schema(
         raise refused(name, schema, "a JSON schema: an object")
     try:
         _check_length(name, len(json.dumps(schema, ensure_ascii=False)))
-        _check_depth(name, schema)
+        root = _Root(schema)
+        _check_depth(name, root)
         # pydantic ignores properties that the model does not have, so they need not be generated
-        prepared = _prepared(name, schema, schema, closed=closed or model is not None)
+        prepared = _prepared(name, schema, root, closed=closed or model is not None)
         content = json.dumps(prepared, ensure_ascii=False, allow_nan=False)
         _check_numbers(name, prepared)
     except (TypeError, ValueError, RecursionError) as error:
@@ -313,7 +315,7 @@ def _schema(
     return _checked(name, ResponseFormat("json_schema", content, title, strict, model))
 
 
-def _prepared(name: str, schema: Any, root: Mapping[str, Any], closed: bool) -> Any:
+def _prepared(name: str, schema: Any, root: _Root, closed: bool) -> Any:
     """A schema in which `oneOf` is `anyOf` if its alternatives exclude each other. SettingsError for unknown keywords.
 
     Args:
@@ -340,7 +342,7 @@ def _prepared(name: str, schema: Any, root: Mapping[str, Any], closed: bool) -> 
     missing = isinstance(named, Mapping) and not set(new.get("required") or ()) <= set(named)
     if closed and named is not None and not (combines or missing):
         new.setdefault("additionalProperties", False)
-    if "anyOf" not in new and isinstance(new.get("oneOf"), list) and _exclude_each_other(new["oneOf"], root):
+    if "anyOf" not in new and isinstance(new.get("oneOf"), list) and root.exclude_each_other(new["oneOf"]):
         new["anyOf"] = new.pop("oneOf")
     return new
 
@@ -354,7 +356,7 @@ def _check_keyword(name: str, key: Any) -> None:
         raise SettingsError(f"{name}: the JSON schema uses the unknown keyword {key} (did you mean {like[0]}?)")
 
 
-def _check_depth(name: str, root: Mapping[str, Any]) -> None:
+def _check_depth(name: str, root: _Root) -> None:
     """Raise SettingsError if a schema is nested too deeply; references that form a cycle are followed once.
 
     All values are searched, also those of `default`: a reference may name any of them.
@@ -372,10 +374,10 @@ def _check_depth(name: str, root: Mapping[str, Any]) -> None:
         deepest[id(value)] = depth
         for key, one in value.items():
             if key == "$ref":
-                one = _resolved({"$ref": one}, root, most=1)
+                one = root.resolved({"$ref": one}, most=1)
             visit(one, depth + 1, within | {id(value)})
 
-    visit(root, 0, frozenset())
+    visit(root.schema, 0, frozenset())
 
 
 def _check_numbers(name: str, schema: Any) -> None:
@@ -438,19 +440,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _exclude_each_other(alternatives: Sequence[Any], root: Mapping[str, Any]) -> bool:
-    """Whether a required property has other values in each alternative, so that no object fits two of them."""
-    found: dict[int, dict[str, set[str]]] = {}  # by the id of the schema, because many may refer to the same one
-    tags = []
-    for one in (_resolved(one, root) for one in alternatives):
-        if id(one) not in found:
-            found[id(one)] = dict(_tags(one, root))
-        tags.append(found[id(one)])
-    shared = set(tags[0]).intersection(*tags[1:]) if tags else ()
-    return any(_are_disjoint(one[key] for one in tags) for key in shared)
-
-
-def _are_disjoint(sets: Iterable[set[str]]) -> bool:
+def _are_disjoint(sets: Iterable[frozenset[str]]) -> bool:
     seen: set[str] = set()
     for one in sets:
         if not seen.isdisjoint(one):
@@ -459,28 +449,65 @@ def _are_disjoint(sets: Iterable[set[str]]) -> bool:
     return True
 
 
-def _tags(schema: Any, root: Mapping[str, Any]) -> Iterator[tuple[str, set[str]]]:
-    """The possible values, as JSON, of each required property that has a fixed set of them."""
-    schema = _resolved(schema, root)
-    properties, required = schema.get("properties"), schema.get("required")
-    if schema.get("type") != "object" or not isinstance(properties, Mapping) or not isinstance(required, list | tuple):
-        return
-    for key, one in properties.items():
-        one = _resolved(one, root)
-        values = [one["const"]] if "const" in one else one.get("enum")
-        if key in required and isinstance(values, list | tuple):
-            yield key, {json.dumps(value, sort_keys=True) for value in values}
+class _Root:
+    """A whole schema. References, and the values of alternatives, are looked up once: many may name the same one.
 
+    Args:
+        schema: The schema.
+    """
 
-def _resolved(schema: Any, root: Mapping[str, Any], most: int = 10) -> Mapping[str, Any]:
-    """`schema`, or what its `$ref` within `root` names, over `most` references; empty if that is no object."""
-    for _ in range(most):
-        if not isinstance(schema, Mapping) or not isinstance(reference := schema.get("$ref"), str):
-            break
-        schema = root
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self.schema = schema
+        self._named: dict[str, Mapping[str, Any]] = {}
+        # by the id of a schema, and of a list of values, which is kept so that no other object gets its id
+        self._tags: dict[int, dict[str, frozenset[str]]] = {}
+        self._values: dict[int, tuple[Sequence[Any], frozenset[str]]] = {}
+
+    def resolved(self, schema: Any, most: int = 10) -> Mapping[str, Any]:
+        """`schema`, or what its `$ref` names, over `most` references; empty if that is no object."""
+        for _ in range(most):
+            if not isinstance(schema, Mapping) or not isinstance(reference := schema.get("$ref"), str):
+                break
+            if reference not in self._named:
+                self._named[reference] = self._find(reference)
+            schema = self._named[reference]
+        return schema if isinstance(schema, Mapping) else _EMPTY
+
+    def _find(self, reference: str) -> Mapping[str, Any]:
+        found: Any = self.schema
         for part in reference.removeprefix("#").split("/")[1:]:
-            schema = schema.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(schema, Mapping) else None
-    return schema if isinstance(schema, Mapping) else {}
+            if not isinstance(found, Mapping):
+                break
+            found = found.get(part.replace("~1", "/").replace("~0", "~"))
+        return found if isinstance(found, Mapping) else _EMPTY
+
+    def exclude_each_other(self, alternatives: Sequence[Any]) -> bool:
+        """Whether a required property has other values in each alternative, so that no object fits two of them."""
+        tags = [self._tags_of(self.resolved(one)) for one in alternatives]
+        shared = set(tags[0]).intersection(*tags[1:]) if tags else ()
+        return any(_are_disjoint(one[key] for one in tags) for key in shared)
+
+    def _tags_of(self, schema: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+        """The possible values, as JSON, of each required property that has a fixed set of them."""
+        if id(schema) not in self._tags:
+            self._tags[id(schema)] = dict(self._read_tags(schema))
+        return self._tags[id(schema)]
+
+    def _read_tags(self, schema: Mapping[str, Any]) -> Iterator[tuple[str, frozenset[str]]]:
+        properties, required = schema.get("properties"), schema.get("required")
+        if schema.get("type") != "object" or not isinstance(properties, Mapping):
+            return
+        named = {one for one in required if isinstance(one, str)} if isinstance(required, list | tuple) else set()
+        for key in named & set(properties):
+            one = self.resolved(properties[key])
+            values = [one["const"]] if "const" in one else one.get("enum")
+            if isinstance(values, list | tuple):
+                yield key, self._encoded(values)
+
+    def _encoded(self, values: Sequence[Any]) -> frozenset[str]:
+        if id(values) not in self._values:
+            self._values[id(values)] = values, frozenset(json.dumps(one, sort_keys=True) for one in values)
+        return self._values[id(values)][1]
 
 
 def _is_unicode(text: str) -> bool:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import jsonschema
@@ -33,7 +34,7 @@ from vlroute.errors import MissingExtraError, SettingsError
 from vlroute.learning import draw_evenly
 from vlroute.pocket import TASKS
 from vlroute.serving.settings import ServerSettings
-from vlroute.structured import ResponseFormat, read_format
+from vlroute.structured import ResponseFormat, json_schema, read_format
 from vlroute.types import MODES, AnswerDelta, Finished, ThinkingDelta
 
 pytestmark = pytest.mark.float32
@@ -686,3 +687,22 @@ def test_no_end_token_inside(router: Router) -> None:
     answer = ask(router, {"json": NUMBERS}, eos_token_id=[comma, end_id(router, "instruct")])
     assert answer.finish_reason == "stop"
     assert isinstance(answer.parsed, list)
+
+
+_BIG = {"type": "object", "properties": {"k": {"enum": [*range(9000)]}}, "required": ["k"]}
+_PAIR = {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$defs": {"a": _BIG}, "properties": {f"p{at}": _PAIR for at in range(650)}},
+        {"$defs": {"a": {"$ref": "#/" + "x/" * 20_000}}, "oneOf": _PAIR["oneOf"] * 1250},
+    ],
+)
+def test_references_are_looked_up_once(schema: dict[str, Any]) -> None:
+    """It took a minute, before any limit of time applied."""
+    began = time.thread_time()
+    with suppress(SettingsError):
+        json_schema("format", schema)
+    assert time.thread_time() - began < 5

@@ -46,9 +46,8 @@ router = APIRouter(route_class=JSONRoute)
 async def messages(body: MessagesRequest, request: Request, caller: Caller) -> Response:
     """Answer a conversation in the form of Anthropic's Messages API."""
     arrived, service = time.perf_counter(), caller.service
-    options = await _options(body, caller, arrived)
-    read = body.offered_tools
-    tools = await service.checked_tools(read, options, arrived) if body.tools else read()
+    options = await until_disconnect(_options(body, caller, arrived), request)
+    tools = await until_disconnect(service.read_tools(body, options, arrived), request)
     prepare = Preparation(body.chat_messages(), caller.fetcher, service.settings, service.sampling, tools)
     if not body.stream:
         answer = await until_disconnect(service.answer(prepare, options, arrived), request)
@@ -62,12 +61,11 @@ async def messages(body: MessagesRequest, request: Request, caller: Caller) -> R
 
 
 @router.post(f"{ANTHROPIC_PATH}/count_tokens", response_model=None, responses=_ERRORS)
-async def count_tokens(body: CountTokensRequest, caller: Caller) -> Response:
+async def count_tokens(body: CountTokensRequest, request: Request, caller: Caller) -> Response:
     """Count the tokens of a prompt without an answer; the larger number of both modes if none is forced."""
     arrived, service = time.perf_counter(), caller.service
-    options = await _options(body, caller, arrived)
-    read = body.offered_tools
-    tools = await service.check(read, caller.flow, arrived) if body.tools else read()
+    options = await until_disconnect(_options(body, caller, arrived), request)
+    tools = await until_disconnect(service.read_tools(body, options, arrived, answered=False), request)
     prepare = Preparation(body.chat_messages(), caller.fetcher, service.settings, service.sampling, tools)
 
     def count(conversation: Conversation) -> dict[Mode, int] | None:

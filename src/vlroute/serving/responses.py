@@ -533,7 +533,10 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
     """Answer in OpenAI's Responses API, in the mode that the router decides on, or in the requested mode."""
     arrived, service = time.perf_counter(), caller.service
     read = partial(body.options, service.settings, caller.namespace, service.models)
-    options = await service.check(read, caller.flow, arrived) if body.format is not None else read()
+    if body.format is None:
+        options = read()
+    else:
+        options = await until_disconnect(service.check(read, caller.flow, arrived), request)
     options = replace(options, flow=caller.flow)
     if body.store and service.conversations is None:
         raise _no_store("store")
@@ -541,7 +544,7 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
     earlier: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
         earlier, _ = await _messages(caller, request, body.previous_response_id, arrived, "previous_response_id")
-    given = await _with_items(body.input, caller, arrived)
+    given = await until_disconnect(_with_items(body.input, caller, arrived), request)
     asked = [*earlier, *messages_of(given)]
     # the chat API would continue an answer, but the stored turn would be in two parts
     if asked[-1].get("role") == "assistant":
@@ -550,7 +553,7 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
             "bad_message", "input",
         )  # fmt: skip
     system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
-    tools = await service.checked_tools(body.offered_tools, options, arrived) if body.tools else body.offered_tools()
+    tools = await until_disconnect(service.read_tools(body, options, arrived), request)
     prepare = Preparation([*system, *asked], caller.fetcher, service.settings, service.sampling, tools)
     reply = Reply(body, stored)
 
@@ -578,9 +581,12 @@ async def get_response(id: str, request: Request, caller: Caller) -> Response:
     ):
         raise APIError(400, "a stored response is not streamed; leave out stream", "unsupported_parameter", "stream")
     conversations, digits = _conversations(caller.service, id)
-    body = await asyncio.to_thread(conversations.body, caller.namespace, digits)
+    read = partial(conversations.body, caller.namespace, digits)
+    body = await until_disconnect(caller.service.read(read, caller.flow, time.perf_counter()), request)
     if body is None:
         raise _not_found()
+    pooled: PooledBody = request.scope["state"]["pooled_body"]
+    pooled.take(caller.flow.name, len(body))  # until the client has read it
     return _json(body)
 
 
@@ -639,7 +645,7 @@ async def _messages(
         body.take(caller.flow.name, size)
 
     read = partial(conversations.messages, caller.namespace, digits, reserve)
-    found = await caller.service.read(read, caller.flow, arrived)
+    found = await until_disconnect(caller.service.read(read, caller.flow, arrived), request)
     if found is None:
         raise _not_found(param)
     return found

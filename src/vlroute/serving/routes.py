@@ -63,9 +63,8 @@ async def predict(body: PredictRequest, request: Request, caller: Caller) -> dic
 async def chat_completions(body: ChatRequest, request: Request, caller: Caller) -> Response:
     """Answer a conversation in the mode that the router decides on, or in the requested mode."""
     arrived, service = time.perf_counter(), caller.service
-    options = await _options(body, caller, arrived)
-    read = body.offered_tools
-    tools = await service.checked_tools(read, options, arrived) if body.tools else read()
+    options = await until_disconnect(_options(body, caller, arrived), request)
+    tools = await until_disconnect(service.read_tools(body, options, arrived), request)
     prepare = Preparation(body.messages, caller.fetcher, service.settings, service.sampling, tools)
     count = body.n or 1
     if not body.stream:
@@ -98,12 +97,11 @@ async def _options(body: ChatRequest, caller: Caller, arrived: float) -> Request
 
 
 @router.post("/v1/route", responses=documented(*_CHAT_ERRORS))
-async def route(body: ChatRequest, caller: Caller) -> dict[str, Any]:
+async def route(body: ChatRequest, request: Request, caller: Caller) -> dict[str, Any]:
     """Only decide on a chat request, including the captions of its pictures."""
     arrived, service = time.perf_counter(), caller.service
-    options = await _options(body, caller, arrived)
-    read = body.offered_tools
-    tools = await service.check(read, caller.flow, arrived) if body.tools else read()
+    options = await until_disconnect(_options(body, caller, arrived), request)
+    tools = await until_disconnect(service.read_tools(body, options, arrived, answered=False), request)
     prepare = Preparation(body.messages, caller.fetcher, service.settings, service.sampling, tools)
 
     def decide(conversation: Conversation) -> Decision:

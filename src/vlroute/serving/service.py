@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import math
 import os
@@ -18,7 +19,7 @@ from contextvars import copy_context
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from vlroute.conversations import Conversations
 from vlroute.decision.selector import ModeSelector
@@ -26,6 +27,7 @@ from vlroute.engine.settings import response_format
 from vlroute.errors import (
     ArtifactError,
     CheckpointError,
+    LimitError,
     ModeUnavailableError,
     StoreError,
     VLRouteError,
@@ -497,27 +499,33 @@ class Service:
         except TimeoutError:
             raise self._late() from None
 
-    async def checked_tools(
-        self, read: Callable[[], Tools | None], options: RequestOptions, arrived: float
+    async def read_tools(
+        self, body: HasTools, options: RequestOptions, arrived: float, *, answered: bool = True
     ) -> Tools | None:
-        """Read the tools of a request and check what an answer with them needs, see `check`.
+        """The tools of a request, read as `check` does.
 
         Args:
-            read: Reads the tools.
-            options: Options of the request.
-            arrived: `time.perf_counter()` when the request arrived.
+            body: The request.
+            options: Its options.
+            arrived: `time.perf_counter()` when it arrived.
+            answered: Whether an answer follows, so that what it needs is checked.
 
         Returns:
             The tools.
 
         Raises:
             APIError: See `answer`.
-            InputError: A tool is invalid or not supported.
+            InputError: A tool is invalid or not supported, or the tools are too long.
         """
+        if not body.tools:
+            return body.offered_tools()
 
         def work() -> Tools | None:
-            tools = read()
-            if tools is not None:
+            length = len(json.dumps(body.tools, ensure_ascii=False))  # also of tools that may not be called
+            if length > self.settings.max_prompt:
+                raise LimitError(f"{length} characters of tools, over the limit of {self.settings.max_prompt}")
+            tools = body.offered_tools()
+            if tools is not None and answered:
                 self.router.pipeline.check_tools(tools, response_format(options.generation))
             return tools
 
@@ -730,6 +738,15 @@ class Service:
     def _waiting(self, mode: Mode) -> int:
         scheduler = self.router.scheduler
         return scheduler.waiting().get(mode, 0) if scheduler else 0
+
+
+class HasTools(Protocol):
+    """A request that may offer tools."""
+
+    tools: list[dict[str, Any]] | None
+
+    def offered_tools(self) -> Tools | None:
+        """The tools that the model may call. InputError if they are invalid."""
 
 
 class _Place:
