@@ -19,6 +19,7 @@ from pathlib import Path
 from zlib import crc32
 
 import psutil
+from joblib.externals.loky import get_reusable_executor
 from rich.console import Console
 
 from training.page import argument_parser, environment, figures, in_own_process, publish, step
@@ -132,6 +133,7 @@ def train_once(records: Path) -> Trained:
         evaluation = train_router([records], folder, console=Console(quiet=True))
         seconds = time.perf_counter() - start
         artifact = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    get_reusable_executor().shutdown(kill_workers=True)  # this process would wait five minutes for joblib's workers
     return Trained(evaluation.records, seconds, peak[0], artifact, evaluation.figures["area over random"].value)
 
 

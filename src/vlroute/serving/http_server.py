@@ -28,7 +28,7 @@ RESERVED_FILES = 256
 LAST_BYTES_SECONDS = 5
 #: After a second signal, the process ends after this time at the latest.
 AT_ONCE_SECONDS = 1.0
-#: After this time, a thread that runs Python lets another one run. With Python's 5 ms, answers to short questions took a
+#: After this time, a thread that runs Python lets another one run. With 5 ms, as Python sets it, short answers took a
 #: fifth longer while another key sent large bodies and pictures.
 SWITCH_SECONDS = 0.001
 
