@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import signal
-import subprocess
+import subprocess  # nosec B404
 import sys
 import threading
 import time
@@ -38,9 +38,13 @@ _OWN_SIGNALS = [getattr(signal, name) for name in ("SIGXCPU", "SIGABRT", "SIGSEG
 class _Ended(Exception):
     """The process ended.
 
+    Args:
+        code: Its exit code.
+        late: Whether because `SECONDS` had passed.
+
     Attributes:
         by_grammar: Whether because of its grammar.
-        late: Whether because `SECONDS` had passed.
+        late: See above.
     """
 
     def __init__(self, code: int, late: bool) -> None:
@@ -56,7 +60,7 @@ class _Process:
             raise OSError("this program has no Python interpreter of its own")
         # the same modules as here, wherever they come from
         paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # nosec B603 (no argument comes from outside)
             [sys.executable, "-P", "-m", "vlroute.grammar_check"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": paths},
         )  # fmt: skip
