@@ -1,6 +1,6 @@
 """Compiles grammars in processes of their own, to find out whether an answer can follow them.
 
-llguidance needs hours for some grammars, such as for the intersection of 20 patterns, and ends its process for others.
+llguidance needs hours for some grammars, such as for the intersection of 20 patterns, and crashes its process for others.
 Such a grammar ends a process of this module instead, and is refused.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 log = logging.getLogger("vlroute")
 #: Number of processes, which are started when they are needed.
 PROCESSES = 2
-#: Processor time for one grammar. Limits are in whole seconds, so that one more may pass.
+#: Processor time for one grammar. Limits are in whole seconds, so up to one more second may pass.
 CPU_SECONDS = 1
 #: Time after which a process is ended in any case: where processor time cannot be limited, or on a busy machine.
 SECONDS = 20.0
@@ -60,7 +60,8 @@ class _Process:
             raise OSError("this program has no Python interpreter of its own")
         # the same modules as here, wherever they come from
         paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
-        self._process = subprocess.Popen(  # nosec B603 (no argument comes from outside)
+        # no argument comes from outside
+        self._process = subprocess.Popen(  # nosec B603
             [sys.executable, "-P", "-m", "vlroute.grammar_check"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": paths},
         )  # fmt: skip

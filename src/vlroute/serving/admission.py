@@ -192,11 +192,11 @@ class FairQueue:
 
 
 class FairThreads:
-    """Threads for work that can take seconds. Each flow uses one of them at a time.
+    """Threads for work that can take seconds. A flow uses at most one of them at a time.
 
     Args:
         count: Number of threads.
-        most: Maximum number of works that run or wait.
+        most: Maximum number of tasks that run or wait.
         refusal: Makes the error for further ones.
         name: Beginning of the names of the threads.
     """
@@ -220,6 +220,7 @@ class FairThreads:
 
         Raises:
             TimeoutError: No thread was free in time.
+            Exception: The result of `refusal`, if too many tasks run or wait.
         """
         ticket = self.queue.enter(flow)
         try:

@@ -1,4 +1,4 @@
-"""Connections of the server: silent and slow clients, and too many connections, cost a bounded time and memory."""
+"""Connections of the server: limits of the time and memory that silent, slow and many clients can cost."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ class Connections:
         self._refused_since = 0
 
     def admit(self, new: Connection, host: str) -> bool:
-        """Whether a new connection is accepted. If there are too many, one without a request is closed instead.
+        """Whether a new connection is accepted. If there are too many, another one is closed to make room.
+
+        That is one without a request; if there is none, one whose response has no end.
 
         Args:
             new: The connection.
@@ -143,7 +145,7 @@ class Connections:
         self._idle[connection] = None
 
     def may_be_closed(self, connection: Connection) -> None:
-        """The response of the connection has no end. It is closed if a further connection needs its place."""
+        """Mark a connection whose response has no end. It is closed if a new connection needs its place."""
         self._closable[connection] = None
 
     def remove(self, connection: Connection) -> None:

@@ -54,9 +54,10 @@ class PageGuard:
     `Sec-Fetch-Site` or `Origin`; programs that are no browsers send neither.
 
     Gradio answers with status 500, or with a traceback in the log, to much that its own pages never send; an event of a
-    session without a name even stops its queue. So it gets only known paths, sessions and functions, and names of files
-    that were uploaded. Events of all visitors share a queue; one visitor may have as many as further ones find room for
-    (see `BodyPool`). Streams without end are closed if their connections are needed.
+    session without a name even stops its queue. So only requests with known paths, sessions and functions, and with
+    files that are uploads or examples, are passed on. Events of all visitors share a queue: one more of a visitor is
+    accepted if at least as many places stay free as the visitor has, as in `BodyPool`. Streams without end are closed
+    if their connections are needed.
 
     Args:
         app: The application of the page.

@@ -462,7 +462,7 @@ class Service:
         self.metrics.feedback.inc()
 
     async def check(self, work: Callable[[], T], flow: Flow, arrived: float) -> T:
-        """Check a format or tools in another thread, which can take seconds; for one request of a flow at a time.
+        """Check a format or tools in another thread, for one request of a flow at a time. It can take seconds.
 
         Args:
             work: Checks them.
@@ -470,7 +470,10 @@ class Service:
             arrived: `time.perf_counter()` when the request arrived.
 
         Returns:
-            What `work` returns. Errors are those of `answer`, and those of `work`.
+            What `work` returns. Its errors are passed on.
+
+        Raises:
+            APIError: See `answer`.
         """
         self.begin()  # the start-up of a mounted application is not run
         with self._lock:
@@ -478,7 +481,7 @@ class Service:
         return await self._in_background(self._checking, work, flow, arrived)
 
     async def read(self, work: Callable[[], T], flow: Flow, arrived: float) -> T:
-        """Read stored responses in another thread; for one request of a flow at a time. Needs no models.
+        """Read stored responses in another thread, for one request of a flow at a time. Needs no models.
 
         Args:
             work: Reads them.
