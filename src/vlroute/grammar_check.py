@@ -1,7 +1,7 @@
 """Compiles grammars in processes of their own, to find out whether an answer can follow them.
 
-llguidance needs hours for some grammars, such as for the intersection of 20 patterns, and crashes its process for others.
-Such a grammar ends a process of this module instead, and is refused.
+llguidance needs hours for some grammars, such as for the intersection of 20 patterns, and crashes for others. Such a
+grammar ends a process of this module instead, and is refused.
 """
 
 from __future__ import annotations

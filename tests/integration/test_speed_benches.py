@@ -82,11 +82,14 @@ def test_one_training_is_measured_in_its_own_process(tmp_path: Path) -> None:
 
 
 def test_the_page_on_retraining_says_what_falls_short() -> None:
-    large = dataclasses.replace(HELD, records=100_000, seconds=1500.0, peak=4000 * MiB, area=None)
-    found = {str(one.records): {"where": "here", "trained": asdict(one)} for one in (large, HELD)}
+    small = dataclasses.replace(HELD, seconds=20.0)
+    large = dataclasses.replace(HELD, records=100_000, seconds=300.0, peak=4000 * MiB, area=None)
+    found = {str(one.records): {"where": "here", "trained": asdict(one)} for one in (large, small)}
     page = render("retraining.md", data=found)
-    assert "| 10,000 | 100.0 | 1,000 | 10.00 | 1.00 | 2.0 | 3.00 |" in page
-    assert "| 100,000 | 1500.0 | 4,000 | 15.00 | 1.50 | 2.0 | – |" in page  # only the bar at 10 000 is asked for
+    assert "| 10,000 | 20.0 | 1,000 | 2.00 | 1.00 | 2.0 | 3.00 |" in page
+    assert "| 100,000 | 300.0 | 4,000 | 3.00 | 1.50 | 2.0 | – |" in page
     assert page.count("Measured on: here") == 1
-    slow = {"10000": {"where": "here", "trained": asdict(dataclasses.replace(HELD, seconds=130, peak=2049 * MiB))}}
-    assert "| 10,000 | **130.0** | **2,049** |" in render("retraining.md", data=slow)
+    slow = {"10000": {"where": "here", "trained": asdict(dataclasses.replace(HELD, seconds=26, peak=1025 * MiB))}}
+    assert "| 10,000 | **26.0** | **1,025** |" in render("retraining.md", data=slow)
+    heavy = {"100000": {"where": "here", "trained": asdict(dataclasses.replace(large, peak=4097 * MiB))}}
+    assert "| 100,000 | 300.0 | **4,097** |" in render("retraining.md", data=heavy)

@@ -21,8 +21,7 @@ from vlroute.serving.errors import APIError, Count
 from vlroute.serving.settings import ServerSettings
 
 log = logging.getLogger("vlroute")
-_SILENT = logging.getLogger("vlroute.silent")
-_SILENT.disabled = True
+_SILENT = logging.Logger("silent", logging.CRITICAL + 1)
 #: Maximum size of the header of a request.
 MAX_HEADER = 2**16
 #: Maximum number of its fields.

@@ -102,7 +102,7 @@ def test_the_page_says_what_is_better_and_what_is_not() -> None:
     }  # fmt: skip
     page = render("routers.md", data=data, **data)
     assert "* Worse than `vlroute`: worse.\n" in page
-    assert "* No difference that is certain: same, MiniLM.\n" in page
+    assert "* No significant difference: same, MiniLM.\n" in page
     assert "* Better than `vlroute`: better.\n" in page
     assert "| worse | 3.00 (2.00 – 4.00) | **-1.00 (-2.00 – -0.50)** | 10 | 2.00 |" in page
     assert "| same, MiniLM | 3.00 (2.00 – 4.00) | +0.10 (-0.50 – +0.70) | 0.1 | 2.00 |" in page
