@@ -48,7 +48,7 @@ def test_many_requests_or_chunks_at_once(server: Served, key: str) -> None:
     run = costly_requests.tiny_chunks if key else costly_requests.pipelined
     found = run(server.url, *([key] if key else []), connections=4, seconds=2.0)
     assert found.failed == 0
-    assert len(found.milliseconds) > 10  # 0.1 s each; the attacks take a core of their own
+    assert len(found.milliseconds) > 10
 
 
 def test_background_work_of_a_client_that_leaves_gives_its_turn_back(server: Served) -> None:
@@ -166,7 +166,7 @@ def test_large_replies_are_the_same_as_small_ones(http: httpx.Client, stored: bo
 
 
 def test_a_mounted_application_loads_the_pair_also_for_a_format() -> None:
-    """Its start-up is not run."""
+    """The start-up of a mounted application is not run."""
     router = Router.from_pretrained()
     app = create_app(router, ServerSettings())
 

@@ -88,7 +88,11 @@ def post(server: Served, body: dict[str, Any], key: str = KEY, **options: Any) -
 
 def idle(server: Served) -> None:
     until(
-        lambda: not len(server.service._queue) and not len(server.service._decoding) and not server.service._pixels.held
+        lambda: (
+            not len(server.service._queue)
+            and not len(server.service._decoding.queue)
+            and not server.service._pixels.held
+        )
     )
 
 
@@ -117,7 +121,7 @@ def test_another_key_decodes_while_one_key_sends_bombs(server: Served) -> None:
     bomb = uri("video/mp4", LONG_VIDEO)
     with ThreadPoolExecutor(3) as pool:
         bombs = [pool.submit(post, server, body(bomb)) for _ in range(3)]
-        until(lambda: server.service._decoding.waiting)
+        until(lambda: server.service._decoding.queue.waiting)
         began = time.perf_counter()
         assert post(server, body(uri("image/png", PICTURE)), OTHER).status_code == 200
         assert time.perf_counter() - began < 2

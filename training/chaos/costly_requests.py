@@ -5,14 +5,13 @@ Like `attacks`, for a server on this machine.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import string
-import struct
 import threading
 import time
-import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,8 @@ from functools import partial
 from typing import Any
 
 import httpx
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from training.chaos.attacks import CHAT, Figures, connected, health
 from training.chaos.fairness import ask, bearer, percentile
@@ -86,7 +87,7 @@ def stored_pictures(url: str, key: str = "none", count: int = 8, megabytes: int 
 
 
 def slow_formats(url: str, flooding: str, other: str, count: int = 24, seconds: float = 8.0) -> dict[str, float]:
-    """Let one key send formats and tools that are costly to compile, while another one uses a simple one.
+    """Let one key send formats and tools that are costly to compile, while another key asks with a simple format.
 
     Args:
         url: Address of the server.
@@ -142,7 +143,7 @@ def _flood(url: str, key: str, body: dict[str, Any], at: int) -> None:
 
 
 def _slow_format(at: int) -> dict[str, Any]:
-    """A request whose format, or tool, takes hours to compile; each one is another."""
+    """A request with a format, or with tools, that take hours to compile. Each call makes different ones."""
     mark = random.random()
     schema = {"allOf": [{"type": "string", "pattern": f".*{index}.*{mark}"} for index in range(25)]}
     if at % 2:
@@ -211,12 +212,8 @@ def _sent(url: str, connections: int, seconds: float, begin: bytes, block: bytes
 
 
 def large_png(size: int) -> bytes:
-    """A small picture in a large file."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0)
-    rows = zlib.compress((b"\0" + b"\x80" * 96) * 32)
-    parts = chunk(b"IHDR", header) + chunk(b"juNk", os.urandom(size)) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + parts
+    """A small picture in a file of about `size` bytes."""
+    junk, buffer = PngInfo(), io.BytesIO()
+    junk.add(b"juNk", os.urandom(size))
+    Image.new("RGB", (32, 32)).save(buffer, "PNG", pnginfo=junk)
+    return buffer.getvalue()

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vlroute.fair_share import FairShare, Flow
 
@@ -192,18 +192,28 @@ class FairQueue:
 
 
 class FairThreads:
-    """Threads for work that can take seconds. A flow uses at most one of them at a time.
+    """Threads for work that can take seconds, shared fairly by several flows.
 
     Args:
         count: Number of threads.
-        most: Maximum number of tasks that run or wait.
+        most: Maximum number of tasks that run or wait; None: no limit.
         refusal: Makes the error for further ones.
         name: Beginning of the names of the threads.
+        per_flow: Maximum number of threads that one flow uses at a time.
+        begin: Called at the start of each thread.
     """
 
-    def __init__(self, count: int, most: int, refusal: Callable[[], Exception], name: str) -> None:
-        self.queue = FairQueue(count, most, refusal, per_flow=1)
-        self._threads = ThreadPoolExecutor(count, name)
+    def __init__(
+        self,
+        count: int,
+        most: int | None,
+        refusal: Callable[[], Exception],
+        name: str,
+        per_flow: int = 1,
+        begin: Callable[[], Any] | None = None,
+    ) -> None:
+        self.queue = FairQueue(count, most, refusal, per_flow)
+        self._threads = ThreadPoolExecutor(count, name, begin)
 
     async def run(self, work: Callable[[], T], flow: Flow, seconds: float) -> T:
         """Wait for a thread and run work in it, in the context of the caller.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,7 +12,6 @@ from fastapi.responses import JSONResponse, Response
 from sse_starlette import ServerSentEvent
 
 from vlroute.inputs.messages import Conversation
-from vlroute.pipeline import RequestOptions
 from vlroute.serving.bodies import JSONRoute
 from vlroute.serving.dependencies import Caller
 from vlroute.serving.errors import ANTHROPIC_PATH, APIError, request_id
@@ -46,7 +44,7 @@ router = APIRouter(route_class=JSONRoute)
 async def messages(body: MessagesRequest, request: Request, caller: Caller) -> Response:
     """Answer a conversation in the form of Anthropic's Messages API."""
     arrived, service = time.perf_counter(), caller.service
-    options = await until_disconnect(_options(body, caller, arrived), request)
+    options = await until_disconnect(service.read_options(body, caller.namespace, caller.flow, arrived), request)
     tools = await until_disconnect(service.read_tools(body, options, arrived), request)
     prepare = Preparation(body.chat_messages(), caller.fetcher, service.settings, service.sampling, tools)
     if not body.stream:
@@ -64,7 +62,7 @@ async def messages(body: MessagesRequest, request: Request, caller: Caller) -> R
 async def count_tokens(body: CountTokensRequest, request: Request, caller: Caller) -> Response:
     """Count the tokens of a prompt without an answer; the larger number of both modes if none is forced."""
     arrived, service = time.perf_counter(), caller.service
-    options = await until_disconnect(_options(body, caller, arrived), request)
+    options = await until_disconnect(service.read_options(body, caller.namespace, caller.flow, arrived), request)
     tools = await until_disconnect(service.read_tools(body, options, arrived, answered=False), request)
     prepare = Preparation(body.chat_messages(), caller.fetcher, service.settings, service.sampling, tools)
 
@@ -78,13 +76,6 @@ async def count_tokens(body: CountTokensRequest, request: Request, caller: Calle
         )
     reply = {"input_tokens": max(counts.values()), "vlroute": {"input_tokens": counts}}
     return JSONResponse(reply, headers={"request-id": request_id(current_request().id)})
-
-
-async def _options(body: CountTokensRequest, caller: Caller, arrived: float) -> RequestOptions:
-    """The options of a request; in another thread if that can take a second."""
-    read = partial(body.options, caller.service.settings, caller.namespace, caller.service.models)
-    options = await caller.service.check(read, caller.flow, arrived) if body.has_format else read()
-    return replace(options, flow=caller.flow)
 
 
 def _headers(id: str, decision: Decision) -> dict[str, str]:

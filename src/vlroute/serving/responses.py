@@ -7,7 +7,6 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -205,6 +204,11 @@ class ResponseRequest(Fields):
     def format(self) -> Mapping[str, Any] | None:
         """What constrains the form of the answer. Checking it can take a second."""
         return self.text.format if self.text else None
+
+    @property
+    def has_format(self) -> bool:
+        """Whether a field constrains the form of the answer."""
+        return self.format is not None
 
     @property
     def summary(self) -> Summary | None:
@@ -532,12 +536,7 @@ def _logprobs(item: Mapping[str, Any]) -> dict[str, Any]:
 async def create_response(body: ResponseRequest, request: Request, caller: Caller) -> Response:
     """Answer in OpenAI's Responses API, in the mode that the router decides on, or in the requested mode."""
     arrived, service = time.perf_counter(), caller.service
-    read = partial(body.options, service.settings, caller.namespace, service.models)
-    if body.format is None:
-        options = read()
-    else:
-        options = await until_disconnect(service.check(read, caller.flow, arrived), request)
-    options = replace(options, flow=caller.flow)
+    options = await until_disconnect(service.read_options(body, caller.namespace, caller.flow, arrived), request)
     if body.store and service.conversations is None:
         raise _no_store("store")
     stored = body.store is not False and service.conversations is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import time
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -63,7 +62,7 @@ async def predict(body: PredictRequest, request: Request, caller: Caller) -> dic
 async def chat_completions(body: ChatRequest, request: Request, caller: Caller) -> Response:
     """Answer a conversation in the mode that the router decides on, or in the requested mode."""
     arrived, service = time.perf_counter(), caller.service
-    options = await until_disconnect(_options(body, caller, arrived), request)
+    options = await until_disconnect(service.read_options(body, caller.namespace, caller.flow, arrived), request)
     tools = await until_disconnect(service.read_tools(body, options, arrived), request)
     prepare = Preparation(body.messages, caller.fetcher, service.settings, service.sampling, tools)
     count = body.n or 1
@@ -89,18 +88,11 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
     return EventStream(items, ChoiceChunks(decided, *shape), refused, headers)
 
 
-async def _options(body: ChatRequest, caller: Caller, arrived: float) -> RequestOptions:
-    """The options of a request; in another thread if that can take a second."""
-    read = partial(body.options, caller.service.settings, caller.namespace, caller.service.models)
-    options = await caller.service.check(read, caller.flow, arrived) if body.has_format else read()
-    return replace(options, flow=caller.flow)
-
-
 @router.post("/v1/route", responses=documented(*_CHAT_ERRORS))
 async def route(body: ChatRequest, request: Request, caller: Caller) -> dict[str, Any]:
     """Only decide on a chat request, including the captions of its pictures."""
     arrived, service = time.perf_counter(), caller.service
-    options = await until_disconnect(_options(body, caller, arrived), request)
+    options = await until_disconnect(service.read_options(body, caller.namespace, caller.flow, arrived), request)
     tools = await until_disconnect(service.read_tools(body, options, arrived, answered=False), request)
     prepare = Preparation(body.messages, caller.fetcher, service.settings, service.sampling, tools)
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from contextvars import copy_context
@@ -115,11 +115,10 @@ class Service:
             started = threading.Barrier(threads)
             for _ in range(threads):
                 self._pool.submit(started.wait)
-        self._decoders = ThreadPoolExecutor(settings.max_decoding, "vlroute-decode", _run_behind)
         self._admitted: Counter[threading.Event] = Counter()  # number of answers of each request
         self._queue = FairQueue(2 * settings.max_num_seqs, self.max_admitted, self._too_many)
-        per_flow = max(settings.max_decoding - 1, 1)
-        self._decoding = FairQueue(settings.max_decoding, None, self._too_many, per_flow)
+        most, per_flow = settings.max_decoding, max(settings.max_decoding - 1, 1)
+        self._decoding = FairThreads(most, None, self._too_many, "vlroute-decode", per_flow, _run_behind)
         self._checking, self._reading = (
             FairThreads(BACKGROUND_THREADS, self.max_admitted, _too_many_in_background, f"vlroute-{name}")
             for name in ("check", "read")
@@ -502,8 +501,27 @@ class Service:
         except TimeoutError:
             raise self._late() from None
 
+    async def read_options(self, body: AskedBody, namespace: str, flow: Flow, arrived: float) -> RequestOptions:
+        """The options of a request, read as `check` does if it has a format.
+
+        Args:
+            body: The request.
+            namespace: Namespace of the caller's caches.
+            flow: Flow of the request.
+            arrived: `time.perf_counter()` when it arrived.
+
+        Returns:
+            The options.
+
+        Raises:
+            APIError: See `answer`; also for fields that are invalid.
+        """
+        read = partial(body.options, self.settings, namespace, self.models)
+        options = await self.check(read, flow, arrived) if body.has_format else read()
+        return replace(options, flow=flow)
+
     async def read_tools(
-        self, body: HasTools, options: RequestOptions, arrived: float, *, answered: bool = True
+        self, body: AskedBody, options: RequestOptions, arrived: float, *, answered: bool = True
     ) -> Tools | None:
         """The tools of a request, read as `check` does.
 
@@ -591,7 +609,8 @@ class Service:
         with self._lock:
             for cancel in self._admitted:
                 cancel.set()
-        for queue in (self._queue, self._decoding, self._checking.queue, self._reading.queue):
+        background = (self._decoding, self._checking, self._reading)
+        for queue in (self._queue, *(threads.queue for threads in background)):
             queue.close(shutting_down)
         until = time.monotonic() + CANCEL_SECONDS  # the threads of the pool are needed until the last answer has ended
         while self._admitted and time.monotonic() < until:
@@ -600,7 +619,7 @@ class Service:
     async def drain(self, seconds: float) -> None:
         """Like `finish`; then close the router."""
         await self.finish(seconds)
-        for pool in (self._decoders, self._checking, self._reading, self._pool):
+        for pool in (self._decoding, self._checking, self._reading, self._pool):
             await asyncio.to_thread(pool.shutdown)
         self.router.close()
         if self.telemetry is not None:
@@ -671,16 +690,9 @@ class Service:
                 await prepare.fetch(flow)
                 if not prepare.decodes:  # a thread of its own would take longer than the work
                     return prepare
-                turn = self._decoding.enter(flow)
-                try:
-                    await asyncio.wrap_future(turn.place)
-                    decoded = _InContext(self._decoders).submit(self._decode, prepare, place)
-                except BaseException:
-                    self._decoding.leave(turn)
-                    raise
                 # the thread may need until its next picture or frame after this coroutine was cancelled
-                decoded.add_done_callback(lambda _: self._decoding.leave(turn))
-                conversation = await asyncio.wrap_future(decoded)
+                decode = partial(self._decode, prepare, place)
+                conversation = await self._decoding.run(decode, flow, self._seconds_left(place.arrived))
         except BaseException as error:
             place.cancel.set()
             if isinstance(error, TimeoutError):
@@ -743,10 +755,17 @@ class Service:
         return scheduler.waiting().get(mode, 0) if scheduler else 0
 
 
-class HasTools(Protocol):
-    """A request that may offer tools."""
+class AskedBody(Protocol):
+    """A request with options and tools, in the form of any API."""
 
     tools: list[dict[str, Any]] | None
+
+    @property
+    def has_format(self) -> bool:
+        """Whether a field constrains the form of the answer. Checking it can take a second."""
+
+    def options(self, settings: ServerSettings, namespace: str, names: Mapping[str, Mode | None]) -> RequestOptions:
+        """Convert the fields to options for the router. APIError if they are invalid."""
 
     def offered_tools(self) -> Tools | None:
         """The tools that the model may call. InputError if they are invalid."""
