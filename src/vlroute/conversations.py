@@ -2,7 +2,7 @@
 
 A message is stored once for all responses that continue it: its row refers to the message before it, and a response
 refers to its last message. A picture or video is stored once for each owner. Deleting a response deletes the messages
-and media that no other response needs, so responses that continue it keep working.
+and media that no other response needs, so responses that continue it keep working. The bytes of each owner are counted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -57,6 +57,12 @@ RESPONSES = sa.Table(
     sa.Column("message", sa.String(64), sa.ForeignKey("conversation_messages.id"), nullable=False, index=True),
     sa.Column("inputs", sa.Integer, nullable=False),  # position of the first message that came with the request
     sa.Column("body", sa.Text, nullable=False),  # the JSON that the client got
+)
+OWNERS = sa.Table(
+    "conversation_owners",
+    TABLES,
+    sa.Column("owner", sa.String(64), primary_key=True),
+    sa.Column("size", sa.BigInteger, nullable=False),  # bytes of its media, and characters of its JSON
 )
 _CHILD = MESSAGES.alias()
 
@@ -110,10 +116,29 @@ class Conversations:
         response = {"id": id, "owner": owner, "created": time.time(), "message": parent, "inputs": inputs, "body": body}
         with self._store.transaction("written") as connection:
             _lock(connection, exclusive=False)
-            _insert_missing(connection, MEDIA, [{"id": key, "data": media[key]} for key in sorted(media)])
-            _insert_missing(connection, MESSAGES, rows)
-            _insert_missing(connection, USES, uses)
+            new = _insert_missing(connection, MEDIA, [{"id": key, "data": media[key]} for key in sorted(media)])
+            size = len(body) + sum(len(media[key]) for key in new)
+            new = _insert_missing(connection, MESSAGES, rows)
+            size += sum(len(row["content"]) for row in rows if row["id"] in new)
+            if uses:
+                connection.execute(_insert(connection, USES).on_conflict_do_nothing(), uses)
             connection.execute(sa.insert(RESPONSES), response)
+            _count(connection, owner, size)
+
+    def size(self, owner: str) -> int:
+        """What an owner has stored. Expired responses count until they are deleted.
+
+        Args:
+            owner: who asks.
+
+        Returns:
+            The number of bytes of media and of characters of JSON. What earlier versions stored is not counted.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        with self._store.transaction("read") as connection:
+            return int(connection.scalar(sa.select(OWNERS.c.size).where(OWNERS.c.owner == owner)) or 0)
 
     def body(self, owner: str, id: str) -> str | None:
         """What the client got for a response.
@@ -201,11 +226,14 @@ class Conversations:
     def _remove(self, which: sa.ColumnElement[bool]) -> int:
         with self._store.transaction("written") as connection:
             _lock(connection, exclusive=True)
-            deleted = connection.execute(sa.delete(RESPONSES).where(which).returning(RESPONSES.c.message))
-            last = deleted.scalars().all()
-            for message in last:
-                _delete_unused(connection, message)
-        return len(last)
+            size = sa.func.length(RESPONSES.c.body).label("size")
+            deleted = connection.execute(
+                sa.delete(RESPONSES).where(which).returning(RESPONSES.c.owner, RESPONSES.c.message, size)
+            ).all()
+            for owner, message, body in deleted:
+                _count(connection, owner, -body - _delete_unused(connection, message))
+            connection.execute(sa.delete(OWNERS).where(OWNERS.c.size <= 0))  # below 0 with data of earlier versions
+        return len(deleted)
 
     def _owned(self, owner: str, id: str) -> sa.ColumnElement[bool]:
         return sa.and_(RESPONSES.c.id == id, RESPONSES.c.owner == owner, RESPONSES.c.created > self._oldest())
@@ -242,32 +270,50 @@ def _unpacked(message: dict[str, Any], media: Mapping[str, bytes]) -> dict[str, 
     return {**message, "content": parts}
 
 
-def _delete_unused(connection: sa.Connection, last: str) -> None:
-    """Delete a message and those before it, up to the first one that another response needs; then their media."""
-    message: str | None = last
-    media: set[str] = set()
-    while message is not None:
-        used = connection.execute(sa.select(USES.c.media).where(USES.c.message == message)).scalars().all()
-        unneeded = sa.and_(
-            MESSAGES.c.id == message,
-            ~sa.exists().where(RESPONSES.c.message == MESSAGES.c.id),
-            ~sa.exists().where(_CHILD.c.parent == MESSAGES.c.id),
-        )
-        deleted = connection.execute(sa.delete(MESSAGES).where(unneeded).returning(MESSAGES.c.parent)).first()
-        if deleted is None:
-            break
-        media.update(used)
-        message = deleted.parent
+def _delete_unused(connection: sa.Connection, last: str) -> int:
+    """Delete a message and those before it, up to the first one that another response needs; then their media.
+
+    Returns:
+        The size of what was deleted, see `Conversations.size`.
+    """
+    unanswered = ~sa.exists().where(RESPONSES.c.message == MESSAGES.c.id)
+    chain = sa.select(MESSAGES.c.id, MESSAGES.c.parent).where(
+        MESSAGES.c.id == last, unanswered, ~sa.exists().where(_CHILD.c.parent == MESSAGES.c.id)
+    ).cte(recursive=True)  # fmt: skip
+    chain = chain.union_all(
+        sa.select(MESSAGES.c.id, MESSAGES.c.parent)
+        .join(chain, MESSAGES.c.id == chain.c.parent)
+        .where(unanswered, ~sa.exists().where(_CHILD.c.parent == MESSAGES.c.id, _CHILD.c.id != chain.c.id))
+    )
+    unneeded_ids = sa.select(chain.c.id)
+    used = sa.select(USES.c.media).distinct().where(USES.c.message.in_(unneeded_ids))
+    media = connection.scalars(used).all()
+    content, data = sa.func.length(MESSAGES.c.content), sa.func.length(MEDIA.c.data)
+    size: int = sum(connection.scalars(sa.delete(MESSAGES).where(MESSAGES.c.id.in_(unneeded_ids)).returning(content)))
     if media:
         unused = ~sa.exists().where(USES.c.media == MEDIA.c.id)
-        connection.execute(sa.delete(MEDIA).where(MEDIA.c.id.in_(sorted(media)), unused))
+        size += sum(connection.scalars(sa.delete(MEDIA).where(MEDIA.c.id.in_(media), unused).returning(data)))
+    return size
 
 
-def _insert_missing(connection: sa.Connection, table: sa.Table, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Insert rows that are not there yet."""
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    if rows := list(rows):
-        connection.execute(insert(table).on_conflict_do_nothing(), rows)
+def _insert(connection: sa.Connection, table: sa.Table) -> Any:
+    """An insertion in the dialect of the database, whose conflicts can be handled."""
+    return (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(table)
+
+
+def _insert_missing(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Insert rows that are not there yet, and return their ids."""
+    if not rows:
+        return set()
+    missing = _insert(connection, table).on_conflict_do_nothing().returning(table.c.id)
+    return set(connection.scalars(missing, rows))
+
+
+def _count(connection: sa.Connection, owner: str, size: int) -> None:
+    """Add to the size of an owner."""
+    added = _insert(connection, OWNERS).values(owner=owner, size=size)
+    total = OWNERS.c.size + added.excluded.size
+    connection.execute(added.on_conflict_do_update(index_elements=[OWNERS.c.owner], set_={"size": total}))
 
 
 def _lock(connection: sa.Connection, *, exclusive: bool) -> None:

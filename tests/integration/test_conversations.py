@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from tests.integration.test_store import postgres, where  # noqa: F401 - fixtures
 from tests.stored import answer, asked
-from vlroute.conversations import RESPONSES, TABLES, Conversations
+from vlroute.conversations import MEDIA, MESSAGES, OWNERS, RESPONSES, TABLES, Conversations
 from vlroute.errors import StoreError
 from vlroute.store import Store
 from vlroute.types import new_id
@@ -54,11 +54,20 @@ def rows(store: Store) -> dict[str, int]:
         return {
             name: connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
             for name, table in TABLES.tables.items()
+            if table is not OWNERS
         }
 
 
 def empty(store: Store) -> bool:
-    return not any(rows(store).values())
+    with store.transaction("read") as connection:
+        owners = connection.scalar(sa.select(sa.func.count()).select_from(OWNERS))
+    return not owners and not any(rows(store).values())
+
+
+def real_size(store: Store) -> int:
+    columns = (RESPONSES.c.body, MESSAGES.c.content, MEDIA.c.data)
+    with store.transaction("read") as connection:
+        return sum(connection.scalar(sa.select(sa.func.sum(sa.func.length(one)))) or 0 for one in columns)
 
 
 def test_a_conversation_comes_back_as_it_was(store: Store) -> None:
@@ -107,6 +116,48 @@ def test_what_is_shared_is_stored_once_and_deleted_last(store: Store) -> None:
     assert conversations.delete("me", first)
     assert not conversations.delete("me", first)
     assert empty(store)
+
+
+def test_the_size_of_an_owner_is_what_is_stored_for_it(store: Store) -> None:
+    conversations = Conversations(store, DAY)
+    assert conversations.size("me") == 0
+    chain = [user("1", PICTURE), said("a"), user("2", PICTURE, OTHER), said("b")]
+    first = added(conversations, chain[:2], body='{"a": 1}')
+    size = conversations.size("me")
+    assert len(PICTURE) < size == real_size(store) < len(PICTURE) + 1000
+    second, third = added(conversations, chain, body="{}"), added(conversations, chain, body="{}")
+    assert size + len(OTHER) < conversations.size("me") == real_size(store) < size + len(OTHER) + 1000
+    theirs = added(conversations, chain, "other")
+    assert conversations.size("me") + conversations.size("other") == real_size(store)
+    for owner, id in (("me", first), ("other", theirs), ("me", third)):
+        conversations.delete(owner, id)
+        assert conversations.size("me") + conversations.size("other") == real_size(store) > 0
+    conversations.delete("me", second)
+    assert empty(store)
+
+
+def test_data_of_earlier_versions_is_not_counted(store: Store) -> None:
+    conversations = Conversations(store, DAY)
+    before = added(conversations, [user("1", PICTURE), said("a")])
+    with store.transaction("written") as connection:
+        connection.execute(sa.delete(OWNERS))  # a version without this table
+    later = added(conversations, [user("2"), said("b")])
+    conversations.delete("me", before)
+    assert conversations.size("me") == 0  # not below
+    conversations.delete("me", later)
+    assert empty(store)
+
+
+def test_a_long_conversation_is_deleted_in_a_moment(store: Store) -> None:
+    conversations = Conversations(store, DAY)
+    chain = [message for turn in range(1000) for message in (user(str(turn)), said("a"))]
+    kept = added(conversations, chain[:2])
+    id = added(conversations, chain)
+    start = time.perf_counter()
+    assert conversations.delete("me", id)
+    assert time.perf_counter() - start < 1  # 2,000 statements took longer
+    assert conversations.messages("me", kept) == (chain[:2], 0)
+    assert rows(store)["conversation_messages"] == 2
 
 
 def test_owners_share_nothing(store: Store) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -573,6 +574,21 @@ def test_many_continue_one_response(client: openai.OpenAI) -> None:
     assert [outline(one) for one in answers[:4]] == [outline(one) for one in answers[4:8]]
     client.responses.delete(first.id)
     client.responses.create(model="instruct", input="Add 2 and 3.", previous_response_id=answers[-1].id)
+
+
+def test_the_stored_responses_of_a_key_are_limited(tmp_path: Path) -> None:
+    settings = ServerSettings(api_keys=(KEY, OTHER_KEY), max_stored=1000)
+    question: Any = {"model": "instruct", "input": "Add 2 and 3.", **GREEDY}
+    with served(settings, store=tmp_path / "answers.db") as server:
+        client, other = server.openai().responses, server.openai(OTHER_KEY).responses
+        first = client.create(**question)
+        for stored in ({}, {"store": True}, {"stream": True}):
+            call = partial(client.create, **question, **stored)
+            assert "1000 are allowed" in refused(call, 429, "stored_bytes_exceeded", "store")
+        assert client.create(**question, store=False).output_text == first.output_text
+        assert other.create(**question).output_text == first.output_text
+        client.delete(first.id)
+        assert client.create(**question).output_text == first.output_text
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -68,11 +68,8 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def drop_tables(url: str) -> None:
     engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
-        conversations = "responses, conversation_media_uses, conversation_media, conversation_messages"
-        learning = "learning_history, raters, labels, shadows"
-        connection.execute(
-            sa.text(f"DROP TABLE IF EXISTS {conversations}, {learning}, feedback, answers, tokens, vlroute_schema")
-        )
+        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
+        connection.execute(sa.text("CREATE SCHEMA public"))
     engine.dispose()
 
 

@@ -63,6 +63,9 @@ RetentionDays = Annotated[
     float,
     typer.Option(min=0.001, max=36_500, help="Days for which the store keeps responses for previous_response_id."),
 ]
+MaxStored = Annotated[
+    int, typer.Option(min=1, metavar="BYTES", help="Maximum size of the responses that the store keeps for one key.")
+]
 KeyFile = Annotated[
     Path | None,
     typer.Option(
@@ -157,6 +160,7 @@ def serve(
     deadline: Deadline = 600.0,
     max_tokens: MaxTokens = 32_768,
     retention_days: RetentionDays = 30.0,
+    max_stored: MaxStored = 4_294_967_296,
     key_file: KeyFile = None,
     allowed_hosts: AllowHost = None,
     trusted_hosts: TrustedHost = None,
@@ -337,6 +341,7 @@ def cluster(
     deadline: Deadline = 600.0,
     max_tokens: MaxTokens = 32_768,
     retention_days: RetentionDays = 30.0,
+    max_stored: MaxStored = 4_294_967_296,
     key_file: KeyFile = None,
     allowed_hosts: AllowHost = None,
     trusted_hosts: TrustedHost = None,

@@ -540,6 +540,8 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
     if body.store and service.conversations is None:
         raise _no_store("store")
     stored = body.store is not False and service.conversations is not None
+    if stored:
+        await asyncio.to_thread(_check_stored, caller)
     earlier: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
         earlier, _ = await _messages(caller, request, body.previous_response_id, arrived, "previous_response_id")
@@ -693,6 +695,20 @@ def _conversations(service: Service, id: str, param: str | None = None) -> tuple
     if found is None:
         raise _not_found(param)
     return service.conversations, found[1]
+
+
+def _check_stored(caller: Caller) -> None:
+    """APIError if the key has stored as much as it may."""
+    assert caller.service.conversations is not None
+    used, most = caller.service.conversations.size(caller.namespace), caller.service.settings.max_stored
+    if used >= most:
+        raise APIError(
+            429,
+            f"the stored responses of this API key have {used} bytes, and {most} are allowed; delete some of them, or "
+            "send store: false",
+            "stored_bytes_exceeded",
+            "store",
+        )
 
 
 def _no_store(param: str | None) -> APIError:

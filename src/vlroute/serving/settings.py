@@ -70,6 +70,8 @@ class ServerSettings:
         fetch_seconds: Time limit for fetching one picture or video.
         max_fetches: Maximum number of files that are fetched at the same time for one key, and from one host.
         retention_days: Days for which the store keeps responses for `previous_response_id`; older ones are deleted.
+        max_stored: Maximum number of bytes of the stored responses of one key, with their pictures and videos; without
+            keys, of all responses. Further ones get status 429 unless they are sent with `store: false`.
         trusted_hosts: Accepted names in the `Host` header, besides local ones: `example.com`, or `*.example.com` for
             all names below it. Without any, a server on the loopback address accepts local names only, and other
             servers accept every name.
@@ -114,6 +116,7 @@ class ServerSettings:
     fetch_seconds: float = 10.0
     max_fetches: int = 8
     retention_days: float = 30.0
+    max_stored: int = 4096 * MiB
     trusted_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     root_path: str = ""
@@ -141,6 +144,7 @@ class ServerSettings:
             "fetch_seconds",
             "max_fetches",
             "retention_days",
+            "max_stored",
         )
         for name in positive:
             if not getattr(self, name) > 0:
