@@ -69,8 +69,9 @@ def fit_right(
     known = np.zeros_like(target) if offset is None else offset.reshape(target.shape).astype(np.float32)
     rows = np.arange(len(right))
     heads, errors = [], []
+    found: tuple[Floats, Floats] | None = None
     for position, strength in enumerate(strengths):
-        weights, bias = fit_logistic(matrix, target, np.repeat(used, 2, axis=1), 1 / strength, known)
+        found = weights, bias = fit_logistic(matrix, target, np.repeat(used, 2, axis=1), 1 / strength, known, found)
         logits = (matrix @ weights + bias + known).reshape(-1, parts, 2)
         unseen = logits[rows, fold].astype(np.float64)
         heads.append(RightHeads(weights[:, -2:].astype(np.float64), bias[-2:].astype(np.float64), unseen))

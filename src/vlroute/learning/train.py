@@ -158,9 +158,11 @@ def train_router(
             "prefill and seconds per token": {mode: list(figures) for mode, figures in found.seconds.items()},
         }
     answered = named or _model_of(records, notes)
-    fold = folds_of(records, folds, 0, together=together)
-    fingerprint = answered.fingerprint if answered and answered.fingerprint else ""
-    fitted = fit_stages(records, unseen.given[0], evidence, fold, fingerprint) if evidence else None
+    fitted = None
+    if evidence:
+        fold = folds_of(records, folds, 0, together=together)
+        fingerprint = answered.fingerprint if answered and answered.fingerprint else ""
+        fitted = fit_stages(records, unseen.given[0], evidence, fold, fingerprint)
     rows, later = (None, None) if fitted is None else (fitted.rows, fitted.later)
     classifier.calibration = calibration_set(records, unseen.given[0], rows, later)
     stages: list[StageComparison] = []

@@ -18,18 +18,40 @@ def drawn(rows: int, columns: int = 12, seed: int = 0) -> tuple[np.ndarray, np.n
     return values, right.astype(np.float32), rng.uniform(0.5, 1.5, (rows, 2)).astype(np.float32)
 
 
+class Counted(Dense):
+    """Counts the products with weights."""
+
+    products = 0
+
+    def __matmul__(self, weights: np.ndarray) -> np.ndarray:
+        self.products += 1
+        return super().__matmul__(weights)
+
+
+@pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("penalty", [0.01, 1.0, 30.0])
-def test_logistic_regression_equals_that_of_scikit_learn(penalty: float) -> None:
+def test_logistic_regression_equals_that_of_scikit_learn(penalty: float, started: bool) -> None:
     """Rows of weight 0 are left out. The weakest penalty is on data that can almost be separated."""
     values, right, weight = drawn(150)
     weight[::3, 1] = 0
-    weights, bias = fit_logistic(Dense(values), right, weight, penalty)
+    start = fit_logistic(Dense(values), right, weight, 3 * penalty) if started else None
+    weights, bias = fit_logistic(Dense(values), right, weight, penalty, start=start)
     for head in (0, 1):
         used = weight[:, head] > 0
         model = LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=5000)
         model.fit(values[used], right[used, head], sample_weight=weight[used, head])
         np.testing.assert_allclose(weights[:, head], model.coef_[0], atol=0.03 * np.abs(model.coef_).max())
         assert bias[head] == pytest.approx(model.intercept_[0], abs=0.15)
+
+
+def test_a_fit_that_starts_from_another_penalty_takes_fewer_steps() -> None:
+    values, right, weight = drawn(400, columns=100)
+    products = []
+    for start in (None, fit_logistic(Dense(values), right, weight, 3.0)):
+        matrix = Counted(values)
+        fit_logistic(matrix, right, weight, 1.0, start=start)
+        products.append(matrix.products)
+    assert products[1] < products[0]
 
 
 def test_an_offset_is_what_the_weights_add_to() -> None:
