@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from training.bench.stages import debiased_ece
 from training.page import argument_parser, publish, step
 from vlroute import Record, read_records
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
@@ -65,8 +66,8 @@ def squared_error(probabilities: Values, correct: Values) -> float:
 
 def gains(
     records: Sequence[Record], corpus: Corpus, embedded: dict[str, Values], train: Indices, test: Indices
-) -> tuple[dict[str, Values], list[float]]:
-    """Predicted gain of the test records by every router; `squared_error` of ours, for both modes."""
+) -> tuple[dict[str, Values], list[list[float]]]:
+    """Predicted gain of the test records by every router; ECE and `squared_error` of ours, each for both modes."""
     fitted = fit_heads(corpus, train, (40, 90))
     design = corpus.design(fitted.vocabulary, test)
     rows = predictions(fitted, design)
@@ -82,7 +83,10 @@ def gains(
     }
     for name, vectors in embedded.items():
         found[f"{name} heads"] = plain_heads(vectors[train], vectors[test], right)
-    return found, [squared_error(one, labels) for one, labels in zip(p.T, corpus.right[test].T, strict=True)]
+    return found, [
+        [error(one, labels) for one, labels in zip(p.T, corpus.right[test].T, strict=True)]
+        for error in (debiased_ece, squared_error)
+    ]
 
 
 def vectors_of(records: Sequence[Record], text: EmbeddedTexts) -> Values:
@@ -123,7 +127,8 @@ def measure(records: Sequence[Record], minilm: str, draws: int, cache: Path | No
         found[str(size)] = {
             "areas": areas,
             "ahead": ahead,
-            "ece": np.sqrt(np.mean(calibration, axis=0).clip(0)).tolist(),
+            "ece": np.mean([one[0] for one in calibration], axis=0).tolist(),
+            "rms": np.sqrt(np.mean([one[1] for one in calibration], axis=0).clip(0)).tolist(),
         }
     return found
 

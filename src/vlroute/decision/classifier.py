@@ -202,17 +202,33 @@ class ComplexityClassifier:
         p_instruct, p_thinking = map(_sigmoid, logits)
         return Prediction(p_instruct, p_thinking, tokens_instruct, tokens_thinking, coverage)
 
-    def logits(self, prompt: str, caption: str | None = None, tools: ToolUse = "") -> tuple[list[float], float]:
-        """Return the calibrated logits that each mode is right, and the coverage; arguments as in `predict`."""
-        logits, _, coverage = self._heads(prompt, caption, tools)
+    def logits(
+        self, prompt: str, caption: str | None = None, tools: ToolUse = "", embedded: Features | None = None
+    ) -> tuple[list[float], float]:
+        """Return the calibrated logits that each mode is right, and the coverage.
+
+        Args:
+            prompt: Text of the request.
+            caption: Text about the pictures, see `predict`.
+            tools: See `predict`.
+            embedded: See `RequestEncoder.encode`.
+
+        Returns:
+            Two logits, and the coverage, 0 to 1.
+        """
+        logits, _, coverage = self._heads(prompt, caption, tools, embedded)
         return logits, coverage
 
-    def _heads(self, prompt: str, caption: str | None, tools: ToolUse) -> tuple[list[float], list[float], float]:
-        """Calibrated logits of both modes, ln tokens of both, and the coverage."""
-        features = self.encoder.encode(prompt, caption, tools)
+    def _heads(
+        self, prompt: str, caption: str | None, tools: ToolUse, embedded: Features | None = None
+    ) -> tuple[list[float], list[float], float]:
+        """Calibrated logits of both modes, ln tokens of both, and the coverage. `embedded`: as of the encoder."""
+        features = self.encoder.encode(prompt, caption, tools, embedded)
         raw, coverage = self.heads.raw(features), features.coverage
         if self.start is not None:
-            before, known = self.start.classifier.logits(prompt, caption, tools)
+            first = self.start.classifier
+            same = features if first.encoder.text is self.encoder.text else None
+            before, known = first.logits(prompt, caption, tools, same)
             coverage = max(coverage, known)
             raw[:2] = [one + float(slope) * old for one, slope, old in zip(raw, self.start.slope, before, strict=False)]
         condition = int(features.captioned)

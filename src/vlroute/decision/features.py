@@ -375,8 +375,21 @@ class RequestEncoder:
         rest = np.arange(self._dense_start, self.width, dtype=np.int64)
         return encoder, np.concatenate([words, self.prompt.width + runs, self._caption_start + seen, rest])
 
-    def encode(self, prompt: str, caption: str | None = None, tools: ToolUse = "") -> Features:
-        """Compute the features of one request."""
+    def encode(
+        self, prompt: str, caption: str | None = None, tools: ToolUse = "", embedded: Features | None = None
+    ) -> Features:
+        """Compute the features of one request.
+
+        Args:
+            prompt: Text of the request.
+            caption: Text about the pictures, or None.
+            tools: As in `Record`.
+            embedded: Features of the same request by another encoder with the same text encoder, so that the texts are
+                embedded once.
+
+        Returns:
+            The features.
+        """
         tokens, caption_tokens = tokenize(prompt), tokenize(caption) if caption else []
         known, counted = self.prompt.count_known(tokens)
         caption_known, caption_counted = self.caption.count_known(caption_tokens)
@@ -393,12 +406,16 @@ class RequestEncoder:
             (self._caption_start, *self.caption.encode(terms_of(caption_tokens))),
             (self._dense_start, np.arange(len(DENSE), dtype=np.int64), deviations * np.float32(DENSE_WEIGHT)),
         ]
+        if embedded is not None and embedded.captioned == captioned:
+            embedding = embedded.embedding
+        else:
+            embedding = self.text.encode((prompt, caption or "")).reshape(-1) if self.text else _NO_EMBEDDING
         return Features(
             np.concatenate([columns + start for start, columns, _ in parts]),
             np.concatenate([values for _, _, values in parts]),
             known / counted if counted else 0.0,
             captioned,
-            self.text.encode((prompt, caption or "")).reshape(-1) if self.text else _NO_EMBEDDING,
+            embedding,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.console import Console
 from tests.synthetic_records import Drawn, draw_records
 from vlroute import write_records
 from vlroute.decision.classifier import ComplexityClassifier
-from vlroute.decision.text_encoder import STATIC, load_text_encoder
+from vlroute.decision.text_encoder import STATIC, Floats, load_text_encoder
 from vlroute.errors import InputError
 from vlroute.learning import train_router
 from vlroute.learning.fit import fit_classifier
@@ -91,3 +92,33 @@ def test_damaged_slopes_are_refused(tmp_path: Path) -> None:
     wrong = dataclasses.replace(started.start, slope=np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="slopes of the first router have shape"):
         ComplexityClassifier(started.encoder, started.heads, started.latency, start=wrong)
+
+
+class Counted:
+    """A text encoder that counts its calls."""
+
+    def __init__(self) -> None:
+        self._encoder, self.calls = load_text_encoder(STATIC), 0
+        self.name, self.width = self._encoder.name, self._encoder.width
+        self.fingerprint, self.revision = self._encoder.fingerprint, None
+
+    def encode(self, texts: Sequence[str], /) -> Floats:
+        self.calls += 1
+        return self._encoder.encode(texts)
+
+
+def test_both_routers_use_one_embedding_of_a_text(tmp_path: Path) -> None:
+    static = load_text_encoder(STATIC)
+    fit_classifier(draw_records(200, seed=1)[1], text=static).save(tmp_path / "first")
+    _, records = draw_records(200)
+    started = train(records, tmp_path, "started", start=str(tmp_path / "first"))
+    assert started.start is not None
+    first, counted = started.start.classifier, Counted()
+    known = next(record for record in records if record.caption)
+    requests = [(record.prompt, record.caption) for record in records[:20]]
+    requests += [(known.prompt, "words that no caption of the records contains"), ("", None)]
+    first.encoder = first.encoder.with_text(Counted())  # another object, so that all texts are embedded twice
+    apart = started.predict_many(requests)
+    first.encoder, started.encoder = first.encoder.with_text(counted), started.encoder.with_text(counted)
+    assert started.predict_many(requests) == apart
+    assert counted.calls == len(requests)
