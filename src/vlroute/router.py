@@ -923,17 +923,17 @@ class Router:
         """
         return run(self.pipeline.answer(conversation, options, emit))
 
-    def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
+    def stream_turn(self, prepare: Callable[[], Conversation], options: RequestOptions) -> Events:
         """The events of `answer_turn`.
 
         Args:
-            conversation: The messages.
+            prepare: Makes the conversation.
             options: Mode, caption, price, generation settings and others.
 
         Returns:
             The events; see `stream`.
         """
-        return self.pipeline.stream(conversation, options)
+        return self.pipeline.stream(prepare(), options)
 
     def chat(self, system: str | None = None) -> Chat:
         """Start a conversation.

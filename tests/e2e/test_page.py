@@ -494,9 +494,9 @@ class Recording:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.router, name)
 
-    def stream_turn(self, conversation: Any, options: Any) -> Events:
-        self.requests.append((conversation, options))
-        return self.router.stream_turn(conversation, options)
+    def stream_turn(self, prepare: Any, options: Any) -> Events:
+        self.requests.append((conversation := prepare(), options))
+        return self.router.stream_turn(lambda: conversation, options)
 
 
 def test_the_system_prompt_comes_first(context: Any, server: Served) -> None:
@@ -526,9 +526,9 @@ class Endless:
         self.sampling = router.sampling
         self.closed = threading.Event()
 
-    def stream_turn(self, conversation: Any, wish: Any) -> Events:
+    def stream_turn(self, prepare: Any, wish: Any) -> Events:
         try:
-            yield Decided(self.selector.begin(conversation, None, "instruct", None).decision)
+            yield Decided(self.selector.begin(prepare(), None, "instruct", None).decision)
             while True:
                 time.sleep(0.05)
                 yield AnswerDelta("on ")

@@ -323,10 +323,10 @@ def test_a_request_whose_format_is_checked_in_another_thread_is_logged_with_its_
 
 def test_answers_of_the_page_have_lines(server: Served, lines: Lines) -> None:
     conversation = parse(SOME.prompt, **media(SOME))
-    answer = [*server.service.stream_turn(conversation, RequestOptions(mode="instruct"))][-1].answer
+    answer = [*server.service.stream_turn(lambda: conversation, RequestOptions(mode="instruct"))][-1].answer
     (line,) = (fields for _, fields in lines.records if fields["path"] == "page")
     assert (line["request_id"], line["mode"], line["finish_reason"]) == (answer.id, "instruct", "stop")
-    events = server.service.stream_turn(conversation, RequestOptions(mode="thinking"))
+    events = server.service.stream_turn(lambda: conversation, RequestOptions(mode="thinking"))
     next(events)
     events.close()
     assert lines.records[-1][1]["disconnected"]

@@ -7,16 +7,18 @@ import logging
 import os
 import socket
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import httpx
 import pytest
 
-from tests.serving import KEY, Served, served
+from tests.serving import KEY, Served, served, until
 from vlroute.serving import app
 from vlroute.serving.app import mount_page
 from vlroute.serving.page_guard import YOUNG_SECONDS, PageGuard, shrink
@@ -28,7 +30,7 @@ UPLOAD = "/gradio_api/upload"
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Served]:
-    settings = ServerSettings(cors_origins=("https://friend.example",), max_uploads=100_000)
+    settings = ServerSettings(cors_origins=("https://friend.example",), max_uploads=10**6)
     with served(settings, mount_page) as server:
         yield server
 
@@ -152,7 +154,8 @@ def test_one_visitor_does_not_fill_the_queue(http: httpx.Client, page: Served, m
     """With n places, n/2 are for one visitor."""
     guard = guard_of(page)
     queue = guard.blocks._queue
-    running = SimpleNamespace(closed=False, username=None, request=SimpleNamespace(client=SimpleNamespace(host="")))
+    client = SimpleNamespace(host="")
+    running = SimpleNamespace(closed=False, username=None, fn=None, request=SimpleNamespace(client=client))
     index = next(at for at, one in guard.blocks.fns.items() if one.queue)
     call = {"data": [None] * len(guard.blocks.fns[index].inputs), "fn_index": index, "session_hash": "many"}
     for host, status in (("127.0.0.1", 503), ("192.0.2.1", 200)):
@@ -161,6 +164,159 @@ def test_one_visitor_does_not_fill_the_queue(http: httpx.Client, page: Served, m
         reply = http.post("/gradio_api/queue/join", json=call)
         assert reply.status_code == status
         assert status == 200 or reply.json()["error"]["code"] == "queue_full"
+
+
+def test_one_visitor_does_not_fill_the_places_of_a_function(
+    http: httpx.Client, page: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = guard_of(page)
+    index, function = next((at, one) for at, one in guard.blocks.fns.items() if isinstance(one.concurrency_limit, int))
+    client = SimpleNamespace(host="127.0.0.1")
+    running = SimpleNamespace(closed=False, username=None, fn=function, request=SimpleNamespace(client=client))
+    call = {"data": [None] * len(function.inputs), "fn_index": index, "session_hash": "many"}
+    for count, status in ((function.concurrency_limit // 2, 503), (function.concurrency_limit // 2 - 1, 200)):
+        monkeypatch.setattr(guard.blocks._queue, "event_ids_to_events", {str(at): running for at in range(count)})
+        assert http.post("/gradio_api/queue/join", json=call).status_code == status
+
+
+def test_answers_of_one_visitor_do_not_keep_others_waiting() -> None:
+    """Gradio's own limit was four for all visitors."""
+    other = "another key for tests, long"
+    endless = {"thinking": {"eos_token_id": -1, "max_new_tokens": 6000}}
+    with (
+        served(ServerSettings(api_keys=(KEY, other)), mount_page, generation=endless) as server,
+        logged_in(server, KEY) as busy, logged_in(server, other) as client,
+    ):  # fmt: skip
+        for at in range(6):
+            join(server, busy, f"busy{at}", "Think for long.", "thinking").raise_for_status()
+        until(lambda: len(server.service._admitted) >= 6)
+        join(server, client, "mine", "Add 2 and 3.", "instruct").raise_for_status()
+        with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "mine"}, timeout=30) as events:
+            assert any("process_completed" in line for line in events.iter_lines())
+        assert len(server.service._admitted) == 6
+
+
+def join(page: Served, client: httpx.Client, session: str, text: str, mode: str) -> httpx.Response:
+    """Send a question of the Chat tab."""
+    index, function = next((at, one) for at, one in guard_of(page).blocks.fns.items() if one.name == "submit")
+    values: list[Any] = [
+        None if isinstance(block, gr.State) else getattr(block, "value", "") for block in function.inputs
+    ]
+    values[0] = {"text": text, "files": []}
+    values[[block.elem_id for block in function.inputs].index("mode")] = mode
+    return client.post("/gradio_api/queue/join", json={"data": values, "fn_index": index, "session_hash": session})
+
+
+@contextmanager
+def logged_in(page: Served, key: str) -> Iterator[httpx.Client]:
+    with page.http() as client:
+        client.post("/login", data={"username": "me", "password": key}).raise_for_status()
+        yield client
+
+
+def test_the_oldest_session_of_the_visitor_with_most_sessions_makes_room(
+    page: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = guard_of(page)
+    monkeypatch.setattr(guard.blocks, "state_session_capacity", 4)
+    monkeypatch.setattr(guard, "_sessions", OrderedDict())
+    holder = guard.blocks.state_holder
+    for visitor, session in (
+        ("one", "a"), ("many", "b"), ("many", "c"), ("many", "d"), ("many", "b"), ("other", "e"), ("many", "f")
+    ):  # fmt: skip
+        guard._use_session(visitor, session)
+        holder[session]  # Gradio creates it
+    assert [*guard._sessions] == ["a", "b", "e", "f"]
+    assert {"a", "b", "e", "f"} <= {*holder.session_data}
+    assert not {"c", "d"} & {*holder.session_data, *holder.time_last_used}
+
+
+TYPES = {
+    "/login": ("application/json", "text/plain", ""), UPLOAD: ("application/json", "multipart/x", ""),
+    **dict.fromkeys(
+        ("/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/cancel", "/gradio_api/reset"),
+        ("multipart/x", "multipart/form-data; boundary=x", "text/plain", "application/x-www-form-urlencoded", ""),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", TYPES)
+def test_bodies_are_refused_before_they_are_read(http: httpx.Client, page: Served, path: str) -> None:
+    """Gradio read bodies of any size into memory, or into a file, before it looked at the log-in."""
+    for kind in TYPES[path]:
+        assert answered(page, path, kind, 2**31).startswith(b"HTTP/1.1 415 "), kind
+    kind = "multipart/form-data; boundary=x" if path in (UPLOAD, "/login") else "application/json"
+    assert answered(page, path, kind, 2**31).startswith(b"HTTP/1.1 413 ")
+    sent = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(1000):
+            sent += 2**16
+            yield b"x" * 2**16
+
+    if path != UPLOAD:  # without a declared length
+        try:
+            assert http.post(path, content=pieces(), headers={"Content-Type": kind}).status_code == 413
+        except httpx.WriteError:  # the connection was closed while the rest was sent
+            pass
+        assert sent < 2**25
+
+
+@pytest.mark.parametrize("path", ["queue/join", "run/predict", "upload", "cancel", "reset"])
+def test_nothing_is_read_of_visitors_who_have_not_logged_in(path: str) -> None:
+    with served(ServerSettings(api_keys=(KEY,)), mount_page) as server:
+        kind = "multipart/form-data; boundary=x" if path == "upload" else "application/json"
+        assert answered(server, f"/gradio_api/{path}", kind, 1000).startswith(b"HTTP/1.1 401 ")
+        for read in ("queue/data?session_hash=x", "upload_progress?upload_id=x", "file=/etc/passwd", "heartbeat/x"):
+            assert httpx.get(f"{server.url}/gradio_api/{read}").status_code == 401
+
+
+def answered(page: Served, path: str, kind: str, length: int) -> bytes:
+    """The beginning of the response to a header whose body is never sent."""
+    url = httpx.URL(page.url)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
+    with closing(socket.create_connection((url.host, url.port or 80), timeout=10)) as one:
+        one.sendall(head.encode())
+        return one.recv(100)
+
+
+def test_an_upload_counts_what_has_arrived(page: Served, http: httpx.Client) -> None:
+    """A declared length removed the files of others, or kept them out."""
+    guard = guard_of(page)
+    (kept,) = http.post(UPLOAD, files={"files": ("old.png", b"o" * 1000, "image/png")}).raise_for_status().json()
+    os.utime(kept, (0, time.time() - 2 * YOUNG_SECONDS))
+    url = httpx.URL(page.url)
+    head = (
+        f"POST {UPLOAD} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        f"Content-Length: {guard.quota}\r\n\r\n"
+    )
+    with closing(socket.create_connection((url.host, url.port or 80), timeout=10)) as one:
+        one.sendall(head.encode())
+        assert http.post(UPLOAD, files=FILE).status_code == 200
+    assert Path(kept).exists()
+    until(lambda: guard._arriving == 0)
+
+
+def test_a_visitor_leaves_as_much_room_for_uploads_as_it_has_used() -> None:
+    settings = ServerSettings(api_keys=(KEY, "another key for tests, long"), max_uploads=600_000)
+    with served(settings, mount_page) as server:
+        files = {"files": ("a.png", b"x" * 190_000, "image/png")}
+        with logged_in(server, KEY) as many, logged_in(server, "another key for tests, long") as other:
+            assert many.post(UPLOAD, files=files).status_code == 200
+            refused = many.post(UPLOAD, files={"files": ("b.png", b"x" * 250_000, "image/png")})
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "60")
+            assert other.post(UPLOAD, files=files).status_code == 200
+        guard = guard_of(server)
+        until(lambda: guard._arriving == 0)
+
+
+def test_a_link_of_another_site_does_not_log_out() -> None:
+    with served(ServerSettings(api_keys=(KEY,)), mount_page) as server, logged_in(server, KEY) as client:
+        assert client.get("/logout", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+        assert client.get("/config").status_code == 200
+        assert client.get("/logout", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 302
+        assert client.get("/config").status_code == 401
 
 
 def test_logging_out_ends_one_session() -> None:
@@ -223,10 +379,8 @@ def test_uploads_are_private(http: httpx.Client) -> None:
 
 
 def test_uploads_over_the_quota(http: httpx.Client) -> None:
-    refused = http.post(UPLOAD, files={"files": ("b.png", b"y" * 100_000, "image/png")})
-    assert refused.status_code == 503
-    assert refused.headers["retry-after"] == "60"
-    assert refused.json()["error"]["code"] == "uploads_full"
+    refused = http.post(UPLOAD, files={"files": ("b.png", b"y" * 10**6, "image/png")})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
     assert http.post(UPLOAD, files=FILE).status_code == 200
     refused = http.post(UPLOAD, content=iter([b"x"]), headers={"Content-Type": "multipart/form-data; boundary=x"})
     assert refused.status_code == 411

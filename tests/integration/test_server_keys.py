@@ -186,11 +186,15 @@ def test_a_visitor_of_the_page_is_the_key_and_not_the_chosen_name(server: Served
         assert http.post("/login", data={"username": "daily", "password": KEYS["free"]}).status_code == 200
         token = http.cookies[f"access-token-{page.cookie_id}"]
     assert page.tokens == {token: "free"}
-    turn = server.service.stream_turn(parse("Add 2 and 3."), RequestOptions(namespace=session_namespace("1", "daily")))
+    turn = server.service.stream_turn(
+        lambda: parse("Add 2 and 3."), RequestOptions(namespace=session_namespace("1", "daily"))
+    )
     with pytest.raises(APIError, match="tokens of this day"):
         next(turn)
     with pytest.raises(APIError, match="no valid API key"):
-        next(server.service.stream_turn(parse("Hi"), RequestOptions(namespace=session_namespace("1", "removed"))))
+        next(
+            server.service.stream_turn(lambda: parse("Hi"), RequestOptions(namespace=session_namespace("1", "removed")))
+        )
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -201,7 +205,7 @@ def test_a_turn_on_the_page_counts(server: Served, stopped: bool) -> None:
         namespace=session_namespace("1", "plenty"),
         generation={"min_new_tokens": 400, "max_new_tokens": 400},
     )
-    turn = server.service.stream_turn(parse("Add 2 and 3."), options)
+    turn = server.service.stream_turn(lambda: parse("Add 2 and 3."), options)
     events = list(islice(turn, 10)) if stopped else list(turn)
     turn.close()
     assert len(events) >= 10

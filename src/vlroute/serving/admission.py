@@ -243,6 +243,27 @@ class FairThreads:
         running.add_done_callback(lambda _: self.queue.leave(ticket))
         return await asyncio.wrap_future(running)
 
+    def call(self, work: Callable[[], T], flow: Flow, seconds: float) -> T:
+        """`run`, for the code of a thread.
+
+        Args:
+            work: The work.
+            flow: Its flow.
+            seconds: Maximum time to wait for a thread.
+
+        Returns:
+            What `work` returns. Its errors, and those of `run`, are passed on.
+        """
+        ticket = self.queue.enter(flow)
+        try:
+            ticket.place.result(seconds)
+            running = self._threads.submit(copy_context().run, work)
+        except BaseException:
+            self.queue.leave(ticket)
+            raise
+        running.add_done_callback(lambda _: self.queue.leave(ticket))
+        return running.result()
+
     def shutdown(self) -> None:
         """Wait until the work that has begun has ended. No further work is accepted."""
         self._threads.shutdown()

@@ -178,14 +178,11 @@ def mount_page(app: FastAPI) -> FastAPI:
         return service.state
 
     built = build_page(service, settings=service.settings, state=state, pocket=service.router.instruct in embedded)
-    settings = service.settings
-    gr.mount_gradio_app(app, built, "", root_path=settings.root_path, **options)
+    gr.mount_gradio_app(app, built, "", root_path=service.settings.root_path, **options)
     mounted = cast(Mount, app.routes[-1])  # it gets every path that is not an endpoint of the API
     page = cast(FastAPI, mounted.app)
     vars(page)["tokens"] = logins
     uploads = Path(vars(page)["uploaded_file_dir"])
     known = logins if service.keys.required else None
-    mounted.app = PageGuard(
-        page, built, known, settings.cors_origins, uploads, settings.max_uploads, service.metrics.refused
-    )
+    mounted.app = PageGuard(page, built, known, service.settings, uploads, service.metrics.refused)
     return app

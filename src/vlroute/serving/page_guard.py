@@ -11,17 +11,22 @@ import json
 import os
 import re
 import time
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vlroute.serving.bodies import BodyPool, max_text
+from vlroute.serving.connections import address_group
 from vlroute.serving.errors import APIError, Count, error_response, no_endpoint, route_path
+from vlroute.serving.settings import ServerSettings
 
 #: What the browser may load and do on the page. Gradio's own scripts are inline; the elements of the head say so too.
 POLICY = "base-uri 'self'; form-action 'self'; frame-ancestors 'self'; object-src 'none'"
@@ -33,8 +38,19 @@ _READ = re.compile(
     r"/(?:zh/?)?|/(?:config|theme\.css|favicon\.ico|robots\.txt|logout)|/(?:assets|static)/.*"
     r"|/gradio_api/(?:queue/data|upload_progress|heartbeat/[\w-]{1,100}|file=(?![A-Za-z]{2,}:|~).+)", re.ASCII,
 )  # fmt: skip
-_WRITTEN = re.compile(r"/login|/gradio_api/(?:queue/join|run/predict|upload|cancel|reset)", re.ASCII)
 _UPLOAD, _CALLS = "/gradio_api/upload", ("/gradio_api/queue/join", "/gradio_api/run/predict")
+_JSON, _FORM = frozenset({"application/json"}), frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
+#: What the page sends: the types of the body.
+_WRITTEN = {
+    "/login": _FORM, _UPLOAD: frozenset({"multipart/form-data"}),
+    **dict.fromkeys((*_CALLS, "/gradio_api/cancel", "/gradio_api/reset"), _JSON),
+}  # fmt: skip
+#: Maximum number of bytes of what is neither a call nor an upload.
+_SMALL = 2**14
+#: An upload counts as this many bytes at least: what the smallest file occupies.
+_BLOCK = 2**12
+#: Room is made for so many bytes of an upload at a time, when they arrive.
+_STEP = 2**24
 #: Streams that last as long as a visitor keeps the page open.
 _STREAMS = re.compile(r"/gradio_api/(?:queue/data|upload_progress|heartbeat/.*)")
 #: Maximum size of a part of a path: that of the name of a file.
@@ -55,17 +71,20 @@ class PageGuard:
 
     Gradio answers with status 500, or with a traceback in the log, to much that its own pages never send; an event of a
     session without a name even stops its queue. So only requests with known paths, sessions and functions, and with
-    files that are uploads or examples, are passed on. Events of all visitors share a queue: one more of a visitor is
-    accepted if at least as many places stay free as the visitor has, as in `BodyPool`. Streams without end are closed
-    if their connections are needed.
+    files that are uploads or examples, are passed on, and their bodies are limited before Gradio reads them. Where
+    visitors log in, nothing of this is done for others.
+
+    Visitors share the page, as requests share a `BodyPool`: one more event of a visitor is accepted if at least as many
+    places of the queue stay free as the visitor has, and further bytes of an upload if as much room is left as the
+    visitor has used within `YOUNG_SECONDS`. If there are too many sessions, the values of the oldest session of the
+    visitor with most sessions are deleted. Streams without end are closed if their connections are needed.
 
     Args:
         app: The application of the page.
         blocks: Gradio's page.
         logins: Users by the tokens of their cookies; None if nobody has to log in.
-        origins: Other origins that may use the page, see `ServerSettings.cors_origins`.
+        settings: Settings of the server.
         uploads: Folder of the uploaded files.
-        quota: Maximum number of bytes of all uploaded files together.
         count: Called with status and code of each refusal.
     """
 
@@ -74,14 +93,17 @@ class PageGuard:
         app: ASGIApp,
         blocks: Any,
         logins: MutableMapping[str, str] | None,
-        origins: Sequence[str],
+        settings: ServerSettings,
         uploads: Path,
-        quota: int,
         count: Count,
     ) -> None:
-        self.app, self.blocks, self.logins, self.origins, self.count = app, blocks, logins, frozenset(origins), count
-        self.uploads, self.quota = uploads, quota
-        self._arriving = 0  # bytes of the uploads that are being received
+        self.app, self.blocks, self.logins, self.count = app, blocks, logins, count
+        self.origins, self.uploads, self.quota = frozenset(settings.cors_origins), uploads, settings.max_uploads
+        self._most = {path: max_text(settings) if path in _CALLS else _SMALL for path in _WRITTEN}
+        self._most[_UPLOAD] = self.quota
+        self._arriving = 0  # bytes for which uploads that are being received have room
+        self._uploaded = BodyPool(self.quota)
+        self._sessions: OrderedDict[str, str] = OrderedDict()  # the visitor of each, the least recently used first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the refusal, or pass the request on."""
@@ -95,93 +117,144 @@ class PageGuard:
             await send(message)
 
         headers, path = Headers(scope=scope), route_path(scope)
-        if (refusal := self._refusal(scope, headers, path)) is not None:
+        try:
+            self._check(scope, headers, path)
+            if scope["method"] == "POST" and path != _UPLOAD:
+                receive = await self._read(scope, receive, path)
+        except APIError as refusal:
             await error_response(refusal, scope, self.count)(scope, receive, guarded_send)
-        elif path == _UPLOAD and scope["method"] == "POST":
-            await self._upload(scope, receive, guarded_send, headers.get("content-length", ""))
-        elif path in _CALLS and scope["method"] == "POST":
-            await self._call(scope, receive, guarded_send)
-        else:
-            if path == "/logout":  # Gradio would end all sessions of the user: of all visitors with the same key
-                scope["query_string"] = b"all_session=false"
-                for token in _tokens(scope):
-                    (self.logins or {}).pop(token, None)
-            elif _STREAMS.fullmatch(path) is not None:
-                scope["state"].get("may_be_closed", lambda: None)()
-            await self.app(scope, receive, guarded_send)
+            return
+        if path == _UPLOAD and scope["method"] == "POST":
+            await self._upload(scope, receive, guarded_send, int(headers["content-length"]))
+            return
+        if path == "/logout":  # Gradio would end all sessions of the user: of all visitors with the same key
+            scope["query_string"] = b"all_session=false"
+            for token in _tokens(scope):
+                (self.logins or {}).pop(token, None)
+        elif _STREAMS.fullmatch(path) is not None:
+            scope["state"].get("may_be_closed", lambda: None)()
+        await self.app(scope, receive, guarded_send)
 
-    def _refusal(self, scope: Scope, headers: Headers, path: str) -> APIError | None:
+    def _check(self, scope: Scope, headers: Headers, path: str) -> None:
+        """APIError for a request that the page does not send, as far as this can be said without its body."""
         reads = scope["method"] in ("GET", "HEAD", "OPTIONS")
-        if not reads and not self._is_own(headers):
-            return APIError(403, "only the web page of this server may send this; see cors_origins", "wrong_origin")
+        if not (reads and path != "/logout") and not self._is_own(headers):
+            raise APIError(403, "only the web page of this server may send this; see cors_origins", "wrong_origin")
         long = any(len(part.encode("utf-8", "replace")) > _MAX_NAME for part in path.split("/"))
-        known = (_READ if reads else _WRITTEN).fullmatch(path) is not None and (reads or scope["method"] == "POST")
+        known = _READ.fullmatch(path) is not None if reads else scope["method"] == "POST" and path in _WRITTEN
         if not known or long or "\0" in path:
-            return no_endpoint()
+            raise no_endpoint()
         for name in _HOST_HEADERS:
             if _HOST.fullmatch(headers.get(name, "")) is None:
-                return APIError(400, f"the header {name} names no host", "bad_header")
+                raise APIError(400, f"the header {name} names no host", "bad_header")
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         if any(page not in _PAGES for page in query.get("page", ())) or "deep_link" in query:
-            return no_endpoint()
-        if path.startswith("/gradio_api/heartbeat") and self.logins is not None and self._user(scope) is None:
-            return APIError(401, "log in first", "not_logged_in")
+            raise no_endpoint()
+        if path.startswith("/gradio_api/") and self.logins is not None and self._user(scope) is None:
+            raise APIError(401, "log in first", "not_logged_in")
+        if not reads:
+            self._check_body(headers, path)
         sessions = self.blocks._queue.pending_messages_per_session  # noqa: SLF001
         if path.endswith("/queue/data") and query.get("session_hash", [""])[-1] not in sessions:
-            return APIError(404, "no event of this session is running; reload the page", "session_not_found")
-        return None
+            raise APIError(404, "no event of this session is running; reload the page", "session_not_found")
 
-    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a call of a function of the page on, if it is one."""
-        messages = [message := await receive()]
-        while message.get("more_body", False):
+    def _check_body(self, headers: Headers, path: str) -> None:
+        """APIError if the header declares a body of a wrong type or size."""
+        kind, length = headers.get("content-type", "").partition(";")[0].strip().lower(), headers.get("content-length")
+        if kind not in _WRITTEN[path]:
+            expected = " or ".join(sorted(_WRITTEN[path]))
+            raise APIError(415, f"the body must have the Content-Type {expected}", "unsupported_media_type")
+        if path == _UPLOAD and not (length or "").isdecimal():
+            raise APIError(411, "an upload needs a Content-Length", "length_required")
+        if length is not None and length.isdecimal() and int(length) > self._most[path]:
+            raise self._too_large(path)
+
+    def _too_large(self, path: str) -> APIError:
+        return APIError(413, f"the body is over the limit of {self._most[path]} bytes", "body_too_large")
+
+    async def _read(self, scope: Scope, receive: Receive, path: str) -> Receive:
+        """Read the body of anything but an upload. Returns what replays it; APIError if it is too large or no call."""
+        messages, size, more = list[Message](), 0, True
+        while more:
             messages.append(message := await receive())
+            more, size = message.get("more_body", False), size + len(message.get("body", b""))
+            if size > self._most[path]:
+                raise self._too_large(path)
+        if message["type"] == "http.disconnect":
+            raise APIError(499, "the client disconnected", "client_left")
+        if path in _CALLS:
+            content = b"".join(message.get("body", b"") for message in messages)
+            call = await asyncio.to_thread(self._call, content) if size > _SMALL else self._call(content)
+            if call is None:
+                raise APIError(400, "the page has no such function; reload it", "bad_call")
+            visitor = self._visitor(scope)
+            if not self._has_place(visitor, self.blocks.fns[call["fn_index"]]):
+                busy = "the page is busy with other questions of yours; try again later"
+                raise APIError(503, busy, "queue_full", headers={"Retry-After": "5"})
+            self._use_session(visitor, call["session_hash"])
         left = iter(messages)
 
         async def replay() -> Message:
             return next(left, None) or await receive()
 
-        try:
-            body = json.loads(b"".join(message.get("body", b"") for message in messages))
-        except (ValueError, RecursionError):
-            body = None
-        if message["type"] == "http.disconnect":
-            return
-        if not self._is_call(body):
-            refusal = APIError(400, "the page has no such function; reload it", "bad_call")
-        elif not self._has_place(scope):
-            busy = "the page is busy with other questions of yours; try again later"
-            refusal = APIError(503, busy, "queue_full", headers={"Retry-After": "5"})
-        else:
-            await self.app(scope, replay, send)
-            return
-        await error_response(refusal, scope, self.count)(scope, receive, send)
+        return replay
 
     def _user(self, scope: Scope) -> str | None:
         """The user of a request; None if nobody has logged in."""
         return next((user for token in _tokens(scope) if (user := (self.logins or {}).get(token)) is not None), None)
 
-    def _has_place(self, scope: Scope) -> bool:
-        """Whether a further event of this visitor leaves as many places of the queue free as the visitor has."""
+    def _visitor(self, scope: Scope) -> str:
+        """Whose share a request uses: the user, or without log-ins the address."""
+        return self._user(scope) or address_group((scope.get("client") or ("",))[0])
+
+    def _has_place(self, visitor: str, function: Any) -> bool:
+        """Whether a further event of this visitor leaves as many places free as the visitor has.
+
+        These are the places of the queue, and those of the function if its concurrency is limited.
+        """
+        if not function.queue:
+            return True
         queue = self.blocks._queue  # noqa: SLF001
         events = [event for event in [*queue.event_ids_to_events.values()] if not event.closed]
-        visitor = self._user(scope) or (scope.get("client") or ("",))[0]
-        mine = sum(visitor == (event.username or getattr(event.request.client, "host", "")) for event in events)
-        return bool(mine + len(events) < queue.max_size)
+        same = [event for event in events if event.fn is function]
 
-    def _is_call(self, body: Any) -> bool:
-        """Whether a body names a session and a function of the page, with as many values as the function takes."""
+        def leaves_enough(some: Sequence[Any], most: int) -> bool:
+            mine = (event.username or address_group(getattr(event.request.client, "host", "")) for event in some)
+            return sum(visitor == one for one in mine) + len(some) < most
+
+        most = function.concurrency_limit
+        return leaves_enough(events, queue.max_size) and (not isinstance(most, int) or leaves_enough(same, most))
+
+    def _use_session(self, visitor: str, session: str) -> None:
+        """Note the use of a session, and delete the values of another one if there are too many."""
+        self._sessions[session] = visitor
+        self._sessions.move_to_end(session)
+        if len(self._sessions) > self.blocks.state_session_capacity:
+            (heaviest, _), *_ = Counter(self._sessions.values()).most_common(1)
+            oldest = next(one for one, owner in self._sessions.items() if owner == heaviest)
+            holder = self.blocks.state_holder
+            with holder.lock:
+                for kept in (self._sessions, holder.session_data, holder.time_last_used):
+                    kept.pop(oldest, None)
+
+    def _call(self, content: bytes) -> dict[str, Any] | None:
+        """The call in a body; None if it does not name a session and a function of the page, with all its values."""
+        try:
+            body = json.loads(content)
+        except (ValueError, RecursionError):
+            return None
         if not isinstance(body, dict):
-            return False
+            return None
         session, index, values = body.get("session_hash"), body.get("fn_index"), body.get("data")
         if not isinstance(session, str) or _SESSION.fullmatch(session) is None or type(index) is not int:
-            return False
+            return None
         function = self.blocks.fns.get(index)
         options = ("batched", "simple_format", "event_id", "oauth_token")
-        return (
+        fits = (
             function is not None and isinstance(values, list) and len(values) == len(function.inputs)
             and not any(body.get(name) for name in options) and self._is_plain(body)
         )  # fmt: skip
+        return body if fits else None
 
     def _is_plain(self, value: Any) -> bool:
         """Whether all texts can be encoded, and all files are uploads or examples."""
@@ -216,32 +289,40 @@ class PageGuard:
         except ValueError:  # such as for a part of an IPv6 address
             return False
 
-    async def _upload(self, scope: Scope, receive: Receive, send: Send, length: str) -> None:
-        if not length.isdecimal():
-            refusal = APIError(411, "an upload needs a Content-Length", "length_required")
-        elif not await self._has_room(int(length)):
-            refusal = APIError(
-                503, f"the uploads of all visitors together are limited to {self.quota} bytes; try again later",
-                "uploads_full", headers={"Retry-After": "60"},
-            )  # fmt: skip
-        else:
-            with self._counted(int(length)):
-                await self.app(scope, receive, send)
-            return
-        await error_response(refusal, scope, self.count)(scope, receive, send)
+    async def _upload(self, scope: Scope, receive: Receive, send: Send, length: int) -> None:
+        """Pass an upload on, within the quota and the share of the visitor. What has not arrived does not count."""
+        visitor, size, room = self._visitor(scope), 0, 0
 
-    @contextmanager
-    def _counted(self, size: int) -> Iterator[None]:
-        self._arriving += size
+        async def counted() -> Message:
+            nonlocal size, room
+            message = await receive()
+            size += len(message.get("body", b""))
+            while size > room:
+                step = max(min(_STEP, length - room), size - room)
+                self._count(visitor, max(step, _BLOCK))
+                room, self._arriving = room + step, self._arriving + step
+                if not await asyncio.to_thread(shrink, self.uploads, self.quota - self._arriving):
+                    raise self._no_room()
+            return message
+
         try:
-            yield
+            await self.app(scope, counted, send)
         finally:
-            self._arriving -= size
+            self._arriving -= room
 
-    async def _has_room(self, size: int) -> bool:
-        """Whether an upload of `size` bytes fits, after older uploads were removed."""
-        most = self.quota - self._arriving - size
-        return most >= 0 and await asyncio.to_thread(shrink, self.uploads, most)
+    def _count(self, visitor: str, size: int) -> None:
+        """Count bytes of an upload until it may be removed. HTTPException if the visitor has no room for them."""
+        try:
+            self._uploaded.take(visitor, size)
+        except APIError:
+            raise self._no_room() from None
+        asyncio.get_running_loop().call_later(YOUNG_SECONDS, self._uploaded.give_back, visitor, size)
+
+    def _no_room(self) -> HTTPException:
+        return HTTPException(
+            503, f"the uploads of all visitors together are limited to {self.quota} bytes, of which each has a share; "
+            "try again later", {"Retry-After": "60"},
+        )  # fmt: skip
 
 
 def _tokens(scope: Scope) -> Iterator[str]:

@@ -375,7 +375,7 @@ class Service:
             stream.close()
         return [answers[index] for index in sorted(answers)]
 
-    def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
+    def stream_turn(self, prepare: Callable[[], Conversation], options: RequestOptions) -> Events:
         """`Router.stream_turn` with admission, limits and deadline, for the page; logged as a request."""
         record = RequestRecord(
             path="page", route="page", key=session_key_name(options.namespace), model=options.mode or "auto",
@@ -387,7 +387,7 @@ class Service:
                 options = replace(options, flow=key.flow)
                 self.limiter.enter(key, self.limiter.used_today(key))
             try:
-                yield from self._stream_turn(conversation, replace(options, id=record.answer_id()), record)
+                yield from self._stream_turn(prepare, replace(options, id=record.answer_id()), record)
             finally:
                 if key is not None:
                     self.limiter.leave(key)
@@ -415,7 +415,9 @@ class Service:
             raise no_valid_key()
         return key
 
-    def _stream_turn(self, conversation: Conversation, options: RequestOptions, record: RequestRecord) -> Events:
+    def _stream_turn(
+        self, prepare: Callable[[], Conversation], options: RequestOptions, record: RequestRecord
+    ) -> Events:
         def count(event: Event) -> None:
             if isinstance(event, Finished):
                 self.limiter.spent(options.namespace, event.answer.usage)
@@ -432,6 +434,11 @@ class Service:
         alarm.daemon = True
         alarm.start()
         try:
+            decode = partial(self._decode, prepare, place)
+            try:
+                conversation = self._decoding.call(decode, place.ticket.flow, self._seconds_left(arrived))
+            except (TimeoutError, DecodingCancelledError):
+                raise shutting_down() if self._seconds_left(arrived) else self._late() from None
             with closing(self.router.pipeline.stream(conversation, replace(options, cancel=cancel), count)) as events:
                 for event in events:
                     if isinstance(event, Finished):
@@ -440,7 +447,6 @@ class Service:
         finally:
             alarm.cancel()
             self._release(place)
-            self.freed_memory.add(_pixels(conversation) * BYTES_PER_PIXEL)  # which the page has decoded
 
     def request_ended(self, record: RequestRecord) -> None:
         """Count and log a request that has ended, and export its telemetry."""
@@ -702,7 +708,7 @@ class Service:
             raise
         return lambda: conversation
 
-    def _decode(self, prepare: Preparation, place: _Place) -> Conversation:
+    def _decode(self, prepare: Callable[[], Conversation], place: _Place) -> Conversation:
         with decoding(place.media):
             return prepare()
 
@@ -787,13 +793,6 @@ class _Place:
     def __init__(self, ticket: Ticket, arrived: float, pixels: PixelPool) -> None:
         self.ticket, self.arrived, self.cancel = ticket, arrived, threading.Event()
         self.media = MediaBudget(pixels, ticket.flow.name, self.cancel.is_set)
-
-
-def _pixels(conversation: Conversation) -> int:
-    """Number of pixels of all pictures and frames."""
-    pictures = [picture.size for message in conversation.messages for picture in message.pictures]
-    frames = [frame.size for message in conversation.messages for video in message.videos for frame in video.frames]
-    return sum(width * height for width, height in pictures + frames)
 
 
 class _InContext(Executor):

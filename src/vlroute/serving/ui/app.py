@@ -28,6 +28,8 @@ from vlroute.temporary_folder import TemporaryFolder
 FOLDER = Path(__file__).parent
 #: Uploaded and downloadable files are deleted after `KEPT_SECONDS`; checked every `SWEEP_SECONDS`.
 KEPT_SECONDS, SWEEP_SECONDS = 24 * 3600, 3600
+MAX_EVENTS = 64  # that run or wait
+MAX_SESSIONS = 500  # whose values are kept, each some hundred KiB
 QUEUE_SECONDS = 0.05  # between two looks at Gradio's queue: its 1 ms costs a server without requests 3 % of a core
 POLL_SECONDS = 1.0  # until the page asks again whether the models are loaded
 
@@ -69,7 +71,9 @@ def build_page(
         _lay_out(Page(answerer, settings, examples, "en"), title, state)
     with page.route(TEXTS["en"].other, "zh", show_in_navbar=False):
         _lay_out(Page(answerer, settings, examples, "zh"), title, state)
-    page.queue(max_size=64, default_concurrency_limit=8, api_open=False)
+    page.state_session_capacity = MAX_SESSIONS
+    page.max_threads = 2 * MAX_EVENTS  # events wait in a thread; others, such as a click on Stop, find one, too
+    page.queue(max_size=MAX_EVENTS, default_concurrency_limit=None, api_open=False)
     page._queue.sleep_when_free = QUEUE_SECONDS  # noqa: SLF001 (there is no public name)
     # only then does Gradio refuse paths of any files in the place of uploads; `launch` sets it, mounting does not
     page.has_launched = True

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import gradio as gr
 
 from vlroute.inputs.media import load_picture
-from vlroute.inputs.messages import parse
+from vlroute.inputs.messages import Conversation, parse
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.ui.batch_table import NO_PICTURES, TABLES, Mapping, Table, read_table
 from vlroute.serving.ui.components import (
@@ -33,7 +33,7 @@ from vlroute.serving.ui.components import (
     visitor_namespace,
 )
 from vlroute.serving.ui.page import Answerer, Drawing, Page
-from vlroute.serving.ui.problems import error_text, kept
+from vlroute.serving.ui.problems import PageError, error_text, kept
 from vlroute.serving.ui.session import Caught, Session
 from vlroute.serving.ui.texts import Texts
 from vlroute.types import Answer, Finished
@@ -61,32 +61,30 @@ class BatchState:
     """The batch of one browser session.
 
     Attributes:
-        table: The uploaded table.
-        mapping: Its columns.
+        total: Number of rows.
         results: The results so far.
         seconds: Duration of the batch; None while it runs.
         stop: Ends the batch when set.
     """
 
-    table: Table
-    mapping: Mapping
+    total: int
     results: list[Result] = field(default_factory=list)
     seconds: float | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
     def message(self, texts: Texts) -> str:
         """How far the batch is."""
-        done, total, errors = len(self.results), len(self.table.rows), sum(bool(r.problem(texts)) for r in self.results)
+        done, errors = len(self.results), sum(bool(r.problem(texts)) for r in self.results)
         if self.seconds is None:
-            return str(texts.running_batch.format(done=done, total=total, errors=errors))
-        ended = texts.finished_batch if done == total else texts.stopped_batch
-        return str(ended.format(done=done, total=total, errors=errors, seconds=self.seconds))
+            return str(texts.running_batch.format(done=done, total=self.total, errors=errors))
+        ended = texts.finished_batch if done == self.total else texts.stopped_batch
+        return str(ended.format(done=done, total=self.total, errors=errors, seconds=self.seconds))
 
     def bar(self, texts: Texts) -> str:
         """How far the batch is, as HTML."""
-        done, total, message = len(self.results), len(self.table.rows), escape(self.message(texts))
-        value = f'aria-valuemin="0" aria-valuemax="{total}" aria-valuenow="{done}"'
-        filled = f'<i style="width: {100 * done / total:.1f}%"></i>'
+        done, message = len(self.results), escape(self.message(texts))
+        value = f'aria-valuemin="0" aria-valuemax="{self.total}" aria-valuenow="{done}"'
+        filled = f'<i style="width: {100 * done / self.total:.1f}%"></i>'
         track = f'<div class="track" role="progressbar" aria-label="{message}" {value}>{filled}</div>'
         return f'<div class="bar">{track}<span>{message}</span></div>'
 
@@ -130,7 +128,6 @@ def add_batch(page: Page) -> None:
         show_label=False, elem_id="results",
         interactive=False, wrap=True, visible=False, column_widths=WIDTHS, max_height=420, datatype="str", buttons=[],
     )  # fmt: skip
-    uploaded = gr.State(None, time_to_live=SESSION_SECONDS)
 
     def shown_mapping(session: Session, found: Table | None, mapping: Mapping) -> Drawing:
         """The choice of columns, and what it means for the table."""
@@ -152,12 +149,20 @@ def add_batch(page: Page) -> None:
         mapping = found.propose() if found is not None else Mapping(None, None)
         drawn = shown_mapping(session, found, mapping)
         updates = {component: gr.update(**arguments) for component, arguments in drawn.items()}
-        return {**updates, uploaded: found, problem: session.problem("batch")}
+        return {**updates, problem: session.problem("batch")}
 
-    def remap(found: Table | None, prompt: int | None, image: int | None, session: Session) -> dict[Any, Any]:
-        session.clear("batch")
-        text = summarize(found, Mapping(prompt, image), session.texts) if found is not None else ""
-        return {summary: text, problem: ""}
+    def remap(paths: list[str] | None, prompt: int | None, image: int | None, session: Session) -> dict[Any, Any]:
+        text = ""
+        with Caught(session, "batch"):
+            text = summarize(read_table(paths), Mapping(prompt, image), session.texts) if paths else ""
+        return {summary: text, problem: session.problem("batch")}
+
+    def redrawn(session: Session, paths: list[str] | None, prompt: int | None, image: int | None) -> Drawing:
+        """The choice of columns in another language. A table that cannot be read is a problem that is shown already."""
+        found = None
+        with suppress(PageError):
+            found = read_table(paths) if paths else None
+        return shown_mapping(session, found, Mapping(prompt, image))
 
     def answer_all(
         paths: list[str] | None, prompt: int | None, image: int | None, choice: str, session: Session,
@@ -167,14 +172,14 @@ def add_batch(page: Page) -> None:
         began = drawn = time.monotonic()
         with Caught(session, "batch"):
             found = read_table(paths or [])
-            now = BatchState(found, found.checked(Mapping(prompt, image)))
+            mapping, now = found.checked(Mapping(prompt, image)), BatchState(len(found.rows))
             yield {
                 state: now, status: now.bar(session.texts), table: gr.update(value=[], visible=True), problem: "",
                 run: gr.update(visible=False), stop: gr.update(visible=True), download: gr.update(visible=False),
             }  # fmt: skip
             options = RequestOptions(mode=forced(choice), price=price, namespace=visitor_namespace(request))
             for row in found.rows:
-                result = _answer(answerer, now, row, options)
+                result = _answer(answerer, found, mapping, row, options, now.stop)
                 if result is None:
                     break
                 now.results.append(result)
@@ -197,20 +202,17 @@ def add_batch(page: Page) -> None:
         yield {run: gr.update(visible=True), stop: gr.update(visible=False), problem: session.problem("batch")}
 
     files.change(
-        read, [files, page.session], [uploaded, problem, chooser, prompt, image, summary], concurrency_limit=4,
+        read, [files, page.session], [problem, chooser, prompt, image, summary], concurrency_limit=4,
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
     for column in (prompt, image):
-        column.input(remap, [uploaded, prompt, image, page.session], [summary, problem], **INSTANT)
+        column.input(remap, [files, prompt, image, page.session], [summary, problem], **INSTANT)
     run.click(
         answer_all, [files, prompt, image, mode, page.session, page.price],
         [state, status, table, run, stop, download, problem], **ANSWERING,
     )  # fmt: skip
     stop.click(stop_session, [state], None, **INSTANT)
-    page.redraw(
-        [uploaded, prompt, image], [chooser, prompt, image, summary],
-        lambda session, found, prompt, image: shown_mapping(session, found, Mapping(prompt, image)),
-    )  # fmt: skip
+    page.redraw([files, prompt, image], [chooser, prompt, image, summary], redrawn)
     page.redraw(
         [state], [status, table],
         lambda session, now: {
@@ -281,19 +283,24 @@ def as_csv(table: Table, results: Sequence[Result], texts: Texts) -> bytes:
     return text.getvalue().encode("utf-8-sig")
 
 
-def _answer(answerer: Answerer, batch: BatchState, row: Sequence[str], options: RequestOptions) -> Result | None:
+def _answer(
+    answerer: Answerer, table: Table, mapping: Mapping, row: Sequence[str], options: RequestOptions,
+    stop: threading.Event,
+) -> Result | None:  # fmt: skip
     """The result of one row; an exception becomes its error. None if the batch was stopped."""
-    mapping = batch.mapping
     prompt = row[mapping.prompt or 0].strip()
     image = row[mapping.image].strip() if mapping.image is not None and mapping.image != NO_PICTURES else ""
-    try:
+
+    def prepare() -> Conversation:
         pictures = []
         if image:
-            pictures.append(load_picture(batch.table.picture(image, answerer.limits.max_bytes), answerer.limits))
-        conversation = parse(prompt, pictures, None, None, answerer.limits)
-        with closing(answerer.stream_turn(conversation, options)) as events:
+            pictures.append(load_picture(table.picture(image, answerer.limits.max_bytes), answerer.limits))
+        return parse(prompt, pictures, None, None, answerer.limits)
+
+    try:
+        with closing(answerer.stream_turn(prepare, options)) as events:
             for event in events:
-                if batch.stop.is_set():
+                if stop.is_set():
                     return None
                 if isinstance(event, Finished):
                     return Result(prompt, image, event.answer)

@@ -12,6 +12,7 @@ import lzma
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -152,7 +153,7 @@ def read_table(files: Sequence[str]) -> Table:
         if file.lower().endswith(".zip"):
             found += _members(file)
         else:
-            found.append((Path(file).name, partial(read_at_most, file)))
+            found.append((Path(file).name, partial(_read, file)))
     if len(found) > MAX_MEMBERS:
         raise PageError("too_many_uploads", count=len(found), most=MAX_MEMBERS)
     tables = [(name, reader) for name, reader in found if name.lower().endswith(TABLES)]
@@ -181,10 +182,18 @@ def _by_name(found: list[tuple[str, Reader]]) -> dict[str, Reader | None]:
     for name, reader in found:
         for key in {name, PurePosixPath(name).name}:
             pictures[key] = None if key in pictures else reader
+    times = Counter(name for name, _ in found)
     for name, reader in found:  # a unique full name takes precedence over a file name
-        if sum(other == name for other, _ in found) == 1:
+        if times[name] == 1:
             pictures[name] = reader
     return pictures
+
+
+def _read(file: str, most: int) -> bytes:
+    try:
+        return read_at_most(file, most)
+    except FileNotFoundError:
+        raise PageError("missing_file", name=Path(file).name) from None
 
 
 def _members(file: str) -> Iterator[tuple[str, Reader]]:
@@ -192,6 +201,8 @@ def _members(file: str) -> Iterator[tuple[str, Reader]]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = [one for one in archive.infolist() if one.filename and not one.is_dir()]
+    except FileNotFoundError:
+        raise PageError("missing_file", name=name) from None
     except _DAMAGED as error:
         raise PageError("damaged_zip", name=name) from error
     if len(members) > MAX_MEMBERS:

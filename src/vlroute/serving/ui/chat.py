@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from vlroute.inputs.messages import Message, parse
+from vlroute.inputs.decoding import decoding
+from vlroute.inputs.messages import Conversation, Message, parse
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.ui.components import (
     ANSWERING,
@@ -31,7 +33,7 @@ from vlroute.serving.ui.components import (
     stop_session,
     visitor_namespace,
 )
-from vlroute.serving.ui.page import Page
+from vlroute.serving.ui.page import Answerer, Page
 from vlroute.serving.ui.problems import PageError
 from vlroute.serving.ui.sampling import add_sampling, read_sampling
 from vlroute.serving.ui.session import Caught, Session
@@ -46,13 +48,11 @@ class ChatTurn:
         text: The text of the question.
         files: Paths of its pictures and videos.
         reply: The answer.
-        messages: Question and answer for the models; empty if the answer was stopped.
     """
 
     text: str
     files: tuple[str, ...]
     reply: Reply
-    messages: tuple[Message, ...] = ()
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -154,13 +154,9 @@ def add_chat(page: Page) -> None:
             text, files = asked["text"], tuple(asked["files"])
             if len(text) + len(system) > page.settings.max_prompt:
                 raise PageError("long_text", most=page.settings.max_prompt)
-            pictures, videos = load_files(files, answerer.limits, answerer.sampling())
-            history = [message for turn in kept.turns for message in turn.messages]
-            if system.strip():
-                history.insert(0, Message("system", (system,)))
-            conversation = parse(text, pictures, videos, history, answerer.limits)
-            now = replace(kept, running=True, stop=threading.Event())
             turn = ChatTurn(text, files, Reply())
+            prepare = partial(_conversation, answerer, system, (*kept.turns, turn))
+            now = replace(kept, running=True, stop=threading.Event())
             drawn = replace(now, turns=(*kept.turns, turn)).shown(session.texts, page.predicted)
             yield {
                 view: gr.update(**drawn), state: now, question: busy_input(clear=typed),
@@ -169,14 +165,11 @@ def add_chat(page: Page) -> None:
             options = RequestOptions(
                 mode=forced(choice), price=price, generation=generation, namespace=visitor_namespace(request)
             )
-            for reply in replies(answerer, conversation, options, now.stop):
+            for reply in replies(answerer, prepare, options, now.stop):
                 turn = replace(turn, reply=reply)
                 if reply.answer is None and not reply.stopped:
                     drawn = replace(now, turns=(*kept.turns, turn)).shown(session.texts, page.predicted)
                     yield {view: drawn["value"]}
-                elif reply.answer is not None:
-                    said = Message("assistant", (reply.answer.text,))
-                    turn = replace(turn, messages=(conversation.messages[-1], said))
             after = replace(kept, turns=(*kept.turns, turn))
             yield {
                 view: gr.update(**after.shown(session.texts, page.predicted)), state: after, question: ready_input(),
@@ -231,6 +224,25 @@ def add_chat(page: Page) -> None:
     )
     if answerer.store is not None:
         add_votes(page, view, state, lambda chat: chat.answers(), problem, "ask")
+
+
+def _conversation(answerer: Answerer, system: str, turns: Sequence[ChatTurn]) -> Conversation:
+    """The conversation that the last turn continues, without turns whose answers were stopped.
+
+    Pictures and videos are decoded for each answer: a session that held them would hold gigabytes.
+    """
+    *earlier, last = turns
+    messages = [Message("system", (system,))] if system.strip() else []
+
+    def asked(turn: ChatTurn, history: Sequence[Message]) -> Conversation:
+        pictures, videos = load_files(turn.files, answerer.limits, answerer.sampling())
+        return parse(turn.text, pictures, videos, history, answerer.limits)
+
+    with decoding():  # the pixels of all turns are counted together
+        for turn in earlier:
+            if turn.reply.answer is not None:
+                messages += [*asked(turn, ()).messages, Message("assistant", (turn.reply.answer.text,))]
+        return asked(last, messages)
 
 
 def _placeholder(page: Page, texts: Texts) -> dict[str, Any]:

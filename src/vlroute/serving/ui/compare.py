@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from vlroute.inputs.messages import parse
+from vlroute.inputs.messages import Conversation, parse
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.ui.components import (
     ANSWERING,
@@ -94,8 +94,14 @@ def add_compare(page: Page) -> None:
         with Caught(session, "ask-both"):
             if len(asked["text"]) > page.settings.max_prompt:
                 raise PageError("long_text", most=page.settings.max_prompt)
-            pictures, videos = load_files(asked["files"], answerer.limits, answerer.sampling())
-            conversation = parse(asked["text"], pictures, videos, None, answerer.limits)
+            conversation: Conversation | None = None
+
+            def prepare() -> Conversation:
+                nonlocal conversation
+                pictures, videos = load_files(asked["files"], answerer.limits, answerer.sampling())
+                conversation = parse(asked["text"], pictures, videos, None, answerer.limits)
+                return conversation
+
             now = CompareState({MODES[0]: Reply()})
             updates = {component: gr.update(**drawn) for component, drawn in shown(session, now).items()}
             yield {**updates, state: now, problem: "", question: gr.update(submit_btn=False, stop_btn=True)}
@@ -103,13 +109,12 @@ def add_compare(page: Page) -> None:
                 if now.stop.is_set():
                     break
                 options = RequestOptions(mode=mode, namespace=visitor_namespace(request))
-                for reply in replies(answerer, conversation, options, now.stop):
+                for reply in replies(answerer, prepare, options, now.stop):
                     now = replace(now, replies={**now.replies, mode: reply})
                     yield {view: reply.messages(session.texts, page.predicted, compared=True)}
-            decision = answerer.decide_on(
-                conversation, RequestOptions(price=price, namespace=visitor_namespace(request))
-            )
-            now = replace(now, decision=decision)
+            if conversation is not None:
+                options = RequestOptions(price=price, namespace=visitor_namespace(request))
+                now = replace(now, decision=answerer.decide_on(conversation, options))
             updates = {component: gr.update(**drawn) for component, drawn in shown(session, now).items()}
             yield {**updates, state: now, question: ready_input()}
             return

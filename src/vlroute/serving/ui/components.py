@@ -114,7 +114,7 @@ ChatMessage: TypeAlias = dict[str, Any]
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 REDRAW_SECONDS = 0.08
-#: An idle session is deleted after this time, because pictures take memory.
+#: Values of an idle session are deleted after this time.
 SESSION_SECONDS = 3600
 LATEX: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True},
@@ -135,7 +135,7 @@ def load_files(files: Sequence[str], limits: Limits, sampling: FrameSampling) ->
         The pictures and the videos, in order.
 
     Raises:
-        PageError: too many files.
+        PageError: too many files, or one is no longer there.
         InputError: a file cannot be loaded; the message begins with its name.
     """
     clips = [file for file in files if file.lower().endswith(VIDEOS)]
@@ -152,6 +152,8 @@ def load_files(files: Sequence[str], limits: Limits, sampling: FrameSampling) ->
                 videos.append(load_video(read_at_most(file, limits.max_video_bytes), limits, sampling=sampling))
             else:
                 pictures.append(load_picture(read_at_most(file, limits.max_bytes), limits))
+        except FileNotFoundError:
+            raise PageError("missing_file", name=Path(file).name) from None
         except InputError as error:
             raise type(error)(f"{Path(file).name}: {error}") from error
     return pictures, videos
@@ -209,14 +211,14 @@ class Reply:
 
 
 def replies(
-    answerer: Answerer, conversation: Conversation, options: RequestOptions, stop: threading.Event
+    answerer: Answerer, prepare: Callable[[], Conversation], options: RequestOptions, stop: threading.Event
 ) -> Iterator[Reply]:
-    """Yield the growing answer; the last one is finished or stopped.
+    """Yield the growing answer; the last one is finished or stopped. See `Answerer.stream_turn`.
 
     The stream is closed when `stop` is set or this iterator is closed.
     """
     thinking, text, drawn = "", "", 0.0
-    with closing(answerer.stream_turn(conversation, options)) as events:
+    with closing(answerer.stream_turn(prepare, options)) as events:
         for event in events:
             if stop.is_set():
                 break
@@ -236,10 +238,8 @@ def replies(
     yield Reply(thinking, text, stopped=True)
 
 
-#: Settings of events that generate answers: all sessions share one queue.
-ANSWERING: dict[str, Any] = {
-    "concurrency_id": "answers", "concurrency_limit": 4, "show_progress": "hidden", "api_visibility": "private",
-}  # fmt: skip
+#: Settings of events that generate answers. The server shares its places among visitors; Gradio would not.
+ANSWERING: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 #: Settings of events that do not wait for a model.
 INSTANT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 

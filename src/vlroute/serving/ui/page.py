@@ -49,8 +49,11 @@ class Answerer(Protocol):
         """The store of answers; None if answers are not stored."""
         ...
 
-    def stream_turn(self, conversation: Conversation, options: RequestOptions) -> Events:
-        """The events of an answer; closing the iterator cancels the generation."""
+    def stream_turn(self, prepare: Callable[[], Conversation], options: RequestOptions) -> Events:
+        """The events of the answer to the conversation that `prepare` makes, as soon as there is room for its media.
+
+        Closing the iterator cancels the generation.
+        """
         ...
 
     def decide_on(self, conversation: Conversation, options: RequestOptions) -> Decision:
