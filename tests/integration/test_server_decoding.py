@@ -19,6 +19,10 @@ from training.chaos.media import blank_png, blank_video, picture_bombs
 
 from tests.serving import KEY, Served, png, served, until
 from vlroute.inputs.limits import Limits
+from vlroute.inputs.messages import parse
+from vlroute.pipeline import RequestOptions
+from vlroute.serving.errors import APIError
+from vlroute.serving.keys import session_namespace
 from vlroute.serving.settings import ServerSettings
 
 PICTURE = png(Image.new("RGB", (64, 64), "red"))
@@ -143,6 +147,24 @@ def test_large_pictures_at_once_are_answered_within_the_budget_of_the_process(se
     assert figures["refused"] == 0
     assert figures["answered"] >= 4  # on a slow machine, the last ones reach the deadline while they wait for pixels
     idle(server)
+
+
+def test_media_of_the_page_have_the_limits_of_requests(server: Served) -> None:
+    """They were decoded before the request was admitted, and not counted."""
+    service = server.service
+    options = RequestOptions(
+        mode="instruct", namespace=session_namespace("1", service.key_of(f"Bearer {KEY}", "").name)
+    )
+    events = service.stream_turn(lambda: parse("What?", [PICTURE]), options)
+    next(events)
+    assert service._pixels.held == 64 * 64
+    events.close()
+    assert service._pixels.held == 0
+    large = Limits(max_video_pixels=2**40, max_total_pixels=2**40, max_video_bytes=2**30)
+    with pytest.raises(APIError) as late:
+        next(service.stream_turn(lambda: parse("What?", None, LONG_VIDEO, limits=large), options))
+    assert (late.value.status, late.value.code) == (504, "deadline_exceeded")
+    until(lambda: service._pixels.held == 0)
 
 
 def test_a_request_that_waits_is_not_fetched_and_ends_at_the_deadline(server: Served, port: int) -> None:

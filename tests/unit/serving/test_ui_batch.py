@@ -14,9 +14,12 @@ import pytest
 
 from tests.stored import answer
 from vlroute.errors import UnreadableMediaError
+from vlroute.inputs.limits import Limits
+from vlroute.inputs.media import FrameSampling
 from vlroute.serving.ui import batch_table
 from vlroute.serving.ui.batch import Result, as_csv, summarize
 from vlroute.serving.ui.batch_table import NO_PICTURES, Mapping, Table, read_table
+from vlroute.serving.ui.components import load_files
 from vlroute.serving.ui.problems import PageError, error_text
 from vlroute.serving.ui.texts import TEXTS
 from vlroute.serving.ui.tradeoff import PRICES, nearest
@@ -215,3 +218,16 @@ def test_the_slider_has_every_price() -> None:
     assert PRICES[nearest(0.1)] == 0.1
     assert nearest(0) == 0
     assert nearest(1000) == len(PRICES) - 1
+
+
+def test_files_that_are_no_longer_there(tmp_path: Path) -> None:
+    """They are kept for a day, and a page may be open for longer."""
+    table, gone = tmp_path / "t.csv", r"is no longer on the server.*Upload it again"
+    table.write_text(TABLE)
+    for name in ("gone.csv", "gone.zip"):
+        with pytest.raises(PageError, match=rf"{name} {gone}"):
+            read_table([str(tmp_path / name)])
+    with pytest.raises(PageError, match=rf"a.png {gone}"):
+        read_table([str(table), str(tmp_path / "a.png")]).picture("a.png", 1000)
+    with pytest.raises(PageError, match=rf"a.png {gone}"):
+        load_files([str(tmp_path / "a.png")], Limits(), FrameSampling())
