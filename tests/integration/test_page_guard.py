@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
+from starlette.responses import PlainTextResponse
 
 from tests.serving import KEY, Served, served, until
 from vlroute.serving import app
@@ -194,6 +197,27 @@ def test_answers_of_one_visitor_do_not_keep_others_waiting() -> None:
         with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "mine"}, timeout=30) as events:
             assert any("process_completed" in line for line in events.iter_lines())
         assert len(server.service._admitted) == 6
+
+
+def test_calls_without_the_queue_run_in_turn(http: httpx.Client, page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradio needs tens of milliseconds of the event loop for each; sixteen at once stopped it for most of a second."""
+    running, most = 0, 0
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.05)
+        running -= 1
+        await PlainTextResponse("done")(scope, receive, send)
+
+    guard = guard_of(page)
+    monkeypatch.setattr(guard, "app", slow)
+    index, function = next((at, one) for at, one in guard.blocks.fns.items() if not one.queue)
+    call = {"data": [None] * len(function.inputs), "fn_index": index, "session_hash": "one"}
+    with ThreadPoolExecutor(6) as threads:
+        replies = [*threads.map(lambda _: http.post("/gradio_api/run/predict", json=call).status_code, range(6))]
+    assert (replies, most) == ([200] * 6, 1)
 
 
 def join(page: Served, client: httpx.Client, session: str, text: str, mode: str) -> httpx.Response:

@@ -23,6 +23,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vlroute.fair_share import Flow
+from vlroute.serving.admission import FairQueue
 from vlroute.serving.bodies import BodyPool, max_text
 from vlroute.serving.connections import address_group
 from vlroute.serving.errors import APIError, Count, error_response, no_endpoint, route_path
@@ -38,7 +40,11 @@ _READ = re.compile(
     r"/(?:zh/?)?|/(?:config|theme\.css|favicon\.ico|robots\.txt|logout)|/(?:assets|static)/.*"
     r"|/gradio_api/(?:queue/data|upload_progress|heartbeat/[\w-]{1,100}|file=(?![A-Za-z]{2,}:|~).+)", re.ASCII,
 )  # fmt: skip
-_UPLOAD, _CALLS = "/gradio_api/upload", ("/gradio_api/queue/join", "/gradio_api/run/predict")
+_UPLOAD, _RUN, _JOIN = "/gradio_api/upload", "/gradio_api/run/predict", "/gradio_api/queue/join"
+_CALLS = (_JOIN, _RUN)
+#: Number of calls that run at the same time without the queue, at most one of a visitor. Gradio needs up to 50 ms for
+#: each, in which the server answers nothing else.
+_RUNNING = 2
 _JSON, _FORM = frozenset({"application/json"}), frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
 #: What the page sends: the types of the body.
 _WRITTEN = {
@@ -103,6 +109,7 @@ class PageGuard:
         self._most[_UPLOAD] = self.quota
         self._arriving = 0  # bytes for which uploads that are being received have room
         self._uploaded = BodyPool(self.quota)
+        self._runs = FairQueue(_RUNNING, None, no_endpoint, per_flow=1)
         self._sessions: OrderedDict[str, str] = OrderedDict()  # the visitor of each, the least recently used first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,6 +133,9 @@ class PageGuard:
             return
         if path == _UPLOAD and scope["method"] == "POST":
             await self._upload(scope, receive, guarded_send, int(headers["content-length"]))
+            return
+        if path == _RUN:
+            await self._run(scope, receive, guarded_send)
             return
         if path == "/logout":  # Gradio would end all sessions of the user: of all visitors with the same key
             scope["query_string"] = b"all_session=false"
@@ -288,6 +298,15 @@ class PageGuard:
             return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
         except ValueError:  # such as for a part of an IPv6 address
             return False
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a call on that does not use Gradio's queue, in turn."""
+        ticket = self._runs.enter(Flow(self._visitor(scope)))
+        try:
+            await asyncio.wrap_future(ticket.place)
+            await self.app(scope, receive, send)
+        finally:
+            self._runs.leave(ticket)
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send, length: int) -> None:
         """Pass an upload on, within the quota and the share of the visitor. What has not arrived does not count."""

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import zipfile
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from tests.stored import answer
 from vlroute.errors import UnreadableMediaError
 from vlroute.inputs.limits import Limits
 from vlroute.inputs.media import FrameSampling
-from vlroute.serving.ui import batch_table
+from vlroute.serving.ui import batch_table, components
 from vlroute.serving.ui.batch import Result, as_csv, summarize
 from vlroute.serving.ui.batch_table import NO_PICTURES, Mapping, Table, read_table
-from vlroute.serving.ui.components import load_files
+from vlroute.serving.ui.components import FEW, Pace, load_files
 from vlroute.serving.ui.problems import PageError, error_text
 from vlroute.serving.ui.texts import TEXTS
 from vlroute.serving.ui.tradeoff import PRICES, nearest
@@ -231,3 +232,22 @@ def test_files_that_are_no_longer_there(tmp_path: Path) -> None:
         read_table([str(table), str(tmp_path / "a.png")]).picture("a.png", 1000)
     with pytest.raises(PageError, match=rf"a.png {gone}"):
         load_files([str(tmp_path / "a.png")], Limits(), FrameSampling())
+
+
+def test_the_more_is_drawn_the_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(components.time, "monotonic", lambda: now)
+    with ExitStack() as others, Pace(0.1) as pace:
+        assert pace.is_due()
+        assert not pace.is_due()
+        now += 0.11
+        assert pace.is_due()
+        for _ in range(4 * FEW - 1):
+            others.enter_context(Pace())
+        now += 0.11
+        assert not pace.is_due()
+        now += 0.3
+        assert pace.is_due()
+        others.close()
+        now += 0.11
+        assert pace.is_due()

@@ -24,8 +24,8 @@ from vlroute.serving.ui.batch_table import NO_PICTURES, TABLES, Mapping, Table, 
 from vlroute.serving.ui.components import (
     ANSWERING,
     INSTANT,
-    REDRAW_SECONDS,
     SESSION_SECONDS,
+    Pace,
     forced,
     mode_choice,
     signed,
@@ -89,6 +89,7 @@ class BatchState:
         return f'<div class="bar">{track}<span>{message}</span></div>'
 
 
+TABLE_SECONDS = 1.0  # between two drawings of the table, which may have a thousand rows
 #: The columns that are added to those of the table.
 ADDED = ("mode", "answer", "gain", "seconds", "error")
 COLUMNS = ("prompt", "image", *ADDED)
@@ -169,8 +170,8 @@ def add_batch(page: Page) -> None:
         price: float | None, request: gr.Request,
     ) -> Iterator[dict[Any, Any]]:  # fmt: skip
         """Yield page updates; the last one has the results as a file, also if the batch was stopped."""
-        began = drawn = time.monotonic()
-        with Caught(session, "batch"):
+        began = time.monotonic()
+        with Caught(session, "batch"), Pace() as bar, Pace(TABLE_SECONDS) as rows:
             found = read_table(paths or [])
             mapping, now = found.checked(Mapping(prompt, image)), BatchState(len(found.rows))
             yield {
@@ -183,9 +184,9 @@ def add_batch(page: Page) -> None:
                 if result is None:
                     break
                 now.results.append(result)
-                if time.monotonic() - drawn > REDRAW_SECONDS:
-                    drawn = time.monotonic()
-                    yield {status: now.bar(session.texts), table: table_rows(now.results, session.texts)}
+                if bar.is_due():
+                    drawn = {table: table_rows(now.results, session.texts)} if rows.is_due() else {}
+                    yield {status: now.bar(session.texts), **drawn}
             now.seconds = time.monotonic() - began
             folder = Path(tempfile.mkdtemp(prefix="vlroute-"))
             try:

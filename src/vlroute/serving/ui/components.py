@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from threading import Event
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import gradio as gr
 
@@ -113,7 +113,9 @@ ChatMessage: TypeAlias = dict[str, Any]
 """One message in the form of `gr.Chatbot`."""
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+#: Seconds between two drawings of an answer, while at most `FEW` are drawn.
 REDRAW_SECONDS = 0.08
+FEW = 4
 #: Values of an idle session are deleted after this time.
 SESSION_SECONDS = 3600
 LATEX: list[dict[str, str | bool]] = [
@@ -210,6 +212,35 @@ class Reply:
         return shown
 
 
+class Pace:
+    """Tells when something that grows is drawn again: the more of it grows in this process, the more rarely.
+
+    Gradio needs some milliseconds for each drawing, in which the server answers nothing else.
+
+    Args:
+        seconds: Time between two drawings while at most `FEW` things are drawn.
+    """
+
+    _running: ClassVar[set[Pace]] = set()
+
+    def __init__(self, seconds: float = REDRAW_SECONDS) -> None:
+        self._seconds, self._drawn = seconds, 0.0
+
+    def __enter__(self) -> Pace:
+        self._running.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.discard(self)
+
+    def is_due(self) -> bool:
+        """Whether to draw now."""
+        now = time.monotonic()
+        due = now - self._drawn > self._seconds * max(1, len(self._running) / FEW)
+        self._drawn = now if due else self._drawn
+        return due
+
+
 def replies(
     answerer: Answerer, prepare: Callable[[], Conversation], options: RequestOptions, stop: threading.Event
 ) -> Iterator[Reply]:
@@ -217,8 +248,8 @@ def replies(
 
     The stream is closed when `stop` is set or this iterator is closed.
     """
-    thinking, text, drawn = "", "", 0.0
-    with closing(answerer.stream_turn(prepare, options)) as events:
+    thinking, text = "", ""
+    with closing(answerer.stream_turn(prepare, options)) as events, Pace() as pace:
         for event in events:
             if stop.is_set():
                 break
@@ -232,8 +263,7 @@ def replies(
                 case Finished(answer):
                     yield Reply(answer.thinking, answer.text, answer=answer)
                     return
-            if time.monotonic() - drawn > REDRAW_SECONDS:
-                drawn = time.monotonic()
+            if pace.is_due():
                 yield Reply(thinking, text)
     yield Reply(thinking, text, stopped=True)
 
