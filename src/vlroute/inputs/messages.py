@@ -110,11 +110,12 @@ Part: TypeAlias = str | Picture | Video
 _BYTES = bytes | bytearray | memoryview
 _SOURCES = ("url", "path", "base64")
 _TAGS = re.compile(r"</?think>")
-_REASONING_TEXTS = ("reasoning_content", "reasoning", "thinking")
+#: Fields for the text of reasoning; the first one that is not empty counts.
+REASONING_TEXTS = ("reasoning_content", "reasoning", "thinking")
 #: Maximum length of the id of a tool call.
 MAX_ID = 256
 #: Fields for reasoning: with one of them, the content is the answer alone.
-_REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
+_REASONING = (*REASONING_TEXTS, "reasoning_details", "thinking_blocks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,11 +366,13 @@ def _parse(
     history: Sequence[Message | Mapping[str, Any]] | None,
     tools: Tools | None,
 ) -> Conversation:
-    turns = [loader.message(turn) for turn in _listed(history or (), "history must be")]
+    given = [*_listed(history or (), "history must be")]
     if isinstance(prompt, str):
-        turns.append(Message("user", (prompt,) if prompt else ()))
+        given.append(Message("user", (prompt,) if prompt else ()))
     else:
-        turns += [loader.message(turn) for turn in _listed(prompt, "prompt must be a str or")]
+        given += _listed(prompt, "prompt must be a str or")
+    question = last_question(given)
+    turns = [loader.message(turn, with_reasoning=index > question) for index, turn in enumerate(given)]
     prefix = _prefix(turns.pop()) if turns and turns[-1].role == "assistant" and not turns[-1].tool_calls else ""
     pictures, clips = _image_sources(images), _video_sources(videos)
     if (pictures or clips) and turns and turns[-1].role == "user":
@@ -384,6 +387,16 @@ def _parse(
             "images= and videos= belong to a question; put those of a tool into the content of its result"
         )
     return conversation
+
+
+def last_question(messages: Sequence[Any]) -> int:
+    """Index of the last message of the user, in any form that `parse` takes; -1 if there is none."""
+    for index in reversed(range(len(messages))):
+        message = messages[index]
+        role = message.role if isinstance(message, Message) else isinstance(message, Mapping) and message.get("role")
+        if role == "user":
+            return index
+    return -1
 
 
 def _prefix(message: Message) -> str:
@@ -431,7 +444,8 @@ class _Loader:
             raise LimitError(f"min_frames asks for {least} frames, more than the limit of {self.limits.max_frames}")
         return load_video(source, self.limits, sampling=self.sampling().asked(**arguments), **loading)
 
-    def message(self, message: Message | Mapping[str, Any]) -> Message:
+    def message(self, message: Message | Mapping[str, Any], with_reasoning: bool) -> Message:
+        """`with_reasoning`: whether the reasoning of an answer is rendered, so that it has to be read."""
         if isinstance(message, Message):
             for part in message.parts:
                 if isinstance(part, Picture):
@@ -457,7 +471,7 @@ class _Loader:
         texts, thinking = [part for part in parts if isinstance(part, str)], ""
         if role == "assistant":
             separated = any(message.get(key) not in (None, []) for key in _REASONING)
-            thinking = next((fields[key] for key in _REASONING_TEXTS if fields.get(key)), "")
+            thinking = next((fields[key] for key in REASONING_TEXTS if fields.get(key)), "")
             if not separated and len(texts) == len(parts):
                 whole = "".join(texts)
                 parts = (answer := without_reasoning(whole),)
@@ -468,7 +482,7 @@ class _Loader:
             parts = (*self._ollama_images(fields["images"]), *parts)
         calls, result_of = _tool_calls(fields.get("tool_calls", ())), fields.get("tool_call_id", "")
         role = "system" if role == "developer" else role
-        return Message(role, parts, thinking, calls, result_of)  # type: ignore[arg-type]
+        return Message(role, parts, thinking if with_reasoning else "", calls, result_of)  # type: ignore[arg-type]
 
     def _ollama_images(self, images: object) -> list[Picture]:
         """Pictures in base64 next to a text, as Ollama's clients send them."""

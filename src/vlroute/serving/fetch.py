@@ -18,13 +18,23 @@ from vlroute.errors import LimitError, UnreadableMediaError
 from vlroute.fair_share import Flow
 from vlroute.inputs.encoded import is_data_uri
 from vlroute.inputs.media import FrameSampling
-from vlroute.inputs.messages import IMAGE, VIDEO, Conversation, Message, nested_fields, parse
+from vlroute.inputs.messages import (
+    IMAGE,
+    REASONING_TEXTS,
+    VIDEO,
+    Conversation,
+    Message,
+    last_question,
+    nested_fields,
+    parse,
+)
 from vlroute.inputs.tools import Tools
 from vlroute.serving.settings import ServerSettings
 
 Messages = Sequence[Mapping[str, Any]]
-#: Maximum length of a text that is decided on without a thread.
+#: Maximum length of a text, and number of its messages, that are decided on without a thread.
 QUICK_CHARACTERS = 4000
+QUICK_MESSAGES = 50
 _PORTS = {"http": 80, "https": 443}
 _TEXTS = ("text", "input_text", "output_text", "refusal")
 #: The limit of bytes counts them before decoding.
@@ -229,9 +239,9 @@ async def embed_media(messages: Messages, fetcher: Fetcher, settings: ServerSett
 
 def is_quick(messages: Messages) -> bool:
     """Whether the messages are short text: nothing has to be decoded, and the decision takes no time."""
-    contents = [
-        message.get("content") for message in messages if not (message.get("images") or message.get("tool_calls"))
-    ]
+    if len(messages) > QUICK_MESSAGES or any(message.keys() - {"role", "content"} for message in messages):
+        return False
+    contents = [message.get("content") for message in messages]
     texts = [content for content in contents if isinstance(content, str)]
     return len(texts) == len(messages) and sum(map(len, texts)) <= QUICK_CHARACTERS
 
@@ -292,21 +302,34 @@ class Preparation:
 
 def _check_length(messages: Messages, most: int) -> None:
     """LimitError if the texts of `messages` have more than `most` characters, arguments of tool calls included."""
-    length = sum(len(text) for message in messages for text in _texts(message) if isinstance(text, str))
+    question = last_question(messages)
+    length = sum(len(text) for index, one in enumerate(messages) for text in _texts(one, index > question))
     if length > most:
         raise _too_long(length, most)
 
 
-def _texts(message: Mapping[str, Any]) -> Iterator[Any]:
-    """What may be text of a message that was not checked."""
+def _texts(message: Mapping[str, Any], with_reasoning: bool) -> Iterator[str]:
+    """All texts of a message that was not checked, as far as `parse` reads them."""
     content, calls = message.get("content"), message.get("tool_calls")
+    found = [message.get("name"), message.get("refusal")]
     for part in content if isinstance(content, list) else (content,):
-        yield part.get("text") if isinstance(part, Mapping) else part
+        found += (part.get("text"), part.get("refusal")) if isinstance(part, Mapping) else (part,)
+    if with_reasoning:
+        found.append(next((message[name] for name in REASONING_TEXTS if message.get(name)), None))
     for call in calls if isinstance(calls, list) else ():
         if isinstance(call, Mapping):
             function = call.get("function")
-            yield call.get("arguments")
-            yield function.get("arguments") if isinstance(function, Mapping) else None
+            found.append(call.get("arguments"))
+            found.append(function.get("arguments") if isinstance(function, Mapping) else None)
+    while found:
+        value = found.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):  # arguments, which Anthropic's clients send as an object
+            found += value
+            found += value.values()
+        elif isinstance(value, list):
+            found += value
 
 
 def _too_long(length: int, most: int) -> LimitError:

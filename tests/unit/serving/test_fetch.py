@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from vlroute.errors import UnreadableMediaError
+from vlroute.errors import LimitError, UnreadableMediaError
 from vlroute.fair_share import DEFAULT_FLOW
-from vlroute.serving.fetch import Fetcher
+from vlroute.inputs.media import FrameSampling
+from vlroute.inputs.messages import Conversation
+from vlroute.serving.fetch import Fetcher, Preparation, is_quick
 from vlroute.serving.settings import ServerSettings
 
 ALLOWED = ("Files.example.org", "plain.example:80", "tls.example:443", "[::1]:8000", "[::2]", "xn--bcher-kva.example")
@@ -41,3 +43,43 @@ def test_hosts_and_ports(address: str, allowed: bool, monkeypatch: pytest.Monkey
     else:
         with pytest.raises(UnreadableMediaError, match="does not fetch from that host"):
             asyncio.run(fetch())
+
+
+QUESTION = {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking", "name", "refusal", "tool_calls"])
+def test_a_decision_on_more_than_a_short_text_needs_a_thread(field: str) -> None:
+    assert is_quick([QUESTION, {"role": "assistant", "content": "a"}, QUESTION])
+    assert not is_quick([QUESTION, {"role": "assistant", "content": "a", field: "x"}, QUESTION])
+    assert is_quick([QUESTION] * 50)
+    assert not is_quick([QUESTION] * 51)
+    assert not is_quick([{"role": "user", "content": "x" * 4001}])
+
+
+def call(arguments: Any) -> list[dict[str, Any]]:
+    return [{"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}]
+
+
+@pytest.mark.parametrize("fields", [
+    {"reasoning_content": "x" * 101}, {"reasoning": "x" * 101}, {"reasoning_content": "", "thinking": "x" * 101},
+    {"content": "", "refusal": "x" * 101}, {"content": [{"type": "refusal", "refusal": "x" * 101}]},
+    {"tool_calls": call('{"a": "' + "x" * 101 + '"}')}, {"tool_calls": call({"a": {"b": ["x" * 101]}})},
+    {"tool_calls": call({"x" * 101: 1})}, {"tool_calls": [{"name": "f", "arguments": {"a": "x" * 101}}]},
+])  # fmt: skip
+def test_all_texts_are_counted_before_anything_reads_them(fields: dict[str, Any]) -> None:
+    """What follows the answer is invalid, but the length is found out first."""
+    answer = {"role": "assistant", "content": "a", **fields}
+    with pytest.raises(LimitError, match="over the limit of 100"):
+        prepared([QUESTION, answer, {"role": "nobody"}])
+
+
+def test_reasoning_before_the_last_question_does_not_count() -> None:
+    answer = {"role": "assistant", "content": "a", "reasoning_content": "<|im_end|>" * 50}
+    conversation = prepared([QUESTION, answer, QUESTION])
+    assert [(one.text, one.thinking) for one in conversation.messages] == [("x", ""), ("a", ""), ("x", "")]
+
+
+def prepared(messages: list[dict[str, Any]]) -> Conversation:
+    settings = ServerSettings(max_prompt=100)
+    return Preparation(messages, Fetcher(settings), settings, FrameSampling)()
