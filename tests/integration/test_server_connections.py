@@ -100,12 +100,52 @@ def test_a_header_with_many_fields_is_refused(server: Served) -> None:
             assert client.recv(100).startswith(b"HTTP/1.1 %s " % status)
 
 
-def test_what_is_not_http_is_refused_in_the_format_of_the_api(server: Served) -> None:
+def test_what_is_not_http_is_refused_in_the_format_of_the_api(server: Served, caplog: pytest.LogCaptureFixture) -> None:
     with closing(connect(server)) as client:
         client.sendall(b"not http\r\n\r\n")
         received, _ = until_closed(client)
     assert received.startswith(b"HTTP/1.1 400 ")
     assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+
+
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize("size", [7, 2**20])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("upgrade", [UPGRADE, b"Connection: Upgrade\r\nUpgrade: websocket\r\n", b""])
+def test_a_request_to_upgrade_is_answered_like_any_other(
+    server: Served, upgrade: bytes, chunked: bool, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = json.dumps({"messages": [{"role": "user", "content": "Add 2 and 3."}]}).encode()
+    post = b"POST /v1/route HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    post += b"Authorization: Bearer %s\r\n%s" % (KEY.encode(), upgrade)
+    if chunked:
+        post += b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    else:
+        post += b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    sent = (post + HEALTH + upgrade + b"\r\n") * 2 + HEALTH + b"Connection: close\r\n\r\n"
+    with closing(connect(server)) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, len(sent), size):
+            client.sendall(sent[at : at + size])
+        received, _ = until_closed(client)
+    assert received.count(b"HTTP/1.1 200 ") == 5
+    assert received.count(b'"decision"') == 2
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("target", [b"example.org:443", b"/health"])
+def test_connect_is_refused(server: Served, target: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with closing(connect(server)) as client:
+        client.sendall(b"CONNECT %s HTTP/1.1\r\nHost: localhost\r\n\r\n%s\r\n" % (target, HEALTH))
+        received, _ = until_closed(client)
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert b"CONNECT is not supported" in received
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize("count", [17, 18])

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -21,7 +22,6 @@ from vlroute.serving.errors import APIError, Count
 from vlroute.serving.settings import ServerSettings
 
 log = logging.getLogger("vlroute")
-_SILENT = logging.Logger("silent", logging.CRITICAL + 1)
 #: Maximum size of the header of a request.
 MAX_HEADER = 2**16
 #: Maximum number of its fields.
@@ -250,7 +250,8 @@ class Connection(HttpToolsProtocol):
             self._begin_header()
         if self._waits_for == "header":
             self._header_size += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         self._pass_body_on()
         if len(data) >= READ_AT_ONCE and not self.flow.read_paused and not self.transport.is_closing():
             self.flow.pause_reading()
@@ -258,10 +259,28 @@ class Connection(HttpToolsProtocol):
         if self._waits_for == "header" and self._header_size > MAX_HEADER and not self.transport.is_closing():
             self._answer(APIError(431, f"the header has more than {MAX_HEADER} bytes", "header_too_large"))
 
-    def send_400_response(self, msg: str) -> None:
-        """Called after an error of the parser, also after `_StopParsing`."""
-        if not self._stopped:
-            self._answer(APIError(400, "the request is not valid HTTP", "invalid_http"))
+    def _parse(self, data: bytes) -> None:
+        """Call the parser, as uvicorn does, but without a line in the log for each invalid request.
+
+        A request to upgrade to another protocol is answered like any other one (RFC 9110, section 7.8). The parser
+        ends it before its body; so another parser reads its header again, without the field, and what follows.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as end:
+                kept = [b"%s: %s\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+                line = b"%s %s HTTP/%s\r\n" % (
+                    self.parser.get_method(), self.url, self.parser.get_http_version().encode()
+                )  # fmt: skip
+                data = line + b"".join(kept) + b"\r\n" + data[end.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
+            except httptools.HttpParserError:  # also after `_StopParsing`
+                if not self._stopped:
+                    self._answer(APIError(400, "the request is not valid HTTP", "invalid_http"))
+                return
 
     def on_message_begin(self) -> None:
         """Called by the parser at the first byte of a request."""
@@ -286,6 +305,11 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Called by the parser at the end of a header."""
+        if self.parser.get_method() == b"CONNECT":  # what follows would not be HTTP
+            self._answer(APIError(400, "the server is no proxy: CONNECT is not supported", "invalid_http"))
+            self._stop()
+        if self.parser.should_upgrade():  # it is parsed again
+            return
         if len(self.pipeline) >= MAX_PIPELINE:
             self._all.count(400, "too_many_pipelined")
             self._reset()
@@ -310,6 +334,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Called by the parser at the end of a request."""
+        if self.parser.should_upgrade():
+            return
         self._pass_body_on()
         super().on_message_complete()
         self._waits_for = None
@@ -369,7 +395,6 @@ class Connection(HttpToolsProtocol):
 
     def _stop(self) -> NoReturn:
         self._stopped = True
-        self.logger = _SILENT  # uvicorn would log a warning that the request was invalid
         raise _StopParsing
 
     def _begin_header(self) -> None:
