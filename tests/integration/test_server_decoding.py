@@ -245,7 +245,7 @@ def test_fetches_of_one_key_are_limited(server: Served, port: int) -> None:
         replies = [pool.submit(post, server, body(*pictures)) for _ in range(4)]
         assert {one.result().status_code for one in replies} == {200}
     assert Files.most == 2
-    assert not server.app.state.fetcher._turns._locks
+    assert not server.app.state.fetcher._turns._queues
     idle(server)
 
 

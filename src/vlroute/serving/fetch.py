@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -29,6 +28,7 @@ from vlroute.inputs.messages import (
     parse,
 )
 from vlroute.inputs.tools import Tools
+from vlroute.serving.admission import FairQueue
 from vlroute.serving.settings import ServerSettings
 
 Messages = Sequence[Mapping[str, Any]]
@@ -76,7 +76,7 @@ class Fetcher:
             LimitError: The file is too large.
         """
         url = self._checked(address)
-        async with self._turns.turn(f"flow {flow.name}"), self._turns.turn(f"host {url.host}"):
+        async with self._turns.turn(f"flow {flow.name}", flow), self._turns.turn(f"host {url.host}", flow):
             try:
                 async with asyncio.timeout(self.seconds):
                     return await self._read(url, max_bytes)
@@ -181,25 +181,30 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
 
 
 class _Turns:
-    """Lets at most `most` tasks with the same key run at a time; the others wait in turn. For one event loop."""
+    """Limits the tasks with the same key that run at a time. Flows share the turns of a key, see `FairQueue`.
+
+    Args:
+        most: Maximum number of tasks of one key. Flows with less than their share of them do not wait; so several flows
+            can have more together, at most 2.5 times as many for `most` = 8.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._locks: dict[str, asyncio.Semaphore] = {}
-        self._users: Counter[str] = Counter()
+        self._queues: dict[str, FairQueue] = {}
 
     @asynccontextmanager
-    async def turn(self, key: str) -> AsyncIterator[None]:
+    async def turn(self, key: str, flow: Flow) -> AsyncIterator[None]:
         """Wait for a turn of this key."""
-        lock = self._locks.setdefault(key, asyncio.Semaphore(self._most))
-        self._users[key] += 1
+        # without a limit of those that wait, nobody is refused
+        queue = self._queues.setdefault(key, FairQueue(self._most, None, AssertionError))
+        ticket = queue.enter(flow)
         try:
-            async with lock:
-                yield
+            await asyncio.wrap_future(ticket.place)
+            yield
         finally:
-            self._users[key] -= 1
-            if not self._users[key]:  # keys without users are not stored
-                del self._users[key], self._locks[key]
+            queue.leave(ticket)
+            if not len(queue):  # keys without tasks are not stored
+                del self._queues[key]
 
 
 async def embed_media(messages: Messages, fetcher: Fetcher, settings: ServerSettings, flow: Flow) -> Messages:

@@ -68,7 +68,8 @@ class ServerSettings:
             fetched. By default, its name must have public addresses; an address in `allowed_hosts` itself, and
             `localhost`, need no entry.
         fetch_seconds: Time limit for fetching one picture or video.
-        max_fetches: Maximum number of files that are fetched at the same time for one key, and from one host.
+        max_fetches: Maximum number of files that are fetched at the same time for one key, and from one host. Keys
+            with less than their share of a host do not wait, so that it can get more requests of several keys.
         retention_days: Days for which the store keeps responses for `previous_response_id`; older ones are deleted.
         max_stored: Maximum number of bytes of the stored responses of one key, with their pictures and videos; without
             keys, of all responses. Further ones get status 429 unless they are sent with `store: false`.

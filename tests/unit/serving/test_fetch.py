@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vlroute.errors import LimitError, UnreadableMediaError
-from vlroute.fair_share import DEFAULT_FLOW
+from vlroute.fair_share import DEFAULT_FLOW, Flow
 from vlroute.inputs.media import FrameSampling
 from vlroute.inputs.messages import Conversation
 from vlroute.serving.fetch import Fetcher, Preparation, is_quick
@@ -43,6 +43,38 @@ def test_hosts_and_ports(address: str, allowed: bool, monkeypatch: pytest.Monkey
     else:
         with pytest.raises(UnreadableMediaError, match="does not fetch from that host"):
             asyncio.run(fetch())
+
+
+def test_a_flow_cannot_keep_others_from_a_host() -> None:
+    async def fetch() -> None:
+        released, slow = asyncio.Event(), 0
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal slow
+            if b"/slow" in await reader.readuntil(b"\r\n\r\n"):
+                slow += 1
+                await released.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close\r\n\r\npicture")
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            fetcher = Fetcher(ServerSettings(allowed_hosts=(host,), max_fetches=4, fetch_seconds=60.0))
+            waiting = [
+                asyncio.create_task(fetcher.fetch(f"http://{host}/slow", 100, Flow(name)))
+                for name in ("first", "second") for _ in range(10)
+            ]  # fmt: skip
+            while slow < 6:
+                await asyncio.sleep(0.01)
+            fast = fetcher.fetch(f"http://{host}/fast", 100, Flow("third"))
+            assert await asyncio.wait_for(fast, 30) == b"picture"
+            assert slow == 6  # the first flow has all 4 places, the second one its share of 2
+            released.set()
+            assert await asyncio.gather(*waiting) == [b"picture"] * 20
+            await fetcher.close()
+
+    asyncio.run(fetch())
 
 
 QUESTION = {"role": "user", "content": "x"}
