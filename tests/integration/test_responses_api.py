@@ -637,6 +637,8 @@ def test_items_of_stored_answers_can_be_referred_to(client: openai.OpenAI) -> No
     assert len(references) == 2
     assert by_reference.output_text == in_full.output_text
     assert by_reference.usage.input_tokens == in_full.usage.input_tokens
+    with pytest.raises(openai.BadRequestError, match=r"input\.3 refers to an item that input contains already"):
+        client.responses.create(model="instruct", input=[question, *references, references[0], later])
     client.responses.delete(first.id)
     for id in (first.output[0].id, "msg_" + "0" * 32, "1"):
         with pytest.raises(openai.NotFoundError, match="no item of an answer with this id"):

@@ -144,6 +144,23 @@ def test_stored_pictures_count_as_bytes_of_the_request(tmp_path: Path) -> None:
         assert http.post("/v1/chat/completions", json=chat()).status_code == 200  # the bytes were given back
 
 
+def test_stored_answers_that_are_referred_to_count_as_bytes_of_the_request(tmp_path: Path) -> None:
+    """The pool has 6 MB; each response contains the description of a tool, which is 0.75 MB of JSON."""
+    settings = ServerSettings(api_keys=(KEY,), max_body=1_500_000, max_total_body=6_000_000, max_prompt=200_000)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    tool = {"type": "function", "name": "f", "description": "\u4f60" * 125_000, "parameters": {}}
+    asked = {"model": "instruct", "max_output_tokens": 1, "input": "x", "tools": [tool], "tool_choice": "none"}
+    with served(settings, store=tmp_path / "answers.db") as server, server.http(headers=headers) as http:
+        stored = [http.post("/v1/responses", json=asked).raise_for_status() for _ in range(5)]
+        assert all(750_000 < len(reply.content) < 800_000 for reply in stored)
+        references = [{"type": "item_reference", "id": reply.json()["output"][0]["id"]} for reply in stored]
+        question = {"role": "user", "content": "x"}
+        later: dict[str, Any] = {"model": "instruct", "max_output_tokens": 1, "store": False}
+        replies = [http.post("/v1/responses", json=later | {"input": [*references[:n], question]}) for n in (3, 4, 3)]
+        assert [reply.status_code for reply in replies] == [200, 413, 200]
+        assert replies[1].json()["error"]["code"] == "body_too_large"
+
+
 @pytest.mark.parametrize("stored", [True, False])
 def test_large_replies_are_the_same_as_small_ones(http: httpx.Client, stored: bool) -> None:
     count = 150

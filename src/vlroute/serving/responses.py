@@ -545,7 +545,7 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
     earlier: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
         earlier, _ = await _messages(caller, request, body.previous_response_id, arrived, "previous_response_id")
-    given = await until_disconnect(_with_items(body.input, caller, arrived), request)
+    given = await until_disconnect(_with_items(body.input, caller, request, arrived), request)
     asked = [*earlier, *messages_of(given)]
     # the chat API would continue an answer, but the stored turn would be in two parts
     if asked[-1].get("role") == "assistant":
@@ -634,17 +634,8 @@ async def _messages(
     Its media count as bytes of the request.
     """
     conversations, digits = _conversations(caller.service, id, param)
-    body: PooledBody = request.scope["state"]["pooled_body"]
-    most = caller.service.settings.body_pool // 2  # more than one flow alone may hold
-
-    def reserve(size: int) -> None:
-        if size > most:
-            raise APIError(
-                413, f"the pictures and videos of this conversation have {size} bytes; at most {most} are read, half "
-                "of the server's setting max_total_body; begin a new conversation", "body_too_large", param,
-            )  # fmt: skip
-        body.take(caller.flow.name, size)
-
+    what = "the pictures and videos of this conversation"
+    reserve = _reservation(caller, request, what, "begin a new conversation", param)
     read = partial(conversations.messages, caller.namespace, digits, reserve)
     found = await until_disconnect(caller.service.read(read, caller.flow, arrived), request)
     if found is None:
@@ -652,8 +643,30 @@ async def _messages(
     return found
 
 
-async def _with_items(given: str | list[Any], caller: Caller, arrived: float) -> str | list[Any]:
-    """The input, with each reference replaced by the item of a stored response. APIError if it cannot be."""
+def _reservation(caller: Caller, request: Request, what: str, advice: str, param: str | None) -> Callable[[int], None]:
+    """A function that counts what is read from the store as bytes of the request. It raises APIError for too many."""
+    body: PooledBody = request.scope["state"]["pooled_body"]
+    most = caller.service.settings.body_pool // 2  # more than one flow alone may hold
+    total = 0
+
+    def reserve(size: int) -> None:
+        nonlocal total
+        total += size
+        if total > most:
+            raise APIError(
+                413, f"{what} have more than {most} bytes, half of the server's setting max_total_body; {advice}",
+                "body_too_large", param,
+            )  # fmt: skip
+        body.take(caller.flow.name, size)
+
+    return reserve
+
+
+async def _with_items(given: str | list[Any], caller: Caller, request: Request, arrived: float) -> str | list[Any]:
+    """The input, with each reference replaced by the item of a stored response. APIError if it cannot be.
+
+    The responses that are read count as bytes of the request.
+    """
     if isinstance(given, str):
         return given
     references = {
@@ -671,10 +684,31 @@ async def _with_items(given: str | list[Any], caller: Caller, arrived: float) ->
             "start the server with --store FILE", "no_store", where,
         )  # fmt: skip
 
+    wanted = set[str]()
+    for index, id in references.items():
+        if id in wanted:
+            raise APIError(
+                400, f"input.{index} refers to an item that input contains already; leave it out", "duplicate_item",
+                f"input.{index}.id",
+            )  # fmt: skip
+        wanted.add(id)
+    answers = sorted({found[1] for id in wanted if (found := _ITEM_ID.fullmatch(id)) is not None})
+    what = "the responses with the items that input refers to"
+    reserve = _reservation(caller, request, what, "send the items themselves", "input")
+
     def stored() -> dict[str, dict[str, Any]]:
-        answers = {found[1] for id in references.values() if (found := _ITEM_ID.fullmatch(id)) is not None}
-        bodies = [conversations.body(caller.namespace, one) for one in sorted(answers)]
-        return {one["id"]: one for body in bodies if body for one in json.loads(body)["output"]}
+        items: dict[str, dict[str, Any]] = {}
+        for answer in answers:  # not at once: a response can contain megabytes besides the items
+            body = conversations.body(caller.namespace, answer)
+            if body is None:
+                continue
+            reserve(len(body))
+            for item in json.loads(body)["output"]:
+                if item["id"] in wanted:
+                    for part in item.get("content", ()):
+                        part.pop("logprobs", None)  # which have no effect in a request
+                    items[item["id"]] = item
+        return items
 
     items, output = list(given), await caller.service.read(stored, caller.flow, arrived)
     for index, id in references.items():
