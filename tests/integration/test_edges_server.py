@@ -219,7 +219,54 @@ def test_fields_with_a_neutral_value_are_accepted(http: httpx.Client, known: dic
     harmless = {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "prompt_cache_key": "k",
                 "safety_identifier": "s", "chat_id": 3}  # fmt: skip
     said = post(http, {**harmless, "stream_options": {"include_usage": True, "include_obfuscation": False}})
-    assert said.json()["ignored"] == sorted(harmless)
+    assert said.json()["ignored"] == sorted([*harmless, "stream_options"])
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+
+@pytest.mark.parametrize(("fields", "ignored"), [
+    *[({"model": model, **budget}, names if model == "instruct" else [])
+      for model in ("instruct", "thinking")
+      for budget, names in (
+          ({"thinking_budget": 5}, ["thinking_budget"]), ({"reasoning_budget": 5}, ["reasoning_budget"]),
+          ({"custom_params": {"thinking_budget": 5}}, ["custom_params.thinking_budget"]),
+          ({"vlroute": {"close_loops": True, "early_exit": 0.9, "answer_reserve": 4, "price": 1}},
+           ["vlroute.answer_reserve", "vlroute.close_loops", "vlroute.early_exit"]),
+      )],
+    ({"thinking": {"type": "disabled", "budget_tokens": 5}}, ["thinking.budget_tokens"]),
+    ({"reasoning": {"enabled": False, "max_tokens": 5}}, ["reasoning.max_tokens"]),
+    ({"thinking_budget": 5}, []),  # the router decides
+    ({"thinking_budget": 5, "messages": [*ASKED["messages"], {"role": "assistant", "content": "It"}]},
+     ["thinking_budget"]),
+    ({"stream_options": {"include_usage": True}}, ["stream_options"]),
+    ({"parallel_tool_calls": True, "tool_choice": "auto"}, ["parallel_tool_calls", "tool_choice"]),
+    ({"parallel_tool_calls": True, "tool_choice": "none", "tools": []}, ["parallel_tool_calls", "tool_choice"]),
+    ({"parallel_tool_calls": True, "tool_choice": "none", "tools": [TOOL]}, ["parallel_tool_calls"]),
+    ({"parallel_tool_calls": False, "tool_choice": "auto", "tools": [TOOL]}, []),
+    ({"ignore_eos": True, "guided_choice": ["a", "b"]}, ["ignore_eos"]),
+    ({"ignore_eos": True, "response_format": {"type": "text"}}, []),
+])  # fmt: skip
+def test_fields_without_effect_because_of_others_are_listed(
+    http: httpx.Client, fields: dict[str, Any], ignored: list[str]
+) -> None:
+    said = post(http, {"max_tokens": 30, **fields}, CHAT)
+    assert said.status_code == 200, said.text
+    assert said.json()["vlroute"]["ignored"] == ignored
+
+
+def test_fields_without_effect_of_a_stream_are_listed(http: httpx.Client) -> None:
+    fields = {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}}
+    said = post(http, {"model": "instruct", "max_tokens": 2, "thinking_budget": 5, **fields}, CHAT)
+    first = json.loads(said.text.split("\n\n")[0].removeprefix("data: "))
+    assert first["vlroute"]["ignored"] == ["stream_options.include_obfuscation", "thinking_budget"]
+
+
+def test_fields_of_an_answer_have_no_effect_on_a_decision(http: httpx.Client) -> None:
+    fields = {"stream": True, "n": 3, "stop": ["a"], "temperature": 0.5, "response_format": {"type": "json_object"}}
+    decided = {"reasoning_effort": "low", "vlroute": {"caption": "c"}, "tools": [TOOL], "tool_choice": "auto"}
+    assert post(http, {**fields, **decided}).json()["ignored"] == sorted(fields)
+    assert post(http, decided).json()["ignored"] == []
 
 
 @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))

@@ -605,6 +605,25 @@ def test_messages_are_refused_by_name(client: anthropic.Anthropic, messages: Any
 def test_fields_without_effect_are_listed(client: anthropic.Anthropic) -> None:
     fields = {"metadata": {"user_id": "me"}, "service_tier": "auto", "cache_control": {"type": "ephemeral"}}
     assert ask(client, **fields, speed="standard").vlroute["ignored"] == sorted(fields)
+    assert count(client, [asked(SOME)], cache_control=fields["cache_control"]).vlroute["ignored"] == ["cache_control"]
+
+
+@pytest.mark.parametrize(("model", "fields", "ignored"), [
+    ("instruct", {"thinking": {"type": "adaptive", "budget_tokens": 5}}, ["thinking.budget_tokens"]),
+    ("thinking", {"thinking": {"type": "adaptive", "budget_tokens": 5}}, []),
+    ("instruct", {"output_config": {"effort": "low"}}, ["output_config.effort"]),
+    ("thinking", {"output_config": {"effort": "low"}}, []),
+    ("thinking", {"output_config": {"effort": "low"}, "thinking": {"type": "enabled", "budget_tokens": 5}},
+     ["output_config.effort"]),
+    ("instruct", {"tool_choice": {"type": "auto"}}, ["tool_choice"]),
+    ("instruct", {"tool_choice": {"type": "none", "disable_parallel_tool_use": True},
+                  "tools": [{"name": "f", "input_schema": {"type": "object"}}]},
+     ["tool_choice.disable_parallel_tool_use"]),
+])  # fmt: skip
+def test_fields_without_effect_because_of_others_are_listed(
+    client: anthropic.Anthropic, model: str, fields: dict[str, Any], ignored: list[str]
+) -> None:
+    assert ask(client, model=model, **fields).vlroute["ignored"] == ignored
 
 
 def test_errors_of_every_layer_have_the_same_shape(server: Served, client: anthropic.Anthropic) -> None:

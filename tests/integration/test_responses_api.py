@@ -621,7 +621,39 @@ def test_without_a_store(bare: Served) -> None:
         assert "--store" in refused(lambda call=call: call(response.id), 400, "no_store", None)
 
 
+@pytest.mark.parametrize(("fields", "ignored"), [
+    ({"stream_options": {"include_obfuscation": True}}, ["stream_options"]),
+    ({"parallel_tool_calls": True, "tool_choice": "auto"}, ["parallel_tool_calls", "tool_choice"]),
+    ({"reasoning": {"summary": "auto"}, "max_tool_calls": 3}, ["max_tool_calls", "reasoning.summary"]),
+    ({"include": ["reasoning.encrypted_content"]}, ["include"]),
+    ({"include": ["message.output_text.logprobs"]}, []),
+])  # fmt: skip
+def test_fields_without_effect_are_listed(client: openai.OpenAI, fields: dict[str, Any], ignored: list[str]) -> None:
+    said: Any = client.responses.create(model="instruct", input="Add 2 and 3.", max_output_tokens=5, **fields)
+    assert said.vlroute["ignored"] == ignored
+
+
 # what is refused
+
+
+def test_query_parameters_are_obeyed_or_refused(server: Served, client: openai.OpenAI) -> None:
+    id = client.responses.create(model="instruct", input="Add 2 and 3.", max_output_tokens=5).id
+    with server.http(headers={"Authorization": f"Bearer {KEY}"}) as http:
+        for query in (
+            "", "?include[]=reasoning.encrypted_content", "?include_obfuscation=true", "?stream=false",
+            "/input_items?include[]=message.input_image.image_url&order=asc&limit=5",
+            "/input_items?api-version=preview",
+        ):  # fmt: skip
+            assert http.get(f"/v1/responses/{id}{query}").status_code == 200, query
+        for query, param in (
+            ("?include[]=message.output_text.logprobs", "include[]"), ("?include=x", "include"), ("?foo=1", "foo"),
+            ("/input_items?before=abc", "before"), ("/input_items?foo=1", "foo"),
+            ("/input_items?limit=1&limit=2", "limit"), ("/input_items?include=message.output_text.logprobs", "include"),
+        ):  # fmt: skip
+            refusal = http.get(f"/v1/responses/{id}{query}")
+            assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, param), refusal.text
+        assert http.delete(f"/v1/responses/{id}?force=1").json()["error"]["param"] == "force"
+        assert http.delete(f"/v1/responses/{id}").status_code == 200
 
 
 def test_items_of_stored_answers_can_be_referred_to(client: openai.OpenAI) -> None:
@@ -655,6 +687,11 @@ def test_items_of_stored_answers_can_be_referred_to(client: openai.OpenAI) -> No
         ({"conversation": "conv_1"}, "unsupported_parameter", "conversation"),
         ({"prompt": {"id": "1"}}, "unsupported_parameter", "prompt"),
         ({"top_logprobs": 2}, "contradiction", "top_logprobs"),
+        (
+            {"reasoning": {"summary": "auto", "generate_summary": "concise"}},
+            "contradiction",
+            "reasoning.generate_summary",
+        ),
         ({"reasoning": {"context": "all_turns"}}, "unsupported_parameter", "reasoning.context"),
         ({"text": {"verbosity": "low"}}, "unsupported_parameter", "text.verbosity"),
         ({"vlroute": {"prise": 1}}, "unknown_parameter", "vlroute.prise"),

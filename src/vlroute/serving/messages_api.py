@@ -47,13 +47,13 @@ async def messages(body: MessagesRequest, request: Request, caller: Caller) -> R
     options = await until_disconnect(service.read_options(body, caller.namespace, caller.flow, arrived), request)
     tools = await until_disconnect(service.read_tools(body, options, arrived), request)
     prepare = Preparation(body.chat_messages(), caller.fetcher, service.settings, service.sampling, tools)
+    ignored = body.ignored(options)
     if not body.stream:
         answer = await until_disconnect(service.answer(prepare, options, arrived), request)
-        return JSONResponse(
-            message(answer, body.ignored, body.hides_reasoning), headers=_headers(answer.id, answer.decision)
-        )
+        headers = _headers(answer.id, answer.decision)
+        return JSONResponse(message(answer, ignored, body.hides_reasoning), headers=headers)
     events, decided = await until_disconnect(begin(service.stream(prepare, options, arrived)), request)
-    stream = MessageStream(decided, body.ignored, body.hides_reasoning)
+    stream = MessageStream(decided, ignored, body.hides_reasoning)
     headers = _headers(decided.id, decided.decision)
     return EventStream(events, stream, service.metrics.refused, headers, lambda: _event("ping"))
 
@@ -74,7 +74,10 @@ async def count_tokens(body: CountTokensRequest, request: Request, caller: Calle
         raise APIError(
             400, "tokens cannot be counted here: the models run on servers that do not offer it", "not_available"
         )
-    reply = {"input_tokens": max(counts.values()), "vlroute": {"input_tokens": counts}}
+    reply = {
+        "input_tokens": max(counts.values()),
+        "vlroute": {"input_tokens": counts, "ignored": body.ignored(options)},
+    }
     return JSONResponse(reply, headers={"request-id": request_id(current_request().id)})
 
 

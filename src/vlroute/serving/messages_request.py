@@ -21,6 +21,7 @@ from vlroute.serving.schemas import (
     Model,
     Number,
     Objects,
+    QuestionFields,
     RouterOptions,
     ThinkingSwitch,
     TopK,
@@ -70,9 +71,10 @@ class ToolChoice(Fields):
     disable_parallel_tool_use: StrictBool | None = Field(None, description="True: the answer ends after one call.")
 
 
-class CountTokensRequest(Fields):
+class CountTokensRequest(QuestionFields):
     """The body of `/v1/messages/count_tokens`: what determines the prompt."""
 
+    of_reasoning = ("thinking.budget_tokens", "output_config.effort")
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "container": (), "context_management": (), "diagnostics": (), "inference_geo": (), "mcp_servers": ([],),
         "speed": ("standard",),
@@ -119,10 +121,11 @@ class CountTokensRequest(Fields):
         """Whether a field constrains the form of the answer. Checking it can take a second."""
         return self.output_format is not None or (self.output_config is not None and bool(self.output_config.format))
 
-    @property
-    def ignored(self) -> list[str]:
-        """Names of the sent fields that have no effect."""
-        return sorted(self.model_extra or {})
+    def ignored(self, options: RequestOptions) -> list[str]:
+        """See `QuestionFields.ignored`."""
+        budgets = dict(self.values(*self.of_reasoning))
+        replaced = {"output_config.effort"} if None not in budgets.values() else set()
+        return sorted({*super().ignored(options), *replaced})
 
     def options(
         self, settings: ServerSettings, namespace: str, names: Mapping[str, Mode | None] = NO_NAMES

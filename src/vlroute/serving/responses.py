@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
@@ -33,6 +33,7 @@ from vlroute.serving.replies import (
 )
 from vlroute.serving.response_items import StoredMedia, items_of, messages_of, unknown_field
 from vlroute.serving.schemas import (
+    MAX_CHARACTERS,
     NO_NAMES,
     Count,
     Effort,
@@ -40,6 +41,7 @@ from vlroute.serving.schemas import (
     Model,
     Number,
     Objects,
+    QuestionFields,
     RouterOptions,
     TopLogprobs,
     agreed,
@@ -108,9 +110,10 @@ class ResponseStreamOptions(Fields):
     harmless = frozenset({"include_obfuscation"})
 
 
-class ResponseRequest(Fields):
+class ResponseRequest(QuestionFields):
     """OpenAI's request for a response."""
 
+    of_reasoning = ("reasoning.summary", "reasoning.generate_summary")
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "background": (False,), "background_options": (), "conversation": (), "context_management": ([],),
         "prompt": (), "moderation": (), "access_programs": (), "image": (),
@@ -213,18 +216,17 @@ class ResponseRequest(Fields):
     @property
     def summary(self) -> Summary | None:
         """Whether, and how, the reasoning is a summary in the reply."""
-        return (self.reasoning and (self.reasoning.summary or self.reasoning.generate_summary)) or None
+        return agreed(self.values("reasoning.summary", "reasoning.generate_summary"))
 
     @property
     def logprobs(self) -> bool:
         """Whether the reply contains log-probabilities."""
         return LOGPROBS in (self.include or ())
 
-    @property
-    def ignored(self) -> list[str]:
-        """Names of the sent fields that have no effect."""
+    def ignored(self, options: RequestOptions) -> list[str]:
+        """See `QuestionFields.ignored`."""
         without = {*(self.include or ())} - {LOGPROBS}
-        return sorted([*(self.model_extra or {}), *(["include"] if without else [])])
+        return sorted([*super().ignored(options), *(["include"] if without else [])])
 
     def _format(self) -> ResponseFormat | None:
         if self.format is None:
@@ -263,17 +265,19 @@ class Reply:
 
     Args:
         body: The request.
+        options: Its options.
         stored: Whether the response is stored.
     """
 
-    def __init__(self, body: ResponseRequest, stored: bool) -> None:
+    def __init__(self, body: ResponseRequest, options: RequestOptions, stored: bool) -> None:
         self.body, self.stored, self.created = body, stored, int(time.time())
+        self.ignored, self.summary = body.ignored(options), body.summary
         self._finished: dict[str, Any] | None = None
         self._text: str | None = None
 
     def begun(self, decided: Decided) -> dict[str, Any]:
         """The response while the answer is generated."""
-        details = {"id": decided.id, "decision": decided.decision.as_dict(), "ignored": self.body.ignored}
+        details = {"id": decided.id, "decision": decided.decision.as_dict(), "ignored": self.ignored}
         return self._response(decided.id, decided.decision.mode, "in_progress", [], vlroute=details)
 
     def failed(self, decided: Decided, error: APIError) -> dict[str, Any]:
@@ -288,7 +292,7 @@ class Reply:
         if self._finished is None:
             complete = _is_complete(answer)
             reason = "content_filter" if answer.finish_reason == "content_filter" else "max_output_tokens"
-            details = answer_details(answer, self.body.ignored)
+            details = answer_details(answer, self.ignored)
             self._finished = self._response(
                 answer.id, answer.decision.mode, "completed" if complete else "incomplete", self._output(answer),
                 completed_at=int(time.time()) if complete else None,
@@ -308,7 +312,7 @@ class Reply:
         item: dict[str, Any] = {
             "id": f"rs_{id}", "type": "reasoning", "summary": [], "encrypted_content": None, "status": status,
         }  # fmt: skip
-        if self.body.summary:
+        if self.summary:
             return item | {"summary": [{"type": "summary_text", "text": text}]}
         return item | {"content": [{"type": "reasoning_text", "text": text}]}
 
@@ -339,7 +343,7 @@ class Reply:
             "instructions": body.instructions, "max_output_tokens": body.max_output_tokens, "max_tool_calls": None,
             "model": mode, "output": output, "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id,
-            "reasoning": {"effort": body.reasoning and body.reasoning.effort, "summary": body.summary},
+            "reasoning": {"effort": body.reasoning and body.reasoning.effort, "summary": self.summary},
             "service_tier": "default", "store": self.stored, "temperature": body.temperature,
             "text": {"format": dict(body.format or {"type": "text"}), "verbosity": "medium"},
             "tool_choice": _tool_choice(body.tool_choice), "tools": [_tool(tool) for tool in body.tools or ()],
@@ -556,7 +560,7 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
     system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
     tools = await until_disconnect(service.read_tools(body, options, arrived), request)
     prepare = Preparation([*system, *asked], caller.fetcher, service.settings, service.sampling, tools)
-    reply = Reply(body, stored)
+    reply = Reply(body, options, stored)
 
     def keep(answer: Answer) -> None:
         assert service.conversations is not None
@@ -577,6 +581,7 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
 @router.get("/v1/responses/{id}", response_model=None, responses=documented(400, *_ERRORS))
 async def get_response(id: str, request: Request, caller: Caller) -> Response:
     """A stored response."""
+    _check_query(request, "include", "include[]", "stream", "starting_after", "include_obfuscation")
     if request.query_params.get("stream", "false").lower() not in ("false", "0", "") or (
         "starting_after" in request.query_params
     ):
@@ -592,8 +597,9 @@ async def get_response(id: str, request: Request, caller: Caller) -> Response:
 
 
 @router.delete("/v1/responses/{id}", responses=documented(400, *_ERRORS))
-async def delete_response(id: str, caller: Caller) -> dict[str, Any]:
+async def delete_response(id: str, request: Request, caller: Caller) -> dict[str, Any]:
     """Delete a stored response. Responses that continue it keep their messages."""
+    _check_query(request)
     conversations, digits = _conversations(caller.service, id)
     if not await asyncio.to_thread(conversations.delete, caller.namespace, digits):
         raise _not_found()
@@ -610,6 +616,7 @@ async def list_input_items(
     after: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Response:
     """The input items of a stored response, without those of the responses before it."""
+    _check_query(request, "limit", "order", "after", "include", "include[]")
     messages, first = await _messages(caller, request, id, time.perf_counter())
     media = StoredMedia()
     items = items_of(messages[first:-1], id.removeprefix(PREFIX), media)
@@ -624,6 +631,23 @@ async def list_input_items(
     value = {"object": "list", "data": page, "has_more": len(items) > limit, **ends}
     # in pieces, because the JSON of several pictures would take long
     return StreamingResponse(media.json(value), media_type="application/json")
+
+
+def _check_query(request: Request, *known: str) -> None:
+    """APIError 400 for an unknown or repeated query parameter, and for values of `include` that are not obeyed."""
+    for name, value in request.query_params.multi_items():
+        if name not in (*known, "api-version"):  # which clients of Azure send with each request
+            expected = f"; expected {', '.join(known)}" if known else ""
+            shown = encodable(name[:MAX_CHARACTERS])
+            raise APIError(400, f"unknown query parameter {shown!r}{expected}", "unknown_parameter", shown)
+        if not name.startswith("include") or name == "include_obfuscation":
+            if len(request.query_params.getlist(name)) > 1:
+                raise APIError(400, f"the query parameter {name} is sent twice", "invalid_value", name)
+        elif value not in get_args(Included) or value == LOGPROBS:
+            raise APIError(
+                400, f"{name} cannot add {encodable(value[:MAX_CHARACTERS])!r} to what is stored; send include with "
+                "the request for the response", "unsupported_parameter", name,
+            )  # fmt: skip
 
 
 async def _messages(

@@ -54,8 +54,11 @@ async def predict(body: PredictRequest, request: Request, caller: Caller) -> dic
     return {
         "data": [answer.text],
         "duration": answer.timing.total,
-        "vlroute": {"id": answer.id, "thinking": answer.thinking, "decision": answer.decision.as_dict()},
-    }
+        "vlroute": {
+            "id": answer.id, "thinking": answer.thinking, "decision": answer.decision.as_dict(),
+            "ignored": sorted(body.unread()),
+        },
+    }  # fmt: skip
 
 
 @router.post("/v1/chat/completions", response_model=None, responses=documented(*_CHAT_ERRORS, 504))
@@ -65,19 +68,19 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Caller) 
     options = await until_disconnect(service.read_options(body, caller.namespace, caller.flow, arrived), request)
     tools = await until_disconnect(service.read_tools(body, options, arrived), request)
     prepare = Preparation(body.messages, caller.fetcher, service.settings, service.sampling, tools)
-    count = body.n or 1
+    count, ignored = body.n or 1, body.ignored(options)
     if not body.stream:
         if count == 1:
             answers = [await until_disconnect(service.answer(prepare, options, arrived), request)]
         else:
             answers = await until_disconnect(service.answers(prepare, options, arrived, count), request)
         headers = decision_headers(answers[0].id, answers[0].decision)
-        reply = partial(completion, answers, body.ignored, body.hides_reasoning)
+        reply = partial(completion, answers, ignored, body.hides_reasoning)
         if is_large(answers):
             text = await asyncio.to_thread(lambda: json_in_pieces(reply()))
             return Response(text, headers=headers, media_type="application/json")
         return JSONResponse(reply(), headers=headers)
-    shape = bool(body.stream_options and body.stream_options.include_usage), body.ignored, body.hides_reasoning
+    shape = bool(body.stream_options and body.stream_options.include_usage), ignored, body.hides_reasoning
     refused = service.metrics.refused
     if count == 1:
         events, decided = await until_disconnect(begin(service.stream(prepare, options, arrived)), request)
@@ -107,7 +110,7 @@ async def route(body: ChatRequest, request: Request, caller: Caller) -> dict[str
         decision = await service.with_conversation(prepare, decide, caller.flow, arrived)
     current_request().decision = decision
     service.metrics.decisions.labels(decision.mode).inc()
-    return {"model": decision.mode, "decision": decision.as_dict(), "ignored": body.ignored}
+    return {"model": decision.mode, "decision": decision.as_dict(), "ignored": body.ignored_by_decision(options)}
 
 
 @router.post("/v1/feedback", responses=documented(400, 401, 404, 413, 415, 421, 422, 503))

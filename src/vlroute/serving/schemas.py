@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
-from vlroute.engine.settings import MAX_TOP_LOGPROBS
+from vlroute.engine.settings import MAX_TOP_LOGPROBS, response_format
 from vlroute.errors import MissingExtraError, SettingsError
 from vlroute.inputs.tools import Tools, checked_tools
 from vlroute.pipeline import RequestOptions
@@ -129,6 +129,32 @@ class Fields(BaseModel):
                 )  # fmt: skip
         return given
 
+    def unread(self) -> Iterator[str]:
+        """Names of the sent fields that are accepted and not read, see `harmless`.
+
+        Yields:
+            The next name. Those inside of an object follow a dot.
+        """
+        yield from self.model_extra or ()
+        for name, field in type(self).model_fields.items():
+            if isinstance(value := getattr(self, name), Fields):
+                yield from (f"{field.alias or name}.{inner}" for inner in value.unread())
+
+    def values(self, *names: str) -> Iterator[tuple[str, Any]]:
+        """Each field with its value; None: it is absent.
+
+        Args:
+            *names: Names of fields. One inside of an object follows a dot.
+
+        Yields:
+            The next field with its value.
+        """
+        for name in names:
+            value: Any = self
+            for step in name.split("."):
+                value = getattr(value, step, None)
+            yield name, value
+
 
 def _unknown(names: list[str], more: int, known: Iterable[str]) -> str:
     """Name the unknown fields, with the most similar known ones."""
@@ -140,6 +166,10 @@ def _unknown(names: list[str], more: int, known: Iterable[str]) -> str:
     rest = f" and {more} more" if more else ""
     hint = "; send the contents of extra_body as fields of the request itself" if "extra_body" in names else ""
     return f"unknown field{'s'[: len(names) > 1]} {', '.join(listed)}{rest}{hint}"
+
+
+#: Options of vlroute that have no effect on an answer without reasoning.
+OF_REASONING = ("answer_reserve", "close_loops", "early_exit")
 
 
 class RouterOptions(Fields):
@@ -219,9 +249,56 @@ class StructuredOutputs(Fields):
     choice: Texts | None = None
 
 
-class ChatRequest(Fields):
+def _outermost(names: Iterable[str]) -> list[str]:
+    """The names, sorted, without those inside of an object that is among them."""
+    all = {*names}
+    return sorted(name for name in all if name.partition(".")[0] == name or name.partition(".")[0] not in all)
+
+
+class QuestionFields(Fields):
+    """A request that is answered, in the form of any API.
+
+    Attributes:
+        of_reasoning: Fields that have no effect on an answer without reasoning.
+    """
+
+    of_reasoning: ClassVar[tuple[str, ...]] = ()
+
+    def ignored(self, options: RequestOptions) -> list[str]:
+        """Names of the sent fields that have no effect, also because of other fields.
+
+        Args:
+            options: The options of the request.
+
+        Returns:
+            The names. Those inside of an object follow a dot.
+        """
+        sent = dict(self.values("messages", "tools", "tool_choice", "stream"))
+        last, choice = (sent["messages"] or [{}])[-1], sent["tool_choice"]
+        mode: Mode | None = "instruct" if last.get("role") == "assistant" else options.mode  # it is continued
+        without_effect = list[str]()
+        if mode == "instruct":
+            without_effect += [*self.of_reasoning, *(f"vlroute.{name}" for name in OF_REASONING)]
+        if not sent["stream"]:
+            without_effect.append("stream_options")
+        if not sent["tools"]:
+            without_effect += ["tool_choice", "parallel_tool_calls"]
+        elif choice == "none" or getattr(choice, "type", None) == "none":
+            without_effect += ["parallel_tool_calls", "tool_choice.disable_parallel_tool_use"]
+        if response_format(options.generation) is not None:
+            without_effect.append("ignore_eos")
+        found = [name for name, value in self.values(*without_effect) if value is not None]
+        return _outermost([*self.unread(), *found])
+
+
+class ChatRequest(QuestionFields):
     """OpenAI's chat completion request, and fields that other servers add to it."""
 
+    of_reasoning = (
+        "thinking_budget", "thinking_token_budget", "thinking_budget_tokens", "reasoning_budget",
+        "custom_params.thinking_budget", "chat_template_kwargs.thinking_budget", "thinking.budget_tokens",
+        "reasoning.max_tokens",
+    )  # fmt: skip
     neutral = {
         # OpenAI
         "functions": ([],), "modalities": (["text"],),
@@ -358,7 +435,7 @@ class ChatRequest(Fields):
             for name in ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed")
             if (value := getattr(self, name)) is not None
         }
-        given["repetition_penalty"] = agreed(self._values("repetition_penalty", "repeat_penalty"))
+        given["repetition_penalty"] = agreed(self.values("repetition_penalty", "repeat_penalty"))
         given["stop"] = self._stops()
         given |= {"stop_token_ids": self.stop_token_ids or None, "bad_words": self.bad_words or None}
         given["eos_token_id"] = -1 if self.ignore_eos else None
@@ -372,7 +449,7 @@ class ChatRequest(Fields):
         given["thinking_budget"] = budget
         given["response_format"] = self._format()
         extra = self.vlroute or RouterOptions()
-        given |= {name: getattr(extra, name) for name in ("answer_reserve", "close_loops", "early_exit")}
+        given |= {name: getattr(extra, name) for name in OF_REASONING}
         generation = {name: value for name, value in given.items() if value is not None}
         return RequestOptions(extra.caption, mode, extra.price, None, generation, namespace)
 
@@ -385,27 +462,25 @@ class ChatRequest(Fields):
         """Whether a field constrains the form of the answer. Checking it can take a second."""
         return any(getattr(self, name) is not None for name in _FORMATS)
 
-    @property
-    def ignored(self) -> list[str]:
-        """Names of the sent fields that have no effect."""
-        return sorted(self.model_extra or {})
+    def ignored_by_decision(self, options: RequestOptions) -> list[str]:
+        """Like `ignored`, if the request is decided on and not answered.
+
+        Args:
+            options: The options of the request.
+
+        Returns:
+            The names.
+        """
+        return _outermost([*self.ignored(options), *(self.model_fields_set - _OF_DECISION)])
 
     @property
     def hides_reasoning(self) -> bool:
         """Whether the reply contains only the answer."""
         return self.include_reasoning is False or bool(self.reasoning and self.reasoning.exclude)
 
-    def _values(self, *names: str) -> Iterator[tuple[str, Any]]:
-        """Each field with its value; a dot in a name separates object and field."""
-        for name in names:
-            value: Any = self
-            for step in name.split("."):
-                value = getattr(value, step, None)
-            yield name, value
-
     def _mode(self, names: Mapping[str, Mode | None]) -> Mode | None:
         modes: list[tuple[str, Mode | None]] = [("model", None if self.model is None else mode_of(self.model, names))]
-        for name, value in self._values(
+        for name, value in self.values(
             "reasoning_effort", "think", "reasoning.effort", "chat_template_kwargs.reasoning_effort", "enable_thinking",
             "thinking", "thinking.type", "reasoning.enabled", "chat_template_kwargs.enable_thinking",
             "chat_template_kwargs.thinking",
@@ -421,18 +496,14 @@ class ChatRequest(Fields):
 
     def _budget(self) -> int | str | None:
         """Maximum number of reasoning tokens: the given budget, else that of the effort."""
-        budget = agreed(self._values(
-            "thinking_budget", "thinking_token_budget", "thinking_budget_tokens", "reasoning_budget",
-            "custom_params.thinking_budget", "chat_template_kwargs.thinking_budget", "thinking.budget_tokens",
-            "reasoning.max_tokens",
-        ))  # fmt: skip
+        budget = agreed(self.values(*self.of_reasoning))
         names = ("reasoning_effort", "think", "reasoning.effort", "chat_template_kwargs.reasoning_effort")
-        effort = agreed((name, value) for name, value in self._values(*names) if isinstance(value, str))
+        effort = agreed((name, value) for name, value in self.values(*names) if isinstance(value, str))
         return EFFORTS.get(effort or "") if budget is None else budget
 
     def _check_continued(self) -> None:
         """APIError 400 if a switch contradicts the role of the last message."""
-        for name, value in self._values(
+        for name, value in self.values(
             "continue_final_message", "add_generation_prompt", "chat_template_kwargs.continue_final_message",
             "chat_template_kwargs.add_generation_prompt",
         ):  # fmt: skip
@@ -480,7 +551,7 @@ class ChatRequest(Fields):
         return agreed([(name, read_form(name, value, read)) for name, value, read in given])
 
     def _max_tokens(self, settings: ServerSettings) -> int | None:
-        tokens = agreed(self._values("max_completion_tokens", "max_tokens"))
+        tokens = agreed(self.values("max_completion_tokens", "max_tokens"))
         if tokens is not None and tokens > settings.max_tokens:
             raise APIError(
                 400, f"an answer may have at most {settings.max_tokens} tokens here, {tokens} were asked for",
@@ -531,6 +602,11 @@ def agreed(values: Iterable[tuple[str, T | None]]) -> T | None:
     return given[0][1] if given else None
 
 
+#: Fields that have an effect on a decision.
+_OF_DECISION = frozenset({
+    "model", "messages", "tools", "tool_choice", "vlroute", "reasoning_effort", "enable_thinking", "think", "thinking",
+    "reasoning", "chat_template_kwargs", "continue_final_message", "add_generation_prompt",
+})  # fmt: skip
 #: Fields that constrain the form of the answer.
 _FORMATS = (
     "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "json_schema", "regex",
