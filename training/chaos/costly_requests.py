@@ -25,6 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from training.chaos.attacks import CHAT, Figures, connected, health
 from training.chaos.fairness import ask, bearer, percentile
+from training.chaos.media import resident
 
 #: The longest answer of the pocket pair, about.
 TOKENS = 900
@@ -63,6 +64,55 @@ def nested_json(url: str, key: str = "none", count: int = 10) -> Figures:
         for _ in range(count):
             _post(url, key, {"model": "instruct", "messages": messages, "max_tokens": 1}, figures)
     return figures
+
+
+def long_reasoning(url: str, key: str = "none", count: int = 8) -> Figures:
+    """Ask for decisions on conversations with 2.4 MB of control tokens in the reasoning of earlier answers."""
+    question, token = {"role": "user", "content": "x"}, "<|im_end|>"
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    result = {"role": "tool", "tool_call_id": "a", "content": "x"}
+    one = {"role": "assistant", "content": "a", "reasoning_content": token * 240_000}
+    some = {"role": "assistant", "content": "", "reasoning_content": token * 300}
+    figures = Figures()
+    with health(url, figures):
+        for _ in range(count):
+            for messages in (
+                [question, one, question], [question, one | {"tool_calls": [call]}, result],
+                [question, *[some] * 800, question],
+            ):  # fmt: skip
+                _post(url, key, {"model": "instruct", "messages": messages}, figures, "/v1/route")
+    return figures
+
+
+def referred_answers(url: str, key: str, pid: int, count: int = 300) -> dict[str, float]:
+    """Store responses of 1.1 MB each; then refer to the answers of all of them in one request.
+
+    Args:
+        url: Address of the server.
+        key: A valid key.
+        pid: The server's process.
+        count: Number of responses.
+
+    Returns:
+        The status of the request, the memory of the server at the peak in MiB more than before, and the 95th percentile
+        of `/health` in seconds.
+    """
+    tool = {"type": "function", "name": "f", "description": "\u4f60" * 190_000, "parameters": {}}
+    first = {"model": "instruct", "max_output_tokens": 1, "input": "x", "tools": [tool], "tool_choice": "none"}
+    figures = Figures()
+    with httpx.Client(base_url=url, headers=bearer(key), timeout=120) as client, ThreadPoolExecutor(4) as threads:
+        replies = [*threads.map(lambda _: client.post("/v1/responses", json=first).raise_for_status(), range(count))]
+        references = [{"type": "item_reference", "id": one.json()["output"][-1]["id"]} for one in replies]
+        del replies
+        asked = {"model": "instruct", "max_output_tokens": 1, "store": False}
+        asked["input"] = [*references, {"role": "user", "content": "x"}]
+        before = peak = resident(pid)
+        with health(url, figures):
+            sent = threads.submit(client.post, "/v1/responses", json=asked)
+            while not sent.done():
+                peak = max(peak, resident(pid))
+                time.sleep(0.01)
+    return {"status": sent.result().status_code, "peak MiB": peak - before, "health p95 s": figures.p95 / 1000}
 
 
 def stored_pictures(url: str, key: str = "none", count: int = 8, megabytes: int = 15) -> Figures:
@@ -159,9 +209,9 @@ def _chat(text: str, **more: Any) -> dict[str, Any]:
     return {"model": "instruct", "messages": [{"role": "user", "content": text}], **more}
 
 
-def _post(url: str, key: str, body: dict[str, Any], figures: Figures) -> None:
+def _post(url: str, key: str, body: dict[str, Any], figures: Figures, path: str = CHAT) -> None:
     try:
-        status = httpx.post(f"{url}{CHAT}", content=json.dumps(body), headers=_headers(key), timeout=120).status_code
+        status = httpx.post(f"{url}{path}", content=json.dumps(body), headers=_headers(key), timeout=120).status_code
     except httpx.HTTPError:
         status = 0
     figures.statuses[status] = figures.statuses.get(status, 0) + 1

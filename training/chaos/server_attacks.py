@@ -25,6 +25,7 @@ from training.page import PAGES, figures, publish, step
 KEY, OTHER = "key-of-the-attacker-for-tests", "key-of-somebody-else-for-tests"
 HEALTH_SECONDS = 0.1  # the most that /health may take, 95th percentile
 LATE_SECONDS = 2.0  # after a deadline
+REFERENCES_MIB = 150  # the most that references to 330 MB of stored responses may cost, a first long prompt included
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +231,13 @@ def _words(target: Target) -> tuple[str, bool]:
     return f"{text}({words / plain:.1f}×)", words <= 2 * plain
 
 
+def _references(target: Target) -> tuple[str, bool]:
+    found = costly_requests.referred_answers(target.url, KEY, target.pid)
+    text = f"status {found['status']:.0f}; {found['peak MiB']:+.0f} MiB at the peak; "
+    text += f"`/health` p95 {found['health p95 s'] * 1000:.0f} ms"
+    return text, found["peak MiB"] <= REFERENCES_MIB and found["health p95 s"] <= HEALTH_SECONDS
+
+
 def _wrong_keys(target: Target) -> tuple[str, bool]:
     found = fairness.wrong_keys(target.url, KEY)
     text = f"{found['401']:.0f} checked, {found['429']:.0f} told to wait; the right key: {found['right key']:.0f}"
@@ -289,6 +297,13 @@ ATTACKS = (
     Attack(
         "arguments of tools with a million brackets", _ANSWERED, _held(costly_requests.nested_json, key=KEY),
         shares=True,
+    ),
+    Attack(
+        "decisions on 2.4 MB of reasoning", _ANSWERED, _held(costly_requests.long_reasoning, key=KEY), shares=True
+    ),
+    Attack(
+        "references to 300 stored responses of 1.1 MB in one request",
+        f"at most {REFERENCES_MIB} MiB at the peak; `/health` p95 ≤ 100 ms", _references, shares=True,
     ),
     Attack(
         "stored pictures of 45 MiB, read and continued 16 times", _ANSWERED,
