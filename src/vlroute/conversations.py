@@ -165,7 +165,7 @@ class Conversations:
         Args:
             owner: who asks.
             id: id of the response.
-            reserve: called with the number of bytes of the media before they are read; its errors are passed on.
+            reserve: called with the size, see `size`, before anything is read; its errors are passed on.
 
         Returns:
             The messages, with media as bytes, and the number of messages before those of the request; None if the owner
@@ -179,11 +179,14 @@ class Conversations:
         chain = chain.union_all(sa.select(MESSAGES).join(chain, MESSAGES.c.id == chain.c.parent))
         inputs = sa.select(RESPONSES.c.inputs).where(self._owned(owner, id)).scalar_subquery()
         query = sa.select(chain.c.id, chain.c.content, inputs.label("inputs")).order_by(chain.c.position)
+        used = sa.select(USES.c.media).where(USES.c.message.in_(sa.select(chain.c.id)))
+        sizes = (
+            sa.select(sa.func.sum(sa.func.length(chain.c.content))),
+            sa.select(sa.func.sum(sa.func.length(MEDIA.c.data))).where(MEDIA.c.id.in_(used)),
+        )
         with self._store.transaction("read") as connection:
+            reserve(sum(int(connection.scalar(size) or 0) for size in sizes))
             rows = connection.execute(query).all()
-            used = sa.select(USES.c.media).where(USES.c.message.in_([row.id for row in rows]))
-            size = sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(MEDIA.c.data)), 0)).where(MEDIA.c.id.in_(used))
-            reserve(int(connection.execute(size).scalar_one()))
             found = connection.execute(sa.select(MEDIA).where(MEDIA.c.id.in_(used))).all()
         data = {row.id: bytes(row.data) for row in found}
         try:

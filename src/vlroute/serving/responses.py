@@ -655,10 +655,10 @@ async def _messages(
 ) -> tuple[list[dict[str, Any]], int]:
     """The conversation that a response ends, and the number of its messages before the request.
 
-    Its media count as bytes of the request.
+    It counts as bytes of the request.
     """
     conversations, digits = _conversations(caller.service, id, param)
-    what = "the pictures and videos of this conversation"
+    what = "the messages, pictures and videos of this conversation"
     reserve = _reservation(caller, request, what, "begin a new conversation", param)
     read = partial(conversations.messages, caller.namespace, digits, reserve)
     found = await until_disconnect(caller.service.read(read, caller.flow, arrived), request)
