@@ -19,7 +19,7 @@ from typing import Any, cast
 import httpx
 
 from training.bench.servers import free_port, started
-from training.chaos import attacks, costly_requests, fairness, media
+from training.chaos import attacks, costly_requests, fairness, media, page_attacks
 from training.page import PAGES, figures, publish, step
 
 KEY, OTHER = "key-of-the-attacker-for-tests", "key-of-somebody-else-for-tests"
@@ -238,6 +238,37 @@ def _references(target: Target) -> tuple[str, bool]:
     return text, found["peak MiB"] <= REFERENCES_MIB and found["health p95 s"] <= HEALTH_SECONDS
 
 
+def _page_bodies(target: Target) -> tuple[str, bool]:
+    found = page_attacks.bodies_for_gradio(target.url, target.pid)
+    text = f"{found['refused']:.0f} of {found['sent']:.0f} refused; {_memory_and_health(found)}"
+    return text, found["refused"] == found["sent"] and found["grown MiB"] <= 150 and _is_healthy(found)
+
+
+def _page_sessions(target: Target) -> tuple[str, bool]:
+    found = page_attacks.sessions_with_pictures(target.url, target.pid, KEY)
+    text = f"{found['answered']:.0f} of 8 answered; {_memory_and_health(found)}"
+    return text, found["answered"] == 8 and found["grown MiB"] <= 150 and _is_healthy(found)
+
+
+def _memory_and_health(found: dict[str, float]) -> str:
+    return f"{found['grown MiB']:+.0f} MiB after it; `/health` p95 {found['health p95 s'] * 1000:.0f} ms"
+
+
+def _is_healthy(found: dict[str, float]) -> bool:
+    return found["health p95 s"] <= HEALTH_SECONDS
+
+
+def _page_batches(target: Target) -> tuple[str, bool]:
+    found = page_attacks.batches_of_one_visitor(target.url, KEY, OTHER)
+    text = f"{found['answered']:.0f} of 5 answered; longest {found['longest s']:.1f} s, {found['calm s']:.1f} s before"
+    return text, found["answered"] == 5 and found["longest s"] <= 2
+
+
+def _page_upload(target: Target) -> tuple[str, bool]:
+    found = page_attacks.trickled_upload(target.url, KEY, OTHER)
+    return f"{found['accepted']:.0f} of {found['sent']:.0f} accepted", found["accepted"] == found["sent"]
+
+
 def _wrong_keys(target: Target) -> tuple[str, bool]:
     found = fairness.wrong_keys(target.url, KEY)
     text = f"{found['401']:.0f} checked, {found['429']:.0f} told to wait; the right key: {found['right key']:.0f}"
@@ -318,6 +349,22 @@ ATTACKS = (
         "another key: a format within 2 s, none refused; `/health` p95 ≤ 100 ms", _formats, shares=True,
     ),
     Attack("96 excluded words in 8 answers", "another key: p95 ≤ 2× beside plain answers", _words, shares=True),
+    Attack(
+        "the page: bodies of 400 MiB without a log-in", "refused, at most +150 MiB; `/health` p95 ≤ 100 ms", _page_bodies,
+        shares=True,
+    ),
+    Attack(
+        "the page: 16 × 12 megapixels of one small file in 8 sessions", "at most +150 MiB; `/health` p95 ≤ 100 ms",
+        _page_sessions, shares=True,
+    ),
+    Attack(
+        "the page: 4 batches of 1,000 rows of one visitor", "another visitor: answered within 2 s", _page_batches,
+        shares=True,
+    ),
+    Attack(
+        "the page: an upload of 2 GiB that hardly sends anything", "uploads of another visitor: accepted", _page_upload,
+        shares=True,
+    ),
     Attack("200 wrong keys", "at most 20 checked", _wrong_keys),
     Attack("SIGTERM during 10 long streams", "none cut", _shutdown),
     Attack("an upload from another site, no keys", "status 401 or 403", _foreign_upload, keys=False),
