@@ -315,7 +315,7 @@ def collect(
     """
     from vlroute.decision.artifact import artifact_files
     from vlroute.learning.collect import choose_examples, collect_records, outputs
-    from vlroute.learning.dataset import Source, parse_columns
+    from vlroute.learning.dataset import Source, parse_columns, row_to_label
     from vlroute.learning.grading import load_grader, parse_agreement
     from vlroute.router import Router
     from vlroute.sharing import router_folder
@@ -328,6 +328,12 @@ def collect(
     folder = None if router is None else router_folder(router)
     if chosen is not None and choose is None:
         raise InputError("--list-chosen has an effect only with --choose; add it, or leave the list out")
+    if chosen is not None and chosen.suffix != ".jsonl":
+        raise InputError(f"--list-chosen writes JSON lines, so its file must end in .jsonl, not {chosen.name!r}")
+    if width is not None:  # before questions are answered
+        with _needs("train"):
+            from vlroute.learning.sample_size import check_width
+        check_width(width)
     inputs = [Path(source), *(artifact_files(folder) if folder else []), *([Path(model)] if model else [])]
     check_outputs(*outputs(out, answers), *filter(None, [chosen]), inputs=inputs)
     loaded = Router.from_pretrained(
@@ -336,8 +342,8 @@ def collect(
     rows = Source(source, split, config)
     if chosen is not None and choose is not None:
         found = choose_examples(loaded, rows, out, choose, mapping, limit)
-        listed = [{"id": one.id, "place": one.place, "prompt": one.prompt, "caption": one.caption} for one in found]
-        _write(chosen, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in listed))
+        listed = [row_to_label(one, chosen.parent, mapping) for one in found]
+        _write(chosen, "".join(json.dumps(one, ensure_ascii=False, default=str) + "\n" for one in listed))
         _estimate(out, width)
         return
     try:
@@ -363,7 +369,11 @@ def _estimate(records: Path, width: float | None) -> None:
         from vlroute.learning.sample_size import records_for_area
         from vlroute.records import Skipped, read_records
     known = list(read_records(records, skipped=Skipped())) if records.exists() else []
-    now, needed = records_for_area(known, width, text=load_text_encoder(STATIC))
+    try:
+        now, needed = records_for_area(known, width, text=load_text_encoder(STATIC))
+    except InputError as error:  # the records are complete, although nothing can be estimated from them
+        typer.echo(f"note: no estimate for --width: {error}", err=True)
+        return
     low, high = now.interval or (now.area, now.area)
     more = f"about {needed.more} more records" if needed.more else "no more records"
     typer.echo(

@@ -56,10 +56,22 @@ def records_for_width(interval: Interval, records: int, width: float) -> Needed:
     Raises:
         InputError: The wanted width is not positive.
     """
-    if not 0 < width < math.inf:
-        raise InputError(f"the width of an interval must be a positive number, not {width}")
+    check_width(width)
     now = interval[1] - interval[0]
     return Needed(records, now, max(0, math.ceil(records * (now / width) ** 2) - records))
+
+
+def check_width(width: float) -> None:
+    """Check the wanted width of an interval.
+
+    Args:
+        width: The width.
+
+    Raises:
+        InputError: It is not positive or not finite.
+    """
+    if not 0 < width < math.inf:
+        raise InputError(f"the width of an interval must be a positive number, not {width:g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +163,9 @@ def records_for_area(
     if len(records) < 50:
         raise InputError(f"{len(records)} records are too few to estimate a width from: at least 50 are needed")
     size = len(records) - int(np.bincount(folds_of(records, FOLDS, 0, together=together)).max())
+    if size < MIN_RECORDS:
+        texts = len({group_of(record) for record in records})
+        raise InputError(f"{len(records)} records of only {texts} different texts are too few to estimate a width from")
     (now,) = learning_curve(records, [size], together=together, text=text)
     if now.interval is None:
         raise InputError("all records have the same text: no interval can be computed")
