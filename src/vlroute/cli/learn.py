@@ -196,10 +196,15 @@ def curves(
     ] = None,
     price: Annotated[float | None, typer.Option(help="The price in force, which figures mark. Default: 0.1.")] = None,
     policy: Wanted = None,
-    folds: Folds = 5,
-    seeds: Seeds = None,
-    together: Together = "text",
-    encoder: Encoder = "static",
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Number of folds. Default: that of the --oof file; without one, 5.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="As in train; not with --oof.")] = None,
+    together: Annotated[
+        Literal["text", "record"] | None,
+        typer.Option(help='As in train. Default: that of the --oof file; without one, "text".'),
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="As in train; not with --oof.")] = None,
     language: Annotated[Literal["en", "zh"], typer.Option(help="Language of page and figures.")] = "en",
     strict: Strict = False,
 ) -> None:
@@ -214,7 +219,7 @@ def curves(
 
         from vlroute.decision.artifact import artifact_files
         from vlroute.decision.classifier import ComplexityClassifier
-        from vlroute.decision.text_encoder import load_text_encoder
+        from vlroute.decision.text_encoder import STATIC, load_text_encoder
         from vlroute.learning.assumptions import measure_latency
         from vlroute.learning.curves import PAGE, write_curves
         from vlroute.learning.embeddings import embed_texts
@@ -225,6 +230,8 @@ def curves(
         from vlroute.learning.stages import stage_curves
         from vlroute.records import Skipped, read_all, warn
         from vlroute.sharing import router_folder
+    if oof is not None and (seeds is not None or encoder is not None):
+        raise InputError("--seeds and --encoder have no effect with --oof, whose predictions are final; leave them out")
     folder = None if router is None else router_folder(router)
     check_price(price, policy)
     inputs = [*records, *filter(None, [oof]), *(artifact_files(folder) if folder else [])]
@@ -240,12 +247,23 @@ def curves(
     predicted: OutOfFold | Values
     if oof is not None:
         broken = Skipped()
-        predicted = read_oof(oof, found, skipped=None if strict else broken)
-        known = ~np.isnan(predicted[0])
-        predicted, found = predicted[:, known], [one for one, there in zip(found, known, strict=True) if there]
+        read = read_oof(oof, found, skipped=None if strict else broken)
+        for option, wanted, actual in (("--folds", folds, read.folds), ("--together", together, read.together)):
+            if None not in (wanted, actual) and wanted != actual:
+                raise InputError(f"{oof} was written with {option} {actual}, not {wanted}; leave {option} out")
+        folds, together = read.folds or folds, read.together or together
+        if folds is None or together is None:
+            console.print(
+                f"warning: {oof} does not say how folds were made, because an earlier version wrote it; intervals "
+                f"assume --folds {folds or 5} --together {together or 'text'}. Pass the options of the training",
+                style="yellow", markup=False, soft_wrap=True,
+            )  # fmt: skip
+        known = ~np.isnan(read.p[0])
+        predicted, found = read.p[:, known], [one for one, there in zip(found, known, strict=True) if there]
         warn(console, broken)
-    else:
-        text = None if encoder == "none" else embed_texts(found, load_text_encoder(encoder), console=console)
+    folds, together = folds or 5, together or "text"
+    if oof is None:
+        text = None if encoder == "none" else embed_texts(found, load_text_encoder(encoder or STATIC), console=console)
         seeds = seeds or default_seeds(found)
         with Progress(console=console) as progress:
             task = progress.add_task("training", total=1 + folds * seeds)

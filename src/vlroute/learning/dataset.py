@@ -307,9 +307,7 @@ def examples(
         yield example
 
 
-def row_to_label(
-    example: Example, folder: Path, columns: Mapping[str, Sequence[str]] | None = None
-) -> dict[str, Any]:
+def row_to_label(example: Example, folder: Path, columns: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
     """Return the row of an example in a form that a JSON lines file in another folder can hold.
 
     The file can be read as a data set with the same column mapping and gives the same examples, with the same ids even
@@ -455,7 +453,7 @@ def _moved(row: SourceRow, value: Any, folder: Path) -> str:
     if isinstance(source, bytes):
         return _embedded(source)
     text = str(source)
-    named = value["path"] if isinstance(value, Mapping) else value
+    named: str = value["path"] if isinstance(value, Mapping) else value
     if text[:5].lower() == "data:" or "://" in text or row.folder is None or os.path.isabs(named):
         return text
     parent, name = os.path.split(text)

@@ -73,7 +73,8 @@ def train_router(
         paths: Record files, `.jsonl` or `.jsonl.gz`. Later stages are trained if their evidence files exist, see
             `evidence_file`.
         out: Folder of the artifact.
-        oof: A file for the out-of-fold `p_instruct` and `p_thinking` of each record, means over the seeds.
+        oof: A file for the out-of-fold `p_instruct` and `p_thinking` of each record, means over the seeds, and for
+            `folds` and `together`, from which `vlroute curves` computes intervals.
         price: Price of the routed rows of the report; the artifact works with any price.
         folds: Number of folds.
         seeds: How many times the records are assigned to folds. Default: 2; 1 for many records.
@@ -232,6 +233,7 @@ def _write_predictions(path: Path, records: Sequence[Record], unseen: OutOfFold)
     lines = []
     for record, *seeds in zip(records, *unseen.given, strict=True):
         mean = {f"p_{mode}": sum(getattr(one, f"p_{mode}") for one in seeds) / len(seeds) for mode in MODES}
-        lines.append(json.dumps({"id": record.id, **mean}, ensure_ascii=False) + "\n")
+        line = {"id": record.id, **mean, "folds": unseen.folds, "together": unseen.together}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, "".join(lines).encode())
