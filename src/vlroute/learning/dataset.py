@@ -459,9 +459,9 @@ def _moved(row: SourceRow, value: Any, folder: Path) -> str:
     parent, name = os.path.split(text)
     try:
         # without symbolic links, because ".." leads out of the folder that a link points to
-        return os.path.normpath(os.path.join(os.path.relpath(os.path.realpath(parent), os.path.realpath(folder)), name))
+        return str(Path(os.path.relpath(os.path.realpath(parent), os.path.realpath(folder)), name))
     except ValueError:  # another drive of Windows
-        return os.path.abspath(source)
+        return os.path.abspath(text)
 
 
 def _embedded(data: bytes) -> str:

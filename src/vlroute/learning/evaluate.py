@@ -47,6 +47,7 @@ from vlroute.learning.metrics import (
     share_by_score,
 )
 from vlroute.learning.out_of_fold import OutOfFold
+from vlroute.learning.seen import seen_records
 from vlroute.learning.stages import StageComparison, compare_stages, later_probabilities
 from vlroute.records import Outcome, Record, Skipped, outcomes, read_all, reading
 from vlroute.types import MODES, Mode, Preset, Stage
@@ -594,6 +595,10 @@ _NOT_NEW = (
     "{}: not new. The router was trained on this file, so its figures are too good; give records that it has not seen, "
     "or read the out-of-fold figures in the report.md of the router"
 )
+_SOME_NOT_NEW = (
+    "{} of the {} records are not new, such as {!r}. The router was trained on them, so its figures are too good; give "
+    "records that it has not seen, or read the out-of-fold figures in the report.md of the router"
+)
 _UNKNOWN = "the router does not say what it was trained on, so it is unknown whether these records are new to it"
 
 
@@ -713,7 +718,7 @@ def evaluate_router(
         by_topic = {name: on(at) for name, at in topics.items()}
     heads = classifier.stages
     return Assessment(
-        everything, by_topic, files, _warnings(files, classifier.card), target, policy, timed, skipped.count,
+        everything, by_topic, files, _warnings(files, classifier, records), target, policy, timed, skipped.count,
         *_stages(paths, records, given, classifier, target, latency, together, strict),
         recommended=heads.recommended if heads else ("prompt",),
     )  # fmt: skip
@@ -766,12 +771,18 @@ def _policy(target: float | Preset, classifier: ComplexityClassifier, latency: L
     return Policy(price=selector.operating_point(Target(preset=target)).price)
 
 
-def _warnings(files: Mapping[str, str], card: Mapping[str, Any]) -> list[str]:
+def _warnings(files: Mapping[str, str], classifier: ComplexityClassifier, records: Sequence[Record]) -> list[str]:
     try:
-        seen = {one["sha256"] for one in card["provenance"]["data"]}
+        seen = {one["sha256"] for one in classifier.card["provenance"]["data"]}
     except (KeyError, TypeError):
-        return [_UNKNOWN]
-    return [_NOT_NEW.format(name) for name, digest in files.items() if digest in seen]
+        seen = None
+    if found := [_NOT_NEW.format(name) for name, digest in files.items() if digest in (seen or ())]:
+        return found
+    if some := seen_records(classifier, records):
+        hashes = classifier.record_hashes
+        least = "" if hashes is None or hashes.complete else "at least "
+        return [_SOME_NOT_NEW.format(f"{least}{len(some)}", len(records), some[0].id)]
+    return [_UNKNOWN] if seen is None else []
 
 
 @dataclass(frozen=True, slots=True)

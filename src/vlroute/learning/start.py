@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.errors import InputError
 from vlroute.files import shipped
 from vlroute.hub import EMBEDDED, SHIPPED_ROUTERS
+from vlroute.learning.seen import seen_records
+from vlroute.records import Record
 
 #: Names of the routers that are part of this package.
 SHIPPED = (*EMBEDDED, *(path.split("/")[0] for path in SHIPPED_ROUTERS.values()))
@@ -50,7 +52,7 @@ def load_start(source: str | Path) -> ComplexityClassifier:
     return classifier
 
 
-def refuse_same_records(classifier: ComplexityClassifier, source: str | Path, data: Iterable[dict[str, Any]]) -> None:
+def refuse_same_files(classifier: ComplexityClassifier, source: str | Path, data: Iterable[dict[str, Any]]) -> None:
     """Raise an error if a router was trained on one of these files.
 
     Its logits for these records would be better than for other requests, and so would all figures of the new router.
@@ -68,3 +70,21 @@ def refuse_same_records(classifier: ComplexityClassifier, source: str | Path, da
     hashes = {one.get("sha256") for one in known if isinstance(one, dict)}
     if same := [one["file"] for one in data if one["sha256"] in hashes]:
         raise InputError(f"{source} was trained on {', '.join(same)}: pass only new records, or train without --from")
+
+
+def refuse_same_records(classifier: ComplexityClassifier, source: str | Path, records: Sequence[Record]) -> None:
+    """Raise an error if a router was trained on some of these records, see `refuse_same_files`.
+
+    Args:
+        classifier: The router from which a training starts.
+        source: Its name or folder.
+        records: The records.
+
+    Raises:
+        InputError: It was trained on some of them, as far as its artifact has hashes of its records.
+    """
+    if seen := seen_records(classifier, records):
+        raise InputError(
+            f"{source} was trained on {len(seen)} of these {len(records)} records, such as {seen[0].id!r}: pass only "
+            "new records, or train on all of them without --from"
+        )

@@ -33,6 +33,7 @@ from vlroute.learning.fit import Comparison
 from vlroute.learning.folds import Together, folds_of
 from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
 from vlroute.learning.report import comparison_table, figures_table, router_report, stages_table, ways_table
+from vlroute.learning.seen import hash_training_records
 from vlroute.learning.stages import (
     StageComparison,
     compare_stages,
@@ -40,7 +41,7 @@ from vlroute.learning.stages import (
     fit_stages,
     recommended,
 )
-from vlroute.learning.start import load_start, refuse_same_records
+from vlroute.learning.start import load_start, refuse_same_files, refuse_same_records
 from vlroute.records import Record, Skipped, read_all
 from vlroute.types import MODES, ModelIdentity, Stage
 
@@ -113,8 +114,10 @@ def train_router(
     check_outputs(*outputs, inputs=[*paths, *map(evidence_file, paths)])
     before = None if start is None else load_start(start)
     if before is not None and start is not None:
-        refuse_same_records(before, start, _hashes(paths))
+        refuse_same_files(before, start, _hashes(paths))
     records, skipped = read_all(paths, strict=strict, console=notes)
+    if before is not None and start is not None:
+        refuse_same_records(before, start, records)
     if len(records) < MIN_RECORDS:
         why = f" ({skipped})" if skipped.count else ""
         raise InputError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed{why}")
@@ -145,6 +148,7 @@ def train_router(
         )
     if classifier.encoder.text is not None:  # other texts have to be embedded from now on
         classifier.encoder = classifier.encoder.with_text(text)
+    classifier.record_hashes = hash_training_records(classifier, records, before)
     evaluation = evaluate(records, unseen, policy, latency)
     settings = {
         "price": price, "folds": folds, "seeds": seeds, "folds keep together": together,
