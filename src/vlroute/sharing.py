@@ -161,7 +161,8 @@ def save_router(
     classifier, probe = as_shared(classifier, probe, private_vocabulary)
     if os.path.lexists(folder / README) and not (folder / CARD_FILE).exists():
         raise OutputError(
-            f"{folder} contains something other than a router, and its {README} would be replaced; choose another folder"
+            f"{folder} contains something other than a router, and its {README} would be replaced; choose another "
+            "folder"
         )
     if probe is None and (folder / PROBE_FOLDER).exists():
         raise OutputError(

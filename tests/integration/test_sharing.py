@@ -427,6 +427,19 @@ def test_commands(hub: Hub, tmp_path: Path) -> None:
     assert (down.returncode, "Invalid credentials" in down.stderr) == (2, True)
 
 
+def test_a_training_starts_from_a_router_of_the_hub(hub: Hub, tmp_path: Path, pocket: ComplexityClassifier) -> None:
+    commit = push_router("user/name", pocket)
+    write_records(tmp_path / "records.jsonl", draw_records(60)[1])
+    few = ("--out", "new", "--folds", "2", "--seeds", "1", "--together", "record", "--encoder", "none")
+    done = command("train", "records.jsonl", "--from", f"user/name@{commit.oid}", *few, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    start = ComplexityClassifier.load(tmp_path / "new").start
+    assert start is not None
+    assert (start.name, start.classifier.fingerprint) == (f"user/name@{commit.oid}", pocket.fingerprint)
+    done = command("train", "records.jsonl", "--from", "user/none", *few, cwd=tmp_path)
+    assert (done.returncode, "the hub has no such repository" in done.stderr) == (2, True)
+
+
 def test_a_router_of_the_hub_is_evaluated(hub: Hub, tmp_path: Path, pocket: ComplexityClassifier) -> None:
     push_router("user/name", pocket)
     write_records(tmp_path / "records.jsonl", draw_records(60)[1])

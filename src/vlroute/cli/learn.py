@@ -77,7 +77,11 @@ def train(
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="ROUTER", help="Start from this router, a folder or a name like qwen3-vl-2b."),
+        typer.Option(
+            "--from",
+            metavar="ROUTER",
+            help="Start from this router: a folder, a name like qwen3-vl-2b, or one on the hub.",
+        ),
     ] = None,
     strict: Strict = False,
 ) -> None:
@@ -346,6 +350,8 @@ def collect(
     folder = None if router is None else router_folder(router)
     if chosen is not None and choose is None:
         raise InputError("--list-chosen has an effect only with --choose; add it, or leave the list out")
+    if chosen is not None and answers is not None:
+        raise InputError("--list-chosen answers no rows, so that there is nothing for --answers; leave one of them out")
     if chosen is not None and chosen.suffix != ".jsonl":
         raise InputError(f"--list-chosen writes JSON lines, so its file must end in .jsonl, not {chosen.name!r}")
     if width is not None:  # before questions are answered

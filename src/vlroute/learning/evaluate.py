@@ -596,7 +596,7 @@ _NOT_NEW = (
     "or read the out-of-fold figures in the report.md of the router"
 )
 _SOME_NOT_NEW = (
-    "{} of the {} records are not new, such as {!r}. The router was trained on them, so its figures are too good; give "
+    "not all records are new. The router was trained on {} of {}, such as {!r}, so its figures are too good; give "
     "records that it has not seen, or read the out-of-fold figures in the report.md of the router"
 )
 _UNKNOWN = "the router does not say what it was trained on, so it is unknown whether these records are new to it"

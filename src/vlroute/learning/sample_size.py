@@ -12,7 +12,7 @@ from rich.console import Console
 from vlroute.decision.text_encoder import TextEncoder
 from vlroute.errors import InputError
 from vlroute.learning.embeddings import embed_texts
-from vlroute.learning.fit import MIN_RECORDS, fit_classifier
+from vlroute.learning.fit import MIN_RECORDS, fit_classifier, too_few
 from vlroute.learning.folds import Together, folds_of, group_of
 from vlroute.learning.intervals import Interval, Sampling
 from vlroute.learning.metrics import area_over_random
@@ -161,11 +161,11 @@ def records_for_area(
         InputError: There are too few records, or the width is not positive.
     """
     if len(records) < 50:
-        raise InputError(f"{len(records)} records are too few to estimate a width from: at least 50 are needed")
+        raise InputError(too_few(len(records), "record", 50, "to estimate a width from"))
     size = len(records) - int(np.bincount(folds_of(records, FOLDS, 0, together=together)).max())
     if size < MIN_RECORDS:
         texts = len({group_of(record) for record in records})
-        raise InputError(f"{len(records)} records of only {texts} different texts are too few to estimate a width from")
+        raise InputError(f"{len(records)} records have too few different texts to estimate a width from: {texts}")
     (now,) = learning_curve(records, [size], together=together, text=text)
     if now.interval is None:
         raise InputError("all records have the same text: no interval can be computed")
