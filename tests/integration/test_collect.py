@@ -239,6 +239,7 @@ def test_chosen_rows_are_listed_without_loading_a_model(tmp_path: Path) -> None:
     assert len({row["id"] for row in rows}) == 4
     assert all(row["place"].startswith(str(data)) and row["prompt"] and row["image"] and row["topic"] for row in rows)
     assert not (tmp_path / "r.jsonl").exists()
+    assert (tmp_path / "chosen.jsonl").stat().st_mode & 0o077 == 0
     code, output = cli("collect", data, "--out", tmp_path / "r.jsonl", "--list-chosen", tmp_path / "c.jsonl")
     assert code != 0
     assert "only with --choose" in output

@@ -367,7 +367,10 @@ def collect(
     if chosen is not None and choose is not None:
         found = choose_examples(loaded, rows, out, choose, mapping, limit)
         listed = [row_to_label(one, chosen.parent, mapping) for one in found]
-        _write(chosen, "".join(json.dumps(one, ensure_ascii=False, default=str) + "\n" for one in listed))
+        lines = "".join(json.dumps(one, ensure_ascii=False, default=str) + "\n" for one in listed)
+        make_folder(chosen.parent, private=True)
+        replace_file(chosen, lines.encode(), private=True)  # it contains questions and pictures
+        typer.echo(f"wrote {chosen}: {len(listed)} rows")
         _estimate(out, width)
         return
     try:
