@@ -265,7 +265,10 @@ def test_a_labeled_list_of_chosen_rows_gives_the_records_of_the_source(
     lists.mkdir()
     rows = [json.loads(line) for line in write_data(own, 6).read_text().splitlines()]
     gold = {row["image"]: row["answer"] for row in rows}
-    asked = [{"question": row["prompt"], "picture": row["image"], "gold": None, "topic": row["topic"]} for row in rows]
+    asked = [
+        {"question": row["prompt"], "picture": row["image"], "gold": None, "topic": row["topic"], "image": 7}
+        for row in rows
+    ]
     if kind == "jsonl":
         (own / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     elif kind == "csv":

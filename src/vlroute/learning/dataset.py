@@ -325,8 +325,7 @@ def row_to_label(example: Example, folder: Path, columns: Mapping[str, Sequence[
     assert row is not None
     values = {name: _value(row, name) for name in row.values}
     values = {name: _embedded(value) if isinstance(value, bytes) else value for name, value in values.items()}
-    pictured = [name for ours in ("images", "image", "video") for name in columns.get(ours, (ours,))]
-    for name in pictured:
+    for name in [*_pictured(columns), *columns.get("video", ("video",))]:
         sources = [_moved(row, one, folder) for one in _list(_value(row, name)) if one is not None]
         if sources:
             values[name] = sources if len(sources) > 1 else sources[0]
@@ -367,8 +366,7 @@ def _example(row: SourceRow, columns: Mapping[str, Sequence[str]]) -> Example:
     prompt = values["prompt"]
     if not isinstance(prompt, str) or not prompt.strip():
         raise InputError(f"'prompt' must be a string that is not blank, not {_short(prompt)}; is the column mapped?")
-    pictured = [*columns.get("images", ()), *columns.get("image", ())] or ["images", "image"]
-    sources = [source for column in pictured for source in _list(_value(row, column))]
+    sources = [source for column in _pictured(columns) for source in _list(_value(row, column))]
     images = tuple(_source(row, source) for source in sources if source is not None)
     options = tuple(_text("options", option) for option in _list(values["options"]))
     options = tuple(_unlettered(index, option) for index, option in enumerate(options))
@@ -383,6 +381,11 @@ def _example(row: SourceRow, columns: Mapping[str, Sequence[str]]) -> Example:
         prompt=prompt, images=images, video=_video(row, values["video"]), answers=answers, options=options,
         caption=caption, place=row.place, row=row, **texts,
     )  # fmt: skip
+
+
+def _pictured(columns: Mapping[str, Sequence[str]]) -> list[str]:
+    """The columns of pictures."""
+    return [*columns.get("images", ()), *columns.get("image", ())] or ["images", "image"]
 
 
 def _value(row: SourceRow, column: str) -> Any:
