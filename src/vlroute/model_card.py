@@ -48,6 +48,7 @@ class Vocabulary:
         caption: The same from captions.
         grams: Number of runs of two to four characters from prompts.
         captions: Number of texts of the vision probe: whole captions, or their words. They are never hashed.
+        records: Number of hashes of training records.
         rare: Words that the fewest training requests contain, the longest first; empty if they are hashed.
     """
 
@@ -56,6 +57,7 @@ class Vocabulary:
     caption: int
     grams: int
     captions: int
+    records: int
     rare: tuple[str, ...]
 
     @property
@@ -97,6 +99,7 @@ def vocabulary_of(classifier: ComplexityClassifier, probe: VisionProbe | None = 
         sum(one.caption.width for one in encoders),
         sum(one.grams.width for one in encoders),
         captions,
+        0 if classifier.record_hashes is None else len(classifier.record_hashes.hashes),
         tuple(rare),
     )
 
@@ -296,7 +299,13 @@ def _contents(classifier: ComplexityClassifier, probe: VisionProbe | None) -> st
 def _privacy(found: Vocabulary) -> str:
     counts = f"The artifact contains {found.counts}."
     if not found.hashed:
-        return f"{counts} They come from the training records and can be read by everyone who can read this repository."
+        text = f"{counts} They come from the training records and can be read by everyone who can read this repository."
+        if found.records:
+            text += (
+                f" It also contains salted hashes of {found.records} training records, each of id, prompt, caption, "
+                "tokens and seconds, by which `vlroute eval` and `vlroute train --from` recognize these records."
+            )
+        return text
     return (
         f"{counts} The hashes hide the words from readers and from searches, not from an attack: the salt is part of "
         "the artifact, so guesses can be tested, and runs of up to four characters can be enumerated."

@@ -450,7 +450,7 @@ class Router:
         Raises:
             ArtifactError: This router has no artifact.
             SettingsError: An argument has a wrong type.
-            OutputError: The folder contains a vision probe of another artifact.
+            OutputError: The folder contains a README.md but no router, or a vision probe of another artifact.
             OSError: A file cannot be written.
         """
         classifier = self._own_classifier()

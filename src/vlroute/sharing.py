@@ -139,7 +139,7 @@ def save_router(
     """Write an artifact with its model card, README.md, into a folder.
 
     Args:
-        folder: The folder. An artifact in it is replaced.
+        folder: The folder. An artifact in it is replaced, README.md included.
         classifier: The classifier.
         probe: Its vision probe.
         private_vocabulary: Write hashes instead of words, see `ComplexityClassifier.with_hashed_vocabulary`, and leave
@@ -149,7 +149,8 @@ def save_router(
 
     Raises:
         SettingsError: An argument has a wrong type.
-        OutputError: The folder contains a vision probe of another artifact, or another process is writing to it.
+        OutputError: The folder contains a README.md but no router, or a vision probe of another artifact, or another
+            process is writing to it.
         OSError: A file cannot be written.
     """
     if not isinstance(folder, str | Path) or not str(folder):
@@ -158,6 +159,11 @@ def save_router(
         raise refused("license", license, "an identifier of the hub, such as 'apache-2.0'")
     folder = Path(folder)
     classifier, probe = as_shared(classifier, probe, private_vocabulary)
+    if os.path.lexists(folder / README) and not (folder / CARD_FILE).exists():
+        raise OutputError(
+            f"{folder} contains something other than a router, and its {README} would be replaced; choose another "
+            "folder"
+        )
     if probe is None and (folder / PROBE_FOLDER).exists():
         raise OutputError(
             f"{folder / PROBE_FOLDER} exists, but this router is written without a vision probe; choose an empty folder"
@@ -225,6 +231,9 @@ def push_router(
         log.warning("%s", revealed(repo, vocabulary_of(*shared)))
         with _hub_errors(what):
             url = api.create_repo(repo, private=private, exist_ok=True)
+            if url.repo_id != repo:  # the owner was left out, but is needed to load the router
+                card = model_card(*shared, url.repo_id, license=license)
+                replace_file(draft.path / README, card.encode())
             if revision is not None:
                 api.create_branch(url.repo_id, branch=revision, exist_ok=True)
             files = set(api.list_repo_files(url.repo_id, revision=revision))

@@ -157,11 +157,36 @@ def test_train_and_curves(tmp_path: Path) -> None:
     assert "data:image/png;base64," in page
     assert "<td>price 0.3</td><td>in force</td>" in page
     assert "<td>knee, price" in page
+    low, high = json.loads((tmp_path / "router/router.json").read_text())["metrics"]["figures"]["area over random"][
+        "interval"
+    ]
+    assert f"({low:.3f} – {high:.3f})" in page  # the file of the predictions says how the folds were made
     for preset in ("fast", "accurate"):
         done = command("route", "What is the total?", "--caption", "two numbers", "--router", "router",
                        "--policy", preset, "--json", cwd=tmp_path)  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert (json.loads(done.stdout)["threshold"] == 0) == (preset == "accurate")
+
+
+def test_options_that_predictions_of_a_file_exclude(tmp_path: Path) -> None:
+    records = draw_records(60)[1]
+    write_records(tmp_path / "records.jsonl", records)
+    lines = [{"id": record.id, "p_instruct": 0.5, "p_thinking": 0.5} for record in records]
+
+    def curves(*options: str, **settings: object) -> tuple[int, str]:
+        (tmp_path / "oof.jsonl").write_text("".join(json.dumps(line | settings) + "\n" for line in lines))
+        done = command("curves", "records.jsonl", "--oof", "oof.jsonl", "--out", "curves", *options, cwd=tmp_path)
+        return done.returncode, done.stderr
+
+    for option, wanted in (("--folds", "7"), ("--together", "text"), ("--seeds", "1"), ("--encoder", "static")):
+        code, says = curves(option, wanted, folds=5, together="record")
+        assert code == 2
+        assert option in says
+    assert curves("--folds", "5", "--together", "record", folds=5, together="record") == (0, "")
+    code, says = curves("--folds", "3")
+    assert code == 0
+    assert "--folds 3 --together text" in says
+    assert curves("--folds", "3", "--together", "text") == (0, "")
 
 
 def test_records_that_cannot_be_used_end_in_one_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -11,10 +12,13 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from rich.console import Console
 
 from tests.commands import command
@@ -233,15 +237,95 @@ def test_chosen_rows_are_listed_without_loading_a_model(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "chosen.jsonl").read_text("utf-8").splitlines()]
     assert len({row["id"] for row in rows}) == 4
-    assert all(row["place"].startswith(str(data)) and row["prompt"] for row in rows)
+    assert all(row["place"].startswith(str(data)) and row["prompt"] and row["image"] and row["topic"] for row in rows)
     assert not (tmp_path / "r.jsonl").exists()
+    assert (tmp_path / "chosen.jsonl").stat().st_mode & 0o077 == 0
     code, output = cli("collect", data, "--out", tmp_path / "r.jsonl", "--list-chosen", tmp_path / "c.jsonl")
     assert code != 0
     assert "only with --choose" in output
+    code, output = cli(*arguments[:-1], tmp_path / "chosen.csv")
+    assert code != 0
+    assert "must end in .jsonl" in output
+    code, output = cli(*arguments, "--answers", tmp_path / "a.jsonl")
+    assert code != 0
+    assert "nothing for --answers" in output
     _, records = draw_records(60)
     write_records(tmp_path / "r.jsonl", records)
     done = command(*arguments, "--width", "1", cwd=tmp_path)
     assert re.search(r"with 60 records: a width of 1 points needs about \d+ more records", done.stdout)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_labeled_list_of_chosen_rows_gives_the_records_of_the_source(
+    router: Router, tmp_path: Path, kind: str
+) -> None:
+    """The list is in another folder, and the source has other column names, no ids, and no answers."""
+    own, lists = tmp_path / "own", tmp_path / "lists"
+    own.mkdir()
+    lists.mkdir()
+    rows = [json.loads(line) for line in write_data(own, 6).read_text().splitlines()]
+    gold = {row["image"]: row["answer"] for row in rows}
+    asked = [
+        {"question": row["prompt"], "picture": row["image"], "gold": None, "topic": row["topic"], "image": 7}
+        for row in rows
+    ]
+    if kind == "jsonl":
+        (own / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    elif kind == "csv":
+        with (own / "q.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*asked[0]])
+            writer.writeheader()
+            writer.writerows(asked)
+    else:
+        pictures = [{**row, "picture": {"bytes": (own / row["picture"]).read_bytes(), "path": None}} for row in asked]
+        parquet.write_table(pyarrow.Table.from_pylist(pictures), own / "q.parquet")
+    source, columns = f"{own}/q.{kind}", {"prompt": ["question"], "images": ["picture"], "answer": ["gold"]}
+    mapped = ["--map", "prompt=question,images=picture,answer=gold", "--out", str(tmp_path / "r.jsonl")]
+    chosen = lists / "chosen.jsonl"
+    code, output = cli("collect", source, *mapped, "--choose", "3", "--list-chosen", chosen)
+    assert code == 0, output
+    listed = [json.loads(line) for line in chosen.read_text("utf-8").splitlines()]
+    images = {row["id"]: row["picture"] for row in listed}
+    assert len(images) == 3
+    if kind != "parquet":
+        assert all(image.startswith("../own/") for image in images.values())
+    answers = {(own / name).read_bytes(): answer for name, answer in gold.items()}
+    for row in listed:
+        data = b64decode(row["picture"][37:]) if kind == "parquet" else (lists / row["picture"]).read_bytes()
+        row["gold"] = answers[data]
+    chosen.write_text("".join(json.dumps(row) + "\n" for row in listed))
+    collect_records(router, chosen, tmp_path / "r.jsonl", columns=columns, console=quiet())
+    records = {record.id: record for record in read_records(tmp_path / "r.jsonl")}
+    assert {*records} == {*images}
+    assert sum(float(record.instruct.correct) for record in records.values()) >= 2  # easy tasks: the picture was seen
+    assert {record.topic for record in records.values()} <= {"ocr", "count", "math"}
+    others = choose_examples(router, Source(source), tmp_path / "r.jsonl", 6, columns)
+    assert len(others) == 3  # the records have the ids of the source
+
+
+def test_rows_without_any_picture_cause_a_warning(router: Router, tmp_path: Path) -> None:
+    data, console = write_data(tmp_path, 2), quiet()
+    collect_records(router, data, tmp_path / "a.jsonl", console=console)
+    assert "no row has a picture" not in console.file.getvalue()  # type: ignore[attr-defined]
+    data.write_text(data.read_text().replace('"image"', '"img"'))
+    collect_records(router, data, tmp_path / "b.jsonl", console=console)
+    assert "no row has a picture or video" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_width_is_checked_before_questions_are_answered(tmp_path: Path) -> None:
+    data = write_data(tmp_path, 2)
+    for width in ("-3", "0", "nan", "inf"):
+        code, output = cli("collect", data, "--out", tmp_path / "r.jsonl", "--width", width)
+        assert code != 0
+        assert "must be a positive number" in output
+        assert not (tmp_path / "r.jsonl").exists()
+
+
+def test_too_few_records_for_a_width_are_a_note(tmp_path: Path) -> None:
+    done = command("collect", str(write_data(tmp_path, 2)), "--out", str(tmp_path / "r.jsonl"), "--width", "3")
+    assert done.returncode == 0, done.stderr
+    assert "2 new records" in done.stdout
+    assert "note: no estimate for --width: 2 records are too few" in done.stderr
 
 
 def test_an_interrupt_keeps_finished_rows(router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -370,6 +370,13 @@ def test_folders_that_cannot_be_written(pocket: ComplexityClassifier, tmp_path: 
     router.save_pretrained(tmp_path / "out")
     with pytest.raises(OutputError, match="choose an empty folder"):  # its probe would belong to another artifact
         router.save_pretrained(tmp_path / "out", private_vocabulary=True)
+    router.save_pretrained(tmp_path / "out")  # its own README.md is replaced
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("notes")
+    with pytest.raises(OutputError, match=r"something other than a router, and its README\.md would be replaced"):
+        router.save_pretrained(tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["README.md"]
+    assert (tmp_path / "mine" / "README.md").read_text() == "notes"
     for wrong in ({"folder": ""}, {"private_vocabulary": "yes"}, {"license": 7}):
         with pytest.raises(SettingsError):
             router.save_pretrained(**{"folder": tmp_path / "new", **wrong})
@@ -403,6 +410,9 @@ def test_commands(hub: Hub, tmp_path: Path) -> None:
     sha = repo.refs["main"]
     assert (repo.private, repo.messages[sha]) == (True, "From the shell")
     assert done.stdout.splitlines() == [f"uploaded: {hub.url}/user/name/commit/{sha}", f"--router user/name@{sha}"]
+    again = command("push", str(POCKET), "name", "--yes", cwd=tmp_path)  # of the owner of the token
+    assert again.stdout.splitlines()[-1] == f"--router user/name@{repo.refs['main']}"
+    assert 'router="user/name"' in repo.files()["README.md"].data.decode()
     absent = command("doctor", "--router", "user/name", "--json")
     assert "user/name: not on this machine" in absent.stdout  # it downloads nothing
     question = ("route", "Add the numbers.", "--caption", "three numbers", "--json")
@@ -415,6 +425,19 @@ def test_commands(hub: Hub, tmp_path: Path) -> None:
     assert (wrong.returncode, "error: cannot load the router user/none" in wrong.stderr) == (2, True)
     down = command(*question, "--router", "user/name@v2", HF_TOKEN="hf_wrong")
     assert (down.returncode, "Invalid credentials" in down.stderr) == (2, True)
+
+
+def test_a_training_starts_from_a_router_of_the_hub(hub: Hub, tmp_path: Path, pocket: ComplexityClassifier) -> None:
+    commit = push_router("user/name", pocket)
+    write_records(tmp_path / "records.jsonl", draw_records(60)[1])
+    few = ("--out", "new", "--folds", "2", "--seeds", "1", "--together", "record", "--encoder", "none")
+    done = command("train", "records.jsonl", "--from", f"user/name@{commit.oid}", *few, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    start = ComplexityClassifier.load(tmp_path / "new").start
+    assert start is not None
+    assert (start.name, start.classifier.fingerprint) == (f"user/name@{commit.oid}", pocket.fingerprint)
+    done = command("train", "records.jsonl", "--from", "user/none", *few, cwd=tmp_path)
+    assert (done.returncode, "the hub has no such repository" in done.stderr) == (2, True)
 
 
 def test_a_router_of_the_hub_is_evaluated(hub: Hub, tmp_path: Path, pocket: ComplexityClassifier) -> None:

@@ -150,13 +150,15 @@ def test_modes_that_are_always_alike(tmp_path: Path, correct: tuple[bool | float
 
 def test_too_few_records_and_wrong_settings_are_refused(tmp_path: Path) -> None:
     write_records(tmp_path / "r.jsonl", noise(10, random.Random(0)))
-    with pytest.raises(InputError, match="too few"):
+    with pytest.raises(InputError, match=r"^10 records are too few to learn from: at least 50 are needed"):
+        train_router([tmp_path / "r.jsonl"], tmp_path / "out", console=QUIET)
+    write_records(tmp_path / "r.jsonl", noise(1, random.Random(0)))
+    with pytest.raises(InputError, match=r"^1 record is too few"):
         train_router([tmp_path / "r.jsonl"], tmp_path / "out", console=QUIET)
     write_records(tmp_path / "r.jsonl", noise(60, random.Random(0)))
-    with pytest.raises(InputError, match="need folds >= 2"):
-        train_router([tmp_path / "r.jsonl"], tmp_path / "out", folds=1, console=QUIET)
-    with pytest.raises(InputError, match="price >= 0"):
-        train_router([tmp_path / "r.jsonl"], tmp_path / "out", price=-1, console=QUIET)
+    for name, value in (("folds", 1), ("seeds", 0), ("price", -1), ("price", float("nan"))):
+        with pytest.raises(InputError, match=rf"^{name} must be a .*, not {value}$"):  # only what is wrong
+            train_router([tmp_path / "r.jsonl"], tmp_path / "out", console=QUIET, **{name: value})  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
 

@@ -77,7 +77,11 @@ def train(
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="ROUTER", help="Start from this router, a folder or a name like qwen3-vl-2b."),
+        typer.Option(
+            "--from",
+            metavar="ROUTER",
+            help="Start from this router: a folder, a name like qwen3-vl-2b, or one on the hub.",
+        ),
     ] = None,
     strict: Strict = False,
 ) -> None:
@@ -196,10 +200,15 @@ def curves(
     ] = None,
     price: Annotated[float | None, typer.Option(help="The price in force, which figures mark. Default: 0.1.")] = None,
     policy: Wanted = None,
-    folds: Folds = 5,
-    seeds: Seeds = None,
-    together: Together = "text",
-    encoder: Encoder = "static",
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Number of folds. Default: that of the --oof file; without one, 5.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="As in train; not with --oof.")] = None,
+    together: Annotated[
+        Literal["text", "record"] | None,
+        typer.Option(help='As in train. Default: that of the --oof file; without one, "text".'),
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="As in train; not with --oof.")] = None,
     language: Annotated[Literal["en", "zh"], typer.Option(help="Language of page and figures.")] = "en",
     strict: Strict = False,
 ) -> None:
@@ -214,7 +223,7 @@ def curves(
 
         from vlroute.decision.artifact import artifact_files
         from vlroute.decision.classifier import ComplexityClassifier
-        from vlroute.decision.text_encoder import load_text_encoder
+        from vlroute.decision.text_encoder import STATIC, load_text_encoder
         from vlroute.learning.assumptions import measure_latency
         from vlroute.learning.curves import PAGE, write_curves
         from vlroute.learning.embeddings import embed_texts
@@ -225,6 +234,8 @@ def curves(
         from vlroute.learning.stages import stage_curves
         from vlroute.records import Skipped, read_all, warn
         from vlroute.sharing import router_folder
+    if oof is not None and (seeds is not None or encoder is not None):
+        raise InputError("--seeds and --encoder have no effect with --oof, whose predictions are final; leave them out")
     folder = None if router is None else router_folder(router)
     check_price(price, policy)
     inputs = [*records, *filter(None, [oof]), *(artifact_files(folder) if folder else [])]
@@ -240,12 +251,23 @@ def curves(
     predicted: OutOfFold | Values
     if oof is not None:
         broken = Skipped()
-        predicted = read_oof(oof, found, skipped=None if strict else broken)
-        known = ~np.isnan(predicted[0])
-        predicted, found = predicted[:, known], [one for one, there in zip(found, known, strict=True) if there]
+        read = read_oof(oof, found, skipped=None if strict else broken)
+        for option, wanted, actual in (("--folds", folds, read.folds), ("--together", together, read.together)):
+            if None not in (wanted, actual) and wanted != actual:
+                raise InputError(f"{oof} was written with {option} {actual}, not {wanted}; leave {option} out")
+        folds, together = read.folds or folds, read.together or together
+        if folds is None or together is None:
+            console.print(
+                f"warning: {oof} does not say how folds were made, because an earlier version wrote it; intervals "
+                f"assume --folds {folds or 5} --together {together or 'text'}. Pass the options of the training",
+                style="yellow", markup=False, soft_wrap=True,
+            )  # fmt: skip
+        known = ~np.isnan(read.p[0])
+        predicted, found = read.p[:, known], [one for one, there in zip(found, known, strict=True) if there]
         warn(console, broken)
-    else:
-        text = None if encoder == "none" else embed_texts(found, load_text_encoder(encoder), console=console)
+    folds, together = folds or 5, together or "text"
+    if oof is None:
+        text = None if encoder == "none" else embed_texts(found, load_text_encoder(encoder or STATIC), console=console)
         seeds = seeds or default_seeds(found)
         with Progress(console=console) as progress:
             task = progress.add_task("training", total=1 + folds * seeds)
@@ -315,7 +337,7 @@ def collect(
     """
     from vlroute.decision.artifact import artifact_files
     from vlroute.learning.collect import choose_examples, collect_records, outputs
-    from vlroute.learning.dataset import Source, parse_columns
+    from vlroute.learning.dataset import Source, parse_columns, row_to_label
     from vlroute.learning.grading import load_grader, parse_agreement
     from vlroute.router import Router
     from vlroute.sharing import router_folder
@@ -328,6 +350,14 @@ def collect(
     folder = None if router is None else router_folder(router)
     if chosen is not None and choose is None:
         raise InputError("--list-chosen has an effect only with --choose; add it, or leave the list out")
+    if chosen is not None and answers is not None:
+        raise InputError("--list-chosen answers no rows, so that there is nothing for --answers; leave one of them out")
+    if chosen is not None and chosen.suffix != ".jsonl":
+        raise InputError(f"--list-chosen writes JSON lines, so its file must end in .jsonl, not {chosen.name!r}")
+    if width is not None:  # before questions are answered
+        with _needs("train"):
+            from vlroute.learning.sample_size import check_width
+        check_width(width)
     inputs = [Path(source), *(artifact_files(folder) if folder else []), *([Path(model)] if model else [])]
     check_outputs(*outputs(out, answers), *filter(None, [chosen]), inputs=inputs)
     loaded = Router.from_pretrained(
@@ -336,8 +366,11 @@ def collect(
     rows = Source(source, split, config)
     if chosen is not None and choose is not None:
         found = choose_examples(loaded, rows, out, choose, mapping, limit)
-        listed = [{"id": one.id, "place": one.place, "prompt": one.prompt, "caption": one.caption} for one in found]
-        _write(chosen, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in listed))
+        listed = [row_to_label(one, chosen.parent, mapping) for one in found]
+        lines = "".join(json.dumps(one, ensure_ascii=False, default=str) + "\n" for one in listed)
+        make_folder(chosen.parent, private=True)
+        replace_file(chosen, lines.encode(), private=True)  # it contains questions and pictures
+        typer.echo(f"wrote {chosen}: {len(listed)} rows")
         _estimate(out, width)
         return
     try:
@@ -363,7 +396,11 @@ def _estimate(records: Path, width: float | None) -> None:
         from vlroute.learning.sample_size import records_for_area
         from vlroute.records import Skipped, read_records
     known = list(read_records(records, skipped=Skipped())) if records.exists() else []
-    now, needed = records_for_area(known, width, text=load_text_encoder(STATIC))
+    try:
+        now, needed = records_for_area(known, width, text=load_text_encoder(STATIC))
+    except InputError as error:  # the records are complete, although nothing can be estimated from them
+        typer.echo(f"note: no estimate for --width: {error}", err=True)
+        return
     low, high = now.interval or (now.area, now.area)
     more = f"about {needed.more} more records" if needed.more else "no more records"
     typer.echo(

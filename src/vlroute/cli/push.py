@@ -61,4 +61,4 @@ def push(
         create_pr=create_pr, private_vocabulary=private_vocabulary, license=license,
     )  # fmt: skip
     typer.echo(f"uploaded: {commit.pr_url or commit.commit_url}")
-    typer.echo(f"--router {repo}@{commit.oid}")
+    typer.echo(f"--router {commit.repo_url.repo_id}@{commit.oid}")

@@ -21,12 +21,13 @@ from vlroute.decision.features import DENSE, Features, GramEncoder, LexicalEncod
 from vlroute.decision.gain_interval import GainInterval
 from vlroute.decision.hashed_terms import read_salt
 from vlroute.decision.latency import LatencyModel
+from vlroute.decision.record_hashes import RecordHashes
 from vlroute.decision.text_encoder import KNOWN, STATIC, Floats, TextEncoder, load_text_encoder
 from vlroute.decision.tradeoff import CalibrationSet
 from vlroute.errors import ArtifactError
 from vlroute.types import ModelIdentity, Stage, ToolUse
 
-_CALIBRATION, _LATER, _STAGE, _START = "calibration_set.", "later.", "stage.", "start."
+_CALIBRATION, _LATER, _STAGE, _START, _RECORDS = "calibration_set.", "later.", "stage.", "start.", "records."
 _VOCABULARIES = ("prompt", "caption")
 TRUST_VARIABLE = "VLROUTE_TRUST_ENCODER"
 
@@ -132,6 +133,7 @@ class ComplexityClassifier:
         calibration: Records on which targets are resolved.
         stages: Heads of the later stages, if the records had evidence.
         start: The router from which the training started.
+        record_hashes: Hashes of the training records, see `RecordHashes`.
 
     Raises:
         ValueError: Shapes of `encoder` and `heads` differ.
@@ -146,6 +148,7 @@ class ComplexityClassifier:
         calibration: CalibrationSet | None = None,
         stages: StageHeads | None = None,
         start: Start | None = None,
+        record_hashes: RecordHashes | None = None,
     ) -> None:
         heads.check(encoder.width, encoder.embedding_width)
         if start is not None and start.slope.shape != (2,):
@@ -153,6 +156,7 @@ class ComplexityClassifier:
         self.encoder, self.heads = encoder, heads
         self.card: dict[str, Any] = dict(card or {})
         self.calibration, self.stages, self.start = calibration, stages, start
+        self.record_hashes = record_hashes
         #: Automatic budgets of reasoning tokens; None without a calibration set.
         self.budgets = None
         self._gains: dict[tuple[Stage, ...], GainInterval] = {}
@@ -254,7 +258,7 @@ class ComplexityClassifier:
 
         The terms of the predictions are added up in another order, so probabilities can differ by rounding, about 1e-7.
         The salt is derived from the weights: the same classifier has the same copy. See `hash_terms` for what a hash
-        does not hide.
+        does not hide. The copy has no hashes of the training records, by which guessed records could be tested.
 
         Returns:
             The copy; this classifier if its vocabulary is hashed already.
@@ -283,6 +287,8 @@ class ComplexityClassifier:
             arrays |= {f"{_CALIBRATION}{name}": array for name, array in (own | later).items()}
         if self.stages is not None:
             arrays |= {f"{_STAGE}{name}": array for name, array in self.stages.arrays().items()}
+        if self.record_hashes is not None:
+            arrays |= {f"{_RECORDS}{f.name}": getattr(self.record_hashes, f.name) for f in fields(RecordHashes)}
         if self.start is not None:
             first, weights = _content(self.start.classifier)
             arrays |= {f"{_START}{name}": array for name, array in {**weights, "slope": self.start.slope}.items()}
@@ -327,8 +333,10 @@ class ComplexityClassifier:
             stored = {name: array for name, array in stored.items() if not name.startswith(_LATER)}
             calibration = CalibrationSet(**stored, later=later) if stored else None
             stages = None if own is None else StageHeads.load(own, _named(arrays, _STAGE))
+            hashes = _named(arrays, _RECORDS)
+            record_hashes = RecordHashes(**hashes) if hashes else None
             ModelIdentity.from_card(card.get("model"))
-            return cls(encoder, heads, latency, card, calibration, stages, start)
+            return cls(encoder, heads, latency, card, calibration, stages, start, record_hashes)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{Path(folder) / CARD_FILE} and its weights do not fit ({error}); {REMEDY}") from error
 

@@ -143,7 +143,7 @@ def collect_records(
         if choose is not None:
             wanted = _chosen(out, choose, done, lambda: choose_examples(router, source, out, choose, columns, limit))
             total = len(wanted)
-        job = _Job(router, grader, agreement, generation, result)
+        job, pictured = _Job(router, grader, agreement, generation, result), False
         with _progress(notes) as progress:
             task = progress.add_task("both modes", total=total)
             for found in examples(source, columns, limit):
@@ -156,6 +156,7 @@ def collect_records(
                 elif found.id in done:
                     result.skipped += 1
                 else:
+                    pictured = pictured or bool(found.images) or found.video is not None
                     router.load()  # only when there is a usable row
                     if (answered := job.run(found)) is not None:
                         _write(out, None if answers is None else Path(answers), *answered)
@@ -174,6 +175,12 @@ def collect_records(
     records = list(read_records(out, skipped=Skipped())) if out.exists() else []
     if not records:
         raise InputError(f"{source.name}: contains no rows")
+    if result.recorded and not pictured:  # a column of another name would be ignored
+        notes.print(
+            f"warning: {source.name}: no row has a picture or video. If rows should have one, name the column: "
+            "--map image=COLUMN",
+            style="yellow", markup=False, soft_wrap=True,
+        )  # fmt: skip
     replace_file(_beside(out, "report.md"), collection_report(records, settings, asdict(result)).encode(), private=True)
     console.print(collection_table(records))
     return result

@@ -119,7 +119,7 @@ class Correction:
         base = self.base
         return ComplexityClassifier(
             base.encoder, replace(heads, weights=weights, bias=bias, embedded=embedded), base.latency, base.card,
-            base.calibration, base.stages, base.start,
+            base.calibration, base.stages, base.start, base.record_hashes,
         )  # fmt: skip
 
 
@@ -174,7 +174,9 @@ def extended(base: ComplexityClassifier, requests: Sequence[AskedRequest]) -> Co
     weights = np.zeros((encoder.width, 4), np.float32)
     weights[places] = base.heads.weights
     heads = Heads(**{**{name: getattr(base.heads, name) for name in Heads.__slots__}, "weights": weights})
-    return ComplexityClassifier(encoder, heads, base.latency, base.card, base.calibration, base.stages, base.start)
+    return ComplexityClassifier(
+        encoder, heads, base.latency, base.card, base.calibration, base.stages, base.start, base.record_hashes
+    )
 
 
 def _joined(old: LexicalEncoder, new: LexicalEncoder) -> LexicalEncoder:

@@ -6,10 +6,12 @@ guess types ("007" becomes 7). Here a broken line is reported with its number an
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -233,6 +235,7 @@ class Example:
         level: Difficulty.
         language: Language of the prompt.
         place: File and line, for messages.
+        row: The row with all its columns; None for an example that was not read from a data set.
     """
 
     id: str
@@ -247,6 +250,7 @@ class Example:
     level: str = ""
     language: str = ""
     place: str = ""
+    row: SourceRow | None = field(default=None, repr=False, compare=False)
 
 
 def to_example(row: SourceRow, columns: Mapping[str, Sequence[str]] | None = None) -> Example:
@@ -303,6 +307,32 @@ def examples(
         yield example
 
 
+def row_to_label(example: Example, folder: Path, columns: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
+    """Return the row of an example in a form that a JSON lines file in another folder can hold.
+
+    The file can be read as a data set with the same column mapping and gives the same examples, with the same ids even
+    if answers are added: without a column of ids, an id is computed from the content.
+
+    Args:
+        example: An example that was read from a data set.
+        folder: Folder of the file. Relative paths of pictures and videos are changed to start from it.
+        columns: The mapping with which the example was read, see `to_example`.
+
+    Returns:
+        "id", "place", and all columns of the row; pictures that it contains as bytes are data URIs.
+    """
+    row, columns = example.row, columns or {}
+    assert row is not None
+    values = {name: _value(row, name) for name in row.values}
+    values = {name: _embedded(value) if isinstance(value, bytes) else value for name, value in values.items()}
+    for name in [*_pictured(columns), *columns.get("video", ("video",))]:
+        sources = [_moved(row, one, folder) for one in _list(_value(row, name)) if one is not None]
+        if sources:
+            values[name] = sources if len(sources) > 1 else sources[0]
+    values[columns.get("id", ("id",))[0]] = example.id
+    return {"id": example.id, "place": example.place, **values}
+
+
 def parse_columns(text: str) -> dict[str, list[str]]:
     """Parse a column mapping.
 
@@ -336,8 +366,7 @@ def _example(row: SourceRow, columns: Mapping[str, Sequence[str]]) -> Example:
     prompt = values["prompt"]
     if not isinstance(prompt, str) or not prompt.strip():
         raise InputError(f"'prompt' must be a string that is not blank, not {_short(prompt)}; is the column mapped?")
-    pictured = [*columns.get("images", ()), *columns.get("image", ())] or ["images", "image"]
-    sources = [source for column in pictured for source in _list(_value(row, column))]
+    sources = [source for column in _pictured(columns) for source in _list(_value(row, column))]
     images = tuple(_source(row, source) for source in sources if source is not None)
     options = tuple(_text("options", option) for option in _list(values["options"]))
     options = tuple(_unlettered(index, option) for index, option in enumerate(options))
@@ -350,8 +379,13 @@ def _example(row: SourceRow, columns: Mapping[str, Sequence[str]]) -> Example:
     return Example(
         id=_text("id", values["id"]) or _id_of([prompt, answers, images, values["video"]]),
         prompt=prompt, images=images, video=_video(row, values["video"]), answers=answers, options=options,
-        caption=caption, place=row.place, **texts,
+        caption=caption, place=row.place, row=row, **texts,
     )  # fmt: skip
+
+
+def _pictured(columns: Mapping[str, Sequence[str]]) -> list[str]:
+    """The columns of pictures."""
+    return [*columns.get("images", ()), *columns.get("image", ())] or ["images", "image"]
 
 
 def _value(row: SourceRow, column: str) -> Any:
@@ -414,6 +448,27 @@ def _source(row: SourceRow, value: Any) -> Any:
     if value[:5].lower() == "data:" or "://" in value or row.folder is None:
         return value
     return str(row.folder / value)
+
+
+def _moved(row: SourceRow, value: Any, folder: Path) -> str:
+    """A picture or video file for a row in a file of `folder`, see `_source`."""
+    source = _source(row, value)
+    if isinstance(source, bytes):
+        return _embedded(source)
+    text = str(source)
+    named: str = value["path"] if isinstance(value, Mapping) else value
+    if text[:5].lower() == "data:" or "://" in text or row.folder is None or os.path.isabs(named):
+        return text
+    parent, name = os.path.split(text)
+    try:
+        # without symbolic links, because ".." leads out of the folder that a link points to
+        return str(Path(os.path.relpath(os.path.realpath(parent), os.path.realpath(folder)), name))
+    except ValueError:  # another drive of Windows
+        return os.path.abspath(text)
+
+
+def _embedded(data: bytes) -> str:
+    return f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"
 
 
 def _video(row: SourceRow, value: Any) -> Any:

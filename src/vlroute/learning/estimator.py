@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
 from vlroute.errors import InputError
 from vlroute.learning.embeddings import embed_texts
-from vlroute.learning.fit import MIN_RECORDS, fit_classifier
+from vlroute.learning.fit import MIN_RECORDS, fit_classifier, too_few
 from vlroute.learning.metrics import area_over_random
 from vlroute.records import Outcome, Record
 from vlroute.types import MODES, ToolUse
@@ -62,7 +62,7 @@ class ComplexityEstimator(ClassifierMixin, BaseEstimator):
                 f"found y {list(right.shape)}, tokens {list(generated.shape)}"
             )
         if len(X) < MIN_RECORDS:
-            raise InputError(f"{len(X)} requests are too few to learn from: at least {MIN_RECORDS} are needed")
+            raise InputError(too_few(len(X), "request", MIN_RECORDS, "to learn from"))
         records = [
             Record(
                 str(number),

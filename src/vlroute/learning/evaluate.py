@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from rich.console import Console
@@ -47,6 +47,7 @@ from vlroute.learning.metrics import (
     share_by_score,
 )
 from vlroute.learning.out_of_fold import OutOfFold
+from vlroute.learning.seen import seen_records
 from vlroute.learning.stages import StageComparison, compare_stages, later_probabilities
 from vlroute.records import Outcome, Record, Skipped, outcomes, read_all, reading
 from vlroute.types import MODES, Mode, Preset, Stage
@@ -594,6 +595,10 @@ _NOT_NEW = (
     "{}: not new. The router was trained on this file, so its figures are too good; give records that it has not seen, "
     "or read the out-of-fold figures in the report.md of the router"
 )
+_SOME_NOT_NEW = (
+    "not all records are new. The router was trained on {} of {}, such as {!r}, so its figures are too good; give "
+    "records that it has not seen, or read the out-of-fold figures in the report.md of the router"
+)
 _UNKNOWN = "the router does not say what it was trained on, so it is unknown whether these records are new to it"
 
 
@@ -713,7 +718,7 @@ def evaluate_router(
         by_topic = {name: on(at) for name, at in topics.items()}
     heads = classifier.stages
     return Assessment(
-        everything, by_topic, files, _warnings(files, classifier.card), target, policy, timed, skipped.count,
+        everything, by_topic, files, _warnings(files, classifier, records), target, policy, timed, skipped.count,
         *_stages(paths, records, given, classifier, target, latency, together, strict),
         recommended=heads.recommended if heads else ("prompt",),
     )  # fmt: skip
@@ -766,15 +771,36 @@ def _policy(target: float | Preset, classifier: ComplexityClassifier, latency: L
     return Policy(price=selector.operating_point(Target(preset=target)).price)
 
 
-def _warnings(files: Mapping[str, str], card: Mapping[str, Any]) -> list[str]:
+def _warnings(files: Mapping[str, str], classifier: ComplexityClassifier, records: Sequence[Record]) -> list[str]:
     try:
-        seen = {one["sha256"] for one in card["provenance"]["data"]}
+        seen = {one["sha256"] for one in classifier.card["provenance"]["data"]}
     except (KeyError, TypeError):
-        return [_UNKNOWN]
-    return [_NOT_NEW.format(name) for name, digest in files.items() if digest in seen]
+        seen = None
+    if found := [_NOT_NEW.format(name) for name, digest in files.items() if digest in (seen or ())]:
+        return found
+    if some := seen_records(classifier, records):
+        hashes = classifier.record_hashes
+        least = "" if hashes is None or hashes.complete else "at least "
+        return [_SOME_NOT_NEW.format(f"{least}{len(some)}", len(records), some[0].id)]
+    return [_UNKNOWN] if seen is None else []
 
 
-def read_oof(path: str | Path, records: Sequence[Record], *, skipped: Skipped | None = None) -> Values:
+@dataclass(frozen=True, slots=True)
+class PredictionFile:
+    """What a file of out-of-fold predictions contains.
+
+    Attributes:
+        p: p_instruct and p_thinking, `[2, n]`, in the order of the records.
+        folds: Number of folds; None if an earlier version wrote the file.
+        together: What shared a fold; None likewise.
+    """
+
+    p: Values
+    folds: int | None
+    together: Together | None
+
+
+def read_oof(path: str | Path, records: Sequence[Record], *, skipped: Skipped | None = None) -> PredictionFile:
     """Read the predictions that `train_router(oof=…)` wrote.
 
     Args:
@@ -784,15 +810,16 @@ def read_oof(path: str | Path, records: Sequence[Record], *, skipped: Skipped | 
             NaN. Without it, such a line raises.
 
     Returns:
-        p_instruct and p_thinking, `[2, n]`, in the order of the records.
+        The predictions, and how the folds were made.
 
     Raises:
-        InputError: The file cannot be read, or a record has no line. Without `skipped`, also if a line is not
-            `{"id": …, "p_instruct": …, "p_thinking": …}` with probabilities, or repeats an id; the error names file and
-            line.
+        InputError: The file cannot be read, a record has no line, or the lines are from different trainings. Without
+            `skipped`, also if a line is not `{"id": …, "p_instruct": …, "p_thinking": …}` with probabilities, or
+            repeats an id; the error names file and line.
     """
     path = Path(path)
     found: dict[str, tuple[float, float]] = {}
+    settings: set[tuple[int | None, Together | None]] = set()
     broken = 0
     with reading(path, "the file that vlroute train --oof wrote"):
         lines = path.read_bytes().splitlines()
@@ -801,7 +828,7 @@ def read_oof(path: str | Path, records: Sequence[Record], *, skipped: Skipped | 
             continue
         try:
             try:
-                name, p = _prediction(json.loads(line.decode()))
+                name, p, how = _prediction(json.loads(line.decode()))
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}:{number}: {error}") from error
             if name in found:
@@ -813,6 +840,7 @@ def read_oof(path: str | Path, records: Sequence[Record], *, skipped: Skipped | 
             skipped.add(error)
             continue
         found[name] = p
+        settings.add(how)
     if not found:
         why = f" ({skipped})" if skipped is not None and skipped.count else ""
         raise InputError(f"{path}: no out-of-fold predictions; expected the file that vlroute train --oof wrote{why}")
@@ -822,15 +850,26 @@ def read_oof(path: str | Path, records: Sequence[Record], *, skipped: Skipped | 
             f"{path}: no prediction for {len(missing)} of {len(records)} records, the first {missing[0]!r}; "
             "give the records that the router was trained from"
         )
+    if len(settings) > 1:
+        several = " and ".join(sorted(f"{folds} folds together by {together}" for folds, together in settings))
+        raise InputError(f"{path}: the lines are from different trainings ({several}); pass the file of one training")
+    folds, together = settings.pop()
     nothing = (math.nan, math.nan)
-    return np.asarray([[found.get(record.id, nothing)[mode] for record in records] for mode in (0, 1)])
+    values = [[found.get(record.id, nothing)[mode] for record in records] for mode in (0, 1)]
+    return PredictionFile(np.asarray(values), folds, together)
 
 
-def _prediction(row: Any) -> tuple[str, tuple[float, float]]:
+def _prediction(row: Any) -> tuple[str, tuple[float, float], tuple[int | None, Together | None]]:
+    """Id, probabilities, and number of folds with what shared a fold."""
     if not isinstance(row, dict) or not isinstance(row.get("id"), str):
         raise InputError("expected a JSON object with a string 'id'")
     for name in ("p_instruct", "p_thinking"):
         p = row.get(name)
         if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
             raise InputError(f"{name!r} must be a number 0 to 1, not {p!r}")
-    return row["id"], (float(row["p_instruct"]), float(row["p_thinking"]))
+    folds, together = row.get("folds"), row.get("together")
+    if folds is not None and not (type(folds) is int and folds >= 2):
+        raise InputError(f"'folds' must be a whole number, at least 2, not {folds!r}")
+    if together is not None and together not in get_args(Together):
+        raise InputError(f"'together' must be 'text' or 'record', not {together!r}")
+    return row["id"], (float(row["p_instruct"]), float(row["p_thinking"])), (folds, together)

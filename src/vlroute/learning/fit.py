@@ -326,7 +326,13 @@ def fit_classifier(
         InputError: There is no such `learner`.
     """
     if len(records) < MIN_RECORDS:
-        raise ValueError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed")
+        raise ValueError(too_few(len(records), "record", MIN_RECORDS, "to learn from"))
     corpus, tokens = Corpus(records, text), mean_tokens(records)
     fitted = fit_heads(corpus, np.arange(len(records)), [tokens[mode] for mode in MODES], seed=seed, learner=learner)
     return fitted.classifier(corpus, records, text)
+
+
+def too_few(number: int, noun: str, least: int, purpose: str) -> str:
+    """The sentence that says how many records or requests there are and how many are needed."""
+    found = f"1 {noun} is" if number == 1 else f"{number} {noun}s are"
+    return f"{found} too few {purpose}: at least {least} are needed"

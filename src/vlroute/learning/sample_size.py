@@ -12,7 +12,7 @@ from rich.console import Console
 from vlroute.decision.text_encoder import TextEncoder
 from vlroute.errors import InputError
 from vlroute.learning.embeddings import embed_texts
-from vlroute.learning.fit import MIN_RECORDS, fit_classifier
+from vlroute.learning.fit import MIN_RECORDS, fit_classifier, too_few
 from vlroute.learning.folds import Together, folds_of, group_of
 from vlroute.learning.intervals import Interval, Sampling
 from vlroute.learning.metrics import area_over_random
@@ -56,10 +56,22 @@ def records_for_width(interval: Interval, records: int, width: float) -> Needed:
     Raises:
         InputError: The wanted width is not positive.
     """
-    if not 0 < width < math.inf:
-        raise InputError(f"the width of an interval must be a positive number, not {width}")
+    check_width(width)
     now = interval[1] - interval[0]
     return Needed(records, now, max(0, math.ceil(records * (now / width) ** 2) - records))
+
+
+def check_width(width: float) -> None:
+    """Check the wanted width of an interval.
+
+    Args:
+        width: The width.
+
+    Raises:
+        InputError: It is not positive or not finite.
+    """
+    if not 0 < width < math.inf:
+        raise InputError(f"the width of an interval must be a positive number, not {width:g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +161,11 @@ def records_for_area(
         InputError: There are too few records, or the width is not positive.
     """
     if len(records) < 50:
-        raise InputError(f"{len(records)} records are too few to estimate a width from: at least 50 are needed")
+        raise InputError(too_few(len(records), "record", 50, "to estimate a width from"))
     size = len(records) - int(np.bincount(folds_of(records, FOLDS, 0, together=together)).max())
+    if size < MIN_RECORDS:
+        texts = len({group_of(record) for record in records})
+        raise InputError(f"{len(records)} records have too few different texts to estimate a width from: {texts}")
     (now,) = learning_curve(records, [size], together=together, text=text)
     if now.interval is None:
         raise InputError("all records have the same text: no interval can be computed")

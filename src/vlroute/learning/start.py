@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +11,58 @@ from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.errors import InputError
 from vlroute.files import shipped
 from vlroute.hub import EMBEDDED, SHIPPED_ROUTERS
+from vlroute.learning.seen import seen_records
+from vlroute.records import Record
+from vlroute.sharing import on_hub, router_folder
 
 #: Names of the routers that are part of this package.
 SHIPPED = (*EMBEDDED, *(path.split("/")[0] for path in SHIPPED_ROUTERS.values()))
 
 
-def load_start(source: str | Path) -> ComplexityClassifier:
+def start_folder(source: str | Path) -> Path:
+    """Find the artifact of the router from which a training starts.
+
+    Args:
+        source: Folder of a router artifact or of a model with `router/`; the name of a router of this package, such as
+            "qwen3-vl-2b" or "Qwen/Qwen3-VL-2B"; or "user/name" or "user/name@revision" on the hub, see `router_folder`.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        InputError: There is no such router.
+        HubError: It cannot be loaded from the hub.
+    """
+    name = SHIPPED_ROUTERS.get(str(source), str(source)).split("/router")[0]
+    folder = Path(source)
+    if not folder.is_dir():
+        if name in SHIPPED:
+            folder = shipped(name)
+        elif on_hub(source):
+            return router_folder(source)
+    if not str(source) or not folder.is_dir():
+        raise InputError(
+            f"there is no router {str(source)!r} to start from: expected the folder of a router artifact, 'user/name' "
+            f"on the hub, or one of {', '.join(SHIPPED)}"
+        )
+    if not (folder / CARD_FILE).exists() and (folder / "router").is_dir():
+        folder /= "router"
+    return folder
+
+
+def load_start(folder: Path) -> ComplexityClassifier:
     """Load the router from which a training starts.
 
     Args:
-        source: Folder of a router artifact or of a model with `router/`; or the name of a router of this package, such
-            as "qwen3-vl-2b" or "Qwen/Qwen3-VL-2B".
+        folder: Folder of its artifact.
 
     Returns:
         The router. It may have another text encoder than the new one.
 
     Raises:
-        InputError: There is no such router, or it was itself started from another one.
+        InputError: It was itself started from another one.
         ArtifactError: Its files cannot be used.
     """
-    name = SHIPPED_ROUTERS.get(str(source), str(source)).split("/router")[0]
-    folder = Path(source)
-    if not folder.is_dir() and name in SHIPPED:
-        folder = shipped(name)
-    if not folder.is_dir():
-        raise InputError(
-            f"there is no router {str(source)!r} to start from: expected the folder of a router artifact, or one of "
-            f"{', '.join(SHIPPED)}"
-        )
-    if not (folder / CARD_FILE).exists() and (folder / "router").is_dir():
-        folder /= "router"
     classifier = ComplexityClassifier.load(folder)
     if classifier.start is not None:
         raise InputError(
@@ -50,7 +72,7 @@ def load_start(source: str | Path) -> ComplexityClassifier:
     return classifier
 
 
-def refuse_same_records(classifier: ComplexityClassifier, source: str | Path, data: Iterable[dict[str, Any]]) -> None:
+def refuse_same_files(classifier: ComplexityClassifier, source: str | Path, data: Iterable[dict[str, Any]]) -> None:
     """Raise an error if a router was trained on one of these files.
 
     Its logits for these records would be better than for other requests, and so would all figures of the new router.
@@ -68,3 +90,21 @@ def refuse_same_records(classifier: ComplexityClassifier, source: str | Path, da
     hashes = {one.get("sha256") for one in known if isinstance(one, dict)}
     if same := [one["file"] for one in data if one["sha256"] in hashes]:
         raise InputError(f"{source} was trained on {', '.join(same)}: pass only new records, or train without --from")
+
+
+def refuse_same_records(classifier: ComplexityClassifier, source: str | Path, records: Sequence[Record]) -> None:
+    """Raise an error if a router was trained on some of these records, see `refuse_same_files`.
+
+    Args:
+        classifier: The router from which a training starts.
+        source: Its name or folder.
+        records: The records.
+
+    Raises:
+        InputError: It was trained on some of them, as far as its artifact has hashes of its records.
+    """
+    if seen := seen_records(classifier, records):
+        raise InputError(
+            f"{source} was trained on {len(seen)} of these {len(records)} records, such as {seen[0].id!r}: pass only "
+            "new records, or train on all of them without --from"
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import math
 import platform
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from vlroute.decision.artifact import CARD_FILE, REPORT_FILE, write_report
+from vlroute.checks import Number, Whole
+from vlroute.decision.artifact import CARD_FILE, REPORT_FILE, artifact_files, write_report
 from vlroute.decision.policy import Policy
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
 from vlroute.errors import InputError
@@ -29,10 +29,11 @@ from vlroute.learning.calibration import calibration_set
 from vlroute.learning.embeddings import embed_texts
 from vlroute.learning.evaluate import Evaluation, evaluate
 from vlroute.learning.evidence import evidence_file, read_evidence
-from vlroute.learning.fit import Comparison
+from vlroute.learning.fit import Comparison, too_few
 from vlroute.learning.folds import Together, folds_of
 from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
 from vlroute.learning.report import comparison_table, figures_table, router_report, stages_table, ways_table
+from vlroute.learning.seen import hash_training_records
 from vlroute.learning.stages import (
     StageComparison,
     compare_stages,
@@ -40,7 +41,7 @@ from vlroute.learning.stages import (
     fit_stages,
     recommended,
 )
-from vlroute.learning.start import load_start, refuse_same_records
+from vlroute.learning.start import load_start, refuse_same_files, refuse_same_records, start_folder
 from vlroute.records import Record, Skipped, read_all
 from vlroute.types import MODES, ModelIdentity, Stage
 
@@ -73,7 +74,8 @@ def train_router(
         paths: Record files, `.jsonl` or `.jsonl.gz`. Later stages are trained if their evidence files exist, see
             `evidence_file`.
         out: Folder of the artifact.
-        oof: A file for the out-of-fold `p_instruct` and `p_thinking` of each record, means over the seeds.
+        oof: A file for the out-of-fold `p_instruct` and `p_thinking` of each record, means over the seeds, and for
+            `folds` and `together`, from which `vlroute curves` computes intervals.
         price: Price of the routed rows of the report; the artifact works with any price.
         folds: Number of folds.
         seeds: How many times the records are assigned to folds. Default: 2; 1 for many records.
@@ -84,8 +86,8 @@ def train_router(
         jobs: Number of processes, see `out_of_fold`.
         model: The model that gave the answers, as `name` of `Router.from_pretrained`, if the records do not name it.
             The artifact records it, so that a router over another model can warn.
-        start: Router to start from, see `load_start`: its logits are the offset to which the new heads add. Useful with
-            few records.
+        start: Router to start from, see `start_folder`: its logits are the offset to which the new heads add. Useful
+            with few records.
         strict: Raise an error for an unusable line, instead of skipping and counting it.
         console: Where everything is printed. Default: tables on stdout, progress and warnings on stderr. Warnings
             are also written into the report.
@@ -95,28 +97,35 @@ def train_router(
 
     Raises:
         OutputError: `out`, `oof` or `cache` cannot be written; this is checked before anything is read.
-        InputError: The records cannot be used or are fewer than 50, a setting is out of range, or `start` cannot be
-            used with these records.
+        SettingsError: A setting is out of range.
+        InputError: The records cannot be used or are fewer than 50, or `start` cannot be used with these records.
         ArtifactError: The files of `start` cannot be used.
+        HubError: `start` is a name on the hub and cannot be loaded from there.
     """
     notes = console or Console(stderr=True)
     console = console or Console()
-    if folds < 2 or (seeds is not None and seeds < 1) or not 0 <= price < math.inf:
-        raise InputError(f"need folds >= 2, seeds >= 1 and a finite price >= 0, not {folds}, {seeds} and {price}")
-    policy = Policy(price=price)
+    folds = Whole(2).read("folds", folds)
+    if seeds is not None:
+        seeds = Whole(1).read("seeds", seeds)
+    policy = Policy(price=Number(0).read("price", price))
     named = None if model is None else identify(*resolve_pair(model, None, None, out)[:2])
     out = Path(out)
     outputs = [out / name for name in (CARD_FILE, REPORT_FILE)]
     outputs += [] if oof is None else [Path(oof)]
     outputs += [] if cache is None else [Path(cache) / "new"]
     check_outputs(*outputs, inputs=[*paths, *map(evidence_file, paths)])
-    before = None if start is None else load_start(start)
-    if before is not None and start is not None:
-        refuse_same_records(before, start, _hashes(paths))
+    before = None
+    if start is not None:
+        folder = start_folder(start)
+        before = load_start(folder)
+        refuse_same_files(before, start, _hashes(paths))
+        check_outputs(*outputs, inputs=artifact_files(folder))
     records, skipped = read_all(paths, strict=strict, console=notes)
+    if before is not None and start is not None:
+        refuse_same_records(before, start, records)
     if len(records) < MIN_RECORDS:
         why = f" ({skipped})" if skipped.count else ""
-        raise InputError(f"{len(records)} records are too few to learn from: at least {MIN_RECORDS} are needed{why}")
+        raise InputError(too_few(len(records), "record", MIN_RECORDS, "to learn from") + why)
     warnings = [str(skipped)] * (skipped.count > 0)
     unusable = Skipped()
     evidence = read_evidence(paths, None if strict else unusable)
@@ -144,6 +153,7 @@ def train_router(
         )
     if classifier.encoder.text is not None:  # other texts have to be embedded from now on
         classifier.encoder = classifier.encoder.with_text(text)
+    classifier.record_hashes = hash_training_records(classifier, records, before)
     evaluation = evaluate(records, unseen, policy, latency)
     settings = {
         "price": price, "folds": folds, "seeds": seeds, "folds keep together": together,
@@ -232,6 +242,7 @@ def _write_predictions(path: Path, records: Sequence[Record], unseen: OutOfFold)
     lines = []
     for record, *seeds in zip(records, *unseen.given, strict=True):
         mean = {f"p_{mode}": sum(getattr(one, f"p_{mode}") for one in seeds) / len(seeds) for mode in MODES}
-        lines.append(json.dumps({"id": record.id, **mean}, ensure_ascii=False) + "\n")
+        line = {"id": record.id, **mean, "folds": unseen.folds, "together": unseen.together}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, "".join(lines).encode())

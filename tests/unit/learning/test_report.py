@@ -184,8 +184,13 @@ def test_predictions_are_read_in_the_order_of_the_records(tmp_path: Path) -> Non
         {"id": record.id, "p_instruct": one[0], "p_thinking": one[1]} for record, one in zip(records, p.T, strict=True)
     ]
     path = lines(tmp_path / "oof.jsonl", {"id": "another", "p_instruct": 0, "p_thinking": 1}, *rows[::-1])
-    np.testing.assert_array_equal(read_oof(path, records), p)
-    assert read_oof(path, []).shape == (2, 0)
+    read = read_oof(path, records)
+    np.testing.assert_array_equal(read.p, p)
+    assert (read.folds, read.together) == (None, None)  # written by an earlier version
+    assert read_oof(path, []).p.shape == (2, 0)
+    lines(path, *(row | {"folds": 7, "together": "record"} for row in rows))
+    read = read_oof(path, records)
+    assert (read.folds, read.together) == (7, "record")
 
 
 GOOD = {"id": "r0", "p_instruct": 0.5, "p_thinking": 0.5}
@@ -201,6 +206,12 @@ GOOD = {"id": "r0", "p_instruct": 0.5, "p_thinking": 0.5}
         ([GOOD | {"p_instruct": True}], "not True"),
         ([{"id": "r0"}], "'p_instruct' must be a number 0 to 1, not None"),
         ([GOOD, GOOD], ":2: id 'r0' was already used"),
+        ([GOOD | {"folds": True}], ":1: 'folds' must be a whole number, at least 2, not True"),
+        ([GOOD | {"together": "all"}], ":1: 'together' must be 'text' or 'record', not 'all'"),
+        (
+            [GOOD, *({"folds": 5, "together": "text"} | GOOD | {"id": name} for name in ("r1", "r2"))],
+            "different trainings",
+        ),
         ([GOOD], "no prediction for 2 of 3 records, the first 'r1'"),
         ([], "no out-of-fold predictions"),
     ],

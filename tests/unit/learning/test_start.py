@@ -17,7 +17,7 @@ from vlroute.decision.text_encoder import STATIC, Floats, load_text_encoder
 from vlroute.errors import InputError
 from vlroute.learning import train_router
 from vlroute.learning.fit import fit_classifier
-from vlroute.learning.start import load_start
+from vlroute.learning.start import load_start, start_folder
 from vlroute.records import Record
 
 
@@ -62,12 +62,26 @@ def test_the_saved_router_predicts_the_same_as_the_fitted_one(tmp_path: Path) ->
 
 def test_an_unknown_router_is_refused_with_the_known_names(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no router 'nowhere' to start from.*qwen3-vl-2b"):
-        load_start("nowhere")
+        start_folder("nowhere")
+
+
+def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit_classifier(draw_records(60)[1]).save(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert start_folder(".") == Path()
+    with pytest.raises(InputError, match="no router '' to start from"):
+        start_folder("")
+
+
+def test_the_router_to_start_from_is_not_replaced(tmp_path: Path) -> None:
+    fit_classifier(draw_records(60, seed=1)[1]).save(tmp_path / "first")
+    with pytest.raises(InputError, match=r"cannot write .*router\.json: it is also an input"):
+        train(draw_records(60)[1], tmp_path, "first", start=tmp_path / "first")
 
 
 @pytest.mark.parametrize("name", ["qwen3-vl-2b", "Qwen/Qwen3-VL-2B", "pocket"])
 def test_shipped_routers_are_found_by_name(name: str) -> None:
-    assert load_start(name).heads.weights.any()
+    assert load_start(start_folder(name)).heads.weights.any()
 
 
 def test_a_router_that_was_started_itself_is_refused(tmp_path: Path) -> None:
