@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import sqlalchemy as sa
@@ -22,17 +23,38 @@ HISTORY = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("created", sa.Double, nullable=False),  # seconds since 1970, UTC
     sa.Column("action", sa.String(16), nullable=False),
-    sa.Column("artifact", sa.Text),  # folder of the artifact that is in use after it
+    # The artifact that is in use after it: its name if it is in the folder beside the file of the store, so that both
+    # can be moved, otherwise its path. Earlier versions wrote paths only.
+    sa.Column("artifact", sa.Text),
     sa.Column("fingerprint", sa.String(16), nullable=False),
     sa.Column("details", sa.Text, nullable=False),  # JSON
 )
-#: "started": the learner began with an artifact. "waited": there were too few new ratings. "kept": a candidate was not
-#: better. "swapped": a candidate was put in use. "rolled back": an earlier artifact was put in use again. "failed": an
-#: error occurred, and nothing changed.
+#: "started": the learner began with an artifact, for the first time or again. "waited": there were too few new ratings.
+#: "kept": a candidate was not better. "swapped": a candidate was put in use. "rolled back": an earlier artifact was put
+#: in use again. "failed": an error occurred, and nothing changed.
 Action = Literal["started", "waited", "kept", "swapped", "rolled back", "failed"]
 
 #: Actions of steps that measure the drift.
 MEASURING: tuple[Action, ...] = ("waited", "kept", "swapped")
+
+#: Ending of the folder for artifacts beside the file of a store.
+FOLDER_ENDING = ".routers"
+#: Names of artifacts: `base-B` is a copy of the one with which learning began, `learned-B-N` were learned from it. B
+#: and N are hexadecimal numbers. B keeps apart the learners on several stores that share a folder, and on one store
+#: what was learned before and after a restart.
+BASE, LEARNED = "base", "learned"
+
+
+def base_name(artifact: str | Path) -> str:
+    """Name of the artifact with which learning began, from which another one was learned.
+
+    Args:
+        artifact: Name or folder of an artifact, of either kind.
+
+    Returns:
+        The name, for an artifact with which learning began its own.
+    """
+    return "-".join([BASE, *Path(artifact).name.split("-")[1:2]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,43 +88,64 @@ class LearningEvent:
 class LearningHistory:
     """The events of continual learning on the answers of a store. Thread-safe.
 
+    An artifact is searched by its name: in `folder`, then in the folder beside the file of the store, then where the
+    learner wrote it. So the history stays valid when the store and its artifacts are moved.
+
     Args:
         store: The store. It gains a table.
+        folder: Folder of the artifacts; None: as above.
 
     Raises:
         StoreError: The table cannot be created.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, folder: Path | None = None) -> None:
         self._store = store
+        file = store.file
+        #: The folder for artifacts beside the file of the store; None if the store is no file.
+        self.beside = None if file is None else file.with_name(file.name + FOLDER_ENDING).absolute()
+        self._folder = None if folder is None else folder.absolute()
         store.create(TABLES)
+
+    def _placed(self, artifact: str) -> str:
+        """Where an artifact of the database is now."""
+        name = Path(artifact).name
+        folders = [one for one in (self._folder, self.beside) if one is not None]
+        places = [str(one / name) for one in folders]
+        if artifact != name:
+            places.append(artifact)
+        # the path that the learner wrote means more to a reader than one that nobody has chosen
+        missing = places[0] if self._folder is not None else places[-1]
+        return next((one for one in places if Path(one).is_dir()), missing) if places else artifact
 
     @overload
     def add(self, event: LearningEvent) -> LearningEvent: ...
 
     @overload
-    def add(self, event: LearningEvent, *, after: str) -> LearningEvent | None: ...
+    def add(self, event: LearningEvent, *, after: LearningEvent) -> LearningEvent | None: ...
 
-    def add(self, event: LearningEvent, *, after: str | None = None) -> LearningEvent | None:
+    def add(self, event: LearningEvent, *, after: LearningEvent | None = None) -> LearningEvent | None:
         """Add an event. From then on, its artifact is in use.
 
         Args:
             event: The event.
-            after: The artifact that has to be in use before; None: any.
+            after: The event that has to be the latest one before; None: any.
 
         Returns:
-            The event with its number; None if another artifact is in use, and nothing was added.
+            The event with its number; None if another process has added one, and nothing was added.
 
         Raises:
             StoreError: It could not be stored. Nothing was changed then.
         """
+        place = Path(event.artifact)
         row = {
-            "created": event.created, "action": event.action, "artifact": event.artifact,
+            "created": event.created, "action": event.action,
+            "artifact": place.name if place.parent == self.beside else event.artifact,
             "fingerprint": event.fingerprint, "details": json.dumps(event.details),
         }  # fmt: skip
         columns = [sa.literal(value, HISTORY.c[name].type) for name, value in row.items()]
-        latest = sa.select(HISTORY.c.artifact).order_by(HISTORY.c.id.desc()).limit(1).scalar_subquery()
-        values = sa.select(*columns) if after is None else sa.select(*columns).where(latest == after)
+        latest = sa.select(sa.func.max(HISTORY.c.id)).scalar_subquery()
+        values = sa.select(*columns) if after is None else sa.select(*columns).where(latest == after.id)
         insert = sa.insert(HISTORY).from_select([*row], values).returning(HISTORY.c.id)
         with self._store.transaction("written") as connection:
             id = connection.execute(insert).scalar_one_or_none()
@@ -138,11 +181,25 @@ class LearningHistory:
         if actions:
             query = query.where(HISTORY.c.action.in_(actions))
         with self._store.transaction("read") as connection:
-            rows = connection.execute(query).all()
+            rows = [(row, json.loads(row.details)) for row in connection.execute(query)]
         return [
-            LearningEvent(row.action, row.artifact, row.fingerprint, json.loads(row.details), row.created, row.id)
-            for row in rows
+            LearningEvent(row.action, self._placed(row.artifact), row.fingerprint, details, row.created, row.id)
+            for row, details in rows
         ]
+
+    def fingerprints(self) -> set[str]:
+        """Read which artifacts belong to the present learning.
+
+        Returns:
+            Fingerprints of the artifact with which it began, and of those that were put in use since then; those that
+            were learned from another one, before or after a restart, are left out. Empty if nothing was learned yet.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        latest, events = self.latest(), self.events(None, "started", "swapped")
+        base = "" if latest is None else base_name(latest.artifact)
+        return {one.fingerprint for one in events if base_name(one.artifact) == base}
 
     def counts(self) -> dict[str, int]:
         """Count the events.

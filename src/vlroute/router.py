@@ -128,6 +128,8 @@ class Router:
         self.store, self.limits = _open(store), limits
         self._owns_store = self.store is not store
         self.explore = EXPLORE.read("explore", explore)
+        if self.explore and self.store is None:
+            raise SettingsError("explore needs store=: vlroute learn learns from the stored answers")
         self._shadow = _shadow(shadow, self.store, label_share, max_num_seqs)
         if self._shadow is not None:
             self._shadow.check(self.selector.target)
@@ -220,7 +222,7 @@ class Router:
                 background after the answer was returned. With 0.01, this is one request in a hundred. Needs `store`.
             explore: Share of the requests without a forced mode, 0 to 1, that the other mode answers instead of the
                 chosen one. The decision, which is stored with the answer, contains the probability. Without such
-                answers, `vlroute learn` does not learn what the other mode would have answered.
+                answers, `vlroute learn` does not learn what the other mode would have answered. Needs `store`.
             trust_encoder: A text encoder of the hub that may be downloaded if the artifact names it, see
                 `ComplexityClassifier.load`.
             **settings: Generation settings for both modes, with the names of transformers: `do_sample=False`.
@@ -416,6 +418,8 @@ class Router:
 
     def use(self, artifact: str | Path | ComplexityClassifier, *, trust_encoder: str | None = None) -> None:
         """Decide with another router artifact from the next request on.
+
+        While a `vlroute.learning.ContinualLearner` works with this router, leave the choice to it.
 
         Args:
             artifact: The artifact with its vision probe, named like `router` of `from_pretrained`; or a classifier,

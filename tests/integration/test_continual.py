@@ -9,18 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+import sqlalchemy as sa
 
 from tests.commands import command
 from tests.rated_store import PRICE, add_answers, first_artifact
 from tests.serving import KEY, served, until
 from vlroute import Policy, Router
 from vlroute.decision.classifier import ComplexityClassifier
-from vlroute.errors import InputError, OutputError
-from vlroute.learned import Action, LearningHistory
+from vlroute.errors import ArtifactError, InputError, OutputError, SettingsError
+from vlroute.learned import HISTORY, Action, LearningHistory
 from vlroute.learning import ContinualLearner, roll_back
 from vlroute.learning.learning_step import Job
 from vlroute.serving.metrics import Metrics
@@ -51,7 +53,17 @@ def copied(learned: Path, tmp_path: Path) -> Path:
     for name in ("answers.db", "answers.db-wal"):
         if (learned / name).exists():
             (tmp_path / name).write_bytes((learned / name).read_bytes())
+    shutil.copytree(learned / "answers.db.routers", tmp_path / "answers.db.routers")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an artifact that does not belong to the learning of `learned`."""
+    folder = tmp_path_factory.mktemp("other") / "router"
+    with Router.from_pretrained() as pocket:
+        pocket.save_pretrained(folder)
+    return folder
 
 
 def test_the_learned_artifact_thinks_about_the_new_kind(learned: Path) -> None:
@@ -78,7 +90,7 @@ def test_a_router_uses_what_was_learned_and_rolled_back(copied: Path, learned: P
         Router.from_pretrained(router=learned / "first", store=store, policy=Policy(price=PRICE)) as router,
     ):
         before = router.decide(NEW).gain
-        with ContinualLearner(router, store, folder=copied / "routers") as learner:
+        with ContinualLearner(router, store) as learner:
             assert router.decide(NEW).gain > before + 0.3
             assert learner.rollback().action == "rolled back"
             assert router.decide(NEW).gain == pytest.approx(before)
@@ -89,12 +101,12 @@ def test_a_router_uses_what_was_learned_and_rolled_back(copied: Path, learned: P
 
 def test_roll_back_by_command_while_a_learner_runs(copied: Path) -> None:
     where = str(copied / "answers.db")
-    with ContinualLearner(None, where, folder=copied / "routers"):
+    with ContinualLearner(None, where):
         ended = command("learn", "--store", where, "--rollback")
         assert ended.returncode == 0, ended.stderr
         assert "rolled back" in ended.stdout
         with pytest.raises(OutputError, match="only one learner can work on a store"):
-            ContinualLearner(None, where, folder=copied / "routers")
+            ContinualLearner(None, where)
     lines = command("learn", "--store", where, "--history").stdout.splitlines()
     assert [json.loads(line)["action"] for line in lines] == ["started", "swapped", "rolled back"]
 
@@ -142,7 +154,7 @@ def test_learners_on_two_stores_share_a_folder(tmp_path: Path) -> None:
 def test_a_rollback_during_a_step_is_not_undone(
     copied: Path, better: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Store(copied / "answers.db") as store, ContinualLearner(None, store, folder=copied / "routers") as learner:
+    with Store(copied / "answers.db") as store, ContinualLearner(None, store) as learner:
         before = learner.history[-1].artifact
         assert str(learner.in_use) != before
 
@@ -172,6 +184,164 @@ def test_nothing_to_begin_with(tmp_path: Path) -> None:
         ContinualLearner(None, store)
     with Store(tmp_path / "answers.db") as store, pytest.raises(InputError, match="nothing was learned"):
         roll_back(store)
+
+
+def test_another_artifact_is_refused_unless_learning_restarts(copied: Path, other: Path, learned: Path) -> None:
+    where = copied / "answers.db"
+    with pytest.raises(ArtifactError):
+        ContinualLearner("nosuch", where)
+    with pytest.raises(InputError, match=r"pass restart=True or --restart"):
+        ContinualLearner(other, where)
+    with Store(where) as store, Router.from_pretrained(router=other, store=store) as router:
+        used = router.selector.classifier
+        with pytest.raises(InputError, match=r"pass restart=True or --restart"):
+            ContinualLearner(router, store)
+        assert router.selector.classifier is used
+    in_use = copied / "answers.db.routers" / Path(LearningHistory(Store(where)).events(1)[0].artifact).name
+    for known in (learned / "first", in_use, None):
+        with ContinualLearner(known, where) as learner:
+            assert learner.in_use == in_use
+    with ContinualLearner(other, where, restart=True) as learner:
+        started, swapped, _ = learner.history
+        assert started.action == "started"
+        assert started.fingerprint == ComplexityClassifier.load(other).fingerprint
+        event = learner.step()
+        assert event.action in ("kept", "swapped")  # all ratings are new to this artifact
+        if event.action == "swapped":
+            learner.rollback()
+        assert learner.rollback().artifact == swapped.artifact  # the restart is undone, too
+    with pytest.raises(InputError, match="pass restart=True"):
+        ContinualLearner(other, where)
+
+
+def test_restart_by_command(copied: Path, other: Path) -> None:
+    learn = ("learn", "--store", str(copied / "answers.db"), "--once", "--router", str(other))
+    ended = command(*learn)
+    assert ended.returncode == 2
+    assert "--restart" in ended.stderr
+    assert command(*learn, "--restart").returncode == 0
+    assert command(*learn).returncode == 0
+    ended = command(*learn[:4], "--restart")
+    assert ended.returncode == 2
+    assert "begins with a router artifact" in ended.stderr
+
+
+def test_a_moved_store_goes_on(copied: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for one in (copied / "answers.db", copied / "answers.db.routers"):
+        one.rename(moved / one.name.replace("answers", "renamed"))
+    with ContinualLearner(None, moved / "renamed.db") as learner:
+        assert {Path(one.artifact).parent for one in learner.history} == {moved / "renamed.db.routers"}
+        assert learner.step().action == "waited"
+        assert learner.rollback().action == "rolled back"
+    elsewhere = (moved / "renamed.db.routers").rename(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match=r"pass their folder as folder= or --folder"):
+        ContinualLearner(None, moved / "renamed.db")
+    with ContinualLearner(None, moved / "renamed.db", folder=elsewhere) as learner:
+        assert learner.in_use.parent == elsewhere
+        learner.step()
+    with Store(moved / "renamed.db") as store:  # as a server reads it
+        assert Path(LearningHistory(store).events(1)[0].artifact).parent == elsewhere
+
+
+def test_a_store_of_an_earlier_version_goes_on_after_a_move(copied: Path) -> None:
+    gone = "/former/place/answers.db.routers"
+    with Store(copied / "answers.db") as store:
+        with store.transaction("written") as connection:  # earlier versions wrote whole paths
+            connection.execute(sa.update(HISTORY).values(artifact=sa.literal(f"{gone}/") + HISTORY.c.artifact))
+        with ContinualLearner(None, store) as learner:
+            assert learner.in_use.parent == copied / "answers.db.routers"
+            assert learner.step().action == "waited"
+            learner.rollback()
+            assert learner.history[0].artifact == learner.history[-1].artifact
+
+
+def test_a_closed_learner_refuses_to_work(copied: Path) -> None:
+    with Store(copied / "answers.db") as store:
+        learner = ContinualLearner(None, store)
+        learner.close()
+        learner.close()
+        before = learner.history
+        for work in (learner.step, learner.start, learner.run, learner.rollback):
+            with pytest.raises(InputError, match="this learner is closed"):
+                work()
+        assert learner.history == before
+
+
+def test_closing_ends_a_step_without_an_event(tmp_path: Path) -> None:
+    first = first_artifact(tmp_path / "first")
+    with Store(tmp_path / "answers.db") as store:
+        add_answers(store, first, 40)
+        learner = ContinualLearner(tmp_path / "first", store)
+        with ThreadPoolExecutor(1) as threads:
+            step = threads.submit(learner.step)
+            until(lambda: learner._process is not None, 60)  # noqa: SLF001
+            learner.close()
+            with ContinualLearner(None, store):  # the lock is free
+                assert isinstance(step.exception(60), InputError)
+        assert [one.action for one in learner.history] == ["started"]
+
+
+def test_an_artifact_of_the_caller_is_not_replaced_silently(copied: Path, learned: Path, other: Path) -> None:
+    with (
+        Store(copied / "answers.db") as store,
+        Router.from_pretrained(router=learned / "first", store=store) as router,
+        ContinualLearner(router, store) as learner,
+    ):
+        router.use(other)
+        used, before = router.selector.classifier, learner.history
+        with pytest.raises(InputError, match=r"Router\.use was called with another artifact"):
+            learner.step()
+        assert router.selector.classifier is used
+        assert learner.history == before
+        router.use(learner.in_use)
+        assert learner.step().action == "waited"
+        router.use(other)
+        assert learner.rollback().action == "rolled back"  # an order of the caller, too
+        assert router.selector.classifier is not None
+        assert router.selector.classifier.fingerprint == learner.history[0].fingerprint
+        assert learner.step().action == "waited"
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ("--rollback --router x", "--router"),
+        ("--rollback --every 5s --most-per-key 3", "--every and --most-per-key"),
+        ("--history --restart", "--restart"),
+        ("--once --every 5s", "--every"),
+    ],
+)
+def test_options_without_effect_are_refused(options: str, names: str, tmp_path: Path) -> None:
+    Store(tmp_path / "answers.db").close()
+    ended = command("learn", "--store", str(tmp_path / "answers.db"), *options.split())
+    assert ended.returncode == 2
+    assert f"{options.split()[0]} does not use {names}" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"store": None}, "store must be"),
+        ({"router": 5}, "router must be"),
+        ({"folder": 5}, "folder must be"),
+        ({"most_per_key": True}, "most_per_key must be a whole number"),
+        ({"most_per_key": 0}, "most_per_key must be a whole number"),
+        ({"restart": 1}, "restart must be"),
+    ],
+)
+def test_invalid_arguments(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    Store(tmp_path / "answers.db").close()
+    with pytest.raises(SettingsError, match=message):
+        ContinualLearner(**{"router": None, "store": tmp_path / "answers.db", **arguments})
+
+
+def test_a_folder_that_cannot_be_written(copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = command("learn", "--store", str(copied / "answers.db"), "--once", "--folder", str(tmp_path / "file"))
+    assert ended.returncode == 1
+    assert "choose another place" in ended.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
@@ -223,7 +393,15 @@ def test_metrics_and_page_show_the_steps_and_the_drift(learned: Path) -> None:
             assert set(texts.learning_actions) == set(get_args(Action))
 
 
-def test_a_server_follows_the_learner(copied: Path, learned: Path) -> None:
+def test_a_server_warns_of_an_artifact_that_is_not_used(
+    copied: Path, other: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    router = Router.from_pretrained(router=other, store=copied / "answers.db")
+    with served(ServerSettings(port=0, learned=True), router=router):
+        until(lambda: "run vlroute learn --restart with it" in caplog.text, 60)
+
+
+def test_a_server_follows_the_learner(copied: Path, learned: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = Store(copied / "answers.db")
     router = Router.from_pretrained(router=learned / "first", store=store, policy=Policy(price=PRICE))
     settings = ServerSettings(port=0, api_keys=(KEY,), learned=True)
@@ -239,6 +417,7 @@ def test_a_server_follows_the_learner(copied: Path, learned: Path) -> None:
         until(lambda: gain() == pytest.approx(before, abs=1e-3), 60)
         page = http.get("/metrics").text
         assert 'vlroute_learner_steps_total{action="rolled_back"} 1.0' in page
+    assert "is not used" not in caplog.text
 
 
 def first_gain(learned: Path) -> float:

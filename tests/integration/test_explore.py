@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import command
 from vlroute import Policy, Router, SettingsError
 from vlroute.store import Store
 
@@ -29,8 +30,9 @@ def test_the_other_mode_answers_the_drawn_requests(tmp_path: Path) -> None:
     assert [one.mode for one in stored] == ["instruct", "thinking"]
 
 
-def test_the_share_is_that_of_the_draws() -> None:
-    with Router.from_pretrained(explore=0.25, policy=Policy(price=1e6)) as router:
+def test_the_share_is_that_of_the_draws(tmp_path: Path) -> None:
+    store = tmp_path / "answers.db"
+    with Router.from_pretrained(store=store, explore=0.25, policy=Policy(price=1e6)) as router:
         found = [one.decision for one in router.ask_many([{"prompt": PROMPT, **FEW} for _ in range(120)])]
     explored = sum(one.explored for one in found)
     assert 12 <= explored <= 50  # binomial: less than one in a million outside
@@ -55,6 +57,16 @@ def test_labels_without_a_shadow(tmp_path: Path) -> None:
 def test_the_share_is_checked(share: object) -> None:
     with pytest.raises(SettingsError, match=r"explore must be a number from 0 to 1"):
         Router.from_pretrained(explore=share)  # type: ignore[arg-type]
+
+
+def test_exploration_needs_a_store(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="explore needs store="):
+        Router.from_pretrained(explore=0.5)
+    with pytest.raises(SettingsError, match="explore needs store="):
+        Router.from_endpoints(("http://127.0.0.1:9/v1", "a"), ("http://127.0.0.1:9/v1", "b"), explore=0.5)
+    ended = command("serve", "--explore", "0.5", "--port", "0")
+    assert ended.returncode == 2
+    assert "explore needs store=" in ended.stderr
 
 
 def test_labels_need_a_store() -> None:

@@ -513,8 +513,10 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 def _interval(text: str) -> timedelta:
     """The interval in words such as 90s, 30m, 1h and 2d."""
     number, unit = text[:-1], text[-1:]
-    if not (number.isdecimal() and int(number) > 0 and unit in _UNITS):
-        raise typer.BadParameter(f"{text!r} is no interval; expected a number and a unit, such as 90s, 30m, 1h or 1d")
+    if not (number.isdecimal() and len(number) <= 6 and int(number) > 0 and unit in _UNITS):
+        raise typer.BadParameter(
+            f"{text!r} is no interval; expected a number up to 999999 and a unit, such as 90s, 30m, 1h or 1d"
+        )
     return timedelta(seconds=int(number) * _UNITS[unit])
 
 
@@ -523,15 +525,22 @@ def learn(
     router: Annotated[
         str | None, typer.Option(metavar="ROUTER", help=f"The artifact to begin with. {ROUTER_HELP} Later runs go on.")
     ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin again with --router. --rollback undoes this.")
+    ] = False,
     every: Annotated[
-        Any, typer.Option(parser=_interval, metavar="INTERVAL", help="Time between two steps: 90s, 30m, 1h, 1d.")
-    ] = "1h",
+        Any | None,
+        typer.Option(
+            parser=_interval, metavar="INTERVAL", help="Time between two steps: 90s, 30m, 1h, 1d. Default: 1h."
+        ),
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Folder for the artifacts. Default: beside the file of the store.")
     ] = None,
     most_per_key: Annotated[
-        int, typer.Option(min=1, help="Maximum number of ratings of one API key that count, the latest ones.")
-    ] = 50,
+        int | None,
+        typer.Option(min=1, help="Maximum number of ratings of one API key that count, the latest ones. Default: 50."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Run one step and end.")] = False,
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Use the previous artifact again and end; a learner may be running.")
@@ -542,23 +551,38 @@ def learn(
 
     vlroute learn --store answers.db --router my-router --every 1h
 
+    vlroute learn --store answers.db --restart --router new-router
+
     vlroute learn --store answers.db --rollback
     """
     if once + rollback + history > 1:
         raise InputError("give at most one of --once, --rollback and --history")
+    if rollback or history:
+        ignored = {
+            "--router": router is not None, "--restart": restart, "--every": every is not None,
+            "--most-per-key": most_per_key is not None,
+        }  # fmt: skip
+    else:
+        ignored = {"--every": once and every is not None}
+    if unused := [name for name, given in ignored.items() if given]:
+        action = "--rollback" if rollback else "--history" if history else "--once"
+        raise InputError(f"{action} does not use {' and '.join(unused)}: leave it out")
     with _needs("train"), _needs("store"):
         from vlroute.learned import LearningHistory
-        from vlroute.learning.continual import ContinualLearner, roll_back, summary
+        from vlroute.learning.continual import MOST_PER_KEY, ContinualLearner, roll_back, summary
     if history:
         with _store(store) as opened:
-            for event in reversed(LearningHistory(opened).events()):
+            for event in reversed(LearningHistory(opened, folder).events()):
                 typer.echo(json.dumps(event.as_dict()))
         return
     if rollback:
         with _store(store) as opened:
-            typer.echo(summary(roll_back(opened)))
+            typer.echo(summary(roll_back(opened, folder)))
         return
-    with ContinualLearner(router, store, every=every, folder=folder, most_per_key=most_per_key) as learner:
+    with ContinualLearner(
+        router, store, every=every or timedelta(hours=1), folder=folder, most_per_key=most_per_key or MOST_PER_KEY,
+        restart=restart,
+    ) as learner:  # fmt: skip
         if not once:
             try:
                 learner.run()

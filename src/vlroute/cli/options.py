@@ -71,7 +71,7 @@ LabelShare = Annotated[
 ]
 Explore = Annotated[
     float,
-    typer.Option(min=0, max=1, help="Share of requests that the other mode answers, so that vlroute learn can learn."),
+    typer.Option(min=0, max=1, help="Share of requests that the other mode answers, for vlroute learn. Needs --store."),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu, …; by default CUDA if there is one.")]
 

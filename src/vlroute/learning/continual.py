@@ -18,13 +18,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vlroute.checks import refused
+from vlroute.checks import Whole, refused
 from vlroute.decision.captions import PROBE_FOLDER
 from vlroute.decision.classifier import ComplexityClassifier
-from vlroute.errors import InputError, SettingsError, VLRouteError
+from vlroute.errors import ArtifactError, InputError, SettingsError, VLRouteError
 from vlroute.exit import end_at_exit
-from vlroute.files import make_folder
-from vlroute.learned import Action, LearningEvent, LearningHistory
+from vlroute.files import check_outputs, make_folder
+from vlroute.learned import BASE, LEARNED, Action, LearningEvent, LearningHistory, base_name
 from vlroute.learning.comparison import Rule
 from vlroute.learning.learning_step import Job
 from vlroute.router import Router
@@ -34,11 +34,7 @@ from vlroute.store import Store
 log = logging.getLogger("vlroute.learning")
 #: Maximum number of ratings of one API key that count.
 MOST_PER_KEY = 50
-#: Ending of the folder for artifacts beside the file of a store.
-FOLDER_ENDING = ".routers"
-#: Beginning of the name of the folder with the artifact with which learning began. The rest of the name is part of the
-#: names of all candidates, so that learners on several stores can share the folder for artifacts.
-BASE = "base"
+_MOST_PER_KEY = Whole(1)
 #: Seconds after which a training process is ended.
 STEP_SECONDS = 3600.0
 
@@ -54,22 +50,29 @@ class ContinualLearner:
 
     One learner at a time works on a store, until `close`. `start` lets it run in a thread.
 
+    If learning has begun before, it goes on with the artifact that was in use last, which the router then uses. Until
+    `close`, the learner sets the artifact of the router: after a call of `Router.use` with another one, steps raise an
+    InputError and change nothing.
+
     Args:
         router: The router that uses the artifacts, or the artifact to begin with: a folder, or "user/name@revision" on
             the hub. Servers with the same store use the artifacts, too (`vlroute serve --learned`). If learning has
-            begun before, it goes on with the artifact that was in use last; then None is enough.
+            begun before, None is enough, and an artifact that does not belong to this learning is refused.
         store: The store of the answers, its file, or its URL.
         every: Time between two steps.
-        folder: Folder for the artifacts. Default: `answers.db.routers` for a store in the file `answers.db`.
+        folder: Folder for the artifacts. Default: `answers.db.routers` for a store in the file `answers.db`. Earlier
+            artifacts are found there too if they have been moved.
         most_per_key: Maximum number of ratings of one API key that count, the latest ones. Ratings without a key are
             not limited.
         trust_encoder: See `Router.from_pretrained`.
+        restart: Begin again with the artifact of `router`, and correct it with all ratings in the store. `rollback`
+            goes back to the artifact that was in use before.
 
     Raises:
         SettingsError: An argument is invalid, or a store that is no file needs `folder`.
-        InputError: The router has no artifact.
+        InputError: The router has no artifact, or one that does not belong to this learning.
         ArtifactError: The artifact cannot be read.
-        OutputError: Another learner works on the store.
+        OutputError: Another learner works on the store, or the folder cannot be written to.
         StoreError: The store cannot be used.
     """
 
@@ -82,16 +85,27 @@ class ContinualLearner:
         folder: str | Path | None = None,
         most_per_key: int = MOST_PER_KEY,
         trust_encoder: str | None = None,
+        restart: bool = False,
     ) -> None:
+        if not isinstance(router, Router | str | Path | None):
+            raise refused("router", router, "a Router, the folder of a router artifact, or 'user/name' on the hub")
+        if not isinstance(store, Store | str | Path):
+            raise refused(
+                "store", store, "a vlroute.Store, a file or a postgresql:// URL",
+                "a router has a store if it was created with store='answers.db'",
+            )  # fmt: skip
         if not isinstance(every, timedelta) or every <= timedelta(0):
             raise refused("every", every, "a timedelta above 0")
-        if not isinstance(most_per_key, int) or most_per_key < 1:
-            raise refused("most_per_key", most_per_key, "a whole number above 0")
-        self.every, self._most_per_key, self._trust = every, most_per_key, trust_encoder
+        if not isinstance(folder, str | Path | None):
+            raise refused("folder", folder, "a folder")
+        if not isinstance(restart, bool):
+            raise refused("restart", restart, "True or False")
+        self.every, self._trust = every, trust_encoder
+        self._most_per_key = _MOST_PER_KEY.read("most_per_key", most_per_key)
         self._router = router if isinstance(router, Router) else None
-        self._used: Path | None = None  # by the router
+        self._in_router = _fingerprint(self._router)  # of the artifact that the router should have
         self._stop = threading.Event()
-        self._stepping = threading.Lock()
+        self._stepping = threading.RLock()  # a signal handler may call `close` in the thread of a step
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen[str] | None = None
         with ExitStack() as held:
@@ -99,22 +113,27 @@ class ContinualLearner:
                 self.store = store
             else:
                 self.store = held.enter_context(Store(store, create=False))
-            self.folder = default_folder(self.store) if folder is None else Path(folder)
-            self._history = LearningHistory(self.store)
+            self._history = LearningHistory(self.store, None if folder is None else Path(folder))
+            given = self._history.beside if folder is None else Path(folder).absolute()
+            if given is None:
+                raise SettingsError("the artifacts of a store that is no file need a folder: pass folder= or --folder")
+            self.folder = given
             held.enter_context(self.store.lock("learner"))
+            check_outputs(self.folder / BASE)
             make_folder(self.folder, private=True)
-            if self._history.latest() is None:
-                first = self._copy_first(router).absolute()
+            if restart or self._history.latest() is None:
+                first = self._copy_first(router)
                 fingerprint = ComplexityClassifier.load(first, trust_encoder).fingerprint
                 _logged(self._history.add(LearningEvent("started", str(first), fingerprint)))
-            (self._first,) = self._history.events(None, "started")
+            else:
+                self._refuse_another(router)
             self._remove_unused()
             self._follow()
             self._held = held.pop_all()
 
     def _copy_first(self, router: Router | str | Path | None) -> Path:
         """Copy the artifact with which learning begins, so that later changes of its folder have no effect."""
-        out = self.folder / f"{BASE}-{time.time_ns():016x}"
+        out = self.folder / f"{BASE}-{_number()}"
         if isinstance(router, Router):
             classifier, probe = router.selector.classifier, router.selector.probe
             if classifier is not None:
@@ -132,13 +151,49 @@ class ContinualLearner:
             "train) and pass it as router= or --router"
         )
 
-    def _follow(self) -> Path:
-        """Let the router use the artifact in use, which another process may have rolled back; returns its folder."""
-        used = Path(self._latest().artifact)
-        if self._router is not None and used != self._used:
-            self._router.use(used, trust_encoder=self._trust)
-            self._used = used
-        return used
+    def _refuse_another(self, router: Router | str | Path | None) -> None:
+        """Raise an InputError if `router` has an artifact that does not belong to the present learning."""
+        if isinstance(router, Router):
+            classifier = router.selector.classifier
+        else:
+            classifier = None if router is None else ComplexityClassifier.load(router_folder(router), self._trust)
+        if classifier is None or classifier.fingerprint in self._history.fingerprints():
+            return
+        latest = self._latest()
+        raise InputError(
+            f"learning on this store began with the artifact {self._base_of(latest).fingerprint}, not with the given "
+            f"one ({classifier.fingerprint}). To begin again with the given one, pass restart=True or --restart; to go "
+            f"on with {latest.fingerprint}, which is in use, pass no artifact or {latest.artifact}"
+        )
+
+    def _follow(self) -> LearningEvent:
+        """Let the router use the artifact in use, which another process may have rolled back; returns its event."""
+        latest, router = self._latest(), self._router
+        if not Path(latest.artifact).is_dir():
+            raise ArtifactError(
+                f"the artifact in use is not there: {latest.artifact}. If the artifacts were moved, pass their folder "
+                "as folder= or --folder; if they are lost, begin again with restart=True or --restart"
+            )
+        if router is not None:
+            if (now := _fingerprint(router)) not in (self._in_router, latest.fingerprint):
+                raise InputError(
+                    f"Router.use was called with another artifact ({now}) than the learner has put in use "
+                    f"({latest.fingerprint}): to go on with the latter, call router.use(learner.in_use); to go on with "
+                    "the former, close this learner and create one with restart=True"
+                )
+            if now != latest.fingerprint:
+                self._use(latest)
+        return latest
+
+    def _use(self, event: LearningEvent) -> None:
+        """Let the router use the artifact of an event."""
+        if self._router is not None:
+            self._router.use(event.artifact, trust_encoder=self._trust)
+            self._in_router = _fingerprint(self._router)
+
+    def _check_open(self) -> None:
+        if self._stop.is_set():
+            raise InputError("this learner is closed: create a new ContinualLearner")
 
     def _latest(self) -> LearningEvent:
         latest = self._history.latest()
@@ -162,20 +217,24 @@ class ContinualLearner:
             What was done: "waited", "kept", "swapped" or "failed".
 
         Raises:
-            ArtifactError: The artifact in use cannot be read.
+            InputError: The learner was closed, perhaps during the step, which then has changed nothing. Or the router
+                got another artifact from `Router.use`.
+            ArtifactError: The artifact in use is not there.
             StoreError: The store cannot be used.
         """
         with self._stepping:
-            used = self._follow()
-            out = self.folder / f"{self._prefix}{time.time_ns():016x}"
+            self._check_open()
+            before = self._follow()
+            used, base = Path(before.artifact), self._base_of(before)
+            out = self.folder / f"{_prefix(base)}{_number()}"
             rule = None if self._router is None else asdict(Rule.of(self._router.selector.policy))
             job = Job(
-                self.store.url, self._first.artifact, str(used), str(out), self._most_per_key, self._seen(), rule,
-                self._trust,
+                self.store.url, base.artifact, str(used), str(out), self._most_per_key, self._seen(), rule, self._trust,
             )  # fmt: skip
             try:
                 found = self._run(job)
             except (OSError, ValueError) as error:
+                self._check_open()  # `close` has ended the process
                 return self._add("failed", {"error": str(error)})
             better, details = found["better"], found["details"]
             if not better:
@@ -185,21 +244,21 @@ class ContinualLearner:
                 fingerprint = ComplexityClassifier.load(out, self._trust).fingerprint
             except (VLRouteError, OSError) as error:
                 return self._add("failed", {**details, "error": str(error)})
-            swapped = LearningEvent("swapped", str(out.absolute()), fingerprint, details)
-            if (added := self._history.add(swapped, after=str(used))) is None:
+            swapped = LearningEvent("swapped", str(out), fingerprint, details)
+            if (added := self._history.add(swapped, after=before)) is None:
                 return self._add("kept", {**details, "error": "the artifact in use was rolled back meanwhile"})
             self._follow()
             return _logged(added)
 
-    @property
-    def _prefix(self) -> str:
-        """Prefix of the names of candidate folders."""
-        return f"learned{Path(self._first.artifact).name.removeprefix(BASE)}-"
+    def _base_of(self, event: LearningEvent) -> LearningEvent:
+        """The event with which the learning of an artifact began."""
+        name = base_name(event.artifact)
+        return next(one for one in self._history.events(None, "started") if Path(one.artifact).name == name)
 
     def _seen(self) -> int:
-        """Number of ratings in the store at the last candidate."""
-        last = self._history.events(1, "kept", "swapped")
-        return int(last[0].details["given"]) if last else 0
+        """Number of ratings in the store at the last candidate since learning began."""
+        last = self._history.events(1, "started", "kept", "swapped")
+        return int(last[0].details.get("given", 0))
 
     def _run(self, job: Job) -> dict[str, Any]:
         """The result of the job, from a process of its own. OSError if it fails or is ended."""
@@ -228,10 +287,18 @@ class ContinualLearner:
         return result
 
     def rollback(self) -> LearningEvent:
-        """Go back to the previous artifact, also in the router of this learner, see `roll_back`."""
+        """Go back to the previous artifact, also in the router of this learner, see `roll_back`.
+
+        Returns:
+            The event.
+
+        Raises:
+            InputError: The learner was closed, or there is no earlier artifact. Other errors: see `roll_back`.
+        """
         with self._stepping:
-            event = roll_back(self.store, trust_encoder=self._trust)
-            self._follow()
+            self._check_open()
+            event = roll_back(self.store, self.folder, trust_encoder=self._trust)
+            self._use(event)
             return event
 
     def _add(self, action: Action, details: dict[str, Any]) -> LearningEvent:
@@ -240,35 +307,49 @@ class ContinualLearner:
         while added is None:
             latest = self._latest()
             event = LearningEvent(action, latest.artifact, latest.fingerprint, details)
-            added = self._history.add(event, after=latest.artifact)
+            added = self._history.add(event, after=latest)
         self._follow()
         return _logged(added)
 
     def _remove_unused(self) -> None:
         """Remove the candidates that a killed learner has left."""
         known = {Path(one.artifact).name for one in self._history.events(None, "swapped")}
-        candidate = re.compile(re.escape(self._prefix) + r"[0-9a-f]{16}")
+        prefixes = "|".join(re.escape(_prefix(one)) for one in self._history.events(None, "started"))
+        candidate = re.compile(f"({prefixes})[0-9a-f]{{16}}")
         for one in self.folder.iterdir():
             if one.name not in known and candidate.fullmatch(one.name):
                 shutil.rmtree(one, ignore_errors=True)
 
     def run(self) -> None:
-        """Run a step after each `every`, until `close` is called in another thread. Errors of the store are logged."""
+        """Run a step after each `every`, until `close` is called in another thread. Errors of a step are logged.
+
+        Raises:
+            InputError: The learner was closed before.
+        """
+        self._check_open()
+        self._step_until_closed()
+
+    def _step_until_closed(self) -> None:
         while not self._stop.is_set():
             try:
                 self.step()
             except VLRouteError as error:
-                log.error("the learner could not work: %s", error)
-            self._stop.wait(self.every.total_seconds())
+                if not self._stop.is_set():
+                    log.error("the learner could not work: %s", error)
+            self._stop.wait(min(self.every.total_seconds(), threading.TIMEOUT_MAX))
 
     def start(self) -> ContinualLearner:
         """Run in a thread until `close`.
 
         Returns:
             This learner.
+
+        Raises:
+            InputError: The learner was closed.
         """
+        self._check_open()
         if self._thread is None:
-            self._thread = threading.Thread(target=self.run, name="vlroute-learn", daemon=True)
+            self._thread = threading.Thread(target=self._step_until_closed, name="vlroute-learn", daemon=True)
             end_at_exit(self._thread, self._end)
             self._thread.start()
         return self
@@ -285,7 +366,8 @@ class ContinualLearner:
         self._end()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        self._held.close()
+        with self._stepping:  # a step in another thread of the caller needs the lock of the store until it has ended
+            self._held.close()
 
     def __enter__(self) -> ContinualLearner:
         return self
@@ -294,13 +376,15 @@ class ContinualLearner:
         self.close()
 
 
-def roll_back(store: Store, *, trust_encoder: str | None = None) -> LearningEvent:
+def roll_back(store: Store, folder: str | Path | None = None, *, trust_encoder: str | None = None) -> LearningEvent:
     """Go back to the artifact that was in use before the current one. Each further call goes back one more.
 
-    A learner may be running: it goes on from the earlier artifact, after the next new ratings.
+    A learner may be running: it goes on from the earlier artifact, after the next new ratings. A restart is undone
+    likewise.
 
     Args:
         store: The store.
+        folder: See `ContinualLearner`.
         trust_encoder: See `Router.from_pretrained`.
 
     Returns:
@@ -311,28 +395,40 @@ def roll_back(store: Store, *, trust_encoder: str | None = None) -> LearningEven
         ArtifactError: The earlier artifact cannot be used. Nothing is changed.
         StoreError: The store cannot be used.
     """
-    history = LearningHistory(store)
+    history = LearningHistory(store, None if folder is None else Path(folder))
     changes = history.events(None, "started", "swapped", "rolled back")
     if not changes:
         raise InputError("nothing was learned on this store yet: start vlroute learn first")
     used = changes[0].artifact
     for event, before in pairwise(changes):
-        if event.action == "swapped" and event.artifact == used:
+        if event.action != "rolled back" and event.artifact == used:
             fingerprint = ComplexityClassifier.load(before.artifact, trust_encoder).fingerprint
-            added = history.add(LearningEvent("rolled back", before.artifact, fingerprint), after=used)
-            if added is None:
-                raise InputError(
-                    "the learner has put another artifact in use meanwhile: look at --history and try again"
-                )
+            added = None
+            while added is None:
+                latest = history.latest()
+                if latest is None or latest.artifact != used:
+                    raise InputError(
+                        "the learner has put another artifact in use meanwhile: look at --history and try again"
+                    )
+                added = history.add(LearningEvent("rolled back", before.artifact, fingerprint), after=latest)
             return _logged(added)
     raise InputError(f"{used} is the artifact with which learning began: there is no earlier one")
 
 
-def default_folder(store: Store) -> Path:
-    """The folder for artifacts beside the file of a store. SettingsError if the store is no file."""
-    if store.file is None:
-        raise SettingsError("a store that is no file needs a folder for the artifacts: pass folder= or --folder")
-    return store.file.with_name(store.file.name + FOLDER_ENDING).absolute()
+def _fingerprint(router: Router | None) -> str:
+    """Fingerprint of the artifact of a router; empty without one."""
+    classifier = None if router is None else router.selector.classifier
+    return "" if classifier is None else classifier.fingerprint
+
+
+def _prefix(base: LearningEvent) -> str:
+    """Prefix of the names of the artifacts that are learned from that of the event, see `BASE`."""
+    return f"{LEARNED}{Path(base.artifact).name.removeprefix(BASE)}-"
+
+
+def _number() -> str:
+    """A number for the name of an artifact; later ones are higher."""
+    return f"{time.time_ns():016x}"
 
 
 def summary(event: LearningEvent) -> str:

@@ -38,7 +38,7 @@ from vlroute.inputs.media import FrameSampling, Limits
 from vlroute.inputs.messages import Conversation
 from vlroute.inputs.tools import Tools
 from vlroute.lazy_model import PREPARING_THREADS
-from vlroute.learned import LearningHistory
+from vlroute.learned import LearningEvent, LearningHistory
 from vlroute.pipeline import RequestOptions
 from vlroute.router import Router
 from vlroute.serving.admission import FairQueue, FairThreads, Ticket
@@ -599,12 +599,24 @@ class Service:
             try:
                 latest = await asyncio.to_thread(self.history.latest)
                 if latest is not None and latest.artifact != used:
+                    if not used:
+                        await asyncio.to_thread(self._warn_of_another_artifact, self.history, latest)
                     used = latest.artifact  # not read again if it cannot be used
                     await asyncio.to_thread(self.router.use, used)
                     log.info("the router artifact %s (%s) is in use", used, latest.fingerprint)
             except VLRouteError as error:
                 log.error("the learned router artifact cannot be used: %s", error)
             await asyncio.sleep(FOLLOW_SECONDS)
+
+    def _warn_of_another_artifact(self, history: LearningHistory, latest: LearningEvent) -> None:
+        """Warn if the router was created with an artifact that does not belong to the learning on its store."""
+        given = self.selector.classifier
+        if given is not None and given.fingerprint not in history.fingerprints():
+            log.warning(
+                "the router artifact of this server (%s) is not used, because learning on its store began with another "
+                "one: %s (%s) is in use. To begin again with that of the server, run vlroute learn --restart with it",
+                given.fingerprint, latest.artifact, latest.fingerprint,
+            )  # fmt: skip
 
     async def finish(self, seconds: float) -> None:
         """Admit no more requests, give the admitted ones `seconds` to finish, and cancel the rest."""
