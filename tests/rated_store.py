@@ -14,7 +14,7 @@ from vlroute.learning.calibration import calibration_set
 from vlroute.learning.fit import fit_classifier
 from vlroute.records import Outcome, Record
 from vlroute.store import Store
-from vlroute.types import MODES, Answer, Timing, Usage, other
+from vlroute.types import MODES, Answer, ModelIdentity, Timing, Usage, other
 
 #: A question and the probabilities that Instruct and Thinking are right. Only the first two are in the first records.
 COLORS = "Which color has the {}?", (0.9, 0.9)
@@ -46,7 +46,14 @@ def first_artifact(folder: Path) -> ComplexityClassifier:
 
 
 def add_answers(
-    store: Store, artifact: ComplexityClassifier, count: int, *, explore: float = 0.5, key: str = "", seed: int = 0
+    store: Store,
+    artifact: ComplexityClassifier,
+    count: int,
+    *,
+    explore: float = 0.5,
+    key: str = "",
+    seed: int = 0,
+    model: ModelIdentity | None = None,
 ) -> None:
     """Answer `count` requests, half of them about ledgers, as a router with this artifact does; rate all truthfully."""
     rng = random.Random(seed)
@@ -59,5 +66,6 @@ def add_answers(
         decision = replace(decision, mode=mode, explored=explored, propensity=explore if explored else 1 - explore)
         seconds = decision.seconds_instruct if mode == "instruct" else decision.seconds_thinking
         usage, timing = Usage(20, 0, 5, 0), Timing(0, 0, 0, 0, seconds, seconds)
-        id = store.record(Answer("x", "", decision, "stop", usage, timing), parse(prompt, None, None, None))
+        answer = Answer("x", "", decision, "stop", usage, timing)
+        id = store.record(answer, parse(prompt, None, None, None), model=model)
         store.feedback(id, correct=rng.random() < p[MODES.index(mode)], key=key)

@@ -56,6 +56,7 @@ class LazyModel:
         self.closed = threading.Event()
         """Set by `close`. It cancels every unfinished answer."""
         self._caches, self._on_load = caches, on_load
+        self._identity: ModelIdentity | None = None  # of the loaded model
         self._sampling: FrameSampling | None = None
         self._workers: ThreadPoolExecutor | None = None
         self._process = 0  # that of the workers
@@ -66,10 +67,12 @@ class LazyModel:
         """Name, and the fingerprint if the weights are on this machine. For endpoints, the names of their models."""
         if self.remote is not None:
             return ModelIdentity(common_name(*(self.remote.endpoints[mode].model for mode in MODES)))
-        fingerprint = self.engine.fingerprint if self.engine is not None else None
-        if fingerprint is None:
-            return identify(self.instruct, self.thinking)
-        return ModelIdentity(pair_name(self.instruct, self.thinking), fingerprint)
+        if (engine := self.engine) is None:
+            return self._identity or identify(self.instruct, self.thinking)
+        if self._identity is None:  # reading weights takes too long for each answer
+            known = ModelIdentity(pair_name(self.instruct, self.thinking), engine.fingerprint)
+            self._identity = known if known.fingerprint else identify(self.instruct, self.thinking)
+        return self._identity
 
     def load(self) -> Engine:
         """The engine; the first call loads the checkpoints.

@@ -473,7 +473,7 @@ class Pipeline:
         if self.store is None or answer.finish_reason == "cancelled":
             return False
         try:
-            self.store.record(answer, conversation, id=answer.id)
+            self.store.record(answer, conversation, id=answer.id, model=self.model.identity)
         except VLRouteError as error:
             log.error("the answer %s is not stored: %s", answer.id, error)
             return False

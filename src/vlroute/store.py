@@ -30,13 +30,15 @@ from vlroute.files import make_folder
 from vlroute.inputs.messages import Conversation
 from vlroute.records import Outcome, Record
 from vlroute.shadow import Choice, Label, ShadowedDecision
-from vlroute.types import MODES, Answer, Mode, ToolUse, judged_mode, new_id
+from vlroute.types import MODES, Answer, Mode, ModelIdentity, ToolUse, judged_mode, new_id
 
 SCHEMA = 1
 BUSY_SECONDS = 30
 #: Errors of SQLite for which waiting does not help, although they have the type of an error of a lock.
 DISK_ERRORS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)
 LOCK = 0x766C726F757465  # number of an advisory lock in PostgreSQL; the bytes spell "vlroute"
+#: Key of the model in the column `decision` of an answer.
+MODEL = "model"
 TABLES = sa.MetaData()
 SCHEMAS = sa.Table("vlroute_schema", TABLES, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
 ANSWERS = sa.Table(
@@ -218,6 +220,7 @@ class RatedAnswer:
         decision: the fields of the decision by name, as `Decision.as_dict` returns them.
         key: name of the API key that rated it; empty without one.
         label_of: for a label of shadow mode, the id of the user's answer. `decision` is that of this answer.
+        model: the model that answered; None if an earlier version of vlroute stored the answer.
     """
 
     id: str
@@ -232,6 +235,7 @@ class RatedAnswer:
     decision: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
     label_of: str | None = None
+    model: ModelIdentity | None = None
 
     @property
     def propensity(self) -> float:
@@ -252,6 +256,7 @@ class StoredAnswer:
         seconds: time of the answer.
         created: seconds since 1970, UTC.
         decision: the fields of the decision by name.
+        model: see `RatedAnswer`.
     """
 
     id: str
@@ -262,6 +267,7 @@ class StoredAnswer:
     seconds: float
     created: float
     decision: Mapping[str, Any]
+    model: ModelIdentity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +283,7 @@ class ShadowedAnswer:
         seconds: Time of its answer.
         correct: Feedback on it, if any.
         label: The answer of the other mode, if there is one.
+        model: See `RatedAnswer`.
     """
 
     decision: ShadowedDecision
@@ -287,6 +294,7 @@ class ShadowedAnswer:
     seconds: float
     correct: float | None
     label: Label | None
+    model: ModelIdentity | None = None
 
 
 class Store:
@@ -316,13 +324,21 @@ class Store:
             self._engine = open_engine(url, create)
             self._prepare(create)
 
-    def record(self, answer: Answer, conversation: Conversation, *, id: str | None = None) -> str:
+    def record(
+        self,
+        answer: Answer,
+        conversation: Conversation,
+        *,
+        id: str | None = None,
+        model: ModelIdentity | None = None,
+    ) -> str:
         """Store an answer.
 
         Args:
             answer: the answer.
             conversation: the conversation that it answers.
             id: ID of the answer; by default a new one.
+            model: the model that answered. Learning does not mix the ratings of several models.
 
         Returns:
             The ID, 32 hex characters.
@@ -341,7 +357,8 @@ class Store:
             "caption": _storable(decision.caption),
             "mode": judged_mode(decision),
             "forced": decision.forced,
-            "decision": decision.as_dict(),
+            # in the same column, because a store of an earlier version has no other one
+            "decision": decision.as_dict() | ({} if model is None else {MODEL: model.as_card()}),
             "tokens": answer.usage.completion_tokens,
             "seconds": prefill + timing.decode,
             "prefill_seconds": prefill,
@@ -433,19 +450,20 @@ class Store:
         with self._errors("read"), self._engine.connect() as connection:
             for row in connection.execution_options(yield_per=256).execute(query):
                 outcome = Outcome(row.correct, row.tokens, row.seconds, row.prefill_seconds)
-                decision = row.decision if isinstance(row.decision, dict) else {}
+                decision, model = _decision(row.decision)
                 yield RatedAnswer(
                     row.id, row.request, row.prompt, row.caption, row.mode, row.forced, outcome, row.created,
                     decision.get("tools", ""),  # earlier versions lack it
-                    decision, row.key or "", row.label_of,
+                    decision, row.key or "", row.label_of, model,
                 )  # fmt: skip
 
-    def recent(self, since: float, most: int) -> list[StoredAnswer]:
+    def recent(self, since: float, most: int, model: ModelIdentity | None = None) -> list[StoredAnswer]:
         """Read the latest answers whose mode was not forced.
 
         Args:
             since: earliest time, in seconds since 1970, UTC.
             most: maximum number of answers.
+            model: leaves out answers of other models. None: reads all answers.
 
         Returns:
             The answers, the oldest first.
@@ -453,22 +471,29 @@ class Store:
         Raises:
             StoreError: the store cannot be read.
         """
-        columns = [ANSWERS.c[one.name] for one in fields(StoredAnswer)]
+        columns = [ANSWERS.c[one.name] for one in fields(StoredAnswer) if one.name != "model"]
+        # answers of other models are left out here, because only some answers name their model
+        limit = most if model is None else None
         query = (
             sa.select(*columns)
             .where(ANSWERS.c.created >= since, ~ANSWERS.c.forced)
             .order_by(ANSWERS.c.created.desc(), ANSWERS.c.id)
-            .limit(most)
+            .limit(limit)
         )
+        found: list[StoredAnswer] = []
         with self._errors("read"), self._engine.connect() as connection:
-            rows = connection.execute(query).all()
-        return [
-            StoredAnswer(
-                row.id, row.request, row.prompt, row.caption, row.mode, row.seconds, row.created,
-                row.decision if isinstance(row.decision, dict) else {},
-            )
-            for row in reversed(rows)
-        ]  # fmt: skip
+            for row in connection.execution_options(yield_per=256).execute(query):
+                decision, given = _decision(row.decision)
+                if counts_for(model, given):
+                    found.append(
+                        StoredAnswer(
+                            row.id, row.request, row.prompt, row.caption, row.mode, row.seconds, row.created, decision,
+                            given,
+                        )
+                    )  # fmt: skip
+                if len(found) >= most:
+                    break
+        return found[::-1]
 
     def labels(self) -> Iterator[Label]:
         """Read the answers of the other mode, see `Label`, without their texts.
@@ -525,7 +550,7 @@ class Store:
         """
         last = sa.select(sa.func.max(FEEDBACK.c.id).label("id")).group_by(FEEDBACK.c.answer).subquery()
         rated = sa.select(FEEDBACK.c.answer, FEEDBACK.c.correct).join(last, last.c.id == FEEDBACK.c.id).subquery()
-        answer = [ANSWERS.c[name] for name in ("request", "prompt", "mode", "text", "seconds")]
+        answer = [ANSWERS.c[name] for name in ("request", "prompt", "mode", "text", "seconds", "decision")]
         # these tables share names
         label = [LABELS.c[one.name].label(f"label_{one.name}") for one in fields(Label)]
         query = (
@@ -542,7 +567,8 @@ class Store:
                 found = {one.name: getattr(row, f"label_{one.name}") for one in fields(Label)}
                 labeled = None if row.label_id is None else Label(**found)
                 yield ShadowedAnswer(
-                    decision, row.request, row.prompt, row.mode, row.text, row.seconds, row.correct, labeled
+                    decision, row.request, row.prompt, row.mode, row.text, row.seconds, row.correct, labeled,
+                    _decision(row.decision)[1],
                 )  # fmt: skip
 
     def count(self) -> tuple[int, int]:
@@ -772,7 +798,8 @@ class FeedbackExport:
 def export_feedback(store: Store) -> FeedbackExport:
     """Convert feedback to records for training: the requests that have feedback on both modes.
 
-    Several answers of one mode to the same request are averaged. These requests are not a representative sample: a
+    Several answers of one mode to the same request are averaged. Answers of several models to the same request make
+    several records, which name their models. These requests are not a representative sample: a
     user asked them twice on purpose, to compare the modes or to try the other one. The seconds of the mode that
     answered second are too short, because the vision features were cached.
 
@@ -787,17 +814,47 @@ def export_feedback(store: Store) -> FeedbackExport:
     """
     records, one_sided = [], 0
     for request, group in groupby(store.records(), lambda one: one.request):
-        rated = list(group)
-        by_mode = {mode: [one.outcome for one in rated if one.mode == mode] for mode in MODES}
-        if not all(by_mode.values()):
-            one_sided += 1
-            continue
-        # an answer whose mode was forced has no caption
-        caption = next((one.caption for one in reversed(rated) if one.caption), None)
-        instruct, thinking = (_mean(by_mode[mode]) for mode in MODES)
-        prompt, tools = rated[-1].prompt, rated[-1].tools
-        records.append(Record(request, prompt, caption, instruct, thinking, set="feedback", tools=tools))
+        by_model: dict[str, list[RatedAnswer]] = {}
+        for one in group:
+            by_model.setdefault(one.model.key if one.model else "", []).append(one)
+        complete = 0
+        for key, rated in by_model.items():
+            by_mode = {mode: [one.outcome for one in rated if one.mode == mode] for mode in MODES}
+            if not all(by_mode.values()):
+                continue
+            # an answer whose mode was forced has no caption
+            caption = next((one.caption for one in reversed(rated) if one.caption), None)
+            instruct, thinking = (_mean(by_mode[mode]) for mode in MODES)
+            last = rated[-1]
+            records.append(
+                Record(
+                    f"{request} {key[:12]}" if complete else request, last.prompt, caption, instruct, thinking,
+                    set="feedback", tools=last.tools, model=last.model.name if last.model else "",
+                    fingerprint=(last.model.fingerprint or "") if last.model else "",
+                )
+            )  # fmt: skip
+            complete += 1
+        one_sided += not complete
     return FeedbackExport(tuple(records), one_sided)
+
+
+def counts_for(model: ModelIdentity | None, given: ModelIdentity | None) -> bool:
+    """Whether an answer counts for a model.
+
+    Args:
+        model: the model; None: all answers count.
+        given: the model that gave the answer; None if an earlier version of vlroute stored it. Such answers count.
+
+    Returns:
+        Whether one of them is unknown or both have the same `ModelIdentity.key`.
+    """
+    return model is None or given is None or given.key == model.key
+
+
+def _decision(stored: Any) -> tuple[dict[str, Any], ModelIdentity | None]:
+    """A decision in the database, and the model that answered. Earlier versions stored no model."""
+    decision = stored if isinstance(stored, dict) else {}
+    return decision, ModelIdentity.from_card(decision.pop(MODEL, None))
 
 
 def request_digest(conversation: Conversation) -> str:

@@ -403,6 +403,11 @@ class ModelIdentity:
             return self.fingerprint != other.fingerprint
         return "/" in self.name and "/" in other.name and self.name.casefold() != other.name.casefold()
 
+    @property
+    def key(self) -> str:
+        """What tells the models of stored answers apart: the fingerprint, otherwise the name."""
+        return self.fingerprint or self.name.casefold()
+
     def __str__(self) -> str:
         return f"{self.name} (fingerprint {self.fingerprint[:12]}…)" if self.fingerprint else self.name
 

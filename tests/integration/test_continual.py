@@ -24,12 +24,13 @@ from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.errors import ArtifactError, InputError, OutputError, SettingsError
 from vlroute.learned import HISTORY, Action, LearningHistory
 from vlroute.learning import ContinualLearner, roll_back
-from vlroute.learning.learning_step import Job
+from vlroute.learning.learning_step import HELD_OUT_FILE, Job, run_step
 from vlroute.serving.metrics import Metrics
 from vlroute.serving.settings import ServerSettings
 from vlroute.serving.ui.learning import steps_html
 from vlroute.serving.ui.texts import TEXTS
 from vlroute.store import Store
+from vlroute.types import ModelIdentity
 
 NEW = "Reconcile the ledger of the cup with the invoice."
 
@@ -304,6 +305,52 @@ def test_an_artifact_of_the_caller_is_not_replaced_silently(copied: Path, learne
         assert learner.step().action == "waited"
 
 
+def test_ratings_of_another_model_do_not_count(tmp_path: Path) -> None:
+    first, small, large = first_artifact(tmp_path / "first"), ModelIdentity("small"), ModelIdentity("large", "5a" * 32)
+    with Store(tmp_path / "answers.db") as store:
+        add_answers(store, first, 6)  # by an earlier version
+        add_answers(store, first, 60, seed=1, model=small)
+        with ContinualLearner(tmp_path / "first", store) as learner:
+            assert learner.step().details["ratings"] == 66
+            add_answers(store, first, 12, seed=2, model=large)
+            event = learner.step()
+            assert (event.action, event.details["ratings"]) == ("waited", 18)
+            assert "60 ratings are of answers of another model" in "".join(event.details["cannot_learn"])
+        ends = [("http://127.0.0.1:9/v1", f"small-{mode}") for mode in ("instruct", "thinking")]
+        with (
+            Router.from_endpoints(*ends, router=tmp_path / "first", store=store) as router,
+            ContinualLearner(router, store) as learner,
+        ):
+            assert learner.step().details["ratings"] == 66  # the learner of a program knows its model
+
+
+def test_an_artifact_for_another_model_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = first_artifact(tmp_path / "first")
+    card = json.loads((tmp_path / "first" / "router.json").read_text("utf-8"))
+    card["model"] = ModelIdentity("user/small").as_card()
+    (tmp_path / "first" / "router.json").write_text(json.dumps(card), "utf-8")
+    with Store(tmp_path / "answers.db") as store:
+        add_answers(store, first, 6, model=ModelIdentity("user/large"))
+        with ContinualLearner(tmp_path / "first", store) as learner:
+            learner.step()
+    assert "was trained for user/small, but user/large answers" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": 5}', '{"a": [NaN, 0.5]}', None])
+def test_damaged_held_out_predictions_do_not_stop_learning(damage: str | None, copied: Path) -> None:
+    with Store(copied / "answers.db") as store:
+        swapped, started = LearningHistory(store).events()
+        file = Path(swapped.artifact) / HELD_OUT_FILE
+        if damage is None:
+            file.unlink()
+        else:
+            file.write_text(damage, "utf-8")
+        found = run_step(Job(store.url, started.artifact, swapped.artifact, str(copied / "new"), 50, 0))
+    assert found.better is not None
+    (warning,) = found.details["warnings"]
+    assert f"{file} cannot be read" in warning
+
+
 @pytest.mark.parametrize(
     ("options", "names"),
     [
@@ -434,5 +481,8 @@ def test_ratings_over_http_have_the_name_of_their_key(tmp_path: Path, learned: P
         assert http.post("/v1/feedback", json={"id": found["id"], "correct": True}).status_code == 200
         assert router.store is not None
         (rated,) = router.store.records()
+        assert rated.model == router.identity
+        assert rated.model is not None
+        assert rated.model.fingerprint
     assert rated.key.startswith("key-")
     assert (rated.propensity, rated.decision["explored"]) == (1.0, True)

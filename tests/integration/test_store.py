@@ -25,7 +25,8 @@ from vlroute.errors import InputError, OutputError
 from vlroute.inputs.messages import parse
 from vlroute.learned import LearningEvent, LearningHistory
 from vlroute.records import read_records, write_records
-from vlroute.store import Store, StoreError, UnknownAnswerError, export_feedback, new_id
+from vlroute.store import ANSWERS, Store, StoreError, UnknownAnswerError, export_feedback, new_id
+from vlroute.types import MODES, ModelIdentity
 
 RED = Image.new("RGB", (8, 8), "red")
 
@@ -311,6 +312,36 @@ def test_one_learner_at_a_time(where: str) -> None:
                 pass
         with other.lock("learner"):
             pass
+
+
+def test_answers_name_their_model(where: str) -> None:
+    small, large = ModelIdentity("Small", "5a" * 32), ModelIdentity("large")
+    with Store(where) as store:
+        for model, right in ((small, 0.25), (large, 0.75), (None, 1.0)):
+            for mode in MODES:
+                store.feedback(store.record(answer(mode), asked(), model=model), correct=right)
+        store.feedback(store.record(answer("thinking"), asked("Another?"), model=large), correct=True)
+        store.feedback(store.record(answer("instruct"), asked("Another?"), model=small), correct=True)
+        assert {one.model for one in store.records()} == {small, large, None}
+        assert all("model" not in one.decision for one in store.records())
+        assert [one.model for one in store.recent(0.0, 9, ModelIdentity("LARGE"))] == [large, large, None, None, large]
+        assert [one.model for one in store.recent(0.0, 2)] == [large, small]
+        found = export_feedback(store)
+    assert found.one_sided == 1  # the other question: its modes are those of two models
+    by_model = {(one.model, one.fingerprint): one for one in found.records}
+    assert {key: one.thinking.correct for key, one in by_model.items()} == {
+        ("Small", "5a" * 32): 0.25, ("large", ""): 0.75, ("", ""): 1.0,
+    }  # fmt: skip
+    assert len({one.id for one in found.records}) == 3
+
+
+def test_a_damaged_model_is_an_error_of_the_store(tmp_path: Path) -> None:
+    with Store(tmp_path / "answers.db") as store:
+        store.feedback(store.record(answer(), asked(), model=ModelIdentity("large")), correct=True)
+        with store.transaction("written") as connection:
+            connection.execute(sa.update(ANSWERS).values(decision={"model": 5}))
+        with pytest.raises(StoreError, match="could not be read"):
+            list(store.records())
 
 
 def test_the_history_of_learning(where: str) -> None:

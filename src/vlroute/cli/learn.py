@@ -177,7 +177,10 @@ def _evaluate_shadow(store: str, out: Path | None, as_json: Path | None) -> None
     for table in shadow_tables(found):
         console.print(table)
     if found.other_artifacts:
-        line = f"left out: {found.other_artifacts} requests on which other artifacts had decided"
+        line = (
+            f"left out: {found.other_artifacts} requests on which other artifacts had decided, or which another model "
+            "had answered"
+        )
         Console(stderr=True).print(line, style="yellow", soft_wrap=True)
     _write(out, shadow_report(found))
     _write(as_json, json.dumps(found.as_dict(), ensure_ascii=False, indent=1) + "\n")

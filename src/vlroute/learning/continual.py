@@ -230,6 +230,7 @@ class ContinualLearner:
             rule = None if self._router is None else asdict(Rule.of(self._router.selector.policy))
             job = Job(
                 self.store.url, base.artifact, str(used), str(out), self._most_per_key, self._seen(), rule, self._trust,
+                None if self._router is None else _model_of(self._router),
             )  # fmt: skip
             try:
                 found = self._run(job)
@@ -421,6 +422,12 @@ def _fingerprint(router: Router | None) -> str:
     return "" if classifier is None else classifier.fingerprint
 
 
+def _model_of(router: Router) -> dict[str, Any] | None:
+    """The model of a router, for a job; None if its checkpoints are not here yet, whose fingerprint answers have."""
+    identity = router.identity
+    return identity.as_card() if identity.fingerprint or router.remote is not None else None
+
+
 def _prefix(base: LearningEvent) -> str:
     """Prefix of the names of the artifacts that are learned from that of the event, see `BASE`."""
     return f"{LEARNED}{Path(base.artifact).name.removeprefix(BASE)}-"
@@ -455,6 +462,8 @@ def summary(event: LearningEvent) -> str:
 def _logged(event: LearningEvent) -> LearningEvent:
     level = logging.ERROR if event.action == "failed" else logging.INFO
     log.log(level, "%s", summary(event), extra={"fields": {"event": "learner", **event.as_dict()}})
+    for sentence in event.details.get("warnings", ()):
+        log.warning("learner: %s", sentence)
     return event
 
 

@@ -21,11 +21,20 @@ from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.policy import Policy
 from vlroute.errors import VLRouteError
 from vlroute.files import replace_file
-from vlroute.learning.candidate import MIN_NEW, MIN_RATINGS, MOST_REQUESTS, RECENT, Candidate, train_candidate
+from vlroute.learning.candidate import (
+    MIN_NEW,
+    MIN_RATINGS,
+    MOST_REQUESTS,
+    RECENT,
+    Candidate,
+    HeldOut,
+    train_candidate,
+)
 from vlroute.learning.comparison import Rule
 from vlroute.learning.drift import measure_drift
 from vlroute.learning.ratings import Ratings, asked, read_ratings
 from vlroute.store import Store, StoredAnswer
+from vlroute.types import ModelIdentity
 
 #: Beside the artifact: what models that had not seen a rated request predict for it, see `HeldOut`.
 HELD_OUT_FILE = "held_out.json"
@@ -47,6 +56,8 @@ class Job:
             been given, or when old ones were deleted.
         rule: How the router decides, as the fields of a `Rule`; None: the price is read from the recent decisions.
         trust_encoder: See `ComplexityClassifier.load`.
+        model: The model that answers now, see `ModelIdentity.as_card`; ratings of others are left out. None: the one
+            that gave the latest answer.
     """
 
     store: str
@@ -57,6 +68,7 @@ class Job:
     seen: int
     rule: Mapping[str, Any] | None = None
     trust_encoder: str | None = None
+    model: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +102,37 @@ def run_step(job: Job, now: float | None = None) -> StepResult:
     base = ComplexityClassifier.load(job.base, job.trust_encoder)
     used = base if job.used == job.base else ComplexityClassifier.load(job.used, job.trust_encoder)
     with Store(job.store, create=False) as store:
-        found = read_ratings(store, job.most_per_key)
-        answers = store.recent(now - RECENT, MOST_REQUESTS)
+        model = ModelIdentity.from_card(job.model)
+        if model is None and (latest := store.recent(0.0, 1)):
+            model = latest[0].model
+        found = read_ratings(store, job.most_per_key, model)
+        answers = store.recent(now - RECENT, MOST_REQUESTS, model)
     ratings = found.used
     recent = [one for one in ratings if one.request.created >= now - RECENT]
     details: dict[str, Any] = {
         "ratings": len(ratings), "given": found.given, "over_limit": found.over_limit,
         "drift": asdict(measure_drift(used, answers, recent)),
-        "cannot_learn": cannot_learn(found),
+        "cannot_learn": cannot_learn(found), "warnings": [],
     }  # fmt: skip
+    if model is not None and base.model is not None and base.model.differs(model):
+        details["warnings"].append(
+            f"The artifact with which learning began was trained for {base.model}, but {model} answers: train one for "
+            "this model, and begin again with it (--restart)"
+        )
     # of all ratings: the number of those that are used no longer grows when it has reached a limit
     new = found.given - job.seen if found.given >= job.seen else found.given
     if len(ratings) < MIN_RATINGS or new < MIN_NEW:
         return StepResult(details)
-    held_out = _held_out(Path(job.used))
+    held_out: HeldOut = {}
+    if job.used != job.base:
+        file = Path(job.used) / HELD_OUT_FILE
+        try:
+            held_out = _read_held_out(file)
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            details["warnings"].append(
+                f"{file} cannot be read ({error}). The step goes on without it, which favors the artifact in use. If "
+                "you have a backup, restore the file; the next artifact does not need it"
+            )
     rule = usual_rule(answers) if job.rule is None else Rule(**job.rule)
     candidate = train_candidate(base, used, held_out, ratings, [asked(one) for one in answers], rule, now - RECENT, now)
     details["comparison"] = candidate.comparison.as_dict()
@@ -133,6 +162,11 @@ def cannot_learn(ratings: Ratings) -> list[str]:
                 f"No answer of {name} is rated where the router chooses {chosen}: whether {name} would be right there "
                 "cannot be learned. Set explore= or label_share=, and ask for ratings of these answers"
             )
+    if ratings.other_model:
+        found.append(
+            f"{ratings.other_model} ratings are of answers of another model than the one that answers now, and do not "
+            "count"
+        )
     if ratings.incomplete:
         found.append(
             f"{ratings.incomplete} labels equal a rated answer, but no label that differs from one is rated: rate some "
@@ -141,12 +175,15 @@ def cannot_learn(ratings: Ratings) -> list[str]:
     return found
 
 
-def _held_out(folder: Path) -> dict[str, tuple[float, float]]:
-    """The predictions beside an artifact; none for an artifact that was not learned here."""
-    file = folder / HELD_OUT_FILE
-    if not file.exists():
-        return {}
-    return {group: (float(p[0]), float(p[1])) for group, p in json.loads(file.read_text("utf-8")).items()}
+def _read_held_out(file: Path) -> HeldOut:
+    """The predictions beside a learned artifact. Many types of errors are raised if the file is damaged."""
+    found = {
+        group: (float(instruct), float(thinking))
+        for group, (instruct, thinking) in json.loads(file.read_text("utf-8")).items()
+    }
+    if not all(0 <= p <= 1 for both in found.values() for p in both):
+        raise ValueError("it contains a number that is no probability")
+    return found
 
 
 def _write(folder: Path, candidate: Candidate, details: Mapping[str, Any], job: Job) -> None:
@@ -192,8 +229,8 @@ def report(details: Mapping[str, Any]) -> str:
         "seconds / expected seconds": "unknown" if drift["latency"] is None else f"{drift['latency']:.2f}",
     }
     lines += ["| drift | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in named.items())]
-    if details["cannot_learn"]:
-        lines += ["", *(f"- {sentence}." for sentence in details["cannot_learn"])]
+    if remarks := [*details["warnings"], *details["cannot_learn"]]:
+        lines += ["", *(f"- {sentence}." for sentence in remarks)]
     return "\n".join(lines) + "\n"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from vlroute.store import RatedAnswer, Store, StoredAnswer
-from vlroute.types import MODES, Mode, ToolUse, other
+from vlroute.store import RatedAnswer, Store, StoredAnswer, counts_for
+from vlroute.types import MODES, Mode, ModelIdentity, ToolUse, other
 
 #: Learning uses the latest ratings only.
 MOST_RATINGS = 2000
@@ -66,6 +66,7 @@ class Ratings:
         used: The ratings.
         given: Number of all ratings in the store, also those that are not used.
         over_limit: Number of ratings that were left out because their key gave more than it may.
+        other_model: Number of ratings that were left out because another model had answered.
         incomplete: Number of labels that were left out because their correctness is known only if it equals that of
             the user's answer.
     """
@@ -73,6 +74,7 @@ class Ratings:
     used: tuple[Rating, ...]
     given: int = 0
     over_limit: int = 0
+    other_model: int = 0
     incomplete: int = 0
 
     @property
@@ -82,13 +84,15 @@ class Ratings:
         return {"instruct": found["instruct"], "thinking": found["thinking"]}
 
 
-def read_ratings(store: Store, most_per_key: int) -> Ratings:
+def read_ratings(store: Store, most_per_key: int, model: ModelIdentity | None = None) -> Ratings:
     """Read the ratings of a store.
 
     Args:
         store: The store.
         most_per_key: Of the ratings of each API key, only so many count, the latest ones. Ratings without a key, as
             from Python and the command line, are those of the operator and are not limited.
+        model: Leaves out ratings of answers of other models. Answers that an earlier version of vlroute stored do not
+            name their model and count. None: all count.
 
     Returns:
         The latest ratings.
@@ -100,8 +104,11 @@ def read_ratings(store: Store, most_per_key: int) -> Ratings:
     rated = sorted(store.records(), key=lambda one: (one.created, one.id))
     count: Counter[str] = Counter()
     kept: list[RatedAnswer] = []
-    over = 0
+    over = others = 0
     for one in reversed(rated):
+        if not counts_for(model, one.model):
+            others += 1
+            continue
         if one.key:
             count[one.key] += 1
             if count[one.key] > most_per_key:
@@ -131,7 +138,7 @@ def read_ratings(store: Store, most_per_key: int) -> Ratings:
                 ratings.append(_rating(one, label.mode, label.id, alternative + own * drawn))
             else:
                 incomplete += 1
-    return Ratings(tuple(ratings[-MOST_RATINGS:]), len(rated), over, incomplete)
+    return Ratings(tuple(ratings[-MOST_RATINGS:]), len(rated), over, others, incomplete)
 
 
 def _rating(one: RatedAnswer, mode: Mode, id: str, propensity: float) -> Rating:

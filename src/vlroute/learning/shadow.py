@@ -19,8 +19,8 @@ import numpy as np
 from vlroute.decision.wilson import NORMAL_95
 from vlroute.errors import InputError
 from vlroute.learning.intervals import Interval, Sampling, Values
-from vlroute.store import ShadowedAnswer, Store
-from vlroute.types import MODES, Mode
+from vlroute.store import ShadowedAnswer, Store, counts_for
+from vlroute.types import MODES, Mode, ModelIdentity
 
 #: How the decision of the shadow differs.
 SAME, TO_THINKING, TO_INSTRUCT = DIRECTIONS = ("same mode", "instruct → thinking", "thinking → instruct")
@@ -119,7 +119,8 @@ class ShadowReport:
         requests: Number of requests on which both decided.
         since: Time of the first one, in seconds since 1970, UTC.
         until: Time of the last one.
-        other_artifacts: Number of requests that were left out because one of the two artifacts was another one.
+        other_artifacts: Number of requests that were left out because one of the two artifacts or the model was
+            another one.
         changes: Figures by direction, and for all requests.
         rated: Likewise, on requests with feedback.
         sample: The requests that were answered in both modes.
@@ -171,7 +172,7 @@ class _Row:
 def evaluate_shadow(store: Store) -> ShadowReport:
     """Compare the artifact in force with its shadow, on the requests that a store holds.
 
-    If other artifacts were used before, only the requests of the last pair of artifacts count.
+    If other artifacts or another model were used before, only the requests of the last ones count.
 
     Args:
         store: The store of the router.
@@ -189,9 +190,9 @@ def evaluate_shadow(store: Store) -> ShadowReport:
             "the store holds no decisions of a shadow; answer requests with Router.from_pretrained(shadow=…, store=…) "
             "or vlroute serve --shadow FOLDER --store FILE first"
         )
-    last = _artifacts(found[-1])
-    kept = [one for one in found if _artifacts(one) == last]
-    rows = _with_outcomes(store, kept)
+    last, model = _artifacts(found[-1]), found[-1].model
+    kept = [one for one in found if _artifacts(one) == last and counts_for(model, one.model)]
+    rows = _with_outcomes(store, kept, model)
     groups = {ALL: rows, **{name: [row for row in rows if row.direction == name] for name in DIRECTIONS}}
     changes = {name: _changes(some, rows) for name, some in groups.items()}
     rated = {name: _rated(some) for name, some in groups.items()}
@@ -208,11 +209,12 @@ def _artifacts(one: ShadowedAnswer) -> tuple[str, str]:
     return one.decision.used.artifact, one.decision.shadow.artifact
 
 
-def _with_outcomes(store: Store, answers: Sequence[ShadowedAnswer]) -> list[_Row]:
-    """Find the correctness of each mode: rated for this request, or that of an equal answer."""
+def _with_outcomes(store: Store, answers: Sequence[ShadowedAnswer], model: ModelIdentity | None) -> list[_Row]:
+    """Find the correctness of each mode: rated for this request, or that of an equal answer of the same model."""
     ratings: dict[tuple[str, Mode], list[float]] = {}
     for one in store.records():
-        ratings.setdefault((one.request, one.mode), []).append(float(one.outcome.correct))
+        if counts_for(model, one.model):
+            ratings.setdefault((one.request, one.mode), []).append(float(one.outcome.correct))
     rows = []
     for answer in answers:
         right: dict[Mode, float | None] = {

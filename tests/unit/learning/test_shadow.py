@@ -13,7 +13,7 @@ from vlroute.learning.report import shadow_report
 from vlroute.learning.shadow import ALL, SAME, TO_INSTRUCT, TO_THINKING, evaluate_shadow
 from vlroute.shadow import Choice, Label, ShadowedDecision
 from vlroute.store import Store
-from vlroute.types import Mode, Timing, other
+from vlroute.types import Mode, ModelIdentity, Timing, other
 
 
 def choice(mode: Mode, artifact: str = "old", p: tuple[float, float] = (0.4, 0.7)) -> Choice:
@@ -27,11 +27,11 @@ def store(tmp_path: Path) -> Store:
 
 def keep(
     store: Store, number: int, used: Mode, shadow: Mode, artifact: str = "old", probability: float = 0.0,
-    seconds: float = 0.5,
+    seconds: float = 0.5, model: ModelIdentity | None = None,
 ) -> str:  # fmt: skip
     """Store an answer with both decisions, whose id it returns."""
     given = replace(answer(used), timing=Timing(0, 0, 0, 0, seconds, seconds))
-    id = store.record(given, asked(f"Question {number}?"))
+    id = store.record(given, asked(f"Question {number}?"), model=model)
     mine = choice(shadow, "new", (0.5, 0.6))
     store.record_shadowed(
         [ShadowedDecision(id, float(number), choice(used, artifact), mine, probability, probability > 0)]
@@ -69,6 +69,18 @@ def test_only_the_last_two_artifacts_count(store: Store) -> None:
     found = evaluate_shadow(store)
     assert (found.used, found.requests, found.other_artifacts) == ("old", 1, 1)
     assert found.changes[TO_THINKING].requests == 0
+
+
+def test_only_the_last_model_counts(store: Store) -> None:
+    for number, name in enumerate(("a", "b", "b")):
+        store.feedback(keep(store, number, "instruct", "thinking", model=ModelIdentity(name)), correct=True)
+    for name in ("a", "b"):
+        again = store.record(answer("thinking", forced=True), asked("Question 2?"), model=ModelIdentity(name))
+        store.feedback(again, correct=name == "a")
+    found = evaluate_shadow(store)
+    assert (found.requests, found.other_artifacts) == (2, 1)
+    assert found.rated[TO_THINKING].contrast.shadow.value == 0.0  # the rating of a does not count
+    assert "or which another model had answered" in shadow_report(found)
 
 
 def test_ratings_of_both_modes_are_compared_by_direction(store: Store) -> None:
