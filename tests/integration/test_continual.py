@@ -448,6 +448,14 @@ def test_a_server_warns_of_an_artifact_that_is_not_used(
         until(lambda: "run vlroute learn --restart with it" in caplog.text, 60)
 
 
+def test_a_server_finds_the_artifacts_in_another_folder(copied: Path, learned: Path, tmp_path: Path) -> None:
+    elsewhere = (copied / "answers.db.routers").rename(tmp_path / "elsewhere")
+    router = Router.from_pretrained(router=learned / "first", store=copied / "answers.db")
+    first = router.selector.classifier
+    with served(ServerSettings(port=0, learned=True, learned_folder=elsewhere), router=router):
+        until(lambda: router.selector.classifier is not first, 60)
+
+
 def test_a_server_follows_the_learner(copied: Path, learned: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = Store(copied / "answers.db")
     router = Router.from_pretrained(router=learned / "first", store=store, policy=Policy(price=PRICE))

@@ -134,6 +134,12 @@ GraceSeconds = Annotated[
 Learned = Annotated[
     bool, typer.Option("--learned", help="Use the artifacts that vlroute learn puts in use for the store.")
 ]
+LearnedFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--learned-folder", metavar="FOLDER", help="Folder of these artifacts, if it has another path on this machine."
+    ),
+]
 Page = Annotated[bool, typer.Option("--page/--no-page", help="Serve the web page, if its packages are installed.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")]
 LogFormat = Annotated[
@@ -182,6 +188,7 @@ def serve(
     label_share: LabelShare = 0.0,
     explore: Explore = 0.0,
     learned: Learned = False,
+    learned_folder: LearnedFolder = None,
     page: Page = True,
     log_format: LogFormat = "text",
 ) -> None:
@@ -265,6 +272,8 @@ def _run(settings: EffectiveSettings, server: ServerSettings, page: Literal["nee
     given = settings.values
     if server.learned and not given["store"]:
         raise SettingsError("--learned needs --store: the store says which artifact vlroute learn has put in use")
+    if server.learned_folder is not None and not server.learned:
+        raise SettingsError("--learned-folder needs --learned: without it, the artifacts in the folder are not used")
     router = Router.from_pretrained(
         given["model"], policy=policy_of(given["policy"], given["stages"]), max_num_seqs=server.max_num_seqs,
         **{name: given[name] for name in names},

@@ -133,7 +133,7 @@ class Service:
         if router.store is not None:
             self.conversations = Conversations(router.store, timedelta(days=settings.retention_days))
             self.metrics.watch_store(router.store)
-            self.history = LearningHistory(router.store)
+            self.history = LearningHistory(router.store, settings.learned_folder)
             self.metrics.watch_learner(self.history)
         self.metrics.watch_caches(self._caches)
         if router.shadow is not None:

@@ -83,6 +83,8 @@ class ServerSettings:
             headers are trusted; `*`: all.
         learned: Use the router artifacts that `vlroute learn` puts in use for the store of the router. The store is
             looked at every few seconds.
+        learned_folder: Folder of these artifacts on this machine, if it is neither beside the file of the store nor
+            has the path under which `vlroute learn` wrote them.
         log_format: Format of the log of `vlroute serve` and of the ingresses of a cluster. `create_app` leaves the log
             of its process as it is.
 
@@ -123,6 +125,7 @@ class ServerSettings:
     root_path: str = ""
     forwarded_allow_ips: tuple[str, ...] = ("127.0.0.1", "::1")
     learned: bool = False
+    learned_folder: Path | None = None
     log_format: Literal["text", "json"] = "text"
 
     def __post_init__(self) -> None:
@@ -267,7 +270,9 @@ def keys_from_environment() -> tuple[str, ...]:
 
 #: Settings of `ServerSettings` that a cluster does not have: Ray's proxy accepts the connections, and a new artifact
 #: needs a new deployment.
-NOT_IN_CLUSTER = ("learned", "header_seconds", "idle_seconds", "write_seconds", "grace_seconds")
+NOT_IN_CLUSTER = (
+    "learned", "learned_folder", "header_seconds", "idle_seconds", "write_seconds", "grace_seconds"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
