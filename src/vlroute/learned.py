@@ -14,6 +14,7 @@ from typing import Any, Literal, overload
 
 import sqlalchemy as sa
 
+from vlroute.errors import InputError
 from vlroute.store import Store
 
 TABLES = sa.MetaData()
@@ -43,6 +44,19 @@ FOLDER_ENDING = ".routers"
 #: and N are hexadecimal numbers. B keeps apart the learners on several stores that share a folder, and on one store
 #: what was learned before and after a restart.
 BASE, LEARNED = "base", "learned"
+
+
+def folder_beside(store: Store) -> Path | None:
+    """The folder for artifacts beside the file of a store, `answers.db.routers` for `answers.db`.
+
+    Args:
+        store: The store.
+
+    Returns:
+        The absolute path; None if the store is no file.
+    """
+    file = store.file
+    return None if file is None else file.with_name(file.name + FOLDER_ENDING).absolute()
 
 
 def base_name(artifact: str | Path) -> str:
@@ -96,21 +110,22 @@ class LearningHistory:
         folder: Folder of the artifacts; None: as above.
 
     Raises:
+        InputError: The folder does not exist.
         StoreError: The table cannot be created.
     """
 
     def __init__(self, store: Store, folder: Path | None = None) -> None:
         self._store = store
-        file = store.file
-        #: The folder for artifacts beside the file of the store; None if the store is no file.
-        self.beside = None if file is None else file.with_name(file.name + FOLDER_ENDING).absolute()
+        self._beside = folder_beside(store)
         self._folder = None if folder is None else folder.absolute()
+        if self._folder is not None and not self._folder.is_dir():
+            raise InputError(f"{folder} is not a folder; pass the folder with the artifacts of vlroute learn")
         store.create(TABLES)
 
     def _placed(self, artifact: str) -> str:
         """Where an artifact of the database is now."""
         name = Path(artifact).name
-        folders = [one for one in (self._folder, self.beside) if one is not None]
+        folders = [one for one in (self._folder, self._beside) if one is not None]
         places = [str(one / name) for one in folders]
         if artifact != name:
             places.append(artifact)
@@ -140,7 +155,7 @@ class LearningHistory:
         place = Path(event.artifact)
         row = {
             "created": event.created, "action": event.action,
-            "artifact": place.name if place.parent == self.beside else event.artifact,
+            "artifact": place.name if place.parent == self._beside else event.artifact,
             "fingerprint": event.fingerprint, "details": json.dumps(event.details),
         }  # fmt: skip
         columns = [sa.literal(value, HISTORY.c[name].type) for name, value in row.items()]

@@ -236,6 +236,8 @@ def test_a_moved_store_goes_on(copied: Path, tmp_path: Path) -> None:
         assert {Path(one.artifact).parent for one in learner.history} == {moved / "renamed.db.routers"}
         assert learner.step().action == "waited"
         assert learner.rollback().action == "rolled back"
+    with Store(moved / "renamed.db") as store, pytest.raises(InputError, match="nosuch is not a folder"):
+        roll_back(store, "nosuch")
     elsewhere = (moved / "renamed.db.routers").rename(tmp_path / "elsewhere")
     with pytest.raises(ArtifactError, match=r"pass their folder as folder= or --folder"):
         ContinualLearner(None, moved / "renamed.db")

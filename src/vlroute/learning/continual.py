@@ -24,7 +24,7 @@ from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.errors import ArtifactError, InputError, SettingsError, VLRouteError
 from vlroute.exit import end_at_exit
 from vlroute.files import check_outputs, make_folder
-from vlroute.learned import BASE, LEARNED, Action, LearningEvent, LearningHistory, base_name
+from vlroute.learned import BASE, LEARNED, Action, LearningEvent, LearningHistory, base_name, folder_beside
 from vlroute.learning.comparison import Rule
 from vlroute.learning.learning_step import Job
 from vlroute.router import Router
@@ -113,14 +113,14 @@ class ContinualLearner:
                 self.store = store
             else:
                 self.store = held.enter_context(Store(store, create=False))
-            self._history = LearningHistory(self.store, None if folder is None else Path(folder))
-            given = self._history.beside if folder is None else Path(folder).absolute()
+            given = folder_beside(self.store) if folder is None else Path(folder).absolute()
             if given is None:
                 raise SettingsError("the artifacts of a store that is no file need a folder: pass folder= or --folder")
             self.folder = given
             held.enter_context(self.store.lock("learner"))
             check_outputs(self.folder / BASE)
             make_folder(self.folder, private=True)
+            self._history = LearningHistory(self.store, None if folder is None else self.folder)
             if restart or self._history.latest() is None:
                 first = self._copy_first(router)
                 fingerprint = ComplexityClassifier.load(first, trust_encoder).fingerprint
@@ -392,7 +392,8 @@ def roll_back(store: Store, folder: str | Path | None = None, *, trust_encoder: 
         The event.
 
     Raises:
-        InputError: There is no earlier artifact, or the learner has just put another one in use.
+        InputError: There is no earlier artifact, the learner has just put another one in use, or `folder` does not
+            exist.
         ArtifactError: The earlier artifact cannot be used. Nothing is changed.
         StoreError: The store cannot be used.
     """

@@ -605,7 +605,10 @@ class Service:
                     await asyncio.to_thread(self.router.use, used)
                     log.info("the router artifact %s (%s) is in use", used, latest.fingerprint)
             except VLRouteError as error:
-                log.error("the learned router artifact cannot be used: %s", error)
+                log.error(
+                    "the learned router artifact cannot be used: %s. If the artifacts are in another folder on this "
+                    "machine, pass --learned-folder", error,
+                )  # fmt: skip
             await asyncio.sleep(FOLLOW_SECONDS)
 
     def _warn_of_another_artifact(self, history: LearningHistory, latest: LearningEvent) -> None:
