@@ -350,8 +350,8 @@ ATTACKS = (
     ),
     Attack("96 excluded words in 8 answers", "another key: p95 ≤ 2× beside plain answers", _words, shares=True),
     Attack(
-        "the page: bodies of 400 MiB without a log-in", "refused, at most +150 MiB; `/health` p95 ≤ 100 ms", _page_bodies,
-        shares=True,
+        "the page: bodies of 400 MiB without a log-in", "refused, at most +150 MiB; `/health` p95 ≤ 100 ms",
+        _page_bodies, shares=True,
     ),
     Attack(
         "the page: 16 × 12 megapixels of one small file in 8 sessions", "at most +150 MiB; `/health` p95 ≤ 100 ms",
