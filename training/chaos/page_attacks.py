@@ -166,9 +166,10 @@ class _Page:
         return self._call(session, "ask", "submit", {"ask": question, "mode": "instruct"}) and self._completed(session)
 
     def start_batch(self, session: str, path: str) -> bool:
-        """Start a batch of the first column of a table; whether it was accepted."""
+        """Start a batch of the first column of a table; whether it runs."""
         values = {"batch-files": [_file(path)], "prompt-column": 0, "image-column": -1, "batch-mode": "thinking"}
-        return self._call(session, "run", "click", values)
+        read = self._call(session, "batch-files", "change", values) and self._completed(session)
+        return read and self._call(session, "run", "click", values) and self._completed(session, "process_generating")
 
     def _call(self, session: str, element: str, event: str, values: dict[str, Any]) -> bool:
         function = next(one for one in self._functions if self._is(one, element, event))
@@ -184,7 +185,8 @@ class _Page:
             if id is not None
         )
 
-    def _completed(self, session: str) -> bool:
+    def _completed(self, session: str, kind: str = "process_completed") -> bool:
+        """Whether an event of a session comes to this message."""
         with (
             suppress(httpx.TimeoutException),
             self._client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as events,
@@ -192,7 +194,7 @@ class _Page:
             end = time.monotonic() + PATIENCE_SECONDS
             for line in events.iter_lines():
                 message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
-                if message.get("msg") == "process_completed":
+                if message.get("msg") in (kind, "process_completed"):
                     return bool(message["success"]) and 'role=\\"alert\\"' not in line
                 if time.monotonic() > end:
                     break
@@ -216,7 +218,7 @@ def _send(url: str, path: str, kind: str, megabytes: int) -> int:
             client.sendall(start)
             for _ in range(megabytes - 1):
                 client.sendall(b"A" * MiB)
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, IndexError):  # no reply
             client.shutdown(socket.SHUT_WR)
             return int(client.recv(100).split()[1])
     return 0

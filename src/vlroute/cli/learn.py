@@ -354,7 +354,7 @@ def collect(
     if chosen is not None and choose is None:
         raise InputError("--list-chosen has an effect only with --choose; add it, or leave the list out")
     if chosen is not None and answers is not None:
-        raise InputError("--list-chosen answers no rows, so that there is nothing for --answers; leave one of them out")
+        raise InputError("--answers has no effect with --list-chosen, which answers no rows; leave one of them out")
     if chosen is not None and chosen.suffix != ".jsonl":
         raise InputError(f"--list-chosen writes JSON lines, so its file must end in .jsonl, not {chosen.name!r}")
     if width is not None:  # before questions are answered
@@ -518,7 +518,7 @@ def _interval(text: str) -> timedelta:
     number, unit = text[:-1], text[-1:]
     if not (number.isdecimal() and len(number) <= 6 and int(number) > 0 and unit in _UNITS):
         raise typer.BadParameter(
-            f"{text!r} is no interval; expected a number up to 999999 and a unit, such as 90s, 30m, 1h or 1d"
+            f"{text!r} is not an interval; expected a number up to 999999 and a unit, such as 90s, 30m, 1h or 1d"
         )
     return timedelta(seconds=int(number) * _UNITS[unit])
 
@@ -569,7 +569,9 @@ def learn(
         ignored = {"--every": once and every is not None}
     if unused := [name for name, given in ignored.items() if given]:
         action = "--rollback" if rollback else "--history" if history else "--once"
-        raise InputError(f"{action} does not use {' and '.join(unused)}: leave it out")
+        raise InputError(
+            f"{action} does not use {' and '.join(unused)}: leave {'them' if len(unused) > 1 else 'it'} out"
+        )
     with _needs("train"), _needs("store"):
         from vlroute.learned import LearningHistory
         from vlroute.learning.continual import MOST_PER_KEY, ContinualLearner, roll_back, summary

@@ -115,7 +115,7 @@ class ContinualLearner:
                 self.store = held.enter_context(Store(store, create=False))
             given = folder_beside(self.store) if folder is None else Path(folder).absolute()
             if given is None:
-                raise SettingsError("the artifacts of a store that is no file need a folder: pass folder= or --folder")
+                raise SettingsError("a store that is not a file needs an artifact folder: pass folder= or --folder")
             self.folder = given
             held.enter_context(self.store.lock("learner"))
             check_outputs(self.folder / BASE)

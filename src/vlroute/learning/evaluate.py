@@ -596,8 +596,8 @@ _NOT_NEW = (
     "or read the out-of-fold figures in the report.md of the router"
 )
 _SOME_NOT_NEW = (
-    "not all records are new. The router was trained on {} of {}, such as {!r}, so its figures are too good; give "
-    "records that it has not seen, or read the out-of-fold figures in the report.md of the router"
+    "not all records are new. The router was trained on {} of these {} records, such as {!r}, so its figures are too "
+    "good; give records that it has not seen, or read the out-of-fold figures in the report.md of the router"
 )
 _UNKNOWN = "the router does not say what it was trained on, so it is unknown whether these records are new to it"
 
@@ -851,7 +851,12 @@ def read_oof(path: str | Path, records: Sequence[Record], *, skipped: Skipped | 
             "give the records that the router was trained from"
         )
     if len(settings) > 1:
-        several = " and ".join(sorted(f"{folds} folds together by {together}" for folds, together in settings))
+        several = " and ".join(
+            sorted(
+                "an earlier version" if how == (None, None) else "{} folds together by {}".format(*how)
+                for how in settings
+            )
+        )
         raise InputError(f"{path}: the lines are from different trainings ({several}); pass the file of one training")
     folds, together = settings.pop()
     nothing = (math.nan, math.nan)

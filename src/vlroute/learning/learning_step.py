@@ -164,8 +164,8 @@ def cannot_learn(ratings: Ratings) -> list[str]:
             )
     if ratings.other_model:
         found.append(
-            f"{ratings.other_model} ratings are of answers of another model than the one that answers now, and do not "
-            "count"
+            f"{ratings.other_model} ratings do not count, because another model than the present one gave the rated "
+            "answers"
         )
     if ratings.incomplete:
         found.append(

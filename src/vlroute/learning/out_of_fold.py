@@ -85,8 +85,8 @@ def out_of_fold(
     if len(records) - max(int(np.bincount(fold).max()) for fold in assigned) < MIN_RECORDS:
         texts = len({group_of(record) for record in records})
         raise InputError(
-            f"{len(records)} records have too few different texts, {texts}, to predict texts that training has not "
-            "seen. If the same texts are repeated in use, train with --together record; otherwise add prompts"
+            f"{len(records)} records contain only {texts} different texts, too few to predict texts that training has "
+            "not seen. If the same texts are repeated in use, train with --together record; otherwise add prompts"
         )
     corpus, usual = Corpus(records, text, start and start[1]), mean_tokens(records)
     tokens = [usual[mode] for mode in MODES]

@@ -165,7 +165,10 @@ def records_for_area(
     size = len(records) - int(np.bincount(folds_of(records, FOLDS, 0, together=together)).max())
     if size < MIN_RECORDS:
         texts = len({group_of(record) for record in records})
-        raise InputError(f"{len(records)} records have too few different texts to estimate a width from: {texts}")
+        raise InputError(
+            f"{len(records)} records contain only {texts} different texts, too few to estimate a width from: add "
+            "records with other prompts"
+        )
     (now,) = learning_curve(records, [size], together=together, text=text)
     if now.interval is None:
         raise InputError("all records have the same text: no interval can be computed")

@@ -306,7 +306,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Called by the parser at the end of a header."""
         if self.parser.get_method() == b"CONNECT":  # what follows would not be HTTP
-            self._answer(APIError(400, "the server is no proxy: CONNECT is not supported", "invalid_http"))
+            self._answer(APIError(400, "the server is not a proxy: CONNECT is not supported", "invalid_http"))
             self._stop()
         if self.parser.should_upgrade():  # it is parsed again
             return

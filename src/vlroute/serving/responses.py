@@ -645,8 +645,8 @@ def _check_query(request: Request, *known: str) -> None:
                 raise APIError(400, f"the query parameter {name} is sent twice", "invalid_value", name)
         elif value not in get_args(Included) or value == LOGPROBS:
             raise APIError(
-                400, f"{name} cannot add {encodable(value[:MAX_CHARACTERS])!r} to what is stored; send include with "
-                "the request for the response", "unsupported_parameter", name,
+                400, f"{name} cannot add {encodable(value[:MAX_CHARACTERS])!r} to a stored response; send include with "
+                "the request that creates it", "unsupported_parameter", name,
             )  # fmt: skip
 
 
@@ -762,8 +762,8 @@ def _check_stored(caller: Caller) -> None:
     if used >= most:
         raise APIError(
             429,
-            f"the stored responses of this API key have {used} bytes, and {most} are allowed; delete some of them, or "
-            "send store: false",
+            f"the stored responses of this API key (without keys: of all clients) have {used} bytes, and {most} are "
+            "allowed by the server's setting max_stored; delete some of them, or send store: false",
             "stored_bytes_exceeded",
             "store",
         )

@@ -617,7 +617,8 @@ class Service:
         if given is not None and given.fingerprint not in history.fingerprints():
             log.warning(
                 "the router artifact of this server (%s) is not used, because learning on its store began with another "
-                "one: %s (%s) is in use. To begin again with that of the server, run vlroute learn --restart with it",
+                "one: %s (%s) is in use. To begin again with the artifact of this server, run vlroute learn --restart "
+                "with it as --router",
                 given.fingerprint, latest.artifact, latest.fingerprint,
             )  # fmt: skip
 

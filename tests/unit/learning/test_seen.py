@@ -74,7 +74,9 @@ def test_an_evaluation_warns_of_some_records_that_are_not_new(folder: Path, reco
     found = evaluate_router([folder / "mixed.jsonl"], folder / "router", 0.1, console=QUIET)
     assert found.kind == "not all new"
     (warning,) = found.warnings
-    assert warning.startswith("not all records are new. The router was trained on 10 of 70, such as 'r50',")
+    assert warning.startswith(
+        "not all records are new. The router was trained on 10 of these 70 records, such as 'r50',"
+    )
     write_records(folder / "new.jsonl", records[60:])
     assert evaluate_router([folder / "new.jsonl"], folder / "router", 0.1, console=QUIET).warnings == []
 

@@ -213,7 +213,7 @@ class Reply:
 
 
 class Pace:
-    """Tells when something that grows is drawn again: the more of it grows in this process, the more rarely.
+    """Limits how often a growing output is drawn again: less often, the more outputs grow in this process.
 
     Gradio needs some milliseconds for each drawing, in which the server answers nothing else.
 
