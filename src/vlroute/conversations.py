@@ -11,6 +11,7 @@ import hashlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -86,6 +87,8 @@ class Conversations:
         """
         self._store, self.keep = store, keep
         store.create(TABLES)
+        with store.transaction("written") as connection:
+            _count_earlier(connection)
 
     def add(self, owner: str, id: str, messages: Sequence[Mapping[str, Any]], inputs: int, body: str) -> None:
         """Store a response.
@@ -132,7 +135,7 @@ class Conversations:
             owner: who asks.
 
         Returns:
-            The number of bytes of media and of characters of JSON. What earlier versions stored is not counted.
+            The number of bytes of media and of characters of JSON.
 
         Raises:
             StoreError: the store cannot be read.
@@ -235,7 +238,7 @@ class Conversations:
             ).all()
             for owner, message, body in deleted:
                 _count(connection, owner, -body - _delete_unused(connection, message))
-            connection.execute(sa.delete(OWNERS).where(OWNERS.c.size <= 0))  # below 0 with data of earlier versions
+            connection.execute(sa.delete(OWNERS).where(OWNERS.c.size <= 0))
         return len(deleted)
 
     def _owned(self, owner: str, id: str) -> sa.ColumnElement[bool]:
@@ -317,6 +320,31 @@ def _count(connection: sa.Connection, owner: str, size: int) -> None:
     added = _insert(connection, OWNERS).values(owner=owner, size=size)
     total = OWNERS.c.size + added.excluded.size
     connection.execute(added.on_conflict_do_update(index_elements=[OWNERS.c.owner], set_={"size": total}))
+
+
+def _count_earlier(connection: sa.Connection) -> None:
+    """Count what a version without the table of owners stored."""
+    _lock(connection, exclusive=True)
+    stored, counted = (connection.scalar(sa.select(sa.exists().select_from(table))) for table in (RESPONSES, OWNERS))
+    if counted or not stored:
+        return
+    last = sa.select(RESPONSES.c.owner, MESSAGES.c.id, MESSAGES.c.parent)
+    owned = last.join(MESSAGES, RESPONSES.c.message == MESSAGES.c.id).cte(recursive=True)
+    before = sa.select(owned.c.owner, MESSAGES.c.id, MESSAGES.c.parent)
+    owned = owned.union(before.join(MESSAGES, MESSAGES.c.id == owned.c.parent))
+    media = sa.select(owned.c.owner, USES.c.media).distinct().join(USES, USES.c.message == owned.c.id).subquery()
+    sizes = Counter[str]()
+    for query in (
+        sa.select(RESPONSES.c.owner, sa.func.sum(sa.func.length(RESPONSES.c.body))).group_by(RESPONSES.c.owner),
+        sa.select(owned.c.owner, sa.func.sum(sa.func.length(MESSAGES.c.content)))
+        .join(MESSAGES, MESSAGES.c.id == owned.c.id).group_by(owned.c.owner),
+        sa.select(media.c.owner, sa.func.sum(sa.func.length(MEDIA.c.data)))
+        .join(MEDIA, MEDIA.c.id == media.c.media).group_by(media.c.owner),
+    ):  # fmt: skip
+        for owner, size in connection.execute(query):
+            sizes[owner] += int(size)
+    for owner, size in sizes.items():
+        _count(connection, owner, size)
 
 
 def _lock(connection: sa.Connection, *, exclusive: bool) -> None:

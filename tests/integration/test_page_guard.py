@@ -96,6 +96,30 @@ def test_only_calls_of_functions_of_the_page_are_passed_on(
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 
+@pytest.mark.parametrize(
+    "value", ["x", 5, [1], [{"a": 1}], [{"path": None}], [{"path": "{file}"}], {"path": "{file}"}, [[]], {"a": {}}]
+)
+def test_values_of_wrong_types_are_refused(
+    http: httpx.Client, page: Served, value: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Gradio answered with status 500 and a traceback."""
+    (path,) = http.post(UPLOAD, files=FILE).json()
+    value = json.loads(json.dumps(value).replace("{file}", path))
+    seen = 0
+    for index, function in guard_of(page).blocks.fns.items():
+        for at, block in enumerate(function.inputs):
+            if isinstance(block, gr.File | gr.MultimodalTextbox):
+                values: list[Any] = [None] * len(function.inputs)
+                values[at] = value
+                call = {"data": values, "fn_index": index, "session_hash": "types"}
+                for name in ("run/predict", "queue/join"):
+                    refused = http.post(f"/gradio_api/{name}", json=call)
+                    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_call")
+                seen += 1
+    assert seen
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_an_event_of_a_session_without_a_name_does_not_stop_the_others(http: httpx.Client, page: Served) -> None:
     """It ended the task that runs Gradio's queue."""
     http.post("/gradio_api/queue/join", json=CALL | {"session_hash": ""})
@@ -177,7 +201,11 @@ def test_one_visitor_does_not_fill_the_places_of_a_function(
     client = SimpleNamespace(host="127.0.0.1")
     running = SimpleNamespace(closed=False, username=None, fn=function, request=SimpleNamespace(client=client))
     call = {"data": [None] * len(function.inputs), "fn_index": index, "session_hash": "many"}
-    for count, status in ((function.concurrency_limit // 2, 503), (function.concurrency_limit // 2 - 1, 200)):
+    half = function.concurrency_limit // 2
+    for host, count, status in (
+        ("127.0.0.1", half, 503), ("127.0.0.1", half - 1, 200), ("192.0.2.1", function.concurrency_limit, 200)
+    ):  # fmt: skip
+        client.host = host
         monkeypatch.setattr(guard.blocks._queue, "event_ids_to_events", {str(at): running for at in range(count)})
         assert http.post("/gradio_api/queue/join", json=call).status_code == status
 
@@ -190,13 +218,20 @@ def test_answers_of_one_visitor_do_not_keep_others_waiting() -> None:
         served(ServerSettings(api_keys=(KEY, other)), mount_page, generation=endless) as server,
         logged_in(server, KEY) as busy, logged_in(server, other) as client,
     ):  # fmt: skip
-        for at in range(6):
-            join(server, busy, f"busy{at}", "Think for long.", "thinking").raise_for_status()
-        until(lambda: len(server.service._admitted) >= 6)
+        with ThreadPoolExecutor(80) as threads:  # at the same time, so that Gradio has noted none of them
+
+            def ask(at: int) -> int:
+                return join(server, busy, f"busy{at}", "Think for long.", "thinking").status_code
+
+            statuses = [*threads.map(ask, range(80))]
+        accepted = statuses.count(200)
+        assert 6 <= accepted <= guard_of(server).blocks._queue.max_size // 2
+        assert statuses.count(503) == 80 - accepted
+        until(lambda: len(server.service._admitted) == accepted)
         join(server, client, "mine", "Add 2 and 3.", "instruct").raise_for_status()
         with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "mine"}, timeout=30) as events:
             assert any("process_completed" in line for line in events.iter_lines())
-        assert len(server.service._admitted) == 6
+        assert len(server.service._admitted) == accepted
 
 
 def test_calls_without_the_queue_run_in_turn(http: httpx.Client, page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,13 +337,17 @@ def test_an_upload_counts_what_has_arrived(page: Served, http: httpx.Client) -> 
     url = httpx.URL(page.url)
     head = (
         f"POST {UPLOAD} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
-        f"Content-Length: {guard.quota}\r\n\r\n"
+        "Content-Length: 300000\r\n\r\n"
     )
-    with closing(socket.create_connection((url.host, url.port or 80), timeout=10)) as one:
-        one.sendall(head.encode())
-        assert http.post(UPLOAD, files=FILE).status_code == 200
+    for content in (b"", b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nx'):
+        held = guard._uploaded.held
+        with closing(socket.create_connection((url.host, url.port or 80), timeout=10)) as one:
+            one.sendall(head.encode() + content)
+            until(lambda content=content: bool(guard._arriving) == bool(content))
+        until(lambda: guard._arriving == 0)
+        assert guard._uploaded.held <= held + 4096
+    assert http.post(UPLOAD, files=FILE).status_code == 200
     assert Path(kept).exists()
-    until(lambda: guard._arriving == 0)
 
 
 def test_a_visitor_leaves_as_much_room_for_uploads_as_it_has_used() -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -164,6 +165,10 @@ def test_media_of_the_page_have_the_limits_of_requests(server: Served) -> None:
     with pytest.raises(APIError) as late:
         next(service.stream_turn(lambda: parse("What?", None, LONG_VIDEO, limits=large), options))
     assert (late.value.status, late.value.code) == (504, "deadline_exceeded")
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    asked = replace(options, cancel=stop)
+    assert not [*service.stream_turn(lambda: parse("What?", None, LONG_VIDEO, limits=large), asked)]
     until(lambda: service._pixels.held == 0)
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ _STREAMS = re.compile(r"/gradio_api/(?:queue/data|upload_progress|heartbeat/.*)"
 #: Maximum size of a part of a path: that of the name of a file.
 _MAX_NAME = 255
 _PAGES = ("", "zh")
+_FILE = {"_type": "gradio.FileData"}
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SESSION = re.compile(r"[\w-]{1,100}", re.ASCII)
 #: Headers from which Gradio makes addresses, and what they may contain.
@@ -109,6 +110,7 @@ class PageGuard:
         self._most[_UPLOAD] = self.quota
         self._arriving = 0  # bytes for which uploads that are being received have room
         self._uploaded = BodyPool(self.quota)
+        self._joining: list[tuple[str, Any]] = []  # visitor and function of events that Gradio has not noted yet
         self._runs = FairQueue(_RUNNING, None, no_endpoint, per_flow=1)
         self._sessions: OrderedDict[str, str] = OrderedDict()  # the visitor of each, the least recently used first
 
@@ -124,18 +126,20 @@ class PageGuard:
             await send(message)
 
         headers, path = Headers(scope=scope), route_path(scope)
+        call: tuple[str, Any] | None = None
         try:
             self._check(scope, headers, path)
             if scope["method"] == "POST" and path != _UPLOAD:
-                receive = await self._read(scope, receive, path)
+                receive, content = await self._read(receive, path)
+                call = await self._checked_call(scope, content) if path in _CALLS else None
         except APIError as refusal:
             await error_response(refusal, scope, self.count)(scope, receive, guarded_send)
             return
         if path == _UPLOAD and scope["method"] == "POST":
             await self._upload(scope, receive, guarded_send, int(headers["content-length"]))
             return
-        if path == _RUN:
-            await self._run(scope, receive, guarded_send)
+        if call is not None:
+            await (self._run if path == _RUN else self._join)(call, scope, receive, guarded_send)
             return
         if path == "/logout":  # Gradio would end all sessions of the user: of all visitors with the same key
             scope["query_string"] = b"all_session=false"
@@ -182,8 +186,8 @@ class PageGuard:
     def _too_large(self, path: str) -> APIError:
         return APIError(413, f"the body is over the limit of {self._most[path]} bytes", "body_too_large")
 
-    async def _read(self, scope: Scope, receive: Receive, path: str) -> Receive:
-        """Read the body of anything but an upload. Returns what replays it; APIError if it is too large or no call."""
+    async def _read(self, receive: Receive, path: str) -> tuple[Receive, bytes]:
+        """Read a body that is no upload. Returns what replays it, and the body. APIError if it is too large."""
         messages, size, more = list[Message](), 0, True
         while more:
             messages.append(message := await receive())
@@ -192,22 +196,24 @@ class PageGuard:
                 raise self._too_large(path)
         if message["type"] == "http.disconnect":
             raise APIError(499, "the client disconnected", "client_left")
-        if path in _CALLS:
-            content = b"".join(message.get("body", b"") for message in messages)
-            call = await asyncio.to_thread(self._call, content) if size > _SMALL else self._call(content)
-            if call is None:
-                raise APIError(400, "the page has no such function; reload it", "bad_call")
-            visitor = self._visitor(scope)
-            if not self._has_place(visitor, self.blocks.fns[call["fn_index"]]):
-                busy = "the page is busy with other questions of yours; try again later"
-                raise APIError(503, busy, "queue_full", headers={"Retry-After": "5"})
-            self._use_session(visitor, call["session_hash"])
         left = iter(messages)
 
         async def replay() -> Message:
             return next(left, None) or await receive()
 
-        return replay
+        return replay, b"".join(message.get("body", b"") for message in messages)
+
+    async def _checked_call(self, scope: Scope, content: bytes) -> tuple[str, Any]:
+        """The visitor, and the function that a body calls. APIError if it is no call, or there is no place for it."""
+        call = await asyncio.to_thread(self._call, content) if len(content) > _SMALL else self._call(content)
+        if call is None:
+            raise APIError(400, "the page has no such function, or not with these values; reload it", "bad_call")
+        visitor, function = self._visitor(scope), self.blocks.fns[call["fn_index"]]
+        if function.queue and not self._has_place(visitor, function):
+            busy = "the page is busy with other questions; try again later"
+            raise APIError(503, busy, "queue_full", headers={"Retry-After": "5"})
+        self._use_session(visitor, call["session_hash"])
+        return visitor, function
 
     def _user(self, scope: Scope) -> str | None:
         """The user of a request; None if nobody has logged in."""
@@ -220,20 +226,17 @@ class PageGuard:
     def _has_place(self, visitor: str, function: Any) -> bool:
         """Whether a further event of this visitor leaves as many places free as the visitor has.
 
-        These are the places of the queue, and those of the function if its concurrency is limited.
+        These are the places for events, and, if the visitor has an event of the same function, those of the function.
         """
-        if not function.queue:
-            return True
         queue = self.blocks._queue  # noqa: SLF001
-        events = [event for event in [*queue.event_ids_to_events.values()] if not event.closed]
-        same = [event for event in events if event.fn is function]
-
-        def leaves_enough(some: Sequence[Any], most: int) -> bool:
-            mine = (event.username or address_group(getattr(event.request.client, "host", "")) for event in some)
-            return sum(visitor == one for one in mine) + len(some) < most
-
-        most = function.concurrency_limit
-        return leaves_enough(events, queue.max_size) and (not isinstance(most, int) or leaves_enough(same, most))
+        noted = [event for event in [*queue.event_ids_to_events.values()] if not event.closed]
+        events = [*self._joining, *((_visitor_of(event), event.fn) for event in noted)]
+        mine = [one for one in events if one[0] == visitor]
+        if len(mine) + len(events) >= queue.max_size:
+            return False
+        same, most = [one for one in events if one[1] is function], function.concurrency_limit
+        mine = [one for one in same if one[0] == visitor]
+        return not mine or not isinstance(most, int) or len(mine) + len(same) < most
 
     def _use_session(self, visitor: str, session: str) -> None:
         """Note the use of a session, and delete the values of another one if there are too many."""
@@ -259,12 +262,11 @@ class PageGuard:
         if not isinstance(session, str) or _SESSION.fullmatch(session) is None or type(index) is not int:
             return None
         function = self.blocks.fns.get(index)
+        if function is None or not isinstance(values, list) or len(values) != len(function.inputs):
+            return None
         options = ("batched", "simple_format", "event_id", "oauth_token")
-        fits = (
-            function is not None and isinstance(values, list) and len(values) == len(function.inputs)
-            and not any(body.get(name) for name in options) and self._is_plain(body)
-        )  # fmt: skip
-        return body if fits else None
+        fits = not any(body.get(name) for name in options) and self._is_plain(body)
+        return body if fits and all(map(_fits, function.inputs, values)) else None
 
     def _is_plain(self, value: Any) -> bool:
         """Whether all texts can be encoded, and all files are uploads or examples."""
@@ -274,8 +276,9 @@ class PageGuard:
             return all(map(self._is_plain, value))
         if not isinstance(value, dict):
             return True
-        path = value.get("path")
-        return (path is None or self._is_known_file(path)) and all(map(self._is_plain, (*value, *value.values())))
+        if "path" in value and (value.get("meta") != _FILE or not self._is_known_file(value["path"])):
+            return False
+        return all(map(self._is_plain, (*value, *value.values())))
 
     def _is_known_file(self, path: Any) -> bool:
         from gradio.utils import is_static_file
@@ -299,9 +302,17 @@ class PageGuard:
         except ValueError:  # such as for a part of an IPv6 address
             return False
 
-    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _join(self, call: tuple[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a call on that becomes an event. It counts at once: Gradio notes it some steps later."""
+        self._joining.append(call)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._joining.remove(call)
+
+    async def _run(self, call: tuple[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a call on that does not use Gradio's queue, in turn."""
-        ticket = self._runs.enter(Flow(self._visitor(scope)))
+        ticket = self._runs.enter(Flow(call[0]))
         try:
             await asyncio.wrap_future(ticket.place)
             await self.app(scope, receive, send)
@@ -310,38 +321,53 @@ class PageGuard:
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send, length: int) -> None:
         """Pass an upload on, within the quota and the share of the visitor. What has not arrived does not count."""
-        visitor, size, room = self._visitor(scope), 0, 0
+        visitor, size, room, counted = self._visitor(scope), 0, 0, 0
 
-        async def counted() -> Message:
-            nonlocal size, room
+        async def counting_receive() -> Message:
+            nonlocal size, room, counted
             message = await receive()
             size += len(message.get("body", b""))
             while size > room:
                 step = max(min(_STEP, length - room), size - room)
-                self._count(visitor, max(step, _BLOCK))
-                room, self._arriving = room + step, self._arriving + step
+                try:
+                    self._uploaded.take(visitor, max(step, _BLOCK))
+                except APIError:
+                    raise self._no_room() from None
+                counted, room, self._arriving = counted + max(step, _BLOCK), room + step, self._arriving + step
                 if not await asyncio.to_thread(shrink, self.uploads, self.quota - self._arriving):
                     raise self._no_room()
             return message
 
         try:
-            await self.app(scope, counted, send)
+            await self.app(scope, counting_receive, send)
         finally:
             self._arriving -= room
-
-    def _count(self, visitor: str, size: int) -> None:
-        """Count bytes of an upload until it may be removed. HTTPException if the visitor has no room for them."""
-        try:
-            self._uploaded.take(visitor, size)
-        except APIError:
-            raise self._no_room() from None
-        asyncio.get_running_loop().call_later(YOUNG_SECONDS, self._uploaded.give_back, visitor, size)
+            arrived = min(max(size, _BLOCK), counted)
+            self._uploaded.give_back(visitor, counted - arrived)
+            asyncio.get_running_loop().call_later(YOUNG_SECONDS, self._uploaded.give_back, visitor, arrived)
 
     def _no_room(self) -> HTTPException:
         return HTTPException(
             503, f"the uploads of all visitors together are limited to {self.quota} bytes, of which each has a share; "
             "try again later", {"Retry-After": "60"},
         )  # fmt: skip
+
+
+def _fits(component: Any, value: Any) -> bool:
+    """Whether a value has the type of a component of Gradio."""
+    model = getattr(component, "data_model", None)
+    if model is None or value is None:
+        return True
+    try:
+        model.model_validate(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _visitor_of(event: Any) -> str:
+    """See `PageGuard._visitor`."""
+    return event.username or address_group(getattr(event.request.client, "host", ""))
 
 
 def _tokens(scope: Scope) -> Iterator[str]:

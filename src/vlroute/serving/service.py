@@ -423,7 +423,8 @@ class Service:
                 self.limiter.spent(options.namespace, event.answer.usage)
 
         arrived = time.perf_counter()
-        place = self._enter(options.flow or Flow(options.namespace), arrived)
+        stop = options.cancel or threading.Event()
+        place = self._enter(options.flow or Flow(options.namespace), arrived, stop=stop)
         cancel = place.cancel
         try:
             place.ticket.place.result(self.settings.deadline)
@@ -438,6 +439,11 @@ class Service:
             try:
                 conversation = self._decoding.call(decode, place.ticket.flow, self._seconds_left(arrived))
             except (TimeoutError, DecodingCancelledError):
+                if stop.is_set():
+                    record.disconnected = True
+                    record.failed(499, "client_left")
+                    self.metrics.refused(499, "client_left")
+                    return
                 raise shutting_down() if self._seconds_left(arrived) else self._late() from None
             with closing(self.router.pipeline.stream(conversation, replace(options, cancel=cancel), count)) as events:
                 for event in events:
@@ -594,21 +600,25 @@ class Service:
 
     async def follow_learner(self) -> None:
         """Use the artifact that `vlroute learn` has put in use, until cancelled."""
-        used = ""
+        used, warned, failure = "", False, ""
         while self.history is not None:
             try:
                 latest = await asyncio.to_thread(self.history.latest)
                 if latest is not None and latest.artifact != used:
-                    if not used:
+                    if not warned:
                         await asyncio.to_thread(self._warn_of_another_artifact, self.history, latest)
-                    used = latest.artifact  # not read again if it cannot be used
-                    await asyncio.to_thread(self.router.use, used)
+                        warned = True
+                    await asyncio.to_thread(self.router.use, latest.artifact)
+                    used = latest.artifact
                     log.info("the router artifact %s (%s) is in use", used, latest.fingerprint)
-            except VLRouteError as error:
-                log.error(
-                    "the learned router artifact cannot be used: %s. If the artifacts are in another folder on this "
-                    "machine, pass --learned-folder", error,
-                )  # fmt: skip
+                failure = ""
+            except VLRouteError as error:  # tried again: the store may come back, and the files may arrive later
+                if str(error) != failure:
+                    failure = str(error)
+                    log.error(
+                        "the learned router artifact cannot be used: %s. If the artifacts are in another folder on "
+                        "this machine, pass --learned-folder", error,
+                    )  # fmt: skip
             await asyncio.sleep(FOLLOW_SECONDS)
 
     def _warn_of_another_artifact(self, history: LearningHistory, latest: LearningEvent) -> None:
@@ -663,11 +673,11 @@ class Service:
             raise
         return place
 
-    def _enter(self, flow: Flow, arrived: float, count: int = 1) -> _Place:
+    def _enter(self, flow: Flow, arrived: float, count: int = 1, stop: threading.Event | None = None) -> _Place:
         self.begin()  # the start-up of a mounted application is not run
         with self._lock:
             self._check_ready()
-            place = _Place(self._queue.enter(flow, count), arrived, self._pixels)
+            place = _Place(self._queue.enter(flow, count), arrived, self._pixels, stop)
             self._admitted[place.cancel] = count
         return place
 
@@ -800,15 +810,17 @@ class _Place:
         ticket: Its place in the queue.
         arrived: `time.perf_counter()` when it arrived.
         pixels: The pixels of the process.
+        stop: Ends the decoding of its pictures and videos when set.
 
     Attributes:
         cancel: Ends its work early.
         media: Its pictures and videos.
     """
 
-    def __init__(self, ticket: Ticket, arrived: float, pixels: PixelPool) -> None:
+    def __init__(self, ticket: Ticket, arrived: float, pixels: PixelPool, stop: threading.Event | None = None) -> None:
         self.ticket, self.arrived, self.cancel = ticket, arrived, threading.Event()
-        self.media = MediaBudget(pixels, ticket.flow.name, self.cancel.is_set)
+        ends = [one for one in (self.cancel, stop) if one is not None]
+        self.media = MediaBudget(pixels, ticket.flow.name, lambda: any(one.is_set() for one in ends))
 
 
 class _InContext(Executor):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio_client import utils as client_utils
 
 from vlroute.inputs.media import load_picture
 from vlroute.inputs.messages import Conversation, parse
@@ -96,13 +97,24 @@ COLUMNS = ("prompt", "image", *ADDED)
 WIDTHS: list[str | int] = [210, 130, 100, 200, 80, 105, 210]
 
 
+class _Files(gr.File):
+    """Uploaded files by their paths. Gradio's component would add an empty temporary file for each at every call."""
+
+    is_template = True  # for the browser, it is a gr.File
+
+    def _process_single_file(self, f: Any) -> Any:
+        if not client_utils.is_valid_file(f.path, self.file_types or []):
+            raise gr.Error(f"expected a file of one of the types {self.file_types}")
+        return f.path
+
+
 def add_batch(page: Page) -> None:
     """Add the tab to the current Blocks."""
     answerer = page.answerer
     state = gr.State(None, time_to_live=SESSION_SECONDS)
     page.add(gr.Markdown, lambda texts: {"value": texts.batch_start}, elem_classes="lead")
     files = page.add(
-        gr.File, lambda texts: {"label": texts.files}, file_count="multiple", file_types=["image", ".zip", *TABLES],
+        _Files, lambda texts: {"label": texts.files}, file_count="multiple", file_types=["image", ".zip", *TABLES],
         elem_id="batch-files", elem_classes=["drop"], height=150,
     )  # fmt: skip
     problem = page.problem("batch")
@@ -130,6 +142,8 @@ def add_batch(page: Page) -> None:
         interactive=False, wrap=True, visible=False, column_widths=WIDTHS, max_height=420, datatype="str", buttons=[],
     )  # fmt: skip
 
+    uploaded = gr.State((), time_to_live=SESSION_SECONDS)  # the paths
+
     def shown_mapping(session: Session, found: Table | None, mapping: Mapping) -> Drawing:
         """The choice of columns, and what it means for the table."""
         if found is None:
@@ -150,15 +164,15 @@ def add_batch(page: Page) -> None:
         mapping = found.propose() if found is not None else Mapping(None, None)
         drawn = shown_mapping(session, found, mapping)
         updates = {component: gr.update(**arguments) for component, arguments in drawn.items()}
-        return {**updates, problem: session.problem("batch")}
+        return {**updates, uploaded: tuple(paths or ()), problem: session.problem("batch")}
 
-    def remap(paths: list[str] | None, prompt: int | None, image: int | None, session: Session) -> dict[Any, Any]:
+    def remap(paths: Sequence[str], prompt: int | None, image: int | None, session: Session) -> dict[Any, Any]:
         text = ""
         with Caught(session, "batch"):
             text = summarize(read_table(paths), Mapping(prompt, image), session.texts) if paths else ""
         return {summary: text, problem: session.problem("batch")}
 
-    def redrawn(session: Session, paths: list[str] | None, prompt: int | None, image: int | None) -> Drawing:
+    def redrawn(session: Session, paths: Sequence[str], prompt: int | None, image: int | None) -> Drawing:
         """The choice of columns in another language. A table that cannot be read is a problem that is shown already."""
         found = None
         with suppress(PageError):
@@ -203,17 +217,17 @@ def add_batch(page: Page) -> None:
         yield {run: gr.update(visible=True), stop: gr.update(visible=False), problem: session.problem("batch")}
 
     files.change(
-        read, [files, page.session], [problem, chooser, prompt, image, summary], concurrency_limit=4,
+        read, [files, page.session], [uploaded, problem, chooser, prompt, image, summary], concurrency_limit=4,
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
     for column in (prompt, image):
-        column.input(remap, [files, prompt, image, page.session], [summary, problem], **INSTANT)
+        column.input(remap, [uploaded, prompt, image, page.session], [summary, problem], **INSTANT)
     run.click(
         answer_all, [files, prompt, image, mode, page.session, page.price],
         [state, status, table, run, stop, download, problem], **ANSWERING,
     )  # fmt: skip
     stop.click(stop_session, [state], None, **INSTANT)
-    page.redraw([files, prompt, image], [chooser, prompt, image, summary], redrawn)
+    page.redraw([uploaded, prompt, image], [chooser, prompt, image, summary], redrawn)
     page.redraw(
         [state], [status, table],
         lambda session, now: {

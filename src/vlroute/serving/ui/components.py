@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from threading import Event
@@ -249,7 +249,7 @@ def replies(
     The stream is closed when `stop` is set or this iterator is closed.
     """
     thinking, text = "", ""
-    with closing(answerer.stream_turn(prepare, options)) as events, Pace() as pace:
+    with closing(answerer.stream_turn(prepare, replace(options, cancel=stop))) as events, Pace() as pace:
         for event in events:
             if stop.is_set():
                 break
