@@ -302,8 +302,8 @@ def _privacy(found: Vocabulary) -> str:
         text = f"{counts} They come from the training records and can be read by everyone who can read this repository."
         if found.records:
             text += (
-                f" It also contains salted hashes of {found.records} training records, each of id, prompt, caption, "
-                "tokens and seconds, by which `vlroute eval` and `vlroute train --from` recognize these records."
+                f" It also contains salted hashes of {found.records} training records with measured seconds, each of "
+                "id, prompt, caption, tokens and seconds, by which `vlroute eval` and `vlroute train --from` recognize these records."
             )
         return text
     return (

@@ -799,9 +799,12 @@ def export_feedback(store: Store) -> FeedbackExport:
     """Convert feedback to records for training: the requests that have feedback on both modes.
 
     Several answers of one mode to the same request are averaged. Answers of several models to the same request make
-    several records, which name their models. These requests are not a representative sample: a
-    user asked them twice on purpose, to compare the modes or to try the other one. The seconds of the mode that
-    answered second are too short, because the vision features were cached.
+    several records, which name their models. Answers of an unknown model, which earlier versions stored, belong to the
+    only known model of the request, or make a record of their own if there are several. These requests are not a
+    representative sample: a user asked them twice on purpose, to compare the modes or to try the other one. The seconds
+    of the mode that answered second are too short, because the vision features were cached.
+
+    The id of a record is the digest of its request, followed by the model if it is known.
 
     Args:
         store: the store to read.
@@ -814,9 +817,12 @@ def export_feedback(store: Store) -> FeedbackExport:
     """
     records, one_sided = [], 0
     for request, group in groupby(store.records(), lambda one: one.request):
+        answers = list(group)
+        models = {one.model.key: one.model for one in answers if one.model}
+        unknown = next(iter(models)) if len(models) == 1 else ""  # such answers count for any model, see `counts_for`
         by_model: dict[str, list[RatedAnswer]] = {}
-        for one in group:
-            by_model.setdefault(one.model.key if one.model else "", []).append(one)
+        for one in answers:
+            by_model.setdefault(one.model.key if one.model else unknown, []).append(one)
         complete = 0
         for key, rated in by_model.items():
             by_mode = {mode: [one.outcome for one in rated if one.mode == mode] for mode in MODES}
@@ -825,12 +831,14 @@ def export_feedback(store: Store) -> FeedbackExport:
             # an answer whose mode was forced has no caption
             caption = next((one.caption for one in reversed(rated) if one.caption), None)
             instruct, thinking = (_mean(by_mode[mode]) for mode in MODES)
-            last = rated[-1]
+            last, model = rated[-1], models.get(key)
+            fingerprint = (model.fingerprint or "") if model else ""
             records.append(
                 Record(
-                    f"{request} {key[:12]}" if complete else request, last.prompt, caption, instruct, thinking,
-                    set="feedback", tools=last.tools, model=last.model.name if last.model else "",
-                    fingerprint=(last.model.fingerprint or "") if last.model else "",
+                    # the id does not depend on the other models, which later answers may add
+                    f"{request} {fingerprint[:12] or key}" if model else request,
+                    last.prompt, caption, instruct, thinking, set="feedback", tools=last.tools,
+                    model=model.name if model else "", fingerprint=fingerprint,
                 )
             )  # fmt: skip
             complete += 1

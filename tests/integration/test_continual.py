@@ -22,9 +22,10 @@ from tests.serving import KEY, served, until
 from vlroute import Policy, Router
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.errors import ArtifactError, InputError, OutputError, SettingsError
-from vlroute.learned import HISTORY, Action, LearningHistory
+from vlroute.learned import HISTORY, Action, LearningEvent, LearningHistory
 from vlroute.learning import ContinualLearner, roll_back
 from vlroute.learning.learning_step import HELD_OUT_FILE, Job, run_step
+from vlroute.serving import service
 from vlroute.serving.metrics import Metrics
 from vlroute.serving.settings import ServerSettings
 from vlroute.serving.ui.learning import steps_html
@@ -46,6 +47,11 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert ended.returncode == 0, ended.stderr
     assert "learner: swapped, 240 ratings" in ended.stdout.replace("\n", " ")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def servers_follow_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "FOLLOW_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -307,6 +313,64 @@ def test_an_artifact_of_the_caller_is_not_replaced_silently(copied: Path, learne
         assert learner.step().action == "waited"
 
 
+@pytest.mark.parametrize("better", [None, False, True, OSError("no memory")])
+def test_an_artifact_of_the_caller_during_a_step_leaves_the_store_as_it_is(
+    copied: Path, learned: Path, other: Path, better: bool | OSError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        Store(copied / "answers.db") as store,
+        Router.from_pretrained(router=learned / "first", store=store) as router,
+        ContinualLearner(router, store) as learner,
+    ):
+
+        def use_meanwhile(learner: ContinualLearner, job: Job) -> dict[str, object]:
+            router.use(other)
+            if isinstance(better, OSError):
+                raise better
+            shutil.copytree(job.used, job.out)
+            return {"better": better, "details": {}}
+
+        before = learner.history
+        monkeypatch.setattr(ContinualLearner, "_run", use_meanwhile)
+        with pytest.raises(InputError, match=r"Router\.use was called with another artifact"):
+            learner.step()
+        assert learner.history == before
+        assert router.selector.classifier is not None
+        assert router.selector.classifier.fingerprint == ComplexityClassifier.load(other).fingerprint
+
+
+def test_a_stored_step_is_returned_and_logged_if_the_caller_replaces_the_artifact_then(
+    copied: Path, learned: Path, other: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "vlroute.learning")
+    with (
+        Store(copied / "answers.db") as store,
+        Router.from_pretrained(router=learned / "first", store=store) as router,
+        ContinualLearner(router, store) as learner,
+    ):
+
+        def better(learner: ContinualLearner, job: Job) -> dict[str, object]:
+            shutil.copytree(job.base, job.out)
+            return {"better": True, "details": {}}
+
+        def add_then_use(history: LearningHistory, event: LearningEvent, **after: Any) -> LearningEvent | None:
+            added = add(history, event, **after)
+            router.use(other)
+            return added
+
+        add = LearningHistory.add
+        monkeypatch.setattr(ContinualLearner, "_run", better)
+        monkeypatch.setattr(LearningHistory, "add", add_then_use)
+        event = learner.step()
+        assert event.action == "swapped"
+        assert event == learner.history[0]
+        assert f"learner: swapped; in use: {event.artifact}" in caplog.text
+        assert router.selector.classifier is not None
+        assert router.selector.classifier.fingerprint == ComplexityClassifier.load(other).fingerprint
+        with pytest.raises(InputError, match=r"Router\.use was called with another artifact"):
+            learner.step()
+
+
 def test_ratings_of_another_model_do_not_count(tmp_path: Path) -> None:
     first, small, large = first_artifact(tmp_path / "first"), ModelIdentity("small"), ModelIdentity("large", "5a" * 32)
     with Store(tmp_path / "answers.db") as store:
@@ -317,7 +381,7 @@ def test_ratings_of_another_model_do_not_count(tmp_path: Path) -> None:
             add_answers(store, first, 12, seed=2, model=large)
             event = learner.step()
             assert (event.action, event.details["ratings"]) == ("waited", 18)
-            assert "60 ratings are of answers of another model" in "".join(event.details["cannot_learn"])
+            assert "60 ratings do not count, because another model" in "".join(event.details["cannot_learn"])
         ends = [("http://127.0.0.1:9/v1", f"small-{mode}") for mode in ("instruct", "thinking")]
         with (
             Router.from_endpoints(*ends, router=tmp_path / "first", store=store) as router,

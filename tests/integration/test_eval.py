@@ -91,7 +91,7 @@ def test_a_file_that_the_router_was_trained_on_is_not_new(folder: Path) -> None:
 
 def test_a_router_that_hides_its_training_records_is_warned_of(folder: Path) -> None:
     classifier = ComplexityClassifier.load(folder / "router")
-    classifier.card = {}
+    classifier.card, classifier.record_hashes = {}, None
     classifier.save(folder / "silent")
     shown, page, _ = evaluated(folder, "new.jsonl", "--router", "silent")
     assert "unknown whether" in shown
@@ -168,7 +168,7 @@ def test_stages_are_compared_where_records_have_evidence(collected: Path) -> Non
     assert prompt["thinking_share"] == pytest.approx(routed["share"])
     assert all(one["interval"][0] < one["above"] < one["interval"][1] for one in later)
     assert all(sum(one["shares"]) == pytest.approx(1) for one in found["stages"])
-    assert "stages, balanced, new records" in shown
+    assert "stages, balanced, perhaps new" in shown  # an artifact of an earlier version has no hashes of its records
     assert "## Stages" in page
     assert "prompt, prefill, answer" in page
 

@@ -26,7 +26,7 @@ from vlroute.inputs.messages import parse
 from vlroute.learned import LearningEvent, LearningHistory
 from vlroute.records import read_records, write_records
 from vlroute.store import ANSWERS, Store, StoreError, UnknownAnswerError, export_feedback, new_id
-from vlroute.types import MODES, ModelIdentity
+from vlroute.types import MODES, Mode, ModelIdentity
 
 RED = Image.new("RGB", (8, 8), "red")
 
@@ -333,6 +333,33 @@ def test_answers_name_their_model(where: str) -> None:
         ("Small", "5a" * 32): 0.25, ("large", ""): 0.75, ("", ""): 1.0,
     }  # fmt: skip
     assert len({one.id for one in found.records}) == 3
+
+
+def test_answers_of_an_earlier_version_are_exported_with_the_only_known_model(where: str) -> None:
+    small, large = (ModelIdentity(f"Qwen/Qwen3-VL-{size}") for size in ("2B", "8B"))  # no fingerprints: endpoints
+    with Store(where) as store:
+
+        def rate(mode: Mode, model: ModelIdentity | None, correct: float) -> None:
+            store.feedback(store.record(answer(mode), asked(), model=model), correct=correct)
+
+        rate("thinking", small, 1.0)
+        rate("instruct", None, 0.0)  # its text is the last one of the record
+        found = export_feedback(store)
+        (record,) = found.records
+        assert found.one_sided == 0
+        assert (record.model, record.instruct.correct, record.thinking.correct) == ("Qwen/Qwen3-VL-2B", 0.0, 1.0)
+        rate("instruct", small, 0.5)
+        for mode in MODES:
+            rate(mode, large, 0.75)
+        ids = {one.model: one.id for one in export_feedback(store).records}
+        assert len(set(ids.values())) == 2
+        assert ids[small.name] == record.id  # also after another model has answered
+        rate("thinking", None, 0.25)
+        found = export_feedback(store)
+        correct = {one.model: (one.instruct.correct, one.thinking.correct) for one in found.records}
+        assert correct == {small.name: (0.5, 1.0), large.name: (0.75, 0.75), "": (0.0, 0.25)}
+        assert {one.model: one.id for one in found.records if one.model} == ids
+        assert len({one.id for one in found.records}) == 3
 
 
 def test_a_damaged_model_is_an_error_of_the_store(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ class ComplexityClassifier:
         if self.stages is not None:
             arrays |= {f"{_STAGE}{name}": array for name, array in self.stages.arrays().items()}
         if self.record_hashes is not None:
-            arrays |= {f"{_RECORDS}{f.name}": getattr(self.record_hashes, f.name) for f in fields(RecordHashes)}
+            arrays |= {f"{_RECORDS}{name}": array for name, array in self.record_hashes.as_arrays().items()}
         if self.start is not None:
             first, weights = _content(self.start.classifier)
             arrays |= {f"{_START}{name}": array for name, array in {**weights, "slope": self.start.slope}.items()}
@@ -334,7 +334,7 @@ class ComplexityClassifier:
             calibration = CalibrationSet(**stored, later=later) if stored else None
             stages = None if own is None else StageHeads.load(own, _named(arrays, _STAGE))
             hashes = _named(arrays, _RECORDS)
-            record_hashes = RecordHashes(**hashes) if hashes else None
+            record_hashes = RecordHashes.from_arrays(hashes) if hashes else None
             ModelIdentity.from_card(card.get("model"))
             return cls(encoder, heads, latency, card, calibration, stages, start, record_hashes)
         except (KeyError, TypeError, ValueError) as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,10 @@ class RecordHashes:
     """Hashes of records.
 
     Attributes:
-        salt: One number, uint64 `[1]`. Equal records of other routers have other hashes.
+        salt: One number, uint64 `[1]`. Equal records have other hashes with another salt. A router that was trained
+            from another one has the salt of the latter.
         hashes: Sorted, uint64 `[k]`, at most `MOST_HASHES`.
+        complete: Whether these are the hashes of all records.
 
     Raises:
         ValueError: An array has another type or shape.
@@ -28,27 +31,43 @@ class RecordHashes:
 
     salt: NDArray[np.uint64]
     hashes: NDArray[np.uint64]
+    complete: bool
 
     def __post_init__(self) -> None:
         if self.salt.shape != (1,) or self.hashes.ndim != 1 or {self.salt.dtype, self.hashes.dtype} != {np.dtype("u8")}:
             raise ValueError("the hashes of training records are not a salt and a list of 64-bit numbers")
 
     @classmethod
-    def of(cls, keys: Iterable[str], salt: NDArray[np.uint64]) -> RecordHashes:
+    def of(cls, keys: Iterable[str], salt: NDArray[np.uint64], *, complete: bool) -> RecordHashes:
         """Hash records.
 
         Args:
             keys: What identifies each record.
             salt: See above.
+            complete: Whether these are the keys of all records.
 
         Returns:
             The hashes.
         """
-        return cls(salt, np.unique(_hashes(keys, salt))[:MOST_HASHES])
+        return cls._limited(salt, np.unique(_hashes(keys, salt)), complete)
+
+    @classmethod
+    def _limited(cls, salt: NDArray[np.uint64], hashes: NDArray[np.uint64], complete: bool) -> RecordHashes:
+        return cls(salt, hashes[:MOST_HASHES], complete and len(hashes) <= MOST_HASHES)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> RecordHashes:
+        """The inverse of `as_arrays`. Raises KeyError or ValueError."""
+        complete = arrays.get("complete")
+        return cls(arrays["salt"], arrays["hashes"], complete is not None and bool(complete.all()))
+
+    def as_arrays(self) -> dict[str, NDArray[np.uint64]]:
+        """The arrays of a router artifact."""
+        return {"salt": self.salt, "hashes": self.hashes, "complete": np.asarray([self.complete], np.uint64)}
 
     def and_those_of(self, other: RecordHashes) -> RecordHashes:
         """Return the hashes of both. `other` must have the same salt."""
-        return RecordHashes(self.salt, np.union1d(self.hashes, other.hashes)[:MOST_HASHES])
+        return self._limited(self.salt, np.union1d(self.hashes, other.hashes), self.complete and other.complete)
 
     def contain(self, keys: Iterable[str]) -> NDArray[np.bool_]:
         """Tell which records are among these.
@@ -57,14 +76,9 @@ class RecordHashes:
             keys: What identifies each record, `[n]`.
 
         Returns:
-            Whether each is, `[n]`. Of more than `MOST_HASHES` records, only the sample is recognized.
+            Whether each is, `[n]`. If the hashes are not complete, some records are not recognized.
         """
         return np.isin(_hashes(keys, self.salt), self.hashes)
-
-    @property
-    def complete(self) -> bool:
-        """Whether these are the hashes of all records."""
-        return len(self.hashes) < MOST_HASHES
 
 
 def _hashes(keys: Iterable[str], salt: NDArray[np.uint64]) -> NDArray[np.uint64]:

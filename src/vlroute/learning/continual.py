@@ -167,23 +167,31 @@ class ContinualLearner:
         )
 
     def _follow(self) -> LearningEvent:
-        """Let the router use the artifact in use, which another process may have rolled back; returns its event."""
+        """Let the router use the artifact in use, which another process may have rolled back; returns its event.
+
+        An artifact that the caller has put in the router stays, see `_refuse_replaced`.
+        """
         latest, router = self._latest(), self._router
         if not Path(latest.artifact).is_dir():
             raise ArtifactError(
                 f"the artifact in use is not there: {latest.artifact}. If the artifacts were moved, pass their folder "
                 "as folder= or --folder; if they are lost, begin again with restart=True or --restart"
             )
-        if router is not None:
-            if (now := _fingerprint(router)) not in (self._in_router, latest.fingerprint):
-                raise InputError(
-                    f"Router.use was called with another artifact ({now}) than the learner has put in use "
-                    f"({latest.fingerprint}): to go on with the latter, call router.use(learner.in_use); to go on with "
-                    "the former, close this learner and create one with restart=True"
-                )
-            if now != latest.fingerprint:
-                self._use(latest)
+        if router is not None and _fingerprint(router) == self._in_router != latest.fingerprint:
+            self._use(latest)
         return latest
+
+    def _refuse_replaced(self, latest: LearningEvent) -> None:
+        """Raise an InputError if the caller has put another artifact in the router than the one of `latest`."""
+        if self._router is not None and (now := _fingerprint(self._router)) not in (
+            self._in_router,
+            latest.fingerprint,
+        ):
+            raise InputError(
+                f"Router.use was called with another artifact ({now}) than the learner has put in use "
+                f"({latest.fingerprint}): to go on with the latter, call router.use(learner.in_use); to go on with "
+                "the former, close this learner and create one with restart=True"
+            )
 
     def _use(self, event: LearningEvent) -> None:
         """Let the router use the artifact of an event."""
@@ -217,14 +225,15 @@ class ContinualLearner:
             What was done: "waited", "kept", "swapped" or "failed".
 
         Raises:
-            InputError: The learner was closed, perhaps during the step, which then has changed nothing. Or the router
-                got another artifact from `Router.use`.
+            InputError: The learner was closed, or the router got another artifact from `Router.use`, perhaps during the
+                step, which then has changed nothing.
             ArtifactError: The artifact in use is not there.
             StoreError: The store cannot be used.
         """
         with self._stepping:
             self._check_open()
             before = self._follow()
+            self._refuse_replaced(before)
             used, base = Path(before.artifact), self._base_of(before)
             out = self.folder / f"{_prefix(base)}{_number()}"
             rule = None if self._router is None else asdict(Rule.of(self._router.selector.policy))
@@ -246,10 +255,12 @@ class ContinualLearner:
             except (VLRouteError, OSError) as error:
                 return self._add("failed", {**details, "error": str(error)})
             swapped = LearningEvent("swapped", str(out), fingerprint, details)
+            self._refuse_replaced(before)  # the training took minutes
             if (added := self._history.add(swapped, after=before)) is None:
                 return self._add("kept", {**details, "error": "the artifact in use was rolled back meanwhile"})
+            _logged(added)
             self._follow()
-            return _logged(added)
+            return added
 
     def _base_of(self, event: LearningEvent) -> LearningEvent:
         """The event with which the learning of an artifact began."""
@@ -307,10 +318,12 @@ class ContinualLearner:
         added = None
         while added is None:
             latest = self._latest()
+            self._refuse_replaced(latest)
             event = LearningEvent(action, latest.artifact, latest.fingerprint, details)
             added = self._history.add(event, after=latest)
+        _logged(added)
         self._follow()
-        return _logged(added)
+        return added
 
     def _remove_unused(self) -> None:
         """Remove the candidates that a killed learner has left."""

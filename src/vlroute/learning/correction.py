@@ -117,9 +117,10 @@ class Correction:
         bias[:2] += VARIANCE * dual.sum(axis=0).astype(np.float32)
         embedded = heads.embedded + added[width:].astype(np.float32)
         base = self.base
+        known = None if base.record_hashes is None else replace(base.record_hashes, complete=False)  # without ratings
         return ComplexityClassifier(
             base.encoder, replace(heads, weights=weights, bias=bias, embedded=embedded), base.latency, base.card,
-            base.calibration, base.stages, base.start, base.record_hashes,
+            base.calibration, base.stages, base.start, known,
         )  # fmt: skip
 
 

@@ -599,7 +599,10 @@ _SOME_NOT_NEW = (
     "not all records are new. The router was trained on {} of these {} records, such as {!r}, so its figures are too "
     "good; give records that it has not seen, or read the out-of-fold figures in the report.md of the router"
 )
-_UNKNOWN = "the router does not say what it was trained on, so it is unknown whether these records are new to it"
+_UNKNOWN = (
+    "the router does not recognize all records that it was trained on, so it is unknown whether all of these records "
+    "are new to it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -775,14 +778,15 @@ def _warnings(files: Mapping[str, str], classifier: ComplexityClassifier, record
     try:
         seen = {one["sha256"] for one in classifier.card["provenance"]["data"]}
     except (KeyError, TypeError):
-        seen = None
-    if found := [_NOT_NEW.format(name) for name, digest in files.items() if digest in (seen or ())]:
+        seen = set()
+    if found := [_NOT_NEW.format(name) for name, digest in files.items() if digest in seen]:
         return found
+    hashes = classifier.record_hashes
+    complete = hashes is not None and hashes.complete
     if some := seen_records(classifier, records):
-        hashes = classifier.record_hashes
-        least = "" if hashes is None or hashes.complete else "at least "
+        least = "" if complete else "at least "
         return [_SOME_NOT_NEW.format(f"{least}{len(some)}", len(records), some[0].id)]
-    return [_UNKNOWN] if seen is None else []
+    return [] if complete else [_UNKNOWN]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,38 +18,42 @@ def hash_training_records(
 ) -> RecordHashes:
     """Hash the records that a router was trained on, for its artifact.
 
+    Records without measured seconds have no hash, see `_key`.
+
     Args:
         classifier: The router. Its weights give the salt, so that equal trainings write equal artifacts.
         records: Its records.
-        before: The router from which its training started. Its records are included.
+        before: The router from which its training started. Its records are included, as far as it has their hashes.
 
     Returns:
-        The hashes.
+        The hashes. They are complete if those of `before` are, and all records have a hash.
     """
+    keys = [key for key in map(_key, records) if key is not None]
+    complete = len(keys) == len(records)
     known = None if before is None else before.record_hashes
     if known is not None:
-        return known.and_those_of(RecordHashes.of(map(_key, records), known.salt))
+        return known.and_those_of(RecordHashes.of(keys, known.salt, complete=complete))
     salt = np.asarray([int(classifier.fingerprint, 16)], np.uint64)
-    return RecordHashes.of(map(_key, records), salt)
+    return RecordHashes.of(keys, salt, complete=complete and before is None)
 
 
 def seen_records(classifier: ComplexityClassifier, records: Sequence[Record]) -> list[Record]:
-    """Return those of `records` that a router was trained on; none if its artifact has no hashes of its records."""
+    """Return those of `records` that a router was trained on, as far as its artifact has hashes of its records."""
     if classifier.record_hashes is None:
         return []
-    known = classifier.record_hashes.contain(map(_key, records))
-    return [record for record, seen in zip(records, known.tolist(), strict=True) if seen]
+    keyed = [(record, key) for record in records if (key := _key(record)) is not None]
+    known = classifier.record_hashes.contain(key for _, key in keyed)
+    return [record for (record, _), seen in zip(keyed, known.tolist(), strict=True) if seen]
 
 
-def _key(record: Record) -> str:
-    """What identifies a record, also after it was graded again.
+def _key(record: Record) -> str | None:
+    """What identifies a record, also after it was graded again; None if no mode has measured seconds.
 
     Ids and texts can be the same in different files with numbered rows and questions from a template; measured seconds
     are not. Besides, nobody can guess them, so that the hash of a record does not tell whether a text was in it.
     """
-    measured = [
-        [outcome.tokens, None if outcome.seconds is None else float(outcome.seconds)]
-        for mode in MODES
-        for outcome in outcomes([record], mode)
-    ]
+    found = [outcome for mode in MODES for outcome in outcomes([record], mode)]
+    if all(one.seconds is None for one in found):
+        return None
+    measured = [[one.tokens, None if one.seconds is None else float(one.seconds)] for one in found]
     return json.dumps([record.id, record.prompt, record.caption, measured])

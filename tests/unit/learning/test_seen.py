@@ -17,14 +17,19 @@ from vlroute.decision.artifact import read_artifact, write_artifact
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.record_hashes import RecordHashes
 from vlroute.errors import ArtifactError, InputError
-from vlroute.learning import evaluate_router, train_router
-from vlroute.learning.correction import extended
+from vlroute.learning import Assessment, evaluate_router, train_router
+from vlroute.learning.correction import Correction, extended
+from vlroute.learning.ratings import AskedRequest, Rating
 from vlroute.learning.seen import seen_records
 from vlroute.model_card import model_card
-from vlroute.records import Record
+from vlroute.records import Outcome, Record
 
 SALT = np.asarray([7], np.uint64)
 QUIET = Console(quiet=True)
+UNKNOWN = (
+    "the router does not recognize all records that it was trained on, so it is unknown whether all of these records "
+    "are new to it"
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,8 @@ def test_a_training_from_a_router_refuses_its_records_in_a_file_that_has_grown(
         train(folder, "grown", records[59:], folder / "router")
     second = train(folder, "second", records[60:], folder / "router")
     assert len(seen_records(second, records)) == 120  # those of both trainings
+    assert second.record_hashes is not None
+    assert second.record_hashes.complete
 
 
 def test_an_evaluation_warns_of_some_records_that_are_not_new(folder: Path, records: list[Record]) -> None:
@@ -103,6 +110,46 @@ def test_artifacts_of_earlier_versions_recognize_whole_files_only(
     assert seen_records(router, records) == []
     with pytest.raises(InputError, match=r"was trained on router\.jsonl"):
         train(folder, "router", records[:60], tmp_path)
+    second = train(folder, "new", records[60:], tmp_path)
+    assert len(seen_records(second, records)) == 60
+    found = assess(folder, "mixed", records[:61], folder / "new")
+    assert found.warnings[0].startswith("not all records are new. The router was trained on at least 1 of these 61")
+    found = assess(folder, "first", records[:60], folder / "new")
+    assert (found.kind, found.warnings) == ("perhaps new", [UNKNOWN])
+
+
+def test_records_without_seconds_have_no_hash(records: list[Record], tmp_path: Path) -> None:
+    """Others could guess them, and rows of different files can be equal."""
+    untimed = [replace(one, instruct=untimed_outcome(one.instruct), thinking=untimed_outcome(one.thinking))
+               for one in records[:60]]  # fmt: skip
+    half = [replace(one, instruct=untimed_outcome(one.instruct)) for one in records[60:]]
+    router = train(tmp_path, "router", untimed + half)
+    assert router.record_hashes is not None
+    assert len(router.record_hashes.hashes) == 60
+    assert seen_records(router, untimed + half) == half
+    (warning,) = assess(tmp_path, "again", (untimed + half)[59:61], tmp_path / "router").warnings
+    assert "trained on at least 1 of these 2 records" in warning
+    assert assess(tmp_path, "untimed", untimed, tmp_path / "router").kind == "perhaps new"
+    train(tmp_path, "others", untimed[:30] + records[60:], tmp_path / "router")  # equal rows may be new
+
+
+def test_what_was_learned_from_ratings_is_unknown(folder: Path, records: list[Record]) -> None:
+    base = ComplexityClassifier.load(folder / "router")
+    asked = AskedRequest("a", records[60].prompt, None, "", 1.0, 0.0)
+    correction = Correction.of(base, [Rating("a", asked, "thinking", 1.0, 1.0, 0.5, True)], 0.0)
+    learned = correction.apply(correction.fit()[0])
+    assert len(seen_records(learned, records)) == 60
+    assert learned.record_hashes is not None
+    assert not learned.record_hashes.complete
+
+
+def untimed_outcome(outcome: Outcome) -> Outcome:
+    return replace(outcome, seconds=None, prefill_seconds=None)
+
+
+def assess(where: Path, name: str, records: list[Record], router: Path) -> Assessment:
+    write_records(where / f"{name}.jsonl", records)
+    return evaluate_router([where / f"{name}.jsonl"], router, 0.1, console=QUIET)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((2, 2), np.uint64), np.zeros(3, np.int64)])
@@ -127,14 +174,15 @@ def test_equal_trainings_have_equal_hashes_and_texts_are_not_stored(folder: Path
 def test_of_many_records_a_sample_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_hashes, "MOST_HASHES", 100)
     keys = [json.dumps(number) for number in range(1000)]
-    sample = RecordHashes.of(keys, SALT)
+    sample = RecordHashes.of(keys, SALT, complete=True)
     assert len(sample.hashes) == 100
     assert not sample.complete
     assert sample.contain(keys).sum() == 100
     assert 20 < sample.contain(keys[:500]).sum() < 80
     assert not sample.contain([f"{key} " for key in keys]).any()
-    more = sample.and_those_of(RecordHashes.of([f"{key} " for key in keys], SALT))
+    more = sample.and_those_of(RecordHashes.of([f"{key} " for key in keys], SALT, complete=True))
     assert len(more.hashes) == 100
     assert 20 < np.isin(sample.hashes, more.hashes).sum() < 80
-    assert RecordHashes.of(keys[:9], SALT).complete
-    assert not RecordHashes.of([], SALT).contain(keys).any()
+    assert not more.complete
+    assert RecordHashes.of(keys[:100], SALT, complete=True).complete
+    assert not RecordHashes.of([], SALT, complete=True).contain(keys).any()
