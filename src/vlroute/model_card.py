@@ -303,7 +303,8 @@ def _privacy(found: Vocabulary) -> str:
         if found.records:
             text += (
                 f" It also contains salted hashes of {found.records} training records with measured seconds, each of "
-                "id, prompt, caption, tokens and seconds, by which `vlroute eval` and `vlroute train --from` recognize these records."
+                "id, prompt, caption, tokens and seconds, by which `vlroute eval` and `vlroute train --from` recognize "
+                "these records."
             )
         return text
     return (
