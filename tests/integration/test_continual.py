@@ -369,6 +369,12 @@ def test_a_stored_step_is_returned_and_logged_if_the_caller_replaces_the_artifac
         assert router.selector.classifier.fingerprint == ComplexityClassifier.load(other).fingerprint
         with pytest.raises(InputError, match=r"Router\.use was called with another artifact"):
             learner.step()
+        monkeypatch.undo()
+        router.use(learner.in_use)
+        assert learner.step().action in ("kept", "waited")
+        event = roll_back(store)  # by another process
+        assert learner.step().action == "waited"
+        assert router.selector.classifier.fingerprint == event.fingerprint
 
 
 def test_ratings_of_another_model_do_not_count(tmp_path: Path) -> None:

@@ -177,8 +177,12 @@ class ContinualLearner:
                 f"the artifact in use is not there: {latest.artifact}. If the artifacts were moved, pass their folder "
                 "as folder= or --folder; if they are lost, begin again with restart=True or --restart"
             )
-        if router is not None and _fingerprint(router) == self._in_router != latest.fingerprint:
-            self._use(latest)
+        if router is not None:
+            now = _fingerprint(router)
+            if now == latest.fingerprint:
+                self._in_router = now  # the caller may have put it there
+            elif now == self._in_router:
+                self._use(latest)
         return latest
 
     def _refuse_replaced(self, latest: LearningEvent) -> None:
