@@ -486,3 +486,14 @@ def test_many_log_ins_with_one_key_end_no_session_of_another(monkeypatch: pytest
         kept, *mine = logged_in(other), *(logged_in(KEY) for _ in range(5))
         assert kept.get("/config").status_code == 200
         assert [one.get("/config").status_code for one in mine] == [401, 401, 200, 200, 200]
+
+
+def test_files_in_a_call_leave_no_files_behind(http: httpx.Client, page: Served) -> None:
+    """Gradio's component added an empty temporary file for each, which was never removed."""
+    (path,) = http.post(UPLOAD, files=FILE).json()
+    blocks = {id(one): one for function in guard_of(page).blocks.fns.values() for one in function.inputs}
+    (files, *others) = [one for one in blocks.values() if isinstance(one, gr.File)]
+    before = {*guard_of(page).uploads.rglob("*")}
+    for one in (files, *others):
+        assert one.preprocess(one.data_model.model_validate([{"path": path}] * 3)) == [path] * 3
+    assert {*guard_of(page).uploads.rglob("*")} == before

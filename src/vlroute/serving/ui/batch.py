@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from html import escape
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio_client import utils as client_utils
 
 from vlroute.inputs.media import load_picture
 from vlroute.inputs.messages import Conversation, parse
@@ -97,26 +97,17 @@ COLUMNS = ("prompt", "image", *ADDED)
 WIDTHS: list[str | int] = [210, 130, 100, 200, 80, 105, 210]
 
 
-class _Files(gr.File):
-    """Uploaded files by their paths. Gradio's component would add an empty temporary file for each at every call."""
-
-    is_template = True  # for the browser, it is a gr.File
-
-    def _process_single_file(self, f: Any) -> Any:
-        if not client_utils.is_valid_file(f.path, self.file_types or []):
-            raise gr.Error(f"expected a file of one of the types {self.file_types}")
-        return f.path
-
-
 def add_batch(page: Page) -> None:
     """Add the tab to the current Blocks."""
     answerer = page.answerer
     state = gr.State(None, time_to_live=SESSION_SECONDS)
     page.add(gr.Markdown, lambda texts: {"value": texts.batch_start}, elem_classes="lead")
     files = page.add(
-        _Files, lambda texts: {"label": texts.files}, file_count="multiple", file_types=["image", ".zip", *TABLES],
+        gr.File, lambda texts: {"label": texts.files}, file_count="multiple", file_types=["image", ".zip", *TABLES],
         elem_id="batch-files", elem_classes=["drop"], height=150,
     )  # fmt: skip
+    # Gradio would add an empty temporary file for each uploaded one at every call. `read_table` checks the types
+    vars(files)["_process_single_file"] = attrgetter("path")
     problem = page.problem("batch")
     with gr.Row(visible=False, elem_classes="mapping") as chooser:
         prompt = page.add(
