@@ -248,7 +248,7 @@ def test_chosen_rows_are_listed_without_loading_a_model(tmp_path: Path) -> None:
     assert "must end in .jsonl" in output
     code, output = cli(*arguments, "--answers", tmp_path / "a.jsonl")
     assert code != 0
-    assert "nothing for --answers" in output
+    assert "--answers has no effect" in output
     _, records = draw_records(60)
     write_records(tmp_path / "r.jsonl", records)
     done = command(*arguments, "--width", "1", cwd=tmp_path)
