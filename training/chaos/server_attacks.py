@@ -355,7 +355,7 @@ ATTACKS = (
     ),
     Attack(
         "the page: 16 × 12 megapixels of one small file in 8 sessions", "at most +150 MiB; `/health` p95 ≤ 100 ms",
-        _page_sessions, shares=True,
+        _page_sessions,
     ),
     Attack(
         "the page: 4 batches of 1,000 rows of one visitor", "another visitor: answered within 2 s", _page_batches,
