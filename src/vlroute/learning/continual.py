@@ -167,7 +167,7 @@ class ContinualLearner:
         )
 
     def _follow(self) -> LearningEvent:
-        """Let the router use the artifact in use, which another process may have rolled back; returns its event.
+        """Put the artifact of the history into the router: another process may have rolled back. Returns its event.
 
         An artifact that the caller has put in the router stays, see `_refuse_replaced`.
         """
@@ -272,7 +272,7 @@ class ContinualLearner:
         return next(one for one in self._history.events(None, "started") if Path(one.artifact).name == name)
 
     def _seen(self) -> int:
-        """Number of ratings in the store at the last candidate since learning began."""
+        """Number of ratings that the store had when this learning tried its last candidate."""
         last = self._history.events(1, "started", "kept", "swapped")
         return int(last[0].details.get("given", 0))
 

@@ -869,7 +869,7 @@ def read_oof(path: str | Path, records: Sequence[Record], *, skipped: Skipped | 
 
 
 def _prediction(row: Any) -> tuple[str, tuple[float, float], tuple[int | None, Together | None]]:
-    """Id, probabilities, and number of folds with what shared a fold."""
+    """The id, the probabilities, and how the folds were made: their number, and what shared a fold."""
     if not isinstance(row, dict) or not isinstance(row.get("id"), str):
         raise InputError("expected a JSON object with a string 'id'")
     for name in ("p_instruct", "p_thinking"):

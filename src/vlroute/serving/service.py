@@ -39,7 +39,7 @@ from vlroute.inputs.messages import Conversation
 from vlroute.inputs.tools import Tools
 from vlroute.lazy_model import PREPARING_THREADS
 from vlroute.learned import LearningEvent, LearningHistory
-from vlroute.pipeline import RequestOptions
+from vlroute.pipeline import EitherEvent, RequestOptions
 from vlroute.router import Router
 from vlroute.serving.admission import FairQueue, FairThreads, Ticket
 from vlroute.serving.choices import ChoiceEvent, Choices, Item, joined, without_prompt
@@ -393,9 +393,7 @@ class Service:
                     self.limiter.leave(key)
         except GeneratorExit:
             if record.answer is None:
-                record.disconnected = True
-                record.failed(499, "client_left")
-                self.metrics.refused(499, "client_left")
+                self._note_left(record)
             raise
         except Exception as error:
             known = known_error(error)
@@ -404,6 +402,12 @@ class Service:
             raise
         finally:
             record.end()
+
+    def _note_left(self, record: RequestRecord) -> None:
+        """Note that a visitor left, or stopped the answer, before it was finished."""
+        record.disconnected = True
+        record.failed(499, "client_left")
+        self.metrics.refused(499, "client_left")
 
     def _visitor_key(self, namespace: str) -> APIKey | None:
         """The key of a visitor of the page; None if the server has no keys. APIError 401 if it was removed."""
@@ -440,9 +444,7 @@ class Service:
                 conversation = self._decoding.call(decode, place.ticket.flow, self._seconds_left(arrived))
             except (TimeoutError, DecodingCancelledError):
                 if stop.is_set():
-                    record.disconnected = True
-                    record.failed(499, "client_left")
-                    self.metrics.refused(499, "client_left")
+                    self._note_left(record)
                     return
                 raise shutting_down() if self._seconds_left(arrived) else self._late() from None
             with closing(self.router.pipeline.stream(conversation, replace(options, cancel=cancel), count)) as events:
@@ -819,8 +821,7 @@ class _Place:
 
     def __init__(self, ticket: Ticket, arrived: float, pixels: PixelPool, stop: threading.Event | None = None) -> None:
         self.ticket, self.arrived, self.cancel = ticket, arrived, threading.Event()
-        ends = [one for one in (self.cancel, stop) if one is not None]
-        self.media = MediaBudget(pixels, ticket.flow.name, lambda: any(one.is_set() for one in ends))
+        self.media = MediaBudget(pixels, ticket.flow.name, EitherEvent(self.cancel, stop).is_set)
 
 
 class _InContext(Executor):
