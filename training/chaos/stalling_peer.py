@@ -13,6 +13,8 @@ Fault = Literal["none", "silent", "stops", "slow", "closes"]
 HEAD = 900
 #: Seconds between two bytes of a slow response.
 SLOW_SECONDS = 0.02
+#: Seconds after which the proxy looks again whether the fault has ended.
+HELD_SECONDS = 0.1
 
 
 class StallingPeer:
@@ -57,21 +59,28 @@ class StallingPeer:
         sent = 0
         with suppress(OSError):
             while data := await upstream.read(2**12):
-                if self.fault == "slow":
-                    for byte in data:
-                        writer.write(bytes([byte]))
-                        await writer.drain()
-                        await asyncio.sleep(SLOW_SECONDS if self.fault == "slow" else 0)
-                    continue
-                if self.fault != "none":
-                    data = b"" if self.fault == "silent" else data[: max(HEAD - sent, 0)]
-                writer.write(data)
-                await writer.drain()
-                sent += len(data)
-                if self.fault == "closes" and sent >= HEAD:
-                    return
-                while self.fault in ("silent", "stops") and sent >= (HEAD if self.fault == "stops" else 0):
-                    await asyncio.sleep(0.1)  # the client has to end the connection
+                # What a fault holds back is sent when the fault ends: a network delays bytes, but leaves none out.
+                while data:
+                    if self.fault == "closes" and sent >= HEAD:
+                        return
+                    passing = data[: self._allowed(len(data), sent)]
+                    writer.write(passing)
+                    await writer.drain()
+                    sent, data = sent + len(passing), data[len(passing) :]
+                    if data:
+                        await asyncio.sleep(SLOW_SECONDS if self.fault == "slow" else HELD_SECONDS)
+
+    def _allowed(self, length: int, sent: int) -> int:
+        """How many of so many bytes may pass now, after those that were sent."""
+        match self.fault:
+            case "none":
+                return length
+            case "silent":
+                return 0
+            case "slow":
+                return 1
+            case "stops" | "closes":
+                return max(HEAD - sent, 0)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
