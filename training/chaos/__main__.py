@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TimeElapsedColumn
 
 from training.chaos import (
     bodies,
@@ -100,7 +100,8 @@ def main() -> None:
     kept = options.out / f"chaos.{'-'.join(chosen)}.partial"
     data = _resumed(kept, counts)
     # with a file of its own, because a cluster redirects stdout
-    with Progress(console=Console(file=sys.stdout)) as progress, kills.one_thread():
+    columns = *Progress.get_default_columns(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(file=sys.stdout)) as progress, kills.one_thread():
         for name in chosen:
             for item in SUITES[name].items:
                 task = progress.add_task(f"{name}: {item.name}", total=counts[name])

@@ -46,7 +46,7 @@ class Attack:
         run: Attacks; returns the figure, and whether the bar holds.
         options: Further options of `vlroute serve`.
         keys: Whether the server has keys.
-        shares: Whether the next such attack uses the same server, because this one leaves it as it was.
+        alone: Whether it has a server of its own, because it ends it, has other options or measures its memory.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Attack:
     run: Callable[[Target], tuple[str, bool]]
     options: tuple[str, ...] = ()
     keys: bool = True
-    shares: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +86,14 @@ def run(attack: Attack, times: int, seed: int, advance: Callable[[], object], ch
             figure, holds = attack.run(target)
         except httpx.HTTPError as error:  # an attack that makes the server unusable has a result too
             figure, holds = f"{type(error).__name__} in the attack's client", False
+    if not holds:
+        _shared.close()  # the attack may have left the server in a bad state
     advance()
     return Row(attack.name, attack.bar, figure, holds)
 
 
 class _SharedServer:
-    """The server of attacks that share one, until another attack begins."""
+    """The server of the attacks that need none of their own, until one that does begins."""
 
     def __init__(self) -> None:
         self._held, self._target = ExitStack(), cast("Target | None", None)
@@ -112,7 +114,7 @@ atexit.register(_shared.close)
 
 @contextmanager
 def _server(attack: Attack, checkout: Path | None) -> Iterator[Target]:
-    if attack.shares:
+    if not attack.alone:
         yield _shared.target(attack, checkout)
         return
     _shared.close()
@@ -302,14 +304,9 @@ ATTACKS = (
     Attack("1,100 headers, byte by byte, 20 s", _ANSWERED, _held(attacks.slow_header, count=1100, seconds=20)),
     Attack("50 bodies, byte by byte, 20 s", _ANSWERED, _held(attacks.slow_body, key=KEY, seconds=20)),
     Attack("5 clients that do not read", f"closed within 60 s; {_ANSWERED}", _slow_readers),
-    *[Attack(f"60 MiB of JSON: {kind}", _NOT_READ, _large_body(kind, KEY), shares=True) for kind in attacks.BODIES],
-    Attack("60 MiB of JSON: brackets, wrong key", _NOT_READ, _large_body("brackets", "a wrong key"), shares=True),
-    Attack("10 MiB of opening brackets", _NOT_READ, _large_body("depth", KEY), shares=True),
-    Attack("8 pictures of 64 megapixels at once", "`/health` p95 ≤ 100 ms", _pictures),
-    Attack(
-        "a video of 20,000 frames of 2,048², deadline 15 s", "ends within 17 s; `/health` p95 ≤ 100 ms", _video,
-        ("--deadline", "15"),
-    ),
+    *[Attack(f"60 MiB of JSON: {kind}", _NOT_READ, _large_body(kind, KEY)) for kind in attacks.BODIES],
+    Attack("60 MiB of JSON: brackets, wrong key", _NOT_READ, _large_body("brackets", "a wrong key")),
+    Attack("10 MiB of opening brackets", _NOT_READ, _large_body("depth", KEY)),
     *[
         Attack(f"{name}; the other key's answers have {words}", bar, run)
         for tokens, words in ((0, "one word"), (30, "30 tokens"))
@@ -319,56 +316,48 @@ ATTACKS = (
             (_EVERYTHING, f"{_OTHER}; `/health` p95 ≤ 100 ms", _everything(tokens)),
         )
     ],
-    Attack("8 connections with 13,000 requests at once", _ANSWERED, _held(costly_requests.pipelined), shares=True),
-    Attack("bodies in chunks of one byte", _ANSWERED, _held(costly_requests.tiny_chunks, key=KEY), shares=True),
-    Attack(
-        "bodies in chunks of one byte, wrong key", _ANSWERED, _held(costly_requests.tiny_chunks, key="wrong"),
-        shares=True,
-    ),
-    Attack(
-        "arguments of tools with a million brackets", _ANSWERED, _held(costly_requests.nested_json, key=KEY),
-        shares=True,
-    ),
-    Attack(
-        "decisions on 2.4 MB of reasoning", _ANSWERED, _held(costly_requests.long_reasoning, key=KEY), shares=True
-    ),
+    Attack("8 connections with 13,000 requests at once", _ANSWERED, _held(costly_requests.pipelined)),
+    Attack("bodies in chunks of one byte", _ANSWERED, _held(costly_requests.tiny_chunks, key=KEY)),
+    Attack("bodies in chunks of one byte, wrong key", _ANSWERED, _held(costly_requests.tiny_chunks, key="wrong")),
+    Attack("arguments of tools with a million brackets", _ANSWERED, _held(costly_requests.nested_json, key=KEY)),
+    Attack("decisions on 2.4 MB of reasoning", _ANSWERED, _held(costly_requests.long_reasoning, key=KEY)),
     Attack(
         "references to 300 stored responses of 1.1 MB in one request",
-        f"at most {REFERENCES_MIB} MiB at the peak; `/health` p95 ≤ 100 ms", _references, shares=True,
+        f"at most {REFERENCES_MIB} MiB at the peak; `/health` p95 ≤ 100 ms", _references,
     ),
     Attack(
         "stored pictures of 45 MiB, read and continued 16 times", _ANSWERED,
-        _held(costly_requests.stored_pictures, key=KEY), shares=True,
+        _held(costly_requests.stored_pictures, key=KEY),
     ),
     Attack(
-        "8 answers of 900 tokens with 20 log-probabilities", _ANSWERED, _held(costly_requests.large_replies, key=KEY),
-        shares=True,
+        "8 answers of 900 tokens with 20 log-probabilities", _ANSWERED, _held(costly_requests.large_replies, key=KEY)
     ),
     Attack(
         "formats and tools that take hours to compile",
-        "another key: a format within 2 s, none refused; `/health` p95 ≤ 100 ms", _formats, shares=True,
+        "another key: a format within 2 s, none refused; `/health` p95 ≤ 100 ms", _formats,
     ),
-    Attack("96 excluded words in 8 answers", "another key: p95 ≤ 2× beside plain answers", _words, shares=True),
+    Attack("96 excluded words in 8 answers", "another key: p95 ≤ 2× beside plain answers", _words),
     Attack(
         "the page: bodies of 400 MiB without a log-in", "refused, at most +150 MiB; `/health` p95 ≤ 100 ms",
-        _page_bodies, shares=True,
+        _page_bodies,
     ),
+    Attack("the page: 4 batches of 1,000 rows of one visitor", "another visitor: answered within 2 s", _page_batches),
+    Attack(
+        "the page: an upload of 2 GiB that hardly sends anything", "uploads of another visitor: accepted", _page_upload
+    ),
+    Attack("/openapi.json without a key", "status 401", _schema),
+    Attack("200 wrong keys", "at most 20 checked", _wrong_keys),
     Attack(
         "the page: 16 × 12 megapixels of one small file in 8 sessions", "at most +150 MiB; `/health` p95 ≤ 100 ms",
-        _page_sessions,
+        _page_sessions, alone=True,
     ),
+    Attack("8 pictures of 64 megapixels at once", "`/health` p95 ≤ 100 ms", _pictures, alone=True),
     Attack(
-        "the page: 4 batches of 1,000 rows of one visitor", "another visitor: answered within 2 s", _page_batches,
-        shares=True,
+        "a video of 20,000 frames of 2,048², deadline 15 s", "ends within 17 s; `/health` p95 ≤ 100 ms", _video,
+        ("--deadline", "15"), alone=True,
     ),
-    Attack(
-        "the page: an upload of 2 GiB that hardly sends anything", "uploads of another visitor: accepted", _page_upload,
-        shares=True,
-    ),
-    Attack("200 wrong keys", "at most 20 checked", _wrong_keys),
-    Attack("SIGTERM during 10 long streams", "none cut", _shutdown),
-    Attack("an upload from another site, no keys", "status 401 or 403", _foreign_upload, keys=False),
-    Attack("/openapi.json without a key", "status 401", _schema),
+    Attack("an upload from another site, no keys", "status 401 or 403", _foreign_upload, keys=False, alone=True),
+    Attack("SIGTERM during 10 long streams", "none cut", _shutdown, alone=True),
 )  # fmt: skip
 
 

@@ -96,8 +96,9 @@ class MediaBudget:
         self.check()
         if self._taken + pixels > most:
             raise LimitError(
-                f"{name}: with its {pixels} pixels, the pictures and videos of this request have over {most}, "
-                "the limit for one request; send fewer, or scale them down"
+                f"{name}: with its {pixels} pixels, the pictures and videos of this request, those of its earlier "
+                f"messages included, have over {most}, the limit for one request; send fewer, scale them down, or "
+                "begin a new conversation"
             )
         if self._pool is not None:
             self._pool.take(self._flow, pixels, self.check)
