@@ -144,7 +144,7 @@ def evaluate(
         raise InputError("expected files of records and --router, or --shadow with a store")
     with _needs("train"):
         from vlroute.decision.artifact import artifact_files
-        from vlroute.learning.evaluate import evaluate_router
+        from vlroute.learning.assessment import evaluate_router
         from vlroute.learning.report import evaluation_report, figures_table, stages_table, topics_table, ways_table
         from vlroute.sharing import router_folder
     check_price(price, policy)
@@ -153,7 +153,7 @@ def evaluate(
     console, notes = Console(), Console(stderr=True)
     target = policy or (0.1 if price is None else price)
     found = evaluate_router(records, folder, target, together=together, strict=strict, console=notes)
-    for warning in [*found.warnings, *found.notes]:
+    for warning in [*found.warnings, *found.advice, *found.notes]:
         notes.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     console.print(ways_table(found.evaluation, found.kind))
     if found.topics:

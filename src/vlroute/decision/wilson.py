@@ -28,7 +28,9 @@ def student_95(degrees: int) -> float:
     return float(z + sum(term / degrees**power for power, term in enumerate(terms, 1)))
 
 
-def wilson_interval(mean: float, variance: float, n: float, quantile: float = NORMAL_95) -> tuple[float, float]:
+def wilson_interval(
+    mean: float, variance: float, n: float, quantile: float = NORMAL_95, least: float = 0.0
+) -> tuple[float, float]:
     """Compute Wilson's score interval (1927) of a mean of values from 0 to 1, at the effective sample size.
 
     For independent values that are 0 or 1 this is the usual Wilson interval. For shares of several tries, values that
@@ -40,6 +42,9 @@ def wilson_interval(mean: float, variance: float, n: float, quantile: float = NO
         variance: Estimated variance of this mean.
         n: Number of independent values; the sample size where all values are equal and the variance says nothing.
         quantile: Quantile of the normal or t distribution, for a two-sided interval.
+        least: Lower bound of the effective sample size. A variance with further sources is not 0 near a mean of 0 or 1,
+            where mean (1 - mean) is: without a bound, the size would be less than one value there, and the interval
+            almost 0 to 1. Where the bound applies, the variance is that of the interval nevertheless.
 
     Returns:
         Lower and upper limit, within 0 and 1.
@@ -47,9 +52,10 @@ def wilson_interval(mean: float, variance: float, n: float, quantile: float = NO
     product = mean * (1 - mean)
     # a mean of 1 - 1e-16 is a rounded 1, at which the effective sample size would be next to nothing
     size = product / variance if min(variance * n, product) > 1e-12 else float(n)
+    size = max(size, least)
     squared = quantile**2 / size
     center = (mean + squared / 2) / (1 + squared)
-    half = math.sqrt(squared * (product + squared / 4)) / (1 + squared)
+    half = math.sqrt(quantile**2 * max(variance, product / size) + squared**2 / 4) / (1 + squared)
     return max(0.0, min(center - half, mean)), min(1.0, max(center + half, mean))
 
 

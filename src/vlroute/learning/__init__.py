@@ -12,6 +12,8 @@ from vlroute.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vlroute.learned import LearningEvent as LearningEvent
+    from vlroute.learning.assessment import Assessment as Assessment
+    from vlroute.learning.assessment import evaluate_router as evaluate_router
     from vlroute.learning.choose import choose_requests as choose_requests
     from vlroute.learning.collect import Collected as Collected
     from vlroute.learning.collect import collect_records as collect_records
@@ -20,11 +22,9 @@ if TYPE_CHECKING:
     from vlroute.learning.dataset import Example as Example
     from vlroute.learning.dataset import Source as Source
     from vlroute.learning.estimator import ComplexityEstimator as ComplexityEstimator
-    from vlroute.learning.evaluate import Assessment as Assessment
     from vlroute.learning.evaluate import Evaluation as Evaluation
     from vlroute.learning.evaluate import Mark as Mark
     from vlroute.learning.evaluate import TradeOff as TradeOff
-    from vlroute.learning.evaluate import evaluate_router as evaluate_router
     from vlroute.learning.evaluate import operating_marks as operating_marks
     from vlroute.learning.evaluate import seconds_of as seconds_of
     from vlroute.learning.evaluate import trade_offs as trade_offs
@@ -73,14 +73,14 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "vlroute.learned": ["LearningEvent"],
+        "vlroute.learning.assessment": ["Assessment", "evaluate_router"],
         "vlroute.learning.choose": ["choose_requests"],
         "vlroute.learning.collect": ["Collected", "collect_records"],
         "vlroute.learning.continual": ["ContinualLearner", "roll_back"],
         "vlroute.learning.dataset": ["Example", "Source"],
         "vlroute.learning.estimator": ["ComplexityEstimator"],
         "vlroute.learning.evaluate": [
-            "Assessment", "Evaluation", "Mark", "TradeOff", "evaluate_router", "operating_marks", "seconds_of",
-            "trade_offs",
+            "Evaluation", "Mark", "TradeOff", "operating_marks", "seconds_of", "trade_offs",
         ],
         "vlroute.learning.grading": ["Agreement", "Grader", "Number", "choice", "exact", "load_grader", "regex"],
         "vlroute.learning.metrics": [

@@ -1,4 +1,4 @@
-"""Warnings about training records and the trained router; each warning is one sentence."""
+"""Warnings about records and about a router that was trained or assessed on them; each warning is one sentence."""
 
 from __future__ import annotations
 
@@ -17,6 +17,22 @@ from vlroute.records import Record, outcomes
 from vlroute.types import MODES, Mode, other
 
 FEW = 200
+#: A calibration error is certain if it is this many times its chance level, and matters if it exceeds it by `MUCH`.
+CERTAIN, MUCH = 2, 0.05
+
+
+def few_records(count: int) -> list[str]:
+    """Warn about few records.
+
+    Args:
+        count: Number of records.
+
+    Returns:
+        The warning; empty if there are enough.
+    """
+    if count >= FEW:
+        return []
+    return [f"Only {count} record{'s' * (count > 1)}: the figures are uncertain; a thousand records are better"]
 
 
 def record_warnings(records: Sequence[Record], together: Together) -> list[str]:
@@ -29,9 +45,7 @@ def record_warnings(records: Sequence[Record], together: Together) -> list[str]:
     Returns:
         The warnings; empty if there is no problem.
     """
-    found = []
-    if len(records) < FEW:
-        found.append(f"Only {len(records)} records: the figures are uncertain; a thousand records are better")
+    found = few_records(len(records))
     if len({record.prompt.strip() for record in records}) == 1:
         captioned = any(record.caption for record in records)
         remedy = "; if all requests in production have this prompt, train with --together record"
@@ -66,22 +80,31 @@ def _better(gain: float) -> str:
 
 
 def result_warnings(evaluation: Evaluation) -> list[str]:
-    """Warn if the ranking is not better than chance, or routing is less accurate than one mode.
+    """Warn if the ranking is not better than chance, the probabilities do not fit, or one mode alone is more accurate.
 
     Args:
-        evaluation: The out-of-fold evaluation.
+        evaluation: An evaluation on records that the router has not seen.
 
     Returns:
         The warnings; empty if there is no problem.
     """
     found = []
     area = evaluation.figures["area over random"]
-    if area.value is not None and area.interval is not None and area.interval[0] <= 0 <= area.interval[1]:
+    if area.value is not None and area.interval is not None and area.interval[0] <= 0:
         low, high = area.interval
-        found.append(
-            f"The 95 % interval of the area over random, {low:.2f} to {high:.2f}, includes zero: these records do not "
-            "show that the router ranks requests better than chance"
-        )
+        if high < 0:
+            says, verdict = "is below zero", "the router ranks these requests worse than chance"
+        else:
+            says = "includes zero"
+            verdict = "these records do not show that the router ranks requests better than chance"
+        found.append(f"The 95 % interval of the area over random, {low:.2f} to {high:.2f}, {says}: {verdict}")
+    for mode in MODES:
+        error, chance = evaluation.figures[f"ECE {mode}"].value, evaluation.figures[f"chance level of ECE {mode}"].value
+        if error is not None and chance is not None and error > max(CERTAIN * chance, chance + MUCH):
+            found.append(
+                f"The predicted probabilities that {mode.capitalize()} is right are wrong by {error:.2f} on average "
+                f"({chance:.2f} would be chance): prices and presets do not have the effects that the router expects"
+            )
     rows = {row.name: row for row in evaluation.rows}
     routed, single = rows["routed"], max((rows[f"always {mode}"] for mode in MODES), key=lambda row: row.accuracy)
     if routed.accuracy < single.accuracy - 1e-9:

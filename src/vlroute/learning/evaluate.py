@@ -6,28 +6,22 @@ unknown), `scores` are gains `[n]`, `length` is the number of characters of the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
-from vlroute.decision.classifier import ComplexityClassifier, Prediction
+from vlroute.decision.classifier import Prediction
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.policy import Policy
-from vlroute.decision.selector import ModeSelector
 from vlroute.decision.target import PRESETS, Target
 from vlroute.decision.tradeoff import TradeoffCurve
 from vlroute.errors import InputError
-from vlroute.learning.assumptions import measure_latency
 from vlroute.learning.calibration import calibration_set
-from vlroute.learning.evidence import read_evidence
 from vlroute.learning.folds import Together, group_of
 from vlroute.learning.intervals import Interval, Sampling, marginal_gain
 from vlroute.learning.metrics import (
@@ -47,10 +41,8 @@ from vlroute.learning.metrics import (
     share_by_score,
 )
 from vlroute.learning.out_of_fold import OutOfFold
-from vlroute.learning.seen import seen_records
-from vlroute.learning.stages import StageComparison, compare_stages, later_probabilities
-from vlroute.records import Outcome, Record, Skipped, outcomes, read_all, reading
-from vlroute.types import MODES, Mode, Preset, Stage
+from vlroute.records import Outcome, Record, Skipped, outcomes, reading
+from vlroute.types import MODES, Mode, Preset
 
 WITHHELD = ", captions withheld"
 #: A topic with fewer records is not evaluated: its figures would mean nothing.
@@ -431,7 +423,7 @@ def trade_offs(
         raise ValueError(f"expected a topic for each of {len(scores)} records, not {len(topics)}")
     sampling = sampling or Sampling(len(scores))
     found = [trade_off(scores, right, seconds, length, sampling=sampling)]
-    for name, places in _by_topic(topics).items():
+    for name, places in by_topic(topics).items():
         at = np.isin(np.arange(len(scores)), places)
         one = trade_off(scores[at], right[:, at], seconds[:, at], length[at], name=name, sampling=sampling.of(at))
         found.append(one)
@@ -491,19 +483,23 @@ def operating_marks(
         prices[""] = in_force
     right = np.asarray([[float(o.correct) for o in outcomes(records, mode)] for mode in MODES])
     seconds, sampling = seconds_of(records, latency), sampling or Sampling(len(records))
-    return [
-        Mark(
-            name,
-            price,
-            _point(_sent([predictions], Policy(price, min_coverage=0), latency), right, seconds, sampling),
-            name == (in_force if isinstance(in_force, str) else ""),
-        )
-        for name, price in prices.items()
-    ]
+    marks = []
+    for name, price in prices.items():
+        sent = _sent([predictions], Policy(price, min_coverage=0), latency)
+        point = _point(sent, right, seconds, sampling, predicted=True)
+        marks.append(Mark(name, price, point, name == (in_force if isinstance(in_force, str) else "")))
+    return marks
 
 
-def _by_topic(topics: Sequence[str]) -> dict[str, list[int]]:
-    """Indices of the records of each topic with at least `LEAST`, the largest first; none for a single topic."""
+def by_topic(topics: Sequence[str]) -> dict[str, list[int]]:
+    """Group records by topic.
+
+    Args:
+        topics: Topic of each record; "" is shown as unnamed.
+
+    Returns:
+        Indices of the records of each topic with at least `LEAST`, the largest first; none for a single topic.
+    """
     places: dict[str, list[int]] = {}
     for index, topic in enumerate(topics):
         places.setdefault(topic or UNNAMED, []).append(index)
@@ -548,8 +544,9 @@ def _curve(scores: Values, right: Values, seconds: Values, sampling: Sampling, p
     return Curve(accuracy, low, high, mean_seconds, p95_seconds, figures)
 
 
-def _point(sent: Values, right: Values, seconds: Values, sampling: Sampling) -> Point:
-    interval = sampling.share(right[0] + sent * (right[1] - right[0]))
+def _point(sent: Values, right: Values, seconds: Values, sampling: Sampling, *, predicted: bool = False) -> Point:
+    gain = right[1] - right[0]
+    interval = sampling.share(right[0] + sent * gain, learned=learned_part(sent, gain) if predicted else None)
     accuracy, mean_seconds, p95_seconds = _measure(sent, right, seconds)
     return Point(float(sent.mean()), accuracy, interval, mean_seconds, p95_seconds)
 
@@ -589,204 +586,6 @@ def _check(scores: Values, right: Values, seconds: Values, length: Values) -> No
         raise ValueError("scores and length must be finite, seconds finite or NaN")
     if not ((right >= 0) & (right <= 1)).all():
         raise ValueError("right must be within 0 and 1")
-
-
-_NOT_NEW = (
-    "{}: not new. The router was trained on this file, so its figures are too good; give records that it has not seen, "
-    "or read the out-of-fold figures in the report.md of the router"
-)
-_SOME_NOT_NEW = (
-    "not all records are new. The router was trained on {} of these {} records, such as {!r}, so its figures are too "
-    "good; give records that it has not seen, or read the out-of-fold figures in the report.md of the router"
-)
-_UNKNOWN = (
-    "the router does not recognize all records that it was trained on, so it is unknown whether all of these records "
-    "are new to it"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Assessment:
-    """What `evaluate_router` found.
-
-    Attributes:
-        evaluation: Figures of all records.
-        topics: Figures of each topic with at least `LEAST` records, the largest first; empty if there is only one.
-        files: SHA-256 of each file of records, by its path.
-        warnings: Why the figures may be too good.
-        target: What the policy was computed from.
-        policy: The policy.
-        timed: Whether the records contain seconds of both modes. Otherwise the latency model of the router gives the
-            seconds of the tokens.
-        skipped: Number of lines that could not be used.
-        stages: What each set of stages of the router adds at the target, on the records with evidence; empty if the
-            router has no later stages or the records have no evidence for them.
-        notes: What could not be evaluated, in sentences without a full stop.
-        recommended: The stages that the router recommends.
-    """
-
-    evaluation: Evaluation
-    topics: dict[str, Evaluation]
-    files: dict[str, str]
-    warnings: list[str]
-    target: float | Preset
-    policy: Policy
-    timed: bool
-    skipped: int = 0
-    stages: Sequence[StageComparison] = ()
-    notes: Sequence[str] = ()
-    recommended: Sequence[Stage] = ("prompt",)
-
-    @property
-    def kind(self) -> str:
-        """How the records relate to the training of the router, for titles."""
-        if not self.warnings:
-            return "new records"
-        return "perhaps new" if self.warnings == [_UNKNOWN] else "not all new"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain values.
-
-        Returns:
-            Values that can be written as JSON.
-        """
-        return {
-            "files": self.files,
-            "warnings": self.warnings,
-            "target": self.target,
-            "policy": asdict(self.policy),
-            "seconds_measured": self.timed,
-            "skipped_lines": self.skipped,
-            **asdict(self.evaluation),
-            "stages": [asdict(one) for one in self.stages],
-            "recommended_stages": list(self.recommended),
-            "notes": list(self.notes),
-            "topics": {name: asdict(one) for name, one in self.topics.items()},
-        }
-
-
-def evaluate_router(
-    paths: Sequence[str | Path],
-    router: str | Path,
-    target: float | Preset,
-    *,
-    together: Together = "record",
-    strict: bool = False,
-    console: Console | None = None,
-) -> Assessment:
-    """Evaluate a trained router on records, with and without captions.
-
-    The latency model is that of the records if they were timed, otherwise that of the router. Later stages are compared
-    if the router has them and the evidence files of the records exist, see `evidence_file`.
-
-    Args:
-        paths: Files of records.
-        router: Folder of the router.
-        target: A price, or a preset, which the calibration set of the router turns into a price.
-        together: "text" if records of equal prompt and caption depend on each other, such as repetitions of a
-            question: intervals then count them as one draw. "record" if each was drawn alone.
-        strict: Raise an error for the first unusable line, instead of skipping it.
-        console: Shows progress and warnings.
-
-    Returns:
-        The figures.
-
-    Raises:
-        InputError: A file cannot be read or contains no usable record.
-        ArtifactError: The router cannot be used, or a preset needs its calibration set and it has none.
-        ValueError: An invalid price.
-    """
-    console = console or Console(stderr=True)
-    classifier = ComplexityClassifier.load(router)
-    records, skipped = read_all(paths, strict=strict, console=console)
-    files = {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
-    timed = all(any(o.seconds is not None and o.tokens for o in outcomes(records, mode)) for mode in MODES)
-    latency = measure_latency(records) if timed else classifier.latency
-    policy = _policy(target, classifier, latency)
-    topics = _by_topic([record.topic for record in records])
-    with Progress(console=console) as progress:
-        given, bare = [], []
-        for record in progress.track(records, description="predicting"):
-            given.append(classifier.predict(record.prompt, record.caption, record.tools))
-            bare.append(classifier.predict(record.prompt, tools=record.tools) if record.caption else given[-1])
-        task = progress.add_task("intervals", total=1 + len(topics))
-
-        def on(at: Sequence[int]) -> Evaluation:
-            unseen = OutOfFold([[given[index] for index in at]], [[bare[index] for index in at]], together=together)
-            found = evaluate([records[index] for index in at], unseen, policy, latency)
-            progress.advance(task)
-            return found
-
-        everything = on(range(len(records)))
-        by_topic = {name: on(at) for name, at in topics.items()}
-    heads = classifier.stages
-    return Assessment(
-        everything, by_topic, files, _warnings(files, classifier, records), target, policy, timed, skipped.count,
-        *_stages(paths, records, given, classifier, target, latency, together, strict),
-        recommended=heads.recommended if heads else ("prompt",),
-    )  # fmt: skip
-
-
-def _stages(
-    paths: Sequence[str | Path],
-    records: Sequence[Record],
-    given: Sequence[Prediction],
-    classifier: ComplexityClassifier,
-    target: float | Preset,
-    latency: LatencyModel,
-    together: Together,
-    strict: bool,
-) -> tuple[list[StageComparison], list[str]]:
-    """Compare the stages of a router on the records with evidence. The sentences say what cannot be compared."""
-    heads, calibration = classifier.stages, classifier.calibration
-    if heads is None or calibration is None:
-        return [], []
-    skipped = Skipped()
-    evidence = read_evidence(paths, None if strict else skipped)
-    notes = [f"evidence: {skipped}"] if skipped.count else []
-    expected = heads.source.fingerprint
-    own_model = [i for i, one in enumerate(records) if not expected or one.fingerprint in ("", expected)]
-    rows = [i for i in own_model if records[i].id in evidence]
-    if not rows:
-        if evidence and not own_model:
-            notes.append("stages are not compared: the records come from other checkpoints than the router's evidence")
-        elif heads.recommended != ("prompt",):
-            stages = ", ".join(heads.recommended)
-            notes.append(
-                f"the router recommends the stages {stages}; the records have no evidence, so only prompt is evaluated"
-            )
-        return [], notes
-    if len(rows) < len(records):
-        notes.append(f"stages are compared on the {len(rows)} records with evidence of the router's model")
-    own = [evidence[records[i].id] for i in rows]
-    later = later_probabilities(heads, [given[i] for i in rows], own)
-    measured = calibration_set(records, given, np.asarray(rows), later, limit=None)
-    sampling = sampling_of([records[i] for i in rows], OutOfFold([], [], together=together))
-    shared = any(row.shared_prompt for row in own)
-    return compare_stages(calibration, latency, shared, target, measured, sampling), notes
-
-
-def _policy(target: float | Preset, classifier: ComplexityClassifier, latency: LatencyModel) -> Policy:
-    if not isinstance(target, str):
-        return Policy(price=target)
-    selector = ModeSelector(classifier, Policy(), None)
-    selector.latency = latency
-    return Policy(price=selector.operating_point(Target(preset=target)).price)
-
-
-def _warnings(files: Mapping[str, str], classifier: ComplexityClassifier, records: Sequence[Record]) -> list[str]:
-    try:
-        seen = {one["sha256"] for one in classifier.card["provenance"]["data"]}
-    except (KeyError, TypeError):
-        seen = set()
-    if found := [_NOT_NEW.format(name) for name, digest in files.items() if digest in seen]:
-        return found
-    hashes = classifier.record_hashes
-    complete = hashes is not None and hashes.complete
-    if some := seen_records(classifier, records):
-        least = "" if complete else "at least "
-        return [_SOME_NOT_NEW.format(f"{least}{len(some)}", len(records), some[0].id)]
-    return [] if complete else [_UNKNOWN]
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,9 @@ class Sampling:
             if self.draws < n:
                 self._group = np.asarray([numbers[label] for label in groups], dtype=np.int64)
         self._refitted = folds / (folds - 1) if folds else 0.0
+        sizes = np.ones(n) if self._group is None else np.bincount(self._group)
+        #: Effective number of draws of unequal size (Kish 1965).
+        self._effective = float(n**2 / (sizes**2).sum()) if n else 0.0
 
     @property
     def covers(self) -> str:
@@ -89,7 +92,8 @@ class Sampling:
         mean = min(max(float(values.mean()), 0.0), 1.0)
         # without Bessel's correction, so that values of 0 and 1 give exactly Wilson's interval
         variance = self._variance(values, learned) * (self.draws - 1) / self.draws
-        return wilson_interval(mean, variance, self.draws, quantile)
+        least = self._effective / (1 + self._refitted if learned is not None else 1)
+        return wilson_interval(mean, variance, least, quantile, least)
 
     def mean(self, values: Values, *, learned: Values | None = None, added: float = 0.0) -> Interval | None:
         """Student's t interval of the mean of `values`.

@@ -25,7 +25,8 @@ from vlroute.records import Record, outcomes
 from vlroute.types import MODES, Stage
 
 if TYPE_CHECKING:  # `collect` works without the packages that these modules need
-    from vlroute.learning.evaluate import Assessment, Evaluation, Figure, Way
+    from vlroute.learning.assessment import Assessment
+    from vlroute.learning.evaluate import Evaluation, Figure, Way
     from vlroute.learning.fit import Comparison
     from vlroute.learning.shadow import Contrast, Estimate, ShadowReport
     from vlroute.learning.stages import StageComparison

@@ -19,7 +19,7 @@ from vlroute.cli.app import app
 from vlroute.decision.classifier import Prediction
 from vlroute.decision.latency import LatencyModel
 from vlroute.decision.policy import Policy
-from vlroute.learning.evaluate import Evaluation, evaluate
+from vlroute.learning.evaluate import Evaluation, evaluate, interval_at, operating_marks
 from vlroute.learning.intervals import Sampling
 from vlroute.learning.metrics import ece, ece_if_calibrated
 from vlroute.learning.out_of_fold import OutOfFold
@@ -208,3 +208,54 @@ def test_a_share_of_one_has_an_interval() -> None:
     low, high = rows["always thinking"].interval or (1, 0)
     assert (rows["always thinking"].accuracy, high) == (1, 1)
     assert 0.95 < low < 0.99
+
+
+def nearly_always_right(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, and how right Instruct and Thinking are; with the best share, 97 % of the answers are right."""
+    hard = rng.random(n) < 0.2
+    scores = rng.normal(np.where(hard, 2.0, -1.0))
+    instruct = rng.random(n) < np.where(hard, 0.05, 0.995)
+    thinking = rng.random(n) < np.where(hard, 0.99, 0.8)
+    return scores, instruct.astype(float), thinking.astype(float)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.22, 0.25])
+def test_the_band_near_100_percent_holds_its_level_and_does_not_collapse(share: float) -> None:
+    rng = np.random.default_rng(0)
+
+    def accuracy(scores: np.ndarray, instruct: np.ndarray, thinking: np.ndarray) -> float:
+        chosen = scores > np.quantile(scores, 1 - share)
+        return float(np.where(chosen, thinking, instruct).mean())
+
+    true, held, samples = accuracy(*nearly_always_right(400_000, rng)), 0, 400
+    for _ in range(samples):
+        scores, instruct, thinking = nearly_always_right(60, rng)
+        low, high = interval_at(scores, thinking - instruct, instruct, share, Sampling(60), False)  # type: ignore[misc]
+        assert high - low < 0.3
+        held += low <= true <= high
+    assert stats.binomtest(held, samples, 0.95).pvalue > 1e-4, held
+
+
+def test_an_effective_size_has_a_lower_bound_where_the_variance_has_further_sources() -> None:
+    sampling = Sampling(120, folds=5)
+    values = np.ones(120)
+    values[:60] += 0.002  # as of influence values, whose mean is nearly 1
+    values[60:] -= 0.004
+    low, high = sampling.share(values, learned=np.repeat([0.2, -0.2], 60)) or (0.0, 0.0)
+    assert 0.85 < low < 0.95 < high
+
+
+def test_marks_cover_the_randomness_of_fitting_as_the_curve_does() -> None:
+    right, p = drawn(200)
+    records = [
+        Record(str(index), f"question {index}", None, Outcome(float(i), tokens=2), Outcome(float(t), tokens=20))
+        for index, (i, t) in enumerate(right.T)
+    ]
+    given = [Prediction(float(i), float(t), 2, 20, 1) for i, t in p.T]
+
+    def width(folds: int | None) -> float:
+        marks = operating_marks(records, given, LatencyModel(), 0.1, sampling=Sampling(200, folds=folds))
+        low, high = next(mark.point.interval for mark in marks if mark.name == "balanced")  # type: ignore[misc]
+        return high - low
+
+    assert width(5) > 1.05 * width(None)
