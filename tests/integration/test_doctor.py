@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from tests.conftest import ROOT
 from vlroute.cli.app import app
 from vlroute.cli.doctor import EXTRAS, Finding, examine
+from vlroute.decision.artifact import weights_path
 from vlroute.files import shipped
 from vlroute.store import Store
 
@@ -93,7 +94,7 @@ def test_a_cache_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_broken_parts_are_named(tmp_path: Path, folders: dict[str, Path]) -> None:
     router = tmp_path / "router"
     shutil.copytree(shipped("pocket/router"), router)
-    with (router / "weights.safetensors").open("r+b") as file:
+    with weights_path(router).open("r+b") as file:
         file.seek(500)
         file.write(b"\xff\xff")
     (problem,) = found("router", router=router)
