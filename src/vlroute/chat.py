@@ -17,7 +17,7 @@ from PIL import Image
 
 from vlroute.checks import refused
 from vlroute.errors import ChatBusyError, ChatFileError
-from vlroute.files import check_outputs, make_folder, replace_file, sweep_drafts, sync_folder
+from vlroute.files import check_outputs, make_folder, read_regular, replace_file, sweep_drafts, sync_folder
 from vlroute.inputs.limits import DEFAULT_LIMITS, Limits
 from vlroute.inputs.media import Picture, PixelBudget, Video, load_picture
 from vlroute.inputs.messages import Conversation, Message, Part, parse_tool_call
@@ -43,6 +43,8 @@ from vlroute.types import (
 #: Version of the files; a saved conversation of another version is refused.
 FORMAT = 1
 FILE, MEDIA = "chat.json", "media"
+#: A longer file is not read, in bytes.
+MAX_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +351,7 @@ def read_chat(folder: str | Path, limits: Limits = DEFAULT_LIMITS) -> tuple[str 
         raise refused("folder", folder, "a folder that Chat.save wrote")
     folder = Path(folder)
     try:
-        chat = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        chat = json.loads(read_regular(folder / FILE, MAX_BYTES).decode())
         json.dumps(chat, ensure_ascii=False).encode()  # half of a surrogate pair could not be saved again
     except (OSError, ValueError, RecursionError) as error:
         raise ChatFileError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 import uuid
 from collections.abc import Sequence
@@ -19,6 +20,29 @@ def read_at_most(file: str | Path, most: int) -> bytes:
     """The first `most` + 1 bytes of a file. More than `most` bytes mean that the file is too large. Raises OSError."""
     with open(file, "rb") as stream:
         return stream.read(most + 1)
+
+
+def read_regular(file: str | Path, most: int) -> bytes:
+    """Read a whole regular file. Pipes and devices, which may have no end, are not opened; links are followed.
+
+    Args:
+        file: The file.
+        most: The largest accepted size, in bytes.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ValueError: It is not a regular file, or it is larger.
+        OSError: It cannot be read.
+    """
+    status = os.stat(file)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    if status.st_size > most:
+        raise ValueError(f"{status.st_size:,} bytes, more than the limit of {most:,}")
+    with open(file, "rb") as stream:
+        return stream.read(most)
 
 
 def check_outputs(*files: str | Path, inputs: Sequence[str | Path] = ()) -> None:

@@ -26,12 +26,18 @@ from PIL import Image
 
 from training.chaos.kills import a_question, an_answer
 from vlroute.chat import Turn, read_chat, write_chat
-from vlroute.decision.classifier import ComplexityClassifier
+from vlroute.decision.artifact import CARD_FILE, read_artifact, write_artifact
+from vlroute.decision.captions import VisionProbe
+from vlroute.decision.classifier import ComplexityClassifier, Start
+from vlroute.decision.evidence import ANSWER_NUMBERS
+from vlroute.decision.selector import ModeSelector
+from vlroute.decision.target import Target
 from vlroute.engine.remote.endpoint import read_endpoints
 from vlroute.errors import VLRouteError
 from vlroute.files import shipped
 from vlroute.inputs.limits import Limits
 from vlroute.inputs.media import load_picture, load_video
+from vlroute.model_card import model_card, vocabulary_of
 from vlroute.records import Outcome, Record, Skipped, read_records, write_records
 from vlroute.store import Store, export_feedback
 from vlroute.types import MODES
@@ -56,12 +62,14 @@ class Kind:
         files: Writes valid inputs to a folder and returns the files to damage.
         load: Reads and uses the files of a folder; or one file, if there is only one or they are separate.
         separate: Whether each file is an input of its own.
+        damage: Damages a folder with these files; None: one of the files is damaged.
     """
 
     name: str
     files: Callable[[Path], list[Path]]
     load: Load
     separate: bool = False
+    damage: Callable[[random.Random, Path], None] | None = None
 
 
 @dataclass(slots=True)
@@ -98,7 +106,10 @@ def run(kind: Kind, mutants: int, seed: int = 0, advance: Callable[[], object] =
             for other, data in whole.items():
                 (folder / other).parent.mkdir(parents=True, exist_ok=True)
                 (folder / other).write_bytes(data)
-            (folder / name).write_bytes(mutated(rng, originals[name]))
+            if kind.damage is None:
+                (folder / name).write_bytes(mutated(rng, originals[name]))
+            else:
+                kind.damage(rng, folder)
             result.mutants += 1
             try:
                 kind.load(folder / name if kind.separate or len(whole) == 1 else folder)
@@ -239,12 +250,75 @@ def _load_video(file: Path) -> object:
 
 
 def _router(folder: Path) -> list[Path]:
-    ComplexityClassifier.load(shipped("pocket/router")).save(folder)
+    router = ComplexityClassifier.load(shipped("pocket/router"))
+    router.start = Start(ComplexityClassifier.load(shipped("pocket/router")), np.ones(2, np.float32), "first")
+    router.save(folder)
     return [*folder.iterdir()]
 
 
+def _extreme_numbers(rng: random.Random, folder: Path) -> None:
+    """Change one array or one entry of the card. The checksum in the card is that of the changed weights."""
+    card, arrays = read_artifact(folder)
+    if rng.random() < 0.3:
+        name = rng.choice(sorted(card.keys() - {"vocabulary", "dense"}))
+        changed = _changed(rng, {name: card.pop(name)})
+        write_artifact(folder, card, arrays)
+        rest = json.loads((folder / CARD_FILE).read_bytes())
+        (folder / CARD_FILE).write_bytes(
+            _dumped(rng, rest | (changed if isinstance(changed, dict) else {name: changed}))
+        )
+        return
+    name = rng.choice(sorted(arrays))
+    array, dtype = arrays[name].copy(), arrays[name].dtype
+    extreme = rng.choice((0, 1, -1, 1e-45, -1e-9, 65504, 1e9, 1e19, -1e20, 3e38, -3e38, np.inf, np.nan))
+    with np.errstate(all="ignore"):
+        match rng.randrange(7):
+            case 0:
+                array = np.full_like(array, extreme)
+            case 1 if array.size:
+                array.flat[rng.randrange(array.size)] = np.asarray(extreme).astype(array.dtype)
+            case 2:  # sums of both signs
+                array = array * np.where(np.arange(array.size).reshape(array.shape) % 2, extreme, -1)
+            case 3:
+                dtype = np.dtype(rng.choice(("f2", "f8", "i4", "i8", "u8", "?")))
+            case 4:
+                array = rng.choice((array[None], array[:0], array[:-1], array[..., None], array.reshape(-1)[0]))
+            case 5:
+                array = -array
+            case _:
+                array = array[::-1]
+        write_artifact(folder, card, arrays | {name: np.asarray(array).astype(dtype)})
+
+
 def _use_router(folder: Path) -> object:
-    return ComplexityClassifier.load(folder).predict("Add the numbers.", "four numbers", "offered")
+    router = ComplexityClassifier.load(folder)
+    for prompt, caption in (("Add the numbers.", "four numbers"), ("Start at T and follow 4 arrows.", None), ("", "")):
+        prediction = router.predict(prompt, caption, "offered")
+        router.gain_interval(prediction.gain)
+        if router.budgets is not None:
+            router.budgets.budget(prediction.gain, prediction.tokens_thinking, 0.1)
+        if router.stages is not None:
+            evidence = {
+                "prefill": np.ones(router.stages.source.width, np.float32),
+                "answer": np.ones(len(ANSWER_NUMBERS), np.float32),
+            }
+            for passed in router.stages.heads:
+                router.stages.predict((0.5, 0.6), {stage: evidence[stage] for stage in passed})
+    selector = ModeSelector(router)
+    if router.calibration is not None:
+        selector.operating_point(Target(preset="balanced"))
+    router.with_hashed_vocabulary().save(folder / "again")
+    return model_card(router, None, "router"), vocabulary_of(router, None)
+
+
+def _probe(folder: Path) -> list[Path]:
+    VisionProbe.load(shipped("pocket/router/probe")).save(folder)
+    return [*folder.iterdir()]
+
+
+def _use_probe(folder: Path) -> object:
+    probe = VisionProbe.load(folder)
+    return probe.describe(np.ones(probe.weights.shape[1], np.float32))
 
 
 def _records(folder: Path) -> list[Path]:
@@ -312,6 +386,9 @@ KINDS = (
       for form in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP")),
     Kind("video", partial(_one_file, "video.mp4", _movie), _load_video),
     Kind("router artifact", _router, _use_router),
+    Kind("numbers of a router", _router, _use_router, damage=_extreme_numbers),
+    Kind("vision probe", _probe, _use_probe),
+    Kind("numbers of a probe", _probe, _use_probe, damage=_extreme_numbers),
     Kind("chat", _chat, _use_chat),
     Kind("records", _records, _read_records),
     Kind("store", _store, _use_store),

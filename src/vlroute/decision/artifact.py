@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +19,7 @@ from safetensors.numpy import save as save_tensors
 
 from vlroute.errors import ArtifactError
 from vlroute.file_lock import locked
-from vlroute.files import make_folder, replace_file, sweep_drafts
+from vlroute.files import make_folder, read_regular, replace_file, sweep_drafts
 
 SCHEMA = 5
 CARD_FILE = "router.json"
@@ -29,6 +30,11 @@ REMEDY = "copy the whole folder again, or train the router again with 'vlroute t
 
 Arrays = dict[str, NDArray[Any]]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+#: Limits of what is read, in bytes. A card of 200,000 terms has 4 MB; the weights of a million records have 100 MB.
+MAX_CARD_BYTES, MAX_WEIGHTS_BYTES = 32 * 2**20, 2**30
+#: The largest absolute value of a weight. Sums of products with such weights are still finite in 32 bits.
+LARGEST = 1e20
 DTYPES = (np.float32, np.float16, np.uint64, np.int64, np.int32)
 
 #: Names of schema 3 and their names today.
@@ -117,7 +123,7 @@ def read_artifact(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
         The card without schema and checksum, and the arrays by name.
 
     Raises:
-        ArtifactError: Files are missing, damaged, not finite or of another schema.
+        ArtifactError: Files are missing, damaged, too large, of another schema, or contain too large numbers.
     """
     folder = Path(folder)
     missing = ""
@@ -125,7 +131,7 @@ def read_artifact(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
         card, schema, digest = _card(folder)
         file = _weights_file(folder, schema, digest)
         try:
-            weights = _read(file)
+            weights = _read(file, MAX_WEIGHTS_BYTES)
             break
         except ArtifactError:
             if digest == missing:
@@ -138,15 +144,20 @@ def read_artifact(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
     except (SafetensorError, ValueError, KeyError) as error:
         raise ArtifactError(f"{file} is not a safetensors file ({error}); {REMEDY}") from error
     for name, array in arrays.items():
-        if array.dtype not in DTYPES or not bool(np.isfinite(array).all()):
-            raise ArtifactError(f"{file}: {name!r} is {array.dtype} or not finite; {REMEDY}")
+        if array.dtype not in DTYPES:
+            raise ArtifactError(f"{file}: {name!r} has the type {array.dtype}; {REMEDY}")
+        if not float(np.abs(array).max(initial=0)) <= LARGEST:  # NaN, too
+            raise ArtifactError(f"{file}: a number in {name!r} is not finite or beyond ±{LARGEST:g}; {REMEDY}")
     return _from_schema_3(folder, card, arrays) if schema == 3 else (card, arrays)
 
 
 def _card(folder: Path) -> tuple[dict[str, Any], int, str]:
     """The card without schema and checksum, the schema, and the checksum."""
     try:
-        card = json.loads(_read(folder / CARD_FILE))
+        data = _read(folder / CARD_FILE, MAX_CARD_BYTES)
+        card = json.loads(data, parse_float=_finite, parse_constant=_finite)
+        if _ESCAPED_SURROGATE.search(data):
+            json.dumps(card, ensure_ascii=False).encode()  # half of a surrogate pair could not be saved again
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder / CARD_FILE} is not valid JSON ({error}); {REMEDY}") from error
     schema = card.pop("schema", None) if isinstance(card, dict) else None
@@ -159,6 +170,13 @@ def _card(folder: Path) -> tuple[dict[str, Any], int, str]:
     if not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
         raise ArtifactError(f"{folder / CARD_FILE} has no valid weights_sha256; {REMEDY}")
     return card, schema, digest
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return number
 
 
 def _from_schema_3(folder: Path, card: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
@@ -174,8 +192,9 @@ def _from_schema_3(folder: Path, card: dict[str, Any], arrays: Arrays) -> tuple[
     return card, {_RENAMED_ARRAYS.get(name, name): array for name, array in arrays.items() if name not in _UNUSED}
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most: int) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path} ({error.strerror}); {REMEDY}") from error
+        return read_regular(path, most)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(f"cannot read {path} ({why}); {REMEDY}") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vlroute.checks import refused, shown
+from vlroute.checks import refused
 from vlroute.decision.artifact import CARD_FILE, REMEDY, Arrays, read_artifact, write_artifact
 from vlroute.decision.budget import BudgetRule
 from vlroute.decision.evidence import StageHeads
@@ -29,6 +29,8 @@ from vlroute.types import ModelIdentity, Stage, ToolUse
 
 _CALIBRATION, _LATER, _STAGE, _START, _RECORDS = "calibration_set.", "later.", "stage.", "start.", "records."
 _VOCABULARIES = ("prompt", "caption")
+#: The largest absolute value in `Heads.log_tokens`. Records have at most 1e9 tokens, whose ln is 21.
+MAX_LOG_TOKENS = 50.0
 TRUST_VARIABLE = "VLROUTE_TRUST_ENCODER"
 
 
@@ -52,7 +54,7 @@ class Heads:
     log_tokens: Floats
 
     def check(self, width: int, embedding: int) -> None:
-        """Raise a ValueError if a shape does not fit `width` columns and an `embedding` of that width."""
+        """Raise a ValueError if a shape does not fit `width` and `embedding`, or if `log_tokens` is out of range."""
         shapes = {
             "weights": (width, 4), "embedded": (embedding, 2), "bias": (4,), "calibration": (2, 2, 2),
             "log_tokens": (2, 3),
@@ -61,6 +63,8 @@ class Heads:
             found = getattr(self, name).shape
             if found != shape:
                 raise ValueError(f"{name} has shape {list(found)}, expected {list(shape)}")
+        if not float(np.abs(self.log_tokens).max()) <= MAX_LOG_TOKENS:
+            raise ValueError(f"log_tokens must be from -{MAX_LOG_TOKENS:g} to {MAX_LOG_TOKENS:g}")
 
     def raw(self, features: Features) -> list[float]:
         """Return the output of the four heads: logits before calibration, ln tokens before the limits."""
@@ -303,8 +307,8 @@ class ComplexityClassifier:
 
         Args:
             folder: The folder of the artifact.
-            trust_encoder: A text encoder of the hub that may be downloaded if the artifact names it. Without this, the
-                shipped encoder, local folders and a few known encoders are loaded. The environment variable
+            trust_encoder: A text encoder, a folder or a name on the hub, that may be loaded if the artifact names it.
+                Without this, only the shipped encoder and a few known ones are loaded. The environment variable
                 `VLROUTE_TRUST_ENCODER` has the same meaning.
 
         Returns:
@@ -336,8 +340,9 @@ class ComplexityClassifier:
             hashes = _named(arrays, _RECORDS)
             record_hashes = RecordHashes.from_arrays(hashes) if hashes else None
             ModelIdentity.from_card(card.get("model"))
+            _check_provenance(card.get("provenance", {}))
             return cls(encoder, heads, latency, card, calibration, stages, start, record_hashes)
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{Path(folder) / CARD_FILE} and its weights do not fit ({error}); {REMEDY}") from error
 
 
@@ -406,10 +411,11 @@ def _text_encoder(folder: str | Path, wanted: Any, trusted: str | None) -> TextE
         raise ArtifactError(f"{path}: 'text_encoder' needs a name and a fingerprint; {REMEDY}") from error
     if not (isinstance(name, str) and isinstance(fingerprint, str) and isinstance(revision, str | None)):
         raise ArtifactError(f"{path}: name, fingerprint and revision of 'text_encoder' must be strings; {REMEDY}")
-    if name not in (STATIC, *KNOWN, trusted, os.environ.get(TRUST_VARIABLE)) and not _is_folder(name):
+    if name not in (STATIC, *KNOWN, trusted, os.environ.get(TRUST_VARIABLE)):
         raise ArtifactError(
-            f"{path} names the text encoder {shown(name)}, which would be downloaded from the hub. If you trust it, "
-            f"pass trust_encoder={shown(name)} or set the environment variable {TRUST_VARIABLE}"
+            f"{path} names the text encoder {name[:1000]!r}, which would be read from the folder of this name or "
+            "downloaded from the hub. If you trust it, pass its name as trust_encoder= or in the environment variable "
+            f"{TRUST_VARIABLE}"
         )
     text = load_text_encoder(name, revision)
     if text.fingerprint != fingerprint:
@@ -420,11 +426,13 @@ def _text_encoder(folder: str | Path, wanted: Any, trusted: str | None) -> TextE
     return text
 
 
-def _is_folder(name: str) -> bool:
-    try:
-        return Path(name).is_dir()
-    except (OSError, ValueError):  # too long, or with a null character
-        return False
+def _check_provenance(provenance: Any) -> None:
+    """Raise a ValueError if what is read of the provenance has another form: the names and hashes of the data."""
+    data = provenance.get("data", []) if isinstance(provenance, dict) else None
+    if not isinstance(data, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("sha256", ""), str) for one in data
+    ):
+        raise ValueError("'provenance' is not an object whose 'data' is a list of files")
 
 
 def _sigmoid(logit: float) -> float:

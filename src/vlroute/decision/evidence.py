@@ -75,11 +75,13 @@ class StageHead:
     bias: Floats
 
     def check(self, columns: int) -> None:
-        """Raise a ValueError if a shape does not fit the number of columns."""
+        """Raise a ValueError if a shape does not fit the number of columns, or a scale is not positive."""
         shapes = {"center": (columns,), "scale": (columns,), "weights": (columns, 2), "bias": (2,)}
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name} of a stage has shape {list(getattr(self, name).shape)}, not {list(shape)}")
+        if not bool((self.scale > 0).all()):
+            raise ValueError("the scale of a stage must be positive")
 
     def probabilities(self, values: Floats) -> Floats:
         """Probabilities of both modes `[..., 2]` for the columns `[..., columns]`."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vlroute.checks import shown
 from vlroute.types import MODES, Mode, other
 
 #: Assumed seconds if nothing was measured: a 2B model that decodes one request at a time on a small GPU.
@@ -26,6 +27,8 @@ STALE = 4
 UNOBSERVED = 20
 #: For the usual speed, an answer counts as at most this many times slower or faster than usual.
 OUTLIER = 4.0
+#: The most seconds of a stored estimate. Products with numbers of tokens are then finite.
+MOST_STORED = 1e9
 _MOST = sys.float_info.max
 
 
@@ -121,8 +124,8 @@ class LatencyModel:
         Raises:
             ValueError: `tokens` is negative or not finite.
         """
-        if not 0 <= tokens < math.inf:
-            raise ValueError(f"tokens must be finite and >= 0, not {tokens}")
+        if not 0 <= tokens <= _MOST:  # infinity and too large integers, too
+            raise ValueError(f"tokens must be finite and >= 0, not {shown(tokens)}")
         with self._lock:
             now = self._clock()
             if uncached_tokens is not None and self._per_prompt_token:
@@ -153,8 +156,9 @@ class LatencyModel:
         Raises:
             ValueError: A value is negative or not finite.
         """
-        if mode not in MODES or not 0 <= tokens < math.inf or (uncached_tokens is not None and uncached_tokens < 0):
-            raise ValueError(f"expected a mode and tokens >= 0, not {mode!r}, {tokens!r} and {uncached_tokens!r}")
+        if mode not in MODES or not all(0 <= count <= _MOST for count in (tokens, uncached_tokens or 0)):
+            found = f"{shown(mode)}, {shown(tokens)} and {shown(uncached_tokens)}"
+            raise ValueError(f"expected a mode and finite numbers of tokens >= 0, not {found}")
         for seconds in (prefill_seconds, decode_seconds):
             _check(seconds)
         with self._lock:
@@ -232,9 +236,16 @@ class LatencyModel:
         Raises:
             ValueError: The value has another form.
         """
-        if set(value) != {"per_token", "prefill"} or not all(isinstance(part, Mapping) for part in value.values()):
-            raise ValueError(f"a latency model has 'per_token' and 'prefill', each by mode; found {value!r}")
-        return cls(value["per_token"], value["prefill"])
+        if (
+            not isinstance(value, Mapping)
+            or set(value) != {"per_token", "prefill"}
+            or not all(isinstance(part, Mapping) for part in value.values())
+        ):
+            raise ValueError(f"a latency model has 'per_token' and 'prefill', each by mode; found {shown(value)}")
+        stored = cls(value["per_token"], value["prefill"])
+        if any(seconds > MOST_STORED for part in value.values() for seconds in part.values()):
+            raise ValueError(f"seconds of a latency model must be at most {MOST_STORED:g}; found {shown(value)}")
+        return stored
 
 
 def _kind(by_mode: Mapping[Mode, float]) -> _Kind:
@@ -249,11 +260,11 @@ def _ratio(value: float, to: float) -> float:
 def _checked(by_mode: Mapping[Mode, float]) -> dict[Mode, float]:
     for mode, seconds in by_mode.items():
         if mode not in MODES:
-            raise ValueError(f"unknown mode {mode!r}; modes are {', '.join(MODES)}")
+            raise ValueError(f"unknown mode {shown(mode)}; modes are {', '.join(MODES)}")
         _check(seconds)
     return dict(by_mode)
 
 
 def _check(seconds: float) -> None:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
-        raise ValueError(f"seconds must be a finite number >= 0, not {seconds!r}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= _MOST:
+        raise ValueError(f"seconds must be a finite number >= 0, not {shown(seconds)}")

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from packaging.version import Version
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
@@ -28,6 +29,10 @@ KNOWN = (
 )  # fmt: skip
 #: A static embedding ignores the rest of a longer text: it hardly changes the mean, but takes seconds and gigabytes.
 MOST_CHARACTERS = 200_000
+#: The largest absolute value of a static embedding. The lengths of sums of its vectors are then finite.
+LARGEST = 1e9
+#: Before this version, sentence-transformers runs code of local folders and calls functions that settings name.
+SAFE_VERSION = "6.2"
 _NOT_CONTENT = {"README.md", ".gitattributes"}
 
 
@@ -67,6 +72,8 @@ def load_text_encoder(name: str, revision: str | None = None) -> TextEncoder:
             torch; everything else is loaded by sentence-transformers.
         revision: Commit of the hub; None: the latest one. It has no effect on folders.
 
+    No code of a folder or of the hub is run.
+
     Returns:
         The text encoder.
 
@@ -77,6 +84,9 @@ def load_text_encoder(name: str, revision: str | None = None) -> TextEncoder:
     if not folder.is_dir():
         return _load_sentence_transformer(name, revision=revision)
     folder = folder.resolve()
+    # pipes and devices may have no end
+    if strange := next((one for one in folder.rglob("*") if not (one.is_file() or one.is_dir())), None):
+        raise ArtifactError(f"the text encoder in {folder} contains {strange.name!r}, which is not a regular file")
     table = _static_table(folder)
     return _load_static(name, folder, table) if table else _load_sentence_transformer(name, folder)
 
@@ -87,7 +97,7 @@ def _static_table(folder: Path) -> Path | None:
         first, *rest = json.loads((folder / "modules.json").read_bytes())
         if str(first["type"]).endswith("StaticEmbedding") and all(str(m["type"]).endswith("Normalize") for m in rest):
             return folder / str(first.get("path", ""))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     return None
 
@@ -117,6 +127,10 @@ class _Static:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._table = table.astype(np.float32)
+        if not (self._table.min() >= -LARGEST and self._table.max() <= LARGEST):  # NaN, too
+            raise ValueError(f"the table contains a number that is not finite or beyond ±{LARGEST:g}")
+        if (known := self._tokenizer.get_vocab_size()) > len(self._table):
+            raise ValueError(f"the table has {len(self._table)} vectors for {known} tokens")
         self.name, self.fingerprint, self.width = name, _fingerprint(folder), int(table.shape[1])
         self.revision = None
 
@@ -131,8 +145,10 @@ class _Static:
 
 class _SentenceTransformer:
     def __init__(self, name: str, folder: Path | None, revision: str | None) -> None:
-        from sentence_transformers import SentenceTransformer
+        from sentence_transformers import SentenceTransformer, __version__
 
+        if Version(__version__) < Version(SAFE_VERSION):
+            raise ValueError(f"sentence-transformers {__version__} may run code of it: install version {SAFE_VERSION}")
         with MODEL_LOADING:
             model = SentenceTransformer(str(folder or name), revision=revision, trust_remote_code=False)
         self._model: Any = model.float()  # in half precision 0 / 0 is not detected
@@ -185,7 +201,8 @@ def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in _NOT_CONTENT and ".cache" not in path.parts:
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
             digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
 

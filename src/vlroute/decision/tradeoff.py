@@ -30,7 +30,7 @@ class CalibrationSet:
         later: `p` at later stages, by the stages that were passed, see `StageHeads`.
 
     Raises:
-        ValueError: There are no records, or a shape is wrong.
+        ValueError: There are no records, a shape is wrong, or a value is out of range.
     """
 
     p: Floats
@@ -45,6 +45,11 @@ class CalibrationSet:
         pairs = [getattr(self, name) for name in self.PAIRS] + [*self.later.values()]
         if n == 0 or self.coverage.shape != (n,) or any(one.shape != (n, 2) for one in pairs):
             raise ValueError("a calibration set needs at least one record, and two columns for each array")
+        shares = (self.p, self.right, self.coverage, *self.later.values())
+        if not all(one.min() >= 0 and one.max() <= 1 for one in shares):
+            raise ValueError("probabilities, correctness and coverage of a calibration set must be from 0 to 1")
+        if not (self.expected.min() >= 0 and self.tokens.min() >= 0):
+            raise ValueError("numbers of tokens of a calibration set must be at least 0")
 
     PAIRS = ("p", "expected", "right", "tokens")
 

@@ -63,7 +63,7 @@ def test_each_target_by_hand(target: dict, share: float) -> None:
 
 
 def test_the_knee_is_where_the_curve_bends() -> None:
-    gains = [0.9, 0.8, 0.3, 0.2, 0.1]
+    gains = [0.7, 0.6, 0.3, 0.2, 0.1]
     right = [(0, 1), (0, 1), (0, 0), (0, 0), (0, 1)]
     operating_point = Target(preset="knee").resolve(TradeoffCurve(records(gains, right), LATENCY))
     assert operating_point.thinking_share == pytest.approx(0.4)
