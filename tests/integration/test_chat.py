@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from pathlib import Path
@@ -176,7 +177,7 @@ def test_saved_and_resumed_it_goes_on_the_same(routers: dict[str, Router], tmp_p
     assert len(router.resume(folder).history) == 3
 
 
-@pytest.mark.parametrize("damage", ["missing", "json", "format", "picture", "swapped", "outside"])
+@pytest.mark.parametrize("damage", ["missing", "pipe", "json", "format", "picture", "swapped", "outside"])
 def test_damaged_chats_are_refused(routers: dict[str, Router], tmp_path: Path, damage: str) -> None:
     chat = routers["roomy"].chat()
     chat.send("Read the text.", images=PICTURES[:2], mode="instruct", **GREEDY)
@@ -186,6 +187,9 @@ def test_damaged_chats_are_refused(routers: dict[str, Router], tmp_path: Path, d
     pictures = sorted((folder / "media").iterdir())
     if damage == "missing":
         file.unlink()
+    elif damage == "pipe":
+        file.unlink()
+        os.mkfifo(file)
     elif damage == "json":
         file.write_text(text[:-20], encoding="utf-8")
     elif damage == "format":

@@ -59,3 +59,18 @@ def test_a_folder_saved_by_model2vec_or_sentence_transformers_is_read_alike(tmp_
 def test_an_unknown_name_says_what_to_do() -> None:
     with pytest.raises(ArtifactError, match=r"(?s)cannot be loaded.*'static'"):
         load_text_encoder("no/such/folder/anywhere")  # no hub id either: nothing is looked up
+
+
+def test_no_code_of_a_folder_is_run(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "strange.Strange"}]')
+    (tmp_path / "config_sentence_transformers.json").write_text("{}")
+    (tmp_path / "strange.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Strange: pass\n")
+    with pytest.raises(ArtifactError, match=r"'strange\.Strange'"):
+        load_text_encoder(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_versions_that_run_code_of_a_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sentence_transformers.__version__", "5.7.0")
+    with pytest.raises(ArtifactError, match=r"sentence-transformers 5\.7\.0 may run code of it: install version 6\.2"):
+        load_text_encoder(str(tmp_path))

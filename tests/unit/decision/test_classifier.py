@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import os
 import random
+import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -194,10 +198,41 @@ def swap_weights(folder: Path) -> None:
     save_file({"weights": np.zeros((3, 4), np.float32)}, weights_of(folder))
 
 
+def link_to_zeros(folder: Path) -> None:
+    (folder / CARD_FILE).unlink()
+    (folder / CARD_FILE).symlink_to("/dev/zero")
+
+
+def pipe(folder: Path) -> None:
+    (weights := weights_of(folder)).unlink()
+    os.mkfifo(weights)
+
+
+def term_twice(card: dict) -> None:
+    card["vocabulary"]["prompt"][0] = card["vocabulary"]["prompt"][1]
+
+
+def number_for_a_term(card: dict) -> None:
+    card["vocabulary"]["prompt"][0] = 5
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / CARD_FILE).unlink(), "cannot read"),
+        (link_to_zeros, "not a regular file"),
+        (pipe, "not a regular file"),
+        (lambda folder: os.truncate(folder / CARD_FILE, 2**33), "more than the limit"),  # 8 GiB that need no disk
+        (lambda folder: os.truncate(weights_of(folder), 2**33), "more than the limit"),
+        (edit_card(lambda card: card.update(metrics=math.nan)), "NaN is not a finite number"),
+        (edit_card(lambda card: card.update(model={"name": "\ud800"})), "surrogates not allowed"),
+        (edit_card(lambda card: card.update(provenance=None)), "provenance"),
+        (edit_card(lambda card: card.update(provenance={"data": [{"sha256": []}]})), "provenance"),
+        (edit_card(lambda card: card["latency"]["prefill"].update(instruct=10**400)), "seconds must be"),
+        (edit_card(lambda card: card["latency"]["per_token"].update(thinking=1e300)), "at most 1e\\+09"),
+        (edit_card(lambda card: card.update(latency=["per_token", "prefill"])), "per_token"),
+        (edit_card(term_twice), "term twice"),
+        (edit_card(number_for_a_term), "must be strings"),
         (lambda folder: weights_of(folder).unlink(), "cannot read"),
         (lambda folder: (folder / CARD_FILE).write_text("{"), "not valid JSON"),
         (lambda folder: (folder / CARD_FILE).write_text("[]"), "schema None"),
@@ -215,6 +250,11 @@ def swap_weights(folder: Path) -> None:
         (edit_weights(lambda arrays: arrays.update(calibration=np.ones((2, 2), np.float32))), "calibration has shape"),
         (edit_weights(lambda arrays: arrays.pop("bias")), "bias"),
         (edit_weights(lambda arrays: arrays.update(bias=np.full(4, np.nan, np.float32))), "finite"),
+        (edit_weights(lambda arrays: arrays.update(bias=np.full(4, 3e38, np.float32))), "beyond ±1e\\+20"),
+        (edit_weights(lambda arrays: arrays.update(log_tokens=np.full((2, 3), 800, np.float32))), "log_tokens"),
+        (edit_weights(lambda arrays: arrays.update(idf_prompt=arrays["idf_prompt"] * 0)), "idf of a term"),
+        (edit_weights(lambda arrays: arrays.update(idf_grams=-arrays["idf_grams"])), "idf of an n-gram"),
+        (edit_weights(lambda arrays: arrays.update(scale=arrays["scale"] * np.float32(1e-30))), "scale"),
     ],
 )
 def test_a_damaged_artifact_is_refused_with_a_remedy(
@@ -225,6 +265,43 @@ def test_a_damaged_artifact_is_refused_with_a_remedy(
     with pytest.raises(ArtifactError, match=message) as raised:
         ComplexityClassifier.load(tmp_path)
     assert "vlroute train" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("calibration_set.right", -1), ("calibration_set.right", 1.5), ("calibration_set.coverage", 2),
+        ("calibration_set.p", -1), ("calibration_set.later.answer", 7), ("calibration_set.tokens", -5),
+        ("calibration_set.expected", -5), ("stage.prefill.scale", 0),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(tmp_path: Path, name: str, number: float) -> None:
+    ComplexityClassifier.load(shipped("pocket/router")).save(tmp_path)
+    edit_weights(lambda arrays: arrays.update({name: np.full_like(arrays[name], number)}))(tmp_path)
+    with pytest.raises(ArtifactError, match=r"must be (from 0 to 1|at least 0|positive)"):
+        ComplexityClassifier.load(tmp_path)
+
+
+def test_links_to_files_are_followed(classifier: ComplexityClassifier, tmp_path: Path) -> None:
+    classifier.save(tmp_path / "blobs")  # as in the cache of the hub
+    (tmp_path / "snapshot").mkdir()
+    for file in (tmp_path / "blobs").iterdir():
+        (tmp_path / "snapshot" / file.name).symlink_to(file)
+    assert ComplexityClassifier.load(tmp_path / "snapshot").fingerprint == classifier.fingerprint
+
+
+def test_an_encoder_in_a_folder_is_loaded_only_if_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = str(tmp_path / "encoder")
+    shutil.copytree(shipped("encoder"), name)
+    router = fit_classifier(draw_records(60)[1], text=load_text_encoder(name))
+    router.save(tmp_path / "router")
+    with monkeypatch.context() as patched:
+        patched.setattr("vlroute.decision.classifier.load_text_encoder", None)  # nothing is read
+        with pytest.raises(ArtifactError, match=rf"names the text encoder '{re.escape(name)}'.*trust_encoder="):
+            ComplexityClassifier.load(tmp_path / "router")
+    assert ComplexityClassifier.load(tmp_path / "router", trust_encoder=name).fingerprint == router.fingerprint
 
 
 def test_an_encoder_of_the_hub_is_loaded_only_if_it_is_trusted(

@@ -40,3 +40,18 @@ def test_without_a_half_life_nothing_is_forgotten() -> None:
         LatencyModel(half_life=0)
     with pytest.raises(ValueError, match="half_life"):
         LatencyModel(half_life=math.nan)
+
+
+def test_numbers_that_are_no_floats_are_refused() -> None:
+    latency, huge = LatencyModel(), 10**400
+    for attempt in (
+        lambda: LatencyModel({"instruct": huge}),
+        lambda: latency.expected("instruct", huge),
+        lambda: latency.observe("instruct", huge, 0.1, 0.1),
+        lambda: latency.observe("instruct", 1, huge, 0.1),
+        lambda: latency.observe("instruct", 1, 0.1, 0.1, huge),
+        lambda: LatencyModel.from_dict({"per_token": {"instruct": 1e10}, "prefill": {}}),
+    ):
+        with pytest.raises(ValueError, match=r"must be|finite"):
+            attempt()
+    assert LatencyModel.from_dict(latency.to_dict()).to_dict() == latency.to_dict()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
 from vlroute.errors import ArtifactError
@@ -49,6 +52,29 @@ def test_reading_it_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("number", [float("nan"), 3e38])
+def test_a_table_with_unusable_numbers_is_refused(tmp_path: Path, number: float) -> None:
+    shutil.copytree(shipped("encoder"), tmp_path, dirs_exist_ok=True)
+    (file,) = tmp_path.glob("*/model.safetensors")
+    table = load_file(file)["embedding.weight"].astype(np.float32)
+    table[7, 3] = number
+    save_file({"embedding.weight": table}, file)
+    with pytest.raises(ArtifactError, match="not finite or beyond"):
+        load_text_encoder(str(tmp_path))
+    save_file({"embedding.weight": table[:7]}, file)
+    with pytest.raises(ArtifactError, match="7 vectors for 40001 tokens"):
+        load_text_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["modules.json", "model.safetensors", "tokenizer.json"])
+def test_a_folder_with_a_pipe_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.StaticEmbedding", "path": ""}]')
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ArtifactError, match=f"'{name}', which is not a regular file"):
+        load_text_encoder(str(tmp_path))
 
 
 def test_a_damaged_folder_says_what_to_do(tmp_path: Path) -> None:
