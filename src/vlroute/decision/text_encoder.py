@@ -133,6 +133,9 @@ class _Static:
             raise ValueError(f"the table has {len(self._table)} vectors for {known} tokens")
         self.name, self.fingerprint, self.width = name, _fingerprint(folder), int(table.shape[1])
         self.revision = None
+        self.encode(
+            ["\uffff"]
+        )  # a tokenizer without a token for unknown characters fails here, not at the first request
 
     def encode(self, texts: Sequence[str], /) -> Floats:
         vectors = np.zeros((len(texts), self.width), np.float32)

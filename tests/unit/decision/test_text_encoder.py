@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from vlroute.decision.text_encoder import STATIC, load_text_encoder
 from vlroute.errors import ArtifactError
@@ -65,6 +67,14 @@ def test_a_table_with_unusable_numbers_is_refused(tmp_path: Path, number: float)
         load_text_encoder(str(tmp_path))
     save_file({"embedding.weight": table[:7]}, file)
     with pytest.raises(ArtifactError, match="7 vectors for 40001 tokens"):
+        load_text_encoder(str(tmp_path))
+
+
+def test_a_tokenizer_that_fails_for_unknown_words_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.StaticEmbedding", "path": ""}]')
+    Tokenizer(WordLevel({"word": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    save_file({"embedding.weight": np.ones((1, 4), np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(ArtifactError, match="UNK"):
         load_text_encoder(str(tmp_path))
 
 
