@@ -23,6 +23,10 @@ from typing import Any
 import av
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from training.chaos.kills import a_question, an_answer
 from vlroute.chat import Turn, read_chat, write_chat
@@ -32,6 +36,7 @@ from vlroute.decision.classifier import ComplexityClassifier, Start
 from vlroute.decision.evidence import ANSWER_NUMBERS
 from vlroute.decision.selector import ModeSelector
 from vlroute.decision.target import Target
+from vlroute.decision.text_encoder import load_text_encoder
 from vlroute.engine.remote.endpoint import read_endpoints
 from vlroute.errors import VLRouteError
 from vlroute.files import shipped
@@ -321,6 +326,19 @@ def _use_probe(folder: Path) -> object:
     return probe.describe(np.ones(probe.weights.shape[1], np.float32))
 
 
+def _encoder(folder: Path) -> list[Path]:
+    (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.StaticEmbedding", "path": ""}]')
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(("?", "add", "the", "numbers"))}, unk_token="?"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save_file({"embedding.weight": np.eye(4, dtype=np.float32)}, folder / "model.safetensors")
+    return [folder / "tokenizer.json", folder / "model.safetensors"]
+
+
+def _use_encoder(folder: Path) -> object:
+    return load_text_encoder(str(folder)).encode(["add the numbers", "", "read"])
+
+
 def _records(folder: Path) -> list[Path]:
     made = [Record(str(i), f"Read {i}.", "a sign", Outcome(True, 3, 0.5, 0.1), Outcome(0.5)) for i in range(5)]
     write_records(folder / "records.jsonl", made)
@@ -389,6 +407,7 @@ KINDS = (
     Kind("numbers of a router", _router, _use_router, damage=_extreme_numbers),
     Kind("vision probe", _probe, _use_probe),
     Kind("numbers of a probe", _probe, _use_probe, damage=_extreme_numbers),
+    Kind("text encoder", _encoder, _use_encoder),
     Kind("chat", _chat, _use_chat),
     Kind("records", _records, _read_records),
     Kind("store", _store, _use_store),
