@@ -223,8 +223,8 @@ class Router:
             explore: Share of the requests without a forced mode, 0 to 1, that the other mode answers instead of the
                 chosen one. The decision, which is stored with the answer, contains the probability. Without such
                 answers, `vlroute learn` does not learn what the other mode would have answered. Needs `store`.
-            trust_encoder: A text encoder, a folder or a name on the hub, that may be loaded if the artifact names it,
-                see `ComplexityClassifier.load`.
+            trust_encoder: A text encoder of the hub that may be downloaded if the artifact names it, see
+                `ComplexityClassifier.load`.
             **settings: Generation settings for both modes, with the names of transformers: `do_sample=False`.
 
         Returns:

@@ -71,6 +71,7 @@ def test_no_code_of_a_folder_is_run(tmp_path: Path) -> None:
 
 
 def test_versions_that_run_code_of_a_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "modules.json").write_text("[]")
     monkeypatch.setattr("sentence_transformers.__version__", "5.7.0")
     with pytest.raises(ArtifactError, match=r"sentence-transformers 5\.7\.0 may run code of it: install version 6\.2"):
         load_text_encoder(str(tmp_path))

@@ -307,7 +307,7 @@ class ComplexityClassifier:
 
         Args:
             folder: The folder of the artifact.
-            trust_encoder: A text encoder, a folder or a name on the hub, that may be loaded if the artifact names it.
+            trust_encoder: A text encoder of the hub that may be downloaded if the artifact names it.
                 Without this, only the shipped encoder and a few known ones are loaded. The environment variable
                 `VLROUTE_TRUST_ENCODER` has the same meaning.
 
@@ -411,11 +411,10 @@ def _text_encoder(folder: str | Path, wanted: Any, trusted: str | None) -> TextE
         raise ArtifactError(f"{path}: 'text_encoder' needs a name and a fingerprint; {REMEDY}") from error
     if not (isinstance(name, str) and isinstance(fingerprint, str) and isinstance(revision, str | None)):
         raise ArtifactError(f"{path}: name, fingerprint and revision of 'text_encoder' must be strings; {REMEDY}")
-    if name not in (STATIC, *KNOWN, trusted, os.environ.get(TRUST_VARIABLE)):
+    if name not in (STATIC, *KNOWN, trusted, os.environ.get(TRUST_VARIABLE)) and not _is_folder(name):
         raise ArtifactError(
-            f"{path} names the text encoder {name[:1000]!r}, which would be read from the folder of this name or "
-            "downloaded from the hub. If you trust it, pass its name as trust_encoder= or in the environment variable "
-            f"{TRUST_VARIABLE}"
+            f"{path} names the text encoder {name[:1000]!r}, which would be downloaded from the hub. If you trust it, "
+            f"pass its name as trust_encoder= or in the environment variable {TRUST_VARIABLE}"
         )
     text = load_text_encoder(name, revision)
     if text.fingerprint != fingerprint:
@@ -424,6 +423,13 @@ def _text_encoder(folder: str | Path, wanted: Any, trusted: str | None) -> TextE
             f"{text.fingerprint[:12]}…). Restore that encoder, or train the router again with this one"
         )
     return text
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False
 
 
 def _check_provenance(provenance: Any) -> None:

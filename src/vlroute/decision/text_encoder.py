@@ -84,6 +84,9 @@ def load_text_encoder(name: str, revision: str | None = None) -> TextEncoder:
     if not folder.is_dir():
         return _load_sentence_transformer(name, revision=revision)
     folder = folder.resolve()
+    # an artifact may name any folder of this machine, whose files must not all be read
+    if not any((folder / one).exists() for one in ("modules.json", "config.json")):
+        raise ArtifactError(f"the text encoder in {folder} cannot be loaded: it has no modules.json or config.json")
     # pipes and devices may have no end
     if strange := next((one for one in folder.rglob("*") if not (one.is_file() or one.is_dir())), None):
         raise ArtifactError(f"the text encoder in {folder} contains {strange.name!r}, which is not a regular file")
@@ -133,9 +136,7 @@ class _Static:
             raise ValueError(f"the table has {len(self._table)} vectors for {known} tokens")
         self.name, self.fingerprint, self.width = name, _fingerprint(folder), int(table.shape[1])
         self.revision = None
-        self.encode(
-            ["\uffff"]
-        )  # a tokenizer without a token for unknown characters fails here, not at the first request
+        self.encode(["\uffff"])  # a tokenizer without a token for unknown characters fails here
 
     def encode(self, texts: Sequence[str], /) -> Floats:
         vectors = np.zeros((len(texts), self.width), np.float32)

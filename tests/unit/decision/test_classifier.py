@@ -8,7 +8,6 @@ import json
 import math
 import os
 import random
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -290,18 +289,15 @@ def test_links_to_files_are_followed(classifier: ComplexityClassifier, tmp_path:
     assert ComplexityClassifier.load(tmp_path / "snapshot").fingerprint == classifier.fingerprint
 
 
-def test_an_encoder_in_a_folder_is_loaded_only_if_it_is_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = str(tmp_path / "encoder")
+def test_an_encoder_in_a_folder_is_loaded_if_the_folder_has_one(tmp_path: Path) -> None:
+    name = tmp_path / "encoder"
     shutil.copytree(shipped("encoder"), name)
-    router = fit_classifier(draw_records(60)[1], text=load_text_encoder(name))
+    router = fit_classifier(draw_records(60)[1], text=load_text_encoder(str(name)))
     router.save(tmp_path / "router")
-    with monkeypatch.context() as patched:
-        patched.setattr("vlroute.decision.classifier.load_text_encoder", None)  # nothing is read
-        with pytest.raises(ArtifactError, match=rf"names the text encoder '{re.escape(name)}'.*trust_encoder="):
-            ComplexityClassifier.load(tmp_path / "router")
-    assert ComplexityClassifier.load(tmp_path / "router", trust_encoder=name).fingerprint == router.fingerprint
+    assert ComplexityClassifier.load(tmp_path / "router").fingerprint == router.fingerprint
+    (name / "modules.json").unlink()  # as any other folder, whose files are not read
+    with pytest.raises(ArtifactError, match=r"no modules\.json or config\.json"):
+        ComplexityClassifier.load(tmp_path / "router")
 
 
 def test_an_encoder_of_the_hub_is_loaded_only_if_it_is_trusted(
