@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +35,8 @@ from vlroute.temporary_folder import TemporaryFolder
 
 #: Number of log-ins of one key that are kept; the oldest one ends then.
 MAX_LOGINS = 200
+#: A log-in of the page ends after this time, in seconds.
+LOGIN_SECONDS = 7 * 24 * 3600.0
 
 
 def create_app(
@@ -106,20 +109,21 @@ def create_app(
     return app
 
 
-class PageLogins(dict[str, str]):
+class PageLogins(MutableMapping[str, str]):
     """Gradio's table of log-ins: the token in a cookie, and the user.
 
-    Visitors choose their user names. Here, the user is the name of the key, so that requests of the page count for the
-    key, and no visitor can impersonate another one.
+    Visitors choose their user names. Here, the user is `APIKey.login`, so that requests of the page count for the key,
+    and no visitor can impersonate another one. A log-in ends when its key is removed or replaced, when the visitor logs
+    out, after `LOGIN_SECONDS`, and after `MAX_LOGINS` further ones with the same key.
 
     Args:
         service: It knows the accepted keys.
     """
 
     def __init__(self, service: Service) -> None:
-        super().__init__()
         self._service, self._accepted = service, ""
-        self._tokens: dict[str, deque[str]] = {}  # of each key, oldest first
+        self._users: dict[str, tuple[str, float]] = {}  # by token, with the time of the log-in
+        self._tokens: dict[str, deque[str]] = {}  # of each user, oldest first
 
     def accept(self, key: str) -> bool:
         """Whether a visitor may log in with this key. Gradio adds the token before anything else runs.
@@ -137,15 +141,31 @@ class PageLogins(dict[str, str]):
             found = self._service.log_in(key, client_address.get())
         except APIError as error:  # Gradio would answer with status 500
             raise HTTPException(error.status, error.message, error.headers) from None
-        self._accepted = found.name if found else ""
+        self._accepted = found.login if found else ""
         return found is not None
 
+    def __getitem__(self, token: str) -> str:
+        user, began = self._users[token]
+        if time.monotonic() - began > LOGIN_SECONDS or self._service.keys.logged_in(user) is None:
+            self._users.pop(token, None)
+            raise KeyError(token)
+        return user
+
     def __setitem__(self, token: str, _: str) -> None:
-        super().__setitem__(token, self._accepted)
+        self._users[token] = self._accepted, time.monotonic()
         tokens = self._tokens.setdefault(self._accepted, deque())
         tokens.append(token)
         if len(tokens) > MAX_LOGINS:
-            self.pop(tokens.popleft(), None)
+            self._users.pop(tokens.popleft(), None)
+
+    def __delitem__(self, token: str) -> None:
+        self._users.pop(token, None)  # it may have ended meanwhile
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._users])
+
+    def __len__(self) -> int:
+        return len(self._users)
 
 
 def mount_page(app: FastAPI) -> FastAPI:

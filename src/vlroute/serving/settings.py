@@ -130,7 +130,8 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         if self.key_file is not None:  # replicas of a cluster have other working directories
-            object.__setattr__(self, "key_file", self.key_file.expanduser().resolve())
+            # not resolved: a secret of Kubernetes is a link, which is replaced when the secret changes
+            object.__setattr__(self, "key_file", self.key_file.expanduser().absolute())
         positive = (
             "max_num_seqs",
             "max_decoding",
