@@ -191,14 +191,14 @@ def test_a_visitor_of_the_page_is_the_key_and_not_the_chosen_name(server: Served
         assert http.post("/login", data={"username": "daily", "password": KEYS["free"]}).status_code == 200
         token = http.cookies[f"access-token-{page.cookie_id}"]
     assert page.tokens == {token: server.service.keys.find(KEYS["free"]).login}
-    turn = server.service.stream_turn(
-        lambda: parse("Add 2 and 3."), RequestOptions(namespace=visitor(server, "daily"))
-    )
+    turn = server.service.stream_turn(lambda: parse("Add 2 and 3."), RequestOptions(namespace=visitor(server, "daily")))
     with pytest.raises(APIError, match="tokens of this day"):
         next(turn)
     for login in ("removed:0123456789abcdef", "free:0123456789abcdef"):  # the other one was replaced
         with pytest.raises(APIError, match="no valid API key"):
-            next(server.service.stream_turn(lambda: parse("Hi"), RequestOptions(namespace=session_namespace("1", login))))
+            next(
+                server.service.stream_turn(lambda: parse("Hi"), RequestOptions(namespace=session_namespace("1", login)))
+            )
 
 
 @pytest.mark.parametrize("stopped", [False, True])

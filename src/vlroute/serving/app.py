@@ -14,7 +14,6 @@ from typing import Any, cast
 
 from fastapi import FastAPI, HTTPException
 from starlette.routing import Mount
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from vlroute import __version__
 from vlroute.files import shipped
@@ -22,7 +21,7 @@ from vlroute.router import Router
 from vlroute.serving.errors import APIError, add_error_handlers
 from vlroute.serving.fetch import Fetcher
 from vlroute.serving.messages_api import router as messages
-from vlroute.serving.middleware import AddressLimit, PathPrefix, RequestGuard, add_cross_origin
+from vlroute.serving.middleware import AddressLimit, ForwardedHeaders, PathPrefix, RequestGuard, add_cross_origin
 from vlroute.serving.models_api import router as models
 from vlroute.serving.page_guard import PageGuard
 from vlroute.serving.request_log import RequestLog
@@ -96,7 +95,7 @@ def create_app(
     app.add_middleware(AddressLimit, settings, count)
     add_cross_origin(app, settings.cors_origins)  # outside, so that refusals have its headers
     app.add_middleware(
-        ProxyHeadersMiddleware, "*" if "*" in settings.forwarded_allow_ips else [*settings.forwarded_allow_ips]
+        ForwardedHeaders, "*" if "*" in settings.forwarded_allow_ips else [*settings.forwarded_allow_ips]
     )
     if settings.root_path:
         app.add_middleware(PathPrefix, settings.root_path)
