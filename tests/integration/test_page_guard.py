@@ -225,7 +225,7 @@ def test_files_that_cannot_be_opened_are_refused(
 ) -> None:
     (path,) = http.post(UPLOAD, files=FILE).json()
     file = {"path": os.path.join(os.path.dirname(path), name.format(file=path)), "meta": {"_type": "gradio.FileData"}}
-    at, function = next((at, one) for at, one in guard_of(page).blocks.fns.items() if one.name == "read")
+    at = next(at for at, one in guard_of(page).blocks.fns.items() if one.name == "read")
     refused = http.post("/gradio_api/queue/join", json={"data": [[file], None], "fn_index": at, "session_hash": "f"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_call")
     assert "Traceback" not in capfd.readouterr().err
