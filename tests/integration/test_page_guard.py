@@ -591,6 +591,16 @@ def test_parts_of_files(http: httpx.Client, range: str, status: int, content: by
     assert reply.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.parametrize("encoding", ["br", "gzip", "identity"])
+def test_compressed_files(http: httpx.Client, encoding: str) -> None:
+    content = b"prompt,a\n" * 1000
+    (path,) = http.post(UPLOAD, files={"files": ("a.csv", content, "text/csv")}).json()
+    with http.stream("GET", f"/gradio_api/file={path}", headers={"Accept-Encoding": encoding}) as reply:
+        assert reply.headers.get("content-encoding", "identity") == encoding
+        raw = b"".join(reply.iter_raw())
+    assert (raw == content) == (encoding == "identity")
+
+
 def test_parts_of_files_of_the_page_itself(http: httpx.Client) -> None:
     for range in ("bytes=5-1", "bytes=x", f"bytes=0-{'9' * 5000}"):
         assert http.get("/static/img/logo.svg", headers={"Range": range}).status_code in (200, 404)

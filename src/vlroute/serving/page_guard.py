@@ -58,16 +58,17 @@ _SMALL = 2**14
 _BLOCK = 2**12
 #: Room is made for so many bytes of an upload at a time, when they arrive.
 _STEP = 2**24
-#: Streams that last as long as a visitor keeps the page open.
 _FILES = "/gradio_api/file="
 #: A part of a file, as browsers ask for it.
 _RANGE = re.compile(rb"bytes=(?:(\d{1,18})-(\d{0,18})|-\d{1,18})")
 #: Headers of a response with a file.
 _FILE_HEADERS = frozenset(
-    b"accept-ranges content-disposition content-length content-range content-type etag last-modified vary".split()
+    b"accept-ranges content-disposition content-encoding content-length content-range content-type etag last-modified "
+    b"vary".split()
 )
 #: Responses with these paths are the same for all visitors: caches may keep them.
 _SHARED = re.compile(r"/(?:(?:assets|static)/.*|theme\.css|favicon\.ico|robots\.txt)")
+#: Streams that last as long as a visitor keeps the page open.
 _STREAMS = re.compile(r"/gradio_api/(?:queue/data|upload_progress|heartbeat/.*)")
 #: Maximum size of a part of a path: that of the name of a file.
 _MAX_NAME = 255
