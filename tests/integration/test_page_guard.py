@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import socket
 import time
 from collections import OrderedDict
@@ -76,6 +77,11 @@ def test_an_origin_that_is_no_address_is_refused(http: httpx.Client) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "wrong_origin")
 
 
+def sent(function: Any) -> list[Any]:
+    """What the page sends at first for the inputs of a function."""
+    return [None if isinstance(one, gr.State) else getattr(one, "value", None) for one in function.inputs]
+
+
 CALL = {"data": [None], "fn_index": 0, "session_hash": "a1"}
 CALLS = [
     {"session_hash": ""}, {"session_hash": None}, {"session_hash": "\ud800"}, {"session_hash": "a b"},
@@ -109,7 +115,7 @@ def test_values_of_wrong_types_are_refused(
     for index, function in guard_of(page).blocks.fns.items():
         for at, block in enumerate(function.inputs):
             if isinstance(block, gr.File | gr.MultimodalTextbox):
-                values: list[Any] = [None] * len(function.inputs)
+                values = sent(function)
                 values[at] = value
                 call = {"data": values, "fn_index": index, "session_hash": "types"}
                 for name in ("run/predict", "queue/join"):
@@ -120,12 +126,129 @@ def test_values_of_wrong_types_are_refused(
     assert "Traceback" not in capfd.readouterr().err
 
 
+WRONG: list[tuple[type[Any], list[Any]]] = [
+    (gr.Radio, ["none", "A" * 2_000_000, 5, True, [], {}]),
+    (gr.Dropdown, ["none", 5, 1.0, True, ["auto"], {"a": 1}]),
+    (gr.Slider, [None, -1, 99, 10**400, float("nan"), float("inf"), True, "5", [], {}]),
+    (gr.Checkbox, [None, 0, 1, "true", []]),
+    (gr.Textbox, [None, 5, True, [], {}]),
+    (gr.HTML, [5, [], {}]),
+    (gr.MultimodalTextbox, [None, {"text": None}, {"text": "x", "files": None}]),
+]
+
+
+@pytest.mark.parametrize(("kind", "values"), WRONG, ids=lambda one: getattr(one, "__name__", ""))
+def test_values_that_the_page_never_sends_are_refused(
+    http: httpx.Client, page: Served, kind: type[Any], values: list[Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Gradio, or the function of the page, failed with status 500, and the log contained the value."""
+    guard, inputs = guard_of(page), [
+        (index, function, at) for index, function in guard_of(page).blocks.fns.items()
+        for at, block in enumerate(function.inputs) if isinstance(block, kind)
+    ]  # fmt: skip
+    assert inputs
+    for index, function, at in inputs:
+        for value in values:
+            call = {"data": sent(function), "fn_index": index, "session_hash": "wrong", "event_data": EVENT}
+            call["data"][at] = value
+            name = "queue/join" if guard.blocks.fns[index].queue else "run/predict"
+            refused = http.post(
+                f"/gradio_api/{name}", content=json.dumps(call), headers={"Content-Type": "application/json"}
+            )
+            assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_call"), str(value)[:50]
+            assert len(refused.content) < 500
+    assert not capfd.readouterr().err
+
+
+EVENT = {"index": 0, "value": "x", "liked": True}
+
+
+@pytest.mark.parametrize(
+    "event", [None, 5, "x", [], {}, {"index": 0}, {"value": 1}], ids=lambda event: json.dumps(event)
+)
+def test_events_without_their_data_are_refused(http: httpx.Client, page: Served, event: Any) -> None:
+    found = [at for at, one in guard_of(page).blocks.fns.items() if one.collects_event_data]
+    assert found
+    for index in found:
+        call = {"data": sent(guard_of(page).blocks.fns[index]), "fn_index": index, "session_hash": "event"}
+        refused = http.post("/gradio_api/queue/join", json={**call, "event_data": event})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_call")
+        refused = http.post("/gradio_api/queue/join", json={**call, "event_data": EVENT, "trigger_id": "x" * 1000})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_call")
+
+
+@pytest.mark.parametrize("index", [-1, 99, 10**400, "0", None, [0, 0], {"a": 1}, True])
+def test_an_example_that_does_not_exist(
+    http: httpx.Client, page: Served, index: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    at, function = next((at, one) for at, one in guard_of(page).blocks.fns.items() if one.collects_event_data)
+    call = {"data": sent(function), "fn_index": at, "session_hash": "example", "event_data": EVENT | {"index": index}}
+    http.post("/gradio_api/queue/join", json=call).raise_for_status()
+    assert completed(http, "example")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_no_preset(http: httpx.Client, page: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    at, function = next((at, one) for at, one in guard_of(page).blocks.fns.items() if one.name == "choose")
+    http.post("/gradio_api/queue/join", json={"data": sent(function), "fn_index": at, "session_hash": "preset"})
+    assert completed(http, "preset")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_choices_are_those_of_the_session(http: httpx.Client, page: Served) -> None:
+    """The columns of a table can be chosen after it was read, in this session only."""
+    fns = guard_of(page).blocks.fns
+    (path,) = http.post(UPLOAD, files={"files": ("t.csv", b"prompt,other\nHi,1\n", "text/csv")}).json()
+    read, remap = (next(at for at, one in fns.items() if one.name == name) for name in ("read", "remap"))
+    table = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
+    call = {"data": [table, None], "fn_index": read, "session_hash": "table"}
+    http.post("/gradio_api/queue/join", json=call).raise_for_status()
+    assert completed(http, "table")
+    for session, column, status in (("table", 1, 200), ("table", 2, 400), ("elsewhere", 1, 400)):
+        call = {"data": [None, column, -1 if session == "table" else None, None], "fn_index": remap}
+        reply = http.post("/gradio_api/run/predict", json={**call, "session_hash": session})
+        assert reply.status_code == status
+
+
+def completed(client: httpx.Client, session: str) -> bool:
+    """Whether the event of a session is completed without an error."""
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}, timeout=30) as events:
+        for line in events.iter_lines():
+            if "process_completed" in line:
+                return bool(json.loads(line.removeprefix("data: "))["success"])
+    return False
+
+
+@pytest.mark.parametrize("name", ["", "..", "a" * 300, "{file}/x", "b" * 5000], ids=lambda name: name[:9])
+def test_files_that_cannot_be_opened_are_refused(
+    http: httpx.Client, page: Served, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = http.post(UPLOAD, files=FILE).json()
+    file = {"path": os.path.join(os.path.dirname(path), name.format(file=path)), "meta": {"_type": "gradio.FileData"}}
+    at = next(at for at, one in guard_of(page).blocks.fns.items() if one.name == "read")
+    refused = http.post("/gradio_api/queue/join", json={"data": [[file], None], "fn_index": at, "session_hash": "f"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_call")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_question_has_pictures_and_videos_only(http: httpx.Client, page: Served) -> None:
+    at, function = next((at, one) for at, one in guard_of(page).blocks.fns.items() if one.name == "submit")
+    for name, status in (("a.csv", 400), ("a", 400), ("a.png", 200), ("a.MP4", 200)):
+        (path,) = http.post(UPLOAD, files={"files": (name, b"x", "image/png")}).json()
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}, "mime_type": "A" * 10_000}
+        values = sent(function)
+        values[0] = {"text": "Hi", "files": [file]}
+        call = {"data": values, "fn_index": at, "session_hash": "kinds"}
+        assert http.post("/gradio_api/queue/join", json=call).status_code == status
+    assert completed(http, "kinds")
+
+
 def test_an_event_of_a_session_without_a_name_does_not_stop_the_others(http: httpx.Client, page: Served) -> None:
     """It ended the task that runs Gradio's queue."""
     http.post("/gradio_api/queue/join", json=CALL | {"session_hash": ""})
     time.sleep(0.5)
     index, function = next((at, one) for at, one in guard_of(page).blocks.fns.items() if one.queue)
-    call = {"data": [None] * len(function.inputs), "fn_index": index, "session_hash": "a2"}
+    call = {"data": sent(function), "fn_index": index, "session_hash": "a2"}
     http.post("/gradio_api/queue/join", json=call).raise_for_status()
     with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": "a2"}) as events:
         assert any("process_completed" in line for line in events.iter_lines())
@@ -149,7 +272,7 @@ def test_no_visitor_reads_a_file_of_the_server(
     try:
         for index, function in guard.blocks.fns.items():
             for at in range(len(function.inputs)):
-                values: list[Any] = [None] * len(function.inputs)
+                values = sent(function)
                 values[at] = file
                 call = {"data": values, "fn_index": index, "session_hash": "files"}
                 reply = http.post("/gradio_api/run/predict", json=call)
@@ -184,7 +307,7 @@ def test_one_visitor_does_not_fill_the_queue(http: httpx.Client, page: Served, m
     client = SimpleNamespace(host="")
     running = SimpleNamespace(closed=False, username=None, fn=None, request=SimpleNamespace(client=client))
     index = next(at for at, one in guard.blocks.fns.items() if one.queue)
-    call = {"data": [None] * len(guard.blocks.fns[index].inputs), "fn_index": index, "session_hash": "many"}
+    call = {"data": sent(guard.blocks.fns[index]), "fn_index": index, "session_hash": "many"}
     for host, status in (("127.0.0.1", 503), ("192.0.2.1", 200)):
         running.request.client.host = host
         monkeypatch.setattr(queue, "event_ids_to_events", {str(at): running for at in range(queue.max_size // 2)})
@@ -200,7 +323,7 @@ def test_one_visitor_does_not_fill_the_places_of_a_function(
     index, function = next((at, one) for at, one in guard.blocks.fns.items() if isinstance(one.concurrency_limit, int))
     client = SimpleNamespace(host="127.0.0.1")
     running = SimpleNamespace(closed=False, username=None, fn=function, request=SimpleNamespace(client=client))
-    call = {"data": [None] * len(function.inputs), "fn_index": index, "session_hash": "many"}
+    call = {"data": sent(function), "fn_index": index, "session_hash": "many"}
     half = function.concurrency_limit // 2
     for host, count, status in (
         ("127.0.0.1", half, 503), ("127.0.0.1", half - 1, 200), ("192.0.2.1", function.concurrency_limit, 200)
@@ -249,7 +372,7 @@ def test_calls_without_the_queue_run_in_turn(http: httpx.Client, page: Served, m
     guard = guard_of(page)
     monkeypatch.setattr(guard, "app", slow)
     index, function = next((at, one) for at, one in guard.blocks.fns.items() if not one.queue)
-    call = {"data": [None] * len(function.inputs), "fn_index": index, "session_hash": "one"}
+    call = {"data": sent(function), "fn_index": index, "session_hash": "one"}
     with ThreadPoolExecutor(6) as threads:
         replies = [*threads.map(lambda _: http.post("/gradio_api/run/predict", json=call).status_code, range(6))]
     assert (replies, most) == ([200] * 6, 1)
@@ -258,9 +381,7 @@ def test_calls_without_the_queue_run_in_turn(http: httpx.Client, page: Served, m
 def join(page: Served, client: httpx.Client, session: str, text: str, mode: str) -> httpx.Response:
     """Send a question of the Chat tab."""
     index, function = next((at, one) for at, one in guard_of(page).blocks.fns.items() if one.name == "submit")
-    values: list[Any] = [
-        None if isinstance(block, gr.State) else getattr(block, "value", "") for block in function.inputs
-    ]
+    values = sent(function)
     values[0] = {"text": text, "files": []}
     values[[block.elem_id for block in function.inputs].index("mode")] = mode
     return client.post("/gradio_api/queue/join", json={"data": values, "fn_index": index, "session_hash": session})
@@ -411,13 +532,79 @@ def test_what_the_page_does_not_ask_for_is_not_found(http: httpx.Client, caplog:
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("name", ["X-Forwarded-Host", "X-Gradio-Server"])
 @pytest.mark.parametrize("value", ["\xe9" * 20_000, "a" * 300, "<script>", "a b@c"])
-def test_headers_that_name_no_host(http: httpx.Client, name: str, value: str) -> None:
+def test_headers_that_name_no_host(http: httpx.Client, value: str) -> None:
     for path in ("/", "/zh", "/logout", "/config"):
-        refused = http.get(path, headers={name: value.encode("latin-1")})
+        refused = http.get(path, headers={"X-Forwarded-Host": value.encode("latin-1")})
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_header")
-    assert http.get("/", headers={name: "localhost:7860"}).status_code == 200
+    assert http.get("/", headers={"X-Forwarded-Host": "localhost:7860"}).status_code == 200
+
+
+@pytest.mark.parametrize(("trusted", "seen"), [((), 0), (("127.0.0.1",), 1)])
+def test_only_a_trusted_proxy_chooses_the_address_of_the_page(trusted: tuple[str, ...], seen: int) -> None:
+    with served(ServerSettings(forwarded_allow_ips=trusted), mount_page) as server, server.http() as http:
+        for headers, expected in (
+            ({"X-Gradio-Server": "http://other.example"}, 0), ({"X-Forwarded-Host": "other.example"}, seen)
+        ):  # fmt: skip
+            for path in ("/", "/config"):
+                reply = http.get(path, headers=headers).raise_for_status()
+                assert ("other.example" in reply.text) == expected
+        secure = http.get("/config", headers={"X-Forwarded-Proto": "https"}).json()["root"].startswith("https:")
+        assert secure == seen
+
+
+def test_only_files_that_are_the_same_for_all_stay_in_caches(http: httpx.Client) -> None:
+    (path,) = http.post(UPLOAD, files=FILE).json()
+    script = re.search(r'(?:src|href)="(?:\./|/)?(assets/[^"]+)"', http.get("/").text)
+    assert script is not None
+    for address, expected in (
+        ("/", "no-store"), ("/zh", "no-store"), ("/config", "no-store"), (f"/gradio_api/file={path}", "private")
+    ):  # fmt: skip
+        assert http.get(address).raise_for_status().headers["cache-control"] == expected
+    for address in (f"/{script[1]}", "/theme.css"):
+        assert "no-store" not in http.get(address).raise_for_status().headers.get("cache-control", "")
+
+
+RANGES = [
+    ("bytes=0-5", 206, b"012345"), ("bytes=5-", 206, b"56789"), ("bytes=-3", 206, b"789"), ("bytes=4-4", 206, b"4"),
+    ("bytes=8-99", 206, b"89"), ("bytes=10-12", 416, None), ("bytes=5-1", 200, None), ("bytes=0-1,2-3", 200, None),
+    ("bytes=0-1-2", 200, None), (f"bytes=0-{'9' * 5000}", 200, None), ("bytes=\xb2-\xb3", 200, None),
+    ("bytes=-", 200, None), ("lines=0-1", 200, None), ("", 200, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("range", "status", "content"), RANGES, ids=[one[0][:20] for one in RANGES])
+def test_parts_of_files(http: httpx.Client, range: str, status: int, content: bytes | None) -> None:
+    """Gradio sent the headers of the request back, with the cookies, and failed for several ranges."""
+    (path,) = http.post(UPLOAD, files={"files": ("a.txt", b"0123456789", "text/plain")}).json()
+    forged = {
+        "Cookie": "access-token-x=secret",
+        "Set-Cookie": "a=b",
+        "Location": "http://other.example",
+        "X-Other": "1",
+    }
+    reply = http.get(f"/gradio_api/file={path}", headers={**forged, "Range": range.encode("latin-1")})
+    assert reply.status_code == status
+    assert status == 416 or reply.content == (b"0123456789" if content is None else content)
+    assert not {name.lower() for name in forged} & {*reply.headers}
+    assert "secret" not in str(reply.headers)
+    assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("encoding", ["br", "gzip", "identity"])
+def test_compressed_files(http: httpx.Client, encoding: str) -> None:
+    content = b"prompt,a\n" * 1000
+    (path,) = http.post(UPLOAD, files={"files": ("a.csv", content, "text/csv")}).json()
+    with http.stream("GET", f"/gradio_api/file={path}", headers={"Accept-Encoding": encoding}) as reply:
+        assert reply.headers.get("content-encoding", "identity") == encoding
+        raw = b"".join(reply.iter_raw())
+    assert (raw == content) == (encoding == "identity")
+
+
+def test_parts_of_files_of_the_page_itself(http: httpx.Client) -> None:
+    for range in ("bytes=5-1", "bytes=x", f"bytes=0-{'9' * 5000}"):
+        assert http.get("/static/img/logo.svg", headers={"Range": range}).status_code in (200, 404)
+        assert http.get("/favicon.ico", headers={"Range": range}).status_code in (200, 404)
 
 
 def guard_of(page: Served) -> Any:
@@ -486,6 +673,35 @@ def test_many_log_ins_with_one_key_end_no_session_of_another(monkeypatch: pytest
         kept, *mine = logged_in(other), *(logged_in(KEY) for _ in range(5))
         assert kept.get("/config").status_code == 200
         assert [one.get("/config").status_code for one in mine] == [401, 401, 200, 200, 200]
+
+
+def test_a_log_in_ends_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, other = tmp_path / "keys.toml", "another key for tests, long"
+    bob = '[bob]\nkey = "a key of bob, long enough"\n'
+    file.touch(mode=0o600)
+
+    def write(key: str | None) -> None:
+        file.write_text(bob if key is None else f'[ann]\nkey = "{key}"\n{bob}')
+
+    write(KEY)
+    with (
+        served(ServerSettings(key_file=file), mount_page) as server,
+        logged_in(server, "a key of bob, long enough") as other_visitor,
+    ):  # fmt: skip
+        for replaced in (other, None):
+            with logged_in(server, KEY) as http:
+                assert join(server, http, "before", "Add 2 and 3.", "instruct").status_code == 200
+                write(replaced)
+                until(lambda http=http: http.get("/config").status_code == 401)
+                assert http.post(UPLOAD, files=FILE).status_code == 401
+                assert join(server, http, "after", "Add 2 and 3.", "instruct").status_code == 401
+                assert '"dependencies":[]' in http.get("/").text
+                assert other_visitor.get("/config").status_code == 200
+                write(KEY)
+                until(lambda: server.service.keys.find(KEY) is not None)
+                assert http.get("/config").status_code == 401  # the visitor has to log in again
+        monkeypatch.setattr(app, "LOGIN_SECONDS", 0.0)
+        assert other_visitor.get("/config").status_code == 401
 
 
 def test_files_in_a_call_leave_no_files_behind(http: httpx.Client, page: Served) -> None:

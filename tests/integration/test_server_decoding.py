@@ -154,7 +154,7 @@ def test_media_of_the_page_have_the_limits_of_requests(server: Served) -> None:
     """They were decoded before the request was admitted, and not counted."""
     service = server.service
     options = RequestOptions(
-        mode="instruct", namespace=session_namespace("1", service.key_of(f"Bearer {KEY}", "").name)
+        mode="instruct", namespace=session_namespace("1", service.key_of(f"Bearer {KEY}", "").login)
     )
     events = service.stream_turn(lambda: parse("What?", [PICTURE]), options)
     next(events)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from fastapi import FastAPI, HTTPException
 from starlette.routing import Mount
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from vlroute import __version__
 from vlroute.files import shipped
@@ -21,7 +21,7 @@ from vlroute.router import Router
 from vlroute.serving.errors import APIError, add_error_handlers
 from vlroute.serving.fetch import Fetcher
 from vlroute.serving.messages_api import router as messages
-from vlroute.serving.middleware import AddressLimit, PathPrefix, RequestGuard, add_cross_origin
+from vlroute.serving.middleware import AddressLimit, ForwardedHeaders, PathPrefix, RequestGuard, add_cross_origin
 from vlroute.serving.models_api import router as models
 from vlroute.serving.page_guard import PageGuard
 from vlroute.serving.request_log import RequestLog
@@ -34,6 +34,8 @@ from vlroute.temporary_folder import TemporaryFolder
 
 #: Number of log-ins of one key that are kept; the oldest one ends then.
 MAX_LOGINS = 200
+#: A log-in of the page ends after this time, in seconds.
+LOGIN_SECONDS = 7 * 24 * 3600.0
 
 
 def create_app(
@@ -93,7 +95,7 @@ def create_app(
     app.add_middleware(AddressLimit, settings, count)
     add_cross_origin(app, settings.cors_origins)  # outside, so that refusals have its headers
     app.add_middleware(
-        ProxyHeadersMiddleware, "*" if "*" in settings.forwarded_allow_ips else [*settings.forwarded_allow_ips]
+        ForwardedHeaders, "*" if "*" in settings.forwarded_allow_ips else [*settings.forwarded_allow_ips]
     )
     if settings.root_path:
         app.add_middleware(PathPrefix, settings.root_path)
@@ -106,20 +108,21 @@ def create_app(
     return app
 
 
-class PageLogins(dict[str, str]):
+class PageLogins(MutableMapping[str, str]):
     """Gradio's table of log-ins: the token in a cookie, and the user.
 
-    Visitors choose their user names. Here, the user is the name of the key, so that requests of the page count for the
-    key, and no visitor can impersonate another one.
+    Visitors choose their user names. Here, the user is `APIKey.login`, so that requests of the page count for the key,
+    and no visitor can impersonate another one. A log-in ends when its key is removed or replaced, when the visitor logs
+    out, after `LOGIN_SECONDS`, and after `MAX_LOGINS` further ones with the same key.
 
     Args:
         service: It knows the accepted keys.
     """
 
     def __init__(self, service: Service) -> None:
-        super().__init__()
         self._service, self._accepted = service, ""
-        self._tokens: dict[str, deque[str]] = {}  # of each key, oldest first
+        self._users: dict[str, tuple[str, float]] = {}  # by token, with the time of the log-in
+        self._tokens: dict[str, deque[str]] = {}  # of each user, oldest first
 
     def accept(self, key: str) -> bool:
         """Whether a visitor may log in with this key. Gradio adds the token before anything else runs.
@@ -137,15 +140,31 @@ class PageLogins(dict[str, str]):
             found = self._service.log_in(key, client_address.get())
         except APIError as error:  # Gradio would answer with status 500
             raise HTTPException(error.status, error.message, error.headers) from None
-        self._accepted = found.name if found else ""
+        self._accepted = found.login if found else ""
         return found is not None
 
+    def __getitem__(self, token: str) -> str:
+        user, began = self._users[token]
+        if time.monotonic() - began > LOGIN_SECONDS or self._service.keys.logged_in(user) is None:
+            self._users.pop(token, None)
+            raise KeyError(token)
+        return user
+
     def __setitem__(self, token: str, _: str) -> None:
-        super().__setitem__(token, self._accepted)
+        self._users[token] = self._accepted, time.monotonic()
         tokens = self._tokens.setdefault(self._accepted, deque())
         tokens.append(token)
         if len(tokens) > MAX_LOGINS:
-            self.pop(tokens.popleft(), None)
+            self._users.pop(tokens.popleft(), None)
+
+    def __delitem__(self, token: str) -> None:
+        self._users.pop(token, None)  # it may have ended meanwhile
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._users])
+
+    def __len__(self) -> int:
+        return len(self._users)
 
 
 def mount_page(app: FastAPI) -> FastAPI:

@@ -13,6 +13,7 @@ import stat
 import threading
 import time
 import tomllib
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,6 +28,8 @@ log = logging.getLogger("vlroute")
 #: Least and most weight of a key.
 WEIGHTS = 0.01, 100.0
 RELOAD_SECONDS = 1.0  # between two checks of the key file
+#: Maximum size of a key file in bytes: some ten thousand keys.
+MAX_FILE = 4 * 2**20
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -68,6 +71,11 @@ class APIKey:
         return self.digest.hex()
 
     @property
+    def login(self) -> str:
+        """The user of Gradio after a log-in with this key. A key that replaces it under the same name has another."""
+        return f"{self.name}:{self.digest.hex()[:16]}"
+
+    @property
     def flow(self) -> Flow:
         """The requests with this key, which share its part of the server."""
         return Flow(self.name, self.weight)
@@ -77,7 +85,8 @@ class APIKeys:
     """The keys that the server accepts. Thread-safe.
 
     Comparison takes constant time, so that its duration reveals nothing. The key file is read again when it has
-    changed. A file that cannot be read leaves the previous keys in force, and the error is logged.
+    changed, in a thread of its own, because its file system may not answer. A file that cannot be read leaves the
+    previous keys in force, and the error is logged.
 
     Args:
         keys: Keys without limits. They are named after the beginning of their digests.
@@ -91,24 +100,26 @@ class APIKeys:
     def __init__(self, keys: Sequence[str], file: Path | None = None, counts_tokens: bool = True) -> None:
         digests = dict.fromkeys(_digest(key) for key in keys)
         self._settings = tuple(APIKey(f"key-{digest.hex()[:8]}", digest) for digest in digests)
-        self._file, self._counts_tokens, self._lock = file, counts_tokens, threading.Lock()
-        self._looked = time.monotonic()
-        self._version = None if file is None else _version(file)
-        self._keys = self._settings if file is None else self._read(file)
+        self._counts_tokens, self._keys = counts_tokens, self._settings
+        if file is not None:
+            version = _version(file)
+            self._keys = self._read(file)
+            watch = (weakref.ref(self), file, version)
+            threading.Thread(target=_watch, args=watch, name="vlroute-keys", daemon=True).start()
         self.required = bool(keys) or file is not None
         """Whether requests need a key. A key file without keys refuses all requests."""
 
     def find(self, key: str) -> APIKey | None:
         """The accepted key that is equal to `key`."""
         sent, found = _digest(key), None
-        for one in self._current():  # compares all
+        for one in self._keys:  # compares all
             if hmac.compare_digest(sent, one.digest):
                 found = one
         return found
 
-    def named(self, name: str) -> APIKey | None:
-        """The accepted key of this name."""
-        return next((one for one in self._current() if one.name == name), None)
+    def logged_in(self, login: str) -> APIKey | None:
+        """The key of a log-in, see `APIKey.login`; None if it was removed or replaced."""
+        return next((one for one in self._keys if one.login == login), None)
 
     def of(self, authorization: str | None) -> APIKey | None:
         """The key of a request.
@@ -130,21 +141,17 @@ class APIKeys:
             raise no_valid_key()
         return key
 
-    def _current(self) -> Sequence[APIKey]:
-        """The current keys. The file is checked at most once a second."""
-        if self._file is None or time.monotonic() - self._looked < RELOAD_SECONDS:
-            return self._keys
-        with self._lock:
-            if time.monotonic() - self._looked >= RELOAD_SECONDS:
-                self._looked = time.monotonic()
-                if (version := _version(self._file)) != self._version:
-                    self._version = version
-                    try:
-                        self._keys = self._read(self._file)
-                        log.info("the key file was read again: %d keys", len(self._keys))
-                    except InputError as error:
-                        log.error("the previous keys stay in force: %s", error)
-        return self._keys
+    def reload(self, file: Path) -> None:
+        """Read the key file again. If this fails, the error is logged.
+
+        Args:
+            file: The file.
+        """
+        try:
+            self._keys = self._read(file)
+            log.info("the key file was read again: %d keys", len(self._keys))
+        except InputError as error:
+            log.error("the previous keys stay in force: %s", error)
 
     def _read(self, file: Path) -> tuple[APIKey, ...]:
         keys = (*self._settings, *read_key_file(file))
@@ -156,22 +163,33 @@ class APIKeys:
         return keys
 
 
-def session_namespace(session: str, name: str) -> str:
+def session_namespace(session: str, login: str) -> str:
     """Namespace of the caches of a visitor of the page: each session has its own.
 
     Args:
         session: Identifies the session; the browser chooses it.
-        name: Name of the key with which the visitor has logged in.
+        login: See `APIKey.login`.
 
     Returns:
         The namespace.
     """
-    return f"page {session} {name}"
+    return f"page {session} {login}"
+
+
+def session_login(namespace: str) -> str | None:
+    """The log-in in a `session_namespace`; None for another namespace."""
+    return namespace.rpartition(" ")[2] if namespace.startswith("page ") else None
 
 
 def session_key_name(namespace: str) -> str | None:
-    """The name in a `session_namespace`; None for another namespace."""
-    return namespace.rpartition(" ")[2] if namespace.startswith("page ") else None
+    """The name of the key in a `session_namespace`; None for another namespace."""
+    login = session_login(namespace)
+    return None if login is None else key_name(login)
+
+
+def key_name(login: str) -> str:
+    """The name of the key in an `APIKey.login`."""
+    return login.partition(":")[0]
 
 
 def no_valid_key() -> APIError:
@@ -214,12 +232,13 @@ def read_key_file(file: Path) -> tuple[APIKey, ...]:
         The keys.
 
     Raises:
-        InputError: The file does not exist, is not TOML, or has a wrong field. Messages contain no keys.
+        InputError: The file does not exist, is no regular file, is too large, is not TOML, or has a wrong field.
+            Messages contain no keys.
     """
     try:
-        if os.name == "posix" and file.stat().st_mode & stat.S_IROTH:
-            log.warning("other users of this machine can read the key file: chmod o= %s", file)
-        found = tomllib.loads(file.read_text("utf-8"))
+        found = tomllib.loads(_content(file))
+    except RecursionError:
+        raise InputError(f"{file} is not valid TOML: it is nested too deeply") from None
     except FileNotFoundError:
         raise InputError(f"key file not found: {file}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -227,6 +246,35 @@ def read_key_file(file: Path) -> tuple[APIKey, ...]:
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from None
     return tuple(_read_key(name, entry, f"{file}: {name}") for name, entry in found.items())
+
+
+def _content(file: Path) -> str:
+    """The text of a key file. Raises InputError or OSError."""
+    # without O_NONBLOCK, opening a named pipe waits until something writes to it
+    with open(file, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))) as stream:
+        state = os.fstat(stream.fileno())
+        if not stat.S_ISREG(state.st_mode):
+            raise InputError(
+                f"{file} is a pipe or device, which cannot be read again when the keys change; pass a regular file"
+            )
+        if os.name == "posix" and state.st_mode & stat.S_IROTH:
+            log.warning("other users of this machine can read the key file: chmod o= %s", file)
+        content = stream.read(MAX_FILE + 1)
+    if len(content) > MAX_FILE:
+        raise InputError(f"{file} is too large for a key file: it has more than {MAX_FILE} bytes")
+    return content.decode("utf-8")
+
+
+def _watch(keys: weakref.ref[APIKeys], file: Path, version: tuple[int, int, int] | None) -> None:
+    """Read the key file again whenever it has changed since `version`, until nothing refers to `keys`."""
+    while True:
+        time.sleep(RELOAD_SECONDS)
+        if (current := keys()) is None:
+            return
+        if (latest := _version(file)) != version:
+            version = latest
+            current.reload(file)
+        del current  # it would be kept while this thread sleeps
 
 
 def _read_key(name: str, entry: Any, place: str) -> APIKey:

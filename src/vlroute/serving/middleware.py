@@ -7,12 +7,14 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from vlroute.serving.bodies import PIECE, BodyPool, JSONBody, PooledBody, max_text
 from vlroute.serving.connections import Proxies, address_group
@@ -210,6 +212,25 @@ class PathPrefix:
         """Pass the request on, with the prefix."""
         scope["root_path"] = self.prefix  # in place: others look at this scope after the response
         await self.app(scope, receive, send)
+
+
+class ForwardedHeaders(ProxyHeadersMiddleware):
+    """Uses the X-Forwarded headers of trusted proxies, and removes those of others from which Gradio makes addresses.
+
+    Args:
+        app: The wrapped application.
+        trusted_hosts: Addresses and networks of the proxies, or "*".
+    """
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass the request on."""
+        if scope["type"] == "http":
+            trusted = (scope.get("client") or (None,))[0] in self.trusted_hosts
+            removed = (
+                {b"x-gradio-server"} if trusted else {b"x-gradio-server", b"x-forwarded-host", b"x-forwarded-proto"}
+            )
+            scope["headers"] = [one for one in scope["headers"] if one[0] not in removed]
+        await super().__call__(scope, receive, send)
 
 
 def _flow(scope: Scope) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import re
+import stat
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, MutableMapping
@@ -57,6 +58,16 @@ _SMALL = 2**14
 _BLOCK = 2**12
 #: Room is made for so many bytes of an upload at a time, when they arrive.
 _STEP = 2**24
+_FILES = "/gradio_api/file="
+#: A part of a file, as browsers ask for it.
+_RANGE = re.compile(rb"bytes=(?:(\d{1,18})-(\d{0,18})|-\d{1,18})")
+#: Headers of a response with a file.
+_FILE_HEADERS = frozenset(
+    b"accept-ranges content-disposition content-encoding content-length content-range content-type etag last-modified "
+    b"vary".split()
+)
+#: Responses with these paths are the same for all visitors: caches may keep them.
+_SHARED = re.compile(r"/(?:(?:assets|static)/.*|theme\.css|favicon\.ico|robots\.txt)")
 #: Streams that last as long as a visitor keeps the page open.
 _STREAMS = re.compile(r"/gradio_api/(?:queue/data|upload_progress|heartbeat/.*)")
 #: Maximum size of a part of a path: that of the name of a file.
@@ -66,7 +77,7 @@ _FILE = {"_type": "gradio.FileData"}
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SESSION = re.compile(r"[\w-]{1,100}", re.ASCII)
 #: Headers from which Gradio makes addresses, and what they may contain.
-_HOST_HEADERS = ("host", "x-forwarded-host", "x-gradio-server")
+_HOST_HEADERS = ("host", "x-forwarded-host")
 _HOST = re.compile(r"[\w.:/\[\], -]{0,255}", re.ASCII)
 
 
@@ -122,13 +133,14 @@ class PageGuard:
 
         async def guarded_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                _restrict(message)
+                _restrict(message, path)
             await send(message)
 
         headers, path = Headers(scope=scope), route_path(scope)
         call: tuple[str, Any] | None = None
         try:
             self._check(scope, headers, path)
+            _replace_range(scope, path)
             if scope["method"] == "POST" and path != _UPLOAD:
                 receive, content = await self._read(receive, path)
                 call = await self._checked_call(scope, content) if path in _CALLS else None
@@ -265,8 +277,17 @@ class PageGuard:
         if function is None or not isinstance(values, list) or len(values) != len(function.inputs):
             return None
         options = ("batched", "simple_format", "event_id", "oauth_token")
-        fits = not any(body.get(name) for name in options) and self._is_plain(body)
-        return body if fits and all(map(_fits, function.inputs, values)) else None
+        if any(body.get(name) for name in options) or not self._is_plain(body):
+            return None
+        if body.get("trigger_id") is not None and type(body["trigger_id"]) is not int:
+            return None
+        event = body.get("event_data")
+        if function.collects_event_data and not (isinstance(event, dict) and {"index", "value"} <= event.keys()):
+            return None
+        known = self.blocks.state_holder.session_data.get(session)  # with the choices that this session was given
+        current = {} if known is None else known.blocks_config.blocks
+        inputs = [current.get(one._id, one) for one in function.inputs]  # noqa: SLF001
+        return body if all(map(_fits, inputs, values)) else None
 
     def _is_plain(self, value: Any) -> bool:
         """Whether all texts can be encoded, and all files are uploads or examples."""
@@ -286,6 +307,13 @@ class PageGuard:
         if not isinstance(path, str) or "\0" in path:
             return False
         file, uploads = os.path.realpath(path), os.path.join(os.path.realpath(self.uploads), "")
+        try:
+            if stat.S_ISDIR(os.stat(file).st_mode):
+                return False
+        except FileNotFoundError:  # it was deleted because of its age: the page says so
+            pass
+        except OSError:  # such as for a name that is too long
+            return False
         return file.startswith(uploads) or bool(is_static_file(file))
 
     def _is_own(self, headers: Headers) -> bool:
@@ -354,15 +382,40 @@ class PageGuard:
 
 
 def _fits(component: Any, value: Any) -> bool:
-    """Whether a value has the type of a component of Gradio."""
-    model = getattr(component, "data_model", None)
-    if model is None or value is None:
-        return True
+    """Whether the page can send this value of a component of Gradio.
+
+    Gradio or the function would fail on another one, and the log would contain the value.
+    """
+    import gradio as gr
+    from gradio_client.utils import is_valid_file
+
+    match component:
+        case gr.State():  # Gradio uses its own value
+            return True
+        case gr.Dropdown() | gr.Radio():
+            return value is None or any(type(one) is type(value) and one == value for _, one in component.choices)
+        case gr.Slider():
+            return type(value) in (int, float) and component.minimum <= value <= component.maximum
+        case gr.Checkbox():
+            return isinstance(value, bool)
+        case gr.Textbox():
+            return isinstance(value, str)
+        case gr.HTML():
+            return value is None or isinstance(value, str)
+        case gr.File():
+            return value is None or _read(component, value) is not None
+        case gr.MultimodalTextbox():
+            asked = _read(component, value)
+            return asked is not None and all(is_valid_file(one.path, component.file_types) for one in asked.files)
+    return False  # no function of the page has other inputs
+
+
+def _read(component: Any, value: Any) -> Any:
+    """A value in the form that Gradio gives it; None if this is not possible."""
     try:
-        model.model_validate(value)
+        return component.data_model.model_validate(value)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _visitor_of(event: Any) -> str:
@@ -403,9 +456,27 @@ def shrink(folder: Path, most: int) -> bool:
     return total <= most
 
 
-def _restrict(message: Message) -> None:
-    """Add the headers to the start of a response."""
+def _replace_range(scope: Scope, path: str) -> None:
+    """Let Starlette answer a request for a part of a file, and ignore other ranges, as HTTP allows.
+
+    Gradio's own answer contains all headers of the request, with the cookies. It answers only to `bytes` in lower case,
+    Starlette to all spellings.
+    """
+    ranges = [value.strip() for name, value in scope["headers"] if name == b"range"]
+    scope["headers"] = [one for one in scope["headers"] if one[0] != b"range"]
+    if path.startswith(_FILES) and len(ranges) == 1 and (found := _RANGE.fullmatch(ranges[0])) is not None:
+        first, last = found.groups()
+        if not last or int(first) <= int(last):
+            scope["headers"].append((b"range", ranges[0].replace(b"bytes", b"Bytes")))
+
+
+def _restrict(message: Message, path: str) -> None:
+    """Add the headers to the start of a response, and remove others from that with a file."""
+    if path.startswith(_FILES) and message["status"] < 400:
+        message["headers"] = [one for one in message["headers"] if one[0].lower() in _FILE_HEADERS]
     headers = MutableHeaders(scope=message)
+    if _SHARED.fullmatch(path) is None:
+        headers["Cache-Control"] = "private" if path.startswith(_FILES) else "no-store"
     headers["Content-Security-Policy"] = POLICY
     headers["X-Content-Type-Options"] = "nosniff"
     headers["Referrer-Policy"] = "same-origin"

@@ -47,7 +47,7 @@ from vlroute.serving.errors import APIError, known_error
 from vlroute.serving.fetch import Preparation
 from vlroute.serving.freed_memory import BYTES_PER_PIXEL, FreedMemory
 from vlroute.serving.key_limits import KeyLimiter
-from vlroute.serving.keys import APIKey, APIKeys, no_valid_key, session_key_name
+from vlroute.serving.keys import APIKey, APIKeys, no_valid_key, session_key_name, session_login
 from vlroute.serving.metrics import Metrics
 from vlroute.serving.model_names import model_names
 from vlroute.serving.request_log import RequestRecord, current_request, write
@@ -410,11 +410,11 @@ class Service:
         self.metrics.refused(499, "client_left")
 
     def _visitor_key(self, namespace: str) -> APIKey | None:
-        """The key of a visitor of the page; None if the server has no keys. APIError 401 if it was removed."""
-        name = session_key_name(namespace)
-        if name is None:
+        """The key of a visitor of the page; None if the server has no keys. APIError 401 if it is no longer valid."""
+        login = session_login(namespace)
+        if login is None:
             return None
-        key = self.keys.named(name)
+        key = self.keys.logged_in(login)
         if key is None:
             raise no_valid_key()
         return key

@@ -79,8 +79,8 @@ class ServerSettings:
         cors_origins: Origins (`https://example.com`) whose web pages may use the API; `*`: all, only with keys.
         root_path: Path prefix under which a reverse proxy serves this server, such as `/vlroute`. The proxy may pass it
             on or remove it.
-        forwarded_allow_ips: Addresses and networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto
-            headers are trusted; `*`: all.
+        forwarded_allow_ips: Addresses and networks of reverse proxies whose X-Forwarded-For, X-Forwarded-Proto and
+            X-Forwarded-Host headers are trusted; `*`: all.
         learned: Use the router artifacts that `vlroute learn` puts in use for the store of the router. The store is
             looked at every few seconds.
         learned_folder: Folder of these artifacts on this machine, if it is neither beside the file of the store nor
@@ -130,7 +130,8 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         if self.key_file is not None:  # replicas of a cluster have other working directories
-            object.__setattr__(self, "key_file", self.key_file.expanduser().resolve())
+            # not resolved: a secret of Kubernetes is a link, which is replaced when the secret changes
+            object.__setattr__(self, "key_file", self.key_file.expanduser().absolute())
         positive = (
             "max_num_seqs",
             "max_decoding",

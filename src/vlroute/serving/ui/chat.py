@@ -203,7 +203,11 @@ def add_chat(page: Page) -> None:
         session: Session, chat: ChatState | None, choice: str, price: float | None, system: str, temperature: str,
         top_p: str, max_tokens: str, seed: str, chosen: gr.SelectData, request: gr.Request,
     ) -> Iterator[dict[Any, Any]]:  # fmt: skip
-        example = page.examples[session.language][int(chosen.index)]
+        examples = page.examples.get(session.language, ())
+        if type(chosen.index) is not int or not 0 <= chosen.index < len(examples):  # no example of the page
+            yield {problem: session.problem("ask")}
+            return
+        example = examples[chosen.index]
         asked = {"text": example.text, "files": [example.file]}
         before, given = chat or ChatState(), (system, temperature, top_p, max_tokens, seed)
         yield from answer(before, asked, before, False, session, choice, price, given, request)

@@ -20,7 +20,7 @@ from vlroute.inputs.limits import Limits
 from vlroute.inputs.media import FrameSampling, Picture, Video, load_picture, load_video
 from vlroute.inputs.messages import Conversation
 from vlroute.pipeline import RequestOptions
-from vlroute.serving.keys import session_namespace
+from vlroute.serving.keys import key_name, session_namespace
 from vlroute.serving.ui.page import Answerer, Page
 from vlroute.serving.ui.problems import PageError
 from vlroute.serving.ui.session import Caught, Session
@@ -368,7 +368,7 @@ def add_votes(
             return
         if isinstance(like.liked, bool):
             with Caught(session, name):
-                page.answerer.feedback(answer, correct=like.liked, key=request.username or "")
+                page.answerer.feedback(answer, correct=like.liked, key=key_name(request.username or ""))
                 held.votes[answer] = like.liked
                 session.notes[name] = "thanks"
         else:  # the second click on the same thumb: Gradio shows no vote, but the store keeps it

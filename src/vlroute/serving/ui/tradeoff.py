@@ -72,7 +72,9 @@ def add_tradeoff(page: Page, tab: gr.Tab) -> None:
     def slide(position: int, session: Session, used: bool) -> dict[Any, Any]:
         return {**updates(session, PRICES[int(position)], used), preset: None}
 
-    def choose(name: Preset, session: Session, used: bool) -> dict[Any, Any]:
+    def choose(name: Preset | None, session: Session, used: bool) -> dict[Any, Any]:
+        if name is None:
+            return {slider: gr.skip()}
         price = Target(preset=name).resolve(selector.curve()).price
         return {**updates(session, price, used), slider: nearest(price)}
 
