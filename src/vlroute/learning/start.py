@@ -108,3 +108,24 @@ def refuse_same_records(classifier: ComplexityClassifier, source: str | Path, re
             f"{source} was trained on {len(seen)} of these {len(records)} records, such as {seen[0].id!r}: pass only "
             "new records, or train on all of them without --from"
         )
+
+
+def start_warnings(classifier: ComplexityClassifier, source: str | Path, folder: Path) -> list[str]:
+    """Warn if a router does not recognize all of its training records, so that some of the new ones may be among them.
+
+    Args:
+        classifier: The router from which a training starts.
+        source: Its name or folder.
+        folder: The folder of its artifact.
+
+    Returns:
+        At most one sentence without a full stop; none for the routers of this package, whose records nobody else has.
+    """
+    hashes = classifier.record_hashes
+    if (hashes is not None and hashes.complete) or folder.resolve().is_relative_to(shipped("").resolve()):
+        return []
+    return [
+        f"{source} does not recognize all records that it was trained on, so it is unknown whether all of these records "
+        "are new to it. If some are not, the figures of this training are too good: pass only new records, or train on "
+        "the records of both trainings without --from"
+    ]

@@ -41,7 +41,7 @@ from vlroute.learning.stages import (
     fit_stages,
     recommended,
 )
-from vlroute.learning.start import load_start, refuse_same_files, refuse_same_records, start_folder
+from vlroute.learning.start import load_start, refuse_same_files, refuse_same_records, start_folder, start_warnings
 from vlroute.records import Record, Skipped, read_all
 from vlroute.types import MODES, ModelIdentity, Stage
 
@@ -114,10 +114,11 @@ def train_router(
     outputs += [] if oof is None else [Path(oof)]
     outputs += [] if cache is None else [Path(cache) / "new"]
     check_outputs(*outputs, inputs=[*paths, *map(evidence_file, paths)])
-    before = None
+    before, overlap = None, []
     if start is not None:
         folder = start_folder(start)
         before = load_start(folder)
+        overlap = start_warnings(before, start, folder)
         refuse_same_files(before, start, _hashes(paths))
         check_outputs(*outputs, inputs=artifact_files(folder))
     records, skipped = read_all(paths, strict=strict, console=notes)
@@ -127,6 +128,7 @@ def train_router(
         why = f" ({skipped})" if skipped.count else ""
         raise InputError(too_few(len(records), "record", MIN_RECORDS, "to learn from") + why)
     warnings = [str(skipped)] * (skipped.count > 0)
+    warnings += _print_warnings(notes, overlap)
     unusable = Skipped()
     evidence = read_evidence(paths, None if strict else unusable)
     if unusable.count:
