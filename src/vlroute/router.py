@@ -125,14 +125,14 @@ class Router:
             shared_prompt=instruct == thinking if engine is None else engine.shared_prompt,
         )  # fmt: skip
         max_num_seqs = MAX_NUM_SEQS.read("max_num_seqs", max_num_seqs)
-        self.store, self.limits = _open(store), limits
-        self._owns_store = self.store is not store
+        self.limits = limits
+        if not (store is None or isinstance(store, str | Path) or hasattr(store, "record")):
+            raise refused("store", store, "a vlroute.Store, a file or a postgresql:// URL")
         self.explore = EXPLORE.read("explore", explore)
-        if self.explore and self.store is None:
+        if self.explore and store is None:
             raise SettingsError("explore needs store=: vlroute learn learns from the stored answers")
-        self._shadow = _shadow(shadow, self.store, label_share, max_num_seqs)
-        if self._shadow is not None:
-            self._shadow.check(self.selector.target)
+        _check_shadow(shadow, self.selector.target, label_share, store)
+        self.generation = checked_per_mode({} if generation is None else generation, endpoints=remote)
         self._model = LazyModel(
             instruct,
             thinking,
@@ -140,15 +140,19 @@ class Router:
             caches=_checked_caches({} if caching is None else caching),
             max_num_seqs=max_num_seqs,
             engine=engine,
-            on_load=partial(_warn_of_another_model, self.selector, self._shadow),
+            on_load=partial(_warn_of_another_model, self.selector, shadow),
         )
-        self.generation = checked_per_mode({} if generation is None else generation, endpoints=remote)
         if classifier is None:
             log.info(
                 "no router artifact for %s + %s: %s answers unless mode= is set; pass router=, or train one "
                 "(vlroute collect, then vlroute train)", instruct, thinking, self.selector.policy.fallback_mode,
             )  # fmt: skip
-        _warn_of_another_model(self.selector, self._shadow, self._model)
+        _warn_of_another_model(self.selector, shadow, self._model)
+        self.store = _open(store)  # after all checks: a refused argument creates no file
+        self._owns_store = self.store is not store
+        self._shadow = None
+        if shadow is not None or label_share:
+            self._shadow = Shadow(shadow, cast("Store", self.store), label_share, max_num_seqs // 2)
 
     @classmethod
     def from_pretrained(
@@ -1048,25 +1052,24 @@ def _combined(settings: Mapping[str, Any], generation: Mapping[str, Any] | None)
     return {**settings, **(generation or {})}
 
 
-def _shadow(
-    classifier: ComplexityClassifier | None, store: Store | None, label_share: float, max_num_seqs: int
-) -> Shadow | None:
+def _check_shadow(
+    shadow: ComplexityClassifier | None, target: Target | None, label_share: float, store: Store | str | Path | None
+) -> None:
     share = LABEL_SHARE.read("label_share", label_share)
-    if classifier is None and not share:
-        return None
-    if not hasattr(store, "record_shadowed"):
+    if (shadow is not None or share) and not isinstance(store, str | Path) and not hasattr(store, "record_shadowed"):
         raise SettingsError(
             "label_share needs store=: the labels are stored with the answers"
-            if classifier is None
+            if shadow is None
             else "shadow needs store=: both decisions are stored with the answers"
         )
-    return Shadow(classifier, cast("Store", store), label_share, max_num_seqs // 2)
+    if target is not None and shadow is not None and shadow.calibration is None:
+        raise ArtifactError("the shadow has no calibration set, which a target needs; pass policy=Policy(price=…)")
 
 
-def _warn_of_another_model(selector: ModeSelector, shadow: Shadow | None, model: LazyModel) -> None:
+def _warn_of_another_model(selector: ModeSelector, shadow: ComplexityClassifier | None, model: LazyModel) -> None:
     if selector.classifier is not None and selector.classifier.stages is not None:
         selector.check_evidence(model.identity.fingerprint)  # which reads all weights
-    for argument, used in (("router", selector.classifier), ("shadow", shadow and shadow.classifier)):
+    for argument, used in (("router", selector.classifier), ("shadow", shadow)):
         trained_for = used.model if used else None
         if trained_for is not None and trained_for.differs(here := model.identity):
             log.warning(
@@ -1078,8 +1081,6 @@ def _warn_of_another_model(selector: ModeSelector, shadow: Shadow | None, model:
 
 def _open(store: Store | str | Path | None) -> Store | None:
     if not isinstance(store, str | Path):
-        if not (store is None or hasattr(store, "record")):
-            raise refused("store", store, "a vlroute.Store, a file or a postgresql:// URL")
         return store
     try:
         from vlroute.store import Store

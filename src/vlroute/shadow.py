@@ -26,7 +26,7 @@ from vlroute.decision.selector import ModeSelector
 from vlroute.decision.target import Target
 from vlroute.decision.tradeoff import TradeoffCurve
 from vlroute.engine.protocol import Reply
-from vlroute.errors import ArtifactError, RouterClosedError
+from vlroute.errors import RouterClosedError
 from vlroute.exit import end_at_exit
 from vlroute.types import MODES, Answer, Decision, Mode, new_id, other
 
@@ -194,11 +194,6 @@ class Shadow:
         self._lock = threading.Lock()
         self.closed = threading.Event()
         """Set by `close`. It cancels a label that is being made."""
-
-    def check(self, target: Target | None) -> None:
-        """Raise an ArtifactError if the artifact cannot convert the target of the router to a price."""
-        if target is not None and self.classifier is not None and self.classifier.calibration is None:
-            raise ArtifactError("the shadow has no calibration set, which a target needs; pass policy=Policy(price=…)")
 
     def stats(self) -> ShadowStats:
         """The counts."""

@@ -402,7 +402,7 @@ class ModelIdentity:
     fingerprint: str | None = None
 
     def differs(self, other: ModelIdentity) -> bool:
-        """Whether the models certainly differ: by fingerprint, or by name if both have one of the hub or an embedded one.
+        """Whether the models certainly differ: by fingerprint, or by name if both are embedded models or on the hub.
 
         Names of folders and of models on a server are not compared: they can stand for any model.
         """

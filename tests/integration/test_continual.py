@@ -515,6 +515,29 @@ def test_a_killed_learner_leaves_a_usable_artifact_and_loses_nothing(tmp_path: P
         assert learner.history[0].details["ratings"] == 240
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_sigterm_leaves_neither_locks_nor_unfinished_artifacts(tmp_path: Path) -> None:
+    first = first_artifact(tmp_path / "first")
+    where, folder = tmp_path / "answers.db", tmp_path / "answers.db.routers"
+    with Store(where) as store:
+        add_answers(store, first, 240)
+    ended = subprocess.Popen(
+        [sys.executable, "-m", "vlroute", "learn", "--store", str(where), "--router", str(tmp_path / "first")],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("learned-*")) and ended.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (tmp_path / "answers.db.learner.lock").exists()
+    ended.terminate()  # while the candidate is being written
+    ended.communicate(timeout=60)
+    assert ended.returncode == 143
+    assert {one.name for one in tmp_path.iterdir()} == {"first", "answers.db", "answers.db.routers"}
+    with Store(where) as store:
+        used = {Path(one.artifact).name for one in LearningHistory(store).events(None, "started", "swapped")}
+    assert {one.name for one in folder.iterdir()} == used
+
+
 def test_metrics_and_page_show_the_steps_and_the_drift(learned: Path) -> None:
     metrics = Metrics()
     with Store(learned / "answers.db") as store:

@@ -307,7 +307,7 @@ def test_one_learner_at_a_time(where: str) -> None:
     with Store(where) as store, Store(where) as other:
         with store.lock("learner"):
             with (
-                pytest.raises(OutputError, match="only one learner can work on a store, and .*; "),
+                pytest.raises(OutputError, match=r"only one learner can work on a store, and .*; "),
                 other.lock("learner"),
             ):
                 pass

@@ -300,6 +300,8 @@ class ContinualLearner:
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
+            if self._process.returncode != 0:
+                shutil.rmtree(job.out, ignore_errors=True)  # an unfinished artifact
         if self._process.returncode != 0:
             why = err.strip().splitlines()[-1:] or [f"exit code {self._process.returncode}"]
             raise OSError(f"the training process failed: {why[0]}")

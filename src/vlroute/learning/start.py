@@ -125,7 +125,7 @@ def start_warnings(classifier: ComplexityClassifier, source: str | Path, folder:
     if (hashes is not None and hashes.complete) or folder.resolve().is_relative_to(shipped("").resolve()):
         return []
     return [
-        f"{source} does not recognize all records that it was trained on, so it is unknown whether all of these records "
-        "are new to it. If some are not, the figures of this training are too good: pass only new records, or train on "
-        "the records of both trainings without --from"
+        f"{source} does not recognize all records that it was trained on, so it is unknown whether all of these "
+        "records are new to it. If some are not, the figures of this training are too good: pass only new records, or "
+        "train on the records of both trainings without --from"
     ]
