@@ -36,7 +36,7 @@ from vlroute.inputs.tools import checked_tools
 from vlroute.inputs.video import FrameSampling
 from vlroute.lazy_model import LazyModel
 from vlroute.pipeline import EitherEvent, Pipeline, RequestOptions
-from vlroute.shadow import LABEL_SHARE, Shadow
+from vlroute.shadow import LABEL_SHARE, Shadow, check_target
 from vlroute.sharing import COMMIT_MESSAGE, push_router, router_folder, save_router
 from vlroute.steps import check_waiting, run
 from vlroute.types import Answer, Decision, Event, Events, Finished, ModeChoice, ModelIdentity, Preset, forced_mode
@@ -131,7 +131,8 @@ class Router:
         self.explore = EXPLORE.read("explore", explore)
         if self.explore and store is None:
             raise SettingsError("explore needs store=: vlroute learn learns from the stored answers")
-        _check_shadow(shadow, self.selector.target, label_share, store)
+        _check_shadow(shadow, label_share, store)
+        check_target(shadow, self.selector.target)
         self.generation = checked_per_mode({} if generation is None else generation, endpoints=remote)
         self._model = LazyModel(
             instruct,
@@ -192,8 +193,8 @@ class Router:
                 "pocket-hybrid" are the embedded models, unless there is a folder of this name.
             instruct: Hub id or folder of the Instruct checkpoint, together with `thinking` instead of `name`.
             thinking: Hub id or folder of the Thinking checkpoint.
-            router: Folder of a router artifact, or one on the hub: "user/name" or "user/name@revision". A `Path` is
-                always a folder. The embedded models have their own.
+            router: Folder of a router artifact, a name like "qwen3-vl-2b", or one on the hub: "user/name" or
+                "user/name@revision". A `Path` is always a folder. The embedded models have their own.
             revision: Branch, tag or commit of the router on the hub; by default "main". Only a commit cannot change.
             policy: `Policy(price=…)`, or a target that is converted to a price at the latencies of this machine:
                 "fast", "balanced", "accurate", "knee" or a `Target`. See `operating_point`.
@@ -458,7 +459,8 @@ class Router:
         Raises:
             ArtifactError: This router has no artifact.
             SettingsError: An argument has a wrong type.
-            OutputError: The folder contains a README.md but no router, or a vision probe of another artifact.
+            OutputError: The folder cannot be created or written to, or contains a README.md but no router, or a vision
+                probe of another artifact.
             OSError: A file cannot be written.
         """
         classifier = self._own_classifier()
@@ -493,7 +495,8 @@ class Router:
             license: See `save_pretrained`.
 
         Returns:
-            The commit, with its id in `oid` and the address of a pull request in `pr_url`.
+            The commit, with its id in `oid` and the address of a pull request in `pr_url`. If the branch already
+            contains this router, a warning says so, and it is the latest commit, without a pull request.
 
         Raises:
             ArtifactError: This router has no artifact.
@@ -502,10 +505,11 @@ class Router:
                 contains something other than a router.
             HubUnavailableError: The hub cannot be reached.
         """
-        return push_router(
+        commit, _ = push_router(
             repo, self._own_classifier(), self.selector.probe, private=private, token=token, revision=revision,
             commit_message=commit_message, create_pr=create_pr, private_vocabulary=private_vocabulary, license=license,
         )  # fmt: skip
+        return commit
 
     def _own_classifier(self) -> ComplexityClassifier:
         if self.selector.classifier is None:
@@ -1052,9 +1056,7 @@ def _combined(settings: Mapping[str, Any], generation: Mapping[str, Any] | None)
     return {**settings, **(generation or {})}
 
 
-def _check_shadow(
-    shadow: ComplexityClassifier | None, target: Target | None, label_share: float, store: Store | str | Path | None
-) -> None:
+def _check_shadow(shadow: ComplexityClassifier | None, label_share: float, store: Store | str | Path | None) -> None:
     share = LABEL_SHARE.read("label_share", label_share)
     if (shadow is not None or share) and not isinstance(store, str | Path) and not hasattr(store, "record_shadowed"):
         raise SettingsError(
@@ -1062,8 +1064,6 @@ def _check_shadow(
             if shadow is None
             else "shadow needs store=: both decisions are stored with the answers"
         )
-    if target is not None and shadow is not None and shadow.calibration is None:
-        raise ArtifactError("the shadow has no calibration set, which a target needs; pass policy=Policy(price=…)")
 
 
 def _warn_of_another_model(selector: ModeSelector, shadow: ComplexityClassifier | None, model: LazyModel) -> None:

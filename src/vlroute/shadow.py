@@ -26,7 +26,7 @@ from vlroute.decision.selector import ModeSelector
 from vlroute.decision.target import Target
 from vlroute.decision.tradeoff import TradeoffCurve
 from vlroute.engine.protocol import Reply
-from vlroute.errors import RouterClosedError
+from vlroute.errors import ArtifactError, RouterClosedError
 from vlroute.exit import end_at_exit
 from vlroute.types import MODES, Answer, Decision, Mode, new_id, other
 
@@ -158,6 +158,12 @@ class Watched:
     usual_prefill: dict[Mode, float]
     prefill: dict[Mode, float]  # of this request
     per_token: dict[Mode, float]
+
+
+def check_target(classifier: ComplexityClassifier | None, target: Target | None) -> None:
+    """Raise an ArtifactError if the artifact of a shadow cannot convert the target of the router to a price."""
+    if target is not None and classifier is not None and classifier.calibration is None:
+        raise ArtifactError("the shadow has no calibration set, which a target needs; pass policy=Policy(price=…)")
 
 
 class Shadow:
@@ -339,7 +345,7 @@ class Shadow:
             return watched.policy
         before, policy = self._resolved
         if policy is None or before is not watched.policy:
-            self.check(watched.target)
+            check_target(classifier, watched.target)
             assert classifier.calibration is not None
             used = watched.policy
             # as for the policy in force: the mean prefill, at about the time when it was resolved

@@ -555,6 +555,13 @@ def test_metrics_and_page_show_the_steps_and_the_drift(learned: Path) -> None:
             assert texts.learning_actions["swapped"] in shown
             assert events[0].fingerprint in shown
             assert all(name in shown for name in texts.drift_figures.values())
+            low, high = events[0].details["drift"]["calibration_interval"]
+            assert f"(95 %: {100 * low:+.1f} … {100 * high:+.1f})" in shown
+            assert texts.cannot_learn not in shown
+            blind = replace(events[0], details={**events[0].details, "cannot_learn": ["No <answer> is rated"]})
+            shown = steps_html(events, blind, texts)
+            assert texts.cannot_learn in shown
+            assert "No &lt;answer&gt; is rated." in shown
             assert texts.nothing_learned in steps_html([], None, texts)
             assert set(texts.learning_actions) == set(get_args(Action))
 

@@ -67,8 +67,9 @@ app = typer.Typer(
 
 #: Options for a file or folder. An empty name would mean the current folder.
 _NAMES = {
-    "--answers", "--cache", "--config", "--encoder", "--folder", "--image", "-i", "--key-file", "--learned-folder",
-    "--oof", "--out", "--model", "--records", "--resume", "--router", "--save", "--shadow", "--store", "--video",
+    "--answers", "--cache", "--config", "--encoder", "--folder", "--from", "--image", "-i", "--key-file",
+    "--learned-folder", "--oof", "--out", "--model", "--records", "--resume", "--router", "--save", "--shadow",
+    "--store", "--video",
 }  # fmt: skip
 
 
