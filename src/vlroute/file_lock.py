@@ -18,10 +18,11 @@ if sys.platform != "win32":
 
 #: Seconds between two attempts.
 RETRY = 0.02
+BUSY = "{path} is being written by {holder}; wait until it ends, or choose another file"
 
 
 @contextmanager
-def locked(path: str | Path, wait: float = 30.0) -> Iterator[None]:
+def locked(path: str | Path, wait: float = 30.0, *, busy: str = BUSY) -> Iterator[None]:
     """Let only one process, and in it only one thread, write `path`.
 
     The lock is a file beside `path`, with the ending `.lock`, which is removed at the end. The operating system
@@ -30,6 +31,7 @@ def locked(path: str | Path, wait: float = 30.0) -> Iterator[None]:
     Args:
         path: The file that is written. Its folder exists.
         wait: Seconds to wait for another holder.
+        busy: Message of the error; {path} and {holder} are replaced.
 
     Yields:
         While the lock is held.
@@ -42,7 +44,7 @@ def locked(path: str | Path, wait: float = 30.0) -> Iterator[None]:
         yield
         return
     file = Path(f"{path}.lock")
-    descriptor = _acquired(Path(path), file, time.monotonic() + wait)
+    descriptor = _acquired(Path(path), file, time.monotonic() + wait, busy)
     try:
         yield
     finally:
@@ -51,7 +53,7 @@ def locked(path: str | Path, wait: float = 30.0) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquired(path: Path, file: Path, deadline: float) -> int:
+def _acquired(path: Path, file: Path, deadline: float, busy: str) -> int:
     """The descriptor of the lock file, locked, with the holder as its content."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -59,18 +61,16 @@ def _acquired(path: Path, file: Path, deadline: float) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # the previous holder may have removed the file after it was opened here
             if _is_same(descriptor, file):
-                holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv)[:200]}
+                content = {"pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv)[:200]}
                 with suppress(OSError):  # a full disk: the lock holds without the name of its holder
                     os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+                    os.pwrite(descriptor, json.dumps(content).encode(), 0)
                 return descriptor
         except BlockingIOError:
             if time.monotonic() > deadline:
-                holder_text = _holder(descriptor)
+                holder = _holder(descriptor)
                 os.close(descriptor)
-                raise OutputError(
-                    f"{path} is being written by {holder_text}; wait until it ends, or choose another file"
-                ) from None
+                raise OutputError(busy.format(path=path, holder=holder)) from None
         except BaseException:
             os.close(descriptor)
             raise

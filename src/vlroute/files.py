@@ -60,6 +60,8 @@ def check_outputs(*files: str | Path, inputs: Sequence[str | Path] = ()) -> None
     for file in map(Path, files):
         made: list[Path] = []
         try:
+            if file.parts[:1] == ("-",):  # it would be mistaken for stdout
+                raise OutputError(f"cannot write {file}: output goes to files only; pass the name of a file")
             if file.exists() and not file.is_file():
                 raise OutputError(f"cannot write {file}: it is {'a folder' if file.is_dir() else 'not a regular file'}")
             if any(_same(file, Path(one)) for one in inputs):

@@ -14,7 +14,7 @@ from typing import Any, Literal, overload
 
 import sqlalchemy as sa
 
-from vlroute.errors import InputError
+from vlroute.errors import ArtifactError, InputError
 from vlroute.store import Store
 
 TABLES = sa.MetaData()
@@ -97,6 +97,15 @@ class LearningEvent:
             "id": self.id, "created": self.created, "action": self.action, "artifact": self.artifact,
             "fingerprint": self.fingerprint, **self.details,
         }  # fmt: skip
+
+    def check_artifact(self) -> None:
+        """Raise an ArtifactError if the folder of the artifact is missing."""
+        if not Path(self.artifact).is_dir():
+            raise ArtifactError(
+                f"the artifact {self.artifact} ({self.fingerprint}) is not there. If the artifacts were moved, pass "
+                "their folder as folder= or --folder; if they are lost, learning can begin again with another router: "
+                "restart=True or --restart"
+            )
 
 
 class LearningHistory:

@@ -31,7 +31,7 @@ WAYS = {
     "oracle": "knows which answers are right; cannot be reached",
 }
 LIMITS = """\
-- The router was trained for the model above. Gains do not carry over to another model: train a router for yours.
+- The router was trained for {model}. Gains do not carry over to another model: train a router for yours.
 - The figures are out of fold, on records like those of training. They do not cover other kinds of requests, and the
   intervals do not cover a change of requests over time.
 - It predicts from text: the prompt, a caption of the pictures, and plain numbers such as lengths. It sees no pixels.
@@ -185,11 +185,12 @@ answer = router.ask("What is the total?", "receipt.jpg")
 Pass `revision="…"` with a commit of this repository to keep deciding with the same artifact. On the command line:
 `vlroute ask "What is the total?" --image receipt.jpg --router {code(source)}`. The files are JSON and safetensors;
 loading them runs no code."""
+    trained_for = "a model that the artifact does not name" if model is None else cell(model.name)
     yield (
-        "## Intended use\n\nChoosing the mode of requests that resemble the training records, for the model named "
-        "below. `vlroute eval` measures it on records of your own."
+        f"## Intended use\n\nChoosing the mode of requests that resemble the training records, for {trained_for}. "
+        "`vlroute eval` measures it on records of your own."
     )
-    yield f"## Limits\n\n{LIMITS}"
+    yield f"## Limits\n\n{LIMITS.format(model=trained_for)}"
     yield "## Training data\n\n" + "\n\n".join(_training(provenance, model, classifier.start))
     if metrics:
         yield "## Results\n\n" + "\n\n".join(_results(metrics, provenance))
@@ -210,10 +211,11 @@ def _training(provenance: Mapping[str, Any], model: Any, start: Start | None) ->
         yield "The artifact does not record its training data."
         return
     sets = ", ".join(f"{name or 'unnamed'} {count}" for name, count in provenance["sets"].items())
-    if start is not None:
-        rows.append(("started from", f"{start.name} ({start.classifier.fingerprint})"))
     rows += [("records", f"{provenance['records']} ({sets})"), ("date", str(provenance.get("date", "not recorded")))]
-    rows += [(str(name), str(value)) for name, value in provenance.get("settings", {}).items()]
+    settings = provenance.get("settings", {})
+    if start is not None and "started from" not in settings:
+        rows.append(("started from", start.name))
+    rows += [(str(name), str(value)) for name, value in settings.items()]
     if skipped := provenance.get("skipped lines"):
         rows.append(("skipped lines", str(skipped)))
     if evidence := provenance.get("evidence"):
@@ -242,7 +244,7 @@ def _results(metrics: Mapping[str, Any], provenance: Mapping[str, Any]) -> Itera
     used = [row["name"] for row in metrics["rows"]]
     yield "\n".join(f"- {name}: {meaning}." for name, meaning in WAYS.items() if name in used)
     if assumed := provenance.get("assumed"):
-        yield f"Tokens or seconds are partly assumed, because the records do not contain them: {cell(str(assumed))}."
+        yield _assumed(assumed)
     figures = metrics.get("figures", {})
     rows = [
         (name, "undefined" if one["value"] is None else f"{one['value']:.3f}", _interval(one.get("interval"), ".3f"))
@@ -259,6 +261,19 @@ def _results(metrics: Mapping[str, Any], provenance: Mapping[str, Any]) -> Itera
         )
     if covers := metrics.get("covers"):
         yield cell(str(covers))
+
+
+def _assumed(assumed: Mapping[str, Any]) -> str:
+    """What `train` assumed about tokens and seconds, in words."""
+    tokens = ", ".join(f"{str(mode).capitalize()} {value:g}" for mode, value in assumed["tokens of an answer"].items())
+    seconds = ", ".join(
+        f"{str(mode).capitalize()} {prefill:.3g} s of prefill and {each:.3g} s per token"
+        for mode, (prefill, each) in assumed["prefill and seconds per token"].items()
+    )
+    figures = {"Tokens of an answer": tokens, "Seconds": seconds}
+    return " ".join(
+        f"{what} are assumed where the records contain none: {cell(found)}." for what, found in figures.items() if found
+    )
 
 
 def _learned(learned: Mapping[str, Any]) -> str:

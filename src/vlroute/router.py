@@ -36,7 +36,7 @@ from vlroute.inputs.tools import checked_tools
 from vlroute.inputs.video import FrameSampling
 from vlroute.lazy_model import LazyModel
 from vlroute.pipeline import EitherEvent, Pipeline, RequestOptions
-from vlroute.shadow import LABEL_SHARE, Shadow
+from vlroute.shadow import LABEL_SHARE, Shadow, check_target
 from vlroute.sharing import COMMIT_MESSAGE, push_router, router_folder, save_router
 from vlroute.steps import check_waiting, run
 from vlroute.types import Answer, Decision, Event, Events, Finished, ModeChoice, ModelIdentity, Preset, forced_mode
@@ -125,14 +125,15 @@ class Router:
             shared_prompt=instruct == thinking if engine is None else engine.shared_prompt,
         )  # fmt: skip
         max_num_seqs = MAX_NUM_SEQS.read("max_num_seqs", max_num_seqs)
-        self.store, self.limits = _open(store), limits
-        self._owns_store = self.store is not store
+        self.limits = limits
+        if not (store is None or isinstance(store, str | Path) or hasattr(store, "record")):
+            raise refused("store", store, "a vlroute.Store, a file or a postgresql:// URL")
         self.explore = EXPLORE.read("explore", explore)
-        if self.explore and self.store is None:
+        if self.explore and store is None:
             raise SettingsError("explore needs store=: vlroute learn learns from the stored answers")
-        self._shadow = _shadow(shadow, self.store, label_share, max_num_seqs)
-        if self._shadow is not None:
-            self._shadow.check(self.selector.target)
+        _check_shadow(shadow, label_share, store)
+        check_target(shadow, self.selector.target)
+        self.generation = checked_per_mode({} if generation is None else generation, endpoints=remote)
         self._model = LazyModel(
             instruct,
             thinking,
@@ -140,15 +141,19 @@ class Router:
             caches=_checked_caches({} if caching is None else caching),
             max_num_seqs=max_num_seqs,
             engine=engine,
-            on_load=partial(_warn_of_another_model, self.selector, self._shadow),
+            on_load=partial(_warn_of_another_model, self.selector, shadow),
         )
-        self.generation = checked_per_mode({} if generation is None else generation, endpoints=remote)
         if classifier is None:
             log.info(
                 "no router artifact for %s + %s: %s answers unless mode= is set; pass router=, or train one "
                 "(vlroute collect, then vlroute train)", instruct, thinking, self.selector.policy.fallback_mode,
             )  # fmt: skip
-        _warn_of_another_model(self.selector, self._shadow, self._model)
+        _warn_of_another_model(self.selector, shadow, self._model)
+        self.store = _open(store)  # after all checks: a refused argument creates no file
+        self._owns_store = self.store is not store
+        self._shadow = None
+        if shadow is not None or label_share:
+            self._shadow = Shadow(shadow, cast("Store", self.store), label_share, max_num_seqs // 2)
 
     @classmethod
     def from_pretrained(
@@ -188,8 +193,8 @@ class Router:
                 "pocket-hybrid" are the embedded models, unless there is a folder of this name.
             instruct: Hub id or folder of the Instruct checkpoint, together with `thinking` instead of `name`.
             thinking: Hub id or folder of the Thinking checkpoint.
-            router: Folder of a router artifact, or one on the hub: "user/name" or "user/name@revision". A `Path` is
-                always a folder. The embedded models have their own.
+            router: Folder of a router artifact, a name like "qwen3-vl-2b", or one on the hub: "user/name" or
+                "user/name@revision". A `Path` is always a folder. The embedded models have their own.
             revision: Branch, tag or commit of the router on the hub; by default "main". Only a commit cannot change.
             policy: `Policy(price=…)`, or a target that is converted to a price at the latencies of this machine:
                 "fast", "balanced", "accurate", "knee" or a `Target`. See `operating_point`.
@@ -454,7 +459,8 @@ class Router:
         Raises:
             ArtifactError: This router has no artifact.
             SettingsError: An argument has a wrong type.
-            OutputError: The folder contains a README.md but no router, or a vision probe of another artifact.
+            OutputError: The folder cannot be created or written to, or contains a README.md but no router, or a vision
+                probe of another artifact.
             OSError: A file cannot be written.
         """
         classifier = self._own_classifier()
@@ -489,7 +495,8 @@ class Router:
             license: See `save_pretrained`.
 
         Returns:
-            The commit, with its id in `oid` and the address of a pull request in `pr_url`.
+            The commit, with its id in `oid` and the address of a pull request in `pr_url`. If the branch already
+            contains this router, a warning says so, and it is the latest commit, without a pull request.
 
         Raises:
             ArtifactError: This router has no artifact.
@@ -498,10 +505,11 @@ class Router:
                 contains something other than a router.
             HubUnavailableError: The hub cannot be reached.
         """
-        return push_router(
+        commit, _ = push_router(
             repo, self._own_classifier(), self.selector.probe, private=private, token=token, revision=revision,
             commit_message=commit_message, create_pr=create_pr, private_vocabulary=private_vocabulary, license=license,
         )  # fmt: skip
+        return commit
 
     def _own_classifier(self) -> ComplexityClassifier:
         if self.selector.classifier is None:
@@ -1048,25 +1056,20 @@ def _combined(settings: Mapping[str, Any], generation: Mapping[str, Any] | None)
     return {**settings, **(generation or {})}
 
 
-def _shadow(
-    classifier: ComplexityClassifier | None, store: Store | None, label_share: float, max_num_seqs: int
-) -> Shadow | None:
+def _check_shadow(shadow: ComplexityClassifier | None, label_share: float, store: Store | str | Path | None) -> None:
     share = LABEL_SHARE.read("label_share", label_share)
-    if classifier is None and not share:
-        return None
-    if not hasattr(store, "record_shadowed"):
+    if (shadow is not None or share) and not isinstance(store, str | Path) and not hasattr(store, "record_shadowed"):
         raise SettingsError(
             "label_share needs store=: the labels are stored with the answers"
-            if classifier is None
+            if shadow is None
             else "shadow needs store=: both decisions are stored with the answers"
         )
-    return Shadow(classifier, cast("Store", store), label_share, max_num_seqs // 2)
 
 
-def _warn_of_another_model(selector: ModeSelector, shadow: Shadow | None, model: LazyModel) -> None:
+def _warn_of_another_model(selector: ModeSelector, shadow: ComplexityClassifier | None, model: LazyModel) -> None:
     if selector.classifier is not None and selector.classifier.stages is not None:
         selector.check_evidence(model.identity.fingerprint)  # which reads all weights
-    for argument, used in (("router", selector.classifier), ("shadow", shadow and shadow.classifier)):
+    for argument, used in (("router", selector.classifier), ("shadow", shadow)):
         trained_for = used.model if used else None
         if trained_for is not None and trained_for.differs(here := model.identity):
             log.warning(
@@ -1078,8 +1081,6 @@ def _warn_of_another_model(selector: ModeSelector, shadow: Shadow | None, model:
 
 def _open(store: Store | str | Path | None) -> Store | None:
     if not isinstance(store, str | Path):
-        if not (store is None or hasattr(store, "record")):
-            raise refused("store", store, "a vlroute.Store, a file or a postgresql:// URL")
         return store
     try:
         from vlroute.store import Store

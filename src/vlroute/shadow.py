@@ -160,6 +160,12 @@ class Watched:
     per_token: dict[Mode, float]
 
 
+def check_target(classifier: ComplexityClassifier | None, target: Target | None) -> None:
+    """Raise an ArtifactError if the artifact of a shadow cannot convert the target of the router to a price."""
+    if target is not None and classifier is not None and classifier.calibration is None:
+        raise ArtifactError("the shadow has no calibration set, which a target needs; pass policy=Policy(price=…)")
+
+
 class Shadow:
     """Decides on the same requests as the artifact in force. Thread-safe.
 
@@ -194,11 +200,6 @@ class Shadow:
         self._lock = threading.Lock()
         self.closed = threading.Event()
         """Set by `close`. It cancels a label that is being made."""
-
-    def check(self, target: Target | None) -> None:
-        """Raise an ArtifactError if the artifact cannot convert the target of the router to a price."""
-        if target is not None and self.classifier is not None and self.classifier.calibration is None:
-            raise ArtifactError("the shadow has no calibration set, which a target needs; pass policy=Policy(price=…)")
 
     def stats(self) -> ShadowStats:
         """The counts."""
@@ -344,7 +345,7 @@ class Shadow:
             return watched.policy
         before, policy = self._resolved
         if policy is None or before is not watched.policy:
-            self.check(watched.target)
+            check_target(classifier, watched.target)
             assert classifier.calibration is not None
             used = watched.policy
             # as for the policy in force: the mean prefill, at about the time when it was resolved

@@ -15,8 +15,8 @@ from vlroute.decision.artifact import CARD_FILE, WEIGHTS_FILE, read_artifact, we
 from vlroute.decision.captions import PROBE_FOLDER, VisionProbe
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.errors import ArtifactError, HubError, HubUnavailableError, OutputError, SettingsError, VLRouteError
-from vlroute.files import make_folder, replace_file
-from vlroute.hub import HUB_ID, Source
+from vlroute.files import check_outputs, make_folder, replace_file, shipped
+from vlroute.hub import EMBEDDED, HUB_ID, SHIPPED_ROUTERS, Source
 from vlroute.model_card import README, Vocabulary, model_card, vocabulary_of
 from vlroute.temporary_folder import TemporaryFolder
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vlroute")
 
+#: Names of the routers that are part of this package.
+SHIPPED = (*EMBEDDED, *(path.removesuffix("/router") for path in SHIPPED_ROUTERS.values()))
 #: A router on the hub: "user/name" or "user/name@revision".
 _ON_HUB = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^@\s]+))?", re.ASCII)
 #: Files of an earlier upload that a new one removes if it does not replace them.
@@ -49,22 +51,25 @@ def on_hub(router: Source) -> tuple[str, str | None] | None:
 
 
 def router_folder(router: Source, revision: str | None = None, *, local_only: bool = False) -> Path:
-    """The folder of a router artifact. One on the hub is downloaded into the hub cache, unless it is there already.
+    """Find a router artifact. One on the hub is downloaded into the hub cache, unless it is there already.
 
     Only JSON and safetensors files of the artifact are downloaded, all of one commit. The weights are compared with
     their SHA-256 in router.json. Without a network, the cached files are used.
 
     Args:
-        router: A folder, or "user/name" or "user/name@revision" on the hub. A folder of this name comes first.
+        router: Folder of a router artifact or of a model with `router/`; the name of a router of this package, such as
+            "qwen3-vl-2b" or "Qwen/Qwen3-VL-2B"; or "user/name" or "user/name@revision" on the hub. A folder of this
+            name comes first, and a `Path` is always a folder.
         revision: Branch, tag or commit on the hub; by default "main".
         local_only: Do not connect to the hub.
 
     Returns:
-        The folder. It is not checked if it was not downloaded.
+        The folder. Its files are not checked if it was not downloaded.
 
     Raises:
         SettingsError: A revision was passed with a folder, or twice.
-        ArtifactError: The repository contains no router, or one that this version of vlroute cannot read.
+        ArtifactError: There is no such folder; or the repository contains no router, or one that this version of
+            vlroute cannot read.
         HubError: The repository or revision does not exist, or the token does not permit reading it.
         HubUnavailableError: The hub cannot be reached and the router is not in the local cache.
     """
@@ -73,17 +78,32 @@ def router_folder(router: Source, revision: str | None = None, *, local_only: bo
     if not isinstance(revision, str | None) or revision == "":
         raise refused("revision", revision, "a branch, tag or commit of the hub")
     found = on_hub(router)
-    if found is None:
+    if found is None or router in SHIPPED_ROUTERS:
         if revision is not None:
             raise SettingsError(
                 f"revision applies to a router on the hub, such as 'user/name'; {str(router)!r} is "
                 f"{'a folder' if os.path.isdir(router) else 'neither a folder nor such a name'}"
             )
-        return Path(router)
+        return _local_folder(router)
     repo, named = found
     if named is not None and revision is not None:
         raise SettingsError(f"the revision is given twice: {router!r} and revision={revision!r}; leave one out")
     return _download(repo, named or revision, local_only)
+
+
+def _local_folder(router: Source) -> Path:
+    """The folder of an artifact on this machine or in this package."""
+    folder = Path(router)
+    if not folder.exists() and isinstance(router, str):
+        name = SHIPPED_ROUTERS.get(router, f"{router}/router")
+        if name.removesuffix("/router") in SHIPPED:
+            folder = shipped(name)
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"there is no router {str(router)!r}: expected the folder of a router artifact, 'user/name' on the hub, or "
+            f"one of {', '.join(SHIPPED)}"
+        )
+    return folder if (folder / CARD_FILE).exists() or not (folder / "router").is_dir() else folder / "router"
 
 
 def _download(repo: str, revision: str | None, local_only: bool) -> Path:
@@ -149,8 +169,8 @@ def save_router(
 
     Raises:
         SettingsError: An argument has a wrong type.
-        OutputError: The folder contains a README.md but no router, or a vision probe of another artifact, or another
-            process is writing to it.
+        OutputError: The folder cannot be created or written to, or contains a README.md but no router, or a vision
+            probe of another artifact, or another process is writing to it.
         OSError: A file cannot be written.
     """
     if not isinstance(folder, str | Path) or not str(folder):
@@ -169,6 +189,7 @@ def save_router(
             f"{folder / PROBE_FOLDER} exists, but this router is written without a vision probe; choose an empty folder"
         )
     card = model_card(classifier, probe, source or folder.resolve().name, license=license)
+    check_outputs(folder / CARD_FILE)
     make_folder(folder)
     if probe is not None:
         probe.save(folder / PROBE_FOLDER)
@@ -188,7 +209,7 @@ def push_router(
     create_pr: bool = False,
     private_vocabulary: bool = False,
     license: str | None = None,
-) -> CommitInfo:
+) -> tuple[CommitInfo, bool]:
     """Upload an artifact with its model card to the hub, in one commit. A warning says which words it reveals.
 
     The repository is created if it does not exist. Files of an earlier router are replaced, README.md included; other
@@ -207,7 +228,8 @@ def push_router(
         license: See `save_router`.
 
     Returns:
-        The commit, with its id in `oid` and the address of the pull request in `pr_url`.
+        The commit, with its id in `oid` and the address of the pull request in `pr_url`; and whether it is a new one.
+        If the branch already contains these files, it is the latest commit, and no pull request is opened.
 
     Raises:
         SettingsError: An argument has a wrong type, or both a revision and a pull request were requested.
@@ -242,10 +264,17 @@ def push_router(
                     f"cannot {what}: the repository contains something other than a router, and its {README} would be "
                     "replaced. Choose another repository, or open a pull request (create_pr)"
                 )
-            return api.upload_folder(
+            latest = api.repo_info(url.repo_id, revision=revision).sha
+            commit = api.upload_folder(
                 repo_id=url.repo_id, folder_path=draft.path, revision=revision, commit_message=commit_message,
                 create_pr=create_pr, delete_patterns=_REPLACED,
             )  # fmt: skip
+        if commit.oid == latest:
+            log.warning(
+                "nothing was uploaded%s: the branch %s of %s already contains this router",
+                ", and no pull request was opened" if create_pr else "", revision or "main", url.repo_id,
+            )  # fmt: skip
+        return commit, commit.oid != latest
     finally:
         draft.remove()
 

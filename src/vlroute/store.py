@@ -711,10 +711,8 @@ class Store:
         refused = f"only one {name} can work on a store"
         with ExitStack() as held:
             if self.file is not None:
-                try:
-                    held.enter_context(locked(f"{self.file}.{name}", wait=0))
-                except OutputError as error:
-                    raise OutputError(f"{refused}: {error}") from None
+                busy = f"{refused}, and {{holder}} does; end it, or wait until it ends"
+                held.enter_context(locked(f"{self.file}.{name}", wait=0, busy=busy))
             else:
                 with self._errors("read"):
                     connection = held.enter_context(self._engine.connect())
@@ -723,7 +721,7 @@ class Store:
                     free = connection.scalar(sa.select(sa.func.pg_try_advisory_lock(number)))
                     connection.commit()
                 if not free:
-                    raise OutputError(f"{refused}, and another process works on {self._name}")
+                    raise OutputError(f"{refused}, and another process works on {self._name}; wait until it ends")
             yield
 
     def failures(self) -> dict[str, int]:

@@ -384,6 +384,10 @@ def new_id() -> str:
     return secrets.token_hex(16)
 
 
+#: Names of the models that are part of this package.
+EMBEDDED_MODELS = ("pocket", "pocket-hybrid")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
     """Identifies the model of an answer, a record or a router artifact.
@@ -398,10 +402,14 @@ class ModelIdentity:
     fingerprint: str | None = None
 
     def differs(self, other: ModelIdentity) -> bool:
-        """Whether the models certainly differ, by fingerprint or by hub name. Names of folders are not compared."""
+        """Whether the models certainly differ: by fingerprint, or by name if both are embedded models or on the hub.
+
+        Names of folders and of models on a server are not compared: they can stand for any model.
+        """
         if self.fingerprint and other.fingerprint:
             return self.fingerprint != other.fingerprint
-        return "/" in self.name and "/" in other.name and self.name.casefold() != other.name.casefold()
+        names = {self.name.casefold(), other.name.casefold()}
+        return len(names) == 2 and all("/" in name or name in EMBEDDED_MODELS for name in names)
 
     @property
     def key(self) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +21,7 @@ from tests.commands import command
 from tests.rated_store import PRICE, add_answers, first_artifact
 from tests.serving import KEY, served, until
 from vlroute import Policy, Router
+from vlroute.cli.doctor import examine
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.errors import ArtifactError, InputError, OutputError, SettingsError
 from vlroute.learned import HISTORY, Action, LearningEvent, LearningHistory
@@ -191,6 +193,10 @@ def test_nothing_to_begin_with(tmp_path: Path) -> None:
         ContinualLearner(None, store)
     with Store(tmp_path / "answers.db") as store, pytest.raises(InputError, match="nothing was learned"):
         roll_back(store)
+    for options in ({}, {"folder": tmp_path / "artifacts"}):
+        with pytest.raises(ArtifactError):
+            ContinualLearner(tmp_path / "nosuch", tmp_path / "answers.db", **options)
+    assert [one.name for one in tmp_path.iterdir()] == ["answers.db"]
 
 
 def test_another_artifact_is_refused_unless_learning_restarts(copied: Path, other: Path, learned: Path) -> None:
@@ -230,7 +236,7 @@ def test_restart_by_command(copied: Path, other: Path) -> None:
     assert command(*learn).returncode == 0
     ended = command(*learn[:4], "--restart")
     assert ended.returncode == 2
-    assert "begins with a router artifact" in ended.stderr
+    assert "--restart needs the router artifact" in ended.stderr
 
 
 def test_a_moved_store_goes_on(copied: Path, tmp_path: Path) -> None:
@@ -245,13 +251,28 @@ def test_a_moved_store_goes_on(copied: Path, tmp_path: Path) -> None:
     with Store(moved / "renamed.db") as store, pytest.raises(InputError, match="nosuch is not a folder"):
         roll_back(store, "nosuch")
     elsewhere = (moved / "renamed.db.routers").rename(tmp_path / "elsewhere")
-    with pytest.raises(ArtifactError, match=r"pass their folder as folder= or --folder"):
-        ContinualLearner(None, moved / "renamed.db")
+    for folder in (None, moved / "new"):
+        with pytest.raises(ArtifactError, match=r"pass their folder as folder= or --folder"):
+            ContinualLearner(None, moved / "renamed.db", folder=folder)
+    assert [one.name for one in moved.iterdir()] == ["renamed.db"]  # nothing is in the way of what is moved back
+    with Store(moved / "renamed.db") as store:
+        changed = LearningHistory(store).events(1)[0]
+        LearningHistory(store).add(replace(changed, action="swapped", artifact="another"))
+        with pytest.raises(ArtifactError, match=r"pass their folder as folder= or --folder"):
+            roll_back(store)
+        assert "is not there" in found_by_doctor(moved / "renamed.db")
+        roll_back(store, elsewhere)
     with ContinualLearner(None, moved / "renamed.db", folder=elsewhere) as learner:
         assert learner.in_use.parent == elsewhere
         learner.step()
     with Store(moved / "renamed.db") as store:  # as a server reads it
         assert Path(LearningHistory(store).events(1)[0].artifact).parent == elsewhere
+    elsewhere.rename(moved / "renamed.db.routers")
+    assert found_by_doctor(moved / "renamed.db").startswith("in use: ")
+
+
+def found_by_doctor(store: Path) -> str:
+    return next(one.found for one in examine(None, None, str(store)) if one.what == "learned router")
 
 
 def test_a_store_of_an_earlier_version_goes_on_after_a_move(copied: Path) -> None:
@@ -405,7 +426,10 @@ def test_an_artifact_for_another_model_is_named(tmp_path: Path, caplog: pytest.L
         add_answers(store, first, 6, model=ModelIdentity("user/large"))
         with ContinualLearner(tmp_path / "first", store) as learner:
             learner.step()
+            add_answers(store, first, 6, seed=1, model=ModelIdentity("pocket", "5a" * 32))
+            learner.step()
     assert "was trained for user/small, but user/large answers" in caplog.text
+    assert "was trained for user/small, but pocket (fingerprint 5a5a5a5a5a5a…) answers" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": 5}', '{"a": [NaN, 0.5]}', None])
@@ -491,6 +515,29 @@ def test_a_killed_learner_leaves_a_usable_artifact_and_loses_nothing(tmp_path: P
         assert learner.history[0].details["ratings"] == 240
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_sigterm_leaves_neither_locks_nor_unfinished_artifacts(tmp_path: Path) -> None:
+    first = first_artifact(tmp_path / "first")
+    where, folder = tmp_path / "answers.db", tmp_path / "answers.db.routers"
+    with Store(where) as store:
+        add_answers(store, first, 240)
+    ended = subprocess.Popen(
+        [sys.executable, "-m", "vlroute", "learn", "--store", str(where), "--router", str(tmp_path / "first")],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("learned-*")) and ended.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (tmp_path / "answers.db.learner.lock").exists()
+    ended.terminate()  # while the candidate is being written
+    ended.communicate(timeout=60)
+    assert ended.returncode == 143
+    assert {one.name for one in tmp_path.iterdir()} == {"first", "answers.db", "answers.db.routers"}
+    with Store(where) as store:
+        used = {Path(one.artifact).name for one in LearningHistory(store).events(None, "started", "swapped")}
+    assert {one.name for one in folder.iterdir()} == used
+
+
 def test_metrics_and_page_show_the_steps_and_the_drift(learned: Path) -> None:
     metrics = Metrics()
     with Store(learned / "answers.db") as store:
@@ -508,6 +555,13 @@ def test_metrics_and_page_show_the_steps_and_the_drift(learned: Path) -> None:
             assert texts.learning_actions["swapped"] in shown
             assert events[0].fingerprint in shown
             assert all(name in shown for name in texts.drift_figures.values())
+            low, high = events[0].details["drift"]["calibration_interval"]
+            assert f"(95 %: {100 * low:+.1f} … {100 * high:+.1f})" in shown
+            assert texts.cannot_learn not in shown
+            blind = replace(events[0], details={**events[0].details, "cannot_learn": ["No <answer> is rated"]})
+            shown = steps_html(events, blind, texts)
+            assert texts.cannot_learn in shown
+            assert "No &lt;answer&gt; is rated." in shown
             assert texts.nothing_learned in steps_html([], None, texts)
             assert set(texts.learning_actions) == set(get_args(Action))
 

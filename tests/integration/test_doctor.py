@@ -109,6 +109,18 @@ def test_broken_parts_are_named(tmp_path: Path, folders: dict[str, Path]) -> Non
     assert (problem.state, "--store" in problem.advice) == ("problem", True)
 
 
+def test_a_router_of_another_model(tmp_path: Path, folders: dict[str, Path]) -> None:
+    prior = str(shipped("qwen3-vl-2b/router"))
+    (note,) = found("router", "trained for", model="pocket", router=prior)
+    assert note.state == "note"
+    assert note.found.startswith("another model: Qwen/Qwen3-VL-2B; this one is pocket (fingerprint ")
+    for mode, folder in folders.items():  # a folder may be a copy of any model
+        shutil.copytree(folder, tmp_path / "mine" / mode)
+    (fine,) = found("router", "trained for", model=str(tmp_path / "mine"), router=prior)
+    assert fine.state == "fine"
+    assert fine.found.startswith("Qwen/Qwen3-VL-2B; this model is mine (fingerprint ")
+
+
 def test_the_store(tmp_path: Path) -> None:
     where = tmp_path / "answers.db"
     assert found("store", store=str(where))[0].state == "note"

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from vlroute import Router
 from vlroute.errors import ArtifactError, CheckpointError
 from vlroute.files import shipped
-from vlroute.hub import resolve_pair
+from vlroute.hub import EMBEDDED, resolve_pair
 from vlroute.learning.collect import collect_records
 from vlroute.learning.train import train_router
 from vlroute.records import Outcome, Record, write_records
@@ -402,6 +402,9 @@ def test_a_router_of_another_pair_is_noticed(pair: Path, tmp_path: Path, caplog:
     assert not warned(lambda: Router.from_pretrained("Qwen/Qwen3-VL-2B"))
     assert not warned(lambda: Router.from_pretrained("Qwen/Qwen3-VL-8B", router=silent))
     assert warned(lambda: Router.from_pretrained("Qwen/Qwen3-VL-8B", router=prior))
+    for name in EMBEDDED:
+        assert warned(lambda name=name: Router.from_pretrained(name, router=prior))
+    assert warned(lambda: Router.from_pretrained("Qwen/Qwen3-VL-2B", router=pocket))
     tuned = load_file(pair / "thinking" / "model.safetensors")
     name = next(name for name in sorted(tuned) if "mlp" in name and "visual" not in name)
     tuned[name] = tuned[name] + 1

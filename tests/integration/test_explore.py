@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.commands import command
 from vlroute import Policy, Router, SettingsError
+from vlroute.files import shipped
 from vlroute.store import Store
 
 PROMPT = "How many circles?"
@@ -57,6 +59,26 @@ def test_labels_without_a_shadow(tmp_path: Path) -> None:
 def test_the_share_is_checked(share: object) -> None:
     with pytest.raises(SettingsError, match=r"explore must be a number from 0 to 1"):
         Router.from_pretrained(explore=share)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"explore": 2}, {"label_share": 2}, {"max_num_seqs": 0}, {"device": 5.5}, {"memory": 5}, {"max_new_tokens": 0},
+        {"vision_cache": 5}, {"limits": 5}, {"shadow": shipped("pocket/router"), "label_share": 3},
+    ],
+)  # fmt: skip
+def test_a_refused_setting_creates_no_store(refused: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SettingsError):
+        Router.from_pretrained(store=tmp_path / "answers.db", **refused)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("refused", ["--key-file nosuch", "--learned --learned-folder nosuch", "--memory 5"])
+def test_a_server_with_a_refused_setting_creates_no_store(refused: str, tmp_path: Path) -> None:
+    ended = command("serve", "--port", "0", "--store", "answers.db", *refused.split(), cwd=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_exploration_needs_a_store(tmp_path: Path) -> None:

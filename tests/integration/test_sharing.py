@@ -26,6 +26,7 @@ from vlroute import ComplexityClassifier, HubError, HubUnavailableError, Router,
 from vlroute.decision.artifact import CARD_FILE
 from vlroute.decision.captions import VisionProbe, probe_of
 from vlroute.errors import ArtifactError, OutputError, SettingsError, VLRouteError
+from vlroute.files import shipped
 from vlroute.sharing import push_router, router_folder
 
 POCKET = ROOT / "models" / "pocket" / "router"
@@ -111,12 +112,12 @@ def test_the_model_card_describes_the_artifact(hub: Hub, pocket: ComplexityClass
 def test_a_second_push_replaces_the_first_and_keeps_other_files(
     hub: Hub, pocket: ComplexityClassifier, probe: VisionProbe, other: ComplexityClassifier
 ) -> None:
-    first = push_router("user/name", pocket, probe)
+    first, _ = push_router("user/name", pocket, probe)
     repo = hub.repos["user/name"]
     repo.put("notes.txt", b"mine")
     repo.refs["v1"] = first.oid
     hub.requests.clear()
-    second = push_router("user/name", other)
+    second, _ = push_router("user/name", other)
     assert sum("/commit/" in request for request in hub.requests) == 1  # no reader sees half of it
     files = repo.files()
     assert "notes.txt" in files
@@ -133,16 +134,30 @@ def test_a_second_push_replaces_the_first_and_keeps_other_files(
 
 
 def test_branches_and_pull_requests(hub: Hub, pocket: ComplexityClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = push_router("user/name", pocket)
-    branch = push_router("user/name", pocket, revision="trial", license="mit")
+    start, _ = push_router("user/name", pocket)
+    branch, _ = push_router("user/name", pocket, revision="trial", license="mit")
     repo = hub.repos["user/name"]
     assert (repo.refs["main"], repo.refs["trial"]) == (start.oid, branch.oid)
     monkeypatch.setenv("HF_TOKEN", OTHER)  # who may not write here
-    offered = push_router("user/name", pocket, create_pr=True, license="bsd-3-clause")
+    offered, _ = push_router("user/name", pocket, create_pr=True, license="bsd-3-clause")
     assert offered.pr_url == f"{hub.url}/user/name/discussions/1"
     assert (repo.refs["main"], repo.refs["refs/pr/1"]) == (start.oid, offered.oid)
     with pytest.raises(SettingsError, match="leave out revision or create_pr"):
         push_router("user/name", pocket, create_pr=True, revision="trial")
+
+
+def test_a_push_without_changes_says_so(
+    hub: Hub, pocket: ComplexityClassifier, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    first, is_new = push_router("user/name", pocket)
+    assert is_new
+    again, is_new = push_router("user/name", pocket, create_pr=True)
+    assert (again.oid, again.pr_url, is_new) == (first.oid, None, False)
+    assert "nothing was uploaded, and no pull request was opened: the branch main of user/name" in caplog.text
+    pocket.save(tmp_path / "router")
+    done = command("push", str(tmp_path / "router"), "user/name", "--yes")
+    assert done.stdout.startswith(f"unchanged: {hub.url}/user/name/commit/{first.oid}\n")
+    assert "nothing was uploaded: the branch main" in " ".join(done.stderr.split())
 
 
 def test_the_model_card_of_something_else_is_not_replaced(hub: Hub, pocket: ComplexityClassifier) -> None:
@@ -153,7 +168,7 @@ def test_the_model_card_of_something_else_is_not_replaced(hub: Hub, pocket: Comp
     with pytest.raises(HubError, match="contains something other than a router"):
         push_router("user/name", pocket)
     assert repo.refs["main"] == before
-    assert push_router("user/name", pocket, create_pr=True).pr_url
+    assert push_router("user/name", pocket, create_pr=True)[0].pr_url
     repo.commit("main", {"README.md": Blob(b"---\nlicense: mit\n---\n", False)})  # as the web page creates it
     push_router("user/name", pocket)
     assert CARD_FILE in repo.files()
@@ -207,7 +222,7 @@ def test_without_a_network_the_cache_answers(
     hub: Hub, pocket: ComplexityClassifier, probe: VisionProbe, other: ComplexityClassifier,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
-    first = push_router("user/name", pocket, probe)
+    first, _ = push_router("user/name", pocket, probe)
     push_router("user/bare", other)
     folders = [router_folder("user/name"), router_folder("user/bare")]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -241,7 +256,7 @@ def test_a_hub_that_is_down(
 def test_all_files_are_of_one_commit(
     hub: Hub, pocket: ComplexityClassifier, probe: VisionProbe, other: ComplexityClassifier
 ) -> None:
-    first = push_router("user/name", pocket, probe)
+    first, _ = push_router("user/name", pocket, probe)
     repo = hub.repos["user/name"]
 
     def move(method: str, path: str) -> None:
@@ -352,8 +367,11 @@ def test_folders_and_names(
     with pytest.raises(SettingsError, match="revision must be"):
         Router.from_pretrained(router="user/absent", revision=1)  # type: ignore[arg-type]
     for folder in (Path("user/absent"), "absent", "./user/absent", "/user/absent", "user/absent/deep"):
-        with pytest.raises(ArtifactError, match="cannot read"):
+        with pytest.raises(ArtifactError, match="there is no router"):
             Router.from_pretrained(router=folder)
+    for name in ("qwen3-vl-2b", "pocket"):
+        assert router_folder(name) == shipped(f"{name}/router")
+    assert router_folder(shipped("pocket")) == shipped("pocket/router")
     for repo in ("", "a/b/c", "user/na me", 7):
         with pytest.raises(SettingsError, match="repo must be"):
             push_router(repo, pocket)  # type: ignore[arg-type]
@@ -382,8 +400,9 @@ def test_folders_that_cannot_be_written(pocket: ComplexityClassifier, tmp_path: 
             router.save_pretrained(**{"folder": tmp_path / "new", **wrong})
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        router.save_pretrained(tmp_path / "file")
+    for folder in (tmp_path / "file", tmp_path / "file" / "router"):
+        with pytest.raises(OutputError, match="choose another place"):
+            router.save_pretrained(folder)
 
 
 def test_a_running_router_takes_another_one_from_the_hub(
@@ -428,7 +447,7 @@ def test_commands(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_training_starts_from_a_router_of_the_hub(hub: Hub, tmp_path: Path, pocket: ComplexityClassifier) -> None:
-    commit = push_router("user/name", pocket)
+    commit, _ = push_router("user/name", pocket)
     write_records(tmp_path / "records.jsonl", draw_records(60)[1])
     few = ("--out", "new", "--folds", "2", "--seeds", "1", "--together", "record", "--encoder", "none")
     done = command("train", "records.jsonl", "--from", f"user/name@{commit.oid}", *few, cwd=tmp_path)
@@ -456,7 +475,7 @@ def test_a_router_of_the_hub_is_evaluated(hub: Hub, tmp_path: Path, pocket: Comp
 def test_endpoints_and_shadows(
     hub: Hub, pocket: ComplexityClassifier, other: ComplexityClassifier, tmp_path: Path
 ) -> None:
-    first = push_router("user/name", pocket)
+    first, _ = push_router("user/name", pocket)
     push_router("user/name", other)
     servers = ("http://127.0.0.1:9/v1", "a"), ("http://127.0.0.1:9/v1", "b")
     with Router.from_endpoints(

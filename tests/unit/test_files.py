@@ -13,7 +13,7 @@ import pytest
 
 from vlroute.errors import OutputError
 from vlroute.file_lock import locked
-from vlroute.files import DRAFT_SECONDS, make_folder, replace_file, sweep_drafts
+from vlroute.files import DRAFT_SECONDS, check_outputs, make_folder, replace_file, sweep_drafts
 from vlroute.records import append_lines
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions and locks of POSIX")
@@ -36,6 +36,14 @@ def test_private_files_and_folders(tmp_path: Path) -> None:
     file.chmod(0o640)  # the choice of the owner
     replace_file(file, b"2", private=True)
     assert (mode(file), file.read_bytes()) == (0o640, b"2")
+
+
+@pytest.mark.parametrize("name", ["-", "-/report.md"])
+def test_a_dash_is_no_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="pass the name of a file"):
+        check_outputs(name)
+    check_outputs(tmp_path / "-")  # its path is meant
 
 
 def test_other_files_follow_the_umask(tmp_path: Path) -> None:

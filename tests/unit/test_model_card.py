@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from tests.conftest import ROOT
 from vlroute import ComplexityClassifier
+from vlroute.decision.classifier import Start
 from vlroute.errors import ArtifactError
 from vlroute.model_card import base_models, model_card, vocabulary_of
 
@@ -76,9 +78,40 @@ def test_what_is_not_recorded_is_not_invented() -> None:
 
 
 def test_assumed_seconds_are_named() -> None:
-    provenance = changed({}).card["provenance"] | {"assumed": {"tokens of an answer": {"thinking": 90.0}}}
-    assert "are partly assumed" in model_card(changed({"provenance": provenance}), None, "x")
+    both = {"instruct": [0.2, 0.02], "thinking": [0.21, 0.025]}
+    assumed = {"tokens of an answer": {}, "prefill and seconds per token": both}
+    text = card_with({"assumed": assumed})
+    assert (
+        "Seconds are assumed where the records contain none: Instruct 0.2 s of prefill and 0.02 s per token, "
+        "Thinking 0.21 s of prefill and 0.025 s per token."
+    ) in text
+    assert "Tokens of an answer are assumed" not in text
+    text = card_with({"assumed": {**assumed, "tokens of an answer": {"thinking": 90.0}}})
+    assert "Tokens of an answer are assumed where the records contain none: Thinking 90. Seconds" in text
     assert "assumed" not in model_card(changed({}), None, "x")
+
+
+def card_with(provenance: dict[str, Any]) -> str:
+    return model_card(changed({"provenance": changed({}).card["provenance"] | provenance}), None, "x")
+
+
+def test_the_model_is_named_where_it_matters() -> None:
+    text = model_card(changed({}), None, "x")
+    assert "training records, for Qwen/Qwen3-VL-2B." in text
+    assert "trained for Qwen/Qwen3-VL-2B." in text
+    unknown = model_card(changed({"model": None}), None, "x")
+    assert unknown.count("for a model that the artifact does not name.") == 2
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_the_router_of_the_start_is_named_once(private: bool) -> None:
+    started = changed({})
+    started.start = Start(changed({}), np.ones(2, np.float32), "first")
+    started.card["provenance"]["settings"]["started from"] = "first (0123)"
+    card = model_card(started.with_hashed_vocabulary() if private else started, None, "x")
+    assert card.count("started from") == card.count("first (0123)") == 1
+    del started.card["provenance"]["settings"]["started from"]
+    assert "| started from | first |" in model_card(started, None, "x")
 
 
 def test_the_rarest_words_are_shown_first() -> None:

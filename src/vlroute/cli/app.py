@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import pairwise
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -64,8 +67,9 @@ app = typer.Typer(
 
 #: Options for a file or folder. An empty name would mean the current folder.
 _NAMES = {
-    "--answers", "--cache", "--config", "--encoder", "--folder", "--image", "-i", "--key-file", "--learned-folder",
-    "--oof", "--out", "--model", "--records", "--resume", "--router", "--save", "--shadow", "--store", "--video",
+    "--answers", "--cache", "--config", "--encoder", "--folder", "--from", "--image", "-i", "--key-file",
+    "--learned-folder", "--oof", "--out", "--model", "--records", "--resume", "--router", "--save", "--shadow",
+    "--store", "--video",
 }  # fmt: skip
 
 
@@ -253,20 +257,40 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Errors that vlroute raises on purpose end with one line and exit code 2. Missing packages and errors of the file
-    system end with one line and exit code 1. Other errors end with a traceback.
+    system end with one line and exit code 1. Other errors end with a traceback. SIGTERM ends with exit code 143, after
+    locks and temporary files were removed.
 
     Args:
         arguments: By default the arguments of the process.
     """
     _quiet_others()
+    with _sigterm_exits():
+        try:
+            app(arguments, prog_name="vlroute")
+        except OSError as error:  # OutputError as well
+            _end(str(error), 1)
+        except (VLRouteError, ValueError) as error:
+            _end(str(error), 2)
+        except ImportError as error:
+            _end(f"{error}; vlroute doctor reports what is missing", 1)
+
+
+@contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, so that locks and temporary files are removed. Servers replace the handler."""
+    here = threading.current_thread() is threading.main_thread()  # other threads cannot set handlers
+    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _exit)
     try:
-        app(arguments, prog_name="vlroute")
-    except OSError as error:  # OutputError as well
-        _end(str(error), 1)
-    except (VLRouteError, ValueError) as error:
-        _end(str(error), 2)
-    except ImportError as error:
-        _end(f"{error}; vlroute doctor reports what is missing", 1)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _end(why: str, status: int) -> None:

@@ -246,7 +246,8 @@ class _Model:
         name: As `name` of `Router.from_pretrained`.
         router: As of `Router.from_pretrained`; `checkpoints` sets the default.
         towers: Fingerprints of the towers on this machine.
-        identity: Name of the model, and its fingerprint if both checkpoints are on this machine.
+        identity: Name of the model, or of the models of both endpoints, and its fingerprint if both checkpoints are on
+            this machine.
     """
 
     name: str | None
@@ -257,7 +258,7 @@ class _Model:
     def checkpoints(self) -> Iterator[Finding]:
         """Both checkpoints and whether they fit together; or both endpoints."""
         if str(self.name).endswith(".json"):
-            yield from endpoints(Path(str(self.name)))
+            yield from self._endpoints(Path(str(self.name)))
             return
         from vlroute.engine.local.checkpoint import load_processor, tower_fingerprint, tower_tensors
         from vlroute.engine.local.checkpoint_files import (
@@ -330,6 +331,24 @@ class _Model:
         yield Finding("model", "both modes", f"{source}, {weights / MiB:,.0f} MiB of weights, {files.family.title}")
         self.towers, self.identity = dict.fromkeys(MODES, tower), identify(folder, folder)
 
+    def _endpoints(self, file: Path) -> Iterator[Finding]:
+        """Whether both endpoints of a file answer and serve their models."""
+        from vlroute.engine.remote.client import RemoteEngine
+        from vlroute.engine.remote.endpoint import read_endpoints
+        from vlroute.hub import common_name
+
+        engine = RemoteEngine.over(*read_endpoints(file))
+        self.identity = ModelIdentity(common_name(*(engine.endpoints[mode].model for mode in MODES)))
+        for mode, health in engine.health().items():
+            if not health.reachable:
+                advice = "start its server, or correct address and key in the file; until then the other mode answers"
+                yield Finding("model", mode, health.message, "problem", advice)
+            elif not health.listed:
+                yield Finding("model", mode, health.message, "problem", "use a name that its /v1/models lists")
+            else:
+                yield Finding("model", mode, f"{engine.endpoints[mode].name} answers")
+        engine.close()
+
     def artifact(self) -> Iterator[Finding]:
         """The router artifact, and whether it was trained for this model."""
         from vlroute.decision.captions import probe_of
@@ -357,8 +376,10 @@ class _Model:
         elif self.identity is not None and classifier.model.differs(self.identity):
             found = f"another model: {classifier.model}; this one is {self.identity}"
             yield Finding("router", "trained for", found, "note", train)
-        else:
+        elif self.identity is None or str(classifier.model) == str(self.identity):
             yield Finding("router", "trained for", str(classifier.model))
+        else:
+            yield Finding("router", "trained for", f"{classifier.model}; this model is {self.identity}")
         if classifier.calibration is None:
             advice = "retrain it with vlroute train; a price works without a calibration set"
             yield Finding("router", "calibration set", "none: no presets, targets or trade-off", "note", advice)
@@ -377,23 +398,6 @@ class _Model:
         words = vocabulary_of(classifier, probe)
         rare = f". Some of the rarest words: {', '.join(words.rare)}" if words.rare else ""
         yield Finding("router", "words of requests", f"{words.counts}{rare}")
-
-
-def endpoints(file: Path) -> Iterator[Finding]:
-    """Whether both endpoints of a file answer and serve their models."""
-    from vlroute.engine.remote.client import RemoteEngine
-    from vlroute.engine.remote.endpoint import read_endpoints
-
-    engine = RemoteEngine.over(*read_endpoints(file))
-    for mode, health in engine.health().items():
-        if not health.reachable:
-            advice = "start its server, or correct address and key in the file; until then the other mode answers"
-            yield Finding("model", mode, health.message, "problem", advice)
-        elif not health.listed:
-            yield Finding("model", mode, health.message, "problem", "use a name that its /v1/models lists")
-        else:
-            yield Finding("model", mode, f"{engine.endpoints[mode].name} answers")
-    engine.close()
 
 
 def _local(source: str | Path) -> Path | None:
@@ -424,10 +428,13 @@ def _absent(mode: str, source: str | Path) -> Finding:
 
 
 def stored(store: str | None) -> Iterator[Finding]:
-    """The store, if one was passed. It is not created."""
+    """The store, if one was passed, and the router that was learned from it. It is not created."""
     if store is None:
         return
+    from vlroute.decision.classifier import ComplexityClassifier
+
     try:
+        from vlroute.learned import LearningHistory
         from vlroute.store import Store, holds_store
     except ImportError as error:
         yield Finding("store", "store", _message(error), "problem", "pip install 'vlroute[store]'")
@@ -437,7 +444,15 @@ def stored(store: str | None) -> Iterator[Finding]:
         return
     with Store(store) as opened:
         answers, rated = opened.count()
+        learned = LearningHistory(opened).latest()
     yield Finding("store", "store", f"{answers} answers, {rated} of them with feedback")
+    if learned is not None:
+        try:
+            learned.check_artifact()
+            ComplexityClassifier.load(learned.artifact)
+            yield Finding("store", "learned router", f"in use: {learned.artifact} ({learned.fingerprint})")
+        except VLRouteError as error:
+            yield Finding("store", "learned router", _message(error), "note")
     if "://" not in store:
         yield from private([Path(store).expanduser()], "store")
 

@@ -26,7 +26,9 @@ MODEL_HELP = (
 POLICY_HELP = "A target instead of a price: fast, balanced, accurate or knee."
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The question, in quotes.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help=MODEL_HELP)]
-ROUTER_HELP = "Folder of a router artifact, or one on the hub: user/name or user/name@revision."
+ROUTER_HELP = (
+    "Folder of a router artifact, a name like qwen3-vl-2b, or one on the hub: user/name or user/name@revision."
+)
 RouterOption = Annotated[str | None, typer.Option("--router", metavar="ROUTER", help=ROUTER_HELP)]
 Images = Annotated[list[Path] | None, typer.Option("--image", "-i", metavar="FILE", help="A picture; may be repeated.")]
 Videos = Annotated[list[Path] | None, typer.Option("--video", metavar="FILE", help="A video; may be repeated.")]

@@ -56,9 +56,9 @@ def push(
         console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
         console.print(f"warning: {revealed(repo, vocabulary_of(*shared))}", style="yellow")
         typer.confirm(f"Upload to {repo}?", abort=True, err=True)
-    commit = push_router(
+    commit, is_new = push_router(
         repo, classifier, probe, private=private, revision=revision, commit_message=message or COMMIT_MESSAGE,
         create_pr=create_pr, private_vocabulary=private_vocabulary, license=license,
     )  # fmt: skip
-    typer.echo(f"uploaded: {commit.pr_url or commit.commit_url}")
+    typer.echo(f"{'uploaded' if is_new else 'unchanged'}: {commit.pr_url or commit.commit_url}")
     typer.echo(f"--router {commit.repo_url.repo_id}@{commit.oid}")

@@ -261,6 +261,7 @@ def _run(settings: EffectiveSettings, server: ServerSettings, page: Literal["nee
     try:
         from vlroute.serving.app import create_app
         from vlroute.serving.http_server import HTTPServer
+        from vlroute.serving.keys import APIKeys
         from vlroute.serving.log_format import configure_logging
     except ModuleNotFoundError as error:
         raise MissingExtraError(error, "serve") from error
@@ -274,11 +275,16 @@ def _run(settings: EffectiveSettings, server: ServerSettings, page: Literal["nee
         raise SettingsError("--learned needs --store: the store says which artifact vlroute learn has put in use")
     if server.learned_folder is not None and not server.learned:
         raise SettingsError("--learned-folder needs --learned: without it, the artifacts in the folder are not used")
+    if server.learned_folder is not None and not server.learned_folder.is_dir():
+        raise InputError(
+            f"{server.learned_folder} is not a folder; pass the folder with the artifacts of vlroute learn"
+        )
+    APIKeys(server.api_keys, server.key_file, bool(given["store"]))  # before the router creates the file of a new store
+    mount = None if page == "none" else _page(needed=page == "needed")
     router = Router.from_pretrained(
         given["model"], policy=policy_of(given["policy"], given["stages"]), max_num_seqs=server.max_num_seqs,
         **{name: given[name] for name in names},
     )  # fmt: skip
-    mount = None if page == "none" else _page(needed=page == "needed")
     failures: list[BaseException] = []
 
     def stop(error: BaseException) -> None:

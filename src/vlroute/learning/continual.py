@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from vlroute.checks import Whole, refused
-from vlroute.decision.captions import PROBE_FOLDER
+from vlroute.decision.captions import PROBE_FOLDER, VisionProbe, probe_of
 from vlroute.decision.classifier import ComplexityClassifier
-from vlroute.errors import ArtifactError, InputError, SettingsError, VLRouteError
+from vlroute.errors import InputError, SettingsError, VLRouteError
 from vlroute.exit import end_at_exit
 from vlroute.files import check_outputs, make_folder
 from vlroute.learned import BASE, LEARNED, Action, LearningEvent, LearningHistory, base_name, folder_beside
@@ -119,37 +119,47 @@ class ContinualLearner:
             self.folder = given
             held.enter_context(self.store.lock("learner"))
             check_outputs(self.folder / BASE)
-            make_folder(self.folder, private=True)
-            self._history = LearningHistory(self.store, None if folder is None else self.folder)
+            # a new folder is created after all checks: an empty one would be in the way of artifacts to be moved there
+            has_artifacts = folder is not None and self.folder.is_dir()
+            self._history = LearningHistory(self.store, self.folder if has_artifacts else None)
             if restart or self._history.latest() is None:
-                first = self._copy_first(router)
+                first = self._copy_first(router, restart)
                 fingerprint = ComplexityClassifier.load(first, trust_encoder).fingerprint
                 _logged(self._history.add(LearningEvent("started", str(first), fingerprint)))
             else:
                 self._refuse_another(router)
+                self._latest().check_artifact()
+                make_folder(self.folder, private=True)
             self._remove_unused()
             self._follow()
             self._held = held.pop_all()
 
-    def _copy_first(self, router: Router | str | Path | None) -> Path:
+    def _copy_first(self, router: Router | str | Path | None, restart: bool) -> Path:
         """Copy the artifact with which learning begins, so that later changes of its folder have no effect."""
-        out = self.folder / f"{BASE}-{_number()}"
+        probe: VisionProbe | None
         if isinstance(router, Router):
             classifier, probe = router.selector.classifier, router.selector.probe
-            if classifier is not None:
-                classifier.save(out)
-                if probe is not None:
-                    probe.save(out / PROBE_FOLDER)
-                return out
         elif router is not None:
-            first = router_folder(router)
-            ComplexityClassifier.load(first, self._trust).save(out)
-            _copy_probe(first, out)
-            return out
-        raise InputError(
-            "learning begins with a router artifact, and there is none: train one (vlroute collect, then vlroute "
-            "train) and pass it as router= or --router"
-        )
+            folder = router_folder(router)
+            classifier, probe = ComplexityClassifier.load(folder, self._trust), probe_of(folder)
+        else:
+            classifier, probe = None, None
+        if classifier is None:
+            if restart:
+                raise InputError(
+                    "restart=True or --restart needs the router artifact with which learning begins again: pass it as "
+                    "router= or --router"
+                )
+            raise InputError(
+                "learning begins with a router artifact, and there is none: train one (vlroute collect, then vlroute "
+                "train) and pass it as router= or --router"
+            )
+        make_folder(self.folder, private=True)
+        out = self.folder / f"{BASE}-{_number()}"
+        classifier.save(out)
+        if probe is not None:
+            probe.save(out / PROBE_FOLDER)
+        return out
 
     def _refuse_another(self, router: Router | str | Path | None) -> None:
         """Raise an InputError if `router` has an artifact that does not belong to the present learning."""
@@ -172,11 +182,7 @@ class ContinualLearner:
         An artifact that the caller has put in the router stays, see `_refuse_replaced`.
         """
         latest, router = self._latest(), self._router
-        if not Path(latest.artifact).is_dir():
-            raise ArtifactError(
-                f"the artifact in use is not there: {latest.artifact}. If the artifacts were moved, pass their folder "
-                "as folder= or --folder; if they are lost, begin again with restart=True or --restart"
-            )
+        latest.check_artifact()
         if router is not None:
             now = _fingerprint(router)
             if now == latest.fingerprint:
@@ -294,6 +300,8 @@ class ContinualLearner:
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
+            if self._process.returncode != 0:
+                shutil.rmtree(job.out, ignore_errors=True)  # an unfinished artifact
         if self._process.returncode != 0:
             why = err.strip().splitlines()[-1:] or [f"exit code {self._process.returncode}"]
             raise OSError(f"the training process failed: {why[0]}")
@@ -421,6 +429,7 @@ def roll_back(store: Store, folder: str | Path | None = None, *, trust_encoder: 
     used = changes[0].artifact
     for event, before in pairwise(changes):
         if event.action != "rolled back" and event.artifact == used:
+            before.check_artifact()
             fingerprint = ComplexityClassifier.load(before.artifact, trust_encoder).fingerprint
             added = None
             while added is None:

@@ -6,48 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlroute.decision.artifact import CARD_FILE
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.errors import InputError
 from vlroute.files import shipped
-from vlroute.hub import EMBEDDED, SHIPPED_ROUTERS
 from vlroute.learning.seen import seen_records
 from vlroute.records import Record
-from vlroute.sharing import on_hub, router_folder
-
-#: Names of the routers that are part of this package.
-SHIPPED = (*EMBEDDED, *(path.split("/")[0] for path in SHIPPED_ROUTERS.values()))
-
-
-def start_folder(source: str | Path) -> Path:
-    """Find the artifact of the router from which a training starts.
-
-    Args:
-        source: Folder of a router artifact or of a model with `router/`; the name of a router of this package, such as
-            "qwen3-vl-2b" or "Qwen/Qwen3-VL-2B"; or "user/name" or "user/name@revision" on the hub, see `router_folder`.
-
-    Returns:
-        Its folder.
-
-    Raises:
-        InputError: There is no such router.
-        HubError: It cannot be loaded from the hub.
-    """
-    name = SHIPPED_ROUTERS.get(str(source), str(source)).split("/router")[0]
-    folder = Path(source)
-    if not folder.is_dir():
-        if name in SHIPPED:
-            folder = shipped(name)
-        elif on_hub(source):
-            return router_folder(source)
-    if not str(source) or not folder.is_dir():
-        raise InputError(
-            f"there is no router {str(source)!r} to start from: expected the folder of a router artifact, 'user/name' "
-            f"on the hub, or one of {', '.join(SHIPPED)}"
-        )
-    if not (folder / CARD_FILE).exists() and (folder / "router").is_dir():
-        folder /= "router"
-    return folder
 
 
 def load_start(folder: Path) -> ComplexityClassifier:
@@ -108,3 +71,24 @@ def refuse_same_records(classifier: ComplexityClassifier, source: str | Path, re
             f"{source} was trained on {len(seen)} of these {len(records)} records, such as {seen[0].id!r}: pass only "
             "new records, or train on all of them without --from"
         )
+
+
+def start_warnings(classifier: ComplexityClassifier, source: str | Path, folder: Path) -> list[str]:
+    """Warn if a router does not recognize all of its training records, so that some of the new ones may be among them.
+
+    Args:
+        classifier: The router from which a training starts.
+        source: Its name or folder.
+        folder: The folder of its artifact.
+
+    Returns:
+        At most one sentence without a full stop; none for the routers of this package, whose records nobody else has.
+    """
+    hashes = classifier.record_hashes
+    if (hashes is not None and hashes.complete) or folder.resolve().is_relative_to(shipped("").resolve()):
+        return []
+    return [
+        f"{source} does not recognize all records that it was trained on, so it is unknown whether all of these "
+        "records are new to it. If some are not, the figures of this training are too good: pass only new records, or "
+        "train on the records of both trainings without --from"
+    ]

@@ -41,8 +41,9 @@ from vlroute.learning.stages import (
     fit_stages,
     recommended,
 )
-from vlroute.learning.start import load_start, refuse_same_files, refuse_same_records, start_folder
+from vlroute.learning.start import load_start, refuse_same_files, refuse_same_records, start_warnings
 from vlroute.records import Record, Skipped, read_all
+from vlroute.sharing import router_folder
 from vlroute.types import MODES, ModelIdentity, Stage
 
 MIN_RECORDS = 50
@@ -86,7 +87,7 @@ def train_router(
         jobs: Number of processes, see `out_of_fold`.
         model: The model that gave the answers, as `name` of `Router.from_pretrained`, if the records do not name it.
             The artifact records it, so that a router over another model can warn.
-        start: Router to start from, see `start_folder`: its logits are the offset to which the new heads add. Useful
+        start: Router to start from, see `router_folder`: its logits are the offset to which the new heads add. Useful
             with few records.
         strict: Raise an error for an unusable line, instead of skipping and counting it.
         console: Where everything is printed. Default: tables on stdout, progress and warnings on stderr. Warnings
@@ -99,7 +100,7 @@ def train_router(
         OutputError: `out`, `oof` or `cache` cannot be written; this is checked before anything is read.
         SettingsError: A setting is out of range.
         InputError: The records cannot be used or are fewer than 50, or `start` cannot be used with these records.
-        ArtifactError: The files of `start` cannot be used.
+        ArtifactError: There is no router `start`, or its files cannot be used.
         HubError: `start` is a name on the hub and cannot be loaded from there.
     """
     notes = console or Console(stderr=True)
@@ -114,10 +115,11 @@ def train_router(
     outputs += [] if oof is None else [Path(oof)]
     outputs += [] if cache is None else [Path(cache) / "new"]
     check_outputs(*outputs, inputs=[*paths, *map(evidence_file, paths)])
-    before = None
+    before, overlap = None, []
     if start is not None:
-        folder = start_folder(start)
+        folder = router_folder(start)
         before = load_start(folder)
+        overlap = start_warnings(before, start, folder)
         refuse_same_files(before, start, _hashes(paths))
         check_outputs(*outputs, inputs=artifact_files(folder))
     records, skipped = read_all(paths, strict=strict, console=notes)
@@ -127,6 +129,7 @@ def train_router(
         why = f" ({skipped})" if skipped.count else ""
         raise InputError(too_few(len(records), "record", MIN_RECORDS, "to learn from") + why)
     warnings = [str(skipped)] * (skipped.count > 0)
+    warnings += _print_warnings(notes, overlap)
     unusable = Skipped()
     evidence = read_evidence(paths, None if strict else unusable)
     if unusable.count:

@@ -71,6 +71,7 @@ def test_a_training_from_a_router_refuses_its_records_in_a_file_that_has_grown(
     with pytest.raises(InputError, match="on 1 of these 61 records, such as 'r59'"):
         train(folder, "grown", records[59:], folder / "router")
     second = train(folder, "second", records[60:], folder / "router")
+    assert not [one for one in second.card["warnings"] if "recognize" in one]
     assert len(seen_records(second, records)) == 120  # those of both trainings
     assert second.record_hashes is not None
     assert second.record_hashes.complete
@@ -112,6 +113,8 @@ def test_artifacts_of_earlier_versions_recognize_whole_files_only(
         train(folder, "router", records[:60], tmp_path)
     second = train(folder, "new", records[60:], tmp_path)
     assert len(seen_records(second, records)) == 60
+    assert f"{tmp_path} does not recognize all records" in second.card["warnings"][0]
+    assert "does not recognize all records" in (folder / "new" / "report.md").read_text("utf-8")
     found = assess(folder, "mixed", records[:61], folder / "new")
     assert found.warnings[0].startswith("not all records are new. The router was trained on at least 1 of these 61")
     found = assess(folder, "first", records[:60], folder / "new")

@@ -14,11 +14,12 @@ from tests.synthetic_records import Drawn, draw_records
 from vlroute import write_records
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.decision.text_encoder import STATIC, Floats, load_text_encoder
-from vlroute.errors import InputError
+from vlroute.errors import ArtifactError, InputError, SettingsError
 from vlroute.learning import train_router
 from vlroute.learning.fit import fit_classifier
-from vlroute.learning.start import load_start, start_folder
+from vlroute.learning.start import load_start
 from vlroute.records import Record
+from vlroute.sharing import router_folder
 
 
 def error_of(router: ComplexityClassifier, drawn: list[Drawn], records: list[Record]) -> float:
@@ -61,16 +62,18 @@ def test_the_saved_router_predicts_the_same_as_the_fitted_one(tmp_path: Path) ->
 
 
 def test_an_unknown_router_is_refused_with_the_known_names(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no router 'nowhere' to start from.*qwen3-vl-2b"):
-        start_folder("nowhere")
+    with pytest.raises(ArtifactError, match=r"no router 'nowhere'.*qwen3-vl-2b"):
+        train(draw_records(60)[1], tmp_path, "started", start="nowhere")
+    with pytest.raises(ArtifactError, match=r"no router 'qwen3-vl-2b'"):  # a Path is always a folder
+        router_folder(Path("qwen3-vl-2b"))
 
 
 def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit_classifier(draw_records(60)[1]).save(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert start_folder(".") == Path()
-    with pytest.raises(InputError, match="no router '' to start from"):
-        start_folder("")
+    assert router_folder(".") == Path()
+    with pytest.raises(SettingsError, match="router must be"):
+        router_folder("")
 
 
 def test_the_router_to_start_from_is_not_replaced(tmp_path: Path) -> None:
@@ -81,7 +84,7 @@ def test_the_router_to_start_from_is_not_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["qwen3-vl-2b", "Qwen/Qwen3-VL-2B", "pocket"])
 def test_shipped_routers_are_found_by_name(name: str) -> None:
-    assert load_start(start_folder(name)).heads.weights.any()
+    assert load_start(router_folder(name)).heads.weights.any()
 
 
 def test_a_router_that_was_started_itself_is_refused(tmp_path: Path) -> None:

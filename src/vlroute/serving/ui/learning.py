@@ -101,11 +101,20 @@ def _drift(event: LearningEvent, texts: Texts) -> str:
     error = "–" if drift["calibration"] is None else f"{100 * drift['calibration']:+.1f}"
     latency = "–" if drift["latency"] is None else f"{drift['latency']:.2f} ×"
     figures = {"coverage": f"{coverage} / {trained}", "calibration": error, "latency": latency}
+    interval = drift.get("calibration_interval")
+    ends = "" if interval is None else f" (95 %: {100 * interval[0]:+.1f} … {100 * interval[1]:+.1f})"
     tiles = "".join(
-        f"<div><b>{escape(value)}</b><small>{escape(texts.drift_figures[name])}</small></div>"
+        f"<div><b>{escape(value)}</b>"
+        f"<small>{escape(texts.drift_figures[name] + (ends if name == 'calibration' else ''))}</small></div>"
         for name, value in figures.items()
     )
-    return f'<div class="figures">{tiles}</div>'
+    sentences = "".join(f"<li>{escape(one)}.</li>" for one in event.details.get("cannot_learn", ()))
+    cannot = (
+        f'<p class="note">{escape(texts.cannot_learn)}</p><ul class="note" lang="en">{sentences}</ul>'
+        if sentences
+        else ""
+    )
+    return f'<div class="figures">{tiles}</div>{cannot}'
 
 
 def _percent(value: float | None) -> str:
