@@ -252,6 +252,7 @@ def curves(
     console = Console(stderr=True)
     found, _ = read_all(records, strict=strict, console=console)
     predicted: OutOfFold | Values
+    tokens = None
     if oof is not None:
         broken = Skipped()
         read = read_oof(oof, found, skipped=None if strict else broken)
@@ -265,8 +266,16 @@ def curves(
                 f"assume --folds {folds or 5} --together {together or 'text'}. Pass the options of the training",
                 style="yellow", markup=False, soft_wrap=True,
             )  # fmt: skip
+        if read.tokens is None:
+            console.print(
+                f"warning: {oof} contains no expected tokens, as files of earlier versions. Presets and prices assume "
+                "equal expected seconds of all requests, so their shares and accuracies are not those of the router. "
+                "Train again, or leave --oof out",
+                style="yellow", markup=False, soft_wrap=True,
+            )  # fmt: skip
         known = ~np.isnan(read.p[0])
         predicted, found = read.p[:, known], [one for one, there in zip(found, known, strict=True) if there]
+        tokens = None if read.tokens is None else read.tokens[:, known]
         warn(console, broken)
     folds, together = folds or 5, together or "text"
     if oof is None:
@@ -283,7 +292,7 @@ def curves(
             shared = any(one.shared_prompt for one in read_evidence(records, Skipped()).values())
             stages = stage_curves(classifier.calibration, measure_latency(found), shared)
         written = write_curves(
-            found, predicted, out, language=language, folds=folds, together=together, stages=stages,
+            found, predicted, out, language=language, folds=folds, together=together, tokens=tokens, stages=stages,
             in_force=policy or (DEFAULT_PRICE if price is None else price),
         )  # fmt: skip
     typer.echo(f"wrote {written[-1]}")
