@@ -219,7 +219,7 @@ def read_key_file(file: Path) -> tuple[APIKey, ...]:
     try:
         if os.name == "posix" and file.stat().st_mode & stat.S_IROTH:
             log.warning("other users of this machine can read the key file: chmod o= %s", file)
-        found = tomllib.loads(file.read_text("utf-8"))
+        found = tomllib.loads(file.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"key file not found: {file}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
