@@ -21,6 +21,8 @@ from vlroute.types import MODES
 
 #: Folds of the out-of-fold predictions and of a learning curve.
 FOLDS = 5
+#: A width this many times smaller than the present one is not estimated: it needs the square of it as many records.
+MOST_TIMES_NARROWER = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,15 @@ def records_for_width(interval: Interval, records: int, width: float) -> Needed:
         The estimate.
 
     Raises:
-        InputError: The wanted width is not positive.
+        InputError: The wanted width is not positive, or less than a hundredth of the present one.
     """
     check_width(width)
     now = interval[1] - interval[0]
+    if now > MOST_TIMES_NARROWER * width:
+        raise InputError(
+            f"a width of {width:g} is less than a hundredth of the present one, {now:.3g}, and needs more than "
+            f"{MOST_TIMES_NARROWER**2:,} times as many records: choose a greater width"
+        )
     return Needed(records, now, max(0, math.ceil(records * (now / width) ** 2) - records))
 
 
@@ -158,7 +165,7 @@ def records_for_area(
         The area on left-out records now, and the estimate; see `records_for_width` for what it assumes.
 
     Raises:
-        InputError: There are too few records, or the width is not positive.
+        InputError: There are too few records, or the width cannot be estimated, see `records_for_width`.
     """
     if len(records) < 50:
         raise InputError(too_few(len(records), "record", 50, "to estimate a width from"))

@@ -20,6 +20,10 @@ def test_half_the_width_needs_four_times_the_records() -> None:
     for width in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(InputError, match="positive"):
             records_for_width((1.0, 5.0), 200, width)
+    assert records_for_width((1.0, 5.0), 200, 0.04).more == 200 * (10_000 - 1)
+    for width in (0.039, 1e-9, 5e-324):
+        with pytest.raises(InputError, match="less than a hundredth of the present one, 4, and needs more than 10,000"):
+            records_for_width((1.0, 5.0), 200, width)
 
 
 def test_the_estimate_holds_for_the_intervals_of_means() -> None:
