@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +98,7 @@ class LearningPoint:
 
 def learning_curve(
     records: Sequence[Record],
-    sizes: Sequence[int],
+    sizes: Sequence[int] | None = None,
     *,
     folds: int = FOLDS,
     seed: int = 0,
@@ -113,7 +113,8 @@ def learning_curve(
 
     Args:
         records: Labeled records.
-        sizes: Numbers of training records, each at least 20 and at most the number outside a fold.
+        sizes: Numbers of training records, each at least 20 and at most the number outside a fold. Default: 50, 100,
+            200 and so on, and this number.
         folds: Number of folds.
         seed: Seed of folds and draws.
         together: What shares a fold, see `folds_of`.
@@ -124,10 +125,20 @@ def learning_curve(
         One point per size.
 
     Raises:
-        InputError: A size is out of range.
+        InputError: A size is out of range, or there are too few records or texts for a size.
     """
+    if not records:
+        raise InputError(too_few(0, "record", MIN_RECORDS, "for a learning curve"))
     fold = folds_of(records, folds, seed, together=together)
     most = len(records) - int(np.bincount(fold).max())
+    if most < MIN_RECORDS:
+        texts = f" with {len({group_of(record) for record in records})} different texts" if together == "text" else ""
+        raise InputError(
+            f"{len(records)} records{texts} are too few for a learning curve: only {most} are outside the largest of "
+            f"{folds} folds, at least {MIN_RECORDS} are needed"
+        )
+    if sizes is None:
+        sizes = [*_doubled(most), most]
     if wrong := [size for size in sizes if not MIN_RECORDS <= size <= most]:
         raise InputError(f"sizes must be from {MIN_RECORDS} to {most} for {len(records)} records, not {wrong[0]}")
     embedded = embed_texts(records, text, console=Console(quiet=True)) if text else None
@@ -148,6 +159,14 @@ def learning_curve(
         LearningPoint(size, area_over_random(row, *right), sampling.area(row[None], right[1] - right[0]))
         for size, row in zip(sizes, gains, strict=True)
     ]
+
+
+def _doubled(most: int) -> Iterator[int]:
+    """50, 100, 200 and so on, as long as `most` is at least half as much again."""
+    size = 50
+    while size * 1.5 <= most:
+        yield size
+        size *= 2
 
 
 def records_for_area(
