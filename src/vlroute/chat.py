@@ -351,7 +351,7 @@ def read_chat(folder: str | Path, limits: Limits = DEFAULT_LIMITS) -> tuple[str 
         raise refused("folder", folder, "a folder that Chat.save wrote")
     folder = Path(folder)
     try:
-        chat = json.loads(read_regular(folder / FILE, MAX_BYTES).decode())
+        chat = json.loads(read_regular(folder / FILE, MAX_BYTES).decode("utf-8-sig"))
         json.dumps(chat, ensure_ascii=False).encode()  # half of a surrogate pair could not be saved again
     except (OSError, ValueError, RecursionError) as error:
         raise ChatFileError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import nbformat
 import pytest
 
 from tests.conftest import ROOT
+from tests.synthetic_records import draw_records
+from vlroute.records import write_records
 
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 #: No two runs print the same: answers are generated and timed in the first; the second trains, and its figures differ
@@ -51,6 +55,19 @@ def test_a_notebook_runs_and_shows_what_its_committed_outputs_show(path: Path) -
     assert [cell.source for cell in fresh.cells] == [cell.source for cell in committed.cells]
     if path.stem not in VARYING:
         assert text_of(fresh) == text_of(committed), "run examples/run_notebooks.py again"
+
+
+@pytest.mark.parametrize("count", [35, 60, 620])
+def test_how_many_records_runs_on_files_of_any_size(tmp_path: Path, count: int) -> None:
+    notebook = nbformat.read(ROOT / "examples" / "notebooks" / "04_how_many_records.ipynb", as_version=4)
+    write_records(tmp_path / "own.jsonl", draw_records(count)[1])
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code").replace(
+        "%matplotlib inline", ""
+    )
+    assert "../../training/pocket/measured.jsonl.gz" in code
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(code.replace("../../training/pocket/measured.jsonl.gz", str(tmp_path / "own.jsonl")), {})
+    assert f"from {min(count, 600)} records" in printed.getvalue()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -168,6 +168,8 @@ def test_saved_and_resumed_it_goes_on_the_same(routers: dict[str, Router], tmp_p
     chat.send(some.prompt, **media(some), mode="thinking")
     chat.send("How often did the lamp light?", videos=(VIDEO, SECONDS), mode="instruct")
     folder = chat.save(tmp_path / "talk")
+    file = folder / "chat.json"
+    file.write_text(file.read_text("utf-8"), "utf-8-sig")  # as editors on Windows save it
     again = router.resume(folder)
     assert again.history == chat.history
     assert again.system == chat.system

@@ -146,7 +146,8 @@ def test_errors_are_one_line(arguments: list[str], says: str) -> None:
 
 
 def test_train_and_curves(tmp_path: Path) -> None:
-    write_records(tmp_path / "records.jsonl", draw_records(120)[1])
+    records = draw_records(120)[1]
+    write_records(tmp_path / "records.jsonl", records)
     few = ("--folds", "2", "--seeds", "1", "--together", "record")
     trained = command("train", "records.jsonl", "--out", "router", "--oof", "oof.jsonl", *few, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
@@ -161,6 +162,9 @@ def test_train_and_curves(tmp_path: Path) -> None:
         "interval"
     ]
     assert f"({low:.3f} – {high:.3f})" in page  # the file of the predictions says how the folds were made
+    drawn = command("curves", "records.jsonl", *few, "--price", "0.3", "--out", "trained", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    assert page == (tmp_path / "trained" / "curves.html").read_text(encoding="utf-8")  # presets and their prices, too
     for preset in ("fast", "accurate"):
         done = command("route", "What is the total?", "--caption", "two numbers", "--router", "router",
                        "--policy", preset, "--json", cwd=tmp_path)  # fmt: skip
@@ -171,7 +175,8 @@ def test_train_and_curves(tmp_path: Path) -> None:
 def test_options_that_predictions_of_a_file_exclude(tmp_path: Path) -> None:
     records = draw_records(60)[1]
     write_records(tmp_path / "records.jsonl", records)
-    lines = [{"id": record.id, "p_instruct": 0.5, "p_thinking": 0.5} for record in records]
+    tokens = {"tokens_instruct": 5, "tokens_thinking": 50.5}
+    lines = [{"id": record.id, "p_instruct": 0.5, "p_thinking": 0.5, **tokens} for record in records]
 
     def curves(*options: str, **settings: object) -> tuple[int, str]:
         (tmp_path / "oof.jsonl").write_text("".join(json.dumps(line | settings) + "\n" for line in lines))
@@ -187,6 +192,10 @@ def test_options_that_predictions_of_a_file_exclude(tmp_path: Path) -> None:
     assert code == 0
     assert "--folds 3 --together text" in says
     assert curves("--folds", "3", "--together", "text") == (0, "")
+    lines = [{"id": record.id, "p_instruct": 0.5, "p_thinking": 0.5} for record in records]
+    code, says = curves(folds=5, together="record")
+    assert code == 0
+    assert "oof.jsonl contains no expected tokens" in says
 
 
 def test_records_that_cannot_be_used_end_in_one_line(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def piped(*lines: str, arguments: tuple[str, ...] = ()) -> Result:
 
 def test_one_question_a_line() -> None:
     done = piped(
-        SOME.prompt, "/mode thinking", "", "/image 'two files.png'", OTHER.prompt, "/save kept", "/quit", "not asked",
+        "\ufeff/help", SOME.prompt, "/mode thinking", "", "/image 'two files.png'", OTHER.prompt, "/save kept",
+        "/quit", "not asked",
         arguments=("--image", "one.png", "--mode", "instruct", "--json"),
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr

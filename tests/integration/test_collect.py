@@ -226,6 +226,12 @@ def test_only_the_chosen_rows_are_answered_and_an_interrupted_choice_is_continue
     more = collect_records(router, data, out, choose=3, console=quiet())  # finished: three others
     assert (more.recorded, more.skipped) == (3, 0)
     assert len({record.id for record in read_records(out)}) == 6
+    for count, note in ((3, "only 3 usable rows have no record yet"), (0, "no row is left to choose")):
+        console = quiet()
+        assert collect_records(router, data, out, choose=8, console=console).recorded == count
+        said = console.file.getvalue()  # type: ignore[attr-defined]
+        assert note in said
+        assert "0/0" not in said
     with pytest.raises(SettingsError, match="choose"):
         collect_records(router, data, out, choose=0, console=quiet())
 
@@ -249,10 +255,37 @@ def test_chosen_rows_are_listed_without_loading_a_model(tmp_path: Path) -> None:
     code, output = cli(*arguments, "--answers", tmp_path / "a.jsonl")
     assert code != 0
     assert "--answers has no effect" in output
+    done = command(*arguments[:5], "20", *arguments[6:], cwd=tmp_path)
+    assert "wrote chosen.jsonl: 9 rows" in done.stdout
+    assert "only 9 usable rows have no record yet" in done.stderr
+
+
+def test_the_estimate_for_a_width_says_on_which_records(tmp_path: Path) -> None:
+    data = write_data(tmp_path, 1)
+    out = tmp_path / "r.jsonl"
     _, records = draw_records(60)
-    write_records(tmp_path / "r.jsonl", records)
-    done = command(*arguments, "--width", "1", cwd=tmp_path)
-    assert re.search(r"with 60 records: a width of 1 points needs about \d+ more records", done.stdout)
+    write_records(out, records)
+    arguments = ["collect", data, "--out", out, "--choose", "1", "--list-chosen", tmp_path / "chosen.jsonl"]
+    areas = {}
+    for options, tested in (([], "texts that training has not seen"), (["--together", "record"], "new records whose")):
+        code, output = cli(*arguments, "--width", "1", *options)
+        assert code == 0, output
+        found = re.search(
+            rf"over random (\S+) .* with 60 records, on {tested}.*: a width of 1 points needs about \d+", output
+        )
+        assert found is not None, output
+        areas[tested] = found[1]
+        assert "--choose)" not in output
+    assert len(set(areas.values())) == 2
+    (tmp_path / "r.chosen.json").write_text(json.dumps([records[3].id, "another"]))
+    code, output = cli(*arguments, "--width", "1e-9")
+    assert code == 0
+    assert "note: no estimate for --width: a width of 1e-09 is less than a hundredth" in output
+    code, output = cli(*arguments, "--width", "1")
+    assert "note: some of these records were chosen (--choose)" in output
+    code, output = cli(*arguments, "--together", "record")
+    assert code != 0
+    assert "only with --width" in output
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])

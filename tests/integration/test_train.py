@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from rich.console import Console
 from tests.synthetic_records import draw_records
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.errors import InputError
-from vlroute.learning.evaluate import Evaluation
+from vlroute.learning.evaluate import Evaluation, read_oof
 from vlroute.learning.train import train_router
 from vlroute.records import Outcome, Record, write_records
 
@@ -110,6 +111,11 @@ def test_out_of_fold_predictions_by_id(job: tuple[Path, Evaluation, list[Record]
         for row, record in zip(rows, records, strict=True)
     ]
     assert 0 < np.mean(differences) < 0.1  # near the final model, yet made by others
+    assert all(0 < row["tokens_instruct"] < row["tokens_thinking"] for row in rows)
+    assert len({row["tokens_thinking"] for row in rows}) > 2  # expected of each request
+    assert read_oof(folder / "oof.jsonl", records).tokens is not None
+    with pytest.raises(InputError, match="600 of 600 records have another request or other outcomes"):
+        read_oof(folder / "oof.jsonl", [replace(one, prompt=f"{one.prompt}?") for one in records])
 
 
 def noise(count: int, rng: random.Random) -> list[Record]:

@@ -171,7 +171,7 @@ def read_lines(typed: bool) -> Iterator[str]:
             import readline  # noqa: F401 - makes input() editable, with a history
     while True:
         try:
-            yield input("> " if typed else "")
+            yield input("> " if typed else "").removeprefix("\ufeff")  # editors on Windows begin a file with it
         except EOFError:
             return
         except KeyboardInterrupt:

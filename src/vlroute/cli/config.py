@@ -161,7 +161,7 @@ def read_settings(command: Command, context: typer.Context, file: Path | None) -
 def _read_file(file: Path, known: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
     """The settings in a TOML file, whose types must be exact."""
     try:
-        found = tomllib.loads(file.read_text("utf-8"))
+        found = tomllib.loads(file.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"--config: file not found: {file}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -252,6 +252,7 @@ def curves(
     console = Console(stderr=True)
     found, _ = read_all(records, strict=strict, console=console)
     predicted: OutOfFold | Values
+    tokens = None
     if oof is not None:
         broken = Skipped()
         read = read_oof(oof, found, skipped=None if strict else broken)
@@ -265,8 +266,16 @@ def curves(
                 f"assume --folds {folds or 5} --together {together or 'text'}. Pass the options of the training",
                 style="yellow", markup=False, soft_wrap=True,
             )  # fmt: skip
+        if read.tokens is None:
+            console.print(
+                f"warning: {oof} contains no expected tokens, as files of earlier versions. Presets and prices assume "
+                "equal expected seconds of all requests, so their shares and accuracies are not those of the router. "
+                "Train again, or leave --oof out",
+                style="yellow", markup=False, soft_wrap=True,
+            )  # fmt: skip
         known = ~np.isnan(read.p[0])
         predicted, found = read.p[:, known], [one for one, there in zip(found, known, strict=True) if there]
+        tokens = None if read.tokens is None else read.tokens[:, known]
         warn(console, broken)
     folds, together = folds or 5, together or "text"
     if oof is None:
@@ -283,7 +292,7 @@ def curves(
             shared = any(one.shared_prompt for one in read_evidence(records, Skipped()).values())
             stages = stage_curves(classifier.calibration, measure_latency(found), shared)
         written = write_curves(
-            found, predicted, out, language=language, folds=folds, together=together, stages=stages,
+            found, predicted, out, language=language, folds=folds, together=together, tokens=tokens, stages=stages,
             in_force=policy or (DEFAULT_PRICE if price is None else price),
         )  # fmt: skip
     typer.echo(f"wrote {written[-1]}")
@@ -319,7 +328,7 @@ def collect(
     ] = None,
     limit: Limit = None,
     choose: Annotated[
-        int | None, typer.Option(min=1, help="Answer only so many rows: those whose labels would teach most.")
+        int | None, typer.Option(min=1, help="Answer only so many rows, which are typical and differ from each other.")
     ] = None,
     chosen: Annotated[
         Path | None,
@@ -329,6 +338,9 @@ def collect(
         float | None,
         typer.Option(help="Estimate how many more records give an interval of this width, in points of area."),
     ] = None,
+    together: Annotated[
+        Literal["text", "record"] | None, typer.Option(help='With --width: as in train. Default: "text".')
+    ] = None,
     answers: Annotated[Path | None, typer.Option(help=".jsonl file for the texts of the answers.")] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first row or line that cannot be used.")] = False,
 ) -> None:
@@ -336,10 +348,12 @@ def collect(
 
     vlroute collect questions.jsonl --out records.jsonl
 
-    vlroute collect questions.jsonl --choose 200 --width 2 --out records.jsonl
+    vlroute collect questions.jsonl --out records.jsonl --width 2 --together record
+
+    vlroute collect questions.jsonl --choose 200 --list-chosen chosen.jsonl --out records.jsonl
     """
     from vlroute.decision.artifact import artifact_files
-    from vlroute.learning.collect import choose_examples, collect_records, outputs
+    from vlroute.learning.collect import choose_examples, collect_records, fewer_rows, outputs
     from vlroute.learning.dataset import Source, parse_columns, row_to_label
     from vlroute.learning.grading import load_grader, parse_agreement
     from vlroute.router import Router
@@ -357,6 +371,8 @@ def collect(
         raise InputError("--answers has no effect with --list-chosen, which answers no rows; leave one of them out")
     if chosen is not None and chosen.suffix != ".jsonl":
         raise InputError(f"--list-chosen writes JSON lines, so its file must end in .jsonl, not {chosen.name!r}")
+    if together is not None and width is None:
+        raise InputError("--together has an effect only with --width; add it, or leave --together out")
     if width is not None:  # before questions are answered
         with _needs("train"):
             from vlroute.learning.sample_size import check_width
@@ -374,7 +390,9 @@ def collect(
         make_folder(chosen.parent, private=True)
         replace_file(chosen, lines.encode(), private=True)  # it contains questions and pictures
         typer.echo(f"wrote {chosen}: {len(listed)} rows")
-        _estimate(out, width)
+        if len(listed) < choose:
+            typer.echo(fewer_rows(len(listed)), err=True)
+        _estimate(out, width, together or "text")
         return
     try:
         result = collect_records(
@@ -387,29 +405,39 @@ def collect(
     typer.echo(f"wrote {out}: {result.recorded} new records")
     if result.failed:
         typer.echo(f"{result.failed} rows failed, such as {result.reasons[0]}", err=True)
-    _estimate(out, width)
+    _estimate(out, width, together or "text")
 
 
-def _estimate(records: Path, width: float | None) -> None:
+def _estimate(records: Path, width: float | None, together: Literal["text", "record"]) -> None:
     """Say how many more records narrow the interval of the area over random to `width`."""
     if width is None:
         return
     with _needs("train"):
         from vlroute.decision.text_encoder import STATIC, load_text_encoder
+        from vlroute.learning.collect import chosen_ids
         from vlroute.learning.sample_size import records_for_area
         from vlroute.records import Skipped, read_records
     known = list(read_records(records, skipped=Skipped())) if records.exists() else []
     try:
-        now, needed = records_for_area(known, width, text=load_text_encoder(STATIC))
+        now, needed = records_for_area(known, width, together=together, text=load_text_encoder(STATIC))
     except InputError as error:  # the records are complete, although nothing can be estimated from them
         typer.echo(f"note: no estimate for --width: {error}", err=True)
         return
     low, high = now.interval or (now.area, now.area)
     more = f"about {needed.more} more records" if needed.more else "no more records"
-    typer.echo(
-        f"area over random {now.area:.1f} points ({low:.1f} – {high:.1f}) with {needed.records} records: a width of "
-        f"{width:g} points needs {more}, if they are of the same kinds as these"
+    tested = (
+        "texts that training has not seen" if together == "text" else "new records whose texts training may have seen"
     )
+    typer.echo(
+        f"area over random {now.area:.1f} points ({low:.1f} – {high:.1f}) with {needed.records} records, on {tested}: "
+        f"a width of {width:g} points needs {more}, if they are of the same kinds as these"
+    )
+    if not {record.id for record in known}.isdisjoint(chosen_ids(records)):
+        typer.echo(
+            "note: some of these records were chosen (--choose). Unless all rows have records now, they are not drawn "
+            "like the requests in use, and the area, its interval and the estimate hold for such records only",
+            err=True,
+        )
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -29,13 +29,14 @@ def choose_requests(
     classifier: ComplexityClassifier | None = None,
     seed: int = 0,
 ) -> list[int]:
-    """Choose the requests whose labels would teach most.
+    """Choose requests to label that are typical and differ from each other.
 
     The effects of the requests on the gain are modeled as a Gaussian process whose covariance is that of the embeddings
     of prompt and caption. Labels are chosen one after the other, each so that it reduces the summed variance of the
     gain of all requests most (transductive experimental design, Yu, Bi and Tresp 2006). Therefore the chosen requests
     are typical, differ from each other and from the labeled ones. With a classifier, requests count more whose
-    outcomes it cannot predict. No label is needed.
+    outcomes it cannot predict. No label is needed. On public sets, no advantage over random requests is certain
+    (docs/benchmarks/choosing.md).
 
     Args:
         requests: Prompt and caption of each request.
@@ -46,7 +47,7 @@ def choose_requests(
         seed: Seed of the draw, if there are more than `MOST_COMPARED` requests.
 
     Returns:
-        Positions in `requests`, the most useful first.
+        Positions in `requests`, in the order of the choice.
 
     Raises:
         InputError: `count` is not positive.

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 #: If so many rows fail and none succeeds, the cause is not the rows.
 HOPELESS = 20
 KEPT_REASONS = 20
+#: Ending of the file beside the records with the ids of the chosen rows.
+CHOSEN = "chosen.json"
 
 
 @dataclass(slots=True)
@@ -104,9 +106,9 @@ def collect_records(
         columns: Our names of columns → those of the data set, see `dataset.to_example`.
         generation: Generation settings of both modes, which override those of the router and the checkpoints.
         limit: Maximum number of rows.
-        choose: Of the rows that are not recorded yet, answer only the so many whose labels would teach most, see
-            `choose_examples`. `….chosen.json` is written beside `out`, so that an interrupted run continues with the
-            same rows.
+        choose: Of the rows that are not recorded yet, answer only so many, which are typical and differ from each
+            other, see `choose_examples`. `….chosen.json` is written beside `out`, so that an interrupted run continues
+            with the same rows.
         answers: A `.jsonl` file for the texts of the answers, which are needed to check the grader. If a process is
             killed between this file and `out`, the row gets a second line here; the last one belongs to the record.
         strict: Stop at the first row that fails and at the first unusable line of `out`, instead of skipping it.
@@ -143,8 +145,10 @@ def collect_records(
         if choose is not None:
             wanted = _chosen(out, choose, done, lambda: choose_examples(router, source, out, choose, columns, limit))
             total = len(wanted)
+            if total < choose:
+                notes.print(fewer_rows(total), markup=False, soft_wrap=True)
         job, pictured = _Job(router, grader, agreement, generation, result), False
-        with _progress(notes) as progress:
+        with _progress(notes, disable=total == 0) as progress:
             task = progress.add_task("both modes", total=total)
             for found in examples(source, columns, limit):
                 if isinstance(found, InputError):
@@ -194,7 +198,7 @@ def choose_examples(
     columns: Mapping[str, Sequence[str]] | None = None,
     limit: int | None = None,
 ) -> list[Example]:
-    """Choose the examples whose labels would teach most, see `choose_requests`.
+    """Choose examples that are typical and differ from each other, see `choose_requests`.
 
     Args:
         router: The more uncertain its artifact is about the outcome of an example, the more this example counts.
@@ -205,7 +209,7 @@ def choose_examples(
         limit: As there.
 
     Returns:
-        The examples, the most useful first.
+        The examples, in the order of the choice.
 
     Raises:
         InputError: The source cannot be read, or `count` is not positive.
@@ -221,16 +225,42 @@ def choose_examples(
     return [pool[at] for at in chosen]
 
 
+def fewer_rows(left: int) -> str:
+    """The note if fewer rows can be chosen than wanted.
+
+    Args:
+        left: Number of usable rows without a record.
+
+    Returns:
+        A sentence for the user.
+    """
+    if left == 0:
+        return "note: no row is left to choose: all usable rows have records"
+    return f"note: only {left} usable {'row has' if left == 1 else 'rows have'} no record yet; all of them are chosen"
+
+
+def chosen_ids(out: str | Path) -> list[str]:
+    """Read which rows were chosen for a file of records, see `collect_records`.
+
+    Args:
+        out: The file of records.
+
+    Returns:
+        Ids of the rows of the latest choice; empty if there was none.
+    """
+    try:
+        ids: list[str] = json.loads(_beside(Path(out), CHOSEN).read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return ids
+
+
 def _chosen(out: Path, count: int, done: set[str], choose: Callable[[], Sequence[Example]]) -> set[str]:
     """The ids of the chosen rows. An unfinished choice of as many rows is continued."""
-    path = _beside(out, "chosen.json")
-    try:
-        ids = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        ids = []
+    ids = chosen_ids(out)
     if len(ids) != count or done.issuperset(ids):
         ids = [example.id for example in choose()]
-        replace_file(path, json.dumps(ids, ensure_ascii=False).encode(), private=True)
+        replace_file(_beside(out, CHOSEN), json.dumps(ids, ensure_ascii=False).encode(), private=True)
     return set(ids)
 
 
@@ -356,7 +386,7 @@ def outputs(out: str | Path, answers: str | Path | None = None) -> list[Path]:
     Returns:
         Their paths.
     """
-    beside = [_beside(Path(out), ending) for ending in ("settings.json", "report.md", "chosen.json")]
+    beside = [_beside(Path(out), ending) for ending in ("settings.json", "report.md", CHOSEN)]
     files = [Path(out), evidence_file(out), *beside]
     return files if answers is None else [*files, Path(answers)]
 
@@ -434,9 +464,9 @@ def _beside(out: Path, ending: str) -> Path:
     return out.with_name(f"{out.stem}.{ending}")
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: Console, *, disable: bool) -> Progress:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(),
     )  # fmt: skip
-    return Progress(*columns, console=console, speed_estimate_period=3600)
+    return Progress(*columns, console=console, speed_estimate_period=3600, disable=disable)

@@ -60,6 +60,7 @@ def write_curves(
     language: Language = "en",
     folds: int = 5,
     together: Together = "text",
+    tokens: Values | None = None,
     stages: Mapping[tuple[Stage, ...], TradeoffCurve] | None = None,
     in_force: float | Preset = DEFAULT_PRICE,
 ) -> list[Path]:
@@ -71,15 +72,16 @@ def write_curves(
 
     Args:
         records: Labeled records.
-        unseen: Predictions of models that had not seen the records, from `out_of_fold` or `read_oof` (`[2, n]`).
-            Predictions of several seeds are averaged.
+        unseen: Predictions of models that had not seen the records, from `out_of_fold`, or only their probabilities,
+            from `read_oof` (`[2, n]`). Predictions of several seeds are averaged.
         out: Folder of the files.
         language: "en" or "zh".
         folds: Number of folds, for predictions that are an array.
         together: What shared a fold, for predictions that are an array.
+        tokens: Expected tokens of both modes (`[2, n]`), for predictions that are an array. Without them, all requests
+            have the same expected seconds at presets and prices, and the page says so.
         stages: Curves of sets of stages, from `stage_curves`; they get a figure and a table of their own.
-        in_force: The price or preset by which the router decides. The figures mark it and the presets. If `unseen` is
-            an array, the expected seconds of all requests are equal, because their expected tokens are unknown.
+        in_force: The price or preset by which the router decides. The figures mark it and the presets.
 
     Returns:
         The paths of the files, the page last.
@@ -88,6 +90,7 @@ def write_curves(
         InputError: There are no records, or the predictions are for another number of records.
         OSError: Writing fails.
     """
+    unknown_tokens = False
     if isinstance(unseen, OutOfFold):
         seeds = [
             [(one.p_instruct, one.p_thinking, one.tokens_instruct, one.tokens_thinking) for one in seed]
@@ -95,8 +98,9 @@ def write_curves(
         ]
         p, tokens = np.split(np.asarray(seeds, dtype=float).mean(axis=0).T, 2)
     else:
-        p, unseen = unseen, OutOfFold([], [], folds, together)
-        tokens = np.tile(np.asarray([*mean_tokens(records).values()])[:, None], len(records))
+        p, unseen, unknown_tokens = unseen, OutOfFold([], [], folds, together), tokens is None
+        if tokens is None:
+            tokens = np.tile(np.asarray([*mean_tokens(records).values()])[:, None], len(records))
     if not records or p.shape != (2, len(records)):
         raise InputError(f"need at least one record and two probabilities each, not {len(records)} and {p.shape}")
     sampling = sampling_of(records, unseen)
@@ -129,7 +133,7 @@ def write_curves(
     page = render(
         "curves.html.j2", t=lambda english: say(english, language), language=language, measured=measured,
         groups=groups.items(), **_grids(found, p, right, sampling, language), stages=_stages(stages or {}, language),
-        marks=_marks(marks, language),
+        marks=_marks(marks, language), unknown_tokens=unknown_tokens,
     )  # fmt: skip
     replace_file(out / PAGE, page.encode())
     return [*written, out / PAGE]

@@ -125,7 +125,7 @@ def _jsonl_rows(path: Path) -> Iterator[SourceRow | InputError]:
                 continue
             place = f"{path}:{number}"
             try:
-                values = json.loads(line.decode())
+                values = json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
                 yield InputError(f"{place}: {error}; expected one JSON object per line")
                 continue

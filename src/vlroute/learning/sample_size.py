@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ from vlroute.types import MODES
 
 #: Folds of the out-of-fold predictions and of a learning curve.
 FOLDS = 5
+#: A width this many times smaller than the present one is not estimated: it needs the square of it as many records.
+MOST_TIMES_NARROWER = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,15 @@ def records_for_width(interval: Interval, records: int, width: float) -> Needed:
         The estimate.
 
     Raises:
-        InputError: The wanted width is not positive.
+        InputError: The wanted width is not positive, or less than a hundredth of the present one.
     """
     check_width(width)
     now = interval[1] - interval[0]
+    if now > MOST_TIMES_NARROWER * width:
+        raise InputError(
+            f"a width of {width:g} is less than a hundredth of the present one, {now:.3g}, and needs more than "
+            f"{MOST_TIMES_NARROWER**2:,} times as many records: choose a greater width"
+        )
     return Needed(records, now, max(0, math.ceil(records * (now / width) ** 2) - records))
 
 
@@ -91,7 +98,7 @@ class LearningPoint:
 
 def learning_curve(
     records: Sequence[Record],
-    sizes: Sequence[int],
+    sizes: Sequence[int] | None = None,
     *,
     folds: int = FOLDS,
     seed: int = 0,
@@ -106,7 +113,8 @@ def learning_curve(
 
     Args:
         records: Labeled records.
-        sizes: Numbers of training records, each at least 20 and at most the number outside a fold.
+        sizes: Numbers of training records, each at least 20 and at most the number outside a fold. Default: 50, 100,
+            200 and so on, and this number.
         folds: Number of folds.
         seed: Seed of folds and draws.
         together: What shares a fold, see `folds_of`.
@@ -117,10 +125,20 @@ def learning_curve(
         One point per size.
 
     Raises:
-        InputError: A size is out of range.
+        InputError: A size is out of range, or there are too few records or texts for a size.
     """
+    if not records:
+        raise InputError(too_few(0, "record", MIN_RECORDS, "for a learning curve"))
     fold = folds_of(records, folds, seed, together=together)
     most = len(records) - int(np.bincount(fold).max())
+    if most < MIN_RECORDS:
+        texts = f" with {len({group_of(record) for record in records})} different texts" if together == "text" else ""
+        raise InputError(
+            f"{len(records)} records{texts} are too few for a learning curve: only {most} are outside the largest of "
+            f"{folds} folds, at least {MIN_RECORDS} are needed"
+        )
+    if sizes is None:
+        sizes = [*_doubled(most), most]
     if wrong := [size for size in sizes if not MIN_RECORDS <= size <= most]:
         raise InputError(f"sizes must be from {MIN_RECORDS} to {most} for {len(records)} records, not {wrong[0]}")
     embedded = embed_texts(records, text, console=Console(quiet=True)) if text else None
@@ -143,6 +161,14 @@ def learning_curve(
     ]
 
 
+def _doubled(most: int) -> Iterator[int]:
+    """50, 100, 200 and so on, as long as `most` is at least half as much again."""
+    size = 50
+    while size * 1.5 <= most:
+        yield size
+        size *= 2
+
+
 def records_for_area(
     records: Sequence[Record], width: float, *, together: Together = "text", text: TextEncoder | None = None
 ) -> tuple[LearningPoint, Needed]:
@@ -158,7 +184,7 @@ def records_for_area(
         The area on left-out records now, and the estimate; see `records_for_width` for what it assumes.
 
     Raises:
-        InputError: There are too few records, or the width is not positive.
+        InputError: There are too few records, or the width cannot be estimated, see `records_for_width`.
     """
     if len(records) < 50:
         raise InputError(too_few(len(records), "record", 50, "to estimate a width from"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 
@@ -44,6 +45,20 @@ def seen_records(classifier: ComplexityClassifier, records: Sequence[Record]) ->
     keyed = [(record, key) for record in records if (key := _key(record)) is not None]
     known = classifier.record_hashes.contain(key for _, key in keyed)
     return [record for (record, _), seen in zip(keyed, known.tolist(), strict=True) if seen]
+
+
+def training_digest(record: Record) -> str:
+    """Hash what out-of-fold predictions depend on: the request, and how right and how long both answers were.
+
+    Args:
+        record: A record.
+
+    Returns:
+        16 hexadecimal digits. A record that was graded again, or that has only the same id, gets others.
+    """
+    labels = [[float(outcome.correct), outcome.tokens] for mode in MODES for outcome in outcomes([record], mode)]
+    read = json.dumps([record.prompt, record.caption, record.tools, labels])
+    return hashlib.sha256(read.encode()).hexdigest()[:16]
 
 
 def _key(record: Record) -> str | None:

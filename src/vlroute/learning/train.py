@@ -33,7 +33,7 @@ from vlroute.learning.fit import Comparison, too_few
 from vlroute.learning.folds import Together, folds_of
 from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
 from vlroute.learning.report import comparison_table, figures_table, router_report, stages_table, ways_table
-from vlroute.learning.seen import hash_training_records
+from vlroute.learning.seen import hash_training_records, training_digest
 from vlroute.learning.stages import (
     StageComparison,
     compare_stages,
@@ -75,8 +75,10 @@ def train_router(
         paths: Record files, `.jsonl` or `.jsonl.gz`. Later stages are trained if their evidence files exist, see
             `evidence_file`.
         out: Folder of the artifact.
-        oof: A file for the out-of-fold `p_instruct` and `p_thinking` of each record, means over the seeds, and for
-            `folds` and `together`, from which `vlroute curves` computes intervals.
+        oof: A file for the out-of-fold predictions of each record, means over the seeds: the probabilities
+            `p_instruct` and `p_thinking`, and the expected tokens `tokens_instruct` and `tokens_thinking`. It also
+            contains `folds` and `together`, from which `vlroute curves` computes intervals, and in `record` a digest by
+            which `curves` recognizes the records.
         price: Price of the routed rows of the report; the artifact works with any price.
         folds: Number of folds.
         seeds: How many times the records are assigned to folds. Default: 2; 1 for many records.
@@ -244,8 +246,10 @@ def _hashes(paths: Sequence[str | Path]) -> list[dict[str, str]]:
 def _write_predictions(path: Path, records: Sequence[Record], unseen: OutOfFold) -> None:
     lines = []
     for record, *seeds in zip(records, *unseen.given, strict=True):
-        mean = {f"p_{mode}": sum(getattr(one, f"p_{mode}") for one in seeds) / len(seeds) for mode in MODES}
-        line = {"id": record.id, **mean, "folds": unseen.folds, "together": unseen.together}
+        names = [f"{kind}_{mode}" for kind in ("p", "tokens") for mode in MODES]
+        mean = {name: sum(getattr(one, name) for one in seeds) / len(seeds) for name in names}
+        how = {"folds": unseen.folds, "together": unseen.together}
+        line = {"id": record.id, **mean, **how, "record": training_digest(record)}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, "".join(lines).encode())

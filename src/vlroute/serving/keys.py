@@ -262,7 +262,7 @@ def _content(file: Path) -> str:
         content = stream.read(MAX_FILE + 1)
     if len(content) > MAX_FILE:
         raise InputError(f"{file} is too large for a key file: it has more than {MAX_FILE} bytes")
-    return content.decode("utf-8")
+    return content.decode("utf-8-sig")
 
 
 def _watch(keys: weakref.ref[APIKeys], file: Path, version: tuple[int, int, int] | None) -> None:

@@ -31,7 +31,8 @@ def shown(*arguments: str, **env: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def test_flags_then_environment_then_file_then_defaults(file: Path) -> None:
-    file.write_text("port = 1\ndeadline = 2\nmax_tokens = 3\nmax_prompt = 4\ntrusted_hosts = ['a.example']\n")
+    lines = "port = 1\ndeadline = 2\nmax_tokens = 3\nmax_prompt = 4\ntrusted_hosts = ['a.example']\n"
+    file.write_text(lines, encoding="utf-8-sig")  # as editors on Windows save it
     values, sources = shown(
         "--config", str(file), "--port", "10", "--trusted-host", "b.example", "--trusted-host", "*.c.example",
         VLROUTE_PORT="20", VLROUTE_DEADLINE="21", VLROUTE_CORS_ORIGINS="https://a.example, https://b.example",

@@ -71,7 +71,7 @@ def test_one_endpoint_answers_in_both_modes_if_requests_can_choose() -> None:
 
 def test_a_file_may_name_one_endpoint(tmp_path: Path) -> None:
     file = tmp_path / "endpoints.json"
-    file.write_text(json.dumps({"base_url": URL, "model": "m", "family": "qwen3_5"}))
+    file.write_text(json.dumps({"base_url": URL, "model": "m", "family": "qwen3_5"}), "utf-8-sig")  # as on Windows
     instruct, thinking = read_endpoints(file)
     assert instruct is thinking
     with Router.from_pretrained(file) as router:

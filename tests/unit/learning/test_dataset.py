@@ -56,6 +56,7 @@ def folder(tmp_path: Path) -> Path:
     lines = "".join(json.dumps(row) + "\n" for row in PLAIN)
     (tmp_path / "d.jsonl").write_text(lines + "\n  \n")
     (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "windows.jsonl").write_text(lines, encoding="utf-8-sig", newline="\r\n")
     names = sorted({name for row in PLAIN for name in row})
     with (tmp_path / "d.csv").open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.DictWriter(file, names)
@@ -67,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "d.csv", "d.parquet"])
+@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "windows.jsonl", "d.csv", "d.parquet"])
 def test_every_format_gives_the_same_examples(folder: Path, name: str) -> None:
     source = Source(str(folder / name))
     assert source.count() == 3

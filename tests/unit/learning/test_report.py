@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from vlroute.learning.curves import write_curves
 from vlroute.learning.evaluate import read_oof, trade_off
 from vlroute.learning.out_of_fold import OutOfFold
 from vlroute.learning.report import collection_report, collection_table
+from vlroute.learning.seen import training_digest
 from vlroute.learning.stages import stage_curves
 from vlroute.records import Outcome, Record
 
@@ -160,7 +162,7 @@ def test_predictions_of_several_seeds_are_averaged_and_equal_input_makes_equal_f
     p = (p * 64).round() / 128 + 0.25  # so that the means are exact
     seeds = [[Prediction(*(one + shift), 1, 1, 1) for one in p.T] for shift in (-0.25, 0.25)]
     by_seed = write_curves(records, OutOfFold(seeds, seeds, 5, "text"), tmp_path / "seeds")
-    by_mean = write_curves(records, p, tmp_path / "mean")
+    by_mean = write_curves(records, p, tmp_path / "mean", tokens=np.ones((2, 60)))
     assert [path.read_bytes() for path in by_seed] == [path.read_bytes() for path in by_mean]
     assert not any(path.name.startswith("topics") for path in by_seed)
 
@@ -191,6 +193,44 @@ def test_predictions_are_read_in_the_order_of_the_records(tmp_path: Path) -> Non
     lines(path, *(row | {"folds": 7, "together": "record"} for row in rows))
     read = read_oof(path, records)
     assert (read.folds, read.together) == (7, "record")
+    assert read.tokens is None
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as editors on Windows save it
+    np.testing.assert_array_equal(read_oof(path, records).p, p)
+
+
+TOKENS = {"tokens_instruct": 5, "tokens_thinking": 3}
+
+
+def test_expected_tokens_are_read_and_records_are_compared(tmp_path: Path) -> None:
+    records, p = labelled(30)
+    path = lines(
+        tmp_path / "oof.jsonl",
+        *(
+            {"id": one.id, "p_instruct": x, "p_thinking": y, **TOKENS, "record": training_digest(one)}
+            for one, (x, y) in zip(records, p.T, strict=True)
+        ),
+    )
+    np.testing.assert_array_equal(read_oof(path, records).tokens, [[5] * 30, [3] * 30])
+    read_oof(path, [replace(records[0], set="other", topic="other")])  # nothing that training reads
+    for changed in (
+        replace(records[3], prompt="another"),
+        replace(records[3], caption="another"),
+        replace(records[3], thinking=replace(records[3].thinking, correct=0.5)),
+        replace(records[3], thinking=replace(records[3].thinking, tokens=7)),
+    ):
+        with pytest.raises(InputError, match=rf"1 of 4 records have another request .* {changed.id!r}; give the rec"):
+            read_oof(path, [*records[:3], changed])
+
+
+@pytest.mark.parametrize(("language", "words"), [("en", "the same expected seconds"), ("zh", "预期耗时相同")])
+def test_the_page_says_if_expected_tokens_are_unknown(
+    tmp_path: Path, language: Literal["en", "zh"], words: str
+) -> None:
+    records, p = labelled(60)
+    write_curves(records, p, tmp_path, language=language)
+    assert words in (tmp_path / "curves.html").read_text("utf-8")
+    write_curves(records, p, tmp_path, language=language, tokens=np.array([[5.0] * 60, range(60)]))
+    assert words not in (tmp_path / "curves.html").read_text("utf-8")
 
 
 GOOD = {"id": "r0", "p_instruct": 0.5, "p_thinking": 0.5}
@@ -211,6 +251,14 @@ GOOD = {"id": "r0", "p_instruct": 0.5, "p_thinking": 0.5}
         (
             [GOOD, *({"folds": 5, "together": "text"} | GOOD | {"id": name} for name in ("r1", "r2"))],
             "different trainings",
+        ),
+        ([GOOD | {"tokens_instruct": 5}], ":1: 'tokens_instruct' and 'tokens_thinking' must both be numbers"),
+        ([GOOD | {"tokens_instruct": -1, "tokens_thinking": 3}], "not -1 and 3"),
+        ([GOOD | {"tokens_instruct": 1, "tokens_thinking": float("nan")}], "not 1 and nan"),
+        ([GOOD | {"record": 5}], ":1: 'record' must be a string, not 5"),
+        (
+            [GOOD | TOKENS, *(GOOD | {"id": name} for name in ("r1", "r2"))],
+            "trainings (folds: unknown, together: unknown, expected tokens: no; folds: unknown, ",
         ),
         ([GOOD], "no prediction for 2 of 3 records, the first 'r1'"),
         ([], "no out-of-fold predictions"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ def test_half_the_width_needs_four_times_the_records() -> None:
     assert records_for_width((1.0, 5.0), 200, 9.0).more == 0
     for width in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(InputError, match="positive"):
+            records_for_width((1.0, 5.0), 200, width)
+    assert records_for_width((1.0, 5.0), 200, 0.04).more == 200 * (10_000 - 1)
+    for width in (0.039, 1e-9, 5e-324):
+        with pytest.raises(InputError, match="less than a hundredth of the present one, 4, and needs more than 10,000"):
             records_for_width((1.0, 5.0), 200, width)
 
 
@@ -42,6 +47,25 @@ def test_a_learning_curve_rises_where_there_is_something_to_learn() -> None:
         assert point.interval is not None
         assert point.interval[0] < point.area < point.interval[1]
     assert learning_curve(records, [24], folds=2, together="record")[0] == small
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(31, [20]), (60, [40]), (120, [50, 80]), (400, [50, 100, 266]), (600, [50, 100, 200, 400])]
+)
+def test_the_default_sizes_follow_from_the_number_of_records(count: int, sizes: list[int]) -> None:
+    _, records = draw_records(count)
+    assert [point.records for point in learning_curve(records, folds=3, together="record")] == sizes
+
+
+def test_too_few_records_for_any_size_are_named() -> None:
+    _, records = draw_records(60)
+    with pytest.raises(InputError, match="0 records are too few for a learning curve"):
+        learning_curve([])
+    with pytest.raises(InputError, match=r"29 records are too few .*: only 19 are outside"):
+        learning_curve(records[:29], folds=3, together="record")
+    same = [replace(record, prompt="What is shown?", caption=None) for record in records]
+    with pytest.raises(InputError, match="60 records with 1 different texts are too few for a learning curve"):
+        learning_curve(same)
 
 
 def test_sizes_that_the_records_do_not_allow_are_refused() -> None:

@@ -36,7 +36,8 @@ def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_keys_in_clear_and_as_digests(file: Path) -> None:
-    file.write_text(f"""
+    file.write_text(
+        f"""
         [ann]
         key = "{ANN}"
         requests_per_minute = 60
@@ -44,7 +45,9 @@ def test_keys_in_clear_and_as_digests(file: Path) -> None:
         key = "sha256:{DIGEST.upper()}"
         concurrent_requests = 2
         tokens_per_day = 1_000
-    """)
+    """,
+        encoding="utf-8-sig",
+    )  # as editors on Windows save it
     accepted = APIKeys((), file)
     ann, bob = accepted.find(ANN), accepted.find(BOB)
     assert ann is not None
