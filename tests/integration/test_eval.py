@@ -67,7 +67,10 @@ def test_new_records_are_decided_as_the_router_decides_them_and_topics_add_up(fo
     assert "150 records, new records" in shown
     assert "out of fold" not in shown + page
     assert found["warnings"] == []
-    assert "warning" not in shown
+    few = "Only 150 records: the figures are uncertain; a thousand records are better"
+    assert found["advice"] == [few]
+    assert f"> {few}.\n" in page
+    assert shown.count("warning") == 1
 
     topics = found["topics"]
     assert list(topics) == ["add or guess", "hops"]  # the largest first
