@@ -23,8 +23,8 @@ from vlroute.inputs.encoded import decode_base64
 from vlroute.store import Store
 
 LOCK = 0x766C726F757466  # number of an advisory lock in PostgreSQL
-#: Number of expired responses that are removed in one transaction.
-BATCH = 100
+#: Number of expired responses that are removed in one transaction, during which nothing else can be written (SQLite).
+BATCH = 10
 MEDIA_TYPES = ("image", "video")
 TABLES = sa.MetaData()
 MESSAGES = sa.Table(

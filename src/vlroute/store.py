@@ -30,6 +30,7 @@ from vlroute.files import make_folder
 from vlroute.inputs.messages import Conversation
 from vlroute.records import Outcome, Record
 from vlroute.shadow import Choice, Label, ShadowedDecision
+from vlroute.turns import Turns
 from vlroute.types import MODES, Answer, Mode, ModelIdentity, ToolUse, judged_mode, new_id
 
 SCHEMA = 1
@@ -322,6 +323,8 @@ class Store:
         self._name = url.render_as_string(hide_password=True)
         with self._errors("opened"):
             self._engine = open_engine(url, create)
+            # SQLite has one writer at a time, and others look only ten times a second whether the file is free
+            self._writes = Turns() if self._engine.dialect.name == "sqlite" else None
             self._prepare(create)
 
     def record(
@@ -365,7 +368,7 @@ class Store:
             "finish_reason": answer.finish_reason,
             "text": _storable(str(answer) if answer.tool_calls else answer.text) if self.keep_text else None,
         }
-        with self._errors("written"), self._engine.begin() as connection:
+        with self.transaction("written") as connection:
             connection.execute(sa.insert(ANSWERS), row)
         return id
 
@@ -394,7 +397,7 @@ class Store:
         ).where(ANSWERS.c.id == _storable(str(answer_id)))
         # one statement, so that the answer cannot be pruned in between
         insert = sa.insert(FEEDBACK).from_select(["answer", "correct", "mode", "comment", "created"], known)
-        with self._errors("written"), self._engine.begin() as connection:
+        with self.transaction("written") as connection:
             stored = connection.execute(insert.returning(FEEDBACK.c.answer)).first()
             if stored is None:
                 graded = sa.update(LABELS).where(LABELS.c.id == _storable(str(answer_id))).values(correct=right)
@@ -520,7 +523,7 @@ class Store:
         Raises:
             StoreError: they could not be stored. None of them is stored then.
         """
-        with self._errors("written"), self._engine.begin() as connection:
+        with self.transaction("written") as connection:
             for one in decisions:
                 row = {"answer": one.answer, "created": one.created, "used": asdict(one.used)}
                 row |= {"shadow": asdict(one.shadow), "probability": one.probability, "drawn": one.drawn}
@@ -536,7 +539,7 @@ class Store:
             StoreError: it could not be stored.
         """
         row = {**asdict(label), "text": _storable(label.text) if self.keep_text else None}
-        with self._errors("written"), self._engine.begin() as connection:
+        with self.transaction("written") as connection:
             connection.execute(_insert_for_answer(LABELS, row))
 
     def shadowed(self) -> Iterator[ShadowedAnswer]:
@@ -598,7 +601,7 @@ class Store:
         added = added.on_conflict_do_update(
             index_elements=[TOKENS.c.key, TOKENS.c.day], set_={"tokens": TOKENS.c.tokens + added.excluded.tokens}
         )
-        with self._errors("written"), self._engine.begin() as connection:
+        with self.transaction("written") as connection:
             return int(connection.execute(added.returning(TOKENS.c.tokens)).scalar_one())
 
     def tokens_of(self, key: str, day: str) -> int:
@@ -630,7 +633,7 @@ class Store:
         Raises:
             StoreError: the store cannot be changed.
         """
-        with self._errors("written"), self._engine.begin() as connection:
+        with self.transaction("written") as connection:
             return connection.execute(sa.delete(TOKENS).where(TOKENS.c.day < before)).rowcount
 
     def prune(self, older_than: timedelta) -> int:
@@ -649,7 +652,7 @@ class Store:
         if older_than < timedelta(0):
             raise InputError(f"older_than must not be negative, got {older_than}")
         old = ANSWERS.c.created < time.time() - older_than.total_seconds()
-        with self._errors("written"), self._engine.begin() as connection:
+        with self.transaction("written") as connection:
             return int(connection.execute(sa.delete(ANSWERS).where(old)).rowcount)
 
     def create(self, tables: sa.MetaData) -> None:
@@ -678,8 +681,10 @@ class Store:
         Raises:
             StoreError: the transaction failed. Nothing was changed.
         """
-        with self._errors(verb), self._engine.begin() as connection:
-            yield connection
+        with self._errors(verb), ExitStack() as held:
+            if verb != "read" and self._writes is not None:
+                held.enter_context(self._writes.turn(BUSY_SECONDS))
+            yield held.enter_context(self._engine.begin())
 
     @property
     def url(self) -> str:

@@ -545,7 +545,7 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
         raise _no_store("store")
     stored = body.store is not False and service.conversations is not None
     if stored:
-        await asyncio.to_thread(_check_stored, caller)
+        await service.use_store(partial(_check_stored, caller), caller.flow, arrived)
     earlier: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
         earlier, _ = await _messages(caller, request, body.previous_response_id, arrived, "previous_response_id")
@@ -578,7 +578,7 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
     return _json(text, decision_headers(answer.id, answer.decision))
 
 
-@router.get("/v1/responses/{id}", response_model=None, responses=documented(400, *_ERRORS))
+@router.get("/v1/responses/{id}", response_model=None, responses=documented(400, 429, 504, *_ERRORS))
 async def get_response(id: str, request: Request, caller: Caller) -> Response:
     """A stored response."""
     _check_query(request, "include", "include[]", "stream", "starting_after", "include_obfuscation")
@@ -588,7 +588,7 @@ async def get_response(id: str, request: Request, caller: Caller) -> Response:
         raise APIError(400, "a stored response is not streamed; leave out stream", "unsupported_parameter", "stream")
     conversations, digits = _conversations(caller.service, id)
     read = partial(conversations.body, caller.namespace, digits)
-    body = await until_disconnect(caller.service.read(read, caller.flow, time.perf_counter()), request)
+    body = await until_disconnect(caller.service.use_store(read, caller.flow, time.perf_counter()), request)
     if body is None:
         raise _not_found()
     pooled: PooledBody = request.scope["state"]["pooled_body"]
@@ -596,12 +596,13 @@ async def get_response(id: str, request: Request, caller: Caller) -> Response:
     return _json(body)
 
 
-@router.delete("/v1/responses/{id}", responses=documented(400, *_ERRORS))
+@router.delete("/v1/responses/{id}", responses=documented(400, 429, 504, *_ERRORS))
 async def delete_response(id: str, request: Request, caller: Caller) -> dict[str, Any]:
     """Delete a stored response. Responses that continue it keep their messages."""
     _check_query(request)
     conversations, digits = _conversations(caller.service, id)
-    if not await asyncio.to_thread(conversations.delete, caller.namespace, digits):
+    work = partial(conversations.delete, caller.namespace, digits)
+    if not await caller.service.use_store(work, caller.flow, time.perf_counter()):
         raise _not_found()
     return {"id": id, "object": "response", "deleted": True}
 
@@ -661,7 +662,7 @@ async def _messages(
     what = "the messages, pictures and videos of this conversation"
     reserve = _reservation(caller, request, what, "begin a new conversation", param)
     read = partial(conversations.messages, caller.namespace, digits, reserve)
-    found = await until_disconnect(caller.service.read(read, caller.flow, arrived), request)
+    found = await until_disconnect(caller.service.use_store(read, caller.flow, arrived), request)
     if found is None:
         raise _not_found(param)
     return found
@@ -734,7 +735,7 @@ async def _with_items(given: str | list[Any], caller: Caller, request: Request, 
                     items[item["id"]] = item
         return items
 
-    items, output = list(given), await caller.service.read(stored, caller.flow, arrived)
+    items, output = list(given), await caller.service.use_store(stored, caller.flow, arrived)
     for index, id in references.items():
         if id not in output:
             raise APIError(
