@@ -373,7 +373,7 @@ class Store:
         return id
 
     def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None, key: str = "") -> None:
-        """Store feedback on an answer. If an answer gets feedback several times, the last one counts.
+        """Store feedback on an answer. It replaces earlier feedback on the same answer.
 
         Args:
             answer_id: ID of the answer, or of a label of shadow mode.
@@ -398,8 +398,11 @@ class Store:
         # one statement, so that the answer cannot be pruned in between
         insert = sa.insert(FEEDBACK).from_select(["answer", "correct", "mode", "comment", "created"], known)
         with self.transaction("written") as connection:
-            stored = connection.execute(insert.returning(FEEDBACK.c.answer)).first()
-            if stored is None:
+            stored = connection.execute(insert.returning(FEEDBACK.c.answer, FEEDBACK.c.id)).first()
+            if stored is not None:
+                earlier = sa.and_(FEEDBACK.c.answer == stored[0], FEEDBACK.c.id < stored[1])
+                connection.execute(sa.delete(FEEDBACK).where(earlier))
+            else:
                 graded = sa.update(LABELS).where(LABELS.c.id == _storable(str(answer_id))).values(correct=right)
                 stored = connection.execute(graded.returning(LABELS.c.answer)).first()
             if stored is not None:
@@ -775,8 +778,9 @@ class Store:
             SQLAlchemyError,
             sqlite3.Error,
             OSError,
+            TypeError,
             ValueError,
-        ) as error:  # ValueError: a damaged value, as of JSON
+        ) as error:  # TypeError and ValueError: a damaged value, as of JSON
             with self._lock:
                 self._failures[verb] += 1
             why = str(getattr(error, "orig", None) or error).strip().splitlines()

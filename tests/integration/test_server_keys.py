@@ -178,9 +178,9 @@ def test_writes_of_one_key_do_not_block_other_keys(server: Served, deletes: bool
                 other.execute("BEGIN IMMEDIATE")  # no write can go on
                 running = [pool.submit(write) for _ in range(writes)]
                 until(lambda: queued(server) >= writes - 1)
-                with server.http(headers=bearer("plenty"), timeout=10) as another:
+                with server.http(headers=bearer("plenty")) as another:
                     body = {"model": "auto", "messages": QUESTION}
-                    assert another.post("/v1/route", json=body).status_code == 200  # reads its count of tokens
+                    assert another.post("/v1/route", json=body, timeout=10).status_code == 200  # reads its count of tokens
             found = sorted(one.result() for one in running)
     assert found == ([200, *[404] * (writes - 1)] if deletes else [200] * writes)
 

@@ -16,6 +16,7 @@ from pydantic import Field, StrictBool
 from sse_starlette import ServerSentEvent
 
 from vlroute.conversations import Conversations
+from vlroute.errors import StoreError
 from vlroute.inputs.tools import Tools, checked_tools
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.bodies import JSONRoute, PooledBody
@@ -71,6 +72,8 @@ PREFIX = "resp_"
 _ID = re.compile(PREFIX + "([0-9a-f]{32})")
 #: Ids of the items of an answer, see `Reply`.
 _ITEM_ID = re.compile("(?:rs_|msg_|fc_)([0-9a-f]{32})(?:_[0-9]+)?")
+#: Of a stored response with more characters, only the beginning and the end are checked: parsing it stops other threads.
+_CHECKED_BODY = 2**20
 _ERRORS = (401, 404, 421, 503)
 Summary = Literal["auto", "concise", "detailed"]
 #: The value of `include` for log-probabilities.
@@ -587,7 +590,7 @@ async def get_response(id: str, request: Request, caller: Caller) -> Response:
     ):
         raise APIError(400, "a stored response is not streamed; leave out stream", "unsupported_parameter", "stream")
     conversations, digits = _conversations(caller.service, id)
-    read = partial(conversations.body, caller.namespace, digits)
+    read = partial(_stored_body, conversations, caller.namespace, digits)
     body = await until_disconnect(caller.service.use_store(read, caller.flow, time.perf_counter()), request)
     if body is None:
         raise _not_found()
@@ -724,15 +727,18 @@ async def _with_items(given: str | list[Any], caller: Caller, request: Request, 
     def stored() -> dict[str, dict[str, Any]]:
         items: dict[str, dict[str, Any]] = {}
         for answer in answers:  # not at once: a response can contain megabytes besides the items
-            body = conversations.body(caller.namespace, answer)
+            body = _stored_body(conversations, caller.namespace, answer)
             if body is None:
                 continue
             reserve(len(body))
-            for item in json.loads(body)["output"]:
-                if item["id"] in wanted:
-                    for part in item.get("content", ()):
-                        part.pop("logprobs", None)  # which have no effect in a request
-                    items[item["id"]] = item
+            try:
+                for item in json.loads(body)["output"]:
+                    if item["id"] in wanted:
+                        for part in item.get("content", ()):
+                            part.pop("logprobs", None)  # which have no effect in a request
+                        items[item["id"]] = item
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise _damaged(answer) from error
         return items
 
     items, output = list(given), await caller.service.use_store(stored, caller.flow, arrived)
@@ -744,6 +750,26 @@ async def _with_items(given: str | list[Any], caller: Caller, request: Request, 
             )  # fmt: skip
         items[index] = output[id]
     return items
+
+
+def _stored_body(conversations: Conversations, owner: str, id: str) -> str | None:
+    """What the client got for a response; None if there is none. StoreError if it is damaged."""
+    body = conversations.body(owner, id)
+    if body is None:
+        return None
+    complete = body.startswith((f'{{"id": "{PREFIX}{id}"', f'{{"id":"{PREFIX}{id}"')) and body.endswith("}")
+    if complete and len(body) <= _CHECKED_BODY:
+        try:
+            json.loads(body)
+        except ValueError:
+            complete = False
+    if not complete:
+        raise _damaged(id)
+    return body
+
+
+def _damaged(id: str) -> StoreError:
+    return StoreError(f"the stored response {id} is damaged; delete it")
 
 
 def _conversations(service: Service, id: str, param: str | None = None) -> tuple[Conversations, str]:
