@@ -195,9 +195,7 @@ class Conversations:
         with self._store.transaction("read") as connection:
             reserve(sum(int(connection.scalar(size) or 0) for size in sizes))
             rows = connection.execute(query).all()
-            data = {
-                row.id: bytes(row.data) for row in connection.execute(sa.select(MEDIA).where(MEDIA.c.id.in_(used)))
-            }
+            data = {row.id: bytes(row.data) for row in connection.execute(sa.select(MEDIA).where(MEDIA.c.id.in_(used)))}
             for row in rows:
                 if _digest(owner, row.parent, str(row.content)) != row.id:
                     raise ValueError(f"the message {row.id} of a stored response is damaged")

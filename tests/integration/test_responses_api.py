@@ -599,7 +599,9 @@ def test_a_damaged_response_is_an_error_of_the_store(server: Served, damaged: st
         id = http.post("/v1/responses", json={"model": "instruct", "input": "Add 2 and 3."}).json()["id"]
         with store.transaction("written") as connection:
             body = damaged.replace("resp_ID", id)
-            connection.execute(sa.text("UPDATE responses SET body = :body WHERE id = :id"), {"body": body, "id": id[5:]})
+            connection.execute(
+                sa.text("UPDATE responses SET body = :body WHERE id = :id"), {"body": body, "id": id[5:]}
+            )
         reference = {"type": "item_reference", "id": f"msg_{id[5:]}"}
         items = [reference, {"role": "user", "content": "Again."}]
         found = [http.post("/v1/responses", json={"model": "instruct", "input": items})]

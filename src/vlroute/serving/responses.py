@@ -72,7 +72,7 @@ PREFIX = "resp_"
 _ID = re.compile(PREFIX + "([0-9a-f]{32})")
 #: Ids of the items of an answer, see `Reply`.
 _ITEM_ID = re.compile("(?:rs_|msg_|fc_)([0-9a-f]{32})(?:_[0-9]+)?")
-#: Of a stored response with more characters, only the beginning and the end are checked: parsing it stops other threads.
+#: Of longer stored responses, only the beginning and the end are checked, because parsing them stops other threads.
 _CHECKED_BODY = 2**20
 _ERRORS = (401, 404, 421, 503)
 Summary = Literal["auto", "concise", "detailed"]
