@@ -255,8 +255,8 @@ def test_calls_in_json(router: Router) -> None:
 @pytest.mark.parametrize("schema", [
     {"type": ["object", "null"]}, {"type": ["null", "object"], "properties": {"x": {"type": "integer"}}},
     {"properties": {"x": {"type": "integer"}}}, {"type": None}, {"anyOf": [{"type": "object"}, {"type": "null"}]},
-    {"enum": [1, {"x": 1}]}, {"anyOf": [{"type": "integer"}]}, {"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}},
-    {"const": 5},
+    {"enum": [1, {"x": 1}]}, {"anyOf": [{"type": "integer"}]}, {"const": 5},
+    {"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}},
 ])  # fmt: skip
 def test_arguments_are_always_an_object(router: Router, schema: dict[str, Any]) -> None:
     """Others are no call: with `tool_choice="required"`, there was none."""

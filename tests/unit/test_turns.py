@@ -21,7 +21,7 @@ def test_first_come_first_served() -> None:
         for number in range(8):
             threads.append(threading.Thread(target=work, args=(number,)))
             threads[-1].start()
-            while len(turns._queue) < number + 2:
+            while len(turns._queue) < number + 2:  # noqa: SLF001
                 time.sleep(0.001)
     for thread in threads:
         thread.join(30)
