@@ -23,8 +23,10 @@ from vlroute.inputs.encoded import decode_base64
 from vlroute.store import Store
 
 LOCK = 0x766C726F757466  # number of an advisory lock in PostgreSQL
-#: Number of expired responses that are removed in one transaction.
-BATCH = 100
+#: Number of expired responses that are removed in one transaction, during which nothing else can be written (SQLite).
+BATCH = 10
+#: What a message, a picture, its use in a message, or a response takes besides its content: ids and indexes (measured).
+ROW_BYTES = 400
 MEDIA_TYPES = ("image", "video")
 TABLES = sa.MetaData()
 MESSAGES = sa.Table(
@@ -59,11 +61,12 @@ RESPONSES = sa.Table(
     sa.Column("inputs", sa.Integer, nullable=False),  # position of the first message that came with the request
     sa.Column("body", sa.Text, nullable=False),  # the JSON that the client got
 )
+#: Earlier versions had another table, `conversation_owners`, whose sizes did not include `ROW_BYTES`.
 OWNERS = sa.Table(
-    "conversation_owners",
+    "conversation_sizes",
     TABLES,
     sa.Column("owner", sa.String(64), primary_key=True),
-    sa.Column("size", sa.BigInteger, nullable=False),  # bytes of its media, and characters of its JSON
+    sa.Column("size", sa.BigInteger, nullable=False),  # bytes of its media, characters of its JSON, and `ROW_BYTES`
 )
 _CHILD = MESSAGES.alias()
 
@@ -111,7 +114,7 @@ class Conversations:
         for position, message in enumerate(messages):
             packed, used = _packed(owner, message)
             content = json.dumps(packed)
-            digest = hashlib.sha256(json.dumps([owner, parent, content]).encode()).hexdigest()
+            digest = _digest(owner, parent, content)
             rows.append({"id": digest, "parent": parent, "position": position, "content": content})
             uses += [{"message": digest, "media": key} for key in used]
             media |= used
@@ -120,11 +123,13 @@ class Conversations:
         with self._store.transaction("written") as connection:
             _lock(connection, exclusive=False)
             new = _insert_missing(connection, MEDIA, [{"id": key, "data": media[key]} for key in sorted(media)])
-            size = len(body) + sum(len(media[key]) for key in new)
+            size = ROW_BYTES + len(body) + sum(ROW_BYTES + len(media[key]) for key in new)
             new = _insert_missing(connection, MESSAGES, rows)
-            size += sum(len(row["content"]) for row in rows if row["id"] in new)
-            if uses:
-                connection.execute(_insert(connection, USES).on_conflict_do_nothing(), uses)
+            size += sum(ROW_BYTES + len(row["content"]) for row in rows if row["id"] in new)
+            # a message that was there has its uses already
+            if uses := [use for use in uses if use["message"] in new]:
+                size += ROW_BYTES * len(uses)
+                connection.execute(sa.insert(USES), uses)
             connection.execute(sa.insert(RESPONSES), response)
             _count(connection, owner, size)
 
@@ -135,7 +140,7 @@ class Conversations:
             owner: who asks.
 
         Returns:
-            The number of bytes of media and of characters of JSON.
+            The number of bytes of media, of characters of JSON, and `ROW_BYTES` for each row in the database.
 
         Raises:
             StoreError: the store cannot be read.
@@ -181,7 +186,7 @@ class Conversations:
         chain = last.cte(recursive=True)
         chain = chain.union_all(sa.select(MESSAGES).join(chain, MESSAGES.c.id == chain.c.parent))
         inputs = sa.select(RESPONSES.c.inputs).where(self._owned(owner, id)).scalar_subquery()
-        query = sa.select(chain.c.id, chain.c.content, inputs.label("inputs")).order_by(chain.c.position)
+        query = sa.select(chain, inputs.label("inputs")).order_by(chain.c.position)
         used = sa.select(USES.c.media).where(USES.c.message.in_(sa.select(chain.c.id)))
         sizes = (
             sa.select(sa.func.sum(sa.func.length(chain.c.content))),
@@ -190,13 +195,19 @@ class Conversations:
         with self._store.transaction("read") as connection:
             reserve(sum(int(connection.scalar(size) or 0) for size in sizes))
             rows = connection.execute(query).all()
-            found = connection.execute(sa.select(MEDIA).where(MEDIA.c.id.in_(used))).all()
-        data = {row.id: bytes(row.data) for row in found}
+            data = {row.id: bytes(row.data) for row in connection.execute(sa.select(MEDIA).where(MEDIA.c.id.in_(used)))}
+            for row in rows:
+                if _digest(owner, row.parent, str(row.content)) != row.id:
+                    raise ValueError(f"the message {row.id} of a stored response is damaged")
+            if damaged := [key for key, value in data.items() if _media_digest(owner, value) != key]:
+                raise ValueError(f"the picture or video {damaged[0]} of a stored response is damaged")
+            if rows and rows[0].inputs not in range(len(rows)):
+                raise ValueError(f"the stored response {id} is damaged")
         try:
             messages = [_unpacked(json.loads(row.content), data) for row in rows]
         except KeyError:  # the response was deleted between the two queries
             return None
-        return (messages, int(rows[0].inputs)) if rows else None
+        return (messages, rows[0].inputs) if rows else None
 
     def delete(self, owner: str, id: str) -> bool:
         """Delete a response, and the messages and media that no other response needs.
@@ -232,7 +243,7 @@ class Conversations:
     def _remove(self, which: sa.ColumnElement[bool]) -> int:
         with self._store.transaction("written") as connection:
             _lock(connection, exclusive=True)
-            size = sa.func.length(RESPONSES.c.body).label("size")
+            size = (ROW_BYTES + sa.func.length(RESPONSES.c.body)).label("size")
             deleted = connection.execute(
                 sa.delete(RESPONSES).where(which).returning(RESPONSES.c.owner, RESPONSES.c.message, size)
             ).all()
@@ -248,6 +259,16 @@ class Conversations:
         return time.time() - self.keep.total_seconds()
 
 
+def _digest(owner: str, parent: str | None, content: str) -> str:
+    """The id of a message."""
+    return hashlib.sha256(json.dumps([owner, parent, content]).encode()).hexdigest()
+
+
+def _media_digest(owner: str, data: bytes) -> str:
+    """The id of a picture or video."""
+    return hashlib.sha256(owner.encode() + b"\0" + data).hexdigest()
+
+
 def _packed(owner: str, message: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
     """`message` with ids in place of its media, and the media by their ids."""
     content, media = message.get("content"), dict[str, bytes]()
@@ -259,7 +280,7 @@ def _packed(owner: str, message: Mapping[str, Any]) -> tuple[dict[str, Any], dic
         if kind in MEDIA_TYPES:
             source = part[kind]
             data = decode_base64(source, "data URI", sys.maxsize) if isinstance(source, str) else bytes(source)
-            key = hashlib.sha256(owner.encode() + b"\0" + data).hexdigest()
+            key = _media_digest(owner, data)
             media[key], part = data, {**part, kind: key}
         parts.append(part)
     return {**message, "content": parts}, media
@@ -292,10 +313,11 @@ def _delete_unused(connection: sa.Connection, last: str) -> int:
         .where(unanswered, ~sa.exists().where(_CHILD.c.parent == MESSAGES.c.id, _CHILD.c.id != chain.c.id))
     )
     unneeded_ids = sa.select(chain.c.id)
-    used = sa.select(USES.c.media).distinct().where(USES.c.message.in_(unneeded_ids))
-    media = connection.scalars(used).all()
-    content, data = sa.func.length(MESSAGES.c.content), sa.func.length(MEDIA.c.data)
-    size: int = sum(connection.scalars(sa.delete(MESSAGES).where(MESSAGES.c.id.in_(unneeded_ids)).returning(content)))
+    uses = connection.scalars(sa.select(USES.c.media).where(USES.c.message.in_(unneeded_ids))).all()
+    media = sorted({*uses})
+    content, data = (ROW_BYTES + sa.func.length(column) for column in (MESSAGES.c.content, MEDIA.c.data))
+    size: int = ROW_BYTES * len(uses)
+    size += sum(connection.scalars(sa.delete(MESSAGES).where(MESSAGES.c.id.in_(unneeded_ids)).returning(content)))
     if media:
         unused = ~sa.exists().where(USES.c.media == MEDIA.c.id)
         size += sum(connection.scalars(sa.delete(MEDIA).where(MEDIA.c.id.in_(media), unused).returning(data)))
@@ -323,7 +345,7 @@ def _count(connection: sa.Connection, owner: str, size: int) -> None:
 
 
 def _count_earlier(connection: sa.Connection) -> None:
-    """Count what a version without the table of owners stored."""
+    """Count what a version without the table of sizes stored."""
     _lock(connection, exclusive=True)
     stored, counted = (connection.scalar(sa.select(sa.exists().select_from(table))) for table in (RESPONSES, OWNERS))
     if counted or not stored:
@@ -335,16 +357,23 @@ def _count_earlier(connection: sa.Connection) -> None:
     media = sa.select(owned.c.owner, USES.c.media).distinct().join(USES, USES.c.message == owned.c.id).subquery()
     sizes = Counter[str]()
     for query in (
-        sa.select(RESPONSES.c.owner, sa.func.sum(sa.func.length(RESPONSES.c.body))).group_by(RESPONSES.c.owner),
-        sa.select(owned.c.owner, sa.func.sum(sa.func.length(MESSAGES.c.content)))
+        sa.select(RESPONSES.c.owner, _sizes(RESPONSES.c.body)).group_by(RESPONSES.c.owner),
+        sa.select(owned.c.owner, _sizes(MESSAGES.c.content))
         .join(MESSAGES, MESSAGES.c.id == owned.c.id).group_by(owned.c.owner),
-        sa.select(media.c.owner, sa.func.sum(sa.func.length(MEDIA.c.data)))
+        sa.select(owned.c.owner, ROW_BYTES * sa.func.count())
+        .join(USES, USES.c.message == owned.c.id).group_by(owned.c.owner),
+        sa.select(media.c.owner, _sizes(MEDIA.c.data))
         .join(MEDIA, MEDIA.c.id == media.c.media).group_by(media.c.owner),
     ):  # fmt: skip
         for owner, size in connection.execute(query):
             sizes[owner] += int(size)
     for owner, size in sizes.items():
         _count(connection, owner, size)
+
+
+def _sizes(column: sa.Column[Any]) -> sa.ColumnElement[int]:
+    """The size of the rows with this column, see `Conversations.size`."""
+    return sa.func.sum(ROW_BYTES + sa.func.length(column))
 
 
 def _lock(connection: sa.Connection, *, exclusive: bool) -> None:

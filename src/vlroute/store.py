@@ -30,6 +30,7 @@ from vlroute.files import make_folder
 from vlroute.inputs.messages import Conversation
 from vlroute.records import Outcome, Record
 from vlroute.shadow import Choice, Label, ShadowedDecision
+from vlroute.turns import Turns
 from vlroute.types import MODES, Answer, Mode, ModelIdentity, ToolUse, judged_mode, new_id
 
 SCHEMA = 1
@@ -322,6 +323,8 @@ class Store:
         self._name = url.render_as_string(hide_password=True)
         with self._errors("opened"):
             self._engine = open_engine(url, create)
+            # SQLite has one writer at a time, and others look only ten times a second whether the file is free
+            self._writes = Turns() if self._engine.dialect.name == "sqlite" else None
             self._prepare(create)
 
     def record(
@@ -365,12 +368,12 @@ class Store:
             "finish_reason": answer.finish_reason,
             "text": _storable(str(answer) if answer.tool_calls else answer.text) if self.keep_text else None,
         }
-        with self._errors("written"), self._engine.begin() as connection:
+        with self.transaction("written") as connection:
             connection.execute(sa.insert(ANSWERS), row)
         return id
 
     def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None, key: str = "") -> None:
-        """Store feedback on an answer. If an answer gets feedback several times, the last one counts.
+        """Store feedback on an answer. It replaces earlier feedback on the same answer.
 
         Args:
             answer_id: ID of the answer, or of a label of shadow mode.
@@ -394,9 +397,12 @@ class Store:
         ).where(ANSWERS.c.id == _storable(str(answer_id)))
         # one statement, so that the answer cannot be pruned in between
         insert = sa.insert(FEEDBACK).from_select(["answer", "correct", "mode", "comment", "created"], known)
-        with self._errors("written"), self._engine.begin() as connection:
-            stored = connection.execute(insert.returning(FEEDBACK.c.answer)).first()
-            if stored is None:
+        with self.transaction("written") as connection:
+            stored = connection.execute(insert.returning(FEEDBACK.c.answer, FEEDBACK.c.id)).first()
+            if stored is not None:
+                earlier = sa.and_(FEEDBACK.c.answer == stored[0], FEEDBACK.c.id < stored[1])
+                connection.execute(sa.delete(FEEDBACK).where(earlier))
+            else:
                 graded = sa.update(LABELS).where(LABELS.c.id == _storable(str(answer_id))).values(correct=right)
                 stored = connection.execute(graded.returning(LABELS.c.answer)).first()
             if stored is not None:
@@ -520,7 +526,7 @@ class Store:
         Raises:
             StoreError: they could not be stored. None of them is stored then.
         """
-        with self._errors("written"), self._engine.begin() as connection:
+        with self.transaction("written") as connection:
             for one in decisions:
                 row = {"answer": one.answer, "created": one.created, "used": asdict(one.used)}
                 row |= {"shadow": asdict(one.shadow), "probability": one.probability, "drawn": one.drawn}
@@ -536,7 +542,7 @@ class Store:
             StoreError: it could not be stored.
         """
         row = {**asdict(label), "text": _storable(label.text) if self.keep_text else None}
-        with self._errors("written"), self._engine.begin() as connection:
+        with self.transaction("written") as connection:
             connection.execute(_insert_for_answer(LABELS, row))
 
     def shadowed(self) -> Iterator[ShadowedAnswer]:
@@ -598,7 +604,7 @@ class Store:
         added = added.on_conflict_do_update(
             index_elements=[TOKENS.c.key, TOKENS.c.day], set_={"tokens": TOKENS.c.tokens + added.excluded.tokens}
         )
-        with self._errors("written"), self._engine.begin() as connection:
+        with self.transaction("written") as connection:
             return int(connection.execute(added.returning(TOKENS.c.tokens)).scalar_one())
 
     def tokens_of(self, key: str, day: str) -> int:
@@ -630,7 +636,7 @@ class Store:
         Raises:
             StoreError: the store cannot be changed.
         """
-        with self._errors("written"), self._engine.begin() as connection:
+        with self.transaction("written") as connection:
             return connection.execute(sa.delete(TOKENS).where(TOKENS.c.day < before)).rowcount
 
     def prune(self, older_than: timedelta) -> int:
@@ -649,7 +655,7 @@ class Store:
         if older_than < timedelta(0):
             raise InputError(f"older_than must not be negative, got {older_than}")
         old = ANSWERS.c.created < time.time() - older_than.total_seconds()
-        with self._errors("written"), self._engine.begin() as connection:
+        with self.transaction("written") as connection:
             return int(connection.execute(sa.delete(ANSWERS).where(old)).rowcount)
 
     def create(self, tables: sa.MetaData) -> None:
@@ -678,8 +684,10 @@ class Store:
         Raises:
             StoreError: the transaction failed. Nothing was changed.
         """
-        with self._errors(verb), self._engine.begin() as connection:
-            yield connection
+        with self._errors(verb), ExitStack() as held:
+            if verb != "read" and self._writes is not None:
+                held.enter_context(self._writes.turn(BUSY_SECONDS))
+            yield held.enter_context(self._engine.begin())
 
     @property
     def url(self) -> str:
@@ -770,8 +778,9 @@ class Store:
             SQLAlchemyError,
             sqlite3.Error,
             OSError,
+            TypeError,
             ValueError,
-        ) as error:  # ValueError: a damaged value, as of JSON
+        ) as error:  # TypeError and ValueError: a damaged value, as of JSON
             with self._lock:
                 self._failures[verb] += 1
             why = str(getattr(error, "orig", None) or error).strip().splitlines()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import sqlalchemy as sa
 
 from tests.integration.test_store import postgres, where  # noqa: F401 - fixtures
 from tests.stored import answer, asked
-from vlroute.conversations import MEDIA, MESSAGES, OWNERS, RESPONSES, TABLES, Conversations
+from vlroute.conversations import MEDIA, MESSAGES, OWNERS, RESPONSES, ROW_BYTES, TABLES, Conversations
 from vlroute.errors import StoreError
 from vlroute.store import Store
 from vlroute.types import new_id
@@ -67,7 +69,8 @@ def empty(store: Store) -> bool:
 def real_size(store: Store) -> int:
     columns = (RESPONSES.c.body, MESSAGES.c.content, MEDIA.c.data)
     with store.transaction("read") as connection:
-        return sum(connection.scalar(sa.select(sa.func.sum(sa.func.length(one)))) or 0 for one in columns)
+        contents = sum(connection.scalar(sa.select(sa.func.sum(sa.func.length(one)))) or 0 for one in columns)
+    return contents + ROW_BYTES * sum(rows(store).values())
 
 
 def test_a_conversation_comes_back_as_it_was(store: Store) -> None:
@@ -124,9 +127,9 @@ def test_the_size_of_an_owner_is_what_is_stored_for_it(store: Store) -> None:
     chain = [user("1", PICTURE), said("a"), user("2", PICTURE, OTHER), said("b")]
     first = added(conversations, chain[:2], body='{"a": 1}')
     size = conversations.size("me")
-    assert len(PICTURE) < size == real_size(store) < len(PICTURE) + 1000
+    assert len(PICTURE) < size == real_size(store) < len(PICTURE) + 1000 + 5 * ROW_BYTES
     second, third = added(conversations, chain, body="{}"), added(conversations, chain, body="{}")
-    assert size + len(OTHER) < conversations.size("me") == real_size(store) < size + len(OTHER) + 1000
+    assert size + len(OTHER) < conversations.size("me") == real_size(store) < size + len(OTHER) + 1000 + 8 * ROW_BYTES
     theirs = added(conversations, chain, "other")
     assert conversations.size("me") + conversations.size("other") == real_size(store)
     for owner, id in (("me", first), ("other", theirs), ("me", third)):
@@ -134,6 +137,41 @@ def test_the_size_of_an_owner_is_what_is_stored_for_it(store: Store) -> None:
         assert conversations.size("me") + conversations.size("other") == real_size(store) > 0
     conversations.delete("me", second)
     assert empty(store)
+
+
+def test_the_size_of_an_owner_is_not_below_that_of_the_file(tmp_path: Path) -> None:
+    """Ids and indexes of short messages take ten times as much as their texts."""
+
+    def bytes_of_file() -> int:
+        with closing(sqlite3.connect(tmp_path / "store.db")) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return (tmp_path / "store.db").stat().st_size
+
+    with Store(tmp_path / "store.db") as store:
+        conversations, before = Conversations(store, DAY), bytes_of_file()
+        for turn in range(5):
+            chain = [user(str(turn)), *[said(""), user("a", b"1", b"2")] * 300]
+            added(conversations, chain, "0" * 64)
+        grown, counted = bytes_of_file() - before, conversations.size("0" * 64)
+    assert 0.7 * counted < grown <= counted
+
+
+def test_a_damaged_conversation_is_an_error_of_the_store(tmp_path: Path) -> None:
+    message, picture = {"role": "user", "content": []}, b"a picture"
+    damage = [
+        ("conversation_messages", "content", one)
+        for one in ("garbage", "[]", '{"role": 5}', json.dumps(message), b"\xff", 5)
+    ]
+    damage += [("conversation_media", "data", one) for one in (b"other", "text", 5)]
+    damage += [("responses", "inputs", one) for one in (-5, 2, "one", 0.5)]
+    for at, (table, column, value) in enumerate(damage):
+        with Store(tmp_path / f"{at}.db") as store:
+            conversations = Conversations(store, DAY)
+            id = added(conversations, [user("1", picture), said("a")])
+            with closing(sqlite3.connect(tmp_path / f"{at}.db")) as database, database:
+                database.execute(f"UPDATE {table} SET {column} = ?", (value,))
+            with pytest.raises(StoreError, match="could not be read"):
+                conversations.messages("me", id)
 
 
 def test_data_of_earlier_versions_is_counted(store: Store) -> None:

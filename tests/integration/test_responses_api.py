@@ -591,6 +591,26 @@ def test_the_stored_responses_of_a_key_are_limited(tmp_path: Path) -> None:
         assert client.create(**question).output_text == first.output_text
 
 
+@pytest.mark.parametrize("damaged", ["garbage", "{}", "[]", '{"id": "resp_ID", "output": 5}', '{"id": "resp_ID", }'])
+def test_a_damaged_response_is_an_error_of_the_store(server: Served, damaged: str) -> None:
+    store = server.router.store
+    assert store is not None
+    with server.http(headers={"Authorization": f"Bearer {KEY}"}) as http:
+        id = http.post("/v1/responses", json={"model": "instruct", "input": "Add 2 and 3."}).json()["id"]
+        with store.transaction("written") as connection:
+            body = damaged.replace("resp_ID", id)
+            connection.execute(
+                sa.text("UPDATE responses SET body = :body WHERE id = :id"), {"body": body, "id": id[5:]}
+            )
+        reference = {"type": "item_reference", "id": f"msg_{id[5:]}"}
+        items = [reference, {"role": "user", "content": "Again."}]
+        found = [http.post("/v1/responses", json={"model": "instruct", "input": items})]
+        if "output" not in damaged:
+            found.append(http.get(f"/v1/responses/{id}"))
+        assert [(one.status_code, one.json()["error"]["code"]) for one in found] == [(503, "store_failed")] * len(found)
+        assert http.delete(f"/v1/responses/{id}").status_code == 200
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_response_that_cannot_be_stored_is_an_error(tmp_path: Path, stream: bool) -> None:
     with scripted(tmp_path / "answers.db") as (one, store):

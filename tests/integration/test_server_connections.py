@@ -109,6 +109,69 @@ def test_what_is_not_http_is_refused_in_the_format_of_the_api(server: Served, ca
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 
+POST = b"POST /v1/route HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + KEY.encode() + b"\r\n"
+JSON = b"Content-Type: application/json\r\n"
+ROUTE = b'{"messages": [{"role": "user", "content": "Hi"}]}'
+SIZED = b"Content-Length: %d\r\n" % len(ROUTE)
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+CHUNKS = b"%x\r\n%s\r\n0\r\n\r\n" % (len(ROUTE), ROUTE)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("head", "body", "status", "code"), [
+    (b"GET /health HTTP/1.1\r\n", b"", 400, "invalid_http"),
+    (b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n", b"", 400, "invalid_http"),
+    (b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n", b"", 400, "invalid_http"),
+    (POST + JSON + b"Transfer-Encoding: gzip, chunked\r\n", CHUNKS, 400, "unsupported_transfer_coding"),
+    (POST + JSON + b"Transfer-Encoding: gzip\r\n" + CHUNKED, CHUNKS, 400, "unsupported_transfer_coding"),
+    (POST + JSON + b"Transfer-Encoding: identity\r\n", ROUTE, 400, "unsupported_transfer_coding"),
+    (POST.replace(b"1.1", b"1.0") + JSON + CHUNKED, CHUNKS, 400, "unsupported_transfer_coding"),
+    (POST + JSON + CHUNKED, b"fffffffffffffffff\r\n" + ROUTE, 400, "invalid_http"),
+    (POST + JSON + CHUNKED, b"zz\r\n" + ROUTE, 400, "invalid_http"),
+    (POST + JSON + CHUNKED, b"2\r\n{}{}\r\n0\r\n\r\n", 400, "invalid_http"),
+    (POST + JSON + SIZED + b"Content-Encoding: gzip\r\n", ROUTE, 415, "unsupported_content_encoding"),
+    (POST + JSON + SIZED + b"Content-Encoding: identity\r\nContent-Encoding: br\r\n", ROUTE, 415,
+     "unsupported_content_encoding"),
+    (POST + b'Content-Type: application/json;Charset="UTF-16"\r\n' + SIZED, ROUTE, 415, "unsupported_charset"),
+    (POST + b"Content-Type: application/json; charset=latin-1\r\n" + SIZED, ROUTE, 415, "unsupported_charset"),
+])  # fmt: skip
+def test_what_is_not_obeyed_in_a_header_is_refused(
+    server: Served, head: bytes, body: bytes, status: int, code: str, apart: bool
+) -> None:
+    with closing(connect(server)) as client:
+        client.sendall(head + b"\r\n")
+        if apart and body:
+            time.sleep(0.1)
+            with suppress(OSError):  # the refusal came before it
+                client.sendall(body)
+        elif body:
+            client.sendall(body)
+        received, _ = until_closed(client)
+    assert received.startswith(b"HTTP/1.1 %d " % status)
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["code"] == code
+
+
+@pytest.mark.parametrize("head", [
+    JSON + SIZED + b"Content-Encoding: identity\r\n",
+    b'Content-Type: application/JSON ; charset="UTF-8"\r\n' + SIZED,
+    JSON + b"Transfer-Encoding: Chunked\r\n",
+])  # fmt: skip
+def test_what_means_the_same_is_accepted(server: Served, head: bytes) -> None:
+    with closing(connect(server)) as client:
+        client.sendall(POST + head + b"\r\n" + (ROUTE if b"Length" in head else CHUNKS))
+        assert client.recv(2**16).startswith(b"HTTP/1.1 200 ")
+
+
+def test_after_a_response_a_wrong_body_gets_no_second_one(server: Served) -> None:
+    with closing(connect(server)) as client:
+        client.sendall(POST.replace(b"Bearer ", b"Bearer x") + JSON + CHUNKED + b"\r\n")
+        assert client.recv(2**16).startswith(b"HTTP/1.1 401 ")
+        client.sendall(b"zz\r\n")
+        with suppress(ConnectionResetError):
+            assert until_closed(client)[0] == b""
+
+
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,8 @@ from vlroute.serving.key_limits import utc_day
 from vlroute.serving.keys import session_namespace
 from vlroute.serving.settings import ServerSettings
 
-KEYS = {name: f"the key of {name}, long enough" for name in ("minute", "busy", "daily", "plenty", "free", "gone")}
+KEY_NAMES = ("minute", "busy", "daily", "plenty", "free", "gone", "deleting")
+KEYS = {name: f"the key of {name}, long enough" for name in KEY_NAMES}
 PLENTY = {"tokens_per_day": 10**9}
 QUESTION = [{"role": "user", "content": "Add 2 and 3."}]
 
@@ -50,7 +54,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.write_text(
         table("minute", requests_per_minute=2) + table("busy", concurrent_requests=1)
         + table("daily", tokens_per_day=50) + table("plenty", **PLENTY)
-        + table("free") + table("gone", **PLENTY)
+        + table("free") + table("gone", **PLENTY) + table("deleting", requests_per_minute=2, tokens_per_day=1)
     )  # fmt: skip
     return path
 
@@ -71,6 +75,12 @@ def counted(server: Served, name: str) -> int:
     store = server.router.store
     assert store is not None
     return store.tokens_of(name, utc_day())
+
+
+def queued(server: Served) -> int:
+    with server.http(headers=bearer("free")) as http:
+        lines = http.get("/metrics").text.splitlines()
+    return int(float(next(line for line in lines if line.startswith("vlroute_requests_queued ")).split()[1]))
 
 
 def test_requests_a_minute(server: Served) -> None:
@@ -138,6 +148,42 @@ def test_tokens_a_day(server: Served) -> None:
     headers = error.value.response.headers
     assert 1 <= int(headers["retry-after"]) <= 86_400
     assert (headers["x-ratelimit-limit-tokens"], headers["x-ratelimit-remaining-tokens"]) == ("50", "0")
+
+
+def test_deleting_counts_as_a_request_and_needs_no_tokens(server: Served) -> None:
+    with server.http(headers=bearer("deleting")) as http:
+        id = http.post("/v1/responses", json={"model": "instruct", "input": "Add 2 and 3."}).json()["id"]
+        assert http.get(f"/v1/responses/{id}").status_code == 200
+        assert http.delete(f"/v1/responses/{id}").status_code == 200
+        assert http.delete(f"/v1/responses/{id}").json()["error"]["code"] == "requests_per_minute_exceeded"
+
+
+@pytest.mark.parametrize("deletes", [True, False])
+def test_writes_of_one_key_do_not_block_other_keys(server: Served, deletes: bool) -> None:
+    """Requests of all keys shared Python's few threads, in the order in which they came."""
+    store = server.router.store
+    assert store is not None
+    assert store.file is not None
+    writes = 50
+    with server.http(headers=bearer("free")) as http:
+        id = http.post("/v1/responses", json={"model": "instruct", "input": "Add 2 and 3."}).json()["id"]
+
+        def write() -> int:
+            if deletes:
+                return http.delete(f"/v1/responses/{id}").status_code
+            return http.post("/v1/feedback", json={"id": id, "correct": True}).status_code
+
+        with ThreadPoolExecutor(writes) as pool:
+            with closing(sqlite3.connect(store.file, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")  # no write can go on
+                running = [pool.submit(write) for _ in range(writes)]
+                until(lambda: queued(server) >= writes - 1)
+                with server.http(headers=bearer("plenty")) as another:
+                    body = {"model": "auto", "messages": QUESTION}
+                    # its count of tokens is read from the store
+                    assert another.post("/v1/route", json=body, timeout=10).status_code == 200
+            found = sorted(one.result() for one in running)
+    assert found == ([200, *[404] * (writes - 1)] if deletes else [200] * writes)
 
 
 def test_a_stream_that_the_client_left_counts(server: Served) -> None:

@@ -25,7 +25,7 @@ from vlroute.errors import InputError, OutputError
 from vlroute.inputs.messages import parse
 from vlroute.learned import LearningEvent, LearningHistory
 from vlroute.records import read_records, write_records
-from vlroute.store import ANSWERS, Store, StoreError, UnknownAnswerError, export_feedback, new_id
+from vlroute.store import ANSWERS, FEEDBACK, Store, StoreError, UnknownAnswerError, export_feedback, new_id
 from vlroute.types import MODES, Mode, ModelIdentity
 
 RED = Image.new("RGB", (8, 8), "red")
@@ -94,9 +94,14 @@ def test_feedback_comes_back_with_what_was_measured(where: str) -> None:
 def test_the_last_feedback_counts(where: str) -> None:
     with Store(where) as store:
         id = store.record(answer(), asked())
-        for correct in (True, False, 0.25):
-            store.feedback(id, correct=correct)
-        assert [one.outcome.correct for one in store.records()] == [0.25]
+        other = store.record(answer(), asked())
+        store.feedback(other, correct=True, comment="kept")
+        for correct, key in ((True, "a"), (False, "b"), (0.25, "b")):
+            store.feedback(id, correct=correct, comment="?" * 20_000, key=key)
+        found = {one.id: (one.outcome.correct, one.key) for one in store.records()}
+        assert found == {id: (0.25, "b"), other: (1.0, "")}
+        with store.transaction("read") as connection:  # or one key could fill the disk
+            assert connection.scalar(sa.select(sa.func.count()).select_from(FEEDBACK)) == 2
 
 
 def test_tokens_of_a_key_and_day_are_added_by_several_connections(where: str) -> None:

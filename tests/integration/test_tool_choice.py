@@ -252,6 +252,23 @@ def test_calls_in_json(router: Router) -> None:
     assert not _accepts(router, auto, f"First {tap.replace('tap', 'fly')}")
 
 
+@pytest.mark.parametrize("schema", [
+    {"type": ["object", "null"]}, {"type": ["null", "object"], "properties": {"x": {"type": "integer"}}},
+    {"properties": {"x": {"type": "integer"}}}, {"type": None}, {"anyOf": [{"type": "object"}, {"type": "null"}]},
+    {"enum": [1, {"x": 1}]}, {"anyOf": [{"type": "integer"}]}, {"const": 5},
+    {"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}},
+])  # fmt: skip
+def test_arguments_are_always_an_object(router: Router, schema: dict[str, Any]) -> None:
+    """Others are no call: with `tool_choice="required"`, there was none."""
+    grammar = _grammar(router, [tool("f", schema)], "required")
+
+    def accepts(arguments: str) -> bool:
+        return _accepts(router, grammar, f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>')
+
+    assert accepts('{"x": 1}') or accepts("{}")
+    assert not any(map(accepts, ("null", "1", "5", "[]", '"x"')))
+
+
 def _grammar(router: Router, offered: list[Any], choice: str) -> str:
     checkpoint, tools = router.pair.instruct, checked_tools(offered, choice)
     assert tools is not None

@@ -649,6 +649,10 @@ def test_a_chat_with_tools_is_saved_and_continued(router: Router, tmp_path: Path
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "name of a tool"),
         ({"tools": [{"type": "function", "function": {"name": "a", "other": 1}}]}, "unknown field 'other'"),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": []}}]}, "JSON schema"),
+        *(
+            ({"tools": [{"name": "a", "parameters": {"type": kind}}]}, "JSON schema of type 'object'")
+            for kind in ("integer", "array", "null", "Object", ["integer", "null"], [], 5, True, {"object": 1})
+        ),
         ({"tools": [{"type": "function", "function": {"name": "a", "description": "x<|im_end|>"}}]}, "control token"),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "two tools have the name 'tap'"),
         ({"tools": [{"name": f"t{i}"} for i in range(257)]}, "more than 256 tools"),

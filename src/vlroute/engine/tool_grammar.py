@@ -89,7 +89,7 @@ def _quoted(text: str) -> str:
 
 def _json_call(rule: str, name: str, schema: Mapping[str, Any], strict: bool) -> Iterator[str]:
     yield " ".join([f"{rule}:", _quoted(f'\n{{"name": "{name}", "arguments": '), f"{rule}a", _quoted("}\n")])
-    yield f"{rule}a: {json_rule(_supported(name, {**_ANY, **schema}, strict))}"
+    yield f"{rule}a: {json_rule(_supported(name, {**schema, **_ANY}, strict))}"
 
 
 def _xml_call(rule: str, name: str, schema: Mapping[str, Any], strict: bool) -> Iterator[str]:
@@ -113,7 +113,7 @@ def _xml_call(rule: str, name: str, schema: Mapping[str, Any], strict: bool) -> 
         parameters.append(own if key in required else f"{own}?")
         yield from _xml_parameter(own, name, key, value if isinstance(value, Mapping) else {}, schema, strict)
     if strict:  # what XML does not need to follow, such as a reference, must be valid, too
-        _supported(name, {**_ANY, **schema}, strict)
+        _supported(name, {**schema, **_ANY}, strict)
     yield " ".join([f"{rule}:", _quoted(f"\n<function={name}>\n"), *parameters, _quoted("</function>\n")])
 
 

@@ -159,6 +159,13 @@ def _offered(name: Any, names: Sequence[str]) -> str:
     return name
 
 
+def _describes_object(schema: Mapping[str, Any]) -> bool:
+    """Whether the type of a schema, if it has one, is or includes "object", and its properties are an object."""
+    kind = schema.get("type")
+    fits = kind is None or "object" in ([kind] if isinstance(kind, str) else kind if isinstance(kind, list) else ())
+    return fits and isinstance(schema.get("properties", {}), Mapping | None)
+
+
 def _is_strict(tool: Mapping[str, Any]) -> bool:
     return bool((tool.get("function") or tool).get("strict"))
 
@@ -184,9 +191,7 @@ def _definition(tool: Any) -> Mapping[str, Any]:
         raise MessageError(f"the name of a tool must be 1 to 128 letters, digits, '_', '-' or '.', got {shown(name)}")
     if not isinstance(description, str | None):
         raise MessageError(f"the description of {name!r} must be a str, got {type_of(description)}")
-    if not isinstance(parameters, Mapping | None) or not isinstance(
-        (parameters or {}).get("properties", {}), Mapping | None
-    ):
+    if not isinstance(parameters, Mapping | None) or not _describes_object(parameters or {}):
         raise MessageError(
             f"the parameters of {name!r} must be a JSON schema of type 'object', got {shown(parameters)}"
         )

@@ -310,6 +310,9 @@ class Connection(HttpToolsProtocol):
             self._stop()
         if self.parser.should_upgrade():  # it is parsed again
             return
+        if (refusal := self._header_refusal()) is not None:
+            self._answer(refusal)
+            self._stop()
         if len(self.pipeline) >= MAX_PIPELINE:
             self._all.count(400, "too_many_pipelined")
             self._reset()
@@ -320,6 +323,20 @@ class Connection(HttpToolsProtocol):
         self._all.busy(self)
         self.scope["state"]["may_be_closed"] = partial(self._may_be_closed, self.scope)
         super().on_headers_complete()
+
+    def _header_refusal(self) -> APIError | None:
+        """The error for a header that a proxy may read in another way than this server (RFC 9112, 3.2 and 6.1)."""
+        version, hosts, codings = self.parser.get_http_version(), 0, list[bytes]()
+        for name, value in self.headers:
+            hosts += name == b"host"
+            if name == b"transfer-encoding":
+                codings.append(value)
+        if hosts > 1 or (not hosts and version == "1.1"):
+            return APIError(400, f"a request must have one Host header, not {hosts}", "invalid_http")
+        if codings and (version != "1.1" or [one.strip().lower() for one in codings] != [b"chunked"]):
+            message = "the only transfer coding that is supported is chunked, in HTTP/1.1"
+            return APIError(400, message, "unsupported_transfer_coding")
+        return None
 
     def _may_be_closed(self, scope: Any) -> None:
         """Called for a response without end."""
@@ -426,9 +443,17 @@ class Connection(HttpToolsProtocol):
     def _answer(self, error: APIError) -> None:
         """Send an error outside of a request, and close the connection."""
         self._all.count(error.status, error.code)
-        if self.cycle is not None and not self.cycle.response_complete:  # the error would be taken for its response
+        cycle, in_body = self.cycle, self._waits_for == "body"
+        if cycle is not None and cycle.response_complete == in_body:
+            # the error would be taken for a part of the response to this request, or to an earlier one
             self.abort()
             return
+        if cycle is not None and in_body:
+            if self.pipeline or cycle.response_started:
+                self.abort()
+                return
+            cycle.disconnected = True  # the application sends no other response
+            cycle.message_event.set()
         self._send(error)
         self._close()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
@@ -64,12 +65,12 @@ async def _caller(
         yield _Caller(service, state.fetcher, "", Flow(address_group(address)))
         return
     caller = _Caller(service, state.fetcher, key.namespace, key.flow)
-    if request.method != "POST":  # which costs nearly nothing
+    if request.method not in ("POST", "DELETE"):  # which costs nearly nothing
         yield caller
         return
     limiter, used = service.limiter, None
-    if key.limits.tokens_per_day is not None:
-        used = await asyncio.to_thread(limiter.used_today, key)
+    if key.limits.tokens_per_day is not None and request.method == "POST":  # deleting needs no tokens
+        used = await service.use_store(partial(limiter.used_today, key), key.flow, time.perf_counter())
     request.state.limit_headers = await limiter.enter_soon(key, used)
     try:
         yield caller

@@ -31,6 +31,7 @@ EXPOSED_HEADERS = (
 )  # fmt: skip
 #: Each so many bytes of a body extend the time limit of the body by a second.
 BODY_RATE = 8 * 2**10
+_CHARSET, _CHARSETS = re.compile(r';\s*charset\s*=\s*"?([^";]*)', re.IGNORECASE), ("utf-8", "utf8", "us-ascii")
 _LOCAL_HOST = r"localhost|127\.\d+\.\d+\.\d+|\[::1\]"
 
 
@@ -144,12 +145,18 @@ class RequestGuard:
         if self.hosts is not None and self.hosts.fullmatch(headers.get("host", "localhost")) is None:
             message = "the Host header names another host than this server accepts (its setting trusted_hosts)"
             return APIError(421, message, "wrong_host")
+        if any(one.strip().lower() != "identity" for one in headers.getlist("content-encoding")):
+            message = "compressed bodies are not supported; send the body without Content-Encoding"
+            return APIError(415, message, "unsupported_content_encoding")
         if scope["method"] != "POST" or not route_path(scope).startswith(self.guarded):
             return None
         if self.draining():
             return shutting_down()
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        kind = headers.get("content-type", "")
+        if kind.partition(";")[0].strip().lower() != "application/json":
             return APIError(415, "send the body as JSON, with Content-Type: application/json", "unsupported_media_type")
+        if any(one.strip().lower() not in _CHARSETS for one in _CHARSET.findall(kind)):
+            return APIError(415, "send the body in UTF-8, the encoding of JSON", "unsupported_charset")
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.max_body:
             return self._too_large()

@@ -16,6 +16,7 @@ from pydantic import Field, StrictBool
 from sse_starlette import ServerSentEvent
 
 from vlroute.conversations import Conversations
+from vlroute.errors import StoreError
 from vlroute.inputs.tools import Tools, checked_tools
 from vlroute.pipeline import RequestOptions
 from vlroute.serving.bodies import JSONRoute, PooledBody
@@ -71,6 +72,8 @@ PREFIX = "resp_"
 _ID = re.compile(PREFIX + "([0-9a-f]{32})")
 #: Ids of the items of an answer, see `Reply`.
 _ITEM_ID = re.compile("(?:rs_|msg_|fc_)([0-9a-f]{32})(?:_[0-9]+)?")
+#: Of longer stored responses, only the beginning and the end are checked, because parsing them stops other threads.
+_CHECKED_BODY = 2**20
 _ERRORS = (401, 404, 421, 503)
 Summary = Literal["auto", "concise", "detailed"]
 #: The value of `include` for log-probabilities.
@@ -545,7 +548,7 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
         raise _no_store("store")
     stored = body.store is not False and service.conversations is not None
     if stored:
-        await asyncio.to_thread(_check_stored, caller)
+        await service.use_store(partial(_check_stored, caller), caller.flow, arrived)
     earlier: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
         earlier, _ = await _messages(caller, request, body.previous_response_id, arrived, "previous_response_id")
@@ -578,7 +581,7 @@ async def create_response(body: ResponseRequest, request: Request, caller: Calle
     return _json(text, decision_headers(answer.id, answer.decision))
 
 
-@router.get("/v1/responses/{id}", response_model=None, responses=documented(400, *_ERRORS))
+@router.get("/v1/responses/{id}", response_model=None, responses=documented(400, 429, 504, *_ERRORS))
 async def get_response(id: str, request: Request, caller: Caller) -> Response:
     """A stored response."""
     _check_query(request, "include", "include[]", "stream", "starting_after", "include_obfuscation")
@@ -587,8 +590,8 @@ async def get_response(id: str, request: Request, caller: Caller) -> Response:
     ):
         raise APIError(400, "a stored response is not streamed; leave out stream", "unsupported_parameter", "stream")
     conversations, digits = _conversations(caller.service, id)
-    read = partial(conversations.body, caller.namespace, digits)
-    body = await until_disconnect(caller.service.read(read, caller.flow, time.perf_counter()), request)
+    read = partial(_stored_body, conversations, caller.namespace, digits)
+    body = await until_disconnect(caller.service.use_store(read, caller.flow, time.perf_counter()), request)
     if body is None:
         raise _not_found()
     pooled: PooledBody = request.scope["state"]["pooled_body"]
@@ -596,12 +599,13 @@ async def get_response(id: str, request: Request, caller: Caller) -> Response:
     return _json(body)
 
 
-@router.delete("/v1/responses/{id}", responses=documented(400, *_ERRORS))
+@router.delete("/v1/responses/{id}", responses=documented(400, 429, 504, *_ERRORS))
 async def delete_response(id: str, request: Request, caller: Caller) -> dict[str, Any]:
     """Delete a stored response. Responses that continue it keep their messages."""
     _check_query(request)
     conversations, digits = _conversations(caller.service, id)
-    if not await asyncio.to_thread(conversations.delete, caller.namespace, digits):
+    work = partial(conversations.delete, caller.namespace, digits)
+    if not await caller.service.use_store(work, caller.flow, time.perf_counter()):
         raise _not_found()
     return {"id": id, "object": "response", "deleted": True}
 
@@ -661,7 +665,7 @@ async def _messages(
     what = "the messages, pictures and videos of this conversation"
     reserve = _reservation(caller, request, what, "begin a new conversation", param)
     read = partial(conversations.messages, caller.namespace, digits, reserve)
-    found = await until_disconnect(caller.service.read(read, caller.flow, arrived), request)
+    found = await until_disconnect(caller.service.use_store(read, caller.flow, arrived), request)
     if found is None:
         raise _not_found(param)
     return found
@@ -723,18 +727,21 @@ async def _with_items(given: str | list[Any], caller: Caller, request: Request, 
     def stored() -> dict[str, dict[str, Any]]:
         items: dict[str, dict[str, Any]] = {}
         for answer in answers:  # not at once: a response can contain megabytes besides the items
-            body = conversations.body(caller.namespace, answer)
+            body = _stored_body(conversations, caller.namespace, answer)
             if body is None:
                 continue
             reserve(len(body))
-            for item in json.loads(body)["output"]:
-                if item["id"] in wanted:
-                    for part in item.get("content", ()):
-                        part.pop("logprobs", None)  # which have no effect in a request
-                    items[item["id"]] = item
+            try:
+                for item in json.loads(body)["output"]:
+                    if item["id"] in wanted:
+                        for part in item.get("content", ()):
+                            part.pop("logprobs", None)  # which have no effect in a request
+                        items[item["id"]] = item
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise _damaged(answer) from error
         return items
 
-    items, output = list(given), await caller.service.read(stored, caller.flow, arrived)
+    items, output = list(given), await caller.service.use_store(stored, caller.flow, arrived)
     for index, id in references.items():
         if id not in output:
             raise APIError(
@@ -743,6 +750,26 @@ async def _with_items(given: str | list[Any], caller: Caller, request: Request, 
             )  # fmt: skip
         items[index] = output[id]
     return items
+
+
+def _stored_body(conversations: Conversations, owner: str, id: str) -> str | None:
+    """What the client got for a response; None if there is none. StoreError if it is damaged."""
+    body = conversations.body(owner, id)
+    if body is None:
+        return None
+    complete = body.startswith((f'{{"id": "{PREFIX}{id}"', f'{{"id":"{PREFIX}{id}"')) and body.endswith("}")
+    if complete and len(body) <= _CHECKED_BODY:
+        try:
+            json.loads(body)
+        except ValueError:
+            complete = False
+    if not complete:
+        raise _damaged(id)
+    return body
+
+
+def _damaged(id: str) -> StoreError:
+    return StoreError(f"the stored response {id} is damaged; delete it")
 
 
 def _conversations(service: Service, id: str, param: str | None = None) -> tuple[Conversations, str]:

@@ -113,7 +113,7 @@ async def route(body: ChatRequest, request: Request, caller: Caller) -> dict[str
     return {"model": decision.mode, "decision": decision.as_dict(), "ignored": body.ignored_by_decision(options)}
 
 
-@router.post("/v1/feedback", responses=documented(400, 401, 404, 413, 415, 421, 422, 503))
+@router.post("/v1/feedback", responses=documented(400, 401, 404, 413, 415, 421, 422, 429, 503, 504))
 async def feedback(body: FeedbackRequest, caller: Caller) -> dict[str, Any]:
     """Store how right an answer was. The id of the answer is the permission to do so."""
     id = body.id.removeprefix(PREFIX).removeprefix(MESSAGE_PREFIX).removeprefix(RESPONSE_PREFIX)
@@ -121,7 +121,7 @@ async def feedback(body: FeedbackRequest, caller: Caller) -> dict[str, Any]:
         caller.flow.name if caller.namespace else ""
     )  # without keys, the flow is an address, and ratings are not limited
     work = partial(caller.service.feedback, id, correct=body.correct, comment=body.comment, key=key)
-    await asyncio.to_thread(work)
+    await caller.service.use_store(work, caller.flow, time.perf_counter())
     return {"id": id, "stored": True}
 
 

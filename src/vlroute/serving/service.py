@@ -65,7 +65,7 @@ CANCEL_SECONDS = 20.0  # until cancelled answers have ended
 CLEANING_SECONDS = 600.0  # between two deletions of expired responses
 FOLLOW_SECONDS = 5.0  # between two looks at which artifact is in use
 RETRY_SECONDS = 1.0  # until the next attempt to load
-#: Number of threads that check formats and tools, and number of those that read stored responses.
+#: Number of threads that check formats and tools, and number of those that use the store.
 BACKGROUND_THREADS = 2
 LOWEST_PRIORITY = 19  # of threads, on Linux
 SMOOTHING = 0.1  # weight of the latest answer in the mean seconds from which Retry-After is computed
@@ -119,9 +119,10 @@ class Service:
         self._queue = FairQueue(2 * settings.max_num_seqs, self.max_admitted, self._too_many)
         most, per_flow = settings.max_decoding, max(settings.max_decoding - 1, 1)
         self._decoding = FairThreads(most, None, self._too_many, "vlroute-decode", per_flow, _run_behind)
-        self._checking, self._reading = (
-            FairThreads(BACKGROUND_THREADS, self.max_admitted, _too_many_in_background, f"vlroute-{name}")
-            for name in ("check", "read")
+        self._checking, self._storing = (
+            FairThreads(BACKGROUND_THREADS, most, _too_many_in_background, f"vlroute-{name}")
+            # what waits for the store is bounded by the connections, and refusals would cost more than it
+            for name, most in (("check", self.max_admitted), ("store", None))
         )
         self._pixels = PixelPool(settings.max_media_pixels, settings.limits.max_total_pixels)
         self.freed_memory = FreedMemory()
@@ -139,7 +140,7 @@ class Service:
         if router.shadow is not None:
             self.metrics.watch_shadow(router.shadow)
         self.metrics.running.set_function(lambda: self._admitted.total())
-        waiting = (self._queue, self._checking.queue, self._reading.queue)
+        waiting = (self._queue, self._checking.queue, self._storing.queue)
         self.metrics.queued.set_function(lambda: sum(queue.waiting for queue in waiting))
         for state in get_args(State):
             self.metrics.state.labels(state.replace(" ", "_")).set_function(partial(self._is_in, state))
@@ -493,11 +494,11 @@ class Service:
             self._check_ready()
         return await self._in_background(self._checking, work, flow, arrived)
 
-    async def read(self, work: Callable[[], T], flow: Flow, arrived: float) -> T:
-        """Read stored responses in another thread, for one request of a flow at a time. Needs no models.
+    async def use_store(self, work: Callable[[], T], flow: Flow, arrived: float) -> T:
+        """Read or change the store in another thread, for one request of a flow at a time. Needs no models.
 
         Args:
-            work: Reads them.
+            work: Uses the store.
             flow: Flow of the request.
             arrived: `time.perf_counter()` when the request arrived.
 
@@ -505,9 +506,9 @@ class Service:
             What `work` returns. Its errors are passed on.
 
         Raises:
-            APIError: 429 for too many requests, 504 if the deadline passed.
+            APIError: 504 if the deadline passed.
         """
-        return await self._in_background(self._reading, work, flow, arrived)
+        return await self._in_background(self._storing, work, flow, arrived)
 
     async def _in_background(self, threads: FairThreads, work: Callable[[], T], flow: Flow, arrived: float) -> T:
         try:
@@ -643,7 +644,7 @@ class Service:
         with self._lock:
             for cancel in self._admitted:
                 cancel.set()
-        background = (self._decoding, self._checking, self._reading)
+        background = (self._decoding, self._checking, self._storing)
         for queue in (self._queue, *(threads.queue for threads in background)):
             queue.close(shutting_down)
         until = time.monotonic() + CANCEL_SECONDS  # the threads of the pool are needed until the last answer has ended
@@ -653,7 +654,7 @@ class Service:
     async def drain(self, seconds: float) -> None:
         """Like `finish`; then close the router."""
         await self.finish(seconds)
-        for pool in (self._decoding, self._checking, self._reading, self._pool):
+        for pool in (self._decoding, self._checking, self._storing, self._pool):
             await asyncio.to_thread(pool.shutdown)
         self.router.close()
         if self.telemetry is not None:
@@ -845,7 +846,7 @@ def _run_behind() -> None:
 
 def _too_many_in_background() -> APIError:
     return APIError(
-        429, "too many formats, tools and stored responses are already being checked and read; try again later",
+        429, "too many formats and tools are already being checked; try again later",
         "too_many_requests", headers={"Retry-After": "1"},
     )  # fmt: skip
 
