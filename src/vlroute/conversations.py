@@ -61,7 +61,7 @@ RESPONSES = sa.Table(
     sa.Column("inputs", sa.Integer, nullable=False),  # position of the first message that came with the request
     sa.Column("body", sa.Text, nullable=False),  # the JSON that the client got
 )
-#: Earlier versions had another table, `conversation_owners`, whose sizes did not include `ROW_BYTES`.
+#: What each owner has stored. Earlier versions had the table `conversation_owners`, without `ROW_BYTES`.
 OWNERS = sa.Table(
     "conversation_sizes",
     TABLES,

@@ -151,7 +151,7 @@ def model_card(
     ).to_yaml()
     try:
         sections = "\n\n".join(_sections(classifier, probe, source, license))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"cannot write a model card: provenance or metrics in the artifact have an unknown form ({error!r}); train "
             "the router again with 'vlroute train'"

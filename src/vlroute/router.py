@@ -496,7 +496,7 @@ class Router:
 
         Returns:
             The commit, with its id in `oid` and the address of a pull request in `pr_url`. If the branch already
-            contains this router, a warning says so, and it is the latest commit, without a pull request.
+            contains this router, nothing is uploaded: a warning says so, and the latest commit is returned.
 
         Raises:
             ArtifactError: This router has no artifact.

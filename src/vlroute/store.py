@@ -395,7 +395,8 @@ class Store:
             sa.literal(_storable(comment), sa.Text),
             sa.literal(time.time(), sa.Double),
         ).where(ANSWERS.c.id == _storable(str(answer_id)))
-        # one statement, so that the answer cannot be pruned in between
+        # one statement, so that the answer cannot be pruned in between; the lock lets one of two ratings see the other
+        known = known.with_for_update()
         insert = sa.insert(FEEDBACK).from_select(["answer", "correct", "mode", "comment", "created"], known)
         with self.transaction("written") as connection:
             stored = connection.execute(insert.returning(FEEDBACK.c.answer, FEEDBACK.c.id)).first()

@@ -29,14 +29,14 @@ class Turns:
             TimeoutError: The lock was not free in time.
         """
         mine = object()
-        with self._condition:
-            self._queue.append(mine)
         try:
             with self._condition:
+                self._queue.append(mine)
                 if not self._condition.wait_for(lambda: self._queue[0] is mine, seconds):
                     raise TimeoutError(f"other threads have used it for {seconds:g} s")
             yield
         finally:
             with self._condition:
-                self._queue.remove(mine)
+                if mine in self._queue:  # a signal may arrive before it is
+                    self._queue.remove(mine)
                 self._condition.notify_all()

@@ -72,7 +72,8 @@ def test_what_is_not_recorded_is_not_invented() -> None:
     assert "The artifact does not record its training data." in text
     assert "## Results" not in text
     assert "base_model" not in text
-    for wrong in ({"provenance": {"records": 3}}, {"provenance": 7}, {"metrics": {"rows": 7}}, {"warnings": 7}):
+    huge = {"provenance": changed({}).card["provenance"] | {"settings": {"price": 10**400}}}
+    for wrong in ({"provenance": {"records": 3}}, {"provenance": 7}, {"metrics": {"rows": 7}}, {"warnings": 7}, huge):
         with pytest.raises(ArtifactError, match="train the router again"):
             model_card(changed(wrong), None, "x")
 

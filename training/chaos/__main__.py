@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from training.chaos import (
     bodies,
@@ -100,7 +100,7 @@ def main() -> None:
     kept = options.out / f"chaos.{'-'.join(chosen)}.partial"
     data = _resumed(kept, counts)
     # with a file of its own, because a cluster redirects stdout
-    columns = *Progress.get_default_columns(), TimeElapsedColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(file=sys.stdout)) as progress, kills.one_thread():
         for name in chosen:
             for item in SUITES[name].items:

@@ -76,6 +76,7 @@ class Seen:
     Attributes:
         answers: Ids of answers.
         votes: Ids of answers and the feedback on them.
+        voters: The client that votes on an answer, by the id of the answer.
         responses: Responses by their ids.
         refused: Number of errors that said that the server cannot answer now.
         wrong: Replies that should not be.
@@ -83,6 +84,7 @@ class Seen:
 
     answers: list[str] = field(default_factory=list)
     votes: list[tuple[str, float]] = field(default_factory=list)
+    voters: dict[str, Client] = field(default_factory=dict)
     responses: dict[str, Any] = field(default_factory=dict)
     refused: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -182,8 +184,9 @@ class Client:
             self._seen.responses[reply["id"]] = reply
 
     def _vote(self) -> None:
-        id, correct = self._any(self._seen.answers), round(self._rng.random(), 6)
-        if id is not None:
+        id, correct = self._any({*self._seen.answers} - self._seen.voters.keys()), round(self._rng.random(), 6)
+        # a second vote on an answer would replace the first one
+        if id is not None and self._seen.voters.setdefault(id, self) is self:
             self._post("/v1/feedback", {"id": id, "correct": correct})
             self._seen.votes.append((id, correct))
 

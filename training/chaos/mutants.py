@@ -279,7 +279,7 @@ def _extreme_numbers(rng: random.Random, folder: Path) -> None:
     with np.errstate(all="ignore"):
         match rng.randrange(7):
             case 0:
-                array = np.full_like(array, extreme)
+                array = np.full(array.shape, extreme).astype(dtype)
             case 1 if array.size:
                 array.flat[rng.randrange(array.size)] = np.asarray(extreme).astype(array.dtype)
             case 2:  # sums of both signs

@@ -257,8 +257,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Errors that vlroute raises on purpose end with one line and exit code 2. Missing packages and errors of the file
-    system end with one line and exit code 1. Other errors end with a traceback. SIGTERM ends with exit code 143, after
-    locks and temporary files were removed.
+    system end with one line and exit code 1. Other errors end with a traceback. SIGTERM ends with exit code 143
+    (servers: 0), after locks and temporary files were removed.
 
     Args:
         arguments: By default the arguments of the process.
@@ -286,7 +286,8 @@ def _sigterm_exits() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTERM) is _exit:  # the handler of a server stays until the process ends
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _exit(number: int, _frame: FrameType | None) -> NoReturn:

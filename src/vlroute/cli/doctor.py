@@ -444,8 +444,8 @@ def stored(store: str | None) -> Iterator[Finding]:
         return
     with Store(store) as opened:
         answers, rated = opened.count()
+        yield Finding("store", "store", f"{answers} answers, {rated} of them with feedback")
         learned = LearningHistory(opened).latest()
-    yield Finding("store", "store", f"{answers} answers, {rated} of them with feedback")
     if learned is not None:
         try:
             learned.check_artifact()

@@ -268,9 +268,9 @@ def curves(
             )  # fmt: skip
         if read.tokens is None:
             console.print(
-                f"warning: {oof} contains no expected tokens, as files of earlier versions. Presets and prices assume "
-                "equal expected seconds of all requests, so their shares and accuracies are not those of the router. "
-                "Train again, or leave --oof out",
+                f"warning: {oof} contains no expected tokens, because an earlier version wrote it. Presets and prices "
+                "assume equal expected seconds for all requests, so their shares and accuracies are not those of the "
+                "router. Train again, or leave --oof out",
                 style="yellow", markup=False, soft_wrap=True,
             )  # fmt: skip
         known = ~np.isnan(read.p[0])

@@ -307,8 +307,8 @@ class ComplexityClassifier:
 
         Args:
             folder: The folder of the artifact.
-            trust_encoder: A text encoder of the hub that may be downloaded if the artifact names it.
-                Without this, only the shipped encoder and a few known ones are loaded. The environment variable
+            trust_encoder: A text encoder of the hub that may be downloaded if the artifact names it. Without this, the
+                shipped encoder, local folders and a few known encoders are loaded. The environment variable
                 `VLROUTE_TRUST_ENCODER` has the same meaning.
 
         Returns:

@@ -65,14 +65,12 @@ class TextEncoder(Protocol):
 
 
 def load_text_encoder(name: str, revision: str | None = None) -> TextEncoder:
-    """Load a text encoder, once per process. Thread-safe.
+    """Load a text encoder, once per process. Thread-safe. No code of a folder or of the hub is run.
 
     Args:
         name: "static" for the shipped encoder, a folder, or a hub id. Folders of static embeddings are read without
             torch; everything else is loaded by sentence-transformers.
         revision: Commit of the hub; None: the latest one. It has no effect on folders.
-
-    No code of a folder or of the hub is run.
 
     Returns:
         The text encoder.
@@ -88,7 +86,11 @@ def load_text_encoder(name: str, revision: str | None = None) -> TextEncoder:
     if not any((folder / one).exists() for one in ("modules.json", "config.json")):
         raise ArtifactError(f"the text encoder in {folder} cannot be loaded: it has no modules.json or config.json")
     # pipes and devices may have no end
-    if strange := next((one for one in folder.rglob("*") if not (one.is_file() or one.is_dir())), None):
+    try:
+        strange = next((one for one in folder.rglob("*") if one.exists() and not (one.is_file() or one.is_dir())), None)
+    except OSError as error:
+        raise ArtifactError(f"the text encoder in {folder} cannot be read ({error})") from error
+    if strange is not None:
         raise ArtifactError(f"the text encoder in {folder} contains {strange.name!r}, which is not a regular file")
     table = _static_table(folder)
     return _load_static(name, folder, table) if table else _load_sentence_transformer(name, folder)
@@ -132,7 +134,8 @@ class _Static:
         self._table = table.astype(np.float32)
         if not (self._table.min() >= -LARGEST and self._table.max() <= LARGEST):  # NaN, too
             raise ValueError(f"the table contains a number that is not finite or beyond ±{LARGEST:g}")
-        if (known := self._tokenizer.get_vocab_size()) > len(self._table):
+        known = 1 + max(self._tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
+        if known > len(self._table):
             raise ValueError(f"the table has {len(self._table)} vectors for {known} tokens")
         self.name, self.fingerprint, self.width = name, _fingerprint(folder), int(table.shape[1])
         self.revision = None

@@ -42,9 +42,9 @@ def wilson_interval(
         variance: Estimated variance of this mean.
         n: Number of independent values; the sample size where all values are equal and the variance says nothing.
         quantile: Quantile of the normal or t distribution, for a two-sided interval.
-        least: Lower bound of the effective sample size. A variance with further sources is not 0 near a mean of 0 or 1,
-            where mean (1 - mean) is: without a bound, the size would be less than one value there, and the interval
-            almost 0 to 1. Where the bound applies, the variance is that of the interval nevertheless.
+        least: Lower bound of the effective sample size. Near a mean of 0 or 1, mean (1 - mean) approaches 0, but a
+            variance with further sources does not. Without a bound, the size would be less than 1 there, and the
+            interval almost 0 to 1. Where the bound applies, the width of the interval still depends on `variance`.
 
     Returns:
         Lower and upper limit, within 0 and 1.

@@ -96,8 +96,8 @@ class MediaBudget:
         self.check()
         if self._taken + pixels > most:
             raise LimitError(
-                f"{name}: with its {pixels} pixels, the pictures and videos of this request, those of its earlier "
-                f"messages included, have over {most}, the limit for one request; send fewer, scale them down, or "
+                f"{name} has {pixels} pixels. With it, the pictures and videos of this request, including those of "
+                f"earlier messages, have more than {most}, the limit for one request; send fewer, scale them down, or "
                 "begin a new conversation"
             )
         if self._pool is not None:

@@ -61,7 +61,7 @@ class Assessment:
             router has no later stages or the records have no evidence for them.
         notes: What could not be evaluated, in sentences without a full stop.
         recommended: The stages that the router recommends.
-        advice: What the figures say against the router or are too uncertain for, in sentences without a full stop.
+        advice: Warnings about the router and about few records, in sentences without a full stop.
     """
 
     evaluation: Evaluation

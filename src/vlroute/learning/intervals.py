@@ -92,6 +92,7 @@ class Sampling:
         mean = min(max(float(values.mean()), 0.0), 1.0)
         # without Bessel's correction, so that values of 0 and 1 give exactly Wilson's interval
         variance = self._variance(values, learned) * (self.draws - 1) / self.draws
+        # fitting counts even where the sample shows none of its variance, as where all answers are right
         least = self._effective / (1 + self._refitted if learned is not None else 1)
         return wilson_interval(mean, variance, least, quantile, least)
 

@@ -21,7 +21,7 @@ from vlroute.types import MODES
 
 #: Folds of the out-of-fold predictions and of a learning curve.
 FOLDS = 5
-#: A width this many times smaller than the present one is not estimated: it needs the square of it as many records.
+#: A width that is smaller than the present one by more than this factor is refused: records grow with its square.
 MOST_TIMES_NARROWER = 100
 
 

@@ -151,6 +151,9 @@ class PageLogins(MutableMapping[str, str]):
         return user
 
     def __setitem__(self, token: str, _: str) -> None:
+        for user in [one for one in self._tokens if self._service.keys.logged_in(one) is None]:
+            for ended in self._tokens.pop(user):
+                self._users.pop(ended, None)
         self._users[token] = self._accepted, time.monotonic()
         tokens = self._tokens.setdefault(self._accepted, deque())
         tokens.append(token)

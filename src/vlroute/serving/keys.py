@@ -11,7 +11,6 @@ import re
 import secrets
 import stat
 import threading
-import time
 import tomllib
 import weakref
 from collections.abc import Sequence
@@ -119,7 +118,8 @@ class APIKeys:
 
     def logged_in(self, login: str) -> APIKey | None:
         """The key of a log-in, see `APIKey.login`; None if it was removed or replaced."""
-        return next((one for one in self._keys if one.login == login), None)
+        name = key_name(login)
+        return next((one for one in self._keys if one.name == name and one.login == login), None)
 
     def of(self, authorization: str | None) -> APIKey | None:
         """The key of a request.
@@ -150,7 +150,7 @@ class APIKeys:
         try:
             self._keys = self._read(file)
             log.info("the key file was read again: %d keys", len(self._keys))
-        except InputError as error:
+        except ValueError as error:  # InputError, and Python's own for a number of thousands of digits
             log.error("the previous keys stay in force: %s", error)
 
     def _read(self, file: Path) -> tuple[APIKey, ...]:
@@ -241,7 +241,9 @@ def read_key_file(file: Path) -> tuple[APIKey, ...]:
         raise InputError(f"{file} is not valid TOML: it is nested too deeply") from None
     except FileNotFoundError:
         raise InputError(f"key file not found: {file}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except InputError:  # of `_content`
+        raise
+    except ValueError as error:  # also for a number of thousands of digits
         raise InputError(f"{file} is not valid TOML: {error}") from None
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from None
@@ -267,8 +269,8 @@ def _content(file: Path) -> str:
 
 def _watch(keys: weakref.ref[APIKeys], file: Path, version: tuple[int, int, int] | None) -> None:
     """Read the key file again whenever it has changed since `version`, until nothing refers to `keys`."""
-    while True:
-        time.sleep(RELOAD_SECONDS)
+    pause = threading.Event()
+    while not pause.wait(RELOAD_SECONDS):  # time.sleep can fail under libfaketime, and this thread must not end
         if (current := keys()) is None:
             return
         if (latest := _version(file)) != version:

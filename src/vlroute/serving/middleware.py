@@ -222,7 +222,7 @@ class PathPrefix:
 
 
 class ForwardedHeaders(ProxyHeadersMiddleware):
-    """Uses the X-Forwarded headers of trusted proxies, and removes those of others from which Gradio makes addresses.
+    """Uses the X-Forwarded headers of trusted proxies, and removes untrusted headers from which Gradio makes addresses.
 
     Args:
         app: The wrapped application.

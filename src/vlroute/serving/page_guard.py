@@ -471,7 +471,7 @@ def _replace_range(scope: Scope, path: str) -> None:
 
 
 def _restrict(message: Message, path: str) -> None:
-    """Add the headers to the start of a response, and remove others from that with a file."""
+    """Add security headers to the start of a response; a response with a file keeps only `_FILE_HEADERS`."""
     if path.startswith(_FILES) and message["status"] < 400:
         message["headers"] = [one for one in message["headers"] if one[0].lower() in _FILE_HEADERS]
     headers = MutableHeaders(scope=message)

@@ -737,7 +737,7 @@ async def _with_items(given: str | list[Any], caller: Caller, request: Request, 
                         for part in item.get("content", ()):
                             part.pop("logprobs", None)  # which have no effect in a request
                         items[item["id"]] = item
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 raise _damaged(answer) from error
         return items
 
@@ -761,7 +761,7 @@ def _stored_body(conversations: Conversations, owner: str, id: str) -> str | Non
     if complete and len(body) <= _CHECKED_BODY:
         try:
             json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             complete = False
     if not complete:
         raise _damaged(id)

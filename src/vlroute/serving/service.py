@@ -120,9 +120,9 @@ class Service:
         most, per_flow = settings.max_decoding, max(settings.max_decoding - 1, 1)
         self._decoding = FairThreads(most, None, self._too_many, "vlroute-decode", per_flow, _run_behind)
         self._checking, self._storing = (
-            FairThreads(BACKGROUND_THREADS, most, _too_many_in_background, f"vlroute-{name}")
-            # what waits for the store is bounded by the connections, and refusals would cost more than it
-            for name, most in (("check", self.max_admitted), ("store", None))
+            FairThreads(BACKGROUND_THREADS, limit, _too_many_in_background, f"vlroute-{name}")
+            # connections limit how many requests wait for the store, and refusing one would cost more than its work
+            for name, limit in (("check", self.max_admitted), ("store", None))
         )
         self._pixels = PixelPool(settings.max_media_pixels, settings.limits.max_total_pixels)
         self.freed_memory = FreedMemory()

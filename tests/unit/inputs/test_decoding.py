@@ -22,7 +22,7 @@ SQUARE = Image.new("RGB", (100, 100))
 def test_the_pixels_of_a_request_are_counted_together() -> None:
     limits = Limits(max_total_pixels=25_000)
     assert len(parse("?", [SQUARE, png(SQUARE)], limits=limits).pictures) == 2
-    with pytest.raises(LimitError, match="over 25000, the limit for one request"):
+    with pytest.raises(LimitError, match="more than 25000, the limit for one request"):
         parse("?", [SQUARE, png(SQUARE), SQUARE], limits=limits)
     with pytest.raises(LimitError, match="limit for one request"):
         parse("?", SQUARE, [[SQUARE, SQUARE]], limits=limits)

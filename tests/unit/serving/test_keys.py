@@ -134,7 +134,7 @@ def test_changes_take_effect(file: Path) -> None:
         accepted.of(None)
 
 
-@pytest.mark.parametrize("broken", ["[ann", '[ann]\nkey = "short"', None])
+@pytest.mark.parametrize("broken", ["[ann", '[ann]\nkey = "short"', "[ann]\nweight = " + "9" * 5000, None])
 def test_a_broken_file_leaves_the_previous_keys_in_force(
     file: Path, broken: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
