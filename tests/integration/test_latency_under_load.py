@@ -293,6 +293,7 @@ def test_every_figure_stays_finite(answers, per_token: float, prefill: float, pa
 
 def test_a_threshold_above_any_gain_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     router = Router.from_pretrained(**FOLDERS, router=Path("models/pocket/router").resolve())
+    caplog.clear()  # of the warning that the artifact was trained for another model
     asked = {"prompt": "Add the numbers.", "caption": "three numbers"}
     with caplog.at_level(logging.WARNING, logger="vlroute"):
         router.decide(**asked)
@@ -301,5 +302,7 @@ def test_a_threshold_above_any_gain_is_said_once(caplog: pytest.LogCaptureFixtur
         assert router.decide(**asked, price=1000).threshold > 1
         router.decide(**asked, price=1000)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    Router.from_pretrained(**FOLDERS, router=Path("models/pocket/router").resolve()).decide(**asked, price=1000)
-    assert len(caplog.records) == 2
+    another = Router.from_pretrained(**FOLDERS, router=Path("models/pocket/router").resolve())
+    caplog.clear()
+    another.decide(**asked, price=1000)
+    assert len(caplog.records) == 1
