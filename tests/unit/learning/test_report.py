@@ -222,7 +222,7 @@ def test_expected_tokens_are_read_and_records_are_compared(tmp_path: Path) -> No
             read_oof(path, [*records[:3], changed])
 
 
-@pytest.mark.parametrize(("language", "words"), [("en", "the same expected seconds"), ("zh", "预期耗时相同")])
+@pytest.mark.parametrize(("language", "words"), [("en", "the same expected seconds"), ("zh", "预计耗时相同")])
 def test_the_page_says_if_expected_tokens_are_unknown(
     tmp_path: Path, language: Literal["en", "zh"], words: str
 ) -> None:
