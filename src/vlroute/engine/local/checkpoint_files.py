@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-
 from vlroute.checks import shown
 from vlroute.engine.families import FAMILIES, Family, family_of_hub_id, known_families
 from vlroute.engine.local.quantized import check_quantization, gguf_error, is_gguf_folder, quantization_of
@@ -204,6 +201,9 @@ def is_hybrid(source: str | Path) -> bool:
 
 def _cached_folder(hub_id: str) -> Path | None:
     """The folder of the hub cache that holds config.json of a checkpoint; None if there is none."""
+    from huggingface_hub import try_to_load_from_cache  # slow to import, and a decision does not need it
+    from huggingface_hub.errors import HFValidationError
+
     try:
         cached = try_to_load_from_cache(hub_id, "config.json")
     except HFValidationError:  # not a hub id
