@@ -45,6 +45,8 @@ QUEUE = ("--max-num-seqs", "16", "--max-waiting", "96", "--deadline", f"{DEADLIN
 LIBRARIES = ("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/faketime/libfaketime.so.1")
 HOUR, DAYS = 3600, 40 * 86_400
 JUMPS = (HOUR, 0, -HOUR, 0, DAYS, 0)
+#: Least time between two jumps: libfaketime looks at the clock's file once a second.
+JUMP_SECONDS = 2.0
 #: Answers of the first server while it is idle, by name of the request and mode. All servers have the same models.
 _expected: dict[tuple[str, str], str] = {}
 
@@ -508,7 +510,7 @@ async def _jump(target: Target, clock: Path, seconds: float) -> None:
         id = await _stored(client)
         for offset in JUMPS:
             _set_clock(clock, offset)
-            await asyncio.sleep(seconds / (len(JUMPS) + 1))
+            await asyncio.sleep(max(seconds / (len(JUMPS) + 1), JUMP_SECONDS))
             status = (await client.get(f"/v1/responses/{id}", headers=bearer(KEYS[0]))).status_code
             if status != (404 if offset == DAYS else 200):
                 target.problems.append(f"a stored response has the status {status} {offset:+d} s later")
