@@ -180,7 +180,7 @@ def test_writes_of_one_key_do_not_block_other_keys(server: Served, deletes: bool
                 until(lambda: queued(server) >= writes - 1)
                 with server.http(headers=bearer("plenty")) as another:
                     body = {"model": "auto", "messages": QUESTION}
-                    # its count of tokens is read from the store
+                    # the limit of tokens of this key needs the store, too
                     assert another.post("/v1/route", json=body, timeout=10).status_code == 200
             found = sorted(one.result() for one in running)
     assert found == ([200, *[404] * (writes - 1)] if deletes else [200] * writes)

@@ -15,7 +15,8 @@ from rich.console import Console
 from tests.synthetic_records import draw_records
 from vlroute.decision.classifier import ComplexityClassifier
 from vlroute.errors import InputError
-from vlroute.learning.evaluate import Evaluation, read_oof
+from vlroute.learning.evaluate import Evaluation
+from vlroute.learning.prediction_file import read_oof
 from vlroute.learning.train import train_router
 from vlroute.records import Outcome, Record, write_records
 

@@ -230,10 +230,11 @@ def curves(
         from vlroute.learning.assumptions import measure_latency
         from vlroute.learning.curves import PAGE, write_curves
         from vlroute.learning.embeddings import embed_texts
-        from vlroute.learning.evaluate import DEFAULT_PRICE, read_oof
+        from vlroute.learning.evaluate import DEFAULT_PRICE
         from vlroute.learning.evidence import read_evidence
         from vlroute.learning.metrics import Values
         from vlroute.learning.out_of_fold import OutOfFold, default_seeds, out_of_fold
+        from vlroute.learning.prediction_file import read_oof
         from vlroute.learning.stages import stage_curves
         from vlroute.records import Skipped, read_all, warn
         from vlroute.sharing import router_folder

@@ -240,7 +240,7 @@ def fewer_rows(left: int) -> str:
 
 
 def chosen_ids(out: str | Path) -> list[str]:
-    """Read which rows were chosen for a file of records, see `collect_records`.
+    """Read the ids of the rows that `collect_records` chose for a file of records.
 
     Args:
         out: The file of records.

@@ -71,7 +71,7 @@ class APIKey:
 
     @property
     def login(self) -> str:
-        """The user of Gradio after a log-in with this key. A key that replaces it under the same name has another."""
+        """The user name that Gradio stores for a log-in with this key. It changes when the key is replaced."""
         return f"{self.name}:{self.digest.hex()[:16]}"
 
     @property
@@ -177,7 +177,7 @@ def session_namespace(session: str, login: str) -> str:
 
 
 def session_login(namespace: str) -> str | None:
-    """The log-in in a `session_namespace`; None for another namespace."""
+    """The `APIKey.login` that a `session_namespace` contains; None for another namespace."""
     return namespace.rpartition(" ")[2] if namespace.startswith("page ") else None
 
 

@@ -23,8 +23,9 @@ from vlroute.errors import InputError
 from vlroute.learning import curves, plots
 from vlroute.learning.assumptions import measure_latency
 from vlroute.learning.curves import write_curves
-from vlroute.learning.evaluate import read_oof, trade_off
+from vlroute.learning.evaluate import trade_off
 from vlroute.learning.out_of_fold import OutOfFold
+from vlroute.learning.prediction_file import read_oof
 from vlroute.learning.report import collection_report, collection_table
 from vlroute.learning.seen import training_digest
 from vlroute.learning.stages import stage_curves

@@ -185,7 +185,7 @@ def test_a_slow_file_system_does_not_delay_requests(file: Path, monkeypatch: pyt
 
 
 def test_a_pipe_of_the_shell_is_refused() -> None:
-    """As `--key-file <(...)` passes it."""
+    """`--key-file <(command)` passes such a pipe."""
     read, write = os.pipe()
     try:
         settings = ServerSettings(key_file=Path(f"/dev/fd/{read}"))
