@@ -319,6 +319,7 @@ class Store:
         self.keep_text = keep_text
         self._failures: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._waiting: dict[int, dict[str, Any]] = {}  # answers that are not written yet, by the identity of their rows
         url = read_url(where)
         self._name = url.render_as_string(hide_password=True)
         with self._errors("opened"):
@@ -368,8 +369,7 @@ class Store:
             "finish_reason": answer.finish_reason,
             "text": _storable(str(answer) if answer.tool_calls else answer.text) if self.keep_text else None,
         }
-        with self.transaction("written") as connection:
-            connection.execute(sa.insert(ANSWERS), row)
+        self._add(row)
         return id
 
     def feedback(self, answer_id: str, *, correct: bool | float, comment: str | None = None, key: str = "") -> None:
@@ -751,6 +751,35 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _add(self, row: dict[str, Any]) -> None:
+        """Insert an answer. With SQLite, one commit writes all answers that wait, because it waits for the disk."""
+        if self._writes is None:
+            with self.transaction("written") as connection:
+                connection.execute(sa.insert(ANSWERS), row)
+            return
+        with self._lock:
+            self._waiting[id(row)] = row
+        try:
+            with self._errors("written"), self._writes.turn(BUSY_SECONDS):
+                with self._lock:
+                    group = {} if id(row) not in self._waiting else {**self._waiting}
+                try:
+                    self._commit(group)
+                except SQLAlchemyError:  # perhaps because of another answer, such as one with an ID that exists
+                    self._commit({id(row): row})
+        finally:
+            with self._lock:
+                self._waiting.pop(id(row), None)
+
+    def _commit(self, group: dict[int, dict[str, Any]]) -> None:
+        """Insert waiting answers; they do not wait any longer then."""
+        if group:
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(ANSWERS), [*group.values()])
+            with self._lock:
+                for one in group:
+                    self._waiting.pop(one, None)
 
     def _prepare(self, create: bool) -> None:
         """Create missing tables and check the schema version."""

@@ -26,7 +26,7 @@ def flood_of_one_key(
     other: str,
     requests: int = 100,
     max_tokens: int = 2000,
-    asked: int = 120,
+    asked: int = 300,
     tokens: int = 0,
     more: Sequence[str] = (),
 ) -> dict[str, float]:

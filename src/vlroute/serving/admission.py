@@ -243,6 +243,38 @@ class FairThreads:
         running.add_done_callback(lambda _: self.queue.leave(ticket))
         return await asyncio.wrap_future(running)
 
+    def submit(self, work: Callable[[], T], flow: Flow) -> Future[T]:
+        """Run work in a thread when one is free.
+
+        Args:
+            work: The work.
+            flow: Its flow.
+
+        Returns:
+            What `work` returns. Without threads, as after `shutdown`, it runs in the thread that makes room for it.
+        """
+        ticket, result, once = self.queue.enter(flow), Future[T](), threading.Lock()
+
+        def run() -> None:
+            if not once.acquire(blocking=False):  # the executor may queue it and fail then
+                return
+            try:
+                if result.set_running_or_notify_cancel():
+                    result.set_result(work())
+            except BaseException as error:
+                result.set_exception(error)
+            finally:
+                self.queue.leave(ticket)
+
+        def begin(_: Future[None]) -> None:
+            try:
+                self._threads.submit(run)
+            except RuntimeError:
+                run()
+
+        ticket.place.add_done_callback(begin)
+        return result
+
     def call(self, work: Callable[[], T], flow: Flow, seconds: float) -> T:
         """`run`, for the code of a thread.
 

@@ -337,10 +337,8 @@ class _JSONRequest(Request):
         """Read and parse the body. Errors of the parser are raised by `json`, as FastAPI expects."""
         body = JSONBody(max_text)
         try:
-            async for chunk in self.stream():
-                for at in range(0, len(chunk), PIECE):
-                    body.feed(chunk[at : at + PIECE])
-                    await asyncio.sleep(0)
+            async for piece in self.stream():
+                body.feed(piece)
         except ClientDisconnect:
             raise APIError(499, "the client disconnected", "client_left") from None
         self._size = body.size

@@ -36,6 +36,8 @@ REFUSAL_SECONDS = 2.0
 MAX_REFUSED = 64
 #: After so many bytes, other connections are read first. Otherwise uvloop reads one up to 32 times in a row.
 READ_AT_ONCE = 2**14
+#: Seconds between two pieces of 256 KiB of refused bodies that are read because their clients do not stop sending.
+SKIP_SECONDS = 0.01
 _LOG_SECONDS = 10.0  # between two log lines about refused connections
 
 
@@ -108,6 +110,7 @@ class Connections:
         self._silent: dict[Connection, None] = {}
         self._idle: dict[Connection, None] = {}
         self._closable: dict[Connection, None] = {}  # those whose response has no end, oldest first
+        self._skipped = 0.0
         self._logged = -_LOG_SECONDS
         self._refused_since = 0
 
@@ -142,6 +145,18 @@ class Connections:
     def idle(self, connection: Connection) -> None:
         """The connection waits for a further request."""
         self._idle[connection] = None
+
+    def time_to_skip(self, now: float) -> float:
+        """When the next piece of a refused body may be read. They do not hurry, and others have something to do.
+
+        Args:
+            now: Time of the event loop in seconds.
+
+        Returns:
+            The time.
+        """
+        self._skipped = max(now, self._skipped) + SKIP_SECONDS
+        return self._skipped
 
     def may_be_closed(self, connection: Connection) -> None:
         """Mark a connection whose response has no end. It is closed if a new connection needs its place."""
@@ -255,7 +270,10 @@ class Connection(HttpToolsProtocol):
         self._pass_body_on()
         if len(data) >= READ_AT_ONCE and not self.flow.read_paused and not self.transport.is_closing():
             self.flow.pause_reading()
-            self.loop.call_soon(self._read_on)
+            if self.cycle is not None and self.cycle.response_complete and self._waits_for == "body":
+                self.loop.call_at(self._all.time_to_skip(self.loop.time()), self._read_on)
+            else:
+                self.loop.call_soon(self._read_on)
         if self._waits_for == "header" and self._header_size > MAX_HEADER and not self.transport.is_closing():
             self._answer(APIError(431, f"the header has more than {MAX_HEADER} bytes", "header_too_large"))
 

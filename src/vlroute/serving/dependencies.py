@@ -13,7 +13,7 @@ from fastapi import Depends, Header, Request
 from vlroute.fair_share import Flow
 from vlroute.serving.connections import address_group
 from vlroute.serving.fetch import Fetcher
-from vlroute.serving.keys import APIKey
+from vlroute.serving.keys import APIKey, authorization_of
 from vlroute.serving.service import Service
 
 
@@ -39,14 +39,11 @@ def check_key(request: Request) -> APIKey | None:
     """
     if not hasattr(request.state, "api_key"):
         service: Service = request.app.state.service
-        authorization, x_api_key = request.headers.get("authorization"), request.headers.get("x-api-key")
-        if authorization is None and x_api_key is not None:  # of Anthropic's clients
-            authorization = f"Bearer {x_api_key}"
-        key = request.state.api_key = service.key_of(authorization, _address(request))
-        if key is not None:
-            request.state.key = key.name  # for the log
-    found: APIKey | None = request.state.api_key
-    return found
+        request.state.api_key = service.key_of(authorization_of(request.headers), _address(request))
+    key: APIKey | None = request.state.api_key
+    if key is not None:
+        request.state.key = key.name  # for the log
+    return key
 
 
 def _address(request: Request) -> str:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from starlette.datastructures import Headers
+
 from vlroute.errors import InputError, SettingsError
 from vlroute.fair_share import Flow
 from vlroute.serving.errors import APIError
@@ -190,6 +192,20 @@ def session_key_name(namespace: str) -> str | None:
 def key_name(login: str) -> str:
     """The name of the key in an `APIKey.login`."""
     return login.partition(":")[0]
+
+
+def authorization_of(headers: Headers) -> str | None:
+    """What a request sends as its key.
+
+    Args:
+        headers: The headers of the request.
+
+    Returns:
+        An Authorization header; None without a key.
+    """
+    if (authorization := headers.get("authorization")) is None and (key := headers.get("x-api-key")) is not None:
+        return f"Bearer {key}"  # of Anthropic's clients
+    return authorization
 
 
 def no_valid_key() -> APIError:

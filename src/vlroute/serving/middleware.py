@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from vlroute.serving.bodies import PIECE, BodyPool, JSONBody, PooledBody, max_text
+from vlroute.serving.bodies import BodyPool, JSONBody, PooledBody, max_text
 from vlroute.serving.connections import Proxies, address_group
 from vlroute.serving.errors import APIError, Count, error_response, route_path
 from vlroute.serving.keys import APIKey
@@ -130,8 +130,7 @@ class RequestGuard:
                 if in_memory and piece:
                     body.take(_flow(scope), len(piece))
                 if bounds is not None:
-                    for at in range(0, len(piece), PIECE):
-                        bounds.feed(piece[at : at + PIECE])
+                    bounds.feed(piece)
             except APIError as error:
                 if guarded:
                     raise

@@ -54,6 +54,7 @@ class RequestRecord:
         trace_id: Id of the trace, if the request is traced.
         began_ns: Time of the arrival, in nanoseconds since 1970.
         seconds: Duration until the end of the response.
+        thread_seconds: CPU time that other threads than that of the event loop have used to prepare and end answers.
         on_end: Called with the record when the response and the answers have ended.
     """
 
@@ -78,6 +79,7 @@ class RequestRecord:
     trace_id: str | None = None
     began_ns: int = field(default_factory=time.time_ns)
     seconds: float = 0.0
+    thread_seconds: float = 0.0
     on_end: Callable[[RequestRecord], None] | None = None
     _began: float = field(default_factory=time.perf_counter)
     _open: int = 1

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import closing, suppress
 from contextvars import copy_context
 from dataclasses import replace
@@ -109,12 +109,12 @@ class Service:
         threads = PREPARING_THREADS
         if router.blocks:
             threads = self.max_admitted + 2 * settings.max_num_seqs + threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="vlroute-answer")
+        self._pool = FairThreads(threads, None, self._too_many, "vlroute-answer", threads - 1)
         if not router.blocks:
             # a thread inherits the priority of the one that starts it, which may be that of the models
             started = threading.Barrier(threads)
-            for _ in range(threads):
-                self._pool.submit(started.wait)
+            for number in range(threads):
+                self._pool.submit(started.wait, Flow(str(number)))
         self._admitted: Counter[threading.Event] = Counter()  # number of answers of each request
         self._queue = FairQueue(2 * settings.max_num_seqs, self.max_admitted, self._too_many)
         most, per_flow = settings.max_decoding, max(settings.max_decoding - 1, 1)
@@ -260,7 +260,8 @@ class Service:
             InputError: Raised by `prepare`.
         """
         record = current_request()
-        place, conversation = await self._begin(prepare, options.flow or Flow(options.namespace), arrived)
+        flow = options.flow or Flow(options.namespace)
+        place, conversation = await self._begin(prepare, flow, arrived)
         options = replace(options, cancel=place.cancel, id=record.answer_id())
 
         def work() -> Steps[Answer]:
@@ -271,7 +272,7 @@ class Service:
 
         alarm = asyncio.get_running_loop().call_later(self._seconds_left(arrived), place.cancel.set)
         record.begin_answer()
-        future = start(work(), _InContext(self._pool))
+        future = start(work(), _Threads(self._pool, flow))
         future.add_done_callback(lambda _: self._release(place, record))
         try:
             return await asyncio.wrap_future(future)
@@ -303,7 +304,8 @@ class Service:
             InputError: Raised by `prepare`.
         """
         record = current_request()
-        place, conversation = await self._begin(prepare, options.flow or Flow(options.namespace), arrived)
+        flow = options.flow or Flow(options.namespace)
+        place, conversation = await self._begin(prepare, flow, arrived)
         options = replace(options, cancel=place.cancel, id=record.answer_id())
 
         def work(emit: Callable[[Event], None]) -> Steps[None]:
@@ -316,7 +318,7 @@ class Service:
             yield from self.router.pipeline.answer(conversation(), options, observed)
 
         record.begin_answer()
-        stream = AsyncStream[Event](_InContext(self._pool), work, place.cancel, self._seconds_left(arrived))
+        stream = AsyncStream[Event](_Threads(self._pool, flow), work, place.cancel, self._seconds_left(arrived))
         stream.ended.add_done_callback(lambda _: self._release(place, record))
         return stream
 
@@ -355,7 +357,7 @@ class Service:
             self.metrics.answered(counted, seconds, None if index else record.first_token_seconds)
             self._check_complete(answer, seconds)
 
-        executor = _InContext(self._pool)
+        executor = _Threads(self._pool, flow)
         work = Choices(self.router.pipeline, conversation, options, count, executor, finished).work
         record.begin_answer()
         stream = AsyncStream[Item](executor, work, place.cancel, self._seconds_left(arrived))
@@ -584,7 +586,7 @@ class Service:
         place, conversation = await self._begin(prepare, flow, arrived)
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                _InContext(self._pool), lambda: work(conversation())
+                _Threads(self._pool, flow), lambda: work(conversation())
             )
         finally:
             place.cancel.set()
@@ -825,16 +827,25 @@ class _Place:
         self.media = MediaBudget(pixels, ticket.flow.name, EitherEvent(self.cancel, stop).is_set)
 
 
-class _InContext(Executor):
-    """Runs work in threads of `pool` with the context of this thread: log lines contain the id of the request."""
+class _Threads(Executor):
+    """Runs work of a flow in threads, with the context of this thread: log lines contain the id of the request."""
 
-    def __init__(self, pool: Executor) -> None:
-        self._pool, self._context = pool, copy_context()
+    def __init__(self, threads: FairThreads, flow: Flow) -> None:
+        self._threads, self._flow, self._context = threads, flow, copy_context()
+        self._record = current_request()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """See `Executor.submit`."""
-        run = self._context.copy().run  # a context can be entered by one thread at a time
-        return self._pool.submit(run, fn, *args, **kwargs)
+        context = self._context.copy()  # a context can be entered by one thread at a time
+
+        def work() -> T:
+            began = time.thread_time()
+            try:
+                return context.run(fn, *args, **kwargs)
+            finally:
+                self._record.thread_seconds += time.thread_time() - began
+
+        return self._threads.submit(work, self._flow)
 
 
 def _run_behind() -> None:
