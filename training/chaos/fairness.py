@@ -38,29 +38,46 @@ def flood_of_one_key(
         other: The other key.
         requests: Number of requests with long thoughts at a time.
         max_tokens: Length of their answers.
-        asked: Number of requests of the other key, one after the other, before and during the flood.
-        tokens: Minimum number of tokens of its answers.
+        asked: See `beside`.
+        tokens: See `beside`.
         more: Further options of `training.chaos.flood`.
 
     Returns:
-        Seconds of the other key's answers (95th percentile, longest) on the idle server and during the flood, how many
-        were refused, the 95th percentile of the delay of `/health` during the flood in seconds, and how many requests
-        of the flood were answered and refused.
+        See `beside`.
     """
-    command = [sys.executable, "-m", "training.chaos.flood", url, flooding]
-    command += ["--requests", str(requests), "--max-tokens", str(max_tokens), *more]
+    command = ["training.chaos.flood", url, flooding, "--requests", str(requests), "--max-tokens", str(max_tokens)]
+    return beside([*command, *more], url, other, asked, tokens)
+
+
+def beside(flood: Sequence[str], url: str, other: str, asked: int = 300, tokens: int = 0) -> dict[str, float]:
+    """Let a key ask Instruct, on the idle server and during a flood.
+
+    Args:
+        flood: Module of the flood, and its arguments. It prints a line when it has begun, and how often it got which
+            status when its stdin is closed.
+        url: Address of the server.
+        other: The key.
+        asked: Number of its requests, one after the other, before and during the flood.
+        tokens: Minimum number of tokens of its answers.
+
+    Returns:
+        Seconds of the key's answers (95th percentile, longest) on the idle server and during the flood, how many were
+        refused, the 95th percentile of the delay of `/health` during the flood in seconds, and how many requests of
+        the flood were answered and refused.
+    """
     health = attacks.Figures()
     ask(url, other, 10, tokens)  # the first requests of a process take longer
     idle, _ = ask(url, other, asked, tokens)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as flood:
-        assert flood.stdin
-        assert flood.stdout
-        flood.stdout.readline()
+    command = [sys.executable, "-m", *flood]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdout.readline()
         with attacks.health(url, health):
             time.sleep(2.0)
             busy, refused = ask(url, other, asked, tokens)
-        flood.stdin.close()
-        got = json.loads(flood.stdout.read())
+        process.stdin.close()
+        got = json.loads(process.stdout.read())
     return {
         "idle p95 s": percentile(idle), "flood p95 s": percentile(busy), "flood longest s": max(busy, default=0.0),
         "ratio": percentile(busy) / max(percentile(idle), 1e-9), "asked": asked, "refused": refused,

@@ -195,7 +195,8 @@ def _bombs(found: dict[str, float]) -> tuple[str, bool]:
 
 def _many_requests(count: int, tokens: int = 0) -> Callable[[Target], tuple[str, bool]]:
     def attack(target: Target) -> tuple[str, bool]:
-        return _other_key(fairness.flood_of_one_key(target.url, KEY, OTHER, count, tokens=tokens))
+        found = fairness.flood_of_one_key(target.url, KEY, OTHER, count, tokens=tokens, asked=_asked(tokens))
+        return _other_key(found)
 
     return attack
 
@@ -204,12 +205,28 @@ def _everything(tokens: int = 0) -> Callable[[Target], tuple[str, bool]]:
     more = ("--bodies", "--silent", "200")
 
     def attack(target: Target) -> tuple[str, bool]:
-        found = fairness.flood_of_one_key(target.url, KEY, OTHER, 40, tokens=tokens, more=more)
-        text, holds = _other_key(found)
-        health = found["health p95 s"]
-        return f"{text}; `/health` p95 {health * 1000:.0f} ms", holds and health <= HEALTH_SECONDS
+        found = fairness.flood_of_one_key(target.url, KEY, OTHER, 40, tokens=tokens, more=more, asked=_asked(tokens))
+        return _other_key_and_health(found)
 
     return attack
+
+
+def _short_requests(kind: str) -> Callable[[Target], tuple[str, bool]]:
+    def attack(target: Target) -> tuple[str, bool]:
+        flood = ("training.chaos.short_requests", target.url, KEY, kind)
+        return _other_key_and_health(fairness.beside(flood, target.url, OTHER))
+
+    return attack
+
+
+def _asked(tokens: int) -> int:
+    """Number of requests of the other key: more of short ones, whose times vary more."""
+    return 120 if tokens else 300
+
+
+def _other_key_and_health(found: dict[str, float]) -> tuple[str, bool]:
+    (text, holds), health = _other_key(found), found["health p95 s"]
+    return f"{text}; `/health` p95 {health * 1000:.0f} ms", holds and health <= HEALTH_SECONDS
 
 
 def _other_key(found: dict[str, float]) -> tuple[str, bool]:
@@ -314,6 +331,14 @@ ATTACKS = (
             ("16 long Thinking requests of one key", _OTHER, _many_requests(16, tokens)),
             ("100 long Thinking requests of one key", _OTHER, _many_requests(100, tokens)),
             (_EVERYTHING, f"{_OTHER}; `/health` p95 ≤ 100 ms", _everything(tokens)),
+        )
+    ],
+    *[
+        Attack(f"60 connections of one key, again and again: {what}", f"{_OTHER}; `/health` p95 ≤ 100 ms", run)
+        for what, run in (
+            ("wrong requests", _short_requests("wrong")), ("lists of models", _short_requests("models")),
+            ("bodies of 80,000 fields", _short_requests("fields")),
+            ("answers of one word", _short_requests("answers")),
         )
     ],
     Attack("8 connections with 13,000 requests at once", _ANSWERED, _held(costly_requests.pipelined)),

@@ -20,7 +20,7 @@ from vlroute.files import shipped
 from vlroute.router import Router
 from vlroute.serving.errors import APIError, add_error_handlers
 from vlroute.serving.fetch import Fetcher
-from vlroute.serving.loop_shares import LoopShares
+from vlroute.serving.loop_shares import PAUSE, PAUSE_BESIDE_MODELS, LoopShares
 from vlroute.serving.messages_api import router as messages
 from vlroute.serving.middleware import AddressLimit, ForwardedHeaders, PathPrefix, RequestGuard, add_cross_origin
 from vlroute.serving.models_api import router as models
@@ -93,7 +93,7 @@ def create_app(
         RequestGuard, ("/v1/", "/api/predict"), settings, trusted, count, lambda: service.draining,
         service.freed_memory.add,
     )  # fmt: skip
-    app.add_middleware(LoopShares, service.keys)
+    app.add_middleware(LoopShares, service.keys, PAUSE if router.blocks else PAUSE_BESIDE_MODELS)
     app.add_middleware(AddressLimit, settings, count)
     add_cross_origin(app, settings.cors_origins)  # outside, so that refusals have its headers
     app.add_middleware(

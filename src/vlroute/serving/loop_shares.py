@@ -20,9 +20,12 @@ from vlroute.serving.errors import APIError, route_path
 from vlroute.serving.keys import APIKeys, authorization_of
 from vlroute.serving.request_log import POLLED, current_request
 
-#: A flow that has used more than another one with a request pauses for so many times the CPU time of its last request:
-#: models of this process run on the same cores as the event loop, and Python runs one thread at a time.
-PAUSE = 3.0
+#: A pause takes so many times the CPU time that a flow has used: 0.5 leaves it two thirds of the event loop.
+PAUSE = 0.5
+#: The same if models run in this process. They need the same cores, and Python runs one thread at a time.
+PAUSE_BESIDE_MODELS = 6.0
+#: A pause for several requests is not longer, in seconds.
+LONGEST_PAUSE = 0.1
 #: Flows wait for each other until there was only one of them for so long, in seconds. A client that asks again when it
 #: has its answer has no request in between.
 SHARED_SECONDS = 1.0
@@ -31,32 +34,45 @@ _MANY = 1024  # flows; then those without a request are forgotten
 
 @dataclass(slots=True)
 class _Requests:
-    """The requests of a flow."""
+    """The requests of a flow.
+
+    Attributes:
+        flow: The flow.
+        turn: Held by the request that may go on.
+        open: Number of requests.
+        waiting: Number of those that wait for a turn or pause.
+        until: Time of the event loop until which the flow should pause.
+        mean: Mean CPU time of a request in seconds; the last ones count most.
+    """
 
     flow: Flow
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     open: int = 0
-    waiting: int = 0  # those that wait for a turn
-    until: float = 0.0  # time of the event loop until which the flow pauses
-    mean: float = 0.0  # CPU time of a request in seconds
+    waiting: int = 0
+    until: float = 0.0
+    mean: float = 0.0
 
 
 class LoopShares:
     """Lets requests wait for those of other keys and addresses.
 
     The event loop takes events in the order of their arrival. So a client that sends many short requests, or large
-    bodies, would delay all others. Here, one request of each flow begins at a time, and one piece of its bodies is
-    read. A flow is an API key, or an address without one. A flow that has used more CPU time than another one pauses
-    after each request while the other one has requests. What the models need is not counted, nor what is sent while
-    they answer: their schedulers share it.
+    bodies, would delay all others. Here, a flow is an API key, or an address without one, and in each round of the loop
+    one request of each flow begins, or one piece of its bodies is read. While another flow has requests, a flow whose
+    requests queue pauses after each of them, as it does within a body. If those of the other one queue too, only the
+    flow that has used more pauses.
+
+    What counts is the CPU time of a request before its response begins, in this thread and in those that prepare and
+    end answers. The time of the models does not count, nor that of a stream: the schedulers of the models share them.
 
     Args:
         app: The wrapped application.
         keys: The accepted keys.
+        pause: How long pauses are, see `PAUSE`.
     """
 
-    def __init__(self, app: ASGIApp, keys: APIKeys) -> None:
-        self.app, self.keys = app, keys
+    def __init__(self, app: ASGIApp, keys: APIKeys, pause: float = PAUSE) -> None:
+        self.app, self.keys, self.pause = app, keys, pause
         self._flows: dict[str, _Requests] = {}
         self._used = FairShare()  # seconds
         self._last: _Requests | None = None  # those that had the last turn
@@ -70,7 +86,7 @@ class LoopShares:
         mine, used = self._requests(scope), _CPUTime()
         started = read = complete = False
         rest = b""  # of what the server has received
-        charged = spent = 0.0
+        charged = spent = 0.0  # CPU time of this request
 
         def charge(more: float = 0.0) -> None:
             nonlocal charged, spent
@@ -101,11 +117,11 @@ class LoopShares:
         mine.open += 1
         try:
             await self._turn(mine)
-            self._charge(mine, charged := mine.mean)  # or others of the flow begin before it has used anything
+            self._charge(mine, charged := mine.mean)  # now, so that the next one of the flow pauses
             await used.of(self.app(scope, fair_receive, counting_send))
         finally:
             if started:
-                used.take()
+                used.take()  # a stream does not count
             charge(current_request().thread_seconds)
             mine.open -= 1
             mine.mean += 0.1 * (spent - mine.mean)
@@ -127,7 +143,9 @@ class LoopShares:
     def _charge(self, mine: _Requests, seconds: float) -> None:
         """Count CPU time that a flow has used."""
         self._used.charge(mine.flow, seconds)
-        mine.until = max(mine.until, asyncio.get_running_loop().time()) + PAUSE * seconds
+        now, pause = asyncio.get_running_loop().time(), self.pause * seconds
+        # what was used while nobody had to wait for it is not paid later
+        mine.until = now + min(max(mine.until - now, 0.0) + pause, max(pause, LONGEST_PAUSE))
 
     async def _turn(self, mine: _Requests, in_body: bool = False) -> None:
         """Wait until a request of a flow may go on. The next one of it may in the next round of the event loop."""

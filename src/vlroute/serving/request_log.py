@@ -120,6 +120,11 @@ class RequestRecord:
         self.seconds = time.perf_counter() - self._began
         self.end_answer()
 
+    def used_thread(self, seconds: float) -> None:
+        """Add CPU time of another thread than that of the event loop."""
+        with self._lock:
+            self.thread_seconds += seconds
+
     def fields(self) -> dict[str, Any]:
         """The fields of the log line. Those without a value are left out."""
         found: dict[str, Any] = {

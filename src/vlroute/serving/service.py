@@ -843,7 +843,7 @@ class _Threads(Executor):
             try:
                 return context.run(fn, *args, **kwargs)
             finally:
-                self._record.thread_seconds += time.thread_time() - began
+                self._record.used_thread(time.thread_time() - began)
 
         return self._threads.submit(work, self._flow)
 
