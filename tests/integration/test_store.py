@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from PIL import Image
 
 from tests.conftest import lacking
+from tests.serving import until
 from tests.stored import answer, asked
 from vlroute.errors import InputError, OutputError
 from vlroute.inputs.messages import parse
@@ -217,6 +218,33 @@ def test_many_threads(where: str) -> None:
 
         assert max(threads.map(work, range(8))) == 80
         assert store.count() == (80, 80)
+
+
+def test_waiting_answers_are_written_together(tmp_path: Path) -> None:
+    with Store(tmp_path / "store.db") as store, ThreadPoolExecutor(8) as threads:
+        commits = list[int]()
+        sa.event.listen(store._engine, "commit", lambda _: commits.append(1))
+        with store.transaction("written"):  # the answers wait for it
+            ids = [threads.submit(store.record, answer(), asked()) for _ in range(8)]
+            until(lambda: len(store._waiting) == 8)
+        assert len({one.result(10) for one in ids}) == 8
+        assert store.count()[0] == 8
+        assert sum(commits) < 5  # the one before included, and one that began before all waited
+        assert not store._waiting
+
+
+def test_an_answer_that_cannot_be_written_fails_alone(tmp_path: Path) -> None:
+    with Store(tmp_path / "store.db") as store, ThreadPoolExecutor(8) as threads:
+        known = store.record(answer(), asked())
+        with store.transaction("written"):
+            ids = [known, None, known, None, None, known]
+            results = [threads.submit(store.record, answer(), asked(), id=id) for id in ids]
+            until(lambda: len(store._waiting) == len(ids))
+        failed = [isinstance(one.exception(10), StoreError) for one in results]
+        assert failed == [id is not None for id in ids]
+        assert store.count()[0] == 4
+        assert store.failures()["written"] == 3
+        assert not store._waiting
 
 
 WRITER = """

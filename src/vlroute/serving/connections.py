@@ -36,8 +36,8 @@ REFUSAL_SECONDS = 2.0
 MAX_REFUSED = 64
 #: After so many bytes, other connections are read first. Otherwise uvloop reads one up to 32 times in a row.
 READ_AT_ONCE = 2**14
-#: Seconds between two pieces of 256 KiB of refused bodies that are read because their clients do not stop sending.
-SKIP_SECONDS = 0.01
+#: Bytes of refused bodies that are read in a second, because the time of the event loop is better used for requests.
+SKIP_RATE = 25 * 2**20
 _LOG_SECONDS = 10.0  # between two log lines about refused connections
 
 
@@ -110,7 +110,7 @@ class Connections:
         self._silent: dict[Connection, None] = {}
         self._idle: dict[Connection, None] = {}
         self._closable: dict[Connection, None] = {}  # those whose response has no end, oldest first
-        self._skipped = 0.0
+        self._skip_at = 0.0
         self._logged = -_LOG_SECONDS
         self._refused_since = 0
 
@@ -146,17 +146,18 @@ class Connections:
         """The connection waits for a further request."""
         self._idle[connection] = None
 
-    def time_to_skip(self, now: float) -> float:
-        """When the next piece of a refused body may be read. They do not hurry, and others have something to do.
+    def skipped(self, size: int, now: float) -> float:
+        """Count a part of a refused body that was read because its client does not stop sending.
 
         Args:
+            size: Its number of bytes.
             now: Time of the event loop in seconds.
 
         Returns:
-            The time.
+            The time at which the next part of such a body may be read.
         """
-        self._skipped = max(now, self._skipped) + SKIP_SECONDS
-        return self._skipped
+        self._skip_at = max(now, self._skip_at) + size / SKIP_RATE
+        return self._skip_at
 
     def may_be_closed(self, connection: Connection) -> None:
         """Mark a connection whose response has no end. It is closed if a new connection needs its place."""
@@ -223,6 +224,7 @@ class Connection(HttpToolsProtocol):
         self._admitted = self._refused = self._aborted = False
         self._waits_for: str | None = "header"  # "header" or "body" while a part of a request is expected
         self._header_size = 0
+        self._skipped = 0  # bytes of a refused body
         self._body: list[bytes] = []  # chunks of the body in what is being parsed
         self._stopped = False
         self._reading: asyncio.TimerHandle | None = None
@@ -271,7 +273,7 @@ class Connection(HttpToolsProtocol):
         if len(data) >= READ_AT_ONCE and not self.flow.read_paused and not self.transport.is_closing():
             self.flow.pause_reading()
             if self.cycle is not None and self.cycle.response_complete and self._waits_for == "body":
-                self.loop.call_at(self._all.time_to_skip(self.loop.time()), self._read_on)
+                self._skip(len(data))
             else:
                 self.loop.call_soon(self._read_on)
         if self._waits_for == "header" and self._header_size > MAX_HEADER and not self.transport.is_closing():
@@ -337,7 +339,7 @@ class Connection(HttpToolsProtocol):
             self._stop()
         self._stop_reading_timer()
         self._waits_for = "body"
-        self._header_size = 0
+        self._header_size = self._skipped = 0
         self._all.busy(self)
         self.scope["state"]["may_be_closed"] = partial(self._may_be_closed, self.scope)
         super().on_headers_complete()
@@ -422,6 +424,15 @@ class Connection(HttpToolsProtocol):
         unread = cycle is not None and not cycle.response_complete and len(cycle.body) > HIGH_WATER_LIMIT
         if not unread and not self.pipeline and not self.transport.is_closing():
             self.flow.resume_reading()
+
+    def _skip(self, size: int) -> None:
+        """A part of a refused body has arrived. How long the rest takes is not up to the client, so its size counts."""
+        self._skipped += size
+        if self._skipped > self._settings.max_body:
+            self._close()
+            return
+        self._read_within(self._settings.header_seconds, self._close)
+        self.loop.call_at(self._all.skipped(size, self.loop.time()), self._read_on)
 
     def _pass_body_on(self) -> None:
         if self._body:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vlroute.fair_share import FairShare, Flow
-from vlroute.serving.admission import FairQueue, Ticket
+from vlroute.serving.admission import FairQueue, FairThreads, Ticket
 from vlroute.serving.connections import address_group
 from vlroute.serving.errors import APIError
 from vlroute.serving.wrong_keys import ADDRESSES, FREE, WrongKeys
@@ -164,3 +164,41 @@ def test_addresses_of_one_customer_count_together() -> None:
     assert address_group("2001:db8::1") == address_group("2001:db8::ffff:2") != address_group("2001:db8:0:1::1")
     assert address_group("::ffff:192.0.2.1") == "192.0.2.1"
     assert address_group("testclient") == "testclient"
+
+
+def test_work_of_a_flow_does_not_wait_behind_that_of_another_one() -> None:
+    threads, order, go = FairThreads(2, None, FullError, "test", per_flow=1), list[str](), threading.Event()
+    first = threads.submit(lambda: go.wait(10), HEAVY)
+    more = [threads.submit(lambda: order.append("heavy"), HEAVY) for _ in range(10)]
+    assert threads.submit(lambda: order.append("light") or "done", LIGHT).result(10) == "done"
+    assert order == ["light"]
+    go.set()
+    for one in (first, *more):
+        one.result(10)
+    assert order == ["light"] + ["heavy"] * 10
+    threads.shutdown()
+
+
+def test_work_that_fails_leaves_its_thread_to_others() -> None:
+    threads = FairThreads(1, None, FullError, "test")
+    failed = [threads.submit(lambda: 1 // 0, HEAVY) for _ in range(3)]
+    assert all(isinstance(one.exception(10), ZeroDivisionError) for one in failed)
+    assert threads.submit(lambda: 1, HEAVY).result(10) == 1
+    threads.shutdown()
+
+
+def test_cancelled_work_is_not_run() -> None:
+    threads, go, ran = FairThreads(1, None, FullError, "test"), threading.Event(), list[int]()
+    first, second = threads.submit(lambda: go.wait(10), HEAVY), threads.submit(lambda: ran.append(1), HEAVY)
+    assert second.cancel()
+    go.set()
+    first.result(10)
+    assert threads.submit(lambda: 1, HEAVY).result(10) == 1
+    assert not ran
+    threads.shutdown()
+
+
+def test_after_the_shutdown_work_runs_in_the_thread_of_the_caller() -> None:
+    threads = FairThreads(1, None, FullError, "test")
+    threads.shutdown()
+    assert threads.submit(threading.get_ident, HEAVY).result(0) == threading.get_ident()
