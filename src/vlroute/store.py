@@ -22,7 +22,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from vlroute.errors import InputError, OutputError, StoreError, UnknownAnswerError, VLRouteError
 from vlroute.file_lock import locked
@@ -319,7 +319,7 @@ class Store:
         self.keep_text = keep_text
         self._failures: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._waiting: dict[int, dict[str, Any]] = {}  # answers that are not written yet, by the identity of their rows
+        self._waiting: dict[int, dict[str, Any]] = {}  # rows that wait to be written, by `id(row)`
         url = read_url(where)
         self._name = url.render_as_string(hide_password=True)
         with self._errors("opened"):
@@ -753,7 +753,7 @@ class Store:
         self.close()
 
     def _add(self, row: dict[str, Any]) -> None:
-        """Insert an answer. With SQLite, one commit writes all answers that wait, because it waits for the disk."""
+        """Insert an answer. With SQLite, one commit writes all waiting answers, because each one waits for the disk."""
         if self._writes is None:
             with self.transaction("written") as connection:
                 connection.execute(sa.insert(ANSWERS), row)
@@ -763,17 +763,19 @@ class Store:
         try:
             with self._errors("written"), self._writes.turn(BUSY_SECONDS):
                 with self._lock:
-                    group = {} if id(row) not in self._waiting else {**self._waiting}
+                    group = {**self._waiting} if id(row) in self._waiting else {}
                 try:
                     self._commit(group)
-                except SQLAlchemyError:  # perhaps because of another answer, such as one with an ID that exists
-                    self._commit({id(row): row})
+                except Exception as error:
+                    if len(group) < 2 or isinstance(error, OperationalError):  # such as a full disk
+                        raise
+                    self._commit({id(row): row})  # another answer may be the reason, such as one with a known ID
         finally:
             with self._lock:
                 self._waiting.pop(id(row), None)
 
     def _commit(self, group: dict[int, dict[str, Any]]) -> None:
-        """Insert waiting answers; they do not wait any longer then."""
+        """Insert the rows of `group` in one transaction, and remove them from `_waiting`."""
         if group:
             with self._engine.begin() as connection:
                 connection.execute(sa.insert(ANSWERS), [*group.values()])

@@ -13,6 +13,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 
 import httpx
 
@@ -48,18 +49,20 @@ async def _flood(url: str, key: str, kind: str, connections: int) -> Counter[int
 
     async def send() -> None:
         while True:
-            reader, writer = await asyncio.open_connection(parts.host, parts.port)
             try:
-                while True:
-                    writer.write(head.encode() + content)
-                    reply = await reader.readuntil(b"\r\n\r\n")
-                    length = next(line for line in reply.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-                    await reader.readexactly(int(length.partition(b":")[2]))
-                    got[int(reply[9:12])] += 1
+                await answered(*await asyncio.open_connection(parts.host, parts.port))
             except (OSError, asyncio.IncompleteReadError):
                 got[0] += 1  # the server has closed the connection
-            finally:
-                writer.close()
+                await asyncio.sleep(0.1)
+
+    async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            while True:
+                writer.write(head.encode() + content)
+                reply = await reader.readuntil(b"\r\n\r\n")
+                length = next(line for line in reply.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+                await reader.readexactly(int(length.partition(b":")[2]))
+                got[int(reply[9:12])] += 1
 
     tasks = [asyncio.create_task(send()) for _ in range(connections)]
     print("flooding", flush=True)

@@ -251,22 +251,33 @@ class FairThreads:
             flow: Its flow.
 
         Returns:
-            What `work` returns. Without threads, as after `shutdown`, it runs in the thread that makes room for it.
+            A future with the result of `work`. If no thread can run it, as after `shutdown`, it runs in the thread that
+            calls `submit`, or in the one whose work ends before it.
+
+        Raises:
+            Exception: The result of `refusal`, if too many tasks run or wait.
         """
-        ticket, result, once = self.queue.enter(flow), Future[T](), threading.Lock()
+        ticket, result = self.queue.enter(flow), Future[T]()
+        todo = [result]  # an executor may have queued the work before it raises; then it must not run twice
 
         def run() -> None:
-            if not once.acquire(blocking=False):  # the executor may queue it and fail then
+            try:
+                future = todo.pop()
+            except IndexError:
                 return
             try:
-                if result.set_running_or_notify_cancel():
-                    result.set_result(work())
+                if future.set_running_or_notify_cancel():
+                    future.set_result(work())
             except BaseException as error:
-                result.set_exception(error)
+                future.set_exception(error)
             finally:
+                del future  # an error must not refer to itself through this frame
                 self.queue.leave(ticket)
 
-        def begin(_: Future[None]) -> None:
+        def begin(place: Future[None]) -> None:
+            if (refusal := place.exception()) is not None:
+                todo.pop().set_exception(refusal)
+                return
             try:
                 self._threads.submit(run)
             except RuntimeError:

@@ -93,7 +93,8 @@ def create_app(
         RequestGuard, ("/v1/", "/api/predict"), settings, trusted, count, lambda: service.draining,
         service.freed_memory.add,
     )  # fmt: skip
-    app.add_middleware(LoopShares, service.keys, PAUSE if router.blocks else PAUSE_BESIDE_MODELS)
+    elsewhere = router.blocks and not router.selector.has_own_captioner
+    app.add_middleware(LoopShares, service.keys, PAUSE if elsewhere else PAUSE_BESIDE_MODELS)
     app.add_middleware(AddressLimit, settings, count)
     add_cross_origin(app, settings.cors_origins)  # outside, so that refusals have its headers
     app.add_middleware(

@@ -7,6 +7,7 @@ import json
 import re
 import secrets
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -17,6 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from vlroute.serving.dependencies import check_key
 from vlroute.serving.errors import APIError
+from vlroute.serving.request_log import current_request
 from vlroute.serving.settings import MiB, ServerSettings
 
 #: Maximum number of brackets, commas, colons and strings of a body. Python's parser needs less than 50 ms for them.
@@ -326,6 +328,15 @@ def _joined(pieces: list[bytes]) -> str:
     return text
 
 
+def _measured(work: Callable[[], Any]) -> Any:
+    """The result of `work`, in another thread than that of the event loop, whose time counts for the request."""
+    began = time.thread_time()
+    try:
+        return work()
+    finally:
+        current_request().add_thread_seconds(time.thread_time() - began)
+
+
 class _JSONRequest(Request):
     """A request whose body is a `JSONBody`."""
 
@@ -337,14 +348,14 @@ class _JSONRequest(Request):
         """Read and parse the body. Errors of the parser are raised by `json`, as FastAPI expects."""
         body = JSONBody(max_text)
         try:
-            async for piece in self.stream():
+            async for piece in self.stream():  # `LoopShares` has cut it
                 body.feed(piece)
         except ClientDisconnect:
             raise APIError(499, "the client disconnected", "client_left") from None
         self._size = body.size
         try:
             if body.size:
-                self._parsed = body.value() if body.size < _SMALL else await asyncio.to_thread(body.value)
+                self._parsed = body.value() if body.size < _SMALL else await asyncio.to_thread(_measured, body.value)
         except (ValueError, RecursionError) as error:
             self._failed = error
 

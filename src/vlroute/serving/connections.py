@@ -36,7 +36,7 @@ REFUSAL_SECONDS = 2.0
 MAX_REFUSED = 64
 #: After so many bytes, other connections are read first. Otherwise uvloop reads one up to 32 times in a row.
 READ_AT_ONCE = 2**14
-#: Bytes of refused bodies that are read in a second, because the time of the event loop is better used for requests.
+#: Bytes of refused bodies that are read in a second, so that reading them does not delay requests.
 SKIP_RATE = 25 * 2**20
 _LOG_SECONDS = 10.0  # between two log lines about refused connections
 
@@ -154,9 +154,9 @@ class Connections:
             now: Time of the event loop in seconds.
 
         Returns:
-            The time at which the next part of such a body may be read.
+            The time at which the next part of such a body may be read, a second from now at the latest.
         """
-        self._skip_at = max(now, self._skip_at) + size / SKIP_RATE
+        self._skip_at = min(max(now, self._skip_at) + size / SKIP_RATE, now + 1.0)
         return self._skip_at
 
     def may_be_closed(self, connection: Connection) -> None:
@@ -224,10 +224,10 @@ class Connection(HttpToolsProtocol):
         self._admitted = self._refused = self._aborted = False
         self._waits_for: str | None = "header"  # "header" or "body" while a part of a request is expected
         self._header_size = 0
-        self._skipped = 0  # bytes of a refused body
         self._body: list[bytes] = []  # chunks of the body in what is being parsed
         self._stopped = False
         self._reading: asyncio.TimerHandle | None = None
+        self._reading_on: asyncio.Handle | None = None
         self._writing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -246,7 +246,7 @@ class Connection(HttpToolsProtocol):
         """The connection has ended."""
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
-        for timer in (self._reading, self._writing):
+        for timer in (self._reading, self._reading_on, self._writing):
             if timer is not None:
                 timer.cancel()
         if self._admitted and not self._aborted:
@@ -270,12 +270,14 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._parse(data)
         self._pass_body_on()
-        if len(data) >= READ_AT_ONCE and not self.flow.read_paused and not self.transport.is_closing():
+        refused = self._waits_for == "body" and self.cycle is not None and self.cycle.response_complete
+        if (refused or len(data) >= READ_AT_ONCE) and not self.flow.read_paused and not self.transport.is_closing():
             self.flow.pause_reading()
-            if self.cycle is not None and self.cycle.response_complete and self._waits_for == "body":
-                self._skip(len(data))
+            if refused:
+                at = self._all.skipped(len(data), self.loop.time())
+                self._reading_on = self.loop.call_at(at, self._read_on)
             else:
-                self.loop.call_soon(self._read_on)
+                self._reading_on = self.loop.call_soon(self._read_on)
         if self._waits_for == "header" and self._header_size > MAX_HEADER and not self.transport.is_closing():
             self._answer(APIError(431, f"the header has more than {MAX_HEADER} bytes", "header_too_large"))
 
@@ -339,7 +341,7 @@ class Connection(HttpToolsProtocol):
             self._stop()
         self._stop_reading_timer()
         self._waits_for = "body"
-        self._header_size = self._skipped = 0
+        self._header_size = 0
         self._all.busy(self)
         self.scope["state"]["may_be_closed"] = partial(self._may_be_closed, self.scope)
         super().on_headers_complete()
@@ -391,7 +393,7 @@ class Connection(HttpToolsProtocol):
             self._write_within(self._settings.write_seconds)
         elif self._waits_for == "body":  # which was refused; the client may still send it
             self._unset_keepalive_if_required()
-            self._read_within(self._settings.header_seconds, self._close)
+            self._read_within(self._settings.body_seconds + self._settings.max_body / SKIP_RATE, self._close)
             self._all.idle(self)
         elif not follows and self._waits_for is None:
             self._all.idle(self)
@@ -424,15 +426,6 @@ class Connection(HttpToolsProtocol):
         unread = cycle is not None and not cycle.response_complete and len(cycle.body) > HIGH_WATER_LIMIT
         if not unread and not self.pipeline and not self.transport.is_closing():
             self.flow.resume_reading()
-
-    def _skip(self, size: int) -> None:
-        """A part of a refused body has arrived. How long the rest takes is not up to the client, so its size counts."""
-        self._skipped += size
-        if self._skipped > self._settings.max_body:
-            self._close()
-            return
-        self._read_within(self._settings.header_seconds, self._close)
-        self.loop.call_at(self._all.skipped(size, self.loop.time()), self._read_on)
 
     def _pass_body_on(self) -> None:
         if self._body:

@@ -195,13 +195,13 @@ def key_name(login: str) -> str:
 
 
 def authorization_of(headers: Headers) -> str | None:
-    """What a request sends as its key.
+    """The value of the Authorization header, or of x-api-key in the same form.
 
     Args:
         headers: The headers of the request.
 
     Returns:
-        An Authorization header; None without a key.
+        The value; None if the request has neither header.
     """
     if (authorization := headers.get("authorization")) is None and (key := headers.get("x-api-key")) is not None:
         return f"Bearer {key}"  # of Anthropic's clients

@@ -1,4 +1,4 @@
-"""ASGI middleware: shares the event loop between keys and addresses, so that none takes it from the others."""
+"""ASGI middleware: divides the time of the event loop among keys and addresses."""
 
 from __future__ import annotations
 
@@ -13,70 +13,74 @@ from typing import Any, cast
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vlroute.fair_share import FairShare, Flow
+from vlroute.fair_share import Flow
 from vlroute.serving.bodies import PIECE
 from vlroute.serving.connections import address_group
 from vlroute.serving.errors import APIError, route_path
 from vlroute.serving.keys import APIKeys, authorization_of
 from vlroute.serving.request_log import POLLED, current_request
 
-#: A pause takes so many times the CPU time that a flow has used.
+#: Length of a pause, as a multiple of the CPU time that the flow has used.
 PAUSE = 0.5
-#: The same if models run in this process. They need the same cores, and Python runs one thread at a time. With 6, two
-#: keys that ask for answers of one word get equally many a second, although one has 60 requests at a time.
+#: The same if models run in this process. They need the same cores, and Python runs one thread at a time. With 6, a key
+#: with 60 concurrent requests for answers of one word gets about as many answers a second as a key with one.
 PAUSE_BESIDE_MODELS = 6.0
-#: A pause for several requests is not longer, in seconds.
+#: Maximum pause in seconds. Only the pause for a single costly request can be longer.
 LONGEST_PAUSE = 0.1
-#: Flows wait for each other until there was only one of them for so long, in seconds. A client that asks again when it
-#: has its answer has no request in between.
+#: Turns are used until only one flow has had requests for this time, in seconds. A client that sends one request after
+#: another has none for short times.
 SHARED_SECONDS = 1.0
-_MANY = 1024  # flows; then those without a request are forgotten
+_MANY = 1024  # number of flows from which those without requests are forgotten
 
 
 @dataclass(slots=True)
-class _Requests:
+class _FlowState:
     """The requests of a flow.
 
     Attributes:
         flow: The flow.
-        turn: Held by the request that may go on.
-        open: Number of requests.
-        waiting: Number of those that wait for a turn or pause.
-        until: Time of the event loop until which the flow should pause.
-        mean: Mean CPU time of a request in seconds; the last ones count most.
+        turn: Lock of the request that may continue.
+        open: Number of requests, without those whose response has no end.
+        waiting: Number of those that wait for a turn or pause. One in its body counts twice, because its pieces queue.
+        used: CPU time in seconds, divided by the weight of the flow.
+        pause_until: Time of the event loop until which the flow should pause.
+        mean_seconds: Mean CPU time of a request; the last ones count most.
     """
 
     flow: Flow
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     open: int = 0
     waiting: int = 0
-    until: float = 0.0
-    mean: float = 0.0
+    used: float = 0.0
+    pause_until: float = 0.0
+    mean_seconds: float = 0.0
 
 
 class LoopShares:
-    """Lets requests wait for those of other keys and addresses.
+    """Delays requests of busy keys and addresses in favor of others.
 
     The event loop takes events in the order of their arrival. So a client that sends many short requests, or large
     bodies, would delay all others. Here, a flow is an API key, or an address without one, and in each round of the loop
     one request of each flow begins, or one piece of its bodies is read. While another flow has requests, a flow whose
-    requests queue pauses after each of them, as it does within a body. If those of the other one queue too, only the
-    flow that has used more pauses.
+    requests queue pauses after each of them, and between the pieces of a body. If the requests of the other one queue
+    too, only the flow that has used more CPU time, relative to its weight, pauses.
 
-    What counts is the CPU time of a request before its response begins, in this thread and in those that prepare and
-    end answers. The time of the models does not count, nor that of a stream: the schedulers of the models share them.
+    What counts is the CPU time of a request before its response begins: that of its task, and of the threads that parse
+    large bodies and prepare and finish answers. The time of the models does not count, nor what is sent while they
+    answer: the schedulers of the models share their time.
 
     Args:
         app: The wrapped application.
         keys: The accepted keys.
-        pause: How long pauses are, see `PAUSE`.
+        pause: Length of pauses, see `PAUSE`.
     """
 
     def __init__(self, app: ASGIApp, keys: APIKeys, pause: float = PAUSE) -> None:
         self.app, self.keys, self.pause = app, keys, pause
-        self._flows: dict[str, _Requests] = {}
-        self._used = FairShare()  # seconds
-        self._last: _Requests | None = None  # those that had the last turn
+        self._flows: dict[str, _FlowState] = {}
+        self._open: dict[str, _FlowState] = {}  # those with requests
+        self._least = 0.0  # what flows with waiting requests have used at least: an idle flow gets no credit
+        self._last: _FlowState | None = None  # the flow that had the last turn
         self._shared_until = 0.0  # time of the event loop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,9 +88,10 @@ class LoopShares:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        mine, used = self._requests(scope), _CPUTime()
-        started = read = complete = False
-        rest = b""  # of what the server has received
+        state = scope.setdefault("state", {})
+        mine, used = self._state(scope), _CPUTime()
+        counts, started, complete = True, False, False
+        content, at = b"", 0  # what has arrived of the body, and how much of it was passed on
         charged = spent = 0.0  # CPU time of this request
 
         def charge(more: float = 0.0) -> None:
@@ -95,18 +100,20 @@ class LoopShares:
             self._charge(mine, spent - charged)
             charged = spent
 
-        async def fair_receive() -> Message:
-            nonlocal read, complete, rest
-            if read and (rest or not complete):
+        async def body_turn() -> None:
+            if at and not (complete and at >= len(content)):
                 charge()
                 await self._turn(mine, in_body=True)
-            if not rest:
+
+        async def receive_piece() -> Message:
+            nonlocal content, at, complete
+            if at >= len(content):
                 message = await receive()
                 if message["type"] != "http.request":
                     return message
-                rest, complete = message.get("body", b""), not message.get("more_body", False)
-            body, rest, read = rest[:PIECE], rest[PIECE:], True
-            return {"type": "http.request", "body": body, "more_body": bool(rest) or not complete}
+                content, at, complete = message.get("body", b""), 0, not message.get("more_body", False)
+            piece, at = content[at : at + PIECE], at + PIECE
+            return {"type": "http.request", "body": piece, "more_body": not (complete and at >= len(content))}
 
         async def counting_send(message: Message) -> None:
             nonlocal started
@@ -115,80 +122,100 @@ class LoopShares:
                 charge()
             await send(message)
 
+        def end() -> None:
+            nonlocal counts
+            if counts:
+                counts = False
+                mine.open -= 1
+                if not mine.open:
+                    del self._open[mine.flow.name]
+
+        may_be_closed = state.get("may_be_closed", lambda: None)
+
+        def has_no_end() -> None:
+            end()
+            may_be_closed()
+
+        state["body_turn"], state["may_be_closed"] = body_turn, has_no_end
+        self._open[mine.flow.name] = mine
         mine.open += 1
         try:
             await self._turn(mine)
-            self._charge(mine, charged := mine.mean)  # now, so that the next one of the flow pauses
-            await used.of(self.app(scope, fair_receive, counting_send))
+            self._charge(mine, charged := mine.mean_seconds)  # now, so that the next one of the flow pauses
+            await used.of(self.app(scope, receive_piece, counting_send))
         finally:
+            end()
             if started:
-                used.take()  # a stream does not count
+                used.take()  # what was sent does not count
             charge(current_request().thread_seconds)
-            mine.open -= 1
-            mine.mean += 0.1 * (spent - mine.mean)
+            mine.mean_seconds += 0.1 * (spent - mine.mean_seconds)
 
-    def _requests(self, scope: Scope) -> _Requests:
-        """The requests of the flow of a request."""
-        flow = Flow(address_group((scope.get("client") or ("",))[0]))
+    def _state(self, scope: Scope) -> _FlowState:
+        """The flow of a request."""
+        address = f"address {address_group((scope.get('client') or ('',))[0])}"
+        flow = Flow(address)
         if route_path(scope) in POLLED:
-            flow = Flow(f"{flow.name}, polled")  # a client that floods must not make its server look dead
+            flow = Flow(f"{address}, polled")  # so that a flood does not delay the health checks of the same address
         elif self.keys.required and (authorization := authorization_of(Headers(scope=scope))):
             with suppress(APIError):  # of a wrong key, which the endpoints refuse
-                key = scope.setdefault("state", {})["api_key"] = self.keys.of(authorization)
+                key = scope["state"]["api_key"] = self.keys.of(authorization)
                 flow = flow if key is None else key.flow
         if len(self._flows) >= _MANY:
             now = asyncio.get_running_loop().time()
-            self._flows = {name: one for name, one in self._flows.items() if one.open or one.until > now}
-        return self._flows.setdefault(flow.name, _Requests(flow))
+            self._flows = {name: one for name, one in self._flows.items() if one.open or one.pause_until > now}
+        found = self._flows.setdefault(flow.name, _FlowState(flow))
+        found.flow = flow  # the weight may have changed
+        return found
 
-    def _charge(self, mine: _Requests, seconds: float) -> None:
+    def _charge(self, mine: _FlowState, seconds: float) -> None:
         """Count CPU time that a flow has used."""
-        self._used.charge(mine.flow, seconds)
+        mine.used = max(mine.used, self._least) + seconds / mine.flow.weight
         now, pause = asyncio.get_running_loop().time(), self.pause * seconds
-        # what was used while nobody had to wait for it is not paid later
-        mine.until = now + min(max(mine.until - now, 0.0) + pause, max(pause, LONGEST_PAUSE))
+        # limits the pause for CPU time that was used while no other flow had requests
+        mine.pause_until = now + min(max(mine.pause_until - now, 0.0) + pause, max(pause, LONGEST_PAUSE))
 
-    async def _turn(self, mine: _Requests, in_body: bool = False) -> None:
-        """Wait until a request of a flow may go on. The next one of it may in the next round of the event loop."""
+    async def _turn(self, mine: _FlowState, in_body: bool = False) -> None:
+        """Wait until a request of a flow may continue. Its next one may continue in the next round of the loop."""
         loop = asyncio.get_running_loop()
-        others = any(one.open for one in self._flows.values() if one is not mine)
+        others = [one for one in self._open.values() if one is not mine]
+        self._least = max(self._least, min(one.used for one in (mine, *others) if one is mine or one.waiting))
         if others or mine is not self._last:
             self._last, self._shared_until = mine, loop.time() + SHARED_SECONDS
         elif loop.time() > self._shared_until:
-            mine.until = 0.0
+            mine.pause_until = 0.0
+            if in_body:
+                await asyncio.sleep(0)
             return
-        mine.waiting += 1
+        mine.waiting += 1 + in_body
         try:
             await mine.turn.acquire()
-        except BaseException:
-            mine.waiting -= 1
-            raise
-        try:
-            seconds = mine.until - loop.time()
-            if seconds > 0 and (in_body or mine.waiting > 1) and self._gives_way(mine):
-                await asyncio.sleep(seconds)
+            try:
+                seconds = mine.pause_until - loop.time()
+                if seconds > 0 and mine.waiting > 1 and self._gives_way(mine):
+                    await asyncio.sleep(seconds)
+            finally:
+                loop.call_soon(mine.turn.release)
         finally:
-            mine.waiting -= 1
-            loop.call_soon(mine.turn.release)
+            mine.waiting -= 1 + in_body
 
-    def _gives_way(self, mine: _Requests) -> bool:
-        """Whether a flow whose requests queue pauses: another one's do not, or it has used less."""
-        others = [one for one in self._flows.values() if one.open and one is not mine]
-        self._used.advance(one.flow for one in (mine, *others))
-        used = self._used.received(mine.flow)
-        return any(one.waiting < 2 or self._used.received(one.flow) < used for one in others)
+    def _gives_way(self, mine: _FlowState) -> bool:
+        """Whether a flow must pause: another flow has requests that do not queue, or has used less CPU time."""
+        used = max(mine.used, self._least)
+        others = [one for one in self._open.values() if one is not mine]
+        return any(one.waiting < 2 or max(one.used, self._least) < used for one in others)
 
 
 class _CPUTime:
-    """Measures the CPU time of the steps of a coroutine in the thread of the event loop, in seconds."""
+    """Measures the CPU time of the steps of a coroutine in seconds, without that of tasks that it starts."""
 
     def __init__(self) -> None:
-        self._used, self._began = 0.0, time.thread_time()
+        self._used = 0.0
+        self._began: float | None = None  # when the running step began
 
     def take(self) -> float:
         """What was used since the last call."""
-        now = time.thread_time()
-        used, self._used, self._began = self._used + now - self._began, 0.0, now
+        self._add()
+        used, self._used = self._used, 0.0
         return used
 
     @types.coroutine
@@ -203,8 +230,15 @@ class _CPUTime:
             except StopIteration:
                 return
             finally:
-                self._used += time.thread_time() - self._began
+                value = None  # an error must not refer to itself through this frame
+                self._add()
+                self._began = None
             try:
                 step, value = work.send, (yield awaited)
             except BaseException as error:
                 step, value = work.throw, error
+
+    def _add(self) -> None:
+        if self._began is not None:
+            now = time.thread_time()
+            self._used, self._began = self._used + now - self._began, now

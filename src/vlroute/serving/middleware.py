@@ -110,11 +110,13 @@ class RequestGuard:
         in_memory = kind != "multipart"  # which is written to files
         bounds = None if guarded or not in_memory or scope["method"] == "GET" else JSONBody(self.max_text)
         size, complete, waited = 0, False, 0.0
+        turn = scope["state"].get("body_turn", _no_turn)
 
         async def bounded_receive() -> Message:
             nonlocal size, complete, waited
             if complete:
                 return await receive()
+            await turn()  # not within the time limit
             began = time.monotonic()
             try:
                 async with asyncio.timeout(self.body_seconds + size / BODY_RATE - waited):
@@ -130,7 +132,7 @@ class RequestGuard:
                 if in_memory and piece:
                     body.take(_flow(scope), len(piece))
                 if bounds is not None:
-                    bounds.feed(piece)
+                    bounds.feed(piece)  # which `LoopShares` has cut
             except APIError as error:
                 if guarded:
                     raise
@@ -237,6 +239,10 @@ class ForwardedHeaders(ProxyHeadersMiddleware):
             )
             scope["headers"] = [one for one in scope["headers"] if one[0] not in removed]
         await super().__call__(scope, receive, send)
+
+
+async def _no_turn() -> None:
+    """For a guard without `LoopShares`."""
 
 
 def _flow(scope: Scope) -> str:

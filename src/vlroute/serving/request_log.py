@@ -54,7 +54,7 @@ class RequestRecord:
         trace_id: Id of the trace, if the request is traced.
         began_ns: Time of the arrival, in nanoseconds since 1970.
         seconds: Duration until the end of the response.
-        thread_seconds: CPU time that other threads than that of the event loop have used to prepare and end answers.
+        thread_seconds: CPU time in seconds of threads that parse large bodies, and prepare and finish answers.
         on_end: Called with the record when the response and the answers have ended.
     """
 
@@ -120,7 +120,7 @@ class RequestRecord:
         self.seconds = time.perf_counter() - self._began
         self.end_answer()
 
-    def used_thread(self, seconds: float) -> None:
+    def add_thread_seconds(self, seconds: float) -> None:
         """Add CPU time of another thread than that of the event loop."""
         with self._lock:
             self.thread_seconds += seconds

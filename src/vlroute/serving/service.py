@@ -109,7 +109,8 @@ class Service:
         threads = PREPARING_THREADS
         if router.blocks:
             threads = self.max_admitted + 2 * settings.max_num_seqs + threads
-        self._pool = FairThreads(threads, None, self._too_many, "vlroute-answer", threads - 1)
+        # one thread is left for other flows
+        self._pool = FairThreads(threads, None, self._too_many, "vlroute-answer", per_flow=threads - 1)
         if not router.blocks:
             # a thread inherits the priority of the one that starts it, which may be that of the models
             started = threading.Barrier(threads)
@@ -272,7 +273,7 @@ class Service:
 
         alarm = asyncio.get_running_loop().call_later(self._seconds_left(arrived), place.cancel.set)
         record.begin_answer()
-        future = start(work(), _Threads(self._pool, flow))
+        future = start(work(), _FlowExecutor(self._pool, flow))
         future.add_done_callback(lambda _: self._release(place, record))
         try:
             return await asyncio.wrap_future(future)
@@ -318,7 +319,7 @@ class Service:
             yield from self.router.pipeline.answer(conversation(), options, observed)
 
         record.begin_answer()
-        stream = AsyncStream[Event](_Threads(self._pool, flow), work, place.cancel, self._seconds_left(arrived))
+        stream = AsyncStream[Event](_FlowExecutor(self._pool, flow), work, place.cancel, self._seconds_left(arrived))
         stream.ended.add_done_callback(lambda _: self._release(place, record))
         return stream
 
@@ -357,7 +358,7 @@ class Service:
             self.metrics.answered(counted, seconds, None if index else record.first_token_seconds)
             self._check_complete(answer, seconds)
 
-        executor = _Threads(self._pool, flow)
+        executor = _FlowExecutor(self._pool, flow)
         work = Choices(self.router.pipeline, conversation, options, count, executor, finished).work
         record.begin_answer()
         stream = AsyncStream[Item](executor, work, place.cancel, self._seconds_left(arrived))
@@ -586,7 +587,7 @@ class Service:
         place, conversation = await self._begin(prepare, flow, arrived)
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                _Threads(self._pool, flow), lambda: work(conversation())
+                _FlowExecutor(self._pool, flow), lambda: work(conversation())
             )
         finally:
             place.cancel.set()
@@ -827,7 +828,7 @@ class _Place:
         self.media = MediaBudget(pixels, ticket.flow.name, EitherEvent(self.cancel, stop).is_set)
 
 
-class _Threads(Executor):
+class _FlowExecutor(Executor):
     """Runs work of a flow in threads, with the context of this thread: log lines contain the id of the request."""
 
     def __init__(self, threads: FairThreads, flow: Flow) -> None:
@@ -843,7 +844,7 @@ class _Threads(Executor):
             try:
                 return context.run(fn, *args, **kwargs)
             finally:
-                self._record.used_thread(time.thread_time() - began)
+                self._record.add_thread_seconds(time.thread_time() - began)
 
         return self._threads.submit(work, self._flow)
 
