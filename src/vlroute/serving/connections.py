@@ -154,8 +154,11 @@ class Connections:
             now: Time of the event loop in seconds.
 
         Returns:
-            The time at which the next part of such a body may be read, a second from now at the latest.
+            The time at which the next part of such a body may be read: `now` if no connection has a request, and
+            otherwise a second from now at the latest.
         """
+        if self.open == len(self._silent) + len(self._idle) + len(self._closable):
+            return now
         self._skip_at = min(max(now, self._skip_at) + size / SKIP_RATE, now + 1.0)
         return self._skip_at
 

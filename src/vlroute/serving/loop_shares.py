@@ -18,7 +18,7 @@ from vlroute.serving.bodies import PIECE
 from vlroute.serving.connections import address_group
 from vlroute.serving.errors import APIError, route_path
 from vlroute.serving.keys import APIKeys, authorization_of
-from vlroute.serving.request_log import POLLED, current_request
+from vlroute.serving.request_log import POLLED, RequestRecord, current_request
 
 #: Length of a pause, as a multiple of the CPU time that the flow has used.
 PAUSE = 0.5
@@ -40,20 +40,26 @@ class _FlowState:
     Attributes:
         flow: The flow.
         turn: Lock of the request that may continue.
-        open: Number of requests, without those whose response has no end.
+        requests: The requests, without those whose response has no end.
         waiting: Number of those that wait for a turn or pause. One in its body counts twice, because its pieces queue.
         used: CPU time in seconds, divided by the weight of the flow.
         pause_until: Time of the event loop until which the flow should pause.
         mean_seconds: Mean CPU time of a request; the last ones count most.
+        answered: Whether a model answers a request.
     """
 
     flow: Flow
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    open: int = 0
+    requests: dict[int, RequestRecord] = field(default_factory=dict)
     waiting: int = 0
     used: float = 0.0
     pause_until: float = 0.0
     mean_seconds: float = 0.0
+
+    @property
+    def answered(self) -> bool:
+        """See above."""
+        return any(one.answering for one in self.requests.values())
 
 
 class LoopShares:
@@ -61,9 +67,9 @@ class LoopShares:
 
     The event loop takes events in the order of their arrival. So a client that sends many short requests, or large
     bodies, would delay all others. Here, a flow is an API key, or an address without one, and in each round of the loop
-    one request of each flow begins, or one piece of its bodies is read. While another flow has requests, a flow whose
-    requests queue pauses after each of them, and between the pieces of a body. If the requests of the other one queue
-    too, only the flow that has used more CPU time, relative to its weight, pauses.
+    one request of each flow begins, or one piece of its bodies is read. While a model answers another flow, a flow
+    whose requests queue pauses after each of them, and between the pieces of a body. If the requests of both queue,
+    only the flow that has used more CPU time, relative to its weight, pauses.
 
     What counts is the CPU time of a request before its response begins: that of its task, and of the threads that parse
     large bodies and prepare and finish answers. The time of the models does not count, nor what is sent while they
@@ -90,7 +96,7 @@ class LoopShares:
             return
         state = scope.setdefault("state", {})
         mine, used = self._state(scope), _CPUTime()
-        counts, started, complete = True, False, False
+        record, started, complete = current_request(), False, False
         content, at = b"", 0  # what has arrived of the body, and how much of it was passed on
         charged = spent = 0.0  # CPU time of this request
 
@@ -123,12 +129,8 @@ class LoopShares:
             await send(message)
 
         def end() -> None:
-            nonlocal counts
-            if counts:
-                counts = False
-                mine.open -= 1
-                if not mine.open:
-                    del self._open[mine.flow.name]
+            if mine.requests.pop(id(record), None) is not None and not mine.requests:
+                del self._open[mine.flow.name]
 
         may_be_closed = state.get("may_be_closed", lambda: None)
 
@@ -138,7 +140,7 @@ class LoopShares:
 
         state["body_turn"], state["may_be_closed"] = body_turn, has_no_end
         self._open[mine.flow.name] = mine
-        mine.open += 1
+        mine.requests[id(record)] = record
         try:
             await self._turn(mine)
             self._charge(mine, charged := mine.mean_seconds)  # now, so that the next one of the flow pauses
@@ -147,7 +149,7 @@ class LoopShares:
             end()
             if started:
                 used.take()  # what was sent does not count
-            charge(current_request().thread_seconds)
+            charge(record.thread_seconds)
             mine.mean_seconds += 0.1 * (spent - mine.mean_seconds)
 
     def _state(self, scope: Scope) -> _FlowState:
@@ -162,7 +164,7 @@ class LoopShares:
                 flow = flow if key is None else key.flow
         if len(self._flows) >= _MANY:
             now = asyncio.get_running_loop().time()
-            self._flows = {name: one for name, one in self._flows.items() if one.open or one.pause_until > now}
+            self._flows = {name: one for name, one in self._flows.items() if one.requests or one.pause_until > now}
         found = self._flows.setdefault(flow.name, _FlowState(flow))
         found.flow = flow  # the weight may have changed
         return found
@@ -199,10 +201,10 @@ class LoopShares:
             mine.waiting -= 1 + in_body
 
     def _gives_way(self, mine: _FlowState) -> bool:
-        """Whether a flow must pause: another flow has requests that do not queue, or has used less CPU time."""
+        """Whether a flow must pause: a model answers another flow, or the requests of one that has used less queue."""
         used = max(mine.used, self._least)
         others = [one for one in self._open.values() if one is not mine]
-        return any(one.waiting < 2 or max(one.used, self._least) < used for one in others)
+        return any(max(one.used, self._least) < used if one.waiting > 1 else one.answered for one in others)
 
 
 class _CPUTime:

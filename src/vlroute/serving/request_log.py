@@ -102,6 +102,11 @@ class RequestRecord:
         """Add an error; the last one counts."""
         self.error_status, self.error = status, code
 
+    @property
+    def answering(self) -> bool:
+        """Whether an answer is being made, see `begin_answer`."""
+        return self._open > 1
+
     def begin_answer(self) -> None:
         """Keep the record open until `end_answer`: an answer that is cancelled ends after the response."""
         with self._lock:

@@ -32,6 +32,11 @@ def shares(app: Application) -> LoopShares:
     return LoopShares(app, APIKeys([FIRST, SECOND]), PAUSE_BESIDE_MODELS)
 
 
+def logged(app: Application) -> RequestLog:
+    """With a record for each request."""
+    return RequestLog(app, lambda *error: None, lambda record: None)
+
+
 async def ask(app: Application, key: str | None = FIRST, path: str = "/v1/models", **scope: Any) -> list[Message]:
     """Send a request without a body; returns the response."""
     sent = list[Message]()
@@ -61,7 +66,8 @@ async def respond(send: Send) -> None:
 async def receive_with_turn(scope: Scope, receive: Receive) -> Message:
     """What `RequestGuard` does: the turn is not within the time limit of the body."""
     await scope["state"]["body_turn"]()
-    return await receive()
+    message: Message = await receive()
+    return message
 
 
 def test_a_single_request_does_not_wait_for_those_of_a_flood() -> None:
@@ -92,6 +98,7 @@ def beside(requests: int, together: bool) -> tuple[list[float], list[float]]:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "long":
+            current_request().begin_answer()
             await ended.wait()
         else:
             busy(0.01)
@@ -102,7 +109,7 @@ def beside(requests: int, together: bool) -> tuple[list[float], list[float]]:
         await sleep(seconds)
 
     async def main() -> list[list[float]]:
-        one, found = shares(app), list[list[float]]()
+        one, found = logged(shares(app)), list[list[float]]()
         for others in (0, 1):
             ended.clear()
             waiting = [asyncio.create_task(ask(one, SECOND, "long")) for _ in range(others)]
@@ -135,6 +142,34 @@ def test_a_client_that_asks_one_request_at_a_time_does_not_pause() -> None:
     assert beside(6, together=False) == ([], [])
 
 
+def test_an_open_request_that_no_model_answers_makes_nobody_pause() -> None:
+    pauses, ended = list[float](), asyncio.Event()
+    sleep = asyncio.sleep
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "silent":
+            await ended.wait()
+        busy(0.005)
+        await respond(send)
+
+    async def noted(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(seconds)
+
+    async def main() -> None:
+        one = logged(shares(app))
+        waiting = asyncio.create_task(ask(one, None, "silent"))
+        await sleep(0)
+        await asyncio.gather(*(ask(one, FIRST) for _ in range(6)))
+        ended.set()
+        await waiting
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "sleep", noted)
+        asyncio.run(main())
+    assert not pauses
+
+
 def test_two_queues_get_equal_shares() -> None:
     order = list[str]()
 
@@ -161,6 +196,7 @@ def test_bodies_arrive_whole_in_pieces_and_pause() -> None:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "long":
+            current_request().begin_answer()
             await ended.wait()
         else:
             more = True
@@ -187,7 +223,7 @@ def test_bodies_arrive_whole_in_pieces_and_pause() -> None:
         async def send(message: Message) -> None:
             pass
 
-        waiting = asyncio.create_task(ask(one, SECOND, "long"))
+        waiting = asyncio.create_task(ask(logged(one), SECOND, "long"))
         await asyncio.sleep(0)
         began = time.perf_counter()
         await one({"type": "http", "path": "/", "headers": [], "client": ("192.0.2.1", 1)}, receive, send)
@@ -247,7 +283,7 @@ def test_threads_count_and_streams_do_not() -> None:
 
     async def main() -> list[float]:
         inner, waits = shares(app), list[float]()
-        one = RequestLog(inner, lambda *error: None, lambda record: None)
+        one = logged(inner)
         for path in ("stream", "threads"):
             await ask(one, FIRST, path)
             (requests,) = inner._flows.values()
@@ -342,7 +378,7 @@ def test_a_response_without_end_does_not_make_others_pause() -> None:
         assert not one._open
         ended.set()
         await waiting
-        assert [state.open for state in one._flows.values()] == [0]
+        assert not any(state.requests for state in one._flows.values())
 
     asyncio.run(main())
     assert closable == [1]
@@ -404,7 +440,7 @@ def test_errors_and_cancellations_leave_the_turn_to_others() -> None:
         assert [message["type"] for message in await ask(one, FIRST)] == ["http.response.start", "http.response.body"]
         waiting.cancel()
         assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], asyncio.CancelledError)
-        assert [(one.open, one.waiting) for one in one._flows.values()] == [(0, 0)] * 2
+        assert [(len(one.requests), one.waiting) for one in one._flows.values()] == [(0, 0)] * 2
 
     asyncio.run(main())
 
