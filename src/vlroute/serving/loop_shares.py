@@ -119,7 +119,10 @@ class LoopShares:
                     return message
                 content, at, complete = message.get("body", b""), 0, not message.get("more_body", False)
             piece, at = content[at : at + PIECE], at + PIECE
-            return {"type": "http.request", "body": piece, "more_body": not (complete and at >= len(content))}
+            more = at < len(content) or not complete
+            if at >= len(content):
+                content = b""  # the scope of a request lives longer than its body
+            return {"type": "http.request", "body": piece, "more_body": more}
 
         async def counting_send(message: Message) -> None:
             nonlocal started
@@ -147,6 +150,7 @@ class LoopShares:
             await used.of(self.app(scope, receive_piece, counting_send))
         finally:
             end()
+            content = b""
             if started:
                 used.take()  # what was sent does not count
             charge(record.thread_seconds)
