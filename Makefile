@@ -101,8 +101,8 @@ bench-routers: install  ## Compare routers on the public sets in DATA=FOLDER, ea
 
 chaos: install  ## Attack servers, kill processes, cut the power, damage inputs and let disks and memory fail (15 minutes; needs FUSE)
 	$(BIN)/python -m training.chaos --only attacks under_load
-	@mkdir -p runs; $(BIN)/python -m training.chaos --only kills power_cuts programs > runs/chaos-kills.log 2>&1 & kills=$$!; \
-	$(BIN)/python -m training.chaos --only requests disk_faults server_faults mutants; result=$$?; \
+	@mkdir -p runs; $(BIN)/python -m training.chaos --only kills power_cuts server_faults programs > runs/chaos-kills.log 2>&1 & kills=$$!; \
+	$(BIN)/python -m training.chaos --only requests disk_faults mutants; result=$$?; \
 	wait $$kills || { tail runs/chaos-kills.log; exit 1; }; exit $$result
 
 chaos-long: install  ## The same with ten times as many of each; an interrupted run continues

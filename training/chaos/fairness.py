@@ -26,7 +26,7 @@ def flood_of_one_key(
     other: str,
     requests: int = 100,
     max_tokens: int = 2000,
-    asked: int = 300,
+    asked: int = 200,
     tokens: int = 0,
     more: Sequence[str] = (),
 ) -> dict[str, float]:
@@ -49,7 +49,7 @@ def flood_of_one_key(
     return beside([*command, *more], url, other, asked, tokens)
 
 
-def beside(flood: Sequence[str], url: str, other: str, asked: int = 300, tokens: int = 0) -> dict[str, float]:
+def beside(flood: Sequence[str], url: str, other: str, asked: int = 200, tokens: int = 0) -> dict[str, float]:
     """Let a key ask Instruct, on the idle server and during a flood.
 
     Args:

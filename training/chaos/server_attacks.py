@@ -214,14 +214,14 @@ def _everything(tokens: int = 0) -> Callable[[Target], tuple[str, bool]]:
 def _short_requests(kind: str) -> Callable[[Target], tuple[str, bool]]:
     def attack(target: Target) -> tuple[str, bool]:
         flood = ("training.chaos.short_requests", target.url, KEY, kind)
-        return _other_key_and_health(fairness.beside(flood, target.url, OTHER))
+        return _other_key_and_health(fairness.beside(flood, target.url, OTHER, asked=150))
 
     return attack
 
 
 def _asked(tokens: int) -> int:
     """Number of requests of the other key: more of short ones, whose times vary more."""
-    return 120 if tokens else 300
+    return 90 if tokens else 200
 
 
 def _other_key_and_health(found: dict[str, float]) -> tuple[str, bool]:
