@@ -68,7 +68,8 @@ def test_another_key_gets_a_slot_of_a_full_batch_and_no_answer_changes(server: S
 
 def test_the_last_waiting_request_of_the_heaviest_key_is_replaced(server: Served) -> None:
     with ThreadPoolExecutor(20) as pool:
-        many = [pool.submit(post, server, HEAVY, "thinking", 150) for _ in range(16)]
+        # so long that none ends before the requests of the other key arrive
+        many = [pool.submit(post, server, HEAVY, "thinking", 600) for _ in range(16)]
         until(lambda: len(server.service._queue) == 16)
         light = [pool.submit(post, server, LIGHT, "thinking", 20) for _ in range(3)]
         assert {one.result(30).status_code for one in light} == {200}
