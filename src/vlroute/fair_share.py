@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 
@@ -62,3 +62,11 @@ class FairShare:
         self._least = max(self._least, min((self.received(flow) for flow in active), default=self._least))
         for name in [name for name, received in self._received.items() if received <= self._least]:
             del self._received[name]
+
+    def keep(self, names: Container[str]) -> None:
+        """Forget all flows but these. A forgotten flow starts as one that had nothing to do.
+
+        Args:
+            names: Names of flows.
+        """
+        self._received = {name: received for name, received in self._received.items() if name in names}

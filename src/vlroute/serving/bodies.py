@@ -7,7 +7,6 @@ import json
 import re
 import secrets
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -328,15 +327,6 @@ def _joined(pieces: list[bytes]) -> str:
     return text
 
 
-def _measured(work: Callable[[], Any]) -> Any:
-    """The result of `work`, in another thread than that of the event loop, whose time counts for the request."""
-    began = time.thread_time()
-    try:
-        return work()
-    finally:
-        current_request().add_thread_seconds(time.thread_time() - began)
-
-
 class _JSONRequest(Request):
     """A request whose body is a `JSONBody`."""
 
@@ -355,7 +345,8 @@ class _JSONRequest(Request):
         self._size = body.size
         try:
             if body.size:
-                self._parsed = body.value() if body.size < _SMALL else await asyncio.to_thread(_measured, body.value)
+                small, parse = body.size < _SMALL, body.value
+                self._parsed = parse() if small else await asyncio.to_thread(current_request().in_thread, parse)
         except (ValueError, RecursionError) as error:
             self._failed = error
 

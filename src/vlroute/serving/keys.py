@@ -195,7 +195,7 @@ def key_name(login: str) -> str:
 
 
 def authorization_of(headers: Headers) -> str | None:
-    """The value of the Authorization header, or of x-api-key in the same form.
+    """The value of the Authorization header. If there is only `x-api-key`, its key in that form.
 
     Args:
         headers: The headers of the request.

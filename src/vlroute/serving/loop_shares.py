@@ -13,7 +13,7 @@ from typing import Any, cast
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vlroute.fair_share import Flow
+from vlroute.fair_share import FairShare, Flow
 from vlroute.serving.bodies import PIECE
 from vlroute.serving.connections import address_group
 from vlroute.serving.errors import APIError, route_path
@@ -42,23 +42,20 @@ class _FlowState:
         turn: Lock of the request that may continue.
         requests: The requests, without those whose response has no end.
         waiting: Number of those that wait for a turn or pause. One in its body counts twice, because its pieces queue.
-        used: CPU time in seconds, divided by the weight of the flow.
         pause_until: Time of the event loop until which the flow should pause.
         mean_seconds: Mean CPU time of a request; the last ones count most.
-        answered: Whether a model answers a request.
     """
 
     flow: Flow
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     requests: dict[int, RequestRecord] = field(default_factory=dict)
     waiting: int = 0
-    used: float = 0.0
     pause_until: float = 0.0
     mean_seconds: float = 0.0
 
     @property
     def answered(self) -> bool:
-        """See above."""
+        """Whether a model answers a request of the flow."""
         return any(one.answering for one in self.requests.values())
 
 
@@ -85,7 +82,7 @@ class LoopShares:
         self.app, self.keys, self.pause = app, keys, pause
         self._flows: dict[str, _FlowState] = {}
         self._open: dict[str, _FlowState] = {}  # those with requests
-        self._least = 0.0  # what flows with waiting requests have used at least: an idle flow gets no credit
+        self._used = FairShare()  # of CPU time in seconds
         self._last: _FlowState | None = None  # the flow that had the last turn
         self._shared_until = 0.0  # time of the event loop
 
@@ -157,7 +154,7 @@ class LoopShares:
             mine.mean_seconds += 0.1 * (spent - mine.mean_seconds)
 
     def _state(self, scope: Scope) -> _FlowState:
-        """The flow of a request."""
+        """The state of the flow to which a request belongs."""
         address = f"address {address_group((scope.get('client') or ('',))[0])}"
         flow = Flow(address)
         if route_path(scope) in POLLED:
@@ -169,13 +166,14 @@ class LoopShares:
         if len(self._flows) >= _MANY:
             now = asyncio.get_running_loop().time()
             self._flows = {name: one for name, one in self._flows.items() if one.requests or one.pause_until > now}
+            self._used.keep(self._flows)
         found = self._flows.setdefault(flow.name, _FlowState(flow))
         found.flow = flow  # the weight may have changed
         return found
 
     def _charge(self, mine: _FlowState, seconds: float) -> None:
         """Count CPU time that a flow has used."""
-        mine.used = max(mine.used, self._least) + seconds / mine.flow.weight
+        self._used.charge(mine.flow, seconds)
         now, pause = asyncio.get_running_loop().time(), self.pause * seconds
         # limits the pause for CPU time that was used while no other flow had requests
         mine.pause_until = now + min(max(mine.pause_until - now, 0.0) + pause, max(pause, LONGEST_PAUSE))
@@ -184,7 +182,7 @@ class LoopShares:
         """Wait until a request of a flow may continue. Its next one may continue in the next round of the loop."""
         loop = asyncio.get_running_loop()
         others = [one for one in self._open.values() if one is not mine]
-        self._least = max(self._least, min(one.used for one in (mine, *others) if one is mine or one.waiting))
+        self._used.advance([mine.flow, *(one.flow for one in others if one.waiting)])
         if others or mine is not self._last:
             self._last, self._shared_until = mine, loop.time() + SHARED_SECONDS
         elif loop.time() > self._shared_until:
@@ -206,9 +204,9 @@ class LoopShares:
 
     def _gives_way(self, mine: _FlowState) -> bool:
         """Whether a flow must pause: a model answers another flow, or the requests of one that has used less queue."""
-        used = max(mine.used, self._least)
+        used = self._used.received(mine.flow)
         others = [one for one in self._open.values() if one is not mine]
-        return any(max(one.used, self._least) < used if one.waiting > 1 else one.answered for one in others)
+        return any(self._used.received(one.flow) < used if one.waiting > 1 else one.answered for one in others)
 
 
 class _CPUTime:

@@ -44,7 +44,8 @@ class RequestGuard:
     `RequestBodyLimitMiddleware` of Starlette do not fit: they refuse in plain text and do not know address ranges.
 
     A body has to arrive in time, there must be room for it in a `BodyPool`, and JSON for the web page has the bounds of
-    `JSONBody`; the endpoints of the API check theirs themselves.
+    `JSONBody`; the endpoints of the API check theirs themselves. `LoopShares`, which must wrap this class, cuts bodies
+    into pieces.
 
     An unexpected error becomes a response with status 500 here, so that the connection stays open and the error is
     logged once.
@@ -110,7 +111,7 @@ class RequestGuard:
         in_memory = kind != "multipart"  # which is written to files
         bounds = None if guarded or not in_memory or scope["method"] == "GET" else JSONBody(self.max_text)
         size, complete, waited = 0, False, 0.0
-        turn = scope["state"].get("body_turn", _no_turn)
+        turn = scope["state"]["body_turn"]
 
         async def bounded_receive() -> Message:
             nonlocal size, complete, waited
@@ -239,10 +240,6 @@ class ForwardedHeaders(ProxyHeadersMiddleware):
             )
             scope["headers"] = [one for one in scope["headers"] if one[0] not in removed]
         await super().__call__(scope, receive, send)
-
-
-async def _no_turn() -> None:
-    """For a guard without `LoopShares`."""
 
 
 def _flow(scope: Scope) -> str:

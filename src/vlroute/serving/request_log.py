@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,6 +26,7 @@ POLLED = ("/health", "/ready", "/metrics")
 _ACCEPTED_ID = re.compile(r"[!-~]{1,128}")
 _BARE = re.compile(r"[\w.,:/@+*()~-]+", re.ASCII)  # needs no quotes in a line of text
 _LONGEST = 200  # characters of a path or of another text that a client has chosen
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -125,10 +126,21 @@ class RequestRecord:
         self.seconds = time.perf_counter() - self._began
         self.end_answer()
 
-    def add_thread_seconds(self, seconds: float) -> None:
-        """Add CPU time of another thread than that of the event loop."""
-        with self._lock:
-            self.thread_seconds += seconds
+    def in_thread(self, work: Callable[[], T]) -> T:
+        """Run work for the request in another thread than that of the event loop, and add its CPU time.
+
+        Args:
+            work: The work.
+
+        Returns:
+            What `work` returns.
+        """
+        began = time.thread_time()
+        try:
+            return work()
+        finally:
+            with self._lock:
+                self.thread_seconds += time.thread_time() - began
 
     def fields(self) -> dict[str, Any]:
         """The fields of the log line. Those without a value are left out."""

@@ -837,16 +837,9 @@ class _FlowExecutor(Executor):
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """See `Executor.submit`."""
-        context = self._context.copy()  # a context can be entered by one thread at a time
-
-        def work() -> T:
-            began = time.thread_time()
-            try:
-                return context.run(fn, *args, **kwargs)
-            finally:
-                self._record.add_thread_seconds(time.thread_time() - began)
-
-        return self._threads.submit(work, self._flow)
+        run = self._context.copy().run  # a context can be entered by one thread at a time
+        work = partial(run, fn, *args, **kwargs)
+        return self._threads.submit(partial(self._record.in_thread, work), self._flow)
 
 
 def _run_behind() -> None:

@@ -1,4 +1,4 @@
-"""Shares of the event loop, with applications that need time: who goes on when, and what a request counts for."""
+"""`LoopShares` around small ASGI applications: which request continues when, and which CPU time counts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Application = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 
 
 def busy(seconds: float) -> None:
-    """Use the processor."""
+    """Use so much CPU time."""
     began = time.thread_time()
     while time.thread_time() - began < seconds:
         pass
@@ -64,7 +64,7 @@ async def respond(send: Send) -> None:
 
 
 async def receive_with_turn(scope: Scope, receive: Receive) -> Message:
-    """What `RequestGuard` does: the turn is not within the time limit of the body."""
+    """Wait for a turn, then for a piece of the body, as `RequestGuard` does."""
     await scope["state"]["body_turn"]()
     message: Message = await receive()
     return message
@@ -91,82 +91,58 @@ def test_a_single_request_does_not_wait_for_those_of_a_flood() -> None:
     assert order.count("flood") == 40
 
 
-def beside(requests: int, together: bool) -> tuple[list[float], list[float]]:
-    """Pauses of the requests of one key: alone, and while another key has one."""
-    ended, pauses = asyncio.Event(), list[float]()
-    sleep = asyncio.sleep
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds of the calls of `asyncio.sleep`, which `LoopShares` uses for its pauses."""
+    called, sleep = list[float](), asyncio.sleep
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "long":
+    async def noted(seconds: float) -> None:
+        if seconds:
+            called.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    return called
+
+
+async def waiting_app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers "answered" and "silent" when the request is canceled, and everything else after 10 ms of CPU time."""
+    if scope["path"] in ("answered", "silent"):
+        if scope["path"] == "answered":
             current_request().begin_answer()
-            await ended.wait()
-        else:
-            busy(0.01)
-        await respond(send)
-
-    async def noted(seconds: float) -> None:
-        pauses.append(seconds)
-        await sleep(seconds)
-
-    async def main() -> list[list[float]]:
-        one, found = logged(shares(app)), list[list[float]]()
-        for others in (0, 1):
-            ended.clear()
-            waiting = [asyncio.create_task(ask(one, SECOND, "long")) for _ in range(others)]
-            await sleep(0)
-            if together:
-                await asyncio.gather(*(ask(one, FIRST) for _ in range(requests)))
-            else:
-                for _ in range(requests):
-                    await ask(one, FIRST)
-            ended.set()
-            await asyncio.gather(*waiting)
-            found.append([*pauses])
-            pauses.clear()
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio, "sleep", noted)
-        alone, beside = asyncio.run(main())
-    return alone, beside
+        await asyncio.Event().wait()
+    busy(0.01)
+    await respond(send)
 
 
-def test_requests_that_queue_pause_while_others_have_one() -> None:
-    alone, beside_another = beside(6, together=True)
-    assert not alone
-    assert len(beside_another) >= 3  # the first one has nothing to pay, and the last one of a queue does not pause
-    assert sum(beside_another) > 3 * PAUSE_BESIDE_MODELS * 0.008
-
-
-def test_a_client_that_asks_one_request_at_a_time_does_not_pause() -> None:
-    assert beside(6, together=False) == ([], [])
-
-
-def test_an_open_request_that_no_model_answers_makes_nobody_pause() -> None:
-    pauses, ended = list[float](), asyncio.Event()
-    sleep = asyncio.sleep
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "silent":
-            await ended.wait()
-        busy(0.005)
-        await respond(send)
-
-    async def noted(seconds: float) -> None:
-        pauses.append(seconds)
-        await sleep(seconds)
-
-    async def main() -> None:
-        one = logged(shares(app))
-        waiting = asyncio.create_task(ask(one, None, "silent"))
-        await sleep(0)
+async def beside(other: str | None, together: bool) -> None:
+    """Send six requests of one key while another key has one with this path, or none."""
+    one = logged(shares(waiting_app))
+    waiting = asyncio.create_task(ask(one, SECOND, other)) if other else None
+    await asyncio.sleep(0)
+    if together:
         await asyncio.gather(*(ask(one, FIRST) for _ in range(6)))
-        ended.set()
-        await waiting
+    else:
+        for _ in range(6):
+            await ask(one, FIRST)
+    if waiting:
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio, "sleep", noted)
-        asyncio.run(main())
+
+def test_requests_that_queue_pause_while_a_model_answers_others(pauses: list[float]) -> None:
+    asyncio.run(beside("answered", together=True))
+    assert len(pauses) >= 3  # the first one has nothing to pay, and the last one of a queue does not pause
+    assert sum(pauses) > 3 * PAUSE_BESIDE_MODELS * 0.008
+
+
+@pytest.mark.parametrize(("other", "together"), [
+    (None, True),
+    ("silent", True),  # a request that costs nothing, such as one whose body does not arrive
+    ("answered", False),  # a client that asks one request at a time
+])  # fmt: skip
+def test_nothing_else_makes_requests_pause(pauses: list[float], other: str | None, together: bool) -> None:
+    asyncio.run(beside(other, together))
     assert not pauses
 
 
@@ -238,14 +214,10 @@ def test_bodies_arrive_whole_in_pieces_and_pause() -> None:
     assert seconds > (1 + PAUSE_BESIDE_MODELS) * 0.005 * (len(pieces) - 1)
 
 
-@pytest.mark.parametrize(("key", "path", "client", "same"), [
-    (FIRST, "/v1/models", "192.0.2.9", True),
-    (SECOND, "/v1/models", "192.0.2.1", False),
-    (None, "/v1/models", "192.0.2.1", False),
-    ("a-wrong-key", "/v1/models", "192.0.2.1", False),
-])  # fmt: skip
-def test_a_flow_is_a_key(key: str | None, path: str, client: str, same: bool) -> None:
-    assert (flow(key, path, client) == flow(FIRST, "/v1/models", "192.0.2.1")) is same
+def test_a_flow_is_a_key() -> None:
+    first = flow(FIRST, "/v1/models", "192.0.2.1")
+    assert flow(FIRST, "/v1/models", "192.0.2.9") == first
+    assert all(flow(key, "/v1/models", "192.0.2.1") != first for key in (SECOND, None, "a-wrong-key"))
 
 
 def test_without_a_valid_key_a_flow_is_an_address() -> None:
@@ -278,7 +250,7 @@ def test_threads_count_and_streams_do_not() -> None:
             busy(0.05)
             await send({"type": "http.response.body", "body": b""})
         else:
-            current_request().add_thread_seconds(0.05)
+            await asyncio.to_thread(current_request().in_thread, lambda: busy(0.05))
             await respond(send)
 
     async def main() -> list[float]:
@@ -311,7 +283,7 @@ def test_a_step_of_another_request_does_not_count() -> None:
         await asyncio.gather(ask(one, FIRST, "child"), ask(one, SECOND, "other"))
         with pytest.raises(LookupError):
             await ask(one, None, "error")
-        return {name: state.used for name, state in one._flows.items()}
+        return {name: one._used.received(state.flow) for name, state in one._flows.items()}
 
     child, other, error = asyncio.run(main()).values()
     assert child < 0.02 < 0.045 < other
@@ -352,9 +324,9 @@ def test_a_weight_that_changes_counts_at_once() -> None:
         one = LoopShares(app, keys)
         for weight in (1.0, 10.0):
             keys._keys = tuple(replace(key, weight=weight) for key in keys._keys)
-            before = sum(state.used for state in one._flows.values())
+            before = sum(one._used.received(state.flow) for state in one._flows.values())
             await ask(one, FIRST)
-            used.append(sum(state.used for state in one._flows.values()) - before)
+            used.append(sum(one._used.received(state.flow) for state in one._flows.values()) - before)
         return used[0], used[1]
 
     first, second = asyncio.run(main())
@@ -449,12 +421,12 @@ def test_addresses_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await respond(send)
 
-    async def main() -> int:
+    async def main() -> tuple[int, int]:
         one = shares(app)
         for number in range(200):
             await ask(one, None, client=(f"192.0.2.{number}", 1))
             await asyncio.sleep(0.001)
-        return len(one._flows)
+        return len(one._flows), len(one._used._received)
 
     monkeypatch.setattr(loop_shares, "_MANY", 10)
-    assert asyncio.run(main()) <= 20
+    assert max(asyncio.run(main())) <= 20

@@ -13,6 +13,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vlroute.serving.errors import APIError, error_response
+from vlroute.serving.keys import APIKeys
+from vlroute.serving.loop_shares import LoopShares
 from vlroute.serving.middleware import LocalClientsOnly, RequestGuard
 from vlroute.serving.settings import ServerSettings
 
@@ -31,9 +33,10 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await PlainTextResponse(body or b"empty")(scope, receive, send)
 
 
-def guarded(app: ASGIApp, counted: list[tuple[int, str]]) -> RequestGuard:
+def guarded(app: ASGIApp, counted: list[tuple[int, str]]) -> LoopShares:
     settings = ServerSettings(max_body=100)
-    return RequestGuard(app, ("/v1/",), settings, (), lambda status, code: counted.append((status, code)))
+    guard = RequestGuard(app, ("/v1/",), settings, (), lambda status, code: counted.append((status, code)))
+    return LoopShares(guard, APIKeys(()))
 
 
 @pytest.mark.parametrize(("client", "status"), [("127.0.0.1", 200), ("::1", 200), ("192.0.2.7", 403)])
